@@ -1,0 +1,114 @@
+# autotune: which layers of a pretrained backbone to re-train, found by experiment.
+# 'make help' lists the targets; every variable below can be given: make study DATASET=photos.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+DATASET  ?= digits
+STUDY    ?=
+BACKBONE ?=
+SAMPLER  ?=
+PRUNER   ?=
+TRIALS   ?=
+TIMEOUT  ?=
+EPOCHS   ?=
+SEED     ?=
+WEIGHTS  ?=
+NAME     ?=
+WORKERS  ?=
+GPUS     ?=
+PORT     ?= 8080
+STORAGE  ?=
+ARGS     ?=
+
+# A data set with a study file of its own runs that one, any other one runs 'folder'.
+preset := $(if $(wildcard studies/$(DATASET).yaml),$(DATASET),folder)
+study  := $(or $(STUDY),$(preset))
+given   = $(if $($(1)),'$(2)=$($(1))')
+# DATASET is an override wherever the study file is not that of the data set.
+dataset := $(if $(STUDY),$(if $(filter command line environment,$(origin DATASET)),1),$(if $(filter folder,$(preset)),1))
+
+overrides = $(if $(dataset),'dataset=$(DATASET)') \
+	$(call given,BACKBONE,backbone) $(call given,WEIGHTS,weights) \
+	$(call given,SAMPLER,search.sampler) $(call given,PRUNER,search.pruner) \
+	$(call given,TRIALS,search.trials) $(call given,TIMEOUT,search.timeout) \
+	$(call given,SEED,search.seed) $(call given,EPOCHS,training.epochs)
+which = '$(study)' $(strip $(overrides)) $(if $(NAME),--name '$(NAME)') $(ARGS)
+
+# By the environment, not by the command line, which every user of the machine can read.
+ifneq ($(STORAGE),)
+export AUTOTUNE_STORAGE := $(STORAGE)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help install study workers status best report dashboard fit validate test test-slow check format bench wheel clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@echo
+	@echo "variables: DATASET STUDY BACKBONE WEIGHTS SAMPLER PRUNER TRIALS TIMEOUT EPOCHS SEED NAME"
+	@echo "           WORKERS GPUS STORAGE PORT ARGS, e.g. make study DATASET=photos TRIALS=60"
+
+$(BIN)/autotune: setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "autotune needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(BIN)/pytest: $(BIN)/autotune
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+install: $(BIN)/autotune ## create .venv with everything a study needs
+
+study: $(BIN)/autotune ## run a study (DATASET=digits), or continue it
+	@$(BIN)/autotune run $(which) $(if $(WORKERS),--workers $(WORKERS)) $(if $(GPUS),--gpus $(GPUS))
+
+workers: $(BIN)/autotune ## attach one more worker to a running study
+	@$(BIN)/autotune worker $(which)
+
+status: $(BIN)/autotune ## show how far a study is
+	@$(BIN)/autotune status $(which)
+
+best: $(BIN)/autotune ## print the winning plan as YAML
+	@$(BIN)/autotune best $(which)
+
+report: $(BIN)/autotune ## write the HTML report of a study
+	@$(BIN)/autotune report $(which)
+
+dashboard: $(BIN)/autotune ## open optuna-dashboard on this machine (PORT=8080)
+	@$(BIN)/autotune dashboard $(which) --port $(PORT)
+
+fit: $(BIN)/autotune ## train the best plan anew and measure it on the test part
+	@$(BIN)/autotune fit $(which)
+
+validate: $(BIN)/autotune ## check a study file, its images and its backbone
+	@$(BIN)/autotune validate $(which)
+
+test: $(BIN)/pytest ## run the tests (minutes)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-slow: $(BIN)/pytest ## run the tests that take long
+	$(BIN)/python -m pytest -n 2 -m slow $(ARGS)
+
+check: $(BIN)/pytest ## format, lint, types and tests; changes nothing
+	$(BIN)/ruff format --check autotune tests benchmarks
+	$(BIN)/ruff check autotune tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2
+
+format: $(BIN)/pytest ## format the code and sort its imports
+	$(BIN)/ruff check --fix --select I autotune tests benchmarks
+	$(BIN)/ruff format autotune tests benchmarks
+
+bench: $(BIN)/autotune ## measure the embedded default over three study seeds
+	$(BIN)/python benchmarks/digits_seeds.py
+
+wheel: $(BIN)/autotune ## build the wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## remove the environment and what was built; keep studies and storage
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

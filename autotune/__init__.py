@@ -1,0 +1,42 @@
+"""autotune: which layers of a pretrained vision backbone to re-train, found by experiment.
+
+Importing this package imports no torch; the names below are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+_HOMES = {
+    "AutotuneError": "autotune.errors",
+    "StudyConfig": "autotune.config",
+    "TrialPlan": "autotune.plan",
+    "UserError": "autotune.errors",
+    "load_study_file": "autotune.studyfile",
+}
+
+__all__ = [
+    "AutotuneError",
+    "StudyConfig",
+    "TrialPlan",
+    "UserError",
+    "__version__",
+    "load_study_file",
+]
+
+try:
+    __version__ = version("autotune")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'autotune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
