@@ -1,0 +1,152 @@
+"""What can go wrong, as one tree.
+
+::
+
+    AutotuneError                 anything autotune raises on purpose (exit code 1)
+    ├── UserError                 the user can put it right (exit code 2, nothing written)
+    │   ├── ConfigError           a study file or an override: every mistake at once
+    │   ├── DatasetError          the images: not found, too few, unreadable
+    │   ├── BackboneError         unknown backbone, or weights that do not belong to it
+    │   ├── StorageError          the database: unreachable, not writable, wrong password
+    │   ├── StudyError            no such study, or one with another definition
+    │   └── DiskFullError         no space left where autotune has to write
+    ├── TrialError                one trial cannot be finished, the study goes on
+    │   ├── DivergedError         its loss or its logits are no numbers any more
+    │   └── PlanError             its plan does not fit the backbone
+    ├── InterruptedTrial          a stop was asked for; the trial goes back to the queue
+    └── WorkerError               the workers of a study cannot go on
+
+Every message states the rule, the value that broke it, and the way out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+class AutotuneError(Exception):
+    """Base class of everything autotune raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(AutotuneError):
+    """Something the user can put right; shown as one message, without a traceback."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake of a study file.
+
+    Args:
+        key: Dotted key, e.g. ``search.sampler``.
+        message: The rule, the value, what is allowed and the nearest valid name.
+    """
+
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}"
+
+
+class ConfigError(UserError):
+    """Every mistake of a study file or of its overrides, reported together.
+
+    Args:
+        source: Where the values came from, e.g. the path of the study file.
+        problems: The mistakes, in the order of the file.
+    """
+
+    def __init__(self, source: str, problems: Iterable[Problem]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        title = f"{source}: {count} mistake{'s' if count != 1 else ''}"
+        super().__init__("\n".join([title, *(f"  {problem}" for problem in self.problems)]))
+
+
+class DatasetError(UserError):
+    """The images cannot be used: not found, too few, unreadable."""
+
+
+class BackboneError(UserError):
+    """The backbone is unknown, or its weights cannot be had or do not belong to it."""
+
+
+class StorageError(UserError):
+    """The storage of the study cannot be reached, read or written."""
+
+
+class StudyError(UserError):
+    """There is no such study, or it has another definition."""
+
+
+class DiskFullError(UserError):
+    """No space is left where autotune has to write."""
+
+
+class TrialError(AutotuneError):
+    """One trial cannot be finished; it is recorded as failed and the study goes on."""
+
+
+class DivergedError(TrialError):
+    """The loss or the logits of a trial are not finite."""
+
+
+class PlanError(TrialError):
+    """A trial plan asks for something its backbone does not have."""
+
+
+class InterruptedTrial(AutotuneError):
+    """A stop was asked for while a trial was running."""
+
+
+class WorkerError(AutotuneError):
+    """The workers of a study cannot go on."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Suggest the valid names that look most like a wrong one.
+
+    Args:
+        name: The name that is not valid.
+        names: The valid names.
+
+    Returns:
+        A sentence such as ``did you mean 'digits'?``, or an empty string when nothing is near.
+    """
+    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
+
+
+def join_sentences(*sentences: str) -> str:
+    """Join the parts of a message, leaving out the empty ones."""
+    return "; ".join(sentence for sentence in sentences if sentence)
+
+
+@contextmanager
+def disk_full_as_user_error(where: object) -> Iterator[None]:
+    """Turn ``ENOSPC`` and ``EDQUOT`` into a message that names the folder.
+
+    Args:
+        where: The file or folder that is being written.
+
+    Raises:
+        DiskFullError: When the system says that no space or no quota is left.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                f"no space left on the disk of {where}; free some space, or move the files of "
+                "the study with 'storage=' and 'files='"
+            ) from error
+        raise

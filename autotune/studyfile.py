@@ -1,0 +1,257 @@
+"""Study files: YAML plus overrides in, a checked :class:`StudyConfig` out.
+
+A study is named on the command line by a preset (a file shipped under ``studies/``) or by the
+path of a file. Overrides are ``dotted.key=value`` with the value in YAML.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from autotune.config import StudyConfig
+from autotune.errors import ConfigError, Problem, StudyError, join_sentences, nearest
+
+#: A change of one of these keys makes another study, and the study's name says so.
+NAMING_KEYS = ("dataset", "backbone", "search.sampler")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuse a key that is given twice; YAML would silently keep the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def presets_folder() -> Path:
+    """Return the folder of the shipped study files.
+
+    A wheel carries ``studies/`` as ``autotune/presets``; a checkout is read in place.
+    """
+    installed = Path(__file__).parent / "presets"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "studies"
+
+
+def presets() -> dict[str, Path]:
+    """Return the shipped study files by name."""
+    return {path.stem: path for path in sorted(presets_folder().glob("*.yaml"))}
+
+
+def find_study_file(study: str) -> Path:
+    """Find the file of a study.
+
+    Args:
+        study: A preset's name or the path of a YAML file.
+
+    Raises:
+        StudyError: When there is neither.
+    """
+    known = presets()
+    if study in known:
+        return known[study]
+    path = Path(study).expanduser()
+    if path.is_file():
+        return path
+    rule = f"no study file {study!r}: " + (
+        "there is no such file"
+        if path.suffix in (".yaml", ".yml")
+        else f"the presets are {', '.join(known)}, and a path must be that of a YAML file"
+    )
+    raise StudyError(join_sentences(rule, nearest(study, [*known, *_yaml_files_beside(path)])))
+
+
+def _yaml_files_beside(path: Path) -> Iterator[str]:
+    if path.parent.is_dir():
+        yield from (str(path.parent / one.name) for one in path.parent.glob("*.y*ml"))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a study file.
+
+    Raises:
+        ConfigError: When the file is not YAML or does not hold a mapping.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        message = " ".join(str(error).split())
+        raise ConfigError(
+            str(path), [Problem("(file)", f"is not valid YAML: {message}")]
+        ) from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            str(path), [Problem("(file)", "must hold keys such as 'dataset:' and 'backbone:'")]
+        )
+    return values
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """Read ``dotted.key=value`` overrides; values are YAML.
+
+    Raises:
+        ConfigError: When one has no ``=`` or a value that is not YAML.
+    """
+    parsed: dict[str, Any] = {}
+    problems = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            problems.append(Problem(override, "an override must read key=value"))
+            continue
+        try:
+            parsed[key.strip()] = yaml.load(text, Loader=_UniqueKeyLoader)
+        except yaml.YAMLError:
+            problems.append(Problem(key, f"must be a YAML value, but got {text!r}"))
+    if problems:
+        raise ConfigError("command line", problems)
+    return parsed
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of nested ``values`` in which each dotted key is replaced."""
+    result: dict[str, Any] = {
+        key: apply_overrides(value, {}) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+    }
+    for dotted, value in overrides.items():
+        target = result
+        *parents, last = dotted.split(".")
+        for parent in parents:
+            if not isinstance(target.get(parent), dict):
+                target[parent] = {}
+            target = target[parent]
+        target[last] = value
+    return result
+
+
+def load_study_file(
+    study: str, overrides: Sequence[str] = (), name: str | None = None
+) -> StudyConfig:
+    """Load and check a study.
+
+    Args:
+        study: A preset's name or the path of a YAML file.
+        overrides: ``dotted.key=value`` strings that replace values of the file.
+        name: Name of the study; by default the file's own, see :func:`study_name`.
+
+    Returns:
+        The checked configuration, its name filled in.
+
+    Raises:
+        StudyError: When there is no such file.
+        ConfigError: With every mistake of the file and of the overrides.
+    """
+    path = find_study_file(study)
+    base = read_yaml(path)
+    replaced = parse_overrides(overrides)
+    values = apply_overrides(base, replaced)
+    values["name"] = name or study_name(base, replaced, path.stem)
+    return check(values, str(path) if not replaced else f"{path} with {' '.join(overrides)}")
+
+
+def study_name(base: Mapping[str, Any], overrides: Mapping[str, Any], stem: str) -> str:
+    """Derive the study's name from the file and from what was overridden.
+
+    Another data set, backbone or sampler is another study, so its name says so:
+    ``digits`` run with ``search.sampler=gp`` becomes ``digits-gp``. A file without a name takes
+    that of its data set, so that ``folder`` run on ``photos/ants`` becomes ``ants``.
+    """
+    name = overrides.get("name") or base.get("name")
+    if overrides.get("name"):
+        return str(name)
+    parts = [str(name)] if name else []
+    for key in NAMING_KEYS:
+        value = _lookup(overrides, base, key)
+        given = key in overrides and overrides[key] != _dotted(base, key)
+        if isinstance(value, str) and (given or (key == "dataset" and not name)):
+            parts.append(slug(Path(value.rstrip("/")).name if key == "dataset" else value))
+    return "-".join(part for part in parts if part) or slug(stem)
+
+
+def slug(text: str) -> str:
+    """Turn any text into characters that a study's name may have."""
+    return re.sub(r"[^A-Za-z0-9._+]+", "-", text).strip("-._+")
+
+
+def _lookup(overrides: Mapping[str, Any], base: Mapping[str, Any], key: str) -> Any:
+    return overrides[key] if key in overrides else _dotted(base, key)
+
+
+def _dotted(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
+
+
+def check(values: Mapping[str, Any], source: str) -> StudyConfig:
+    """Check the values of a study file.
+
+    Args:
+        values: Nested values as the file has them.
+        source: Where they came from, for the message.
+
+    Raises:
+        ConfigError: With every mistake.
+    """
+    try:
+        return StudyConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(source, [_problem(one) for one in error.errors()]) from None
+
+
+def _problem(error: ErrorDetails) -> Problem:
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location)
+    value = error["input"]
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return Problem(key, _unknown_key(location))
+    if kind == "missing":
+        return Problem(key, "is required, but the file does not give it")
+    if kind == "value_error":
+        return Problem(key, str(error["ctx"]["error"]))
+    if kind in ("model_type", "model_attributes_type"):
+        return Problem(key, f"must hold keys of its own, but got {value!r}")
+    message = error["msg"].replace("Input should be", "must be")
+    message = message.replace(", unable to parse string as a number", "")
+    message = message.replace(", unable to parse string as an integer", "")
+    return Problem(key, f"{message}, but got {value!r}")
+
+
+def _unknown_key(location: Sequence[str]) -> str:
+    model: type[BaseModel] = StudyConfig
+    for part in location[:-1]:
+        inner = model.model_fields[part].annotation
+        assert isinstance(inner, type) and issubclass(inner, BaseModel)
+        model = inner
+    name = location[-1]
+    elsewhere = [key for key in all_keys() if key.rsplit(".", 1)[-1] == name]
+    hint = f"did you mean {elsewhere[0]!r}?" if elsewhere else nearest(name, model.model_fields)
+    where = ".".join(location[:-1]) or "a study file"
+    return join_sentences(
+        f"unknown key; {where} has {', '.join(model.model_fields)}",
+        hint,
+    )
+
+
+def all_keys(model: type[BaseModel] = StudyConfig, prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key that a study file may have."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from all_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
