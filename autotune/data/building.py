@@ -1,0 +1,181 @@
+"""Decoding the images of a store, in threads, all or nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autotune.data.images import ImageSpec, decode
+from autotune.data.sources import Sample, Source
+from autotune.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+#: File of a store: uint8, ``(N, 3, T, T)``, row after row.
+IMAGES = "images.uint8"
+#: File of a store: JSON with ``indices``, ``labels``, ``skipped``, ``store_size`` and ``bytes``.
+RECORD = "store.json"
+_SHOWN = 5
+
+
+def build(
+    home: Path,
+    source: Source,
+    indices: Sequence[int],
+    spec: ImageSpec,
+    unreadable_limit: float,
+    progress: Callable[[int, int], None] | None,
+    workers: int | None,
+) -> None:
+    """Decode into a temporary folder and give it its name when it is whole.
+
+    Args:
+        home: The store's folder; the caller holds its lock.
+        source: The images.
+        indices: Which of its samples.
+        spec: What the backbone wants.
+        unreadable_limit: Largest share of ``indices`` that may fail to decode.
+        progress: Called with the number of images done and their total.
+        workers: Decoding threads; None takes one for each core.
+
+    Raises:
+        DatasetError: When too many images, or all of a class, cannot be decoded.
+    """
+    for left_over in home.parent.glob(f"{home.name}.tmp-*"):  # the lock is ours: nobody's now
+        shutil.rmtree(left_over, ignore_errors=True)
+    temporary = home.with_name(f"{home.name}.tmp-{os.getpid()}")
+    temporary.mkdir()
+    kept: list[int] = []
+    skipped: list[tuple[str, str]] = []
+    try:
+        # written, not mapped: a full disk is an error here, but a SIGBUS in mapped memory
+        with open(temporary / IMAGES, "wb") as stream, _quiet():
+            for done, (index, image) in enumerate(_decoded(source, indices, spec, workers), 1):
+                if isinstance(image, str):
+                    skipped.append((source.samples[index].key, image))
+                else:
+                    kept.append(index)
+                    stream.write(image.tobytes())
+                if progress is not None:
+                    progress(done, len(indices))
+            _to_disk(stream)
+            size = stream.tell()
+        check_skipped(source, indices, kept, skipped, unreadable_limit)
+        record = {
+            "bytes": size,
+            "store_size": spec.store_size,
+            "indices": kept,
+            "labels": [source.samples[index].label for index in kept],
+            "skipped": skipped,
+        }
+        with open(temporary / RECORD, "w", encoding="utf-8") as text:
+            json.dump(record, text)
+            _to_disk(text)
+        shutil.rmtree(home, ignore_errors=True)
+        os.replace(temporary, home)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if skipped:
+        logger.warning(
+            "%d of %d images cannot be decoded and are left out: %s",
+            len(skipped),
+            len(indices),
+            "; ".join(f"{name} ({reason})" for name, reason in skipped),
+        )
+
+
+def _decoded(
+    source: Source, indices: Sequence[int], spec: ImageSpec, workers: int | None
+) -> Iterator[tuple[int, np.ndarray | str]]:
+    """Decode in threads (Pillow releases the interpreter lock), a few images ahead, in order."""
+
+    def one(sample: Sample) -> np.ndarray | str:
+        try:
+            return decode(source.read(sample), spec)
+        except OSError as error:
+            return str(error)
+
+    workers = workers or _cores()
+    waiting: deque[tuple[int, Future[np.ndarray | str]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for index in indices:
+                waiting.append((int(index), pool.submit(one, source.samples[index])))
+                if len(waiting) > 4 * workers:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Pillow's remarks on odd metadata: thousands of lines that nobody can act on."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _to_disk(stream: Any) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def check_skipped(
+    source: Source,
+    indices: Sequence[int],
+    kept: Sequence[int] | np.ndarray,
+    skipped: Sequence[tuple[str, str]],
+    unreadable_limit: float,
+) -> None:
+    """Refuse a store that lost too many images, or all of a class.
+
+    Args:
+        source: The images.
+        indices: Which of its samples were to be decoded.
+        kept: Which of them were.
+        skipped: Key and reason of the others.
+        unreadable_limit: Largest share of ``indices`` that may be skipped.
+
+    Raises:
+        DatasetError: With the first few images and the reasons.
+    """
+    if not skipped:
+        return
+    shown = "; ".join(f"{name} ({reason})" for name, reason in skipped[:_SHOWN])
+    if len(skipped) > _SHOWN:
+        shown += f" and {len(skipped) - _SHOWN} more"
+    if len(skipped) > unreadable_limit * len(indices):
+        raise DatasetError(
+            f"at most {unreadable_limit:.4g} of the images may be unreadable "
+            f"(data.unreadable_limit), but {len(skipped)} of {len(indices)} are: {shown}; repair "
+            "or remove them, or raise the limit"
+        )
+    before = {source.samples[index].label for index in indices}
+    lost = sorted(before - {source.samples[index].label for index in kept})
+    if lost:
+        raise DatasetError(
+            "every class needs images that can be decoded, but none can of "
+            f"{', '.join(repr(source.classes[label]) for label in lost)}: {shown}; repair or "
+            "remove them"
+        )

@@ -1,0 +1,163 @@
+"""Where images come from: a known name, or a folder of class folders."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
+
+from autotune.data.folders import fingerprint_files, printable, scan_folder
+from autotune.data.reading import read_image
+from autotune.errors import DatasetError, join_sentences, nearest
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image of a source.
+
+    Args:
+        key: Stable name: a path relative to the folder, or e.g. ``digits/0017``.
+        label: Index into the source's classes.
+        part: ``train``, ``validation`` or ``test`` when the source is already split.
+    """
+
+    key: str
+    label: int
+    part: str | None
+
+
+class Source(Protocol):
+    """Labelled images that can be read one by one, from any thread."""
+
+    @property
+    def name(self) -> str:
+        """The name the source was opened by."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, sorted; a label is an index into them."""
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """All images, sorted by key."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of all keys and contents."""
+
+    def read(self, sample: Sample) -> Image.Image:
+        """Return an image, upright, in mode RGB.
+
+        Raises:
+            OSError: When the image cannot be decoded.
+        """
+
+
+class DigitsSource:
+    """The 1,797 handwritten digits of scikit-learn, 8x8 grey; they need no download."""
+
+    name = "digits"
+
+    def __init__(self) -> None:
+        digits = load_digits()
+        # 17 grey levels, 0..16
+        self._images = np.rint(digits.images * (255.0 / 16.0)).astype(np.uint8)
+        self.classes = tuple(str(name) for name in digits.target_names)
+        self.samples = tuple(
+            Sample(f"digits/{index:04d}", int(label), None)
+            for index, label in enumerate(digits.target)
+        )
+        self._index = {sample.key: index for index, sample in enumerate(self.samples)}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of the pixels and labels."""
+        digest = hashlib.blake2b(self._images.tobytes(), digest_size=16)
+        digest.update(bytes(sample.label for sample in self.samples))
+        return digest.hexdigest()
+
+    def read(self, sample: Sample) -> Image.Image:
+        """Return the 8x8 image of a sample, in mode RGB."""
+        return Image.fromarray(self._images[self._index[sample.key]]).convert("RGB")
+
+
+class FolderSource:
+    """The image files of a folder of class folders, split into parts or not.
+
+    Args:
+        name: What the user calls the folder.
+        root: Its path.
+
+    Raises:
+        DatasetError: When the folder is not laid out as a dataset.
+    """
+
+    def __init__(self, name: str, root: str) -> None:
+        self.name = name
+        self._files = scan_folder(root)
+        names = sorted({file.class_name for file in self._files})
+        labels = {class_name: label for label, class_name in enumerate(names)}
+        self.classes = tuple(printable(class_name) for class_name in names)
+        self.samples = tuple(
+            Sample(file.key, labels[file.class_name], file.part) for file in self._files
+        )
+        self._paths = {file.key: file.path for file in self._files}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of all keys, sizes and ends of files; read when first asked for."""
+        return fingerprint_files(self._files)
+
+    def read(self, sample: Sample) -> Image.Image:
+        """Return the image of a sample, upright, in mode RGB.
+
+        Raises:
+            OSError: When the file cannot be decoded.
+        """
+        return read_image(self._paths[sample.key])
+
+
+_KNOWN = {"digits": DigitsSource}
+
+
+def known_names() -> tuple[str, ...]:
+    """Return the names of the datasets that need no path."""
+    return tuple(sorted(_KNOWN))
+
+
+def open_source(name: str) -> Source:
+    """Open a dataset by what a study file says.
+
+    Args:
+        name: A known name, or the path of a folder (``~`` is the home folder).
+
+    Returns:
+        The source; no image has been decoded yet.
+
+    Raises:
+        DatasetError: When there is no such dataset, or it is not laid out as one.
+    """
+    if name in _KNOWN:
+        return _KNOWN[name]()
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        return FolderSource(name, path)
+    if os.path.exists(path):
+        raise DatasetError(
+            f"a dataset is a folder with one folder of images for each class, but {name!r} is a "
+            "file; name a folder, and unpack an archive first"
+        )
+    raise DatasetError(
+        join_sentences(
+            f"a dataset is a known name ({', '.join(known_names())}) or the path of a folder with "
+            f"one folder of images for each class, but {name!r} is neither",
+            nearest(name, known_names()),
+            f"no folder {os.path.abspath(path)!r} exists" if "\0" not in path else "",
+        )
+    )

@@ -1,0 +1,221 @@
+"""The images of a study: opened once, handed out as views."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autotune.config import AugmentConfig, DataConfig
+from autotune.data.images import ImageSpec
+from autotune.data.sources import Source, open_source
+from autotune.data.splits import Split, make_split, split_fingerprint
+from autotune.data.store import ImageStore, open_store
+from autotune.data.views import Views
+from autotune.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What a study remembers about its images.
+
+    Args:
+        name: The dataset, as the study file names it.
+        fingerprint: Hexadecimal digest of all images, their classes and the split.
+        classes: Names of the classes; a label is an index into them.
+        train: Number of readable training images.
+        validation: Number of readable validation images.
+        test: Number of test images, none of which has been decoded.
+        skipped: Key and reason of each training or validation image that is unreadable.
+    """
+
+    name: str
+    fingerprint: str
+    classes: tuple[str, ...]
+    train: int
+    validation: int
+    test: int
+    skipped: tuple[tuple[str, str], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the information as plain JSON values."""
+        values = asdict(self)
+        values["classes"] = list(self.classes)
+        values["skipped"] = [list(one) for one in self.skipped]
+        return values
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """The training and validation images of a study; the test images are not in it.
+
+    Args:
+        info: What a study remembers about them.
+        spec: What the backbone wants.
+        store: The decoded images. ``store.key`` also tells apart the specifications, which
+            ``info.fingerprint`` does not.
+        train_rows: Rows of the store that train.
+        validation_rows: Rows of the store that choose among trials.
+    """
+
+    info: TaskInfo
+    spec: ImageSpec
+    store: ImageStore
+    train_rows: np.ndarray
+    validation_rows: np.ndarray
+
+    @classmethod
+    def open(
+        cls,
+        dataset: str,
+        data: DataConfig,
+        spec: ImageSpec,
+        folder: Path,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Task:
+        """Split a dataset and decode its training and validation images, if nobody has yet.
+
+        Args:
+            dataset: A known name or a folder.
+            data: How the images are split and read.
+            spec: What the backbone wants.
+            folder: Where decoded images are kept.
+            progress: Called with the number of images decoded and their total.
+
+        Returns:
+            The task.
+
+        Raises:
+            DatasetError: When the images cannot be used.
+            DiskFullError: When the decoded images do not fit on the disk.
+        """
+        source, split = _open(dataset, data)
+        store = open_store(
+            source,
+            sorted(split.train + split.validation),
+            spec,
+            folder,
+            unreadable_limit=data.unreadable_limit,
+            progress=progress,
+        )
+        train, validation = store.rows(split.train), store.rows(split.validation)
+        for part, rows in (("train", train), ("validation", validation)):
+            _check_part(part, store.labels[rows], source.classes, store.skipped)
+        info = TaskInfo(
+            name=source.name,
+            fingerprint=_fingerprint(source, split),
+            classes=source.classes,
+            train=len(train),
+            validation=len(validation),
+            test=len(split.test),
+            skipped=store.skipped,
+        )
+        return cls(info, spec, store, train, validation)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; a label is an index into them."""
+        return self.info.classes
+
+    def train_views(self, augment: AugmentConfig, views: int, seed: int) -> Views:
+        """Return the training images.
+
+        Args:
+            augment: What differs between views.
+            views: Number of views of each image.
+            seed: Seed of the views.
+        """
+        return Views(self.store, self.train_rows, self.spec, augment, views, seed)
+
+    def validation_views(self) -> Views:
+        """Return the validation images, as the evaluation transform shows them."""
+        return _plain(self.store, self.validation_rows, self.spec)
+
+    def train_validation_views(self, augment: AugmentConfig, views: int, seed: int) -> Views:
+        """Return training and validation images together, to fit the final model.
+
+        Args:
+            augment: What differs between views.
+            views: Number of views of each image.
+            seed: Seed of the views. An image has the same views as in :meth:`train_views`.
+        """
+        rows = np.sort(np.concatenate([self.train_rows, self.validation_rows]))
+        return Views(self.store, rows, self.spec, augment, views, seed)
+
+
+def open_test_views(dataset: str, data: DataConfig, spec: ImageSpec, folder: Path) -> Views:
+    """Decode the test images: for the final fit alone, once.
+
+    Args:
+        dataset: A known name or a folder.
+        data: How the images are split and read.
+        spec: What the backbone wants.
+        folder: Where decoded images are kept.
+
+    Returns:
+        The test images, as the evaluation transform shows them.
+
+    Raises:
+        DatasetError: When the images cannot be used.
+        DiskFullError: When the decoded images do not fit on the disk.
+    """
+    source, split = _open(dataset, data)
+    store = open_store(source, split.test, spec, folder, unreadable_limit=data.unreadable_limit)
+    return _plain(store, np.arange(len(store.indices)), spec)
+
+
+def check_dataset(dataset: str, data: DataConfig) -> Source:
+    """Find out whether a dataset can be used, without decoding or writing anything.
+
+    Args:
+        dataset: A known name or a folder.
+        data: How the images are to be split.
+
+    Returns:
+        The source of the images.
+
+    Raises:
+        DatasetError: When there is no such dataset, it is not laid out as one, or it cannot be
+            split.
+    """
+    return _open(dataset, data)[0]
+
+
+def dataset_fingerprint(source: Source, data: DataConfig) -> str:
+    """Return the fingerprint that :class:`TaskInfo` has, without decoding anything."""
+    return _fingerprint(source, make_split(source, data))
+
+
+def _open(dataset: str, data: DataConfig) -> tuple[Source, Split]:
+    source = open_source(dataset)
+    return source, make_split(source, data)
+
+
+def _plain(store: ImageStore, rows: np.ndarray, spec: ImageSpec) -> Views:
+    return Views(store, rows, spec, AugmentConfig(), views=1, seed=0)
+
+
+def _fingerprint(source: Source, split: Split) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (source.fingerprint, split_fingerprint(split), *source.classes):
+        digest.update(part.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _check_part(
+    part: str,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    skipped: Sequence[tuple[str, str]],
+) -> None:
+    lost = [name for label, name in enumerate(classes) if label not in labels]
+    if lost:
+        raise DatasetError(
+            f"every class needs readable images in {part}, but none is left of "
+            f"{', '.join(map(repr, lost))}; repair "
+            f"{'; '.join(f'{name} ({reason})' for name, reason in skipped[:5])}"
+        )

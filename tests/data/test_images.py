@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+
+from autotune.data.images import ImageSpec, decode
+from autotune.data.reading import UnreadableImageError
+from autotune.errors import BackboneError
+from tests.support.images import photo
+
+CONFIG: dict[str, Any] = {
+    "input_size": (3, 32, 32),
+    "interpolation": "bicubic",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+}
+
+
+def centre(array: np.ndarray, size: int) -> np.ndarray:
+    edge = (array.shape[1] - size) // 2
+    return array[:, edge : edge + size, edge : edge + size]
+
+
+def test_the_spec_says_what_timm_knows() -> None:
+    model = timm.create_model("test_resnet", pretrained=False)
+    spec = ImageSpec.from_data_config(resolve_model_data_config(model), None)
+    assert spec == ImageSpec(
+        size=160,
+        store_size=168,
+        interpolation="bilinear",
+        crop_pct=0.95,
+        crop_mode="center",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    )
+
+
+def test_image_size_replaces_the_input_of_the_backbone() -> None:
+    spec = ImageSpec.from_data_config(CONFIG, 224)
+    assert (spec.size, spec.store_size) == (224, 256)
+
+
+def test_the_border_is_kept_in_steps_of_four() -> None:
+    for size in range(8, 400):
+        for crop_pct in (0.5, 0.875, 0.9, 0.95, 0.965, 1.0):
+            spec = ImageSpec.from_data_config({**CONFIG, "crop_pct": crop_pct}, size)
+            border = spec.store_size - size
+            assert border % 4 == 0
+            assert 0 <= border <= size / crop_pct - size
+            assert size / crop_pct - size - border < 5
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("crop_pct", [0.5, 0.8, 0.875, 0.9, 0.95, 1.0, 1.1])
+def test_view_0_is_the_evaluation_transform_of_timm(crop_mode: str, crop_pct: float) -> None:
+    random = np.random.default_rng(int(crop_pct * 1000))
+    for case in range(25):
+        size = int(random.integers(8, 60))
+        width, height = (int(side) for side in random.integers(1, 150, 2))
+        interpolation = ("bicubic", "bilinear", "nearest", "lanczos")[case % 4]
+        config = {
+            **CONFIG,
+            "input_size": (3, size, size),
+            "crop_pct": crop_pct,
+            "crop_mode": crop_mode,
+            "interpolation": interpolation,
+        }
+        spec = ImageSpec.from_data_config(config, None)
+        image = photo(width, height, seed=case)
+        transform = create_transform(**config, is_training=False, normalize=False)
+        try:
+            expected = transform(image).numpy()
+        except ValueError:  # border mode makes a thread of an image zero pixels wide
+            with pytest.raises(UnreadableImageError):
+                decode(image, spec)
+            continue
+        decoded = decode(image, spec)
+        assert decoded.dtype == np.uint8
+        assert decoded.shape == (3, spec.store_size, spec.store_size)
+        assert np.array_equal(centre(decoded, size), expected), (spec, image.size)
+
+
+def test_large_photos_agree_too() -> None:
+    spec = ImageSpec.from_data_config(CONFIG, 224)
+    transform = create_transform(
+        **{**CONFIG, "input_size": (3, 224, 224)}, is_training=False, normalize=False
+    )
+    for width, height in ((500, 375), (375, 501), (257, 256), (333, 777)):
+        image = photo(width, height)
+        assert np.array_equal(centre(decode(image, spec), 224), transform(image).numpy())
+
+
+def test_an_image_like_a_thread_is_refused() -> None:
+    spec = ImageSpec.from_data_config(CONFIG, 224)
+    with pytest.raises(UnreadableImageError, match=r"^too long for its width: 30000x1$"):
+        decode(Image.new("RGB", (30000, 1)), spec)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"input_size": (1, 32, 32)},
+            (
+                "autotune feeds images with 3 channels, but the backbone takes 1; choose another "
+                "backbone"
+            ),
+        ),
+        (
+            {"input_size": (3, 32, 48)},
+            (
+                "autotune feeds square images, but the backbone takes 32x48; set "
+                "data.image_size to one side, or choose another backbone"
+            ),
+        ),
+        (
+            {"crop_mode": "corner"},
+            (
+                "the crop modes of images are center, squash, border, but the backbone wants "
+                "'corner'; choose another backbone"
+            ),
+        ),
+        (
+            {"interpolation": "random"},
+            (
+                "the interpolations of images are nearest, bilinear, bicubic, box, hamming, "
+                "lanczos, but the backbone wants 'random'; choose another backbone"
+            ),
+        ),
+    ],
+)
+def test_other_inputs_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(BackboneError) as caught:
+        ImageSpec.from_data_config({**CONFIG, **change}, None)
+    assert str(caught.value) == message
+
+
+def test_a_thread_that_shrinks_to_nothing_is_refused() -> None:
+    spec = ImageSpec.from_data_config({**CONFIG, "crop_mode": "border"}, None)
+    with pytest.raises(UnreadableImageError, match=r"^too long for its width: 2x300$"):
+        decode(Image.new("RGB", (2, 300)), spec)
+
+
+def test_oblong_backbones_can_be_given_a_side() -> None:
+    assert ImageSpec.from_data_config({**CONFIG, "input_size": (3, 32, 48)}, 40).size == 40

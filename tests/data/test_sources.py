@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from autotune.data.sources import Sample, known_names, open_source
+from autotune.errors import DatasetError
+from tests.support.images import make_class_folders, make_split_folder, photo
+
+
+def refusal(name: Path | str) -> str:
+    with pytest.raises(DatasetError) as caught:
+        open_source(str(name))
+    return str(caught.value)
+
+
+def test_digits_are_the_ones_of_scikit_learn() -> None:
+    source = open_source("digits")
+    assert known_names() == ("digits",)
+    assert source.name == "digits"
+    assert source.classes == tuple("0123456789")
+    assert len(source.samples) == 1797
+    assert source.samples[17] == Sample("digits/0017", 7, None)
+    array = np.asarray(source.read(source.samples[17]))
+    assert array.shape == (8, 8, 3)
+    assert np.array_equal(array[..., 0], np.rint(load_digits().images[17] * 255 / 16))
+    assert source.fingerprint == open_source("digits").fingerprint
+    assert re.fullmatch("[0-9a-f]{16,}", source.fingerprint)
+
+
+def test_class_folders_are_searched_to_the_bottom(tmp_path: Path) -> None:
+    make_class_folders(tmp_path, {"dogs": 1, "cats": 2})
+    photo(5, 5).save(tmp_path / "cats" / "B.JPeG", format="JPEG")
+    (tmp_path / "cats" / "deep" / "er").mkdir(parents=True)
+    photo(5, 5).save(tmp_path / "cats" / "deep" / "er" / "c.TIFF")
+    for ignored in ("notes.txt", ".hidden.png", ".deep/x.png"):
+        (tmp_path / "cats" / ignored).parent.mkdir(exist_ok=True)
+        (tmp_path / "cats" / ignored).write_text("no image")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "labels.csv").touch()
+    source = open_source(str(tmp_path))
+    assert source.classes == ("cats", "dogs")
+    assert [(sample.key, sample.label, sample.part) for sample in source.samples] == [
+        ("cats/000.png", 0, None),
+        ("cats/001.png", 0, None),
+        ("cats/B.JPeG", 0, None),
+        ("cats/deep/er/c.TIFF", 0, None),
+        ("dogs/000.png", 1, None),
+    ]
+    assert source.read(source.samples[3]).size == (5, 5)
+
+
+def test_symlinks_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+    root = make_class_folders(tmp_path / "set", {"a": 1, "b": 1})
+    elsewhere = make_class_folders(tmp_path / "elsewhere", {"c": 2})
+    (root / "c").symlink_to(elsewhere / "c")
+    (root / "a" / "link.png").symlink_to(elsewhere / "c" / "001.png")
+    (root / "a" / "loop").symlink_to(root / "a")
+    (root / "b" / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    source = open_source(str(root))
+    keys = [sample.key for sample in source.samples]
+    assert keys == [
+        *("a/000.png", "a/link.png", "b/000.png", "b/lost.png"),
+        *("c/000.png", "c/001.png"),
+    ]
+    assert source.fingerprint  # a dangling link is somebody's image: unreadable, not absent
+    with pytest.raises(OSError, match="No such file"):
+        source.read(source.samples[3])
+
+
+def test_odd_file_names_are_kept(tmp_path: Path) -> None:
+    make_class_folders(tmp_path, {"Käfer 🐞": 1, "b": 1})
+    names = ["a b.png", "ü\u0308.png", "new\nline.png", "日本.png", "-x%20&'.png"]
+    for name in names:
+        photo(4, 4).save(tmp_path / "b" / name)
+    raw = os.fsencode(tmp_path / "b") + b"/caf\xe9.png"
+    shutil.copy(tmp_path / "b" / "000.png", os.fsdecode(raw))
+    source = open_source(str(tmp_path))
+    keys = {sample.key for sample in source.samples}
+    assert keys == {"Käfer 🐞/000.png", "b/000.png", "b/caf\\xe9.png", *(f"b/{n}" for n in names)}
+    assert all(source.read(sample).mode == "RGB" for sample in source.samples)
+    assert source.fingerprint
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
+def test_split_folders_are_recognised(tmp_path: Path, name: str) -> None:
+    counts = {"a": 1, "b": 2}
+    make_split_folder(tmp_path, {"train": counts, name: counts, "test": counts})
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "boxes.xml").touch()
+    source = open_source(str(tmp_path))
+    assert source.classes == ("a", "b")
+    assert {(sample.key.split("/")[0], sample.part) for sample in source.samples} == {
+        ("train", "train"),
+        (name, "validation"),
+        ("test", "test"),
+    }
+    assert len(source.samples) == 9
+
+
+def test_train_without_another_part_is_a_class(tmp_path: Path) -> None:
+    make_class_folders(tmp_path, {"train": 1, "bus": 1})
+    assert open_source(str(tmp_path)).classes == ("bus", "train")
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_class_folders(tmp_path / "pets", {"a": 1, "b": 1})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_source("~/pets").name == "~/pets"
+
+
+class TestFingerprint:
+    def test_follows_names_sizes_and_contents(self, tmp_path: Path) -> None:
+        root = make_class_folders(tmp_path / "a", {"x": 2, "y": 2})
+        before = open_source(str(root)).fingerprint
+        shutil.copytree(root, tmp_path / "b")
+        assert open_source(str(tmp_path / "b")).fingerprint == before
+        seen = {before}
+        (root / "x" / "000.png").rename(root / "x" / "002.png")
+        seen.add(open_source(str(root)).fingerprint)
+        photo(20, 16, seed=99).save(root / "x" / "002.png")
+        seen.add(open_source(str(root)).fingerprint)
+        (root / "y" / "000.png").unlink()
+        seen.add(open_source(str(root)).fingerprint)
+        assert len(seen) == 4
+
+    def test_reads_both_ends_of_large_files(self, tmp_path: Path) -> None:
+        root = make_class_folders(tmp_path, {"x": 1, "y": 1})
+        large = root / "x" / "large.png"
+        data = bytearray(300_000)
+        seen = set()
+        for place in (None, 0, 65_535, 299_999, 240_000):
+            if place is not None:
+                data[place] += 1
+            large.write_bytes(data)
+            seen.add(open_source(str(root)).fingerprint)
+        assert len(seen) == 5
+
+    def test_of_thousands_of_files_takes_seconds(self, tmp_path: Path) -> None:
+        root = make_class_folders(tmp_path, {"x": 1, "y": 1})
+        for index in range(2000):
+            (root / "x" / f"{index}.png").write_bytes(b"%d" % index)
+        start = time.perf_counter()
+        assert len(open_source(str(root)).samples) == 2003 - 1
+        assert open_source(str(root)).fingerprint
+        assert time.perf_counter() - start < 5
+
+
+class TestRefusals:
+    def test_neither_a_name_nor_a_folder(self, tmp_path: Path) -> None:
+        message = refusal("digit")
+        assert message.startswith(
+            "a dataset is a known name (digits) or the path of a folder with one folder of images "
+            "for each class, but 'digit' is neither; did you mean 'digits'?; no folder "
+        )
+        assert "did you mean" not in refusal(tmp_path / "nowhere")
+        assert refusal("a\0b").endswith("is neither")
+        assert "is neither" in refusal("x" * 5000)
+
+    def test_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "pets.zip").touch()
+        message = refusal(tmp_path / "pets.zip")
+        assert "pets.zip' is a file; name a folder, and unpack an archive first" in message
+
+    def test_no_class_folders(self, tmp_path: Path) -> None:
+        assert refusal(tmp_path) == (
+            f"a dataset has one folder for each class, but {tmp_path} has no folders; put the "
+            "images of each class into a folder named after the class"
+        )
+
+    def test_images_directly_in_it(self, tmp_path: Path) -> None:
+        for index in range(3):
+            photo(4, 4).save(tmp_path / f"{index}.png")
+        assert "has no folders; its 3 images lie directly in it; put" in refusal(tmp_path)
+
+    def test_one_class(self, tmp_path: Path) -> None:
+        make_class_folders(tmp_path, {"only": 2})
+        assert refusal(tmp_path).startswith(
+            f"a dataset needs at least two classes, but {tmp_path} has one, 'only'; put"
+        )
+
+    def test_a_folder_around_the_dataset(self, tmp_path: Path) -> None:
+        make_class_folders(tmp_path / "pets", {"a": 1, "b": 1})
+        assert refusal(tmp_path).endswith(f"has one, 'pets'; did you mean {tmp_path / 'pets'}?")
+
+    def test_empty_classes_are_named_all_at_once(self, tmp_path: Path) -> None:
+        make_class_folders(tmp_path, {"a": 1, "b": 1, "c": 0, "d": 0})
+        (tmp_path / "d" / "a.txt").touch()
+        message = refusal(tmp_path)
+        assert message.startswith("every class needs images (.jpg .jpeg .png .webp .bmp .tif")
+        assert message.endswith(f"but {tmp_path} has none in 'c', 'd'; fill or remove them")
+
+    def test_an_empty_class_of_a_part(self, tmp_path: Path) -> None:
+        make_split_folder(tmp_path, {"train": {"a": 1, "b": 1}, "val": {"a": 1, "b": 0}})
+        assert refusal(tmp_path).endswith("has none in 'val/b'; fill or remove it")
+
+    def test_many_empty_classes(self, tmp_path: Path) -> None:
+        make_class_folders(tmp_path, {f"c{index:02d}": 0 for index in range(25)})
+        assert "'c19' and 5 more; fill or remove them" in refusal(tmp_path)
+
+    @pytest.mark.parametrize("part", ["train", "val"])
+    def test_parts_with_different_classes(self, tmp_path: Path, part: str) -> None:
+        parts = {"train": {"a": 1, "b": 1}, "val": {"a": 1, "b": 1}}
+        parts[part] = {"a": 1}
+        make_split_folder(tmp_path, parts)
+        shown = {"train": "train", "val": "validation"}[part]
+        assert refusal(tmp_path) == (
+            f"the parts of a split folder must have the same classes, but 'b' of {tmp_path} is "
+            f"missing in {shown}; add images there, or remove the class from the other parts"
+        )
+
+    def test_parts_next_to_classes(self, tmp_path: Path) -> None:
+        make_split_folder(tmp_path, {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}})
+        make_class_folders(tmp_path, {"extra": 1})
+        assert f"but {tmp_path} has 'extra' next to 'test', 'train'; move" in refusal(tmp_path)
+
+    def test_two_folders_for_one_part(self, tmp_path: Path) -> None:
+        counts = {"a": 1, "b": 1}
+        make_split_folder(tmp_path, {"train": counts, "val": counts, "valid": counts})
+        assert f"but {tmp_path} has 'val', 'valid'; join them" in refusal(tmp_path)
+
+    def test_a_part_without_class_folders(self, tmp_path: Path) -> None:
+        make_split_folder(tmp_path, {"train": {"a": 1, "b": 1}})
+        (tmp_path / "test").mkdir()
+        photo(4, 4).save(tmp_path / "test" / "0.png")
+        assert f"but {tmp_path / 'test'} has no folders; its 1 images lie" in refusal(tmp_path)
+
+    def test_a_folder_that_may_not_be_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make_class_folders(tmp_path, {"a": 1, "b": 1})
+        scandir = os.scandir
+
+        def closed(path: str) -> object:  # the tests may run as root, who may read everything
+            if str(path).endswith("b"):
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", closed)
+        assert refusal(tmp_path) == (
+            f"every folder of a dataset must be readable, but {tmp_path / 'b'}: Permission "
+            "denied; change its permissions or move it elsewhere"
+        )
+
+
+def test_loose_images_beside_class_folders_are_mentioned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_class_folders(tmp_path, {"a": 1, "b": 1})
+    photo(4, 4).save(tmp_path / "loose.png")
+    assert len(open_source(str(tmp_path)).samples) == 2
+    assert f"{tmp_path}: 1 images belong to no class and are left out" in caplog.text

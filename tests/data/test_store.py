@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import time
+import warnings
+from collections import namedtuple
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from autotune.data import building
+from autotune.data.images import ImageSpec, decode
+from autotune.data.reading import read_image
+from autotune.data.sources import Source, open_source
+from autotune.data.store import ImageStore, open_store
+from autotune.errors import DatasetError, DiskFullError, UserError
+from tests.support.images import make_class_folders, photo
+
+SPEC = ImageSpec(8, 12, "bicubic", 0.6, "center", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+#: a real process, made quickly; the parent has the same modules
+FORK = multiprocessing.get_context("fork")
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "files" / "images"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return make_class_folders(tmp_path / "photos", {"a": 6, "b": 5})
+
+
+def opened(source: Source, folder: Path, limit: float = 0.0, **options: Any) -> ImageStore:
+    indices = range(len(source.samples))
+    return open_store(source, indices, SPEC, folder, unreadable_limit=limit, **options)
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.suffix != ".lock"}
+
+
+def test_rows_are_the_decoded_images_in_order(photos: Path, folder: Path) -> None:
+    source = open_source(str(photos))
+    calls: list[tuple[int, int]] = []
+    indices = [9, 0, 4]
+    store = open_store(
+        source,
+        indices,
+        SPEC,
+        folder,
+        unreadable_limit=0.0,
+        progress=lambda done, total: calls.append((done, total)),
+        workers=2,
+    )
+    assert isinstance(store.images, np.memmap)
+    assert store.images.shape == (3, 3, 12, 12)
+    assert store.images.dtype == np.uint8
+    assert not store.images.flags.writeable
+    for row, index in enumerate(indices):
+        expected = decode(source.read(source.samples[index]), SPEC)
+        assert np.array_equal(store.images[row], expected)
+    assert store.labels.tolist() == [1, 0, 0]
+    assert store.labels.dtype == np.int64
+    assert store.indices.tolist() == indices
+    assert store.skipped == ()
+    assert store.rows([4, 9]).tolist() == [2, 0]
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    assert names(folder) == {store.key}
+
+
+def test_a_present_store_is_opened_and_not_decoded(
+    photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(str(photos))
+    first = opened(source, folder)
+    monkeypatch.setattr(building, "decode", None)
+    second = opened(source, folder)
+    assert np.array_equal(first.images, second.images)
+    assert first.key == second.key
+
+
+def test_other_images_indices_or_specs_make_another_store(photos: Path, folder: Path) -> None:
+    source = open_source(str(photos))
+    keys = {opened(source, folder).key}
+    keys.add(open_store(source, range(3), SPEC, folder, unreadable_limit=0).key)
+    other = ImageSpec(8, 8, "bilinear", 1.0, "center", SPEC.mean, SPEC.std)
+    keys.add(open_store(source, range(3), other, folder, unreadable_limit=0).key)
+    photo(9, 9, seed=5).save(photos / "a" / "000.png")
+    keys.add(opened(open_source(str(photos)), folder).key)
+    assert len(keys) == 4
+
+
+def test_a_store_travels_to_other_processes_by_its_path(photos: Path, folder: Path) -> None:
+    store = opened(open_source(str(photos)), folder)
+    data = pickle.dumps(store)
+    assert len(data) < 1000
+    copy = pickle.loads(data)
+    assert isinstance(copy.images, np.memmap)
+    assert np.array_equal(copy.images, store.images)
+
+
+def test_damaged_metadata_costs_neither_the_photo_nor_a_warning(
+    photos: Path, folder: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "a maker with a long name"
+    photo(9, 9).save(photos / "a" / "cut.jpg", exif=exif.tobytes()[:-12])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read_image(photos / "a" / "cut.jpg")
+        assert len(caught) > 0
+        assert opened(open_source(str(photos)), folder).skipped == ()
+        assert len({str(one.message) for one in caught}) == 1
+
+
+class TestUnreadable:
+    def test_few_are_left_out_and_named(
+        self, photos: Path, folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        damage(photos / "a" / "001.png")
+        (photos / "b" / "000.png").write_bytes(b"")
+        source = open_source(str(photos))
+        store = opened(source, folder, limit=0.2)
+        assert [name for name, _ in store.skipped] == ["a/001.png", "b/000.png"]
+        assert store.skipped[1] == ("b/000.png", "the file is empty")
+        assert store.images.shape[0] == 9
+        assert store.indices.tolist() == [0, 2, 3, 4, 5, 7, 8, 9, 10]
+        assert store.labels.tolist() == [0] * 5 + [1] * 4
+        assert store.rows([0, 1, 2, 6, 7]).tolist() == [0, 1, 5]
+        assert opened(source, folder, limit=0.2).skipped == store.skipped
+        (record,) = caplog.records
+        assert record.levelno == logging.WARNING
+        assert "2 of 11 images cannot be decoded and are left out: a/001.png (" in caplog.text
+        assert "; b/000.png (the file is empty)" in caplog.text
+
+    def test_too_many_are_refused_and_nothing_stays(self, photos: Path, folder: Path) -> None:
+        for index in range(5):
+            (photos / "a" / f"{index:03d}.png").write_bytes(b"")
+        (photos / "b" / "000.png").write_text("no image")
+        with pytest.raises(DatasetError) as caught:
+            opened(open_source(str(photos)), folder, limit=0.01)
+        assert str(caught.value) == (
+            "at most 0.01 of the images may be unreadable (data.unreadable_limit), but 6 of 11 "
+            "are: a/000.png (the file is empty); a/001.png (the file is empty); a/002.png (the "
+            "file is empty); a/003.png (the file is empty); a/004.png (the file is empty) and 1 "
+            "more; repair or remove them, or raise the limit"
+        )
+        assert not folder.parent.exists()
+
+    def test_a_stricter_limit_holds_for_a_present_store(self, photos: Path, folder: Path) -> None:
+        (photos / "a" / "000.png").write_bytes(b"")
+        source = open_source(str(photos))
+        opened(source, folder, limit=0.5)
+        with pytest.raises(DatasetError, match="but 1 of 11 are"):
+            opened(source, folder, limit=0.0)
+        assert opened(source, folder, limit=0.5)
+
+    def test_a_class_that_loses_all_is_refused(self, tmp_path: Path, folder: Path) -> None:
+        photos = make_class_folders(tmp_path / "photos", {"a": 9, "b": 1})
+        (photos / "b" / "000.png").write_bytes(b"")
+        with pytest.raises(DatasetError) as caught:
+            opened(open_source(str(photos)), folder, limit=0.5)
+        assert str(caught.value) == (
+            "every class needs images that can be decoded, but none can of 'b': b/000.png (the "
+            "file is empty); repair or remove them"
+        )
+        assert not folder.exists()
+
+    def test_other_files_of_the_folder_are_left_alone(self, photos: Path, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "other").touch()
+        (photos / "b" / "000.png").write_bytes(b"")
+        with pytest.raises(DatasetError):
+            opened(open_source(str(photos)), folder)
+        assert [path.name for path in folder.iterdir()] == ["other"]
+
+
+class TestDamage:
+    @pytest.mark.parametrize("name", ["images.uint8", "store.json"])
+    @pytest.mark.parametrize("what", ["cut", "empty", "gone"])
+    def test_a_damaged_store_is_decoded_again(
+        self, photos: Path, folder: Path, caplog: pytest.LogCaptureFixture, name: str, what: str
+    ) -> None:
+        source = open_source(str(photos))
+        store = opened(source, folder)
+        expected = np.array(store.images)
+        path = store.folder / name
+        if what == "gone":
+            path.unlink()
+        else:
+            os.truncate(path, 0 if what == "empty" else path.stat().st_size - 7)
+        assert np.array_equal(opened(source, folder).images, expected)
+        assert f"the decoded images in {store.folder} are damaged (" in caplog.text
+
+    def test_a_record_of_another_shape_is_not_trusted(self, photos: Path, folder: Path) -> None:
+        source = open_source(str(photos))
+        store = opened(source, folder)
+        for broken in ("[]", "{}", "null"):
+            (store.folder / "store.json").write_text(broken)
+            assert opened(source, folder).images.shape == (11, 3, 12, 12)
+            assert json.loads((store.folder / "store.json").read_text())["store_size"] == 12
+
+    def test_a_killed_build_is_not_trusted(self, photos: Path, folder: Path) -> None:
+        source = open_source(str(photos))
+        receiver, sender = FORK.Pipe(duplex=False)
+        process = FORK.Process(target=build_halfway, args=(source, folder, sender))
+        process.start()
+        assert receiver.poll(20)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        (left_over,) = names(folder)
+        assert ".tmp-" in left_over
+        store = opened(source, folder)
+        assert np.array_equal(store.images[10], decode(source.read(source.samples[10]), SPEC))
+        assert names(folder) == {store.key}
+
+    def test_an_interrupted_build_leaves_nothing(self, photos: Path, folder: Path) -> None:
+        def interrupt(done: int, total: int) -> None:
+            if done == 4:
+                raise KeyboardInterrupt
+
+        source = open_source(str(photos))
+        with pytest.raises(KeyboardInterrupt):
+            opened(source, folder, progress=interrupt)
+        assert not folder.exists()
+
+
+def build_halfway(source: Source, folder: Path, ready: Connection) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 5:
+            ready.send(done)
+            time.sleep(60)
+
+    opened(source, folder, progress=stop)
+
+
+def test_two_processes_build_one_store(photos: Path, folder: Path) -> None:
+    source = open_source(str(photos))
+    processes = []
+    for _ in range(3):
+        receiver, sender = FORK.Pipe(duplex=False)
+        process = FORK.Process(target=build_slowly, args=(source, folder, sender))
+        process.start()
+        processes.append((process, receiver))
+    results = [receiver.recv() for _, receiver in processes if receiver.poll(30)]
+    for process, _ in processes:
+        process.join()
+    built = [progress for progress, _ in results]
+    assert sorted(built) == [0, 0, 11]
+    assert len({digest for _, digest in results}) == 1
+    assert len(names(folder)) == 1
+
+
+def build_slowly(source: Source, folder: Path, result: Connection) -> None:
+    calls: list[int] = []
+
+    def slowly(done: int, total: int) -> None:
+        calls.append(done)
+        time.sleep(0.02)
+
+    store = opened(source, folder, progress=slowly)
+    result.send((len(calls), store.images.tobytes()))
+
+
+class TestDisk:
+    def test_too_little_space_is_told_before_decoding(
+        self, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 1000))
+        monkeypatch.setattr(building, "decode", None)
+        spec = ImageSpec(300, 300, "bicubic", 1.0, "center", SPEC.mean, SPEC.std)
+        with pytest.raises(DiskFullError) as caught:
+            open_store(open_source(str(photos)), range(11), spec, folder, unreadable_limit=0)
+        assert str(caught.value) == (
+            f"11 decoded images of 300x300 need 3.0 MB, but the disk of {folder} has 0.0 MB "
+            "free; free some space, or move the files of the study with 'files='"
+        )
+        assert not folder.parent.exists()
+
+    def test_a_disk_that_fills_up_is_told(
+        self, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(DiskFullError, match=f"no space left on the disk of {folder}"):
+            opened(open_source(str(photos)), folder)
+        assert not folder.exists()
+
+    def test_a_file_in_the_place_of_the_folder_is_told(self, photos: Path, folder: Path) -> None:
+        folder.parent.write_text("")
+        with pytest.raises(UserError, match=r"Not a directory; name another one with 'files='"):
+            opened(open_source(str(photos)), folder)
+        assert folder.parent.is_file()
