@@ -1,0 +1,1 @@
+"""Backbones, their layers, and the networks that trials train."""

@@ -1,0 +1,274 @@
+"""Backbones: timm models by name, with the weights they start from.
+
+Weights come from the hub (the pretrained tag's own), from a file, from the package for the tags
+it ships itself, or not at all.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import timm
+import torch
+from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+from timm.data.config import resolve_data_config
+from torch import nn
+
+from autotune.errors import AutotuneError, BackboneError, join_sentences, nearest
+
+logger = logging.getLogger(__name__)
+
+#: Pretrained tags whose weights are part of the package; see ``autotune.models.letters``.
+SHIPPED = {"test_resnet.letters": "test_resnet.letters.safetensors"}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained backbone without its classifier.
+
+    Args:
+        name: timm model name with its pretrained tag.
+        pretrained: The module as it was loaded; never trained, see :meth:`fresh`.
+        data_config: timm's data configuration: input size, mean, std, interpolation, crop.
+        weights_hash: Fingerprint of all parameters and buffers, hexadecimal.
+    """
+
+    name: str
+    pretrained: nn.Module
+    data_config: Mapping[str, Any]
+    weights_hash: str
+
+    def fresh(self) -> nn.Module:
+        """Return a copy of the pretrained module that may be changed."""
+        return copy.deepcopy(self.pretrained)
+
+
+def check_name(name: str) -> None:
+    """Check that a backbone exists.
+
+    Raises:
+        BackboneError: With the nearest names, when timm has no such architecture or tag.
+    """
+    if name in SHIPPED:
+        return
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        known = [*timm.list_models(), *SHIPPED]
+        raise BackboneError(
+            join_sentences(
+                f"timm {timm.__version__} has no backbone {name!r}",
+                nearest(architecture, known)
+                or "'python -c \"import timm; print(timm.list_models())\"' lists them",
+            )
+        )
+    tags = [one.partition(".")[2] for one in timm.list_pretrained(architecture + ".*")]
+    tags += [one.partition(".")[2] for one in SHIPPED if one.startswith(architecture + ".")]
+    if tag and tag not in tags:
+        raise BackboneError(
+            join_sentences(
+                f"the backbone {architecture!r} has no pretrained tag {tag!r}; it has "
+                f"{', '.join(tags) or 'none'}",
+                nearest(tag, tags),
+            )
+        )
+
+
+def load_backbone(name: str, weights: str = "hub", image_size: int | None = None) -> Backbone:
+    """Build a backbone and load its weights.
+
+    Args:
+        name: timm model name, with or without a pretrained tag.
+        weights: ``hub``, ``none``, or the path of a ``.safetensors``, ``.pth`` or ``.pt`` file.
+        image_size: Side of the square input in pixels; ``None`` for the backbone's own.
+
+    Raises:
+        BackboneError: When the backbone is unknown, the hub cannot be reached, or the file
+            cannot be read or belongs to another architecture.
+    """
+    check_name(name)
+    if weights == "hub" and name not in SHIPPED:
+        model = _from_hub(name, image_size)
+    else:
+        model = build(name.partition(".")[0] if name in SHIPPED else name, image_size)
+        if weights != "none":
+            packaged = Path(__file__).parent / "weights" / SHIPPED.get(name, "")
+            load_weights(model, packaged if weights == "hub" else Path(weights).expanduser(), name)
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return Backbone(name, model, data_config(model, image_size), hash_weights(model))
+
+
+def build(
+    name: str, image_size: int | None, pretrained: bool = False, device: str | None = None
+) -> nn.Module:
+    """Build a timm model without a classifier; ``device="meta"`` allocates nothing."""
+    options: dict[str, Any] = {}
+    architecture = name.partition(".")[0]
+    config = timm.models.get_pretrained_cfg(name if name not in SHIPPED else architecture)
+    if image_size is not None and config is not None and config.fixed_input_size:
+        options["img_size"] = image_size
+    try:
+        with torch.device(device or "cpu"):
+            return timm.create_model(
+                name if name not in SHIPPED else architecture,
+                pretrained=pretrained,
+                num_classes=0,
+                **options,
+            )
+    except (AssertionError, ValueError, TypeError) as error:
+        if image_size is None:
+            raise
+        raise BackboneError(
+            f"the backbone {name!r} cannot take images of {image_size} px "
+            f"({error}); leave data.image_size out for its own size"
+        ) from error
+
+
+def data_config(model: nn.Module, image_size: int | None = None) -> dict[str, Any]:
+    """Return timm's data configuration of a model, for square inputs of ``image_size`` pixels."""
+    overrides = {} if image_size is None else {"input_size": (3, image_size, image_size)}
+    config = resolve_data_config(overrides, model=model)  # type: ignore[no-untyped-call]
+    return dict(config)
+
+
+def load_weights(model: nn.Module, path: Path, name: str) -> None:
+    """Load the weights of a file into a model without classifier.
+
+    Args:
+        model: The module; changed in place.
+        path: A ``.safetensors`` file, or a ``.pth`` or ``.pt`` file that holds tensors only.
+        name: The backbone's name, for messages.
+
+    Raises:
+        BackboneError: When the file cannot be read, or its keys or shapes are not the model's.
+    """
+    if not path.is_file():
+        raise BackboneError(
+            f"weights: there is no file {str(path)!r}; allowed are 'hub', 'none' or the path of a "
+            ".safetensors, .pth or .pt file"
+        )
+    try:
+        state: Mapping[str, torch.Tensor] = timm.models.load_state_dict(
+            str(path), use_ema=False, weights_only=True
+        )
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        raise BackboneError(
+            f"weights: cannot read {str(path)!r} as a {path.suffix or 'weights'} file "
+            f"({type(error).__name__}: {_first_line(error)}); give a .safetensors file, or a .pth "
+            "file that holds tensors only"
+        ) from error
+    if not isinstance(state, Mapping) or not all(
+        isinstance(value, torch.Tensor) for value in state.values()
+    ):
+        raise BackboneError(f"weights: {str(path)!r} holds no state dict of tensors")
+    problems = _mismatch(model, state)
+    if problems:
+        filtered = _filtered(model, state)
+        if filtered is not None and not _mismatch(model, filtered):
+            state, problems = filtered, []
+    if problems:
+        raise BackboneError(
+            f"weights: {str(path)!r} does not belong to the backbone {name!r}: "
+            + "; ".join(problems)
+        )
+    own = model.state_dict()
+    model.load_state_dict({key: state.get(key, own[key]) for key in own})
+
+
+def _mismatch(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
+    """Say how the keys and shapes of a state dict differ from the model's; the head is free."""
+    own = model.state_dict()
+    classifiers = _classifier_prefixes(model)
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    foreign = [key for key in state if key not in own and not key.startswith(classifiers)]
+    shapes = [
+        f"{key} is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    found = []
+    for title, keys in (("missing", missing), ("unknown", foreign), ("other shapes", shapes)):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            found.append(f"{len(keys)} {title}: {', '.join(keys[:3])}{more}")
+    return found
+
+
+def _classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    return tuple(f"{one}." for one in ([names] if isinstance(names, str) else names))
+
+
+def _filtered(
+    model: nn.Module, state: Mapping[str, torch.Tensor]
+) -> Mapping[str, torch.Tensor] | None:
+    """Bring the checkpoint of an architecture's authors into timm's form, where timm knows how."""
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return None
+    try:
+        converted = convert(dict(state), model)
+    except (KeyError, RuntimeError, ValueError, IndexError, AttributeError) as error:
+        logger.debug("checkpoint_filter_fn of %s: %s", type(model).__name__, error)
+        return None
+    return converted if isinstance(converted, Mapping) else None
+
+
+def _from_hub(name: str, image_size: int | None) -> nn.Module:
+    """Build a backbone with the weights of its pretrained tag, from the hub or its cache."""
+    way_out = (
+        "download the weights elsewhere and give their file with "
+        "weights=path/to/file.safetensors, or start from nothing with weights=none"
+    )
+    config = timm.models.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise BackboneError(f"weights: timm has no pretrained weights for {name!r}; {way_out}")
+    try:
+        if config.hf_hub_id:
+            cached = _cached(config.hf_hub_id)
+            if cached is not None:
+                model = build(name, image_size)
+                load_weights(model, cached, name)
+                return model
+            # One quick question: the download itself asks six times, for most of a minute.
+            get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
+        return build(name, image_size, pretrained=True)
+    except AutotuneError:
+        raise
+    except Exception as error:  # of the HTTP client of huggingface_hub, which changes over time
+        raise BackboneError(
+            f"weights: the pretrained weights of {name!r} cannot be had from the hub "
+            f"({type(error).__name__}: {_first_line(error)}); {way_out}"
+        ) from error
+
+
+def _cached(repository: str) -> Path | None:
+    """Find the weights of a hub repository in the local cache."""
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        found = huggingface_hub.try_to_load_from_cache(repository, file)
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else "no details"
+
+
+def hash_weights(model: nn.Module) -> str:
+    """Return a fingerprint of all parameters and buffers, 32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for key, value in model.state_dict().items():
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

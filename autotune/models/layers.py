@@ -1,0 +1,132 @@
+"""The layers of a backbone, counted from the output: layer 1 is the last.
+
+A layer is one group of parameters as timm's ``group_matcher`` orders them, the same groups that
+timm uses for layer-wise learning-rate decay. The head is not a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from timm.models._manipulate import group_with_matcher
+from torch import nn
+
+#: Stands for "behind everything that the matcher knows", as timm's own grouping does.
+_UNMATCHED = float("inf")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a backbone.
+
+    Args:
+        index: Position counted from the output; 1 is the last layer.
+        label: The modules it is made of, e.g. ``layer4.1``.
+        names: Names of its parameters and buffers.
+        modules: Names of all modules that lie in it.
+        parameters: Number of trainable values.
+    """
+
+    index: int
+    label: str
+    names: tuple[str, ...]
+    modules: tuple[str, ...]
+    parameters: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a report needs to draw the layer."""
+        return {"index": self.index, "label": self.label, "parameters": self.parameters}
+
+
+def layers_of(backbone: nn.Module) -> tuple[Layer, ...]:
+    """List the layers of a backbone that has no classifier, the last one first.
+
+    Groups that hold only vectors (a final norm) are joined to the layer before them: alone they
+    are no layer that one could re-train to any effect.
+
+    Args:
+        backbone: A timm model built with ``num_classes=0``; the meta device will do.
+    """
+    tensors = dict(backbone.named_parameters()) | dict(backbone.named_buffers())
+    modules = [name for name, _ in backbone.named_modules() if name]
+    group_of = _groups(backbone, [*tensors, *modules])
+    with_tensors = sorted({group_of[name] for name in tensors})
+    merged = _join_vectors(with_tensors, group_of, tensors)
+    count = len(set(merged.values()))
+    parameters = dict(backbone.named_parameters())
+    layers = []
+    for position in range(count):
+        groups = {group for group, target in merged.items() if target == position}
+        names = tuple(name for name in tensors if group_of[name] in groups)
+        inside = tuple(name for name in modules if group_of[name] in groups)
+        layers.append(
+            Layer(
+                index=count - position,
+                label=_label(names),
+                names=names,
+                modules=inside,
+                parameters=sum(parameters[name].numel() for name in names if name in parameters),
+            )
+        )
+    return tuple(reversed(layers))
+
+
+def _groups(backbone: nn.Module, names: list[str]) -> Mapping[str, int]:
+    """Number the group of every name in the order of the network."""
+    matcher = getattr(backbone, "group_matcher", None)
+    rules = matcher(coarse=False) if matcher is not None else _order_of_children(backbone)
+    named = ((name, None) for name in names)
+    groups: dict[str, int] = group_with_matcher(named, rules, reverse=True)
+    return groups
+
+
+def _order_of_children(backbone: nn.Module) -> Any:
+    """Number the children in the order they were registered, containers by their members.
+
+    For the few timm models that have no ``group_matcher``.
+    """
+    order: dict[str, int] = {}
+    for name, child in backbone.named_children():
+        members = [f"{name}.{inner}" for inner, _ in child.named_children()]
+        for one in members if isinstance(child, nn.Sequential | nn.ModuleList) else [name]:
+            order[one] = len(order)
+
+    def number(name: str) -> float:
+        parts = name.split(".")
+        for length in (2, 1):
+            found = order.get(".".join(parts[:length]))
+            if found is not None:
+                return found
+        return -1 if name in dict(backbone.named_parameters()) else _UNMATCHED
+
+    return number
+
+
+def _join_vectors(
+    groups: list[int], group_of: Mapping[str, int], tensors: Mapping[str, Any]
+) -> dict[int, int]:
+    """Map each group to the position of its layer, groups without a matrix to their neighbour."""
+    merged: dict[int, int] = {}
+    position = -1
+    for group in groups:
+        matrix = any(tensors[name].ndim > 1 for name in tensors if group_of[name] == group)
+        if matrix or position < 0:
+            position += 1
+        merged[group] = position
+    return merged
+
+
+def _label(names: tuple[str, ...]) -> str:
+    """Name the modules of a layer: their common path, or the paths at its top."""
+    paths = [name.split(".")[:-1] or [name] for name in names]
+    common = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    if common:
+        return ".".join(common)
+    tops = list(dict.fromkeys(".".join(path[:2]) if len(path) > 2 else path[0] for path in paths))
+    return ", ".join(tops[:3]) + (f" and {len(tops) - 3} more" if len(tops) > 3 else "")

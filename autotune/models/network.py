@@ -1,0 +1,172 @@
+"""A trial's network: the backbone with its locked and tuned layers, and the head.
+
+Locked means locked: no gradient, no change of norm statistics, no dropout. ``requires_grad``
+alone does not freeze batch norm, so the locked modules are put back into evaluation mode
+whenever the network is told to train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from autotune.errors import PlanError
+from autotune.models.backbone import Backbone
+from autotune.models.layers import Layer, layers_of
+from autotune.plan import KEEP, HeadPlan, TrialPlan
+
+
+class Head(nn.Sequential):
+    """The head of a plan on ``features`` inputs: hidden layers, then a linear layer.
+
+    A hidden layer is linear, batch norm, ReLU, dropout: the paper's order with an activation.
+
+    Shapes:
+        input ``(N, features)``, output ``(N, classes)``.
+    """
+
+    def __init__(self, plan: HeadPlan, features: int, classes: int) -> None:
+        modules: list[nn.Module] = []
+        for hidden in plan.hidden:
+            modules += [
+                nn.Linear(features, hidden.units, bias=False),
+                nn.BatchNorm1d(hidden.units),
+                nn.ReLU(),
+                nn.Dropout(hidden.dropout),
+            ]
+            features = hidden.units
+        output = nn.Linear(features, classes)
+        nn.init.normal_(output.weight, std=0.01)
+        nn.init.zeros_(output.bias)
+        super().__init__(*modules, output)
+
+
+class Network(nn.Module):
+    """A backbone with ``depth`` tuned layers and a head.
+
+    Args:
+        backbone: Module without classifier; it becomes part of the network.
+        layers: Its layers, the last one first.
+        depth: How many of them are tuned.
+        head: The head.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, layers: tuple[Layer, ...], depth: int, head: nn.Module
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.depth = depth
+        self.layers = layers
+        tuned = {name for layer in layers[:depth] for name in layer.names}
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(name in tuned)
+        inside = {name for layer in layers[:depth] for name in layer.modules}
+        # Modules outside of every layer (containers, input dropout) count as locked unless
+        # nothing is: what they drop would reach the locked layers.
+        self._locked = [
+            module
+            for name, module in backbone.named_modules()
+            if name not in inside and depth < len(layers)
+        ]
+        self._tuned_names = frozenset(f"backbone.{name}" for name in tuned)
+
+    def train(self, mode: bool = True) -> Network:
+        """Set the mode of the tuned part; the locked part stays in evaluation mode."""
+        super().train(mode)
+        for module in self._locked:
+            module.training = False
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits ``(N, classes)`` of normalised images ``(N, C, H, W)``."""
+        logits: Tensor = self.head(self.backbone(images))
+        return logits
+
+    def layer_of_parameters(self) -> Iterator[tuple[str, nn.Parameter, int]]:
+        """Yield every tuned parameter with its name and layer; the head counts as layer 0."""
+        index = {name: layer.index for layer in self.layers for name in layer.names}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                yield name, parameter, index.get(name.removeprefix("backbone."), 0)
+
+    def tuned_state(self) -> dict[str, Tensor]:
+        """Return the part of the state that training changes: tuned layers and head."""
+        return {
+            name: value
+            for name, value in self.state_dict().items()
+            if name.startswith("head.") or name in self._tuned_names
+        }
+
+    def load_tuned_state(self, state: dict[str, Tensor]) -> None:
+        """Load what :meth:`tuned_state` returned.
+
+        Raises:
+            PlanError: When the state is that of another plan.
+        """
+        expected = self.tuned_state().keys()
+        if expected != state.keys():
+            raise PlanError("the stored weights belong to another plan")
+        self.load_state_dict(state, strict=False)
+
+
+def build_network(backbone: Backbone, plan: TrialPlan, classes: int, seed: int) -> Network:
+    """Apply a trial plan to a backbone.
+
+    Args:
+        backbone: The pretrained backbone; it is copied, not changed.
+        plan: The plan.
+        classes: Number of classes.
+        seed: Seed of the head's initial weights.
+
+    Raises:
+        PlanError: When the plan does not fit the backbone.
+    """
+    module = backbone.fresh()
+    layers = layers_of(module)
+    check_plan(plan, backbone.name, len(layers))
+    set_pool(module, plan.head.pool, backbone.name)
+    features = feature_count(module, backbone.data_config["input_size"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = Head(plan.head, features, classes)
+    return Network(module, layers, plan.depth, head)
+
+
+def check_plan(plan: TrialPlan, name: str, layers: int) -> None:
+    """Refuse a plan that asks for more layers than there are."""
+    if not 0 <= plan.depth <= layers or len(plan.layers) != plan.depth:
+        raise PlanError(
+            f"depth must be between 0 and the {layers} layers of {name!r} with one layer plan "
+            f"each, but got depth {plan.depth} with {len(plan.layers)} layer plans"
+        )
+
+
+def set_pool(module: nn.Module, pool: str, name: str) -> None:
+    """Change the global pooling of a backbone.
+
+    Raises:
+        PlanError: When its architecture does not offer that pooling.
+    """
+    if pool == KEEP:
+        return
+    try:
+        module.reset_classifier(0, pool)  # type: ignore[operator]
+    except Exception as error:  # each architecture refuses in its own way
+        raise PlanError(
+            f"head.pool: the backbone {name!r} cannot pool with {pool!r} "
+            f"({type(error).__name__}: {error}); 'keep' always works"
+        ) from error
+
+
+def feature_count(module: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Return the number of pooled features, measured with one image."""
+    device = next(module.parameters()).device
+    with torch.no_grad():
+        features = module.eval()(torch.zeros(1, *input_size, device=device))
+    if features.ndim != 2:
+        raise PlanError(f"the backbone must pool to (N, features), but gave {features.shape}")
+    return int(features.shape[1])
