@@ -1,0 +1,1 @@
+"""The space of a study, its samplers and its pruners."""
