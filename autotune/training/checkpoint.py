@@ -1,0 +1,49 @@
+"""Checkpoints of a trial in progress: one file, replaced atomically after every epoch."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autotune.errors import disk_full_as_user_error
+
+logger = logging.getLogger(__name__)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint so that a reader finds the old one or the new one, never half of it.
+
+    Raises:
+        DiskFullError: When there is no space left; the old checkpoint stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with disk_full_as_user_error(path.parent), temporary.open("wb") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch's zip writer hides the system's reason
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from error
+                raise
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
+    """Read a checkpoint, or return ``None`` when there is none that can be trusted."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # damaged by a failing disk: the trial starts afresh
+        logger.warning("the checkpoint %s cannot be read (%s); starting afresh", path, error)
+        return None
+    return dict(state)

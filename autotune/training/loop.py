@@ -1,0 +1,268 @@
+"""The training loop: every trial, every refit and every rerun goes through here.
+
+Randomness is derived from (seed, epoch) at the start of every epoch, so that a training resumed
+at an epoch continues exactly as one that was never interrupted, without any generator state in
+the checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+
+from autotune.config import TrainingConfig
+from autotune.data.views import Views
+from autotune.errors import DivergedError, InterruptedTrial
+from autotune.models.network import Network
+from autotune.plan import TrainingPolicy
+from autotune.training.checkpoint import load_checkpoint, save_checkpoint
+from autotune.training.metrics import Metrics, measure
+from autotune.training.optimizer import make_optimizer, make_schedule
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch brought.
+
+    Args:
+        epoch: Counted from 1.
+        loss: Mean training loss per image.
+        metrics: Scores on the validation part, ``None`` where there is none (the final fit).
+        seconds: Wall time of the epoch, validation included.
+    """
+
+    epoch: int
+    loss: float
+    metrics: Metrics | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Bring uint8 images to what the backbone expects.
+
+    Args:
+        mean: ``(1, C, 1, 1)``, of values between 0 and 255.
+        std: ``(1, C, 1, 1)``, of values between 0 and 255.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @staticmethod
+    def of(data_config: Mapping[str, Any], device: torch.device) -> Normalise:
+        """Take mean and std from timm's data configuration."""
+        mean, std = (
+            torch.tensor(data_config[key], device=device).view(1, -1, 1, 1) * 255.0
+            for key in ("mean", "std")
+        )
+        return Normalise(mean, std)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalise ``(N, C, H, W)`` uint8 images on their way to the device."""
+        images = images.to(self.mean.device, non_blocking=True)
+        return (images.float() - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """Mixed precision of a training: the dtype, or ``None`` for float32 throughout."""
+
+    device: torch.device
+    dtype: torch.dtype | None
+
+    @staticmethod
+    def of(mode: str, device: torch.device) -> Autocast:
+        """Choose the dtype: ``auto`` is bf16 or fp16 on CUDA and float32 elsewhere."""
+        if mode == "auto" and device.type == "cuda":
+            mode = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        return Autocast(device, dtypes.get(mode))
+
+    def __call__(self) -> torch.autocast:
+        """Return the context in which the forward pass runs."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+
+class Training:
+    """The training of one network under one policy.
+
+    Args:
+        network: The network, already on ``device``.
+        policy: Optimiser, learning rates and so on.
+        config: What all trials of the study share.
+        train: Training images and their views.
+        validation: Validation images, or ``None`` in the final fit.
+        normalise: Brings images to what the backbone expects.
+        seed: Seed of batches, dropout and views.
+        stopped: Asked after every batch; true interrupts the training.
+        loader_workers: Processes that prepare images which do not fit into memory.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        policy: TrainingPolicy,
+        config: TrainingConfig,
+        train: Views,
+        validation: Views | None,
+        normalise: Normalise,
+        seed: int,
+        stopped: Callable[[], bool] = lambda: False,
+        loader_workers: int = 0,
+    ) -> None:
+        self.network = network
+        self.config = config
+        self.train = train
+        self.validation = validation
+        self.normalise = normalise
+        self.seed = seed
+        self.stopped = stopped
+        self.loader_workers = loader_workers
+        self.device = next(network.parameters()).device
+        self.autocast = Autocast.of(config.amp, self.device)
+        self.loss = nn.CrossEntropyLoss(label_smoothing=policy.label_smoothing)
+        self.optimizer = make_optimizer(network, policy)
+        self.steps = config.epochs * batch_count(len(train), config.batch_size)
+        self.schedule = make_schedule(self.optimizer, self.steps, config.warmup)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.autocast.dtype is torch.float16
+        )
+        self.ema = ModelEmaV3(network, decay=config.ema, use_warmup=True) if config.ema else None
+        self.epoch = 0
+        # Of the last validate(): logits (N, classes) and scores.
+        self.validation_logits: Tensor | None = None
+        self.metrics: Metrics | None = None
+
+    def run(self, checkpoint: Path | None = None) -> Iterator[EpochResult]:
+        """Train to the last epoch, yielding after each; resume where a checkpoint ends.
+
+        Args:
+            checkpoint: File that holds the state after the last finished epoch.
+
+        Raises:
+            DivergedError: When the loss or the validation logits are not finite.
+            InterruptedTrial: When a stop was asked for; the checkpoint keeps what was done.
+        """
+        if checkpoint is not None:
+            state = load_checkpoint(checkpoint, self.device)
+            if state is not None:
+                self.load_state(state)
+        while self.epoch < self.config.epochs:
+            start = time.perf_counter()
+            loss = self._train_epoch()
+            self.epoch += 1
+            metrics = None if self.validation is None else self.validate()
+            if checkpoint is not None:
+                save_checkpoint(checkpoint, self.state())
+            yield EpochResult(self.epoch, loss, metrics, time.perf_counter() - start)
+
+    def _train_epoch(self) -> float:
+        torch.manual_seed(_mix(self.seed, self.epoch))
+        order = torch.randperm(len(self.train))
+        views = self.train.plan_views(self.epoch)
+        self.network.train()
+        total = torch.zeros((), device=self.device)
+        for images, labels in self.train.batches(
+            order, views, self.config.batch_size, self.loader_workers
+        ):
+            if self.stopped():
+                raise InterruptedTrial(f"stopped in epoch {self.epoch + 1}")
+            with self.autocast():
+                logits = self.network(self.normalise(images))
+                loss = self.loss(logits, labels.to(self.device, non_blocking=True))
+            self._step(loss)
+            total += loss.detach() * len(labels)
+        mean = float(total) / len(self.train)
+        if not math.isfinite(mean):
+            raise DivergedError(f"the loss is {mean} in epoch {self.epoch + 1}")
+        return mean
+
+    def _step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.config.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            tuned = [p for group in self.optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(tuned, self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        if self.ema is not None:
+            self.ema.update(self.network, step=self.schedule.last_epoch)
+
+    @property
+    def result(self) -> Network:
+        """The network to judge: the moving average of the weights where one is kept."""
+        return self.network if self.ema is None else self.ema.module
+
+    def validate(self) -> Metrics:
+        """Score the network as it is now on the validation part.
+
+        Raises:
+            DivergedError: When its logits are not finite.
+        """
+        assert self.validation is not None
+        self.validation_logits, labels = self.predict(self.validation)
+        self.metrics = measure(self.validation_logits, labels)
+        return self.metrics
+
+    @torch.no_grad()
+    def predict(self, views: Views) -> tuple[Tensor, Tensor]:
+        """Return logits ``(N, classes)`` and labels ``(N,)`` of the evaluation views."""
+        network = self.result.eval()
+        order = torch.arange(len(views))
+        outputs = []
+        for images, _ in views.batches(
+            order, torch.zeros_like(order), 4 * self.config.batch_size, self.loader_workers
+        ):
+            if self.stopped():
+                raise InterruptedTrial(f"stopped in the validation of epoch {self.epoch}")
+            with self.autocast():
+                outputs.append(network(self.normalise(images)).float())
+        return torch.cat(outputs), views.labels
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that a resumed training needs."""
+        state = {
+            "epoch": self.epoch,
+            "network": self.network.tuned_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {"last_epoch": self.schedule.last_epoch},
+            "scaler": self.scaler.state_dict(),
+        }
+        if self.ema is not None:
+            state["ema"] = self.ema.module.tuned_state()
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`state` returned."""
+        self.epoch = state["epoch"]
+        self.network.load_tuned_state(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.last_epoch = state["schedule"]["last_epoch"]
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.module.load_tuned_state(state["ema"])
+
+
+def _mix(seed: int, epoch: int) -> int:
+    """Derive the seed of an epoch; neighbouring seeds and epochs must not meet."""
+    return (seed * 1_000_003 + epoch * 7_919 + 1) % (2**63)
+
+
+def batch_count(images: int, batch_size: int) -> int:
+    """Count the batches of an epoch: a single image left over joins the batch before it."""
+    full, rest = divmod(images, batch_size)
+    return full + (rest > 1 or full == 0)

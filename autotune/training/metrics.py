@@ -1,0 +1,76 @@
+"""Metrics of a classifier, from logits and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+)
+from torch import Tensor
+
+from autotune.errors import DivergedError
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a classifier scored on one part of the data.
+
+    Args:
+        accuracy: Share of images whose most likely class is right (top-1).
+        balanced_accuracy: Mean of the recalls of the classes.
+        macro_f1: Mean of the F1 scores of the classes.
+        log_loss: Mean negative log-likelihood in nats.
+    """
+
+    accuracy: float
+    balanced_accuracy: float
+    macro_f1: float
+    log_loss: float
+
+    def to_json(self) -> dict[str, float]:
+        """Return the metrics by name."""
+        return asdict(self)
+
+    def objective(self, name: str) -> float:
+        """Return the metric that a study optimises."""
+        return float(getattr(self, name))
+
+
+def measure(logits: Tensor, labels: Tensor) -> Metrics:
+    """Compute all metrics.
+
+    Args:
+        logits: ``(N, classes)``.
+        labels: ``(N,)`` class indices; every class must occur.
+
+    Raises:
+        DivergedError: When a logit is not finite.
+    """
+    if not bool(logits.isfinite().all()):
+        raise DivergedError("the logits on the validation part are not finite")
+    truth = labels.cpu().numpy()
+    probabilities = logits.double().softmax(dim=1).cpu().numpy()
+    predicted = probabilities.argmax(axis=1)
+    classes = np.arange(logits.shape[1])
+    return Metrics(
+        accuracy=float(accuracy_score(truth, predicted)),
+        balanced_accuracy=float(balanced_accuracy_score(truth, predicted)),
+        macro_f1=float(f1_score(truth, predicted, labels=classes, average="macro")),
+        log_loss=float(log_loss(truth, probabilities, labels=classes)),
+    )
+
+
+def confusion(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return the confusion matrix ``(classes, classes)``: rows are true, columns predicted."""
+    matrix: npt.NDArray[np.int64] = confusion_matrix(
+        labels.cpu().numpy(), logits.argmax(dim=1).cpu().numpy(), labels=range(len(classes))
+    )
+    return matrix
