@@ -1,0 +1,1 @@
+"""The database of studies, its locks and heartbeats, and the files beside it."""

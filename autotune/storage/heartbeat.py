@@ -1,0 +1,55 @@
+"""The heartbeat of a running trial.
+
+Optuna's own heartbeat thread ends at the first write that fails, and a healthy trial is then
+declared dead (optuna issue 4994); and a trial that was asked for with ``ask`` has none at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from types import TracebackType
+
+from optuna.storages import RDBStorage
+
+from autotune.storage.database import HEARTBEAT_INTERVAL_S
+
+logger = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """Writes the heartbeat of one trial for as long as the context lasts.
+
+    A write that fails is logged and tried again at the next beat.
+    """
+
+    def __init__(
+        self, storage: RDBStorage, trial_id: int, interval_s: float = HEARTBEAT_INTERVAL_S
+    ) -> None:
+        self._storage = storage
+        self._trial_id = trial_id
+        self._interval_s = interval_s
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while True:
+            try:
+                self._storage.record_heartbeat(self._trial_id)
+            except Exception:  # a dead heartbeat would kill a healthy trial
+                logger.warning("heartbeat of trial id %s", self._trial_id, exc_info=True)
+            if self._done.wait(self._interval_s):
+                return

@@ -1,0 +1,75 @@
+"""Where a study keeps its files: the one place that knows their names.
+
+Everything lies in one folder beside the database, ``<database>.files/``::
+
+    artifacts/                       what optuna-dashboard shows: curves, matrices, weights
+    cache/                           decoded images, shared by all workers
+    checkpoints/<study>/<trial>.pt   state after the last finished epoch of a live trial
+    logs/<study>/<worker>.log        one log a worker
+    models/<study>/                  what ``autotune fit`` writes
+    reports/<study>.html             what ``autotune report`` writes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy.engine import make_url
+
+from autotune.storage.database import is_sqlite
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of the studies of one storage.
+
+    Args:
+        root: The folder that holds them all.
+    """
+
+    root: Path
+
+    @staticmethod
+    def of(url: str, root: str | None = None) -> Files:
+        """Return the files that belong to a storage.
+
+        Args:
+            url: Storage URL. SQLite's files lie beside the database, those of a server in
+                ``storage/`` under the working directory, named after the database.
+            root: Another folder; on a cluster one that all machines share.
+        """
+        if root is not None:
+            return Files(Path(root).expanduser().absolute())
+        parsed = make_url(url)
+        database = parsed.database or "autotune"
+        if is_sqlite(url):
+            path = Path(database).absolute()
+            return Files(path.with_name(f"{path.stem}.files"))
+        return Files(Path("storage").absolute() / f"{Path(database).name}.files")
+
+    @property
+    def artifacts(self) -> Path:
+        """Folder of Optuna's artifact store."""
+        return self.root / "artifacts"
+
+    @property
+    def cache(self) -> Path:
+        """Folder of the decoded images."""
+        return self.root / "cache"
+
+    def checkpoint(self, study: str, trial: int) -> Path:
+        """File of a live trial's checkpoint; ``trial`` is the number of its first attempt."""
+        return self.root / "checkpoints" / study / f"{trial}.pt"
+
+    def log(self, study: str, worker: str) -> Path:
+        """Log file of a worker."""
+        return self.root / "logs" / study / f"{worker}.log"
+
+    def model(self, study: str) -> Path:
+        """Folder of the fitted model of a study."""
+        return self.root / "models" / study
+
+    def report(self, study: str) -> Path:
+        """File of a study's report."""
+        return self.root / "reports" / f"{study}.html"
