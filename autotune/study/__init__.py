@@ -1,0 +1,1 @@
+"""Studies: defining, opening and running them; trials, workers and the launcher."""

@@ -1,0 +1,149 @@
+"""What a study remembers, by name: the user attributes of studies and trials, read and counted.
+
+Long data (curves, matrices, weights) are artifacts; attributes stay short, because the dashboard
+and every worker read them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.plan import TrialPlan
+
+# Of a study
+DEFINITION = "definition"  # dict: what StudyConfig.definition() returned
+BUDGET = "budget"  # dict: {"trials": int, "timeout": float | None}
+DATASET = "dataset"  # dict: what TaskInfo.to_json() returned
+BACKBONE = "backbone"  # dict: {"name", "weights_hash", "parameters", "layers": [Layer.to_json()]}
+FILES = "files"  # str: folder of the study's files
+ENVIRONMENT = "environment"  # dict: package -> version
+
+# Of a trial
+PLAN = "plan"  # dict: TrialPlan.to_json()
+ROLE = "role"  # "baseline" for trial 0 and its retries
+WORKER = "worker"  # str: host/process/index of the worker that runs it
+DEVICE = "device"  # str: e.g. "cpu" or "NVIDIA H200"
+EPOCHS = "epochs"  # int: epochs trained, those of earlier attempts included
+SECONDS = "seconds"  # float: wall time of the training
+PARAMETERS_TUNED = "parameters_tuned"  # int
+PEAK_MEMORY_MB = "peak_memory_mb"  # float
+METRICS = "metrics"  # dict: Metrics.to_json() of the last epoch
+REASON = "reason"  # str: why a trial failed or was given back
+RETRIES = "retries"  # list of int: numbers of the earlier attempts, first one first
+LOSSES = "losses"  # int: how many of the earlier attempts lost their worker
+
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a study is.
+
+    Args:
+        complete: Trials trained to the last epoch.
+        pruned: Trials that the pruner ended.
+        failed: Trials that ended with an error and will not be tried again.
+        retried: Attempts that were interrupted or lost and have a successor.
+        running: Trials that a worker is at.
+        waiting: Trials that are queued.
+        budget: Finished trials that the study is to have.
+    """
+
+    complete: int
+    pruned: int
+    failed: int
+    retried: int
+    running: int
+    waiting: int
+    budget: int
+
+    @property
+    def finished(self) -> int:
+        """Trials that count towards the budget."""
+        return self.complete + self.pruned + self.failed
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is met."""
+        return self.finished >= self.budget
+
+
+def progress_of(trials: Sequence[FrozenTrial], budget: int) -> Progress:
+    """Count the trials of a study.
+
+    A failed attempt that has a successor does not count: the successor does.
+    """
+    superseded = {number for trial in trials for number in retries(trial)}
+    states = [
+        "retried" if trial.state == TrialState.FAIL and trial.number in superseded else trial.state
+        for trial in trials
+    ]
+    return Progress(
+        complete=states.count(TrialState.COMPLETE),
+        pruned=states.count(TrialState.PRUNED),
+        failed=states.count(TrialState.FAIL),
+        retried=states.count("retried"),
+        running=states.count(TrialState.RUNNING),
+        waiting=states.count(TrialState.WAITING),
+        budget=budget,
+    )
+
+
+def budget_of(study: Study) -> int:
+    """Return how many finished trials a study is to have."""
+    return int(study.user_attrs.get(BUDGET, {}).get("trials", 0))
+
+
+def retries(trial: FrozenTrial) -> list[int]:
+    """Return the numbers of the earlier attempts at a trial, the first one first."""
+    return list(trial.user_attrs.get(RETRIES, ()))
+
+
+def first_attempt(trial: FrozenTrial) -> int:
+    """Return the number of the first attempt at a trial: its own, unless it is a retry."""
+    return (retries(trial) or [trial.number])[0]
+
+
+def is_baseline(trial: FrozenTrial) -> bool:
+    """Tell whether a trial is the baseline or a retry of it."""
+    return trial.user_attrs.get(ROLE) == BASELINE
+
+
+def baseline_of(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
+    """Return the completed baseline, or ``None``."""
+    return next(
+        (one for one in trials if is_baseline(one) and one.state == TrialState.COMPLETE), None
+    )
+
+
+def best_of(trials: Iterable[FrozenTrial], direction: StudyDirection) -> FrozenTrial | None:
+    """Return the best completed trial (the earliest among equals), or ``None``."""
+    complete = [
+        one for one in trials if one.state == TrialState.COMPLETE and one.value is not None
+    ]
+    sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
+    return min(complete, key=lambda one: (sign * (one.value or 0.0), one.number), default=None)
+
+
+def plan_of(trial: FrozenTrial) -> TrialPlan | None:
+    """Return the plan of a trial, or ``None`` when it never got one."""
+    values: Any = trial.user_attrs.get(PLAN)
+    return TrialPlan.from_json(values) if values else None
+
+
+def seconds_of(trial: FrozenTrial) -> float | None:
+    """Return the wall time between start and end of a trial."""
+    if trial.datetime_start is None or trial.datetime_complete is None:
+        return None
+    return (trial.datetime_complete - trial.datetime_start).total_seconds()
+
+
+def started(trials: Iterable[FrozenTrial]) -> datetime | None:
+    """Return when the first trial of a study started."""
+    return min((one.datetime_start for one in trials if one.datetime_start), default=None)

@@ -1,0 +1,288 @@
+"""A worker: claims trials of a study and trains them, one after the other, on one device.
+
+The launcher starts workers as processes of their own (``python -m autotune.study.worker``): the
+job comes as one line of JSON on standard input, events leave as lines of JSON on standard output,
+and the end of standard input means that the launcher is gone. ``autotune worker`` runs the same
+:func:`work` in the foreground, on any machine that reaches the storage.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import Trial, TrialState
+
+from autotune.data.images import ImageSpec
+from autotune.data.task import Task
+from autotune.errors import (
+    AutotuneError,
+    InterruptedTrial,
+    StudyError,
+    TrialError,
+    UserError,
+    WorkerError,
+)
+from autotune.models.backbone import load_backbone
+from autotune.search.pruners import make_pruner
+from autotune.search.samplers import make_sampler
+from autotune.search.space import Space
+from autotune.storage.heartbeat import Heartbeat
+from autotune.study import record
+from autotune.study.claims import INTERRUPTED, Claims
+from autotune.study.opening import OpenStudy, open_existing
+from autotune.study.trial import Listener, Workbench, run_trial
+
+logger = logging.getLogger(__name__)
+
+#: This many unexpected failures in a row mean that the worker is sick, not its trials.
+SICK_AFTER = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told.
+
+    Args:
+        study: Name of the study.
+        storage: Storage URL, with its password.
+        files: Folder of the study's files.
+        worker: Name of the worker, see :func:`worker_name`.
+        index: Position among the workers of its launcher; it separates their random draws.
+        workers: How many workers the launcher starts.
+        threads: CPU threads to use, 0 for torch's default.
+        log: Log file.
+        timeout: Seconds after which no further trial is claimed, or ``None``.
+    """
+
+    study: str
+    storage: str
+    files: str | None
+    worker: str
+    index: int
+    workers: int
+    threads: int
+    log: str
+    timeout: float | None
+
+
+def worker_name(launcher: int, index: int) -> str:
+    """Name a worker: host, process that started it, position."""
+    return f"{socket.gethostname()}/{launcher}/{index}"
+
+
+def prepare(opened: OpenStudy, loader_workers: int = 0) -> Workbench:
+    """Lay out what a worker needs for the trials of a study.
+
+    Raises:
+        StudyError: When the images or the weights are not those of the study.
+    """
+    config = opened.config()
+    size = config.data.image_size
+    backbone = load_backbone(config.backbone, config.weights, size)
+    remembered = opened.study.user_attrs[record.BACKBONE]["weights_hash"]
+    if config.weights != "none" and backbone.weights_hash != remembered:
+        raise StudyError(
+            f"the weights {config.weights!r} of {config.backbone!r} have changed since the study "
+            f"{opened.name!r} was made (hash {remembered} then, {backbone.weights_hash} now)"
+        )
+    spec = ImageSpec.from_data_config(backbone.data_config, size)
+    task = Task.open(config.dataset, config.data, spec, opened.files.cache)
+    if task.info.fingerprint != opened.study.user_attrs[record.DATASET]["fingerprint"]:
+        raise StudyError(
+            f"the images of {config.dataset!r} have changed since the study {opened.name!r} was "
+            "made"
+        )
+    training = config.training
+    return Workbench(
+        opened=opened,
+        config=config,
+        space=Space.from_config(config.backbone, config.space),
+        backbone=backbone,
+        task=task,
+        train=task.train_views(training.augment, training.views, config.search.seed),
+        validation=task.validation_views(),
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        loader_workers=loader_workers,
+    )
+
+
+def work(job: Job, stop: threading.Event, emit: Listener) -> int:
+    """Run trials until the budget is met, the time is up or a stop is asked for.
+
+    Args:
+        job: What to work at.
+        stop: Set to interrupt; the trial at hand goes back to the queue.
+        emit: Told of what happens.
+
+    Returns:
+        How many trials this worker finished.
+
+    Raises:
+        UserError: When the study cannot be worked at: other images, a full disk.
+        WorkerError: When several trials in a row failed for no reason of their own.
+    """
+    deadline = None if job.timeout is None else time.monotonic() + job.timeout
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    opened = open_existing(job.study, job.storage, job.files)
+    bench = prepare(opened, loader_workers=0 if job.threads == 1 else min(4, job.threads))
+    study = opened.study
+    # A worker that is started again must not draw the same trials again.
+    draws = len(study.get_trials(deepcopy=False))
+    seed = (bench.config.search.seed * 1_000_003 + draws * 1009 + job.index) % 2**31
+    study.sampler = make_sampler(bench.config.search.sampler, bench.space, seed)
+    study.pruner = make_pruner(
+        bench.config.search.pruner, bench.config.training.epochs, job.workers
+    )
+    claims = Claims(study, opened.storage, opened.url)
+    emit({"event": "ready", "device": str(bench.device)})
+    finished = failures = 0
+    while not stop.is_set() and (deadline is None or time.monotonic() < deadline):
+        with one_thread():
+            trial = claims.claim(job.worker)
+        if trial is None:
+            break
+        with Heartbeat(opened.storage, trial._trial_id):
+            healthy = attempt(trial, bench, claims, stop, emit)
+        finished += 1
+        failures = 0 if healthy else failures + 1
+        if failures >= SICK_AFTER:
+            raise WorkerError(f"{failures} trials in a row failed; the log says why: {job.log}")
+    return finished
+
+
+def attempt(
+    trial: Trial, bench: Workbench, claims: Claims, stop: threading.Event, emit: Listener
+) -> bool:
+    """Run one trial and tell the study how it ended.
+
+    Returns:
+        Whether the worker is healthy: false after a failure that was not the trial's own.
+
+    Raises:
+        UserError: When no trial can go on; this one goes back to the queue.
+    """
+    study = bench.opened.study
+    poisoned = False
+    try:
+        outcome = run_trial(trial, bench, stop.is_set, emit)
+        study.tell(
+            trial,
+            outcome.value if outcome.state == TrialState.COMPLETE else None,
+            state=outcome.state,
+            skip_if_finished=True,
+        )
+        end = {"event": "end", "state": outcome.state.name.lower(), "value": outcome.value}
+        emit({**end, "trial": trial.number})
+        return True
+    except InterruptedTrial:
+        claims.give_back(trial.number, INTERRUPTED)
+        emit({"event": "end", "trial": trial.number, "state": "interrupted", "value": None})
+        return True
+    except UpdateFinishedTrialError:
+        logger.warning("trial %d was given to another worker; dropped here", trial.number)
+        emit({"event": "end", "trial": trial.number, "state": "lost", "value": None})
+        return True
+    except UserError as error:
+        claims.give_back(trial.number, INTERRUPTED)
+        logger.error("trial %d: %s", trial.number, error)
+        raise
+    except TrialError as error:
+        reason = f"{type(error).__name__.removesuffix('Error').lower()}: {error}"
+        healthy = True
+    except torch.cuda.OutOfMemoryError as error:
+        reason = f"out of memory: {str(error).splitlines()[0]}"
+        healthy, poisoned = True, True
+    except Exception as error:
+        logger.exception("trial %d", trial.number)
+        reason = f"{type(error).__name__}: {error}"
+        healthy = False
+    # Outside of the except block, which would keep the frames and their tensors alive.
+    if poisoned:
+        gc.collect()
+        torch.cuda.empty_cache()
+    logger.warning("trial %d failed: %s", trial.number, reason)
+    trial.set_user_attr(record.REASON, reason[:500])
+    study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+    bench.opened.files.checkpoint(bench.opened.name, trial.number).unlink(missing_ok=True)
+    emit({"event": "end", "trial": trial.number, "state": "failed", "value": None})
+    return healthy
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sample with one thread: the GP's small matrices only lose by more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def main() -> int:
+    """Run the worker that a launcher has started; see the module's docstring."""
+    job = Job(**json.loads(sys.stdin.readline()))
+    events = _take_stdout(job.log)
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to handle
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    threading.Thread(target=_watch_launcher, args=(stop,), daemon=True).start()
+
+    def emit(event: dict[str, Any]) -> None:
+        try:
+            print(json.dumps(event), file=events, flush=True)
+        except BrokenPipeError:  # the launcher is gone, and the watch has seen it or will
+            stop.set()
+
+    try:
+        work(job, stop, emit)
+    except AutotuneError as error:
+        logger.error("%s", error)
+        emit({"event": "error", "message": str(error), "exit_code": error.exit_code})
+        return error.exit_code
+    except Exception as error:
+        logger.exception("the worker cannot go on")
+        emit({"event": "error", "message": f"{type(error).__name__}: {error}", "exit_code": 1})
+        return 1
+    return 0
+
+
+def _take_stdout(log: str) -> TextIO:
+    """Keep standard output for events; what libraries print goes to the log file."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    return events
+
+
+def _watch_launcher(stop: threading.Event) -> None:
+    while sys.stdin.readline():
+        pass
+    stop.set()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
