@@ -1,0 +1,110 @@
+"""What all verbs share at the terminal: messages, arguments, and which study is meant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from autotune.config import StudyConfig
+from autotune.errors import AutotuneError, StudyError, UserError
+from autotune.studyfile import find_study_file, load_study_file
+
+StudyArgument = Annotated[
+    str, typer.Argument(help="A preset's name (see 'autotune ls') or the path of a study file.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace those of the file."),
+]
+NameOption = Annotated[str | None, typer.Option("--name", help="Name of the study.")]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        envvar="AUTOTUNE_STORAGE",
+        help="Storage URL: sqlite:///file.db or postgresql://user:password@host/database.",
+        show_envvar=True,
+    ),
+]
+
+
+def console() -> Console:
+    """Return the console for results."""
+    return Console(soft_wrap=not sys.stdout.isatty())
+
+
+def fail(error: AutotuneError) -> int:
+    """Print an error to standard error and return its exit code."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(
+        f"[bold red]error:[/] {_escape(str(error))}"
+    )
+    return error.exit_code
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def load(
+    study: str, overrides: Sequence[str] | None, name: str | None, storage: str | None
+) -> StudyConfig:
+    """Load a study file with everything the command line says about it."""
+    extra = [f"storage={_quoted(storage)}"] if storage else []
+    return load_study_file(study, [*(overrides or ()), *extra], name)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+@dataclass(frozen=True)
+class Located:
+    """Which study is meant.
+
+    Args:
+        name: Name of the study.
+        storage: Storage URL.
+        files: Folder of its files, where the study file names one.
+    """
+
+    name: str
+    storage: str
+    files: str | None
+
+
+def locate(
+    study: str, overrides: Sequence[str] | None, name: str | None, storage: str | None
+) -> Located:
+    """Find out which study is meant by a preset, a study file or the name of a study.
+
+    Raises:
+        UserError: When there are overrides, and no file that they could override.
+    """
+    try:
+        find_study_file(study)
+    except StudyError:
+        if overrides or "/" in study or study.endswith((".yaml", ".yml")):
+            raise
+        default = StudyConfig.model_fields["storage"].default
+        return Located(name or study, storage or default, None)
+    config = load(study, overrides, name, storage)
+    assert config.name is not None
+    return Located(config.name, config.storage, config.files)
+
+
+def check_writable(path: str) -> None:
+    """Refuse an output file whose folder cannot be written.
+
+    Raises:
+        UserError: With the folder.
+    """
+    folder = Path(path).absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"the folder {folder} must exist and be writable, to write {path}")

@@ -1,0 +1,57 @@
+"""The command ``autotune``: its verbs, and how errors end."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from autotune.cli import best, cp, dashboard, fit, ls, report, run, status, validate, worker
+from autotune.cli.console import fail
+from autotune.errors import AutotuneError
+
+app = typer.Typer(
+    name="autotune",
+    help="Find out by experiment which layers of a pretrained vision backbone to re-train.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("run")(run.run)
+app.command("worker")(worker.worker)
+app.command("status")(status.status)
+app.command("best")(best.best)
+app.command("report")(report.report)
+app.command("dashboard")(dashboard.dashboard)
+app.command("fit")(fit.fit)
+app.command("ls")(ls.ls)
+app.command("cp")(cp.cp)
+app.command("validate")(validate.validate)
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: bool = typer.Option(False, "--version", help="Show the version and leave."),
+) -> None:
+    """Find out by experiment which layers of a pretrained vision backbone to re-train."""
+    if show:
+        from autotune import __version__
+
+        typer.echo(f"autotune {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command; what a user can get wrong ends in one message, without a traceback."""
+    try:
+        app()
+    except AutotuneError as error:
+        sys.exit(fail(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""``autotune run``: run a study until its budget is met."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from autotune.cli.console import NameOption, Overrides, StorageOption, StudyArgument, console, load
+
+
+def run(
+    study: StudyArgument = "digits",
+    overrides: Overrides = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes; default: one per GPU, or 2 on the CPU.")
+    ] = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="'all', 'none', or indices such as 0,2. Default: all.")
+    ] = None,
+    name: NameOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Run a study until it has the trials it is to have; run again to continue it."""
+    config = load(study, overrides, name, storage)
+    from autotune.cli.summary import print_summary
+    from autotune.cli.view import make_view
+    from autotune.study.launcher import run_study
+
+    shown = console()
+    with make_view(shown, config) as view:
+        result = run_study(config, workers=workers, gpus=gpus, listener=view)
+    print_summary(shown, result.opened, trained=result.trained)
+    if result.interrupted:
+        shown.print(
+            "Stopped. The trials that were running are queued; the same command goes on with them."
+        )
+        raise typer.Exit(130)

@@ -1,0 +1,105 @@
+"""The summary of a study at the terminal."""
+
+from __future__ import annotations
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from autotune.results.picture import as_text
+from autotune.results.summary import Summary, summarise
+from autotune.storage.database import redact
+from autotune.study import record
+from autotune.study.opening import OpenStudy
+
+
+def score(value: float | None) -> str:
+    """Write a value of the objective."""
+    return "" if value is None else f"{value:.4f}"
+
+
+def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None:
+    """Print baseline against best, the picture of the layers, the counts and what to do next.
+
+    Args:
+        console: Where to.
+        opened: The study.
+        trained: Whether there was anything left to train.
+    """
+    found = summarise(opened)
+    progress = found.progress
+    console.print()
+    if not trained:
+        console.print(
+            f"The study {opened.name!r} has its {progress.budget} trials; nothing was trained.",
+            highlight=False,
+        )
+    console.print(_table(found, opened.name))
+    if found.picture:
+        console.print(Text(as_text(found.picture)))
+        console.print()
+    retried = f", {progress.retried} interrupted and retried" if progress.retried else ""
+    queued = f", {progress.waiting} queued" if progress.waiting else ""
+    console.print(
+        f"trials: {progress.finished} of {progress.budget} finished: {progress.complete} "
+        f"complete, {progress.pruned} pruned, {progress.failed} failed{retried}{queued}",
+        highlight=False,
+    )
+    for reason, count in found.reasons:
+        console.print(Text(f"  {count} failed: {reason}"))
+    if found.best is not None:
+        console.print(
+            "The best of a search is a lucky draw; 'autotune fit' measures it on the test part.",
+            highlight=False,
+        )
+    _print_next(console, opened)
+
+
+def _table(found: Summary, name: str) -> Table:
+    table = Table(title=f"study {name}", title_justify="left")
+    for column in ("", "trial", f"validation {found.objective}", "plan"):
+        table.add_column(column, justify="right" if column.startswith("val") else "left")
+    for title, trial in (("baseline", found.baseline), ("best", found.best)):
+        if trial is None:
+            table.add_row(title, "-", "-", "not finished yet")
+        else:
+            table.add_row(title, str(trial.number), score(trial.value), Text(_words(trial)))
+    if found.gain is not None:
+        table.add_row("difference", "", f"{found.gain:+.4f}", "")
+    return table
+
+
+def _words(trial: FrozenTrial) -> str:
+    plan = record.plan_of(trial)
+    return plan.in_words() if plan else ""
+
+
+def _print_next(console: Console, opened: OpenStudy) -> None:
+    where = f"{opened.name} --storage {redact(opened.url)}"
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_row("report", f"autotune report {where}")
+    table.add_row("dashboard", f"autotune dashboard {where}")
+    table.add_row("winning plan", f"autotune best {where}")
+    table.add_row("final model", f"autotune fit {where}")
+    console.print(table, highlight=False)
+    report = opened.files.report(opened.name)
+    if report.exists():
+        console.print(f"report: {report}", highlight=False)
+
+
+def print_running(console: Console, opened: OpenStudy) -> None:
+    """Print the trials that workers are at."""
+    table = Table("worker", "trial", "epoch", "score", "plan", box=None)
+    running = opened.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    for trial in running:
+        last = trial.last_step
+        table.add_row(
+            trial.user_attrs.get(record.WORKER, "?"),
+            str(trial.number),
+            "" if last is None else str(last),
+            "" if last is None else score(trial.intermediate_values[last]),
+            Text(_words(trial)),
+        )
+    if running:
+        console.print(table)

@@ -1,0 +1,29 @@
+"""``autotune validate``: check a study file without running it."""
+
+from __future__ import annotations
+
+from autotune.cli.console import NameOption, Overrides, StorageOption, StudyArgument, console, load
+
+
+def validate(
+    study: StudyArgument,
+    overrides: Overrides = None,
+    name: NameOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Check a study file, its images, its backbone and its weights; write nothing."""
+    config = load(study, overrides, name, storage)
+    from autotune.study.definition import define
+
+    definition = define(config)
+    shown = console()
+    classes = len(definition.source.classes)
+    shown.print(
+        f"{study} is valid: study {config.name!r}, {len(definition.source.samples)} images of "
+        f"{classes} classes, {config.backbone} with {len(definition.layers)} layers",
+        highlight=False,
+    )
+    for key, distribution in definition.space.distributions.items():
+        shown.print(f"  searched  {key}: {distribution}", highlight=False)
+    for key, value in definition.space.fixed.items():
+        shown.print(f"  fixed     {key}: {value}", highlight=False)

@@ -1,0 +1,194 @@
+"""The final fit: the best plan and the baseline, trained anew, measured on the test part.
+
+This is the only code that reads the test part, and every time it does is written down with the
+study: a test part that was looked at often is a validation part.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from autotune.data.images import ImageSpec
+from autotune.data.task import open_test_views
+from autotune.data.views import Views
+from autotune.errors import StudyError, disk_full_as_user_error
+from autotune.models.network import build_network
+from autotune.plan import TrialPlan
+from autotune.study import record
+from autotune.study.opening import OpenStudy
+from autotune.study.trial import Workbench
+from autotune.study.worker import prepare
+from autotune.training.loop import Normalise, Training
+from autotune.training.metrics import Metrics, measure
+
+#: Study attribute: a list of what was measured on the test part, and when.
+TEST_READS = "test_reads"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What the final fit brought.
+
+    Args:
+        trial: Number of the trial whose plan was trained.
+        plan: The plan.
+        test: Its scores on the test part.
+        baseline: Scores of the baseline on the test part.
+        images: Training images of both: the training and the validation part together.
+        test_images: Images of the test part.
+        reads: How often the test part has been read, this time included.
+        folder: Where the model was written.
+    """
+
+    trial: int
+    plan: TrialPlan
+    test: Metrics
+    baseline: Metrics
+    images: int
+    test_images: int
+    reads: int
+    folder: Path
+
+
+def fit(
+    opened: OpenStudy,
+    trial: int | None = None,
+    folder: Path | None = None,
+    listener: Callable[[str, int, int], None] = lambda what, epoch, epochs: None,
+) -> FitResult:
+    """Train the best plan and the baseline on training + validation and measure both.
+
+    Args:
+        opened: The study.
+        trial: Number of the trial to take instead of the best one.
+        folder: Where the model goes; by default beside the study.
+        listener: Told of every epoch: what is trained, the epoch, how many there are.
+
+    Raises:
+        StudyError: When there is no such trial, or none that is complete.
+        DiskFullError: When the model cannot be written.
+    """
+    number, plan = chosen_plan(opened, trial)
+    bench = prepare(opened)
+    config = bench.config
+    spec = ImageSpec.from_data_config(bench.backbone.data_config, config.data.image_size)
+    train = bench.task.train_validation_views(
+        config.training.augment, config.training.views, config.search.seed
+    )
+    tuned = _train(bench, plan, train, lambda epoch, of: listener("best plan", epoch, of))
+    baseline_plan = bench.space.baseline()
+    baseline = tuned
+    if baseline_plan != plan:
+        baseline = _train(
+            bench, baseline_plan, train, lambda epoch, of: listener("baseline", epoch, of)
+        )
+    test = open_test_views(config.dataset, config.data, spec, opened.files.cache)
+    scores = measure(*tuned.predict(test))
+    baseline_scores = scores if baseline is tuned else measure(*baseline.predict(test))
+    reads = _note_read(opened, number, scores, baseline_scores)
+    result = FitResult(
+        trial=number,
+        plan=plan,
+        test=scores,
+        baseline=baseline_scores,
+        images=len(train),
+        test_images=len(test),
+        reads=reads,
+        folder=folder or opened.files.model(opened.name),
+    )
+    with disk_full_as_user_error(result.folder):
+        _write(result, opened, bench, tuned)
+    return result
+
+
+def chosen_plan(opened: OpenStudy, trial: int | None) -> tuple[int, TrialPlan]:
+    """Return the number and the plan of a trial, by default the best one.
+
+    Raises:
+        StudyError: When there is no such trial, or none that is complete.
+    """
+    trials = opened.study.get_trials(deepcopy=False)
+    if trial is None:
+        best = record.best_of(trials, opened.study.direction)
+        if best is None:
+            raise StudyError(f"the study {opened.name!r} has no complete trial yet")
+        trial = best.number
+    if not 0 <= trial < len(trials):
+        raise StudyError(
+            f"--trial: the study {opened.name!r} has the trials 0 to {len(trials) - 1}, but got "
+            f"{trial}"
+        )
+    plan = record.plan_of(trials[trial])
+    if plan is None:
+        raise StudyError(f"--trial: trial {trial} of {opened.name!r} ended before it had a plan")
+    return trial, plan
+
+
+def _train(
+    bench: Workbench, plan: TrialPlan, train: Views, listener: Callable[[int, int], None]
+) -> Training:
+    seed = bench.config.search.seed
+    network = build_network(bench.backbone, plan, len(bench.task.classes), seed)
+    training = Training(
+        network.to(bench.device),
+        plan.policy,
+        bench.config.training,
+        train,
+        None,
+        Normalise.of(bench.backbone.data_config, bench.device),
+        seed,
+        loader_workers=bench.loader_workers,
+    )
+    for result in training.run():
+        listener(result.epoch, bench.config.training.epochs)
+    return training
+
+
+def _note_read(opened: OpenStudy, trial: int, scores: Metrics, baseline: Metrics) -> int:
+    """Write down with the study that the test part was read; return how often it has been."""
+    reads: list[dict[str, Any]] = list(opened.study.user_attrs.get(TEST_READS, ()))
+    reads.append(
+        {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "trial": trial,
+            "test": scores.to_json(),
+            "baseline": baseline.to_json(),
+        }
+    )
+    opened.study.set_user_attr(TEST_READS, reads)
+    return len(reads)
+
+
+def _write(result: FitResult, opened: OpenStudy, bench: Workbench, training: Training) -> None:
+    """Write the model: its weights, and a record of what it is and how good."""
+    result.folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.contiguous() for key, value in training.result.state_dict().items()}
+    weights = result.folder / ".model.safetensors.new"
+    save_file(state, weights, metadata={"plan": json.dumps(result.plan.to_json())})
+    os.replace(weights, result.folder / "model.safetensors")
+    values = {
+        "study": opened.name,
+        "trial": result.trial,
+        "plan": result.plan.to_json(),
+        "classes": list(bench.task.classes),
+        "preprocessing": {
+            key: bench.backbone.data_config[key]
+            for key in ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+        },
+        "trained_on": {"parts": ["train", "validation"], "images": result.images},
+        "test": {"images": result.test_images, **asdict(result.test)},
+        "baseline_test": asdict(result.baseline),
+        "times_the_test_part_was_read": result.reads,
+        "definition": bench.config.definition(),
+    }
+    temporary = result.folder / ".record.json.new"
+    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    os.replace(temporary, result.folder / "record.json")
