@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,9 @@ from autotune.cli.console import (
     console,
     locate,
 )
+
+if TYPE_CHECKING:
+    from autotune.study.opening import OpenStudy
 
 
 def report(
@@ -32,11 +35,20 @@ def report(
     located = locate(study, overrides, name, storage)
     if output is not None:
         check_writable(output)
-    from autotune.results.report import write_report
-    from autotune.storage.database import redact
+    from autotune.cli.summary import shorten
     from autotune.study.opening import open_existing
 
     opened = open_existing(located.name, located.storage, located.files)
-    path = Path(output) if output is not None else opened.files.report(opened.name)
-    write_report(opened.study, path, storage_url=redact(opened.url))
-    console().print(f"report: {path}", highlight=False)
+    path = write_report_of(opened, None if output is None else Path(output))
+    console().print(f"report: {shorten(path)}", highlight=False)
+
+
+def write_report_of(opened: OpenStudy, path: Path | None = None) -> Path:
+    """Write the report of an open study, by default beside it; return where."""
+    from autotune.errors import disk_full_as_user_error
+    from autotune.results.report import write_report
+    from autotune.storage.database import redact
+
+    path = path or opened.files.report(opened.name)
+    with disk_full_as_user_error(path.parent):
+        return write_report(opened.study, path, storage_url=redact(opened.url))

@@ -23,6 +23,7 @@ def run(
 ) -> None:
     """Run a study until it has the trials it is to have; run again to continue it."""
     config = load(study, overrides, name, storage)
+    from autotune.cli.report import write_report_of
     from autotune.cli.summary import print_summary
     from autotune.cli.view import make_view
     from autotune.study.launcher import run_study
@@ -30,6 +31,7 @@ def run(
     shown = console()
     with make_view(shown, config) as view:
         result = run_study(config, workers=workers, gpus=gpus, listener=view)
+    write_report_of(result.opened)
     print_summary(shown, result.opened, trained=result.trained)
     if result.interrupted:
         shown.print(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from pathlib import Path
+
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from autotune.config import StudyConfig
 from autotune.results.picture import as_text
 from autotune.results.summary import Summary, summarise
-from autotune.storage.database import redact
+from autotune.storage.database import absolute_url, database_path, is_sqlite, redact
 from autotune.study import record
 from autotune.study.opening import OpenStudy
 
@@ -76,16 +81,40 @@ def _words(trial: FrozenTrial) -> str:
 
 
 def _print_next(console: Console, opened: OpenStudy) -> None:
-    where = f"{opened.name} --storage {redact(opened.url)}"
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_row("report", f"autotune report {where}")
-    table.add_row("dashboard", f"autotune dashboard {where}")
-    table.add_row("winning plan", f"autotune best {where}")
-    table.add_row("final model", f"autotune fit {where}")
-    console.print(table, highlight=False)
+    """Print where the report lies and what to call next, in words that can be pasted."""
+    console.print()
     report = opened.files.report(opened.name)
     if report.exists():
-        console.print(f"report: {report}", highlight=False)
+        console.print(Text(f"report         {shorten(report)}"))
+    call = f"{command()} {{}} {opened.name}{_storage_option(opened)}"
+    for title, verb in (
+        ("look around", "dashboard"),
+        ("winning plan", "best"),
+        ("final model", "fit"),
+    ):
+        console.print(Text(f"{title:<14} {call.format(verb)}"))
+
+
+def command() -> str:
+    """Return how this program was called, as one would type it."""
+    program = Path(sys.argv[0])
+    return program.name if shutil.which(program.name) == str(program) else shorten(program)
+
+
+def shorten(path: Path) -> str:
+    """Write a path relative to the working directory where it lies below it."""
+    absolute = path.absolute()
+    here = Path.cwd()
+    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
+
+
+def _storage_option(opened: OpenStudy) -> str:
+    default = StudyConfig.model_fields["storage"].default
+    if opened.url == absolute_url(default):
+        return ""
+    if is_sqlite(opened.url):
+        return f" --storage sqlite:///{shorten(database_path(opened.url))}"
+    return f" --storage {redact(opened.url)}"
 
 
 def print_running(console: Console, opened: OpenStudy) -> None:

@@ -84,7 +84,7 @@ def fit(
         config.training.augment, config.training.views, config.search.seed
     )
     tuned = _train(bench, plan, train, lambda epoch, of: listener("best plan", epoch, of))
-    baseline_plan = bench.space.baseline()
+    baseline_plan = bench.space.baseline(config.baseline)
     baseline = tuned
     if baseline_plan != plan:
         baseline = _train(

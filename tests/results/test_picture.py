@@ -1,0 +1,125 @@
+"""The lock/unlock picture of a plan."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+import pytest
+
+from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrialPlan
+from autotune.results.picture import LayerRow, as_html, as_text, in_short, rows
+
+
+def layers(count: int) -> list[dict[str, object]]:
+    """Return the layers of a backbone as a study remembers them, the last one first."""
+    return [
+        {"index": i, "label": f"block.{count - i}", "parameters": 1000 * i}
+        for i in range(1, count + 1)
+    ]
+
+
+def plan(depth: int, *planned: LayerPlan, head: HeadPlan | None = None) -> TrialPlan:
+    return TrialPlan(
+        "net",
+        depth=depth,
+        layers=planned or (LayerPlan(),) * depth,
+        head=head or HeadPlan(),
+    )
+
+
+def test_rows_run_from_the_input_to_the_head() -> None:
+    picture = rows(layers(3), plan(1))
+    assert [row.index for row in picture] == [3, 2, 1, 0]
+    assert [row.state for row in picture] == ["locked", "locked", "tuned", "tuned"]
+    assert picture[0] == LayerRow(3, "block.0", 3000, "locked")
+    assert picture[-1] == LayerRow(0, "head", None, "tuned", "linear")
+
+
+def test_changes_are_those_of_the_layer_counted_from_the_output() -> None:
+    picture = rows(layers(3), plan(2, LayerPlan(kernel="5"), LayerPlan(width="0.5", drop="0.1")))
+    assert [row.change for row in picture[:-1]] == ["", "width 0.5, drop 0.1", "kernel 5"]
+
+
+def test_head_in_words() -> None:
+    head = HeadPlan((HiddenLayer(256, 0.5), HiddenLayer(64)), pool="max")
+    assert rows(layers(1), plan(0, head=head))[-1].change == (
+        "max pooling, 256 (dropout 0.5) + 64"
+    )
+
+
+def test_depth_beyond_the_backbone_tunes_everything() -> None:
+    assert {row.state for row in rows(layers(2), plan(7))} == {"tuned"}
+
+
+def test_text_is_aligned_and_one_line_per_layer() -> None:
+    assert as_text(rows(layers(3), plan(2, LayerPlan(kernel="5"), LayerPlan()))) == (
+        "□ layer 3  locked  3.00 k parameters  block.0\n"
+        "■ layer 2  tuned   2.00 k parameters  block.1\n"
+        "■ layer 1  tuned   1.00 k parameters  block.2  kernel 5\n"
+        "■ head     tuned                               linear"
+    )
+
+
+def test_text_joins_a_long_run_of_locked_layers() -> None:
+    lines = as_text(rows(layers(60), plan(3))).splitlines()
+    assert lines[0] == "□ layers 4-60  locked  1.82 M parameters  block.0 … block.56"
+    assert len(lines) == 5
+
+
+def test_text_joins_a_long_run_of_equal_tuned_layers_but_not_the_head() -> None:
+    lines = as_text(rows(layers(60), plan(60))).splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["■ layers 1-60", "■ head"]
+
+
+def test_text_of_no_layers() -> None:
+    assert as_text(()) == ""
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1.00 k"),
+        (99_950, "100 k"),
+        (999_499, "999 k"),
+        (999_999, "1.00 M"),
+        (21_284_672, "21.3 M"),
+        (1_300_000_000, "1.30 G"),
+    ],
+)
+def test_in_short(count: int, text: str) -> None:
+    assert in_short(count) == text
+
+
+class _Items(HTMLParser):
+    """Count items by class and collect the tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classes: list[str] = []
+        self.tags: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.classes += [value or "" for name, value in attrs if tag == "li" and name == "class"]
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_html_opens_a_run_to_its_layers() -> None:
+    parsed = _Items()
+    parsed.feed(as_html(rows(layers(60), plan(3))))
+    assert parsed.classes == ["locked", "tuned", "tuned", "tuned", "tuned"]
+    assert parsed.tags.count("details") == 1
+    assert parsed.tags.count("li") == 5 + 57
+
+
+def test_html_escapes_labels() -> None:
+    hostile = [{"index": 1, "label": "<script>alert(1)</script>", "parameters": 1}]
+    parsed = _Items()
+    parsed.feed(as_html(rows(hostile, plan(1))))
+    assert "script" not in parsed.tags
+    assert "<script>alert(1)</script>" in parsed.text

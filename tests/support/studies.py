@@ -1,0 +1,326 @@
+"""Studies as a run leaves them behind, made in a moment: material for tests that read studies.
+
+Everything goes through Optuna's public API; attributes carry the names of
+``autotune.study.record``, and parameters and plans come from ``autotune.search.space``.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage
+from optuna.study import Study
+from optuna.trial import TrialState, create_trial
+
+from autotune.config import OBJECTIVES, StudyConfig
+from autotune.plan import TrialPlan
+from autotune.search.space import Params, Space
+from autotune.study import record
+
+START = datetime(2026, 1, 5, 9, 0, 0)
+EPOCHS = 10
+VALIDATION = 360
+HOSTILE = "</script><script>alert('x')</script><b>&amp;"
+SPACE: Mapping[str, Any] = {
+    "depth": {"low": 0, "high": 5},
+    "head": {
+        "hidden_layers": {"low": 0, "high": 2},
+        "units": [64, 128, 256, 512],
+        "dropout": {"low": 0.0, "high": 0.8, "step": 0.1},
+        "pool": ["avg", "max", "avgmax"],
+    },
+    "training": {
+        "lr": {"low": 1e-4, "high": 0.3, "log": True},
+        "layer_decay": {"low": 0.5, "high": 1.0},
+        "weight_decay": {"low": 1e-6, "high": 1e-2, "log": True},
+    },
+}
+ONE_PARAMETER: Mapping[str, Any] = {"depth": {"low": 0, "high": 5}}
+
+
+def make_study(
+    name: str = "digits",
+    *,
+    trials: int = 24,
+    running: int = 1,
+    waiting: int = 0,
+    failed: int = 1,
+    retried: int = 1,
+    objective: str = "accuracy",
+    gain: float = 0.11,
+    space: Mapping[str, Any] | None = None,
+    layers: int = 5,
+    workers: int = 2,
+    hostile: bool = False,
+    budget: int = 40,
+    storage: str | BaseStorage | None = None,
+    seed: int = 0,
+) -> Study:
+    """Make a study.
+
+    Args:
+        name: Name of the study.
+        trials: Complete and pruned trials, the baseline included; 0 makes an empty study unless
+            other trials are asked for, 1 the baseline alone. About a third is pruned.
+        running: Trials that are at epoch 3.
+        waiting: Trials in the queue.
+        failed: Trials that diverged.
+        retried: Attempts that were given back; the first retry of each is among ``trials``, so
+            that there are at most ``trials - 1``.
+        objective: One of ``autotune.config.OBJECTIVES``; it decides the direction.
+        gain: How much accuracy the best plan has over the baseline; below zero, none beats it.
+        space: The ``space`` section of the study file; by default a rich one.
+        layers: Layers of the backbone.
+        workers: Workers that share the trials.
+        hostile: Whether every text that a user or an error can bring in is HTML.
+        budget: Finished trials that the study is to have.
+        storage: An Optuna storage or its URL; by default memory.
+        seed: Seed of everything random.
+    """
+    config = StudyConfig.model_validate(
+        {
+            "name": "digits",
+            "dataset": "digits",
+            "backbone": "test_resnet.r160_in1k",
+            "space": dict(SPACE if space is None else space),
+            "search": {"trials": budget, "seed": seed},
+            "training": {"epochs": EPOCHS, "objective": objective},
+        }
+    )
+    study = optuna.create_study(
+        study_name=name, storage=storage, direction=OBJECTIVES[config.training.objective]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names([config.training.objective])
+    for key, value in _study_attributes(
+        config, layers, budget, HOSTILE if hostile else ""
+    ).items():
+        study.set_user_attr(key, value)
+    maker = _Maker(study, config, gain, workers, HOSTILE if hostile else "", seed)
+    maker.add_all(trials, failed, min(retried, max(0, trials - 1)), running, waiting)
+    return study
+
+
+def _study_attributes(
+    config: StudyConfig, layers: int, budget: int, hostile: str
+) -> dict[str, Any]:
+    described = [
+        {"index": i, "label": f"layer{layers - i}{hostile}", "parameters": 1200 * (layers - i + 1)}
+        for i in range(1, layers + 1)
+    ]
+    return {
+        record.DEFINITION: config.definition(),
+        record.BUDGET: {"trials": budget, "timeout": None},
+        record.DATASET: {
+            "name": "digits" + hostile,
+            "fingerprint": "0f" * 16,
+            "classes": [f"digit {i}{hostile}" for i in range(10)],
+            "train": 200,
+            "validation": VALIDATION,
+            "test": 360,
+            "skipped": [["3/7.png", "truncated file" + hostile]],
+        },
+        record.BACKBONE: {
+            "name": config.backbone,
+            "weights_hash": "ab" * 8,
+            "parameters": sum(layer["parameters"] for layer in described),
+            "layers": described,
+        },
+        record.FILES: "/data/digits-files",
+        record.ENVIRONMENT: {"python": "3.11.7", "torch": "2.9.0", "timm": "1.0.31" + hostile},
+    }
+
+
+@dataclass
+class _Maker:
+    """Adds trials, one after the other on each worker."""
+
+    study: Study
+    config: StudyConfig
+    gain: float
+    workers: int
+    hostile: str
+    seed: int
+    space: Space = field(init=False)
+    rng: np.random.Generator = field(init=False)
+    free_at: list[datetime] = field(init=False)
+    attempts: int = 0
+
+    def __post_init__(self) -> None:
+        self.space = Space.from_config(self.config.backbone, self.config.space)
+        self.rng = np.random.default_rng(self.seed)
+        self.free_at = [START] * self.workers
+
+    def add_all(self, trials: int, failed: int, retried: int, running: int, waiting: int) -> None:
+        failures = {int(at) for at in np.linspace(2, max(3, trials), failed + 2)[1:-1]}
+        given_back = {2 + 4 * i for i in range(retried)} if trials > 2 + 4 * retried else set()
+        if retried and not given_back:
+            given_back = {1}
+        for number in range(trials):
+            params = self._baseline() if number == 0 else self._draw()
+            earlier = [self._give_back(params)] if number in given_back else []
+            self._finish(params, number == 0, earlier)
+            if number in failures:
+                self._fail()
+        for _ in range(failed - len(failures & set(range(trials)))):
+            self._fail()
+        for _ in range(running):
+            self._run()
+        for _ in range(waiting):
+            self.study.enqueue_trial(self._draw())
+
+    def _baseline(self) -> Params | None:
+        return self.space.params(self.space.baseline())
+
+    def _draw(self) -> Params:
+        drawn = {
+            name: _one_of(found, self.rng) for name, found in self.space.distributions.items()
+        }
+        return self.space.canonical(drawn)
+
+    def _finish(self, params: Params | None, baseline: bool, earlier: list[int]) -> None:
+        plan = self.space.baseline() if params is None else self.space.plan(params)
+        curve = self._curve(plan)
+        pruned = not baseline and self.attempts % 3 == 2
+        if pruned:
+            curve = {step: value for step, value in curve.items() if step <= 2 + self.attempts % 4}
+        self._add(
+            TrialState.PRUNED if pruned else TrialState.COMPLETE,
+            params or {},
+            plan,
+            curve,
+            baseline=baseline,
+            attributes={record.RETRIES: earlier} if earlier else {},
+        )
+
+    def _give_back(self, params: Params | None) -> int:
+        assert params is not None
+        plan = self.space.plan(params)
+        curve = {step: value for step, value in self._curve(plan).items() if step <= 2}
+        reason = {record.REASON: "the worker was lost: no heartbeat for 120 s" + self.hostile}
+        return self._add(TrialState.FAIL, params, plan, curve, attributes=reason)
+
+    def _fail(self) -> None:
+        params = self._draw()
+        reason = {record.REASON: "DivergedError: the loss is nan in epoch 2" + self.hostile}
+        plan = self.space.plan(params)
+        first = {1: self._curve(plan)[1]}
+        self._add(TrialState.FAIL, params, plan, first, attributes=reason)
+
+    def _run(self) -> None:
+        params = self._draw()
+        plan = self.space.plan(params)
+        curve = {step: value for step, value in self._curve(plan).items() if step <= 3}
+        self._add(TrialState.RUNNING, params, plan, curve)
+
+    def _accuracies(self, plan: TrialPlan) -> dict[int, float]:
+        """Accuracy after each epoch: best at three tuned layers and a learning rate of 0.01."""
+        bonus = 0.0
+        if plan.depth:
+            shape = math.exp(-(((plan.depth - 3) / 2.5) ** 2))
+            rate = math.exp(-((math.log10(plan.policy.lr) + 2) ** 2) / 1.5)
+            bonus = self.gain * (shape * rate if self.gain > 0 else 2 - shape * rate)
+            bonus -= 0.05 * (1 - rate)
+        noise = self.rng.normal(0, 0.003, EPOCHS)
+        final = min(0.995, 0.842 + bonus)
+        values = final * (1 - 0.75 * np.exp(-np.arange(1, EPOCHS + 1) / 1.8)) + noise
+        values[-1] = final
+        # Accuracies of so many images come in steps of one image.
+        return {
+            step: round(float(value) * VALIDATION) / VALIDATION
+            for step, value in enumerate(values, start=1)
+        }
+
+    def _curve(self, plan: TrialPlan) -> dict[int, float]:
+        accuracies = self._accuracies(plan)
+        name = self.config.training.objective
+        return {step: _metrics(value)[name] for step, value in accuracies.items()}
+
+    def _add(
+        self,
+        state: TrialState,
+        params: Params,
+        plan: TrialPlan,
+        curve: dict[int, float],
+        *,
+        baseline: bool = False,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> int:
+        worker = int(np.argmin([at.timestamp() for at in self.free_at]))
+        start = self.free_at[worker]
+        seconds = 20.0 + (6.0 + 2.0 * plan.depth) * len(curve)
+        ended = state.is_finished()
+        last = curve[max(curve)]
+        metrics = _metrics(_accuracy(self.config.training.objective, last))
+        known = {
+            record.PLAN: plan.to_json(),
+            record.WORKER: f"gpu-box/{4100 + worker}/{worker}{self.hostile}",
+            record.DEVICE: "NVIDIA H200" + self.hostile,
+            record.PARAMETERS_TUNED: 5130 + 7200 * plan.depth,
+            **({record.ROLE: record.BASELINE} if baseline else {}),
+        }
+        if ended:
+            known |= {
+                record.EPOCHS: len(curve),
+                record.SECONDS: seconds - 5.0,
+                record.PEAK_MEMORY_MB: 512.5 + 40 * plan.depth,
+            }
+        if ended and state != TrialState.FAIL:
+            known[record.METRICS] = metrics
+        frozen = create_trial(
+            state=state,
+            value=last if state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
+            params=params,
+            distributions={name: self.space.distributions[name] for name in params},
+            user_attrs={**known, **(attributes or {})},
+            intermediate_values=curve,
+        )
+        frozen.datetime_start = start
+        frozen.datetime_complete = start + timedelta(seconds=seconds) if ended else None
+        self.free_at[worker] = start + timedelta(seconds=seconds + 1)
+        number = len(self.study.get_trials(deepcopy=False))
+        self.study.add_trial(frozen)
+        self.attempts += 1
+        return number
+
+
+def _metrics(accuracy: float) -> dict[str, float]:
+    return {
+        "accuracy": accuracy,
+        "balanced_accuracy": accuracy - 0.004,
+        "macro_f1": accuracy - 0.006,
+        "log_loss": 2.4 * (1 - accuracy) + 0.02,
+    }
+
+
+def _accuracy(objective: str, value: float) -> float:
+    """Return the accuracy that goes with a value of the objective."""
+    if objective == "log_loss":
+        return 1 - (value - 0.02) / 2.4
+    return value + {"balanced_accuracy": 0.004, "macro_f1": 0.006}.get(objective, 0.0)
+
+
+def _one_of(found: BaseDistribution, rng: np.random.Generator) -> Any:
+    if isinstance(found, CategoricalDistribution):
+        return found.choices[int(rng.integers(len(found.choices)))]
+    assert isinstance(
+        found, optuna.distributions.IntDistribution | optuna.distributions.FloatDistribution
+    )
+    if found.log:
+        value = math.exp(rng.uniform(math.log(found.low), math.log(found.high)))
+        return min(max(value, found.low), found.high)
+    if found.step is None:
+        return float(rng.uniform(found.low, found.high))
+    steps = round((found.high - found.low) / found.step)
+    # Rounded as people write it: 0.3, not 0.30000000000000004.
+    return type(found.low)(round(found.low + found.step * int(rng.integers(steps + 1)), 10))
