@@ -184,7 +184,7 @@ def _remember(
     study.set_user_attr(record.FILES, str(files.root))
     versions = {package: version(package) for package in _PACKAGES}
     study.set_user_attr(record.ENVIRONMENT, {"python": platform.python_version(), **versions})
-    baseline = definition.space.baseline()
+    baseline = definition.space.baseline(config.baseline)
     params = definition.space.params(baseline)
     if params is None:
         logger.info("the baseline lies outside the space and is not shown to the sampler")

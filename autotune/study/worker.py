@@ -85,8 +85,11 @@ def worker_name(launcher: int, index: int) -> str:
     return f"{socket.gethostname()}/{launcher}/{index}"
 
 
-def prepare(opened: OpenStudy, loader_workers: int = 0) -> Workbench:
+def prepare(opened: OpenStudy) -> Workbench:
     """Lay out what a worker needs for the trials of a study.
+
+    Beside a GPU, processes make the views that do not fit into memory; on the CPU they would
+    only take the cores from the training.
 
     Raises:
         StudyError: When the images or the weights are not those of the study.
@@ -108,6 +111,7 @@ def prepare(opened: OpenStudy, loader_workers: int = 0) -> Workbench:
             "made"
         )
     training = config.training
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Workbench(
         opened=opened,
         config=config,
@@ -116,8 +120,8 @@ def prepare(opened: OpenStudy, loader_workers: int = 0) -> Workbench:
         task=task,
         train=task.train_views(training.augment, training.views, config.search.seed),
         validation=task.validation_views(),
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        loader_workers=loader_workers,
+        device=device,
+        loader_workers=min(8, torch.get_num_threads()) if device.type == "cuda" else 0,
     )
 
 
@@ -140,7 +144,7 @@ def work(job: Job, stop: threading.Event, emit: Listener) -> int:
     if job.threads:
         torch.set_num_threads(job.threads)
     opened = open_existing(job.study, job.storage, job.files)
-    bench = prepare(opened, loader_workers=0 if job.threads == 1 else min(4, job.threads))
+    bench = prepare(opened)
     study = opened.study
     # A worker that is started again must not draw the same trials again.
     draws = len(study.get_trials(deepcopy=False))
@@ -238,11 +242,12 @@ def one_thread() -> Iterator[None]:
 def main() -> int:
     """Run the worker that a launcher has started; see the module's docstring."""
     job = Job(**json.loads(sys.stdin.readline()))
+    launcher = _take_stdin()
     events = _take_stdout(job.log)
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to handle
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    threading.Thread(target=_watch_launcher, args=(stop,), daemon=True).start()
+    threading.Thread(target=_watch_launcher, args=(launcher, stop), daemon=True).start()
 
     def emit(event: dict[str, Any]) -> None:
         try:
@@ -278,8 +283,21 @@ def _take_stdout(log: str) -> TextIO:
     return events
 
 
-def _watch_launcher(stop: threading.Event) -> None:
-    while sys.stdin.readline():
+def _take_stdin() -> int:
+    """Keep the line to the launcher; processes forked from here get an empty standard input.
+
+    A thread that waited in ``sys.stdin`` would hold its lock, and a forked child that closes its
+    standard input would wait for that lock for ever.
+    """
+    line = os.dup(0)
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+    return line
+
+
+def _watch_launcher(line: int, stop: threading.Event) -> None:
+    while os.read(line, 1024):
         pass
     stop.set()
 

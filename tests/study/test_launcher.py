@@ -1,0 +1,177 @@
+"""Studies run by real worker processes, which are stopped and killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from autotune.errors import UserError
+from autotune.study import record
+from autotune.study.launcher import resolve_gpus
+from tests.support.runs import SMALL, autotune, epochs_running, start, trials_of, wait_for
+
+#: Long enough to be caught in the middle.
+LONG = (*SMALL, "training.epochs=400", "search.pruner=none")
+
+
+def worker_pids(folder: Path) -> list[int]:
+    """Find the worker processes of a study by the log they have open."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            log = os.readlink(process / "fd/2")
+        except OSError:
+            continue
+        if log.startswith(str(folder)) and "/logs/" in log:
+            found.append(int(process.name))
+    return found
+
+
+def by_state(folder: Path, study: str, state: TrialState) -> list[int]:
+    return [one.number for one in trials_of(folder, study) if one.state == state]
+
+
+def test_budget_is_exact_and_a_second_run_trains_nothing(tmp_path: Path) -> None:
+    arguments = ("run", "digits", *SMALL, "--name", "tiny", "--workers", "3")
+    first = autotune(*arguments, "search.trials=4", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    trials = trials_of(tmp_path, "tiny")
+    assert [one.state.is_finished() for one in trials] == [True] * 4
+    assert record.is_baseline(trials[0])
+    assert trials[0].params["depth"] == 0
+    assert len({one.user_attrs[record.WORKER] for one in trials}) > 1
+
+    again = autotune(*arguments, "search.trials=4", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "nothing was trained" in again.stdout
+    assert len(trials_of(tmp_path, "tiny")) == 4
+
+    more = autotune(*arguments, "search.trials=6", cwd=tmp_path)
+    assert more.returncode == 0, more.stderr
+    assert len(trials_of(tmp_path, "tiny")) == 6
+
+
+def test_ctrl_c_gives_trials_back_and_the_next_run_resumes_them(tmp_path: Path) -> None:
+    arguments = ("run", "digits", *LONG, "search.trials=2", "--name", "tiny", "--workers", "2")
+    process = start(*arguments, cwd=tmp_path)
+    wait_for(lambda: epochs_running(trials_of(tmp_path, "tiny")) >= 4)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert "Stopped" in (tmp_path / "out.txt").read_text()
+    assert worker_pids(tmp_path) == []
+    assert by_state(tmp_path, "tiny", TrialState.RUNNING) == []
+    waiting = by_state(tmp_path, "tiny", TrialState.WAITING)
+    trials = trials_of(tmp_path, "tiny")
+    assert [record.first_attempt(trials[number]) for number in waiting] == [0, 1]
+    assert all(trials[number].intermediate_values for number in waiting)
+    assert record.progress_of(trials, 2).failed == 0
+
+    reached = {
+        record.first_attempt(trials[number]): max(trials[number].intermediate_values)
+        for number in waiting
+    }
+    process = start(*arguments, cwd=tmp_path)
+    wait_for(
+        lambda: any(
+            max(one.intermediate_values, default=0) > reached.get(record.first_attempt(one), 0)
+            for one in trials_of(tmp_path, "tiny")
+            if one.state == TrialState.RUNNING
+        )
+    )
+    resumed = [one for one in trials_of(tmp_path, "tiny") if one.state == TrialState.RUNNING]
+    # Not one epoch twice: those that were reported before are not reported again, later ones are.
+    for trial in resumed:
+        steps = sorted(trial.intermediate_values)
+        assert steps == list(range(1, len(steps) + 1))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+
+
+def test_second_ctrl_c_ends_at_once_with_nothing_running(tmp_path: Path) -> None:
+    process = start("run", "digits", *LONG, "--name", "tiny", "--workers", "2", cwd=tmp_path)
+    wait_for(lambda: epochs_running(trials_of(tmp_path, "tiny")) >= 2)
+    for pid in worker_pids(tmp_path):
+        os.kill(pid, signal.SIGSTOP)  # workers that cannot react
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert worker_pids(tmp_path) == []
+    assert by_state(tmp_path, "tiny", TrialState.RUNNING) == []
+    assert by_state(tmp_path, "tiny", TrialState.WAITING) != []
+
+
+def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
+    arguments = ("run", "digits", *SMALL, "training.epochs=60", "search.pruner=none")
+    process = start(
+        *arguments, "search.trials=3", "--name", "tiny", "--workers", "1", cwd=tmp_path
+    )
+    wait_for(lambda: epochs_running(trials_of(tmp_path, "tiny")) >= 3)
+    (pid,) = worker_pids(tmp_path)
+    os.kill(pid, signal.SIGKILL)
+    assert process.wait(timeout=180) == 0, (tmp_path / "out.txt").read_text()
+    trials = trials_of(tmp_path, "tiny")
+    progress = record.progress_of(trials, 3)
+    assert (progress.finished, progress.retried) == (3, 1)
+    assert (progress.failed, progress.running, progress.waiting) == (0, 0, 0)
+    (lost,) = [one for one in trials if one.state == TrialState.FAIL]
+    assert lost.user_attrs[record.REASON] == "its worker was lost"
+    (successor,) = [one for one in trials if record.retries(one) == [lost.number]]
+    assert successor.state == TrialState.COMPLETE
+    assert successor.params == lost.params
+    assert sorted(successor.intermediate_values) == list(range(1, 61))
+    for epoch, value in lost.intermediate_values.items():
+        assert successor.intermediate_values[epoch] == value
+    assert list((tmp_path / "storage/autotune.files/checkpoints").rglob("*.pt")) == []
+
+
+def test_workers_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
+    arguments = ("run", "digits", *LONG, "--name", "tiny", "--workers", "2")
+    process = start(*arguments, cwd=tmp_path)
+    wait_for(lambda: epochs_running(trials_of(tmp_path, "tiny")) >= 2)
+    process.kill()
+    process.wait()
+    wait_for(lambda: worker_pids(tmp_path) == [], timeout=60)
+    assert by_state(tmp_path, "tiny", TrialState.RUNNING) == []
+    assert by_state(tmp_path, "tiny", TrialState.WAITING) != []
+
+
+def test_a_timeout_ends_the_study_between_trials(tmp_path: Path) -> None:
+    result = autotune(
+        "run", "digits", *SMALL, "--name", "tiny", "search.timeout=0.001", cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    trials = trials_of(tmp_path, "tiny")
+    assert all(one.state in (TrialState.COMPLETE, TrialState.WAITING) for one in trials)
+
+
+def test_workers_that_cannot_start_end_the_run_with_their_log(tmp_path: Path) -> None:
+    poison = tmp_path / "site"
+    poison.mkdir()
+    # Imported at the start of every process that has the marker; the launcher has not.
+    (poison / "sitecustomize.py").write_text(
+        "import sys\nif sys.orig_argv[1:3] == ['-m', 'autotune.study.worker']: raise SystemExit(9)"
+    )
+    result = autotune(
+        "run", "digits", *SMALL, "--name", "tiny", cwd=tmp_path, PYTHONPATH=str(poison)
+    )
+    assert result.returncode == 1
+    assert "the workers die again and again" in result.stderr
+    assert by_state(tmp_path, "tiny", TrialState.RUNNING) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
+def test_gpus_are_checked() -> None:
+    assert resolve_gpus(None) == ()
+    assert resolve_gpus("none") == ()
+    with pytest.raises(UserError, match="--gpus all: this machine has no CUDA device"):
+        resolve_gpus("all")
+    with pytest.raises(UserError, match="must be 'all', 'none' or indices below 0, but got '1'"):
+        resolve_gpus("1")

@@ -1,0 +1,275 @@
+"""A worker in this process: trials, their records, and how they fail."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from optuna.artifacts import get_all_artifact_meta
+from optuna.trial import TrialState
+from safetensors.torch import load_file
+
+from autotune.errors import DiskFullError, StudyError, WorkerError
+from autotune.models.network import build_network
+from autotune.plan import TrialPlan
+from autotune.storage.layout import Files
+from autotune.study import record
+from autotune.study import trial as trial_module
+from autotune.study.claims import Claims
+from autotune.study.opening import OpenStudy
+from autotune.study.trial import prepare_training
+from autotune.study.worker import Job, prepare, work
+from tests.support.small import open_small
+
+
+def job(opened: OpenStudy, **changes: Any) -> Job:
+    values: dict[str, Any] = {
+        "study": opened.name,
+        "storage": opened.url,
+        "files": None,
+        "worker": "host/1/0",
+        "index": 0,
+        "workers": 1,
+        "threads": 1,
+        "log": "here",
+        "timeout": None,
+    }
+    return Job(**{**values, **changes})
+
+
+def run(opened: OpenStudy, stop: threading.Event | None = None) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
+    work(job(opened), stop or threading.Event(), events.append)
+    return events
+
+
+def test_a_study_from_start_to_end(tmp_path: Path) -> None:
+    opened = open_small(tmp_path)
+    events = run(opened)
+    assert [one["trial"] for one in events if one["event"] == "end"] == [0, 1, 2]
+    epochs = [(one["trial"], one["epoch"]) for one in events if one["event"] == "epoch"]
+    assert epochs[:2] == [(0, 1), (0, 2)]
+
+    trials = opened.study.get_trials()
+    assert [one.state for one in trials] == [TrialState.COMPLETE] * 3
+    space = set(trials[1].params)
+    for trial in trials:
+        attributes = trial.user_attrs
+        assert set(trial.params) == space
+        assert trial.value == attributes[record.METRICS]["accuracy"]
+        assert trial.value == trial.intermediate_values[2]
+        assert attributes[record.EPOCHS] == 2
+        assert attributes[record.SECONDS] > 0
+        assert attributes[record.DEVICE] == "cpu"
+        names = [one.filename for one in get_all_artifact_meta(trial, storage=opened.storage)]
+        assert {"learning_curve.png", "confusion_matrix.png"} <= set(names)
+        # Short attributes: the dashboard reads them all.
+        assert len(json.dumps(attributes)) < 2000
+    assert trials[0].user_attrs[record.PARAMETERS_TUNED] == 970
+    files = Files.of(opened.url)
+    assert not list(files.root.glob("checkpoints/*/*.pt"))
+
+
+def test_weights_of_the_best_can_be_loaded_into_its_network(tmp_path: Path) -> None:
+    opened = open_small(tmp_path)
+    run(opened)
+    best = record.best_of(opened.study.get_trials(), opened.study.direction)
+    assert best is not None
+    (weights,) = [
+        one
+        for one in get_all_artifact_meta(best, storage=opened.storage)
+        if one.filename == "weights.safetensors"
+    ]
+    bench = prepare(opened)
+    plan = record.plan_of(best)
+    assert plan is not None
+    network = build_network(bench.backbone, plan, 10, seed=99)
+    network.load_tuned_state(load_file(opened.files.artifacts / weights.artifact_id))
+    training = prepare_training(plan, bench)
+    training.network.load_state_dict(network.state_dict())
+    assert training.validate().accuracy == best.value
+
+
+def test_equal_plans_have_equal_values(tmp_path: Path) -> None:
+    """Rerun (contract 9): on the CPU, bit by bit."""
+    opened = open_small(tmp_path)
+    run(opened)
+    trial = opened.study.get_trials()[2]
+    plan = record.plan_of(trial)
+    assert plan is not None
+    training = prepare_training(plan, prepare(opened))
+    values = {result.epoch: result.metrics.accuracy for result in training.run() if result.metrics}
+    assert values == trial.intermediate_values
+    assert training.metrics is not None
+    assert training.metrics.to_json() == trial.user_attrs[record.METRICS]
+
+
+def test_the_test_part_is_not_decoded(tmp_path: Path) -> None:
+    """Test once (contract 8): no image of the test part is in the store of a worker."""
+    bench = prepare(open_small(tmp_path))
+    info = bench.task.info
+    assert info.test == 898
+    assert len(bench.task.store.indices) == info.train + info.validation
+
+
+def test_a_diverged_trial_is_recorded_and_the_study_goes_on(tmp_path: Path) -> None:
+    opened = open_small(
+        tmp_path, space__training__lr=100.0, training__clip_norm=None, space__depth=5,
+        space__training__optimizer="sgd", baseline__lr=0.01,
+    )  # fmt: skip
+    run(opened)
+    trials = opened.study.get_trials()
+    assert len(trials) == 3
+    failed = [one for one in trials if one.state == TrialState.FAIL]
+    assert len(failed) == 2
+    for trial in failed:
+        assert trial.user_attrs[record.REASON].startswith("diverged: ")
+        assert record.PLAN in trial.user_attrs
+    assert opened.progress().done
+
+
+def test_a_stop_gives_the_trial_back_and_another_worker_resumes_it(tmp_path: Path) -> None:
+    undisturbed = open_small(tmp_path / "a", search__trials=1, training__epochs=4)
+    run(undisturbed)
+    opened = open_small(tmp_path / "b", search__trials=1, training__epochs=4)
+    stop = threading.Event()
+    events: list[dict[str, Any]] = []
+
+    def emit(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["event"] == "epoch" and event["epoch"] == 2:
+            stop.set()
+
+    work(job(opened), stop, emit)
+    assert events[-1]["state"] == "interrupted"
+    assert opened.progress().waiting == 1
+    resumed = run(opened)
+    assert [one["epoch"] for one in resumed if one["event"] == "epoch"] == [3, 4]
+    (expected,) = undisturbed.study.get_trials()
+    trials = opened.study.get_trials()
+    assert trials[1].state == TrialState.COMPLETE
+    assert trials[1].value == expected.value
+    assert trials[1].intermediate_values == expected.intermediate_values
+    assert trials[1].user_attrs[record.METRICS] == expected.user_attrs[record.METRICS]
+    assert trials[1].user_attrs[record.SECONDS] > trials[0].user_attrs[record.SECONDS]
+
+
+def test_a_trial_lost_after_its_last_epoch_is_only_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_small(tmp_path, search__trials=1)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt  # as abrupt as a kill: nothing is told
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trial_module, "store_artifacts", killed)
+        run(opened)
+    bench = prepare(opened)
+    assert Claims(opened.study, opened.storage, opened.url).sweep(lambda worker: True) == 1
+    events = run(opened)
+    assert [one["event"] for one in events] == ["ready", "start", "end"]
+    done = opened.study.get_trials()[1]
+    assert done.state == TrialState.COMPLETE
+    plan = record.plan_of(done)
+    assert plan == TrialPlan.from_json(done.user_attrs[record.PLAN])
+    assert plan == bench.space.baseline(bench.config.baseline)
+    assert done.value == done.intermediate_values[2]
+
+
+def test_bad_trials_prune(tmp_path: Path) -> None:
+    opened = open_small(tmp_path, search__trials=12, training__epochs=6, search__sampler="random")
+    run(opened)
+    pruned = [one for one in opened.study.get_trials() if one.state == TrialState.PRUNED]
+    assert pruned
+    for trial in pruned:
+        assert max(trial.intermediate_values) < 6
+        assert trial.user_attrs[record.EPOCHS] == max(trial.intermediate_values)
+        names = [one.filename for one in get_all_artifact_meta(trial, storage=opened.storage)]
+        assert names == ["learning_curve.png"]
+
+
+def test_a_worker_that_fails_at_everything_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_small(tmp_path, search__trials=10)
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("the device is on fire")
+
+    monkeypatch.setattr(trial_module, "build_network", broken)
+    with pytest.raises(WorkerError, match="3 trials in a row failed; the log says why: here"):
+        run(opened)
+    trials = opened.study.get_trials()
+    assert [one.state for one in trials] == [TrialState.FAIL] * 3
+    assert trials[0].user_attrs[record.REASON] == "RuntimeError: the device is on fire"
+
+
+def test_out_of_memory_fails_the_trial_and_not_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_small(tmp_path, search__trials=4)
+    build = trial_module.build_network
+
+    def hungry(*arguments: Any, **named: Any) -> Any:
+        if len(opened.study.get_trials()) > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+        return build(*arguments, **named)
+
+    monkeypatch.setattr(trial_module, "build_network", hungry)
+    run(opened)
+    reasons = [one.user_attrs.get(record.REASON) for one in opened.study.get_trials()]
+    text = "out of memory: CUDA out of memory. Tried to allocate 9 GiB."
+    assert reasons == [None, text, text, text]
+
+
+def test_a_full_disk_stops_the_worker_and_keeps_the_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_small(tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise DiskFullError("no space left on the disk of here")
+
+    monkeypatch.setattr(trial_module, "store_artifacts", full)
+    with pytest.raises(DiskFullError):
+        run(opened)
+    progress = opened.progress()
+    assert (progress.failed, progress.running, progress.waiting) == (0, 0, 1)
+    monkeypatch.undo()
+    run(opened)
+    assert opened.progress().complete == 3
+
+
+def test_changed_weights_are_refused(tmp_path: Path) -> None:
+    opened = open_small(tmp_path)
+    remembered = dict(opened.study.user_attrs[record.BACKBONE])
+    opened.study.set_user_attr(record.BACKBONE, {**remembered, "weights_hash": "0" * 32})
+    with pytest.raises(
+        StudyError, match=r"the weights 'hub' of 'test_resnet.letters' have changed"
+    ):
+        run(opened)
+
+
+def test_a_space_with_nothing_to_search_still_runs(tmp_path: Path) -> None:
+    opened = open_small(
+        tmp_path,
+        space={"depth": 1, "head": {}, "training": {"lr": 0.003}},
+        search__trials=2,
+    )
+    run(opened)
+    trials = opened.study.get_trials()
+    assert [one.state for one in trials] == [TrialState.COMPLETE] * 2
+    plans = [record.plan_of(one) for one in trials]
+    assert [plan.depth for plan in plans if plan] == [0, 1]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+def test_samplers_run_a_study_past_their_start(tmp_path: Path, sampler: str) -> None:
+    opened = open_small(tmp_path, search__sampler=sampler, search__trials=13, training__epochs=1)
+    run(opened)
+    assert opened.progress().finished == 13

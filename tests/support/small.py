@@ -1,0 +1,46 @@
+"""The smallest studies that are real: digits, the shipped backbone, a few images, a few epochs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from autotune.config import StudyConfig
+from autotune.data.task import Task
+from autotune.storage.layout import Files
+from autotune.study.definition import Definition, define
+from autotune.study.opening import OpenStudy, open_or_create
+from autotune.studyfile import apply_overrides, check, presets, read_yaml
+
+OVERRIDES: dict[str, Any] = {
+    "name": "small",
+    "training.epochs": 2,
+    "training.views": 1,
+    "data.train_per_class": 5,
+    "data.validation": 0.1,
+    "data.image_size": 16,
+    "space.head.hidden_layers": {"low": 0, "high": 1},
+    "space.head.units": 8,
+    "search.trials": 3,
+}
+
+
+def small_config(folder: Path, **overrides: Any) -> StudyConfig:
+    """Make a small configuration; keys with a dot are given with two underscores."""
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    values = apply_overrides(
+        read_yaml(presets()["digits"]),
+        {**OVERRIDES, "storage": f"sqlite:///{folder}/study.db", **dotted},
+    )
+    return check(values, "test")
+
+
+def open_small(folder: Path, **overrides: Any) -> OpenStudy:
+    return open_defined(define(small_config(folder, **overrides)))
+
+
+def open_defined(definition: Definition) -> OpenStudy:
+    config = definition.config
+    files = Files.of(config.storage, config.files)
+    task = Task.open(config.dataset, config.data, definition.spec, files.cache)
+    return open_or_create(definition, task.info.to_json())
