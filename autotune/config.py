@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from autotune.errors import join_sentences, nearest
+from autotune.errors import in_yaml, join_sentences, nearest
 
 SAMPLERS = ("tpe", "gp", "random")
 PRUNERS = ("median", "percentile", "hyperband", "none")
@@ -28,10 +29,15 @@ OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
     "macro_f1": "maximize",
     "log_loss": "minimize",
 }
-NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+MAX_NAME = 100
+NAME_RULE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._+-]{{0,{MAX_NAME - 1}}}")
 
 Scalar = int | float | str
 Dimension = Scalar | list[Scalar] | dict[str, Any]
+
+
+def _choose(allowed: tuple[str, ...]) -> str:
+    return f"must be {'one of ' if len(allowed) > 1 else ''}{', '.join(allowed)}"
 
 
 def _one_of(allowed: tuple[str, ...]) -> BeforeValidator:
@@ -40,10 +46,12 @@ def _one_of(allowed: tuple[str, ...]) -> BeforeValidator:
     def check(value: Any) -> Any:
         if value is None and "none" in allowed:
             return "none"
+        if value is False and "off" in allowed:  # YAML 1.1 reads a bare off as false
+            return "off"
         if value not in allowed:
             raise ValueError(
                 join_sentences(
-                    f"must be one of {', '.join(allowed)}, but got {value!r}",
+                    f"{_choose(allowed)}, but got {in_yaml(value)}",
                     nearest(str(value), allowed),
                 )
             )
@@ -52,46 +60,81 @@ def _one_of(allowed: tuple[str, ...]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _number(value: Any, integer: bool) -> int | float:
-    """Read a number; YAML 1.1 reads ``1e-4`` (no dot) as a string, which is a number to us."""
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            raise ValueError(f"must be a number, but got {value!r}") from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"must be a finite number, but got {value!r}")
-    if integer:
-        if value != int(value):
-            raise ValueError(f"must be a whole number, but got {value!r}")
-        return int(value)
-    return float(value)
+def _number(value: Any, integer: bool) -> int | float | None:
+    """Read a number, ``None`` when it is none.
+
+    YAML 1.1 reads ``1e-4`` (no dot) as a string, which is a number to us.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+        if not math.isfinite(number) or (integer and not number.is_integer()):
+            return None
+        if not integer:
+            return number
+        return value if isinstance(value, int) else int(number)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _rule(
+    integer: bool, low: float, high: float, low_open: bool, high_open: bool
+) -> Callable[[Any], int | float]:
+    """Make a check for one number between two bounds; its message states the whole rule."""
+    bounds = [f"{'above' if low_open else 'of at least'} {_shown(low)}"]
+    if math.isfinite(high):
+        bounds.append(f"{'below' if high_open else 'at most'} {_shown(high)}")
+    rule = f"must be a {'whole ' if integer else ''}number {' and '.join(bounds)}"
+
+    def check(value: Any) -> int | float:
+        number = _number(value, integer)
+        if (
+            number is None
+            or not low <= number <= high
+            or (low_open and number == low)
+            or (high_open and number == high)
+        ):
+            raise ValueError(f"{rule}, but got {in_yaml(value)}")
+        return number
+
+    return check
+
+
+def _shown(number: float) -> str:
+    return f"{number:.12g}"
+
+
+def _single(
+    integer: bool,
+    low: float,
+    high: float = math.inf,
+    *,
+    low_open: bool = False,
+    high_open: bool = False,
+    optional: bool = False,
+) -> BeforeValidator:
+    """Accept one number between two bounds, or null where that means something."""
+    rule = _rule(integer, low, high, low_open, high_open)
+    return BeforeValidator(lambda value: None if optional and value is None else rule(value))
 
 
 def _numbers(integer: bool, low: float, high: float, low_open: bool = False) -> BeforeValidator:
     """Accept a dimension of numbers between two bounds."""
-    bound = f"{'above' if low_open else 'at least'} {low:g}"
-    if math.isfinite(high):
-        bound += f" and at most {high:g}"
-
-    def scalar(value: Any) -> int | float:
-        number = _number(value, integer)
-        if number < low or (low_open and number == low) or number > high:
-            raise ValueError(f"must be {bound}, but got {number:g}")
-        return number
+    rule = _rule(integer, low, high, low_open, False)
 
     def check(value: Any) -> Any:
         if isinstance(value, dict):
-            return _range(value, scalar, integer)
+            return _range(value, rule, integer)
         if isinstance(value, list):
-            return _choice([scalar(one) for one in value])
-        return scalar(value)
+            return _choice([rule(one) for one in value])
+        return rule(value)
 
     return BeforeValidator(check)
 
 
 def _range(
-    value: dict[str, Any], scalar: Callable[[Any], int | float], integer: bool
+    value: dict[str, Any], rule: Callable[[Any], int | float], integer: bool
 ) -> dict[str, Any]:
     keys = ("low", "high", "step", "log")
     for key in value:
@@ -103,13 +146,18 @@ def _range(
                 )
             )
     if "low" not in value or "high" not in value:
-        raise ValueError(f"a range needs low and high, but got {value!r}")
-    result: dict[str, Any] = {"low": scalar(value["low"]), "high": scalar(value["high"])}
+        raise ValueError(f"a range needs low and high, but got {in_yaml(value)}")
+    result: dict[str, Any] = {}
+    for key in ("low", "high"):
+        try:
+            result[key] = rule(value[key])
+        except ValueError as error:
+            raise ValueError(f"{key} {error}") from None
     if result["low"] > result["high"]:
         raise ValueError(f"low must not exceed high, but got {result['low']} > {result['high']}")
     log = value.get("log", False)
     if not isinstance(log, bool):
-        raise ValueError(f"log must be true or false, but got {log!r}")
+        raise ValueError(f"log must be true or false, but got {in_yaml(log)}")
     if log and value.get("step") is not None:
         raise ValueError("a range has either log or step, but got both")
     if log and result["low"] <= 0:
@@ -118,10 +166,30 @@ def _range(
         result["log"] = True
     if value.get("step") is not None:
         step = _number(value["step"], integer)
-        if step <= 0:
-            raise ValueError(f"step must be above 0, but got {step}")
+        if step is None or step <= 0:
+            kind = "whole number" if integer else "number"
+            raise ValueError(f"step must be a {kind} above 0, but got {in_yaml(value['step'])}")
+        _check_grid(result["low"], result["high"], step)
         result["step"] = step
     return result
+
+
+def _check_grid(low: float, high: float, step: float) -> None:
+    """Refuse a high that no whole number of steps reaches; Optuna would lower it.
+
+    In decimals, as Optuna counts: in binary, 0.8 is not eight steps of 0.1.
+    """
+    start, end, size = (Decimal(str(one)) for one in (low, high, step))
+    try:
+        rest = (end - start) % size
+    except InvalidOperation:
+        raise ValueError(f"step is too small for a range to {high}, but got {step}") from None
+    if rest:
+        last = end - rest
+        way_out = (
+            f"the nearest below is {_shown(float(last))}" if last > start else "one step is more"
+        )
+        raise ValueError(f"high must be low plus whole steps of {step}, but got {high}; {way_out}")
 
 
 def _choice(values: list[Any]) -> list[Any]:
@@ -140,7 +208,7 @@ def _names(allowed: tuple[str, ...]) -> BeforeValidator:
         if value not in allowed:
             raise ValueError(
                 join_sentences(
-                    f"must be one of {', '.join(allowed)}, but got {value!r}",
+                    f"{_choose(allowed)}, but got {in_yaml(value)}",
                     nearest(str(value), allowed),
                 )
             )
@@ -148,7 +216,7 @@ def _names(allowed: tuple[str, ...]) -> BeforeValidator:
 
     def check(value: Any) -> Any:
         if isinstance(value, dict):
-            raise ValueError(f"must be a name or a list of names, but got {value!r}")
+            raise ValueError(f"must be a name or a list of names, but got {in_yaml(value)}")
         return (
             _choice([scalar(one) for one in value]) if isinstance(value, list) else scalar(value)
         )
@@ -159,8 +227,8 @@ def _names(allowed: tuple[str, ...]) -> BeforeValidator:
 def _study_name(value: str | None) -> str | None:
     if value is not None and not NAME_RULE.fullmatch(value):
         raise ValueError(
-            "a study's name has up to 100 letters, digits and . _ + - and starts with a letter "
-            f"or digit, but got {value!r}"
+            f"a study's name has up to {MAX_NAME} letters, digits and . _ + - and starts with a "
+            f"letter or digit, but got {in_yaml(value)}"
         )
     return value
 
@@ -174,6 +242,9 @@ def _not_empty(value: str) -> str:
 Name = Annotated[str, AfterValidator(_not_empty)]
 #: Per-layer fields exist in every plan; a backbone's layers keep their shape.
 Keep = Annotated[Dimension, _names(("keep",))]
+
+
+_Part = Annotated[float, _single(False, 0, 1, low_open=True, high_open=True)]
 
 
 class _Section(BaseModel):
@@ -218,39 +289,54 @@ class SpaceConfig(_Section):
     training: PolicySpace = Field(default_factory=PolicySpace)
 
 
+class BaselineConfig(_Section):
+    """``baseline``: training policy of trial 0, the locked backbone with a linear head.
+
+    A baseline that is trained badly flatters the search: give it the values that suit it. What is
+    left out takes the study's own value where that is fixed, and a default where it is searched.
+    """
+
+    optimizer: Annotated[str, _one_of(OPTIMIZERS)] | None = None
+    lr: Annotated[float | None, _single(False, 0, 100, low_open=True, optional=True)] = None
+    weight_decay: Annotated[float | None, _single(False, 0, 10, optional=True)] = None
+    label_smoothing: Annotated[float | None, _single(False, 0, 0.9, optional=True)] = None
+
+
 class DataConfig(_Section):
     """``data``: how the images are split and read.
 
     Shares are of all readable images; they are ignored for a part that the folder already has.
     """
 
-    validation: float = Field(0.2, gt=0.0, lt=1.0)
-    test: float = Field(0.2, gt=0.0, lt=1.0)
-    train_per_class: int | None = Field(None, ge=1)
-    seed: int = Field(0, ge=0)
-    image_size: int | None = Field(None, ge=8, le=4096)
-    unreadable_limit: float = Field(0.01, ge=0.0, lt=1.0)
+    validation: _Part = 0.2
+    test: _Part = 0.2
+    train_per_class: Annotated[int | None, _single(True, 1, optional=True)] = None
+    seed: Annotated[int, _single(True, 0, 2**32 - 1)] = 0
+    image_size: Annotated[int | None, _single(True, 8, 4096, optional=True)] = None
+    unreadable_limit: Annotated[float, _single(False, 0, 1, high_open=True)] = 0.01
 
 
 class AugmentConfig(_Section):
     """``training.augment``: what differs between the views of an image."""
 
-    crop: float = Field(0.5, gt=0.0, le=1.0)
-    flip: float = Field(0.5, ge=0.0, le=1.0)
-    rotate: float = Field(0.0, ge=0.0, le=180.0)
-    jitter: float = Field(0.0, ge=0.0, le=1.0)
+    crop: Annotated[float, _single(False, 0, 1, low_open=True)] = 0.5
+    flip: Annotated[float, _single(False, 0, 1)] = 0.5
+    rotate: Annotated[float, _single(False, 0, 180)] = 0.0
+    jitter: Annotated[float, _single(False, 0, 1)] = 0.0
 
 
 class TrainingConfig(_Section):
     """``training``: what all trials of the study share."""
 
-    epochs: int = Field(20, ge=1, le=100000)
-    batch_size: int = Field(64, ge=1, le=65536)
+    epochs: Annotated[int, _single(True, 1, 100000)] = 20
+    batch_size: Annotated[int, _single(True, 2, 65536)] = 64
     objective: Annotated[str, _one_of(tuple(OBJECTIVES))] = "accuracy"
-    views: int = Field(8, ge=1, le=1024)
-    warmup: float = Field(0.1, ge=0.0, lt=1.0)
-    clip_norm: float | None = Field(1.0, gt=0.0)
-    ema: float | None = Field(None, gt=0.0, lt=1.0)
+    views: Annotated[int, _single(True, 1, 1024)] = 8
+    warmup: Annotated[float, _single(False, 0, 1, high_open=True)] = 0.1
+    clip_norm: Annotated[float | None, _single(False, 0, low_open=True, optional=True)] = 1.0
+    ema: Annotated[
+        float | None, _single(False, 0, 1, low_open=True, high_open=True, optional=True)
+    ] = None
     amp: Annotated[str, _one_of(("auto", "off", "bf16", "fp16"))] = "auto"
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
 
@@ -261,9 +347,9 @@ class SearchConfig(_Section):
     sampler: Annotated[str, _one_of(SAMPLERS)] = "tpe"
     pruner: Annotated[str, _one_of(PRUNERS)] = "median"
     order: Annotated[Literal["joint"], _one_of(("joint",))] = "joint"
-    trials: int = Field(40, ge=1)
-    timeout: float | None = Field(None, gt=0.0)
-    seed: int = Field(0, ge=0, lt=2**31)
+    trials: Annotated[int, _single(True, 1)] = 40
+    timeout: Annotated[float | None, _single(False, 0, low_open=True, optional=True)] = None
+    seed: Annotated[int, _single(True, 0, 2**31 - 1)] = 0
 
 
 class StudyConfig(_Section):
@@ -276,6 +362,7 @@ class StudyConfig(_Section):
     weights: Name = "hub"
     data: DataConfig = Field(default_factory=DataConfig)
     space: SpaceConfig = Field(default_factory=SpaceConfig)
+    baseline: BaselineConfig = Field(default_factory=BaselineConfig)
     search: SearchConfig = Field(default_factory=SearchConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     storage: Name = "sqlite:///storage/autotune.db"

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.message}"
+        return hide_passwords(f"{self.key}: {self.message}")
 
 
 class ConfigError(UserError):
@@ -68,7 +69,7 @@ class ConfigError(UserError):
         self.source = source
         self.problems = tuple(problems)
         count = len(self.problems)
-        title = f"{source}: {count} mistake{'s' if count != 1 else ''}"
+        title = hide_passwords(f"{source}: {count} mistake{'s' if count != 1 else ''}")
         super().__init__("\n".join([title, *(f"  {problem}" for problem in self.problems)]))
 
 
@@ -123,7 +124,26 @@ def nearest(name: str, names: Iterable[str]) -> str:
         A sentence such as ``did you mean 'digits'?``, or an empty string when nothing is near.
     """
     near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    likeness = [difflib.SequenceMatcher(None, one, name).ratio() for one in near]
+    near = [one for one, like in zip(near, likeness, strict=True) if like > likeness[0] - 0.15]
     return f"did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
+
+
+def in_yaml(value: object) -> str:
+    """Show a value of a study file as the file has it: ``true``, ``null``, ``'text'``."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def hide_passwords(text: str) -> str:
+    """Return a text in which the passwords of URLs are ``***``.
+
+    Args:
+        text: Anything that may quote a storage URL, well-formed or not.
+    """
+    text = re.sub(r"(:/+[^\s:/]*:)\S*@", r"\1***@", text)
+    return re.sub(r"(password=)[^&\s'\"]+", r"\1***", text)
 
 
 def join_sentences(*sentences: str) -> str:

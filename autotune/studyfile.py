@@ -6,8 +6,11 @@ path of a file. Overrides are ``dotted.key=value`` with the value in YAML.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from autotune.config import StudyConfig
-from autotune.errors import ConfigError, Problem, StudyError, join_sentences, nearest
+from autotune.config import MAX_NAME, SAMPLERS, StudyConfig
+from autotune.errors import ConfigError, Problem, StudyError, in_yaml, join_sentences, nearest
 
 #: A change of one of these keys makes another study, and the study's name says so.
 NAMING_KEYS = ("dataset", "backbone", "search.sampler")
@@ -29,6 +32,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # refused below
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is given twice", key_node.start_mark
@@ -63,9 +68,11 @@ def find_study_file(study: str) -> Path:
     known = presets()
     if study in known:
         return known[study]
-    path = Path(study).expanduser()
-    if path.is_file():
-        return path
+    path = Path(study)
+    with suppress(OSError, RuntimeError, ValueError):  # no home, too long, not a path at all
+        path = path.expanduser()
+        if path.is_file():
+            return path
     rule = f"no study file {study!r}: " + (
         "there is no such file"
         if path.suffix in (".yaml", ".yml")
@@ -75,19 +82,24 @@ def find_study_file(study: str) -> Path:
 
 
 def _yaml_files_beside(path: Path) -> Iterator[str]:
-    if path.parent.is_dir():
-        yield from (str(path.parent / one.name) for one in path.parent.glob("*.y*ml"))
+    with suppress(OSError, ValueError):
+        for one in sorted(path.parent.glob("*")):
+            if one.suffix in (".yaml", ".yml"):
+                yield str(path.parent / one.name)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a study file.
 
     Raises:
-        ConfigError: When the file is not YAML or does not hold a mapping.
+        ConfigError: When the file cannot be read, is not YAML or does not hold a mapping.
     """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}"
+        raise ConfigError(str(path), [Problem("(file)", reason)]) from error
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML lets the ValueError of a date through
         message = " ".join(str(error).split())
         raise ConfigError(
             str(path), [Problem("(file)", f"is not valid YAML: {message}")]
@@ -110,12 +122,12 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            problems.append(Problem(override, "an override must read key=value"))
+            problems.append(Problem(override.strip() or "''", "an override must read key=value"))
             continue
         try:
             parsed[key.strip()] = yaml.load(text, Loader=_UniqueKeyLoader)
-        except yaml.YAMLError:
-            problems.append(Problem(key, f"must be a YAML value, but got {text!r}"))
+        except (yaml.YAMLError, ValueError):
+            problems.append(Problem(key.strip(), f"must be a YAML value, but got {text!r}"))
     if problems:
         raise ConfigError("command line", problems)
     return parsed
@@ -170,25 +182,32 @@ def study_name(base: Mapping[str, Any], overrides: Mapping[str, Any], stem: str)
     ``digits`` run with ``search.sampler=gp`` becomes ``digits-gp``. A file without a name takes
     that of its data set, so that ``folder`` run on ``photos/ants`` becomes ``ants``.
     """
-    name = overrides.get("name") or base.get("name")
     if overrides.get("name"):
-        return str(name)
+        return str(overrides["name"])
+    name = base.get("name")
+    values = apply_overrides(base, overrides)
     parts = [str(name)] if name else []
     for key in NAMING_KEYS:
-        value = _lookup(overrides, base, key)
-        given = key in overrides and overrides[key] != _dotted(base, key)
-        if isinstance(value, str) and (given or (key == "dataset" and not name)):
-            parts.append(slug(Path(value.rstrip("/")).name if key == "dataset" else value))
-    return "-".join(part for part in parts if part) or slug(stem)
+        value, before = _dotted(values, key), _dotted(base, key)
+        if before is None and key == "search.sampler":
+            before = SAMPLERS[0]
+        if isinstance(value, str) and (value != before or (key == "dataset" and not name)):
+            parts.append(slug(_folder_name(value) if key == "dataset" else value))
+    joined = "-".join(part for part in parts if part)
+    # A name that was given is checked as it is; one made of a folder's name has to fit.
+    return joined if name else slug((joined or slug(stem) or "study")[:MAX_NAME])
+
+
+def _folder_name(dataset: str) -> str:
+    """Return the last part of a path; that of ``.`` is the name of the working directory."""
+    name = Path(dataset).name
+    return name if name not in ("", "..") else Path(os.path.abspath(dataset)).name
 
 
 def slug(text: str) -> str:
-    """Turn any text into characters that a study's name may have."""
-    return re.sub(r"[^A-Za-z0-9._+]+", "-", text).strip("-._+")
-
-
-def _lookup(overrides: Mapping[str, Any], base: Mapping[str, Any], key: str) -> Any:
-    return overrides[key] if key in overrides else _dotted(base, key)
+    """Turn any text into characters that a study's name may have; letters lose their accents."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._+]+", "-", plain).strip("-._+")
 
 
 def _dotted(values: Any, key: str) -> Any:
@@ -218,18 +237,18 @@ def _problem(error: ErrorDetails) -> Problem:
     key = ".".join(location)
     value = error["input"]
     kind = error["type"]
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "invalid_key"):
         return Problem(key, _unknown_key(location))
     if kind == "missing":
         return Problem(key, "is required, but the file does not give it")
     if kind == "value_error":
         return Problem(key, str(error["ctx"]["error"]))
     if kind in ("model_type", "model_attributes_type"):
-        return Problem(key, f"must hold keys of its own, but got {value!r}")
-    message = error["msg"].replace("Input should be", "must be")
-    message = message.replace(", unable to parse string as a number", "")
-    message = message.replace(", unable to parse string as an integer", "")
-    return Problem(key, f"{message}, but got {value!r}")
+        return Problem(key, f"must hold keys of its own, but got {in_yaml(value)}")
+    if kind == "string_type":
+        quotes = "" if value is None else "; put it in quotes"
+        return Problem(key, f"must be text, but got {in_yaml(value)}{quotes}")
+    return Problem(key, f"{error['msg']}, but got {in_yaml(value)}")
 
 
 def _unknown_key(location: Sequence[str]) -> str:
@@ -239,13 +258,25 @@ def _unknown_key(location: Sequence[str]) -> str:
         assert isinstance(inner, type) and issubclass(inner, BaseModel)
         model = inner
     name = location[-1]
-    elsewhere = [key for key in all_keys() if key.rsplit(".", 1)[-1] == name]
-    hint = f"did you mean {elsewhere[0]!r}?" if elsewhere else nearest(name, model.model_fields)
+    known = {key: None for one in all_keys() for key in _with_sections(one)}
+    elsewhere = [key for key in known if key.rsplit(".", 1)[-1] == name]
+    if "." in name and name in known:
+        hint = f"in a file, write {name.replace('.', ': {')}: ...{'}' * name.count('.')}"
+    elif elsewhere:
+        hint = f"did you mean {' or '.join(repr(key) for key in elsewhere)}?"
+    else:
+        hint = nearest(name, model.model_fields)
     where = ".".join(location[:-1]) or "a study file"
     return join_sentences(
         f"unknown key; {where} has {', '.join(model.model_fields)}",
         hint,
     )
+
+
+def _with_sections(key: str) -> Iterator[str]:
+    """Yield ``a``, ``a.b`` and ``a.b.c`` for ``a.b.c``."""
+    parts = key.split(".")
+    yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
 
 
 def all_keys(model: type[BaseModel] = StudyConfig, prefix: str = "") -> Iterator[str]:

@@ -1,0 +1,48 @@
+"""Fixtures of all rooms."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import sqlalchemy
+from hypothesis import settings
+from sqlalchemy.pool import Pool
+
+from tests.support.postgres import Server, start_server
+
+# Examples are the same on every run, and a slow machine is no failure.
+settings.register_profile("autotune", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("autotune")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A Postgres server, started when the first test asks for it (once per xdist worker)."""
+    with start_server() as server:
+        yield server
+
+
+@pytest.fixture
+def closed_connections() -> Iterator[None]:
+    """Close what pools have opened by the end of a test: Optuna's storages have no ``close``."""
+    opened: list[Any] = []
+
+    def note(connection: Any, _record: object) -> None:
+        opened.append(connection)
+
+    sqlalchemy.event.listen(Pool, "connect", note)
+    yield
+    sqlalchemy.event.remove(Pool, "connect", note)
+    for connection in opened:
+        with suppress(sqlite3.ProgrammingError):  # opened in another thread
+            connection.close()
+
+
+@pytest.fixture
+def postgres_url(postgres: Server, closed_connections: None) -> str:
+    """The URL of a fresh database."""
+    return postgres.fresh_database()

@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune.config import OBJECTIVES, OPTIMIZERS, POOLS, PRUNERS, SAMPLERS, StudyConfig
+from autotune.errors import ConfigError
+from autotune.studyfile import all_keys, apply_overrides, check
+
+MINIMAL = {"dataset": "digits", "backbone": "resnet18"}
+
+#: Key -> (values that are accepted, and what they become; values that are refused).
+KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
+    "name": ([("a-B_1.2+3", "a-B_1.2+3"), (None, None)], ["", "-a", "a b", "a/b", "x" * 101, 3]),
+    "description": ([("", ""), ("What?", "What?")], [None, 3]),
+    "dataset": ([("photos/ants", "photos/ants")], ["", "  ", None, 3, ["a"]]),
+    "backbone": ([("resnet18", "resnet18")], ["", None, 18, ["a", "b"]]),
+    "weights": ([("none", "none"), ("my.pth", "my.pth")], ["", None, False]),
+    "data.validation": ([(0.1, 0.1), ("1e-1", 0.1)], [0, 1, -0.1, True, None, "x", math.nan]),
+    "data.test": ([(0.999, 0.999)], [0, 1, True, [0.1]]),
+    "data.train_per_class": ([(None, None), (1, 1), (20.0, 20)], [0, 1.5, True, "many"]),
+    "data.seed": ([(0, 0), (2**32 - 1, 2**32 - 1)], [-1, 2**32, None, True]),
+    "data.image_size": ([(None, None), (8, 8), (4096, 4096)], [7, 4097, 32.5, [32, 32]]),
+    "data.unreadable_limit": ([(0, 0.0), (0.5, 0.5)], [-0.1, 1, True]),
+    "space.depth": ([(0, 0), ([0, 3], [0, 3])], [-1, 1.5, True, None, "all", [], [1, 1.0]]),
+    "space.layers.kernel": ([("keep", "keep"), (["keep"], ["keep"])], [3, None, ["keep", 3]]),
+    "space.layers.width": ([("keep", "keep")], [0.5, {"low": 1, "high": 2}]),
+    "space.layers.activation": ([("keep", "keep")], ["relu"]),
+    "space.layers.pool": ([("keep", "keep")], ["max"]),
+    "space.layers.drop": ([("keep", "keep")], [0.1]),
+    "space.head.hidden_layers": ([(3, 3), ([0, 2], [0, 2])], [4, -1, True]),
+    "space.head.units": ([(1, 1), ([64, 128.0], [64, 128])], [0, 65537, "big", [64, 64]]),
+    "space.head.dropout": ([(0, 0.0), ([0, 0.5], [0.0, 0.5])], [0.96, -0.1, [0, 0.0]]),
+    "space.head.pool": ([(one, one) for one in POOLS], ["mean", None, ["avg", "avg"], []]),
+    "space.training.optimizer": ([(one, one) for one in OPTIMIZERS], ["adam", None, 1]),
+    "space.training.lr": ([("1e-4", 1e-4), (100, 100.0)], [0, -1, 101, "fast", math.inf, False]),
+    "space.training.layer_decay": ([(1, 1.0), (0.5, 0.5)], [0, 1.1]),
+    "space.training.weight_decay": ([(0, 0.0), (10, 10.0)], [-1e-9, 10.1]),
+    "space.training.label_smoothing": ([(0.9, 0.9)], [1, -0.1]),
+    "baseline.optimizer": ([(None, None), ("sgd", "sgd")], ["adam", ["sgd", "adamw"]]),
+    "baseline.lr": ([(None, None), ("3e-2", 0.03), (1, 1.0)], [0, 101, True, [0.1, 0.2]]),
+    "baseline.weight_decay": ([(None, None), (0, 0.0)], [-1, 10.1, {"low": 0, "high": 1}]),
+    "baseline.label_smoothing": ([(None, None), (0.9, 0.9)], [1, True]),
+    "search.sampler": ([(one, one) for one in SAMPLERS], ["grid", None, ["tpe", "gp"], 1]),
+    "search.pruner": ([*((one, one) for one in PRUNERS), (None, "none")], ["medium", False]),
+    "search.order": ([("joint", "joint")], ["greedy", None]),
+    "search.trials": ([(1, 1), (10**9, 10**9)], [0, -1, 1.5, True, None]),
+    "search.timeout": ([(None, None), (60, 60.0), ("1e3", 1000.0)], [0, -1, True, "1h"]),
+    "search.seed": ([(0, 0), (2**31 - 1, 2**31 - 1)], [-1, 2**31, None]),
+    "training.epochs": ([(1, 1), (20.0, 20), ("20", 20)], [0, 100001, 1.5, True, 10**400]),
+    "training.batch_size": ([(2, 2)], [0, 1, 65537, False]),
+    "training.objective": ([(one, one) for one in OBJECTIVES], ["acc", None]),
+    "training.views": ([(1, 1), (1024, 1024)], [0, 1025]),
+    "training.warmup": ([(0, 0.0), (0.9, 0.9)], [1, -0.1]),
+    "training.clip_norm": ([(None, None), (1, 1.0)], [0, -1, True]),
+    "training.ema": ([(None, None), (0.99, 0.99)], [0, 1]),
+    "training.amp": ([("auto", "auto"), (False, "off"), ("fp16", "fp16")], ["on", True, None]),
+    "training.augment.crop": ([(1, 1.0)], [0, 1.1]),
+    "training.augment.flip": ([(0, 0.0), (1, 1.0)], [-0.1, 1.1, True]),
+    "training.augment.rotate": ([(180, 180.0)], [-1, 181]),
+    "training.augment.jitter": ([(1, 1.0)], [-0.1, 1.1]),
+    "storage": ([("sqlite:///a.db", "sqlite:///a.db")], ["", None, 3]),
+    "files": ([(None, None), ("/shared", "/shared")], [3]),
+}
+RANGES: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
+    ("space.depth", {"low": 0, "high": 5}, {"low": 0, "high": 5}),
+    ("space.depth", {"low": 2, "high": 8, "step": 3}, {"low": 2, "high": 8, "step": 3}),
+    ("space.depth", {"low": 1, "high": 8, "log": True}, {"low": 1, "high": 8, "log": True}),
+    ("space.training.lr", {"low": "1e-4", "high": 1}, {"low": 1e-4, "high": 1.0}),
+    (
+        "space.head.dropout",
+        {"low": 0, "high": 0.8, "step": 0.1},
+        {"low": 0.0, "high": 0.8, "step": 0.1},
+    ),
+    ("space.head.dropout", {"low": 0, "high": 0.8, "step": None}, {"low": 0.0, "high": 0.8}),
+    ("space.training.lr", {"low": 0.1, "high": 1, "log": False}, {"low": 0.1, "high": 1.0}),
+    ("space.depth", {"low": 3, "high": 3}, {"low": 3, "high": 3}),
+    ("space.depth", {"low": 3}, None),
+    ("space.depth", {}, None),
+    ("space.depth", {"low": 5, "high": 3}, None),
+    ("space.depth", {"low": 0, "high": 5, "log": True}, None),
+    ("space.depth", {"low": 0, "high": 5, "step": 2}, None),
+    ("space.depth", {"low": 0, "high": 5, "step": 1.5}, None),
+    ("space.depth", {"low": 0, "high": 5, "step": 0}, None),
+    ("space.depth", {"low": 0, "high": 5, "step": True}, None),
+    ("space.depth", {"low": 0, "hi": 5}, None),
+    ("space.head.dropout", {"low": 0, "high": 0.85, "step": 0.1}, None),
+    ("space.head.dropout", {"low": 0, "high": 0.8, "step": 1e-40}, None),
+    ("space.training.lr", {"low": 0.1, "high": 1, "log": True, "step": 0.1}, None),
+    ("space.training.lr", {"low": 0.1, "high": 1, "log": "yes"}, None),
+    ("space.training.lr", {"low": 0, "high": 1}, None),
+    ("space.training.lr", {"low": None, "high": 1}, None),
+    ("space.head.pool", {"low": "avg", "high": "max"}, None),
+]
+
+
+def load(**overrides: Any) -> StudyConfig:
+    return check(apply_overrides(MINIMAL, overrides), "file")
+
+
+def value_of(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal, and of the same types: 1 is not 1.0 here."""
+    return json.dumps(one) == json.dumps(other)
+
+
+def test_every_key_is_covered_here() -> None:
+    assert list(KEYS) == list(all_keys())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "becomes"),
+    [(key, *pair) for key, (accepted, _) in KEYS.items() for pair in accepted],
+)
+def test_accepted(key: str, value: Any, becomes: Any) -> None:
+    assert same(value_of(load(**{key: value}), key), becomes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, (_, refused) in KEYS.items() for value in refused]
+)
+def test_refused_in_one_line_that_names_the_key(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(**{key: value})
+    [problem] = caught.value.problems
+    assert problem.key == key
+    assert problem.message
+    assert "\n" not in problem.message
+    assert "Input" not in problem.message
+
+
+@pytest.mark.parametrize(("key", "value", "becomes"), RANGES)
+def test_ranges(key: str, value: dict[str, Any], becomes: dict[str, Any] | None) -> None:
+    if becomes is not None:
+        assert same(value_of(load(**{key: value}), key), becomes)
+        return
+    with pytest.raises(ConfigError) as caught:
+        load(**{key: value})
+    assert [problem.key for problem in caught.value.problems] == [key]
+
+
+def test_all_mistakes_at_once() -> None:
+    text = """
+        dataset: ''
+        space:
+          depth: {low: 0, high: 5, stop: 2}
+          head:
+            dropout: {low: 0.0, high: 0.85, step: 0.1}
+            units: [64, 128, 64]
+            pool: [avg, maxx]
+          training:
+            lr: {low: 0.0, high: 1.0, log: true}
+            optimizer: adam
+        search: {sampler: tpee, trials: 0, prunner: median}
+        training:
+          objective: accurracy
+          epochs: true
+          augment:
+        lr: 0.1
+        bakbone: resnet18
+    """
+    with pytest.raises(ConfigError) as caught:
+        check(yaml.safe_load(text), "my.yaml")
+    assert str(caught.value) == (
+        "my.yaml: 16 mistakes\n"
+        "  dataset: must not be empty\n"
+        "  backbone: is required, but the file does not give it\n"
+        "  space.depth: a range has the keys low, high, step, log, but got 'stop'; did you mean "
+        "'step'?\n"
+        "  space.head.units: the values of a choice must differ, but got 64 twice\n"
+        "  space.head.dropout: high must be low plus whole steps of 0.1, but got 0.85; the "
+        "nearest below is 0.8\n"
+        "  space.head.pool: must be one of keep, avg, max, avgmax, but got 'maxx'; did you mean "
+        "'max'?\n"
+        "  space.training.optimizer: must be one of adamw, sgd, adagrad, but got 'adam'; did you "
+        "mean 'adamw'?\n"
+        "  space.training.lr: low must be a number above 0 and at most 100, but got 0.0\n"
+        "  search.sampler: must be one of tpe, gp, random, but got 'tpee'; did you mean 'tpe'?\n"
+        "  search.trials: must be a whole number of at least 1, but got 0\n"
+        "  search.prunner: unknown key; search has sampler, pruner, order, trials, timeout, seed; "
+        "did you mean 'pruner'?\n"
+        "  training.epochs: must be a whole number of at least 1 and at most 100000, but got "
+        "true\n"
+        "  training.objective: must be one of accuracy, balanced_accuracy, macro_f1, log_loss, "
+        "but got 'accurracy'; did you mean 'accuracy'?\n"
+        "  training.augment: must hold keys of its own, but got null\n"
+        "  lr: unknown key; a study file has name, description, dataset, backbone, weights, data, "
+        "space, baseline, search, training, storage, files; did you mean 'space.training.lr' or "
+        "'baseline.lr'?\n"
+        "  bakbone: unknown key; a study file has name, description, dataset, backbone, weights, "
+        "data, space, baseline, search, training, storage, files; did you mean 'backbone'?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("dataset", 2024, "must be text, but got 2024; put it in quotes"),
+        ("dataset", None, "must be text, but got null"),
+        ("search.timeout", 0, "must be a number above 0, but got 0"),
+        ("data.test", 1, "must be a number above 0 and below 1, but got 1"),
+        ("space.layers.kernel", 3, "must be keep, but got 3"),
+        ("space.depth", [], "a choice needs at least one value, but got an empty list"),
+        (
+            "space.depth",
+            {"low": 0, "high": 5, "step": 9},
+            "high must be low plus whole steps of 9, but got 5; one step is more",
+        ),
+        (
+            "name",
+            "my study",
+            "a study's name has up to 100 letters, digits and . _ + - and starts with a letter "
+            "or digit, but got 'my study'",
+        ),
+        (
+            "augment",
+            {},
+            "unknown key; a study file has name, description, dataset, backbone, weights, data, "
+            "space, baseline, search, training, storage, files; did you mean 'training.augment'?",
+        ),
+        (
+            "seed",
+            1,
+            "unknown key; a study file has name, description, dataset, backbone, weights, data, "
+            "space, baseline, search, training, storage, files; did you mean 'data.seed' or "
+            "'search.seed'?",
+        ),
+    ],
+)
+def test_messages(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(**{key: value})
+    assert str(caught.value) == f"file: 1 mistake\n  {key}: {message}"
+
+
+def test_keys_that_are_no_text_or_have_dots() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check({**MINIMAL, 1: 2, "search.sampler": "gp"}, "file")
+    assert [problem.key for problem in caught.value.problems] == ["1", "search.sampler"]
+    assert str(caught.value).endswith("in a file, write search: {sampler: ...}")
+
+
+def test_a_configuration_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load().search.trials = 3  # type: ignore[misc]
+
+
+def test_the_definition_leaves_out_what_may_change() -> None:
+    here = load(**{"search.trials": 3, "storage": "sqlite:///a.db", "name": "a"})
+    there = load(**{"search.timeout": 9, "files": "/x", "description": "?"})
+    assert here.definition() == there.definition()
+    assert load(**{"search.seed": 1}).definition() != here.definition()
+
+
+def numbers(low: float, high: float, integer: bool) -> st.SearchStrategy[Any]:
+    if integer:
+        one: st.SearchStrategy[Any] = st.integers(int(low), int(high))
+    else:
+        one = st.floats(low, high, allow_nan=False) | st.integers(math.ceil(low), math.floor(high))
+    pair = st.tuples(one, one).map(sorted)
+    ranges = st.builds(
+        lambda ends, log: {
+            "low": ends[0],
+            "high": ends[1],
+            **({"log": True} if log and ends[0] > 0 else {}),
+        },
+        pair,
+        st.booleans(),
+    )
+    return one | st.lists(one, min_size=1, max_size=4, unique=True) | ranges
+
+
+def names(allowed: tuple[str, ...]) -> st.SearchStrategy[Any]:
+    one = st.sampled_from(allowed)
+    return one | st.lists(one, min_size=1, unique=True)
+
+
+overrides = st.fixed_dictionaries(
+    {},
+    optional={
+        "space.depth": numbers(0, 12, True),
+        "space.head.hidden_layers": numbers(0, 3, True),
+        "space.head.units": numbers(1, 2048, True),
+        "space.head.dropout": numbers(0, 0.95, False),
+        "space.head.pool": names(POOLS),
+        "space.training.optimizer": names(OPTIMIZERS),
+        "space.training.lr": numbers(1e-9, 100, False),
+        "space.training.layer_decay": numbers(1e-9, 1, False),
+        "space.training.weight_decay": numbers(0, 10, False),
+        "baseline.lr": st.none() | st.floats(1e-6, 100),
+        "baseline.optimizer": st.none() | st.sampled_from(OPTIMIZERS),
+        "search.sampler": st.sampled_from(SAMPLERS),
+        "search.pruner": st.sampled_from((*PRUNERS, None)),
+        "training.epochs": st.integers(1, 1000),
+        "training.clip_norm": st.none() | st.floats(0.1, 10),
+        "training.amp": st.sampled_from(("auto", False, "bf16")),
+    },
+)
+
+
+@given(overrides)
+def test_a_definition_comes_back_as_it_was(given: dict[str, Any]) -> None:
+    config = load(**given)
+    stored = json.loads(json.dumps(config.definition()))
+    again = StudyConfig.model_validate(
+        {
+            **stored,
+            "search": {
+                **stored["search"],
+                "trials": config.search.trials,
+                "timeout": config.search.timeout,
+            },
+        }
+    )
+    assert again == config
+    assert same(again.definition(), config.definition())
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["low", "high", "step", "log", "head", "lr"]) | st.integers(),
+                inner,
+                max_size=4,
+            )
+        ),
+        max_leaves=6,
+    ),
+    st.sampled_from([*KEYS, "space", "search", "training.augment", "data", "other"]),
+)
+def test_whatever_a_file_says_is_accepted_or_refused_with_its_key(value: Any, key: str) -> None:
+    try:
+        load(**{key: value})
+    except ConfigError as error:
+        assert all(problem.key.startswith(key) for problem in error.problems)

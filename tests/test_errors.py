@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from autotune import errors
+from autotune.errors import (
+    AutotuneError,
+    ConfigError,
+    DiskFullError,
+    Problem,
+    UserError,
+    disk_full_as_user_error,
+    hide_passwords,
+    in_yaml,
+    join_sentences,
+    nearest,
+)
+
+
+def classes() -> list[type[Exception]]:
+    return [
+        one
+        for one in vars(errors).values()
+        if isinstance(one, type) and issubclass(one, Exception)
+    ]
+
+
+def test_the_tree_is_the_one_in_the_docstring() -> None:
+    assert errors.__doc__ is not None
+    drawn: dict[str, str] = {}
+    above: list[tuple[int, str]] = []
+    for line in errors.__doc__.splitlines():
+        words = line.strip(" │├└─").split()
+        if words and words[0] in {one.__name__ for one in classes()} and line.startswith("    "):
+            indent = line.index(words[0])
+            above = [(depth, name) for depth, name in above if depth < indent]
+            drawn[words[0]] = above[-1][1] if above else "Exception"
+            above.append((indent, words[0]))
+    assert drawn == {one.__name__: one.__bases__[0].__name__ for one in classes()}
+
+
+@pytest.mark.parametrize("kind", classes(), ids=lambda kind: kind.__name__)
+def test_the_user_s_mistakes_exit_with_2_and_all_others_with_1(kind: type[AutotuneError]) -> None:
+    assert kind.exit_code == (2 if issubclass(kind, UserError) else 1)
+
+
+def test_all_problems_are_in_the_message() -> None:
+    error = ConfigError("my.yaml", [Problem("a.b", "must be 1"), Problem("c", "is required")])
+    assert str(error) == "my.yaml: 2 mistakes\n  a.b: must be 1\n  c: is required"
+    assert str(ConfigError("my.yaml", [Problem("a", "x")])).startswith("my.yaml: 1 mistake\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://u:secret@h/db", "postgresql://u:***@h/db"),
+        (
+            "storage='postgresql://u:sec@ret@h/db' and more",
+            "storage='postgresql://u:***@h/db' and more",
+        ),
+        ("postgresql://u@corp:secret@h/db", "postgresql://u@corp:***@h/db"),
+        ("postgresql://:secret@h/db", "postgresql://:***@h/db"),
+        ("postgresql:/u:secret@h/db", "postgresql:/u:***@h/db"),
+        (
+            "postgresql://h/db?user=u&password=secret&x=1",
+            "postgresql://h/db?user=u&password=***&x=1",
+        ),
+        ("sqlite:///a/b.db", "sqlite:///a/b.db"),
+        ("hf://owner/name", "hf://owner/name"),
+    ],
+)
+def test_passwords_are_hidden(text: str, shown: str) -> None:
+    assert hide_passwords(text) == shown
+    assert str(ConfigError(text, [Problem("k", text)])) == f"{shown}: 1 mistake\n  k: {shown}"
+
+
+def test_values_are_shown_as_yaml_has_them() -> None:
+    assert [in_yaml(one) for one in (True, False, None, "x", 1, 0.5)] == [
+        "true",
+        "false",
+        "null",
+        "'x'",
+        "1",
+        "0.5",
+    ]
+
+
+def test_nearest_names() -> None:
+    assert nearest("digts", ["digits", "photos"]) == "did you mean 'digits'?"
+    assert nearest("xyz", ["digits", "photos"]) == ""
+    assert join_sentences("no such thing", "", "did you mean 'a'?") == (
+        "no such thing; did you mean 'a'?"
+    )
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_names_the_folder(code: int) -> None:
+    message = "no space left on the disk of /data"
+    with pytest.raises(DiskFullError, match=message), disk_full_as_user_error("/data"):
+        raise OSError(code, "full")
+
+
+def test_other_errors_of_the_system_pass() -> None:
+    with pytest.raises(PermissionError), disk_full_as_user_error("/data"):
+        raise PermissionError(errno.EACCES, "no")

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
+
+numbers = st.floats(0, 1e6, allow_nan=False)
+plans = st.integers(0, 8).flatmap(
+    lambda depth: st.builds(
+        TrialPlan,
+        backbone=st.text(min_size=1),
+        depth=st.just(depth),
+        layers=st.just((LayerPlan(),) * depth),
+        head=st.builds(
+            HeadPlan,
+            hidden=st.lists(
+                st.builds(HiddenLayer, units=st.integers(1, 4096), dropout=numbers), max_size=3
+            ).map(tuple),
+            pool=st.sampled_from(["keep", "avg", "max", "avgmax"]),
+        ),
+        policy=st.builds(
+            TrainingPolicy,
+            optimizer=st.sampled_from(["adamw", "sgd", "adagrad"]),
+            lr=numbers,
+            layer_decay=numbers,
+            weight_decay=numbers,
+            label_smoothing=numbers,
+        ),
+    )
+)
+
+
+@given(plans)
+def test_json_out_and_in_again(plan: TrialPlan) -> None:
+    text = json.dumps(plan.to_json())
+    again = TrialPlan.from_json(json.loads(text))
+    assert again == plan
+    assert hash(again) == hash(plan)
+    assert json.dumps(again.to_json()) == text
+
+
+@given(plans)
+def test_in_words_is_one_line(plan: TrialPlan) -> None:
+    assert "\n" not in plan.in_words()
+    assert plan.policy.optimizer in plan.in_words()
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (TrialPlan("r"), "backbone locked, linear head, adamw lr 0.003"),
+        (
+            TrialPlan("r", 1, (LayerPlan(),), policy=TrainingPolicy("sgd", 0.1)),
+            "last layer tuned, linear head, sgd lr 0.1",
+        ),
+        (
+            TrialPlan(
+                "r",
+                2,
+                (LayerPlan(),) * 2,
+                HeadPlan((HiddenLayer(512, 0.3), HiddenLayer(128)), "avgmax"),
+                TrainingPolicy(lr=1e-4, layer_decay=0.75),
+            ),
+            "last 2 layers tuned, head 512 (dropout 0.3) + 128, avgmax pooling, "
+            "adamw lr 0.0001, layer decay 0.75",
+        ),
+        (
+            TrialPlan("r", policy=TrainingPolicy(layer_decay=0.5)),
+            "backbone locked, linear head, adamw lr 0.003",
+        ),
+    ],
+)
+def test_in_words(plan: TrialPlan, words: str) -> None:
+    assert plan.in_words() == words
+
+
+def test_a_plan_is_frozen() -> None:
+    plan = TrialPlan("r")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.depth = 1  # type: ignore[misc]
+    assert {plan, TrialPlan("r")} == {plan}
+
+
+def test_from_json_refuses_what_no_plan_has() -> None:
+    values = TrialPlan("r", 1, (LayerPlan(),)).to_json()
+    with pytest.raises(TypeError):
+        TrialPlan.from_json({**values, "policy": {**values["policy"], "speed": 1}})
+    with pytest.raises(TypeError):
+        TrialPlan.from_json({**values, "layers": [{"size": 3}]})
+    del values["head"]
+    with pytest.raises(KeyError):
+        TrialPlan.from_json(values)

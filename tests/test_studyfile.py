@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from autotune.config import StudyConfig
+from autotune.errors import ConfigError, StudyError
+from autotune.studyfile import (
+    all_keys,
+    apply_overrides,
+    find_study_file,
+    load_study_file,
+    parse_overrides,
+    presets,
+    presets_folder,
+    read_yaml,
+    slug,
+    study_name,
+)
+
+MINIMAL = "dataset: photos/ants\nbackbone: resnet18\n"
+STUDIES = sorted(presets_folder().rglob("*.y*ml"))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+# Shipped files
+
+
+def test_there_are_study_files() -> None:
+    assert len(STUDIES) >= 2
+    assert {"digits", "folder"} <= presets().keys()
+    assert all(path.suffix == ".yaml" for path in STUDIES)
+    assert all(path.is_file() for path in presets().values())
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_file_loads_and_says_what_it_is(path: Path) -> None:
+    config = load_study_file(str(path))
+    assert isinstance(config, StudyConfig)
+    assert config.description
+    assert config.name
+
+
+def test_the_commented_study_file_shows_every_key_but_those_that_have_no_use_yet() -> None:
+    text = presets()["folder"].read_text()
+    shown = {key for key in all_keys() if f"{key.rsplit('.', 1)[-1]}:" in text}
+    assert {key for key in set(all_keys()) - shown if not key.startswith("space.layers.")} == {
+        "search.order"
+    }
+
+
+# Finding and reading
+
+
+def test_a_preset_comes_before_a_file_and_a_path_is_a_path(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(study.parent)
+    (study.parent / "digits").mkdir()
+    assert find_study_file("digits") == presets()["digits"]
+    assert find_study_file("mine.yaml") == Path("mine.yaml")
+    monkeypatch.setenv("HOME", str(study.parent))
+    assert find_study_file("~/mine.yaml") == study
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digts", "no study file 'digts': the presets are .*; did you mean 'digits'"),
+        ("mnie.yaml", "no study file 'mnie.yaml': there is no such file; .*'mine.yaml'"),
+        ("mine", "did you mean 'mine.yaml'"),
+        ("", "no study file ''"),
+        ("x" * 5000, "no study file"),
+        ("~nobody-here/x.yaml", "there is no such file"),
+        ("a\0b", "no study file"),
+        (".", "no study file '.'"),
+    ],
+)
+def test_a_missing_file_is_told_with_the_nearest_name(
+    name: str, message: str, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(study.parent)
+    with pytest.raises(StudyError, match=message):
+        load_study_file(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must hold keys such as 'dataset:' and 'backbone:'"),
+        ("- a\n- b\n", "must hold keys such as"),
+        ("just text", "must hold keys such as"),
+        ("a: [1", "is not valid YAML: while parsing a flow sequence"),
+        ("a: 1\na: 2\n", "the key 'a' is given twice in .*, line 2, column 1"),
+        ("search: {seed: 1, seed: 1}\n", "the key 'seed' is given twice"),
+        ("? [1, 2]\n: 3\n", "is not valid YAML: .*unhashable key"),
+        ("dataset: 2024-99-99\n", "is not valid YAML: month must be in 1..12"),
+        ("a: !!python/object:os.system x\n", "is not valid YAML: could not determine"),
+        ("a: &x [*x]\nb: \x00", "is not valid YAML"),
+    ],
+)
+def test_what_is_no_study_file(text: str, message: str, study: Path) -> None:
+    study.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_study_file(str(study))
+    assert str(caught.value).startswith(f"{study}: 1 mistake\n  (file): ")
+
+
+def test_other_encodings_and_folders(study: Path) -> None:
+    study.write_bytes("description: é".encode("latin-1"))
+    with pytest.raises(ConfigError, match="is not valid YAML: 'utf-8' codec can't decode"):
+        load_study_file(str(study))
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        read_yaml(study.parent)
+
+
+def test_merge_keys_and_anchors_are_plain_yaml(study: Path) -> None:
+    study.write_text(MINIMAL + "search: &s {seed: 1}\n")
+    assert load_study_file(str(study)).search.seed == 1
+
+
+def test_the_values_of_yaml(study: Path) -> None:
+    study.write_text(
+        MINIMAL + "search: {pruner: null, timeout: ~}\n"
+        "training: {amp: off, clip_norm: null}\n"
+        "space: {training: {lr: {low: 1e-4, high: 1e-1, log: true}}}\n"
+    )
+    config = load_study_file(str(study))
+    assert config.search.pruner == "none"
+    assert config.training.amp == "off"
+    assert config.space.training.lr == {"low": 1e-4, "high": 0.1, "log": True}
+
+
+# Overrides
+
+
+def test_overrides_replace_values_sections_and_nothing_else(study: Path) -> None:
+    study.write_text(MINIMAL + "search: {trials: 7, seed: 3}\nspace: {depth: 3}\n")
+    config = load_study_file(
+        str(study), ["search.trials=9", "space={head: {units: [1, 2]}}", "files=/x=y"]
+    )
+    assert (config.search.trials, config.search.seed) == (9, 3)
+    assert config.space.depth == 0
+    assert config.space.head.units == [1, 2]
+    assert config.files == "/x=y"
+    config = load_study_file(str(study), ["search={sampler: gp}", "search.seed=4"])
+    assert (config.search.trials, config.search.seed, config.search.sampler) == (40, 4, "gp")
+
+
+def test_the_last_override_of_a_key_counts(study: Path) -> None:
+    assert load_study_file(str(study), ["search.seed=1", "search.seed=2"]).search.seed == 2
+
+
+def test_overrides_leave_the_values_alone() -> None:
+    values = {"a": {"b": 1}}
+    assert apply_overrides(values, {"a.b": 2, "a.c.d": 3}) == {"a": {"b": 2, "c": {"d": 3}}}
+    assert apply_overrides(values, {"a": None, "a.b": 2}) == {"a": {"b": 2}}
+    assert values == {"a": {"b": 1}}
+
+
+def test_overrides_that_cannot_be_read() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_overrides(
+            ["search.trials", "=3", "a=[1", " b = {x: 1, x: 2}", "c=2024-99-99", "d=1"]
+        )
+    assert str(caught.value) == (
+        "command line: 5 mistakes\n"
+        "  search.trials: an override must read key=value\n"
+        "  =3: an override must read key=value\n"
+        "  a: must be a YAML value, but got '[1'\n"
+        "  b: must be a YAML value, but got ' {x: 1, x: 2}'\n"
+        "  c: must be a YAML value, but got '2024-99-99'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "serach.trials=3",
+            "serach: unknown key; a study file has name, description, dataset, backbone, weights, "
+            "data, space, baseline, search, training, storage, files; did you mean 'search'?",
+        ),
+        (
+            "search.trails=3",
+            "search.trails: unknown key; search has sampler, pruner, order, trials, timeout, "
+            "seed; did you mean 'trials'?",
+        ),
+        (
+            "search.sampler.name=3",
+            "search.sampler: must be one of tpe, gp, random, but got {'name': 3}",
+        ),
+        ("search=", "search: must hold keys of its own, but got null"),
+        (
+            "search..trials=3",
+            "search.: unknown key; search has sampler, pruner, order, trials, timeout, seed",
+        ),
+    ],
+)
+def test_wrong_overrides(override: str, message: str, study: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_study_file(str(study), [override])
+    assert str(caught.value) == f"{study} with {override}: 1 mistake\n  {message}"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["storage=postgresql://u:secret@h/db", "search.trials=0"],
+        ["storage='postgresql://u:sec@ret@h/db'", "search.trials=0"],
+        ["storage=postgresql://u:secret@h/db: x", "search.trials=0"],
+        ["postgresql://u:secret@h/db"],
+        ["postgresql://u:secret@h/db?sslmode=require"],
+        ["storage={a: 'postgresql://u:secret@h/db'}"],
+        ["storage=postgresql://h/db?user=u&password=secret", "lr=3"],
+    ],
+)
+def test_no_message_shows_a_password(overrides: list[str], study: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_study_file(str(study), overrides)
+    assert "ret" not in str(caught.value).replace("secret@", "LEAK")
+    assert "LEAK" not in str(caught.value)
+    assert "***" in str(caught.value)
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("base", "overrides", "name"),
+    [
+        ({"name": "digits"}, {}, "digits"),
+        ({"name": "digits"}, {"search.sampler": "gp"}, "digits-gp"),
+        ({"name": "digits"}, {"search": {"sampler": "gp"}}, "digits-gp"),
+        ({"name": "digits"}, {"search.sampler": "tpe"}, "digits"),
+        ({"name": "d", "search": {"sampler": "gp"}}, {"search.sampler": "tpe"}, "d-tpe"),
+        ({"name": "digits"}, {"search.trials": 3}, "digits"),
+        ({"name": "d", "dataset": "digits"}, {"dataset": "digits"}, "d"),
+        ({"name": "d", "dataset": "digits"}, {"dataset": "a/b.v2/"}, "d-b.v2"),
+        ({"name": "d", "backbone": "r"}, {"backbone": "vit.x_in1k"}, "d-vit.x_in1k"),
+        ({"name": "d"}, {"dataset": "x", "search.sampler": "gp"}, "d-x-gp"),
+        ({"name": "d"}, {"name": "other", "search.sampler": "gp"}, "other"),
+        ({"name": "d"}, {"name": 7}, "7"),
+        ({"name": 7}, {}, "7"),
+        ({}, {"dataset": "path/to/ants"}, "ants"),
+        ({"dataset": "path/to/images"}, {"dataset": "path/to/ants/"}, "ants"),
+        ({"dataset": "path/to/images"}, {}, "images"),
+        ({"dataset": "~/photos//"}, {}, "photos"),
+        ({"dataset": "a/mes photos (été)!"}, {}, "mes-photos-ete"),
+        ({"dataset": "a/写真"}, {}, "stem"),
+        ({"dataset": "/"}, {}, "stem"),
+        ({"dataset": "x" * 300}, {}, "x" * 100),
+        ({"dataset": None}, {}, "stem"),
+        ({"dataset": ["a"]}, {}, "stem"),
+        ({"dataset": "a/_-b-_"}, {}, "b"),
+    ],
+)
+def test_the_name_of_a_study(base: dict[str, Any], overrides: dict[str, Any], name: str) -> None:
+    assert study_name(base, overrides, "stem") == name
+
+
+def test_the_working_directory_gives_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tmp_path / "ants" / "raw"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    assert study_name({}, {"dataset": "."}, "folder") == "raw"
+    assert study_name({}, {"dataset": ".."}, "folder") == "ants"
+    assert study_name({}, {"dataset": "../"}, "folder") == "ants"
+    assert study_name({"name": "d"}, {"dataset": "."}, "folder") == "d-raw"
+
+
+def test_names_that_are_given_are_not_changed(study: Path) -> None:
+    assert load_study_file(str(study), name="other").name == "other"
+    assert load_study_file(str(study)).name == "ants"
+    for given in (["name=my study"], ["name=-x"]):
+        with pytest.raises(ConfigError, match="name: a study's name has up to 100 letters"):
+            load_study_file(str(study), given)
+    study.write_text(MINIMAL + "name: my study\n")
+    with pytest.raises(ConfigError, match="but got 'my study-gp'"):
+        load_study_file(str(study), ["search.sampler=gp"])
+
+
+def test_slug() -> None:
+    assert slug("Éléphants & co/") == "Elephants-co"
+    assert slug("写真") == ""
+
+
+def test_digits_with_another_sampler_is_another_study() -> None:
+    assert load_study_file("digits", ["search.sampler=gp"]).name == "digits-gp"
+    assert load_study_file("folder", ["dataset=path/to/ants"]).name == "ants"
+
+
+# The package
+
+
+def test_the_public_names_resolve() -> None:
+    import autotune
+
+    assert dir(autotune) == sorted(autotune.__all__)
+    assert all(getattr(autotune, name) is not None for name in autotune.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        autotune.nothing  # noqa: B018
+
+
+def test_presets_are_plain_yaml() -> None:
+    code = "import autotune.studyfile, sys; print(sorted(autotune.studyfile.presets()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
+    )
+    assert yaml.safe_load(done.stdout) == sorted(presets())
