@@ -16,6 +16,9 @@ def make_pruner(name: str, epochs: int, workers: int) -> BasePruner:
     Returns:
         A pruner that lets the first trials finish and leaves every trial a fifth of its epochs,
         in which the learning rate warms up and the head finds its feet.
+
+    Raises:
+        KeyError: When there is no such pruner; the study file has been checked before.
     """
     startup = max(5, 2 * workers)
     warmup = max(1, epochs // 5)
@@ -27,4 +30,6 @@ def make_pruner(name: str, epochs: int, workers: int) -> BasePruner:
         )
     if name == "hyperband":
         return HyperbandPruner(min_resource=warmup, max_resource=epochs, reduction_factor=3)
-    return NopPruner()
+    if name == "none":
+        return NopPruner()
+    raise KeyError(name)

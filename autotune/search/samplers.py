@@ -8,6 +8,7 @@ modelled jointly with all others from the first trial after start-up.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -52,7 +53,13 @@ class CanonicalSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Sample all parameters and bring them into canonical form."""
+        """Sample all parameters and bring them into canonical form.
+
+        A trial that brings its parameters along (queued, or the retry of a lost one) needs none.
+        """
+        known = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        if search_space.keys() <= known.keys():
+            return {}
         view: Any = _StudyView(study, set(search_space), self._show_pruned)
         params = dict(self._base.sample_relative(view, trial, search_space))
         for name, distribution in search_space.items():
@@ -116,15 +123,20 @@ class _StudyView:
             else trial
             for trial in self._study._get_trials(deepcopy, wanted, use_cache)
             if self._names <= trial.params.keys() or not trial.state.is_finished()
-            if trial.state != TrialState.PRUNED or trial.intermediate_values
+            if trial.state != TrialState.PRUNED or _last_value(trial) is not None
         ]
+
+
+def _last_value(trial: FrozenTrial) -> float | None:
+    """Return the last finite value that a trial reported; a model cannot learn from others."""
+    finite = {step: one for step, one in trial.intermediate_values.items() if math.isfinite(one)}
+    return finite[max(finite)] if finite else None
 
 
 def _as_complete(trial: FrozenTrial) -> FrozenTrial:
     shown = copy.copy(trial)
     shown.state = TrialState.COMPLETE
-    assert trial.last_step is not None
-    shown.values = [trial.intermediate_values[trial.last_step]]
+    shown.values = [_last_value(trial)]
     return shown
 
 

@@ -8,8 +8,10 @@ plans, and the samplers learn from all of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from optuna.distributions import (
@@ -19,7 +21,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from autotune.config import SpaceConfig
+from autotune.config import BaselineConfig, SpaceConfig
 from autotune.plan import (
     KEEP,
     HeadPlan,
@@ -179,20 +181,28 @@ class Space:
             return None
         return canonical if self.plan(canonical) == plan else None
 
-    def baseline(self) -> TrialPlan:
+    def baseline(self, config: BaselineConfig | None = None) -> TrialPlan:
         """Return the plan of trial 0: the untouched backbone, only a linear head trained.
 
         This is step 1 of AutoTune (Basha et al. 2020): replace the softmax layer, train it
-        alone. The policy takes the study's own values where they are fixed, and the default or
-        the value of the space nearest to it where they are searched.
+        alone.
+
+        Args:
+            config: The ``baseline`` section of the study file. What it leaves out takes the
+                study's own value where that is fixed, and the default or the value of the space
+                nearest to it where it is searched.
         """
+        given = (config or BaselineConfig()).model_dump(exclude_none=True)
         policy: dict[str, Any] = {}
         for name in POLICY_FIELDS:
             key = f"training.{name}"
             default = getattr(TrainingPolicy(), name)
-            policy[name] = (
-                self.fixed[key] if key in self.fixed else within(self.distributions[key], default)
-            )
+            if name in given:
+                policy[name] = given[name]
+            elif key in self.fixed:
+                policy[name] = self.fixed[key]
+            else:
+                policy[name] = within(self.distributions[key], default)
         return TrialPlan(self.backbone, policy=TrainingPolicy(**{**policy, "layer_decay": 1.0}))
 
 
@@ -200,18 +210,39 @@ def contains(found: BaseDistribution, value: Any) -> bool:
     """Tell whether a distribution can take a value."""
     if isinstance(found, CategoricalDistribution):
         return value in found.choices
-    return found._contains(found.to_internal_repr(value))
+    try:
+        return found._contains(found.to_internal_repr(value))
+    except ValueError:  # 0 on a logarithmic range
+        return False
 
 
 def within(found: BaseDistribution, value: Any) -> Any:
-    """Return the value itself when a distribution can take it, else one near it that it can."""
+    """Return the value itself when a distribution can take it, else the nearest that it can.
+
+    Near is meant by ratio on a logarithmic range and among positive choices, which are learning
+    rates and the like. Among names none is near: the first one is returned.
+    """
     if contains(found, value):
         return value
     if isinstance(found, CategoricalDistribution):
-        return found.choices[0]
+        numbers = [one for one in found.choices if isinstance(one, int | float)]
+        if isinstance(value, str) or len(numbers) < len(found.choices):
+            return found.choices[0]
+        return _nearest(numbers, value, by_ratio=min(numbers) > 0 < value)
     assert isinstance(found, IntDistribution | FloatDistribution)
     clipped = min(max(value, found.low), found.high)
-    return clipped if contains(found, clipped) else found.low
+    if found.step is None or contains(found, clipped):
+        return clipped
+    steps = round((clipped - found.low) / found.step)
+    # In decimals, as Optuna counts its steps.
+    on_grid = Decimal(str(found.low)) + steps * Decimal(str(found.step))
+    return min(type(found.low)(on_grid), found.high)
+
+
+def _nearest(numbers: Sequence[float], value: float, by_ratio: bool) -> float:
+    if by_ratio:
+        return min(numbers, key=lambda one: abs(math.log(one / value)))
+    return min(numbers, key=lambda one: abs(one - value))
 
 
 def inert_value(found: BaseDistribution) -> Any:

@@ -1,0 +1,337 @@
+"""One suite over all samplers."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, GPSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from autotune.config import PRUNERS, SAMPLERS, SpaceConfig
+from autotune.plan import TrialPlan
+from autotune.search.pruners import make_pruner
+from autotune.search.samplers import STARTUP_TRIALS, CanonicalSampler, make_sampler
+from autotune.search.space import Params, Space, contains
+
+MODELS = tuple(name for name in SAMPLERS if name != "random")
+
+
+def space_of(**config: Any) -> Space:
+    return Space.from_config("resnet18", SpaceConfig.model_validate(config))
+
+
+FULL = space_of(
+    depth={"low": 0, "high": 3},
+    head={
+        "hidden_layers": {"low": 0, "high": 1},
+        "units": [64, 128],
+        "dropout": {"low": 0, "high": 0.8, "step": 0.1},
+        "pool": ["keep", "max"],
+    },
+    training={
+        "lr": {"low": 1e-4, "high": 1, "log": True},
+        "layer_decay": {"low": 0.3, "high": 1},
+        "label_smoothing": [0, 0.1, 0.25],
+    },
+)
+ONE = space_of(depth={"low": 0, "high": 5})
+ONE_CHOICE = space_of(head={"pool": ["keep", "max"]})
+NOTHING = space_of(depth=2)
+NO_BASELINE = space_of(depth={"low": 1, "high": 4}, training={"lr": {"low": 1e-4, "high": 1}})
+SPACES = {
+    "full": FULL,
+    "one": ONE,
+    "one choice": ONE_CHOICE,
+    "nothing": NOTHING,
+    "no baseline": NO_BASELINE,
+}
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    threads = torch.get_num_threads()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    torch.set_num_threads(1)  # as a worker samples
+    yield
+    torch.set_num_threads(threads)
+    optuna.logging.set_verbosity(before)
+
+
+def new_study(
+    space: Space,
+    sampler: BaseSampler,
+    direction: str = "maximize",
+    pruner: str = "none",
+) -> optuna.Study:
+    """A study as the study room opens it: the baseline is queued first."""
+    study = optuna.create_study(
+        sampler=sampler, direction=direction, pruner=make_pruner(pruner, 10, 1)
+    )
+    study.enqueue_trial(space.params(space.baseline()) or {}, user_attrs={"role": "baseline"})
+    return study
+
+
+def suggest(trial: optuna.Trial, space: Space) -> Params:
+    """What the study room does with a claimed trial."""
+    if trial.user_attrs.get("role") == "baseline" and space.params(space.baseline()) is None:
+        return {}
+    return {name: trial._suggest(name, found) for name, found in space.distributions.items()}
+
+
+def score(plan: TrialPlan) -> float:
+    """Higher is better: deep, and a learning rate near 0.01."""
+    return plan.depth - abs(math.log10(plan.policy.lr) + 2)
+
+
+def run(study: optuna.Study, space: Space, trials: int, sign: float = 1.0) -> list[Params]:
+    drawn = []
+    for _ in range(trials):
+        trial = study.ask()
+        params = suggest(trial, space)
+        plan = space.plan(params) if params or not space.distributions else space.baseline()
+        study.tell(trial, sign * score(plan))
+        drawn.append(params)
+    return drawn
+
+
+def check_static(study: optuna.Study, space: Space) -> None:
+    for trial in study.trials:
+        if trial.user_attrs.get("role") == "baseline" and not trial.params:
+            continue
+        assert trial.distributions == space.distributions
+        assert list(space.canonical(trial.params).items()) == [
+            (name, trial.params[name]) for name in space.distributions
+        ]
+        assert all(
+            contains(space.distributions[name], trial.params[name]) for name in trial.params
+        )
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("which", SPACES)
+def test_every_trial_has_all_parameters_in_canonical_form(name: str, which: str) -> None:
+    space = SPACES[which]
+    study = new_study(space, make_sampler(name, space, 0))
+    run(study, space, STARTUP_TRIALS + 4)
+    assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
+    check_static(study, space)
+    baseline = space.params(space.baseline())
+    assert study.trials[0].params == (baseline or {})
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_every_pruner_goes_with_every_sampler(name: str, pruner: str) -> None:
+    study = new_study(ONE, make_sampler(name, ONE, 0), pruner=pruner)
+    for number in range(STARTUP_TRIALS + 6):
+        trial = study.ask()
+        depth = suggest(trial, ONE)["depth"]
+        state = TrialState.COMPLETE
+        for step in range(1, 11):
+            trial.report(depth * step - number, step)
+            if trial.should_prune():
+                state = TrialState.PRUNED
+                break
+        study.tell(trial, float(depth) if state == TrialState.COMPLETE else None, state=state)
+    check_static(study, ONE)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_seeds(name: str) -> None:
+    def draws(seed: int) -> list[Params]:
+        return run(new_study(FULL, make_sampler(name, FULL, seed)), FULL, STARTUP_TRIALS + 3)
+
+    first, again, other = draws(0), draws(0), draws(1)
+    assert first == again
+    assert first[0] == other[0]  # the baseline
+    assert first[1:] != other[1:]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("direction", "sign"), [("maximize", 1.0), ("minimize", -1.0)])
+def test_it_learns_in_both_directions(name: str, direction: str, sign: float) -> None:
+    study = new_study(ONE, make_sampler(name, ONE, 0), direction)
+    late = run(study, ONE, STARTUP_TRIALS + 10, sign)[STARTUP_TRIALS:]
+    assert sum(one["depth"] for one in late) / len(late) > 3.5
+
+
+def spying(name: str, seen: list[dict[str, Any]]) -> CanonicalSampler:
+    """A sampler that notes what its base sampler is asked and answers."""
+
+    def note(cls: type[BaseSampler]) -> type[BaseSampler]:
+        class Spy(cls):  # type: ignore[valid-type, misc]
+            def sample_relative(
+                self, study: Any, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+            ) -> dict[str, Any]:
+                found = super().sample_relative(study, trial, search_space)
+                states = (TrialState.COMPLETE, TrialState.PRUNED)
+                seen.append(
+                    {
+                        "trial": trial.number,
+                        "space": set(search_space),
+                        "joint": set(found),
+                        "single": [],
+                        "shown": study._get_trials(deepcopy=False, states=states),
+                    }
+                )
+                return found
+
+            def sample_independent(
+                self, study: Any, trial: FrozenTrial, name: str, found: BaseDistribution
+            ) -> Any:
+                seen[-1]["single"].append(name)
+                return super().sample_independent(study, trial, name, found)
+
+        return Spy
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        base = note(GPSampler if name == "gp" else TPESampler)(
+            seed=0, n_startup_trials=STARTUP_TRIALS
+        )
+    return CanonicalSampler(FULL, base, show_pruned=name == "gp")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_after_the_start_all_parameters_are_sampled_jointly(name: str) -> None:
+    seen: list[dict[str, Any]] = []
+    run(new_study(FULL, spying(name, seen)), FULL, STARTUP_TRIALS + 4)
+    # The baseline is queued and needs no sampling; the model takes over after the tenth trial.
+    assert [one["trial"] for one in seen] == list(range(1, STARTUP_TRIALS + 4))
+    for one in seen:
+        start = one["trial"] < STARTUP_TRIALS
+        assert one["space"] == set(FULL.distributions)
+        assert one["joint"] == (set() if start else set(FULL.distributions))
+        assert one["single"] == (list(FULL.distributions) if start else [])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_baseline_outside_of_the_space_is_not_shown(name: str) -> None:
+    study = new_study(NO_BASELINE, make_sampler(name, NO_BASELINE, 0))
+    late = run(study, NO_BASELINE, STARTUP_TRIALS + 8)[STARTUP_TRIALS + 1 :]
+    check_static(study, NO_BASELINE)
+    assert study.trials[0].params == {}
+    assert sum(one["depth"] for one in late) / len(late) > 2.5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_pruned_trials_are_learned_from(name: str) -> None:
+    seen: list[dict[str, Any]] = []
+    study = new_study(FULL, spying(name, seen))
+    for number in range(STARTUP_TRIALS + 2):
+        trial = study.ask()
+        params = suggest(trial, FULL)
+        if number < 3:
+            study.tell(trial, score(FULL.plan(params)))
+            continue
+        for step, value in {1: 0.5, 2: 0.25 + number, 3: math.nan}.items():
+            trial.report(value, step)
+        study.tell(trial, state=TrialState.PRUNED)
+    assert seen[-1]["joint"] == set(FULL.distributions)
+    shown = seen[-1]["shown"]
+    assert len(shown) == STARTUP_TRIALS + 1
+    if name == "gp":
+        assert {one.state for one in shown} == {TrialState.COMPLETE}
+        assert [one.value for one in shown[3:]] == [
+            0.25 + number for number in range(3, STARTUP_TRIALS + 1)
+        ]
+    # The study itself is as it was.
+    assert [one.state for one in study.trials[3:]] == [TrialState.PRUNED] * (STARTUP_TRIALS - 1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_pruned_trials_without_a_number_are_left_out(name: str) -> None:
+    study = new_study(FULL, make_sampler(name, FULL, 0))
+    run(study, FULL, STARTUP_TRIALS)
+    for _ in range(3):
+        trial = study.ask()
+        suggest(trial, FULL)
+        trial.report(math.nan, 1)
+        study.tell(trial, state=TrialState.PRUNED)
+    trial = study.ask()
+    suggest(trial, FULL)
+    study.tell(trial, state=TrialState.PRUNED)  # without any report
+    run(study, FULL, 2)
+    check_static(study, FULL)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_running_failed_and_waiting_trials_are_tolerated(name: str) -> None:
+    study = new_study(FULL, make_sampler(name, FULL, 0))
+    run(study, FULL, STARTUP_TRIALS)
+    signed, unsigned = study.ask(), study.ask()  # two workers, one has no parameters yet
+    suggest(signed, FULL)
+    run(study, FULL, 2)
+    failed = study.ask()
+    study.tell(failed, state=TrialState.FAIL)
+    run(study, FULL, 2)
+    suggest(unsigned, FULL)
+    check_static(study, FULL) if failed.params else None
+    assert unsigned.params != signed.params
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_retry_keeps_its_parameters_and_is_not_sampled_again(name: str) -> None:
+    study = new_study(FULL, make_sampler(name, FULL, 0))
+    run(study, FULL, STARTUP_TRIALS)
+    lost = study.ask()
+    params = suggest(lost, FULL)
+    lost.report(0.5, 1)
+    study.tell(lost, state=TrialState.FAIL)
+    study.add_trial(
+        create_trial(
+            state=TrialState.WAITING,
+            params=params,
+            distributions=dict(FULL.distributions),
+            intermediate_values={1: 0.5},
+        )
+    )
+    retry = study.ask()
+    assert retry.params == params
+    assert retry.relative_params == {}
+    assert suggest(retry, FULL) == params
+    study.tell(retry, 1.0)
+    run(study, FULL, 1)
+    check_static(study, FULL)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_queued_parameters_are_taken(name: str) -> None:
+    study = new_study(FULL, make_sampler(name, FULL, 0))
+    run(study, FULL, STARTUP_TRIALS)
+    wanted = FULL.canonical({**study.trials[3].params, "depth": 2, "training.lr": 0.5})
+    study.enqueue_trial(wanted)
+    assert run(study, FULL, 1) == [wanted]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_reseeding_changes_the_draws(name: str) -> None:
+    sampler = make_sampler(name, FULL, 0)
+    sampler.reseed_rng()
+    assert run(new_study(FULL, sampler), FULL, 4) != run(
+        new_study(FULL, make_sampler(name, FULL, 0)), FULL, 4
+    )
+
+
+def test_there_is_no_other_sampler() -> None:
+    with pytest.raises(KeyError):
+        make_sampler("grid", FULL, 0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("value", [0.0, 1e6, -1e6])
+def test_constant_and_huge_values(name: str, value: float) -> None:
+    study = new_study(ONE, make_sampler(name, ONE, 0))
+    for _ in range(STARTUP_TRIALS + 3):
+        trial = study.ask()
+        suggest(trial, ONE)
+        study.tell(trial, value)
+    check_static(study, ONE)
