@@ -9,10 +9,11 @@ idle ones (optuna issue 5600).
 from __future__ import annotations
 
 import logging
+import re
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,16 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.pool import NullPool
 
-from autotune.errors import DiskFullError, StorageError, UserError, disk_full_as_user_error
+from autotune.errors import (
+    DiskFullError,
+    StorageError,
+    UserError,
+    disk_full_as_user_error,
+    hide_passwords,
+    join_sentences,
+)
 
 #: A live worker writes its heartbeat this often; silent for longer than the grace, it is dead.
 HEARTBEAT_INTERVAL_S = 15
@@ -49,32 +58,55 @@ def experimental() -> Iterator[None]:
 
 
 def parse_url(url: str) -> URL:
-    """Parse a storage URL and settle its driver.
+    """Parse a storage URL and settle its driver; ``~`` is the home folder.
 
     Raises:
         StorageError: When it is no URL, or one of a database that studies cannot use.
     """
     try:
         parsed = make_url(url)
-    except sqlalchemy.exc.ArgumentError:
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # the latter for a port that is no number
+        encoded = "the characters @ : / ? # % of a password are written %40 %3A %2F %3F %23 %25"
         raise StorageError(
-            f"storage: {url!r} is no storage URL; allowed are sqlite:///path/to/file.db and "
-            "postgresql://user:password@host/database"
+            join_sentences(
+                f"storage: {redact(url)!r} is no storage URL",
+                "allowed are sqlite:///path/to/file.db and postgresql://user:password@host/database",
+                encoded if "@" in url else "",
+            )
         ) from None
     backend = parsed.drivername.partition("+")[0]
     if backend in ("postgresql", "postgres"):
-        return parsed.set(drivername="postgresql+psycopg")
-    if backend != "sqlite":
+        return _parse_postgres(url, parsed)
+    if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
         raise StorageError(
             f"storage: studies live in sqlite or postgresql, but got {parsed.drivername!r} in "
             f"{redact(url)}"
         )
-    if parsed.database in (None, "", ":memory:"):
+    database = parsed.database or ":memory:"
+    if database == ":memory:" or database.startswith("file:"):
         raise StorageError(
             "storage: workers are processes of their own and need a database file, but got "
-            f"{redact(url)}; give sqlite:///path/to/file.db"
+            f"{url}; give sqlite:///path/to/file.db"
         )
-    return parsed
+    if parsed.query:
+        raise StorageError(f"storage: an SQLite URL has no options after ?, but got {url}")
+    if parsed.host or database.endswith("/") or Path(database).is_dir():
+        raise StorageError(
+            f"storage: {redact(url)} must name a file; a path has three slashes "
+            "(sqlite:///path/to/file.db), an absolute one four (sqlite:////path/to/file.db)"
+        )
+    try:
+        return parsed.set(database=str(Path(database).expanduser()))
+    except RuntimeError as error:
+        raise StorageError(f"storage: {url}: {error}") from None
+
+
+def _parse_postgres(url: str, parsed: URL) -> URL:
+    if parsed.host and "@" in parsed.host:
+        raise StorageError(
+            f"storage: an @ in the user or the password must be written as %40, in {redact(url)}"
+        )
+    return parsed.set(drivername="postgresql+psycopg")
 
 
 def is_sqlite(url: str) -> bool:
@@ -83,11 +115,22 @@ def is_sqlite(url: str) -> bool:
 
 
 def redact(url: str) -> str:
-    """Return a storage URL that may be shown: without its password."""
+    """Return a storage URL that may be shown: without its password, even where it is no URL."""
     try:
-        return make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return url
+        parsed = make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        parsed = None
+    if parsed is None or (parsed.host and "@" in parsed.host):
+        front, at, host = url.rpartition("@")
+        shown = f"{_scheme(front)}***@{host}" if at else url
+    else:
+        shown = parsed.render_as_string(hide_password=True)
+    return hide_passwords(shown)
+
+
+def _scheme(url: str) -> str:
+    found = re.match(r"[\w+.-]*:/*", url)
+    return found.group() if found and "/" in found.group() else ""
 
 
 def database_path(url: str) -> Path:
@@ -119,25 +162,50 @@ def open_storage(
         StorageError: When it cannot be reached, read or written, or is of another Optuna.
     """
     parsed = parse_url(url)
-    sqlite = is_sqlite(url)
-    if sqlite:
-        path = database_path(url)
-        if not create and not path.exists():
-            raise StorageError(
-                f"storage: there is no database {path}; 'autotune run' makes one, or name yours "
-                "with --storage"
-            )
-        if create:
-            with storage_errors(url), disk_full_as_user_error(path.parent):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(f"{path}.lock", timeout=BUSY_TIMEOUT_S):
-                    return _open(parsed, sqlite, on_stale_trial)
     with storage_errors(url):
-        return _open(parsed, sqlite, on_stale_trial)
+        if not is_sqlite(url):
+            return _open_postgres(parsed, on_stale_trial)
+        path = database_path(url)
+        if not create:
+            _check_is_there(path)
+            return _open(parsed, on_stale_trial)
+        with disk_full_as_user_error(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Tables are made once: Optuna fails where two processes make them (issue 820).
+            with FileLock(f"{path}.lock", timeout=BUSY_TIMEOUT_S):
+                return _open(parsed, on_stale_trial)
 
 
-def _open(url: URL, sqlite: bool, on_stale_trial: StaleTrialCallback | None) -> RDBStorage:
+def _check_is_there(path: Path) -> None:
+    if not path.exists():
+        raise StorageError(
+            f"storage: there is no database {path}; 'autotune run' makes one, or name yours "
+            "with --storage"
+        )
+    with closing(
+        sqlite3.connect(f"{path.as_uri()}?mode=ro", BUSY_TIMEOUT_S, uri=True)
+    ) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    if "studies" not in tables:
+        raise StorageError(
+            f"storage: the database {path} holds no studies; 'autotune run' makes them, or name "
+            "yours with --storage"
+        )
+
+
+def _open_postgres(url: URL, on_stale_trial: StaleTrialCallback | None) -> RDBStorage:
+    """Open under a lock, because any opening makes the tables where there are none (issue 820)."""
+    options = {"connect_timeout": CONNECT_TIMEOUT_S}
+    engine = sqlalchemy.create_engine(url, connect_args=options, poolclass=NullPool)
+    with engine.connect() as connection:
+        # Ends with this connection's transaction.
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(8232020)"))
+        return _open(url, on_stale_trial)
+
+
+def _open(url: URL, on_stale_trial: StaleTrialCallback | None) -> RDBStorage:
     options: dict[str, Any]
+    sqlite = url.drivername.startswith("sqlite")
     if sqlite:
         options = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
     else:
@@ -150,9 +218,11 @@ def _open(url: URL, sqlite: bool, on_stale_trial: StaleTrialCallback | None) -> 
         }
     # Optuna says at every start that it would create tables.
     logging.getLogger("optuna.storages").setLevel(logging.WARNING)
+    # Optuna takes the URL for a template, and a password may have braces.
+    template = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
     with experimental():
         storage = RDBStorage(
-            url.render_as_string(hide_password=False),
+            template,
             engine_kwargs=options,
             heartbeat_interval=HEARTBEAT_INTERVAL_S,
             grace_period=GRACE_PERIOD_S,
@@ -191,14 +261,18 @@ def storage_errors(url: str) -> Iterator[None]:
         yield
     except (UserError, optuna.exceptions.DuplicatedStudyError):
         raise
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+    except (
+        sqlalchemy.exc.SQLAlchemyError,
+        sqlite3.Error,
+        optuna.exceptions.StorageInternalError,
+    ) as error:
         reason = _reason(error)
         if "disk is full" in reason or "No space left" in reason:
             raise DiskFullError(f"no space left on the disk of the storage {shown}") from error
         raise StorageError(
             f"storage: {shown} cannot be used: {reason}{_way_out(reason)}"
         ) from error
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a host that cannot be one
         raise StorageError(f"storage: {shown} cannot be used: {error}") from error
     except RuntimeError as error:
         if "schema" not in str(error) and "version" not in str(error):
@@ -210,7 +284,11 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None and not isinstance(error, sqlalchemy.exc.DBAPIError):
         error = error.__cause__
     original = getattr(error, "orig", None) or error
-    return " ".join(str(original).split())
+    text = hide_passwords(" ".join(str(original).split()))
+    # psycopg tells one story for every address of the host, and again for every attempt.
+    for hint in (" Multiple connection attempts failed", " Is the server running"):
+        text = text.partition(hint)[0]
+    return text
 
 
 def _way_out(reason: str) -> str:
@@ -223,6 +301,7 @@ def _way_out(reason: str) -> str:
         "does not exist": "create the database first, or check its name",
         "could not translate host name": "check the host of the URL",
         "failed to resolve host": "check the host of the URL",
+        "too many": "the server has no free connection; raise its max_connections",
         "timeout": "is the server running, and are host and port right?",
     }
     return next((f"; {way}" for sign, way in ways.items() if sign in reason), "")

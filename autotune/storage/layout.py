@@ -1,6 +1,6 @@
 """Where a study keeps its files: the one place that knows their names.
 
-Everything lies in one folder beside the database, ``<database>.files/``::
+Everything lies in one folder beside the database, ``autotune.files/`` beside ``autotune.db``::
 
     artifacts/                       what optuna-dashboard shows: curves, matrices, weights
     cache/                           decoded images, shared by all workers
@@ -15,9 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
-
-from autotune.storage.database import is_sqlite
+from autotune.storage.database import database_path, is_sqlite, parse_url
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,10 @@ class Files:
         """
         if root is not None:
             return Files(Path(root).expanduser().absolute())
-        parsed = make_url(url)
-        database = parsed.database or "autotune"
         if is_sqlite(url):
-            path = Path(database).absolute()
-            return Files(path.with_name(f"{path.stem}.files"))
+            path = database_path(url)
+            return Files(path.with_name(f"{path.name.removesuffix('.db')}.files"))
+        database = parse_url(url).database or "autotune"
         return Files(Path("storage").absolute() / f"{Path(database).name}.files")
 
     @property

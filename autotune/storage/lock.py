@@ -7,6 +7,7 @@ waiting. The database's own means are used, so that the lock ends with its holde
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,8 @@ from filelock import FileLock
 from optuna.storages import RDBStorage
 
 from autotune.storage.database import database_path, is_sqlite
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -37,4 +40,10 @@ def study_lock(storage: RDBStorage, url: str, study: str) -> Iterator[None]:
         try:
             yield
         finally:
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": key})
+            try:
+                connection.execute(
+                    sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": key}
+                )
+            except sqlalchemy.exc.DBAPIError:
+                logger.warning("the lock of %r went with its connection", study, exc_info=True)
+                connection.invalidate()

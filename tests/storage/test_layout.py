@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autotune.errors import StorageError
+from autotune.storage.layout import Files
+
+
+def test_the_files_of_sqlite_lie_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert Files.of("sqlite:///storage/autotune.db").root == tmp_path / "storage/autotune.files"
+    assert Files.of("sqlite:////data/a.db").root == Path("/data/a.files")
+    assert Files.of("sqlite:///~/a.db").root == Path("/home/me/a.files")
+
+
+def test_two_databases_never_share_their_files() -> None:
+    names = ("a.db", "a.sqlite", "exp.1", "exp.2")
+    assert len({Files.of(f"sqlite:////data/{name}").root for name in names}) == len(names)
+
+
+def test_the_files_of_a_server_lie_under_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "storage"
+    assert Files.of("postgresql://u:secret@host/team").root == root / "team.files"
+    assert Files.of("postgresql://host").root == root / "autotune.files"
+
+
+def test_an_explicit_folder_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    for url in ("sqlite:///a.db", "postgresql://host/team"):
+        assert Files.of(url, "/shared/x").root == Path("/shared/x")
+        assert Files.of(url, "x").root == tmp_path / "x"
+        assert Files.of(url, "~/x").root == Path("/home/me/x")
+
+
+def test_what_lies_where() -> None:
+    files = Files(Path("/f"))
+    assert files.artifacts == Path("/f/artifacts")
+    assert files.cache == Path("/f/cache")
+    assert files.checkpoint("s", 3) == Path("/f/checkpoints/s/3.pt")
+    assert files.log("s", "w") == Path("/f/logs/s/w.log")
+    assert files.model("s") == Path("/f/models/s")
+    assert files.report("s") == Path("/f/reports/s.html")
+
+
+def test_no_url() -> None:
+    with pytest.raises(StorageError, match="is no storage URL"):
+        Files.of("storage/autotune.db")
