@@ -22,7 +22,7 @@ from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 from timm.data.config import resolve_data_config
 from torch import nn
 
-from autotune.errors import AutotuneError, BackboneError, join_sentences, nearest
+from autotune.errors import BackboneError, join_sentences, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def check_name(name: str) -> None:
     """
     if name in SHIPPED:
         return
-    architecture, _, tag = name.partition(".")
+    architecture, dot, tag = name.partition(".")
     if not timm.is_model(architecture):
         known = [*timm.list_models(), *SHIPPED]
         raise BackboneError(
@@ -71,7 +71,7 @@ def check_name(name: str) -> None:
         )
     tags = [one.partition(".")[2] for one in timm.list_pretrained(architecture + ".*")]
     tags += [one.partition(".")[2] for one in SHIPPED if one.startswith(architecture + ".")]
-    if tag and tag not in tags:
+    if dot and tag not in tags:
         raise BackboneError(
             join_sentences(
                 f"the backbone {architecture!r} has no pretrained tag {tag!r}; it has "
@@ -97,7 +97,7 @@ def load_backbone(name: str, weights: str = "hub", image_size: int | None = None
     if weights == "hub" and name not in SHIPPED:
         model = _from_hub(name, image_size)
     else:
-        model = build(name.partition(".")[0] if name in SHIPPED else name, image_size)
+        model = build(name, image_size)
         if weights != "none":
             packaged = Path(__file__).parent / "weights" / SHIPPED.get(name, "")
             load_weights(model, packaged if weights == "hub" else Path(weights).expanduser(), name)
@@ -107,30 +107,43 @@ def load_backbone(name: str, weights: str = "hub", image_size: int | None = None
     return Backbone(name, model, data_config(model, image_size), hash_weights(model))
 
 
-def build(
-    name: str, image_size: int | None, pretrained: bool = False, device: str | None = None
-) -> nn.Module:
-    """Build a timm model without a classifier; ``device="meta"`` allocates nothing."""
-    options: dict[str, Any] = {}
-    architecture = name.partition(".")[0]
-    config = timm.models.get_pretrained_cfg(name if name not in SHIPPED else architecture)
-    if image_size is not None and config is not None and config.fixed_input_size:
-        options["img_size"] = image_size
+def build(name: str, image_size: int | None, device: str | None = None) -> nn.Module:
+    """Build a timm model without a classifier and without pretrained weights.
+
+    Args:
+        name: timm model name, with or without a pretrained tag.
+        image_size: Side of the square input in pixels; ``None`` for the backbone's own.
+        device: ``meta`` allocates nothing.
+
+    Returns:
+        The model; its random weights are the same in every process.
+
+    Raises:
+        BackboneError: When the backbone cannot take images of that size.
+    """
     try:
-        with torch.device(device or "cpu"):
-            return timm.create_model(
-                name if name not in SHIPPED else architecture,
-                pretrained=pretrained,
-                num_classes=0,
-                **options,
-            )
-    except (AssertionError, ValueError, TypeError) as error:
+        with torch.device(device or "cpu"), torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            model = _create(name, image_size)
+            if image_size is not None:
+                model.eval()(torch.zeros(1, 3, image_size, image_size))
+                model.train()  # forgets what some attention layers keep in evaluation mode
+    except (AssertionError, ValueError, TypeError, RuntimeError) as error:
         if image_size is None:
             raise
         raise BackboneError(
             f"the backbone {name!r} cannot take images of {image_size} px "
-            f"({error}); leave data.image_size out for its own size"
+            f"({_first_line(error)}); leave data.image_size out for its own size"
         ) from error
+    return model
+
+
+def _create(name: str, image_size: int | None, **options: Any) -> nn.Module:
+    name = name.partition(".")[0] if name in SHIPPED else name
+    config = timm.models.get_pretrained_cfg(name)
+    if image_size is not None and config is not None and config.fixed_input_size:
+        options["img_size"] = image_size
+    return timm.create_model(name, num_classes=0, **options)
 
 
 def data_config(model: nn.Module, image_size: int | None = None) -> dict[str, Any]:
@@ -217,7 +230,7 @@ def _filtered(
         return None
     try:
         converted = convert(dict(state), model)
-    except (KeyError, RuntimeError, ValueError, IndexError, AttributeError) as error:
+    except Exception as error:  # the file is no checkpoint that it was written for
         logger.debug("checkpoint_filter_fn of %s: %s", type(model).__name__, error)
         return None
     return converted if isinstance(converted, Mapping) else None
@@ -232,18 +245,20 @@ def _from_hub(name: str, image_size: int | None) -> nn.Module:
     config = timm.models.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise BackboneError(f"weights: timm has no pretrained weights for {name!r}; {way_out}")
+    if image_size is not None:
+        build(name, image_size, device="meta")  # refuses a wrong size before the download
     try:
         if config.hf_hub_id:
             cached = _cached(config.hf_hub_id)
-            if cached is not None:
-                model = build(name, image_size)
-                load_weights(model, cached, name)
-                return model
-            # One quick question: the download itself asks six times, for most of a minute.
-            get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
-        return build(name, image_size, pretrained=True)
-    except AutotuneError:
-        raise
+            if cached is not None:  # read as timm reads a download, but without asking the hub
+                overlay = {"file": str(cached), "custom_load": False}
+                return _create(name, image_size, pretrained=True, pretrained_cfg_overlay=overlay)
+            # One quick question: a hub that is down would be asked for most of a minute.
+            url = huggingface_hub.hf_hub_url(config.hf_hub_id, "model.safetensors")
+            answer = get_session().head(url, timeout=10)
+            if answer.status_code >= 500:
+                answer.raise_for_status()
+        return _create(name, image_size, pretrained=True)
     except Exception as error:  # of the HTTP client of huggingface_hub, which changes over time
         raise BackboneError(
             f"weights: the pretrained weights of {name!r} cannot be had from the hub "

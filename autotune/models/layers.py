@@ -6,6 +6,7 @@ timm uses for layer-wise learning-rate decay. The head is not a layer.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,24 +50,26 @@ def layers_of(backbone: nn.Module) -> tuple[Layer, ...]:
     Args:
         backbone: A timm model built with ``num_classes=0``; the meta device will do.
     """
-    tensors = dict(backbone.named_parameters()) | dict(backbone.named_buffers())
+    parameters = dict(backbone.named_parameters())
+    tensors = parameters | dict(backbone.named_buffers())
     modules = [name for name, _ in backbone.named_modules() if name]
     group_of = _groups(backbone, [*tensors, *modules])
     with_tensors = sorted({group_of[name] for name in tensors})
     merged = _join_vectors(with_tensors, group_of, tensors)
     count = len(set(merged.values()))
-    parameters = dict(backbone.named_parameters())
+    position_of = {name: merged[group_of[name]] for name in tensors}
+    owners = _owners(position_of)
+    matched = {name: merged.get(group_of[name]) for name in modules}
+    place_of = _places(modules, owners, matched)
     layers = []
     for position in range(count):
-        groups = {group for group, target in merged.items() if target == position}
-        names = tuple(name for name in tensors if group_of[name] in groups)
-        inside = tuple(name for name in modules if group_of[name] in groups)
+        names = tuple(name for name in tensors if position_of[name] == position)
         layers.append(
             Layer(
                 index=count - position,
-                label=_label(names),
+                label=_label(names, owners),
                 names=names,
-                modules=inside,
+                modules=tuple(name for name in modules if place_of[name] == position),
                 parameters=sum(parameters[name].numel() for name in names if name in parameters),
             )
         )
@@ -99,7 +102,8 @@ def _order_of_children(backbone: nn.Module) -> Any:
             found = order.get(".".join(parts[:length]))
             if found is not None:
                 return found
-        return -1 if name in dict(backbone.named_parameters()) else _UNMATCHED
+        # Position tables and class tokens go with the stem, as in timm's matchers.
+        return 0 if name in dict(backbone.named_parameters(recurse=False)) else _UNMATCHED
 
     return number
 
@@ -118,15 +122,45 @@ def _join_vectors(
     return merged
 
 
-def _label(names: tuple[str, ...]) -> str:
-    """Name the modules of a layer: their common path, or the paths at its top."""
-    paths = [name.split(".")[:-1] or [name] for name in names]
-    common = []
-    for parts in zip(*paths, strict=False):
-        if len(set(parts)) > 1:
-            break
-        common.append(parts[0])
-    if common:
-        return ".".join(common)
-    tops = list(dict.fromkeys(".".join(path[:2]) if len(path) > 2 else path[0] for path in paths))
+def _owners(position_of: Mapping[str, int]) -> Mapping[str, set[int]]:
+    """Find for every module and tensor the positions of the layers that have a part of it."""
+    owners: dict[str, set[int]] = defaultdict(set)
+    for name, position in position_of.items():
+        parts = name.split(".")
+        for length in range(1, len(parts) + 1):
+            owners[".".join(parts[:length])].add(position)
+    return owners
+
+
+def _places(
+    modules: list[str], owners: Mapping[str, set[int]], matched: Mapping[str, int | None]
+) -> Mapping[str, int | None]:
+    """Find the position of the layer that each module lies in, ``None`` for none.
+
+    A module lies where its tensors do, whatever the matcher says of its name: some matchers know
+    ``norm.weight`` but not ``norm``. One without tensors lies where its parent does.
+
+    Args:
+        modules: Names of the modules, parents first.
+        owners: What :func:`_owners` returned.
+        matched: What the matcher says of the modules' names.
+    """
+    places: dict[str, int | None] = {}
+    for name in modules:
+        if name in owners:
+            places[name] = next(iter(owners[name])) if len(owners[name]) == 1 else None
+        else:
+            parent = places.get(name.rpartition(".")[0])
+            places[name] = matched[name] if parent is None else parent
+    return places
+
+
+def _label(names: tuple[str, ...], owners: Mapping[str, set[int]]) -> str:
+    """Name the largest modules that lie in the layer with all that they have."""
+    tops = []
+    for name in names:
+        parts = name.split(".")
+        paths = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
+        tops.append(next(path for path in paths if len(owners[path]) == 1))
+    tops = list(dict.fromkeys(tops))
     return ", ".join(tops[:3]) + (f" and {len(tops) - 3} more" if len(tops) > 3 else "")

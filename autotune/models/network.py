@@ -107,9 +107,17 @@ class Network(nn.Module):
         Raises:
             PlanError: When the state is that of another plan.
         """
-        expected = self.tuned_state().keys()
-        if expected != state.keys():
-            raise PlanError("the stored weights belong to another plan")
+        own = {name: value.shape for name, value in self.tuned_state().items()}
+        if own != {name: value.shape for name, value in state.items()}:
+            differing = sorted(
+                name
+                for name in own.keys() | state.keys()
+                if name not in own or name not in state or own[name] != state[name].shape
+            )
+            raise PlanError(
+                f"the stored weights belong to another plan: {len(differing)} of their keys or "
+                f"shapes differ, {differing[0]} first"
+            )
         self.load_state_dict(state, strict=False)
 
 

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from autotune.errors import BackboneError
+from autotune.models.backbone import (
+    Backbone,
+    build,
+    check_name,
+    hash_weights,
+    load_backbone,
+)
+from tests.support.backbones import state_of
+
+NAMES = ("test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_byobnet")
+
+
+def trained(name: str, **options: Any) -> nn.Module:
+    """Make a model with a classifier and weights of its own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        return timm.create_model(name, num_classes=11, **options)
+
+
+def expected_hash(model: nn.Module) -> str:
+    model.reset_classifier(0)  # type: ignore[operator]
+    return hash_weights(model)
+
+
+class Touch:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+# names
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet5", "no backbone 'resnet5'; did you mean 'resnet50'"),
+        ("test_resnett.letters", "did you mean 'test_resnet"),
+        ("zzzzzzzz", "no backbone 'zzzzzzzz'; .*list_models"),
+        ("", "no backbone ''"),
+        ("resnet50.a1_in1", "no pretrained tag 'a1_in1'; it has a1_in1k.*did you mean 'a1_in1k'"),
+        ("test_resnet.lettters", "did you mean 'letters'"),
+        ("resnet18.", "'resnet18' has no pretrained tag ''"),
+        ("hf-hub:timm/resnet18", "has no backbone"),
+    ],
+)
+def test_a_name_that_timm_does_not_know(name: str, message: str) -> None:
+    for use in (check_name, load_backbone):
+        with pytest.raises(BackboneError, match=message):
+            use(name)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_resnet.r160_in1k", "test_resnet.letters"])
+def test_names_that_are_known(name: str) -> None:
+    check_name(name)
+
+
+# no weights
+
+
+def test_none_gives_every_process_the_same_weights() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = load_backbone("test_resnet", "none")
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(2)
+    assert load_backbone("test_resnet.r160_in1k", "none").weights_hash == first.weights_hash
+
+
+def test_a_loaded_backbone_is_locked_and_copied() -> None:
+    backbone = load_backbone("test_resnet", "none", 64)
+    assert isinstance(backbone, Backbone)
+    assert not any(parameter.requires_grad for parameter in backbone.pretrained.parameters())
+    assert not any(module.training for module in backbone.pretrained.modules())
+    assert backbone.data_config["input_size"] == (3, 64, 64)
+    with torch.no_grad():
+        next(backbone.fresh().parameters()).zero_()
+    assert hash_weights(backbone.pretrained) == backbone.weights_hash
+
+
+# files
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
+def test_weights_of_a_file(name: str, suffix: str, tmp_path: Path) -> None:
+    model = trained(name)
+    file = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(model.state_dict(), file)
+    else:
+        torch.save(model.state_dict(), file)
+    assert load_backbone(name, str(file)).weights_hash == expected_hash(model)
+
+
+def forms(state: dict[str, Tensor]) -> dict[str, Any]:
+    return {
+        "state_dict": {"state_dict": state, "epoch": 3},
+        "model": {"model": state},
+        "module": {f"module.{key}": value for key, value in state.items()},
+        "both": {"state_dict": {f"module.{key}": value for key, value in state.items()}},
+        "compiled": {f"_orig_mod.{key}": value for key, value in state.items()},
+        "ordered": OrderedDict(state),
+        "half": {key: value.half() for key, value in state.items() if value.ndim},
+        "headless": {key: value for key, value in state.items() if not key.startswith("fc.")},
+    }
+
+
+@pytest.mark.parametrize("form", forms({}))
+def test_forms_of_a_state_dict(form: str, tmp_path: Path) -> None:
+    model = trained("test_resnet")
+    if form == "half":
+        model.half().float()
+    torch.save(forms(model.state_dict())[form], tmp_path / "w.pth")
+    found = load_backbone("test_resnet", str(tmp_path / "w.pth"))
+    assert found.weights_hash == expected_hash(model)
+
+
+def test_a_file_under_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_file(trained("test_resnet").state_dict(), tmp_path / "w.safetensors")
+    load_backbone("test_resnet", "~/w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "parts"),
+    [
+        ("test_convnext", "test_resnet", ("missing: conv1.0.weight", "unknown: stem.0.weight")),
+        ("test_resnet", "test_vit", ("missing: cls_token, pos_embed", "unknown: conv1.0.weight")),
+        ("resnet18", "resnet34", ("missing: layer1.2.conv1.weight", " and 77 more")),
+        ("resnet10t", "resnet14t", ("missing: ", "other shapes: ")),
+    ],
+)
+def test_the_weights_of_another_architecture(
+    source: str, name: str, parts: tuple[str, ...], tmp_path: Path
+) -> None:
+    torch.save(timm.create_model(source).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(BackboneError, match=f"does not belong to the backbone '{name}'") as caught:
+        load_backbone(name, str(tmp_path / "w.pth"))
+    assert all(part in str(caught.value) for part in parts), caught.value
+
+
+def test_weights_of_other_shapes(tmp_path: Path) -> None:
+    state = trained("test_resnet").state_dict()
+    state["layer1.0.conv1.weight"] = torch.zeros(5, 6)
+    torch.save(state, tmp_path / "w.pth")
+    shapes = r"1 other shapes: layer1.0.conv1.weight is \(5, 6\) instead of \("
+    with pytest.raises(BackboneError, match=shapes):
+        load_backbone("test_resnet", str(tmp_path / "w.pth"))
+
+
+def damaged(path: Path, how: str) -> Path:
+    state = trained("test_resnet").state_dict()
+    file = path / ("w.safetensors" if "safetensors" in how else "w.pth")
+    if "truncated" in how:
+        save_file(state, file) if file.suffix == ".safetensors" else torch.save(state, file)
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    elif "empty" in how:
+        file.touch()
+    elif "code" in how:
+        torch.save({"state_dict": state, "extra": Touch(path / "pwned")}, file)
+    elif "list" in how:
+        torch.save([1, 2], file)
+    elif "numbers" in how:
+        torch.save({"a": 1}, file)
+    elif "text" in how:
+        file.write_text("not weights at all\n" * 100)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("truncated safetensors", "cannot read .* as a .safetensors file"),
+        ("truncated pth", "cannot read .* as a .pth file"),
+        ("empty safetensors", "cannot read"),
+        ("empty pth", "cannot read"),
+        ("code pth", "cannot read .* holds tensors only"),
+        ("list pth", "cannot read"),
+        ("numbers pth", "holds no state dict of tensors"),
+        ("text pth", "cannot read"),
+        ("text safetensors", "cannot read"),
+        ("missing pth", "there is no file .*'hub', 'none' or the path"),
+    ],
+)
+def test_a_file_that_holds_no_weights(how: str, message: str, tmp_path: Path) -> None:
+    file = damaged(tmp_path, how)
+    with pytest.raises(BackboneError, match=message) as caught:
+        load_backbone("test_resnet", str(file))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_folder_holds_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match="there is no file"):
+        load_backbone("test_resnet", str(tmp_path))
+
+
+# sizes
+
+
+def test_a_position_table_is_resized(tmp_path: Path) -> None:
+    """Weights of one input size serve another, as timm does it for its own."""
+    model = trained("test_vit", img_size=160)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    found = load_backbone("test_vit", str(tmp_path / "w.safetensors"), 96)
+    before, after = model.state_dict(), found.pretrained.state_dict()
+    assert {key for key in after if not torch.equal(before[key], after[key])} == {"pos_embed"}
+    assert after["pos_embed"].shape[1] == (96 // 16) ** 2 + model.num_prefix_tokens
+    assert found.pretrained(torch.zeros(1, 3, 96, 96)).shape == (1, 64)
+    assert torch.allclose(before["pos_embed"].mean(), after["pos_embed"].mean(), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "device"),
+    [
+        ("test_vit", 100, "cpu"),
+        ("test_vit", 100, "meta"),
+        ("test_vit", 8, "cpu"),
+        ("test_convnext", 8, "cpu"),
+        ("vgg11", 16, "meta"),
+    ],
+)
+def test_an_impossible_size(name: str, size: int, device: str) -> None:
+    with pytest.raises(
+        BackboneError, match=f"'{name}' cannot take images of {size} px .*own size"
+    ):
+        build(name, size, device=device)
+
+
+def test_trying_a_size_leaves_nothing_behind() -> None:
+    """Attention biases are kept in evaluation mode; those of the random weights must not be."""
+    model = build("levit_128s", 224, device="meta")
+    caches = [one.attention_bias_cache for one in model.modules() if _has_cache(one)]
+    assert caches and not any(caches)
+
+
+def _has_cache(module: nn.Module) -> bool:
+    return hasattr(module, "attention_bias_cache")
+
+
+# fingerprint
+
+
+def test_the_fingerprint_sees_every_tensor() -> None:
+    model = build("test_resnet", None)
+    first = hash_weights(model)
+    assert hash_weights(model) == first
+    assert len(first) == 32
+    for name, value in state_of(model).items():
+        own = model.state_dict()[name]
+        own.view(-1)[-1] += 1
+        assert hash_weights(model) != first, name
+        own.copy_(value)
+    assert hash_weights(model) == first
