@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 from pathlib import Path
@@ -39,11 +40,13 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
     """Read a checkpoint, or return ``None`` when there is none that can be trusted."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):  # by one killed while saving
+        left.unlink(missing_ok=True)
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = dict(torch.load(path, map_location=device, weights_only=True))
     except FileNotFoundError:
         return None
     except Exception as error:  # damaged by a failing disk: the trial starts afresh
         logger.warning("the checkpoint %s cannot be read (%s); starting afresh", path, error)
         return None
-    return dict(state)
+    return state

@@ -164,9 +164,11 @@ class Training:
             loss = self._train_epoch()
             self.epoch += 1
             metrics = None if self.validation is None else self.validate()
+            yield EpochResult(self.epoch, loss, metrics, time.perf_counter() - start)
+            # After the caller has taken the result in: a crash between the two repeats the
+            # epoch, where the other order would lose its result.
             if checkpoint is not None:
                 save_checkpoint(checkpoint, self.state())
-            yield EpochResult(self.epoch, loss, metrics, time.perf_counter() - start)
 
     def _train_epoch(self) -> float:
         torch.manual_seed(_mix(self.seed, self.epoch))
@@ -181,7 +183,7 @@ class Training:
                 raise InterruptedTrial(f"stopped in epoch {self.epoch + 1}")
             with self.autocast():
                 logits = self.network(self.normalise(images))
-                loss = self.loss(logits, labels.to(self.device, non_blocking=True))
+            loss = self.loss(logits.float(), labels.to(self.device, non_blocking=True))
             self._step(loss)
             total += loss.detach() * len(labels)
         mean = float(total) / len(self.train)
@@ -196,8 +198,11 @@ class Training:
             self.scaler.unscale_(self.optimizer)
             tuned = [p for group in self.optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(tuned, self.config.clip_norm)
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.scaler.get_scale() < scale:
+            return  # a gradient overflowed in fp16: the optimiser left this step out
         self.schedule.step()
         if self.ema is not None:
             self.ema.update(self.network, step=self.schedule.last_epoch)
@@ -264,5 +269,6 @@ def _mix(seed: int, epoch: int) -> int:
 
 def batch_count(images: int, batch_size: int) -> int:
     """Count the batches of an epoch: a single image left over joins the batch before it."""
-    full, rest = divmod(images, batch_size)
-    return full + (rest > 1 or full == 0)
+    batches = math.ceil(images / batch_size)
+    left_over = images - (batches - 1) * batch_size
+    return batches - (batches > 1 and left_over == 1)

@@ -58,7 +58,7 @@ def measure(logits: Tensor, labels: Tensor) -> Metrics:
         raise DivergedError("the logits on the validation part are not finite")
     truth = labels.cpu().numpy()
     probabilities = logits.double().softmax(dim=1).cpu().numpy()
-    predicted = probabilities.argmax(axis=1)
+    predicted = logits.argmax(dim=1).cpu().numpy()
     classes = np.arange(logits.shape[1])
     return Metrics(
         accuracy=float(accuracy_score(truth, predicted)),

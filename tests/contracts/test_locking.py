@@ -1,0 +1,117 @@
+"""Locked means locked: no gradient, no change of norm statistics, no dropout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autotune.models.layers import layers_of
+from autotune.models.network import Network, build_network
+from tests.support.backbones import DROPPING, SMALL, backbone, images, plan, state_of
+
+
+def depths(name: str) -> range:
+    return range(len(layers_of(backbone(name).pretrained)) + 1)
+
+
+def train(net: Network, name: str, steps: int = 3) -> None:
+    tuned = [parameter for _, parameter, _ in net.layer_of_parameters()]
+    optimizer = torch.optim.SGD(tuned, lr=0.05, momentum=0.9, weight_decay=0.05)
+    for step in range(steps):
+        net.train()
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(
+            net(images(name, 6, seed=step)), torch.arange(6) % net.head[-1].out_features
+        )
+        loss.backward()
+        optimizer.step()
+        net.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"), [(name, depth) for name in SMALL for depth in depths(name)]
+)
+def test_training_changes_the_tuned_layers_and_no_others(name: str, depth: int) -> None:
+    check(name, depth)
+
+
+@pytest.mark.parametrize("name", [name for name in DROPPING if name not in SMALL])
+@pytest.mark.parametrize("depth", [0, 2])
+def test_training_changes_the_tuned_layers_of_more_families(name: str, depth: int) -> None:
+    check(name, depth)
+
+
+def check(name: str, depth: int) -> None:
+    torch.manual_seed(0)
+    source = backbone(name, True)
+    net = build_network(source, plan(name, depth, 8, dropout=0.5), 3, seed=0)
+    before = state_of(net)
+    train(net, name)
+    after = state_of(net)
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    locked = {f"backbone.{key}" for layer in net.layers[depth:] for key in layer.names}
+    assert changed & locked == set()
+    pretrained = state_of(source.pretrained)
+    for key in locked:
+        assert torch.equal(after[key], pretrained[key.removeprefix("backbone.")]), key
+    for layer in net.layers[:depth]:
+        names = {f"backbone.{key}" for key in layer.names}
+        statistics = {
+            key for key in names if "running_" in key or key.endswith("num_batches_tracked")
+        }
+        assert statistics <= changed
+        weights = {
+            key
+            for key in names
+            if key.endswith("weight") and before[key].ndim > 1 and before[key].numel() > 1
+        }
+        assert weights <= changed or name == "levit_128s"
+        assert weights & changed
+
+
+@pytest.mark.parametrize("name", DROPPING)
+def test_the_locked_part_stays_in_evaluation_mode(name: str) -> None:
+    for depth in (0, 1, 2):
+        net = build_network(backbone(name, True), plan(name, depth, 8), 3, seed=0).train()
+        index = {key: layer.index for layer in net.layers for key in layer.modules}
+        for key, module in net.backbone.named_modules():
+            assert module.training == (0 < index.get(key, 10**6) <= depth), key
+        assert all(module.training for module in net.head.modules())
+        assert not any(module.training for module in net.eval().modules())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_everything_trains_when_every_layer_is_tuned(name: str) -> None:
+    net = build_network(backbone(name, True), plan(name, depths(name)[-1]), 3, seed=0).train()
+    assert all(module.training for module in net.modules())
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("name", DROPPING)
+def test_nothing_is_dropped_in_the_locked_part(name: str) -> None:
+    net = build_network(backbone(name, True), plan(name), 3, seed=0).train()
+    batch = images(name)
+    first, second = net.backbone(batch), net.backbone(batch)
+    assert torch.equal(first, second)
+    with torch.no_grad():
+        assert torch.equal(first, backbone(name).pretrained(batch))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
+def test_what_reaches_the_first_tuned_layer_is_the_same_every_time(name: str) -> None:
+    """At depth 2 the inputs of every locked module are deterministic, the output is not."""
+    torch.manual_seed(0)
+    net = build_network(backbone(name, True), plan(name, 2, 8, dropout=0.5), 3, seed=0).train()
+    locked = {key for layer in net.layers[2:] for key in layer.modules}
+    seen: dict[str, list[Tensor]] = {}
+    for key, module in net.backbone.named_modules():
+        if key in locked:
+            module.register_forward_hook(
+                lambda _module, _inputs, output, key=key: seen.setdefault(key, []).append(output)
+            )
+    batch = images(name, 16)
+    first, second = net(batch), net(batch)
+    assert not torch.equal(first, second)
+    assert seen
+    assert all(torch.equal(*outputs) for outputs in seen.values())

@@ -1,0 +1,128 @@
+"""A training that was interrupted goes on as if it never had been."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from autotune.errors import InterruptedTrial
+from autotune.plan import TrialPlan
+from autotune.training.loop import EpochResult, Training
+from tests.support.backbones import plan, training
+
+EPOCHS = 4
+RECIPES: dict[str, tuple[TrialPlan, dict[str, Any]]] = {
+    "sgd": (plan("test_resnet", 2, 8, dropout=0.3, optimizer="sgd", lr=0.05), {}),
+    "adamw": (plan("test_resnet", 5, layer_decay=0.7, label_smoothing=0.1), {"views": 3}),
+    "adagrad": (plan("test_resnet", 1, 8, optimizer="adagrad"), {"views": 2, "ema": 0.9}),
+    "dropout and ema": (plan("test_vit", 3, 8, dropout=0.5), {"ema": 0.98, "dropping": True}),
+    "attention biases": (plan("levit_128s", 2, lr=0.01), {"ema": 0.9, "count": 20}),
+    "bf16": (plan("test_resnet", 1, 8, dropout=0.3), {"amp": "bf16", "clip_norm": None}),
+    "head alone": (plan("test_convnext", 0, 8, dropout=0.3), {"warmup": 0.5}),
+}
+
+
+def make(recipe: str, **more: Any) -> Training:
+    found, options = RECIPES[recipe]
+    return training(found, **{"epochs": EPOCHS, "count": 36, **options, **more})
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Lay a state out as path -> tensor or number."""
+    if isinstance(value, dict):
+        items = [(str(key), one) for key, one in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(str(index), one) for index, one in enumerate(value)]
+    else:
+        return {path: value.clone() if isinstance(value, Tensor) else value}
+    return {key: one for name, part in items for key, one in flat(part, f"{path}/{name}").items()}
+
+
+def same(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """List where two states differ, in any bit."""
+    assert first.keys() == second.keys()
+    return [
+        key
+        for key, one in first.items()
+        if not (torch.equal(one, second[key]) if isinstance(one, Tensor) else one == second[key])
+    ]
+
+
+def scores(results: list[EpochResult]) -> list[tuple[Any, ...]]:
+    return [(one.epoch, one.loss, one.metrics) for one in results]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_interrupted_after_every_epoch(recipe: str, tmp_path: Path) -> None:
+    whole = make(recipe)
+    expected = scores(list(whole.run()))
+    assert len(expected) == EPOCHS
+    path = tmp_path / "0.pt"
+    found: list[tuple[Any, ...]] = []
+    for epoch in range(1, EPOCHS + 1):
+        part = make(recipe)
+        for result in part.run(path):
+            if result.epoch > epoch:
+                break  # it is killed before it can save this one
+            found += scores([result])
+    last = make(recipe)
+    assert list(last.run(path)) == []
+    assert found == expected
+    assert same(flat(whole.state()), flat(last.state())) == []
+    assert last.validate() == expected[-1][-1]
+
+
+@pytest.mark.parametrize("recipe", ["sgd", "adagrad", "dropout and ema"])
+@pytest.mark.parametrize("batch", [1, 4, 5, 7])
+def test_interrupted_in_the_middle(recipe: str, batch: int, tmp_path: Path) -> None:
+    """In the first, second or third batch of an epoch (three each), or in the validation."""
+    whole = make(recipe)
+    expected = scores(list(whole.run()))
+    asked = 0
+
+    def stopped() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > batch
+
+    path = tmp_path / "0.pt"
+    found: list[tuple[Any, ...]] = []
+    part = make(recipe, stopped=stopped)
+    with pytest.raises(InterruptedTrial, match="stopped in"):
+        for result in part.run(path):
+            found += scores([result])
+    rest = make(recipe)
+    found += scores(list(rest.run(path)))
+    assert found == expected
+    assert same(flat(whole.state()), flat(rest.state())) == []
+
+
+def test_equal_seeds_give_equal_trainings_and_others_do_not() -> None:
+    # What happened in the process before must not matter.
+    first = make("dropout and ema", seed=1)
+    one = scores(list(first.run()))
+    torch.manual_seed(99)
+    torch.randn(7)
+    second = make("dropout and ema", seed=1)
+    two = scores(list(second.run()))
+    third = make("dropout and ema", seed=2)
+    three = scores(list(third.run()))
+    assert one == two
+    assert same(flat(first.state()), flat(second.state())) == []
+    assert all(a[1] != b[1] for a, b in zip(one, three, strict=True))
+
+
+def test_a_result_is_never_lost(tmp_path: Path) -> None:
+    """Who stops between taking a result in and asking for the next one gets it again."""
+    path = tmp_path / "0.pt"
+    seen = []
+    for _ in range(3):
+        run = make("sgd").run(path)
+        seen.append(next(run).epoch)
+        run.close()
+    assert seen == [1, 1, 1]
+    assert not path.exists()

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from autotune.errors import DivergedError, InterruptedTrial
+from autotune.models.network import build_network
+from autotune.training.loop import Autocast, Normalise, Training, batch_count
+from autotune.training.metrics import measure
+from tests.support.backbones import CPU, backbone, digits, plan, some_digits, state_of, training
+
+
+@settings(max_examples=60, deadline=None)
+@given(images=st.integers(1, 60), batch_size=st.integers(1, 70))
+def test_batches_are_counted_as_they_come(images: int, batch_size: int) -> None:
+    views = some_digits(60)
+    order = torch.arange(images)
+    batches = list(views.batches(order, torch.zeros(60, dtype=torch.int64), batch_size))
+    assert len(batches) == batch_count(images, batch_size)
+
+
+def test_images_are_normalised_as_timm_does() -> None:
+    config = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    batch = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    found = Normalise.of(config, CPU)(batch)
+    mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    assert torch.allclose(found, (batch / 255 - mean) / std, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype"),
+    [("auto", None), ("off", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
+)
+def test_precision(mode: str, dtype: torch.dtype | None) -> None:
+    assert Autocast.of(mode, CPU).dtype is dtype
+    with Autocast.of(mode, CPU)():
+        assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == (dtype or torch.float32)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_trains_about_the_same(amp: str) -> None:
+    """The loss is taken in float32, whatever the network computes in."""
+    exact = [one.loss for one in training(plan("test_resnet", 2, lr=0.01)).run()]
+    mixed_run = training(plan("test_resnet", 2, lr=0.01), amp=amp)
+    mixed = [one.loss for one in mixed_run.run()]
+    assert mixed == pytest.approx(exact, rel=0.1)
+    assert mixed != exact
+    assert all(parameter.dtype == torch.float32 for parameter in mixed_run.network.parameters())
+
+
+def test_a_step_that_overflows_in_fp16_is_left_out() -> None:
+    run = training(plan("test_resnet", 1, lr=0.01), amp="fp16", ema=0.9)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = state_of(run.network.head)
+    loss = run.network(torch.randn(4, 3, 32, 32)).sum() * 1e30
+    run._step(loss)
+    assert run.schedule.last_epoch == 0
+    assert run.scaler.get_scale() < 2.0**40
+    assert all(
+        torch.equal(before[key], value) for key, value in state_of(run.network.head).items()
+    )
+
+
+def test_the_gradient_is_clipped() -> None:
+    found = plan("test_resnet", 1, optimizer="sgd", lr=1.0, weight_decay=0.0)
+
+    def moved(clip_norm: float | None) -> float:
+        run = training(found, clip_norm=clip_norm, warmup=0.0)
+        before = [p.detach().clone() for _, p, _ in run.network.layer_of_parameters()]
+        run._step(run.network(torch.randn(4, 3, 32, 32)).pow(2).sum() * 1e3)
+        after = [p.detach() for _, p, _ in run.network.layer_of_parameters()]
+        deltas = [(a - b).flatten() for a, b in zip(after, before, strict=True)]
+        return float(torch.cat(deltas).norm())
+
+    torch.manual_seed(0)
+    # Nesterov's first step is 1.9 times the gradient.
+    assert moved(0.25) == pytest.approx(1.9 * 0.25, rel=1e-3)
+    assert moved(None) > 1.0
+
+
+def test_label_smoothing() -> None:
+    run = training(plan("test_resnet", label_smoothing=0.2))
+    logits, labels = torch.randn(5, 10), torch.arange(5)
+    log = logits.log_softmax(1)
+    expected = -(0.8 * log[torch.arange(5), labels] + 0.2 * log.mean(1)).mean()
+    assert float(run.loss(logits, labels)) == pytest.approx(float(expected))
+
+
+def test_the_moving_average_of_the_weights() -> None:
+    run = training(plan("test_resnet", 2, lr=0.01), ema=0.9, epochs=2)
+    average: dict[str, Tensor] = {}
+    step = run._step
+    steps = 0
+
+    def follow(loss: Tensor) -> None:
+        nonlocal steps
+        step(loss)
+        steps += 1
+        # Of the first n weights at first (timm's warm-up), later with the full decay.
+        decay = min(0.9, 1 - steps ** (-2 / 3)) if steps > 1 else 0.0
+        for key, value in run.network.state_dict().items():
+            old = average.get(key, value)
+            new = decay * old + (1 - decay) * value if value.is_floating_point() else value
+            average[key] = new.clone()
+
+    run._step = follow  # type: ignore[method-assign]
+    list(run.run())
+    assert steps == 6
+    assert run.result is not run.network
+    found = run.result.state_dict()
+    for key, value in average.items():
+        assert torch.allclose(found[key].double(), value.double(), atol=1e-5), key
+    pretrained = backbone("test_resnet").pretrained.state_dict()
+    for layer in run.network.layers[2:]:
+        for name in layer.names:
+            assert torch.equal(found[f"backbone.{name}"], pretrained[name])
+    assert not any(
+        torch.equal(found[f"head.{i}"], run.network.state_dict()[f"head.{i}"])
+        for i in ("0.weight", "0.bias")
+    )
+
+
+def test_the_learning_rate_ends_at_zero() -> None:
+    run = training(plan("test_resnet", 1, lr=0.01), epochs=2, count=33)
+    assert run.steps == 2 * 2  # 33 images in batches of 16: the last one joins the second
+    list(run.run())
+    assert run.schedule.last_epoch == run.steps
+    assert all(group["lr"] == pytest.approx(0) for group in run.optimizer.param_groups)
+
+
+def test_a_loss_that_is_no_number(tmp_path: Path) -> None:
+    run = training(plan("test_resnet", 5, optimizer="sgd", lr=1e20), clip_norm=None, warmup=0.0)
+    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) in epoch 1"):
+        list(run.run(tmp_path / "0.pt"))
+    assert not (tmp_path / "0.pt").exists()
+
+
+def test_logits_that_are_no_numbers() -> None:
+    run = training(plan("test_resnet"))
+    with torch.no_grad():
+        run.network.head[-1].bias[0] = math.nan
+    with pytest.raises(DivergedError, match="logits on the validation part"):
+        run.validate()
+
+
+@pytest.mark.parametrize(("after", "message"), [(2, "stopped in epoch 1"), (3, "validation of")])
+def test_a_stop_is_heard(after: int, message: str) -> None:
+    asked = 0
+
+    def stopped() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > after
+
+    run = training(plan("test_resnet"), stopped=stopped, count=44)
+    with pytest.raises(InterruptedTrial, match=message):
+        list(run.run())
+
+
+def test_without_a_validation_part() -> None:
+    run = training(plan("test_resnet"), validation=None, epochs=2)
+    assert [one.metrics for one in run.run()] == [None, None]
+
+
+def test_predictions_come_in_the_order_of_the_images() -> None:
+    run = training(plan("test_resnet", 0, 8, dropout=0.5), batch_size=2, epochs=1)
+    views = some_digits(21)
+    logits, labels = run.predict(views)
+    assert torch.equal(labels, views.labels)
+    assert not logits.requires_grad
+    with torch.no_grad():
+        each = [
+            run.network(run.normalise(views.view(i, 0).unsqueeze(0))) for i in range(len(views))
+        ]
+    assert torch.allclose(logits, torch.cat(each), atol=1e-5)
+    results = list(run.run())
+    assert run.validation_logits is not None
+    assert results[-1].metrics == measure(run.validation_logits, run.validation.labels)
+
+
+def test_locked_layers_survive_a_real_training() -> None:
+    run = training(plan("test_efficientnet", 2, 8, dropout=0.3), dropping=True, ema=0.9)
+    list(run.run())
+    pretrained = state_of(backbone("test_efficientnet").pretrained)
+    for net in (run.network, run.result):
+        own = state_of(net.backbone)
+        for layer in net.layers[2:]:
+            assert all(torch.equal(own[name], pretrained[name]) for name in layer.names)
+
+
+def test_a_finished_training_leaves_nothing_behind() -> None:
+    run = training(plan("test_resnet", 5), epochs=1, ema=0.9)
+    list(run.run())
+    networks = [weakref.ref(run.network), weakref.ref(run.result)]
+    del run
+    gc.collect()
+    assert [one() for one in networks] == [None, None]
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    """Every layer tuned from random weights, a hundred digits learnt by heart."""
+    views = some_digits(100)
+    source = backbone("test_resnet")
+    found = plan("test_resnet", 5, lr=0.01)
+    run = training(found, count=100, epochs=25, views=1, batch_size=20)
+    run.validation = views
+    losses = [one.loss for one in run.run(tmp_path / "0.pt")]
+    assert losses[0] > 2.0 > 0.5 > losses[-1]
+    assert run.metrics is not None
+    assert run.metrics.accuracy > 0.95
+    # The weights alone are the model: a new network that loads them predicts the same.
+    other = build_network(source, found, 10, seed=5)
+    other.load_tuned_state(copy.deepcopy(run.result.tuned_state()))
+    run.network = other
+    logits, labels = run.predict(views)
+    assert measure(logits, labels) == run.metrics
+    assert digits().classes == tuple(str(i) for i in range(10))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_a_training_on_a_gpu(amp: str) -> None:
+    cuda = torch.device("cuda")
+    found = plan("test_resnet", 5, 16, dropout=0.2, lr=0.01)
+    net = build_network(backbone("test_resnet"), found, 10, seed=0).to(cuda)
+    run: Training = training(found, net=net, count=100, epochs=15, amp=amp, ema=0.9)
+    run.normalise = Normalise.of(backbone("test_resnet").data_config, cuda)
+    losses: list[Any] = [one.loss for one in run.run()]
+    assert losses[-1] < losses[0] / 2
+    assert isinstance(run.network, nn.Module)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from autotune.errors import DivergedError
+from autotune.training.metrics import confusion, measure
+
+LABELS = torch.tensor([0, 0, 0, 1, 1, 2])
+
+
+def logits_of(probabilities: list[list[float]]) -> torch.Tensor:
+    return torch.tensor(probabilities).log()
+
+
+def test_metrics_by_hand() -> None:
+    rows = [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.5, 0.3]]
+    rows += [[0.3, 0.6, 0.1], [0.5, 0.4, 0.1], [0.2, 0.2, 0.6]]
+    found = measure(logits_of(rows), LABELS)
+    assert found.accuracy == pytest.approx(4 / 6)
+    assert found.balanced_accuracy == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    assert found.macro_f1 == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    likely = (0.8, 0.6, 0.2, 0.6, 0.4, 0.6)
+    assert found.log_loss == pytest.approx(-sum(map(math.log, likely)) / 6, rel=1e-6)
+    assert found.objective("macro_f1") == found.to_json()["macro_f1"]
+    matrix = confusion(logits_of(rows), LABELS, ("a", "b", "c"))
+    assert matrix.tolist() == [[2, 1, 0], [1, 1, 0], [0, 0, 1]]
+
+
+def test_a_class_that_is_never_predicted() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0]]).repeat(6, 1)
+    found = measure(logits, LABELS)
+    assert found.accuracy == 0.5
+    assert found.balanced_accuracy == pytest.approx(1 / 3)
+    assert found.macro_f1 == pytest.approx(2 / 3 / 3)
+    matrix = confusion(logits, LABELS, ("a", "b", "c"))
+    assert matrix.tolist() == [[3, 0, 0], [2, 0, 0], [1, 0, 0]]
+
+
+def test_a_sure_mistake_has_a_finite_loss() -> None:
+    logits = torch.zeros(6, 3)
+    logits[:, 0] = 1e4
+    assert math.isfinite(measure(logits, LABELS).log_loss)
+
+
+def test_accuracy_and_confusion_agree_on_ties() -> None:
+    logits = torch.zeros(6, 3)
+    logits[:, 2] = 1e-30  # lost in the softmax, not in the logits
+    found = measure(logits, LABELS)
+    assert found.accuracy == confusion(logits, LABELS, "abc").trace() / 6
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_logits_must_be_finite(value: float) -> None:
+    logits = torch.zeros(6, 3)
+    logits[4, 1] = value
+    with pytest.raises(DivergedError, match="not finite"):
+        measure(logits, LABELS)
