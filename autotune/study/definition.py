@@ -133,6 +133,6 @@ def _pool_problem(name: str, pool: str, image_size: int | None) -> str:
         set_pool(module, pool, name)
         with torch.device("meta"):
             feature_count(module, (3, size, size))
-    except (PlanError, RuntimeError, ValueError) as error:
+    except (PlanError, RuntimeError, ValueError, AssertionError) as error:
         return f"cannot pool with {pool!r} ({str(error).splitlines()[0][:120]})"
     return ""

@@ -41,6 +41,10 @@ logger = logging.getLogger(__name__)
 
 #: How often a worker that died is replaced, per place.
 MAX_RESTARTS = 3
+#: glibc keeps freed memory up to this size. It would hand every activation map back to the system
+#: and fetch it again, zeroed, in the next layer: half of the time of a training on the CPU
+#: (benchmarks/allocator.py).
+KEPT_BYTES = str(4 << 30)
 #: Free space below which a study is not started: database, logs, checkpoints of small networks.
 MIN_FREE_BYTES = 64 << 20
 
@@ -289,6 +293,8 @@ class _Pool:
         threads = max(1, (os.cpu_count() or 1) // self._places)
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             environment[name] = str(threads)
+        for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+            environment.setdefault(name, KEPT_BYTES)
         remaining = None if self._deadline is None else self._deadline - time.monotonic()
         number = len(self._started)  # a replacement has a name and random draws of its own
         job = Job(

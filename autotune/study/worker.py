@@ -41,6 +41,7 @@ from autotune.models.backbone import load_backbone
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
 from autotune.search.space import Space
+from autotune.storage.database import storage_errors
 from autotune.storage.heartbeat import Heartbeat
 from autotune.study import record
 from autotune.study.claims import INTERRUPTED, Claims
@@ -157,7 +158,7 @@ def work(job: Job, stop: threading.Event, emit: Listener) -> int:
     emit({"event": "ready", "device": str(bench.device)})
     finished = failures = 0
     while not stop.is_set() and (deadline is None or time.monotonic() < deadline):
-        with one_thread():
+        with one_thread(), storage_errors(opened.url):
             trial = claims.claim(job.worker)
         if trial is None:
             break
