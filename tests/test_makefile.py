@@ -79,9 +79,8 @@ def test_help_has_a_line_for_every_target() -> None:
 def test_every_make_target_of_the_readme_exists() -> None:
     text = (ROOT / "Makefile").read_text()
     (phony,) = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
-    used = set(
-        re.findall(r"(?:^    |`|&& )make ([a-z-]+)", (ROOT / "README.md").read_text(), re.M)
-    )
+    readme = (ROOT / "README.md").read_text()
+    used = set(re.findall(r"(?:^    |`|&& )make ([a-z-]+)", readme, re.MULTILINE))
     assert used
     assert used <= set(phony.split())
 

@@ -122,7 +122,8 @@ def run_trial(
     finally:
         seconds = earlier_s + time.perf_counter() - start
         trial.set_user_attr(record.SECONDS, round(seconds, 3))
-        trial.set_user_attr(record.EPOCHS, training.epoch)
+        last = bench.opened.study.get_trials(deepcopy=False)[trial.number].last_step
+        trial.set_user_attr(record.EPOCHS, last or 0)
     metrics = training.validate() if training.validation_logits is None else training.metrics
     assert metrics is not None
     trial.set_user_attr(record.METRICS, metrics.to_json())
