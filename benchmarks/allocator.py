@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 
-from autotune.study.launcher import KEPT_BYTES
+from autotune.study.pool import KEPT_BYTES
 
 STEPS = 4
 SCRIPT = f"""

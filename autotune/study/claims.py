@@ -53,8 +53,7 @@ class Claims:
         """
         with study_lock(self.storage, self.url, self.study.study_name):
             progress = self.progress()
-            live = progress.running + progress.waiting
-            if not progress.waiting and progress.finished + live >= progress.budget:
+            if progress.finished + progress.running >= progress.budget:
                 return None
             with warnings.catch_warnings():
                 # Optuna expects heartbeats from ``optimize`` only; ours come from Heartbeat.

@@ -1,50 +1,27 @@
-"""The launcher: prepares a study, runs its workers, and leaves nothing running behind.
-
-Workers are processes started afresh (never forked), one device each: which GPU a process may see
-must be settled before it imports torch.
-"""
+"""The launcher: checks and prepares a study, has workers run it, leaves nothing running behind."""
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-import queue
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import torch
 
 from autotune.config import StudyConfig
 from autotune.data.task import Task
-from autotune.errors import DiskFullError, UserError, WorkerError, disk_full_as_user_error
-from autotune.storage.database import absolute_url, database_path, is_sqlite
+from autotune.errors import DiskFullError, UserError, disk_full_as_user_error
+from autotune.storage.database import database_path, is_sqlite
 from autotune.storage.layout import Files
-from autotune.study.claims import INTERRUPTED, LOST, Claims
+from autotune.study.claims import Claims
 from autotune.study.definition import Definition, define
 from autotune.study.opening import OpenStudy, check_existing, open_or_create
+from autotune.study.pool import WorkerPool
 from autotune.study.record import Progress
 from autotune.study.trial import Listener
-from autotune.study.worker import Job, worker_name
 
-logger = logging.getLogger(__name__)
-
-#: How often a worker that died is replaced, per place.
-MAX_RESTARTS = 3
-#: glibc keeps freed memory up to this size. It would hand every activation map back to the system
-#: and fetch it again, zeroed, in the next layer: half of the time of a training on the CPU
-#: (benchmarks/allocator.py).
-KEPT_BYTES = str(4 << 30)
 #: Free space below which a study is not started: database, logs, checkpoints of small networks.
 MIN_FREE_BYTES = 64 << 20
 
@@ -130,8 +107,8 @@ def run_study(
     before = claims.progress()
     listener({"event": "opened", "opened": opened, "workers": places, "progress": before})
     interrupted = False
-    if not before.done or before.waiting:
-        pool = _Pool(opened, config, places, devices, listener)
+    if not before.done:
+        pool = WorkerPool(opened, places, devices, config.search.timeout, listener)
         with pool.signals():
             interrupted = pool.run()
     return RunResult(opened, claims.progress(), not before.done, interrupted)
@@ -152,7 +129,7 @@ def _open(definition: Definition, listener: Listener) -> OpenStudy:
         with disk_full_as_user_error(files.root):
             task = Task.open(config.dataset, config.data, definition.spec, files.cache, progress)
         return open_or_create(definition, task.info.to_json())
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         _remove_made(made)
         raise
 
@@ -184,207 +161,3 @@ def check_space(config: StudyConfig, files: Files) -> None:
                 f"least {MIN_FREE_BYTES / 2**20:.0f} MiB; free some space, or move the study "
                 "with 'storage=' and 'files='"
             )
-
-
-@dataclass
-class _Process:
-    """A worker process and how often its place was filled again."""
-
-    index: int
-    popen: subprocess.Popen[str]
-    restarts: int
-
-
-class _Pool:
-    """The worker processes of one launcher."""
-
-    def __init__(
-        self,
-        opened: OpenStudy,
-        config: StudyConfig,
-        places: int,
-        devices: tuple[str, ...],
-        listener: Listener,
-    ) -> None:
-        self._opened = opened
-        self._claims = Claims(opened.study, opened.storage, opened.url)
-        self._config = config
-        self._places = places
-        self._devices = devices
-        self._listener = listener
-        self._events: queue.SimpleQueue[dict[str, Any]] = (
-            queue.SimpleQueue()  # the one queue that a signal handler may put into
-        )
-        self._processes: dict[int, _Process] = {}
-        self._started: dict[str, subprocess.Popen[str]] = {}
-        self._stops = 0
-        self._error: dict[str, Any] | None = None
-        timeout = config.search.timeout
-        self._deadline = None if timeout is None else time.monotonic() + timeout
-
-    def run(self) -> bool:
-        """Run workers until no trial is left; return whether a signal stopped them."""
-        try:
-            restarts = 0
-            while True:
-                self._start_workers()
-                self._supervise()
-                # Trials whose worker died after all others had found nothing left to do.
-                self._sweep()
-                if self._stops or self._error or self._expired() or not self._open_trials():
-                    break
-                restarts += 1
-                if restarts > MAX_RESTARTS:
-                    self._error = {"message": self._obituary(), "exit_code": 1}
-                    break
-        finally:
-            self._kill()
-            self._sweep()
-        if self._error is not None:
-            kind = UserError if self._error["exit_code"] == 2 else WorkerError
-            raise kind(self._error["message"])
-        return self._stops > 0
-
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM: the first one asks the workers to stop, the second kills."""
-
-        def handle(_number: int, _frame: FrameType | None) -> None:
-            self._stops += 1
-            self._events.put({"event": "stopping", "now": self._stops > 1})
-
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous = {
-            number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            yield
-        finally:
-            for number, old in previous.items():
-                signal.signal(number, old)
-
-    def _open_trials(self) -> int:
-        progress = self._claims.progress()
-        return max(progress.waiting, progress.budget - progress.finished - progress.running)
-
-    def _expired(self) -> bool:
-        return self._deadline is not None and time.monotonic() >= self._deadline
-
-    def _is_ours(self, worker: str) -> bool:
-        """Tell whether a worker is one of this launcher's that has ended."""
-        popen = self._started.get(worker)
-        return popen is not None and popen.poll() is not None
-
-    def _sweep(self) -> None:
-        self._claims.sweep(self._is_ours, INTERRUPTED if self._stops else LOST)
-
-    def _start_workers(self) -> None:
-        wanted = min(self._places, max(1, self._open_trials()))
-        self._processes = {index: self._start(index, 0) for index in range(wanted)}
-
-    def _start(self, index: int, restarts: int) -> _Process:
-        environment = dict(os.environ)
-        if self._devices:
-            environment["CUDA_VISIBLE_DEVICES"] = self._devices[index % len(self._devices)]
-        else:
-            environment["CUDA_VISIBLE_DEVICES"] = ""
-        threads = max(1, (os.cpu_count() or 1) // self._places)
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            environment[name] = str(threads)
-        for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
-            environment.setdefault(name, KEPT_BYTES)
-        remaining = None if self._deadline is None else self._deadline - time.monotonic()
-        number = len(self._started)  # a replacement has a name and random draws of its own
-        job = Job(
-            study=self._opened.name,
-            storage=absolute_url(self._opened.url),
-            files=str(self._opened.files.root),
-            worker=worker_name(os.getpid(), number),
-            index=number,
-            workers=self._places,
-            threads=threads,
-            log=str(self._opened.files.log(self._opened.name, f"worker-{index}")),
-            timeout=remaining,
-        )
-        popen = subprocess.Popen(
-            [sys.executable, "-m", "autotune.study.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # the worker opens its own log
-            env=environment,
-            text=True,
-            start_new_session=True,  # a Ctrl-C is for the launcher alone
-        )
-        assert popen.stdin is not None
-        popen.stdin.write(json.dumps(asdict(job)) + "\n")
-        popen.stdin.flush()
-        self._started[job.worker] = popen
-        threading.Thread(target=self._read, args=(index, popen), daemon=True).start()
-        return _Process(index, popen, restarts)
-
-    def _read(self, index: int, popen: subprocess.Popen[str]) -> None:
-        assert popen.stdout is not None
-        for line in popen.stdout:
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:  # half a line of a worker that was killed
-                continue
-            self._events.put({**event, "worker": index})
-        self._events.put({"event": "exit", "worker": index, "code": popen.wait()})
-
-    def _supervise(self) -> None:
-        alive = set(self._processes)
-        while alive:
-            try:
-                event = self._events.get(timeout=0.5)
-            except queue.Empty:
-                self._listener({"event": "tick"})
-                continue
-            if event["event"] == "stopping":
-                self._signal(signal.SIGKILL if event["now"] else signal.SIGTERM)
-            elif event["event"] == "error":
-                if self._error is None:
-                    self._error = event
-                self._signal(signal.SIGTERM)
-            elif event["event"] == "exit" and self._replace(event):
-                self._listener({**event, "replaced": True})
-                continue
-            elif event["event"] == "exit":
-                alive.discard(event["worker"])
-            self._listener(event)
-
-    def _replace(self, event: dict[str, Any]) -> bool:
-        """Fill the place of a worker that died; give its trial back first."""
-        if event["code"] == 0 or self._stops or self._error:
-            return False
-        old = self._processes[event["worker"]]
-        self._sweep()
-        if old.restarts >= MAX_RESTARTS or not self._open_trials():
-            return False
-        logger.warning(
-            "worker %d died (exit code %d) and is replaced; its log is %s",
-            old.index,
-            event["code"],
-            self._opened.files.log(self._opened.name, f"worker-{old.index}"),
-        )
-        time.sleep(min(8.0, 0.5 * 2**old.restarts))
-        self._processes[old.index] = self._start(old.index, old.restarts + 1)
-        return True
-
-    def _obituary(self) -> str:
-        """Say that the workers die, with the last lines of a log."""
-        log = self._opened.files.log(self._opened.name, "worker-0")
-        lines = log.read_text(errors="replace").splitlines()[-15:] if log.exists() else []
-        return "\n".join(["the workers die again and again; the end of " + str(log), *lines])
-
-    def _signal(self, number: int) -> None:
-        for process in self._processes.values():
-            if process.popen.poll() is None:
-                process.popen.send_signal(number)
-
-    def _kill(self) -> None:
-        self._signal(signal.SIGKILL)
-        for process in self._processes.values():
-            process.popen.wait()

@@ -198,3 +198,14 @@ def test_partly_suggested_trials_keep_what_they_have(url: str) -> None:
     assert again.suggest_float("x", 0, 1) == first
     again.suggest_float("y", 0, 1)
     assert claims.study.trials[1].distributions["y"] == FloatDistribution(0, 1)
+
+
+def test_a_lowered_budget_leaves_queued_trials_in_the_queue(url: str) -> None:
+    claims = make_claims(url, budget=2)
+    first, second = claim(claims), claim(claims)
+    claims.give_back(second.number, INTERRUPTED)
+    finish(claims, first)
+    claims.study.set_user_attr(record.BUDGET, {"trials": 1, "timeout": None})
+    assert claims.claim("host/1/0") is None
+    assert claims.progress().done
+    assert claims.progress().waiting == 1

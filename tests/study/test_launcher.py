@@ -109,7 +109,7 @@ def test_second_ctrl_c_ends_at_once_with_nothing_running(tmp_path: Path) -> None
 
 
 def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
-    arguments = ("run", "digits", *SMALL, "training.epochs=60", "search.pruner=none")
+    arguments = ("run", "digits", *SMALL, "training.epochs=30", "search.pruner=none")
     process = start(
         *arguments, "search.trials=3", "--name", "tiny", "--workers", "1", cwd=tmp_path
     )
@@ -126,7 +126,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> No
     (successor,) = [one for one in trials if record.retries(one) == [lost.number]]
     assert successor.state == TrialState.COMPLETE
     assert successor.params == lost.params
-    assert sorted(successor.intermediate_values) == list(range(1, 61))
+    assert sorted(successor.intermediate_values) == list(range(1, 31))
     for epoch, value in lost.intermediate_values.items():
         assert successor.intermediate_values[epoch] == value
     assert list((tmp_path / "storage/autotune.files/checkpoints").rglob("*.pt")) == []
