@@ -20,6 +20,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.trial import Trial
 
 from autotune.config import BaselineConfig, SpaceConfig
 from autotune.plan import (
@@ -204,6 +205,16 @@ class Space:
             else:
                 policy[name] = within(self.distributions[key], default)
         return TrialPlan(self.backbone, policy=TrainingPolicy(**{**policy, "layer_decay": 1.0}))
+
+
+def suggest(trial: Trial, name: str, found: BaseDistribution) -> Any:
+    """Have a trial suggest a parameter with a given distribution."""
+    if isinstance(found, CategoricalDistribution):
+        return trial.suggest_categorical(name, found.choices)
+    if isinstance(found, IntDistribution):
+        return trial.suggest_int(name, found.low, found.high, step=found.step, log=found.log)
+    assert isinstance(found, FloatDistribution)
+    return trial.suggest_float(name, found.low, found.high, step=found.step, log=found.log)
 
 
 def contains(found: BaseDistribution, value: Any) -> bool:

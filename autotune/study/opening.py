@@ -205,17 +205,20 @@ def check_same(study: Study, definition: Definition) -> None:
     """
     stored = dict(study.user_attrs[record.DEFINITION])
     wanted = definition.config.definition()
-    old_data = study.user_attrs[record.DATASET]
-    if old_data["fingerprint"] == definition.fingerprint:
-        stored.pop("dataset"), wanted.pop("dataset")
-    old_hash = study.user_attrs[record.BACKBONE]["weights_hash"]
-    if old_hash == definition.backbone.weights_hash or stored["weights"] == "none":
-        stored.pop("weights"), wanted.pop("weights")
-    changes = list(differences(stored, wanted))
-    if "dataset" in stored and stored["dataset"] == wanted["dataset"]:
-        changes.append(("dataset", "the images as they were", "images that have changed since"))
-    if "weights" in stored and stored["weights"] == wanted["weights"]:
-        changes.append(("weights", f"hash {old_hash}", definition.backbone.weights_hash))
+    # These two are what they hold, not where it lies.
+    contents = {
+        "dataset": (study.user_attrs[record.DATASET]["fingerprint"], definition.fingerprint),
+        "weights": (
+            study.user_attrs[record.BACKBONE]["weights_hash"],
+            definition.backbone.weights_hash,
+        ),
+    }
+    changes = []
+    for key, (old, new) in contents.items():
+        before, now = stored.pop(key), wanted.pop(key)
+        if old != new:
+            changes.append((key, f"{before} (hash {old})", f"{now} (hash {new})"))
+    changes += differences(stored, wanted)
     if changes:
         lines = [f"  {key}: {old!r} in the study, {new!r} now" for key, old, new in changes]
         raise StudyError(

@@ -25,7 +25,7 @@ from autotune.errors import disk_full_as_user_error
 from autotune.models.backbone import Backbone
 from autotune.models.network import Network, build_network
 from autotune.plan import TrialPlan
-from autotune.search.space import Space
+from autotune.search.space import Space, suggest
 from autotune.study import record
 from autotune.study.opening import OpenStudy
 from autotune.study.pictures import draw_confusion, draw_curve
@@ -83,7 +83,7 @@ def plan_of_trial(trial: Trial, space: Space) -> TrialPlan:
         if space.params(plan) is None:
             return plan
     params = {
-        name: trial._suggest(name, distribution)
+        name: suggest(trial, name, distribution)
         for name, distribution in space.distributions.items()
     }
     plan = space.plan(params)

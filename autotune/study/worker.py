@@ -99,7 +99,7 @@ def prepare(opened: OpenStudy) -> Workbench:
     size = config.data.image_size
     backbone = load_backbone(config.backbone, config.weights, size)
     remembered = opened.study.user_attrs[record.BACKBONE]["weights_hash"]
-    if config.weights != "none" and backbone.weights_hash != remembered:
+    if backbone.weights_hash != remembered:
         raise StudyError(
             f"the weights {config.weights!r} of {config.backbone!r} have changed since the study "
             f"{opened.name!r} was made (hash {remembered} then, {backbone.weights_hash} now)"

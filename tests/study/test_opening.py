@@ -10,6 +10,7 @@ import pytest
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+import autotune.models
 from autotune.errors import StudyError
 from autotune.plan import TrialPlan
 from autotune.study import record
@@ -84,6 +85,15 @@ def test_moved_images_are_the_same_and_changed_ones_are_not(tmp_path: Path) -> N
     changed = define(small_config(tmp_path, **{**overrides, "dataset": str(tmp_path / "there")}))
     with pytest.raises(StudyError, match="dataset: "):
         check_existing(changed)
+
+
+def test_other_weights_are_a_difference_and_another_path_is_not(tmp_path: Path) -> None:
+    open_small(tmp_path)
+    shipped = Path(autotune.models.__file__).parent / "weights/test_resnet.letters.safetensors"
+    shutil.copy(shipped, tmp_path / "copy.safetensors")
+    check_existing(define(small_config(tmp_path, weights=str(tmp_path / "copy.safetensors"))))
+    with pytest.raises(StudyError, match=r"weights: 'hub \(hash \w+\)' in the study, 'none"):
+        check_existing(define(small_config(tmp_path, weights="none")))
 
 
 def test_a_study_of_others_is_left_alone(tmp_path: Path) -> None:
