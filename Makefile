@@ -50,16 +50,17 @@ help: ## list the targets
 	@echo "variables: DATASET STUDY BACKBONE WEIGHTS SAMPLER PRUNER TRIALS TIMEOUT EPOCHS SEED NAME"
 	@echo "           WORKERS GPUS STORAGE PORT ARGS, e.g. make study DATASET=photos TRIALS=60"
 
+# setuptools warns of folders named like the package; here the folder is the package.
 $(BIN)/autotune: setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "autotune needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
 $(BIN)/pytest: $(BIN)/autotune
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
 install: $(BIN)/autotune ## create .venv with everything a study needs
