@@ -5,12 +5,12 @@ from __future__ import annotations
 import typer
 import yaml
 
-from autotune.cli.console import NameOption, Overrides, StorageOption, StudyArgument, locate
+from autotune.cli.console import ExistingArgument, NameOption, Overrides, StorageOption, locate
 from autotune.errors import StudyError
 
 
 def best(
-    study: StudyArgument = "digits",
+    study: ExistingArgument = "digits",
     overrides: Overrides = None,
     name: NameOption = None,
     storage: StorageOption = None,

@@ -13,17 +13,23 @@ import typer
 from rich.console import Console
 
 from autotune.config import StudyConfig
-from autotune.errors import AutotuneError, StudyError, UserError
+from autotune.errors import AutotuneError, ConfigError, StudyError, UserError
 from autotune.studyfile import find_study_file, load_study_file
 
 StudyArgument = Annotated[
     str, typer.Argument(help="A preset's name (see 'autotune ls') or the path of a study file.")
 ]
+ExistingArgument = Annotated[
+    str,
+    typer.Argument(help="A study's name, a preset's name, or the path of a study file."),
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace those of the file."),
+    typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the file."),
 ]
-NameOption = Annotated[str | None, typer.Option("--name", help="Name of the study.")]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Name of the study; default: that of the file.")
+]
 StorageOption = Annotated[
     str | None,
     typer.Option(
@@ -56,12 +62,31 @@ def load(
     study: str, overrides: Sequence[str] | None, name: str | None, storage: str | None
 ) -> StudyConfig:
     """Load a study file with everything the command line says about it."""
-    extra = [f"storage={_quoted(storage)}"] if storage else []
-    return load_study_file(study, [*(overrides or ()), *extra], name)
+    return load_study_file(study, _all_overrides(overrides, storage), name)
 
 
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+def load_checked(
+    study: str, overrides: Sequence[str] | None, name: str | None, storage: str | None
+) -> StudyConfig:
+    """Load a study file that is to be run: where it has mistakes, look for all there are.
+
+    Raises:
+        ConfigError: With every mistake of the file and of what it names.
+    """
+    try:
+        return load(study, overrides, name, storage)
+    except ConfigError as error:
+        from autotune.cli.mistakes import with_later_mistakes
+
+        given = _all_overrides(overrides, storage)
+        raise with_later_mistakes(error, study, given, name) from None
+
+
+def _all_overrides(overrides: Sequence[str] | None, storage: str | None) -> list[str]:
+    if not storage:
+        return list(overrides or ())
+    quoted = storage.replace("'", "''")
+    return [*(overrides or ()), f"storage='{quoted}'"]
 
 
 @dataclass(frozen=True)
@@ -100,11 +125,25 @@ def locate(
 
 
 def check_writable(path: str) -> None:
-    """Refuse an output file whose folder cannot be written.
+    """Refuse an output file that is a folder, or whose folder cannot be written.
 
     Raises:
         UserError: With the folder.
     """
+    if Path(path).is_dir():
+        raise UserError(f"{path} must be a file to write, but it is a folder")
     folder = Path(path).absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"the folder {folder} must exist and be writable, to write {path}")
+
+
+def check_folder(path: Path) -> None:
+    """Refuse an output folder that cannot be made or written.
+
+    Raises:
+        UserError: With what is in the way.
+    """
+    absolute = path.absolute()
+    there = next(one for one in (absolute, *absolute.parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"{there} must be a folder that can be written, to write {path}")

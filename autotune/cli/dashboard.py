@@ -7,17 +7,17 @@ from typing import Annotated
 import typer
 
 from autotune.cli.console import (
+    ExistingArgument,
     NameOption,
     Overrides,
     StorageOption,
-    StudyArgument,
     console,
     locate,
 )
 
 
 def dashboard(
-    study: StudyArgument = "digits",
+    study: ExistingArgument = "digits",
     overrides: Overrides = None,
     name: NameOption = None,
     storage: StorageOption = None,

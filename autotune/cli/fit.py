@@ -9,17 +9,18 @@ import typer
 from rich.table import Table
 
 from autotune.cli.console import (
+    ExistingArgument,
     NameOption,
     Overrides,
     StorageOption,
-    StudyArgument,
+    check_folder,
     console,
     locate,
 )
 
 
 def fit(
-    study: StudyArgument = "digits",
+    study: ExistingArgument = "digits",
     overrides: Overrides = None,
     trial: Annotated[
         int | None, typer.Option(help="Number of the trial; default: the best one.")
@@ -32,32 +33,40 @@ def fit(
 ) -> None:
     """Train the best plan and the baseline anew, and measure both on the test part."""
     located = locate(study, overrides, name, storage)
-    from autotune.results.fit import fit as fit_study
-    from autotune.study.opening import open_existing
-
+    if output is not None:
+        check_folder(output)
     shown = console()
-    opened = open_existing(located.name, located.storage, located.files)
-    with shown.status("training") as line:
+    with shown.status("opening the study") as line:
+        from autotune.cli.summary import shorten
+        from autotune.results.fit import fit as fit_study
+        from autotune.results.objective import Objective
+        from autotune.study.opening import open_existing
+
+        opened = open_existing(located.name, located.storage, located.files)
         result = fit_study(
             opened,
             trial,
             output,
             lambda what, epoch, epochs: line.update(f"{what}: epoch {epoch} of {epochs}"),
         )
-    table = Table("", "accuracy", "balanced accuracy", "macro F1", "log loss")
+    decimals = 2 if result.test_images >= 1000 else 1
+    objective = Objective(Objective.of(opened.study).name, opened.study.direction, decimals)
+    metrics = [objective.other(name) for name in result.test.to_json()]
+    table = Table("")
+    for metric in metrics:
+        table.add_column(metric.words, justify="right")
     for title, scores in (("baseline", result.baseline), (f"trial {result.trial}", result.test)):
-        values = (
-            scores.accuracy,
-            scores.balanced_accuracy,
-            scores.macro_f1,
-            scores.log_loss,
-        )
-        table.add_row(title, *(f"{value:.4f}" for value in values))
-    shown.print(f"test part, {result.test_images} images; trained on {result.images}:")
+        values = scores.to_json()
+        table.add_row(title, *(metric.show(values[metric.name]) for metric in metrics))
+    shown.print(
+        f"On the {result.test_images} images of the test part, trained on {result.images} others:",
+        highlight=False,
+    )
     shown.print(table)
     if result.reads > 1:
         shown.print(
             f"The test part has now been read {result.reads} times; choosing by it makes it a "
-            "validation part."
+            "validation part.",
+            highlight=False,
         )
-    shown.print(f"model: {result.folder}", highlight=False)
+    shown.print(f"model: {shorten(result.folder)}", highlight=False, soft_wrap=True)

@@ -46,7 +46,7 @@ def version(
 def main() -> None:
     """Run the command; what a user can get wrong ends in one message, without a traceback."""
     try:
-        app()
+        app(prog_name="autotune")  # also as python -m autotune.cli.main
     except AutotuneError as error:
         sys.exit(fail(error))
     except KeyboardInterrupt:

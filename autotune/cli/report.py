@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autotune.cli.console import (
+    ExistingArgument,
     NameOption,
     Overrides,
     StorageOption,
-    StudyArgument,
     check_writable,
     console,
     locate,
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def report(
-    study: StudyArgument = "digits",
+    study: ExistingArgument = "digits",
     overrides: Overrides = None,
     output: Annotated[
         str | None,

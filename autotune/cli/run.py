@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from autotune.cli.console import NameOption, Overrides, StorageOption, StudyArgument, console, load
+from autotune.cli.console import (
+    NameOption,
+    Overrides,
+    StorageOption,
+    StudyArgument,
+    console,
+    load_checked,
+)
 
 
 def run(
@@ -22,15 +29,18 @@ def run(
     storage: StorageOption = None,
 ) -> None:
     """Run a study until it has the trials it is to have; run again to continue it."""
-    config = load(study, overrides, name, storage)
-    from autotune.cli.report import write_report_of
-    from autotune.cli.summary import print_summary
+    config = load_checked(study, overrides, name, storage)
     from autotune.cli.view import make_view
-    from autotune.study.launcher import run_study
 
     shown = console()
     with make_view(shown, config) as view:
+        # Within the view, which says what is going on: this imports torch.
+        from autotune.study.launcher import run_study
+
         result = run_study(config, workers=workers, gpus=gpus, listener=view)
+    from autotune.cli.report import write_report_of
+    from autotune.cli.summary import print_summary
+
     write_report_of(result.opened)
     print_summary(shown, result.opened, trained=result.trained)
     if result.interrupted:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from autotune.cli.console import (
+    ExistingArgument,
     NameOption,
     Overrides,
     StorageOption,
-    StudyArgument,
     console,
     locate,
 )
 
 
 def status(
-    study: StudyArgument = "digits",
+    study: ExistingArgument = "digits",
     overrides: Overrides = None,
     name: NameOption = None,
     storage: StorageOption = None,

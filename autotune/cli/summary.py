@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
@@ -12,16 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.config import StudyConfig
+from autotune.results.objective import Objective
 from autotune.results.picture import as_text
 from autotune.results.summary import Summary, summarise
 from autotune.storage.database import absolute_url, database_path, is_sqlite, redact
 from autotune.study import record
-from autotune.study.opening import OpenStudy
 
-
-def score(value: float | None) -> str:
-    """Write a value of the objective."""
-    return "" if value is None else f"{value:.4f}"
+if TYPE_CHECKING:
+    from autotune.study.opening import OpenStudy
 
 
 def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None:
@@ -45,10 +45,11 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
         console.print(Text(as_text(found.picture)))
         console.print()
     retried = f", {progress.retried} interrupted and retried" if progress.retried else ""
+    running = f", {progress.running} running" if progress.running else ""
     queued = f", {progress.waiting} queued" if progress.waiting else ""
     console.print(
         f"trials: {progress.finished} of {progress.budget} finished: {progress.complete} "
-        f"complete, {progress.pruned} pruned, {progress.failed} failed{retried}{queued}",
+        f"complete, {progress.pruned} pruned, {progress.failed} failed{retried}{running}{queued}",
         highlight=False,
     )
     for reason, count in found.reasons:
@@ -58,20 +59,23 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
             "The best of a search is a lucky draw; 'autotune fit' measures it on the test part.",
             highlight=False,
         )
-    _print_next(console, opened)
+    _print_next(console, opened, has_best=found.best is not None)
 
 
 def _table(found: Summary, name: str) -> Table:
     table = Table(title=f"study {name}", title_justify="left")
-    for column in ("", "trial", f"validation {found.objective}", "plan"):
-        table.add_column(column, justify="right" if column.startswith("val") else "left")
+    table.add_column("")
+    table.add_column("trial", justify="right")
+    table.add_column(f"validation {found.objective.words}", justify="right")
+    table.add_column("plan")
     for title, trial in (("baseline", found.baseline), ("best", found.best)):
         if trial is None:
-            table.add_row(title, "-", "-", "not finished yet")
+            table.add_row(title, "–", "–", "not finished yet")
         else:
-            table.add_row(title, str(trial.number), score(trial.value), Text(_words(trial)))
-    if found.gain is not None:
-        table.add_row("difference", "", f"{found.gain:+.4f}", "")
+            value = found.objective.show(trial.value)
+            table.add_row(title, str(trial.number), value, Text(_words(trial)))
+    if found.difference:
+        table.add_row("difference", "", found.difference, "")
     return table
 
 
@@ -80,24 +84,29 @@ def _words(trial: FrozenTrial) -> str:
     return plan.in_words() if plan else ""
 
 
-def _print_next(console: Console, opened: OpenStudy) -> None:
+def _print_next(console: Console, opened: OpenStudy, *, has_best: bool) -> None:
     """Print where the report lies and what to call next, in words that can be pasted."""
-    console.print()
+    lines = []
     report = opened.files.report(opened.name)
     if report.exists():
-        console.print(Text(f"report         {shorten(report)}"))
+        lines.append(("report", shorten(report)))
     call = f"{command()} {{}} {opened.name}{_storage_option(opened)}"
-    for title, verb in (
-        ("look around", "dashboard"),
-        ("winning plan", "best"),
-        ("final model", "fit"),
-    ):
-        console.print(Text(f"{title:<14} {call.format(verb)}"))
+    lines.append(("look around", call.format("dashboard")))
+    if has_best:
+        lines += [("winning plan", call.format("best")), ("final model", call.format("fit"))]
+    console.print()
+    for title, text in lines:
+        # Never wrapped: a command that was broken into two lines cannot be pasted.
+        console.print(Text(f"{title:<14} {text}"), soft_wrap=True)
+    if "***" in call:
+        console.print(Text(f"{'':<14} (write the password in place of ***)"))
 
 
 def command() -> str:
     """Return how this program was called, as one would type it."""
     program = Path(sys.argv[0])
+    if program.suffix == ".py":  # python -m autotune.cli.main
+        return "autotune"
     return program.name if shutil.which(program.name) == str(program) else shorten(program)
 
 
@@ -113,22 +122,26 @@ def _storage_option(opened: OpenStudy) -> str:
     if opened.url == absolute_url(default):
         return ""
     if is_sqlite(opened.url):
-        return f" --storage sqlite:///{shorten(database_path(opened.url))}"
-    return f" --storage {redact(opened.url)}"
+        url = f"sqlite:///{shorten(database_path(opened.url))}"
+    else:
+        url = redact(opened.url)
+    return f" --storage {shlex.quote(url)}"
 
 
 def print_running(console: Console, opened: OpenStudy) -> None:
     """Print the trials that workers are at."""
-    table = Table("worker", "trial", "epoch", "score", "plan", box=None)
+    objective = Objective.of(opened.study)
     running = opened.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    if not running:
+        return
+    table = Table("worker", "trial", "epoch", objective.words, "plan", box=None)
     for trial in running:
         last = trial.last_step
         table.add_row(
-            trial.user_attrs.get(record.WORKER, "?"),
+            Text(str(trial.user_attrs.get(record.WORKER, "?"))),
             str(trial.number),
             "" if last is None else str(last),
-            "" if last is None else score(trial.intermediate_values[last]),
+            "" if last is None else objective.show(trial.intermediate_values[last]),
             Text(_words(trial)),
         )
-    if running:
-        console.print(table)
+    console.print(table)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,10 +15,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from autotune.cli.summary import score
 from autotune.config import StudyConfig
+from autotune.results.objective import Objective
 from autotune.study import record
-from autotune.study.opening import OpenStudy
+
+if TYPE_CHECKING:
+    from autotune.study.opening import OpenStudy
 
 
 class View(Protocol):
@@ -45,11 +48,13 @@ class State:
     config: StudyConfig
     step: str = "checking the study file, the images and the backbone"
     opened: OpenStudy | None = None
+    objective: Objective | None = None
     progress: record.Progress | None = None
     finished_before: int = 0
     baseline: float | None = None
     best: float | None = None
     best_trial: int | None = None
+    stopping: bool = False
     workers: dict[int, _Worker] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
@@ -60,12 +65,14 @@ class State:
             self.step = f"decoding images: {event['done']} of {event['total']}"
         elif kind == "opened":
             self.opened, self.progress = event["opened"], event["progress"]
+            self.objective = Objective.of(event["opened"].study)
             self.finished_before = event["progress"].finished
             self.started = time.monotonic()
             self.step = "starting workers"
             self.workers = {index: _Worker() for index in range(event["workers"])}
             self._read_scores()
         elif kind == "stopping":
+            self.stopping = True
             self.step = "killing the workers" if event["now"] else "stopping after this batch"
         elif "worker" in event:
             self._update_worker(self.workers.setdefault(event["worker"], _Worker()), event)
@@ -111,8 +118,23 @@ class State:
         """Say what is best, against the baseline."""
         if self.best is None:
             return "no trial finished yet"
-        text = f"best {score(self.best)} (trial {self.best_trial})"
-        return f"{text}, baseline {score(self.baseline)}" if self.baseline is not None else text
+        text = f"best {self.show(self.best)} (trial {self.best_trial})"
+        if self.baseline is None:
+            return text
+        return f"{text}, baseline {self.show(self.baseline)}"
+
+    def show(self, value: float | None) -> str:
+        """Write a value of the objective; empty while there is none."""
+        return "" if value is None or self.objective is None else self.objective.show(value)
+
+    def obituary(self, event: dict[str, Any]) -> str:
+        """Say how a worker died; nothing when it was told to end, or the launcher has said it."""
+        code = event.get("code")
+        if not code or event.get("replaced") or self.stopping:
+            return ""
+        if code < 0:
+            return f"worker {event['worker']} was killed ({signal.Signals(-code).name})"
+        return f"worker {event['worker']} died (exit code {code})"
 
     def counts(self) -> str:
         """Say how many trials ended how."""
@@ -126,8 +148,13 @@ class State:
 
 
 def duration(seconds: float | None) -> str:
-    """Write a duration as minutes and seconds."""
-    return "-" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+    """Write a duration as minutes and seconds, of an hour or more as hours, minutes, seconds."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d}"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 class LiveView:
@@ -140,19 +167,19 @@ class LiveView:
     def __call__(self, event: dict[str, Any]) -> None:
         """Take in one event and redraw."""
         self._state.update(event)
-        if event["event"] == "exit" and event.get("code"):
-            self._live.console.print(f"worker {event['worker']} died (exit code {event['code']})")
+        if event["event"] == "exit" and (line := self._state.obituary(event)):
+            self._live.console.print(line, highlight=False)
         self._live.update(draw(self._state), refresh=True)
 
 
 def draw(state: State) -> RenderableType:
     """Draw the study: a bar, the scores, a row per worker."""
-    objective = state.config.training.objective.replace("_", " ")
+    objective = state.objective.words if state.objective else ""
     parts: list[RenderableType] = [Text(f"study {state.config.name}", style="bold")]
     if state.progress is not None:
         bar = Table.grid(padding=(0, 2))
         bar.add_row(
-            ProgressBar(state.progress.budget, state.progress.finished, width=40),
+            ProgressBar(state.progress.budget, state.progress.finished, width=18),
             Text(state.counts()),
             Text(f"time left {duration(state.time_left_s())}"),
         )
@@ -160,17 +187,19 @@ def draw(state: State) -> RenderableType:
     if state.step:
         parts.append(Text(state.step, style="dim"))
     if state.workers:
-        table = Table("worker", "trial", "epoch", "score", "plan", box=None)
+        table = Table("worker", "trial", "epoch", objective, "plan", box=None)
         for index, worker in state.workers.items():
             busy = worker.state == "training"
             table.add_row(
                 f"{index} {worker.device}",
                 "" if worker.trial is None else str(worker.trial),
                 f"{worker.epoch}/{worker.epochs}" if worker.epochs else "",
-                score(worker.value),
+                state.show(worker.value),
                 Text(worker.plan if busy else worker.state, overflow="ellipsis", no_wrap=True),
             )
-        parts.append(table)
+        # An empty line for the ^C that a terminal writes: a full line that it made longer would
+        # be two, and the next picture would not cover them.
+        parts += [table, Text()]
     return Group(*parts)
 
 
@@ -206,13 +235,13 @@ class PlainView:
             return f"worker {event['worker']} is ready on {event['device']}"
         if kind == "end":
             worker = state.workers[event["worker"]]
-            ended = f"{event['state']} {score(event['value'])}".strip()
+            ended = f"{event['state']} {state.show(event['value'])}".strip()
             return (
                 f"trial {event['trial']}: {ended} | {worker.plan} | {state.scores()} | "
                 f"{state.counts()} | time left {duration(state.time_left_s())}"
             )
-        if kind == "exit" and event["code"]:
-            return f"worker {event['worker']} died (exit code {event['code']})"
+        if kind == "exit":
+            return state.obituary(event)
         if kind == "stopping":
             return state.step
         return ""

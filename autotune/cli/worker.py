@@ -11,17 +11,17 @@ from typing import Annotated, Any
 import typer
 
 from autotune.cli.console import (
+    ExistingArgument,
     NameOption,
     Overrides,
     StorageOption,
-    StudyArgument,
     console,
     locate,
 )
 
 
 def worker(
-    study: StudyArgument,
+    study: ExistingArgument,
     overrides: Overrides = None,
     name: NameOption = None,
     storage: StorageOption = None,
@@ -31,19 +31,29 @@ def worker(
 ) -> None:
     """Attach one more worker to a study that 'autotune run' has made."""
     located = locate(study, overrides, name, storage)
+    from autotune.results.objective import Objective
+    from autotune.study.opening import open_existing
     from autotune.study.worker import Job, work, worker_name
 
     shown = console()
+    opened = open_existing(located.name, located.storage, files or located.files)
+    objective = Objective.of(opened.study)
+    shown.print(f"study {opened.name}: preparing the images and the backbone", highlight=False)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     stop = threading.Event()
+    finished = 0
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
 
     def emit(event: dict[str, Any]) -> None:
-        if event["event"] == "start":
-            shown.print(f"trial {event['trial']}: {event['plan']}", highlight=False)
+        nonlocal finished
+        if event["event"] == "ready":
+            shown.print(f"ready on {event['device']}", highlight=False)
+        elif event["event"] == "start":
+            shown.print(f"trial {event['trial']}: {event['plan']}", highlight=False, markup=False)
         elif event["event"] == "end":
-            value = "" if event["value"] is None else f" {event['value']:.4f}"
+            finished += event["state"] in ("complete", "pruned", "failed")
+            value = "" if event["value"] is None else f" {objective.show(event['value'])}"
             shown.print(f"trial {event['trial']}: {event['state']}{value}", highlight=False)
 
     job = Job(
@@ -57,7 +67,12 @@ def worker(
         log="(this terminal)",
         timeout=None,
     )
-    finished = work(job, stop, emit)
-    shown.print(f"{finished} trials finished here; the study {located.name!r} has no more to do")
+    work(job, stop, emit)
+    many = "s" if finished != 1 else ""
     if stop.is_set():
+        shown.print(f"Stopped after {finished} trial{many}.", highlight=False)
         raise typer.Exit(130)
+    shown.print(
+        f"{finished} trial{many} finished here; the study {located.name!r} has no more to do",
+        highlight=False,
+    )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune.results.objective import Objective
 from autotune.results.picture import LayerRow, rows
 from autotune.study import record
-from autotune.study.opening import OpenStudy
+
+if TYPE_CHECKING:
+    from autotune.study.opening import OpenStudy
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class Summary:
     """What came out of a study so far.
 
     Args:
-        objective: Name of the metric that is optimised.
+        objective: What is optimised.
         progress: How many trials ended how.
         baseline: The completed baseline, or ``None``.
         best: The best completed trial, or ``None``.
@@ -25,7 +29,7 @@ class Summary:
         reasons: Why trials failed, with how often.
     """
 
-    objective: str
+    objective: Objective
     progress: record.Progress
     baseline: FrozenTrial | None
     best: FrozenTrial | None
@@ -33,12 +37,14 @@ class Summary:
     reasons: tuple[tuple[str, int], ...]
 
     @property
-    def gain(self) -> float | None:
-        """Value of the best trial less that of the baseline."""
+    def difference(self) -> str:
+        """How far the best trial lies from the baseline, in words; empty while one is missing."""
         if self.baseline is None or self.best is None:
-            return None
+            return ""
+        if self.best is self.baseline:
+            return "no trial is better"
         assert self.baseline.value is not None and self.best.value is not None
-        return self.best.value - self.baseline.value
+        return self.objective.difference(self.best.value, self.baseline.value)
 
 
 def summarise(opened: OpenStudy) -> Summary:
@@ -54,7 +60,7 @@ def summarise(opened: OpenStudy) -> Summary:
         if trial.state == TrialState.FAIL and trial.number not in superseded
     )
     return Summary(
-        objective=(study.metric_names or ["value"])[0],
+        objective=Objective.of(study),
         progress=record.progress_of(trials, record.budget_of(study)),
         baseline=record.baseline_of(trials),
         best=best,

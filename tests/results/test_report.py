@@ -8,67 +8,25 @@ import re
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
-from html.parser import HTMLParser
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
-import yaml
 from optuna.study import Study
-from optuna.trial import TrialState, create_trial
 
-from autotune.config import StudyConfig
 from autotune.errors import DiskFullError
 from autotune.results import report
-from autotune.results.report import headline, in_time, render_report, study_file, write_report
-from autotune.study import record
+from autotune.results.report import render_report, write_report
+from tests.support.browser import open_page, until
+from tests.support.page import Parsed
 from tests.support.studies import HOSTILE, ONE_PARAMETER, make_study
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 URL = "postgresql://me:secret@db.example.org/studies"
-VOID = {"meta", "link", "br", "img", "input", "hr"}
-
-
-class Parsed(HTMLParser):
-    """What a browser would make of a page: texts by tag, tags, attributes, rows of tables."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.texts: list[tuple[str, str]] = []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("script", "style") and data.strip():
-            self.texts.append((self.open[-1], " ".join(data.split())))
-
-    @property
-    def text(self) -> str:
-        return " ".join(text for _, text in self.texts)
-
-    def of(self, tag: str) -> list[str]:
-        return [text for parent, text in self.texts if parent == tag]
-
-    def having(self, tag: str, **wanted: str) -> list[dict[str, str]]:
-        return [
-            attributes
-            for name, attributes in self.tags
-            if name == tag and wanted.items() <= attributes.items()
-        ]
 
 
 @pytest.fixture(scope="module")
@@ -79,106 +37,6 @@ def study() -> Study:
 @pytest.fixture(scope="module")
 def page(study: Study) -> Parsed:
     return Parsed(render_report(study, URL))
-
-
-# The answer
-
-
-def test_headline(study: Study) -> None:
-    best = record.best_of(study.trials, study.direction)
-    assert best is not None
-    plan = record.plan_of(best)
-    assert plan is not None
-    assert headline(study) == (
-        f"baseline 84.2 % → best 91.7 % (trial {best.number}, +7.5 points): {plan.in_words()}"
-    )
-
-
-def test_headline_of_a_minimised_objective() -> None:
-    study = make_study(objective="log_loss")
-    best = min(study.get_trials(states=(TrialState.COMPLETE,)), key=lambda one: one.value or 0.0)
-    assert headline(study).startswith(
-        f"baseline 0.4000 → best 0.2200 (trial {best.number}, 0.1800 lower): last "
-    )
-
-
-def test_headline_when_nothing_beats_the_baseline() -> None:
-    study = make_study(gain=-0.05, space=ONE_PARAMETER)
-    said = headline(study)
-    assert said.startswith("no trial is better than the baseline: 84.2 %")
-    assert "→" not in said
-
-
-def test_headline_names_the_distance_of_the_nearest_trial() -> None:
-    study = make_study(trials=1, running=0, failed=0)
-    study.add_trial(create_trial(value=0.80))
-    assert headline(study) == (
-        "no trial is better than the baseline: 84.2 %; the nearest is trial 1 with 80.0 % "
-        "(−4.2 points)"
-    )
-
-
-def test_headline_before_there_is_much_to_say() -> None:
-    assert headline(make_study(trials=0, running=0, failed=0)) == "nothing has run yet"
-    assert headline(make_study(trials=0, running=2, failed=1)) == (
-        "no trial is complete yet (2 running, 1 failed)"
-    )
-    assert headline(make_study(trials=1, running=0, failed=0)) == (
-        "only the baseline is complete: 84.2 %"
-    )
-
-
-def test_headline_without_a_baseline() -> None:
-    study = make_study(trials=0, running=0, failed=0)
-    study.add_trial(create_trial(value=0.9))
-    assert headline(study) == "best 90.0 % (trial 0); the baseline is not complete yet"
-
-
-def test_facts(study: Study, page: Parsed) -> None:
-    progress = record.progress_of(study.trials, 40)
-    assert f"{progress.finished} of 40" in page.of("b")
-    counts = f"{progress.complete} complete, {progress.pruned} pruned, 1 failed, 1 retried"
-    assert f"{counts}, 1 running" in page.text
-    ended = [record.seconds_of(one) for one in study.trials]
-    assert f"{sum(one for one in ended if one):,.0f} s on 2 workers (NVIDIA H200)" in page.text
-
-
-def test_epochs_of_a_retried_attempt_count_once() -> None:
-    study = make_study(trials=2, running=0, failed=0, retried=1)
-    assert [one.user_attrs[record.EPOCHS] for one in study.trials[:2]] == [10, 2]
-    # The attempt's two epochs are among those of its successor.
-    expected = 10 + study.trials[2].user_attrs[record.EPOCHS]
-    assert str(expected) in Parsed(render_report(study)).of("b")
-
-
-def test_epochs_saved_by_pruning(study: Study, page: Parsed) -> None:
-    pruned = study.get_trials(states=(TrialState.PRUNED,))
-    saved = sum(10 - one.user_attrs[record.EPOCHS] for one in pruned)
-    assert f"{saved} more saved by pruning" in page.text
-
-
-def test_the_page_warns_of_optimism(page: Parsed) -> None:
-    assert "autotune fit measures the test part" in page.text
-    assert "On 360 validation images, one standard error of 91.7 % is 1.5 points." in page.text
-
-
-def test_the_page_says_when_a_gain_may_be_chance() -> None:
-    study = make_study(trials=1, running=0, failed=0)
-    study.add_trial(create_trial(value=0.85))
-    text = Parsed(render_report(study)).text
-    assert "is less than two of them, so it may be chance" in text
-
-
-def test_notes() -> None:
-    late = make_study(trials=12, running=0, failed=6)
-    late.add_trial(create_trial(value=0.99))
-    text = Parsed(render_report(late)).text
-    assert "of the finished trials failed" in text
-    assert "The best trial came late (0 trials after it)" in text
-    assert "of 40 trials are missing" in text
-
-
-# The evidence
 
 
 def test_the_pictures_show_baseline_and_best(page: Parsed) -> None:
@@ -201,60 +59,6 @@ def test_every_figure_is_json_of_its_own() -> None:
     )
     assert len(sources) == 4 + 10
     assert all({"data", "layout"} <= set(json.loads(source)) for source in sources)
-
-
-def test_the_table_has_every_trial(study: Study, page: Parsed) -> None:
-    start = page.tags.index(("table", {"class": "trials"}))
-    rows = [attributes for tag, attributes in page.tags[start:] if tag == "tr"]
-    marked = [attributes["class"] for attributes in rows if "class" in attributes]
-    assert marked == ["baseline", "best"]
-    for one in study.trials:
-        assert str(one.number) in page.of("td")
-    assert "the worker was lost: no heartbeat for 120 s" in page.of("td")
-    assert "retry of 2" in page.of("td")
-    assert {"84.2 %", "83.8 %", "0.4000"} <= set(page.of("td"))
-
-
-def test_failures_are_grouped_by_reason() -> None:
-    text = Parsed(render_report(make_study(failed=3))).text
-    assert "3 failed DivergedError: the loss is nan in epoch 2" in text
-    assert "1 retried the worker was lost" in text
-
-
-# How to do it again
-
-
-def test_the_study_file_defines_the_same_study(study: Study) -> None:
-    config = StudyConfig.model_validate(yaml.safe_load(study_file(study, "sqlite:///a.db")))
-    assert config.definition() == study.user_attrs[record.DEFINITION]
-    assert (config.name, config.search.trials, config.storage) == ("digits", 40, "sqlite:///a.db")
-
-
-def test_commands(page: Parsed) -> None:
-    commands = page.of("pre")[-1]
-    redacted = "'postgresql://me:***@db.example.org/studies'"
-    assert f"autotune best digits --storage {redacted}" in commands
-    assert f"autotune run digits.yaml --name digits-again --storage {redacted}" in commands
-
-
-def test_commands_copy_a_preset_that_still_says_the_same(
-    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shipped = tmp_path / "digits.yaml"
-    shipped.write_text(study_file(study), encoding="utf-8")
-    monkeypatch.setattr("autotune.studyfile.presets_folder", lambda: tmp_path)
-    assert "autotune cp digits digits.yaml" in render_report(study)
-    shipped.write_text(study_file(study).replace("epochs: 10", "epochs: 11"), encoding="utf-8")
-    assert "autotune cp" not in render_report(study)
-    shipped.write_text("dataset: [", encoding="utf-8")
-    assert "autotune cp" not in render_report(study)
-
-
-def test_no_password_on_the_page(study: Study) -> None:
-    assert "secret" not in render_report(study, URL)
-
-
-# The file
 
 
 @pytest.mark.parametrize(
@@ -363,66 +167,16 @@ def test_importing_the_report_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.25, "0.25 s"),
-        (59, "59 s"),
-        (61, "1 min 1 s"),
-        (4980, "1 h 23 min"),
-        (3 * 86400 + 7300, "3 d 2 h"),
-    ],
-)
-def test_in_time(seconds: float, text: str) -> None:
-    assert in_time(seconds) == text
-
-
-# In a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    executable = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-    if not Path(executable).exists():
-        message = f"no Chromium at {executable}; set CHROMIUM to the executable"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        # Without its sandbox Chromium also runs as root, as in a container; the page is ours.
-        started = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-def opened(browser: Browser, path: Path, **context: Any) -> tuple[Page, list[str], list[str]]:
-    """Open a page; return it, what it said to the console, and what it asked for."""
-    page = browser.new_page(**context)
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("dialog", lambda dialog: said.append(f"dialog: {dialog.message}"))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(path.as_uri())
+def report_page(browser: Browser, path: Path, **context: Any) -> tuple[Page, list[str], list[str]]:
+    """Open a report and wait for its figures."""
+    page, said, asked = open_page(browser, path.as_uri(), **context)
     until(page, "[...document.querySelectorAll('.plot')].every(one => one.querySelector('svg'))")
     return page, said, asked
 
 
-def until(page: Page, condition: str) -> None:
-    """Wait for a condition; playwright's own way is an ``eval``, which the page forbids."""
-    for _ in range(200):
-        if page.evaluate(condition):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"never came true: {condition}")
-
-
 def test_the_page_works_in_a_browser(browser: Browser, tmp_path: Path) -> None:
     path = write_report(make_study(hostile=True, name=HOSTILE), tmp_path / "digits.html", URL)
-    page, said, asked = opened(browser, path, viewport={"width": 390, "height": 800})
+    page, said, asked = report_page(browser, path, viewport={"width": 390, "height": 800})
     assert said == []
     assert asked == [path.as_uri()]
     assert page.locator(".plot").count() == 14
@@ -445,9 +199,26 @@ def test_the_page_works_in_a_browser(browser: Browser, tmp_path: Path) -> None:
     page.close()
 
 
+def test_two_thousand_trials_can_be_looked_at(browser: Browser, tmp_path: Path) -> None:
+    study = make_study(trials=2000, failed=40, retried=40, workers=8, budget=2000)
+    start = time.process_time()
+    path = write_report(study, tmp_path / "digits.html")
+    assert time.process_time() - start < 20
+    assert path.stat().st_size < 9e6
+    page, said, _ = report_page(browser, path, viewport={"width": 1200, "height": 900})
+    assert page.locator(".trials tbody tr").count() == len(study.trials)
+    # The table scrolls by itself, below its head: what follows it is not thousands of rows away.
+    assert page.evaluate("document.documentElement.scrollHeight") < 12_000
+    page.locator(".trials th:nth-child(1) button").click()
+    shown = page.locator(".trials tbody tr:first-child td:first-child").inner_text()
+    assert shown == str(len(study.trials) - 1)
+    assert said == []
+    page.close()
+
+
 def test_the_page_follows_the_colour_scheme(browser: Browser, tmp_path: Path) -> None:
     path = write_report(make_study(trials=6), tmp_path / "digits.html")
-    page, said, _ = opened(browser, path, color_scheme="light")
+    page, said, _ = report_page(browser, path, color_scheme="light")
     colours = "[getComputedStyle(document.body).backgroundColor, getComputedStyle("
     colours += "document.querySelector('.xtick text')).fill]"
     light = page.evaluate(colours)

@@ -1,0 +1,220 @@
+"""The answer of a study in words: a headline, the numbers below it, how far to trust them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.results.course import last_moment
+from autotune.results.edges import Edge
+from autotune.results.objective import Objective
+from autotune.study import record
+from autotune.study.record import Progress
+
+#: Share of failed trials from which the page asks to look into them.
+_MANY_FAILURES = 0.1
+#: A best trial among the last of this share of the finished ones asks for more trials.
+_LATE = 0.15
+
+
+def headline(study: Study) -> str:
+    """Answer in one sentence what a study found, for a page or a terminal.
+
+    Args:
+        study: The study, at any stage.
+    """
+    trials = study.get_trials(deepcopy=False)
+    objective = Objective.of(study)
+    best, baseline = record.best_of(trials, study.direction), record.baseline_of(trials)
+    if best is None or best.value is None:
+        return _nothing_yet(record.progress_of(trials, record.budget_of(study)))
+    plan = record.plan_of(best)
+    words = f": {plan.in_words()}" if plan else ""
+    shown = objective.show(best.value)
+    if baseline is None or baseline.value is None:
+        return f"best {shown} (trial {best.number}){words}; the baseline is not complete yet"
+    if best is not baseline:
+        return (
+            f"baseline {objective.show(baseline.value)} → best {shown} (trial {best.number}, "
+            f"{objective.difference(best.value, baseline.value)}){words}"
+        )
+    others = [one for one in trials if one is not baseline]
+    second = record.best_of(others, study.direction)
+    if second is None or second.value is None:
+        return f"only the baseline is complete: {shown}"
+    if second.value == best.value:
+        return (
+            f"no trial is better than the baseline: {shown}, which trial {second.number} "
+            "reaches as well"
+        )
+    return (
+        f"no trial is better than the baseline: {shown}; the nearest is trial {second.number} "
+        f"with {objective.show(second.value)} "
+        f"({objective.difference(second.value, best.value)})"
+    )
+
+
+def _nothing_yet(progress: Progress) -> str:
+    counts = {
+        "running": progress.running,
+        "waiting": progress.waiting,
+        "pruned": progress.pruned,
+        "failed": progress.failed,
+        "given back": progress.retried,
+    }
+    seen = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    return f"no trial is complete yet ({seen})" if seen else "nothing has run yet"
+
+
+def facts(
+    study: Study, trials: Sequence[FrozenTrial], progress: Progress
+) -> list[tuple[str, str, str]]:
+    """Return the numbers below the headline: name, number, what it is made of."""
+    of_budget = f" of {progress.budget}" if progress.budget else ""
+    parts = {
+        "complete": progress.complete,
+        "pruned": progress.pruned,
+        "failed": progress.failed,
+        "retried": progress.retried,
+        "running": progress.running,
+        "waiting": progress.waiting,
+    }
+    counted = ", ".join(f"{n} {name}" for name, n in parts.items() if n or name in _ALWAYS)
+    found = [("finished trials", f"{progress.finished}{of_budget}", counted)]
+    start, end = record.started(trials), last_moment(trials)
+    if start is not None and end is not None:
+        workers = {one.user_attrs.get(record.WORKER) for one in trials} - {None}
+        devices = sorted({str(one.user_attrs.get(record.DEVICE, "")) for one in trials} - {""})
+        spent = sum(record.seconds_of(one) or 0.0 for one in trials)
+        period = f"{start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M}"
+        many = "s" if len(workers) != 1 else ""
+        found += [
+            ("wall time", in_time((end - start).total_seconds()), period),
+            (
+                "device time",
+                in_time(spent),
+                f"{spent:,.0f} s on {len(workers)} worker{many}"
+                + (f" ({', '.join(devices)})" if devices else ""),
+            ),
+        ]
+    trained, saved = _epochs(study, trials)
+    if trained:
+        share = f"{saved:,} more saved by pruning ({_percent(saved / (trained + saved))})"
+        found.append(("epochs trained", f"{trained:,}", share if saved else "none saved yet"))
+    return found
+
+
+_ALWAYS = ("complete", "pruned", "failed")
+
+
+def in_time(seconds: float) -> str:
+    """Write a duration with two units.
+
+    Example:
+        >>> in_time(4980)
+        '1 h 23 min'
+    """
+    whole = round(seconds)
+    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part} {smaller}"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{seconds:.3g} s"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _epochs(study: Study, trials: Sequence[FrozenTrial]) -> tuple[int, int]:
+    """Count the epochs trained and those that pruning saved.
+
+    A retry's count includes its earlier attempts, so attempts with a successor are left out.
+    """
+    training = study.user_attrs.get(record.DEFINITION, {}).get("training", {})
+    planned = int(training.get("epochs", 0))
+    superseded = {number for one in trials for number in record.retries(one)}
+    last = [one for one in trials if one.number not in superseded]
+    saved = sum(max(0, planned - epochs_of(one)) for one in last if one.state == TrialState.PRUNED)
+    return sum(map(epochs_of, last)), saved
+
+
+def epochs_of(trial: FrozenTrial) -> int:
+    """Return how many epochs a trial has trained, its earlier attempts included."""
+    known = trial.user_attrs.get(record.EPOCHS)
+    return int(known) if known is not None else max(trial.intermediate_values, default=0)
+
+
+def cautions(
+    objective: Objective,
+    best: FrozenTrial | None,
+    baseline: FrozenTrial | None,
+    dataset: Mapping[str, Any],
+) -> list[str]:
+    """Say how far the numbers on the page can be trusted."""
+    if best is None or best.value is None:
+        return []
+    said = [
+        "These are validation values. The best of many trials is chosen by the very value that "
+        "is shown, so it is optimistic; autotune fit measures the test part, which no trial has "
+        "seen, once."
+    ]
+    images = int(dataset.get("validation") or 0)
+    if objective.name == "accuracy" and images:
+        # Of a binomial share; the two share their images, so their difference is known better.
+        error = math.sqrt(max(0.0, best.value * (1 - best.value)) / images)
+        noise = (
+            f"On {images:,} validation images, one standard error of "
+            f"{objective.show(best.value)} is {100 * error:.1f} points"
+        )
+        gained = best.value - baseline.value if baseline and baseline.value is not None else 0.0
+        if best is not baseline and 0 < gained < 2 * error:
+            noise += (
+                f"; the gain of {100 * gained:.{objective.decimals}f} points is less than two "
+                "of them, so it may be chance"
+            )
+        said.append(noise + ".")
+    return said
+
+
+def notes(
+    trials: Sequence[FrozenTrial],
+    best: FrozenTrial | None,
+    progress: Progress,
+    edges: Sequence[Edge],
+) -> list[str]:
+    """Say what to do next.
+
+    The questions are those of the Deep Learning Tuning Playbook (Godbole et al. 2023, "Examining
+    the training curves" and "Identifying bad search space boundaries"):
+    https://github.com/google-research/tuning_playbook
+    """
+    said = []
+    if progress.budget and progress.finished < progress.budget:
+        said.append(
+            f"The study is not at its end: {progress.budget - progress.finished} of "
+            f"{progress.budget} trials are missing."
+        )
+    if progress.finished and progress.failed / progress.finished >= _MANY_FAILURES:
+        share = progress.failed / progress.finished
+        said.append(f"{_percent(share)} of the finished trials failed; see the failures below.")
+    finished = [one.number for one in trials if one.state.is_finished()]
+    if best is not None and len(finished) >= 10:
+        after = sum(number > best.number for number in finished)
+        if after < _LATE * len(finished):
+            many = "s" if after != 1 else ""
+            said.append(
+                f"The best trial came late ({after} trial{many} after it): more trials may find a "
+                "better one."
+            )
+    outwards = [edge for edge in edges if edge.can_be_widened]
+    if outwards:
+        said.append(
+            "The best plan lies at the edge of the space: "
+            + ", ".join(f"{edge.parameter} = {edge.value}" for edge in outwards)
+            + ". A wider range may hold a better one."
+        )
+    return said

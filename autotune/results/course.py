@@ -1,0 +1,264 @@
+"""The course of a study as figures: its values, its learning curves, its workers.
+
+A function returns ``None`` where there is nothing to draw yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from html import escape
+from typing import Any
+
+import plotly.graph_objects as go
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.results.objective import Objective
+from autotune.results.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    hover,
+    is_finite,
+    label_axes,
+    new_figure,
+)
+from autotune.study import record
+
+_STATES = {
+    # Name of the bars of the timeline, their colour and their pattern.
+    "complete": (BLUE, ""),
+    "pruned": (GREY, "/"),
+    "failed": (RED, "x"),
+    "retried": (PURPLE, "."),
+    "running": (GREEN, "\\"),
+}
+
+
+def history_figure(study: Study) -> go.Figure | None:
+    """Draw the value of every trial, the best so far and the baseline.
+
+    Args:
+        study: The study.
+    """
+    objective = Objective.of(study)
+    trials = study.get_trials(deepcopy=False)
+    complete = [one for one in trials if is_finite(one, TrialState.COMPLETE)]
+    if not complete:
+        return None
+    figure = new_figure()
+    pruned = [one for one in trials if is_finite(one, TrialState.PRUNED)]
+    for name, shown, marker in (
+        ("pruned, at their last epoch", pruned, {"symbol": "x-thin", "color": GREY, "size": 7}),
+        ("complete", complete, {"symbol": "circle", "color": BLUE, "size": 8}),
+    ):
+        if shown:
+            # A thin symbol is all outline.
+            outline = {"width": 1.5, "color": GREY} if shown is pruned else {"width": 0}
+            figure.add_scatter(
+                x=[one.number for one in shown],
+                y=[one.value for one in shown],
+                mode="markers",
+                name=name,
+                marker={**marker, "line": outline},
+                customdata=[[_plan_in_words(one)] for one in shown],
+                hovertemplate=hover("trial %{x}", objective, "%{customdata[0]}"),
+            )
+    so_far = _running_best(complete, objective)
+    last = trials[-1].number
+    figure.add_scatter(
+        x=[*(one.number for one in complete), last],
+        y=[*so_far, so_far[-1]],
+        mode="lines",
+        name="best so far",
+        line={"color": ORANGE, "width": 2, "shape": "hv"},
+        hoverinfo="skip",
+    )
+    baseline = record.baseline_of(trials)
+    if baseline is not None:
+        figure.add_scatter(
+            x=[0, max(last, 1)],
+            y=[baseline.value] * 2,
+            mode="lines",
+            name="baseline",
+            line={"color": PURPLE, "width": 2, "dash": "dash"},
+            hovertemplate=hover("baseline", objective),
+        )
+    label_axes(figure, "trial", objective)
+    return figure
+
+
+def curves_figure(study: Study) -> go.Figure | None:
+    """Draw the objective of every trial after each epoch.
+
+    Args:
+        study: The study.
+    """
+    objective = Objective.of(study)
+    trials = [one for one in study.get_trials(deepcopy=False) if one.intermediate_values]
+    if not trials:
+        return None
+    best = record.best_of(trials, objective.direction)
+    baseline = record.baseline_of(trials)
+    figure = new_figure()
+    groups = (
+        ("pruned", TrialState.PRUNED, {"color": GREY, "width": 0.8}, 0.7),
+        ("failed", TrialState.FAIL, {"color": RED, "width": 0.8, "dash": "dot"}, 0.8),
+        ("running", TrialState.RUNNING, {"color": GREEN, "width": 1.5}, 1.0),
+        ("complete", TrialState.COMPLETE, {"color": BLUE, "width": 1.2}, 0.6),
+    )
+    for name, state, line, opacity in groups:
+        shown = [
+            one for one in trials if one.state == state and one is not best and one is not baseline
+        ]
+        if shown:
+            _add_curves(figure, name, shown, line, objective, opacity)
+    if baseline is not None:
+        line = {"color": PURPLE, "width": 3, "dash": "dash"}
+        _add_curves(figure, "baseline", [baseline], line, objective)
+    if best is not None and best is not baseline:
+        line = {"color": ORANGE, "width": 3.5}
+        _add_curves(figure, f"best (trial {best.number})", [best], line, objective)
+    label_axes(figure, "epoch", objective)
+    # Whole epochs only; a short training would be given ticks at halves.
+    epochs = max(max(one.intermediate_values) for one in trials)
+    figure.update_xaxes(range=[0.8, epochs + 0.2], dtick=1 if epochs <= 12 else None)
+    return figure
+
+
+def timeline_figure(study: Study) -> go.Figure | None:
+    """Draw who did what when: a lane per worker, a bar per trial.
+
+    Args:
+        study: The study.
+    """
+    trials = [one for one in study.get_trials(deepcopy=False) if one.datetime_start]
+    now = last_moment(trials)
+    if now is None:
+        return None
+    superseded = {number for one in trials for number in record.retries(one)}
+    lanes = sorted({_lane(one) for one in trials}, reverse=True)
+    figure = new_figure()
+    for name, (colour, pattern) in _STATES.items():
+        shown = [one for one in trials if state_in_words(one, superseded) == name]
+        if not shown:
+            continue
+        figure.add_bar(
+            base=[one.datetime_start for one in shown],
+            # On a date axis the length of a bar is in milliseconds.
+            x=[1000 * _duration_s(one, now) for one in shown],
+            y=[_lane(one) for one in shown],
+            orientation="h",
+            name=name,
+            marker={
+                "color": colour,
+                "line": {"width": 0.5, "color": "rgba(255, 255, 255, 0.8)"},
+                "pattern": {"shape": pattern, "size": 6, "solidity": 0.4},
+            },
+            customdata=[[one.number, f"{_duration_s(one, now):.0f}"] for one in shown],
+            hovertemplate=f"trial %{{customdata[0]}}, {name}<br>%{{customdata[1]}} s"
+            "<extra></extra>",
+        )
+    figure.update_layout(barmode="overlay", bargap=0.35, height=110 + 42 * len(lanes))
+    figure.update_xaxes(type="date")
+    figure.update_yaxes(categoryorder="array", categoryarray=lanes, showgrid=False)
+    return figure
+
+
+def state_in_words(trial: FrozenTrial, superseded: Iterable[int]) -> str:
+    """Name the state of a trial: ``complete``, ``pruned``, ``failed``, ``retried``, ...
+
+    Args:
+        trial: The trial.
+        superseded: Numbers of the attempts that have a successor.
+    """
+    if trial.state == TrialState.FAIL:
+        return "retried" if trial.number in superseded else "failed"
+    return trial.state.name.lower()
+
+
+def last_moment(trials: Sequence[FrozenTrial]) -> datetime | None:
+    """Return when a study was last heard of; running trials are drawn up to there.
+
+    That is the present while a running trial can be alive: it started at most five times the
+    longest trial ago, as Optuna's own timeline has it. A report of a study that died a week ago
+    must not show it at work since.
+
+    Args:
+        trials: The trials of the study.
+
+    Returns:
+        The moment, or ``None`` when no trial has ended yet.
+    """
+    ended = [one for one in trials if one.datetime_start and one.datetime_complete]
+    if not ended:
+        return None
+    longest = max(one.duration for one in ended if one.duration)
+    now = datetime.now()  # as Optuna stamps trials: local, without a zone
+    starts = [one.datetime_start for one in trials if one.datetime_start]
+    alive = any(
+        one.state == TrialState.RUNNING
+        and one.datetime_start is not None
+        and now - one.datetime_start < 5 * longest
+        for one in trials
+    )
+    stamps = [*starts, *(one.datetime_complete for one in ended if one.datetime_complete)]
+    return max([*stamps, now] if alive else stamps)
+
+
+def _duration_s(trial: FrozenTrial, now: datetime) -> float:
+    assert trial.datetime_start is not None
+    seconds = ((trial.datetime_complete or now) - trial.datetime_start).total_seconds()
+    return max(seconds, 1.0)  # a bar one can see
+
+
+def _lane(trial: FrozenTrial) -> str:
+    return escape(str(trial.user_attrs.get(record.WORKER, "unknown worker")))
+
+
+def _running_best(complete: Sequence[FrozenTrial], objective: Objective) -> list[float]:
+    best: list[float] = []
+    for one in complete:
+        assert one.value is not None
+        best.append(objective.better([*best[-1:], one.value]))
+    return best
+
+
+def _plan_in_words(trial: FrozenTrial) -> str:
+    plan = record.plan_of(trial)
+    return escape(plan.in_words()) if plan else ""
+
+
+def _add_curves(
+    figure: go.Figure,
+    name: str,
+    trials: Sequence[FrozenTrial],
+    line: dict[str, Any],
+    objective: Objective,
+    opacity: float = 1.0,
+) -> None:
+    """Add curves as one trace, with gaps between them: a trace per trial makes a page slow."""
+    x: list[int | None] = []
+    y: list[float | None] = []
+    numbers: list[list[int] | None] = []
+    for one in trials:
+        steps = sorted(one.intermediate_values)
+        x += [*steps, None]
+        y += [*(one.intermediate_values[step] for step in steps), None]
+        numbers += [*([one.number] for _ in steps), None]
+    figure.add_scatter(
+        x=x,
+        y=y,
+        customdata=numbers,
+        # A trial that was pruned after its first epoch is a point, and no line.
+        mode="lines+markers" if name in ("pruned", "failed", "running") else "lines",
+        marker={"size": 4},
+        name=name,
+        line=line,
+        opacity=opacity,
+        hovertemplate=hover(f"trial %{{customdata[0]}}, {name}", objective, "epoch %{x}"),
+    )

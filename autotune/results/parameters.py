@@ -1,0 +1,196 @@
+"""The searched parameters of a study as figures: how much each matters, and where it is good.
+
+A function returns ``None`` where there is nothing to draw yet.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+import optuna
+import plotly.graph_objects as go
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
+
+from autotune.config import SpaceConfig
+from autotune.results.objective import Objective
+from autotune.results.style import (
+    BLUE,
+    ORANGE,
+    PURPLE,
+    hover,
+    is_finite,
+    label_axes,
+    new_figure,
+)
+from autotune.search.space import Space
+from autotune.study import record
+
+
+def importances_figure(study: Study) -> go.Figure | None:
+    """Draw how much each parameter matters (PED-ANOVA, Optuna's default).
+
+    Args:
+        study: The study; it needs two complete trials that differ in value and in a parameter.
+    """
+    complete = [
+        one for one in study.get_trials(deepcopy=False) if is_finite(one, TrialState.COMPLETE)
+    ]
+    if len({one.value for one in complete}) < 2:
+        return None
+    if not any(_varies(complete, name) for name in parameter_names(study)):
+        return None
+    with warnings.catch_warnings():
+        # Optuna warns of the one trial that has no parameters, a baseline outside the space, and
+        # leaves it out, which is right.
+        warnings.simplefilter("ignore", UserWarning)
+        found = optuna.importance.get_param_importances(study)
+    if not found or len(set(found.values())) < 2 <= len(found):
+        return None  # Optuna's way of saying that it could not tell
+    # Drawn here: Optuna's own figure copies all trials for every bar.
+    names, values = list(reversed(found.keys())), list(reversed(found.values()))
+    figure = new_figure()
+    figure.add_bar(
+        x=values,
+        y=[escape(name) for name in names],
+        orientation="h",
+        text=[f"{value:.2f}" if value >= 0.005 else "<0.01" for value in values],
+        textposition="outside",
+        cliponaxis=False,
+        marker={"color": BLUE},
+        hovertemplate="%{y}: %{x:.2f}<extra></extra>",
+    )
+    figure.update_layout(showlegend=False, height=70 + 28 * len(names))
+    top = 1.15 * max(values)  # room for the number beside the longest bar
+    figure.update_xaxes(title="importance", range=[0, top])
+    return figure
+
+
+def slice_figure(study: Study, parameter: str) -> go.Figure | None:
+    """Draw the values of the complete trials over one parameter.
+
+    Trials in which the parameter has no meaning (the units of a hidden layer that is not there)
+    are left out: their inert value would look like a finding.
+
+    Args:
+        study: The study.
+        parameter: Name of a searched parameter.
+    """
+    objective = Objective.of(study)
+    space = space_of(study)
+    trials = study.get_trials(deepcopy=False)
+    shown = [
+        one
+        for one in trials
+        if is_finite(one, TrialState.COMPLETE) and has_meaning(space, one, parameter)
+    ]
+    if len(shown) < 2:
+        return None
+    numbers = {one.number for one in shown}
+    found = shown[-1].distributions[parameter]
+    best, baseline = record.best_of(trials, objective.direction), record.baseline_of(trials)
+    figure = new_figure()
+    rest = [one for one in shown if one is not best and one is not baseline]
+    for name, group, marker in (
+        ("complete", rest, {"color": BLUE, "size": 7, "opacity": 0.7}),
+        ("baseline", [baseline], {"color": PURPLE, "size": 10, "symbol": "diamond"}),
+        ("best", [best], {"color": ORANGE, "size": 14, "symbol": "star"}),
+    ):
+        members = [one for one in group if one is not None and one.number in numbers]
+        if members:
+            figure.add_scatter(
+                x=[_shown_value(one.params[parameter], found) for one in members],
+                y=[one.value for one in members],
+                mode="markers",
+                name=name,
+                marker=marker,
+                customdata=[[one.number] for one in members],
+                hovertemplate=hover(
+                    "trial %{customdata[0]}", objective, f"{escape(parameter)} %{{x}}"
+                ),
+            )
+    label_axes(figure, escape(parameter), objective)
+    figure.update_layout(showlegend=False, height=250)
+    figure.update_xaxes(**_parameter_axis(found))
+    return figure
+
+
+def parameter_names(study: Study) -> tuple[str, ...]:
+    """Return the searched parameters of a study, in the order of its space."""
+    trials = study.get_trials(deepcopy=False)
+    return tuple(dict.fromkeys(name for one in trials for name in one.distributions))
+
+
+def space_of(study: Study) -> Space | None:
+    """Return the space of a study, or ``None`` when its definition does not tell."""
+    definition = study.user_attrs.get(record.DEFINITION, {})
+    try:
+        config = SpaceConfig.model_validate(definition["space"])
+        return Space.from_config(definition["backbone"], config)
+    except (KeyError, TypeError, ValidationError):
+        return None  # made by another version of autotune: its trials can still be drawn
+
+
+def has_meaning(space: Space | None, trial: FrozenTrial, parameter: str) -> bool:
+    """Tell whether a parameter has an effect in a trial, under the trial's other parameters.
+
+    The space decides: a parameter without meaning has the same canonical form whatever its value.
+
+    Args:
+        space: The space of the study, if it is known.
+        trial: The trial.
+        parameter: Name of a searched parameter.
+    """
+    if parameter not in trial.params:
+        return False
+    if space is None or set(trial.params) != set(space.distributions):
+        return True
+    found = space.distributions[parameter]
+    if isinstance(found, CategoricalDistribution):
+        ends: Sequence[Any] = (found.choices[0], found.choices[-1])
+    else:
+        assert isinstance(found, IntDistribution | FloatDistribution)
+        ends = (found.low, found.high)
+    forms = [space.canonical({**trial.params, parameter: end}) for end in ends]
+    return forms[0] != forms[1]
+
+
+def _varies(trials: Sequence[FrozenTrial], parameter: str) -> bool:
+    return len({one.params[parameter] for one in trials if parameter in one.params}) > 1
+
+
+def _shown_value(value: Any, found: BaseDistribution) -> Any:
+    return escape(str(value)) if isinstance(found, CategoricalDistribution) else value
+
+
+def _parameter_axis(found: BaseDistribution) -> dict[str, Any]:
+    """Return the axis of a parameter, over the whole of its space."""
+    if isinstance(found, CategoricalDistribution):
+        labels = [escape(str(choice)) for choice in found.choices]
+        return {
+            "type": "category",
+            "categoryorder": "array",
+            "categoryarray": labels,
+            "range": [-0.5, len(labels) - 0.5],
+        }
+    assert isinstance(found, IntDistribution | FloatDistribution)
+    place: Callable[[float], float] = math.log10 if found.log else float
+    low, high = place(found.low), place(found.high)
+    room = 0.06 * (high - low)
+    axis: dict[str, Any] = {"range": [low - room, high + room]}
+    if found.log:
+        # One label a decade: with more of them they run into each other.
+        return {**axis, "type": "log", "dtick": max(1, math.ceil((high - low) / 5))}
+    whole = isinstance(found, IntDistribution) and high - low <= 12
+    return {**axis, "dtick": 1} if whole else axis

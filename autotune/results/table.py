@@ -1,0 +1,144 @@
+"""Every trial of a study as a row, and the reasons of those that came to nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.results.answer import epochs_of
+from autotune.results.course import state_in_words
+from autotune.results.objective import Objective
+from autotune.study import record
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the table: what is shown, and what it is sorted by (empty sorts last)."""
+
+    text: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial.
+
+    Args:
+        number: Its number.
+        state: Its state in words.
+        mark: ``best``, ``baseline``, both or neither.
+        value: Its objective.
+        metrics: The other metrics, in the order of :func:`metric_names`.
+        epochs: Epochs trained.
+        seconds: Seconds of training.
+        plan: Its plan in words.
+        worker: Who ran it.
+        reason: Why it failed, or of what it is a retry.
+    """
+
+    number: int
+    state: str
+    mark: str
+    value: Cell
+    metrics: tuple[Cell, ...]
+    epochs: Cell
+    seconds: Cell
+    plan: str
+    worker: str
+    reason: str
+
+
+def metric_names(trials: Sequence[FrozenTrial], objective: Objective) -> tuple[str, ...]:
+    """Return the metrics that trials have besides the objective."""
+    names = dict.fromkeys(
+        name for one in trials for name in one.user_attrs.get(record.METRICS, {})
+    )
+    return tuple(name for name in names if name != objective.name)
+
+
+def table_of(
+    trials: Sequence[FrozenTrial], objective: Objective, best: FrozenTrial | None
+) -> list[Row]:
+    """Return a row for every trial.
+
+    Args:
+        trials: The trials.
+        objective: The objective.
+        best: The best of them, if there is one.
+    """
+    superseded = {number for one in trials for number in record.retries(one)}
+    names = metric_names(trials, objective)
+    return [_row(one, objective, names, superseded, best) for one in trials]
+
+
+def _row(
+    trial: FrozenTrial,
+    objective: Objective,
+    names: Sequence[str],
+    superseded: set[int],
+    best: FrozenTrial | None,
+) -> Row:
+    attributes = trial.user_attrs
+    metrics = attributes.get(record.METRICS, {})
+    marks = [
+        mark
+        for mark, holds in (("best", trial is best), ("baseline", record.is_baseline(trial)))
+        if holds
+    ]
+    plan = record.plan_of(trial)
+    value = trial.value if trial.state.is_finished() else None
+    seconds = attributes.get(record.SECONDS)
+    earlier = ", ".join(map(str, record.retries(trial)))
+    return Row(
+        number=trial.number,
+        state=state_in_words(trial, superseded),
+        mark=" ".join(marks),
+        value=Cell(objective.show(value), _key(value)),
+        metrics=tuple(
+            Cell(
+                objective.other(name).show(metrics.get(name)),
+                _key(metrics.get(name)),
+            )
+            for name in names
+        ),
+        epochs=Cell(str(epochs_of(trial)), _key(epochs_of(trial))),
+        seconds=Cell("–" if seconds is None else f"{float(seconds):,.1f}", _key(seconds)),
+        plan=plan.in_words() if plan else "",
+        worker=str(attributes.get(record.WORKER, "")),
+        reason=str(attributes.get(record.REASON, ""))
+        or (f"retry of {earlier}" if earlier else ""),
+    )
+
+
+def _key(number: float | None) -> str:
+    return "" if number is None or math.isnan(number) else repr(float(number))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A reason, and the attempts that it ended.
+
+    Args:
+        reason: The reason.
+        state: ``failed`` or ``retried``.
+        numbers: Numbers of the attempts.
+    """
+
+    reason: str
+    state: str
+    numbers: tuple[int, ...]
+
+
+def failures_of(trials: Sequence[FrozenTrial]) -> list[Failure]:
+    """Group the attempts that came to nothing, the most frequent reason first."""
+    superseded = {number for one in trials for number in record.retries(one)}
+    groups: dict[tuple[str, str], list[int]] = {}
+    for one in trials:
+        if one.state == TrialState.FAIL:
+            reason = str(one.user_attrs.get(record.REASON, "")) or "no reason was recorded"
+            groups.setdefault((reason, state_in_words(one, superseded)), []).append(one.number)
+    found = [Failure(reason, state, tuple(of)) for (reason, state), of in groups.items()]
+    return sorted(found, key=lambda failure: -len(failure.numbers))

@@ -1,0 +1,273 @@
+"""What a user can get wrong: one message that helps, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from autotune.storage.database import open_storage
+from tests.support.images import make_class_folders
+from tests.support.inside import Ended, call, contents
+from tests.support.runs import SMALL, autotune
+from tests.support.studies import make_study
+
+pytestmark = pytest.mark.usefixtures("closed_connections")
+#: The digits study on images of one's own.
+OWN = ("run", "digits", "data.train_per_class=null")
+
+
+def refused(*arguments: str, cwd: Path) -> str:
+    """Run a command that must be refused; return its message on one line."""
+    before = contents(cwd)
+    ended = call(*arguments, cwd=cwd)
+    return checked(ended, before, contents(cwd))
+
+
+def checked(ended: Ended, before: object, after: object) -> str:
+    assert ended.code == 2, ended
+    progress = ("checking the study file", "decoding images")
+    assert all(any(one in line for one in progress) for line in ended.out.splitlines())
+    assert ended.err.count("error: ") == 1 and ended.err.startswith("error: ")
+    assert "Traceback" not in ended.err
+    assert after == before
+    return " ".join(ended.err.split())
+
+
+# The study file and what the command line says about it
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("run", "digts"),
+            "no study file 'digts': the presets are digits, folder, and a path must be that of a "
+            "YAML file; did you mean 'digits'?",
+        ),
+        (("run", "mine.yaml"), "no study file 'mine.yaml': there is no such file"),
+        (
+            ("run", "digits", "search.trials=0"),
+            "search.trials: must be a whole number of at least 1, but got 0",
+        ),
+        (
+            ("run", "digits", "search.sampler=tpee"),
+            "search.sampler: must be one of tpe, gp, random, but got 'tpee'; did you mean 'tpe'?",
+        ),
+        (("run", "digits", "search.trails=3"), "did you mean 'trials'?"),
+        (
+            ("run", "digits", "epochs=3"),
+            "epochs: unknown key; a study file has name, description, dataset, backbone",
+        ),
+        (
+            ("run", "digits", "search.trials"),
+            "command line: 1 mistake search.trials: an override must read key=value",
+        ),
+        (
+            ("run", "digits", "dataset=digit"),
+            "dataset: a dataset is a known name (digits) or the path of a folder with one folder "
+            "of images for each class, but 'digit' is neither; did you mean 'digits'?",
+        ),
+        (("run", "digits", "backbone=test_resnt"), "did you mean 'test_resnet'?"),
+        (
+            ("run", "digits", "backbone=resnet18.letters"),
+            "the backbone 'resnet18' has no pretrained tag 'letters'; it has a1_in1k, ",
+        ),
+        (
+            ("run", "digits", "weights=mine.safetensors"),
+            "weights: there is no file 'mine.safetensors'; allowed are 'hub', 'none' or the path",
+        ),
+        (("run", "digits", "--name", "a/b"), "a study's name has up to 100 letters, digits and"),
+        (("run", "digits", "--workers", "0"), "--workers: must be at least 1, but got 0"),
+        (("run", "digits", "--gpus", "x"), "--gpus: must be 'all', 'none' or indices below"),
+        (("cp", "digts", "my.yaml"), "there is no preset 'digts'; there are digits, folder; did"),
+        (("cp", "digits", "no/my.yaml"), "no must exist and be writable, to write no/my.yaml"),
+        (("fit", "digits", "--output", "taken/model"), "taken must be a folder that can be wri"),
+        (("report", "digits", "-o", "no/page.html"), "must exist and be writable, to write no/"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_study_files_and_options(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    assert said in refused(*arguments, cwd=tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
+def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    said = refused("run", "digits", "--gpus", "0", cwd=tmp_path)
+    assert "--gpus: " in said and "'0'" in said
+
+
+# The images
+
+
+def folder_of_one_class(root: Path) -> None:
+    make_class_folders(root, {"cat": 9})
+
+
+def empty_class(root: Path) -> None:
+    make_class_folders(root, {"cat": 9, "dog": 9, "eel": 0})
+
+
+def too_few_images(root: Path) -> None:
+    make_class_folders(root, {"cat": 9, "dog": 2})
+
+
+def images_without_classes(root: Path) -> None:
+    make_class_folders(root, {"cat": 3})
+    for path in (root / "cat").iterdir():
+        path.rename(root / path.name)
+    (root / "cat").rmdir()
+
+
+def damaged_images(root: Path) -> None:
+    make_class_folders(root, {"cat": 9, "dog": 9})
+    for path in sorted((root / "dog").iterdir())[:5]:
+        path.write_bytes(path.read_bytes()[:60])
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (folder_of_one_class, "a dataset needs at least two classes, but {0} has one, 'cat'"),
+        (empty_class, "every class needs images (.jpg .jpeg"),
+        (empty_class, "but {0} has none in 'eel'; fill or remove it"),
+        (too_few_images, "but 'dog' has 2; add images or remove the class"),
+        (images_without_classes, "but {0} has no folders; its 3 images lie directly in it; put"),
+        (damaged_images, "0.01 of the images may be unreadable (data.unreadable_limit), but "),
+    ],
+)
+def test_images(make: object, said: str, tmp_path: Path) -> None:
+    assert callable(make)
+    root = tmp_path / "photos"
+    make(root)
+    message = refused(*OWN, f"dataset={root}", cwd=tmp_path)
+    assert said.format(root) in message
+
+
+# The weights
+
+
+def test_weights_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "mine.safetensors").write_bytes(b"no weights at all")
+    said = refused("run", "digits", "weights=mine.safetensors", cwd=tmp_path)
+    assert "weights: cannot read 'mine.safetensors' as a .safetensors file" in said
+
+
+def test_weights_of_another_architecture(tmp_path: Path) -> None:
+    other = timm.create_model("test_vit", num_classes=0)
+    save_file(other.state_dict(), tmp_path / "mine.safetensors")
+    said = refused("run", "digits", "weights=mine.safetensors", cwd=tmp_path)
+    assert "'mine.safetensors' does not belong to the backbone 'test_resnet.letters'" in said
+    assert re.search(r"75 missing: conv1\.\S+, \S+, \S+ and 72 more; 78 unknown: blocks\.0", said)
+
+
+def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    arguments = ("run", "digits", "backbone=test_resnet.r160_in1k")
+    closed = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
+    ended = autotune(*arguments, cwd=work, **closed)
+    said = checked(Ended(ended.returncode, "", ended.stderr), {}, contents(work))
+    assert "weights of 'test_resnet.r160_in1k' cannot be had from the hub" in said
+    assert "give their file with weights=path/to/file.safetensors" in said
+
+
+# The storage
+
+
+@pytest.mark.parametrize(
+    ("storage", "said"),
+    [
+        ("autotune.db", "storage: 'autotune.db' is no storage URL; allowed are sqlite:///path"),
+        ("mysql://me:hunter2@host/db", "sqlite or postgresql, but got 'mysql' in mysql://me:***@"),
+        (
+            "postgresql://me:hunter2@127.0.0.1:9/db",
+            "postgresql://me:***@127.0.0.1:9/db cannot be used",
+        ),
+        ("sqlite:///taken/study.db", "taken"),
+        ("sqlite:///taken", "the file is something else; name another with --storage"),
+    ],
+)
+def test_storages(storage: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file that is no database, and long enough to be read\n" * 9)
+    message = refused("run", "digits", "--storage", storage, cwd=tmp_path)
+    assert said in message
+    assert "hunter2" not in message
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = shutil.which("mount")
+    if mount is None or os.geteuid() != 0:
+        pytest.skip("needs root, to mount a disk")
+    command = [mount, "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("this machine mounts no tmpfs")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
+    where = (f"storage=sqlite:///{small_disk}/studies/a.db", f"files={small_disk}/files")
+    said = refused("run", "digits", *where, cwd=tmp_path)
+    assert f"no space left: {small_disk} has 2 MiB free" in said
+
+
+# Studies that are not there, or are other ones
+
+
+@pytest.mark.parametrize("verb", ["status", "best", "report", "dashboard", "fit", "worker"])
+def test_a_study_that_does_not_exist(verb: str, finished: Path, tmp_path: Path) -> None:
+    said = refused(verb, "tini", cwd=finished)
+    assert "has no study 'tini'; it has tiny; did you mean 'tiny'?" in said
+    said = refused(verb, "tini", cwd=tmp_path)
+    assert f"there is no database {tmp_path}/storage/autotune.db; 'autotune run' makes one" in said
+
+
+@pytest.mark.parametrize("verb", ["best", "fit"])
+def test_a_study_without_a_complete_trial(verb: str, tmp_path: Path) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path}/storage/autotune.db", create=True)
+    make_study("young", trials=0, storage=storage)
+    said = refused(verb, "young", cwd=tmp_path)
+    assert said == "error: the study 'young' has no complete trial yet"
+
+
+def test_a_trial_that_is_not_there(finished: Path) -> None:
+    said = refused("fit", "tiny", "--trial", "7", cwd=finished)
+    assert "--trial: the study 'tiny' has the trials 0 to 2, but got 7" in said
+
+
+def test_a_study_with_another_definition(finished: Path) -> None:
+    other = (*SMALL, "training.epochs=4", "space.training.lr=0.01", "search.trials=3")
+    said = refused("run", "digits", *other, "--name", "tiny", cwd=finished)
+    assert "the study 'tiny' exists with another definition:" in said
+    assert "training.epochs: 3 in the study, 4 now" in said
+    assert (
+        "space.training.lr: {'low': 0.001, 'high': 0.1, 'log': True} in the study, 0.01 now"
+        in (said)
+    )
+    assert "--name tiny-2" in said
+
+
+def test_a_port_in_use(finished: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        said = refused("dashboard", "tiny", "--port", port, cwd=finished)
+    assert f"port {port} cannot be used (Address already in use); choose another one with" in said
+
+
+def test_an_output_that_is_a_folder(finished: Path) -> None:
+    said = refused("report", "tiny", "-o", "storage", cwd=finished)
+    assert said == "error: storage must be a file to write, but it is a folder"

@@ -1,0 +1,92 @@
+"""The verbs and options that people and scripts rely on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+import autotune
+from autotune.cli.main import app
+from tests.support.inside import call
+
+WHICH = ("study", "overrides", "--name", "--storage")
+#: Taking one of these away, or giving it another name, is a change that users notice.
+SURFACE = {
+    "run": {*WHICH, "--workers", "--gpus"},
+    "worker": {*WHICH, "--files"},
+    "status": {*WHICH},
+    "best": {*WHICH},
+    "report": {*WHICH, "--output", "-o"},
+    "dashboard": {*WHICH, "--port"},
+    "fit": {*WHICH, "--trial", "--output", "-o"},
+    "ls": {"--storage"},
+    "cp": {"preset", "target"},
+    "validate": {*WHICH},
+}
+
+
+def test_the_surface_is_frozen() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    found = {
+        verb: {option for one in command.params for option in one.opts}
+        for verb, command in commands.items()
+    }
+    assert found == SURFACE
+    assert list(found) == list(SURFACE)
+
+
+@pytest.mark.parametrize("verb", SURFACE)
+def test_every_verb_explains_itself(verb: str, tmp_path: Path) -> None:
+    for flag in ("--help", "-h"):
+        ended = call(verb, flag, cwd=tmp_path)
+        assert ended.code == 0
+        assert f"Usage: autotune {verb} " in ended.out
+    assert all(option in ended.out for option in SURFACE[verb] if option.startswith("-"))
+
+
+def test_no_verb_gives_the_help(tmp_path: Path) -> None:
+    shown = call("--help", cwd=tmp_path)
+    assert shown.code == 0
+    assert all(f" {verb} " in shown.out for verb in SURFACE)
+    assert call(cwd=tmp_path).out.strip() == shown.out.strip()
+
+
+def test_version(tmp_path: Path) -> None:
+    assert call("--version", cwd=tmp_path).out == f"autotune {autotune.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("statsu",), "No such command 'statsu'. Did you mean 'status'?"),
+        (("run", "--trials", "3"), "No such option: --trials"),
+        (
+            ("run", "--workers", "two"),
+            "Invalid value for '--workers': Input should be a valid integer",
+        ),
+        (
+            ("dashboard", "--port", "0"),
+            "Invalid value for '--port': Input should be greater than or equal to 1",
+        ),
+        (("cp", "digits"), "Missing argument 'target'"),
+        (("validate",), "Missing argument 'study'"),
+    ],
+)
+def test_what_is_no_command(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    ended = call(*arguments, cwd=tmp_path)
+    assert (ended.code, ended.out) == (2, "")
+    assert said in ended.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, autotune.cli.main\n"
+        "heavy = {'torch', 'optuna', 'timm', 'sqlalchemy', 'plotly', 'pandas', 'numpy'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,218 @@
+"""A small study from its run to its model: what every verb says and leaves behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from optuna.trial import TrialState
+from safetensors.torch import load_file
+
+from autotune.config import StudyConfig
+from autotune.data.images import ImageSpec
+from autotune.data.task import open_test_views
+from autotune.models.backbone import load_backbone
+from autotune.models.network import build_network
+from autotune.plan import TrialPlan
+from autotune.results.fit import TEST_READS
+from autotune.storage.database import open_storage
+from autotune.study import record
+from autotune.study.opening import open_existing
+from autotune.training.loop import Normalise
+from autotune.training.metrics import measure
+from tests.support.inside import call, contents
+from tests.support.runs import trials_of
+from tests.support.studies import make_study
+
+pytestmark = pytest.mark.usefixtures("closed_connections")
+DATABASE = "storage/autotune.db"
+
+
+def percent(value: float | None) -> str:
+    assert value is not None
+    return f"{100 * value:.1f} %"
+
+
+def test_run_tells_what_happens_in_plain_lines(finished: Path) -> None:
+    said = (finished / "out.txt").read_text(encoding="utf-8")
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", said)
+    lines = said.splitlines()
+    assert lines[0] == "study tiny: checking the study file, the images and the backbone"
+    assert "study tiny: 0/3 finished, 0 pruned, 0 failed; no trial finished yet" in lines
+    assert any(line.startswith("worker 0 is ready on c") for line in lines)
+    trials = trials_of(finished, "tiny")
+    for trial in trials:
+        (ended,) = [line for line in lines if line.startswith(f"trial {trial.number}: ")]
+        value = percent(trial.value)
+        assert ended.startswith(f"trial {trial.number}: {trial.state.name.lower()} {value} | ")
+        assert f"baseline {percent(trials[0].value)}" in ended
+    assert "3/3 finished" in ended and ended.endswith("time left 0:00")
+
+
+def test_status_is_the_summary_of_the_run(finished: Path) -> None:
+    before, count = contents(finished), len(trials_of(finished, "tiny"))
+    ended = call("status", "tiny", cwd=finished)
+    assert (ended.code, ended.err) == (0, "")
+    summary = ended.out.partition("study tiny")[2]
+    assert summary in (finished / "out.txt").read_text(encoding="utf-8")
+    trials = trials_of(finished, "tiny")
+    complete = [one for one in trials if one.state == TrialState.COMPLETE]
+    best = max(complete, key=lambda one: one.value or 0.0)
+    rows = {
+        line.split("│")[1].strip(): line.split("│")[2:]
+        for line in summary.splitlines()
+        if line.startswith("│")
+    }
+    assert rows["baseline"][:2] == [f" {'0':>5} ", f" {percent(trials[0].value):>19} "]
+    assert rows["best"][1].strip() == percent(best.value)
+    assert best.value is not None and trials[0].value is not None
+    gain = 100 * (best.value - trials[0].value)
+    assert rows["difference"][1].strip() == (
+        f"{gain:+.1f} points" if gain else "no trial is better"
+    )
+    assert "trials: 3 of 3 finished: " in summary
+    assert "■ head" in summary
+    assert "report         storage/autotune.files/reports/tiny.html" in summary
+    assert "final model    autotune fit tiny" in summary
+    assert contents(finished) == before
+    assert len(trials_of(finished, "tiny")) == count
+
+
+def test_commands_name_a_storage_that_is_not_the_default(finished: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{finished / DATABASE}"
+    ended = call("status", "tiny", "--storage", url, cwd=tmp_path)
+    assert f"look around    autotune dashboard tiny --storage {url}\n" in ended.out
+    assert call("status", "tiny", cwd=finished).out.count("--storage") == 0
+
+
+def test_best_is_yaml_and_a_plan(finished: Path) -> None:
+    before = contents(finished)
+    ended = call("best", "tiny", cwd=finished)
+    assert (ended.code, ended.err) == (0, "")
+    values = yaml.safe_load(ended.out)
+    trial = trials_of(finished, "tiny")[values["trial"]]
+    assert list(values) == ["study", "trial", "accuracy", "plan"]
+    assert (values["study"], values["accuracy"]) == ("tiny", trial.value)
+    assert TrialPlan.from_json(values["plan"]) == record.plan_of(trial)
+    assert contents(finished) == before
+
+
+def test_report_goes_where_it_is_told(finished: Path, tmp_path: Path) -> None:
+    before = contents(finished)
+    page = tmp_path / "page.html"
+    ended = call("report", "tiny", "-o", str(page), cwd=finished)
+    assert (ended.code, ended.out, ended.err) == (0, f"report: {page}\n", "")
+    assert "<title>tiny: " in page.read_text(encoding="utf-8")
+    assert contents(finished) == before
+
+
+def test_fit_measures_twice_and_says_so(finished: Path, tmp_path: Path) -> None:
+    first = call("fit", "tiny", cwd=finished)
+    assert (first.code, first.err) == (0, "")
+    assert "The test part has now been read" not in first.out
+    assert first.out.endswith("model: storage/autotune.files/models/tiny\n")
+    folder = finished / "storage/autotune.files/models/tiny"
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "record.json"}
+    values = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    assert values["times_the_test_part_was_read"] == 1
+    for key in ("test", "baseline_test"):
+        assert {"accuracy", "balanced_accuracy", "macro_f1", "log_loss"} <= set(values[key])
+        assert percent(values[key]["accuracy"]) in first.out
+        assert f"{values[key]['log_loss']:.4f}" in first.out
+
+    again = call("fit", "tiny", "--trial", "0", "-o", str(tmp_path / "model"), cwd=finished)
+    assert (again.code, again.err) == (0, "")
+    assert "The test part has now been read 2 times; choosing by it makes it a" in again.out
+    second = json.loads((tmp_path / "model" / "record.json").read_text(encoding="utf-8"))
+    assert second["times_the_test_part_was_read"] == 2
+    assert second["trial"] == 0
+    assert second["test"] == {**second["baseline_test"], "images": values["test"]["images"]}
+    opened = open_existing("tiny", f"sqlite:///{finished / DATABASE}")
+    assert len(opened.study.user_attrs[TEST_READS]) == 2
+    check_model(folder, opened.files.cache)
+
+
+def check_model(folder: Path, cache: Path) -> None:
+    """Build the network of a record, load its weights and measure it again."""
+    values = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    config = StudyConfig.model_validate({"name": "tiny", **values["definition"]})
+    backbone = load_backbone(config.backbone, config.weights, config.data.image_size)
+    plan = TrialPlan.from_json(values["plan"])
+    network = build_network(backbone, plan, len(values["classes"]), seed=1)
+    network.load_state_dict(load_file(folder / "model.safetensors"))
+    spec = ImageSpec.from_data_config(backbone.data_config, config.data.image_size)
+    views = open_test_views(config.dataset, config.data, spec, cache)
+    normalise = Normalise.of(backbone.data_config, torch.device("cpu"))
+    order = torch.arange(len(views))
+    network.eval()
+    with torch.no_grad():
+        logits = torch.cat(
+            [
+                network(normalise(images)).float()
+                for images, _ in views.batches(order, torch.zeros_like(order), 64)
+            ]
+        )
+    found = measure(logits, views.labels).to_json()
+    for name, value in found.items():
+        assert values["test"][name] == pytest.approx(value, abs=1e-4), name
+
+
+# Studies at other stages, as tests.support.studies makes them
+
+
+def shown(tmp_path: Path, **made: object) -> str:
+    storage = open_storage(f"sqlite:///{tmp_path / DATABASE}", create=True)
+    make_study("made", storage=storage, **made)  # type: ignore[arg-type]
+    ended = call("status", "made", cwd=tmp_path)
+    assert (ended.code, ended.err) == (0, "")
+    return ended.out
+
+
+def test_status_of_a_study_that_runs(tmp_path: Path) -> None:
+    text = shown(tmp_path, trials=0, running=2, failed=1, waiting=1)
+    assert text.splitlines()[0].split() == ["worker", "trial", "epoch", "accuracy", "plan"]
+    assert re.search(r"gpu-box/\d+/\d +\d +3 +\d\d\.\d % +(last|backbone) ", text)
+    assert "not finished yet" in text
+    assert "trials: 1 of 40 finished: 0 complete, 0 pruned, 1 failed, 2 running, 1 queued" in text
+    assert "  1 failed: DivergedError: the loss is nan in epoch 2" in text
+    # Commands that would be refused are not offered.
+    assert "autotune dashboard made" in text
+    assert "autotune fit" not in text and "autotune best" not in text
+
+
+def test_status_of_a_loss(tmp_path: Path) -> None:
+    text = shown(tmp_path, objective="log_loss")
+    assert "validation log loss" in text
+    assert " 0.4000 " in text
+    assert " 0.1800 lower " in text
+
+
+def test_status_when_nothing_is_better_than_the_baseline(tmp_path: Path) -> None:
+    text = shown(tmp_path, gain=-0.05)
+    assert " no trial is better " in text
+
+
+def test_long_plans_stay_within_the_terminal(tmp_path: Path) -> None:
+    shown(tmp_path)
+    ended = call("status", "made", cwd=tmp_path, COLUMNS="80")
+    table = [line for line in ended.out.splitlines() if line.startswith(("│", "┃"))]
+    assert table and {len(line) for line in table} == {80}
+
+
+def test_a_worker_of_a_finished_study_has_nothing_to_do(finished: Path) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ended = call("worker", "tiny", cwd=finished)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.splitlines()[-1] == (
+        "0 trials finished here; the study 'tiny' has no more to do"
+    )
+    assert len(trials_of(finished, "tiny")) == 3

@@ -1,0 +1,163 @@
+"""What a run shows while it runs, drawn from the events of a study."""
+
+from __future__ import annotations
+
+import re
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from autotune.cli.view import State, draw, duration, make_view
+from autotune.config import StudyConfig
+from autotune.storage.database import open_storage
+from autotune.storage.layout import Files
+from autotune.study import record
+from autotune.study.opening import OpenStudy
+from tests.support.studies import make_study
+
+pytestmark = pytest.mark.usefixtures("closed_connections")
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> OpenStudy:
+    """A study with a baseline, better trials, and two that run."""
+    url = f"sqlite:///{tmp_path}/autotune.db"
+    storage = open_storage(url, create=True)
+    study = make_study("made", trials=11, running=2, failed=1, storage=storage)
+    return OpenStudy(study, storage, url, Files.of(url))
+
+
+def config_of(opened: OpenStudy) -> StudyConfig:
+    values = opened.study.user_attrs[record.DEFINITION]
+    return StudyConfig.model_validate(
+        {**values, "name": "made", "search": {**values["search"], "trials": 40}}
+    )
+
+
+def events(opened: OpenStudy) -> list[dict[str, Any]]:
+    before = record.progress_of(opened.study.get_trials(deepcopy=False)[:1], 40)
+    plan = "last 3 layers tuned, adamw lr 0.01"
+    return [
+        {"event": "checking"},
+        *({"event": "decoding", "done": done, "total": 8} for done in range(1, 9)),
+        {"event": "opened", "opened": opened, "workers": 2, "progress": before},
+        {"event": "ready", "worker": 0, "device": "cuda"},
+        {"event": "start", "worker": 0, "trial": 12, "plan": plan},
+        {"event": "epoch", "worker": 0, "trial": 12, "epoch": 1, "epochs": 10, "value": 0.5},
+        {"event": "epoch", "worker": 0, "trial": 12, "epoch": 2, "epochs": 10, "value": 0.834},
+        {"event": "tick"},
+        {"event": "end", "worker": 0, "trial": 12, "state": "complete", "value": 0.917},
+        {"event": "start", "worker": 0, "trial": 13, "plan": plan},
+        {"event": "epoch", "worker": 0, "trial": 13, "epoch": 3, "epochs": 10, "value": 0.9},
+    ]
+
+
+def drawn(state: State, width: int = 110) -> str:
+    console = Console(force_terminal=True, record=True, width=width, file=StringIO())
+    console.print(draw(state))
+    return console.export_text()
+
+
+def test_the_live_view_shows_all_there_is(opened: OpenStudy) -> None:
+    state = State(config_of(opened))
+    for event in events(opened):
+        state.update(event)
+    text = drawn(state)
+    trials = opened.study.get_trials(deepcopy=False)
+    progress = record.progress_of(trials, 40)
+    best = record.best_of(trials, opened.study.direction)
+    assert best is not None and best.value is not None
+    assert text.startswith("study made\n")
+    bar = re.search(r"^([━╸╺]{18})  (\S.*\S)  time left (\S+)$", text.splitlines()[1].rstrip())
+    assert bar is not None
+    assert bar[2] == (
+        f"{progress.finished}/40 finished, {progress.pruned} pruned, {progress.failed} failed"
+    )
+    assert bar[3] != "?"
+    assert (
+        f"validation accuracy: best {100 * best.value:.1f} % (trial {best.number}), "
+        "baseline 84.2 %\n" in text
+    )
+    assert re.search(r"worker +trial +epoch +accuracy +plan", text)
+    assert re.search(r"0 cuda +13 +3/10 +90\.0 % +last 3 layers tuned, adamw lr 0\.01", text)
+    assert re.search(r"1 +starting", text)
+
+
+def test_the_live_view_fits_a_narrow_terminal(opened: OpenStudy) -> None:
+    state = State(config_of(opened))
+    for event in events(opened):
+        state.update(event)
+    lines = drawn(state, width=80).splitlines()
+    assert len(lines) == 7
+    assert all(len(line) <= 80 for line in lines)
+    assert lines[-1] == ""  # where a terminal writes ^C
+
+
+def test_the_live_view_before_there_is_a_study(opened: OpenStudy) -> None:
+    state = State(config_of(opened))
+    assert "checking the study file, the images and the backbone" in drawn(state)
+    state.update({"event": "decoding", "done": 3, "total": 8})
+    assert "decoding images: 3 of 8" in drawn(state)
+    state.update(events(opened)[9])
+    assert "starting workers" in drawn(state)
+    state.update({"event": "stopping", "now": False})
+    assert "stopping after this batch" in drawn(state)
+    state.update({"event": "stopping", "now": True})
+    assert "killing the workers" in drawn(state)
+
+
+def test_the_live_view_leaves_the_terminal_clean(opened: OpenStudy) -> None:
+    output = StringIO()
+    console = Console(force_terminal=True, file=output, width=100)
+    with make_view(console, config_of(opened)) as view:
+        for event in events(opened):
+            view(event)
+        view({"event": "exit", "worker": 0, "code": -9, "replaced": True})
+        view({"event": "exit", "worker": 1, "code": 3})
+    text = output.getvalue()
+    assert "worker 1 died (exit code 3)" in text
+    assert "worker 0 was killed" not in text
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is back
+
+
+def test_without_a_terminal_there_are_plain_lines(opened: OpenStudy) -> None:
+    output = StringIO()
+    with make_view(Console(file=output, width=300), config_of(opened)) as view:
+        for event in events(opened):
+            view(event)
+        view({"event": "exit", "worker": 0, "code": 0})
+    text = output.getvalue()
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text)
+    lines = text.splitlines()
+    assert lines[0] == "study made: checking the study file, the images and the backbone"
+    assert lines[1:5] == [f"decoding images: {done} of 8" for done in (2, 4, 6, 8)]
+    assert lines[5].startswith("study made: ") and "baseline 84.2 %" in lines[5]
+    assert lines[6] == "worker 0 is ready on cuda"
+    assert lines[7].startswith("trial 12: complete 91.7 % | last 3 layers tuned")
+    assert len(lines) == 8
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "?"), (0, "0:00"), (61.9, "1:01"), (3600, "1:00:00")]
+)
+def test_duration(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        ({"code": 0}, ""),
+        ({"code": 1}, "worker 2 died (exit code 1)"),
+        ({"code": -9}, "worker 2 was killed (SIGKILL)"),
+        ({"code": 1, "replaced": True}, ""),  # the launcher has logged it
+    ],
+)
+def test_obituary(event: dict[str, Any], text: str, opened: OpenStudy) -> None:
+    state = State(config_of(opened))
+    assert state.obituary({"event": "exit", "worker": 2, **event}) == text
+    state.update({"event": "stopping", "now": False})
+    assert state.obituary({"event": "exit", "worker": 2, **event}) == ""

@@ -1,0 +1,7 @@
+"""Fixtures of this room."""
+
+from __future__ import annotations
+
+from tests.support.browser import browser
+
+__all__ = ["browser"]

@@ -1,0 +1,131 @@
+"""What a report says first: the headline, the numbers below it, and how far to trust them."""
+
+from __future__ import annotations
+
+import pytest
+from optuna.study import Study
+from optuna.trial import TrialState, create_trial
+
+from autotune.results.answer import headline, in_time
+from autotune.results.report import render_report
+from autotune.study import record
+from tests.support.page import Parsed
+from tests.support.studies import ONE_PARAMETER, make_study
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return make_study()
+
+
+@pytest.fixture(scope="module")
+def page(study: Study) -> Parsed:
+    return Parsed(render_report(study))
+
+
+def test_headline(study: Study) -> None:
+    best = record.best_of(study.trials, study.direction)
+    assert best is not None
+    plan = record.plan_of(best)
+    assert plan is not None
+    assert headline(study) == (
+        f"baseline 84.2 % → best 91.7 % (trial {best.number}, +7.5 points): {plan.in_words()}"
+    )
+
+
+def test_headline_of_a_minimised_objective() -> None:
+    study = make_study(objective="log_loss")
+    best = min(study.get_trials(states=(TrialState.COMPLETE,)), key=lambda one: one.value or 0.0)
+    assert headline(study).startswith(
+        f"baseline 0.4000 → best 0.2200 (trial {best.number}, 0.1800 lower): last "
+    )
+
+
+def test_headline_when_nothing_beats_the_baseline() -> None:
+    study = make_study(gain=-0.05, space=ONE_PARAMETER)
+    said = headline(study)
+    assert said.startswith("no trial is better than the baseline: 84.2 %")
+    assert "→" not in said
+
+
+def test_headline_names_the_distance_of_the_nearest_trial() -> None:
+    study = make_study(trials=1, running=0, failed=0)
+    study.add_trial(create_trial(value=0.80))
+    assert headline(study) == (
+        "no trial is better than the baseline: 84.2 %; the nearest is trial 1 with 80.0 % "
+        "(−4.2 points)"
+    )
+
+
+def test_headline_before_there_is_much_to_say() -> None:
+    assert headline(make_study(trials=0, running=0, failed=0)) == "nothing has run yet"
+    assert headline(make_study(trials=0, running=2, failed=1)) == (
+        "no trial is complete yet (2 running, 1 failed)"
+    )
+    assert headline(make_study(trials=1, running=0, failed=0)) == (
+        "only the baseline is complete: 84.2 %"
+    )
+
+
+def test_headline_without_a_baseline() -> None:
+    study = make_study(trials=0, running=0, failed=0)
+    study.add_trial(create_trial(value=0.9))
+    assert headline(study) == "best 90.0 % (trial 0); the baseline is not complete yet"
+
+
+def test_facts(study: Study, page: Parsed) -> None:
+    progress = record.progress_of(study.trials, 40)
+    assert f"{progress.finished} of 40" in page.of("b")
+    counts = f"{progress.complete} complete, {progress.pruned} pruned, 1 failed, 1 retried"
+    assert f"{counts}, 1 running" in page.text
+    ended = [record.seconds_of(one) for one in study.trials]
+    assert f"{sum(one for one in ended if one):,.0f} s on 2 workers (NVIDIA H200)" in page.text
+
+
+def test_epochs_of_a_retried_attempt_count_once() -> None:
+    study = make_study(trials=2, running=0, failed=0, retried=1)
+    assert [one.user_attrs[record.EPOCHS] for one in study.trials[:2]] == [10, 2]
+    # The attempt's two epochs are among those of its successor.
+    expected = 10 + study.trials[2].user_attrs[record.EPOCHS]
+    assert str(expected) in Parsed(render_report(study)).of("b")
+
+
+def test_epochs_saved_by_pruning(study: Study, page: Parsed) -> None:
+    pruned = study.get_trials(states=(TrialState.PRUNED,))
+    saved = sum(10 - one.user_attrs[record.EPOCHS] for one in pruned)
+    assert f"{saved} more saved by pruning" in page.text
+
+
+def test_the_page_warns_of_optimism(page: Parsed) -> None:
+    assert "autotune fit measures the test part" in page.text
+    assert "On 360 validation images, one standard error of 91.7 % is 1.5 points." in page.text
+
+
+def test_the_page_says_when_a_gain_may_be_chance() -> None:
+    study = make_study(trials=1, running=0, failed=0)
+    study.add_trial(create_trial(value=0.85))
+    text = Parsed(render_report(study)).text
+    assert "is less than two of them, so it may be chance" in text
+
+
+def test_notes() -> None:
+    late = make_study(trials=12, running=0, failed=6)
+    late.add_trial(create_trial(value=0.99))
+    text = Parsed(render_report(late)).text
+    assert "of the finished trials failed" in text
+    assert "The best trial came late (0 trials after it)" in text
+    assert "of 40 trials are missing" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.25, "0.25 s"),
+        (59, "59 s"),
+        (61, "1 min 1 s"),
+        (4980, "1 h 23 min"),
+        (3 * 86400 + 7300, "3 d 2 h"),
+    ],
+)
+def test_in_time(seconds: float, text: str) -> None:
+    assert in_time(seconds) == text

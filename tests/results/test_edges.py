@@ -1,0 +1,57 @@
+"""Whether the best plan lies at the edge of the space."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import create_trial
+
+from autotune.results.edges import edges_of_space
+from tests.support.studies import make_study
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "value", "side", "can_be_widened"),
+    [
+        ("training.lr", FloatDistribution(1e-4, 1.0, log=True), 1.4e-4, "lower", True),
+        ("training.lr", FloatDistribution(1e-4, 1.0, log=True), 3e-4, "", True),
+        ("training.lr", FloatDistribution(1e-4, 1.0, log=True), 0.7, "upper", True),
+        ("training.lr", FloatDistribution(0.1, 1.0), 0.14, "lower", True),
+        ("training.lr", FloatDistribution(0.1, 1.0), 0.2, "", True),
+        ("training.layer_decay", FloatDistribution(0.5, 1.0), 0.99, "upper", False),
+        ("training.weight_decay", FloatDistribution(0.0, 0.1), 0.0, "lower", False),
+        ("head.dropout.1", FloatDistribution(0.0, 0.8, step=0.1), 0.8, "upper", True),
+        ("head.units.1", CategoricalDistribution([64, 128, 256]), 256, "upper", True),
+        ("head.units.1", CategoricalDistribution([64, 128, 256]), 128, "", True),
+        ("head.units.1", CategoricalDistribution([64, 128]), 128, "", True),
+        ("head.pool", CategoricalDistribution(["avg", "max", "avgmax"]), "avgmax", "", True),
+        ("depth", IntDistribution(0, 3), 3, "upper", True),
+        ("depth", IntDistribution(0, 5), 5, "upper", False),  # the backbone has five layers
+        ("depth", IntDistribution(0, 5), 0, "lower", False),
+        ("depth", IntDistribution(0, 1), 1, "", True),
+        ("head.hidden_layers", IntDistribution(0, 3), 3, "upper", False),
+    ],
+)
+def test_edges(
+    name: str, found: BaseDistribution, value: Any, side: str, can_be_widened: bool
+) -> None:
+    study = make_study(trials=1, running=0, failed=0)
+    trial = create_trial(value=0.5, params={name: value}, distributions={name: found})
+    edges = edges_of_space(study, trial)
+    assert [(one.side, one.can_be_widened) for one in edges] == (
+        [(side, can_be_widened)] if side else []
+    )
+
+
+def test_an_inert_value_is_at_no_edge() -> None:
+    study = make_study()
+    linear = next(one for one in study.trials if one.params.get("head.hidden_layers") == 0)
+    names = {edge.parameter for edge in edges_of_space(study, linear)}
+    assert not names & {"head.units.1", "head.dropout.1", "head.units.2", "head.dropout.2"}

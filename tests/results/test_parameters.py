@@ -1,0 +1,66 @@
+"""The figures of the searched parameters."""
+
+from __future__ import annotations
+
+import pytest
+from optuna.distributions import IntDistribution
+from optuna.study import Study
+from optuna.trial import TrialState
+
+from autotune.results import parameters
+from autotune.study import record
+from tests.support.figures import add, best_of, some, traces
+from tests.support.studies import ONE_PARAMETER, make_study
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return make_study()
+
+
+def test_importances_need_values_that_differ() -> None:
+    study = make_study(trials=0, running=0, failed=0, space=ONE_PARAMETER)
+    for depth in (1, 2, 3):
+        add(study, {"depth": depth}, {"depth": IntDistribution(0, 5)}, 0.5)
+    assert parameters.importances_figure(study) is None
+
+
+def test_importances_name_every_parameter(study: Study) -> None:
+    bars = some(parameters.importances_figure(study)).data[0]
+    assert set(bars.y) == set(parameters.parameter_names(study))
+    assert sum(bars.x) == pytest.approx(1.0)
+
+
+def test_slices(study: Study) -> None:
+    best = best_of(study)
+    found = traces(parameters.slice_figure(study, "training.lr"))
+    assert list(found["best"].x) == [best.params["training.lr"]]
+    figure = some(parameters.slice_figure(study, "training.lr"))
+    assert figure.layout.xaxis.type == "log"
+    pools = some(parameters.slice_figure(study, "head.pool")).layout.xaxis
+    assert list(pools.categoryarray) == ["avg", "max", "avgmax"]
+
+
+def test_slices_leave_out_inert_values(study: Study) -> None:
+    figure = some(parameters.slice_figure(study, "head.units.2"))
+    expected = {
+        one.number
+        for one in study.get_trials(states=(TrialState.COMPLETE,))
+        if one.params.get("head.hidden_layers") == 2
+    }
+    assert {row[0] for trace in figure.data for row in trace.customdata} == expected
+
+
+def test_slice_of_one_parameter() -> None:
+    study = make_study(space=ONE_PARAMETER)
+    assert parameters.parameter_names(study) == ("depth",)
+    assert some(parameters.slice_figure(study, "depth")).layout.xaxis.title.text == "depth"
+    assert "baseline" in traces(parameters.slice_figure(study, "depth"))
+
+
+def test_a_definition_that_cannot_be_read_does_not_hide_the_trials(study: Study) -> None:
+    other = make_study()
+    other.set_user_attr(record.DEFINITION, {"space": {"colour": 3}})
+    assert parameters.space_of(other) is None
+    drawn = some(parameters.slice_figure(other, "head.units.2"))
+    assert sum(len(trace.x) for trace in drawn.data) > 0

@@ -1,0 +1,58 @@
+"""How a report says to run the study again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from optuna.study import Study
+
+from autotune.config import StudyConfig
+from autotune.results.report import render_report
+from autotune.results.reproduce import study_file
+from autotune.study import record
+from tests.support.page import Parsed
+from tests.support.studies import make_study
+
+URL = "postgresql://me:secret@db.example.org/studies"
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return make_study()
+
+
+@pytest.fixture(scope="module")
+def page(study: Study) -> Parsed:
+    return Parsed(render_report(study, URL))
+
+
+def test_the_study_file_defines_the_same_study(study: Study) -> None:
+    config = StudyConfig.model_validate(yaml.safe_load(study_file(study, "sqlite:///a.db")))
+    assert config.definition() == study.user_attrs[record.DEFINITION]
+    assert (config.name, config.search.trials, config.storage) == ("digits", 40, "sqlite:///a.db")
+
+
+def test_commands(page: Parsed) -> None:
+    commands = page.of("pre")[-1]
+    redacted = "'postgresql://me:***@db.example.org/studies'"
+    assert f"autotune best digits --storage {redacted}" in commands
+    assert f"autotune run digits.yaml --name digits-again --storage {redacted}" in commands
+
+
+def test_commands_copy_a_preset_that_still_says_the_same(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = tmp_path / "digits.yaml"
+    shipped.write_text(study_file(study), encoding="utf-8")
+    monkeypatch.setattr("autotune.studyfile.presets_folder", lambda: tmp_path)
+    assert "autotune cp digits digits.yaml" in render_report(study)
+    shipped.write_text(study_file(study).replace("epochs: 10", "epochs: 11"), encoding="utf-8")
+    assert "autotune cp" not in render_report(study)
+    shipped.write_text("dataset: [", encoding="utf-8")
+    assert "autotune cp" not in render_report(study)
+
+
+def test_no_password_on_the_page(study: Study) -> None:
+    assert "secret" not in render_report(study, URL)

@@ -1,0 +1,38 @@
+"""The tables of a report: trials and failures."""
+
+from __future__ import annotations
+
+import pytest
+from optuna.study import Study
+
+from autotune.results.report import render_report
+from tests.support.page import Parsed
+from tests.support.studies import make_study
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return make_study()
+
+
+@pytest.fixture(scope="module")
+def page(study: Study) -> Parsed:
+    return Parsed(render_report(study))
+
+
+def test_the_table_has_every_trial(study: Study, page: Parsed) -> None:
+    start = page.tags.index(("table", {"class": "trials"}))
+    rows = [attributes for tag, attributes in page.tags[start:] if tag == "tr"]
+    marked = [attributes["class"] for attributes in rows if "class" in attributes]
+    assert marked == ["baseline", "best"]
+    for one in study.trials:
+        assert str(one.number) in page.of("td")
+    assert "the worker was lost: no heartbeat for 120 s" in page.of("td")
+    assert "retry of 2" in page.of("td")
+    assert {"84.2 %", "83.8 %", "0.4000"} <= set(page.of("td"))
+
+
+def test_failures_are_grouped_by_reason() -> None:
+    text = Parsed(render_report(make_study(failed=3))).text
+    assert "3 failed DivergedError: the loss is nan in epoch 2" in text
+    assert "1 retried the worker was lost" in text

@@ -1,0 +1,58 @@
+"""Running the command inside this process: all of it but the start of Python and its imports."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from autotune.cli.main import main
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended.
+
+    Args:
+        code: Its exit code.
+        out: What it wrote to standard output.
+        err: What it wrote to standard error.
+    """
+
+    code: int
+    out: str
+    err: str
+
+
+def call(*arguments: str, cwd: Path, **extra: str) -> Ended:
+    """Run the command to its end; what is no exit, a traceback that is, is raised here."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        patch.chdir(cwd)
+        patch.delenv("AUTOTUNE_STORAGE", raising=False)
+        for name, value in {"COLUMNS": "200", **extra}.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", ["autotune", *arguments])
+        main()
+    return Ended(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """List a folder with a digest of every file; SQLite's scratch files do not count."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name.endswith(("-wal", "-shm")):
+            continue
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        found[str(path.relative_to(folder))] = digest
+    return found
