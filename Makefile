@@ -105,8 +105,9 @@ format: $(BIN)/pytest ## format the code and sort its imports
 	$(BIN)/ruff check --fix --select I autotune tests benchmarks
 	$(BIN)/ruff format autotune tests benchmarks
 
-bench: $(BIN)/autotune ## measure the embedded default over three study seeds
+bench: $(BIN)/autotune ## measure the embedded default over three seeds (10 minutes)
 	$(BIN)/python benchmarks/digits_seeds.py
+	$(BIN)/python benchmarks/digits_transfer.py
 
 wheel: $(BIN)/autotune ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

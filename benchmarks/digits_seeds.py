@@ -54,9 +54,7 @@ def run_seed(seed: int, trials: int, folder: Path) -> Row:
     baseline, best = record.baseline_of(found), record.best_of(found, study.direction)
     assert baseline is not None and best is not None
     assert baseline.value is not None and best.value is not None
-    return Row(
-        seed, seconds, result.progress, baseline.value, best.value, fit(result.opened)
-    )
+    return Row(seed, seconds, result.progress, baseline.value, best.value, fit(result.opened))
 
 
 def spread(values: list[float]) -> str:

@@ -1,0 +1,113 @@
+"""Is the baseline of the embedded default trained fairly, and what do the letters give to it?
+
+Two tables of validation accuracy on the digits, over three seeds of split and training:
+
+1. the baseline (backbone locked, linear head) at five learning rates;
+2. everything tuned, from the shipped weights and from a random start, at 20 and at 5 training
+   images a class, each at its better learning rate of two.
+
+The test part is not read. Writes a dated report under ``benchmarks/results/``.
+
+    python benchmarks/digits_transfer.py
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from autotune.data.images import ImageSpec
+from autotune.data.task import Task
+from autotune.models.backbone import load_backbone
+from autotune.models.layers import layers_of
+from autotune.models.network import build_network
+from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
+from autotune.studyfile import load_study_file
+from autotune.training.loop import Normalise, Training
+
+SEEDS = (0, 1, 2)
+HEAD_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+RATES = (3e-3, 1e-2)
+
+
+def accuracy(
+    folder: Path, seed: int, weights: str, per_class: int, depth: int, lr: float
+) -> float:
+    config = load_study_file("digits", [f"data.seed={seed}", f"data.train_per_class={per_class}"])
+    backbone = load_backbone(config.backbone, weights, config.data.image_size)
+    spec = ImageSpec.from_data_config(backbone.data_config, config.data.image_size)
+    task = Task.open(config.dataset, config.data, spec, folder)
+    tuned = min(depth, len(layers_of(backbone.pretrained)))
+    plan = TrialPlan(config.backbone, tuned, (LayerPlan(),) * tuned, policy=TrainingPolicy(lr=lr))
+    training = Training(
+        build_network(backbone, plan, len(task.classes), seed),
+        plan.policy,
+        config.training,
+        task.train_views(config.training.augment, config.training.views, seed),
+        task.validation_views(),
+        Normalise.of(backbone.data_config, torch.device("cpu")),
+        seed,
+    )
+    *_, last = training.run()
+    assert last.metrics is not None
+    return last.metrics.accuracy
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
+
+
+def over_seeds(folder: Path, weights: str, per_class: int, depth: int, lr: float) -> list[float]:
+    return [accuracy(folder, seed, weights, per_class, depth, lr) for seed in SEEDS]
+
+
+def best_rate(folder: Path, weights: str, per_class: int) -> str:
+    runs = {lr: over_seeds(folder, weights, per_class, 99, lr) for lr in RATES}
+    lr = max(runs, key=lambda rate: statistics.mean(runs[rate]))
+    return f"{spread(runs[lr])} (lr {lr:g})"
+
+
+def main() -> None:
+    torch.set_num_threads(os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        heads = {lr: over_seeds(folder, "hub", 20, 0, lr) for lr in HEAD_RATES}
+        few = over_seeds(folder, "hub", 5, 0, 3e-2)
+        tuned = {
+            (weights, count): best_rate(folder, weights, count)
+            for weights in ("hub", "none")
+            for count in (20, 5)
+        }
+    packages = ", ".join(f"{one} {version(one)}" for one in ("torch", "timm"))
+    lines = [
+        "# Digits: is the baseline fair, and what do the letters give?",
+        "",
+        f"Date: {datetime.now(UTC):%Y-%m-%d}. {os.cpu_count()} cores, {platform.machine()}, no "
+        f"GPU. Python {platform.python_version()}, {packages}. Validation accuracy in percent, mean ± "
+        f"sd over {len(SEEDS)} seeds of split and training; all else as in `studies/digits.yaml`.",
+        "",
+        "| baseline: locked backbone, linear head, 20 images a class | accuracy |",
+        "| --- | --- |",
+        *(f"| lr {lr:g} | {spread(values)} |" for lr, values in heads.items()),
+        "",
+        "| images a class | linear head, letters | all tuned, letters | all tuned, random start |",
+        "| --- | --- | --- | --- |",
+        f"| 20 | {spread(heads[3e-2])} (lr 0.03) | {tuned['hub', 20]} | {tuned['none', 20]} |",
+        f"| 5 | {spread(few)} (lr 0.03) | {tuned['hub', 5]} | {tuned['none', 5]} |",
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    results = Path(__file__).parent / "results"
+    (results / f"{datetime.now(UTC):%Y-%m-%d}-digits-transfer.md").write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
