@@ -90,9 +90,10 @@ def main() -> None:
     lines = [
         "# Digits: is the baseline fair, and what do the letters give?",
         "",
-        f"Date: {datetime.now(UTC):%Y-%m-%d}. {os.cpu_count()} cores, {platform.machine()}, no "
-        f"GPU. Python {platform.python_version()}, {packages}. Validation accuracy in percent, mean ± "
-        f"sd over {len(SEEDS)} seeds of split and training; all else as in `studies/digits.yaml`.",
+        f"Date: {datetime.now(UTC):%Y-%m-%d}. {os.cpu_count()} cores, {platform.machine()}, "
+        f"no GPU. Python {platform.python_version()}, {packages}. Validation accuracy in "
+        f"percent, mean ± sd over {len(SEEDS)} seeds of split and training; all else as in "
+        "`studies/digits.yaml`.",
         "",
         "| baseline: locked backbone, linear head, 20 images a class | accuracy |",
         "| --- | --- |",
