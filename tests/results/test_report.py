@@ -19,6 +19,7 @@ from optuna.study import Study
 from autotune.errors import DiskFullError
 from autotune.results import report
 from autotune.results.report import render_report, write_report
+from autotune.study import record
 from tests.support.browser import open_page, until
 from tests.support.page import Parsed
 from tests.support.studies import HOSTILE, ONE_PARAMETER, make_study
@@ -91,6 +92,19 @@ def test_every_kind_of_study_gives_a_well_formed_page(made: dict[str, Any]) -> N
 def test_a_study_that_remembers_nothing_is_reported() -> None:
     parsed = Parsed(render_report(optuna.create_study()))
     assert "Nothing has run yet" in parsed.text
+
+
+def test_images_that_were_left_out_are_named() -> None:
+    made = make_study(trials=1)
+    dataset = made.user_attrs[record.DATASET]
+    skipped = [["ant/00.png", "not an image"], ["bee/01.png", "<b>cut off</b>"]]
+    made.set_user_attr(record.DATASET, {**dataset, "skipped": skipped})
+    text = Parsed(render_report(made)).text
+    assert (
+        "2 that cannot be decoded: ant/00.png (not an image); bee/01.png (<b>cut off</b>)" in text
+    )
+    made.set_user_attr(record.DATASET, {**dataset, "skipped": []})
+    assert "cannot be decoded" not in Parsed(render_report(made)).text
 
 
 def test_plotly_is_there_once(study: Study) -> None:
