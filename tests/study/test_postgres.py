@@ -18,7 +18,7 @@ from autotune.study.opening import open_existing
 from autotune.study.record import progress_of
 from tests.support.runs import SMALL, autotune, command, environment, start, wait_for
 
-FEW = ("run", "digits", *SMALL, "training.epochs=40", "search.trials=6", "search.pruner=none")
+FEW = ("run", "digits", *SMALL, "training.epochs=20", "search.trials=6", "search.pruner=none")
 
 
 def trials(storage: RDBStorage) -> list[FrozenTrial]:
@@ -60,5 +60,5 @@ def test_workers_share_a_study_and_one_is_killed(tmp_path: Path, postgres_url: s
     assert len({one.user_attrs[record.WORKER] for one in found}) == 3
     for trial in found:
         if trial.state == TrialState.COMPLETE:
-            assert sorted(trial.intermediate_values) == list(range(1, 41))
+            assert sorted(trial.intermediate_values) == list(range(1, 21))
     assert open_existing("tiny", url).study.user_attrs[record.BUDGET]["trials"] == 6
