@@ -221,8 +221,6 @@ class PlainView:
     def _line(self, event: dict[str, Any]) -> str:
         state = self._state
         kind = event["event"]
-        if kind == "checking":
-            return f"study {state.config.name}: {state.step}"
         if kind == "decoding":
             share = event["done"] / max(1, event["total"])
             if share - self._decoded < 0.25:
@@ -252,6 +250,7 @@ def make_view(console: Console, config: StudyConfig) -> Iterator[View]:
     """Make the view that fits the console."""
     state = State(config)
     if not console.is_terminal:
+        console.print(Text(f"study {config.name}: {state.step}"))
         yield PlainView(state, console)
         return
     with Live(draw(state), console=console, auto_refresh=False, transient=True) as live:

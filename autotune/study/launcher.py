@@ -100,7 +100,6 @@ def run_study(
     if workers is not None and workers < 1:
         raise UserError(f"--workers: must be at least 1, but got {workers}")
     places = workers or len(devices) or min(2, os.cpu_count() or 1)
-    listener({"event": "checking"})
     opened = _open(define(config), listener)
     claims = Claims(opened.study, opened.storage, opened.url)
     claims.sweep()
@@ -130,12 +129,14 @@ def _open(definition: Definition, listener: Listener) -> OpenStudy:
             task = Task.open(config.dataset, config.data, definition.spec, files.cache, progress)
         return open_or_create(definition, task.info.to_json())
     except (UserError, KeyboardInterrupt):
-        _remove_made(made)
+        _remove_made(made, config.storage)
         raise
 
 
-def _remove_made(made: Sequence[Path]) -> None:
+def _remove_made(made: Sequence[Path], storage: str) -> None:
     """Take away the folders that a run which could not start has made."""
+    if is_sqlite(storage) and not database_path(storage).exists():
+        Path(f"{database_path(storage)}.lock").unlink(missing_ok=True)
     if made and made[0].exists():
         shutil.rmtree(made[0])
     for path in made[1:]:

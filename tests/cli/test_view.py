@@ -41,7 +41,6 @@ def events(opened: OpenStudy) -> list[dict[str, Any]]:
     before = record.progress_of(opened.study.get_trials(deepcopy=False)[:1], 40)
     plan = "last 3 layers tuned, adamw lr 0.01"
     return [
-        {"event": "checking"},
         *({"event": "decoding", "done": done, "total": 8} for done in range(1, 9)),
         {"event": "opened", "opened": opened, "workers": 2, "progress": before},
         {"event": "ready", "worker": 0, "device": "cuda"},
@@ -101,7 +100,7 @@ def test_the_live_view_before_there_is_a_study(opened: OpenStudy) -> None:
     assert "checking the study file, the images and the backbone" in drawn(state)
     state.update({"event": "decoding", "done": 3, "total": 8})
     assert "decoding images: 3 of 8" in drawn(state)
-    state.update(events(opened)[9])
+    state.update(events(opened)[8])
     assert "starting workers" in drawn(state)
     state.update({"event": "stopping", "now": False})
     assert "stopping after this batch" in drawn(state)

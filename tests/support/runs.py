@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import sqlite3
@@ -69,7 +68,7 @@ def wait_for(condition: Callable[[], bool], timeout: float = 120) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "what was waited for did not come"
-        time.sleep(0.2)
+        time.sleep(0.4)  # looking at a study costs as much as an epoch
 
 
 def trials_of(folder: Path, study: str) -> list[FrozenTrial]:
@@ -77,12 +76,8 @@ def trials_of(folder: Path, study: str) -> list[FrozenTrial]:
     path = folder / "storage/autotune.db"
     if not _has_study(path, study):
         return []
-    return _study(f"sqlite:///{path}", study).get_trials(deepcopy=False)
-
-
-@functools.cache  # opening a storage costs as much as an epoch, and tests look often
-def _study(storage: str, study: str) -> optuna.Study:
-    return optuna.load_study(study_name=study, storage=storage)
+    storage = f"sqlite:///{path}"
+    return optuna.load_study(study_name=study, storage=storage).get_trials(deepcopy=False)
 
 
 def _has_study(path: Path, study: str) -> bool:
