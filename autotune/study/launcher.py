@@ -136,7 +136,9 @@ def _open(definition: Definition, listener: Listener) -> OpenStudy:
 def _remove_made(made: Sequence[Path], storage: str) -> None:
     """Take away the folders that a run which could not start has made."""
     if is_sqlite(storage) and not database_path(storage).exists():
-        Path(f"{database_path(storage)}.lock").unlink(missing_ok=True)
+        lock = Path(f"{database_path(storage)}.lock")
+        if lock.is_file():
+            lock.unlink()
     if made and made[0].exists():
         shutil.rmtree(made[0])
     for path in made[1:]:
