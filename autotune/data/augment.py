@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +14,7 @@ from torchvision.transforms import v2  # type: ignore[import-untyped, unused-ign
 from autotune.config import AugmentConfig
 from autotune.data.images import ImageSpec
 from autotune.data.store import ImageStore
+from autotune.data.threads import one_thread
 
 #: Filters of tensors; those that only Pillow has are replaced by the next of the same width.
 _INTERPOLATIONS = {
@@ -58,7 +58,7 @@ class ViewMaker:
         size = self.spec.size
         made = torch.empty((len(pairs), 3, size, size), dtype=torch.uint8)
         # sums over pixels are rounded by how many threads share them
-        with _one_thread(), torch.random.fork_rng(devices=[]):
+        with one_thread(), torch.random.fork_rng(devices=[]):
             for place, (position, view) in enumerate(pairs):
                 made[place] = self._one(position, view)
         return made
@@ -103,13 +103,3 @@ def _augmentation(spec: ImageSpec, augment: AugmentConfig) -> v2.Compose:
     if augment.jitter > 0:
         steps.append(v2.ColorJitter(augment.jitter, augment.jitter, augment.jitter))
     return v2.Compose(steps)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -17,8 +17,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,6 +27,7 @@ from optuna.trial import Trial, TrialState
 
 from autotune.data.images import ImageSpec
 from autotune.data.task import Task
+from autotune.data.threads import one_thread
 from autotune.errors import (
     AutotuneError,
     InterruptedTrial,
@@ -126,16 +125,13 @@ def prepare(opened: OpenStudy) -> Workbench:
     )
 
 
-def work(job: Job, stop: threading.Event, emit: Listener) -> int:
+def work(job: Job, stop: threading.Event, emit: Listener) -> None:
     """Run trials until the budget is met, the time is up or a stop is asked for.
 
     Args:
         job: What to work at.
         stop: Set to interrupt; the trial at hand goes back to the queue.
         emit: Told of what happens.
-
-    Returns:
-        How many trials this worker finished.
 
     Raises:
         UserError: When the study cannot be worked at: other images, a full disk.
@@ -156,19 +152,18 @@ def work(job: Job, stop: threading.Event, emit: Listener) -> int:
     )
     claims = Claims(study, opened.storage, opened.url)
     emit({"event": "ready", "device": str(bench.device)})
-    finished = failures = 0
+    failures = 0
     while not stop.is_set() and (deadline is None or time.monotonic() < deadline):
+        # One thread: the small matrices of the GP only lose by more.
         with one_thread(), storage_errors(opened.url):
             trial = claims.claim(job.worker)
         if trial is None:
             break
         with Heartbeat(opened.storage, trial._trial_id):
             healthy = attempt(trial, bench, claims, stop, emit)
-        finished += 1
         failures = 0 if healthy else failures + 1
         if failures >= SICK_AFTER:
             raise WorkerError(f"{failures} trials in a row failed; the log says why: {job.log}")
-    return finished
 
 
 def attempt(
@@ -224,20 +219,10 @@ def attempt(
     logger.warning("trial %d failed: %s", trial.number, reason)
     trial.set_user_attr(record.REASON, reason[:500])
     study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-    bench.opened.files.checkpoint(bench.opened.name, trial.number).unlink(missing_ok=True)
+    first = (trial.user_attrs.get(record.RETRIES) or [trial.number])[0]
+    bench.opened.files.checkpoint(bench.opened.name, first).unlink(missing_ok=True)
     emit({"event": "end", "trial": trial.number, "state": "failed", "value": None})
     return healthy
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sample with one thread: the GP's small matrices only lose by more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def main() -> int:
