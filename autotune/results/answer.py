@@ -136,7 +136,7 @@ def _epochs(study: Study, trials: Sequence[FrozenTrial]) -> tuple[int, int]:
     """
     training = study.user_attrs.get(record.DEFINITION, {}).get("training", {})
     planned = int(training.get("epochs", 0))
-    superseded = {number for one in trials for number in record.retries(one)}
+    superseded = record.superseded(trials)
     last = [one for one in trials if one.number not in superseded]
     saved = sum(max(0, planned - epochs_of(one)) for one in last if one.state == TrialState.PRUNED)
     return sum(map(epochs_of, last)), saved

@@ -140,7 +140,7 @@ def timeline_figure(study: Study) -> go.Figure | None:
     now = last_moment(trials)
     if now is None:
         return None
-    superseded = {number for one in trials for number in record.retries(one)}
+    superseded = record.superseded(trials)
     lanes = sorted({_lane(one) for one in trials}, reverse=True)
     figure = new_figure()
     for name, (colour, pattern) in _STATES.items():

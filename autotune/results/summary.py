@@ -53,7 +53,7 @@ def summarise(opened: OpenStudy) -> Summary:
     trials = study.get_trials(deepcopy=False)
     best = record.best_of(trials, study.direction)
     plan = record.plan_of(best) if best is not None else None
-    superseded = {number for trial in trials for number in record.retries(trial)}
+    superseded = record.superseded(trials)
     reasons = Counter(
         trial.user_attrs.get(record.REASON, "unknown")
         for trial in trials

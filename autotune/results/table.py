@@ -69,7 +69,7 @@ def table_of(
         objective: The objective.
         best: The best of them, if there is one.
     """
-    superseded = {number for one in trials for number in record.retries(one)}
+    superseded = record.superseded(trials)
     names = metric_names(trials, objective)
     return [_row(one, objective, names, superseded, best) for one in trials]
 
@@ -134,7 +134,7 @@ class Failure:
 
 def failures_of(trials: Sequence[FrozenTrial]) -> list[Failure]:
     """Group the attempts that came to nothing, the most frequent reason first."""
-    superseded = {number for one in trials for number in record.retries(one)}
+    superseded = record.superseded(trials)
     groups: dict[tuple[str, str], list[int]] = {}
     for one in trials:
         if one.state == TrialState.FAIL:

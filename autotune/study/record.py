@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autotune.plan import TrialPlan
 
@@ -79,9 +79,9 @@ def progress_of(trials: Sequence[FrozenTrial], budget: int) -> Progress:
 
     A failed attempt that has a successor does not count: the successor does.
     """
-    superseded = {number for trial in trials for number in retries(trial)}
+    replaced = superseded(trials)
     states = [
-        "retried" if trial.state == TrialState.FAIL and trial.number in superseded else trial.state
+        "retried" if trial.state == TrialState.FAIL and trial.number in replaced else trial.state
         for trial in trials
     ]
     return Progress(
@@ -95,17 +95,22 @@ def progress_of(trials: Sequence[FrozenTrial], budget: int) -> Progress:
     )
 
 
+def superseded(trials: Iterable[FrozenTrial]) -> set[int]:
+    """Return the numbers of the attempts that have a successor."""
+    return {number for trial in trials for number in retries(trial)}
+
+
 def budget_of(study: Study) -> int:
     """Return how many finished trials a study is to have."""
     return int(study.user_attrs.get(BUDGET, {}).get("trials", 0))
 
 
-def retries(trial: FrozenTrial) -> list[int]:
+def retries(trial: FrozenTrial | Trial) -> list[int]:
     """Return the numbers of the earlier attempts at a trial, the first one first."""
     return list(trial.user_attrs.get(RETRIES, ()))
 
 
-def first_attempt(trial: FrozenTrial) -> int:
+def first_attempt(trial: FrozenTrial | Trial) -> int:
     """Return the number of the first attempt at a trial: its own, unless it is a retry."""
     return (retries(trial) or [trial.number])[0]
 

@@ -219,8 +219,8 @@ def attempt(
     logger.warning("trial %d failed: %s", trial.number, reason)
     trial.set_user_attr(record.REASON, reason[:500])
     study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-    first = (trial.user_attrs.get(record.RETRIES) or [trial.number])[0]
-    bench.opened.files.checkpoint(bench.opened.name, first).unlink(missing_ok=True)
+    checkpoint = bench.opened.files.checkpoint(bench.opened.name, record.first_attempt(trial))
+    checkpoint.unlink(missing_ok=True)
     emit({"event": "end", "trial": trial.number, "state": "failed", "value": None})
     return healthy
 
