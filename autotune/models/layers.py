@@ -59,7 +59,8 @@ def layers_of(backbone: nn.Module) -> tuple[Layer, ...]:
     count = len(set(merged.values()))
     position_of = {name: merged[group_of[name]] for name in tensors}
     owners = _owners(position_of)
-    matched = {name: merged.get(group_of[name]) for name in modules}
+    last = max(group_of.values())
+    matched = {name: _position(group_of[name], merged, last) for name in modules}
     place_of = _places(modules, owners, matched)
     layers = []
     for position in range(count):
@@ -120,6 +121,17 @@ def _join_vectors(
             position += 1
         merged[group] = position
     return merged
+
+
+def _position(group: int, merged: Mapping[int, int], last: int) -> int | None:
+    """Find the layer of a group: one without tensors (pooling) goes with the layer before it.
+
+    The very last group is what the matcher does not know, the head for one; without tensors it
+    belongs to no layer.
+    """
+    if group in merged or group == last:
+        return merged.get(group)
+    return merged[max(one for one in merged if one < group)] if group > min(merged) else None
 
 
 def _owners(position_of: Mapping[str, int]) -> Mapping[str, set[int]]:
