@@ -7,21 +7,26 @@ whenever the network is told to train.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from autotune.errors import PlanError
 from autotune.models.backbone import Backbone
+from autotune.models.inheritance import channel_norms
 from autotune.models.layers import Layer, layers_of
+from autotune.models.offers import offers_for
+from autotune.models.parts import ACTIVATIONS
+from autotune.models.surgery import check_layers, reshape
 from autotune.plan import KEEP, HeadPlan, TrialPlan
 
 
 class Head(nn.Sequential):
     """The head of a plan on ``features`` inputs: hidden layers, then a linear layer.
 
-    A hidden layer is linear, batch norm, ReLU, dropout: the paper's order with an activation.
+    A hidden layer is linear, batch norm, activation, dropout: the paper's order with an
+    activation.
 
     Shapes:
         input ``(N, features)``, output ``(N, classes)``.
@@ -30,12 +35,10 @@ class Head(nn.Sequential):
     def __init__(self, plan: HeadPlan, features: int, classes: int) -> None:
         modules: list[nn.Module] = []
         for hidden in plan.hidden:
-            modules += [
-                nn.Linear(features, hidden.units, bias=False),
-                nn.BatchNorm1d(hidden.units),
-                nn.ReLU(),
-                nn.Dropout(hidden.dropout),
-            ]
+            modules.append(nn.Linear(features, hidden.units, bias=not plan.batch_norm))
+            if plan.batch_norm:
+                modules.append(nn.BatchNorm1d(hidden.units))
+            modules += [ACTIVATIONS[plan.activation](), nn.Dropout(hidden.dropout)]
             features = hidden.units
         output = nn.Linear(features, classes)
         nn.init.normal_(output.weight, std=0.01)
@@ -51,10 +54,17 @@ class Network(nn.Module):
         layers: Its layers, the last one first.
         depth: How many of them are tuned.
         head: The head.
+        reshaped: How many of the last layers see other features than the pretrained ones,
+            because one of them has another shape.
     """
 
     def __init__(
-        self, backbone: nn.Module, layers: tuple[Layer, ...], depth: int, head: nn.Module
+        self,
+        backbone: nn.Module,
+        layers: tuple[Layer, ...],
+        depth: int,
+        head: nn.Module,
+        reshaped: int = 0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -72,6 +82,13 @@ class Network(nn.Module):
             for name, module in backbone.named_modules()
             if name not in inside and depth < len(layers)
         ]
+        # Batch norms whose statistics are those of features that are no longer there.
+        self.stale_norms = tuple(
+            module
+            for layer in layers[:reshaped]
+            for name in layer.modules
+            if isinstance(module := backbone.get_submodule(name), nn.modules.batchnorm._BatchNorm)
+        )
         self._tuned_names = frozenset(f"backbone.{name}" for name in tuned)
 
     def train(self, mode: bool = True) -> Network:
@@ -121,14 +138,22 @@ class Network(nn.Module):
         self.load_state_dict(state, strict=False)
 
 
-def build_network(backbone: Backbone, plan: TrialPlan, classes: int, seed: int) -> Network:
+def build_network(
+    backbone: Backbone,
+    plan: TrialPlan,
+    classes: int,
+    seed: int,
+    sample: Callable[[], Tensor] | None = None,
+) -> Network:
     """Apply a trial plan to a backbone.
 
     Args:
         backbone: The pretrained backbone; it is copied, not changed.
         plan: The plan.
         classes: Number of classes.
-        seed: Seed of the head's initial weights.
+        seed: Seed of the initial weights of the head and of what inheritance draws.
+        sample: Gives some normalised training images ``(N, C, H, W)``; needed by plans with
+            ``inherit: data``.
 
     Raises:
         PlanError: When the plan does not fit the backbone.
@@ -136,12 +161,24 @@ def build_network(backbone: Backbone, plan: TrialPlan, classes: int, seed: int) 
     module = backbone.fresh()
     layers = layers_of(module)
     check_plan(plan, backbone.name, len(layers))
+    if plan.reshaped:
+        offers = offers_for(backbone, layers, max(plan.reshaped))
+        check_layers(plan, offers)
+        norms = None
+        if plan.inherit == "data" and any(layer.width != KEEP for layer in plan.layers):
+            assert sample is not None, "inherit: data needs images"
+            readers = [
+                name for offer in offers for group in offer.groups for name in group.readers
+            ]
+            norms = channel_norms(module.eval(), readers, sample())
+        reshape(module, plan, offers, seed, norms)
+        layers = layers_of(module)
     set_pool(module, plan.head.pool, backbone.name)
     features = feature_count(module, backbone.data_config["input_size"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = Head(plan.head, features, classes)
-    return Network(module, layers, plan.depth, head)
+    return Network(module, layers, plan.depth, head, max(plan.reshaped, default=0))
 
 
 def check_plan(plan: TrialPlan, name: str, layers: int) -> None:

@@ -20,13 +20,12 @@ from autotune.data.images import ImageSpec
 from autotune.data.task import open_test_views
 from autotune.data.views import Views
 from autotune.errors import StudyError, disk_full_as_user_error
-from autotune.models.network import build_network
 from autotune.plan import TrialPlan
 from autotune.study import record
 from autotune.study.opening import OpenStudy
-from autotune.study.trial import Workbench
+from autotune.study.trial import Workbench, prepare_training
 from autotune.study.worker import prepare
-from autotune.training.loop import Normalise, Training
+from autotune.training.loop import Training
 from autotune.training.metrics import Metrics, measure
 
 #: Study attribute: a list of what was measured on the test part, and when.
@@ -135,18 +134,7 @@ def chosen_plan(opened: OpenStudy, trial: int | None) -> tuple[int, TrialPlan]:
 def _train(
     bench: Workbench, plan: TrialPlan, train: Views, listener: Callable[[int, int], None]
 ) -> Training:
-    seed = bench.config.search.seed
-    network = build_network(bench.backbone, plan, len(bench.task.classes), seed)
-    training = Training(
-        network.to(bench.device),
-        plan.policy,
-        bench.config.training,
-        train,
-        None,
-        Normalise.of(bench.backbone.data_config, bench.device),
-        seed,
-        loader_workers=bench.loader_workers,
-    )
+    training = prepare_training(plan, bench, refit=train)
     for result in training.run():
         listener(result.epoch, bench.config.training.epochs)
     return training

@@ -31,6 +31,10 @@ from autotune.study.opening import OpenStudy
 from autotune.study.pictures import draw_confusion, draw_curve
 from autotune.training.loop import Normalise, Training
 from autotune.training.metrics import confusion
+from autotune.training.norms import sample
+
+#: Training images on which `inherit: data` measures how active channels are.
+ACTIVITY_IMAGES = 64
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -140,15 +144,32 @@ def run_trial(
 
 
 def prepare_training(
-    plan: TrialPlan, bench: Workbench, stopped: Callable[[], bool] = lambda: False
+    plan: TrialPlan,
+    bench: Workbench,
+    stopped: Callable[[], bool] = lambda: False,
+    refit: Views | None = None,
 ) -> Training:
     """Build the network of a plan and everything that trains it.
 
     All trials of a study share one training seed: they differ by their plans, not by luck with
     the order of the batches.
+
+    Args:
+        plan: The plan.
+        bench: What the worker has at hand.
+        stopped: Asked after every batch; true interrupts the training.
+        refit: Images to train on in place of the study's training part, without validation.
     """
     seed = bench.config.search.seed
-    network = build_network(bench.backbone, plan, len(bench.task.classes), seed)
+    train = bench.train if refit is None else refit
+    to_cpu = Normalise.of(bench.backbone.data_config, torch.device("cpu"))
+    network = build_network(
+        bench.backbone,
+        plan,
+        len(bench.task.classes),
+        seed,
+        lambda: next(sample(train, ACTIVITY_IMAGES, to_cpu, seed)),
+    )
     network.to(bench.device)
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(bench.device)
@@ -156,8 +177,8 @@ def prepare_training(
         network,
         plan.policy,
         bench.config.training,
-        bench.train,
-        bench.validation,
+        train,
+        bench.validation if refit is None else None,
         Normalise.of(bench.backbone.data_config, bench.device),
         seed,
         stopped,

@@ -26,9 +26,13 @@ from autotune.models.network import Network
 from autotune.plan import TrainingPolicy
 from autotune.training.checkpoint import load_checkpoint, save_checkpoint
 from autotune.training.metrics import Metrics, measure
+from autotune.training.norms import measure_norms, sample
 from autotune.training.optimizer import make_optimizer, make_schedule
 
 logger = logging.getLogger(__name__)
+
+#: Training images on which stale norm statistics are measured.
+NORM_IMAGES = 512
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,8 @@ class Training:
             state = load_checkpoint(checkpoint, self.device)
             if state is not None:
                 self.load_state(state)
+        if self.epoch == 0:
+            self.measure_norms()
         while self.epoch < self.config.epochs:
             start = time.perf_counter()
             loss = self._train_epoch()
@@ -169,6 +175,18 @@ class Training:
             # epoch, where the other order would lose its result.
             if checkpoint is not None:
                 save_checkpoint(checkpoint, self.state())
+
+    def measure_norms(self) -> None:
+        """Measure the norm statistics that the plan has made stale, on training images."""
+        if not self.network.stale_norms:
+            return
+        with self.autocast():
+            images = sample(
+                self.train, NORM_IMAGES, self.normalise, self.seed, self.loader_workers
+            )
+            measure_norms(self.network, images)
+        if self.ema is not None:
+            self.ema.set(self.network)  # type: ignore[no-untyped-call]
 
     def _train_epoch(self) -> float:
         torch.manual_seed(_mix(self.seed, self.epoch))

@@ -1,0 +1,108 @@
+"""The parts of a block that are replaced as a whole: activations, dropout, drop path."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+
+from timm import layers as timm_layers
+from timm.layers.create_act import get_act_fn
+from timm.layers.drop import DropPath
+from timm.models.nfnet import GammaAct
+from torch import nn
+
+#: Name in a study file -> activation function.
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "hardswish": nn.Hardswish,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "mish": nn.Mish,
+}
+#: timm's own classes -> the name of what they compute.
+_ALSO: dict[type[nn.Module], str] = {
+    timm_layers.GELU: "gelu",
+    timm_layers.Swish: "silu",
+    timm_layers.Mish: "mish",
+    timm_layers.HardSwish: "hardswish",
+}
+#: What counts as the activation of a block. Sigmoids and tanh are not among them: they are gates.
+_REPLACEABLE = (
+    *(kind for name, kind in ACTIVATIONS.items() if name not in ("sigmoid", "tanh")),
+    *_ALSO,
+    nn.ReLU6,
+    nn.PReLU,
+    timm_layers.GELUTanh,
+    timm_layers.HardMish,
+    timm_layers.PReLU,
+    timm_layers.QuickGELU,
+    GammaAct,
+)
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Say whether a module is the activation function of a block."""
+    return isinstance(module, _REPLACEABLE)
+
+
+def activation_name(module: nn.Module) -> str:
+    """Return the name of an activation function in a study file, empty for other ones."""
+    names = {kind: name for name, kind in ACTIVATIONS.items()} | _ALSO
+    if isinstance(module, nn.GELU) and module.approximate != "none":
+        return ""
+    return names.get(type(module), "")
+
+
+def set_activation(model: nn.Module, name: str, activation: str) -> None:
+    """Replace an activation function; NFNets keep the factor behind it.
+
+    Args:
+        model: The network; changed in place.
+        name: Dotted name of the module.
+        activation: A key of :data:`ACTIVATIONS`.
+    """
+    old = model.get_submodule(name)
+    if isinstance(old, GammaAct):
+        new: nn.Module = copy.copy(old)
+        new.act_fn = get_act_fn(activation.replace("hardswish", "hard_swish"))
+    else:
+        new = ACTIVATIONS[activation]()
+    model.set_submodule(name, new.train(old.training))
+
+
+def dropouts(model: nn.Module, modules: Iterable[str]) -> Iterator[str]:
+    """Name the dropout modules among some; that of attention maps is another thing."""
+    for name in modules:
+        if isinstance(model.get_submodule(name), nn.Dropout) and "attn_drop" not in name:
+            yield name
+
+
+def set_dropout(model: nn.Module, name: str, share: float) -> None:
+    """Set the share of activations that a dropout module drops."""
+    model.get_submodule(name).p = share  # type: ignore[assignment]
+
+
+def drop_paths(model: nn.Module, modules: Iterable[str]) -> Iterator[str]:
+    """Name the places where some modules drop their residual branch, used or not.
+
+    timm's blocks keep the place of a drop path whose rate is zero: as an identity or as ``None``.
+    """
+    for name in modules:
+        module = model.get_submodule(name)
+        for attribute in [*vars(module), *dict(module.named_children())]:
+            if "drop_path" in attribute and isinstance(
+                getattr(module, attribute), DropPath | nn.Identity | None
+            ):
+                yield f"{name}.{attribute}"
+
+
+def set_drop_path(model: nn.Module, name: str, share: float) -> None:
+    """Set the share of the images for which a residual branch is left out in training."""
+    path, _, attribute = name.rpartition(".")
+    owner = model.get_submodule(path)
+    setattr(owner, attribute, DropPath(share).train(owner.training))
