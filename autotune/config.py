@@ -21,7 +21,25 @@ from autotune.errors import in_yaml, join_sentences, nearest
 SAMPLERS = ("tpe", "gp", "random")
 PRUNERS = ("median", "percentile", "hyperband", "none")
 OPTIMIZERS = ("adamw", "sgd", "adagrad")
-POOLS = ("keep", "avg", "max", "avgmax")
+_KEEP = "keep"
+POOLS = (_KEEP, "avg", "max", "avgmax")
+INHERIT = ("weights", "data", "none")
+KERNELS = (1, 2, 3, 5, 7)
+#: A width below this is a ratio (0.5: half as many channels), from it on a number of channels.
+FIRST_ABSOLUTE = 8
+ACTIVATIONS = (
+    "relu",
+    "gelu",
+    "silu",
+    "hardswish",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "sigmoid",
+    "tanh",
+    "mish",
+)
+LAYER_POOLS = ("max2", "max3", "avg2", "avg3")
 #: Objective name -> direction of optimisation.
 OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
     "accuracy": "maximize",
@@ -79,15 +97,23 @@ def _number(value: Any, integer: bool) -> int | float | None:
 
 
 def _rule(
-    integer: bool, low: float, high: float, low_open: bool, high_open: bool
-) -> Callable[[Any], int | float]:
+    integer: bool,
+    low: float,
+    high: float,
+    low_open: bool,
+    high_open: bool,
+    or_keep: bool = False,
+) -> Callable[[Any], Any]:
     """Make a check for one number between two bounds; its message states the whole rule."""
     bounds = [f"{'above' if low_open else 'of at least'} {_shown(low)}"]
     if math.isfinite(high):
         bounds.append(f"{'below' if high_open else 'at most'} {_shown(high)}")
-    rule = f"must be a {'whole ' if integer else ''}number {' and '.join(bounds)}"
+    kind = f"{'keep or ' if or_keep else ''}a {'whole ' if integer else ''}number"
+    rule = f"must be {kind} {' and '.join(bounds)}"
 
-    def check(value: Any) -> int | float:
+    def check(value: Any) -> int | float | str:
+        if or_keep and value == _KEEP:
+            return _KEEP
         number = _number(value, integer)
         if (
             number is None
@@ -95,10 +121,18 @@ def _rule(
             or (low_open and number == low)
             or (high_open and number == high)
         ):
-            raise ValueError(f"{rule}, but got {in_yaml(value)}")
+            raise ValueError(
+                join_sentences(
+                    f"{rule}, but got {in_yaml(value)}", _perhaps_keep(value) if or_keep else ""
+                )
+            )
         return number
 
     return check
+
+
+def _perhaps_keep(value: Any) -> str:
+    return nearest(value, (_KEEP,)) if isinstance(value, str) else ""
 
 
 def _shown(number: float) -> str:
@@ -119,18 +153,22 @@ def _single(
     return BeforeValidator(lambda value: None if optional and value is None else rule(value))
 
 
-def _numbers(integer: bool, low: float, high: float, low_open: bool = False) -> BeforeValidator:
-    """Accept a dimension of numbers between two bounds."""
-    rule = _rule(integer, low, high, low_open, False)
+def _numbers(
+    integer: bool, low: float, high: float, low_open: bool = False, or_keep: bool = False
+) -> BeforeValidator:
+    """Accept a dimension of numbers between two bounds, and ``keep`` outside of ranges."""
+    scalar = _rule(integer, low, high, low_open, False, or_keep)
+    end = _rule(integer, low, high, low_open, False)
 
     def check(value: Any) -> Any:
-        if isinstance(value, dict):
-            return _range(value, rule, integer)
-        if isinstance(value, list):
-            return _choice([rule(one) for one in value])
-        return rule(value)
+        return _range(value, end, integer) if isinstance(value, dict) else _each(value, scalar)
 
     return BeforeValidator(check)
+
+
+def _each(value: Any, scalar: Callable[[Any], Any]) -> Any:
+    """Check a single value, or every member of a choice."""
+    return _choice([scalar(one) for one in value]) if isinstance(value, list) else scalar(value)
 
 
 def _range(
@@ -201,6 +239,17 @@ def _choice(values: list[Any]) -> list[Any]:
     return values
 
 
+def _no_range(scalar: Callable[[Any], Any], words: str) -> BeforeValidator:
+    """Accept a dimension that has no ranges: a single value or a list of them."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict):
+            raise ValueError(f"must be {words}, but got {in_yaml(value)}")
+        return _each(value, scalar)
+
+    return BeforeValidator(check)
+
+
 def _names(allowed: tuple[str, ...]) -> BeforeValidator:
     """Accept a dimension of names from a list."""
 
@@ -214,14 +263,55 @@ def _names(allowed: tuple[str, ...]) -> BeforeValidator:
             )
         return str(value)
 
-    def check(value: Any) -> Any:
-        if isinstance(value, dict):
-            raise ValueError(f"must be a name or a list of names, but got {in_yaml(value)}")
-        return (
-            _choice([scalar(one) for one in value]) if isinstance(value, list) else scalar(value)
-        )
+    return _no_range(scalar, "a name or a list of names")
 
-    return BeforeValidator(check)
+
+def _flags() -> BeforeValidator:
+    """Accept a dimension of true and false."""
+
+    def scalar(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"must be true or false, but got {in_yaml(value)}")
+        return value
+
+    return _no_range(scalar, "true, false or a list of both")
+
+
+def _kernels() -> BeforeValidator:
+    """Accept a dimension of sides of a kernel."""
+    allowed = (_KEEP, *map(str, KERNELS))
+
+    def scalar(value: Any) -> int | str:
+        if value == _KEEP:
+            return _KEEP
+        number = _number(value, integer=True)
+        if number not in KERNELS:
+            rule = f"{_choose(allowed)}, but got {in_yaml(value)}"
+            raise ValueError(join_sentences(rule, _perhaps_keep(value)))
+        return int(number)
+
+    return _no_range(scalar, "a side or a list of sides")
+
+
+def _widths() -> BeforeValidator:
+    """Accept a dimension of widths: ratios and numbers of channels."""
+    rule = (
+        f"must be keep, a ratio of at least 0.1 and below {FIRST_ABSOLUTE}, or a whole number of "
+        f"channels of at least {FIRST_ABSOLUTE} and at most 65536"
+    )
+
+    def scalar(value: Any) -> int | float | str:
+        if value == _KEEP:
+            return _KEEP
+        number = _number(value, integer=False)
+        if number is not None and 0.1 <= number < FIRST_ABSOLUTE:
+            return number
+        number = _number(value, integer=True)
+        if number is not None and FIRST_ABSOLUTE <= number <= 65536:
+            return number
+        raise ValueError(join_sentences(f"{rule}, but got {in_yaml(value)}", _perhaps_keep(value)))
+
+    return _no_range(scalar, "a width or a list of widths")
 
 
 def _study_name(value: str | None) -> str | None:
@@ -240,10 +330,6 @@ def _not_empty(value: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_not_empty)]
-#: Per-layer fields exist in every plan; a backbone's layers keep their shape.
-Keep = Annotated[Dimension, _names(("keep",))]
-
-
 _Part = Annotated[float, _single(False, 0, 1, low_open=True, high_open=True)]
 
 
@@ -252,22 +338,32 @@ class _Section(BaseModel):
 
 
 class LayerSpace(_Section):
-    """``space.layers``: what every tuned layer may become."""
+    """``space.layers``: what every tuned layer may become; a layer takes the values that it can.
 
-    kernel: Keep = "keep"
-    width: Keep = "keep"
-    activation: Keep = "keep"
-    pool: Keep = "keep"
-    drop: Keep = "keep"
+    ``last`` is how many of the last layers have these fields, deeper ones keep their shape: every
+    layer brings as many parameters as there are searched fields, and a sampler that has to model
+    hundreds of them from a few dozen trials finds nothing.
+    """
+
+    kernel: Annotated[Dimension, _kernels()] = _KEEP
+    width: Annotated[Dimension, _widths()] = _KEEP
+    bridge: Annotated[Dimension, _widths()] = _KEEP
+    activation: Annotated[Dimension, _names((_KEEP, *ACTIVATIONS))] = _KEEP
+    pool: Annotated[Dimension, _names((_KEEP, *LAYER_POOLS))] = _KEEP
+    dropout: Annotated[Dimension, _numbers(False, 0.0, 0.9, or_keep=True)] = _KEEP
+    drop_path: Annotated[Dimension, _numbers(False, 0.0, 0.9, or_keep=True)] = _KEEP
+    last: Annotated[int, _single(True, 1)] = 8
 
 
 class HeadSpace(_Section):
-    """``space.head``: hidden layers, their units and dropout, and the global pooling."""
+    """``space.head``: the hidden layers and the global pooling."""
 
     hidden_layers: Annotated[Dimension, _numbers(True, 0, 3)] = 0
     units: Annotated[Dimension, _numbers(True, 1, 65536)] = 256
+    activation: Annotated[Dimension, _names(ACTIVATIONS)] = "relu"
+    batch_norm: Annotated[bool | list[bool], _flags()] = True
     dropout: Annotated[Dimension, _numbers(False, 0.0, 0.95)] = 0.0
-    pool: Annotated[Dimension, _names(POOLS)] = "keep"
+    pool: Annotated[Dimension, _names(POOLS)] = _KEEP
 
 
 class PolicySpace(_Section):
@@ -360,6 +456,7 @@ class StudyConfig(_Section):
     dataset: Name
     backbone: Name
     weights: Name = "hub"
+    inherit: Annotated[Dimension, _names(INHERIT)] = "weights"
     data: DataConfig = Field(default_factory=DataConfig)
     space: SpaceConfig = Field(default_factory=SpaceConfig)
     baseline: BaselineConfig = Field(default_factory=BaselineConfig)

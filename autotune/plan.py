@@ -10,25 +10,64 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 KEEP = "keep"
 
 
+#: A width below this is a ratio (0.5: half as many channels), from it on a number of channels.
+FIRST_ABSOLUTE = 8
+#: Fields of a layer plan that make new weights, so that it matters what they start from.
+INHERITING = ("kernel", "width", "bridge")
+
+
 @dataclass(frozen=True)
 class LayerPlan:
-    """What one tuned layer becomes; ``keep`` leaves a field as the backbone has it."""
+    """What one tuned layer becomes; ``keep`` leaves a field as the backbone has it.
 
-    kernel: str = KEEP
-    width: str = KEEP
+    Args:
+        kernel: Side of its spatial convolutions: 1, 2, 3, 5 or 7.
+        width: Number of its inner channels (of its output channels where it has no inner ones
+            and nothing else writes to them): a ratio below 8, a number of channels from 8 on.
+        bridge: Number of channels, given like ``width``, that its last convolution or linear
+            layer writes; a 1x1 convolution brings them back to what the rest of the network
+            expects.
+        activation: Name of its activation function.
+        pool: Type and window of its pooling: ``max2``, ``max3``, ``avg2`` or ``avg3``.
+        dropout: Share of the activations that its dropout drops in training.
+        drop_path: Share of the images for which its residual branch is left out in training
+            (stochastic depth, Huang et al. 2016).
+    """
+
+    kernel: int | str = KEEP
+    width: float | str = KEEP
+    bridge: float | str = KEEP
     activation: str = KEEP
     pool: str = KEEP
-    drop: str = KEEP
+    dropout: float | str = KEEP
+    drop_path: float | str = KEEP
+
+    def changes(self) -> dict[str, Any]:
+        """Return the fields that are not kept."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value != KEEP}
+
+    def in_words(self) -> str:
+        """Describe what changes, empty when nothing does.
+
+        Example:
+            >>> LayerPlan(kernel=5, drop_path=0.1).in_words()
+            'kernel 5, drop path 0.1'
+        """
+        return ", ".join(
+            f"{name.replace('_', ' ')} {f'{value:.3g}' if isinstance(value, float) else value}"
+            for name, value in self.changes().items()
+        )
 
 
 @dataclass(frozen=True)
 class HiddenLayer:
-    """One hidden layer of the head: linear, batch norm, ReLU, dropout.
+    """One hidden layer of the head: linear, batch norm, activation, dropout.
 
     Args:
         units: Output features of the linear layer.
@@ -46,10 +85,34 @@ class HeadPlan:
     Args:
         hidden: Hidden layers from the backbone to the output; empty for a linear head.
         pool: Global pooling (``avg``, ``max``, ``avgmax``), or ``keep`` for the backbone's own.
+        activation: Activation function of the hidden layers.
+        batch_norm: Whether the hidden layers have batch norm.
     """
 
     hidden: tuple[HiddenLayer, ...] = ()
     pool: str = KEEP
+    activation: str = "relu"
+    batch_norm: bool = True
+
+    def in_words(self) -> str:
+        """Describe the head in a few words.
+
+        Example:
+            >>> HeadPlan((HiddenLayer(256, 0.5),), pool="max").in_words()
+            '256 (dropout 0.5), max pooling'
+        """
+        hidden = " + ".join(
+            f"{layer.units}" + (f" (dropout {layer.dropout:g})" if layer.dropout else "")
+            for layer in self.hidden
+        )
+        words = [hidden or "linear"]
+        if hidden and self.activation != "relu":
+            words.append(self.activation)
+        if hidden and not self.batch_norm:
+            words.append("no batch norm")
+        if self.pool != KEEP:
+            words.append(f"{self.pool} pooling")
+        return ", ".join(words)
 
 
 @dataclass(frozen=True)
@@ -82,6 +145,9 @@ class TrialPlan:
         layers: Plans of the tuned layers, layer 1 (the last) first; ``len(layers) == depth``.
         head: The head.
         policy: How the tuned part is trained.
+        inherit: What changed layers start from: ``weights`` (the pretrained ones, channels
+            chosen by their magnitude), ``data`` (the same, channels chosen by their activity on
+            training images) or ``none`` (He initialisation).
     """
 
     backbone: str
@@ -89,6 +155,12 @@ class TrialPlan:
     layers: tuple[LayerPlan, ...] = ()
     head: HeadPlan = field(default_factory=HeadPlan)
     policy: TrainingPolicy = field(default_factory=TrainingPolicy)
+    inherit: str = "weights"
+
+    @property
+    def reshaped(self) -> tuple[int, ...]:
+        """Layers whose plan changes something, counted from the output."""
+        return tuple(index for index, layer in enumerate(self.layers, start=1) if layer.changes())
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON values, ready for a trial's user attributes."""
@@ -108,10 +180,10 @@ class TrialPlan:
             depth=values["depth"],
             layers=tuple(LayerPlan(**layer) for layer in values["layers"]),
             head=HeadPlan(
-                hidden=tuple(HiddenLayer(**hidden) for hidden in head["hidden"]),
-                pool=head["pool"],
+                **{**head, "hidden": tuple(HiddenLayer(**hidden) for hidden in head["hidden"])}
             ),
             policy=TrainingPolicy(**values["policy"]),
+            inherit=values["inherit"],
         )
 
     def in_words(self) -> str:
@@ -120,18 +192,35 @@ class TrialPlan:
         Example:
             >>> TrialPlan("resnet18", depth=2, layers=(LayerPlan(),) * 2).in_words()
             'last 2 layers tuned, linear head, adamw lr 0.003'
+            >>> TrialPlan("resnet18", depth=1, layers=(LayerPlan(kernel=5, width=0.5),)).in_words()
+            'last layer tuned (layer 1 kernel 5, width 0.5), linear head, adamw lr 0.003'
         """
         tuned = {0: "backbone locked", 1: "last layer tuned"}.get(
             self.depth, f"last {self.depth} layers tuned"
         )
-        hidden = " + ".join(
-            f"{layer.units}" + (f" (dropout {layer.dropout:g})" if layer.dropout else "")
-            for layer in self.head.hidden
-        )
-        head = f"head {hidden}" if hidden else "linear head"
-        if self.head.pool != KEEP:
-            head += f", {self.head.pool} pooling"
+        if changes := self._changes_in_words():
+            tuned += f" ({changes})"
+        head = self.head.in_words()
+        head = f"head {head}" if self.head.hidden else head.replace("linear", "linear head", 1)
         policy = f"{self.policy.optimizer} lr {self.policy.lr:.3g}"
         if self.depth and self.policy.layer_decay != 1.0:
             policy += f", layer decay {self.policy.layer_decay:.2g}"
         return f"{tuned}, {head}, {policy}"
+
+    def _changes_in_words(self) -> str:
+        """Describe what the layers become, neighbours that become the same together."""
+        words = []
+        for change, run in groupby(
+            enumerate(self.layers, start=1), key=lambda numbered: numbered[1].in_words()
+        ):
+            indices = [index for index, _ in run]
+            first, last = indices[0], indices[-1]
+            name = f"layer {first}" if first == last else f"layers {first}-{last}"
+            if change:
+                words.append(f"{name} {change}")
+        changed = {name for layer in self.layers for name in layer.changes()}
+        if self.inherit == "none" and changed & set(INHERITING):
+            words.append("changed layers drawn anew")
+        if self.inherit == "data" and "width" in changed:
+            words.append("channels chosen by activity")
+        return "; ".join(words)

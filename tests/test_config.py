@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -9,7 +10,18 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.config import OBJECTIVES, OPTIMIZERS, POOLS, PRUNERS, SAMPLERS, StudyConfig
+from autotune.config import (
+    ACTIVATIONS,
+    INHERIT,
+    KERNELS,
+    LAYER_POOLS,
+    OBJECTIVES,
+    OPTIMIZERS,
+    POOLS,
+    PRUNERS,
+    SAMPLERS,
+    StudyConfig,
+)
 from autotune.errors import ConfigError
 from autotune.studyfile import all_keys, apply_overrides, check
 
@@ -22,6 +34,10 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "dataset": ([("photos/ants", "photos/ants")], ["", "  ", None, 3, ["a"]]),
     "backbone": ([("resnet18", "resnet18")], ["", None, 18, ["a", "b"]]),
     "weights": ([("none", "none"), ("my.pth", "my.pth")], ["", None, False]),
+    "inherit": (
+        [*((one, one) for one in INHERIT), (["data", "none"], ["data", "none"])],
+        ["weight", None, True, [], ["none", "none"], {"low": 1, "high": 2}],
+    ),
     "data.validation": ([(0.1, 0.1), ("1e-1", 0.1)], [0, 1, -0.1, True, None, "x", math.nan]),
     "data.test": ([(0.999, 0.999)], [0, 1, True, [0.1]]),
     "data.train_per_class": ([(None, None), (1, 1), (20.0, 20)], [0, 1.5, True, "many"]),
@@ -29,13 +45,36 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "data.image_size": ([(None, None), (8, 8), (4096, 4096)], [7, 4097, 32.5, [32, 32]]),
     "data.unreadable_limit": ([(0, 0.0), (0.5, 0.5)], [-0.1, 1, True]),
     "space.depth": ([(0, 0), ([0, 3], [0, 3])], [-1, 1.5, True, None, "all", [], [1, 1.0]]),
-    "space.layers.kernel": ([("keep", "keep"), (["keep"], ["keep"])], [3, None, ["keep", 3]]),
-    "space.layers.width": ([("keep", "keep")], [0.5, {"low": 1, "high": 2}]),
-    "space.layers.activation": ([("keep", "keep")], ["relu"]),
-    "space.layers.pool": ([("keep", "keep")], ["max"]),
-    "space.layers.drop": ([("keep", "keep")], [0.1]),
+    "space.layers.kernel": (
+        [*((one, one) for one in ("keep", *KERNELS)), (["keep", 3.0, "5"], ["keep", 3, 5])],
+        [4, 0, 1.5, True, None, "kep", [], [3, 3.0], {"low": 1, "high": 3}],
+    ),
+    "space.layers.width": (
+        [(0.1, 0.1), (1, 1.0), ("7.5", 7.5), (8.0, 8), ([65536, "keep"], [65536, "keep"])],
+        [0.09, 8.5, 65537, 10**400, math.nan, True, None, [2, 2.0], {"low": 0.5, "high": 1}],
+    ),
+    "space.layers.bridge": ([("keep", "keep"), ([0.5, 64], [0.5, 64])], [0, "half", -64]),
+    "space.layers.activation": (
+        [*((one, one) for one in ("keep", *ACTIVATIONS)), (["keep", "elu"], ["keep", "elu"])],
+        ["swish", None, 1, {"low": "relu", "high": "elu"}],
+    ),
+    "space.layers.pool": (
+        [*((one, one) for one in ("keep", *LAYER_POOLS)), (["max2"], ["max2"])],
+        ["max", "max4", None],
+    ),
+    "space.layers.dropout": (
+        [(0, 0.0), (0.9, 0.9), (["keep", 0, "1e-1"], ["keep", 0.0, 0.1])],
+        [0.91, -0.1, None, True, ["keep", "keep"], "kep"],
+    ),
+    "space.layers.drop_path": ([("keep", "keep"), ([0.1], [0.1])], [1, [0.1, 0.1]]),
+    "space.layers.last": ([(1, 1), (24.0, 24)], [0, 1.5, None, [1, 2], {"low": 1, "high": 2}]),
     "space.head.hidden_layers": ([(3, 3), ([0, 2], [0, 2])], [4, -1, True]),
     "space.head.units": ([(1, 1), ([64, 128.0], [64, 128])], [0, 65537, "big", [64, 64]]),
+    "space.head.activation": ([(one, one) for one in ACTIVATIONS], ["keep", None, True]),
+    "space.head.batch_norm": (
+        [(True, True), (False, False), ([True, False], [True, False])],
+        ["yes", 1, None, [], [True, True], [True, 0], {"low": False, "high": True}],
+    ),
     "space.head.dropout": ([(0, 0.0), ([0, 0.5], [0.0, 0.5])], [0.96, -0.1, [0, 0.0]]),
     "space.head.pool": ([(one, one) for one in POOLS], ["mean", None, ["avg", "avg"], []]),
     "space.training.optimizer": ([(one, one) for one in OPTIMIZERS], ["adam", None, 1]),
@@ -97,6 +136,14 @@ RANGES: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
     ("space.training.lr", {"low": 0, "high": 1}, None),
     ("space.training.lr", {"low": None, "high": 1}, None),
     ("space.head.pool", {"low": "avg", "high": "max"}, None),
+    ("space.layers.dropout", {"low": 0, "high": 0.5}, {"low": 0.0, "high": 0.5}),
+    (
+        "space.layers.drop_path",
+        {"low": 0, "high": 0.4, "step": 0.1},
+        {"low": 0.0, "high": 0.4, "step": 0.1},
+    ),
+    ("space.layers.dropout", {"low": "keep", "high": 0.5}, None),
+    ("space.layers.dropout", {"low": 0, "high": 0.95}, None),
 ]
 
 
@@ -150,6 +197,19 @@ def test_ranges(key: str, value: dict[str, Any], becomes: dict[str, Any] | None)
     assert [problem.key for problem in caught.value.problems] == [key]
 
 
+def test_what_several_rooms_know_is_the_same_everywhere() -> None:
+    """The ground floor has no imports beside itself, so some names are there twice."""
+    from autotune import config, plan
+    from autotune.models import offers, parts
+
+    assert tuple(parts.ACTIVATIONS) == ACTIVATIONS
+    assert offers.KERNELS == KERNELS
+    assert offers.POOLS == LAYER_POOLS
+    assert config.FIRST_ABSOLUTE == plan.FIRST_ABSOLUTE
+    *fields, last = config.LayerSpace.model_fields
+    assert (fields, last) == ([field.name for field in dataclasses.fields(plan.LayerPlan)], "last")
+
+
 def test_all_mistakes_at_once() -> None:
     text = """
         dataset: ''
@@ -195,11 +255,12 @@ def test_all_mistakes_at_once() -> None:
         "  training.objective: must be one of accuracy, balanced_accuracy, macro_f1, log_loss, "
         "but got 'accurracy'; did you mean 'accuracy'?\n"
         "  training.augment: must hold keys of its own, but got null\n"
-        "  lr: unknown key; a study file has name, description, dataset, backbone, weights, data, "
-        "space, baseline, search, training, storage, files; did you mean 'space.training.lr' or "
-        "'baseline.lr'?\n"
+        "  lr: unknown key; a study file has name, description, dataset, backbone, weights, "
+        "inherit, data, space, baseline, search, training, storage, files; did you mean "
+        "'space.training.lr' or 'baseline.lr'?\n"
         "  bakbone: unknown key; a study file has name, description, dataset, backbone, weights, "
-        "data, space, baseline, search, training, storage, files; did you mean 'backbone'?"
+        "inherit, data, space, baseline, search, training, storage, files; did you mean "
+        "'backbone'?"
     )
 
 
@@ -210,7 +271,56 @@ def test_all_mistakes_at_once() -> None:
         ("dataset", None, "must be text, but got null"),
         ("search.timeout", 0, "must be a number above 0, but got 0"),
         ("data.test", 1, "must be a number above 0 and below 1, but got 1"),
-        ("space.layers.kernel", 3, "must be keep, but got 3"),
+        (
+            "space.layers.kernel",
+            [3, 4],
+            "must be one of keep, 1, 2, 3, 5, 7, but got 4",
+        ),
+        (
+            "space.layers.kernel",
+            "kepe",
+            "must be one of keep, 1, 2, 3, 5, 7, but got 'kepe'; did you mean 'keep'?",
+        ),
+        (
+            "space.layers.width",
+            8.5,
+            "must be keep, a ratio of at least 0.1 and below 8, or a whole number of channels of "
+            "at least 8 and at most 65536, but got 8.5",
+        ),
+        (
+            "space.layers.bridge",
+            {"low": 0.5, "high": 1},
+            "must be a width or a list of widths, but got {'low': 0.5, 'high': 1}",
+        ),
+        (
+            "space.layers.activation",
+            "leakyrelu",
+            "must be one of keep, relu, gelu, silu, hardswish, leaky_relu, elu, selu, sigmoid, "
+            "tanh, mish, but got 'leakyrelu'; did you mean 'leaky_relu'?",
+        ),
+        (
+            "space.layers.dropout",
+            "kep",
+            "must be keep or a number of at least 0 and at most 0.9, but got 'kep'; did you mean "
+            "'keep'?",
+        ),
+        (
+            "space.layers.dropout",
+            {"low": "keep", "high": 0.5},
+            "low must be a number of at least 0 and at most 0.9, but got 'keep'",
+        ),
+        (
+            "space.layers.drop",
+            0.1,
+            "unknown key; space.layers has kernel, width, bridge, activation, pool, dropout, "
+            "drop_path, last; did you mean 'dropout' or 'drop_path'?",
+        ),
+        ("space.head.batch_norm", "yes", "must be true or false, but got 'yes'"),
+        (
+            "inherit",
+            "weight",
+            "must be one of weights, data, none, but got 'weight'; did you mean 'weights'?",
+        ),
         ("space.depth", [], "a choice needs at least one value, but got an empty list"),
         (
             "space.depth",
@@ -226,15 +336,16 @@ def test_all_mistakes_at_once() -> None:
         (
             "augment",
             {},
-            "unknown key; a study file has name, description, dataset, backbone, weights, data, "
-            "space, baseline, search, training, storage, files; did you mean 'training.augment'?",
+            "unknown key; a study file has name, description, dataset, backbone, weights, "
+            "inherit, data, space, baseline, search, training, storage, files; did you mean "
+            "'training.augment'?",
         ),
         (
             "seed",
             1,
-            "unknown key; a study file has name, description, dataset, backbone, weights, data, "
-            "space, baseline, search, training, storage, files; did you mean 'data.seed' or "
-            "'search.seed'?",
+            "unknown key; a study file has name, description, dataset, backbone, weights, "
+            "inherit, data, space, baseline, search, training, storage, files; did you mean "
+            "'data.seed' or 'search.seed'?",
         ),
     ],
 )
@@ -281,7 +392,7 @@ def numbers(low: float, high: float, integer: bool) -> st.SearchStrategy[Any]:
     return one | st.lists(one, min_size=1, max_size=4, unique=True) | ranges
 
 
-def names(allowed: tuple[str, ...]) -> st.SearchStrategy[Any]:
+def names(allowed: tuple[Any, ...]) -> st.SearchStrategy[Any]:
     one = st.sampled_from(allowed)
     return one | st.lists(one, min_size=1, unique=True)
 
@@ -290,6 +401,15 @@ overrides = st.fixed_dictionaries(
     {},
     optional={
         "space.depth": numbers(0, 12, True),
+        "inherit": names(INHERIT),
+        "space.layers.kernel": names(("keep", *KERNELS)),
+        "space.layers.width": names(("keep", 0.5, 1.5, 64)),
+        "space.layers.activation": names(("keep", *ACTIVATIONS)),
+        "space.layers.pool": names(("keep", *LAYER_POOLS)),
+        "space.layers.dropout": st.just("keep") | numbers(0, 0.9, False),
+        "space.layers.last": st.integers(1, 99),
+        "space.head.activation": names(ACTIVATIONS),
+        "space.head.batch_norm": names((True, False)),
         "space.head.hidden_layers": numbers(0, 3, True),
         "space.head.units": numbers(1, 2048, True),
         "space.head.dropout": numbers(0, 0.95, False),

@@ -10,19 +10,34 @@ from hypothesis import strategies as st
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
 
 numbers = st.floats(0, 1e6, allow_nan=False)
+shares = st.just("keep") | st.floats(0, 0.9)
+widths = st.just("keep") | st.floats(0.1, 7.9) | st.integers(8, 65536)
+layer_plans = st.builds(
+    LayerPlan,
+    kernel=st.sampled_from(["keep", 1, 5]),
+    width=widths,
+    bridge=widths,
+    activation=st.sampled_from(["keep", "elu"]),
+    pool=st.sampled_from(["keep", "avg3"]),
+    dropout=shares,
+    drop_path=shares,
+)
 plans = st.integers(0, 8).flatmap(
     lambda depth: st.builds(
         TrialPlan,
         backbone=st.text(min_size=1),
         depth=st.just(depth),
-        layers=st.just((LayerPlan(),) * depth),
+        layers=st.lists(layer_plans, min_size=depth, max_size=depth).map(tuple),
         head=st.builds(
             HeadPlan,
             hidden=st.lists(
                 st.builds(HiddenLayer, units=st.integers(1, 4096), dropout=numbers), max_size=3
             ).map(tuple),
             pool=st.sampled_from(["keep", "avg", "max", "avgmax"]),
+            activation=st.sampled_from(["relu", "tanh"]),
+            batch_norm=st.booleans(),
         ),
+        inherit=st.sampled_from(["weights", "data", "none"]),
         policy=st.builds(
             TrainingPolicy,
             optimizer=st.sampled_from(["adamw", "sgd", "adagrad"]),
@@ -73,10 +88,48 @@ def test_in_words_is_one_line(plan: TrialPlan) -> None:
             TrialPlan("r", policy=TrainingPolicy(layer_decay=0.5)),
             "backbone locked, linear head, adamw lr 0.003",
         ),
+        (
+            TrialPlan("r", 2, (LayerPlan(kernel=5, width=0.5), LayerPlan())),
+            "last 2 layers tuned (layer 1 kernel 5, width 0.5), linear head, adamw lr 0.003",
+        ),
+        (
+            TrialPlan(
+                "r",
+                4,
+                (LayerPlan(width=512),) * 2 + (LayerPlan(), LayerPlan(pool="max2")),
+                inherit="none",
+            ),
+            "last 4 layers tuned (layers 1-2 width 512; layer 4 pool max2; changed layers drawn "
+            "anew), linear head, adamw lr 0.003",
+        ),
+        (
+            TrialPlan("r", 1, (LayerPlan(width=1.5),), inherit="data"),
+            "last layer tuned (layer 1 width 1.5; channels chosen by activity), linear head, "
+            "adamw lr 0.003",
+        ),
+        (
+            TrialPlan("r", 1, (LayerPlan(dropout=0.25, drop_path=0.1312),), inherit="none"),
+            "last layer tuned (layer 1 dropout 0.25, drop path 0.131), linear head, "
+            "adamw lr 0.003",
+        ),
+        (
+            TrialPlan("r", head=HeadPlan((HiddenLayer(8),), "max", "gelu", False)),
+            "backbone locked, head 8, gelu, no batch norm, max pooling, adamw lr 0.003",
+        ),
+        (
+            TrialPlan("r", head=HeadPlan((), "max", "gelu", False)),
+            "backbone locked, linear head, max pooling, adamw lr 0.003",
+        ),
     ],
 )
 def test_in_words(plan: TrialPlan, words: str) -> None:
     assert plan.in_words() == words
+
+
+def test_reshaped_layers_are_those_that_change() -> None:
+    layers = (LayerPlan(), LayerPlan(dropout=0.0), LayerPlan(), LayerPlan(kernel=1))
+    assert TrialPlan("r", 4, layers).reshaped == (2, 4)
+    assert layers[1].changes() == {"dropout": 0.0}
 
 
 def test_a_plan_is_frozen() -> None:

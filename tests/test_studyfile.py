@@ -55,9 +55,7 @@ def test_every_study_file_loads_and_says_what_it_is(path: Path) -> None:
 def test_the_commented_study_file_shows_every_key_but_those_that_have_no_use_yet() -> None:
     text = presets()["folder"].read_text()
     shown = {key for key in all_keys() if f"{key.rsplit('.', 1)[-1]}:" in text}
-    assert {key for key in set(all_keys()) - shown if not key.startswith("space.layers.")} == {
-        "search.order"
-    }
+    assert set(all_keys()) - shown == {"search.order"}
 
 
 # Finding and reading
@@ -190,7 +188,8 @@ def test_overrides_that_cannot_be_read() -> None:
         (
             "serach.trials=3",
             "serach: unknown key; a study file has name, description, dataset, backbone, weights, "
-            "data, space, baseline, search, training, storage, files; did you mean 'search'?",
+            "inherit, data, space, baseline, search, training, storage, files; did you mean "
+            "'search'?",
         ),
         (
             "search.trails=3",

@@ -102,7 +102,10 @@ def _identity(value: float) -> float:
 def _is_allowed(parameter: str, value: float) -> bool:
     """Ask the rules of the study file whether a parameter could have a value."""
     section, _, key = parameter.partition(".")
-    key = key.rsplit(".", 1)[0]  # head.units.1 is the key head.units
+    if section == "layer":  # layer.1.dropout is the key layers.dropout
+        section, key = "layers", key.partition(".")[2]
+    else:
+        key = key.rsplit(".", 1)[0]  # head.units.1 is the key head.units
     try:
         SpaceConfig.model_validate({section: {key: value} if key else value})
     except ValidationError:

@@ -21,9 +21,7 @@ from optuna.distributions import (
 )
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import ValidationError
 
-from autotune.config import SpaceConfig
 from autotune.results.objective import Objective
 from autotune.results.style import (
     BLUE,
@@ -133,12 +131,10 @@ def parameter_names(study: Study) -> tuple[str, ...]:
 
 
 def space_of(study: Study) -> Space | None:
-    """Return the space of a study, or ``None`` when its definition does not tell."""
-    definition = study.user_attrs.get(record.DEFINITION, {})
+    """Return the space that a study remembers, or ``None`` when it cannot be read."""
     try:
-        config = SpaceConfig.model_validate(definition["space"])
-        return Space.from_config(definition["backbone"], config)
-    except (KeyError, TypeError, ValidationError):
+        return Space.from_json(study.user_attrs[record.SPACE])
+    except (KeyError, TypeError, ValueError):
         return None  # made by another version of autotune: its trials can still be drawn
 
 

@@ -1,4 +1,4 @@
-"""The lock/unlock picture: which layers of a backbone a plan trains, drawn like the network.
+"""The lock/unlock picture: which layers a plan trains and reshapes, drawn like the network.
 
 The input is at the top and the head at the end, in a terminal and on a page alike.
 """
@@ -6,20 +6,20 @@ The input is at the top and the head at the end, in a terminal and on a page ali
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
 from markupsafe import Markup
 
-from autotune.plan import KEEP, HeadPlan, LayerPlan, TrialPlan
+from autotune.plan import TrialPlan
 
-State = Literal["locked", "tuned"]
+State = Literal["locked", "tuned", "reshaped"]
 
 #: Longest run of like layers that is drawn one by one. Locked layers are the less interesting
 #: ones; of tuned layers one wants to see the names, up to what fits a screen.
-LONGEST_RUN: Mapping[State, int] = {"locked": 3, "tuned": 12}
-_MARKS: Mapping[State, str] = {"locked": "□", "tuned": "■"}
+LONGEST_RUN: Mapping[State, int] = {"locked": 3, "tuned": 12, "reshaped": 12}
+_MARKS: Mapping[State, str] = {"locked": "□", "tuned": "■", "reshaped": "▣"}
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class LayerRow:
         label: The modules it is made of, e.g. ``layer4.1``.
         parameters: Number of trainable values; ``None`` for the head, whose size depends on the
             data set.
-        state: Whether the layer trains.
-        change: What the plan makes of its shape, in words; empty when it keeps it.
+        state: Whether the layer trains, and whether the plan changes something of it.
+        change: What the plan makes of it, in words; empty when it keeps everything.
     """
 
     index: int
@@ -53,33 +53,21 @@ def rows(layers: Sequence[Mapping[str, Any]], plan: TrialPlan) -> tuple[LayerRow
         One row for every layer, and one for the head.
     """
     drawn = [_layer_row(layer, plan) for layer in reversed(layers)]
-    return (*drawn, LayerRow(0, "head", None, "tuned", _head_in_words(plan.head)))
+    return (*drawn, LayerRow(0, "head", None, "tuned", plan.head.in_words()))
 
 
 def _layer_row(layer: Mapping[str, Any], plan: TrialPlan) -> LayerRow:
     index = int(layer["index"])
-    tuned = index <= plan.depth
-    planned = tuned and index <= len(plan.layers)
+    state: State = "tuned" if index <= plan.depth else "locked"
+    if index in plan.reshaped:
+        state = "reshaped"
     return LayerRow(
         index=index,
         label=str(layer["label"]),
         parameters=int(layer["parameters"]),
-        state="tuned" if tuned else "locked",
-        change=_layer_in_words(plan.layers[index - 1]) if planned else "",
+        state=state,
+        change=plan.layers[index - 1].in_words() if state == "reshaped" else "",
     )
-
-
-def _layer_in_words(layer: LayerPlan) -> str:
-    return ", ".join(f"{name} {value}" for name, value in asdict(layer).items() if value != KEEP)
-
-
-def _head_in_words(head: HeadPlan) -> str:
-    hidden = " + ".join(
-        f"{layer.units}" + (f" (dropout {layer.dropout:g})" if layer.dropout else "")
-        for layer in head.hidden
-    )
-    words = hidden or "linear"
-    return words if head.pool == KEEP else f"{head.pool} pooling, {words}"
 
 
 @dataclass(frozen=True)
@@ -149,7 +137,8 @@ def as_text(picture: Sequence[LayerRow]) -> str:
         picture: What :func:`rows` returned.
 
     Returns:
-        Aligned lines without a line break at the end; filled squares are tuned.
+        Aligned lines without a line break at the end. Filled squares are tuned, those with a rim
+        also reshaped.
     """
     lines = [
         (

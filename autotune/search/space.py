@@ -4,26 +4,33 @@ Every trial of a study suggests the same parameters with the same distributions 
 model jointly only what all trials share, optuna issue 5299). A parameter that a choice makes
 meaningless takes its inert value: the *canonical form*. Equal canonical parameters mean equal
 plans, and the samplers learn from all of them.
+
+A layer has only the values that it can take, and the one that it has already is called ``keep``.
+What a layer can take is worked out once; a study stores its space.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
+    distribution_to_json,
+    json_to_distribution,
 )
 from optuna.trial import Trial
 
-from autotune.config import BaselineConfig, SpaceConfig
+from autotune.config import BaselineConfig, Dimension, SpaceConfig
 from autotune.plan import (
+    INHERITING,
     KEEP,
     HeadPlan,
     HiddenLayer,
@@ -32,7 +39,11 @@ from autotune.plan import (
     TrialPlan,
 )
 
+if TYPE_CHECKING:
+    from autotune.models.offers import LayerOffer
+
 Params = dict[str, Any]
+LAYER_FIELDS = tuple(field.name for field in fields(LayerPlan))
 POLICY_FIELDS = ("optimizer", "lr", "layer_decay", "weight_decay", "label_smoothing")
 
 
@@ -78,6 +89,37 @@ def _largest(dimension: Any) -> int:
     return max(dimension) if isinstance(dimension, list) else int(dimension)
 
 
+def single_values(dimension: Any) -> list[Any]:
+    """List the values of a dimension one by one; a range is stood for by its lower end."""
+    if isinstance(dimension, dict):
+        return [dimension["low"]]
+    return dimension if isinstance(dimension, list) else [dimension]
+
+
+def reach(config: SpaceConfig) -> int:
+    """Return how many of the last layers a space may reshape: 0 where all fields are ``keep``."""
+    dimensions = [getattr(config.layers, name) for name in LAYER_FIELDS]
+    if all(single_values(one) == [KEEP] for one in dimensions):
+        return 0
+    return min(_largest(config.depth), config.layers.last)
+
+
+def _possible(dimension: Any, name: str, offer: LayerOffer | None) -> Any:
+    """Leave of a dimension what a layer can take; what it has already is ``keep``."""
+    if offer is None:
+        return KEEP
+    if isinstance(dimension, dict):
+        return KEEP if offer.problem(name, dimension["low"]) else dimension
+    values: list[Any] = []
+    for value in single_values(dimension):
+        if value != KEEP and offer.problem(name, value):
+            continue
+        found = KEEP if value == KEEP or offer.unchanged(name, value) else value
+        if found not in values:
+            values.append(found)
+    return values or KEEP
+
+
 @dataclass(frozen=True)
 class Space:
     """The static space of one study.
@@ -93,16 +135,40 @@ class Space:
     distributions: Mapping[str, BaseDistribution]
 
     @staticmethod
-    def from_config(backbone: str, config: SpaceConfig) -> Space:
-        """Build the space that the ``space`` section of a study file describes."""
-        dimensions: dict[str, tuple[Any, bool]] = {
-            "depth": (config.depth, True),
-            "head.pool": (config.head.pool, False),
-            "head.hidden_layers": (config.head.hidden_layers, True),
-        }
-        for layer in range(1, _largest(config.head.hidden_layers) + 1):
-            dimensions[f"head.units.{layer}"] = (config.head.units, True)
-            dimensions[f"head.dropout.{layer}"] = (config.head.dropout, False)
+    def from_config(
+        backbone: str, config: SpaceConfig, inherit: Dimension, offers: Sequence[LayerOffer]
+    ) -> Space:
+        """Build the space that a study file describes.
+
+        Parameters that no trial could give a meaning (the units of a hidden layer that is never
+        there, a field that the layer has to keep) are left out.
+
+        Args:
+            backbone: timm model name with its pretrained tag.
+            config: The ``space`` section.
+            inherit: The ``inherit`` key.
+            offers: What the last :func:`reach` layers can become; a layer without an offer keeps
+                its shape.
+        """
+        dimensions: dict[str, tuple[Any, bool]] = {"depth": (config.depth, True)}
+        offer_of = {offer.index: offer for offer in offers}
+        for index in range(1, reach(config) + 1):
+            for name in LAYER_FIELDS:
+                possible = _possible(getattr(config.layers, name), name, offer_of.get(index))
+                if single_values(possible) != [KEEP]:
+                    dimensions[f"layer.{index}.{name}"] = (possible, False)
+        if any(name.endswith(INHERITING) for name in dimensions):
+            dimensions["inherit"] = (inherit, False)
+        head = config.head
+        dimensions["head.pool"] = (head.pool, False)
+        dimensions["head.hidden_layers"] = (head.hidden_layers, True)
+        hidden = _largest(head.hidden_layers)
+        if hidden:
+            dimensions["head.activation"] = (head.activation, False)
+            dimensions["head.batch_norm"] = (head.batch_norm, False)
+        for layer in range(1, hidden + 1):
+            dimensions[f"head.units.{layer}"] = (head.units, True)
+            dimensions[f"head.dropout.{layer}"] = (head.dropout, False)
         for name in POLICY_FIELDS:
             dimensions[f"training.{name}"] = (getattr(config.training, name), False)
         fixed: Params = {}
@@ -115,6 +181,34 @@ class Space:
                 distributions[name] = found
         return Space(backbone, fixed, distributions)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the space as plain JSON values, ready for a study's user attributes."""
+        return {
+            "backbone": self.backbone,
+            "fixed": dict(self.fixed),
+            "distributions": {
+                name: json.loads(distribution_to_json(found))
+                for name, found in self.distributions.items()
+            },
+        }
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Space:
+        """Build a space from what :meth:`to_json` returned.
+
+        Raises:
+            KeyError: When a part is missing.
+            ValueError: When there is a distribution that Optuna does not know.
+        """
+        return Space(
+            values["backbone"],
+            dict(values["fixed"]),
+            {
+                name: json_to_distribution(json.dumps(found))
+                for name, found in values["distributions"].items()
+            },
+        )
+
     def canonical(self, params: Mapping[str, Any]) -> Params:
         """Replace parameters that have no meaning under the others by their inert value.
 
@@ -125,19 +219,15 @@ class Space:
             The same parameters in canonical form, in the order of the space.
         """
         everything = {**self.fixed, **params}
-        inert = {
-            name
-            for name in everything
-            if (
-                name.startswith(("head.units.", "head.dropout."))
-                and int(name.rsplit(".", 1)[1]) > everything["head.hidden_layers"]
-            )
-            or (name == "training.layer_decay" and everything["depth"] == 0)
-        }
-        return {
-            name: inert_value(found) if name in inert else params[name]
+        result = {
+            name: params[name] if _has_meaning(name, everything) else inert_value(found)
             for name, found in self.distributions.items()
         }
+        if result.get("inherit") == "data" and not _changes(everything, ("width",)):
+            # There is nothing that training images could choose.
+            chosen = self.distributions["inherit"]
+            result["inherit"] = "weights" if contains(chosen, "weights") else "data"
+        return result
 
     def plan(self, params: Mapping[str, Any]) -> TrialPlan:
         """Build the trial plan that parameters describe.
@@ -153,21 +243,38 @@ class Space:
         policy = {name: values[f"training.{name}"] for name in POLICY_FIELDS}
         if values["depth"] == 0:
             policy["layer_decay"] = 1.0
+        layers = tuple(
+            LayerPlan(**{name: values.get(f"layer.{i}.{name}", KEEP) for name in LAYER_FIELDS})
+            for i in range(1, values["depth"] + 1)
+        )
+        head = HeadPlan(hidden, values["head.pool"])
+        if hidden:
+            head = replace(
+                head, activation=values["head.activation"], batch_norm=values["head.batch_norm"]
+            )
+        inherits = "inherit" in values and _has_meaning("inherit", values)
         return TrialPlan(
             backbone=self.backbone,
             depth=values["depth"],
-            layers=(LayerPlan(),) * values["depth"],
-            head=HeadPlan(hidden, values["head.pool"]),
+            layers=layers,
+            head=head,
             policy=TrainingPolicy(**policy),
+            inherit=values["inherit"] if inherits else "weights",
         )
 
     def params(self, plan: TrialPlan) -> Params | None:
         """Return the canonical parameters of a plan, ``None`` when it is not in the space."""
         values: Params = {
             "depth": plan.depth,
+            "inherit": plan.inherit,
             "head.pool": plan.head.pool,
             "head.hidden_layers": len(plan.head.hidden),
+            "head.activation": plan.head.activation,
+            "head.batch_norm": plan.head.batch_norm,
         }
+        for index, planned in enumerate(plan.layers, start=1):
+            for name in LAYER_FIELDS:
+                values[f"layer.{index}.{name}"] = getattr(planned, name)
         for index, layer in enumerate(plan.head.hidden, start=1):
             values[f"head.units.{index}"] = layer.units
             values[f"head.dropout.{index}"] = layer.dropout
@@ -205,6 +312,28 @@ class Space:
             else:
                 policy[name] = within(self.distributions[key], default)
         return TrialPlan(self.backbone, policy=TrainingPolicy(**{**policy, "layer_decay": 1.0}))
+
+
+def _has_meaning(name: str, values: Mapping[str, Any]) -> bool:
+    """Tell whether a parameter has an effect under the values of all others."""
+    if name.startswith("layer."):
+        return int(name.split(".")[1]) <= int(values["depth"])
+    if name == "inherit":
+        return _changes(values, INHERITING)
+    if name in ("head.activation", "head.batch_norm"):
+        return bool(values["head.hidden_layers"])
+    if name.startswith(("head.units.", "head.dropout.")):
+        return int(name.rsplit(".", 1)[1]) <= int(values["head.hidden_layers"])
+    return name != "training.layer_decay" or bool(values["depth"])
+
+
+def _changes(values: Mapping[str, Any], names: Sequence[str]) -> bool:
+    """Tell whether a tuned layer changes one of some fields."""
+    return any(
+        values.get(f"layer.{index}.{name}", KEEP) != KEEP
+        for index in range(1, values["depth"] + 1)
+        for name in names
+    )
 
 
 def suggest(trial: Trial, name: str, found: BaseDistribution) -> Any:

@@ -6,22 +6,25 @@ the backbone and its weights are looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from autotune.config import POOLS, SpaceConfig, StudyConfig
 from autotune.data.images import ImageSpec
 from autotune.data.sources import Source
 from autotune.data.task import check_dataset, dataset_fingerprint
-from autotune.errors import ConfigError, PlanError, Problem, UserError
+from autotune.errors import ConfigError, PlanError, Problem, UserError, in_yaml
 from autotune.models.backbone import Backbone, build, check_name, data_config, load_backbone
 from autotune.models.layers import Layer, layers_of
 from autotune.models.network import feature_count, set_pool
+from autotune.models.offers import LayerOffer, offers_of
 from autotune.plan import KEEP
-from autotune.search.space import Space
+from autotune.search.space import LAYER_FIELDS, Space, reach, single_values
 from autotune.storage.database import parse_url
 
 _T = TypeVar("_T")
@@ -37,6 +40,7 @@ class Definition:
         source: The images.
         backbone: The pretrained backbone.
         layers: Its layers, the last one first.
+        offers: What its last layers can become, as many as the space may reshape.
         spec: How images enter the backbone.
         fingerprint: Of the images, their classes and their split.
     """
@@ -46,6 +50,7 @@ class Definition:
     source: Source
     backbone: Backbone
     layers: tuple[Layer, ...]
+    offers: tuple[LayerOffer, ...]
     spec: ImageSpec
     fingerprint: str
 
@@ -72,12 +77,12 @@ def define(config: StudyConfig) -> Definition:
     named = attempt("backbone", lambda: check_name(config.backbone)) is None and not any(
         problem.key == "backbone" for problem in problems
     )
-    backbone = layers = None
+    backbone = blank = None
     if named:
         size = config.data.image_size
-        layers = attempt("backbone", lambda: _layers(config))
-        if layers is not None:
-            problems.extend(_space_problems(config.space, config.backbone, layers, size))
+        blank = attempt("backbone", lambda: _Blank.of(config))
+        if blank is not None:
+            problems.extend(_space_problems(config.space, blank))
         backbone = attempt("weights", lambda: load_backbone(config.backbone, config.weights, size))
     spec = None
     if backbone is not None:
@@ -85,54 +90,103 @@ def define(config: StudyConfig) -> Definition:
         spec = attempt(
             "backbone", lambda: ImageSpec.from_data_config(wanted, config.data.image_size)
         )
-    if problems or source is None or backbone is None or layers is None or spec is None:
+    if problems or source is None or backbone is None or blank is None or spec is None:
         raise ConfigError(config.name or "study", problems)
-    space = Space.from_config(config.backbone, config.space)
+    space = Space.from_config(config.backbone, config.space, config.inherit, blank.offers)
     fingerprint = dataset_fingerprint(source, config.data)
-    return Definition(config, space, source, backbone, layers, spec, fingerprint)
+    return Definition(
+        config, space, source, backbone, blank.layers, blank.offers, spec, fingerprint
+    )
 
 
-def _layers(config: StudyConfig) -> tuple[Layer, ...]:
-    return layers_of(build(config.backbone, config.data.image_size, device="meta"))
+@dataclass(frozen=True)
+class _Blank:
+    """A backbone on the meta device, and what can be known of it without its weights."""
+
+    name: str
+    model: nn.Module
+    input_size: tuple[int, int, int]
+    layers: tuple[Layer, ...]
+    offers: tuple[LayerOffer, ...]
+
+    @staticmethod
+    def of(config: StudyConfig) -> _Blank:
+        size = config.data.image_size
+        model = build(config.backbone, size, device="meta")
+        input_size = data_config(model, size)["input_size"]
+        layers = layers_of(model)
+        within_reach = layers[: reach(config.space)]
+        offers = offers_of(model, within_reach, input_size) if within_reach else ()
+        return _Blank(config.backbone, model, input_size, layers, offers)
 
 
-def _space_problems(
-    space: SpaceConfig, name: str, layers: Sequence[Layer], image_size: int | None
-) -> list[Problem]:
+def _space_problems(space: SpaceConfig, blank: _Blank) -> list[Problem]:
     """Check the parts of a space that depend on the backbone."""
-    problems = []
+    return [
+        *_depth_problems(space, blank),
+        *_layer_problems(space, blank.offers),
+        *_pool_problems(space, blank),
+    ]
+
+
+def _depth_problems(space: SpaceConfig, blank: _Blank) -> Iterator[Problem]:
     depths = space.depth if isinstance(space.depth, list) else [space.depth]
     largest = max(int(one["high"] if isinstance(one, dict) else one) for one in depths)
-    if largest > len(layers):
-        problems.append(
-            Problem(
-                "space.depth",
-                f"must be at most {len(layers)}, the number of layers of {name!r}, "
-                f"but got {largest}",
+    if largest > len(blank.layers):
+        yield Problem(
+            "space.depth",
+            f"must be at most {len(blank.layers)}, the number of layers of {blank.name!r}, "
+            f"but got {largest}",
+        )
+    given = [name for name, _ in _changes(space)]
+    if not largest and given:
+        yield Problem(
+            "space.depth",
+            f"must be above 0 in some trials because space.layers.{given[0]} changes tuned layers "
+            f"alone, but got {in_yaml(space.depth)}; give a range such as {{low: 0, high: 4}}",
+        )
+
+
+def _changes(space: SpaceConfig) -> Iterator[tuple[str, Any]]:
+    """Yield every value of a layer field that is not ``keep``, with the field's name."""
+    for name in LAYER_FIELDS:
+        for value in single_values(getattr(space.layers, name)):
+            if value != KEEP:
+                yield name, value
+
+
+def _layer_problems(space: SpaceConfig, offers: Sequence[LayerOffer]) -> Iterator[Problem]:
+    """Find the values that no layer can take; those of some layers alone are no mistake."""
+    for name, value in _changes(space):
+        if offers and all(offer.problem(name, value) for offer in offers):
+            others = {1: "", 2: "; nor can layer 2 take it"}.get(
+                len(offers), f"; nor can layers 2 to {len(offers)} take it"
             )
-        )
+            problem = f"{offers[0].problem(name, value)} (layer 1{others})"
+            yield Problem(f"space.layers.{name}", problem)
+
+
+def _pool_problems(space: SpaceConfig, blank: _Blank) -> Iterator[Problem]:
     pools = space.head.pool if isinstance(space.head.pool, list) else [space.head.pool]
-    refused = {pool: _pool_problem(name, str(pool), image_size) for pool in pools}
+    refused = {pool: _pool_problem(str(pool), blank) for pool in pools}
     if any(refused.values()):
-        works = [one for one in POOLS if not _pool_problem(name, one, image_size)]
-        problems.extend(
-            Problem("space.head.pool", f"{reason}; {name!r} allows {', '.join(works)}")
-            for reason in refused.values()
-            if reason
-        )
-    return problems
+        works = [one for one in POOLS if not _pool_problem(one, blank)]
+        for reason in refused.values():
+            if reason:
+                yield Problem(
+                    "space.head.pool", f"{reason}; {blank.name!r} allows {', '.join(works)}"
+                )
 
 
-def _pool_problem(name: str, pool: str, image_size: int | None) -> str:
+def _pool_problem(pool: str, blank: _Blank) -> str:
     """Try a pooling on the meta device; return why it does not work, or an empty string."""
     if pool == KEEP:
         return ""
-    module = build(name, image_size, device="meta")
-    size = int(data_config(module, image_size)["input_size"][-1])
+    module = copy.deepcopy(blank.model)
     try:
-        set_pool(module, pool, name)
+        set_pool(module, pool, blank.name)
         with torch.device("meta"):
-            feature_count(module, (3, size, size))
+            feature_count(module, blank.input_size)
     except (PlanError, RuntimeError, ValueError, AssertionError) as error:
         return f"cannot pool with {pool!r} ({str(error).splitlines()[0][:120]})"
     return ""

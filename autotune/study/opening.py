@@ -181,6 +181,7 @@ def _remember(
             "layers": [layer.to_json() for layer in definition.layers],
         },
     )
+    study.set_user_attr(record.SPACE, definition.space.to_json())
     study.set_user_attr(record.FILES, str(files.root))
     versions = {package: version(package) for package in _PACKAGES}
     study.set_user_attr(record.ENVIRONMENT, {"python": platform.python_version(), **versions})

@@ -21,6 +21,7 @@ DEFINITION = "definition"  # dict: what StudyConfig.definition() returned
 BUDGET = "budget"  # dict: {"trials": int, "timeout": float | None}
 DATASET = "dataset"  # dict: what TaskInfo.to_json() returned
 BACKBONE = "backbone"  # dict: {"name", "weights_hash", "parameters", "layers": [Layer.to_json()]}
+SPACE = "space"  # dict: what Space.to_json() returned
 FILES = "files"  # str: folder of the study's files
 ENVIRONMENT = "environment"  # dict: package -> version
 

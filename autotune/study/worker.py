@@ -115,7 +115,7 @@ def prepare(opened: OpenStudy) -> Workbench:
     return Workbench(
         opened=opened,
         config=config,
-        space=Space.from_config(config.backbone, config.space),
+        space=Space.from_json(opened.study.user_attrs[record.SPACE]),
         backbone=backbone,
         task=task,
         train=task.train_views(training.augment, training.views, config.search.seed),

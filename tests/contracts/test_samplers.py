@@ -19,12 +19,15 @@ from autotune.plan import TrialPlan
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import STARTUP_TRIALS, CanonicalSampler, make_sampler
 from autotune.search.space import Params, Space, contains
+from tests.support.offers import offers
 
 MODELS = tuple(name for name in SAMPLERS if name != "random")
 
 
 def space_of(**config: Any) -> Space:
-    return Space.from_config("resnet18", SpaceConfig.model_validate(config))
+    return Space.from_config(
+        "resnet18", SpaceConfig.model_validate(config), ["weights", "none"], offers(3)
+    )
 
 
 FULL = space_of(
@@ -41,12 +44,23 @@ FULL = space_of(
         "label_smoothing": [0, 0.1, 0.25],
     },
 )
+LAYERS = space_of(
+    depth={"low": 0, "high": 3},
+    layers={
+        "kernel": ["keep", 1, 5],
+        "width": [0.5, "keep", 64],
+        "dropout": {"low": 0.0, "high": 0.5},
+        "drop_path": ["keep", 0.1],
+    },
+    head={"hidden_layers": [0, 1], "activation": ["relu", "tanh"], "batch_norm": [True, False]},
+)
 ONE = space_of(depth={"low": 0, "high": 5})
 ONE_CHOICE = space_of(head={"pool": ["keep", "max"]})
 NOTHING = space_of(depth=2)
 NO_BASELINE = space_of(depth={"low": 1, "high": 4}, training={"lr": {"low": 1e-4, "high": 1}})
 SPACES = {
     "full": FULL,
+    "layers": LAYERS,
     "one": ONE,
     "one choice": ONE_CHOICE,
     "nothing": NOTHING,

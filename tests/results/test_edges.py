@@ -37,6 +37,11 @@ from tests.support.studies import make_study
         ("depth", IntDistribution(0, 5), 0, "lower", False),
         ("depth", IntDistribution(0, 1), 1, "", True),
         ("head.hidden_layers", IntDistribution(0, 3), 3, "upper", False),
+        ("layer.1.dropout", FloatDistribution(0.0, 0.5), 0.5, "upper", True),
+        ("layer.1.drop_path", FloatDistribution(0.0, 0.9), 0.9, "upper", False),
+        ("layer.2.width", CategoricalDistribution([0.5, 1.5, 2.0]), 2.0, "upper", True),
+        ("layer.2.width", CategoricalDistribution(["keep", 1.5, 2.0]), 2.0, "", True),
+        ("layer.2.kernel", CategoricalDistribution([3, 5, 7]), 7, "upper", False),
     ],
 )
 def test_edges(

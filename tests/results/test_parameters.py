@@ -58,9 +58,33 @@ def test_slice_of_one_parameter() -> None:
     assert "baseline" in traces(parameters.slice_figure(study, "depth"))
 
 
-def test_a_definition_that_cannot_be_read_does_not_hide_the_trials(study: Study) -> None:
+def test_the_space_is_the_one_that_the_study_remembers(study: Study) -> None:
+    space = some(parameters.space_of(study))
+    assert tuple(space.distributions) == parameters.parameter_names(study)
+    assert all(
+        space.distributions[name] == found
+        for one in study.trials
+        for name, found in one.distributions.items()
+    )
+
+
+def test_slices_of_a_layer_show_the_trials_that_tune_it() -> None:
+    layers = {"kernel": ["keep", 1, 5], "last": 2}
+    study = make_study(space={**ONE_PARAMETER, "layers": layers})
+    shown = some(parameters.slice_figure(study, "layer.2.kernel"))
+    expected = {
+        one.number
+        for one in study.get_trials(states=(TrialState.COMPLETE,))
+        if one.params["depth"] >= 2
+    }
+    assert {row[0] for trace in shown.data for row in trace.customdata} == expected
+    assert "layer.3.kernel" not in parameters.parameter_names(study)
+
+
+@pytest.mark.parametrize("stored", [None, {"colour": 3}, {"backbone": "r", "fixed": 3}])
+def test_a_space_that_cannot_be_read_does_not_hide_the_trials(stored: object) -> None:
     other = make_study()
-    other.set_user_attr(record.DEFINITION, {"space": {"colour": 3}})
+    other.set_user_attr(record.SPACE, stored)
     assert parameters.space_of(other) is None
     drawn = some(parameters.slice_figure(other, "head.units.2"))
     assert sum(len(trace.x) for trace in drawn.data) > 0

@@ -36,14 +36,15 @@ def test_rows_run_from_the_input_to_the_head() -> None:
 
 
 def test_changes_are_those_of_the_layer_counted_from_the_output() -> None:
-    picture = rows(layers(3), plan(2, LayerPlan(kernel="5"), LayerPlan(width="0.5", drop="0.1")))
-    assert [row.change for row in picture[:-1]] == ["", "width 0.5, drop 0.1", "kernel 5"]
+    picture = rows(layers(3), plan(2, LayerPlan(kernel=5), LayerPlan(width=0.5, drop_path=0.1)))
+    assert [row.change for row in picture[:-1]] == ["", "width 0.5, drop path 0.1", "kernel 5"]
+    assert [row.state for row in picture] == ["locked", "reshaped", "reshaped", "tuned"]
 
 
 def test_head_in_words() -> None:
     head = HeadPlan((HiddenLayer(256, 0.5), HiddenLayer(64)), pool="max")
     assert rows(layers(1), plan(0, head=head))[-1].change == (
-        "max pooling, 256 (dropout 0.5) + 64"
+        "256 (dropout 0.5) + 64, max pooling"
     )
 
 
@@ -52,12 +53,20 @@ def test_depth_beyond_the_backbone_tunes_everything() -> None:
 
 
 def test_text_is_aligned_and_one_line_per_layer() -> None:
-    assert as_text(rows(layers(3), plan(2, LayerPlan(kernel="5"), LayerPlan()))) == (
-        "□ layer 3  locked  3.00 k parameters  block.0\n"
-        "■ layer 2  tuned   2.00 k parameters  block.1\n"
-        "■ layer 1  tuned   1.00 k parameters  block.2  kernel 5\n"
-        "■ head     tuned                               linear"
+    assert as_text(rows(layers(3), plan(2, LayerPlan(kernel=5), LayerPlan()))) == (
+        "□ layer 3  locked    3.00 k parameters  block.0\n"
+        "■ layer 2  tuned     2.00 k parameters  block.1\n"
+        "▣ layer 1  reshaped  1.00 k parameters  block.2  kernel 5\n"
+        "■ head     tuned                                 linear"
     )
+
+
+def test_the_picture_says_what_the_plan_says() -> None:
+    head = HeadPlan((HiddenLayer(8),), activation="gelu", batch_norm=False)
+    found = plan(1, LayerPlan(kernel=5, width=512), head=head)
+    *_, layer, last = rows(layers(3), found)
+    assert f"layer 1 {layer.change}" in found.in_words()
+    assert f"head {last.change}" in found.in_words()
 
 
 def test_text_joins_a_long_run_of_locked_layers() -> None:
@@ -115,6 +124,14 @@ def test_html_opens_a_run_to_its_layers() -> None:
     assert parsed.classes == ["locked", "tuned", "tuned", "tuned", "tuned"]
     assert parsed.tags.count("details") == 1
     assert parsed.tags.count("li") == 5 + 57
+
+
+def test_html_marks_what_is_reshaped_and_joins_like_changes() -> None:
+    parsed = _Items()
+    parsed.feed(as_html(rows(layers(16), plan(15, *[LayerPlan(width=0.5)] * 14, LayerPlan()))))
+    assert parsed.classes == ["locked", "tuned", "reshaped", "tuned"]
+    assert parsed.tags.count("details") == 1
+    assert "reshaped" in parsed.text
 
 
 def test_html_escapes_labels() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from typing import Any
@@ -16,7 +17,17 @@ from optuna.distributions import (
 
 from autotune.config import BaselineConfig, SpaceConfig
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
-from autotune.search.space import Params, Space, contains, distribution, inert_value, within
+from autotune.search.space import (
+    LAYER_FIELDS,
+    Params,
+    Space,
+    contains,
+    distribution,
+    inert_value,
+    reach,
+    within,
+)
+from tests.support.offers import PlainOffer, offers
 
 FULL: dict[str, Any] = {
     "depth": {"low": 0, "high": 5},
@@ -36,8 +47,16 @@ FULL: dict[str, Any] = {
 }
 
 
-def space_of(**config: Any) -> Space:
-    return Space.from_config("resnet18", SpaceConfig.model_validate(config))
+#: What layers change in the spaces below.
+SHAPES: dict[str, Any] = {
+    "depth": {"low": 0, "high": 3},
+    "layers": {"kernel": ["keep", 3, 5], "width": ["keep", 0.5], "pool": "max2", "last": 2},
+}
+
+
+def space_of(inherit: Any = "weights", of: Any = None, **config: Any) -> Space:
+    found = offers(8) if of is None else of
+    return Space.from_config("resnet18", SpaceConfig.model_validate(config), inherit, found)
 
 
 def dimension(low: float, high: float, integer: bool) -> st.SearchStrategy[Any]:
@@ -59,17 +78,60 @@ def dimension(low: float, high: float, integer: bool) -> st.SearchStrategy[Any]:
     )
 
 
-def names(*allowed: str) -> st.SearchStrategy[Any]:
+def names(*allowed: Any) -> st.SearchStrategy[Any]:
     return st.sampled_from(allowed) | st.lists(st.sampled_from(allowed), min_size=1, unique=True)
 
 
+VALUES: dict[str, tuple[Any, ...]] = {
+    "kernel": (1, 3, 5),
+    "width": (0.5, 1.0, 64),
+    "bridge": (0.5, 64),
+    "activation": ("relu", "elu"),
+    "pool": ("max2", "avg3"),
+    "dropout": (0.0, 0.5),
+    "drop_path": (0.0, 0.2),
+}
+#: Layers that have some values already and cannot take some others.
+layer_offers = st.tuples(
+    *(
+        st.builds(
+            PlainOffer,
+            index=st.just(index),
+            present=st.fixed_dictionaries(
+                {}, optional={name: st.sampled_from(one) for name, one in VALUES.items()}
+            ),
+            refused=st.fixed_dictionaries(
+                {},
+                optional={
+                    name: st.lists(st.sampled_from(one), max_size=3).map(tuple)
+                    for name, one in VALUES.items()
+                },
+            ),
+            reasons=st.dictionaries(
+                st.sampled_from(LAYER_FIELDS), st.just("it has none"), max_size=2
+            ),
+        )
+        for index in (1, 2, 3)
+    )
+)
+rates = names("keep", 0.0, 0.5) | dimension(0, 0.8, False)
 spaces = st.fixed_dictionaries(
     {
         "depth": dimension(0, 8, True),
+        "layers": st.fixed_dictionaries(
+            {"last": st.integers(1, 4)},
+            optional={
+                **{name: names("keep", *one) for name, one in VALUES.items()},
+                "dropout": rates,
+                "drop_path": rates,
+            },
+        ),
         "head": st.fixed_dictionaries(
             {
                 "hidden_layers": dimension(0, 3, True),
                 "units": dimension(1, 512, True),
+                "activation": names("relu", "tanh"),
+                "batch_norm": names(True, False),
                 "dropout": dimension(0, 0.9, False),
                 "pool": names("keep", "avg", "max", "avgmax"),
             }
@@ -83,6 +145,8 @@ spaces = st.fixed_dictionaries(
                 "label_smoothing": dimension(0, 0.5, False),
             }
         ),
+        "inherit": names("weights", "data", "none"),
+        "of": layer_offers,
     }
 ).map(lambda values: space_of(**values))
 
@@ -150,7 +214,7 @@ def test_every_key_is_either_searched_or_fixed_under_its_dotted_name() -> None:
         "training.weight_decay",
         "training.label_smoothing",
     ]
-    assert not space.fixed
+    assert space.fixed == {"head.activation": "relu", "head.batch_norm": True}
     plain = space_of()
     assert not plain.distributions
     assert plain.fixed == {
@@ -175,6 +239,174 @@ def test_there_are_as_many_hidden_layers_as_there_can_be(hidden: Any, count: int
 def test_no_distribution_is_adjusted(space: Space) -> None:
     assert not space.fixed.keys() & space.distributions.keys()
     assert all(not found.single() for found in space.distributions.values())
+
+
+# Layers
+
+
+def test_layers_have_fields_up_to_the_last_one_of_the_file() -> None:
+    space = space_of(["weights", "none"], **SHAPES)
+    assert list(space.distributions)[:6] == [
+        "depth",
+        "layer.1.kernel",
+        "layer.1.width",
+        "layer.2.kernel",
+        "layer.2.width",
+        "inherit",
+    ]
+    assert (space.fixed["layer.1.pool"], space.fixed["layer.2.pool"]) == ("max2", "max2")
+    assert not any(name.startswith("layer.3") for name in (*space.distributions, *space.fixed))
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        (SHAPES, 2),
+        ({"depth": 5, "layers": {"dropout": {"low": 0, "high": 0.5}}}, 5),
+        ({"depth": [0, 20], "layers": {"kernel": 3}}, 8),
+        ({"depth": [0, 20]}, 0),
+        ({"depth": 5, "layers": {"kernel": "keep", "width": ["keep"]}}, 0),
+        ({"depth": 0, "layers": {"kernel": 3}}, 0),
+    ],
+)
+def test_reach(config: dict[str, Any], count: int) -> None:
+    assert reach(SpaceConfig.model_validate(config)) == count
+
+
+def test_a_layer_has_only_the_values_that_it_can_take() -> None:
+    of = (
+        PlainOffer(1, present={"kernel": 3}, reasons={"pool": "it does not pool"}),
+        PlainOffer(2, refused={"kernel": (5,), "width": (0.5,)}),
+    )
+    space = space_of(of=of, **SHAPES)
+    assert space.distributions["layer.1.kernel"] == CategoricalDistribution(["keep", 5])
+    assert space.distributions["layer.2.kernel"] == CategoricalDistribution(["keep", 3])
+    assert "layer.1.pool" not in space.fixed
+    assert space.fixed["layer.2.pool"] == "max2"
+    assert "layer.1.width" in space.distributions
+    assert "layer.2.width" not in {*space.distributions, *space.fixed}
+    plan = space.plan({**_largest_params(space), "layer.2.kernel": 3})
+    assert plan.layers == (
+        LayerPlan(kernel=5, width=0.5),
+        LayerPlan(kernel=3, pool="max2"),
+        LayerPlan(),
+    )
+
+
+def _largest_params(space: Space) -> Params:
+    return {
+        name: found.choices[-1] if isinstance(found, CategoricalDistribution) else found.high  # type: ignore[attr-defined]
+        for name, found in space.distributions.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "present", "left"),
+    [
+        ([3, 5], 3, CategoricalDistribution(["keep", 5])),
+        ([5, "keep", 3], 3, CategoricalDistribution([5, "keep"])),
+        ([5, "keep"], 5, None),
+        ([1, 3], 7, CategoricalDistribution([1, 3])),
+    ],
+)
+def test_what_a_layer_has_already_is_called_keep(given: Any, present: int, left: Any) -> None:
+    of = (PlainOffer(1, present={"kernel": present}),)
+    space = space_of(of=of, depth=1, layers={"kernel": given})
+    assert space.distributions.get("layer.1.kernel") == left
+    assert "layer.1.kernel" not in space.fixed
+
+
+@pytest.mark.parametrize("refused", [(), (0.1,)])
+def test_a_range_is_taken_as_a_whole_or_not_at_all(refused: tuple[float, ...]) -> None:
+    of = (PlainOffer(1, refused={"dropout": refused}),)
+    space = space_of(of=of, depth=1, layers={"dropout": {"low": 0.1, "high": 0.5}})
+    assert space.distributions.get("layer.1.dropout") == (
+        None if refused else FloatDistribution(0.1, 0.5)
+    )
+
+
+def test_a_layer_without_an_offer_keeps_its_shape() -> None:
+    assert space_of(of=(), **SHAPES).distributions == {"depth": IntDistribution(0, 3)}
+
+
+@pytest.mark.parametrize(
+    ("layers", "found"),
+    [
+        ({"width": 0.5}, True),
+        ({"bridge": ["keep", 0.5]}, True),
+        ({"kernel": "keep", "activation": "elu", "pool": "max2", "dropout": 0.1}, False),
+    ],
+)
+def test_what_is_inherited_matters_to_changed_weights_alone(
+    layers: dict[str, Any], found: bool
+) -> None:
+    space = space_of(["weights", "none"], depth=1, layers=layers)
+    assert ("inherit" in space.distributions) == found
+    assert space.plan(_largest_params(space)).inherit == ("none" if found else "weights")
+
+
+def test_inherit_has_no_meaning_while_no_tuned_layer_changes_weights() -> None:
+    space = space_of(["none", "weights", "data"], **SHAPES)
+    plain = {name: inert_value(found) for name, found in space.distributions.items()}
+
+    def canonical(**given: Any) -> Any:
+        params = {**plain, **{name.replace("__", "."): one for name, one in given.items()}}
+        return space.canonical(params)["inherit"], space.plan(params).inherit
+
+    assert canonical(depth=1, inherit="data") == ("none", "weights")
+    assert canonical(depth=0, layer__1__kernel=5, inherit="data") == ("none", "weights")
+    assert canonical(depth=1, layer__2__width=0.5, inherit="data") == ("none", "weights")
+    assert canonical(depth=2, layer__2__width=0.5, inherit="data") == ("data", "data")
+    # Images choose channels; of a kernel they choose nothing.
+    assert canonical(depth=1, layer__1__kernel=5, inherit="data") == ("weights", "weights")
+    assert canonical(depth=1, layer__1__kernel=5, inherit="none") == ("none", "none")
+    assert canonical(depth=3, inherit="weights") == ("none", "weights")
+
+
+def test_locked_layers_have_inert_values() -> None:
+    space = space_of(**SHAPES)
+    canonical = space.canonical({**_largest_params(space), "depth": 1})
+    assert (canonical["layer.1.kernel"], canonical["layer.2.kernel"]) == (5, "keep")
+    assert space.plan({**_largest_params(space), "depth": 1}).layers == (
+        LayerPlan(kernel=5, width=0.5, pool="max2"),
+    )
+
+
+def test_a_linear_head_has_no_activation_and_no_batch_norm() -> None:
+    head = {"hidden_layers": [0, 1], "activation": "gelu", "batch_norm": [False, True]}
+    space = space_of(head=head)
+    assert space.plan({"head.hidden_layers": 0, "head.batch_norm": True}).head == HeadPlan()
+    assert space.plan({"head.hidden_layers": 1, "head.batch_norm": False}).head == HeadPlan(
+        (HiddenLayer(256),), activation="gelu", batch_norm=False
+    )
+    linear = space_of(head={"activation": ["gelu", "relu"], "batch_norm": [True, False]})
+    assert not linear.distributions
+
+
+# JSON
+
+
+@given(with_params)
+def test_a_space_comes_back_from_json_as_it_was(given: tuple[Space, Params]) -> None:
+    space, params = given
+    again = Space.from_json(json.loads(json.dumps(space.to_json())))
+    assert again == space
+    assert list(again.distributions) == list(space.distributions)
+    assert json.dumps(again.to_json()) == json.dumps(space.to_json())
+    assert again.plan(params) == space.plan(params)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"backbone": "r", "fixed": {}},
+        {"backbone": "r", "fixed": {}, "distributions": {"depth": {"name": "Odd"}}},
+    ],
+)
+def test_from_json_refuses_what_is_no_space(values: dict[str, Any]) -> None:
+    with pytest.raises((KeyError, ValueError)):
+        Space.from_json(values)
 
 
 # Canonical form
@@ -255,11 +487,30 @@ def test_the_plan_of_parameters() -> None:
         TrialPlan("resnet18", policy=TrainingPolicy("adagrad")),
         TrialPlan("resnet18", policy=TrainingPolicy(lr=2.0)),
         TrialPlan("resnet18", policy=TrainingPolicy(weight_decay=1e-4)),
-        TrialPlan("resnet18", 1, (LayerPlan(kernel="3"),), policy=TrainingPolicy(weight_decay=0)),
+        TrialPlan("resnet18", 1, (LayerPlan(kernel=3),), policy=TrainingPolicy(weight_decay=0)),
+        TrialPlan("resnet18", 2, (LayerPlan(),), policy=TrainingPolicy(weight_decay=0)),
+        TrialPlan("resnet18", 1, (LayerPlan(),), inherit="none"),
+        TrialPlan("resnet18", head=HeadPlan((HiddenLayer(64),), activation="gelu")),
+        TrialPlan("resnet18", head=HeadPlan(batch_norm=False)),
     ],
 )
 def test_a_plan_outside_of_the_space_has_no_parameters(plan: TrialPlan) -> None:
     assert space_of(**FULL).params(plan) is None
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (LayerPlan(pool="max2", kernel=3), LayerPlan()),
+        (LayerPlan(pool="max2", kernel=1),),
+        (LayerPlan(pool="max2", dropout=0.1),),
+        (LayerPlan(pool="max2"), LayerPlan(pool="max2"), LayerPlan(pool="max2")),
+        (LayerPlan(pool="max2", width="0.5"),),
+    ],
+)
+def test_layers_outside_of_the_space_have_no_parameters(layers: tuple[LayerPlan, ...]) -> None:
+    plan = TrialPlan("resnet18", len(layers), layers)
+    assert space_of(**SHAPES).params(plan) is None
 
 
 # Baseline

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from autotune.errors import ConfigError
+from autotune.errors import ConfigError, Problem
 from autotune.study.definition import define
 from tests.support.small import small_config
 
@@ -16,6 +17,7 @@ def test_a_good_file_is_defined(tmp_path: Path) -> None:
     assert [layer.index for layer in definition.layers] == [1, 2, 3, 4, 5]
     assert definition.spec.size == 16
     assert len(definition.source.classes) == 10
+    assert definition.offers == ()  # nothing asks for them
     assert not (tmp_path / "study.db").exists()
 
 
@@ -65,3 +67,82 @@ def test_pooling_that_the_backbone_does_not_have(tmp_path: Path) -> None:
     assert problem.key == "space.head.pool"
     assert "cannot pool with 'max'" in problem.message
     assert "'levit_128s' allows keep" in problem.message
+
+
+def problems_of(folder: Path, **overrides: Any) -> list[Problem]:
+    with pytest.raises(ConfigError) as caught:
+        define(small_config(folder, **overrides))
+    return list(caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("depth", "last", "reach"), [({"low": 0, "high": 5}, 2, 2), ([0, 3], 8, 3), (5, 8, 5)]
+)
+def test_the_layers_within_reach_are_looked_at(
+    depth: Any, last: int, reach: int, tmp_path: Path
+) -> None:
+    layers = {"kernel": ["keep", 3, 5], "last": last}
+    definition = define(small_config(tmp_path, space__depth=depth, space__layers=layers))
+    assert [offer.index for offer in definition.offers] == list(range(1, reach + 1))
+    kernels = {
+        name: list(found.choices)
+        for name, found in definition.space.distributions.items()
+        if name.endswith(".kernel")
+    }
+    # All of its kernels have three taps a side.
+    assert kernels == {f"layer.{i}.kernel": ["keep", 5] for i in range(1, reach + 1)}
+
+
+def test_a_layer_keeps_what_it_cannot_change(tmp_path: Path) -> None:
+    definition = define(small_config(tmp_path, space__layers={"pool": ["keep", "avg3"]}))
+    pooling = [offer.index for offer in definition.offers if "pool" not in offer.reasons]
+    assert 0 < len(pooling) < 5
+    assert [
+        name
+        for name in definition.space.distributions
+        if name.endswith(".pool") and "layer" in name
+    ] == [f"layer.{index}.pool" for index in pooling]
+
+
+def test_values_that_no_layer_can_take(tmp_path: Path) -> None:
+    layers = {"kernel": ["keep", 5], "dropout": [0.1, 0.2], "drop_path": 0.1}
+    assert problems_of(tmp_path, space__layers=layers) == [
+        Problem(
+            "space.layers.dropout",
+            f"must be keep, but got {share}: it has no dropout (layer 1; nor can layers 2 to 5 "
+            "take it)",
+        )
+        for share in (0.1, 0.2)
+    ]
+    alone = {"dropout": {"low": 0.1, "high": 0.2}, "last": 1}
+    assert problems_of(tmp_path, space__layers=alone) == [
+        Problem("space.layers.dropout", "must be keep, but got 0.1: it has no dropout (layer 1)")
+    ]
+
+
+@pytest.mark.parametrize("depth", [0, [0], {"low": 0, "high": 0}])
+def test_changes_of_layers_that_are_never_tuned(depth: Any, tmp_path: Path) -> None:
+    (problem,) = problems_of(
+        tmp_path, space__depth=depth, space__layers={"width": 0.5, "activation": "elu"}
+    )
+    assert problem.key == "space.depth"
+    assert problem.message.startswith(
+        "must be above 0 in some trials because space.layers.width changes tuned layers alone, "
+        "but got "
+    )
+    assert problem.message.endswith("; give a range such as {low: 0, high: 4}")
+    define(small_config(tmp_path, space__depth=depth, space__layers={"kernel": ["keep"]}))
+
+
+def test_mistakes_of_a_space_come_in_the_order_of_the_file(tmp_path: Path) -> None:
+    found = problems_of(
+        tmp_path,
+        backbone="levit_128s",
+        weights="none",
+        data__image_size=None,
+        space__depth={"low": 0, "high": 99},
+        space__layers={"kernel": [3, "keep"], "last": 2},
+        space__head__pool=["keep", "max"],
+    )
+    assert [one.key for one in found] == ["space.depth", "space.layers.kernel", "space.head.pool"]
+    assert "no spatial convolution (layer 1; nor can layer 2 take it)" in found[1].message

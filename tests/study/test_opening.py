@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 import autotune.models
 from autotune.errors import StudyError
 from autotune.plan import TrialPlan
+from autotune.search.space import Space
 from autotune.study import record
 from autotune.study.definition import define
 from autotune.study.opening import check_existing, differences, open_existing
@@ -25,6 +26,7 @@ def test_a_new_study_remembers_everything(tmp_path: Path) -> None:
     attributes = opened.study.user_attrs
     config = small_config(tmp_path)
     assert attributes[record.DEFINITION] == config.definition()
+    assert Space.from_json(attributes[record.SPACE]) == define(config).space
     assert attributes[record.BUDGET] == {"trials": 3, "timeout": None}
     assert attributes[record.DATASET]["train"] == 50
     assert len(attributes[record.BACKBONE]["layers"]) == 5

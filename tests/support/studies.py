@@ -25,6 +25,7 @@ from autotune.config import OBJECTIVES, StudyConfig
 from autotune.plan import TrialPlan
 from autotune.search.space import Params, Space
 from autotune.study import record
+from tests.support.offers import offers
 
 START = datetime(2026, 1, 5, 9, 0, 0)
 EPOCHS = 10
@@ -96,6 +97,7 @@ def make_study(
             "training": {"epochs": EPOCHS, "objective": objective},
         }
     )
+    made = Space.from_config(config.backbone, config.space, config.inherit, offers(layers))
     study = optuna.create_study(
         study_name=name, storage=storage, direction=OBJECTIVES[config.training.objective]
     )
@@ -106,7 +108,8 @@ def make_study(
         config, layers, budget, HOSTILE if hostile else ""
     ).items():
         study.set_user_attr(key, value)
-    maker = _Maker(study, config, gain, workers, HOSTILE if hostile else "", seed)
+    study.set_user_attr(record.SPACE, made.to_json())
+    maker = _Maker(study, config, made, gain, workers, HOSTILE if hostile else "", seed)
     maker.add_all(trials, failed, min(retried, max(0, trials - 1)), running, waiting)
     return study
 
@@ -147,17 +150,16 @@ class _Maker:
 
     study: Study
     config: StudyConfig
+    space: Space
     gain: float
     workers: int
     hostile: str
     seed: int
-    space: Space = field(init=False)
     rng: np.random.Generator = field(init=False)
     free_at: list[datetime] = field(init=False)
     attempts: int = 0
 
     def __post_init__(self) -> None:
-        self.space = Space.from_config(self.config.backbone, self.config.space)
         self.rng = np.random.default_rng(self.seed)
         self.free_at = [START] * self.workers
 
