@@ -54,8 +54,8 @@ class Network(nn.Module):
         layers: Its layers, the last one first.
         depth: How many of them are tuned.
         head: The head.
-        reshaped: How many of the last layers see other features than the pretrained ones,
-            because one of them has another shape.
+        stale: How many of the last layers compute or see other features than the pretrained
+            ones, so that their norm statistics describe what is no longer there.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Network(nn.Module):
         layers: tuple[Layer, ...],
         depth: int,
         head: nn.Module,
-        reshaped: int = 0,
+        stale: int = 0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -82,10 +82,9 @@ class Network(nn.Module):
             for name, module in backbone.named_modules()
             if name not in inside and depth < len(layers)
         ]
-        # Batch norms whose statistics are those of features that are no longer there.
         self.stale_norms = tuple(
             module
-            for layer in layers[:reshaped]
+            for layer in layers[:stale]
             for name in layer.modules
             if isinstance(module := backbone.get_submodule(name), nn.modules.batchnorm._BatchNorm)
         )
@@ -161,6 +160,7 @@ def build_network(
     module = backbone.fresh()
     layers = layers_of(module)
     check_plan(plan, backbone.name, len(layers))
+    stale = 0
     if plan.reshaped:
         offers = offers_for(backbone, layers, max(plan.reshaped))
         check_layers(plan, offers)
@@ -172,13 +172,19 @@ def build_network(
             ]
             norms = channel_norms(module.eval(), readers, sample())
         reshape(module, plan, offers, seed, norms)
+        differing = [
+            index
+            for index in plan.reshaped
+            if not offers[index - 1].preserves(plan.layers[index - 1], plan.inherit)
+        ]
+        stale = max(differing, default=0)
         layers = layers_of(module)
     set_pool(module, plan.head.pool, backbone.name)
     features = feature_count(module, backbone.data_config["input_size"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = Head(plan.head, features, classes)
-    return Network(module, layers, plan.depth, head, max(plan.reshaped, default=0))
+    return Network(module, layers, plan.depth, head, stale)
 
 
 def check_plan(plan: TrialPlan, name: str, layers: int) -> None:

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from autotune.config import KERNELS
 from autotune.errors import join_sentences, nearest
 from autotune.models.backbone import Backbone
 from autotune.models.channels import ChannelGroup, find_channels
@@ -31,14 +32,12 @@ from autotune.models.parts import (
     set_activation,
     set_drop_path,
 )
-from autotune.models.pooling import change_pool, is_pool
+from autotune.models.pooling import POOLS, change_pool, is_pool
 from autotune.models.widths import Width, bridge, change_widths
-from autotune.plan import FIRST_ABSOLUTE, KEEP
+from autotune.plan import FIRST_ABSOLUTE, KEEP, LayerPlan
 
 logger = logging.getLogger(__name__)
 
-KERNELS = (1, 2, 3, 5, 7)
-POOLS = ("max2", "max3", "avg2", "avg3")
 #: Ratios within which a width may change.
 SMALLEST_RATIO, LARGEST_RATIO = 0.1, 8.0
 
@@ -109,6 +108,37 @@ class LayerOffer:
             present = self.activations if name == "activation" else self.pools
             return set(present.values()) == {value}
         return False
+
+    def preserves(self, plan: LayerPlan, inherit: str) -> bool:
+        """Tell whether a plan leaves what the layer computes as it is, up to rounding.
+
+        Args:
+            plan: A plan that the layer can take.
+            inherit: What changed layers start from.
+        """
+        values = plan.changes()
+        shaping = [name for name in ("kernel", "width", "bridge") if name in values]
+        if inherit == "none" and not all(self.unchanged(name, values[name]) for name in shaping):
+            return False
+        for name in ("activation", "pool"):
+            if name in values and not self.unchanged(name, values[name]):
+                return False
+        if "kernel" in values and max(map(max, self.convolutions.values())) > values["kernel"]:
+            return False
+        if "bridge" in values and any(
+            channel_count(values["bridge"], size, 1) < size for size in self.ends.values()
+        ):
+            return False
+        if "width" not in values:
+            return True
+        changes = [
+            (group, channel_count(values["width"], group.size, group.unit))
+            for group in self.groups
+        ]
+        return all(
+            count == group.size or (count > group.size and group.exact and group.inner)
+            for group, count in changes
+        )
 
     def problem(self, name: str, value: Value) -> str:
         """Say why a layer cannot take a value, in an empty string if it can.

@@ -1,0 +1,440 @@
+"""What autotune can change in every model family of timm; writes docs/coverage.md.
+
+    python benchmarks/coverage.py                   # all families, about half an hour on two cores
+    python benchmarks/coverage.py resnet vgg --show # some of them, printed only
+
+For the smallest classification model of every timm model module, at its own image size and with
+random weights: every depth is built and its locking checked, the head is tried, and every kind of
+change is applied to all of the last 8 layers that offer it, one kind at a time, followed by a
+forward pass, a backward pass and one optimiser step. Changes that promise to leave the function as
+it is are held to it. Plans go through JSON. Each family runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+LAST = 8
+#: Largest relative change of the features by what should not change them.
+TOLERANCE = 1e-4
+#: Column -> field of a layer plan, value, whether it should leave the function as it is.
+CHANGES: dict[str, list[tuple[str, Any, bool]]] = {
+    "kernel": [
+        ("kernel", 1, False),
+        ("kernel", 2, False),
+        ("kernel", 3, False),
+        ("kernel", 5, False),
+        ("kernel", 7, False),
+    ],
+    "width": [
+        ("width", 0.5, False),
+        ("width", 0.75, False),
+        ("width", 64, False),
+        ("width", 1.5, True),
+    ],
+    "bridge": [("bridge", 0.5, False), ("bridge", 1.5, True)],
+    "activation": [("activation", "elu", False)],
+    "pool": [("pool", "avg3", False), ("pool", "max2", False)],
+    "dropout": [("dropout", 0.2, True)],
+    "drop_path": [("drop_path", 0.2, True)],
+}
+
+
+def families() -> dict[str, str]:
+    """Return the smallest classification model of every timm model module."""
+    import timm
+    import torch
+
+    smallest: dict[str, str] = {}
+    for family in timm.list_modules():
+        sizes = {}
+        for name in timm.list_models(module=family):
+            try:
+                with torch.device("meta"):
+                    model = timm.create_model(name)
+            except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError):
+                continue  # built for something else, or not on the meta device
+            if getattr(model, "num_classes", 0):
+                sizes[name] = sum(one.numel() for one in model.parameters())
+        if sizes:
+            smallest[family] = min(sizes, key=lambda name: sizes[name])
+    return smallest
+
+
+def check(family: str, name: str) -> dict[str, Any]:
+    """Try everything on one model."""
+    import timm
+    import torch
+
+    from autotune.models.backbone import Backbone, data_config
+    from autotune.models.layers import layers_of
+    from autotune.models.offers import offers_for
+
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=0)
+    _stir(model)
+    model.eval().requires_grad_(False)
+    backbone = Backbone(name, model, data_config(model), "")
+    layers = layers_of(model)
+    start = time.perf_counter()
+    offers = offers_for(backbone, layers, min(LAST, len(layers)))[:LAST]
+    row: dict[str, Any] = {
+        "family": family,
+        "model": name,
+        "layers": len(layers),
+        "offer_s": time.perf_counter() - start,
+        "spatial": _spatial(model, layers[:LAST]),
+        "offered": {
+            field: sum(field not in offer.reasons for offer in offers) for field in CHANGES
+        },
+        "reasons": {field: _reasons(offers, field) for field in CHANGES},
+        "failures": [],
+    }
+    images = torch.randn(2, *backbone.data_config["input_size"])
+    with torch.no_grad():
+        features = model(images)
+    for title, step in (
+        ("depths", lambda: _depths(backbone, layers, images)),
+        ("head", lambda: _heads(backbone, images)),
+    ):
+        try:
+            row[title] = step()
+        except Exception as error:
+            row["failures"].append(f"{title}: {_short(error)}")
+    row["widened"] = None
+    for field, changes in CHANGES.items():
+        for _, value, same in changes:
+            plan = _plan(name, offers, field, value)
+            if plan is None:
+                continue
+            try:
+                off = _change(backbone, plan, images, features)
+            except Exception as error:
+                row["failures"].append(f"{field} {value}: {_short(error)}")
+                continue
+            exact = same and (
+                field != "width" or all(group.exact for one in offers for group in one.groups)
+            )
+            if (field, value) == ("kernel", 7):
+                sides = [side for one in offers for k in one.convolutions.values() for side in k]
+                exact = max(sides) <= 7
+            if field == "width" and same:
+                row["widened"] = off
+            if exact and off is not None and off > TOLERANCE:
+                row["failures"].append(f"{field} {value}: features differ by {off:.1e}")
+    return row
+
+
+def _stir(model: Any) -> None:
+    """Give norms and scales values that hide nothing: many start as zeros and ones."""
+    import torch
+
+    with torch.no_grad():
+        for module in model.modules():
+            for key, value in [*module.named_parameters(recurse=False)]:
+                kind = type(module).__name__.lower()
+                if value.ndim == 1 and (
+                    ("norm" in kind and key == "weight") or "gamma" in key or "scale" in key
+                ):
+                    value.uniform_(0.5, 1.5)
+        for key, value in model.state_dict().items():
+            if key.endswith("running_mean"):
+                value.normal_(std=0.1)
+            elif key.endswith("running_var"):
+                value.uniform_(0.5, 1.5)
+
+
+def _spatial(model: Any, layers: Any) -> bool:
+    from torch import nn
+
+    return any(
+        isinstance(module := model.get_submodule(name), nn.Conv2d) and max(module.kernel_size) > 1
+        for layer in layers
+        for name in layer.modules
+    )
+
+
+def _reasons(offers: Any, field: str) -> list[str]:
+    found = [offer.reasons[field] for offer in offers if field in offer.reasons]
+    return list(dict.fromkeys(found))
+
+
+def _short(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160] if lines else 'no details'}"
+
+
+def _plan(name: str, offers: Any, field: str, value: Any) -> Any:
+    """Make a plan that changes one field of every layer that can take the value."""
+    from autotune.plan import LayerPlan, TrialPlan
+
+    layers = tuple(
+        LayerPlan(**{field: value})
+        if not offer.problem(field, value) and not offer.unchanged(field, value)
+        else LayerPlan()
+        for offer in offers
+    )
+    plan = TrialPlan(name, len(layers), layers)
+    if not plan.reshaped:
+        return None
+    again = TrialPlan.from_json(json.loads(json.dumps(plan.to_json())))
+    assert again == plan, "the plan does not survive JSON"
+    return again
+
+
+def _step(network: Any, images: Any) -> None:
+    """Do one optimiser step and check that it went well and touched the tuned part alone."""
+    import torch
+    from torch.nn import functional
+
+    tuned = {name for name, value in network.named_parameters() if value.requires_grad}
+    before = {
+        name: value.clone()
+        for name, value in [*network.named_parameters(), *network.named_buffers()]
+    }
+    own = {f"backbone.{one}" for layer in network.layers[: network.depth] for one in layer.names}
+    network.train()
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1e-3)
+    loss = functional.cross_entropy(network(images), torch.tensor([0, 1]))
+    assert torch.isfinite(loss), "the loss is not finite"
+    loss.backward()
+    optimizer.step()
+    for name, value in [*network.named_parameters(), *network.named_buffers()]:
+        if name not in own and not name.startswith("head."):
+            assert torch.equal(value, before[name]), f"{name} is locked but changed"
+    parameters = dict(network.named_parameters())
+    assert any(not torch.equal(parameters[name], before[name]) for name in tuned), "no training"
+
+
+def _depths(backbone: Any, layers: Any, images: Any) -> int:
+    """Build every depth; train a step at 0, 1, a middle one and all; return how many there are."""
+    import torch
+
+    from autotune.models.network import Head, Network, feature_count
+    from autotune.plan import HeadPlan
+
+    features = feature_count(backbone.pretrained, backbone.data_config["input_size"])
+    for depth in range(len(layers) + 1):
+        module = backbone.fresh() if depth in _trained(layers) else backbone.pretrained
+        network = Network(module, layers_again(module), depth, Head(HeadPlan(), features, 3))
+        tuned = {n for n, p in network.backbone.named_parameters() if p.requires_grad}
+        parameters = dict(network.backbone.named_parameters())
+        wanted = {n for layer in layers[:depth] for n in layer.names if n in parameters}
+        assert tuned == wanted, f"depth {depth} tunes other parameters than its layers have"
+        if depth in _trained(layers):
+            if 0 < depth < len(layers):
+                _prefix(network, images)
+            _step(network, images)
+    backbone.pretrained.requires_grad_(False)
+    backbone.pretrained.eval()
+    torch.set_grad_enabled(True)
+    return len(layers)
+
+
+def layers_again(module: Any) -> Any:
+    from autotune.models.layers import layers_of
+
+    return layers_of(module)
+
+
+def _trained(layers: Any) -> set[int]:
+    return {0, 1, len(layers) // 2, len(layers)}
+
+
+def _prefix(network: Any, images: Any) -> None:
+    """Check that the locked part gives the same in training as in evaluation, bit by bit."""
+    import torch
+
+    outputs: dict[bool, dict[str, Any]] = {True: {}, False: {}}
+    locked = [
+        (name, network.backbone.get_submodule(name))
+        for layer in network.layers[network.depth :]
+        for name in layer.modules
+    ]
+    for training, found in outputs.items():
+        network.train(training)
+        hooks = [
+            module.register_forward_hook(
+                lambda _, args, out, name=name, found=found: found.setdefault(name, out)
+            )
+            for name, module in locked
+            if not any(True for _ in module.children())
+        ]
+        with torch.no_grad():
+            network(images)
+        for hook in hooks:
+            hook.remove()
+    for name, value in outputs[True].items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, outputs[False][name]), f"{name} differs while it is locked"
+
+
+def _heads(backbone: Any, images: Any) -> list[str]:
+    """Try heads and poolings; return the poolings that work."""
+    import torch
+
+    from autotune.errors import PlanError
+    from autotune.models.network import build_network
+    from autotune.plan import HeadPlan, HiddenLayer, TrialPlan
+
+    works = []
+    for pool in ("keep", "avg", "max", "avgmax"):
+        hidden = (HiddenLayer(16, 0.1),) * (0 if pool == "keep" else 2)
+        plan = TrialPlan(backbone.name, head=HeadPlan(hidden, pool, "gelu", pool != "max"))
+        try:
+            network = build_network(backbone, plan, 3, 0)
+            with torch.no_grad():
+                network.eval()(images)
+        except PlanError:
+            continue
+        works.append(pool)
+    network = build_network(
+        backbone, TrialPlan(backbone.name, head=HeadPlan((HiddenLayer(16),) * 3)), 3, 0
+    )
+    _step(network, images)
+    return works
+
+
+def _change(backbone: Any, plan: Any, images: Any, features: Any) -> float | None:
+    """Apply a plan and train a step; return by how much the features have changed before it."""
+    import torch
+
+    from autotune.models.network import build_network
+
+    network = build_network(backbone, plan, 3, 0).eval()
+    with torch.no_grad():
+        changed = network.backbone(images)
+    assert torch.isfinite(changed).all(), "the features are not finite"
+    off = None
+    if changed.shape == features.shape:
+        off = float((changed - features).norm() / features.norm())
+    _step(network, images)
+    return off
+
+
+def write(rows: list[dict[str, Any]], path: Path | None) -> str:
+    """Make the page."""
+    import timm
+    import torch
+
+    fields = list(CHANGES)
+    works = {
+        field: sum(row["offered"][field] > 0 for row in rows if "offered" in row)
+        for field in fields
+    }
+    good = [row for row in rows if "offered" in row]
+    spatial = [row for row in good if row["spatial"]]
+    failing = [row for row in rows if row["failures"]]
+    lines = [
+        "# What can be changed in which model",
+        "",
+        "Made by `python benchmarks/coverage.py` with "
+        f"timm {timm.__version__} and torch {torch.__version__.partition('+')[0]}: the smallest "
+        "classification model of every",
+        "timm model module, random weights, its own image size. A number says for how many of the "
+        f"last {LAST} layers (or",
+        "of all, where there are fewer) the change is offered; everything offered was applied, "
+        "run forward and backward, and",
+        "trained one step. `autotune layers BACKBONE --why` says for any model what each layer "
+        "can become, and why not.",
+        "",
+        f"- Depth 0 to all, locking (bit by bit, norm statistics included) and the head: "
+        f"{sum('depths' in row and 'head' in row for row in rows)} of {len(rows)} families.",
+        f"- Width: {works['width']} families. Kernel: {works['kernel']} families, of "
+        f"{len(spatial)} that have a spatial convolution in these layers. Bridge: "
+        f"{works['bridge']}.",
+        f"- Activation: {works['activation']}. Pooling: {works['pool']}. Dropout: "
+        f"{works['dropout']}. Drop path: {works['drop_path']}.",
+        f"- Something offered that failed: {len(failing)} families.",
+        "",
+        "*Widened* is the relative change of the features when all these layers get 1.5 times "
+        "their channels with inherited",
+        "weights: rounding where the function is preserved, more where a norm or a mean over the "
+        "changed channels sees other",
+        "statistics (~), a dash where the number of features itself changes.",
+        "",
+        f"| family | model | layers | {' | '.join(fields)} | widened | pooling of the head |",
+        f"| --- | --- | --- | {' | '.join('---' for _ in fields)} | --- | --- |",
+    ]
+    for row in rows:
+        if "offered" not in row:
+            lines.append(f"| {row['family']} | {row['model']} | " + " | " * (len(fields) + 2))
+            continue
+        of = min(LAST, row["layers"])
+        cells = [
+            f"{row['offered'][field]}/{of}" if row["offered"][field] else "" for field in fields
+        ]
+        widened = "" if not row["offered"]["width"] else "-"
+        if row["widened"] is not None:
+            widened = (
+                f"{row['widened']:.0e}"
+                if row["widened"] < TOLERANCE
+                else (f"~{row['widened']:.0e}")
+            )
+        heads = " ".join(row.get("head", ["failed"]))
+        lines.append(
+            f"| {row['family']} | {row['model']} | {row['layers']} | {' | '.join(cells)} | "
+            f"{widened} | {heads} |"
+        )
+    lines += ["", "## Why some layers keep their width or kernel", ""]
+    for row in good:
+        of = min(LAST, row["layers"])
+        for field in ("width", "kernel"):
+            missing = [
+                reason
+                for reason in row["reasons"][field]
+                if reason != "it has no spatial convolution"
+            ]
+            if missing and row["offered"][field] < of:
+                lines.append(f"- {row['family']}, {field}: {'; '.join(missing[:3])}")
+    if failing:
+        lines += ["", "## What failed", ""]
+        lines += [
+            f"- {row['family']} ({row['model']}): {one}"
+            for row in failing
+            for one in row["failures"]
+        ]
+    text = "\n".join(lines) + "\n"
+    if path is not None:
+        path.write_text(text, encoding="utf-8")
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("family", nargs="*", help="timm model modules, or models; default: all")
+    parser.add_argument("--show", action="store_true", help="print, do not write docs/coverage.md")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    options = parser.parse_args()
+    known = families()
+    chosen = {
+        family: name
+        for family, name in known.items()
+        if not options.family or family in options.family or name in options.family
+    }
+    rows = []
+    with ProcessPoolExecutor(options.jobs, max_tasks_per_child=1) as pool:
+        running = {pool.submit(check, *item): item for item in chosen.items()}
+        for done in as_completed(running):
+            family, name = running[done]
+            try:
+                row = done.result()
+            except Exception as error:
+                row = {"family": family, "model": name, "failures": [_short(error)]}
+            rows.append(row)
+            print(f"{len(rows):3d}/{len(chosen)} {family}: {row['failures'] or 'ok'}", flush=True)
+    rows.sort(key=lambda row: row["family"])
+    page = Path(__file__).resolve().parents[1] / "docs" / "coverage.md"
+    print(write(rows, None if options.show else page))
+
+
+if __name__ == "__main__":
+    main()
