@@ -8,6 +8,7 @@ BIN    := $(VENV)/bin
 DATASET  ?= digits
 STUDY    ?=
 BACKBONE ?=
+INHERIT  ?=
 SAMPLER  ?=
 PRUNER   ?=
 TRIALS   ?=
@@ -31,6 +32,7 @@ dataset := $(if $(STUDY),$(if $(filter command line environment,$(origin DATASET
 
 overrides = $(if $(dataset),'dataset=$(DATASET)') \
 	$(call given,BACKBONE,backbone) $(call given,WEIGHTS,weights) \
+	$(call given,INHERIT,inherit) \
 	$(call given,SAMPLER,search.sampler) $(call given,PRUNER,search.pruner) \
 	$(call given,TRIALS,search.trials) $(call given,TIMEOUT,search.timeout) \
 	$(call given,SEED,search.seed) $(call given,EPOCHS,training.epochs)
@@ -42,12 +44,12 @@ export AUTOTUNE_STORAGE := $(STORAGE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install study workers status best report dashboard fit validate test test-slow check format bench wheel clean
+.PHONY: help install study workers status best report dashboard fit layers validate test test-slow check format bench wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 	@echo
-	@echo "variables: DATASET STUDY BACKBONE WEIGHTS SAMPLER PRUNER TRIALS TIMEOUT EPOCHS SEED NAME"
+	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INHERIT SAMPLER PRUNER TRIALS TIMEOUT EPOCHS SEED NAME"
 	@echo "           WORKERS GPUS STORAGE PORT ARGS, e.g. make study DATASET=photos TRIALS=60"
 
 # setuptools warns of folders named like the package; here the folder is the package.
@@ -85,6 +87,9 @@ dashboard: $(BIN)/autotune ## open optuna-dashboard on this machine (PORT=8080)
 
 fit: $(BIN)/autotune ## train the best plan anew and measure it on the test part
 	@$(BIN)/autotune fit $(which)
+
+layers: $(BIN)/autotune ## show the layers of BACKBONE and what each can become
+	@$(BIN)/autotune layers $(if $(BACKBONE),'$(BACKBONE)') $(ARGS)
 
 validate: $(BIN)/autotune ## check a study file, its images and its backbone
 	@$(BIN)/autotune validate $(which)

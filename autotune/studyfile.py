@@ -22,7 +22,9 @@ from autotune.config import MAX_NAME, SAMPLERS, StudyConfig
 from autotune.errors import ConfigError, Problem, StudyError, in_yaml, join_sentences, nearest
 
 #: A change of one of these keys makes another study, and the study's name says so.
-NAMING_KEYS = ("dataset", "backbone", "search.sampler")
+NAMING_KEYS = ("dataset", "backbone", "inherit", "search.sampler")
+#: What a study file means that does not give them.
+_DEFAULTS = {"inherit": "weights", "search.sampler": SAMPLERS[0]}
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -178,7 +180,8 @@ def load_study_file(
 def study_name(base: Mapping[str, Any], overrides: Mapping[str, Any], stem: str) -> str:
     """Derive the study's name from the file and from what was overridden.
 
-    Another data set, backbone or sampler is another study, so its name says so:
+    Another data set, backbone, sampler or start of changed layers is another study, so its name
+    says so:
     ``digits`` run with ``search.sampler=gp`` becomes ``digits-gp``. A file without a name takes
     that of its data set, so that ``folder`` run on ``photos/ants`` becomes ``ants``.
     """
@@ -189,8 +192,7 @@ def study_name(base: Mapping[str, Any], overrides: Mapping[str, Any], stem: str)
     parts = [str(name)] if name else []
     for key in NAMING_KEYS:
         value, before = _dotted(values, key), _dotted(base, key)
-        if before is None and key == "search.sampler":
-            before = SAMPLERS[0]
+        before = _DEFAULTS.get(key) if before is None else before
         if isinstance(value, str) and (value != before or (key == "dataset" and not name)):
             parts.append(slug(_folder_name(value) if key == "dataset" else value))
     joined = "-".join(part for part in parts if part)

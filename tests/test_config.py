@@ -204,7 +204,7 @@ def test_what_several_rooms_know_is_the_same_everywhere() -> None:
 
     assert tuple(parts.ACTIVATIONS) == ACTIVATIONS
     assert offers.KERNELS == KERNELS
-    assert offers.POOLS == LAYER_POOLS
+    assert tuple(offers.POOLS) == LAYER_POOLS
     assert config.FIRST_ABSOLUTE == plan.FIRST_ABSOLUTE
     *fields, last = config.LayerSpace.model_fields
     assert (fields, last) == ([field.name for field in dataclasses.fields(plan.LayerPlan)], "last")
