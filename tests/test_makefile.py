@@ -51,6 +51,8 @@ def make(*arguments: str) -> str:
         (["workers", "STUDY=my.yaml"], "worker 'my.yaml'"),
         (["dashboard", "PORT=9000"], "dashboard 'digits' --port 9000"),
         (["validate"], "validate 'digits'"),
+        (["layers", "BACKBONE=resnet50.a1_in1k"], "layers 'resnet50.a1_in1k'"),
+        (["layers", "ARGS=--plan 3"], "layers --plan 3"),
     ],
 )
 def test_variables_become_arguments(arguments: list[str], expected: str) -> None:

@@ -6,7 +6,19 @@ import sys
 
 import typer
 
-from autotune.cli import best, cp, dashboard, fit, ls, report, run, status, validate, worker
+from autotune.cli import (
+    best,
+    cp,
+    dashboard,
+    fit,
+    layers,
+    ls,
+    report,
+    run,
+    status,
+    validate,
+    worker,
+)
 from autotune.cli.console import fail
 from autotune.errors import AutotuneError
 
@@ -26,6 +38,7 @@ app.command("best")(best.best)
 app.command("report")(report.report)
 app.command("dashboard")(dashboard.dashboard)
 app.command("fit")(fit.fit)
+app.command("layers")(layers.layers)
 app.command("ls")(ls.ls)
 app.command("cp")(cp.cp)
 app.command("validate")(validate.validate)

@@ -14,7 +14,7 @@ from torchvision.transforms import v2  # type: ignore[import-untyped, unused-ign
 from autotune.config import AugmentConfig
 from autotune.data.images import ImageSpec
 from autotune.data.store import ImageStore
-from autotune.data.threads import one_thread
+from autotune.threads import one_thread
 
 #: Filters of tensors; those that only Pillow has are replaced by the next of the same width.
 _INTERPOLATIONS = {

@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from autotune.threads import one_thread
+
 #: The number of what is tied to a fixed size.
 BOUND = 0
 #: The number of what fits to everything: padding.
@@ -140,9 +142,9 @@ def _compress(ids: Tensor) -> Tensor:
     """Give size 1 to every dimension along which nothing changes."""
     for dim in range(ids.ndim):
         if ids.shape[dim] > 1:
-            first = ids.narrow(dim, 0, 1)
-            if bool(((ids == first) | (ids == NEUTRAL)).all()):
-                ids = first
+            largest = ids.amax(dim, keepdim=True)  # the neutral number is the least
+            if bool(((ids == largest) | (ids == NEUTRAL)).all()):
+                ids = largest
     return ids
 
 
@@ -486,6 +488,8 @@ def follow(model: nn.Module, image: Tensor, wanted: Iterable[str]) -> Followed:
                 leave = follower.leave(name) if atom else follower.pass_by
                 stack.callback(module.register_forward_pre_hook(follower.enter).remove)
                 stack.callback(module.register_forward_hook(leave).remove)
+        # The numbers are small tensors, on which threads only wait for each other.
+        stack.enter_context(one_thread())
         stack.enter_context(torch.no_grad())
         stack.enter_context(follower)
         outputs = tree_leaves(model(image))

@@ -27,7 +27,6 @@ from optuna.trial import Trial, TrialState
 
 from autotune.data.images import ImageSpec
 from autotune.data.task import Task
-from autotune.data.threads import one_thread
 from autotune.errors import (
     AutotuneError,
     InterruptedTrial,
@@ -46,6 +45,7 @@ from autotune.study import record
 from autotune.study.claims import INTERRUPTED, Claims
 from autotune.study.opening import OpenStudy, open_existing
 from autotune.study.trial import Listener, Workbench, run_trial
+from autotune.threads import one_thread
 
 logger = logging.getLogger(__name__)
 

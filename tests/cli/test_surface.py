@@ -23,6 +23,10 @@ SURFACE = {
     "report": {*WHICH, "--output", "-o"},
     "dashboard": {*WHICH, "--port"},
     "fit": {*WHICH, "--trial", "--output", "-o"},
+    "layers": {
+        *("backbone", "--image-size", "--last", "--why", "--json"),
+        *("--plan", "--study", "--name", "--storage"),
+    },
     "ls": {"--storage"},
     "cp": {"preset", "target"},
     "validate": {*WHICH},

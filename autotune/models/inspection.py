@@ -1,0 +1,496 @@
+"""What a backbone is made of, layer by layer, and what each layer can become.
+
+Everything is measured on the meta device: no weights are made, read or downloaded.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from timm.layers.drop import DropPath
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from autotune.config import ACTIVATIONS, KERNELS, LAYER_POOLS, POOLS
+from autotune.errors import BackboneError, PlanError
+from autotune.models.backbone import build, check_name, data_config
+from autotune.models.layers import Layer, layers_of
+from autotune.models.network import check_plan, feature_count, set_pool
+from autotune.models.offers import LARGEST_RATIO, SMALLEST_RATIO, LayerOffer, offers_of
+from autotune.models.surgery import check_layers, reshape
+from autotune.plan import KEEP, LayerPlan, TrialPlan
+
+#: Fields of a layer plan, in the order in which they are shown.
+FIELDS = tuple(LayerPlan.__dataclass_fields__)
+#: What a study file allows of a head, see ``autotune.config.HeadSpace``.
+MOST_HIDDEN, MOST_UNITS, MOST_DROPOUT = 3, 65536, 0.95
+#: The remainder's place among the layers: operations of none of them.
+_NOWHERE = -1
+
+Size = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class InspectedLayer:
+    """One layer and what can be known of it without its weights.
+
+    Args:
+        layer: The layer.
+        kind: The class of its main module in a word, e.g. ``Bottleneck``, ``conv`` or ``stem``.
+        shape: Of its output for one image: ``(C, H, W)`` of a map, ``(tokens, C)`` of a
+            sequence, ``(C,)`` of pooled features; empty where none of its modules ran.
+        macs: Multiply-accumulates of its convolutions, linear layers and matrix products for
+            one image.
+        share: Its share of the backbone's multiply-accumulates.
+        present: What it has now of each field that can change; ``3x3`` of a kernel.
+        offer: What it can become.
+    """
+
+    layer: Layer
+    kind: str
+    shape: tuple[int, ...]
+    macs: int
+    share: float
+    present: Mapping[str, tuple[int | float | str, ...]]
+    offer: LayerOffer
+
+    @property
+    def resolution(self) -> tuple[int, ...]:
+        """Height and width of a map, number of tokens of a sequence, empty for features."""
+        return self.shape[1:] if len(self.shape) == 3 else self.shape[:-1]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the layer as plain JSON values."""
+        return {
+            **self.layer.to_json(),
+            "kind": self.kind,
+            "shape": list(self.shape),
+            "resolution": list(self.resolution),
+            "macs": self.macs,
+            "share": self.share,
+            "offers": {
+                name: {"present": list(self.present[name]), **_values(self.offer, name)}
+                for name in FIELDS
+                if name not in self.offer.reasons
+            },
+            "reasons": dict(self.offer.reasons),
+        }
+
+
+@dataclass(frozen=True)
+class InspectedHead:
+    """What the head can be.
+
+    Args:
+        features: Number of pooled features that it reads.
+        pools: Global poolings that work with the backbone.
+    """
+
+    features: int
+    pools: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the head as plain JSON values."""
+        return {
+            "features": self.features,
+            "pool": list(self.pools),
+            "hidden_layers": {"low": 0, "high": MOST_HIDDEN},
+            "units": {"low": 1, "high": MOST_UNITS},
+            "activation": list(ACTIVATIONS),
+            "batch_norm": [True, False],
+            "dropout": {"low": 0.0, "high": MOST_DROPOUT},
+        }
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A backbone, layer by layer.
+
+    Args:
+        backbone: timm model name.
+        input_size: Channels, height and width of its images.
+        head: The head, which is layer 0.
+        layers: The layers, the last one first.
+        macs: Multiply-accumulates of the whole backbone for one image.
+        remainder: Those of them that belong to no layer.
+    """
+
+    backbone: str
+    input_size: Size
+    head: InspectedHead
+    layers: tuple[InspectedLayer, ...]
+    macs: int
+    remainder: int
+
+    @property
+    def parameters(self) -> int:
+        """Number of trainable values, the head's not counted."""
+        return sum(one.layer.parameters for one in self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the inspection as plain JSON values."""
+        return {
+            "backbone": self.backbone,
+            "input_size": list(self.input_size),
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "remainder": self.remainder,
+            "head": self.head.to_json(),
+            "layers": [layer.to_json() for layer in self.layers],
+        }
+
+
+def inspect_layers(name: str, image_size: int | None = None) -> Inspection:
+    """Look at a backbone on the meta device.
+
+    Args:
+        name: timm model name, with or without a pretrained tag.
+        image_size: Side of the square input in pixels; ``None`` for the backbone's own.
+
+    Raises:
+        BackboneError: When the backbone is unknown or cannot take images of that size.
+    """
+    model, input_size = _blank(name, image_size)
+    layers = layers_of(model)
+    passed = _Pass.of(model, layers, input_size)
+    kinds = _kinds(model, layers)
+    offers = offers_of(model, layers, input_size)
+    inspected = tuple(
+        InspectedLayer(
+            layer=layer,
+            kind=kind,
+            shape=passed.shapes.get(layer.index, ()),
+            macs=passed.macs[layer.index],
+            share=passed.macs[layer.index] / max(1, passed.total),
+            present={one: tuple(_present(model, offer, one)) for one in FIELDS},
+            offer=offer,
+        )
+        for layer, kind, offer in zip(layers, kinds, offers, strict=True)
+    )
+    head = InspectedHead(passed.features, tuple(_pools(model, name, input_size)))
+    return Inspection(
+        name, input_size, head, inspected, passed.total, passed.macs.get(_NOWHERE, 0)
+    )
+
+
+@dataclass(frozen=True)
+class TriedPlan:
+    """What a plan makes of its backbone.
+
+    Args:
+        before: The layers of the backbone, the last one first.
+        after: The same layers as the plan reshapes them.
+        features: Number of features that its head reads.
+        macs_before: Multiply-accumulates of the backbone for one image.
+        macs_after: The same of the reshaped backbone.
+    """
+
+    before: tuple[Layer, ...]
+    after: tuple[Layer, ...]
+    features: int
+    macs_before: int
+    macs_after: int
+
+
+def try_plan(plan: TrialPlan, image_size: int | None = None) -> TriedPlan:
+    """Apply a plan to its backbone on the meta device.
+
+    Args:
+        plan: The plan.
+        image_size: Side of the square input in pixels; ``None`` for the backbone's own.
+
+    Raises:
+        BackboneError: When the backbone is unknown or cannot take images of that size.
+        PlanError: When the plan does not fit the backbone.
+    """
+    model, input_size = _blank(plan.backbone, image_size)
+    before = layers_of(model)
+    check_plan(plan, plan.backbone, len(before))
+    works = tuple(_pools(model, plan.backbone, input_size))
+    if plan.head.pool not in works:
+        raise PlanError(
+            f"head.pool: must be one of {', '.join(works)} for {plan.backbone!r}, but got "
+            f"{plan.head.pool!r}"
+        )
+    if plan.head.activation not in ACTIVATIONS:
+        raise PlanError(
+            f"head.activation: must be one of {', '.join(ACTIVATIONS)}, but got "
+            f"{plan.head.activation!r}"
+        )
+    changed = copy.deepcopy(model).eval()
+    if plan.reshaped:
+        offers = offers_of(model, before[: max(plan.reshaped)], input_size)
+        check_layers(plan, offers)
+        # The meta device has no weights to inherit or to compare.
+        reshape(changed, replace(plan, inherit="none"), offers, seed=0)
+    after = layers_of(changed)
+    set_pool(changed, plan.head.pool, plan.backbone)
+    passed = _Pass.of(changed, after, input_size)
+    return TriedPlan(
+        before, after, passed.features, _Pass.of(model, before, input_size).total, passed.total
+    )
+
+
+def _blank(name: str, image_size: int | None) -> tuple[nn.Module, Size]:
+    """Build a backbone on the meta device; return it with the size of its images."""
+    check_name(name)
+    model = build(name, image_size, device="meta")
+    return model, data_config(model, image_size)["input_size"]
+
+
+def _pools(model: nn.Module, name: str, input_size: Size) -> Iterator[str]:
+    """Yield the global poolings that work, found by trying each."""
+    for pool in POOLS:
+        changed = copy.deepcopy(model)
+        try:
+            set_pool(changed, pool, name)
+            with torch.device("meta"):
+                feature_count(changed, input_size)
+        except (PlanError, RuntimeError, ValueError, AssertionError):
+            continue
+        yield pool
+
+
+class _Pass:
+    """One pass of one image on the meta device: what each layer computes and writes.
+
+    An operation belongs to the layer whose parameter it reads, wherever it runs; one that reads
+    none (the products of attention) to the innermost running module that lies in a layer.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[Layer], input_size: Size) -> None:
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self._place = {name: layer.index for layer in layers for name in layer.modules}
+        self._owner = {
+            tensors[name].untyped_storage()._cdata: layer.index
+            for layer in layers
+            for name in layer.names
+        }
+        self._input_size = input_size
+        self._last_channels = getattr(model, "output_fmt", "NCHW") == "NHWC"
+        self._running: list[int] = []
+        self._flops: Counter[int] = Counter()
+        #: What the largest modules of each layer wrote, and what others did.
+        self._outputs: dict[int, tuple[int, ...]] = {}
+        self._inner: dict[int, tuple[int, ...]] = {}
+        self.total = 0
+        self.features = 0
+
+    @classmethod
+    def of(cls, model: nn.Module, layers: Sequence[Layer], input_size: Size) -> _Pass:
+        """Run a copy of a backbone and watch it.
+
+        Raises:
+            BackboneError: When it does not run on the meta device.
+        """
+        # Parameters that ask for gradients would make torch's counter follow the graph.
+        model = copy.deepcopy(model).eval().requires_grad_(False)
+        seen = cls(model, layers, input_size)
+        counter = FlopCounterMode(
+            display=False,
+            custom_mapping={
+                operation: seen._counting(formula) for operation, formula in flop_registry.items()
+            },
+        )
+        with ExitStack() as stack:
+            for name, module in model.named_modules():
+                place = seen._place.get(name)
+                stack.callback(module.register_forward_pre_hook(seen._enter(place)).remove)
+                outputs = seen._outputs if seen._is_top(name) else seen._inner
+                hook = seen._leave(place, outputs)
+                stack.callback(module.register_forward_hook(hook).remove)
+            try:
+                with torch.no_grad(), torch.device("meta"), counter:
+                    output = model(torch.zeros(1, *input_size))
+            except Exception as error:  # whatever a network makes of the meta device
+                raise BackboneError(
+                    f"the backbone cannot be inspected without its weights "
+                    f"({type(error).__name__}: {str(error).splitlines()[0][:160]})"
+                ) from error
+        seen.total = counter.get_total_flops() // 2
+        seen.features = int(output.shape[-1])
+        return seen
+
+    @property
+    def macs(self) -> Counter[int]:
+        """Multiply-accumulates by layer, those of no layer under ``_NOWHERE``."""
+        return Counter({index: flops // 2 for index, flops in self._flops.items()})
+
+    @property
+    def shapes(self) -> dict[int, tuple[int, ...]]:
+        """Shapes of the layers' outputs, see :class:`InspectedLayer`."""
+        found = self._inner | self._outputs
+        return {index: self._without_batch(shape) for index, shape in found.items()}
+
+    def _counting(self, formula: Callable[..., int]) -> Callable[..., int]:
+        """Make a formula of torch note the layer of every operation that it counts."""
+
+        def count(*args: Any, **kwargs: Any) -> int:
+            flops = formula(*args, **kwargs)
+            self._flops[self._layer_of(args)] += flops
+            return flops
+
+        count._get_raw = True  # type: ignore[attr-defined]  # tensors, not shapes
+        return count
+
+    def _layer_of(self, operands: tuple[Any, ...]) -> int:
+        for operand in operands:
+            if isinstance(operand, Tensor):
+                owner = self._owner.get(operand.untyped_storage()._cdata)
+                if owner is not None:
+                    return owner
+        return self._running[-1] if self._running else _NOWHERE
+
+    def _enter(self, place: int | None) -> Callable[[nn.Module, Any], None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            outer = self._running[-1] if self._running else _NOWHERE
+            self._running.append(outer if place is None else place)
+
+        return hook
+
+    def _is_top(self, name: str) -> bool:
+        return self._place.get(name) != self._place.get(name.rpartition(".")[0])
+
+    def _leave(
+        self, place: int | None, outputs: dict[int, tuple[int, ...]]
+    ) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self._running.pop()
+            if isinstance(output, list | tuple):
+                output = next((one for one in output if isinstance(one, Tensor)), None)
+            if place is None or not isinstance(output, Tensor) or output.ndim < 2:
+                return
+            shape = tuple(output.shape)
+            # Pooling at the end of a layer is the head's business, unless that is all it does.
+            if self._positions(shape) > 1 or self._positions(outputs.get(place, ())) <= 1:
+                outputs[place] = shape
+
+        return hook
+
+    def _without_batch(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(shape) == 4 and self._channels_last(shape):
+            return shape[3], shape[1], shape[2]
+        return shape[1:]
+
+    def _positions(self, shape: tuple[int, ...]) -> int:
+        """Count the pixels or tokens of an output."""
+        found = self._without_batch(shape)
+        return math.prod(found[1:] if len(found) == 3 else found[:-1])
+
+    def _channels_last(self, shape: tuple[int, ...]) -> bool:
+        """Tell where the channels of a map are by the sides that have the image's proportions."""
+        _, height, width = self._input_size
+        first = shape[2] * width == shape[3] * height
+        last = shape[1] * width == shape[2] * height
+        return last and (self._last_channels or not first)
+
+
+#: torch's classes -> the word for them.
+_WORDS = {"Conv2d": "conv", "Linear": "linear"}
+
+
+def _kinds(model: nn.Module, layers: Sequence[Layer]) -> list[str]:
+    """Name what each layer is; the convolution next to the input is the stem."""
+    kinds = [_kind(model, layer) for layer in layers]
+    *others, first = kinds
+    conv = first == "conv" or first.startswith("Conv")
+    if "stem" in layers[-1].label.lower() or (conv and first not in others):
+        kinds[-1] = "stem"
+    return kinds
+
+
+def _kind(model: nn.Module, layer: Layer) -> str:
+    """Name the class of the module of a layer that has the most parameters."""
+    inside = set(layer.modules)
+    tops = [name for name in layer.modules if name.rpartition(".")[0] not in inside]
+    main = _largest([model.get_submodule(name) for name in tops])
+    count = 1
+    while type(main) in (nn.Sequential, nn.ModuleList):
+        assert main is not None
+        members = [one for one in main.children() if _weight(one)]
+        if not members:
+            break
+        main = _largest(members)
+        assert main is not None
+        alike = sum(type(one) is type(main) for one in members)
+        count = alike if alike > 1 and alike == len(members) else 1
+    if main is None:
+        return "parameters"
+    word = "norm" if _only_vectors(main) else type(main).__name__
+    word = _WORDS.get(word, word)
+    return word if count == 1 else f"{count} {word}"
+
+
+def _weight(module: nn.Module) -> int:
+    return sum(one.numel() for one in module.parameters())
+
+
+def _largest(modules: Sequence[nn.Module]) -> nn.Module | None:
+    found = max(modules, key=_weight, default=None)
+    return found if found is not None and _weight(found) else None
+
+
+def _only_vectors(module: nn.Module) -> bool:
+    return all(one.ndim <= 1 for one in module.parameters())
+
+
+def _present(model: nn.Module, offer: LayerOffer, name: str) -> list[int | float | str]:
+    """List the different values that a layer has of a field, in the order of the network."""
+    found: list[int | float | str]
+    if name == "kernel":
+        found = [f"{rows}x{columns}" for rows, columns in offer.convolutions.values()]
+    elif name == "width":
+        found = [group.size for group in offer.groups]
+    elif name == "bridge":
+        found = list(offer.ends.values())
+    elif name == "activation":
+        found = [
+            word or type(model.get_submodule(path)).__name__.lower()
+            for path, word in offer.activations.items()
+        ]
+    elif name == "pool":
+        found = [word or _pool_words(model, path) for path, word in offer.pools.items()]
+    elif name == "dropout":
+        found = [float(model.get_submodule(path).p) for path in offer.dropouts]  # type: ignore[arg-type]
+    else:
+        found = [_drop_rate(model, path) for path in offer.drop_paths]
+    return list(dict.fromkeys(found))
+
+
+def _pool_words(model: nn.Module, path: str) -> str:
+    pool = model.get_submodule(path)
+    kernel: Any = pool.kernel_size
+    sides = kernel if isinstance(kernel, int) else max(kernel)
+    return f"{'max' if 'Max' in type(pool).__name__ else 'avg'}{sides}"
+
+
+def _drop_rate(model: nn.Module, path: str) -> float:
+    owner, _, attribute = path.rpartition(".")
+    drop = getattr(model.get_submodule(owner), attribute)
+    return round(drop.drop_prob or 0.0, 6) if isinstance(drop, DropPath) else 0.0
+
+
+def _values(offer: LayerOffer, name: str) -> dict[str, Any]:
+    """Describe the values that a field of a layer can take."""
+    lists: dict[str, Sequence[int | str]] = {
+        "kernel": KERNELS,
+        "activation": ACTIVATIONS,
+        "pool": LAYER_POOLS,
+    }
+    if name in lists:
+        return {"values": [KEEP, *lists[name]]}
+    if name in ("width", "bridge"):
+        width = name == "width"
+        return {
+            "smallest_ratio": SMALLEST_RATIO,
+            "largest_ratio": LARGEST_RATIO if offer.grows or not width else 1.0,
+            "multiple_of": max(group.unit for group in offer.groups) if width else 1,
+        }
+    return {"low": 0.0, "below": 1.0}
