@@ -191,9 +191,9 @@ def reinitialise(module: nn.Module, generator: torch.Generator) -> None:
             if not weight.is_meta:
                 groups = getattr(module, "groups", 1)
                 weight.copy_(he_normal(weight.shape, groups, generator))
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        elif isinstance(weight, Tensor) and not isinstance(module, nn.PReLU):
+            weight.fill_(1.0)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
-            if weight is not None:
-                weight.fill_(1.0)
-        if bias is not None:
+        if isinstance(bias, Tensor):
             bias.zero_()
