@@ -111,7 +111,7 @@ def settings(options: argparse.Namespace, folder: Path) -> Iterator[Setting]:
             "training": {"batch_size": 32, "views": 4},
         }
         title = f"photographs, {options.backbone} at {options.image_size} px"
-        yield _setting(title, photos, folder, 0.003, 0.7)
+        yield _setting(title, photos, folder, 0.0005, 0.7)
 
 
 def _setting(

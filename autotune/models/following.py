@@ -27,6 +27,20 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from autotune.models.operations import (
+    ALONG,
+    BATCH_NORMS,
+    COPYING,
+    ELEMENTWISE,
+    LAYER_NORMS,
+    MOVING,
+    NORMS,
+    POOLING,
+    RESHAPING,
+    STATISTICS,
+    SUMS,
+    aten,
+)
 from autotune.threads import one_thread
 
 #: The number of what is tied to a fixed size.
@@ -36,40 +50,6 @@ NEUTRAL = -1
 
 #: A dimension of at most this size holds branches of a block, stacked to be summed or weighed.
 BRANCHES = 8
-
-aten = torch.ops.aten
-
-_MOVING = {
-    aten.permute, aten.transpose, aten.t, aten.clone, aten.detach, aten.alias, aten.unsqueeze,
-    aten.squeeze, aten.view, aten._unsafe_view, aten.reshape, aten.expand, aten.cat, aten.stack,
-    aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.unbind, aten.chunk,
-    aten.roll, aten.flip, aten.constant_pad_nd, aten.pixel_shuffle, aten.pixel_unshuffle,
-    aten.im2col, aten.unfold, aten.repeat, aten._to_copy,
-    aten.narrow, aten.contiguous, aten.as_strided, aten.channel_shuffle,
-    aten.native_channel_shuffle, aten._reshape_alias, aten.diagonal, aten.reflection_pad2d,
-    aten.replication_pad2d, aten.lift_fresh, aten.repeat_interleave,
-}  # fmt: skip
-#: Elementwise, though not tagged so.
-_ELEMENTWISE = {
-    aten.hardswish, aten.hardswish_, aten.hardsigmoid_, aten.native_dropout, aten.rrelu_with_noise,
-    aten.copy_, aten._prelu_kernel, aten.bernoulli,
-}  # fmt: skip
-_POOLING = {
-    aten.avg_pool2d, aten.max_pool2d_with_indices, aten._adaptive_avg_pool2d,
-    aten.adaptive_max_pool2d, aten.upsample_bilinear2d, aten.upsample_nearest2d,
-    aten.upsample_bicubic2d, aten._upsample_bilinear2d_aa, aten._upsample_bicubic2d_aa,
-    aten.adaptive_avg_pool2d, aten.max_pool2d, aten.grid_sampler_2d,
-}  # fmt: skip
-_STATISTICS = {
-    aten.mean, aten.var, aten.std, aten.var_mean, aten.amax, aten.amin, aten.linalg_vector_norm,
-    aten.sum, aten.norm,
-}  # fmt: skip
-_ALONG = {aten._softmax, aten._safe_softmax, aten._log_softmax, aten.cumsum, aten.sort}
-_NORMS = {
-    aten.native_batch_norm, aten.cudnn_batch_norm, aten._native_batch_norm_legit_no_training,
-    aten._native_batch_norm_legit, aten._batch_norm_no_update, aten.native_layer_norm,
-    aten.native_group_norm, aten._fused_rms_norm, aten.rms_norm,
-}  # fmt: skip
 
 
 @dataclass
@@ -200,7 +180,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         operands = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         packet = func.overloadpacket
-        moving = packet in _MOVING
+        moving = packet in MOVING
         if not any(
             self.ids(one) is not None or (moving and id(one) in self._named) for one in operands
         ):
@@ -208,18 +188,18 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
         if moving:
             self._move(func, args, kwargs, result)
-        elif packet in _NORMS:
+        elif packet in NORMS:
             self._norm(packet, args, outputs[0])
-        elif packet in _POOLING:
+        elif packet in POOLING:
             self._reduce(args[0], outputs[0], (-1, -2), keep=True, reason="")
-        elif packet in _STATISTICS:
+        elif packet in STATISTICS:
             dims = (
                 args[1]
                 if len(args) > 1 and packet is not aten.linalg_vector_norm
                 else (args[2] if len(args) > 2 else None)
             )
             self._statistic(packet, args[0], outputs, dims)
-        elif packet in _ALONG:
+        elif packet in ALONG:
             ids = self._own(args[0])
             if ids is not None and args[0].shape[args[1]] <= BRANCHES:
                 self._join_branches(args[0], ids, args[1], outputs)
@@ -227,7 +207,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._bind(operands, outputs, f"{packet.__name__} runs along them")
             else:
                 self.mark(outputs[0], ids)
-        elif torch.Tag.pointwise in func.tags or packet in _ELEMENTWISE:
+        elif torch.Tag.pointwise in func.tags or packet in ELEMENTWISE:
             self._join(operands, outputs)
         elif packet is aten.convolution and self._depthwise(args, outputs[0]):
             pass
@@ -258,12 +238,12 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         packet = func.overloadpacket
         outputs = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
-        if packet in (aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias):
+        if packet in RESHAPING:
             quick = self._reshape(args[0], outputs[0])
             if quick is not None:
                 self.mark(outputs[0], quick)
                 return
-        elif packet in (aten.clone, aten.detach, aten.alias, aten._to_copy, aten.contiguous):
+        elif packet in COPYING:
             self.mark(outputs[0], self._own(args[0]))
             return
         try:
@@ -317,7 +297,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if ids is None:
             self.mark(output, None)
             return
-        layer_norm = packet in (aten.native_layer_norm, aten._fused_rms_norm, aten.rms_norm)
+        layer_norm = packet in LAYER_NORMS
         for one in tree_leaves(args[1:]):
             if isinstance(one, Tensor):
                 own = self._own(one)
@@ -327,7 +307,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self.ledger.join(
                         ids, own if layer_norm else own.view(-1, *(1,) * (tensor.ndim - 2))
                     )
-        if layer_norm or packet is aten.native_group_norm:
+        if packet not in BATCH_NORMS:
             self.ledger.inexact.append(ids[ids > BOUND])
         self.mark(output, ids)
 
@@ -357,7 +337,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._join_branches(tensor, ids, chosen[0], outputs)
             return
         if self._touches(tensor, ids, chosen):
-            if packet in (aten.sum, aten.linalg_vector_norm, aten.norm):
+            if packet in SUMS:
                 self._bind([tensor], outputs, "they are summed")
                 return
             self.ledger.inexact.append(ids[ids > BOUND])

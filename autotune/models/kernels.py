@@ -82,7 +82,9 @@ class Grid:
 class ShiftedConv2d(nn.Conv2d):
     """A convolution with another kernel in place of a given one, on the grid of that one.
 
-    Its state is ``weight`` and ``bias``, as that of any convolution. Beyond the border that a
+    Its state is ``weight`` and ``bias``, as that of any convolution. ``kernel_size`` and
+    ``padding`` stay those of the base, because some networks pad by them before they convolve
+    (DaViT); the kernel's own sides are those of ``weight``. Beyond the border that a
     base convolution with another padding mode than zeros adds in its mode, there are zeros.
 
     Args:
@@ -111,6 +113,7 @@ class ShiftedConv2d(nn.Conv2d):
         self.weight = nn.Parameter(weight)
         self.bias = None if bias is None else nn.Parameter(bias)
         self.base = Grid.of(base)
+        self.kernel_size, self.padding = base.kernel_size, base.padding
         before = base.offset if isinstance(base, ShiftedConv2d) else (0, 0)
         self.offset: Pair = (before[0] + offset[0], before[1] + offset[1])
 
@@ -135,7 +138,7 @@ class ShiftedConv2d(nn.Conv2d):
         border = "same" if self.base.border is None else self.base.border
         return (
             f"{super().extra_repr()}, "  # type: ignore[no-untyped-call]
-            f"base_kernel={self.base.kernel}, base_border={border}, "
+            f"kernel={tuple(self.weight.shape[-2:])}, base_border={border}, "
             f"offset={self.offset}"
         )
 
@@ -146,7 +149,7 @@ class ShiftedConv2d(nn.Conv2d):
         reach = dilation * (self.base.kernel[axis] - 1) + 1
         steps = (size + before + after - reach) // stride
         need = before - self.offset[axis] * dilation
-        span = steps * stride + dilation * (self.kernel_size[axis] - 1) + 1
+        span = steps * stride + dilation * (self.weight.shape[2 + axis] - 1) + 1
         return (before, after), (need, span - size - need)
 
 
@@ -186,7 +189,7 @@ def fit_border(
 
 def is_spatial(conv: nn.Conv2d) -> bool:
     """Say whether a convolution looks at more than one pixel."""
-    return max(conv.kernel_size) > 1
+    return max(conv.weight.shape[-2:]) > 1
 
 
 def kernel_problem(conv: nn.Conv2d) -> str:
@@ -240,7 +243,7 @@ def change_kernel(
     """
     if kernel < 1:
         raise PlanError(f"a kernel must have at least 1 tap a side, but got {kernel}")
-    old = (conv.kernel_size[0], conv.kernel_size[1])
+    old = (conv.weight.shape[-2], conv.weight.shape[-1])
     new = (kernel if old[0] > 1 else 1, kernel if old[1] > 1 else 1)
     if new == old:
         return conv

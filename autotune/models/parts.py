@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 
 from timm import layers as timm_layers
-from timm.layers.create_act import get_act_fn
 from timm.layers.drop import DropPath
 from timm.models.nfnet import GammaAct
-from torch import nn
+from torch import Tensor, nn
 
 #: Name in a study file -> activation function.
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -58,6 +56,27 @@ def activation_name(module: nn.Module) -> str:
     return names.get(type(module), "")
 
 
+class ScaledActivation(nn.Module):
+    """An activation function and the factor behind it, in place of timm's ``GammaAct``.
+
+    ``GammaAct`` multiplies in place, over what relu, sigmoid and tanh keep for their gradients.
+
+    Args:
+        activation: The function.
+        gamma: The factor.
+    """
+
+    def __init__(self, activation: nn.Module, gamma: float) -> None:
+        super().__init__()
+        self.activation = activation
+        self.gamma = gamma
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scaled activation, of the shape of ``x``."""
+        scaled: Tensor = self.activation(x) * self.gamma
+        return scaled
+
+
 def set_activation(model: nn.Module, name: str, activation: str) -> None:
     """Replace an activation function; NFNets keep the factor behind it.
 
@@ -67,11 +86,9 @@ def set_activation(model: nn.Module, name: str, activation: str) -> None:
         activation: A key of :data:`ACTIVATIONS`.
     """
     old = model.get_submodule(name)
+    new: nn.Module = ACTIVATIONS[activation]()
     if isinstance(old, GammaAct):
-        new: nn.Module = copy.copy(old)
-        new.act_fn = get_act_fn(activation.replace("hardswish", "hard_swish"))
-    else:
-        new = ACTIVATIONS[activation]()
+        new = ScaledActivation(new, old.gamma)
     model.set_submodule(name, new.train(old.training))
 
 
