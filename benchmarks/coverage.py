@@ -76,7 +76,7 @@ def check(family: str, name: str) -> dict[str, Any]:
 
     from autotune.models.backbone import Backbone, data_config
     from autotune.models.layers import layers_of
-    from autotune.models.offers import offers_for
+    from autotune.models.trying import offers_for
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
@@ -282,7 +282,7 @@ def _prefix(network: Any, images: Any) -> None:
         hooks = [
             module.register_forward_hook(_note(name, found))
             for name, module in locked
-            if not any(True for _ in module.children())
+            if any(True for _ in module.parameters(recurse=False))
         ]
         with torch.no_grad():
             network(images)

@@ -35,7 +35,7 @@ from autotune.data.views import Views
 from autotune.models.backbone import Backbone
 from autotune.models.layers import layers_of
 from autotune.models.network import build_network
-from autotune.models.offers import offers_for
+from autotune.models.trying import offers_for
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.study.definition import define
 from autotune.training.loop import Normalise, Training

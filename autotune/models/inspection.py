@@ -20,8 +20,9 @@ from autotune.models.backbone import build, check_name, data_config
 from autotune.models.costs import NOWHERE, Pass
 from autotune.models.layers import Layer, layers_of
 from autotune.models.network import check_plan, feature_count, set_pool
-from autotune.models.offers import LARGEST_RATIO, SMALLEST_RATIO, LayerOffer, offers_of
+from autotune.models.offers import LARGEST_RATIO, SMALLEST_RATIO, LayerOffer
 from autotune.models.surgery import check_layers, reshape
+from autotune.models.trying import offers_of
 from autotune.plan import KEEP, LayerPlan, TrialPlan
 
 #: Fields of a layer plan, in the order in which they are shown.

@@ -16,9 +16,9 @@ from autotune.errors import PlanError
 from autotune.models.backbone import Backbone
 from autotune.models.inheritance import channel_norms
 from autotune.models.layers import Layer, layers_of
-from autotune.models.offers import offers_for
 from autotune.models.parts import ACTIVATIONS
 from autotune.models.surgery import check_layers, reshape
+from autotune.models.trying import offers_for
 from autotune.plan import KEEP, HeadPlan, TrialPlan
 
 

@@ -32,7 +32,7 @@ POOLING = {
     aten._upsample_bicubic2d_aa, aten.grid_sampler_2d,
 }  # fmt: skip
 #: Combine what lies along some dimensions to one value.
-SUMS = {aten.sum, aten.linalg_vector_norm, aten.norm}
+SUMS = {aten.sum, aten.linalg_vector_norm}
 STATISTICS = {aten.mean, aten.var, aten.std, aten.var_mean, aten.amax, aten.amin, *SUMS}
 #: Compute each value from all that lie along a dimension with it.
 ALONG = {aten._softmax, aten._safe_softmax, aten._log_softmax, aten.cumsum}

@@ -51,7 +51,12 @@ def is_activation(module: nn.Module) -> bool:
 def activation_name(module: nn.Module) -> str:
     """Return the name of an activation function in a study file, empty for other ones."""
     names = {kind: name for name, kind in ACTIVATIONS.items()} | _ALSO
-    if isinstance(module, nn.GELU) and module.approximate != "none":
+    unusual = (
+        (isinstance(module, nn.GELU) and module.approximate != "none")
+        or (isinstance(module, nn.LeakyReLU) and module.negative_slope != 0.01)
+        or (isinstance(module, nn.ELU) and module.alpha != 1.0)
+    )
+    if unusual:
         return ""
     return names.get(type(module), "")
 

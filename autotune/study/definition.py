@@ -22,7 +22,8 @@ from autotune.errors import ConfigError, PlanError, Problem, UserError, in_yaml
 from autotune.models.backbone import Backbone, build, check_name, data_config, load_backbone
 from autotune.models.layers import Layer, layers_of
 from autotune.models.network import feature_count, set_pool
-from autotune.models.offers import LayerOffer, offers_of
+from autotune.models.offers import LayerOffer
+from autotune.models.trying import offers_of
 from autotune.plan import KEEP
 from autotune.search.space import LAYER_FIELDS, Space, reach, single_values
 from autotune.storage.database import parse_url

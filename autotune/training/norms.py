@@ -55,8 +55,11 @@ def measure_norms(network: Network, batches: Iterable[Tensor]) -> None:
     for norm in network.stale_norms:
         norm.reset_running_stats()
         norm.momentum = None  # counts every batch alike
-        norm.train()
-    for images in batches:
-        network(images)
-    for norm, momentum in zip(network.stale_norms, momenta, strict=True):
-        norm.momentum = momentum
+        norm.training = True  # alone: timm's norms hold activations and dropout
+    try:
+        for images in batches:
+            network(images)
+    finally:
+        for norm, momentum in zip(network.stale_norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.training = False

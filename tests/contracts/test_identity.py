@@ -7,7 +7,9 @@ import torch
 
 from autotune.models.layers import layers_of
 from autotune.models.network import build_network
-from tests.support.backbones import DROPPING, SMALL, backbone, images, plan
+from autotune.plan import LayerPlan, TrialPlan
+from tests.support.backbones import DROPPING, SMALL, backbone, images, plan, state_of
+from tests.support.surgery import FAMILIES, built, features, pictures, source
 
 
 def depths(name: str) -> range:
@@ -40,3 +42,24 @@ def check(name: str, depth: int) -> None:
         assert torch.equal(net(batch), net.head(expected))
         # The pretrained backbone of the next trial is untouched.
         assert torch.equal(source.pretrained(batch), expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_layers_that_keep_everything_are_no_surgery(name: str) -> None:
+    """Said in so many words, at no depth, a middle one and all."""
+    keep = LayerPlan("keep", "keep", "keep", "keep", "keep", "keep", "keep")
+    count = len(layers_of(source(name).pretrained))
+    for depth, inherit in ((0, "weights"), (count // 2, "data"), (count, "none")):
+        plan = TrialPlan(name, depth, (keep,) * depth, inherit=inherit)
+        assert not plan.reshaped
+        net = built(plan)
+        assert net.stale_norms == ()
+        with torch.no_grad():
+            assert torch.equal(net.backbone(pictures(name)), features(name))
+        assert [type(one) for one in net.backbone.modules()] == [
+            type(one) for one in source(name).pretrained.modules()
+        ]
+        expected = state_of(source(name).pretrained)
+        found = state_of(net.backbone)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in found)

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from autotune.models.layers import layers_of
 from autotune.models.network import Network, build_network
+from autotune.training.norms import measure_norms
 from tests.support.backbones import DROPPING, SMALL, backbone, images, plan, state_of
+from tests.support.surgery import FAMILIES, built, change, offers, pictures, source, values
 
 
 def depths(name: str) -> range:
@@ -115,3 +117,64 @@ def test_what_reaches_the_first_tuned_layer_is_the_same_every_time(name: str) ->
     assert not torch.equal(first, second)
     assert seen
     assert all(torch.equal(*outputs) for outputs in seen.values())
+
+
+#: Field -> a value that every layer can take which has the field at all.
+RESHAPING = {"kernel": 2, "width": 0.5, "bridge": 0.5, "activation": "mish", "pool": "avg3"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training_reshaped_layers_leaves_the_others_alone(name: str) -> None:
+    """Weights, buffers and norm statistics of the locked layers are the pretrained ones."""
+    torch.manual_seed(0)
+    changes = {
+        offer.index: {field: RESHAPING[field] for field in RESHAPING if field in values(offer)}
+        for offer in offers(name)[:3]
+    }
+    assert any(changes.values())
+    net = built(change(name, changes, inherit="data"))
+    pretrained = state_of(source(name).pretrained)
+    before = state_of(net)
+    tuned = {f"backbone.{key}" for layer in net.layers[:3] for key in layer.names}
+
+    def check_locked() -> None:
+        after = state_of(net)
+        for key in after.keys() - tuned:
+            if key.startswith("backbone."):
+                assert torch.equal(after[key], pretrained[key.removeprefix("backbone.")]), key
+
+    check_locked()
+    measure_norms(net, [pictures(name, 4, seed=seed) for seed in range(2)])
+    check_locked()
+    for module in net.stale_norms:
+        assert int(module.num_batches_tracked) == 2
+    optimizer = torch.optim.SGD(
+        [one for _, one, _ in net.layer_of_parameters()], lr=1e-3, momentum=0.9, weight_decay=0.05
+    )
+    for step in range(2):
+        net.train()
+        optimizer.zero_grad()
+        batch = pictures(name, 4, seed=step)
+        nn.functional.cross_entropy(net(batch), torch.arange(4) % 3).backward()
+        optimizer.step()
+        net.eval()
+    check_locked()
+    after = state_of(net)
+    matrices = [key for key in tuned if before[key].ndim > 1 and key.endswith("weight")]
+    moved = [key for key in matrices if not torch.equal(before[key], after[key])]
+    assert len(moved) > 0.7 * len(matrices)
+    assert set(matrices) <= {f"backbone.{one}" for one, _ in net.backbone.named_parameters()}
+    assert all(net.get_parameter(key).requires_grad for key in matrices)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_locked_part_of_reshaped_networks_stays_in_evaluation_mode(name: str) -> None:
+    changes = {
+        offer.index: {"drop_path": 0.5, "dropout": 0.5} & values(offer).keys()
+        for offer in offers(name)[:2]
+    }
+    plans = {index: dict.fromkeys(fields, 0.5) for index, fields in changes.items()}
+    net = built(change(name, plans, depth=2)).train()
+    index = {key: layer.index for layer in net.layers for key in layer.modules}
+    for key, module in net.backbone.named_modules():
+        assert module.training == (index.get(key, 10**6) <= 2), key

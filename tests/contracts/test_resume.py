@@ -13,6 +13,7 @@ from autotune.errors import InterruptedTrial
 from autotune.plan import TrialPlan
 from autotune.training.loop import EpochResult, Training
 from tests.support.backbones import plan, training
+from tests.support.surgery import change
 
 EPOCHS = 4
 RECIPES: dict[str, tuple[TrialPlan, dict[str, Any]]] = {
@@ -22,6 +23,31 @@ RECIPES: dict[str, tuple[TrialPlan, dict[str, Any]]] = {
     "dropout and ema": (plan("test_vit", 3, 8, dropout=0.5), {"ema": 0.98, "dropping": True}),
     "attention biases": (plan("levit_128s", 2, lr=0.01), {"ema": 0.9, "count": 20}),
     "bf16": (plan("test_resnet", 1, 8, dropout=0.3), {"amp": "bf16", "clip_norm": None}),
+    "reshaped": (
+        change(
+            "test_resnet",
+            {
+                1: {"kernel": 5, "width": 0.5, "activation": "elu", "pool": "avg3"},
+                2: {"kernel": 2, "bridge": 0.5, "drop_path": 0.3},
+                3: {"width": 1.5, "bridge": 1.5},
+            },
+        ),
+        {"ema": 0.9},
+    ),
+    "reshaped by data": (
+        change(
+            "test_efficientnet",
+            {1: {"width": 0.5}, 2: {"width": 40, "kernel": 5}, 3: {"bridge": 2.0}},
+            inherit="data",
+        ),
+        {},
+    ),
+    "reshaped and drawn anew": (
+        change(
+            "test_vit", {1: {"width": 0.5, "dropout": 0.3}, 2: {"bridge": 0.5}}, inherit="none"
+        ),
+        {"ema": 0.9},
+    ),
     "head alone": (plan("test_convnext", 0, 8, dropout=0.3), {"warmup": 0.5}),
 }
 

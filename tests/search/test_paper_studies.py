@@ -13,8 +13,9 @@ from torch import nn
 
 from autotune.models.backbone import build, data_config
 from autotune.models.layers import layers_of
-from autotune.models.offers import LayerOffer, offers_of
+from autotune.models.offers import LayerOffer
 from autotune.models.surgery import check_layers, reshape
+from autotune.models.trying import offers_of
 from autotune.plan import TrialPlan
 from autotune.search.space import Space, reach
 from autotune.studyfile import load_study_file, presets

@@ -20,6 +20,7 @@ from autotune.models.backbone import Backbone, data_config, hash_weights
 from autotune.models.network import Network, build_network
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
 from autotune.training.loop import Normalise, Training
+from autotune.training.norms import sample
 
 SIZE = 32
 CPU = torch.device("cpu")
@@ -117,13 +118,18 @@ def training(
     """Make a training of a plan on a few digits."""
     settings = TrainingConfig(**{"epochs": 3, "batch_size": 16, "views": 1, **config})
     source = backbone(found.backbone, dropping)
+    normalise = Normalise.of(source.data_config, CPU)
+
+    def shown() -> Tensor:
+        return next(sample(some_digits(count, seed=seed), 16, normalise, seed))
+
     return Training(
-        net or build_network(source, found, 10, seed),
+        net or build_network(source, found, 10, seed, shown),
         found.policy,
         settings,
         some_digits(count, settings.views, seed=seed),
         None if validation is None else some_digits(validation, start=600),
-        Normalise.of(source.data_config, CPU),
+        normalise,
         seed,
         stopped,
     )

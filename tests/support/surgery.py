@@ -1,0 +1,191 @@
+"""Small real backbones of many families, and plans that change some of their layers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from hypothesis import strategies as st
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from autotune.models.backbone import Backbone, data_config, hash_weights
+from autotune.models.layers import layers_of
+from autotune.models.network import Network, build_network
+from autotune.models.offers import KERNELS, LayerOffer
+from autotune.models.parts import ACTIVATIONS
+from autotune.models.pooling import POOLS
+from autotune.models.trying import offers_for
+from autotune.plan import LayerPlan, TrialPlan
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to build a small member of a model family.
+
+    Args:
+        size: Side of its images in pixels.
+        options: Given to timm.
+    """
+
+    size: int = 64
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+FAMILIES: dict[str, Family] = {
+    "test_resnet": Family(),
+    "test_vit": Family(32, {"img_size": 32}),
+    "test_convnext": Family(),
+    "test_efficientnet": Family(),
+    "test_byobnet": Family(),
+    "test_nfnet": Family(),  # weight standardised, grouped
+    "mobilenetv3_small_050": Family(),
+    "levit_128s": Family(96, {"img_size": 96}),
+    "densenet121": Family(64, {"block_config": (2, 2, 2, 2)}),
+    "resnext50_32x4d": Family(64, {"layers": (1, 1, 1, 1)}),
+    "regnetx_002": Family(),
+    "ghostnet_050": Family(),
+    "vgg11": Family(64, {"mlp_ratio": 1 / 128}),
+    "resnest14d": Family(),
+    "skresnet18": Family(64, {"layers": (1, 1, 1, 1)}),
+    "gmlp_ti16_224": Family(64, {"img_size": 64}),
+    "eva02_tiny_patch14_224": Family(28, {"img_size": 28, "depth": 3}),  # SwiGLU
+}
+#: Layers whose changes are tried, the last ones.
+LAST = 4
+
+torch.set_num_threads(1)  # networks as small as these are no faster on more
+
+
+@functools.cache
+def source(name: str) -> Backbone:
+    """Make a backbone in which nothing is zero or one that a fresh model has zero or one."""
+    family = FAMILIES[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = timm.create_model(name, num_classes=0, **family.options)
+        stir(model)
+    model.eval().requires_grad_(False)
+    return Backbone(name, model, data_config(model, family.size), hash_weights(model))
+
+
+@torch.no_grad()
+def stir(model: nn.Module) -> None:
+    """Give biases, norms and scales random values: a branch that is zero would hide errors."""
+    for key, value in model.state_dict().items():
+        if key.endswith("running_mean"):
+            value.normal_(std=0.1)
+        elif key.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+    for key, value in model.named_parameters():
+        leaf = key.rpartition(".")[2]
+        if leaf == "bias":
+            trunc_normal_(value, std=0.1)
+        elif value.ndim < 2 or leaf in ("gain", "skipinit_gain", "gamma"):
+            value.uniform_(0.5, 1.5)
+
+
+def offers(name: str) -> tuple[LayerOffer, ...]:
+    """Return what the last layers of a family's backbone can become."""
+    found = source(name)
+    layers = layers_of(found.pretrained)
+    return offers_for(found, layers, min(LAST, len(layers)))[:LAST]
+
+
+def change(name: str, changes: Mapping[int, Mapping[str, Any]], **more: Any) -> TrialPlan:
+    """Make a plan from what becomes of some layers, tuned as deep as they go."""
+    depth = more.pop("depth", max(changes, default=0))
+    layers = tuple(LayerPlan(**changes.get(index, {})) for index in range(1, depth + 1))
+    return TrialPlan(name, depth, layers, **more)
+
+
+def built(plan: TrialPlan, seed: int = 0, classes: int = 3) -> Network:
+    """Apply a plan to the backbone of its family."""
+    return build_network(
+        source(plan.backbone), plan, classes, seed, lambda: pictures(plan.backbone, 4, 7)
+    ).eval()
+
+
+def pictures(name: str, count: int = 2, seed: int = 0) -> Tensor:
+    """Draw normalised images ``(count, 3, size, size)``."""
+    size = FAMILIES[name].size
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+@functools.cache
+def features(name: str) -> Tensor:
+    """Return what the untouched backbone makes of the pictures."""
+    with torch.no_grad():
+        found: Tensor = source(name).pretrained(pictures(name))
+    return found
+
+
+@torch.no_grad()
+def difference(net: Network, plan: TrialPlan) -> float:
+    """Return the relative difference of the features (Frobenius norm) from the pretrained ones."""
+    expected = features(plan.backbone)
+    found = net.backbone(pictures(plan.backbone))
+    assert found.shape == expected.shape
+    return float((found - expected).norm() / expected.norm())
+
+
+def gives_features(offer: LayerOffer) -> bool:
+    """Say whether a width of the layer is that of the features: then their number changes."""
+    return offer.index == 1 and any(not group.inner for group in offer.groups)
+
+
+def growths(offer: LayerOffer) -> dict[str, st.SearchStrategy[Any]]:
+    """Return for every field that can make a layer larger the values that do so."""
+    found: dict[str, st.SearchStrategy[Any]] = {}
+    sides = [side for kernel in offer.convolutions.values() for side in kernel]
+    larger = [side for side in KERNELS if side > max(sides, default=max(KERNELS))]
+    if larger:
+        found["kernel"] = st.sampled_from(larger)
+    if offer.groups and offer.grows:
+        size = max(group.size for group in offer.groups)
+        unit = max(group.unit for group in offer.groups)
+        widths = st.floats(1.05, 2.6) | st.integers(size // unit + 1, 2 * size // unit + 1).map(
+            lambda blocks: max(8, blocks * unit)
+        )
+        found["width"] = widths.filter(lambda value: not offer.problem("width", value))
+    if offer.ends:
+        found["bridge"] = st.floats(1.0, 2.5) | st.integers(
+            max(offer.ends.values()), 2 * max(offer.ends.values())
+        ).filter(lambda count: count >= 8)
+    return found
+
+
+def values(offer: LayerOffer) -> dict[str, st.SearchStrategy[Any]]:
+    """Return for every field of a layer that can change the values that it can take."""
+    units = max((group.unit for group in offer.groups), default=1)
+    wide = st.floats(0.1, 2.0) | st.integers(1, 12).map(lambda blocks: max(8, blocks * units))
+    shares = st.floats(0, 0.9)
+    found: dict[str, st.SearchStrategy[Any]] = {
+        "kernel": st.sampled_from(KERNELS),
+        "width": wide,
+        "bridge": st.floats(0.1, 2.0) | st.integers(8, 100),
+        "activation": st.sampled_from(list(ACTIVATIONS)),
+        "pool": st.sampled_from(list(POOLS)),
+        "dropout": shares,
+        "drop_path": shares,
+    }
+    return {
+        name: strategy.filter(lambda value, name=name: not offer.problem(name, value))
+        for name, strategy in found.items()
+        if name not in offer.reasons
+    }
+
+
+@st.composite
+def plans(draw: st.DrawFn, name: str, inherits: Sequence[str] = ("weights",)) -> TrialPlan:
+    """Draw a plan that the offers of a family allow."""
+    changes = {}
+    for offer in offers(name):
+        possible = values(offer)
+        chosen = draw(st.sets(st.sampled_from(sorted(possible)))) if possible else set()
+        changes[offer.index] = {field: draw(possible[field]) for field in sorted(chosen)}
+    return change(name, changes, inherit=draw(st.sampled_from(list(inherits))))
