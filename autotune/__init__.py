@@ -14,6 +14,7 @@ _HOMES = {
     "StudyConfig": "autotune.config",
     "TrialPlan": "autotune.plan",
     "UserError": "autotune.errors",
+    "inspect_layers": "autotune.models.inspection",
     "load_study_file": "autotune.studyfile",
 }
 
@@ -23,6 +24,7 @@ __all__ = [
     "TrialPlan",
     "UserError",
     "__version__",
+    "inspect_layers",
     "load_study_file",
 ]
 

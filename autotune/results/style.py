@@ -52,7 +52,7 @@ def new_figure() -> go.Figure:
 def label_axes(figure: go.Figure, x: str, objective: Objective) -> None:
     """Name the axes of a figure that has the objective upwards."""
     figure.update_xaxes(title=x)
-    share = {"tickformat": ".0%"} if objective.is_share else {}
+    share = {"tickformat": ".1~%"} if objective.is_share else {}
     figure.update_yaxes(title=escape(objective.words), **share)
 
 
