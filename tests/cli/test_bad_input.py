@@ -51,7 +51,8 @@ def checked(ended: Ended, before: object, after: object) -> str:
     [
         (
             ("run", "digts"),
-            "no study file 'digts': the presets are digits, folder, and a path must be that of a "
+            "no study file 'digts': the presets are digits, folder, "
+            "paper-densenet121, paper-resnet50, paper-vgg16, and a path must be that of a "
             "YAML file; did you mean 'digits'?",
         ),
         (("run", "mine.yaml"), "no study file 'mine.yaml': there is no such file"),
@@ -89,7 +90,10 @@ def checked(ended: Ended, before: object, after: object) -> str:
         (("run", "digits", "--name", "a/b"), "a study's name has up to 100 letters, digits and"),
         (("run", "digits", "--workers", "0"), "--workers: must be at least 1, but got 0"),
         (("run", "digits", "--gpus", "x"), "--gpus: must be 'all', 'none' or indices below"),
-        (("cp", "digts", "my.yaml"), "there is no preset 'digts'; there are digits, folder; did"),
+        (
+            ("cp", "digts", "my.yaml"),
+            "there is no preset 'digts'; there are digits, folder, paper-densenet121",
+        ),
         (("cp", "digits", "no/my.yaml"), "no must exist and be writable, to write no/my.yaml"),
         (("fit", "digits", "--output", "taken/model"), "taken must be a folder that can be wri"),
         (("report", "digits", "-o", "no/page.html"), "must exist and be writable, to write no/"),

@@ -17,7 +17,9 @@ def test_a_good_file_is_defined(tmp_path: Path) -> None:
     assert [layer.index for layer in definition.layers] == [1, 2, 3, 4, 5]
     assert definition.spec.size == 16
     assert len(definition.source.classes) == 10
-    assert definition.offers == ()  # nothing asks for them
+    assert [offer.index for offer in definition.offers] == [1, 2, 3, 4, 5]
+    kept = small_config(tmp_path, space__layers={})
+    assert define(kept).offers == ()  # nothing asks for them
     assert not (tmp_path / "study.db").exists()
 
 
@@ -50,6 +52,7 @@ def test_pooling_that_the_backbone_does_not_have(tmp_path: Path) -> None:
         weights="none",
         space__head__pool=["keep", "max"],
         space__depth=1,
+        space__layers={},
     )
     define(config)  # it pools as asked
 
@@ -60,6 +63,7 @@ def test_pooling_that_the_backbone_does_not_have(tmp_path: Path) -> None:
         data__image_size=None,
         space__head__pool=["keep", "max"],
         space__depth=1,
+        space__layers={},
     )
     with pytest.raises(ConfigError) as caught:
         define(levit)

@@ -119,7 +119,7 @@ def test_the_test_part_is_not_decoded(tmp_path: Path) -> None:
 def test_a_diverged_trial_is_recorded_and_the_study_goes_on(tmp_path: Path) -> None:
     opened = open_small(
         tmp_path, space__training__lr=100.0, training__clip_norm=None, space__depth=5,
-        space__training__optimizer="sgd", baseline__lr=0.01,
+        space__training__optimizer="sgd", space__layers={}, baseline__lr=0.01,
     )  # fmt: skip
     run(opened)
     trials = opened.study.get_trials()
