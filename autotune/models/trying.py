@@ -43,7 +43,7 @@ class _Bench:
         self.model = model
         self.image = image
         self.shape: torch.Size | None = None
-        #: Modules that run, with the number of pixels or tokens at which they write.
+        #: Modules that run, with how much they write; 1 stands for pooled channels.
         self.extents: dict[str, int] = {}
         with ExitStack() as stack, torch.no_grad():
             for name, module in model.named_modules():
