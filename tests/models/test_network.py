@@ -26,6 +26,15 @@ def test_the_head_has_the_hidden_layers_of_its_plan(units: tuple[int, ...]) -> N
     assert head(torch.randn(6, 12)).shape == (6, 5)
 
 
+def test_a_hidden_layer_takes_any_activation_and_goes_without_batch_norm() -> None:
+    plan_of_head = HeadPlan((HiddenLayer(8, 0.25),), activation="gelu", batch_norm=False)
+    linear, activation, dropout, output = Head(plan_of_head, 12, 5)
+    assert isinstance(linear, nn.Linear) and linear.bias is not None
+    assert isinstance(activation, nn.GELU)
+    assert isinstance(dropout, nn.Dropout) and dropout.p == 0.25
+    assert isinstance(output, nn.Linear) and output.out_features == 5
+
+
 def test_the_head_depends_on_the_seed_alone() -> None:
     source = backbone("test_resnet")
     torch.manual_seed(5)
