@@ -13,6 +13,7 @@ go through JSON. Each family runs in a process of its own.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 import warnings
@@ -236,13 +237,14 @@ def _depths(backbone: Any, layers: Any, images: Any) -> int:
     """Build every depth; train a step at 0, 1, a middle one and all; return how many there are."""
     import torch
 
+    from autotune.models.layers import layers_of
     from autotune.models.network import Head, Network, feature_count
     from autotune.plan import HeadPlan
 
     features = feature_count(backbone.pretrained, backbone.data_config["input_size"])
     for depth in range(len(layers) + 1):
         module = backbone.fresh() if depth in _trained(layers) else backbone.pretrained
-        network = Network(module, layers_again(module), depth, Head(HeadPlan(), features, 3))
+        network = Network(module, layers_of(module), depth, Head(HeadPlan(), features, 3))
         tuned = {n for n, p in network.backbone.named_parameters() if p.requires_grad}
         parameters = dict(network.backbone.named_parameters())
         wanted = {n for layer in layers[:depth] for n in layer.names if n in parameters}
@@ -255,12 +257,6 @@ def _depths(backbone: Any, layers: Any, images: Any) -> int:
     backbone.pretrained.eval()
     torch.set_grad_enabled(True)
     return len(layers)
-
-
-def layers_again(module: Any) -> Any:
-    from autotune.models.layers import layers_of
-
-    return layers_of(module)
 
 
 def _trained(layers: Any) -> set[int]:
@@ -340,8 +336,6 @@ def _change(backbone: Any, plan: Any, images: Any, features: Any) -> float | Non
         if changed.shape == features.shape:
             off = float((changed - features).norm() / features.norm())
         if off is not None and off > TOLERANCE:  # rounding, or a mistake?
-            import copy
-
             doubled = copy.deepcopy(network.backbone).double()
             with torch.no_grad():
                 exact = backbone.fresh().double()(images.double())

@@ -17,7 +17,9 @@ ROOT = PACKAGE.parent
 #: Rooms by level; a room imports from lower levels only, never from one beside it.
 LEVELS = (
     ("errors", "threads"),
-    ("config", "plan"),
+    ("plan",),
+    ("rules",),
+    ("config",),
     ("studyfile",),
     ("models", "data", "storage"),
     ("training", "search"),

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from autotune.config import (
     ACTIVATIONS,
     INHERIT,
-    KERNELS,
     LAYER_POOLS,
     OBJECTIVES,
     OPTIMIZERS,
@@ -23,6 +22,7 @@ from autotune.config import (
     StudyConfig,
 )
 from autotune.errors import ConfigError
+from autotune.rules import KERNELS
 from autotune.studyfile import all_keys, apply_overrides, check
 
 MINIMAL = {"dataset": "digits", "backbone": "resnet18"}
@@ -199,13 +199,13 @@ def test_ranges(key: str, value: dict[str, Any], becomes: dict[str, Any] | None)
 
 def test_what_several_rooms_know_is_the_same_everywhere() -> None:
     """The ground floor has no imports beside itself, so some names are there twice."""
-    from autotune import config, plan
+    from autotune import config, plan, rules
     from autotune.models import offers, parts
 
     assert tuple(parts.ACTIVATIONS) == ACTIVATIONS
     assert offers.KERNELS == KERNELS
     assert tuple(offers.POOLS) == LAYER_POOLS
-    assert config.FIRST_ABSOLUTE == plan.FIRST_ABSOLUTE
+    assert rules.FIRST_ABSOLUTE == plan.FIRST_ABSOLUTE
     *fields, last = config.LayerSpace.model_fields
     assert (fields, last) == ([field.name for field in dataclasses.fields(plan.LayerPlan)], "last")
 

@@ -152,7 +152,8 @@ def _shorten(name: str, width: int) -> str:
 
 def print_legend(shown: Console, inspected: Inspection, chosen: Sequence[InspectedLayer]) -> None:
     """Print what the fields can become that some layer offers, and why the others cannot."""
-    from autotune.config import ACTIVATIONS, KERNELS, LAYER_POOLS
+    from autotune.config import ACTIVATIONS, LAYER_POOLS
+    from autotune.rules import KERNELS
 
     meanings = {
         "kernel": " ".join(map(str, KERNELS)),

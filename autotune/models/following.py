@@ -191,7 +191,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif packet in NORMS:
             self._norm(packet, args, outputs[0])
         elif packet in POOLING:
-            self._reduce(args[0], outputs[0], (-1, -2), keep=True, reason="")
+            self._reduce(args[0], outputs[0], (-1, -2), keep=True)
         elif packet in STATISTICS:
             dims = (
                 args[1]
@@ -214,10 +214,8 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             self._bind(operands, outputs, f"{packet.__name__} mixes them")
 
-    def _touches(self, tensor: Tensor, ids: Tensor, dims: Iterable[int] | None) -> bool:
-        every = range(tensor.ndim)
-        chosen = every if dims is None else [dim % tensor.ndim for dim in dims]
-        return any(ids.shape[dim] > 1 for dim in chosen)
+    def _touches(self, tensor: Tensor, ids: Tensor, dims: Iterable[int]) -> bool:
+        return any(ids.shape[dim % tensor.ndim] > 1 for dim in dims)
 
     def _bind(self, operands: Iterable[Tensor], outputs: Iterable[Tensor], reason: str) -> None:
         for one in operands:
@@ -258,7 +256,9 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             moved = func(
                 *(one.contiguous() if isinstance(one, Tensor) else one for one in given), **options
             )
-        except (RuntimeError, NotImplementedError, TypeError):
+        except (RuntimeError, TypeError):
+            # torch cannot run it on whole numbers, or not with these arguments. Where the
+            # channels went is not known then, and what is not known must not change.
             self._bind(
                 [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)],
                 outputs,
@@ -311,17 +311,15 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.ledger.inexact.append(ids[ids > BOUND])
         self.mark(output, ids)
 
-    def _reduce(
-        self, tensor: Tensor, output: Tensor, dims: Iterable[int] | None, keep: bool, reason: str
-    ) -> None:
+    def _reduce(self, tensor: Tensor, output: Tensor, dims: Iterable[int], keep: bool) -> None:
         ids = self._own(tensor)
         if ids is None:
             return
         if self._touches(tensor, ids, dims):
-            self._bind([tensor], [output], reason or "pooling runs along them")
+            self._bind([tensor], [output], "pooling runs along them")
             return
         if not keep:
-            chosen = sorted(dim % tensor.ndim for dim in dims or ())
+            chosen = sorted(dim % tensor.ndim for dim in dims)
             for dim in reversed(chosen):
                 ids = ids.squeeze(dim)
         self.mark(output, ids)
@@ -345,7 +343,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.mark(one, None)
             return
         for one in outputs:
-            self._reduce(tensor, one, chosen, one.ndim == tensor.ndim, "")
+            self._reduce(tensor, one, chosen, one.ndim == tensor.ndim)
 
     def _join_branches(
         self, tensor: Tensor, ids: Tensor, dim: int, outputs: Iterable[Tensor]

@@ -10,20 +10,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from timm.layers.drop import DropPath
 from torch import nn
 
-from autotune.config import ACTIVATIONS, KERNELS, LAYER_POOLS, POOLS
+from autotune.config import ACTIVATIONS, LAYER_POOLS, POOLS
 from autotune.errors import PlanError
 from autotune.models.backbone import build, check_name, data_config
 from autotune.models.costs import NOWHERE, Pass
 from autotune.models.layers import Layer, layers_of
-from autotune.models.network import check_plan, feature_count, set_pool
+from autotune.models.network import check_plan, pool_problem, set_pool
 from autotune.models.offers import LARGEST_RATIO, SMALLEST_RATIO, LayerOffer
 from autotune.models.surgery import check_layers, reshape
 from autotune.models.trying import offers_of
 from autotune.plan import KEEP, LayerPlan, TrialPlan
+from autotune.rules import KERNELS
 
 #: Fields of a layer plan, in the order in which they are shown.
 FIELDS = tuple(LayerPlan.__dataclass_fields__)
@@ -241,15 +241,7 @@ def _blank(name: str, image_size: int | None) -> tuple[nn.Module, Size]:
 
 def _pools(model: nn.Module, name: str, input_size: Size) -> Iterator[str]:
     """Yield the global poolings that work, found by trying each."""
-    for pool in POOLS:
-        changed = copy.deepcopy(model)
-        try:
-            set_pool(changed, pool, name)
-            with torch.device("meta"):
-                feature_count(changed, input_size)
-        except (PlanError, RuntimeError, ValueError, AssertionError):
-            continue
-        yield pool
+    return (pool for pool in POOLS if not pool_problem(model, name, pool, input_size))
 
 
 #: torch's classes -> the word for them.

@@ -7,6 +7,7 @@ whenever the network is told to train.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import torch
@@ -211,6 +212,30 @@ def set_pool(module: nn.Module, pool: str, name: str) -> None:
             f"head.pool: the backbone {name!r} cannot pool with {pool!r} "
             f"({type(error).__name__}: {error}); 'keep' always works"
         ) from error
+
+
+def pool_problem(model: nn.Module, name: str, pool: str, input_size: tuple[int, int, int]) -> str:
+    """Try a global pooling without weights.
+
+    Args:
+        model: The backbone on the meta device; it is not changed.
+        name: Its name.
+        pool: The pooling.
+        input_size: Channels, height and width of its images.
+
+    Returns:
+        Why it does not work, or an empty string.
+    """
+    if pool == KEEP:
+        return ""
+    changed = copy.deepcopy(model)
+    try:
+        set_pool(changed, pool, name)
+        with torch.device("meta"):
+            feature_count(changed, input_size)
+    except (PlanError, RuntimeError, ValueError, AssertionError) as error:
+        return f"cannot pool with {pool!r} ({str(error).splitlines()[0][:120]})"
+    return ""
 
 
 def feature_count(module: nn.Module, input_size: tuple[int, int, int]) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from autotune.config import KERNELS
 from autotune.errors import join_sentences, nearest
 from autotune.models.channels import ChannelGroup
 from autotune.models.parts import ACTIVATIONS
 from autotune.models.pooling import POOLS
 from autotune.plan import FIRST_ABSOLUTE, KEEP, LayerPlan
+from autotune.rules import KERNELS
 
 #: Ratios within which a width may change.
 SMALLEST_RATIO, LARGEST_RATIO = 0.1, 8.0

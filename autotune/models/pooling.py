@@ -14,7 +14,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from autotune.errors import PlanError, join_sentences, nearest
-from autotune.models.kernels import Pair, fit_border
+from autotune.models.shifted import Pair, fit_border
 
 #: What a pooling can be changed to: the name of each type and window.
 POOLS = {"max2": ("max", 2), "max3": ("max", 3), "avg2": ("avg", 2), "avg3": ("avg", 3)}

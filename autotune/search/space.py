@@ -28,7 +28,7 @@ from optuna.distributions import (
 )
 from optuna.trial import Trial
 
-from autotune.config import BaselineConfig, Dimension, SpaceConfig
+from autotune.config import BaselineConfig, SpaceConfig
 from autotune.plan import (
     INHERITING,
     KEEP,
@@ -38,6 +38,7 @@ from autotune.plan import (
     TrainingPolicy,
     TrialPlan,
 )
+from autotune.rules import Dimension
 
 if TYPE_CHECKING:
     from autotune.models.offers import LayerOffer

@@ -6,22 +6,20 @@ the backbone and its weights are looked at.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from autotune.config import POOLS, SpaceConfig, StudyConfig
 from autotune.data.images import ImageSpec
 from autotune.data.sources import Source
 from autotune.data.task import check_dataset, dataset_fingerprint
-from autotune.errors import ConfigError, PlanError, Problem, UserError, in_yaml
+from autotune.errors import ConfigError, Problem, UserError, in_yaml
 from autotune.models.backbone import Backbone, build, check_name, data_config, load_backbone
 from autotune.models.layers import Layer, layers_of
-from autotune.models.network import feature_count, set_pool
+from autotune.models.network import pool_problem
 from autotune.models.offers import LayerOffer
 from autotune.models.trying import offers_of
 from autotune.plan import KEEP
@@ -169,25 +167,15 @@ def _layer_problems(space: SpaceConfig, offers: Sequence[LayerOffer]) -> Iterato
 
 def _pool_problems(space: SpaceConfig, blank: _Blank) -> Iterator[Problem]:
     pools = space.head.pool if isinstance(space.head.pool, list) else [space.head.pool]
-    refused = {pool: _pool_problem(str(pool), blank) for pool in pools}
+
+    def problem(pool: str) -> str:
+        return pool_problem(blank.model, blank.name, pool, blank.input_size)
+
+    refused = {pool: problem(str(pool)) for pool in pools}
     if any(refused.values()):
-        works = [one for one in POOLS if not _pool_problem(one, blank)]
+        works = [one for one in POOLS if not problem(one)]
         for reason in refused.values():
             if reason:
                 yield Problem(
                     "space.head.pool", f"{reason}; {blank.name!r} allows {', '.join(works)}"
                 )
-
-
-def _pool_problem(pool: str, blank: _Blank) -> str:
-    """Try a pooling on the meta device; return why it does not work, or an empty string."""
-    if pool == KEEP:
-        return ""
-    module = copy.deepcopy(blank.model)
-    try:
-        set_pool(module, pool, blank.name)
-        with torch.device("meta"):
-            feature_count(module, blank.input_size)
-    except (PlanError, RuntimeError, ValueError, AssertionError) as error:
-        return f"cannot pool with {pool!r} ({str(error).splitlines()[0][:120]})"
-    return ""

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from autotune.errors import PlanError
 from autotune.models.kernels import (
     CORRELATION,
-    ShiftedConv2d,
     change_kernel,
     effective_weight,
     is_spatial,
     kernel_problem,
 )
+from autotune.models.shifted import ShiftedConv2d
 from tests.support.backbones import backbone, images
 
 # What torch says of padding='same' with an even kernel in the base convolution.

@@ -1,0 +1,279 @@
+"""Rules for the values of a study file: what each kind of key takes, and the message when not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from pydantic import BeforeValidator
+
+from autotune.errors import in_yaml, join_sentences, nearest
+from autotune.plan import FIRST_ABSOLUTE, KEEP
+
+Scalar = int | float | str
+Dimension = Scalar | list[Scalar] | dict[str, Any]
+
+#: Sides that a kernel can be changed to.
+KERNELS = (1, 2, 3, 5, 7)
+
+
+def _choose(allowed: tuple[str, ...]) -> str:
+    return f"must be {'one of ' if len(allowed) > 1 else ''}{', '.join(allowed)}"
+
+
+def one_of(allowed: tuple[str, ...]) -> BeforeValidator:
+    """Accept a name from a list; name the nearest one otherwise."""
+
+    def check(value: Any) -> Any:
+        if value is None and "none" in allowed:
+            return "none"
+        if value is False and "off" in allowed:  # YAML 1.1 reads a bare off as false
+            return "off"
+        if value not in allowed:
+            raise ValueError(
+                join_sentences(
+                    f"{_choose(allowed)}, but got {in_yaml(value)}",
+                    nearest(str(value), allowed),
+                )
+            )
+        return value
+
+    return BeforeValidator(check)
+
+
+def _number(value: Any, integer: bool) -> int | float | None:
+    """Read a number, ``None`` when it is none.
+
+    YAML 1.1 reads ``1e-4`` (no dot) as a string, which is a number to us.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+        if not math.isfinite(number) or (integer and not number.is_integer()):
+            return None
+        if not integer:
+            return number
+        return value if isinstance(value, int) else int(number)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _rule(
+    integer: bool,
+    low: float,
+    high: float,
+    low_open: bool,
+    high_open: bool,
+    or_keep: bool = False,
+) -> Callable[[Any], Any]:
+    """Make a check for one number between two bounds; its message states the whole rule."""
+    bounds = [f"{'above' if low_open else 'of at least'} {_shown(low)}"]
+    if math.isfinite(high):
+        bounds.append(f"{'below' if high_open else 'at most'} {_shown(high)}")
+    kind = f"{'keep or ' if or_keep else ''}a {'whole ' if integer else ''}number"
+    rule = f"must be {kind} {' and '.join(bounds)}"
+
+    def check(value: Any) -> int | float | str:
+        if or_keep and value == KEEP:
+            return KEEP
+        number = _number(value, integer)
+        if (
+            number is None
+            or not low <= number <= high
+            or (low_open and number == low)
+            or (high_open and number == high)
+        ):
+            raise ValueError(
+                join_sentences(
+                    f"{rule}, but got {in_yaml(value)}", _perhaps_keep(value) if or_keep else ""
+                )
+            )
+        return number
+
+    return check
+
+
+def _perhaps_keep(value: Any) -> str:
+    return nearest(value, (KEEP,)) if isinstance(value, str) else ""
+
+
+def _shown(number: float) -> str:
+    return f"{number:.12g}"
+
+
+def single(
+    integer: bool,
+    low: float,
+    high: float = math.inf,
+    *,
+    low_open: bool = False,
+    high_open: bool = False,
+    optional: bool = False,
+) -> BeforeValidator:
+    """Accept one number between two bounds, or null where that means something."""
+    rule = _rule(integer, low, high, low_open, high_open)
+    return BeforeValidator(lambda value: None if optional and value is None else rule(value))
+
+
+def numbers(
+    integer: bool, low: float, high: float, low_open: bool = False, or_keep: bool = False
+) -> BeforeValidator:
+    """Accept a dimension of numbers between two bounds, and ``keep`` outside of ranges."""
+    scalar = _rule(integer, low, high, low_open, False, or_keep)
+    end = _rule(integer, low, high, low_open, False)
+
+    def check(value: Any) -> Any:
+        return _range(value, end, integer) if isinstance(value, dict) else _each(value, scalar)
+
+    return BeforeValidator(check)
+
+
+def _each(value: Any, scalar: Callable[[Any], Any]) -> Any:
+    """Check a single value, or every member of a choice."""
+    return _choice([scalar(one) for one in value]) if isinstance(value, list) else scalar(value)
+
+
+def _range(
+    value: dict[str, Any], rule: Callable[[Any], int | float], integer: bool
+) -> dict[str, Any]:
+    keys = ("low", "high", "step", "log")
+    for key in value:
+        if key not in keys:
+            raise ValueError(
+                join_sentences(
+                    f"a range has the keys {', '.join(keys)}, but got {key!r}",
+                    nearest(str(key), keys),
+                )
+            )
+    if "low" not in value or "high" not in value:
+        raise ValueError(f"a range needs low and high, but got {in_yaml(value)}")
+    result: dict[str, Any] = {}
+    for key in ("low", "high"):
+        try:
+            result[key] = rule(value[key])
+        except ValueError as error:
+            raise ValueError(f"{key} {error}") from None
+    if result["low"] > result["high"]:
+        raise ValueError(f"low must not exceed high, but got {result['low']} > {result['high']}")
+    log = value.get("log", False)
+    if not isinstance(log, bool):
+        raise ValueError(f"log must be true or false, but got {in_yaml(log)}")
+    if log and value.get("step") is not None:
+        raise ValueError("a range has either log or step, but got both")
+    if log and result["low"] <= 0:
+        raise ValueError(f"low must be above 0 with log, but got {result['low']}")
+    if log:
+        result["log"] = True
+    if value.get("step") is not None:
+        step = _number(value["step"], integer)
+        if step is None or step <= 0:
+            kind = "whole number" if integer else "number"
+            raise ValueError(f"step must be a {kind} above 0, but got {in_yaml(value['step'])}")
+        _check_grid(result["low"], result["high"], step)
+        result["step"] = step
+    return result
+
+
+def _check_grid(low: float, high: float, step: float) -> None:
+    """Refuse a high that no whole number of steps reaches; Optuna would lower it.
+
+    In decimals, as Optuna counts: in binary, 0.8 is not eight steps of 0.1.
+    """
+    start, end, size = (Decimal(str(one)) for one in (low, high, step))
+    try:
+        rest = (end - start) % size
+    except InvalidOperation:
+        raise ValueError(f"step is too small for a range to {high}, but got {step}") from None
+    if rest:
+        last = end - rest
+        way_out = (
+            f"the nearest below is {_shown(float(last))}" if last > start else "one step is more"
+        )
+        raise ValueError(f"high must be low plus whole steps of {step}, but got {high}; {way_out}")
+
+
+def _choice(values: list[Any]) -> list[Any]:
+    if not values:
+        raise ValueError("a choice needs at least one value, but got an empty list")
+    repeated = [value for index, value in enumerate(values) if value in values[:index]]
+    if repeated:
+        raise ValueError(f"the values of a choice must differ, but got {repeated[0]!r} twice")
+    return values
+
+
+def _no_range(scalar: Callable[[Any], Any], words: str) -> BeforeValidator:
+    """Accept a dimension that has no ranges: a single value or a list of them."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict):
+            raise ValueError(f"must be {words}, but got {in_yaml(value)}")
+        return _each(value, scalar)
+
+    return BeforeValidator(check)
+
+
+def names(allowed: tuple[str, ...]) -> BeforeValidator:
+    """Accept a dimension of names from a list."""
+
+    def scalar(value: Any) -> str:
+        if value not in allowed:
+            raise ValueError(
+                join_sentences(
+                    f"{_choose(allowed)}, but got {in_yaml(value)}",
+                    nearest(str(value), allowed),
+                )
+            )
+        return str(value)
+
+    return _no_range(scalar, "a name or a list of names")
+
+
+def flags() -> BeforeValidator:
+    """Accept a dimension of true and false."""
+
+    def scalar(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"must be true or false, but got {in_yaml(value)}")
+        return value
+
+    return _no_range(scalar, "true, false or a list of both")
+
+
+def kernels() -> BeforeValidator:
+    """Accept a dimension of sides of a kernel."""
+    allowed = (KEEP, *map(str, KERNELS))
+
+    def scalar(value: Any) -> int | str:
+        if value == KEEP:
+            return KEEP
+        number = _number(value, integer=True)
+        if number not in KERNELS:
+            rule = f"{_choose(allowed)}, but got {in_yaml(value)}"
+            raise ValueError(join_sentences(rule, _perhaps_keep(value)))
+        return int(number)
+
+    return _no_range(scalar, "a side or a list of sides")
+
+
+def widths() -> BeforeValidator:
+    """Accept a dimension of widths: ratios and numbers of channels."""
+    rule = (
+        f"must be keep, a ratio of at least 0.1 and below {FIRST_ABSOLUTE}, or a whole number of "
+        f"channels of at least {FIRST_ABSOLUTE} and at most 65536"
+    )
+
+    def scalar(value: Any) -> int | float | str:
+        if value == KEEP:
+            return KEEP
+        number = _number(value, integer=False)
+        if number is not None and 0.1 <= number < FIRST_ABSOLUTE:
+            return number
+        number = _number(value, integer=True)
+        if number is not None and FIRST_ABSOLUTE <= number <= 65536:
+            return number
+        raise ValueError(join_sentences(f"{rule}, but got {in_yaml(value)}", _perhaps_keep(value)))
+
+    return _no_range(scalar, "a width or a list of widths")
