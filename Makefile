@@ -10,6 +10,7 @@ STUDY    ?=
 BACKBONE ?=
 INHERIT  ?=
 SAMPLER  ?=
+ORDER    ?=
 PRUNER   ?=
 TRIALS   ?=
 TIMEOUT  ?=
@@ -33,7 +34,8 @@ dataset := $(if $(STUDY),$(if $(filter command line environment,$(origin DATASET
 overrides = $(if $(dataset),'dataset=$(DATASET)') \
 	$(call given,BACKBONE,backbone) $(call given,WEIGHTS,weights) \
 	$(call given,INHERIT,inherit) \
-	$(call given,SAMPLER,search.sampler) $(call given,PRUNER,search.pruner) \
+	$(call given,SAMPLER,search.sampler) $(call given,ORDER,search.order) \
+	$(call given,PRUNER,search.pruner) \
 	$(call given,TRIALS,search.trials) $(call given,TIMEOUT,search.timeout) \
 	$(call given,SEED,search.seed) $(call given,EPOCHS,training.epochs)
 which = '$(study)' $(strip $(overrides)) $(if $(NAME),--name '$(NAME)') $(ARGS)
@@ -49,7 +51,7 @@ endif
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 	@echo
-	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INHERIT SAMPLER PRUNER TRIALS TIMEOUT EPOCHS SEED NAME"
+	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INHERIT SAMPLER ORDER PRUNER TRIALS TIMEOUT EPOCHS SEED NAME"
 	@echo "           WORKERS GPUS STORAGE PORT ARGS, e.g. make study DATASET=photos TRIALS=60"
 
 # setuptools warns of folders named like the package; here the folder is the package.

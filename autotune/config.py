@@ -11,17 +11,29 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
-from autotune.errors import in_yaml
+from autotune.errors import Problem, in_yaml, join_sentences, nearest
 from autotune.plan import KEEP
 from autotune.rules import (
     Dimension,
+    flag,
     flags,
     kernels,
+    list_of_names,
     names,
     numbers,
     one_of,
+    one_or_more,
+    or_own,
+    own,
     single,
     widths,
 )
@@ -51,6 +63,14 @@ OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
     "macro_f1": "maximize",
     "log_loss": "minimize",
 }
+#: What a second objective can be: costs of the network that a plan makes, known before training.
+COSTS: dict[str, Literal["maximize", "minimize"]] = {
+    "latency_ms": "minimize",
+    "parameters": "minimize",
+    "memory_mb": "minimize",
+}
+ORDERS = ("joint", "greedy")
+STOPS = ("no_gain", "never")
 MAX_NAME = 100
 NAME_RULE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._+-]{{0,{MAX_NAME - 1}}}")
 
@@ -72,6 +92,27 @@ def _not_empty(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(_not_empty)]
 _Part = Annotated[float, single(False, 0, 1, low_open=True, high_open=True)]
+
+
+def _objectives() -> BeforeValidator:
+    """Accept a metric and a cost, or nothing."""
+
+    def check(value: Any) -> Any:
+        if value is None:
+            return None
+        rule = (
+            f"must be a list of a metric and a cost such as [accuracy, latency_ms]; the metrics "
+            f"are {', '.join(OBJECTIVES)}, the costs {', '.join(COSTS)}"
+        )
+        if not isinstance(value, list) or len(value) != 2:
+            raise ValueError(f"{rule}; but got {in_yaml(value)}")
+        for one, allowed in zip(value, (OBJECTIVES, COSTS), strict=True):
+            if one not in allowed:
+                hint = nearest(str(one), tuple(allowed))
+                raise ValueError(join_sentences(f"{rule}; but got {in_yaml(one)}", hint))
+        return value
+
+    return BeforeValidator(check)
 
 
 class _Section(BaseModel):
@@ -108,22 +149,35 @@ class HeadSpace(_Section):
 
 
 class PolicySpace(_Section):
-    """``space.training``: the training policy of a trial."""
+    """``space.training``: the training policy of a trial.
+
+    The sources of the defaults are at :class:`autotune.plan.TrainingPolicy`.
+    """
 
     optimizer: Annotated[Dimension, names(OPTIMIZERS)] = "adamw"
     lr: Annotated[Dimension, numbers(False, 0.0, 100.0, low_open=True)] = 3e-3
     layer_decay: Annotated[Dimension, numbers(False, 0.0, 1.0, low_open=True)] = 1.0
     weight_decay: Annotated[Dimension, numbers(False, 0.0, 10.0)] = 1e-4
+    momentum: Annotated[Dimension, numbers(False, 0.0, 0.999)] = 0.9
     label_smoothing: Annotated[Dimension, numbers(False, 0.0, 0.9)] = 0.0
+    head_epochs: Annotated[Dimension, numbers(True, 0, 100000)] = 0
+    l2_sp: Annotated[Dimension, numbers(False, 0.0, 10.0)] = 0.0
+    mixup: Annotated[Dimension, numbers(False, 0.0, 10.0)] = 0.0
+    cutmix: Annotated[Dimension, numbers(False, 0.0, 10.0)] = 0.0
 
 
 class SpaceConfig(_Section):
-    """``space``: what is searched."""
+    """``space``: what is searched.
+
+    ``custom`` names a function of one's own, ``my_file.py:function``, that gets the space made
+    from all other keys and returns the one to search.
+    """
 
     depth: Annotated[Dimension, numbers(True, 0, 10000)] = 0
     layers: LayerSpace = Field(default_factory=LayerSpace)
     head: HeadSpace = Field(default_factory=HeadSpace)
     training: PolicySpace = Field(default_factory=PolicySpace)
+    custom: Annotated[str | None, own()] = None
 
 
 class BaselineConfig(_Section):
@@ -136,6 +190,7 @@ class BaselineConfig(_Section):
     optimizer: Annotated[str, one_of(OPTIMIZERS)] | None = None
     lr: Annotated[float | None, single(False, 0, 100, low_open=True, optional=True)] = None
     weight_decay: Annotated[float | None, single(False, 0, 10, optional=True)] = None
+    momentum: Annotated[float | None, single(False, 0, 0.999, optional=True)] = None
     label_smoothing: Annotated[float | None, single(False, 0, 0.9, optional=True)] = None
 
 
@@ -178,15 +233,49 @@ class TrainingConfig(_Section):
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
 
 
-class SearchConfig(_Section):
-    """``search``: how the space is searched, and for how long."""
+class GreedyConfig(_Section):
+    """``search.greedy``: the order of AutoTune, for ``search.order: greedy``.
 
-    sampler: Annotated[str, one_of(SAMPLERS)] = "tpe"
-    pruner: Annotated[str, one_of(PRUNERS)] = "median"
-    order: Annotated[Literal["joint"], one_of(("joint",))] = "joint"
+    ``margin`` is in units of the objective; ``trials_per_stage`` left out shares ``search.trials``
+    among the stages that are left.
+    """
+
+    stop: Annotated[str, one_of(STOPS)] = "no_gain"
+    margin: Annotated[float, single(False, 0)] = 0.0
+    trials_per_stage: Annotated[int | None, single(True, 1, optional=True)] = None
+
+
+class SearchConfig(_Section):
+    """``search``: how the space is searched, and for how long.
+
+    ``sampler`` and ``pruner`` may be one's own, ``my_file.py:MySampler``, relative to the study
+    file. Of the budgets (``trials``, ``timeout``, ``device_hours``, ``patience``) the first that
+    is used up ends the study.
+    """
+
+    sampler: Annotated[str, or_own(SAMPLERS)] = "tpe"
+    pruner: Annotated[str, or_own(PRUNERS)] = "median"
+    order: Annotated[str, one_of(ORDERS)] = "joint"
+    greedy: GreedyConfig = Field(default_factory=GreedyConfig)
+    known_good: Annotated[bool, flag()] = True
+    warm_start: Annotated[list[str], list_of_names("studies")] = Field(default_factory=list)
     trials: Annotated[int, single(True, 1)] = 40
     timeout: Annotated[float | None, single(False, 0, low_open=True, optional=True)] = None
+    device_hours: Annotated[float | None, single(False, 0, low_open=True, optional=True)] = None
+    patience: Annotated[int | None, single(True, 1, optional=True)] = None
     seed: Annotated[int, single(True, 0, 2**31 - 1)] = 0
+
+
+#: Keys of ``search`` that may change between two runs of the same study.
+BUDGETS = ("trials", "timeout", "device_hours", "patience")
+
+
+class ConstraintsConfig(_Section):
+    """``constraints``: what a network may cost; a plan beyond a limit is never the best one."""
+
+    max_parameters: Annotated[int | None, single(True, 1, optional=True)] = None
+    max_latency_ms: Annotated[float | None, single(False, 0, low_open=True, optional=True)] = None
+    max_memory_mb: Annotated[float | None, single(False, 0, low_open=True, optional=True)] = None
 
 
 class StudyConfig(_Section):
@@ -195,7 +284,7 @@ class StudyConfig(_Section):
     name: Annotated[str | None, AfterValidator(_study_name)] = None
     description: str = ""
     dataset: Name
-    backbone: Name
+    backbone: Annotated[str | list[str], one_or_more("backbones")]
     weights: Name = "hub"
     inherit: Annotated[Dimension, names(INHERIT)] = "weights"
     data: DataConfig = Field(default_factory=DataConfig)
@@ -203,8 +292,38 @@ class StudyConfig(_Section):
     baseline: BaselineConfig = Field(default_factory=BaselineConfig)
     search: SearchConfig = Field(default_factory=SearchConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
+    objectives: Annotated[list[str] | None, _objectives()] = None
+    constraints: ConstraintsConfig = Field(default_factory=ConstraintsConfig)
     storage: Name = "sqlite:///storage/autotune.db"
     files: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """Choose what is left out so that it goes with what is given."""
+        if not isinstance(values, dict):
+            return values
+        search, training = values.get("search") or {}, values.get("training") or {}
+        objectives = values.get("objectives")
+        if isinstance(objectives, list) and objectives:
+            search = {"pruner": "none", **search} if isinstance(search, dict) else search
+            if isinstance(training, dict) and objectives[0] in tuple(OBJECTIVES):
+                training = {"objective": objectives[0], **training}
+        if isinstance(search, dict) and search.get("order") == "greedy":
+            search = {"known_good": False, **search}
+        given = {"search": search, "training": training}
+        return {**values, **{key: value for key, value in given.items() if value}}
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """Names of the backbones, one or more."""
+        return tuple([self.backbone] if isinstance(self.backbone, str) else self.backbone)
+
+    @property
+    def directions(self) -> dict[str, Literal["maximize", "minimize"]]:
+        """Objective names with their directions: one, or a metric and a cost."""
+        names = self.objectives or [self.training.objective]
+        return {name: (OBJECTIVES | COSTS)[name] for name in names}
 
     def definition(self) -> dict[str, Any]:
         """Return what makes the study the study it is, as plain JSON values.
@@ -213,6 +332,50 @@ class StudyConfig(_Section):
         budget, and where it is stored.
         """
         values = self.model_dump(mode="json", exclude={"name", "description", "storage", "files"})
-        for key in ("trials", "timeout"):
+        for key in BUDGETS:
             del values["search"][key]
         return values
+
+    def contradictions(self) -> list[Problem]:
+        """Find keys that are right by themselves and do not go together."""
+        search, objectives = self.search, self.objectives
+        greedy = search.order == "greedy"
+        head_epochs = _largest(self.space.training.head_epochs)
+        rules = {
+            "objectives": objectives
+            and objectives[0] != self.training.objective
+            and f"must start with training.objective ({self.training.objective}), but got "
+            f"{objectives[0]}; give one of the two",
+            "search.pruner": objectives
+            and search.pruner != "none"
+            and f"must be none, because a trial of two objectives cannot be judged by its first "
+            f"epochs, but got {search.pruner}; leave it out or change objectives",
+            "search.patience": objectives
+            and search.patience
+            and f"must be left out where there are two objectives, but got {search.patience}",
+            "search.order": greedy
+            and (objectives or len(self.backbones) > 1)
+            and "must be joint where there are several "
+            f"{'objectives' if objectives else 'backbones'}, but got greedy",
+            "search.known_good": greedy
+            and search.known_good
+            and "must be false with search.order: greedy, which starts from the baseline, but got "
+            "true",
+            "search.warm_start": greedy
+            and search.warm_start
+            and "must be left out with search.order: greedy, which starts from the baseline, but "
+            f"got {in_yaml(search.warm_start)}",
+            "space.training.head_epochs": head_epochs >= self.training.epochs
+            and f"must be below training.epochs ({self.training.epochs}), but got {head_epochs}",
+            "weights": len(self.backbones) > 1
+            and self.weights not in ("hub", "none")
+            and f"must be hub or none where there are several backbones, but got {self.weights}",
+        }
+        return [Problem(key, message) for key, message in rules.items() if message]
+
+
+def _largest(dimension: Any) -> float:
+    """Return the largest value of a dimension of numbers."""
+    if isinstance(dimension, dict):
+        return float(dimension["high"])
+    return max(dimension) if isinstance(dimension, list) else float(dimension)

@@ -120,19 +120,37 @@ class TrainingPolicy:
     """How the tuned part is trained.
 
     Args:
-        optimizer: ``adamw``, ``sgd`` (Nesterov momentum 0.9) or ``adagrad`` (the paper's).
+        optimizer: ``adamw`` (Loshchilov and Hutter 2019), ``sgd`` (with Nesterov momentum) or
+            ``adagrad`` (the paper's).
         lr: Peak learning rate of the head.
         layer_decay: Layer ``i`` (counted from the output) trains with ``lr * layer_decay ** i``
-            (discriminative fine-tuning, Howard and Ruder 2018, section 3.2).
+            (discriminative fine-tuning, Howard and Ruder 2018, section 3.2; 0.65 to 0.75 is usual
+            for fine-tuning ViTs, Bao et al. 2022, BEiT, appendix).
         weight_decay: Decoupled for AdamW, L2 otherwise; never on norms and biases.
-        label_smoothing: As in Szegedy et al. 2016, section 7.
+        momentum: Of ``sgd``; the other optimisers have none to choose. 0.9 is the value of nearly
+            all transfer studies; lower ones can be better where source and target are alike (Li
+            et al. 2020, Rethinking the Hyperparameters for Fine-tuning).
+        label_smoothing: As in Szegedy et al. 2016, section 7, which uses 0.1.
+        head_epochs: Epochs at the start in which the head alone trains (linear probing, then
+            fine-tuning: Kumar et al. 2022).
+        l2_sp: Strength of the pull of the tuned layers towards their pretrained weights, in place
+            of weight decay there (L2-SP, Li et al. 2018; they find 0.1 to 0.001 good). 0 is none.
+        mixup: The parameter of the beta distribution of mixup (Zhang et al. 2018: 0.1 to 0.4). 0
+            is none.
+        cutmix: That of CutMix (Yun et al. 2019: 1). 0 is none; with both, each batch gets one of
+            the two.
     """
 
     optimizer: str = "adamw"
     lr: float = 3e-3
     layer_decay: float = 1.0
     weight_decay: float = 1e-4
+    momentum: float = 0.9
     label_smoothing: float = 0.0
+    head_epochs: int = 0
+    l2_sp: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
 
 @dataclass(frozen=True)

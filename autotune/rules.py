@@ -277,3 +277,79 @@ def widths() -> BeforeValidator:
         raise ValueError(join_sentences(f"{rule}, but got {in_yaml(value)}", _perhaps_keep(value)))
 
     return _no_range(scalar, "a width or a list of widths")
+
+
+def flag() -> BeforeValidator:
+    """Accept true or false."""
+
+    def check(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"must be true or false, but got {in_yaml(value)}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def one_or_more(what: str) -> BeforeValidator:
+    """Accept a name, or a list of names that differ."""
+    rule = f"must be a name or a list of names of {what}"
+
+    def check(value: Any) -> str | list[str]:
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, str):
+                quotes = "; put it in quotes" if isinstance(one, int | float) else ""
+                raise ValueError(f"{rule}, but got {in_yaml(one)}{quotes}")
+            if not one.strip():
+                raise ValueError("must not be empty")
+        if isinstance(value, list):
+            _choice(value)
+            return value if len(value) > 1 else value[0]
+        return str(value)
+
+    return BeforeValidator(check)
+
+
+def list_of_names(what: str) -> BeforeValidator:
+    """Accept a list of names that differ, which may be empty; a single name is a list of one."""
+
+    def check(value: Any) -> list[str]:
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        for one in values:
+            if not isinstance(one, str) or not one.strip():
+                raise ValueError(f"must be a list of names of {what}, but got {in_yaml(one)}")
+        return values and _choice(values)
+
+    return BeforeValidator(check)
+
+
+def _is_own(value: Any) -> bool:
+    """Tell whether a value reads ``my_file.py:name``."""
+    path, colon, name = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    return bool(colon) and path.endswith(".py") and name.isidentifier()
+
+
+def own() -> BeforeValidator:
+    """Accept ``my_file.py:name``, or nothing."""
+
+    def check(value: Any) -> str | None:
+        if value is not None and not _is_own(value):
+            raise ValueError(f"must read my_file.py:name, but got {in_yaml(value)}")
+        return None if value is None else str(value)
+
+    return BeforeValidator(check)
+
+
+def or_own(allowed: tuple[str, ...]) -> BeforeValidator:
+    """Accept a name from a list, or ``my_file.py:name``."""
+
+    def check(value: Any) -> str:
+        if value is None and "none" in allowed:
+            return "none"
+        if value not in allowed and not _is_own(value):
+            rule = f"{_choose(allowed)}, or one's own as my_file.py:name"
+            raise ValueError(
+                join_sentences(f"{rule}, but got {in_yaml(value)}", nearest(str(value), allowed))
+            )
+        return str(value)
+
+    return BeforeValidator(check)

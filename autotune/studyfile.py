@@ -18,13 +18,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from autotune.config import MAX_NAME, SAMPLERS, StudyConfig
+from autotune.config import MAX_NAME, ORDERS, SAMPLERS, StudyConfig
 from autotune.errors import ConfigError, Problem, StudyError, in_yaml, join_sentences, nearest
 
 #: A change of one of these keys makes another study, and the study's name says so.
-NAMING_KEYS = ("dataset", "backbone", "inherit", "search.sampler")
+NAMING_KEYS = ("dataset", "backbone", "inherit", "search.sampler", "search.order")
 #: What a study file means that does not give them.
-_DEFAULTS = {"inherit": "weights", "search.sampler": SAMPLERS[0]}
+_DEFAULTS = {"inherit": "weights", "search.sampler": SAMPLERS[0], "search.order": ORDERS[0]}
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -229,9 +229,12 @@ def check(values: Mapping[str, Any], source: str) -> StudyConfig:
         ConfigError: With every mistake.
     """
     try:
-        return StudyConfig.model_validate(dict(values))
+        config = StudyConfig.model_validate(dict(values))
     except ValidationError as error:
         raise ConfigError(source, [_problem(one) for one in error.errors()]) from None
+    if problems := config.contradictions():
+        raise ConfigError(source, problems)
+    return config
 
 
 def _problem(error: ErrorDetails) -> Problem:

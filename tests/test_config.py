@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from autotune.config import (
     ACTIVATIONS,
+    COSTS,
     INHERIT,
     LAYER_POOLS,
     OBJECTIVES,
@@ -25,6 +26,8 @@ from autotune.errors import ConfigError
 from autotune.rules import KERNELS
 from autotune.studyfile import all_keys, apply_overrides, check
 
+PARETO = ["accuracy", "latency_ms"]
+OBJECTIVE = ["objectives"]
 MINIMAL = {"dataset": "digits", "backbone": "resnet18"}
 
 #: Key -> (values that are accepted, and what they become; values that are refused).
@@ -32,7 +35,10 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "name": ([("a-B_1.2+3", "a-B_1.2+3"), (None, None)], ["", "-a", "a b", "a/b", "x" * 101, 3]),
     "description": ([("", ""), ("What?", "What?")], [None, 3]),
     "dataset": ([("photos/ants", "photos/ants")], ["", "  ", None, 3, ["a"]]),
-    "backbone": ([("resnet18", "resnet18")], ["", None, 18, ["a", "b"]]),
+    "backbone": (
+        [("resnet18", "resnet18"), (["a", "b"], ["a", "b"]), (["a"], "a")],
+        ["", None, 18, [], ["a", "a"], ["a", 18], {"low": "a", "high": "b"}],
+    ),
     "weights": ([("none", "none"), ("my.pth", "my.pth")], ["", None, False]),
     "inherit": (
         [*((one, one) for one in INHERIT), (["data", "none"], ["data", "none"])],
@@ -81,16 +87,39 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "space.training.lr": ([("1e-4", 1e-4), (100, 100.0)], [0, -1, 101, "fast", math.inf, False]),
     "space.training.layer_decay": ([(1, 1.0), (0.5, 0.5)], [0, 1.1]),
     "space.training.weight_decay": ([(0, 0.0), (10, 10.0)], [-1e-9, 10.1]),
+    "space.training.momentum": ([(0, 0.0), (0.999, 0.999)], [1, -0.1, None]),
     "space.training.label_smoothing": ([(0.9, 0.9)], [1, -0.1]),
+    "space.training.head_epochs": ([(0, 0), (3.0, 3), ([0, 2], [0, 2])], [-1, 1.5, 20, [0, 30]]),
+    "space.training.l2_sp": ([(0, 0.0), ("1e-2", 0.01)], [-0.1, 11, True]),
+    "space.training.mixup": ([(0, 0.0), ([0, 0.2], [0.0, 0.2])], [-0.1, 11]),
+    "space.training.cutmix": ([(1, 1.0)], [-0.1, 11]),
+    "space.custom": ([(None, None), ("a/my.py:change", "a/my.py:change")], ["my.py", "f", 3]),
     "baseline.optimizer": ([(None, None), ("sgd", "sgd")], ["adam", ["sgd", "adamw"]]),
     "baseline.lr": ([(None, None), ("3e-2", 0.03), (1, 1.0)], [0, 101, True, [0.1, 0.2]]),
     "baseline.weight_decay": ([(None, None), (0, 0.0)], [-1, 10.1, {"low": 0, "high": 1}]),
+    "baseline.momentum": ([(None, None), (0.5, 0.5)], [1, True]),
     "baseline.label_smoothing": ([(None, None), (0.9, 0.9)], [1, True]),
-    "search.sampler": ([(one, one) for one in SAMPLERS], ["grid", None, ["tpe", "gp"], 1]),
-    "search.pruner": ([*((one, one) for one in PRUNERS), (None, "none")], ["medium", False]),
-    "search.order": ([("joint", "joint")], ["greedy", None]),
+    "search.sampler": (
+        [*((one, one) for one in SAMPLERS), ("../my.py:Mine", "../my.py:Mine")],
+        ["grid", None, ["tpe", "gp"], 1, "my.py", "my.txt:Mine", "my.py:a b", "my.py:"],
+    ),
+    "search.pruner": (
+        [*((one, one) for one in PRUNERS), (None, "none"), ("my.py:Mine", "my.py:Mine")],
+        ["medium", False],
+    ),
+    "search.order": ([("joint", "joint"), ("greedy", "greedy")], ["random", None]),
+    "search.greedy.stop": ([("never", "never")], ["always", True]),
+    "search.greedy.margin": ([(0, 0.0), ("1e-2", 0.01)], [-0.1, None]),
+    "search.greedy.trials_per_stage": ([(None, None), (25, 25)], [0, 1.5]),
+    "search.known_good": ([(True, True), (False, False)], ["yes", 1, None]),
+    "search.warm_start": (
+        [([], []), (None, []), ("one", ["one"]), (["a", "b"], ["a", "b"])],
+        ["", [""], [3], ["a", "a"], True],
+    ),
     "search.trials": ([(1, 1), (10**9, 10**9)], [0, -1, 1.5, True, None]),
     "search.timeout": ([(None, None), (60, 60.0), ("1e3", 1000.0)], [0, -1, True, "1h"]),
+    "search.device_hours": ([(None, None), (1, 1.0), ("0.5", 0.5)], [0, -1, True]),
+    "search.patience": ([(None, None), (10, 10)], [0, 1.5, True]),
     "search.seed": ([(0, 0), (2**31 - 1, 2**31 - 1)], [-1, 2**31, None]),
     "training.epochs": ([(1, 1), (20.0, 20), ("20", 20)], [0, 100001, 1.5, True, 10**400]),
     "training.batch_size": ([(2, 2)], [0, 1, 65537, False]),
@@ -104,6 +133,21 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "training.augment.flip": ([(0, 0.0), (1, 1.0)], [-0.1, 1.1, True]),
     "training.augment.rotate": ([(180, 180.0)], [-1, 181]),
     "training.augment.jitter": ([(1, 1.0)], [-0.1, 1.1]),
+    "objectives": (
+        [(None, None), *((["accuracy", cost], ["accuracy", cost]) for cost in COSTS)],
+        [
+            "accuracy",
+            ["accuracy"],
+            ["accuracy", "accuracy"],
+            ["latency_ms", "accuracy"],
+            ["accuracy", "latency"],
+            ["accuracy", "latency_ms", "parameters"],
+            {},
+        ],
+    ),
+    "constraints.max_parameters": ([(None, None), (10**6, 10**6)], [0, 1.5, [1, 2]]),
+    "constraints.max_latency_ms": ([(None, None), (2, 2.0)], [0, -1, True]),
+    "constraints.max_memory_mb": ([(None, None), (1.5, 1.5)], [0, "1 GB"]),
     "storage": ([("sqlite:///a.db", "sqlite:///a.db")], ["", None, 3]),
     "files": ([(None, None), ("/shared", "/shared")], [3]),
 }
@@ -197,6 +241,37 @@ def test_ranges(key: str, value: dict[str, Any], becomes: dict[str, Any] | None)
     assert [problem.key for problem in caught.value.problems] == [key]
 
 
+@pytest.mark.parametrize(
+    ("values", "keys"),
+    [
+        ({"objectives": ["macro_f1", "latency_ms"], "training.objective": "accuracy"}, OBJECTIVE),
+        ({"objectives": PARETO, "search.pruner": "median"}, ["search.pruner"]),
+        ({"objectives": PARETO, "search.patience": 10}, ["search.patience"]),
+        ({"objectives": PARETO, "search.order": "greedy"}, ["search.order"]),
+        ({"backbone": ["a", "b"], "search.order": "greedy"}, ["search.order"]),
+        ({"backbone": ["a", "b"], "weights": "my.pth"}, ["weights"]),
+        ({"search.order": "greedy", "search.known_good": True}, ["search.known_good"]),
+        ({"search.order": "greedy", "search.warm_start": "other"}, ["search.warm_start"]),
+    ],
+)
+def test_keys_that_do_not_go_together(values: dict[str, Any], keys: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(**values)
+    assert [problem.key for problem in caught.value.problems] == keys
+    assert all("but got" in problem.message for problem in caught.value.problems)
+
+
+def test_what_is_left_out_goes_with_what_is_given() -> None:
+    pareto = load(objectives=["macro_f1", "latency_ms"])
+    assert (pareto.search.pruner, pareto.training.objective) == ("none", "macro_f1")
+    assert pareto.directions == {"macro_f1": "maximize", "latency_ms": "minimize"}
+    greedy = load(**{"search.order": "greedy"})
+    assert not greedy.search.known_good
+    assert load().search.known_good
+    for config in (pareto, greedy):
+        assert StudyConfig.model_validate(config.definition()) == config
+
+
 def test_what_several_rooms_know_is_the_same_everywhere() -> None:
     """The ground floor has no imports beside itself, so some names are there twice."""
     from autotune import config, plan, rules
@@ -246,20 +321,23 @@ def test_all_mistakes_at_once() -> None:
         "  space.training.optimizer: must be one of adamw, sgd, adagrad, but got 'adam'; did you "
         "mean 'adamw'?\n"
         "  space.training.lr: low must be a number above 0 and at most 100, but got 0.0\n"
-        "  search.sampler: must be one of tpe, gp, random, but got 'tpee'; did you mean 'tpe'?\n"
+        "  search.sampler: must be one of tpe, gp, random, or one's own as my_file.py:name, "
+        "but got 'tpee'; did you mean 'tpe'?\n"
         "  search.trials: must be a whole number of at least 1, but got 0\n"
-        "  search.prunner: unknown key; search has sampler, pruner, order, trials, timeout, seed; "
-        "did you mean 'pruner'?\n"
+        "  search.prunner: unknown key; search has sampler, pruner, order, greedy, known_good, "
+        "warm_start, trials, timeout, device_hours, patience, seed; did you mean 'pruner'?\n"
         "  training.epochs: must be a whole number of at least 1 and at most 100000, but got "
         "true\n"
         "  training.objective: must be one of accuracy, balanced_accuracy, macro_f1, log_loss, "
         "but got 'accurracy'; did you mean 'accuracy'?\n"
         "  training.augment: must hold keys of its own, but got null\n"
         "  lr: unknown key; a study file has name, description, dataset, backbone, weights, "
-        "inherit, data, space, baseline, search, training, storage, files; did you mean "
+        "inherit, data, space, baseline, search, training, objectives, constraints, storage, "
+        "files; did you mean "
         "'space.training.lr' or 'baseline.lr'?\n"
         "  bakbone: unknown key; a study file has name, description, dataset, backbone, weights, "
-        "inherit, data, space, baseline, search, training, storage, files; did you mean "
+        "inherit, data, space, baseline, search, training, objectives, constraints, storage, "
+        "files; did you mean "
         "'backbone'?"
     )
 
@@ -337,14 +415,16 @@ def test_all_mistakes_at_once() -> None:
             "augment",
             {},
             "unknown key; a study file has name, description, dataset, backbone, weights, "
-            "inherit, data, space, baseline, search, training, storage, files; did you mean "
+            "inherit, data, space, baseline, search, training, objectives, constraints, storage, "
+            "files; did you mean "
             "'training.augment'?",
         ),
         (
             "seed",
             1,
             "unknown key; a study file has name, description, dataset, backbone, weights, "
-            "inherit, data, space, baseline, search, training, storage, files; did you mean "
+            "inherit, data, space, baseline, search, training, objectives, constraints, storage, "
+            "files; did you mean "
             "'data.seed' or 'search.seed'?",
         ),
     ],

@@ -40,6 +40,10 @@ class CanonicalSampler(BaseSampler):
         self._base = base
         self._show_pruned = show_pruned
 
+    def exhausted(self, study: Study) -> str:
+        """Say why no further plan can be drawn; empty while one can."""
+        return ""
+
     def reseed_rng(self) -> None:
         """Reseed the base sampler."""
         self._base.reseed_rng()

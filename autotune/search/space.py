@@ -45,7 +45,14 @@ if TYPE_CHECKING:
 
 Params = dict[str, Any]
 LAYER_FIELDS = tuple(field.name for field in fields(LayerPlan))
-POLICY_FIELDS = ("optimizer", "lr", "layer_decay", "weight_decay", "label_smoothing")
+POLICY_FIELDS = tuple(field.name for field in fields(TrainingPolicy))
+
+#: Fields of the policy that mean nothing without tuned layers (``momentum``: without SGD), with
+#: the value that they have then.
+INERT_POLICY = {
+    name: getattr(TrainingPolicy(), name)
+    for name in ("layer_decay", "momentum", "head_epochs", "l2_sp")
+}
 
 
 def distribution(dimension: Any, integer: bool = False) -> BaseDistribution | None:
@@ -242,8 +249,9 @@ class Space:
             for i in range(1, values["head.hidden_layers"] + 1)
         )
         policy = {name: values[f"training.{name}"] for name in POLICY_FIELDS}
-        if values["depth"] == 0:
-            policy["layer_decay"] = 1.0
+        for name, inert in INERT_POLICY.items():
+            if not _has_meaning(f"training.{name}", values):
+                policy[name] = inert
         layers = tuple(
             LayerPlan(**{name: values.get(f"layer.{i}.{name}", KEEP) for name in LAYER_FIELDS})
             for i in range(1, values["depth"] + 1)
@@ -312,7 +320,9 @@ class Space:
                 policy[name] = self.fixed[key]
             else:
                 policy[name] = within(self.distributions[key], default)
-        return TrialPlan(self.backbone, policy=TrainingPolicy(**{**policy, "layer_decay": 1.0}))
+        momentum = policy["momentum"] if policy["optimizer"] == "sgd" else INERT_POLICY["momentum"]
+        policy |= {**INERT_POLICY, "momentum": momentum}
+        return TrialPlan(self.backbone, policy=TrainingPolicy(**policy))
 
 
 def _has_meaning(name: str, values: Mapping[str, Any]) -> bool:
@@ -325,7 +335,9 @@ def _has_meaning(name: str, values: Mapping[str, Any]) -> bool:
         return bool(values["head.hidden_layers"])
     if name.startswith(("head.units.", "head.dropout.")):
         return int(name.rsplit(".", 1)[1]) <= int(values["head.hidden_layers"])
-    return name != "training.layer_decay" or bool(values["depth"])
+    if name == "training.momentum":
+        return bool(values["training.optimizer"] == "sgd")
+    return name.removeprefix("training.") not in INERT_POLICY or bool(values["depth"])
 
 
 def _changes(values: Mapping[str, Any], names: Sequence[str]) -> bool:
@@ -389,7 +401,7 @@ def _nearest(numbers: Sequence[float], value: float, by_ratio: bool) -> float:
 def inert_value(found: BaseDistribution) -> Any:
     """Return the value that a parameter without meaning takes: its first choice or upper end.
 
-    The upper end, because it is the neutral one where it matters: a layer decay of 1.
+    Any value would do, as long as it is always the same; the upper end of a layer decay is 1.
     """
     if isinstance(found, CategoricalDistribution):
         return KEEP if KEEP in found.choices else found.choices[0]

@@ -214,7 +214,9 @@ def test_every_key_is_either_searched_or_fixed_under_its_dotted_name() -> None:
         "training.weight_decay",
         "training.label_smoothing",
     ]
-    assert space.fixed == {"head.activation": "relu", "head.batch_norm": True}
+    off = {f"training.{name}": 0.0 for name in ("head_epochs", "l2_sp", "mixup", "cutmix")}
+    off["training.momentum"] = 0.9
+    assert space.fixed == {"head.activation": "relu", "head.batch_norm": True, **off}
     plain = space_of()
     assert not plain.distributions
     assert plain.fixed == {
@@ -226,6 +228,7 @@ def test_every_key_is_either_searched_or_fixed_under_its_dotted_name() -> None:
         "training.layer_decay": 1.0,
         "training.weight_decay": 1e-4,
         "training.label_smoothing": 0.0,
+        **off,
     }
 
 
