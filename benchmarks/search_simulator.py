@@ -1,0 +1,269 @@
+"""Studies simulated on a table of learning curves, in virtual time.
+
+A trial of a simulated study reports what the real training of its plan reported, epoch by epoch;
+samplers and pruners are the real ones. Several workers run in virtual time: an epoch is an event,
+and whoever is through with a trial asks for the next one at once.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import optuna
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import Trial, TrialState
+from search_curves import DIVERGED, Params, Table, load_config
+
+from autotune.config import StudyConfig
+from autotune.plan import TrialPlan
+from autotune.search.pruners import make_pruner
+from autotune.search.samplers import make_sampler
+from autotune.search.space import Space, suggest
+
+#: An epoch of a plan with the last ``n`` layers tuned takes ``1 + n * COST_OF_LAYER``: roughly
+#: what the trainings of the table took on images.
+COST_OF_LAYER = 0.12
+
+
+class Strategy(Protocol):
+    """One way to search."""
+
+    def start(self, study: Study) -> None:
+        """Queue what is to be tried first."""
+
+    def sampler(self, seed: int) -> BaseSampler:
+        """Make the sampler of one worker."""
+
+    def exhausted(self, sampler: BaseSampler, study: Study) -> str:
+        """Say why no further plan can be drawn; empty: go on."""
+
+    def suggest(self, trial: Trial) -> Params:
+        """Draw the parameters of a trial."""
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What autotune does: a static space, a canonical sampler, the baseline first.
+
+    Args:
+        config: The study.
+        space: Its static space.
+    """
+
+    config: StudyConfig
+    space: Space
+
+    def start(self, study: Study) -> None:
+        """Queue the plans that autotune queues."""
+        for plan in starting_plans(self.config, self.space):
+            params = self.space.params(plan)
+            assert params is not None, "outside the space"
+            study.enqueue_trial(params)
+
+    def sampler(self, seed: int) -> BaseSampler:
+        """Make autotune's sampler."""
+        return our_sampler(self.config, self.space, seed)
+
+    def exhausted(self, sampler: BaseSampler, study: Study) -> str:
+        """Ask the sampler, where it is one that can run out of plans."""
+        ask: Callable[[Study], str] = getattr(sampler, "exhausted", lambda study: "")
+        return ask(study)
+
+    def suggest(self, trial: Trial) -> Params:
+        """Suggest all parameters of the space at once."""
+        return {name: suggest(trial, name, one) for name, one in self.space.distributions.items()}
+
+
+def our_sampler(config: StudyConfig, space: Space, seed: int) -> BaseSampler:
+    """Make autotune's sampler: the one place that knows how it is called."""
+    return make_sampler(config.search.sampler, space, seed)
+
+
+def starting_plans(config: StudyConfig, space: Space) -> list[TrialPlan]:
+    """List what autotune tries first: the one place that knows.
+
+    Plans that are known to be good on other data are to be added here.
+    """
+    return [space.baseline(config.baseline)]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """What a user of Optuna would write: suggest what has a meaning, when it has one.
+
+    Args:
+        make: Makes the sampler from a seed.
+        space: Gives the ranges.
+    """
+
+    make: Callable[[int], BaseSampler]
+    space: Space
+
+    def start(self, study: Study) -> None:
+        """Queue nothing."""
+
+    def sampler(self, seed: int) -> BaseSampler:
+        """Make Optuna's sampler."""
+        return self.make(seed)
+
+    def exhausted(self, sampler: BaseSampler, study: Study) -> str:
+        """Never end before the budget does."""
+        return ""
+
+    def suggest(self, trial: Trial) -> Params:
+        """Define by run."""
+        params: Params = {}
+
+        def ask(name: str) -> Any:
+            params[name] = suggest(trial, name, self.space.distributions[name])
+            return params[name]
+
+        depth = ask("depth")
+        for layer in (1, 2):
+            if layer <= depth:
+                ask(f"layer.{layer}.kernel")
+                ask(f"layer.{layer}.width")
+        if ask("head.hidden_layers"):
+            ask("head.units.1")
+            ask("head.dropout.1")
+        ask("training.lr")
+        if depth:
+            ask("training.layer_decay")
+        return params
+
+
+def _gp(seed: int) -> BaseSampler:
+    return GPSampler(seed=seed, warn_independent_sampling=False)
+
+
+def _rival(make: Callable[[int], BaseSampler]) -> Callable[[Space], Strategy]:
+    return lambda space: Rival(make, space)
+
+
+def _ours(*overrides: str) -> Callable[[Space], Strategy]:
+    return lambda space: Ours(load_config(*overrides), space)
+
+
+#: How each strategy is built. The first three are what autotune is compared with.
+STRATEGIES: Mapping[str, Callable[[Space], Strategy]] = {
+    "random": _rival(lambda seed: RandomSampler(seed=seed)),
+    "tpe-conditional": _rival(lambda seed: TPESampler(seed=seed)),
+    "gp-conditional": _rival(_gp),
+    "tpe": _ours("search.sampler=tpe"),
+    "gp": _ours("search.sampler=gp"),
+    "greedy-tpe": _ours("search.sampler=tpe", "search.order=greedy"),
+    "greedy-gp": _ours("search.sampler=gp", "search.order=greedy"),
+}
+LETTERS = {TrialState.COMPLETE: "C", TrialState.PRUNED: "P", TrialState.FAIL: "F"}
+
+
+@dataclass
+class Course:
+    """How a simulated study went, trial by trial in the order in which they finished.
+
+    Args:
+        best: Right images of the best complete trial so far; 0 where there is none.
+        epochs: Epochs that all workers together had spent by then.
+        rows: The plans, as rows of the table.
+        states: One letter each: complete, pruned, failed.
+        ended: Why it ended before its budget; empty where it did not.
+    """
+
+    best: list[int] = field(default_factory=list)
+    epochs: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    states: str = ""
+    ended: str = ""
+
+
+class Simulation:
+    """One study in virtual time.
+
+    Args:
+        table: The learning curves.
+        strategy: How it is searched.
+        pruner: A pruner of autotune, by name.
+        workers: How many train at the same time.
+        trials: The budget.
+        seed: Of the samplers.
+    """
+
+    def __init__(
+        self, table: Table, strategy: Strategy, pruner: str, workers: int, trials: int, seed: int
+    ) -> None:
+        self.table = table
+        self.strategy = strategy
+        self.trials = trials
+        self.samplers = [strategy.sampler((seed * 1009 + one) % 2**31) for one in range(workers)]
+        self.study = optuna.create_study(
+            direction="maximize",
+            sampler=self.samplers[0],
+            pruner=make_pruner(pruner, table.epochs, workers),
+        )
+        self.course = Course()
+        self.asked = self.spent = self.events = 0
+        # Time, order of arrival, worker, trial, row of the table, epoch that ends then.
+        self.queue: list[tuple[float, int, int, Trial, int, int]] = []
+
+    def run(self) -> Course:
+        """Run the study to its end."""
+        self.strategy.start(self.study)
+        for worker in range(len(self.samplers)):
+            self._claim(worker, 0.0)
+        while self.queue:
+            now, _, worker, trial, row, epoch = heapq.heappop(self.queue)
+            self.spent += 1
+            state = self._report(trial, row, epoch)
+            if state is None:
+                self._push(worker, now, trial, row, epoch + 1)
+                continue
+            self._tell(worker, trial, row, state)
+            self._claim(worker, now)
+        return self.course
+
+    def _claim(self, worker: int, now: float) -> None:
+        """Give a worker its next trial, if there is one."""
+        if self.asked == self.trials:
+            return
+        self.study.sampler = self.samplers[worker]
+        reason = self.strategy.exhausted(self.samplers[worker], self.study)
+        if reason:
+            self.course.ended = reason
+            return
+        trial = self.study.ask()
+        row = self.table.row(self.strategy.suggest(trial))
+        self.asked += 1
+        self._push(worker, now, trial, row, 1)
+
+    def _push(self, worker: int, now: float, trial: Trial, row: int, epoch: int) -> None:
+        self.events += 1
+        cost = 1.0 + COST_OF_LAYER * trial.params["depth"]
+        heapq.heappush(self.queue, (now + cost, self.events, worker, trial, row, epoch))
+
+    def _report(self, trial: Trial, row: int, epoch: int) -> TrialState | None:
+        """Report an epoch; return how the trial ends, ``None`` where it goes on."""
+        right = int(self.table.right[row, epoch - 1])
+        if right == DIVERGED:
+            return TrialState.FAIL
+        trial.report(right / self.table.images, epoch)
+        if epoch == self.table.epochs:
+            return TrialState.COMPLETE
+        return TrialState.PRUNED if trial.should_prune() else None
+
+    def _tell(self, worker: int, trial: Trial, row: int, state: TrialState) -> None:
+        """End a trial and write down where the study stands."""
+        course, right = self.course, 0
+        value = None
+        if state == TrialState.COMPLETE:
+            right = int(self.table.right[row, -1])
+            value = right / self.table.images
+        self.study.sampler = self.samplers[worker]
+        self.study.tell(trial, value, state=state)
+        course.best.append(max(right, course.best[-1] if course.best else 0))
+        course.epochs.append(self.spent)
+        course.rows.append(row)
+        course.states += LETTERS[state]
