@@ -7,10 +7,10 @@ modelled jointly with all others from the first trial after start-up.
 
 from __future__ import annotations
 
-import copy
-import math
+import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -19,34 +19,93 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.config import SAMPLERS
-from autotune.search.space import Space
+from autotune.config import StudyConfig
+from autotune.search.greedy import STAGE, Course, course
+from autotune.search.space import Params, Space
+from autotune.search.unseen import drawn, key_of, nearest_unseen
+from autotune.search.view import StudyView
 
 #: Random trials before a model takes over, baseline included (Optuna's own default).
 STARTUP_TRIALS = 10
+#: The same for each stage of a greedy search (the paper's code draws 5 at random a stage).
+STARTUP_TRIALS_OF_STAGE = 5
+#: How often a sampler is asked for a plan that has not been drawn before.
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class _Focus:
+    """The part of the space that is sampled at present.
+
+    Args:
+        free: The parameters that vary.
+        start: Values of all parameters; those that do not vary have these.
+        stage: Name of the stage of a greedy search.
+    """
+
+    free: tuple[str, ...]
+    start: Params
+    stage: str | None = None
 
 
 class CanonicalSampler(BaseSampler):
-    """Sample the whole static space at once and store it in canonical form.
+    """Sample the whole static space at once, in canonical form, and no plan twice.
 
     Args:
         space: The static space of the study.
         base: The sampler that does the modelling.
-        show_pruned: Show pruned trials to the base sampler as complete ones.
+        start: Parameters of some plan, the baseline or what is nearest to it.
+        seed: Of the choice among plans when the base sampler has nothing new to offer.
+        impute: Show pruned trials to the base sampler as complete ones.
+        where: Works out from a study where a greedy search stands; ``None`` samples all
+            parameters together.
     """
 
-    def __init__(self, space: Space, base: BaseSampler, show_pruned: bool = False) -> None:
+    def __init__(
+        self,
+        space: Space,
+        base: BaseSampler,
+        start: Params,
+        *,
+        seed: int = 0,
+        impute: bool = False,
+        where: Callable[[Study], Course] | None = None,
+    ) -> None:
         self._space = space
         self._base = base
-        self._show_pruned = show_pruned
+        self._start = start
+        self._seed = seed
+        self._impute = impute
+        self._where = where
 
     def exhausted(self, study: Study) -> str:
-        """Say why no further plan can be drawn; empty while one can."""
+        """Say why no further plan can be drawn; empty while one can.
+
+        While trials run, the answer may change with what they bring.
+        """
+        focus = self._focus(study)
+        if focus is None:
+            return "the greedy search has gone through all of its stages"
+        seen = drawn(self._space, study.get_trials(deepcopy=False))
+        if nearest_unseen(self._space, focus.start, seen, random.Random(0), focus.free) is None:
+            return "every plan of the space has been tried"
         return ""
+
+    def _focus(self, study: Study) -> _Focus | None:
+        """Return what is sampled at present; ``None`` when a greedy search is at its end."""
+        if self._where is None:
+            names = tuple(self._space.distributions)
+            return _Focus(names, self._start)
+        found = self._where(study)
+        if found.current is None:
+            return None
+        start = self._space.canonical(found.current.start(found.incumbent))
+        return _Focus(found.current.free, start, found.current.name)
 
     def reseed_rng(self) -> None:
         """Reseed the base sampler."""
         self._base.reseed_rng()
+        self._seed = random.randrange(2**31)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -64,12 +123,42 @@ class CanonicalSampler(BaseSampler):
         known = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         if search_space.keys() <= known.keys():
             return {}
-        view: Any = _StudyView(study, set(search_space), self._show_pruned)
-        params = dict(self._base.sample_relative(view, trial, search_space))
-        for name, distribution in search_space.items():
+        others = [one for one in study.get_trials(deepcopy=False) if one.number != trial.number]
+        seen = drawn(self._space, others)
+        focus = self._focus(study)
+        if focus is None:  # the caller did not ask whether there is anything left
+            focus = _Focus(tuple(search_space), self._start)
+        if focus.stage is not None:
+            study._storage.set_trial_user_attr(trial._trial_id, STAGE, focus.stage)
+        view = self._view(study, focus)
+        params: Params = {}
+        for _ in range(ATTEMPTS):
+            params = self._sample(view, trial, focus)
+            if key_of(self._space, params) not in seen:
+                return params
+        # A seed of the trial's own: workers of one seed must not make the same choices.
+        rng = random.Random(f"{self._seed} {trial.number}")
+        left = nearest_unseen(self._space, params, seen, rng, focus.free)
+        return params if left is None else left
+
+    def _view(self, study: Study, focus: _Focus) -> Any:
+        """Show the base sampler the trials that differ in what it samples alone."""
+        names = self._space.distributions.keys()
+        fixed = {name: focus.start[name] for name in names if name not in focus.free}
+
+        def matches(params: Mapping[str, Any]) -> bool:
+            return all(params[name] == value for name, value in fixed.items())
+
+        return StudyView(study, names, self._impute, matches)
+
+    def _sample(self, view: Any, trial: FrozenTrial, focus: _Focus) -> Params:
+        """Have the base sampler choose the parameters that vary."""
+        space = {name: self._space.distributions[name] for name in focus.free}
+        params = dict(self._base.sample_relative(view, trial, space))
+        for name, distribution in space.items():
             if name not in params:  # start-up: the base sampler leaves them to be drawn one by one
                 params[name] = self._base.sample_independent(view, trial, name, distribution)
-        return self._space.canonical(params)
+        return self._space.canonical({**focus.start, **params})
 
     def sample_independent(
         self,
@@ -96,73 +185,52 @@ class CanonicalSampler(BaseSampler):
         self._base.after_trial(study, trial, state, values)
 
 
-class _StudyView:
-    """A study as a base sampler should see it.
-
-    Trials without the parameters of the space are left out: the baseline may lie outside the
-    space and then has none, but the GP takes it for granted that all trials have them all.
-    Where asked for, pruned trials are shown as complete ones with the last value they reported:
-    the GP looks at complete trials only and would sample at random for as long as most trials
-    are pruned. The last value understates what the trial would have reached, which errs on the
-    side of the pruner.
-    """
-
-    def __init__(self, study: Study, names: set[str], show_pruned: bool) -> None:
-        self._study = study
-        self._names = names
-        self._show_pruned = show_pruned
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Any = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        wanted = states
-        if self._show_pruned and states and TrialState.COMPLETE in states:
-            wanted = (*states, TrialState.PRUNED)
-        return [
-            _as_complete(trial)
-            if trial.state == TrialState.PRUNED and wanted is not states
-            else trial
-            for trial in self._study._get_trials(deepcopy, wanted, use_cache)
-            if self._names <= trial.params.keys() or not trial.state.is_finished()
-            if trial.state != TrialState.PRUNED or _last_value(trial) is not None
-        ]
-
-
-def _last_value(trial: FrozenTrial) -> float | None:
-    """Return the last finite value that a trial reported; a model cannot learn from others."""
-    finite = {step: one for step, one in trial.intermediate_values.items() if math.isfinite(one)}
-    return finite[max(finite)] if finite else None
-
-
-def _as_complete(trial: FrozenTrial) -> FrozenTrial:
-    shown = copy.copy(trial)
-    shown.state = TrialState.COMPLETE
-    shown.values = [_last_value(trial)]
-    return shown
-
-
-def make_sampler(name: str, space: Space, seed: int) -> CanonicalSampler:
+def make_sampler(
+    config: StudyConfig,
+    space: Space,
+    seed: int,
+    budget: Callable[[Study], int] | None = None,
+) -> CanonicalSampler:
     """Make the sampler of one worker.
 
     Args:
-        name: ``tpe``, ``gp`` or ``random``.
+        config: The study file.
         space: The static space of the study.
         seed: Seed of this worker; workers with equal seeds would draw equal trials.
+        budget: Reads how many finished trials a study is to have, which a later run may have
+            raised; by default what the study file says.
 
     Raises:
         KeyError: When there is no such sampler; the study file has been checked before.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        bases: dict[str, BaseSampler] = {
-            "tpe": TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
-            "gp": GPSampler(
-                seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False
-            ),
-            "random": RandomSampler(seed=seed),
-        }
-    assert set(bases) == set(SAMPLERS)
-    return CanonicalSampler(space, bases[name], show_pruned=name == "gp")
+    search = config.search
+    greedy = search.order == "greedy"
+    startup = STARTUP_TRIALS_OF_STAGE if greedy else STARTUP_TRIALS
+    start = space.nearest(space.baseline(config.baseline))
+
+    def where(study: Study) -> Course:
+        trials = study.get_trials(deepcopy=False)
+        wanted = search.trials if budget is None else budget(study)
+        return course(space, trials, study.direction, search.greedy, wanted, start)
+
+    return CanonicalSampler(
+        space,
+        _base(search.sampler, startup, seed),
+        start,
+        seed=seed,
+        impute=search.sampler == "gp",
+        where=where if greedy else None,
+    )
+
+
+def _base(name: str, startup: int, seed: int) -> BaseSampler:
+    """Make the sampler that does the modelling."""
+    if name == "random":
+        return RandomSampler(seed=seed)
+    if name == "tpe":
+        return TPESampler(seed=seed, n_startup_trials=startup)
+    if name == "gp":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
+    raise KeyError(name)

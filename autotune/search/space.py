@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -204,18 +204,24 @@ class Space:
     def from_json(values: Mapping[str, Any]) -> Space:
         """Build a space from what :meth:`to_json` returned.
 
+        A field of the training policy that it does not have, because it was stored before there
+        was one, has its default.
+
         Raises:
             KeyError: When a part is missing.
             ValueError: When there is a distribution that Optuna does not know.
         """
-        return Space(
-            values["backbone"],
-            dict(values["fixed"]),
-            {
-                name: json_to_distribution(json.dumps(found))
-                for name, found in values["distributions"].items()
-            },
-        )
+        distributions = {
+            name: json_to_distribution(json.dumps(found))
+            for name, found in values["distributions"].items()
+        }
+        policy = asdict(TrainingPolicy())
+        unknown = {
+            f"training.{name}": policy[name]
+            for name in POLICY_FIELDS
+            if f"training.{name}" not in distributions
+        }
+        return Space(values["backbone"], {**unknown, **values["fixed"]}, distributions)
 
     def canonical(self, params: Mapping[str, Any]) -> Params:
         """Replace parameters that have no meaning under the others by their inert value.
@@ -273,6 +279,18 @@ class Space:
 
     def params(self, plan: TrialPlan) -> Params | None:
         """Return the canonical parameters of a plan, ``None`` when it is not in the space."""
+        values = self._values(plan)
+        searched = {
+            name: values.get(name, inert_value(found))
+            for name, found in self.distributions.items()
+        }
+        canonical = self.canonical(searched)
+        if not all(contains(found, canonical[name]) for name, found in self.distributions.items()):
+            return None
+        return canonical if self.plan(canonical) == plan else None
+
+    def _values(self, plan: TrialPlan) -> Params:
+        """Return the value of a plan for every parameter that it has one for."""
         values: Params = {
             "depth": plan.depth,
             "inherit": plan.inherit,
@@ -289,14 +307,17 @@ class Space:
             values[f"head.dropout.{index}"] = layer.dropout
         for name in POLICY_FIELDS:
             values[f"training.{name}"] = getattr(plan.policy, name)
-        searched = {
-            name: values.get(name, inert_value(found))
-            for name, found in self.distributions.items()
-        }
-        canonical = self.canonical(searched)
-        if not all(contains(found, canonical[name]) for name, found in self.distributions.items()):
-            return None
-        return canonical if self.plan(canonical) == plan else None
+        return values
+
+    def nearest(self, plan: TrialPlan) -> Params:
+        """Return the canonical parameters of what is nearest to a plan in the space."""
+        values = self._values(plan)
+        return self.canonical(
+            {
+                name: within(found, values.get(name, inert_value(found)))
+                for name, found in self.distributions.items()
+            }
+        )
 
     def baseline(self, config: BaselineConfig | None = None) -> TrialPlan:
         """Return the plan of trial 0: the untouched backbone, only a linear head trained.

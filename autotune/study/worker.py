@@ -146,7 +146,7 @@ def work(job: Job, stop: threading.Event, emit: Listener) -> None:
     # A worker that is started again must not draw the same trials again.
     draws = len(study.get_trials(deepcopy=False))
     seed = (bench.config.search.seed * 1_000_003 + draws * 1009 + job.index) % 2**31
-    study.sampler = make_sampler(bench.config.search.sampler, bench.space, seed)
+    study.sampler = make_sampler(bench.config, bench.space, seed, record.budget_of)
     study.pruner = make_pruner(
         bench.config.search.pruner, bench.config.training.epochs, job.workers
     )

@@ -11,14 +11,17 @@ import optuna
 import pytest
 import torch
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, GPSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.config import PRUNERS, SAMPLERS, SpaceConfig
+from autotune.errors import ConfigError
 from autotune.plan import TrialPlan
 from autotune.search.pruners import make_pruner
-from autotune.search.samplers import STARTUP_TRIALS, CanonicalSampler, make_sampler
+from autotune.search.samplers import ATTEMPTS, STARTUP_TRIALS, CanonicalSampler, make_sampler
 from autotune.search.space import Params, Space, contains
+from autotune.search.view import FAILED_PLAN
+from autotune.studyfile import check
 from tests.support.offers import offers
 
 MODELS = tuple(name for name in SAMPLERS if name != "random")
@@ -57,6 +60,7 @@ LAYERS = space_of(
 ONE = space_of(depth={"low": 0, "high": 5})
 ONE_CHOICE = space_of(head={"pool": ["keep", "max"]})
 NOTHING = space_of(depth=2)
+ONE_RATE = space_of(training={"lr": {"low": 1e-4, "high": 1, "log": True}})
 NO_BASELINE = space_of(depth={"low": 1, "high": 4}, training={"lr": {"low": 1e-4, "high": 1}})
 SPACES = {
     "full": FULL,
@@ -66,6 +70,15 @@ SPACES = {
     "nothing": NOTHING,
     "no baseline": NO_BASELINE,
 }
+
+
+def start_of(space: Space) -> Params:
+    return space.nearest(space.baseline())
+
+
+def sampler_of(name: str, space: Space, seed: int) -> CanonicalSampler:
+    study = {"dataset": "digits", "backbone": "resnet18", "search": {"sampler": name}}
+    return make_sampler(check(study, "test"), space, seed)
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +146,7 @@ def check_static(study: optuna.Study, space: Space) -> None:
 @pytest.mark.parametrize("which", SPACES)
 def test_every_trial_has_all_parameters_in_canonical_form(name: str, which: str) -> None:
     space = SPACES[which]
-    study = new_study(space, make_sampler(name, space, 0))
+    study = new_study(space, sampler_of(name, space, 0))
     run(study, space, STARTUP_TRIALS + 4)
     assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
     check_static(study, space)
@@ -144,7 +157,7 @@ def test_every_trial_has_all_parameters_in_canonical_form(name: str, which: str)
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("pruner", PRUNERS)
 def test_every_pruner_goes_with_every_sampler(name: str, pruner: str) -> None:
-    study = new_study(ONE, make_sampler(name, ONE, 0), pruner=pruner)
+    study = new_study(ONE, sampler_of(name, ONE, 0), pruner=pruner)
     for number in range(STARTUP_TRIALS + 6):
         trial = study.ask()
         depth = suggest(trial, ONE)["depth"]
@@ -161,7 +174,7 @@ def test_every_pruner_goes_with_every_sampler(name: str, pruner: str) -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_seeds(name: str) -> None:
     def draws(seed: int) -> list[Params]:
-        return run(new_study(FULL, make_sampler(name, FULL, seed)), FULL, STARTUP_TRIALS + 3)
+        return run(new_study(FULL, sampler_of(name, FULL, seed)), FULL, STARTUP_TRIALS + 3)
 
     first, again, other = draws(0), draws(0), draws(1)
     assert first == again
@@ -172,7 +185,7 @@ def test_seeds(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("direction", "sign"), [("maximize", 1.0), ("minimize", -1.0)])
 def test_it_learns_in_both_directions(name: str, direction: str, sign: float) -> None:
-    study = new_study(ONE, make_sampler(name, ONE, 0), direction)
+    study = new_study(ONE, sampler_of(name, ONE, 0), direction)
     late = run(study, ONE, STARTUP_TRIALS + 10, sign)[STARTUP_TRIALS:]
     assert sum(one["depth"] for one in late) / len(late) > 3.5
 
@@ -211,7 +224,7 @@ def spying(name: str, seen: list[dict[str, Any]]) -> CanonicalSampler:
         base = note(GPSampler if name == "gp" else TPESampler)(
             seed=0, n_startup_trials=STARTUP_TRIALS
         )
-    return CanonicalSampler(FULL, base, show_pruned=name == "gp")
+    return CanonicalSampler(FULL, base, start_of(FULL), impute=name == "gp")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -229,7 +242,7 @@ def test_after_the_start_all_parameters_are_sampled_jointly(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_baseline_outside_of_the_space_is_not_shown(name: str) -> None:
-    study = new_study(NO_BASELINE, make_sampler(name, NO_BASELINE, 0))
+    study = new_study(NO_BASELINE, sampler_of(name, NO_BASELINE, 0))
     late = run(study, NO_BASELINE, STARTUP_TRIALS + 8)[STARTUP_TRIALS + 1 :]
     check_static(study, NO_BASELINE)
     assert study.trials[0].params == {}
@@ -263,7 +276,7 @@ def test_pruned_trials_are_learned_from(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_pruned_trials_without_a_number_are_left_out(name: str) -> None:
-    study = new_study(FULL, make_sampler(name, FULL, 0))
+    study = new_study(FULL, sampler_of(name, FULL, 0))
     run(study, FULL, STARTUP_TRIALS)
     for _ in range(3):
         trial = study.ask()
@@ -279,7 +292,7 @@ def test_pruned_trials_without_a_number_are_left_out(name: str) -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_running_failed_and_waiting_trials_are_tolerated(name: str) -> None:
-    study = new_study(FULL, make_sampler(name, FULL, 0))
+    study = new_study(FULL, sampler_of(name, FULL, 0))
     run(study, FULL, STARTUP_TRIALS)
     signed, unsigned = study.ask(), study.ask()  # two workers, one has no parameters yet
     suggest(signed, FULL)
@@ -294,7 +307,7 @@ def test_running_failed_and_waiting_trials_are_tolerated(name: str) -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_retry_keeps_its_parameters_and_is_not_sampled_again(name: str) -> None:
-    study = new_study(FULL, make_sampler(name, FULL, 0))
+    study = new_study(FULL, sampler_of(name, FULL, 0))
     run(study, FULL, STARTUP_TRIALS)
     lost = study.ask()
     params = suggest(lost, FULL)
@@ -319,7 +332,7 @@ def test_a_retry_keeps_its_parameters_and_is_not_sampled_again(name: str) -> Non
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_queued_parameters_are_taken(name: str) -> None:
-    study = new_study(FULL, make_sampler(name, FULL, 0))
+    study = new_study(FULL, sampler_of(name, FULL, 0))
     run(study, FULL, STARTUP_TRIALS)
     wanted = FULL.canonical({**study.trials[3].params, "depth": 2, "training.lr": 0.5})
     study.enqueue_trial(wanted)
@@ -328,22 +341,113 @@ def test_queued_parameters_are_taken(name: str) -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_reseeding_changes_the_draws(name: str) -> None:
-    sampler = make_sampler(name, FULL, 0)
+    sampler = sampler_of(name, FULL, 0)
     sampler.reseed_rng()
     assert run(new_study(FULL, sampler), FULL, 4) != run(
-        new_study(FULL, make_sampler(name, FULL, 0)), FULL, 4
+        new_study(FULL, sampler_of(name, FULL, 0)), FULL, 4
     )
 
 
 def test_there_is_no_other_sampler() -> None:
-    with pytest.raises(KeyError):
-        make_sampler("grid", FULL, 0)
+    with pytest.raises(ConfigError, match=r"search\.sampler: must be one of tpe, gp, random"):
+        sampler_of("grid", FULL, 0)
+
+
+SMALL = space_of(
+    depth={"low": 0, "high": 2}, head={"pool": ["keep", "max"]}, training={"layer_decay": [0.5, 1]}
+)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_no_plan_is_trained_twice_and_the_last_one_ends_the_study(name: str) -> None:
+    sampler = sampler_of(name, SMALL, 0)
+    study = new_study(SMALL, sampler)
+    for _ in range(10):
+        assert sampler.exhausted(study) == ""
+        run(study, SMALL, 1)
+    drawn = {tuple(one.params.values()) for one in study.trials}
+    assert len(drawn) == 10  # the head alone, and two depths with two decays, times two poolings
+    assert sampler.exhausted(study) == "every plan of the space has been tried"
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_what_others_are_training_is_not_trained_again(name: str) -> None:
+    study = new_study(SMALL, sampler_of(name, SMALL, 0))
+    running = []
+    for worker in range(10):
+        study.sampler = sampler_of(name, SMALL, worker % 2)  # two workers of equal seeds as well
+        running.append(study.ask())
+        suggest(running[-1], SMALL)
+    assert len({tuple(one.params.values()) for one in running}) == 10
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_plan_that_failed_is_learned_from(name: str) -> None:
+    """A learning rate above 0.01 diverges; the model must keep away from there."""
+    study = new_study(ONE_RATE, sampler_of(name, ONE_RATE, 0))
+    for _ in range(60 if name == "tpe" else 40):
+        trial = study.ask()
+        rate = suggest(trial, ONE_RATE)["training.lr"]
+        if rate > 0.01:
+            trial.set_user_attr(FAILED_PLAN, True)
+            study.tell(trial, state=TrialState.FAIL)
+        else:
+            study.tell(trial, math.log10(rate))
+    late = [one.params["training.lr"] for one in study.trials[-20:]]
+    assert sum(one > 0.02 for one in late) < 5
+
+
+def test_a_sampler_is_asked_again_before_another_plan_is_chosen() -> None:
+    asked: list[int] = []
+
+    class Stubborn(RandomSampler):
+        """Proposes the baseline, until it is asked for the third time."""
+
+        def sample_relative(
+            self, study: Any, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+        ) -> dict[str, Any]:
+            asked.append(trial.number)
+            depth = 2 if asked.count(trial.number) == ATTEMPTS and trial.number == 1 else 0
+            return {**start_of(SMALL), "depth": depth}
+
+    sampler = CanonicalSampler(SMALL, Stubborn(), start_of(SMALL))
+    study = new_study(SMALL, sampler)
+    params = run(study, SMALL, 3)
+    assert asked == [1] * ATTEMPTS + [2] * ATTEMPTS
+    assert [one["depth"] for one in params] == [0, 2, 0]
+    assert params[2] != params[0]  # what is nearest to the proposal and new
+
+
+def test_an_infeasible_plan_is_shown_to_the_gp_with_its_constraints() -> None:
+    sampler = sampler_of("gp", FULL, 0)
+    study = new_study(FULL, sampler)
+    for number in range(STARTUP_TRIALS + 3):
+        trial = study.ask()
+        plan = FULL.plan(suggest(trial, FULL))
+        trial.set_constraint("parameters", plan.depth - 2.5)
+        if plan.depth > 2:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, float(number))
+    check_static(study, FULL)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_two_objectives_can_be_searched(name: str) -> None:
+    study = optuna.create_study(
+        directions=["maximize", "minimize"], sampler=sampler_of(name, FULL, 0)
+    )
+    for _ in range(STARTUP_TRIALS + 3):
+        trial = study.ask()
+        plan = FULL.plan(suggest(trial, FULL))
+        study.tell(trial, [score(plan), float(plan.depth)])
+    check_static(study, FULL)
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("value", [0.0, 1e6, -1e6])
 def test_constant_and_huge_values(name: str, value: float) -> None:
-    study = new_study(ONE, make_sampler(name, ONE, 0))
+    study = new_study(ONE, sampler_of(name, ONE, 0))
     for _ in range(STARTUP_TRIALS + 3):
         trial = study.ask()
         suggest(trial, ONE)

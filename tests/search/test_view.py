@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.study import Study
+from optuna.trial import TrialState, create_trial
+
+from autotune.search.view import FAILED_PLAN, MOST_TRIALS, StudyView, last_value, promise
+
+X = {"x": FloatDistribution(0, 1)}
+
+
+def study_of(*trials: Mapping[str, Any], direction: str = "maximize") -> Study:
+    study = optuna.create_study(direction=direction)
+    for values in trials:
+        study.add_trial(create_trial(**{"params": {"x": 0.5}, "distributions": X, **values}))
+    return study
+
+
+def shown(study: Study, impute: bool = True, names: Any = ("x",), **matches: Any) -> list[Any]:
+    view = StudyView(study, names, impute, **matches)
+    return [(one.number, one.state.name, one.value) for one in view._get_trials()]
+
+
+def complete(curve: Mapping[int, float], **values: Any) -> dict[str, Any]:
+    return {"value": curve[max(curve)], "intermediate_values": dict(curve), **values}
+
+
+def pruned(curve: Mapping[int, float], **values: Any) -> dict[str, Any]:
+    return {"state": TrialState.PRUNED, "intermediate_values": dict(curve), **values}
+
+
+def test_a_pruned_trial_promises_what_others_gained_from_there() -> None:
+    others = [({1: 0.5, 2: 0.6, 3: 0.9}, 0.9), ({1: 0.2, 2: 0.3, 3: 0.8}, 0.8), ({2: 0.5}, 0.5)]
+    assert promise({1: 0.4, 2: 0.4}, others) == pytest.approx(0.4 + 0.3)  # of 0.3, 0.5 and 0
+    assert promise({1: 0.4}, others) == pytest.approx(0.4 + 0.5)  # of 0.4 and 0.6
+    assert promise({1: 0.4, 3: 0.4}, others) == 0.4
+    assert promise({7: 0.4}, others) == 0.4  # nobody was there
+    assert promise({1: 0.4}, []) == 0.4
+
+
+def test_numbers_that_are_none_promise_nothing() -> None:
+    others = [({1: 0.5, 2: math.nan}, 0.9), ({1: 0.5, 2: 0.7}, 0.9)]
+    assert promise({1: 0.1, 2: 0.3, 3: math.nan}, others) == pytest.approx(0.3 + 0.2)
+    assert promise({1: math.nan, 2: math.inf}, others) is None
+    assert promise({}, others) is None
+    assert last_value({3: 0.3, 1: 0.1, 4: math.inf}) == (3, 0.3)
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("maximize", 1.0), ("minimize", -1.0)])
+def test_pruned_trials_are_shown_with_what_they_promise(direction: str, sign: float) -> None:
+    study = study_of(
+        complete({1: sign * 0.5, 2: sign * 0.9}),
+        pruned({1: sign * 0.3}),
+        pruned({}),
+        direction=direction,
+    )
+    value = pytest.approx(sign * 0.7)
+    middle = pytest.approx(sign * 0.8)
+    assert shown(study) == [
+        (0, "COMPLETE", sign * 0.9),
+        (1, "COMPLETE", value),
+        (2, "COMPLETE", middle),  # never trained: beyond a constraint
+    ]
+    assert [one[1] for one in shown(study, impute=False)] == ["COMPLETE", "PRUNED", "PRUNED"]
+    assert [one.state.name for one in study.trials] == ["COMPLETE", "PRUNED", "PRUNED"]
+
+
+def test_constraints_stay_with_a_plan_that_was_not_trained() -> None:
+    study = study_of(
+        complete({1: 0.9}, constraints={"latency_ms": -0.5}),
+        pruned({}, constraints={"latency_ms": 2.0}),
+    )
+    last = StudyView(study, ["x"], True)._get_trials()[-1]
+    assert (last.value, last.constraints) == (0.9, {"latency_ms": 2.0})
+
+
+@pytest.mark.parametrize("impute", [True, False])
+@pytest.mark.parametrize(("direction", "worst"), [("maximize", 0.2), ("minimize", 0.9)])
+def test_a_plan_that_failed_is_as_bad_as_the_worst(
+    direction: str, worst: float, impute: bool
+) -> None:
+    failed = {"state": TrialState.FAIL, "user_attrs": {FAILED_PLAN: True}}
+    lost = {"state": TrialState.FAIL}
+    study = study_of(
+        failed, complete({1: 0.9}), lost, complete({1: 0.2}), failed, direction=direction
+    )
+    assert shown(study, impute) == [
+        (0, "COMPLETE", worst),
+        (1, "COMPLETE", 0.9),
+        (3, "COMPLETE", 0.2),
+        (4, "COMPLETE", worst),
+    ]
+    assert shown(study_of(failed, lost), impute) == []
+
+
+def test_only_trials_with_the_parameters_that_match_are_shown() -> None:
+    study = study_of(
+        complete({1: 0.1}, params={"x": 0.1}),
+        complete({1: 0.2}, params={}, distributions={}),
+        complete({1: 0.3}, params={"x": 0.3}),
+        {"state": TrialState.RUNNING},
+        {"state": TrialState.WAITING},
+    )
+    assert [one[0] for one in shown(study)] == [0, 2, 3, 4]
+    assert [one[0] for one in shown(study, matches=lambda params: params["x"] > 0.2)] == [2, 3, 4]
+    view = StudyView(study, ["x"], True)
+    running = view._get_trials(states=(TrialState.RUNNING,))
+    assert [one.number for one in running] == [3]
+    assert view.direction == study.direction
+
+
+def test_a_gp_sees_the_best_and_the_newest_of_many() -> None:
+    values = [0.001 * (i % 500) for i in range(3 * MOST_TRIALS)]
+    study = study_of(*(complete({1: value}) for value in values), {"state": TrialState.RUNNING})
+    numbers = [one[0] for one in shown(study)]
+    assert len(numbers) == MOST_TRIALS + 1
+    best = sorted(range(len(values)), key=lambda i: -values[i])[: MOST_TRIALS // 2]
+    assert set(best) <= set(numbers)
+    assert set(range(len(values) - MOST_TRIALS // 2, len(values) + 1)) <= set(numbers)
+    assert len(shown(study, impute=False)) == len(values) + 1
+
+
+def test_two_objectives_are_shown_as_they_are() -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    for values in ([0.5, 3.0], [0.6, 4.0]):
+        study.add_trial(create_trial(values=values, params={"x": 0.1}, distributions=X))
+    study.add_trial(create_trial(state=TrialState.FAIL, params={"x": 0.1}, distributions=X))
+    view = StudyView(study, ["x"], True)
+    assert [one.values for one in view._get_trials()] == [[0.5, 3.0], [0.6, 4.0]]
