@@ -45,6 +45,7 @@ class Head(nn.Sequential):
         nn.init.normal_(output.weight, std=0.01)
         nn.init.zeros_(output.bias)
         super().__init__(*modules, output)
+        self.classes = classes
 
 
 class Network(nn.Module):
@@ -64,7 +65,7 @@ class Network(nn.Module):
         backbone: nn.Module,
         layers: tuple[Layer, ...],
         depth: int,
-        head: nn.Module,
+        head: Head,
         stale: int = 0,
     ) -> None:
         super().__init__()

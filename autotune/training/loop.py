@@ -26,6 +26,7 @@ from autotune.models.network import Network
 from autotune.plan import TrainingPolicy
 from autotune.training.checkpoint import load_checkpoint, save_checkpoint
 from autotune.training.metrics import Metrics, measure
+from autotune.training.mixing import make_mixing
 from autotune.training.norms import measure_norms, sample
 from autotune.training.optimizer import make_optimizer, make_schedule
 
@@ -41,7 +42,8 @@ class EpochResult:
 
     Args:
         epoch: Counted from 1.
-        loss: Mean training loss per image.
+        loss: Mean training loss per image: the cross-entropy with what the policy makes of the
+            labels (smoothed, mixed), without weight decay or L2-SP.
         metrics: Scores on the validation part, ``None`` where there is none (the final fit).
         seconds: Wall time of the epoch, validation included.
     """
@@ -137,6 +139,7 @@ class Training:
         self.device = next(network.parameters()).device
         self.autocast = Autocast.of(config.amp, self.device)
         self.loss = nn.CrossEntropyLoss(label_smoothing=policy.label_smoothing)
+        self.mixing = make_mixing(policy, network.head.classes)
         self.optimizer = make_optimizer(network, policy)
         self.steps = config.epochs * batch_count(len(train), config.batch_size)
         self.schedule = make_schedule(self.optimizer, self.steps, config.warmup)
@@ -199,9 +202,12 @@ class Training:
         ):
             if self.stopped():
                 raise InterruptedTrial(f"stopped in epoch {self.epoch + 1}")
+            images, targets = self.normalise(images), labels.to(self.device, non_blocking=True)
+            if self.mixing is not None:
+                images, targets = self.mixing(images, targets)
             with self.autocast():
-                logits = self.network(self.normalise(images))
-            loss = self.loss(logits.float(), labels.to(self.device, non_blocking=True))
+                logits = self.network(images)
+            loss = self.loss(logits.float(), targets)
             self._step(loss)
             total += loss.detach() * len(labels)
         mean = float(total) / len(self.train)
