@@ -152,6 +152,33 @@ class TrainingPolicy:
     mixup: float = 0.0
     cutmix: float = 0.0
 
+    def in_words(self, tuned: bool = True) -> str:
+        """Describe the optimiser, and what differs from the default.
+
+        Args:
+            tuned: Whether there are tuned layers besides the head.
+
+        Example:
+            >>> TrainingPolicy("sgd", 0.1, momentum=0.5, head_epochs=3, mixup=0.2).in_words()
+            'sgd lr 0.1, momentum 0.5, head alone for 3 epochs, mixup 0.2'
+        """
+        default = TrainingPolicy()
+        words = [f"{self.optimizer} lr {self.lr:.3g}"]
+        if self.optimizer == "sgd" and self.momentum != default.momentum:
+            words.append(f"momentum {self.momentum:.3g}")
+        if tuned and self.layer_decay != default.layer_decay:
+            words.append(f"layer decay {self.layer_decay:.2g}")
+        if tuned and self.head_epochs:
+            epochs = "epoch" if self.head_epochs == 1 else "epochs"
+            words.append(f"head alone for {self.head_epochs} {epochs}")
+        if tuned and self.l2_sp:
+            words.append(f"L2-SP {self.l2_sp:.3g}")
+        if self.mixup:
+            words.append(f"mixup {self.mixup:.3g}")
+        if self.cutmix:
+            words.append(f"cutmix {self.cutmix:.3g}")
+        return ", ".join(words)
+
 
 @dataclass(frozen=True)
 class TrialPlan:
@@ -220,10 +247,7 @@ class TrialPlan:
             tuned += f" ({changes})"
         head = self.head.in_words()
         head = f"head {head}" if self.head.hidden else head.replace("linear", "linear head", 1)
-        policy = f"{self.policy.optimizer} lr {self.policy.lr:.3g}"
-        if self.depth and self.policy.layer_decay != 1.0:
-            policy += f", layer decay {self.policy.layer_decay:.2g}"
-        return f"{tuned}, {head}, {policy}"
+        return f"{tuned}, {head}, {self.policy.in_words(tuned=self.depth > 0)}"
 
     def _changes_in_words(self) -> str:
         """Describe what the layers become, neighbours that become the same together."""

@@ -44,7 +44,12 @@ plans = st.integers(0, 8).flatmap(
             lr=numbers,
             layer_decay=numbers,
             weight_decay=numbers,
+            momentum=numbers,
             label_smoothing=numbers,
+            head_epochs=st.integers(0, 100),
+            l2_sp=numbers,
+            mixup=numbers,
+            cutmix=numbers,
         ),
     )
 )
@@ -89,6 +94,30 @@ def test_in_words_is_one_line(plan: TrialPlan) -> None:
             "backbone locked, linear head, adamw lr 0.003",
         ),
         (
+            TrialPlan("r", policy=TrainingPolicy("sgd", 0.1, momentum=0.5, mixup=0.2)),
+            "backbone locked, linear head, sgd lr 0.1, momentum 0.5, mixup 0.2",
+        ),
+        (
+            TrialPlan("r", policy=TrainingPolicy(momentum=0.5, head_epochs=3, l2_sp=0.1)),
+            "backbone locked, linear head, adamw lr 0.003",
+        ),
+        (
+            TrialPlan(
+                "r",
+                1,
+                (LayerPlan(),),
+                policy=TrainingPolicy(
+                    "sgd", 0.1, 0.5, 0.0, 0.0, 0.0, head_epochs=3, l2_sp=0.01, mixup=0.2, cutmix=1
+                ),
+            ),
+            "last layer tuned, linear head, sgd lr 0.1, momentum 0, layer decay 0.5, "
+            "head alone for 3 epochs, L2-SP 0.01, mixup 0.2, cutmix 1",
+        ),
+        (
+            TrialPlan("r", 1, (LayerPlan(),), policy=TrainingPolicy(head_epochs=1)),
+            "last layer tuned, linear head, adamw lr 0.003, head alone for 1 epoch",
+        ),
+        (
             TrialPlan("r", 2, (LayerPlan(kernel=5, width=0.5), LayerPlan())),
             "last 2 layers tuned (layer 1 kernel 5, width 0.5), linear head, adamw lr 0.003",
         ),
@@ -124,6 +153,13 @@ def test_in_words_is_one_line(plan: TrialPlan) -> None:
 )
 def test_in_words(plan: TrialPlan, words: str) -> None:
     assert plan.in_words() == words
+
+
+def test_a_plan_from_before_there_were_some_fields_has_their_defaults() -> None:
+    values = TrialPlan("r", 1, (LayerPlan(),), policy=TrainingPolicy("sgd", 0.1)).to_json()
+    old = ("optimizer", "lr", "layer_decay", "weight_decay", "label_smoothing")
+    policy = {name: values["policy"][name] for name in old}
+    assert TrialPlan.from_json({**values, "policy": policy}) == TrialPlan.from_json(values)
 
 
 def test_reshaped_layers_are_those_that_change() -> None:

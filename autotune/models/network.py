@@ -45,6 +45,7 @@ class Head(nn.Sequential):
         nn.init.normal_(output.weight, std=0.01)
         nn.init.zeros_(output.bias)
         super().__init__(*modules, output)
+        self.classes = classes
 
 
 class Network(nn.Module):
@@ -64,7 +65,7 @@ class Network(nn.Module):
         backbone: nn.Module,
         layers: tuple[Layer, ...],
         depth: int,
-        head: nn.Module,
+        head: Head,
         stale: int = 0,
     ) -> None:
         super().__init__()
@@ -90,13 +91,24 @@ class Network(nn.Module):
             if isinstance(module := backbone.get_submodule(name), nn.modules.batchnorm._BatchNorm)
         )
         self._tuned_names = frozenset(f"backbone.{name}" for name in tuned)
+        self._head_alone = False
 
     def train(self, mode: bool = True) -> Network:
         """Set the mode of the tuned part; the locked part stays in evaluation mode."""
         super().train(mode)
-        for module in self._locked:
+        for module in self.backbone.modules() if self._head_alone else self._locked:
             module.training = False
         return self
+
+    def train_head_alone(self, alone: bool) -> Network:
+        """Switch to training, with the tuned layers locked like the others or not.
+
+        While they are, nothing of the backbone needs a gradient, and none is computed for it.
+        """
+        self._head_alone = alone
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(not alone and f"backbone.{name}" in self._tuned_names)
+        return self.train()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits ``(N, classes)`` of normalised images ``(N, C, H, W)``."""
@@ -104,10 +116,13 @@ class Network(nn.Module):
         return logits
 
     def layer_of_parameters(self) -> Iterator[tuple[str, nn.Parameter, int]]:
-        """Yield every tuned parameter with its name and layer; the head counts as layer 0."""
+        """Yield every tuned parameter with its name and layer; the head counts as layer 0.
+
+        Those of tuned layers are among them while the head trains alone.
+        """
         index = {name: layer.index for layer in self.layers for name in layer.names}
         for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
+            if name in self._tuned_names or name.startswith("head."):
                 yield name, parameter, index.get(name.removeprefix("backbone."), 0)
 
     def tuned_state(self) -> dict[str, Tensor]:

@@ -57,13 +57,16 @@ def edges_of_space(study: Study, trial: FrozenTrial) -> tuple[Edge, ...]:
     """
     space = space_of(study)
     layers = len(study.user_attrs.get(record.BACKBONE, {}).get("layers", ()))
+    epochs = study.user_attrs.get(record.DEFINITION, {}).get("training", {}).get("epochs", 0)
+    # What bounds them is not a rule of the key: the backbone, the rest of the study file.
+    most = {"depth": layers, "training.head_epochs": epochs - 1}
     edges = []
     for name, found in trial.distributions.items():
         if not has_meaning(space, trial, name):
             continue
         side, bound, beyond = _side(found, trial.params[name])
         if side:
-            possible = _is_allowed(name, beyond) and not (name == "depth" and beyond > layers > 0)
+            possible = _is_allowed(name, beyond) and not (beyond > most.get(name, 0) > 0)
             value = f"{trial.params[name]:.3g}"
             edges.append(Edge(name, value, side, f"{bound:.3g}", possible))
     return tuple(edges)

@@ -178,7 +178,8 @@ class Space:
             dimensions[f"head.units.{layer}"] = (head.units, True)
             dimensions[f"head.dropout.{layer}"] = (head.dropout, False)
         for name in POLICY_FIELDS:
-            dimensions[f"training.{name}"] = (getattr(config.training, name), False)
+            whole = isinstance(getattr(TrainingPolicy(), name), int)
+            dimensions[f"training.{name}"] = (getattr(config.training, name), whole)
         fixed: Params = {}
         distributions: dict[str, BaseDistribution] = {}
         for name, (dimension, integer) in dimensions.items():

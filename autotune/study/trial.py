@@ -212,7 +212,7 @@ def _train(
 
 def tuned_parameters(network: Network) -> int:
     """Count the values that training changes."""
-    return sum(one.numel() for one in network.parameters() if one.requires_grad)
+    return sum(parameter.numel() for _, parameter, _ in network.layer_of_parameters())
 
 
 def device_name(device: torch.device) -> str:

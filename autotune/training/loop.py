@@ -26,8 +26,10 @@ from autotune.models.network import Network
 from autotune.plan import TrainingPolicy
 from autotune.training.checkpoint import load_checkpoint, save_checkpoint
 from autotune.training.metrics import Metrics, measure
+from autotune.training.mixing import make_mixing
 from autotune.training.norms import measure_norms, sample
 from autotune.training.optimizer import make_optimizer, make_schedule
+from autotune.training.phases import Phases
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,8 @@ class EpochResult:
 
     Args:
         epoch: Counted from 1.
-        loss: Mean training loss per image.
+        loss: Mean training loss per image: the cross-entropy with what the policy makes of the
+            labels (smoothed, mixed), without weight decay or L2-SP.
         metrics: Scores on the validation part, ``None`` where there is none (the final fit).
         seconds: Wall time of the epoch, validation included.
     """
@@ -112,6 +115,9 @@ class Training:
         seed: Seed of batches, dropout and views.
         stopped: Asked after every batch; true interrupts the training.
         loader_workers: Processes that prepare images which do not fit into memory.
+
+    Raises:
+        PlanError: When the policy would never train the tuned layers.
     """
 
     def __init__(
@@ -137,9 +143,14 @@ class Training:
         self.device = next(network.parameters()).device
         self.autocast = Autocast.of(config.amp, self.device)
         self.loss = nn.CrossEntropyLoss(label_smoothing=policy.label_smoothing)
+        self.mixing = make_mixing(policy, network.head.classes)
         self.optimizer = make_optimizer(network, policy)
-        self.steps = config.epochs * batch_count(len(train), config.batch_size)
-        self.schedule = make_schedule(self.optimizer, self.steps, config.warmup)
+        batches = batch_count(len(train), config.batch_size)
+        self.steps = config.epochs * batches
+        self.phases = Phases.of(network, policy, config.epochs, batches)
+        self.schedule = make_schedule(
+            self.optimizer, self.steps, config.warmup, self.phases.head_steps
+        )
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.autocast.dtype is torch.float16
         )
@@ -192,16 +203,19 @@ class Training:
         torch.manual_seed(_mix(self.seed, self.epoch))
         order = torch.randperm(len(self.train))
         views = self.train.plan_views(self.epoch)
-        self.network.train()
+        self.network.train_head_alone(self.phases.head_alone(self.epoch))
         total = torch.zeros((), device=self.device)
         for images, labels in self.train.batches(
             order, views, self.config.batch_size, self.loader_workers
         ):
             if self.stopped():
                 raise InterruptedTrial(f"stopped in epoch {self.epoch + 1}")
+            images, targets = self.normalise(images), labels.to(self.device, non_blocking=True)
+            if self.mixing is not None:
+                images, targets = self.mixing(images, targets)
             with self.autocast():
-                logits = self.network(self.normalise(images))
-            loss = self.loss(logits.float(), labels.to(self.device, non_blocking=True))
+                logits = self.network(images)
+            loss = self.loss(logits.float(), targets)
             self._step(loss)
             total += loss.detach() * len(labels)
         mean = float(total) / len(self.train)
@@ -223,7 +237,10 @@ class Training:
             return  # a gradient overflowed in fp16: the optimiser left this step out
         self.schedule.step()
         if self.ema is not None:
-            self.ema.update(self.network, step=self.schedule.last_epoch)
+            # Counted from the unlocking: the average of the tuned layers must not be held back by
+            # the steps in which they could not move.
+            step = self.phases.steps_of_phase(self.schedule.last_epoch)
+            self.ema.update(self.network, step=step)
 
     @property
     def result(self) -> Network:

@@ -13,19 +13,22 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from autotune.models.network import Network
 from autotune.plan import TrainingPolicy
+from autotune.training.pull import Pull
 
 
 def parameter_groups(network: Network, policy: TrainingPolicy) -> list[dict[str, Any]]:
     """Group the tuned parameters by learning rate and weight decay.
 
     Layer ``i`` trains with ``lr * layer_decay ** i`` (the head is layer 0). Vectors (norms,
-    biases) and what timm lists as ``no_weight_decay`` are not decayed.
+    biases) and what timm lists as ``no_weight_decay`` are not decayed, and neither are layers that
+    ``l2_sp`` pulls towards what they started from.
     """
     listed: set[str] = getattr(network.backbone, "no_weight_decay", set)()
     spared = {f"backbone.{name}" for name in listed}
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter, layer in network.layer_of_parameters():
-        decayed = parameter.ndim > 1 and name not in spared
+        pulled = layer > 0 and policy.l2_sp > 0
+        decayed = parameter.ndim > 1 and name not in spared and not pulled
         lr = policy.lr * policy.layer_decay**layer
         groups[lr, policy.weight_decay if decayed else 0.0].append(parameter)
     return [
@@ -35,28 +38,56 @@ def parameter_groups(network: Network, policy: TrainingPolicy) -> list[dict[str,
 
 
 def make_optimizer(network: Network, policy: TrainingPolicy) -> Optimizer:
-    """Make the optimiser that a policy names."""
+    """Make the optimiser that a policy names.
+
+    Args:
+        network: The network before its training: with ``l2_sp``, its tuned layers are pulled
+            towards the weights that they have now.
+        policy: The policy.
+    """
     groups = parameter_groups(network, policy)
+    optimizer: Optimizer
     if policy.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=policy.lr, momentum=0.9, nesterov=True)
-    if policy.optimizer == "adagrad":
-        return torch.optim.Adagrad(groups, lr=policy.lr)
-    return torch.optim.AdamW(groups, lr=policy.lr)
+        momentum = policy.momentum
+        # torch refuses Nesterov's step where there is no momentum; it would be the plain step.
+        optimizer = torch.optim.SGD(groups, lr=policy.lr, momentum=momentum, nesterov=momentum > 0)
+    elif policy.optimizer == "adagrad":
+        optimizer = torch.optim.Adagrad(groups, lr=policy.lr)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=policy.lr)
+    pull = Pull.of(network, policy)
+    if pull is not None:
+        optimizer.register_step_pre_hook(pull)
+    return optimizer
 
 
-def make_schedule(optimizer: Optimizer, steps: int, warmup: float) -> LambdaLR:
+def make_schedule(
+    optimizer: Optimizer, steps: int, warmup: float, head_steps: int = 0
+) -> LambdaLR:
     """Make the schedule: linear warm-up, then half a cosine to zero (Loshchilov, Hutter 2017).
+
+    Where the head trains alone at first, its steps and the others each have such a schedule of
+    their own (see :class:`autotune.training.phases.Phases`). So the head has come to rest when the
+    layers are unlocked, and the rate rises anew while the optimiser, which has seen no gradient of
+    these layers, gets to know them.
 
     Args:
         optimizer: Whose groups hold the peak learning rates.
         steps: Steps of the whole training.
-        warmup: Share of the steps in which the rate rises.
+        warmup: Share of the steps in which the rate rises; of each of the two parts.
+        head_steps: Steps at the start in which the head trains alone; fewer than ``steps``.
     """
-    rising = round(steps * warmup)
 
     def factor(step: int) -> float:
-        if step < rising:
-            return (step + 1) / (rising + 1)
-        return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+        if step < head_steps:
+            return _rise_and_fall(step, head_steps, warmup)
+        return _rise_and_fall(step - head_steps, steps - head_steps, warmup)
 
     return LambdaLR(optimizer, factor)
+
+
+def _rise_and_fall(step: int, steps: int, warmup: float) -> float:
+    rising = round(steps * warmup)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))

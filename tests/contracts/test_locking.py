@@ -73,6 +73,39 @@ def check(name: str, depth: int) -> None:
 
 
 @pytest.mark.parametrize("name", DROPPING)
+def test_tuned_layers_are_locked_while_the_head_trains_alone(name: str) -> None:
+    torch.manual_seed(0)
+    deepest = depths(name)[-1]
+    for depth in (2, deepest):
+        net = build_network(backbone(name, True), plan(name, depth, 8, dropout=0.5), 3, seed=0)
+        net.train()
+        modes = {key: module.training for key, module in net.named_modules()}
+        trained = {key: one.requires_grad for key, one in net.named_parameters()}
+        before = state_of(net)
+        assert net.train_head_alone(True) is net
+        optimizer = torch.optim.SGD(
+            [one for _, one, _ in net.layer_of_parameters()], lr=0.05, weight_decay=0.05
+        )
+        for step in range(2):
+            net.eval()
+            net.train()  # as after a validation
+            assert not any(module.training for module in net.backbone.modules())
+            assert all(module.training for module in net.head.modules())
+            features = net.backbone(images(name, 6, seed=step))
+            assert not features.requires_grad
+            assert torch.equal(features, net.backbone(images(name, 6, seed=step)))
+            net.head(features).pow(2).sum().backward()
+            optimizer.step()
+        after = state_of(net)
+        changed = {key for key in before if not torch.equal(before[key], after[key])}
+        assert changed and all(key.startswith("head.") for key in changed)
+        # And unlocked again, everything is as the plan says.
+        net.train_head_alone(False)
+        assert {key: module.training for key, module in net.named_modules()} == modes
+        assert {key: one.requires_grad for key, one in net.named_parameters()} == trained
+
+
+@pytest.mark.parametrize("name", DROPPING)
 def test_the_locked_part_stays_in_evaluation_mode(name: str) -> None:
     for depth in (0, 1, 2):
         net = build_network(backbone(name, True), plan(name, depth, 8), 3, seed=0).train()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autotune.errors import InterruptedTrial
-from autotune.plan import TrialPlan
+from autotune.plan import TrainingPolicy, TrialPlan
 from autotune.training.loop import EpochResult, Training
 from tests.support.backbones import plan, training
 from tests.support.surgery import change
@@ -47,6 +47,38 @@ RECIPES: dict[str, tuple[TrialPlan, dict[str, Any]]] = {
             "test_vit", {1: {"width": 0.5, "dropout": 0.3}, 2: {"bridge": 0.5}}, inherit="none"
         ),
         {"ema": 0.9},
+    ),
+    "head first": (plan("test_resnet", 2, 8, dropout=0.3, head_epochs=2), {"ema": 0.9}),
+    "pulled": (plan("test_vit", 3, optimizer="adagrad", l2_sp=0.1, weight_decay=0.1), {}),
+    "mixed": (plan("test_efficientnet", 2, mixup=0.3), {"dropping": True}),
+    "all of the policy": (
+        plan(
+            "test_resnet",
+            3,
+            8,
+            dropout=0.3,
+            optimizer="sgd",
+            lr=0.05,
+            momentum=0.5,
+            layer_decay=0.8,
+            label_smoothing=0.1,
+            head_epochs=1,
+            l2_sp=0.1,
+            mixup=0.2,
+            cutmix=1.0,
+        ),
+        {"dropping": True, "ema": 0.9, "views": 2},
+    ),
+    "all of the policy, reshaped": (
+        change(
+            "test_resnet",
+            {1: {"width": 0.5, "drop_path": 0.3}, 2: {"kernel": 5}},
+            inherit="data",
+            policy=TrainingPolicy(
+                layer_decay=0.7, head_epochs=3, l2_sp=0.5, mixup=0.4, cutmix=0.5
+            ),
+        ),
+        {"ema": 0.98},
     ),
     "head alone": (plan("test_convnext", 0, 8, dropout=0.3), {"warmup": 0.5}),
 }
@@ -102,7 +134,7 @@ def test_interrupted_after_every_epoch(recipe: str, tmp_path: Path) -> None:
     assert last.validate() == expected[-1][-1]
 
 
-@pytest.mark.parametrize("recipe", ["sgd", "adagrad", "dropout and ema"])
+@pytest.mark.parametrize("recipe", ["sgd", "adagrad", "dropout and ema", "all of the policy"])
 @pytest.mark.parametrize("batch", [1, 4, 5, 7])
 def test_interrupted_in_the_middle(recipe: str, batch: int, tmp_path: Path) -> None:
     """In the first, second or third batch of an epoch (three each), or in the validation."""

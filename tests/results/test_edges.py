@@ -27,6 +27,11 @@ from tests.support.studies import make_study
         ("training.lr", FloatDistribution(0.1, 1.0), 0.2, "", True),
         ("training.layer_decay", FloatDistribution(0.5, 1.0), 0.99, "upper", False),
         ("training.weight_decay", FloatDistribution(0.0, 0.1), 0.0, "lower", False),
+        ("training.momentum", FloatDistribution(0.0, 0.9), 0.9, "upper", True),
+        ("training.mixup", FloatDistribution(0.0, 0.4), 0.0, "lower", False),
+        ("training.l2_sp", FloatDistribution(1e-4, 0.1, log=True), 1e-4, "lower", True),
+        ("training.head_epochs", IntDistribution(0, 5), 5, "upper", True),
+        ("training.head_epochs", IntDistribution(0, 9), 9, "upper", False),  # of ten epochs
         ("head.dropout.1", FloatDistribution(0.0, 0.8, step=0.1), 0.8, "upper", True),
         ("head.units.1", CategoricalDistribution([64, 128, 256]), 256, "upper", True),
         ("head.units.1", CategoricalDistribution([64, 128, 256]), 128, "", True),

@@ -81,6 +81,31 @@ def test_slices_of_a_layer_show_the_trials_that_tune_it() -> None:
     assert "layer.3.kernel" not in parameters.parameter_names(study)
 
 
+def test_slices_of_a_policy_show_the_trials_in_which_it_means_something() -> None:
+    training = {
+        "optimizer": ["sgd", "adamw"],
+        "momentum": {"low": 0.0, "high": 0.95},
+        "head_epochs": {"low": 0, "high": 4},
+        "l2_sp": {"low": 1e-4, "high": 1.0, "log": True},
+        "mixup": [0.0, 0.2],
+    }
+    study = make_study(space={**ONE_PARAMETER, "training": training})
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    every = {one.number for one in complete}
+    tuned = {one.number for one in complete if one.params["depth"] > 0}
+    sgd = {one.number for one in complete if one.params["training.optimizer"] == "sgd"}
+    expected = {"momentum": sgd, "head_epochs": tuned, "l2_sp": tuned, "mixup": every}
+    assert all(every - one for one in (tuned, sgd))
+    for name, numbers in expected.items():
+        figure = some(parameters.slice_figure(study, f"training.{name}"))
+        shown = {row[0] for trace in figure.data for row in trace.customdata}
+        assert shown == numbers, name
+        axis = figure.layout.xaxis
+        assert axis.title.text == f"training.{name}"
+        assert (axis.type == "log") == (name == "l2_sp")
+        assert (axis.dtick == 1) == (name == "head_epochs" or axis.type == "log")
+
+
 @pytest.mark.parametrize("stored", [None, {"colour": 3}, {"backbone": "r", "fixed": 3}])
 def test_a_space_that_cannot_be_read_does_not_hide_the_trials(stored: object) -> None:
     other = make_study()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -142,7 +143,12 @@ spaces = st.fixed_dictionaries(
                 "lr": dimension(1e-4, 1, False),
                 "layer_decay": dimension(0.2, 1, False),
                 "weight_decay": dimension(0, 1, False),
+                "momentum": dimension(0, 0.9, False),
                 "label_smoothing": dimension(0, 0.5, False),
+                "head_epochs": dimension(0, 8, True),
+                "l2_sp": dimension(0, 1, False),
+                "mixup": dimension(0, 0.4, False),
+                "cutmix": dimension(0, 1, False),
             }
         ),
         "inherit": names("weights", "data", "none"),
@@ -465,6 +471,69 @@ def test_what_has_no_meaning_takes_its_inert_value() -> None:
     assert inert_value(space.distributions["head.pool"]) == "keep"
 
 
+#: Spaces in which all of the policy is searched.
+POLICY: dict[str, Any] = {
+    "depth": {"low": 0, "high": 3},
+    "training": {
+        "optimizer": ["sgd", "adamw"],
+        "layer_decay": {"low": 0.3, "high": 1},
+        "momentum": {"low": 0.0, "high": 0.99},
+        "head_epochs": {"low": 0, "high": 4},
+        "l2_sp": {"low": 1e-4, "high": 1, "log": True},
+        "mixup": [0, 0.2],
+        "cutmix": [0, 1],
+    },
+}
+
+
+def test_epochs_are_whole_numbers() -> None:
+    space = space_of(**POLICY)
+    assert space.distributions["training.head_epochs"] == IntDistribution(0, 4)
+    plan = space.plan({**_largest_params(space), "training.head_epochs": 3})
+    assert json.dumps(plan.policy.head_epochs) == "3"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("depth", [0, 2])
+def test_policy_that_means_nothing_has_its_default(optimizer: str, depth: int) -> None:
+    space = space_of(**POLICY)
+    params = {
+        "depth": depth,
+        "training.optimizer": optimizer,
+        "training.layer_decay": 0.5,
+        "training.momentum": 0.3,
+        "training.head_epochs": 2,
+        "training.l2_sp": 0.01,
+        "training.mixup": 0.2,
+        "training.cutmix": 1,
+    }
+    plan = space.plan(params)
+    expected = TrainingPolicy(optimizer, mixup=0.2, cutmix=1)
+    if optimizer == "sgd":
+        expected = replace(expected, momentum=0.3)
+    if depth:
+        expected = replace(expected, layer_decay=0.5, head_epochs=2, l2_sp=0.01)
+    assert plan.policy == expected
+    canonical = space.params(plan)
+    assert canonical is not None and canonical == space.canonical(params)
+    assert space.plan(canonical) == plan
+    ends = {"layer_decay": 1.0, "head_epochs": 4, "l2_sp": 1.0}
+    inert = {} if depth else ends
+    if optimizer != "sgd":
+        inert["momentum"] = 0.99
+    assert canonical == {**params, **{f"training.{name}": one for name, one in inert.items()}}
+
+
+def test_a_fixed_policy_that_means_nothing_has_its_default() -> None:
+    training = {"momentum": 0.3, "head_epochs": 2, "l2_sp": 0.1, "mixup": 0.2}
+    space = space_of(depth=[0, 1], training=training)
+    assert space.plan({"depth": 0}).policy == TrainingPolicy(mixup=0.2)
+    tuned = space.plan({"depth": 1})
+    assert tuned.policy == TrainingPolicy(head_epochs=2, l2_sp=0.1, mixup=0.2)
+    assert space.params(tuned) == {"depth": 1}
+    assert space.params(replace(tuned, policy=TrainingPolicy(mixup=0.2))) is None
+
+
 def test_the_plan_of_parameters() -> None:
     space = space_of(
         depth=2, head={"hidden_layers": 1, "units": [8, 16], "dropout": 0.5, "pool": "max"}
@@ -538,11 +607,41 @@ def test_the_baseline_takes_what_the_study_file_gives_it() -> None:
     assert fixed.baseline(BaselineConfig(weight_decay=0.0)).policy.lr == 0.5
 
 
+@pytest.mark.parametrize(
+    ("training", "given", "expected"),
+    [
+        ({"optimizer": "sgd", "momentum": 0.5}, {}, TrainingPolicy("sgd", momentum=0.5)),
+        ({"momentum": 0.5}, {}, TrainingPolicy()),
+        ({"momentum": 0.5}, {"optimizer": "sgd"}, TrainingPolicy("sgd", momentum=0.5)),
+        ({"momentum": 0.5}, {"momentum": 0.3}, TrainingPolicy()),
+        ({"optimizer": "sgd"}, {"momentum": 0.0}, TrainingPolicy("sgd", momentum=0.0)),
+        (
+            {"optimizer": "sgd", "momentum": {"low": 0.0, "high": 0.5}},
+            {},
+            TrainingPolicy("sgd", momentum=0.5),
+        ),
+        ({"head_epochs": 3, "l2_sp": 0.1, "layer_decay": 0.5}, {}, TrainingPolicy()),
+        ({"mixup": 0.2, "cutmix": [1, 0.5]}, {}, TrainingPolicy(mixup=0.2, cutmix=0.5)),
+        ({"mixup": [0, 0.2], "cutmix": {"low": 0, "high": 1}}, {}, TrainingPolicy()),
+    ],
+)
+def test_the_policy_of_the_baseline(
+    training: dict[str, Any], given: dict[str, Any], expected: TrainingPolicy
+) -> None:
+    space = space_of(depth=[0, 1], training=training)
+    baseline = space.baseline(BaselineConfig(**given))
+    assert baseline.policy == expected
+    # Where the study fixes another value, the given one is outside of the space.
+    assert (space.params(baseline) is None) == (expected != space.baseline().policy)
+
+
 @given(spaces)
 def test_the_baseline_is_the_untouched_backbone_with_a_linear_head(space: Space) -> None:
     baseline = space.baseline()
     assert (baseline.depth, baseline.layers, baseline.head) == (0, (), HeadPlan())
-    assert baseline.policy.layer_decay == 1.0
+    off = baseline.policy
+    assert (off.layer_decay, off.head_epochs, off.l2_sp) == (1.0, 0, 0.0)
+    assert off.optimizer == "sgd" or off.momentum == 0.9
     params = space.params(baseline)
     if params is not None:
         assert space.plan(params) == baseline

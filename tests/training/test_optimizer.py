@@ -55,6 +55,43 @@ def test_the_optimizer_of_a_policy(name: str, kind: type[torch.optim.Optimizer])
         assert (optimizer.defaults["momentum"], optimizer.defaults["nesterov"]) == (0.9, True)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_two_steps_of_sgd_by_hand(momentum: float) -> None:
+    """Nesterov's momentum as torch has it; without momentum the plain step."""
+    found = plan("test_resnet", optimizer="sgd", lr=0.1, momentum=momentum, weight_decay=0.0)
+    net = build_network(backbone("test_resnet"), found, 3, seed=0)
+    optimizer = make_optimizer(net, found.policy)
+    bias = net.head[-1].bias
+    expected, velocity = bias.detach().clone(), torch.zeros(3)
+    for gradient in (torch.tensor([1.0, -2.0, 3.0]), torch.tensor([0.5, 0.5, 0.0])):
+        bias.grad = gradient.clone()
+        optimizer.step()
+        velocity = momentum * velocity + gradient
+        expected = expected - 0.1 * (gradient + momentum * velocity)
+        torch.testing.assert_close(bias.detach(), expected)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adagrad"])
+def test_momentum_is_for_sgd_alone(name: str) -> None:
+    policy = plan("test_resnet", optimizer=name, momentum=0.3).policy
+    net = build_network(backbone("test_resnet"), plan("test_resnet"), 3, seed=0)
+    assert "momentum" not in make_optimizer(net, policy).defaults
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_layers_that_are_pulled_are_not_decayed(name: str) -> None:
+    found = plan(name, 3, 8, lr=0.1, weight_decay=0.01, layer_decay=0.5, l2_sp=0.1)
+    net = build_network(backbone(name), found, 3, seed=0)
+    decays = {
+        id(parameter): group["weight_decay"]
+        for group in parameter_groups(net, found.policy)
+        for parameter in group["params"]
+    }
+    for key, parameter, layer in net.layer_of_parameters():
+        decayed = layer == 0 and parameter.ndim > 1
+        assert decays[id(parameter)] == (0.01 if decayed else 0.0), key
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7, 100])
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.99])
 def test_the_schedule_rises_falls_and_ends_at_zero(steps: int, warmup: float) -> None:
@@ -75,3 +112,22 @@ def test_the_schedule_rises_falls_and_ends_at_zero(steps: int, warmup: float) ->
             assert rates[i] == pytest.approx(1 + math.cos(math.pi * share))
     assert all(rate > 0 for rate in rates)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0 if rising < steps else 2.0)
+
+
+@pytest.mark.parametrize(("head_steps", "more"), [(1, 1), (10, 30), (30, 10), (3, 100)])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
+def test_each_phase_has_the_schedule_that_it_would_have_alone(
+    head_steps: int, more: int, warmup: float
+) -> None:
+    def rates(steps: int, first: int = 0) -> list[float]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=2.0)
+        schedule = make_schedule(optimizer, steps, warmup, first)
+        found = []
+        for _ in range(steps):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
+        return found
+
+    assert rates(head_steps + more, head_steps) == rates(head_steps) + rates(more)

@@ -1,0 +1,28 @@
+"""Mixup and CutMix: a batch of training images is mixed with itself."""
+
+from __future__ import annotations
+
+from torchvision.transforms import v2
+
+from autotune.plan import TrainingPolicy
+
+
+def make_mixing(policy: TrainingPolicy, classes: int) -> v2.Transform | None:
+    """Make what mixes the batches of a policy, each with itself moved on by one image.
+
+    It takes normalised images ``(N, C, H, W)`` and labels ``(N,)`` and gives images of that shape
+    and the share of each class in them ``(N, classes)``. Of mixup (Zhang et al. 2018) and CutMix
+    (Yun et al. 2019) a batch gets one, drawn anew for every batch where both are on. All draws
+    (which of the two, the share, the box) come from torch's global generator of the CPU, wherever
+    the images are: the seed of an epoch decides them, and no device waits for them.
+
+    Args:
+        policy: The policy.
+        classes: Number of classes.
+
+    Returns:
+        The transform, or ``None`` where nothing is mixed.
+    """
+    kinds = ((v2.MixUp, policy.mixup), (v2.CutMix, policy.cutmix))
+    chosen = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha]
+    return v2.RandomChoice(chosen) if chosen else None

@@ -1,0 +1,65 @@
+"""The two phases of a training: the head alone, then all tuned layers (LP-FT)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autotune.errors import PlanError
+from autotune.models.network import Network
+from autotune.plan import TrainingPolicy
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Linear probing, then fine-tuning (Kumar et al. 2022): two trainings, one after the other.
+
+    With the head of a fresh network, the first steps of fine-tuning would undo in the tuned layers
+    what was pretrained. Each phase has its own schedule of the learning rate and its own moving
+    average; a training without head epochs is the second phase alone.
+
+    Args:
+        head_epochs: Epochs of the first phase, in which the tuned layers are locked.
+        batches: Steps of an epoch.
+    """
+
+    head_epochs: int
+    batches: int
+
+    @staticmethod
+    def of(network: Network, policy: TrainingPolicy, epochs: int, batches: int) -> Phases:
+        """Take the phases from a policy.
+
+        Args:
+            network: The network.
+            policy: The policy.
+            epochs: Epochs of the whole training.
+            batches: Steps of an epoch.
+
+        Raises:
+            PlanError: When the tuned layers would never train.
+        """
+        if not network.depth:
+            return Phases(0, batches)  # there is nothing to unlock
+        if policy.head_epochs >= epochs:
+            raise PlanError(
+                f"head_epochs must be below the {epochs} epochs of the training, or the tuned "
+                f"layers never train, but got {policy.head_epochs}"
+            )
+        return Phases(policy.head_epochs, batches)
+
+    @property
+    def head_steps(self) -> int:
+        """Steps of the first phase."""
+        return self.head_epochs * self.batches
+
+    def head_alone(self, epoch: int) -> bool:
+        """Tell whether only the head trains in an epoch, counted from 0."""
+        return epoch < self.head_epochs
+
+    def steps_of_phase(self, steps: int) -> int:
+        """Count the steps of the current phase, of ``steps`` that were made in all.
+
+        Steps that fp16 leaves out are not counted: where there were such, rate and average begin
+        their second phase that many steps after the unlocking, with a rate near zero until then.
+        """
+        return steps - self.head_steps if steps > self.head_steps else steps

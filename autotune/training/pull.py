@@ -1,0 +1,73 @@
+"""L2-SP: tuned layers are pulled towards the weights that they start from.
+
+Li et al. 2018, Explicit Inductive Bias for Transfer Learning with Convolutional Networks: the
+penalty ``l2_sp / 2 * ||w - w0||^2`` takes the place of weight decay, which pulls towards zero and
+so away from what was pretrained. As in its section 3, ``w`` are all parameters that are adapted,
+norms and biases included: that zero means nothing to them speaks against decay, not against this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from autotune.models.network import Network
+from autotune.plan import TrainingPolicy
+
+
+@dataclass(frozen=True, eq=False)
+class Pull:
+    """A pull on parameters, given before every step of an optimiser (a hook of torch's).
+
+    It enters where the optimiser's own weight decay does: after clipping, which bounds what a
+    batch says and is no business of a term that is known exactly, and not in a step that fp16
+    leaves out. For SGD and Adagrad that is the gradient. For AdamW it is the weight itself,
+    decoupled: divided by the size of a parameter's gradients, the pull would be weakest where the
+    data push hardest (Loshchilov and Hutter 2019, section 2, who say it of decay).
+
+    Args:
+        strength: ``l2_sp``.
+        starts: What each pulled parameter started from: one copy of the tuned layers.
+        decoupled: Whether it moves the weights, by ``lr * strength``, and not the gradients.
+    """
+
+    strength: float
+    starts: Mapping[nn.Parameter, Tensor]
+    decoupled: bool
+
+    @staticmethod
+    def of(network: Network, policy: TrainingPolicy) -> Pull | None:
+        """Make the pull of a policy on a network that has not been trained yet.
+
+        That goes for a resumed training too: its network is built, and only then loaded. So a
+        checkpoint needs no copy of the starting weights.
+
+        Returns:
+            The pull, or ``None`` where there is none, which then costs no memory.
+        """
+        if not policy.l2_sp:
+            return None
+        starts = {
+            parameter: parameter.detach().clone()
+            for _, parameter, layer in network.layer_of_parameters()
+            if layer > 0
+        }
+        return Pull(policy.l2_sp, starts, policy.optimizer == "adamw") if starts else None
+
+    @torch.no_grad()
+    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Pull every parameter that the step is going to change."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                start = self.starts.get(parameter)
+                if start is None or parameter.grad is None:  # while the head trains alone
+                    continue
+                if self.decoupled:
+                    parameter.lerp_(start, group["lr"] * self.strength)
+                else:
+                    parameter.grad.add_(parameter - start, alpha=self.strength)
