@@ -16,6 +16,7 @@ from rich.text import Text
 from autotune.config import StudyConfig
 from autotune.results.objective import Objective
 from autotune.results.picture import as_text
+from autotune.results.stages import StageRow, stage_rows
 from autotune.results.summary import Summary, summarise
 from autotune.storage.database import absolute_url, database_path, is_sqlite, redact
 from autotune.study import record
@@ -44,6 +45,8 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
     if found.picture:
         console.print(Text(as_text(found.picture)))
         console.print()
+    if stages := stage_rows(opened.study):
+        console.print(_stages_table(stages))
     retried = f", {progress.retried} interrupted and retried" if progress.retried else ""
     running = f", {progress.running} running" if progress.running else ""
     queued = f", {progress.waiting} queued" if progress.waiting else ""
@@ -76,6 +79,15 @@ def _table(found: Summary, name: str) -> Table:
             table.add_row(title, str(trial.number), value, Text(_words(trial)))
     if found.difference:
         table.add_row("difference", "", found.difference, "")
+    return table
+
+
+def _stages_table(stages: tuple[StageRow, ...]) -> Table:
+    table = Table(title="stage by stage", title_justify="left")
+    for name in ("stage", "searched", "trials", "best", "gain", "outcome"):
+        table.add_column(name, justify="right" if name in ("trials", "best", "gain") else "left")
+    for one in stages:
+        table.add_row(one.name, one.searched, one.trials, one.best, one.gain, one.verdict)
     return table
 
 

@@ -30,6 +30,7 @@ from autotune.results.objective import Objective
 from autotune.results.parameters import importances_figure, parameter_names, slice_figure
 from autotune.results.picture import as_html, in_short, rows
 from autotune.results.reproduce import commands, file_name, study_file
+from autotune.results.stages import stage_rows
 from autotune.results.table import failures_of, metric_names, table_of
 from autotune.study import record
 
@@ -93,6 +94,7 @@ def render_report(study: Study, storage_url: str = "") -> str:
             cautions=cautions(objective, best, baseline, dataset),
             notes=notes(trials, best, progress, edges),
             pictures=_pictures(study, best, baseline),
+            stages=stage_rows(study),
             figures=_figures(study),
             few_complete=progress.complete < _FEW_FOR_IMPORTANCES,
             edges=edges,
