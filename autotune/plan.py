@@ -204,12 +204,17 @@ class TrialPlan:
             inherit=values["inherit"],
         )
 
-    def in_words(self) -> str:
+    def in_words(self, named: bool = False) -> str:
         """Describe the plan in one line.
+
+        Args:
+            named: Begin with the backbone: where a study has several.
 
         Example:
             >>> TrialPlan("resnet18", depth=2, layers=(LayerPlan(),) * 2).in_words()
             'last 2 layers tuned, linear head, adamw lr 0.003'
+            >>> TrialPlan("resnet18").in_words(named=True)
+            'resnet18: backbone locked, linear head, adamw lr 0.003'
             >>> TrialPlan("resnet18", depth=1, layers=(LayerPlan(kernel=5, width=0.5),)).in_words()
             'last layer tuned (layer 1 kernel 5, width 0.5), linear head, adamw lr 0.003'
         """
@@ -223,7 +228,8 @@ class TrialPlan:
         policy = f"{self.policy.optimizer} lr {self.policy.lr:.3g}"
         if self.depth and self.policy.layer_decay != 1.0:
             policy += f", layer decay {self.policy.layer_decay:.2g}"
-        return f"{tuned}, {head}, {policy}"
+        name = f"{self.backbone}: " if named else ""
+        return f"{name}{tuned}, {head}, {policy}"
 
     def _changes_in_words(self) -> str:
         """Describe what the layers become, neighbours that become the same together."""

@@ -29,7 +29,8 @@ def test_a_new_study_remembers_everything(tmp_path: Path) -> None:
     assert Space.from_json(attributes[record.SPACE]) == define(config).space
     assert attributes[record.BUDGET] == {"trials": 3, "timeout": None}
     assert attributes[record.DATASET]["train"] == 50
-    assert len(attributes[record.BACKBONE]["layers"]) == 5
+    assert list(attributes[record.BACKBONES]) == ["test_resnet.letters"]
+    assert len(attributes[record.BACKBONES]["test_resnet.letters"]["layers"]) == 5
     assert attributes[record.ENVIRONMENT]["optuna"] == optuna.__version__
     assert opened.study.metric_names == ["accuracy"]
     assert opened.study.direction == StudyDirection.MAXIMIZE
