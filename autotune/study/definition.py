@@ -173,12 +173,12 @@ def _look_at(
     if blank is None:
         return None, None
     size = config.data.image_size
-    loaded = mistakes.attempt("weights", lambda: load_backbone(name, config.weights, size), where)
-    if loaded is None:
-        return blank, None
-    wanted = loaded.data_config
+    wanted = data_config(blank.model, size)
     spec = mistakes.attempt("backbone", lambda: ImageSpec.from_data_config(wanted, size), where)
     if spec is None:
+        return blank, None
+    loaded = mistakes.attempt("weights", lambda: load_backbone(name, config.weights, size), where)
+    if loaded is None:
         return blank, None
     found = DefinedBackbone(name, loaded.weights_hash, blank.layers, blank.offers, spec)
     return blank, found
