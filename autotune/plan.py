@@ -231,12 +231,17 @@ class TrialPlan:
             inherit=values["inherit"],
         )
 
-    def in_words(self) -> str:
+    def in_words(self, named: bool = False) -> str:
         """Describe the plan in one line.
+
+        Args:
+            named: Begin with the backbone: where a study has several.
 
         Example:
             >>> TrialPlan("resnet18", depth=2, layers=(LayerPlan(),) * 2).in_words()
             'last 2 layers tuned, linear head, adamw lr 0.003'
+            >>> TrialPlan("resnet18").in_words(named=True)
+            'resnet18: backbone locked, linear head, adamw lr 0.003'
             >>> TrialPlan("resnet18", depth=1, layers=(LayerPlan(kernel=5, width=0.5),)).in_words()
             'last layer tuned (layer 1 kernel 5, width 0.5), linear head, adamw lr 0.003'
         """
@@ -247,7 +252,8 @@ class TrialPlan:
             tuned += f" ({changes})"
         head = self.head.in_words()
         head = f"head {head}" if self.head.hidden else head.replace("linear", "linear head", 1)
-        return f"{tuned}, {head}, {self.policy.in_words(tuned=self.depth > 0)}"
+        name = f"{self.backbone}: " if named else ""
+        return f"{name}{tuned}, {head}, {self.policy.in_words(tuned=self.depth > 0)}"
 
     def _changes_in_words(self) -> str:
         """Describe what the layers become, neighbours that become the same together."""

@@ -19,6 +19,13 @@ Dimension = Scalar | list[Scalar] | dict[str, Any]
 KERNELS = (1, 2, 3, 5, 7)
 
 
+def single_values(dimension: Any) -> list[Any]:
+    """List the values of a dimension one by one; a range is stood for by its lower end."""
+    if isinstance(dimension, dict):
+        return [dimension["low"]]
+    return dimension if isinstance(dimension, list) else [dimension]
+
+
 def _choose(allowed: tuple[str, ...]) -> str:
     return f"must be {'one of ' if len(allowed) > 1 else ''}{', '.join(allowed)}"
 

@@ -182,8 +182,9 @@ def study_name(base: Mapping[str, Any], overrides: Mapping[str, Any], stem: str)
 
     Another data set, backbone, sampler or start of changed layers is another study, so its name
     says so:
-    ``digits`` run with ``search.sampler=gp`` becomes ``digits-gp``. A file without a name takes
-    that of its data set, so that ``folder`` run on ``photos/ants`` becomes ``ants``.
+    ``digits`` run with ``search.sampler=gp`` becomes ``digits-gp``, and a list of backbones is
+    joined by ``+``. A file without a name takes that of its data set, so that ``folder`` run on
+    ``photos/ants`` becomes ``ants``.
     """
     if overrides.get("name"):
         return str(overrides["name"])
@@ -191,13 +192,20 @@ def study_name(base: Mapping[str, Any], overrides: Mapping[str, Any], stem: str)
     values = apply_overrides(base, overrides)
     parts = [str(name)] if name else []
     for key in NAMING_KEYS:
-        value, before = _dotted(values, key), _dotted(base, key)
+        value, before = _joined(_dotted(values, key), key), _joined(_dotted(base, key), key)
         before = _DEFAULTS.get(key) if before is None else before
         if isinstance(value, str) and (value != before or (key == "dataset" and not name)):
             parts.append(slug(_folder_name(value) if key == "dataset" else value))
     joined = "-".join(part for part in parts if part)
-    # A name that was given is checked as it is; one made of a folder's name has to fit.
-    return joined if name else slug((joined or slug(stem) or "study")[:MAX_NAME])
+    # A name that was given is checked as it is; what is made of other names has to fit.
+    if name:
+        return joined[: max(MAX_NAME, len(str(name)))]
+    return slug((joined or slug(stem) or "study")[:MAX_NAME])
+
+
+def _joined(value: Any, key: str) -> Any:
+    """Write a list of names as one; there is one data set alone."""
+    return "+".join(map(str, value)) if isinstance(value, list) and key != "dataset" else value
 
 
 def _folder_name(dataset: str) -> str:

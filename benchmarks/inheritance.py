@@ -32,7 +32,7 @@ import torch
 from autotune.config import StudyConfig
 from autotune.data.task import Task
 from autotune.data.views import Views
-from autotune.models.backbone import Backbone
+from autotune.models.backbone import Backbone, load_backbone
 from autotune.models.layers import layers_of
 from autotune.models.network import build_network
 from autotune.models.trying import offers_for
@@ -119,9 +119,10 @@ def _setting(
 ) -> Setting:
     values = {**values, "name": "inheritance", "storage": f"sqlite:///{folder}/none.db"}
     config = StudyConfig.model_validate(values)
-    found = define(config)
+    (found,) = define(config).backbones
     task = Task.open(config.dataset, config.data, found.spec, folder)
-    return Setting(title, config, found.backbone, task, lr, layer_decay)
+    backbone = load_backbone(found.name, config.weights, config.data.image_size)
+    return Setting(title, config, backbone, task, lr, layer_decay)
 
 
 def plan_of(setting: Setting, depth: int, field: str, value: Any, inherit: str) -> TrialPlan:

@@ -38,6 +38,8 @@ def make(*arguments: str) -> str:
         (["study", "WORKERS=4"], "run 'digits' --workers 4"),
         (["study", "GPUS=0,2"], "run 'digits' --gpus 0,2"),
         (["study", "BACKBONE=resnet18"], "run 'digits' 'backbone=resnet18'"),
+        (["study", "BACKBONE=[a.b,c]"], "run 'digits' 'backbone=[a.b,c]'"),
+        (["study", "BACKBONE=[a.b, c]"], "run 'digits' 'backbone=[a.b, c]'"),
         (["study", "DATASET=path/to/images"], "run 'folder' 'dataset=path/to/images'"),
         (["study", "STUDY=my.yaml"], "run 'my.yaml'"),
         (["study", "STUDY=my.yaml", "DATASET=x"], "run 'my.yaml' 'dataset=x'"),

@@ -16,10 +16,11 @@ def ls(storage: StorageOption = None) -> None:
     table = Table("preset", "dataset", "backbone", "description", box=None)
     for name, path in presets().items():
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        backbones = values.get("backbone", "")
         table.add_row(
             name,
             str(values.get("dataset", "")),
-            str(values.get("backbone", "")),
+            ", ".join(backbones if isinstance(backbones, list) else [backbones]),
             " ".join(str(values.get("description", "")).split()),
         )
     shown.print(table)

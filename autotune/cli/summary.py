@@ -76,7 +76,7 @@ def _table(found: Summary, name: str) -> Table:
             table.add_row(title, "–", "–", "not finished yet")
         else:
             value = found.objective.show(trial.value)
-            table.add_row(title, str(trial.number), value, Text(_words(trial)))
+            table.add_row(title, str(trial.number), value, Text(_words(trial, found.several)))
     if found.difference:
         table.add_row("difference", "", found.difference, "")
     return table
@@ -91,9 +91,9 @@ def _stages_table(stages: tuple[StageRow, ...]) -> Table:
     return table
 
 
-def _words(trial: FrozenTrial) -> str:
+def _words(trial: FrozenTrial, named: bool) -> str:
     plan = record.plan_of(trial)
-    return plan.in_words() if plan else ""
+    return plan.in_words(named) if plan else ""
 
 
 def _print_next(console: Console, opened: OpenStudy, *, has_best: bool) -> None:
@@ -146,6 +146,7 @@ def print_running(console: Console, opened: OpenStudy) -> None:
     running = opened.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     if not running:
         return
+    several = record.has_several(opened.study.user_attrs)
     table = Table("worker", "trial", "epoch", objective.words, "plan", box=None)
     for trial in running:
         last = trial.last_step
@@ -154,6 +155,6 @@ def print_running(console: Console, opened: OpenStudy) -> None:
             str(trial.number),
             "" if last is None else str(last),
             "" if last is None else objective.show(trial.intermediate_values[last]),
-            Text(_words(trial)),
+            Text(_words(trial, several)),
         )
     console.print(table)

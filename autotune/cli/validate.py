@@ -23,16 +23,19 @@ def validate(
     name: NameOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Check a study file, its images, its backbone and its weights; write nothing."""
+    """Check a study file, its images, its backbones and their weights; write nothing."""
     config = load_checked(study, overrides, name, storage)
     from autotune.study.definition import define
 
     definition = define(config)
     shown = console()
     classes = len(definition.source.classes)
+    backbones = ", ".join(
+        f"{one.name} with {len(one.layers)} layers" for one in definition.backbones
+    )
     shown.print(
         f"{study} is valid: study {config.name!r}, {len(definition.source.samples)} images of "
-        f"{classes} classes, {config.backbone} with {len(definition.layers)} layers",
+        f"{classes} classes, {backbones}",
         highlight=False,
     )
     for key, distribution in definition.space.distributions.items():

@@ -33,7 +33,7 @@ def headline(study: Study) -> str:
     if best is None or best.value is None:
         return _nothing_yet(record.progress_of(trials, record.budget_of(study)))
     plan = record.plan_of(best)
-    words = f": {plan.in_words()}" if plan else ""
+    words = f": {plan.in_words(record.has_several(study.user_attrs))}" if plan else ""
     shown = objective.show(best.value)
     if baseline is None or baseline.value is None:
         return f"best {shown} (trial {best.number}){words}; the baseline is not complete yet"

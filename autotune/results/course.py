@@ -47,6 +47,7 @@ def history_figure(study: Study) -> go.Figure | None:
     """
     objective = Objective.of(study)
     trials = study.get_trials(deepcopy=False)
+    several = record.has_several(study.user_attrs)
     complete = [one for one in trials if is_finite(one, TrialState.COMPLETE)]
     if not complete:
         return None
@@ -65,7 +66,7 @@ def history_figure(study: Study) -> go.Figure | None:
                 mode="markers",
                 name=name,
                 marker={**marker, "line": outline},
-                customdata=[[_plan_in_words(one)] for one in shown],
+                customdata=[[_plan_in_words(one, several)] for one in shown],
                 hovertemplate=hover("trial %{x}", objective, "%{customdata[0]}"),
             )
     so_far = _running_best(complete, objective)
@@ -228,9 +229,9 @@ def _running_best(complete: Sequence[FrozenTrial], objective: Objective) -> list
     return best
 
 
-def _plan_in_words(trial: FrozenTrial) -> str:
+def _plan_in_words(trial: FrozenTrial, named: bool) -> str:
     plan = record.plan_of(trial)
-    return escape(plan.in_words()) if plan else ""
+    return escape(plan.in_words(named)) if plan else ""
 
 
 def _add_curves(

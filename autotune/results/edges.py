@@ -56,7 +56,7 @@ def edges_of_space(study: Study, trial: FrozenTrial) -> tuple[Edge, ...]:
         trial: Its best trial.
     """
     space = space_of(study)
-    layers = len(study.user_attrs.get(record.BACKBONE, {}).get("layers", ()))
+    layers = len(record.layers_of(study.user_attrs, record.plan_of(trial)))
     epochs = study.user_attrs.get(record.DEFINITION, {}).get("training", {}).get("epochs", 0)
     # What bounds them is not a rule of the key: the backbone, the rest of the study file.
     most = {"depth": layers, "training.head_epochs": epochs - 1}
@@ -64,12 +64,24 @@ def edges_of_space(study: Study, trial: FrozenTrial) -> tuple[Edge, ...]:
     for name, found in trial.distributions.items():
         if not has_meaning(space, trial, name):
             continue
-        side, bound, beyond = _side(found, trial.params[name])
+        value = trial.params[name]
+        if name == "depth" and layers:
+            found, value = _up_to(layers, found), min(value, layers)
+        side, bound, beyond = _side(found, value)
         if side:
             possible = _is_allowed(name, beyond) and not (beyond > most.get(name, 0) > 0)
-            value = f"{trial.params[name]:.3g}"
-            edges.append(Edge(name, value, side, f"{bound:.3g}", possible))
+            edges.append(Edge(name, f"{value:.3g}", side, f"{bound:.3g}", possible))
     return tuple(edges)
+
+
+def _up_to(layers: int, found: BaseDistribution) -> BaseDistribution:
+    """Return the depths that a backbone can have; of several, others may have more layers."""
+    if isinstance(found, CategoricalDistribution):
+        choices = [min(one, layers) for one in found.choices if isinstance(one, int)]
+        return CategoricalDistribution(list(dict.fromkeys(choices)))
+    if isinstance(found, IntDistribution) and found.low < layers < found.high:
+        return IntDistribution(found.low, layers, log=found.log)
+    return found
 
 
 def _side(found: BaseDistribution, value: Any) -> tuple[str, float, float]:

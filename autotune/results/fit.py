@@ -16,7 +16,6 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from autotune.data.images import ImageSpec
 from autotune.data.task import open_test_views
 from autotune.data.views import Views
 from autotune.errors import StudyError, disk_full_as_user_error
@@ -78,28 +77,42 @@ def fit(
     number, plan = chosen_plan(opened, trial)
     bench = prepare(opened)
     config = bench.config
-    spec = ImageSpec.from_data_config(bench.backbone.data_config, config.data.image_size)
-    train = bench.task.train_validation_views(
-        config.training.augment, config.training.views, config.search.seed
-    )
-    tuned = _train(bench, plan, train, lambda epoch, of: listener("best plan", epoch, of))
     baseline_plan = bench.space.baseline(config.baseline)
+    backbones = dict.fromkeys((plan.backbone, baseline_plan.backbone))
+    tasks = {name: bench.materials.of(name).task for name in backbones}
+    train = {
+        name: task.train_validation_views(
+            config.training.augment, config.training.views, config.search.seed
+        )
+        for name, task in tasks.items()
+    }
+    tuned = _train(
+        bench, plan, train[plan.backbone], lambda epoch, of: listener("best plan", epoch, of)
+    )
     baseline = tuned
     if baseline_plan != plan:
         baseline = _train(
-            bench, baseline_plan, train, lambda epoch, of: listener("baseline", epoch, of)
+            bench,
+            baseline_plan,
+            train[baseline_plan.backbone],
+            lambda epoch, of: listener("baseline", epoch, of),
         )
-    test = open_test_views(config.dataset, config.data, spec, opened.files.cache)
-    scores = measure(*tuned.predict(test))
-    baseline_scores = scores if baseline is tuned else measure(*baseline.predict(test))
+    test = {
+        name: open_test_views(config.dataset, config.data, task.spec, opened.files.cache)
+        for name, task in tasks.items()
+    }
+    scores = measure(*tuned.predict(test[plan.backbone]))
+    baseline_scores = scores
+    if baseline is not tuned:
+        baseline_scores = measure(*baseline.predict(test[baseline_plan.backbone]))
     reads = _note_read(opened, number, scores, baseline_scores)
     result = FitResult(
         trial=number,
         plan=plan,
         test=scores,
         baseline=baseline_scores,
-        images=len(train),
-        test_images=len(test),
+        images=len(train[plan.backbone]),
+        test_images=len(test[plan.backbone]),
         reads=reads,
         folder=folder or opened.files.model(opened.name),
     )
@@ -157,6 +170,7 @@ def _note_read(opened: OpenStudy, trial: int, scores: Metrics, baseline: Metrics
 
 def _write(result: FitResult, opened: OpenStudy, bench: Workbench, training: Training) -> None:
     """Write the model: its weights, and a record of what it is and how good."""
+    material = bench.materials.of(result.plan.backbone)
     result.folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.contiguous() for key, value in training.result.state_dict().items()}
     weights = result.folder / ".model.safetensors.new"
@@ -166,9 +180,9 @@ def _write(result: FitResult, opened: OpenStudy, bench: Workbench, training: Tra
         "study": opened.name,
         "trial": result.trial,
         "plan": result.plan.to_json(),
-        "classes": list(bench.task.classes),
+        "classes": list(material.task.classes),
         "preprocessing": {
-            key: bench.backbone.data_config[key]
+            key: material.backbone.data_config[key]
             for key in ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
         },
         "trained_on": {"parts": ["train", "validation"], "images": result.images},

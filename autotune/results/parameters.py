@@ -154,12 +154,12 @@ def has_meaning(space: Space | None, trial: FrozenTrial, parameter: str) -> bool
         return True
     found = space.distributions[parameter]
     if isinstance(found, CategoricalDistribution):
-        ends: Sequence[Any] = (found.choices[0], found.choices[-1])
+        values: Sequence[Any] = found.choices  # to a backbone, some of them may mean the same
     else:
         assert isinstance(found, IntDistribution | FloatDistribution)
-        ends = (found.low, found.high)
-    forms = [space.canonical({**trial.params, parameter: end}) for end in ends]
-    return forms[0] != forms[1]
+        values = (found.low, found.high)
+    first, *others = (space.canonical({**trial.params, parameter: value}) for value in values)
+    return any(form != first for form in others)
 
 
 def _varies(trials: Sequence[FrozenTrial], parameter: str) -> bool:

@@ -24,6 +24,7 @@ from plotly.offline import get_plotlyjs
 from autotune import __version__
 from autotune.errors import disk_full_as_user_error
 from autotune.results.answer import cautions, facts, headline, in_time, notes
+from autotune.results.backbones import backbones_of
 from autotune.results.course import curves_figure, history_figure, timeline_figure
 from autotune.results.edges import edges_of_space
 from autotune.results.objective import Objective
@@ -99,10 +100,10 @@ def render_report(study: Study, storage_url: str = "") -> str:
             few_complete=progress.complete < _FEW_FOR_IMPORTANCES,
             edges=edges,
             metrics=[objective.other(one).words for one in metric_names(trials, objective)],
-            table=table_of(trials, objective, best),
+            table=table_of(trials, objective, best, record.has_several(study.user_attrs)),
             failures=failures_of(trials),
             dataset=dataset,
-            backbone=study.user_attrs.get(record.BACKBONE, {}),
+            backbones=backbones_of(study, trials, best),
             environment=study.user_attrs.get(record.ENVIRONMENT, {}),
             file=file,
             # The bytes of the file in its own address: a download that needs no server.
@@ -140,7 +141,7 @@ def _pictures(
     study: Study, best: FrozenTrial | None, baseline: FrozenTrial | None
 ) -> list[_Picture]:
     """Draw the plans that are compared; before anything is complete, nothing."""
-    layers = study.user_attrs.get(record.BACKBONE, {}).get("layers", ())
+    attributes = study.user_attrs
     objective = Objective.of(study)
     shown = [] if baseline is None else [("Baseline", baseline)]
     if best is not None and best is not baseline:
@@ -152,8 +153,8 @@ def _pictures(
             pictures.append(
                 _Picture(
                     title=f"{title}, {objective.words} {objective.show(trial.value)}",
-                    words=plan.in_words(),
-                    drawn=as_html(rows(layers, plan)),
+                    words=plan.in_words(record.has_several(attributes)),
+                    drawn=as_html(rows(record.layers_of(attributes, plan), plan)),
                     size=_size_in_words(trial),
                 )
             )

@@ -27,6 +27,7 @@ class Summary:
         best: The best completed trial, or ``None``.
         picture: Locked and tuned layers of the best plan, in the order of the network.
         reasons: Why trials failed, with how often.
+        several: Whether the study has several backbones.
     """
 
     objective: Objective
@@ -35,6 +36,7 @@ class Summary:
     best: FrozenTrial | None
     picture: tuple[LayerRow, ...]
     reasons: tuple[tuple[str, int], ...]
+    several: bool = False
 
     @property
     def difference(self) -> str:
@@ -50,6 +52,7 @@ class Summary:
 def summarise(opened: OpenStudy) -> Summary:
     """Summarise a study."""
     study = opened.study
+    attributes = study.user_attrs
     trials = study.get_trials(deepcopy=False)
     best = record.best_of(trials, study.direction)
     plan = record.plan_of(best) if best is not None else None
@@ -64,6 +67,7 @@ def summarise(opened: OpenStudy) -> Summary:
         progress=record.progress_of(trials, record.budget_of(study)),
         baseline=record.baseline_of(trials),
         best=best,
-        picture=rows(study.user_attrs[record.BACKBONE]["layers"], plan) if plan else (),
+        picture=rows(record.layers_of(attributes, plan), plan) if plan else (),
         reasons=tuple(reasons.most_common()),
+        several=record.has_several(attributes),
     )

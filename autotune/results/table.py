@@ -60,7 +60,10 @@ def metric_names(trials: Sequence[FrozenTrial], objective: Objective) -> tuple[s
 
 
 def table_of(
-    trials: Sequence[FrozenTrial], objective: Objective, best: FrozenTrial | None
+    trials: Sequence[FrozenTrial],
+    objective: Objective,
+    best: FrozenTrial | None,
+    several: bool = False,
 ) -> list[Row]:
     """Return a row for every trial.
 
@@ -68,10 +71,11 @@ def table_of(
         trials: The trials.
         objective: The objective.
         best: The best of them, if there is one.
+        several: Whether there are several backbones, so that a plan is shown with its own.
     """
     superseded = record.superseded(trials)
     names = metric_names(trials, objective)
-    return [_row(one, objective, names, superseded, best) for one in trials]
+    return [_row(one, objective, names, superseded, best, several) for one in trials]
 
 
 def _row(
@@ -80,6 +84,7 @@ def _row(
     names: Sequence[str],
     superseded: set[int],
     best: FrozenTrial | None,
+    several: bool,
 ) -> Row:
     attributes = trial.user_attrs
     metrics = attributes.get(record.METRICS, {})
@@ -106,7 +111,7 @@ def _row(
         ),
         epochs=Cell(str(epochs_of(trial)), _key(epochs_of(trial))),
         seconds=Cell("–" if seconds is None else f"{float(seconds):,.1f}", _key(seconds)),
-        plan=plan.in_words() if plan else "",
+        plan=plan.in_words(several) if plan else "",
         worker=str(attributes.get(record.WORKER, "")),
         reason=str(attributes.get(record.REASON, ""))
         or (f"retry of {earlier}" if earlier else ""),

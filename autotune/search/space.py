@@ -7,6 +7,9 @@ plans, and the samplers learn from all of them.
 
 A layer has only the values that it can take, and the one that it has already is called ``keep``.
 What a layer can take is worked out once; a study stores its space.
+
+Where a study has several backbones, ``backbone`` is the first parameter, and
+:mod:`autotune.search.limits` says what the others mean to each of them.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import (
@@ -38,14 +42,15 @@ from autotune.plan import (
     TrainingPolicy,
     TrialPlan,
 )
-from autotune.rules import Dimension
+from autotune.rules import Dimension, single_values
+from autotune.search.limits import Candidate, Limits, Own, limits_of, share
 
 if TYPE_CHECKING:
     from autotune.models.offers import LayerOffer
 
 Params = dict[str, Any]
-LAYER_FIELDS = tuple(field.name for field in fields(LayerPlan))
-POLICY_FIELDS = tuple(field.name for field in fields(TrainingPolicy))
+LAYER_FIELDS = tuple(one.name for one in fields(LayerPlan))
+POLICY_FIELDS = tuple(one.name for one in fields(TrainingPolicy))
 
 #: Fields of the policy that mean nothing without tuned layers (``momentum``: without SGD), with
 #: the value that they have then.
@@ -97,13 +102,6 @@ def _largest(dimension: Any) -> int:
     return max(dimension) if isinstance(dimension, list) else int(dimension)
 
 
-def single_values(dimension: Any) -> list[Any]:
-    """List the values of a dimension one by one; a range is stood for by its lower end."""
-    if isinstance(dimension, dict):
-        return [dimension["low"]]
-    return dimension if isinstance(dimension, list) else [dimension]
-
-
 def reach(config: SpaceConfig) -> int:
     """Return how many of the last layers a space may reshape: 0 where all fields are ``keep``."""
     dimensions = [getattr(config.layers, name) for name in LAYER_FIELDS]
@@ -112,44 +110,32 @@ def reach(config: SpaceConfig) -> int:
     return min(_largest(config.depth), config.layers.last)
 
 
-def _possible(dimension: Any, name: str, offer: LayerOffer | None) -> Any:
-    """Leave of a dimension what a layer can take; what it has already is ``keep``."""
-    if offer is None:
-        return KEEP
-    if isinstance(dimension, dict):
-        return KEEP if offer.problem(name, dimension["low"]) else dimension
-    values: list[Any] = []
-    for value in single_values(dimension):
-        if value != KEEP and offer.problem(name, value):
-            continue
-        found = KEEP if value == KEEP or offer.unchanged(name, value) else value
-        if found not in values:
-            values.append(found)
-    return values or KEEP
-
-
 @dataclass(frozen=True)
 class Space:
     """The static space of one study.
 
     Args:
-        backbone: timm model name with its pretrained tag.
+        backbone: timm model name with its pretrained tag; of several, the one of the baseline.
         fixed: Parameters that have one value, by name.
         distributions: The searched parameters, by name, always in the same order.
+        limits: What each of several backbones takes of it, by name; empty where there is one.
     """
 
     backbone: str
     fixed: Mapping[str, Any]
     distributions: Mapping[str, BaseDistribution]
+    limits: Mapping[str, Limits] = field(default_factory=dict)
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """Names of all backbones, that of the baseline first."""
+        return tuple(self.limits) or (self.backbone,)
 
     @staticmethod
     def from_config(
         backbone: str, config: SpaceConfig, inherit: Dimension, offers: Sequence[LayerOffer]
     ) -> Space:
-        """Build the space that a study file describes.
-
-        Parameters that no trial could give a meaning (the units of a hidden layer that is never
-        there, a field that the layer has to keep) are left out.
+        """Build the space that a study file with one backbone describes.
 
         Args:
             backbone: timm model name with its pretrained tag.
@@ -158,17 +144,38 @@ class Space:
             offers: What the last :func:`reach` layers can become; a layer without an offer keeps
                 its shape.
         """
-        dimensions: dict[str, tuple[Any, bool]] = {"depth": (config.depth, True)}
-        offer_of = {offer.index: offer for offer in offers}
+        return Space.of([Candidate(backbone, len(offers), offers)], config, inherit)
+
+    @staticmethod
+    def of(candidates: Sequence[Candidate], config: SpaceConfig, inherit: Dimension) -> Space:
+        """Build the space that a study file describes.
+
+        Parameters that no trial could give a meaning (the units of a hidden layer that is never
+        there, a field that the layer has to keep) are left out.
+
+        Args:
+            candidates: The backbones, that of the baseline first.
+            config: The ``space`` section.
+            inherit: The ``inherit`` key.
+        """
+        names = [candidate.name for candidate in candidates]
+        dimensions: dict[str, tuple[Any, bool]] = {}
+        own: dict[str, Own] = {}
+        if len(names) > 1:
+            dimensions["backbone"] = (names, False)
+        dimensions["depth"] = (config.depth, True)
         for index in range(1, reach(config) + 1):
             for name in LAYER_FIELDS:
-                possible = _possible(getattr(config.layers, name), name, offer_of.get(index))
-                if single_values(possible) != [KEEP]:
-                    dimensions[f"layer.{index}.{name}"] = (possible, False)
+                meanings = [partial(one.in_layer, index, name) for one in candidates]
+                shared, values = share(getattr(config.layers, name), meanings)
+                if single_values(shared) != [KEEP]:
+                    dimensions[f"layer.{index}.{name}"] = (shared, False)
+                    own[f"layer.{index}.{name}"] = values
         if any(name.endswith(INHERITING) for name in dimensions):
             dimensions["inherit"] = (inherit, False)
         head = config.head
-        dimensions["head.pool"] = (head.pool, False)
+        pool, own["head.pool"] = share(head.pool, [one.in_head for one in candidates])
+        dimensions["head.pool"] = (pool, False)
         dimensions["head.hidden_layers"] = (head.hidden_layers, True)
         hidden = _largest(head.hidden_layers)
         if hidden:
@@ -188,12 +195,15 @@ class Space:
                 fixed[name] = _only_value(dimension)
             else:
                 distributions[name] = found
-        return Space(backbone, fixed, distributions)
+        limits = limits_of(candidates, own) if len(names) > 1 else {}
+        return Space(names[0], fixed, distributions, limits)
 
     def to_json(self) -> dict[str, Any]:
         """Return the space as plain JSON values, ready for a study's user attributes."""
+        limits = {name: one.to_json() for name, one in self.limits.items()}
         return {
             "backbone": self.backbone,
+            **({"limits": limits} if limits else {}),
             "fixed": dict(self.fixed),
             "distributions": {
                 name: json.loads(distribution_to_json(found))
@@ -222,7 +232,12 @@ class Space:
             for name in POLICY_FIELDS
             if f"training.{name}" not in distributions
         }
-        return Space(values["backbone"], {**unknown, **values["fixed"]}, distributions)
+        return Space(
+            values["backbone"],
+            {**unknown, **values["fixed"]},
+            distributions,
+            {name: Limits.from_json(one) for name, one in values.get("limits", {}).items()},
+        )
 
     def canonical(self, params: Mapping[str, Any]) -> Params:
         """Replace parameters that have no meaning under the others by their inert value.
@@ -233,16 +248,35 @@ class Space:
         Returns:
             The same parameters in canonical form, in the order of the space.
         """
-        everything = {**self.fixed, **params}
+        values = self._meant(params)
         result = {
-            name: params[name] if _has_meaning(name, everything) else inert_value(found)
+            name: self._written(name, values) if _has_meaning(name, values) else inert_value(found)
             for name, found in self.distributions.items()
         }
-        if result.get("inherit") == "data" and not _changes(everything, ("width",)):
+        if result.get("inherit") == "data" and not _changes(values, ("width",)):
             # There is nothing that training images could choose.
             chosen = self.distributions["inherit"]
             result["inherit"] = "weights" if contains(chosen, "weights") else "data"
         return result
+
+    def _meant(self, params: Mapping[str, Any]) -> Params:
+        """Return the values of all parameters as the chosen backbone takes them."""
+        values = {**self.fixed, **params}
+        return self.limits[values["backbone"]].meaning(values) if self.limits else values
+
+    def _written(self, name: str, values: Mapping[str, Any]) -> Any:
+        """Return the value by which a parameter says what the chosen backbone makes of it.
+
+        That is another one only where the distribution does not have it: the depth of all of its
+        layers where one can only ask for more, and ``keep`` where no other backbone has that.
+        """
+        found, value = self.distributions[name], values[name]
+        if not self.limits or contains(found, value):
+            return value
+        limits = self.limits[values["backbone"]]
+        if name == "depth" and value == limits.layers:
+            return min((one for one in _whole_numbers(found) if one > value), default=value)
+        return inert_value(found) if name in limits.allowed else value
 
     def plan(self, params: Mapping[str, Any]) -> TrialPlan:
         """Build the trial plan that parameters describe.
@@ -250,7 +284,7 @@ class Space:
         Args:
             params: A value for every searched parameter.
         """
-        values = {**self.fixed, **self.canonical(params)}
+        values = self._meant(self.canonical(params))
         hidden = tuple(
             HiddenLayer(int(values[f"head.units.{i}"]), float(values[f"head.dropout.{i}"]))
             for i in range(1, values["head.hidden_layers"] + 1)
@@ -270,7 +304,7 @@ class Space:
             )
         inherits = "inherit" in values and _has_meaning("inherit", values)
         return TrialPlan(
-            backbone=self.backbone,
+            backbone=values.get("backbone", self.backbone),
             depth=values["depth"],
             layers=layers,
             head=head,
@@ -280,6 +314,8 @@ class Space:
 
     def params(self, plan: TrialPlan) -> Params | None:
         """Return the canonical parameters of a plan, ``None`` when it is not in the space."""
+        if plan.backbone not in self.backbones:
+            return None
         values = self._values(plan)
         searched = {
             name: values.get(name, inert_value(found))
@@ -293,6 +329,7 @@ class Space:
     def _values(self, plan: TrialPlan) -> Params:
         """Return the value of a plan for every parameter that it has one for."""
         values: Params = {
+            "backbone": plan.backbone,
             "depth": plan.depth,
             "inherit": plan.inherit,
             "head.pool": plan.head.pool,
@@ -324,7 +361,7 @@ class Space:
         """Return the plan of trial 0: the untouched backbone, only a linear head trained.
 
         This is step 1 of AutoTune (Basha et al. 2020): replace the softmax layer, train it
-        alone.
+        alone. Of several backbones it is the first one.
 
         Args:
             config: The ``baseline`` section of the study file. What it leaves out takes the
@@ -360,6 +397,14 @@ def _has_meaning(name: str, values: Mapping[str, Any]) -> bool:
     if name == "training.momentum":
         return bool(values["training.optimizer"] == "sgd")
     return name.removeprefix("training.") not in INERT_POLICY or bool(values["depth"])
+
+
+def _whole_numbers(found: BaseDistribution) -> Sequence[int]:
+    """List the values of a distribution of whole numbers."""
+    if isinstance(found, CategoricalDistribution):
+        return [int(one) for one in found.choices if one is not None]
+    assert isinstance(found, IntDistribution)
+    return range(found.low, found.high + 1, found.step)
 
 
 def _changes(values: Mapping[str, Any], names: Sequence[str]) -> bool:

@@ -1,12 +1,12 @@
 """From a study file to everything a run needs, checked before anything is written.
 
 All mistakes are collected: those of the file itself, and those that only show when the images,
-the backbone and its weights are looked at.
+the backbones and their weights are looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,16 +17,37 @@ from autotune.data.images import ImageSpec
 from autotune.data.sources import Source
 from autotune.data.task import check_dataset, dataset_fingerprint
 from autotune.errors import ConfigError, Problem, UserError, in_yaml
-from autotune.models.backbone import Backbone, build, check_name, data_config, load_backbone
+from autotune.models.backbone import build, check_name, data_config, load_backbone
 from autotune.models.layers import Layer, layers_of
 from autotune.models.network import pool_problem
 from autotune.models.offers import LayerOffer
 from autotune.models.trying import offers_of
 from autotune.plan import KEEP
-from autotune.search.space import LAYER_FIELDS, Space, reach, single_values
+from autotune.rules import single_values
+from autotune.search.limits import Candidate
+from autotune.search.space import LAYER_FIELDS, Space, reach
 from autotune.storage.database import parse_url
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class DefinedBackbone:
+    """One backbone of a study that can be run; its weights are loaded again by who trains it.
+
+    Args:
+        name: timm model name with its pretrained tag.
+        weights_hash: Fingerprint of its weights.
+        layers: Its layers, the last one first.
+        offers: What its last layers can become, as many as the space may reshape.
+        spec: How images enter it.
+    """
+
+    name: str
+    weights_hash: str
+    layers: tuple[Layer, ...]
+    offers: tuple[LayerOffer, ...]
+    spec: ImageSpec
 
 
 @dataclass(frozen=True)
@@ -37,21 +58,20 @@ class Definition:
         config: The checked study file.
         space: Its static space.
         source: The images.
-        backbone: The pretrained backbone.
-        layers: Its layers, the last one first.
-        offers: What its last layers can become, as many as the space may reshape.
-        spec: How images enter the backbone.
+        backbones: The pretrained backbones, that of the baseline first.
         fingerprint: Of the images, their classes and their split.
     """
 
     config: StudyConfig
     space: Space
     source: Source
-    backbone: Backbone
-    layers: tuple[Layer, ...]
-    offers: tuple[LayerOffer, ...]
-    spec: ImageSpec
+    backbones: tuple[DefinedBackbone, ...]
     fingerprint: str
+
+    @property
+    def specs(self) -> tuple[ImageSpec, ...]:
+        """How images enter the backbones, each way once."""
+        return tuple(dict.fromkeys(one.spec for one in self.backbones))
 
 
 def define(config: StudyConfig) -> Definition:
@@ -60,42 +80,47 @@ def define(config: StudyConfig) -> Definition:
     Raises:
         ConfigError: With every mistake that was found.
     """
-    problems: list[Problem] = []
+    mistakes = _Mistakes()
+    mistakes.attempt("storage", lambda: parse_url(config.storage))
+    source = mistakes.attempt("dataset", lambda: check_dataset(config.dataset, config.data))
+    looked = [_look_at(name, config, mistakes) for name in config.backbones]
+    blanks = [blank for blank, _ in looked if blank is not None]
+    backbones = tuple(found for _, found in looked if found is not None)
+    if len(blanks) == len(config.backbones):  # else who knows what the missing one can take
+        mistakes.found += _space_problems(config.space, blanks)
+    if mistakes.found or source is None:
+        raise ConfigError(config.name or "study", mistakes.found)
+    space = Space.of([one.candidate for one in blanks], config.space, config.inherit)
+    fingerprint = dataset_fingerprint(source, config.data)
+    return Definition(config, space, source, backbones, fingerprint)
 
-    def attempt(key: str, step: Callable[[], _T]) -> _T | None:
+
+class _Mistakes:
+    """Collects what is wrong with a study file."""
+
+    def __init__(self) -> None:
+        self.found: list[Problem] = []
+
+    def attempt(self, key: str, step: Callable[[], _T], where: str = "") -> _T | None:
+        """Take a step that may show a mistake.
+
+        Args:
+            key: The key of the study file that is looked at.
+            step: What may raise.
+            where: The backbone that is looked at, where there are several.
+
+        Returns:
+            What the step returns, ``None`` when it shows a mistake.
+        """
         try:
             return step()
         except ConfigError as error:
-            problems.extend(error.problems)
+            self.found.extend(error.problems)
         except UserError as error:
-            problems.append(Problem(key, str(error).removeprefix(f"{key}: ")))
+            message = str(error).removeprefix(f"{key}: ")
+            named = not where or repr(where) in message
+            self.found.append(Problem(key, message if named else f"{where!r}: {message}"))
         return None
-
-    attempt("storage", lambda: parse_url(config.storage))
-    source = attempt("dataset", lambda: check_dataset(config.dataset, config.data))
-    named = attempt("backbone", lambda: check_name(config.backbone)) is None and not any(
-        problem.key == "backbone" for problem in problems
-    )
-    backbone = blank = None
-    if named:
-        size = config.data.image_size
-        blank = attempt("backbone", lambda: _Blank.of(config))
-        if blank is not None:
-            problems.extend(_space_problems(config.space, blank))
-        backbone = attempt("weights", lambda: load_backbone(config.backbone, config.weights, size))
-    spec = None
-    if backbone is not None:
-        wanted = backbone.data_config
-        spec = attempt(
-            "backbone", lambda: ImageSpec.from_data_config(wanted, config.data.image_size)
-        )
-    if problems or source is None or backbone is None or blank is None or spec is None:
-        raise ConfigError(config.name or "study", problems)
-    space = Space.from_config(config.backbone, config.space, config.inherit, blank.offers)
-    fingerprint = dataset_fingerprint(source, config.data)
-    return Definition(
-        config, space, source, backbone, blank.layers, blank.offers, spec, fingerprint
-    )
 
 
 @dataclass(frozen=True)
@@ -107,35 +132,77 @@ class _Blank:
     input_size: tuple[int, int, int]
     layers: tuple[Layer, ...]
     offers: tuple[LayerOffer, ...]
+    pool_problems: Mapping[str, str]
 
     @staticmethod
-    def of(config: StudyConfig) -> _Blank:
+    def of(name: str, config: StudyConfig) -> _Blank:
+        check_name(name)
         size = config.data.image_size
-        model = build(config.backbone, size, device="meta")
+        model = build(name, size, device="meta")
         input_size = data_config(model, size)["input_size"]
         layers = layers_of(model)
         within_reach = layers[: reach(config.space)]
         offers = offers_of(model, within_reach, input_size) if within_reach else ()
-        return _Blank(config.backbone, model, input_size, layers, offers)
+        pool_problems = {
+            pool: pool_problem(model, name, pool, input_size)
+            for pool in single_values(config.space.head.pool)
+        }
+        return _Blank(name, model, input_size, layers, offers, pool_problems)
+
+    @property
+    def candidate(self) -> Candidate:
+        """What a space has to know of the backbone."""
+        pools = tuple(pool for pool, problem in self.pool_problems.items() if not problem)
+        return Candidate(self.name, len(self.layers), self.offers, pools)
+
+    @property
+    def pools(self) -> str:
+        """The global poolings that the backbone can have, in words."""
+        works = [
+            one for one in POOLS if not pool_problem(self.model, self.name, one, self.input_size)
+        ]
+        return f"{self.name!r} allows {', '.join(works)}"
 
 
-def _space_problems(space: SpaceConfig, blank: _Blank) -> list[Problem]:
-    """Check the parts of a space that depend on the backbone."""
+def _look_at(
+    name: str, config: StudyConfig, mistakes: _Mistakes
+) -> tuple[_Blank | None, DefinedBackbone | None]:
+    """Look at a backbone without its weights and with them."""
+    where = name if len(config.backbones) > 1 else ""
+    blank = mistakes.attempt("backbone", lambda: _Blank.of(name, config), where)
+    if blank is None:
+        return None, None
+    size = config.data.image_size
+    wanted = data_config(blank.model, size)
+    spec = mistakes.attempt("backbone", lambda: ImageSpec.from_data_config(wanted, size), where)
+    if spec is None:
+        return blank, None
+    loaded = mistakes.attempt("weights", lambda: load_backbone(name, config.weights, size), where)
+    if loaded is None:
+        return blank, None
+    found = DefinedBackbone(name, loaded.weights_hash, blank.layers, blank.offers, spec)
+    return blank, found
+
+
+def _space_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> list[Problem]:
+    """Check the parts of a space that depend on the backbones: one of them has to fit."""
     return [
-        *_depth_problems(space, blank),
-        *_layer_problems(space, blank.offers),
-        *_pool_problems(space, blank),
+        *_depth_problems(space, blanks),
+        *_layer_problems(space, blanks),
+        *_pool_problems(space, blanks),
     ]
 
 
-def _depth_problems(space: SpaceConfig, blank: _Blank) -> Iterator[Problem]:
+def _depth_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Problem]:
     depths = space.depth if isinstance(space.depth, list) else [space.depth]
     largest = max(int(one["high"] if isinstance(one, dict) else one) for one in depths)
-    if largest > len(blank.layers):
+    deepest = max(blanks, key=lambda one: len(one.layers))
+    if largest > len(deepest.layers):
+        most = ", which has most" if len(blanks) > 1 else ""
         yield Problem(
             "space.depth",
-            f"must be at most {len(blank.layers)}, the number of layers of {blank.name!r}, "
-            f"but got {largest}",
+            f"must be at most {len(deepest.layers)}, the number of layers of "
+            f"{deepest.name!r}{most}, but got {largest}",
         )
     given = [name for name, _ in _changes(space)]
     if not largest and given:
@@ -154,28 +221,31 @@ def _changes(space: SpaceConfig) -> Iterator[tuple[str, Any]]:
                 yield name, value
 
 
-def _layer_problems(space: SpaceConfig, offers: Sequence[LayerOffer]) -> Iterator[Problem]:
+def _layer_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Problem]:
     """Find the values that no layer can take; those of some layers alone are no mistake."""
     for name, value in _changes(space):
-        if offers and all(offer.problem(name, value) for offer in offers):
-            others = {1: "", 2: "; nor can layer 2 take it"}.get(
-                len(offers), f"; nor can layers 2 to {len(offers)} take it"
-            )
-            problem = f"{offers[0].problem(name, value)} (layer 1{others})"
-            yield Problem(f"space.layers.{name}", problem)
+        reasons = [_no_layer_takes(name, value, one.offers) for one in blanks]
+        if all(reasons):
+            if len(blanks) > 1:
+                reasons = [
+                    f"{one.name!r} {reason}" for one, reason in zip(blanks, reasons, strict=True)
+                ]
+            yield Problem(f"space.layers.{name}", "; ".join(reasons))
 
 
-def _pool_problems(space: SpaceConfig, blank: _Blank) -> Iterator[Problem]:
-    pools = space.head.pool if isinstance(space.head.pool, list) else [space.head.pool]
+def _no_layer_takes(name: str, value: Any, offers: Sequence[LayerOffer]) -> str:
+    """Say why no layer of a backbone can take a value; empty when one can, or none is tuned."""
+    if not offers or not all(offer.problem(name, value) for offer in offers):
+        return ""
+    others = {1: "", 2: "; nor can layer 2 take it"}.get(
+        len(offers), f"; nor can layers 2 to {len(offers)} take it"
+    )
+    return f"{offers[0].problem(name, value)} (layer 1{others})"
 
-    def problem(pool: str) -> str:
-        return pool_problem(blank.model, blank.name, pool, blank.input_size)
 
-    refused = {pool: problem(str(pool)) for pool in pools}
-    if any(refused.values()):
-        works = [one for one in POOLS if not problem(one)]
-        for reason in refused.values():
-            if reason:
-                yield Problem(
-                    "space.head.pool", f"{reason}; {blank.name!r} allows {', '.join(works)}"
-                )
+def _pool_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Problem]:
+    for pool in single_values(space.head.pool):
+        reasons = [one.pool_problems[pool] for one in blanks]
+        if all(reasons):
+            allowed = "; ".join(one.pools for one in blanks)
+            yield Problem("space.head.pool", f"{reasons[0]}; {allowed}")

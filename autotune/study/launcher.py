@@ -126,8 +126,11 @@ def _open(definition: Definition, listener: Listener) -> OpenStudy:
     made = [path for path in (files.root, *files.root.parents) if not path.exists()]
     try:
         with disk_full_as_user_error(files.root):
-            task = Task.open(config.dataset, config.data, definition.spec, files.cache, progress)
-        return open_or_create(definition, task.info.to_json())
+            first, *_ = [
+                Task.open(config.dataset, config.data, spec, files.cache, progress)
+                for spec in definition.specs
+            ]
+        return open_or_create(definition, first.info.to_json())
     except (UserError, KeyboardInterrupt):
         _remove_made(made, config.storage)
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -12,6 +12,7 @@ import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import RDBStorage
 from optuna.study import Study
+from pydantic import ValidationError
 
 from autotune.config import OBJECTIVES, StudyConfig
 from autotune.errors import StudyError, join_sentences, nearest
@@ -173,12 +174,14 @@ def _remember(
         study.set_metric_names([config.training.objective])
     study.set_user_attr(record.DATASET, dict(dataset))
     study.set_user_attr(
-        record.BACKBONE,
+        record.BACKBONES,
         {
-            "name": definition.backbone.name,
-            "weights_hash": definition.backbone.weights_hash,
-            "parameters": sum(layer.parameters for layer in definition.layers),
-            "layers": [layer.to_json() for layer in definition.layers],
+            one.name: {
+                "weights_hash": one.weights_hash,
+                "parameters": sum(layer.parameters for layer in one.layers),
+                "layers": [layer.to_json() for layer in one.layers],
+            }
+            for one in definition.backbones
         },
     )
     study.set_user_attr(record.SPACE, definition.space.to_json())
@@ -199,26 +202,24 @@ def _remember(
 def check_same(study: Study, definition: Definition) -> None:
     """Refuse a study that was defined differently.
 
-    The same images at another path, and the same weights in another file, are no difference.
+    The same images at another path, and the same weights in another file, are no difference. Nor
+    is a key that the study does not know, made before there was one, with its default.
 
     Raises:
         StudyError: With every difference and the way out.
     """
-    stored = dict(study.user_attrs[record.DEFINITION])
+    stored = _filled_in(study.user_attrs[record.DEFINITION])
     wanted = definition.config.definition()
     # These two are what they hold, not where it lies.
-    contents = {
-        "dataset": (study.user_attrs[record.DATASET]["fingerprint"], definition.fingerprint),
-        "weights": (
-            study.user_attrs[record.BACKBONE]["weights_hash"],
-            definition.backbone.weights_hash,
-        ),
-    }
+    before, now = (
+        {key: one.pop(key) for key in ("dataset", "weights")} for one in (stored, wanted)
+    )
     changes = []
-    for key, (old, new) in contents.items():
-        before, now = stored.pop(key), wanted.pop(key)
+    for key, name, old, new in _contents(study, definition):
         if old != new:
-            changes.append((key, f"{before} (hash {old})", f"{now} (hash {new})"))
+            changes.append(
+                (key, f"{before[key]}{name} (hash {old})", f"{now[key]}{name} (hash {new})")
+            )
     changes += differences(stored, wanted)
     if changes:
         lines = [f"  {key}: {old!r} in the study, {new!r} now" for key, old, new in changes]
@@ -228,6 +229,25 @@ def check_same(study: Study, definition: Definition) -> None:
             + "\ncontinue it with its own definition, or start another one with --name "
             f"{study.study_name}-2 (make: NAME={study.study_name}-2)"
         )
+
+
+def _filled_in(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a stored definition the defaults of the keys that it was made without."""
+    try:
+        return StudyConfig.model_validate(dict(stored)).definition()
+    except ValidationError:  # of a later version: its differences are shown as they are
+        return dict(stored)
+
+
+def _contents(study: Study, definition: Definition) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the key, the backbone where there are several, the old and the new hash."""
+    dataset = study.user_attrs[record.DATASET]
+    yield "dataset", "", dataset["fingerprint"], definition.fingerprint
+    remembered = study.user_attrs[record.BACKBONES]
+    for one in definition.backbones:
+        if one.name in remembered:  # else the backbones differ, which their names say
+            name = f" of {one.name}" if len(definition.backbones) > 1 else ""
+            yield "weights", name, remembered[one.name]["weights_hash"], one.weights_hash
 
 
 def differences(

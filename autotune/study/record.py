@@ -6,7 +6,7 @@ and every worker read them all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -20,7 +20,8 @@ from autotune.plan import TrialPlan
 DEFINITION = "definition"  # dict: what StudyConfig.definition() returned
 BUDGET = "budget"  # dict: {"trials": int, "timeout": float | None}
 DATASET = "dataset"  # dict: what TaskInfo.to_json() returned
-BACKBONE = "backbone"  # dict: {"name", "weights_hash", "parameters", "layers": [Layer.to_json()]}
+# dict: name -> {"weights_hash", "parameters", "layers": [Layer.to_json()]}, the baseline's first
+BACKBONES = "backbones"
 SPACE = "space"  # dict: what Space.to_json() returned
 FILES = "files"  # str: folder of the study's files
 ENVIRONMENT = "environment"  # dict: package -> version
@@ -141,6 +142,23 @@ def plan_of(trial: FrozenTrial) -> TrialPlan | None:
     """Return the plan of a trial, or ``None`` when it never got one."""
     values: Any = trial.user_attrs.get(PLAN)
     return TrialPlan.from_json(values) if values else None
+
+
+def layers_of(study_attrs: Mapping[str, Any], plan: TrialPlan | None) -> Sequence[dict[str, Any]]:
+    """Return the layers of a plan's backbone as a study remembers them, the last layer first.
+
+    Args:
+        study_attrs: User attributes of the study.
+        plan: The plan; without one, the layers of the first backbone.
+    """
+    backbones: Mapping[str, Any] = study_attrs.get(BACKBONES, {})
+    name = plan.backbone if plan else next(iter(backbones), "")
+    return tuple(backbones.get(name, {}).get("layers", ()))
+
+
+def has_several(study_attrs: Mapping[str, Any]) -> bool:
+    """Tell whether a study has several backbones, so that a plan has to name its own."""
+    return len(study_attrs.get(BACKBONES, ())) > 1
 
 
 def seconds_of(trial: FrozenTrial) -> float | None:

@@ -19,14 +19,13 @@ from optuna.trial import Trial, TrialState
 from safetensors.torch import save_file
 
 from autotune.config import StudyConfig
-from autotune.data.task import Task
 from autotune.data.views import Views
 from autotune.errors import disk_full_as_user_error
-from autotune.models.backbone import Backbone
 from autotune.models.network import Network, build_network
 from autotune.plan import TrialPlan
 from autotune.search.space import Space, suggest
 from autotune.study import record
+from autotune.study.material import Material, Materials
 from autotune.study.opening import OpenStudy
 from autotune.study.pictures import draw_confusion, draw_curve
 from autotune.training.loop import Normalise, Training
@@ -47,10 +46,7 @@ class Workbench:
         opened: The study.
         config: Its configuration.
         space: Its static space.
-        backbone: The pretrained backbone.
-        task: Training and validation images.
-        train: Views of the training images.
-        validation: View 0 of the validation images.
+        materials: Backbones and images.
         device: Where networks train.
         loader_workers: Processes that prepare images which do not fit into memory.
     """
@@ -58,10 +54,7 @@ class Workbench:
     opened: OpenStudy
     config: StudyConfig
     space: Space
-    backbone: Backbone
-    task: Task
-    train: Views
-    validation: Views
+    materials: Materials
     device: torch.device
     loader_workers: int
 
@@ -117,7 +110,8 @@ def run_trial(
     earlier_s = float(frozen.user_attrs.get(record.SECONDS, 0.0))
     checkpoint = bench.opened.files.checkpoint(bench.opened.name, record.first_attempt(frozen))
     plan = plan_of_trial(trial, bench.space)
-    emit({"event": "start", "trial": trial.number, "plan": plan.in_words()})
+    words = plan.in_words(named=len(bench.space.backbones) > 1)
+    emit({"event": "start", "trial": trial.number, "plan": words})
     training = prepare_training(plan, bench, stopped)
     trial.set_user_attr(record.DEVICE, device_name(bench.device))
     trial.set_user_attr(record.PARAMETERS_TUNED, tuned_parameters(training.network))
@@ -138,7 +132,7 @@ def run_trial(
         TrialState.PRUNED if pruned else TrialState.COMPLETE,
         metrics.objective(bench.config.training.objective),
     )
-    store_artifacts(trial, bench, training, outcome)
+    store_artifacts(trial, bench, bench.materials.of(plan.backbone), training, outcome)
     checkpoint.unlink(missing_ok=True)
     return outcome
 
@@ -161,12 +155,14 @@ def prepare_training(
         refit: Images to train on in place of the study's training part, without validation.
     """
     seed = bench.config.search.seed
-    train = bench.train if refit is None else refit
-    to_cpu = Normalise.of(bench.backbone.data_config, torch.device("cpu"))
+    material = bench.materials.of(plan.backbone)
+    train = material.train if refit is None else refit
+    data_config = material.backbone.data_config
+    to_cpu = Normalise.of(data_config, torch.device("cpu"))
     network = build_network(
-        bench.backbone,
+        material.backbone,
         plan,
-        len(bench.task.classes),
+        len(material.task.classes),
         seed,
         lambda: next(sample(train, ACTIVITY_IMAGES, to_cpu, seed)),
     )
@@ -178,8 +174,8 @@ def prepare_training(
         plan.policy,
         bench.config.training,
         train,
-        bench.validation if refit is None else None,
-        Normalise.of(bench.backbone.data_config, bench.device),
+        material.validation if refit is None else None,
+        Normalise.of(data_config, bench.device),
         seed,
         stopped,
         bench.loader_workers,
@@ -220,7 +216,9 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def store_artifacts(trial: Trial, bench: Workbench, training: Training, outcome: Outcome) -> None:
+def store_artifacts(
+    trial: Trial, bench: Workbench, material: Material, training: Training, outcome: Outcome
+) -> None:
     """Upload the pictures of a trial, and its weights when it is the best so far.
 
     The picture of a pruned trial is its learning curve; a complete one has a confusion matrix too.
@@ -238,8 +236,8 @@ def store_artifacts(trial: Trial, bench: Workbench, training: Training, outcome:
         pictures = [draw_curve(Path(folder), frozen.intermediate_values, objective)]
         if outcome.state == TrialState.COMPLETE:
             assert training.validation_logits is not None
-            classes = bench.task.classes
-            matrix = confusion(training.validation_logits, bench.validation.labels, classes)
+            classes = material.task.classes
+            matrix = confusion(training.validation_logits, material.validation.labels, classes)
             pictures.append(draw_confusion(Path(folder), matrix, classes))
             if _is_best(opened.study, outcome.value):
                 weights = Path(folder) / "weights.safetensors"

@@ -25,17 +25,13 @@ import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
-from autotune.data.images import ImageSpec
-from autotune.data.task import Task
 from autotune.errors import (
     AutotuneError,
     InterruptedTrial,
-    StudyError,
     TrialError,
     UserError,
     WorkerError,
 )
-from autotune.models.backbone import load_backbone
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
 from autotune.search.space import Space
@@ -43,6 +39,7 @@ from autotune.storage.database import storage_errors
 from autotune.storage.heartbeat import Heartbeat
 from autotune.study import record
 from autotune.study.claims import INTERRUPTED, Claims
+from autotune.study.material import Materials
 from autotune.study.opening import OpenStudy, open_existing
 from autotune.study.trial import Listener, Workbench, run_trial
 from autotune.threads import one_thread
@@ -95,34 +92,18 @@ def prepare(opened: OpenStudy) -> Workbench:
         StudyError: When the images or the weights are not those of the study.
     """
     config = opened.config()
-    size = config.data.image_size
-    backbone = load_backbone(config.backbone, config.weights, size)
-    remembered = opened.study.user_attrs[record.BACKBONE]["weights_hash"]
-    if backbone.weights_hash != remembered:
-        raise StudyError(
-            f"the weights {config.weights!r} of {config.backbone!r} have changed since the study "
-            f"{opened.name!r} was made (hash {remembered} then, {backbone.weights_hash} now)"
-        )
-    spec = ImageSpec.from_data_config(backbone.data_config, size)
-    task = Task.open(config.dataset, config.data, spec, opened.files.cache)
-    if task.info.fingerprint != opened.study.user_attrs[record.DATASET]["fingerprint"]:
-        raise StudyError(
-            f"the images of {config.dataset!r} have changed since the study {opened.name!r} was "
-            "made"
-        )
-    training = config.training
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Workbench(
+    bench = Workbench(
         opened=opened,
         config=config,
         space=Space.from_json(opened.study.user_attrs[record.SPACE]),
-        backbone=backbone,
-        task=task,
-        train=task.train_views(training.augment, training.views, config.search.seed),
-        validation=task.validation_views(),
+        materials=Materials(opened, config),
         device=device,
         loader_workers=min(8, torch.get_num_threads()) if device.type == "cuda" else 0,
     )
+    if len(config.backbones) == 1:  # of several, a worker may never train some
+        bench.materials.of(config.backbones[0])
+    return bench
 
 
 def work(job: Job, stop: threading.Event, emit: Listener) -> None:

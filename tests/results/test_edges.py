@@ -13,7 +13,9 @@ from optuna.distributions import (
 )
 from optuna.trial import create_trial
 
+from autotune.plan import LayerPlan, TrialPlan
 from autotune.results.edges import edges_of_space
+from autotune.study import record
 from tests.support.studies import make_study
 
 
@@ -58,6 +60,30 @@ def test_edges(
     assert [(one.side, one.can_be_widened) for one in edges] == (
         [(side, can_be_widened)] if side else []
     )
+
+
+@pytest.mark.parametrize(
+    ("found", "depth", "edges"),
+    [
+        (IntDistribution(0, 8), 3, [("3", "upper", False)]),  # all of its layers
+        (IntDistribution(0, 8), 2, []),
+        (CategoricalDistribution([0, 2, 8]), 8, [("3", "upper", False)]),
+        (CategoricalDistribution([0, 8]), 8, []),
+    ],
+)
+def test_depth_ends_at_the_layers_of_the_backbone(
+    found: BaseDistribution, depth: int, edges: list[Any]
+) -> None:
+    study = make_study(trials=1, running=0, failed=0, layers=8, others={"small": 3})
+    plan = TrialPlan("small", min(depth, 3), (LayerPlan(),) * min(depth, 3))
+    trial = create_trial(
+        value=0.5,
+        params={"depth": depth},
+        distributions={"depth": found},
+        user_attrs={record.PLAN: plan.to_json()},
+    )
+    shown = [(one.value, one.side, one.can_be_widened) for one in edges_of_space(study, trial)]
+    assert shown == edges
 
 
 def test_an_inert_value_is_at_no_edge() -> None:

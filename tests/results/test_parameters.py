@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from optuna.distributions import IntDistribution
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.study import Study
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from autotune.results import parameters
+from autotune.search.limits import Limits
+from autotune.search.space import Space
 from autotune.study import record
 from tests.support.figures import add, best_of, some, traces
 from tests.support.studies import ONE_PARAMETER, make_study
@@ -113,3 +115,15 @@ def test_a_space_that_cannot_be_read_does_not_hide_the_trials(stored: object) ->
     assert parameters.space_of(other) is None
     drawn = some(parameters.slice_figure(other, "head.units.2"))
     assert sum(len(trace.x) for trace in drawn.data) > 0
+
+
+def test_values_that_mean_the_same_to_a_backbone_do_not_hide_the_others() -> None:
+    kernel = CategoricalDistribution(["keep", 3, 5])
+    limits = {"a": Limits(2, {"layer.1.kernel": ("keep", 3)}), "b": Limits(2, {})}
+    fixed = {"depth": 1, "head.hidden_layers": 0, "training.optimizer": "adamw"}
+    searched = {"backbone": CategoricalDistribution(["a", "b"]), "layer.1.kernel": kernel}
+    space = Space("a", fixed, searched, limits)
+    trial = create_trial(
+        value=0.5, params={"backbone": "a", "layer.1.kernel": 3}, distributions=searched
+    )
+    assert parameters.has_meaning(space, trial, "layer.1.kernel")

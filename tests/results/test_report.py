@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import optuna
 import pytest
 from optuna.study import Study
+from optuna.trial import TrialState
 
 from autotune.errors import DiskFullError
 from autotune.results import report
+from autotune.results.backbones import backbones_of
 from autotune.results.report import render_report, write_report
 from autotune.study import record
 from tests.support.browser import open_page, until
@@ -73,6 +75,7 @@ def test_every_figure_is_json_of_its_own() -> None:
         {"objective": "log_loss"},
         {"gain": -0.05},
         {"layers": 60},
+        {"others": {"small": 3, "large": 20}},
         {"hostile": True, "name": HOSTILE},
     ],
     ids=str,
@@ -92,6 +95,25 @@ def test_every_kind_of_study_gives_a_well_formed_page(made: dict[str, Any]) -> N
 def test_a_study_that_remembers_nothing_is_reported() -> None:
     parsed = Parsed(render_report(optuna.create_study()))
     assert "Nothing has run yet" in parsed.text
+
+
+def test_several_backbones_are_compared() -> None:
+    made = make_study(others={"small": 3})
+    best = record.best_of(made.trials, made.direction)
+    assert best is not None
+    plan = record.plan_of(best)
+    assert plan is not None
+    parsed = Parsed(render_report(made))
+    assert "Study digits, test_resnet.r160_in1k, small on digits" in parsed.text
+    assert f"{plan.in_words(named=True)}" in parsed.text
+    assert "Values over backbone" in str(render_report(made))
+    found = {row.name: row for row in backbones_of(made, made.trials, best)}
+    assert [row.layers for row in found.values()] == [5, 3]
+    assert found["test_resnet.r160_in1k"].mark.endswith("baseline")
+    assert "best" in found[plan.backbone].mark
+    complete = [one for one in made.trials if one.state == TrialState.COMPLETE]
+    assert sum(row.trials for row in found.values()) == len(complete)
+    assert all(row.value.endswith("%") for row in found.values())
 
 
 def test_images_that_were_left_out_are_named() -> None:

@@ -14,12 +14,13 @@ from tests.support.small import small_config
 
 def test_a_good_file_is_defined(tmp_path: Path) -> None:
     definition = define(small_config(tmp_path))
-    assert [layer.index for layer in definition.layers] == [1, 2, 3, 4, 5]
-    assert definition.spec.size == 16
+    (backbone,) = definition.backbones
+    assert [layer.index for layer in backbone.layers] == [1, 2, 3, 4, 5]
+    assert backbone.spec.size == 16
     assert len(definition.source.classes) == 10
-    assert [offer.index for offer in definition.offers] == [1, 2, 3, 4, 5]
+    assert [offer.index for offer in backbone.offers] == [1, 2, 3, 4, 5]
     kept = small_config(tmp_path, space__layers={})
-    assert define(kept).offers == ()  # nothing asks for them
+    assert define(kept).backbones[0].offers == ()  # nothing asks for them
     assert not (tmp_path / "study.db").exists()
 
 
@@ -87,7 +88,7 @@ def test_the_layers_within_reach_are_looked_at(
 ) -> None:
     layers = {"kernel": ["keep", 3, 5], "last": last}
     definition = define(small_config(tmp_path, space__depth=depth, space__layers=layers))
-    assert [offer.index for offer in definition.offers] == list(range(1, reach + 1))
+    assert [one.index for one in definition.backbones[0].offers] == list(range(1, reach + 1))
     kernels = {
         name: list(found.choices)
         for name, found in definition.space.distributions.items()
@@ -99,7 +100,8 @@ def test_the_layers_within_reach_are_looked_at(
 
 def test_a_layer_keeps_what_it_cannot_change(tmp_path: Path) -> None:
     definition = define(small_config(tmp_path, space__layers={"pool": ["keep", "avg3"]}))
-    pooling = [offer.index for offer in definition.offers if "pool" not in offer.reasons]
+    (backbone,) = definition.backbones
+    pooling = [offer.index for offer in backbone.offers if "pool" not in offer.reasons]
     assert 0 < len(pooling) < 5
     assert [
         name

@@ -29,7 +29,8 @@ def test_a_new_study_remembers_everything(tmp_path: Path) -> None:
     assert Space.from_json(attributes[record.SPACE]) == define(config).space
     assert attributes[record.BUDGET] == {"trials": 3, "timeout": None}
     assert attributes[record.DATASET]["train"] == 50
-    assert len(attributes[record.BACKBONE]["layers"]) == 5
+    assert list(attributes[record.BACKBONES]) == ["test_resnet.letters"]
+    assert len(attributes[record.BACKBONES]["test_resnet.letters"]["layers"]) == 5
     assert attributes[record.ENVIRONMENT]["optuna"] == optuna.__version__
     assert opened.study.metric_names == ["accuracy"]
     assert opened.study.direction == StudyDirection.MAXIMIZE
@@ -74,6 +75,19 @@ def test_the_budget_may_change_and_the_space_may_not(tmp_path: Path) -> None:
     assert "--name small-2" in message
     with pytest.raises(StudyError):
         open_defined(changed)
+
+
+def test_a_key_that_came_later_is_no_difference_while_it_has_its_default(tmp_path: Path) -> None:
+    opened = open_small(tmp_path)
+    older = opened.study.user_attrs[record.DEFINITION]
+    del older["constraints"], older["search"]["greedy"], older["space"]["training"]["mixup"]
+    opened.study.set_user_attr(record.DEFINITION, older)
+    check_existing(define(small_config(tmp_path)))
+    with pytest.raises(StudyError, match=r"\n  space.training.mixup: 0.0 in the study, 0.2 now\n"):
+        check_existing(define(small_config(tmp_path, space__training__mixup=0.2)))
+    opened.study.set_user_attr(record.DEFINITION, {**older, "later": 1})
+    with pytest.raises(StudyError, match="\n  later: 1 in the study, None now\n"):
+        check_existing(define(small_config(tmp_path)))
 
 
 def test_moved_images_are_the_same_and_changed_ones_are_not(tmp_path: Path) -> None:

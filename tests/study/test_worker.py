@@ -87,7 +87,8 @@ def test_weights_of_the_best_can_be_loaded_into_its_network(tmp_path: Path) -> N
     bench = prepare(opened)
     plan = record.plan_of(best)
     assert plan is not None
-    network = build_network(bench.backbone, plan, 10, seed=99)
+    backbone = bench.materials.of(plan.backbone).backbone
+    network = build_network(backbone, plan, 10, seed=99)
     network.load_tuned_state(load_file(opened.files.artifacts / weights.artifact_id))
     training = prepare_training(plan, bench)
     training.network.load_state_dict(network.state_dict())
@@ -111,9 +112,10 @@ def test_equal_plans_have_equal_values(tmp_path: Path) -> None:
 def test_the_test_part_is_not_decoded(tmp_path: Path) -> None:
     """Test once (contract 8): no image of the test part is in the store of a worker."""
     bench = prepare(open_small(tmp_path))
-    info = bench.task.info
+    task = bench.materials.of(bench.space.backbone).task
+    info = task.info
     assert info.test == 898
-    assert len(bench.task.store.indices) == info.train + info.validation
+    assert len(task.store.indices) == info.train + info.validation
 
 
 def test_a_diverged_trial_is_recorded_and_the_study_goes_on(tmp_path: Path) -> None:
@@ -247,8 +249,9 @@ def test_a_full_disk_stops_the_worker_and_keeps_the_trial(
 
 def test_changed_weights_are_refused(tmp_path: Path) -> None:
     opened = open_small(tmp_path)
-    remembered = dict(opened.study.user_attrs[record.BACKBONE])
-    opened.study.set_user_attr(record.BACKBONE, {**remembered, "weights_hash": "0" * 32})
+    ((name, remembered),) = opened.study.user_attrs[record.BACKBONES].items()
+    changed = {name: {**remembered, "weights_hash": "0" * 32}}
+    opened.study.set_user_attr(record.BACKBONES, changed)
     with pytest.raises(
         StudyError, match=r"the weights 'hub' of 'test_resnet.letters' have changed"
     ):

@@ -42,5 +42,6 @@ def open_small(folder: Path, **overrides: Any) -> OpenStudy:
 def open_defined(definition: Definition) -> OpenStudy:
     config = definition.config
     files = Files.of(config.storage, config.files)
-    task = Task.open(config.dataset, config.data, definition.spec, files.cache)
+    for spec in definition.specs:
+        task = Task.open(config.dataset, config.data, spec, files.cache)
     return open_or_create(definition, task.info.to_json())

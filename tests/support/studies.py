@@ -23,6 +23,7 @@ from optuna.trial import TrialState, create_trial
 
 from autotune.config import OBJECTIVES, StudyConfig
 from autotune.plan import TrialPlan
+from autotune.search.limits import Candidate
 from autotune.search.space import Params, Space
 from autotune.study import record
 from tests.support.offers import offers
@@ -60,6 +61,7 @@ def make_study(
     gain: float = 0.11,
     space: Mapping[str, Any] | None = None,
     layers: int = 5,
+    others: Mapping[str, int] | None = None,
     workers: int = 2,
     hostile: bool = False,
     budget: int = 40,
@@ -81,6 +83,7 @@ def make_study(
         gain: How much accuracy the best plan has over the baseline; below zero, none beats it.
         space: The ``space`` section of the study file; by default a rich one.
         layers: Layers of the backbone.
+        others: Further backbones, by name, with the number of their layers.
         workers: Workers that share the trials.
         hostile: Whether every text that a user or an error can bring in is HTML.
         budget: Finished trials that the study is to have.
@@ -91,13 +94,15 @@ def make_study(
         {
             "name": "digits",
             "dataset": "digits",
-            "backbone": "test_resnet.r160_in1k",
+            "backbone": ["test_resnet.r160_in1k", *(others or {})],
             "space": dict(SPACE if space is None else space),
             "search": {"trials": budget, "seed": seed},
             "training": {"epochs": EPOCHS, "objective": objective},
         }
     )
-    made = Space.from_config(config.backbone, config.space, config.inherit, offers(layers))
+    counts = dict(zip(config.backbones, (layers, *(others or {}).values()), strict=True))
+    candidates = [Candidate(one, count, offers(count)) for one, count in counts.items()]  # type: ignore[arg-type]
+    made = Space.of(candidates, config.space, config.inherit)
     study = optuna.create_study(
         study_name=name, storage=storage, direction=OBJECTIVES[config.training.objective]
     )
@@ -105,7 +110,7 @@ def make_study(
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names([config.training.objective])
     for key, value in _study_attributes(
-        config, layers, budget, HOSTILE if hostile else ""
+        config, counts, budget, HOSTILE if hostile else ""
     ).items():
         study.set_user_attr(key, value)
     study.set_user_attr(record.SPACE, made.to_json())
@@ -115,12 +120,8 @@ def make_study(
 
 
 def _study_attributes(
-    config: StudyConfig, layers: int, budget: int, hostile: str
+    config: StudyConfig, counts: Mapping[str, int], budget: int, hostile: str
 ) -> dict[str, Any]:
-    described = [
-        {"index": i, "label": f"layer{layers - i}{hostile}", "parameters": 1200 * (layers - i + 1)}
-        for i in range(1, layers + 1)
-    ]
     return {
         record.DEFINITION: config.definition(),
         record.BUDGET: {"trials": budget, "timeout": None},
@@ -133,14 +134,21 @@ def _study_attributes(
             "test": 360,
             "skipped": [["3/7.png", "truncated file" + hostile]],
         },
-        record.BACKBONE: {
-            "name": config.backbone,
-            "weights_hash": "ab" * 8,
-            "parameters": sum(layer["parameters"] for layer in described),
-            "layers": described,
-        },
+        record.BACKBONES: {name: _described(layers, hostile) for name, layers in counts.items()},
         record.FILES: "/data/digits-files",
         record.ENVIRONMENT: {"python": "3.11.7", "torch": "2.9.0", "timm": "1.0.31" + hostile},
+    }
+
+
+def _described(count: int, hostile: str) -> dict[str, Any]:
+    layers = [
+        {"index": i, "label": f"layer{count - i}{hostile}", "parameters": 1200 * (count - i + 1)}
+        for i in range(1, count + 1)
+    ]
+    return {
+        "weights_hash": "ab" * 8,
+        "parameters": 600 * count * (count + 1),
+        "layers": layers,
     }
 
 

@@ -1,0 +1,70 @@
+"""The backbones of a study, and which of them won."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.results.objective import Objective
+from autotune.study import record
+
+
+@dataclass(frozen=True)
+class BackboneRow:
+    """A backbone.
+
+    Args:
+        name: Its name.
+        mark: ``best``, ``baseline``, both or neither.
+        parameters: Number of its values.
+        layers: Number of its layers.
+        weights: Fingerprint of its weights.
+        trials: How many of its trials are complete.
+        value: The best value of them, in words.
+    """
+
+    name: str
+    mark: str
+    parameters: int
+    layers: int
+    weights: str
+    trials: int
+    value: str
+
+
+def backbones_of(
+    study: Study, trials: Sequence[FrozenTrial], best: FrozenTrial | None
+) -> list[BackboneRow]:
+    """Return the backbones of a study, that of the baseline first.
+
+    Args:
+        study: The study.
+        trials: Its trials.
+        best: The best of them, if there is one.
+    """
+    objective = Objective.of(study)
+    complete: dict[str, list[FrozenTrial]] = {}
+    for one in trials:
+        plan = record.plan_of(one)
+        if plan is not None and one.state == TrialState.COMPLETE:
+            complete.setdefault(plan.backbone, []).append(one)
+    rows = []
+    for position, (name, facts) in enumerate(study.user_attrs.get(record.BACKBONES, {}).items()):
+        own = complete.get(name, [])
+        found = record.best_of(own, study.direction)
+        marks = (("best", best is not None and best in own), ("baseline", not position))
+        rows.append(
+            BackboneRow(
+                name=name,
+                mark=" ".join(mark for mark, holds in marks if holds),
+                parameters=int(facts["parameters"]),
+                layers=len(facts["layers"]),
+                weights=str(facts["weights_hash"]),
+                trials=len(own),
+                value=objective.show(found.value if found else None),
+            )
+        )
+    return rows

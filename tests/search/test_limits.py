@@ -1,0 +1,336 @@
+"""One static space for several backbones: each has the plans of a study of its own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from autotune.config import SpaceConfig
+from autotune.plan import HeadPlan, LayerPlan, TrialPlan
+from autotune.search.limits import Candidate, Limits, share
+from autotune.search.space import Params, Space, contains, inert_value
+from tests.support.offers import PlainOffer, offers
+
+CONFIG: dict[str, Any] = {
+    "depth": {"low": 0, "high": 5},
+    "layers": {"kernel": ["keep", 3, 5], "dropout": {"low": 0, "high": 0.5}, "last": 2},
+    "head": {"pool": ["keep", "avg", "max"]},
+}
+SMALL = Candidate(
+    "small",
+    2,
+    (
+        PlainOffer(1, present={"kernel": 3}, reasons={"dropout": "it has none"}),  # type: ignore[arg-type]
+        PlainOffer(2, refused={"kernel": (3, 5)}, reasons={"dropout": "it has none"}),
+    ),
+    ("keep", "avg"),
+)
+LARGE = Candidate("large", 5, offers(2))  # type: ignore[arg-type]
+
+
+def both(inherit: Any = "weights", **config: Any) -> Space:
+    return Space.of([SMALL, LARGE], SpaceConfig.model_validate({**CONFIG, **config}), inherit)
+
+
+def params(space: Space, **given: Any) -> Params:
+    """Return parameters, by default the inert ones; a dot is given as two underscores."""
+    plain = {name: inert_value(found) for name, found in space.distributions.items()}
+    return {**plain, **{name.replace("__", "."): value for name, value in given.items()}}
+
+
+def test_the_backbone_is_the_first_parameter_and_values_are_those_of_any() -> None:
+    space = both()
+    assert space.backbones == ("small", "large")
+    assert space.distributions == {
+        "backbone": CategoricalDistribution(["small", "large"]),
+        "depth": IntDistribution(0, 5),
+        "layer.1.kernel": CategoricalDistribution(["keep", 3, 5]),
+        "layer.1.dropout": FloatDistribution(0, 0.5),
+        "layer.2.kernel": CategoricalDistribution(["keep", 3, 5]),
+        "layer.2.dropout": FloatDistribution(0, 0.5),
+        "head.pool": CategoricalDistribution(["keep", "avg", "max"]),
+    }
+    assert next(iter(space.distributions)) == "backbone"
+    assert space.limits == {
+        "small": Limits(
+            2,
+            {
+                "layer.1.kernel": ("keep", 5),
+                "layer.1.dropout": ("keep",),
+                "layer.2.kernel": ("keep",),
+                "layer.2.dropout": ("keep",),
+                "head.pool": ("keep", "avg"),
+            },
+        ),
+        "large": Limits(5, {}),
+    }
+
+
+def test_one_backbone_is_as_if_there_could_be_no_other() -> None:
+    config = SpaceConfig.model_validate(CONFIG)
+    alone = Space.of([LARGE], config, "weights")
+    assert alone == Space.from_config("large", config, "weights", LARGE.offers)
+    assert not alone.limits and alone.backbones == ("large",)
+    assert set(alone.to_json()) == {"backbone", "fixed", "distributions"}
+
+
+@pytest.mark.parametrize(
+    ("given", "canonical", "plan"),
+    [
+        # All of its layers are two, and that is what more means.
+        ({"depth": 5}, {"depth": 2}, TrialPlan("small", 2, (LayerPlan(),) * 2)),
+        # It has this kernel already, and its second layer cannot have the other.
+        (
+            {"depth": 2, "layer__1__kernel": 3, "layer__2__kernel": 5},
+            {"depth": 2},
+            TrialPlan("small", 2, (LayerPlan(),) * 2),
+        ),
+        (
+            {"depth": 1, "layer__1__kernel": 5, "layer__1__dropout": 0.2},
+            {"depth": 1, "layer__1__kernel": 5},
+            TrialPlan("small", 1, (LayerPlan(kernel=5),)),
+        ),
+        ({"head__pool": "max"}, {}, TrialPlan("small")),
+        (
+            {"head__pool": "avg"},
+            {"head__pool": "avg"},
+            TrialPlan("small", head=HeadPlan((), "avg")),
+        ),
+    ],
+)
+def test_what_a_backbone_cannot_take(
+    given: dict[str, Any], canonical: dict[str, Any], plan: TrialPlan
+) -> None:
+    space = both()
+    drawn = params(space, **{"backbone": "small", "depth": 0, **given})
+    assert space.canonical(drawn) == params(
+        space, **{"backbone": "small", "depth": 0, **canonical}
+    )
+    assert space.plan(drawn) == plan
+    assert space.params(plan) == space.canonical(drawn)
+    other = {**drawn, "backbone": "large"}
+    assert space.plan(other) == replace(
+        space.plan(space.canonical(other)), backbone="large", depth=other["depth"]
+    )
+
+
+def test_a_value_that_every_backbone_but_one_has_is_kept_by_that_one() -> None:
+    space = both(layers={"kernel": 3, "last": 1}, depth=1)
+    assert space.fixed["layer.1.kernel"] == 3
+    assert list(space.distributions) == ["backbone", "head.pool"]
+    plans = [space.plan(params(space, backbone=name)) for name in space.backbones]
+    assert [plan.layers for plan in plans] == [(LayerPlan(),), (LayerPlan(kernel=3),)]
+    assert all(space.params(plan) is not None for plan in plans)
+
+
+def test_where_keep_is_no_choice_the_first_possible_value_is_taken() -> None:
+    picky = replace(
+        SMALL,
+        offers=(PlainOffer(1, refused={"kernel": (1,)}),),  # type: ignore[arg-type]
+        pools=("avg",),
+    )
+    space = Space.of(
+        [picky, LARGE],
+        SpaceConfig(depth=1, layers={"kernel": [1, 5], "last": 1}, head={"pool": ["max", "avg"]}),  # type: ignore[arg-type]
+        "weights",
+    )
+    found = space.canonical(params(space, backbone="small", layer__1__kernel=1, head__pool="max"))
+    assert (found["layer.1.kernel"], found["head.pool"]) == (5, "avg")
+
+
+@pytest.mark.parametrize(
+    ("depth", "wanted", "written"),
+    [
+        ([1, 4, 8], 8, 4),
+        ([1, 2, 8], 8, 2),
+        ({"low": 0, "high": 9, "step": 3}, 9, 3),
+        ({"low": 4, "high": 9}, 7, 4),
+        ({"low": 1, "high": 8, "log": True}, 6, 2),
+    ],
+)
+def test_all_layers_are_the_least_depth_that_asks_for_them(
+    depth: Any, wanted: int, written: int
+) -> None:
+    space = both(depth=depth)
+    drawn = params(space, backbone="small", depth=wanted)
+    assert space.canonical(drawn)["depth"] == written
+    assert space.plan(drawn).depth == 2
+    assert space.params(space.plan(drawn)) == space.canonical(drawn)
+
+
+def test_inherit_has_no_meaning_where_the_backbone_keeps_the_change() -> None:
+    space = both(["none", "weights"])
+    drawn = params(space, depth=2, layer__1__kernel=3, inherit="weights")
+    assert space.canonical({**drawn, "backbone": "small"})["inherit"] == "none"
+    assert space.canonical({**drawn, "backbone": "large"})["inherit"] == "weights"
+
+
+def test_the_baseline_is_the_first_backbone() -> None:
+    space = both()
+    assert space.baseline().backbone == "small"
+    found = space.params(space.baseline())
+    assert found is not None
+    assert (found["backbone"], found["depth"]) == ("small", 0)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        TrialPlan("other"),
+        TrialPlan("small", 3, (LayerPlan(),) * 3),
+        TrialPlan("small", 1, (LayerPlan(kernel=3),)),
+        TrialPlan("small", 2, (LayerPlan(), LayerPlan(kernel=5))),
+        TrialPlan("small", 1, (LayerPlan(dropout=0.2),)),
+        TrialPlan("small", head=HeadPlan((), "max")),
+        TrialPlan("large", 1, (LayerPlan(),)),  # a dropout is never left as it is
+        TrialPlan("large", 1, (LayerPlan(kernel=7, dropout=0.2),)),
+    ],
+)
+def test_a_plan_outside_of_the_space_has_no_parameters(plan: TrialPlan) -> None:
+    assert both().params(plan) is None
+
+
+@pytest.mark.parametrize(
+    ("dimension", "shared", "own"),
+    [
+        ([3, 5], ["keep", 3, 5], [("keep", 5), (3, 5)]),
+        (3, [3], [("keep",), None]),
+        ({"low": 3, "high": 5}, {"low": 3, "high": 5}, [None, None]),
+        ([1], ["keep"], [None, None]),
+        ([1, 5], [5], [None, None]),
+        ({"low": 1, "high": 5}, "keep", [("keep",), ("keep",)]),
+    ],
+)
+def test_share(dimension: Any, shared: Any, own: Any) -> None:
+    """One has 3 already, and neither can be 1."""
+    first, second = {3: "keep", 5: 5}, {3: 3, 5: 5}
+    assert share(dimension, [first.get, second.get]) == (shared, own)
+
+
+# Whatever the study file and the backbones
+
+
+def choice(*values: Any) -> st.SearchStrategy[Any]:
+    return st.sampled_from(values) | st.lists(st.sampled_from(values), min_size=1, unique=True)
+
+
+FIELDS = {"kernel": (3, 5), "width": (0.5, 64), "dropout": (0.0, 0.5)}
+depths = (
+    choice(*range(8))
+    | st.tuples(st.integers(0, 4), st.integers(1, 3), st.integers(1, 2)).map(
+        lambda one: {"low": one[0], "high": one[0] + one[1] * one[2], "step": one[2]}
+    )
+    | st.just({"low": 1, "high": 7, "log": True})
+)
+configs = st.fixed_dictionaries(
+    {
+        "depth": depths,
+        "layers": st.fixed_dictionaries(
+            {"last": st.integers(1, 3)},
+            optional={
+                "kernel": choice("keep", 3, 5),
+                "width": choice("keep", 0.5, 64),
+                "dropout": choice("keep", 0.0, 0.5) | st.just({"low": 0.0, "high": 0.5}),
+            },
+        ),
+        "head": st.fixed_dictionaries({"pool": choice("keep", "avg", "max")}),
+    }
+).map(SpaceConfig.model_validate)
+
+
+@st.composite
+def candidates(draw: st.DrawFn) -> list[Candidate]:
+    found = []
+    for name in ("a", "b", "c")[: draw(st.integers(2, 3))]:
+        layers = draw(st.integers(1, 6))
+        of = tuple(
+            PlainOffer(
+                index,
+                draw(st.fixed_dictionaries({}, optional=_each(st.sampled_from))),
+                draw(st.fixed_dictionaries({}, optional=_each(_some))),
+                draw(st.dictionaries(st.sampled_from(list(FIELDS)), st.just("no"), max_size=1)),
+            )
+            for index in range(1, min(layers, 3) + 1)
+        )
+        pools = ("keep", *draw(_some(("avg", "max"))))
+        found.append(Candidate(name, layers, of, pools))  # type: ignore[arg-type]
+    return found
+
+
+def _each(strategy: Any) -> dict[str, st.SearchStrategy[Any]]:
+    return {name: strategy(values) for name, values in FIELDS.items()}
+
+
+def _some(values: tuple[Any, ...]) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.lists(st.sampled_from(values), unique=True).map(tuple)
+
+
+def value_in(found: BaseDistribution) -> st.SearchStrategy[Any]:
+    if isinstance(found, CategoricalDistribution):
+        return st.sampled_from(found.choices)
+    if isinstance(found, IntDistribution):
+        return st.sampled_from(range(found.low, found.high + 1, found.step))
+    assert isinstance(found, FloatDistribution)
+    return st.floats(found.low, found.high)
+
+
+inherits = choice("weights", "data", "none")
+
+
+@st.composite
+def drawn(draw: st.DrawFn) -> tuple[Space, Params, Params, list[Candidate], SpaceConfig, Any]:
+    of, config, inherit = draw(candidates()), draw(configs), draw(inherits)
+    space = Space.of(of, config, inherit)
+    values = st.fixed_dictionaries(
+        {name: value_in(found) for name, found in space.distributions.items()}
+    )
+    return space, draw(values), draw(values), of, config, inherit
+
+
+@given(drawn())
+def test_canonical_form(given: tuple[Any, ...]) -> None:
+    space, one, other, *_ = given
+    canonical = space.canonical(one)
+    assert list(canonical) == list(space.distributions)
+    assert space.canonical(canonical) == canonical
+    assert all(contains(space.distributions[name], value) for name, value in canonical.items())
+    plan = space.plan(one)
+    assert space.plan(canonical) == plan
+    assert space.params(plan) == canonical
+    assert (canonical == space.canonical(other)) == (plan == space.plan(other))
+
+
+@given(drawn())
+def test_each_backbone_has_the_plans_of_a_study_of_its_own(given: tuple[Any, ...]) -> None:
+    space, one, _, of, config, inherit = given
+    plan = space.plan(one)
+    (candidate,) = (one for one in of if one.name == plan.backbone)
+    assert plan.depth <= candidate.layers
+    # With the depth of the plan: deeper than its layers, no study of its own could go.
+    alone = Space.of([candidate], config.model_copy(update={"depth": plan.depth}), inherit)
+    assert alone.params(plan) is not None
+    for index, layer in enumerate(plan.layers, start=1):
+        for name, value in layer.changes().items():
+            assert candidate.in_layer(index, name, value) == value
+    assert candidate.in_head(plan.head.pool) or plan.head.pool == "keep"
+
+
+@given(drawn())
+def test_a_space_comes_back_from_json_as_it_was(given: tuple[Any, ...]) -> None:
+    space, one, *_ = given
+    again = Space.from_json(json.loads(json.dumps(space.to_json())))
+    assert again == space
+    assert list(again.limits) == list(space.limits)
+    assert list(again.distributions) == list(space.distributions)
+    assert again.plan(one) == space.plan(one)

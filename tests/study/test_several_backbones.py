@@ -1,0 +1,261 @@
+"""A study over two backbones: what is checked, what is remembered, and a run from start to end."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from autotune.errors import ConfigError, Problem, StudyError
+from autotune.results.edges import edges_of_space
+from autotune.results.fit import fit
+from autotune.results.report import render_report
+from autotune.results.summary import summarise
+from autotune.search.space import Space
+from autotune.study import launcher, material, record
+from autotune.study.definition import define
+from autotune.study.opening import OpenStudy, check_existing
+from autotune.study.worker import Job, prepare, work
+from tests.support.inside import call
+from tests.support.page import Parsed
+from tests.support.small import open_small, small_config
+
+RESNET, EFFICIENTNET = BOTH = ("test_resnet.letters", "test_efficientnet")
+TWO: dict[str, Any] = {"backbone": list(BOTH), "weights": "none"}
+
+
+# Definition
+
+
+def test_every_backbone_is_looked_at(tmp_path: Path) -> None:
+    definition = define(small_config(tmp_path, **TWO, space__layers={"pool": ["keep", "avg3"]}))
+    assert [one.name for one in definition.backbones] == [*BOTH]
+    assert [len(one.layers) for one in definition.backbones] == [5, 6]
+    assert [spec.interpolation for spec in definition.specs] == ["bilinear", "bicubic"]
+    assert definition.space.backbones == BOTH
+    assert next(iter(definition.space.distributions)) == "backbone"
+    assert "layer.1.pool" in definition.space.distributions
+    assert definition.space.limits[EFFICIENTNET].allowed["layer.1.pool"] == ("keep",)
+    assert "layer.1.pool" not in definition.space.limits[RESNET].allowed
+
+
+def problems_of(folder: Path, **overrides: Any) -> list[Problem]:
+    with pytest.raises(ConfigError) as caught:
+        define(small_config(folder, **{**TWO, **overrides}))
+    return list(caught.value.problems)
+
+
+def test_the_mistakes_of_all_backbones_are_reported_at_once(tmp_path: Path) -> None:
+    found = problems_of(
+        tmp_path,
+        backbone=["test_resnt", "test_vit", "resnet18.zzz"],
+        dataset="digitz",
+        data__image_size=9,
+    )
+    assert [one.key for one in found] == ["dataset", "backbone", "backbone", "backbone"]
+    assert "no backbone 'test_resnt'" in found[1].message
+    assert "'test_vit' cannot take images of 9 px" in found[2].message
+    assert "'resnet18' has no pretrained tag 'zzz'" in found[3].message
+
+
+def test_a_mistake_is_given_the_name_of_its_backbone(tmp_path: Path) -> None:
+    """Its images are not square, which shows before its weights are loaded."""
+    (found,) = problems_of(
+        tmp_path,
+        backbone=[RESNET, "vit_base_patch16_sapiens2"],
+        data__image_size=None,
+        space__depth=1,
+        space__layers={},
+    )
+    assert found.message.startswith("'vit_base_patch16_sapiens2': autotune feeds square images")
+
+
+def test_the_space_has_to_fit_one_of_them(tmp_path: Path) -> None:
+    define(small_config(tmp_path, **TWO, space__depth={"low": 0, "high": 6}))
+    assert problems_of(
+        tmp_path,
+        space__depth={"low": 0, "high": 7},
+        space__layers={"pool": ["keep", "avg3"], "dropout": 0.1, "last": 2},
+    ) == [
+        Problem(
+            "space.depth",
+            f"must be at most 6, the number of layers of {EFFICIENTNET!r}, which has most, but "
+            "got 7",
+        ),
+        Problem(
+            "space.layers.dropout",
+            "; ".join(
+                f"{name!r} must be keep, but got 0.1: it has no dropout (layer 1; nor can layer 2 "
+                "take it)"
+                for name in BOTH
+            ),
+        ),
+    ]
+
+
+def test_a_pooling_that_none_of_them_has(tmp_path: Path) -> None:
+    kept = {"data__image_size": None, "space__depth": 1, "space__layers": {}}
+    pools = {"space__head__pool": ["keep", "max"]}
+    one_can = small_config(
+        tmp_path, **{**TWO, "backbone": ["levit_128s", RESNET]}, **kept, **pools
+    )
+    assert define(one_can).space.limits["levit_128s"].allowed == {"head.pool": ("keep",)}
+    (found,) = problems_of(tmp_path, backbone=["levit_128s", "levit_128"], **kept, **pools)
+    assert found.key == "space.head.pool"
+    assert "cannot pool with 'max'" in found.message
+    assert found.message.endswith("; 'levit_128s' allows keep, avg; 'levit_128' allows keep, avg")
+
+
+# Opening
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> OpenStudy:
+    return open_small(tmp_path, **TWO)
+
+
+def test_the_study_remembers_all_of_them(opened: OpenStudy, tmp_path: Path) -> None:
+    attributes = opened.study.user_attrs
+    assert {name: len(one["layers"]) for name, one in attributes[record.BACKBONES].items()} == {
+        RESNET: 5,
+        EFFICIENTNET: 6,
+    }
+    assert opened.config().backbones == BOTH
+    space = Space.from_json(attributes[record.SPACE])
+    assert space == define(small_config(tmp_path, **TWO)).space
+    plan = record.plan_of(opened.study.get_trials()[0])
+    assert plan is not None and plan.backbone == RESNET
+    assert len(record.layers_of(attributes, plan)) == 5
+    for other, key in (
+        ({"backbone": [RESNET, "test_vit"]}, "backbone: "),
+        ({"backbone": [EFFICIENTNET, RESNET]}, "backbone: "),
+    ):
+        with pytest.raises(StudyError, match=key):
+            check_existing(define(small_config(tmp_path, **{**TWO, **other})))
+
+
+def test_the_hash_of_every_backbone_is_compared(opened: OpenStudy, tmp_path: Path) -> None:
+    change_weights(opened, EFFICIENTNET)
+    with pytest.raises(StudyError) as caught:
+        check_existing(define(small_config(tmp_path, **TWO)))
+    lines = str(caught.value).splitlines()
+    assert lines[1].startswith(f"  weights: 'none of {EFFICIENTNET} (hash 0000")
+    assert len([one for one in lines if one.startswith("  ")]) == 1
+
+
+def change_weights(opened: OpenStudy, name: str) -> None:
+    remembered = opened.study.user_attrs[record.BACKBONES]
+    changed = {**remembered[name], "weights_hash": "0" * 32}
+    opened.study.set_user_attr(record.BACKBONES, {**remembered, name: changed})
+
+
+# What trials train with
+
+
+def test_each_is_loaded_when_it_is_needed_and_sees_the_same_images_in_its_own_way(
+    opened: OpenStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    load = material.load_backbone
+
+    def noted(name: str, *arguments: Any) -> Any:
+        loaded.append(name)
+        return load(name, *arguments)
+
+    monkeypatch.setattr(material, "load_backbone", noted)
+    bench = prepare(opened)
+    assert loaded == []
+    second, first = (bench.materials.of(name) for name in reversed(BOTH))
+    assert bench.materials.of(RESNET) is first
+    assert loaded == [EFFICIENTNET, RESNET]
+    assert first.task.spec != second.task.spec
+    assert first.task.store.key != second.task.store.key
+    assert first.task.info == second.task.info
+    assert (first.task.train_rows == second.task.train_rows).all()
+    assert torch.equal(first.train.labels, second.train.labels)
+    assert torch.equal(first.validation.labels, second.validation.labels)
+    change_weights(opened, EFFICIENTNET)
+    bench = prepare(opened)
+    bench.materials.of(RESNET)
+    with pytest.raises(StudyError, match=f"weights 'none' of '{EFFICIENTNET}' have changed"):
+        bench.materials.of(EFFICIENTNET)
+
+
+# From start to end
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
+    config = small_config(
+        tmp_path_factory.mktemp("run"),
+        **TWO,
+        search__trials=3,
+        search__sampler="random",
+        search__pruner="none",
+        search__known_good=False,
+        training__epochs=1,
+        space__depth={"low": 0, "high": 6},
+    )
+    events: list[dict[str, Any]] = []
+    opened = launcher._open(define(config), events.append)
+    decoded = [one for one in events if one["event"] == "decoding"]
+    assert sum(one["done"] == one["total"] for one in decoded) == 2
+    baseline = opened.study.get_trials()[0].system_attrs["fixed_params"]
+    opened.study.enqueue_trial({**baseline, "backbone": EFFICIENTNET, "depth": 6})
+    job = Job(opened.name, opened.url, None, "host/1/0", 0, 1, 1, "here", None)
+    work(job, threading.Event(), events.append)
+    said = [one["plan"] for one in events if one["event"] == "start"]
+    assert all(one.startswith(tuple(f"{name}: " for name in BOTH)) for one in said)
+    return opened
+
+
+def test_both_are_trained(finished: OpenStudy) -> None:
+    trials = finished.study.get_trials()
+    assert [one.state for one in trials] == [TrialState.COMPLETE] * 3
+    plans = [record.plan_of(one) for one in trials]
+    assert {plan.backbone for plan in plans if plan} == {*BOTH}
+    space = Space.from_json(finished.study.user_attrs[record.SPACE])
+    for trial, plan in zip(trials, plans, strict=True):
+        assert plan is not None
+        assert trial.params == space.params(plan)
+        assert trial.params["backbone"] == plan.backbone
+
+
+def test_summary_and_report_name_them(finished: OpenStudy) -> None:
+    found = summarise(finished)
+    assert found.best is not None and found.several
+    plan = record.plan_of(found.best)
+    assert plan is not None
+    assert len(found.picture) == len(record.layers_of(finished.study.user_attrs, plan)) + 1
+    page = Parsed(render_report(finished.study))
+    assert f"{RESNET}, {EFFICIENTNET} on digits" in page.text
+    assert plan.in_words(named=True) in page.text
+    assert len(page.having("table", **{"class": "backbones"})) == 1
+    for trial in finished.study.get_trials():
+        edges_of_space(finished.study, trial)
+
+
+def test_fit_gives_each_its_own_images(finished: OpenStudy, tmp_path: Path) -> None:
+    number = next(
+        one.number for one in finished.study.get_trials() if one.params["backbone"] == EFFICIENTNET
+    )
+    result = fit(finished, number, tmp_path / "model")
+    assert result.plan.backbone == EFFICIENTNET
+    assert result.test != result.baseline
+    values = json.loads((tmp_path / "model/record.json").read_text())
+    assert values["preprocessing"]["interpolation"] == "bicubic"
+    assert values["definition"]["backbone"] == [*BOTH]
+
+
+def test_validate_names_them(tmp_path: Path) -> None:
+    names = f"backbone=[{', '.join(BOTH)}]"
+    ended = call("validate", "digits", names, "weights=none", "data.image_size=16", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    assert f"study 'digits-{'+'.join(BOTH)}'" in ended.out
+    assert f"{RESNET} with 5 layers, {EFFICIENTNET} with 6 layers" in ended.out
+    assert f"searched  backbone: {RESNET}, {EFFICIENTNET}" in ended.out
