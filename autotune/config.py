@@ -270,6 +270,10 @@ class SearchConfig(_Section):
 BUDGETS = ("trials", "timeout", "device_hours", "patience")
 
 
+#: Keys that may name a file of one's own, ``my_file.py:name``.
+OWN_KEYS = ("search.sampler", "search.pruner", "space.custom")
+
+
 class ConstraintsConfig(_Section):
     """``constraints``: what a network may cost; a plan beyond a limit is never the best one."""
 

@@ -20,6 +20,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config import SAMPLERS
+from autotune.search.own import load_own_sampler
 from autotune.search.space import Space
 
 #: Random trials before a model takes over, baseline included (Optuna's own default).
@@ -148,13 +149,15 @@ def make_sampler(name: str, space: Space, seed: int) -> CanonicalSampler:
     """Make the sampler of one worker.
 
     Args:
-        name: ``tpe``, ``gp`` or ``random``.
+        name: ``tpe``, ``gp``, ``random`` or ``my_file.py:MySampler``.
         space: The static space of the study.
         seed: Seed of this worker; workers with equal seeds would draw equal trials.
 
     Raises:
         KeyError: When there is no such sampler; the study file has been checked before.
     """
+    if ":" in name:
+        return CanonicalSampler(space, load_own_sampler(name, space, seed))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         bases: dict[str, BaseSampler] = {
