@@ -81,7 +81,8 @@ def _table(found: Summary, name: str) -> Table:
 
 def _words(trial: FrozenTrial) -> str:
     plan = record.plan_of(trial)
-    return plan.in_words() if plan else ""
+    origin = record.origin_of(trial)
+    return (plan.in_words() if plan else "") + (f" ({origin})" if origin else "")
 
 
 def _print_next(console: Console, opened: OpenStudy, *, has_best: bool) -> None:

@@ -12,19 +12,29 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from autotune.config import POOLS, SpaceConfig, StudyConfig
+from autotune.config import POOLS, HeadSpace, SpaceConfig, StudyConfig
 from autotune.data.images import ImageSpec
 from autotune.data.sources import Source
 from autotune.data.task import check_dataset, dataset_fingerprint
-from autotune.errors import ConfigError, Problem, UserError, in_yaml
+from autotune.errors import ConfigError, Problem, StorageError, UserError, in_yaml
 from autotune.models.backbone import Backbone, build, check_name, data_config, load_backbone
 from autotune.models.layers import Layer, layers_of
 from autotune.models.network import pool_problem
 from autotune.models.offers import LayerOffer
 from autotune.models.trying import offers_of
 from autotune.plan import KEEP
+from autotune.rules import is_own
+from autotune.search.own import (
+    Reference,
+    dimension_of,
+    load_own_pruner,
+    load_own_sampler,
+    own_space,
+    references,
+)
 from autotune.search.space import LAYER_FIELDS, Space, reach, single_values
 from autotune.storage.database import parse_url
+from autotune.study.starting import check_warm_start
 
 _T = TypeVar("_T")
 
@@ -67,11 +77,14 @@ def define(config: StudyConfig) -> Definition:
             return step()
         except ConfigError as error:
             problems.extend(error.problems)
+        except StorageError as error:
+            problems.append(Problem("storage", str(error).removeprefix("storage: ")))
         except UserError as error:
             problems.append(Problem(key, str(error).removeprefix(f"{key}: ")))
         return None
 
-    attempt("storage", lambda: parse_url(config.storage))
+    if attempt("storage", lambda: parse_url(config.storage)) is not None:
+        attempt("search.warm_start", lambda: check_warm_start(config))
     source = attempt("dataset", lambda: check_dataset(config.dataset, config.data))
     named = attempt("backbone", lambda: check_name(config.backbone)) is None and not any(
         problem.key == "backbone" for problem in problems
@@ -83,6 +96,9 @@ def define(config: StudyConfig) -> Definition:
         if blank is not None:
             problems.extend(_space_problems(config.space, blank))
         backbone = attempt("weights", lambda: load_backbone(config.backbone, config.weights, size))
+    own = references(config)
+    for key, reference in own.items():
+        attempt(key, reference.load)
     spec = None
     if backbone is not None:
         wanted = backbone.data_config
@@ -92,6 +108,12 @@ def define(config: StudyConfig) -> Definition:
     if problems or source is None or backbone is None or blank is None or spec is None:
         raise ConfigError(config.name or "study", problems)
     space = Space.from_config(config.backbone, config.space, config.inherit, blank.offers)
+    if own:
+        space = attempt("space.custom", lambda: _own_space(config, space, blank)) or space
+        attempt("search.sampler", lambda: _try_sampler(config, space))
+        attempt("search.pruner", lambda: _try_pruner(config))
+        if problems:
+            raise ConfigError(config.name or "study", problems)
     fingerprint = dataset_fingerprint(source, config.data)
     return Definition(
         config, space, source, backbone, blank.layers, blank.offers, spec, fingerprint
@@ -117,6 +139,32 @@ class _Blank:
         within_reach = layers[: reach(config.space)]
         offers = offers_of(model, within_reach, input_size) if within_reach else ()
         return _Blank(config.backbone, model, input_size, layers, offers)
+
+
+def _own_space(config: StudyConfig, space: Space, blank: _Blank) -> Space:
+    """Have the study's own function change the space, and look at what comes of it."""
+    custom = config.space.custom
+    if custom is None:
+        return space
+    changed = own_space(custom, space, blank.offers)
+    depth, pool = (dimension_of(changed, name) for name in ("depth", "head.pool"))
+    as_file = SpaceConfig(depth=depth, head=HeadSpace(pool=pool))
+    for problem in (*_depth_problems(as_file, blank), *_pool_problems(as_file, blank)):
+        name = problem.key.removeprefix("space.")
+        raise UserError(f"the space of {Reference.of(custom)}: {name}: {problem.message}")
+    return changed
+
+
+def _try_sampler(config: StudyConfig, space: Space) -> None:
+    """Make the study's own sampler once, as every worker will."""
+    if is_own(config.search.sampler):
+        load_own_sampler(config.search.sampler, space, config.search.seed)
+
+
+def _try_pruner(config: StudyConfig) -> None:
+    """Make the study's own pruner once, as every worker will."""
+    if is_own(config.search.pruner):
+        load_own_pruner(config.search.pruner, config.training.epochs, workers=1)
 
 
 def _space_problems(space: SpaceConfig, blank: _Blank) -> list[Problem]:
