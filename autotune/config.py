@@ -270,6 +270,10 @@ class SearchConfig(_Section):
 BUDGETS = ("trials", "timeout", "device_hours", "patience")
 
 
+#: Keys that may name a file of one's own, ``my_file.py:name``.
+OWN_KEYS = ("search.sampler", "search.pruner", "space.custom")
+
+
 class ConstraintsConfig(_Section):
     """``constraints``: what a network may cost; a plan beyond a limit is never the best one."""
 
@@ -367,6 +371,9 @@ class StudyConfig(_Section):
             f"got {in_yaml(search.warm_start)}",
             "space.training.head_epochs": head_epochs >= self.training.epochs
             and f"must be below training.epochs ({self.training.epochs}), but got {head_epochs}",
+            "space.custom": len(self.backbones) > 1
+            and self.space.custom
+            and f"must be left out where there are several backbones, but got {self.space.custom}",
             "weights": len(self.backbones) > 1
             and self.weights not in ("hub", "none")
             and f"must be hub or none where there are several backbones, but got {self.weights}",

@@ -329,7 +329,7 @@ def list_of_names(what: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _is_own(value: Any) -> bool:
+def is_own(value: Any) -> bool:
     """Tell whether a value reads ``my_file.py:name``."""
     path, colon, name = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     return bool(colon) and path.endswith(".py") and name.isidentifier()
@@ -339,7 +339,7 @@ def own() -> BeforeValidator:
     """Accept ``my_file.py:name``, or nothing."""
 
     def check(value: Any) -> str | None:
-        if value is not None and not _is_own(value):
+        if value is not None and not is_own(value):
             raise ValueError(f"must read my_file.py:name, but got {in_yaml(value)}")
         return None if value is None else str(value)
 
@@ -352,7 +352,7 @@ def or_own(allowed: tuple[str, ...]) -> BeforeValidator:
     def check(value: Any) -> str:
         if value is None and "none" in allowed:
             return "none"
-        if value not in allowed and not _is_own(value):
+        if value not in allowed and not is_own(value):
             rule = f"{_choose(allowed)}, or one's own as my_file.py:name"
             raise ValueError(
                 join_sentences(f"{rule}, but got {in_yaml(value)}", nearest(str(value), allowed))

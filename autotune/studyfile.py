@@ -18,8 +18,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from autotune.config import MAX_NAME, ORDERS, SAMPLERS, StudyConfig
+from autotune.config import MAX_NAME, ORDERS, OWN_KEYS, SAMPLERS, StudyConfig
 from autotune.errors import ConfigError, Problem, StudyError, in_yaml, join_sentences, nearest
+from autotune.rules import is_own
 
 #: A change of one of these keys makes another study, and the study's name says so.
 NAMING_KEYS = ("dataset", "backbone", "inherit", "search.sampler", "search.order")
@@ -172,9 +173,32 @@ def load_study_file(
     path = find_study_file(study)
     base = read_yaml(path)
     replaced = parse_overrides(overrides)
-    values = apply_overrides(base, replaced)
+    values = with_own_paths(apply_overrides(base, replaced), replaced, path.parent)
     values["name"] = name or study_name(base, replaced, path.stem)
     return check(values, str(path) if not replaced else f"{path} with {' '.join(overrides)}")
+
+
+def with_own_paths(
+    values: Mapping[str, Any], overrides: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Make the paths of files of one's own absolute, so that worker processes find them.
+
+    Args:
+        values: Nested values of a study file, overrides applied.
+        overrides: What the command line says: its paths are relative to the working directory.
+        folder: Where the study file lies: its paths are relative to that.
+    """
+    given = apply_overrides({}, overrides)
+    absolute = {}
+    for key in OWN_KEYS:
+        value = dotted(values, key)
+        if is_own(value):
+            path, _, name = value.rpartition(":")
+            base = Path.cwd() if dotted(given, key) == value else folder
+            with suppress(RuntimeError):  # ~somebody without a home
+                path = os.path.abspath(base / Path(path).expanduser())
+            absolute[key] = f"{path}:{name}"
+    return apply_overrides(values, absolute)
 
 
 def study_name(base: Mapping[str, Any], overrides: Mapping[str, Any], stem: str) -> str:
@@ -192,10 +216,11 @@ def study_name(base: Mapping[str, Any], overrides: Mapping[str, Any], stem: str)
     values = apply_overrides(base, overrides)
     parts = [str(name)] if name else []
     for key in NAMING_KEYS:
-        value, before = _joined(_dotted(values, key), key), _joined(_dotted(base, key), key)
+        value, before = _joined(dotted(values, key), key), _joined(dotted(base, key), key)
         before = _DEFAULTS.get(key) if before is None else before
         if isinstance(value, str) and (value != before or (key == "dataset" and not name)):
-            parts.append(slug(_folder_name(value) if key == "dataset" else value))
+            shown = value.rpartition(":")[2] if is_own(value) else value
+            parts.append(slug(_folder_name(value) if key == "dataset" else shown))
     joined = "-".join(part for part in parts if part)
     # A name that was given is checked as it is; what is made of other names has to fit.
     if name:
@@ -220,7 +245,8 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+]+", "-", plain).strip("-._+")
 
 
-def _dotted(values: Any, key: str) -> Any:
+def dotted(values: Any, key: str) -> Any:
+    """Return the value of a dotted key in nested values, ``None`` where there is none."""
     for part in key.split("."):
         values = values.get(part) if isinstance(values, Mapping) else None
     return values

@@ -259,6 +259,8 @@ def test_no_message_shows_a_password(overrides: list[str], study: Path) -> None:
         ({"name": "d", "backbone": "r"}, {"backbone": ["x" * 99, "y"]}, "d-" + "x" * 98),
         ({"name": "d"}, {"inherit": ["weights", "none"]}, "d-weights+none"),
         ({"name": "d"}, {"dataset": "x", "search.sampler": "gp"}, "d-x-gp"),
+        ({"name": "digits"}, {"search.sampler": "my.py:Mine"}, "digits-Mine"),
+        ({"name": "d", "search": {"sampler": "my.py:Mine"}}, {}, "d"),
         ({"name": "d"}, {"name": "other", "search.sampler": "gp"}, "other"),
         ({"name": "d"}, {"name": 7}, "7"),
         ({"name": 7}, {}, "7"),
@@ -300,6 +302,28 @@ def test_names_that_are_given_are_not_changed(study: Path) -> None:
     study.write_text(MINIMAL + "name: my study\n")
     with pytest.raises(ConfigError, match="but got 'my study-gp'"):
         load_study_file(str(study), ["search.sampler=gp"])
+
+
+def test_files_of_ones_own_are_relative_to_the_study_file(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.write_text(
+        MINIMAL + "search: {sampler: own/a.py:A, pruner: /b.py:B}\nspace: {custom: ../c.py:c}\n"
+    )
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    folder = study.parent
+    config = load_study_file(str(study))
+    assert config.search.sampler == f"{folder}/own/a.py:A"
+    assert config.search.pruner == "/b.py:B"
+    assert config.space.custom == f"{folder.parent}/c.py:c"
+    config = load_study_file(str(study), ["search.sampler=a.py:A", "space={custom: d.py:d}"])
+    assert config.search.sampler == f"{here}/a.py:A"
+    assert config.space.custom == f"{here}/d.py:d"
+    assert config.search.pruner == "/b.py:B"
+    assert config.name == "ants-A"
+    assert load_study_file(str(study), ["search.sampler=b.py:B"]).name == "ants-B"
 
 
 def test_slug() -> None:

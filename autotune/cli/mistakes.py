@@ -19,6 +19,7 @@ from autotune.studyfile import (
     parse_overrides,
     read_yaml,
     study_name,
+    with_own_paths,
 )
 
 
@@ -51,7 +52,8 @@ def _without_wrong_keys(
 ) -> tuple[StudyConfig | None, tuple[Problem, ...]]:
     """Return what is right of a study file, if it is enough for a study, and what is wrong."""
     try:
-        base = read_yaml(find_study_file(study))
+        path = find_study_file(study)
+        base = read_yaml(path)
     except ConfigError:
         return None, ()
     replaced: dict[str, Any] = {}
@@ -60,7 +62,7 @@ def _without_wrong_keys(
             replaced |= parse_overrides([one])
         except ConfigError:
             continue
-    values = apply_overrides(base, replaced)
+    values = with_own_paths(apply_overrides(base, replaced), replaced, path.parent)
     values["name"] = name or study_name(base, replaced, Path(study).stem)
     try:
         return check(values, study), ()

@@ -93,7 +93,8 @@ def _stages_table(stages: tuple[StageRow, ...]) -> Table:
 
 def _words(trial: FrozenTrial, named: bool) -> str:
     plan = record.plan_of(trial)
-    return plan.in_words(named) if plan else ""
+    origin = record.origin_of(trial)
+    return (plan.in_words(named) if plan else "") + (f" ({origin})" if origin else "")
 
 
 def _print_next(console: Console, opened: OpenStudy, *, has_best: bool) -> None:

@@ -136,6 +136,12 @@ class State:
             return f"worker {event['worker']} was killed ({signal.Signals(-code).name})"
         return f"worker {event['worker']} died (exit code {code})"
 
+    def start(self, event: dict[str, Any]) -> list[str]:
+        """Say once, before the first trial of a study, what it takes from other studies."""
+        before = event["progress"]
+        begun = before.finished or before.retried or before.running
+        return [] if begun else record.warm_start_in_words(event["opened"].study)
+
     def counts(self) -> str:
         """Say how many trials ended how."""
         progress = self.progress
@@ -169,6 +175,9 @@ class LiveView:
         self._state.update(event)
         if event["event"] == "exit" and (line := self._state.obituary(event)):
             self._live.console.print(line, highlight=False)
+        if event["event"] == "opened":
+            for line in self._state.start(event):
+                self._live.console.print(Text(line))
         self._live.update(draw(self._state), refresh=True)
 
 
@@ -228,7 +237,8 @@ class PlainView:
             self._decoded = share
             return state.step
         if kind == "opened":
-            return f"study {state.config.name}: {state.counts()}; {state.scores()}"
+            line = f"study {state.config.name}: {state.counts()}; {state.scores()}"
+            return "\n".join([line, *state.start(event)])
         if kind == "ready":
             return f"worker {event['worker']} is ready on {event['device']}"
         if kind == "end":

@@ -102,6 +102,7 @@ def render_report(study: Study, storage_url: str = "") -> str:
             metrics=[objective.other(one).words for one in metric_names(trials, objective)],
             table=table_of(trials, objective, best, record.has_several(study.user_attrs)),
             failures=failures_of(trials),
+            warm_start=record.warm_start_in_words(study),
             dataset=dataset,
             backbones=backbones_of(study, trials, best),
             environment=study.user_attrs.get(record.ENVIRONMENT, {}),

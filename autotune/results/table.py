@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune.errors import join_sentences
 from autotune.results.answer import epochs_of
 from autotune.results.course import state_in_words
 from autotune.results.objective import Objective
@@ -36,7 +37,7 @@ class Row:
         seconds: Seconds of training.
         plan: Its plan in words.
         worker: Who ran it.
-        reason: Why it failed, or of what it is a retry.
+        reason: Why it failed, of what it is a retry, or why it was queued at the start.
     """
 
     number: int
@@ -97,6 +98,7 @@ def _row(
     value = trial.value if trial.state.is_finished() else None
     seconds = attributes.get(record.SECONDS)
     earlier = ", ".join(map(str, record.retries(trial)))
+    retry = f"retry of {earlier}" if earlier else ""
     return Row(
         number=trial.number,
         state=state_in_words(trial, superseded),
@@ -114,7 +116,7 @@ def _row(
         plan=plan.in_words(several) if plan else "",
         worker=str(attributes.get(record.WORKER, "")),
         reason=str(attributes.get(record.REASON, ""))
-        or (f"retry of {earlier}" if earlier else ""),
+        or join_sentences(retry, record.origin_of(trial)),
     )
 
 

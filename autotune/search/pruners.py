@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, PercentilePruner
 
+from autotune.search.own import load_own_pruner
+
 
 def make_pruner(name: str, epochs: int, workers: int) -> BasePruner:
     """Make the pruner of a study; steps are epochs, counted from 1.
 
     Args:
-        name: ``median``, ``percentile``, ``hyperband`` or ``none``.
+        name: ``median``, ``percentile``, ``hyperband``, ``none`` or ``my_file.py:MyPruner``.
         epochs: Epochs of an unpruned trial.
         workers: Workers of the study; with many, the first finished trials come in together.
 
@@ -20,6 +22,8 @@ def make_pruner(name: str, epochs: int, workers: int) -> BasePruner:
     Raises:
         KeyError: When there is no such pruner; the study file has been checked before.
     """
+    if ":" in name:
+        return load_own_pruner(name, epochs, workers)
     startup = max(5, 2 * workers)
     warmup = max(1, epochs // 5)
     if name == "median":

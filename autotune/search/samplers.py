@@ -20,7 +20,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config import StudyConfig
+from autotune.rules import is_own
 from autotune.search.greedy import STAGE, Course, course
+from autotune.search.own import load_own_sampler
 from autotune.search.space import Params, Space
 from autotune.search.unseen import drawn, key_of, nearest_unseen
 from autotune.search.view import StudyView
@@ -215,7 +217,7 @@ def make_sampler(
 
     return CanonicalSampler(
         space,
-        _base(search.sampler, startup, seed),
+        _base(search.sampler, space, startup, seed),
         start,
         seed=seed,
         impute=search.sampler == "gp",
@@ -223,8 +225,10 @@ def make_sampler(
     )
 
 
-def _base(name: str, startup: int, seed: int) -> BaseSampler:
+def _base(name: str, space: Space, startup: int, seed: int) -> BaseSampler:
     """Make the sampler that does the modelling."""
+    if is_own(name):
+        return load_own_sampler(name, space, seed)
     if name == "random":
         return RandomSampler(seed=seed)
     if name == "tpe":

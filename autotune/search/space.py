@@ -250,7 +250,7 @@ class Space:
         """
         values = self._meant(params)
         result = {
-            name: self._written(name, values) if _has_meaning(name, values) else inert_value(found)
+            name: self._written(name, values) if has_meaning(name, values) else inert_value(found)
             for name, found in self.distributions.items()
         }
         if result.get("inherit") == "data" and not _changes(values, ("width",)):
@@ -291,7 +291,7 @@ class Space:
         )
         policy = {name: values[f"training.{name}"] for name in POLICY_FIELDS}
         for name, inert in INERT_POLICY.items():
-            if not _has_meaning(f"training.{name}", values):
+            if not has_meaning(f"training.{name}", values):
                 policy[name] = inert
         layers = tuple(
             LayerPlan(**{name: values.get(f"layer.{i}.{name}", KEEP) for name in LAYER_FIELDS})
@@ -302,7 +302,7 @@ class Space:
             head = replace(
                 head, activation=values["head.activation"], batch_norm=values["head.batch_norm"]
             )
-        inherits = "inherit" in values and _has_meaning("inherit", values)
+        inherits = "inherit" in values and has_meaning("inherit", values)
         return TrialPlan(
             backbone=values.get("backbone", self.backbone),
             depth=values["depth"],
@@ -316,7 +316,7 @@ class Space:
         """Return the canonical parameters of a plan, ``None`` when it is not in the space."""
         if plan.backbone not in self.backbones:
             return None
-        values = self._values(plan)
+        values = values_of(plan)
         searched = {
             name: values.get(name, inert_value(found))
             for name, found in self.distributions.items()
@@ -326,30 +326,9 @@ class Space:
             return None
         return canonical if self.plan(canonical) == plan else None
 
-    def _values(self, plan: TrialPlan) -> Params:
-        """Return the value of a plan for every parameter that it has one for."""
-        values: Params = {
-            "backbone": plan.backbone,
-            "depth": plan.depth,
-            "inherit": plan.inherit,
-            "head.pool": plan.head.pool,
-            "head.hidden_layers": len(plan.head.hidden),
-            "head.activation": plan.head.activation,
-            "head.batch_norm": plan.head.batch_norm,
-        }
-        for index, planned in enumerate(plan.layers, start=1):
-            for name in LAYER_FIELDS:
-                values[f"layer.{index}.{name}"] = getattr(planned, name)
-        for index, layer in enumerate(plan.head.hidden, start=1):
-            values[f"head.units.{index}"] = layer.units
-            values[f"head.dropout.{index}"] = layer.dropout
-        for name in POLICY_FIELDS:
-            values[f"training.{name}"] = getattr(plan.policy, name)
-        return values
-
     def nearest(self, plan: TrialPlan) -> Params:
         """Return the canonical parameters of what is nearest to a plan in the space."""
-        values = self._values(plan)
+        values = values_of(plan)
         return self.canonical(
             {
                 name: within(found, values.get(name, inert_value(found)))
@@ -384,7 +363,29 @@ class Space:
         return TrialPlan(self.backbone, policy=TrainingPolicy(**policy))
 
 
-def _has_meaning(name: str, values: Mapping[str, Any]) -> bool:
+def values_of(plan: TrialPlan) -> Params:
+    """Return what a plan says, under the names that parameters of a space have."""
+    values: Params = {
+        "backbone": plan.backbone,
+        "depth": plan.depth,
+        "inherit": plan.inherit,
+        "head.pool": plan.head.pool,
+        "head.hidden_layers": len(plan.head.hidden),
+        "head.activation": plan.head.activation,
+        "head.batch_norm": plan.head.batch_norm,
+    }
+    for index, planned in enumerate(plan.layers, start=1):
+        for name in LAYER_FIELDS:
+            values[f"layer.{index}.{name}"] = getattr(planned, name)
+    for index, layer in enumerate(plan.head.hidden, start=1):
+        values[f"head.units.{index}"] = layer.units
+        values[f"head.dropout.{index}"] = layer.dropout
+    for name in POLICY_FIELDS:
+        values[f"training.{name}"] = getattr(plan.policy, name)
+    return values
+
+
+def has_meaning(name: str, values: Mapping[str, Any]) -> bool:
     """Tell whether a parameter has an effect under the values of all others."""
     if name.startswith("layer."):
         return int(name.split(".")[1]) <= int(values["depth"])
@@ -434,6 +435,18 @@ def contains(found: BaseDistribution, value: Any) -> bool:
         return found._contains(found.to_internal_repr(value))
     except ValueError:  # 0 on a logarithmic range
         return False
+
+
+def in_words(found: BaseDistribution) -> str:
+    """Write a distribution as one reads it: ``0.001 to 0.1, log``."""
+    if isinstance(found, CategoricalDistribution):
+        return ", ".join(map(str, found.choices))
+    assert isinstance(found, IntDistribution | FloatDistribution)
+    text = f"{found.low} to {found.high}"
+    if found.log:
+        return f"{text}, log"
+    whole = isinstance(found, IntDistribution) and found.step == 1
+    return text if whole or found.step is None else f"{text} in steps of {found.step}"
 
 
 def within(found: BaseDistribution, value: Any) -> Any:

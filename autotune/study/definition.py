@@ -12,21 +12,30 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from autotune.config import POOLS, SpaceConfig, StudyConfig
+from autotune.config import POOLS, HeadSpace, SpaceConfig, StudyConfig
 from autotune.data.images import ImageSpec
 from autotune.data.sources import Source
 from autotune.data.task import check_dataset, dataset_fingerprint
-from autotune.errors import ConfigError, Problem, UserError, in_yaml
+from autotune.errors import ConfigError, Problem, StorageError, UserError, in_yaml
 from autotune.models.backbone import build, check_name, data_config, load_backbone
 from autotune.models.layers import Layer, layers_of
 from autotune.models.network import pool_problem
 from autotune.models.offers import LayerOffer
 from autotune.models.trying import offers_of
 from autotune.plan import KEEP
-from autotune.rules import single_values
+from autotune.rules import is_own, single_values
 from autotune.search.limits import Candidate
+from autotune.search.own import (
+    Reference,
+    dimension_of,
+    load_own_pruner,
+    load_own_sampler,
+    own_space,
+    references,
+)
 from autotune.search.space import LAYER_FIELDS, Space, reach
 from autotune.storage.database import parse_url
+from autotune.study.starting import check_warm_start
 
 _T = TypeVar("_T")
 
@@ -81,16 +90,27 @@ def define(config: StudyConfig) -> Definition:
         ConfigError: With every mistake that was found.
     """
     mistakes = _Mistakes()
-    mistakes.attempt("storage", lambda: parse_url(config.storage))
+    if mistakes.attempt("storage", lambda: parse_url(config.storage)) is not None:
+        mistakes.attempt("search.warm_start", lambda: check_warm_start(config))
     source = mistakes.attempt("dataset", lambda: check_dataset(config.dataset, config.data))
     looked = [_look_at(name, config, mistakes) for name in config.backbones]
     blanks = [blank for blank, _ in looked if blank is not None]
     backbones = tuple(found for _, found in looked if found is not None)
     if len(blanks) == len(config.backbones):  # else who knows what the missing one can take
         mistakes.found += _space_problems(config.space, blanks)
+    own = references(config)
+    for key, reference in own.items():
+        mistakes.attempt(key, reference.load)
     if mistakes.found or source is None:
         raise ConfigError(config.name or "study", mistakes.found)
     space = Space.of([one.candidate for one in blanks], config.space, config.inherit)
+    if own:
+        found = mistakes.attempt("space.custom", lambda: _own_space(config, space, blanks))
+        space = found or space
+        mistakes.attempt("search.sampler", lambda: _try_sampler(config, space))
+        mistakes.attempt("search.pruner", lambda: _try_pruner(config))
+        if mistakes.found:
+            raise ConfigError(config.name or "study", mistakes.found)
     fingerprint = dataset_fingerprint(source, config.data)
     return Definition(config, space, source, backbones, fingerprint)
 
@@ -116,6 +136,8 @@ class _Mistakes:
             return step()
         except ConfigError as error:
             self.found.extend(error.problems)
+        except StorageError as error:
+            self.found.append(Problem("storage", str(error).removeprefix("storage: ")))
         except UserError as error:
             message = str(error).removeprefix(f"{key}: ")
             named = not where or repr(where) in message
@@ -162,6 +184,32 @@ class _Blank:
             one for one in POOLS if not pool_problem(self.model, self.name, one, self.input_size)
         ]
         return f"{self.name!r} allows {', '.join(works)}"
+
+
+def _own_space(config: StudyConfig, space: Space, blanks: Sequence[_Blank]) -> Space:
+    """Have the study's own function change the space, and look at what comes of it."""
+    custom = config.space.custom
+    if custom is None:
+        return space
+    changed = own_space(custom, space, blanks[0].offers)
+    depth, pool = (dimension_of(changed, name) for name in ("depth", "head.pool"))
+    as_file = SpaceConfig(depth=depth, head=HeadSpace(pool=pool))
+    for problem in (*_depth_problems(as_file, blanks), *_pool_problems(as_file, blanks)):
+        name = problem.key.removeprefix("space.")
+        raise UserError(f"the space of {Reference.of(custom)}: {name}: {problem.message}")
+    return changed
+
+
+def _try_sampler(config: StudyConfig, space: Space) -> None:
+    """Make the study's own sampler once, as every worker will."""
+    if is_own(config.search.sampler):
+        load_own_sampler(config.search.sampler, space, config.search.seed)
+
+
+def _try_pruner(config: StudyConfig) -> None:
+    """Make the study's own pruner once, as every worker will."""
+    if is_own(config.search.pruner):
+        load_own_pruner(config.search.pruner, config.training.epochs, workers=1)
 
 
 def _look_at(

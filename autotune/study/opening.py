@@ -16,6 +16,8 @@ from pydantic import ValidationError
 
 from autotune.config import OBJECTIVES, StudyConfig
 from autotune.errors import StudyError, join_sentences, nearest
+from autotune.rules import is_own
+from autotune.search.own import Reference, references
 from autotune.storage.database import (
     absolute_url,
     database_path,
@@ -26,9 +28,12 @@ from autotune.storage.database import (
     storage_errors,
 )
 from autotune.storage.layout import Files
+from autotune.storage.lock import study_lock
 from autotune.study import record
 from autotune.study.claims import sweep_stale
 from autotune.study.definition import Definition
+from autotune.study.starting import Starts, is_start_of, queue, starts_of
+from autotune.studyfile import apply_overrides, dotted
 
 logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -126,25 +131,39 @@ def open_or_create(definition: Definition, dataset: Mapping[str, Any]) -> OpenSt
     assert config.name is not None
     storage = open_storage(config.storage, create=True, on_stale_trial=sweep_stale)
     files = Files.of(config.storage, config.files)
-    with storage_errors(config.storage):
-        study = optuna.create_study(
-            study_name=config.name,
-            storage=storage,
-            direction=OBJECTIVES[config.training.objective],
-            load_if_exists=True,
-        )
+    with (
+        storage_errors(config.storage),
+        # Of two launchers that start at once, one makes the study and the other continues it.
+        study_lock(storage, absolute_url(config.storage), config.name),
+    ):
+        study = _create(config, storage)
         if record.DEFINITION in study.user_attrs:
             check_same(study, definition)
-        elif not all(record.is_baseline(one) for one in study.get_trials(deepcopy=False)):
+            # Images, weights and files of one's own that were moved are found where they are now.
+            study.set_user_attr(record.DEFINITION, config.definition())
+        elif not all(record.PLAN in one.user_attrs for one in study.get_trials(deepcopy=False)):
             raise StudyError(
                 f"the storage {redact(config.storage)} has a study {config.name!r} that was not "
                 "made by autotune; choose another name with --name"
             )
         else:
-            _remember(study, definition, dataset, files)
+            starts = starts_of(definition, storage)
+            if not is_start_of(study, starts):  # an earlier start broke off and had other plans
+                optuna.delete_study(study_name=config.name, storage=storage)
+                study = _create(config, storage)
+            _remember(study, definition, dataset, files, starts)
         budget = {"trials": config.search.trials, "timeout": config.search.timeout}
         study.set_user_attr(record.BUDGET, budget)
     return OpenStudy(study, storage, absolute_url(config.storage), files)
+
+
+def _create(config: StudyConfig, storage: RDBStorage) -> Study:
+    return optuna.create_study(
+        study_name=config.name,
+        storage=storage,
+        direction=OBJECTIVES[config.training.objective],
+        load_if_exists=True,
+    )
 
 
 def check_existing(definition: Definition) -> None:
@@ -166,9 +185,13 @@ def check_existing(definition: Definition) -> None:
 
 
 def _remember(
-    study: Study, definition: Definition, dataset: Mapping[str, Any], files: Files
+    study: Study,
+    definition: Definition,
+    dataset: Mapping[str, Any],
+    files: Files,
+    starts: Starts,
 ) -> None:
-    """Store the definition with a new study and queue its baseline."""
+    """Store the definition with a new study and queue the trials that it starts with."""
     config = definition.config
     with experimental():
         study.set_metric_names([config.training.objective])
@@ -188,13 +211,8 @@ def _remember(
     study.set_user_attr(record.FILES, str(files.root))
     versions = {package: version(package) for package in _PACKAGES}
     study.set_user_attr(record.ENVIRONMENT, {"python": platform.python_version(), **versions})
-    baseline = definition.space.baseline(config.baseline)
-    params = definition.space.params(baseline)
-    if params is None:
-        logger.info("the baseline lies outside the space and is not shown to the sampler")
-    attributes = {record.ROLE: record.BASELINE, record.PLAN: baseline.to_json()}
-    if not study.get_trials(deepcopy=False):  # else an earlier start broke off below
-        study.enqueue_trial(params or {}, user_attrs=attributes)
+    study.set_user_attr(record.OWN, {key: one.digest() for key, one in references(config).items()})
+    queue(study, starts)
     # Last, because a study counts as made when it has its definition.
     study.set_user_attr(record.DEFINITION, config.definition())
 
@@ -210,11 +228,11 @@ def check_same(study: Study, definition: Definition) -> None:
     """
     stored = _filled_in(study.user_attrs[record.DEFINITION])
     wanted = definition.config.definition()
+    changes, stored = _own_changes(study, stored, definition.config)
     # These two are what they hold, not where it lies.
     before, now = (
         {key: one.pop(key) for key in ("dataset", "weights")} for one in (stored, wanted)
     )
-    changes = []
     for key, name, old, new in _contents(study, definition):
         if old != new:
             changes.append(
@@ -248,6 +266,25 @@ def _contents(study: Study, definition: Definition) -> Iterator[tuple[str, str, 
         if one.name in remembered:  # else the backbones differ, which their names say
             name = f" of {one.name}" if len(definition.backbones) > 1 else ""
             yield "weights", name, remembered[one.name]["weights_hash"], one.weights_hash
+
+
+def _own_changes(
+    study: Study, stored: dict[str, Any], config: StudyConfig
+) -> tuple[list[tuple[str, Any, Any]], dict[str, Any]]:
+    """Compare files of one's own: they are what they say, not where they lie.
+
+    Returns:
+        The differences, and the stored definition with the paths of now for what was compared.
+    """
+    changes: list[tuple[str, Any, Any]] = []
+    for key, now in references(config).items():
+        before = dotted(stored, key)
+        if is_own(before):
+            old, new = study.user_attrs[record.OWN][key], now.digest()
+            if (Reference.of(before).name, old) != (now.name, new):
+                changes.append((key, f"{before} (hash {old[:16]})", f"{now} (hash {new[:16]})"))
+            stored = apply_overrides(stored, {key: dotted(config.model_dump(), key)})
+    return changes, stored
 
 
 def differences(

@@ -25,10 +25,13 @@ BACKBONES = "backbones"
 SPACE = "space"  # dict: what Space.to_json() returned
 FILES = "files"  # str: folder of the study's files
 ENVIRONMENT = "environment"  # dict: package -> version
+OWN = "own"  # dict: key such as "search.sampler" -> SHA-256 of the file that it names
+WARM_START = "warm_start"  # dict: {"taken": [title], "dropped": [[title, reason]]}
 
 # Of a trial
 PLAN = "plan"  # dict: TrialPlan.to_json()
 ROLE = "role"  # "baseline" for trial 0 and its retries
+ORIGIN = "origin"  # str: why a trial was queued at the start, e.g. "warm start: trial 3 of x"
 WORKER = "worker"  # str: host/process/index of the worker that runs it
 DEVICE = "device"  # str: e.g. "cpu" or "NVIDIA H200"
 EPOCHS = "epochs"  # int: epochs trained, those of earlier attempts included
@@ -136,6 +139,18 @@ def best_of(trials: Iterable[FrozenTrial], direction: StudyDirection) -> FrozenT
     ]
     sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
     return min(complete, key=lambda one: (sign * (one.value or 0.0), one.number), default=None)
+
+
+def origin_of(trial: FrozenTrial) -> str:
+    """Say why a trial was queued at the start; empty for the baseline and what was searched."""
+    return str(trial.user_attrs.get(ORIGIN, ""))
+
+
+def warm_start_in_words(study: Study) -> list[str]:
+    """Say which plans of other studies were taken, and which were dropped and why."""
+    known = study.user_attrs.get(WARM_START, {"taken": [], "dropped": []})
+    taken = [f"{title} is queued" for title in known["taken"]]
+    return taken + [f"{title} is dropped: {reason}" for title, reason in known["dropped"]]
 
 
 def plan_of(trial: FrozenTrial) -> TrialPlan | None:

@@ -25,13 +25,16 @@ import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
+from autotune.config import StudyConfig
 from autotune.errors import (
     AutotuneError,
     InterruptedTrial,
+    StudyError,
     TrialError,
     UserError,
     WorkerError,
 )
+from autotune.search.own import references
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
 from autotune.search.space import Space
@@ -106,6 +109,24 @@ def prepare(opened: OpenStudy) -> Workbench:
     return bench
 
 
+def check_own(opened: OpenStudy, config: StudyConfig) -> None:
+    """Refuse a sampler or a pruner whose file is another one than the study began with.
+
+    The space needs no look at its file: the study remembers the space itself.
+
+    Raises:
+        StudyError: When the file has changed.
+        UserError: When it is not there.
+    """
+    remembered = opened.study.user_attrs.get(record.OWN, {})
+    for key, own in references(config).items():
+        if key != "space.custom" and own.digest() != remembered.get(key):
+            raise StudyError(
+                f"{key}: the file {own.path} has changed since the study {opened.name!r} was "
+                "made; bring it back, or start another study with --name"
+            )
+
+
 def work(job: Job, stop: threading.Event, emit: Listener) -> None:
     """Run trials until the budget is met, the time is up or a stop is asked for.
 
@@ -123,6 +144,7 @@ def work(job: Job, stop: threading.Event, emit: Listener) -> None:
         torch.set_num_threads(job.threads)
     opened = open_existing(job.study, job.storage, job.files)
     bench = prepare(opened)
+    check_own(opened, bench.config)
     study = opened.study
     # A worker that is started again must not draw the same trials again.
     draws = len(study.get_trials(deepcopy=False))

@@ -139,6 +139,22 @@ def test_without_a_terminal_there_are_plain_lines(opened: OpenStudy) -> None:
     assert len(lines) == 8
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_warm_start_is_told_before_the_first_trial(opened: OpenStudy, terminal: bool) -> None:
+    known = {"taken": ["warm start: trial 3 of study dogs"], "dropped": [["trial 5", "too deep"]]}
+    opened.study.set_user_attr(record.WARM_START, known)
+    for begun in (False, True):
+        output = StringIO()
+        trials = opened.study.get_trials(deepcopy=False)[: int(begun)]
+        event = {"event": "opened", "opened": opened, "workers": 1}
+        console = Console(file=output, width=100, force_terminal=terminal)
+        with make_view(console, config_of(opened)) as view:
+            view({**event, "progress": record.progress_of(trials, 40)})
+        told = "warm start: trial 3 of study dogs is queued" in output.getvalue()
+        assert told is not begun
+        assert ("trial 5 is dropped: too deep" in output.getvalue()) is not begun
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(None, "?"), (0, "0:00"), (61.9, "1:01"), (3600, "1:00:00")]
 )

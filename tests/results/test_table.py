@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 from optuna.study import Study
+from optuna.trial import create_trial
 
 from autotune.results.report import render_report
+from autotune.study import record
 from tests.support.page import Parsed
 from tests.support.studies import make_study
 
@@ -30,6 +32,23 @@ def test_the_table_has_every_trial(study: Study, page: Parsed) -> None:
     assert "the worker was lost: no heartbeat for 120 s" in page.of("td")
     assert "retry of 2" in page.of("td")
     assert {"84.2 %", "83.8 %", "0.4000"} <= set(page.of("td"))
+
+
+def test_where_a_trial_came_from_is_shown() -> None:
+    study = make_study(trials=3)
+    known = {"taken": ["warm start: trial 1 of <b>"], "dropped": [["trial 2", "too deep"]]}
+    study.set_user_attr(record.WARM_START, known)
+    plan = study.trials[1].user_attrs[record.PLAN]
+    origin = {record.PLAN: plan, record.ORIGIN: "known good: last layer tuned"}
+    study.add_trial(create_trial(value=0.5, user_attrs=origin))
+    study.add_trial(create_trial(value=0.6, user_attrs={**origin, record.RETRIES: [4]}))
+    page = Parsed(render_report(study))
+    assert "known good: last layer tuned" in page.of("td")
+    assert "retry of 4; known good: last layer tuned" in page.of("td")
+    assert page.of("li")[-2:] == [
+        "warm start: trial 1 of <b> is queued",
+        "trial 2 is dropped: too deep",
+    ]
 
 
 def test_failures_are_grouped_by_reason() -> None:

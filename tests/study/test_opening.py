@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
-from optuna.study import StudyDirection
+from optuna.study import Study, StudyDirection
 from optuna.trial import TrialState
 
 import autotune.models
-from autotune.errors import StudyError
-from autotune.plan import TrialPlan
+from autotune.errors import ConfigError, StudyError
+from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.search.space import Space
 from autotune.study import record
+from autotune.study.claims import Claims
 from autotune.study.definition import define
 from autotune.study.opening import check_existing, differences, open_existing
 from tests.support.images import make_class_folders
@@ -137,3 +139,196 @@ def test_differences_name_dotted_keys() -> None:
         ("d", {"low": 0, "high": 1}, {"low": 0, "high": 2}),
     ]
     assert differences(old, old) == []
+
+
+# What a study starts with
+
+TITLES = [
+    "",
+    "known good: last layer tuned",
+    "known good: last 5 layers tuned with layer-wise decay",
+]
+
+
+def titles(study: Study) -> list[str]:
+    return [record.origin_of(one) for one in study.get_trials()]
+
+
+def test_known_good_plans_are_queued_after_the_baseline(tmp_path: Path) -> None:
+    opened = open_small(tmp_path, search__known_good=True)
+    assert titles(opened.study) == TITLES
+    space = define(opened.config()).space
+    for trial in opened.study.get_trials()[1:]:
+        plan = record.plan_of(trial)
+        assert trial.state == TrialState.WAITING and plan is not None
+        assert trial.system_attrs["fixed_params"] == space.params(plan)
+    claims = Claims(opened.study, opened.storage, opened.url)
+    for expected in (0, 1):
+        trial = claims.claim("host/1/0")
+        assert trial is not None and trial.number == expected
+    assert claims.give_back(1, "its worker was lost")
+    assert titles(opened.study) == [*TITLES, TITLES[1]]
+
+
+class Crash(BaseException):
+    """As abrupt as a kill."""
+
+
+def crash_at(number: int, patch: pytest.MonkeyPatch) -> None:
+    """Break off before the trial of some number is queued."""
+    enqueue = Study.enqueue_trial
+
+    def crashing(study: Study, *arguments: Any, **named: Any) -> None:
+        if len(study.get_trials()) == number:
+            raise Crash
+        enqueue(study, *arguments, **named)
+
+    patch.setattr(Study, "enqueue_trial", crashing)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_start_that_broke_off_loses_and_doubles_nothing(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        crash_at(number, patch)
+        open_small(tmp_path, search__known_good=True)
+    assert titles(open_small(tmp_path, search__known_good=True).study) == TITLES
+    assert titles(open_small(tmp_path, search__known_good=True).study) == TITLES
+
+
+def test_a_start_that_broke_off_may_be_followed_by_another_definition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        crash_at(2, patch)
+        open_small(tmp_path, search__known_good=True)
+    narrow = {"search__known_good": True, "space__depth": {"low": 0, "high": 3}}
+    opened = open_small(tmp_path, **narrow, baseline={"lr": 0.01})
+    assert titles(opened.study) == [
+        *TITLES[:2],
+        "known good: last 3 layers tuned with layer-wise decay",
+    ]
+    assert [one.number for one in opened.study.get_trials()] == [0, 1, 2]
+    plan = record.plan_of(opened.study.get_trials()[0])
+    assert plan is not None and plan.policy.lr == 0.01
+
+
+# Warm starts
+
+
+def complete(study: Study, values: dict[TrialPlan, float]) -> None:
+    for plan, value in values.items():
+        study.add_trial(
+            optuna.trial.create_trial(value=value, user_attrs={record.PLAN: plan.to_json()})
+        )
+
+
+def plan_of(depth: int, lr: float = 0.01) -> TrialPlan:
+    return TrialPlan(
+        "test_resnet.letters",
+        depth,
+        (LayerPlan(),) * depth,
+        policy=TrainingPolicy(lr=lr, layer_decay=0.7 if depth else 1.0),
+    )
+
+
+def test_the_best_plans_of_other_studies_are_taken(tmp_path: Path) -> None:
+    dogs = open_small(tmp_path, name="dogs")
+    # Of equal plans the best one counts once, and only three are taken.
+    complete(
+        dogs.study,
+        {plan_of(1): 0.9, plan_of(2): 0.95, plan_of(3, lr=0.9): 0.99, plan_of(4): 0.5},
+    )
+    complete(dogs.study, {plan_of(2): 0.93})
+    cats = open_small(tmp_path, name="cats", training__objective="log_loss", search__seed=3)
+    complete(cats.study, {plan_of(1): 0.1, plan_of(5): 0.7, plan_of(0, lr=0.03): 0.3})
+    open_small(tmp_path, name="young")
+    definition = define(
+        small_config(tmp_path, search__warm_start=["dogs", "cats", "young"], name="new")
+    )
+    opened = open_defined(definition)
+    assert titles(opened.study) == [
+        "",
+        "warm start: trial 2 of study dogs",
+        "warm start: trial 1 of study dogs",
+        "warm start: trial 2 of study cats",
+    ]
+    assert record.warm_start_in_words(opened.study) == [
+        "warm start: trial 2 of study dogs is queued",
+        "warm start: trial 1 of study dogs is queued",
+        "warm start: trial 2 of study cats is queued",
+        "warm start: trial 3 of study dogs is dropped: training.lr is 0.9, and this study has "
+        "0.001 to 0.1, log",
+        "warm start: study young is dropped: it has no complete trial yet",
+        "warm start: trial 1 of study cats is dropped: the same plan is queued already",
+        "warm start: trial 3 of study cats is dropped: the same plan is queued already",
+    ]
+    for trial in opened.study.get_trials()[1:]:
+        plan = record.plan_of(trial)
+        assert plan is not None
+        assert trial.system_attrs["fixed_params"] == definition.space.params(plan)
+    # The study goes on without those that it began with.
+    optuna.delete_study(study_name="dogs", storage=opened.storage)
+    define(small_config(tmp_path, search__warm_start=["dogs", "cats", "young"], name="new"))
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["dgs"], "which has no study 'dgs'; it has dogs; did you mean 'dogs'?"),
+        (["dogs", "small"], "must name other studies, but got the study's own name 'small'"),
+        (["foreign"], "was not made by autotune"),
+    ],
+)
+def test_studies_of_a_warm_start_must_be_there(
+    names: list[str], said: str, tmp_path: Path
+) -> None:
+    opened = open_small(tmp_path, name="dogs")
+    optuna.create_study(study_name="foreign", storage=opened.storage)
+    with pytest.raises(ConfigError) as caught:
+        define(small_config(tmp_path, search__warm_start=names, training__batch_size=3))
+    (problem,) = caught.value.problems
+    assert problem.key == "search.warm_start" and said in problem.message
+    assert len(optuna.get_all_study_names(opened.storage)) == 2
+
+
+def test_a_warm_start_without_a_storage(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no study 'dogs'; it has none"):
+        define(small_config(tmp_path, search__warm_start="dogs"))
+    assert list(tmp_path.iterdir()) == []
+
+
+# Files of one's own
+
+MINE = """
+from optuna.samplers import RandomSampler
+def Mine(space, seed): return RandomSampler(seed)
+def other(space): return space
+"""
+
+
+def test_files_of_ones_own_may_move_and_not_change(tmp_path: Path) -> None:
+    here, there = tmp_path / "here.py", tmp_path / "there.py"
+    here.write_text(MINE)
+    overrides = {"search__sampler": f"{here}:Mine", "space__custom": f"{here}:other"}
+    open_small(tmp_path, **overrides)
+    here.rename(there)
+    moved = {"search__sampler": f"{there}:Mine", "space__custom": f"{there}:other"}
+    definition = define(small_config(tmp_path, **moved))
+    check_existing(definition)
+    # Workers look where the file is now.
+    assert open_defined(definition).config().search.sampler == f"{there}:Mine"
+    there.write_text(MINE + "# changed")
+    with pytest.raises(StudyError) as caught:
+        check_existing(define(small_config(tmp_path, **moved)))
+    message = str(caught.value)
+    for key, name in (("search.sampler", "Mine"), ("space.custom", "other")):
+        assert f"  {key}: '{there}:{name} (hash " in message
+    there.write_text(MINE)
+    with pytest.raises(
+        StudyError, match=r"search.sampler: '\S+there.py:Mine' in the study, 'tpe'"
+    ):
+        check_existing(define(small_config(tmp_path, **{**moved, "search__sampler": "tpe"})))
+    with pytest.raises(StudyError, match=r"space.custom: .*:other' in the study, None now"):
+        check_existing(define(small_config(tmp_path, search__sampler=f"{there}:Mine")))

@@ -13,7 +13,7 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 
-from autotune.errors import DiskFullError, StudyError, WorkerError
+from autotune.errors import DiskFullError, StudyError, UserError, WorkerError
 from autotune.models.network import build_network
 from autotune.plan import TrialPlan
 from autotune.storage.layout import Files
@@ -276,3 +276,24 @@ def test_samplers_run_a_study_past_their_start(tmp_path: Path, sampler: str) -> 
     opened = open_small(tmp_path, search__sampler=sampler, search__trials=13, training__epochs=1)
     run(opened)
     assert opened.progress().finished == 13
+
+
+OWN = """
+from optuna.samplers import RandomSampler
+def Mine(space, seed): return RandomSampler(seed)
+"""
+
+
+def test_changed_files_of_ones_own_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    opened = open_small(tmp_path, search__sampler=f"{path}:Mine", search__trials=2)
+    path.write_text(OWN + "# changed")
+    with pytest.raises(StudyError, match=r"search.sampler: the file \S+/mine.py has changed"):
+        run(opened)
+    path.unlink()
+    with pytest.raises(UserError, match=r"there is no file \S+/mine.py"):
+        run(opened)
+    path.write_text(OWN)
+    run(opened)
+    assert opened.progress().complete == 2

@@ -22,6 +22,7 @@ OVERRIDES: dict[str, Any] = {
     "space.head.hidden_layers": {"low": 0, "high": 1},
     "space.head.units": 8,
     "search.trials": 3,
+    "search.known_good": False,
 }
 
 

@@ -1,0 +1,209 @@
+"""Known-good plans, and plans of other studies that fit or do not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from autotune.config import BaselineConfig, SpaceConfig
+from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
+from autotune.search.space import Space
+from autotune.search.start import Dropped, Start, fit_into, known_good, misfit, without_repeats
+from autotune.studyfile import load_study_file
+from tests.search.test_space import space_of, spaces
+from tests.support.offers import offers
+
+DEPTH = {"low": 0, "high": 5}
+LR = {"low": 1e-5, "high": 1.0, "log": True}
+
+
+def short(starts: tuple[Start, ...]) -> list[tuple[str, int, float, float, int]]:
+    """Title, depth, learning rate, layer decay and head epochs of every plan."""
+    return [
+        (
+            one.title.removeprefix("known good: "),
+            one.plan.depth,
+            one.plan.policy.lr,
+            one.plan.policy.layer_decay,
+            one.plan.policy.head_epochs,
+        )
+        for one in starts
+    ]
+
+
+def test_the_plans_of_the_digits_study() -> None:
+    config = load_study_file("digits")
+    space = space_of(**config.space.model_dump())
+    found = known_good(space, config.baseline, config.training.epochs)
+    assert short(found) == [
+        ("last layer tuned", 1, 0.009, 1.0, 0),
+        ("last 5 layers tuned with layer-wise decay", 5, 0.003, 0.7, 0),
+    ]
+    for start in found:
+        assert start.plan.reshaped == ()
+        assert start.plan.head == HeadPlan()
+        assert set(start.params) == set(space.distributions)
+
+
+def test_the_head_first_where_the_space_has_head_epochs() -> None:
+    title = "linear probing, then fine-tuning"
+    training = {"lr": LR, "layer_decay": {"low": 0.5, "high": 1.0}}
+    searched = space_of(
+        depth=DEPTH, training={**training, "head_epochs": {"low": 0, "high": 4, "step": 2}}
+    )
+    assert short(known_good(searched, epochs=20))[2] == (title, 5, 9e-4, 0.7, 4)
+    assert short(known_good(searched, epochs=8))[2] == (title, 5, 9e-4, 0.7, 2)
+    fixed = space_of(depth=DEPTH, training={**training, "head_epochs": 3})
+    assert [one[4] for one in short(known_good(fixed, epochs=20))] == [3, 3, 3]
+    without = space_of(depth=DEPTH, training=training)
+    assert len(known_good(without, epochs=20)) == 2
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "baseline", "lr"),
+    [
+        ("adamw", {}, 3e-4),
+        ("sgd", {}, 1e-2),
+        ("adagrad", {}, 1e-2),
+        (["adamw", "sgd"], {}, 3e-4),
+        ("adamw", {"lr": 0.05}, 0.005),
+        # The rate of another optimiser says nothing.
+        ("sgd", {"lr": 0.05, "optimizer": "adamw"}, 1e-2),
+        (["sgd", "adamw"], {"lr": 0.05, "optimizer": "sgd"}, 0.005),
+    ],
+)
+def test_learning_rates_follow_optimiser_and_baseline(
+    optimizer: Any, baseline: dict[str, Any], lr: float
+) -> None:
+    space = space_of(depth=DEPTH, training={"optimizer": optimizer, "lr": LR})
+    config = BaselineConfig.model_validate(baseline)
+    assert [one[2] for one in short(known_good(space, config))] == [pytest.approx(3 * lr), lr]
+
+
+def test_values_that_the_space_does_not_have_become_the_nearest() -> None:
+    space = space_of(
+        depth=[0, 2, 3],
+        layers={"kernel": [3, 5], "width": ["keep", 0.5], "last": 1},
+        head={"hidden_layers": [1, 2], "units": [64, 512], "pool": ["max", "avg"]},
+        training={"lr": [1e-3, 1e-2], "layer_decay": [0.5, 0.8], "weight_decay": 0.1},
+    )
+    found = known_good(space)
+    assert short(found) == [
+        ("last 2 layers tuned with layer-wise decay", 2, 1e-3, 0.8, 0),
+        ("last 3 layers tuned with layer-wise decay", 3, 1e-3, 0.8, 0),
+    ]
+    assert found[0].plan.layers == (LayerPlan(kernel=3), LayerPlan())
+    assert found[0].plan.head.pool == "max"
+    assert found[0].plan.policy.weight_decay == 0.1
+
+
+@pytest.mark.parametrize("depth", [0, [0], {"low": 0, "high": 0}])
+def test_nothing_is_known_where_no_layer_is_tuned(depth: Any) -> None:
+    assert known_good(space_of(depth=depth, training={"lr": LR})) == ()
+
+
+def test_equal_plans_are_queued_once() -> None:
+    (only,) = known_good(space_of(depth=1))
+    assert only.title == "known good: last layer tuned"
+    two = [Start("a", {}, only.plan), Start("b", {}, replace(only.plan, depth=0, layers=()))]
+    kept, dropped = without_repeats(two, [only.plan])
+    assert [one.title for one in kept] == ["b"]
+    assert dropped == [Dropped("a", "the same plan is queued already")]
+
+
+@given(spaces)
+def test_plans_are_canonical_points_of_any_space(space: Space) -> None:
+    found = known_good(space, epochs=20)
+    plans = [space.baseline(), *(one.plan for one in found)]
+    assert len(set(plans)) == len(plans)
+    for start in found:
+        assert start.plan.depth > 0
+        assert space.params(start.plan) == start.params
+        assert misfit(space, start.plan) == ""
+
+
+# Plans of other studies
+
+FIXED = Space.from_config(
+    "resnet18",
+    SpaceConfig.model_validate(
+        {
+            "depth": {"low": 0, "high": 3},
+            "layers": {"kernel": ["keep", 5], "last": 2},
+            "head": {"hidden_layers": [0, 1], "units": 64, "dropout": [0.0, 0.5]},
+            "training": {"lr": {"low": 1e-3, "high": 0.1, "log": True}, "layer_decay": 0.7},
+        }
+    ),
+    "weights",
+    offers(3),
+)
+GOOD = TrialPlan(
+    "resnet18",
+    depth=2,
+    layers=(LayerPlan(kernel=5), LayerPlan()),
+    policy=TrainingPolicy(lr=0.01, layer_decay=0.7),
+)
+
+
+def with_policy(**values: Any) -> TrialPlan:
+    return replace(GOOD, policy=replace(GOOD.policy, **values))
+
+
+@pytest.mark.parametrize(
+    ("plan", "reason"),
+    [
+        (GOOD, ""),
+        (replace(GOOD, head=HeadPlan((HiddenLayer(64, 0.5),))), ""),
+        # Without tuned layers a layer decay means nothing.
+        (TrialPlan("resnet18", policy=TrainingPolicy(lr=0.01)), ""),
+        (
+            replace(GOOD, backbone="resnet50"),
+            "backbone is resnet50, and this study has resnet18",
+        ),
+        (
+            replace(GOOD, depth=4, layers=(LayerPlan(),) * 4),
+            "depth is 4, and this study has 0 to 3",
+        ),
+        (
+            replace(GOOD, layers=(LayerPlan(), LayerPlan(kernel=7))),
+            "layer.2.kernel is 7, and this study has keep, 5",
+        ),
+        (
+            replace(GOOD, layers=(LayerPlan(width=0.5), LayerPlan())),
+            "layer.1.width is 0.5, and this study keeps that of this layer",
+        ),
+        (
+            replace(GOOD, depth=3, layers=(LayerPlan(), LayerPlan(), LayerPlan(kernel=5))),
+            "layer.3.kernel is 5, and this study keeps that of this layer",
+        ),
+        (
+            replace(GOOD, head=HeadPlan((HiddenLayer(64), HiddenLayer(64)))),
+            "head.hidden_layers is 2, and this study has 0, 1",
+        ),
+        (
+            replace(GOOD, head=HeadPlan((HiddenLayer(128),))),
+            "head.units.1 is 128, and this study has it fixed at 64",
+        ),
+        (
+            replace(GOOD, head=HeadPlan(pool="max")),
+            "head.pool is max, and this study has it fixed at keep",
+        ),
+        (with_policy(lr=0.2), "training.lr is 0.2, and this study has 0.001 to 0.1, log"),
+        (with_policy(layer_decay=0.9), "training.layer_decay is 0.9, and this study has it fixed"),
+        (with_policy(mixup=0.2), "training.mixup is 0.2, and this study has it fixed at 0"),
+        (with_policy(optimizer="sgd"), "training.optimizer is sgd, and this study has it fixed"),
+        (replace(GOOD, inherit="none"), "inherit is none, and this study has it fixed at weights"),
+    ],
+)
+def test_the_first_parameter_that_does_not_fit_is_named(plan: TrialPlan, reason: str) -> None:
+    found = fit_into(FIXED, "warm start: trial 3 of study dogs", plan)
+    assert found.title == "warm start: trial 3 of study dogs"
+    if reason:
+        assert isinstance(found, Dropped) and found.reason.startswith(reason)
+        assert FIXED.params(plan) is None
+    else:
+        assert isinstance(found, Start) and found.plan == plan
+        assert found.params == FIXED.params(plan)
