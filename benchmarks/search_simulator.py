@@ -26,7 +26,7 @@ from autotune.search.space import Space, suggest
 
 #: An epoch of a plan with the last ``n`` layers tuned takes ``1 + n * COST_OF_LAYER``: roughly
 #: what the trainings of the table took on images.
-COST_OF_LAYER = 0.12
+COST_OF_LAYER = 0.1
 
 
 class Strategy(Protocol):
@@ -136,20 +136,24 @@ class Rival:
         return params
 
 
+#: Makes a strategy for a space and a number of trials.
+Builder = Callable[[Space, int], Strategy]
+
+
 def _gp(seed: int) -> BaseSampler:
     return GPSampler(seed=seed, warn_independent_sampling=False)
 
 
-def _rival(make: Callable[[int], BaseSampler]) -> Callable[[Space], Strategy]:
-    return lambda space: Rival(make, space)
+def _rival(make: Callable[[int], BaseSampler]) -> Builder:
+    return lambda space, trials: Rival(make, space)
 
 
-def _ours(*overrides: str) -> Callable[[Space], Strategy]:
-    return lambda space: Ours(load_config(*overrides), space)
+def _ours(*overrides: str) -> Builder:
+    return lambda space, trials: Ours(load_config(f"search.trials={trials}", *overrides), space)
 
 
 #: How each strategy is built. The first three are what autotune is compared with.
-STRATEGIES: Mapping[str, Callable[[Space], Strategy]] = {
+STRATEGIES: Mapping[str, Builder] = {
     "random": _rival(lambda seed: RandomSampler(seed=seed)),
     "tpe-conditional": _rival(lambda seed: TPESampler(seed=seed)),
     "gp-conditional": _rival(_gp),
