@@ -1,0 +1,208 @@
+"""How good are the searches? Studies of many seeds, simulated on real learning curves.
+
+Random search, Optuna's TPE and GP as a user would write them (define by run, parameters only where
+they have a meaning), and autotune's, each with and without the median pruner, one trial after the
+other and with eight workers. Nothing is trained: `benchmarks/search_table.npz` holds what every
+plan scores in every epoch. Writes a dated report with a plot under ``benchmarks/results/``.
+
+    python benchmarks/search_quality.py                                     # all of it
+    python benchmarks/search_quality.py --strategies tpe,tpe-conditional --seeds 10 \
+        --workers 1 --pruners median --print                                # a quick look
+
+Simulated studies are kept in `storage/` until the code that searches changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import optuna
+import search_simulator
+from search_curves import TABLE, Table
+from search_figures import Results, draw, render
+from search_simulator import STRATEGIES, Course, Ours, Simulation
+
+import autotune.search
+from autotune.errors import ConfigError
+
+HERE = Path(__file__).parent
+STUDIES = HERE.parent / "storage" / "search_quality.files" / "studies.jsonl"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One simulated study.
+
+    Args:
+        strategy: Its name.
+        pruner: Name of the pruner.
+        workers: How many train at the same time.
+        trials: The budget.
+        seed: Of the samplers.
+        code: Digest of the table and of the code that searches.
+    """
+
+    strategy: str
+    pruner: str
+    workers: int
+    trials: int
+    seed: int
+    code: str
+
+
+@cache
+def the_table() -> Table:
+    return Table.load()
+
+
+@cache
+def digest(ours: bool) -> str:
+    """Return what the outcome of a study depends on, besides its case."""
+    folder = Path(autotune.search.__file__).parent
+    paths = [TABLE, Path(search_simulator.__file__), folder / "pruners.py"]
+    found = hashlib.blake2b(digest_size=6)
+    for path in [*paths, *(sorted(folder.glob("*.py")) if ours else [])]:
+        found.update(path.read_bytes())
+    return f"{found.hexdigest()}-optuna-{optuna.__version__}"
+
+
+def known_strategies(names: Sequence[str]) -> list[str]:
+    """Return the strategies that this version of autotune has."""
+    known = []
+    for name in names:
+        try:
+            STRATEGIES[name](the_table().space, 1)
+        except ConfigError as error:
+            reasons = "; ".join(f"{one.key} {one.message}" for one in error.problems)
+            print(f"left out: {name} ({reasons})")
+        else:
+            known.append(name)
+    return known
+
+
+def cases(options: argparse.Namespace) -> list[Case]:
+    """List the studies to simulate, seed by seed."""
+    found = []
+    strategies = known_strategies(options.strategies)
+    for seed in range(options.seeds):
+        for workers in options.workers:
+            for strategy in strategies:
+                ours = isinstance(STRATEGIES[strategy](the_table().space, 1), Ours)
+                trials = options.random_trials if strategy == "random" else options.trials
+                for pruner in options.pruners:
+                    found.append(Case(strategy, pruner, workers, trials, seed, digest(ours)))
+    return found
+
+
+def prepare_process() -> None:
+    """Quieten Optuna and keep torch, in which the GP computes, on one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+
+
+def simulate(case: Case) -> tuple[Case, Course]:
+    """Simulate one study."""
+    table = the_table()
+    strategy = STRATEGIES[case.strategy](table.space, case.trials)
+    simulation = Simulation(table, strategy, case.pruner, case.workers, case.trials, case.seed)
+    return case, simulation.run()
+
+
+def read_studies() -> dict[Case, Course]:
+    """Return the studies that have been simulated before."""
+    if not STUDIES.exists():
+        return {}
+    lines = STUDIES.read_text(encoding="utf-8").splitlines()
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [json.loads(line) for line in lines]
+    return {Case(**case): Course(**course) for case, course in pairs}
+
+
+def simulate_all(wanted: Sequence[Case], jobs: int) -> dict[Case, Course]:
+    """Simulate the studies that are not in the file yet."""
+    known = read_studies()
+    missing = [case for case in wanted if case not in known]
+    STUDIES.parent.mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("spawn")
+    start = time.perf_counter()
+    with (
+        STUDIES.open("a", encoding="utf-8") as file,
+        context.Pool(jobs, prepare_process) as pool,
+    ):
+        for done, (case, course) in enumerate(pool.imap_unordered(simulate, missing), start=1):
+            known[case] = course
+            file.write(json.dumps([asdict(case), asdict(course)]) + "\n")
+            file.flush()
+            if done % 50 == 0:
+                left_s = (time.perf_counter() - start) / done * (len(missing) - done)
+                print(f"{done} of {len(missing)} studies, {left_s / 60:.1f} minutes to go")
+    return {case: known[case] for case in wanted}
+
+
+def names(choices: Sequence[str]) -> Any:
+    """Return a reader of comma-separated names."""
+
+    def read(text: str) -> list[str]:
+        found = text.split(",")
+        if unknown := [one for one in found if one not in choices]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(choices)}")
+        return found
+
+    return read
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    every, pruners = list(STRATEGIES), ["none", "median"]
+    parser.add_argument("--strategies", type=names(every), default=every, metavar="A,B")
+    parser.add_argument("--pruners", type=names(pruners), default=pruners, metavar="A,B")
+    parser.add_argument(
+        "--workers",
+        type=lambda text: [int(one) for one in text.split(",")],
+        default=[1, 8],
+        metavar="1,8",
+    )
+    parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--trials", type=int, default=60, help="of a study with a model")
+    parser.add_argument("--random-trials", type=int, default=100, help="of random search")
+    parser.add_argument("--jobs", type=int, default=2, help="processes that simulate")
+    parser.add_argument("--print", action="store_true", help="write no report")
+    parser.add_argument("--output", type=Path, default=None, help="the report, ending in .md")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = read_options()
+    groups: dict[tuple[str, str, int], list[Course]] = defaultdict(list)
+    for case, course in simulate_all(cases(options), options.jobs).items():
+        groups[case.strategy, case.pruner, case.workers].append(course)
+    results = Results(the_table(), groups, options.trials, options.random_trials)
+    text = render(results)
+    print(text)
+    if options.print:
+        return
+    today = f"{datetime.now(UTC):%Y-%m-%d}-search-quality.md"
+    output = options.output or HERE / "results" / today
+    picture = output.with_suffix(".png")
+    draw(results, picture)
+    output.write_text(text + f"\n![Regret]({picture.name})\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
