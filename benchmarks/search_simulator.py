@@ -19,10 +19,11 @@ from optuna.trial import Trial, TrialState
 from search_curves import DIVERGED, Params, Table, load_config
 
 from autotune.config import StudyConfig
-from autotune.plan import TrialPlan
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
 from autotune.search.space import Space, suggest
+from autotune.search.start import known_good
+from autotune.search.view import FAILED_PLAN
 
 #: An epoch of a plan with the last ``n`` layers tuned takes ``1 + n * COST_OF_LAYER``: roughly
 #: what the trainings of the table took on images.
@@ -59,14 +60,12 @@ class Ours:
 
     def start(self, study: Study) -> None:
         """Queue the plans that autotune queues."""
-        for plan in starting_plans(self.config, self.space):
-            params = self.space.params(plan)
-            assert params is not None, "outside the space"
+        for params in starting_params(self.config, self.space):
             study.enqueue_trial(params)
 
     def sampler(self, seed: int) -> BaseSampler:
         """Make autotune's sampler."""
-        return our_sampler(self.config, self.space, seed)
+        return make_sampler(self.config, self.space, seed)
 
     def exhausted(self, sampler: BaseSampler, study: Study) -> str:
         """Ask the sampler, where it is one that can run out of plans."""
@@ -78,17 +77,14 @@ class Ours:
         return {name: suggest(trial, name, one) for name, one in self.space.distributions.items()}
 
 
-def our_sampler(config: StudyConfig, space: Space, seed: int) -> BaseSampler:
-    """Make autotune's sampler: the one place that knows how it is called."""
-    return make_sampler(config.search.sampler, space, seed)
-
-
-def starting_plans(config: StudyConfig, space: Space) -> list[TrialPlan]:
-    """List what autotune tries first: the one place that knows.
-
-    Plans that are known to be good on other data are to be added here.
-    """
-    return [space.baseline(config.baseline)]
+def starting_params(config: StudyConfig, space: Space) -> list[Params]:
+    """List what autotune tries first: the baseline, and plans that often work."""
+    baseline = space.params(space.baseline(config.baseline))
+    assert baseline is not None, "outside the space"
+    starts = ()
+    if config.search.known_good:
+        starts = known_good(space, config.baseline, config.training.epochs)
+    return [baseline, *(one.params for one in starts)]
 
 
 @dataclass(frozen=True)
@@ -212,6 +208,7 @@ class Simulation:
         self.asked = self.spent = self.events = 0
         # Time, order of arrival, worker, trial, row of the table, epoch that ends then.
         self.queue: list[tuple[float, int, int, Trial, int, int]] = []
+        self.idle: list[int] = []
 
     def run(self) -> Course:
         """Run the study to its end."""
@@ -226,7 +223,10 @@ class Simulation:
                 self._push(worker, now, trial, row, epoch + 1)
                 continue
             self._tell(worker, trial, row, state)
-            self._claim(worker, now)
+            # What has just ended may have given those something to do who found nothing.
+            waiting, self.idle = [worker, *self.idle], []
+            for one in waiting:
+                self._claim(one, now)
         return self.course
 
     def _claim(self, worker: int, now: float) -> None:
@@ -237,7 +237,9 @@ class Simulation:
         reason = self.strategy.exhausted(self.samplers[worker], self.study)
         if reason:
             self.course.ended = reason
+            self.idle.append(worker)
             return
+        self.course.ended = ""
         trial = self.study.ask()
         row = self.table.row(self.strategy.suggest(trial))
         self.asked += 1
@@ -265,6 +267,8 @@ class Simulation:
         if state == TrialState.COMPLETE:
             right = int(self.table.right[row, -1])
             value = right / self.table.images
+        if state == TrialState.FAIL:
+            trial.set_user_attr(FAILED_PLAN, True)
         self.study.sampler = self.samplers[worker]
         self.study.tell(trial, value, state=state)
         course.best.append(max(right, course.best[-1] if course.best else 0))

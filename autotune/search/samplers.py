@@ -24,7 +24,7 @@ from autotune.rules import is_own
 from autotune.search.greedy import STAGE, Course, course
 from autotune.search.own import load_own_sampler
 from autotune.search.space import Params, Space
-from autotune.search.unseen import drawn, key_of, nearest_unseen
+from autotune.search.unseen import Key, drawn, key_of, nearest_unseen
 from autotune.search.view import StudyView
 
 #: Random trials before a model takes over, baseline included (Optuna's own default).
@@ -77,6 +77,7 @@ class CanonicalSampler(BaseSampler):
         self._base = base
         self._start = start
         self._seed = seed
+        self._keys: dict[int, Key] = {}
         self._impute = impute
         self._where = where
 
@@ -88,7 +89,7 @@ class CanonicalSampler(BaseSampler):
         focus = self._focus(study)
         if focus is None:
             return "the greedy search has gone through all of its stages"
-        seen = drawn(self._space, study.get_trials(deepcopy=False))
+        seen = drawn(self._space, study.get_trials(deepcopy=False), self._keys)
         if nearest_unseen(self._space, focus.start, seen, random.Random(0), focus.free) is None:
             return "every plan of the space has been tried"
         return ""
@@ -126,7 +127,7 @@ class CanonicalSampler(BaseSampler):
         if search_space.keys() <= known.keys():
             return {}
         others = [one for one in study.get_trials(deepcopy=False) if one.number != trial.number]
-        seen = drawn(self._space, others)
+        seen = drawn(self._space, others, self._keys)
         focus = self._focus(study)
         if focus is None:  # the caller did not ask whether there is anything left
             focus = _Focus(tuple(search_space), self._start)

@@ -34,19 +34,30 @@ def key_of(space: Space, params: Mapping[str, Any]) -> Key:
     )
 
 
-def drawn(space: Space, trials: Iterable[FrozenTrial]) -> set[Key]:
+def drawn(
+    space: Space, trials: Iterable[FrozenTrial], known: dict[int, Key] | None = None
+) -> set[Key]:
     """Return the keys of all plans that trials have, had, or wait for.
 
     Args:
         space: The static space.
         trials: Trials of the study in any state. One that failed counts: it would again, and one
             whose worker was lost has a successor with the same parameters.
+        known: Keys by the number of the trial, to be handed in again: those of trials that have
+            ended are worked out once.
     """
+    known = {} if known is None else known
     found = set()
     for trial in trials:
-        params = _params_of(trial)
-        if params.keys() >= space.distributions.keys():
-            found.add(key_of(space, params))
+        key = known.get(trial.number)
+        if key is None:
+            params = _params_of(trial)
+            if not params.keys() >= space.distributions.keys():
+                continue
+            key = key_of(space, params)
+            if trial.state.is_finished():
+                known[trial.number] = key
+        found.add(key)
     return found
 
 
