@@ -61,6 +61,6 @@ class _Ended:
         shown = copy.copy(trial)
         curve = trial.intermediate_values
         last = max(curve)
-        later = {step: curve[last] for step in range(last + 1, self._epochs + 1)}
+        later = dict.fromkeys(range(last + 1, self._epochs + 1), curve[last])
         shown.intermediate_values = {**curve, **later}
         return shown
