@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from autotune.data.task import Task
 from autotune.data.views import Views
 from autotune.errors import DivergedError
+from autotune.models.backbone import Backbone, load_backbone
 from autotune.models.network import Network, build_network
 from autotune.plan import TrialPlan
 from autotune.search.space import Space
@@ -107,6 +108,7 @@ class Bench:
     """What all trainings share."""
 
     found: Definition
+    backbone: Backbone
     train: Views
     validation: Views
     normalise: Normalise
@@ -114,7 +116,7 @@ class Bench:
     def network(self, plan: TrialPlan) -> Network:
         """Build the network of a plan."""
         classes = len(self.found.source.classes)
-        return build_network(self.found.backbone, plan, classes, self.found.config.search.seed)
+        return build_network(self.backbone, plan, classes, self.found.config.search.seed)
 
     def training(self, plan: TrialPlan) -> Training:
         """Prepare the training of a plan as a study would."""
@@ -143,11 +145,13 @@ def bench() -> Bench:
     found = define(load_config())
     config = found.config
     with tempfile.TemporaryDirectory(prefix="search-table-") as folder:
-        task = Task.open(config.dataset, config.data, found.spec, Path(folder))
+        task = Task.open(config.dataset, config.data, found.backbones[0].spec, Path(folder))
         settings = config.training
         train = task.train_views(settings.augment, settings.views, config.search.seed)
-        normalise = Normalise.of(found.backbone.data_config, torch.device("cpu"))
-        return Bench(found, train, task.validation_views(), normalise)
+        size = config.data.image_size
+        backbone = load_backbone(config.backbones[0], config.weights, size)
+        normalise = Normalise.of(backbone.data_config, torch.device("cpu"))
+        return Bench(found, backbone, train, task.validation_views(), normalise)
 
 
 def locked_children(depth: int) -> tuple[str, ...]:
@@ -159,7 +163,7 @@ def locked_children(depth: int) -> tuple[str, ...]:
 def features(depth: int) -> tuple[FeatureViews, FeatureViews]:
     """Compute what the locked layers make of the training and of the validation images."""
     shared = bench()
-    backbone = shared.found.backbone.fresh().eval()
+    backbone = shared.backbone.fresh().eval()
     locked = nn.Sequential(*(backbone.get_submodule(name) for name in locked_children(depth)))
     batch = shared.found.config.training.batch_size
 
