@@ -17,6 +17,7 @@ from autotune.models.offers import LayerOffer
 from autotune.models.surgery import check_layers, reshape
 from autotune.models.trying import offers_of
 from autotune.plan import TrialPlan
+from autotune.search.greedy import stages_of
 from autotune.search.space import Space, reach
 from autotune.studyfile import load_study_file, presets
 
@@ -68,6 +69,16 @@ def test_the_operators_are_those_of_the_paper(name: str) -> None:
     assert config.space.training.optimizer == "adagrad"
     assert config.space.training.lr == 0.01
     assert config.training.batch_size == 8
+    assert (config.search.order, config.search.sampler) == ("greedy", "gp")
+    assert config.search.greedy.trials_per_stage == 25
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_order_is_that_of_the_paper(name: str) -> None:
+    _, _, space = parts(name)
+    stages = stages_of(space)
+    assert [one.name for one in stages] == [*(f"layer {i}" for i in range(1, 7)), "head"]
+    assert load_study_file(name, ["weights=none"]).search.trials == 1 + 25 * len(stages)
 
 
 def test_what_changed_layers_start_from_is_part_of_the_name() -> None:
