@@ -30,6 +30,7 @@ from autotune.search.view import FAILED_PLAN
 #: User attribute of a trial: name of the stage that it was drawn in.
 STAGE = "stage"
 LAYER = "layer"
+RATE = "training.lr"
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,15 @@ def _is_layer(name: str) -> bool:
 
 
 def _free(names: Sequence[str], low: int, high: int) -> tuple[str, ...]:
-    """Return the parameters of some layers; what changed layers start from goes with them."""
+    """Return what a stage of some layers varies.
+
+    What changed layers start from goes with them, and so does the learning rate where it is
+    searched: that of a head alone is too high for tuned layers, and with it no layer ever helps
+    (benchmarks/search_quality.py). The paper has one rate for all.
+    """
     layers = [name for name in names if _is_layer(name) and low <= int(name.split(".")[1]) <= high]
-    return (*layers, "inherit") if layers and "inherit" in names else tuple(layers)
+    others = (["inherit"] if layers else []) + [RATE]
+    return (*layers, *(name for name in others if name in names))
 
 
 def course(

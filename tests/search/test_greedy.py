@@ -92,7 +92,7 @@ def test_the_stages_go_from_the_last_layer_to_the_first_then_head_and_training()
         ("head", None),
         ("training", None),
     ]
-    assert stages[1].free == ("layer.2.kernel", "layer.2.width", "inherit")
+    assert stages[1].free == ("layer.2.kernel", "layer.2.width", "inherit", "training.lr")
     assert stages[3].free == ("head.hidden_layers", "head.units.1")
     assert stages[4].free == ("training.lr", "training.label_smoothing")
 
