@@ -4,6 +4,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
@@ -15,7 +16,7 @@ from autotune.search.space import Space
 from autotune.study import record
 from tests.support.studies import make_study
 
-SPACE = {"depth": {"low": 0, "high": 3}, "training": {"lr": {"low": 1e-4, "high": 0.3}}}
+SPACE = {"depth": {"low": 0, "high": 3}, "training": {"weight_decay": {"low": 0, "high": 0.3}}}
 
 
 def greedy_study(**greedy: Any) -> Study:
@@ -28,10 +29,10 @@ def greedy_study(**greedy: Any) -> Study:
     return study
 
 
-def add(study: Study, stage: str, depth: int, value: float, lr: float | None = None) -> None:
+def add(study: Study, stage: str, depth: int, value: float, decay: float | None = None) -> None:
     space = Space.from_json(study.user_attrs[record.SPACE])
     start = space.nearest(space.baseline())
-    given = {"depth": depth} | ({} if lr is None else {"training.lr": lr})
+    given = {"depth": depth} | ({} if decay is None else {"training.weight_decay": decay})
     study.add_trial(
         create_trial(
             state=TrialState.COMPLETE,
@@ -53,7 +54,7 @@ def test_stages_say_what_was_tried_and_gained() -> None:
     study = greedy_study()
     add(study, "layer 1", 1, 0.9)
     add(study, "layer 2", 2, 0.85)
-    add(study, "training", 1, 0.93, lr=0.01)
+    add(study, "training", 1, 0.93, decay=0.01)
     baseline = study.trials[0].value
     assert baseline is not None
     gain = f"{100 * (0.9 - baseline):+.1f} points"
@@ -77,7 +78,7 @@ def test_stages_say_what_was_tried_and_gained() -> None:
             "left out: the layer before it gained nothing",
             None,
         ),
-        StageRow("training", "lr", "1 of 10", "93.0 %", "+3.0 points", "in progress", 3),
+        StageRow("training", "weight decay", "1 of 10", "93.0 %", "+3.0 points", "in progress", 3),
     )
     page = render_report(study)
     assert "Stage by stage" in page
@@ -89,6 +90,16 @@ def test_the_margin_is_stated(margin: float) -> None:
     study = greedy_study(margin=margin)
     add(study, "layer 1", 1, 0.9)
     assert stage_rows(study)[0].verdict == "not accepted: no gain above 0.1"
+
+
+def test_a_layer_brings_its_learning_rate_where_that_is_searched() -> None:
+    study = greedy_study()
+    space = Space.from_json(study.user_attrs[record.SPACE])
+    rate = FloatDistribution(1e-4, 0.3, log=True)
+    fixed = {name: value for name, value in space.fixed.items() if name != "training.lr"}
+    searched = {**space.distributions, "training.lr": rate}
+    study.set_user_attr(record.SPACE, Space(space.backbone, fixed, searched).to_json())
+    assert stage_rows(study)[0].searched == "lr"
 
 
 def test_a_stage_without_a_complete_trial_has_a_dash() -> None:

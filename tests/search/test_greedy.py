@@ -202,7 +202,7 @@ def test_what_is_left_of_the_budget_is_shared_among_the_stages_left() -> None:
 
 
 def test_workers_do_not_wait_for_a_stage_whose_plans_are_all_taken() -> None:
-    space = space_of(depth={"low": 0, "high": 2}, training=TRAINING)
+    space = space_of(depth={"low": 0, "high": 2}, training={"weight_decay": [0.0, 0.1]})
     study = optuna.create_study(direction="maximize")
     add(study, space, 0.5)
     add(study, space, None, "layer 1", depth=1)  # its only plan, and it runs
