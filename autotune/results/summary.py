@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune.results.front import front_of, nearest
 from autotune.results.objective import Objective
 from autotune.results.picture import LayerRow, rows
 from autotune.study import record
@@ -27,6 +28,9 @@ class Summary:
         best: The best completed trial, or ``None``.
         picture: Locked and tuned layers of the best plan, in the order of the network.
         reasons: Why trials failed, with how often.
+        cost: The second objective, or ``None``.
+        front: Of two objectives the Pareto front, from the best metric to the lowest cost.
+        nearest: Of the plans beyond the limits the one that is so by the least, or ``None``.
     """
 
     objective: Objective
@@ -35,6 +39,9 @@ class Summary:
     best: FrozenTrial | None
     picture: tuple[LayerRow, ...]
     reasons: tuple[tuple[str, int], ...]
+    cost: Objective | None = None
+    front: tuple[FrozenTrial, ...] = ()
+    nearest: FrozenTrial | None = None
 
     @property
     def difference(self) -> str:
@@ -43,15 +50,17 @@ class Summary:
             return ""
         if self.best is self.baseline:
             return "no trial is better"
-        assert self.baseline.value is not None and self.best.value is not None
-        return self.objective.difference(self.best.value, self.baseline.value)
+        differences = [self.objective.difference(self.best.values[0], self.baseline.values[0])]
+        if self.cost is not None:
+            differences.append(self.cost.difference(self.best.values[1], self.baseline.values[1]))
+        return ", ".join(differences)
 
 
 def summarise(opened: OpenStudy) -> Summary:
     """Summarise a study."""
     study = opened.study
     trials = study.get_trials(deepcopy=False)
-    best = record.best_of(trials, study.direction)
+    best = record.best_of(trials, record.direction_of(study))
     plan = record.plan_of(best) if best is not None else None
     superseded = record.superseded(trials)
     reasons = Counter(
@@ -66,4 +75,7 @@ def summarise(opened: OpenStudy) -> Summary:
         best=best,
         picture=rows(study.user_attrs[record.BACKBONE]["layers"], plan) if plan else (),
         reasons=tuple(reasons.most_common()),
+        cost=Objective.cost_of(study),
+        front=tuple(front_of(study)),
+        nearest=nearest(trials),
     )

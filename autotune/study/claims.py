@@ -135,7 +135,7 @@ def requeue(study: Study, trial: FrozenTrial, counted: bool = True) -> bool:
     attributes = {
         key: value
         for key, value in trial.user_attrs.items()
-        if key in (record.PLAN, record.ROLE, record.SECONDS)
+        if key in (record.PLAN, record.ROLE, record.SECONDS, record.COSTS)
     }
     attributes[record.RETRIES] = [*record.retries(trial), trial.number]
     attributes[record.LOSSES] = lost

@@ -13,7 +13,7 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import RDBStorage
 from optuna.study import Study
 
-from autotune.config import OBJECTIVES, StudyConfig
+from autotune.config import StudyConfig
 from autotune.errors import StudyError, join_sentences, nearest
 from autotune.storage.database import (
     absolute_url,
@@ -129,7 +129,7 @@ def open_or_create(definition: Definition, dataset: Mapping[str, Any]) -> OpenSt
         study = optuna.create_study(
             study_name=config.name,
             storage=storage,
-            direction=OBJECTIVES[config.training.objective],
+            directions=list(config.directions.values()),
             load_if_exists=True,
         )
         if record.DEFINITION in study.user_attrs:
@@ -170,7 +170,7 @@ def _remember(
     """Store the definition with a new study and queue its baseline."""
     config = definition.config
     with experimental():
-        study.set_metric_names([config.training.objective])
+        study.set_metric_names(list(config.directions))
     study.set_user_attr(record.DATASET, dict(dataset))
     study.set_user_attr(
         record.BACKBONE,

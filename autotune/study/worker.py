@@ -183,11 +183,11 @@ def attempt(
         outcome = run_trial(trial, bench, stop.is_set, emit)
         study.tell(
             trial,
-            outcome.value if outcome.state == TrialState.COMPLETE else None,
+            outcome.values,
             state=outcome.state,
             skip_if_finished=True,
         )
-        end = {"event": "end", "state": outcome.state.name.lower(), "value": outcome.value}
+        end = {"event": "end", "state": outcome.word, "value": outcome.value}
         emit({**end, "trial": trial.number})
         return True
     except InterruptedTrial:
