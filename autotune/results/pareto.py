@@ -100,7 +100,7 @@ def front_figure(study: Study) -> go.Figure | None:
                 ),
             )
     label_axes(figure, _AXES[cost.name], objective)
-    figure.update_layout(height=400)
+    figure.update_layout(height=400, showlegend=True)
     figure.update_xaxes(tickformat=_TICKS[cost.name])
     return figure
 

@@ -47,7 +47,8 @@ def amount(cost: str, value: float) -> str:
     """Write a cost with its unit: ``12.3 M``, ``4.56 ms`` or ``1,234 MB``."""
     if cost == "parameters":
         return in_short(round(value))
-    return (f"{value:,.0f}" if value >= 100 else f"{value:.3g}") + _UNITS[cost]
+    # Three digits, zeros too: a column of them is to line up.
+    return (f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}") + _UNITS[cost]
 
 
 def in_short(count: int) -> str:
