@@ -16,10 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.config import StudyConfig
-from autotune.results.objective import Objective
+from autotune.results.objective import Objective, show_values
 from autotune.study import record
 
 if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
     from autotune.study.opening import OpenStudy
 
 
@@ -51,8 +53,9 @@ class State:
     objective: Objective | None = None
     progress: record.Progress | None = None
     finished_before: int = 0
-    baseline: float | None = None
-    best: float | None = None
+    cost: Objective | None = None
+    baseline: str = ""
+    best: str = ""
     best_trial: int | None = None
     stopping: bool = False
     workers: dict[int, _Worker] = field(default_factory=dict)
@@ -66,6 +69,7 @@ class State:
         elif kind == "opened":
             self.opened, self.progress = event["opened"], event["progress"]
             self.objective = Objective.of(event["opened"].study)
+            self.cost = Objective.cost_of(event["opened"].study)
             self.finished_before = event["progress"].finished
             self.started = time.monotonic()
             self.step = "starting workers"
@@ -100,9 +104,13 @@ class State:
         trials = study.get_trials(deepcopy=False)
         self.progress = record.progress_of(trials, self.config.search.trials)
         baseline = record.baseline_of(trials)
-        best = record.best_of(trials, study.direction)
-        self.baseline = baseline.value if baseline else None
-        self.best, self.best_trial = (best.value, best.number) if best else (None, None)
+        best = record.best_of(trials, record.direction_of(study))
+        self.baseline = self._values(baseline) if baseline else ""
+        self.best, self.best_trial = (self._values(best), best.number) if best else ("", None)
+
+    def _values(self, trial: FrozenTrial) -> str:
+        assert self.objective is not None
+        return show_values(trial, self.objective, self.cost)
 
     def time_left_s(self) -> float | None:
         """Estimate the time left from the trials of this run."""
@@ -116,12 +124,11 @@ class State:
 
     def scores(self) -> str:
         """Say what is best, against the baseline."""
-        if self.best is None:
+        beyond = self.progress is not None and self.progress.infeasible > 0
+        if not (self.best or self.baseline or beyond):
             return "no trial finished yet"
-        text = f"best {self.show(self.best)} (trial {self.best_trial})"
-        if self.baseline is None:
-            return text
-        return f"{text}, baseline {self.show(self.baseline)}"
+        best = f"best {self.best} (trial {self.best_trial})" if self.best else "none within limits"
+        return f"{best}, baseline {self.baseline}" if self.baseline else best
 
     def show(self, value: float | None) -> str:
         """Write a value of the objective; empty while there is none."""
@@ -149,7 +156,8 @@ class State:
             return ""
         return (
             f"{progress.finished}/{progress.budget} finished, {progress.pruned} pruned, "
-            f"{progress.failed} failed"
+            + (f"{progress.infeasible} infeasible, " if progress.infeasible else "")
+            + f"{progress.failed} failed"
         )
 
 

@@ -52,7 +52,7 @@ def worker(
         elif event["event"] == "start":
             shown.print(f"trial {event['trial']}: {event['plan']}", highlight=False, markup=False)
         elif event["event"] == "end":
-            finished += event["state"] in ("complete", "pruned", "failed")
+            finished += event["state"] in ("complete", "pruned", "infeasible", "failed")
             value = "" if event["value"] is None else f" {objective.show(event['value'])}"
             shown.print(f"trial {event['trial']}: {event['state']}{value}", highlight=False)
 

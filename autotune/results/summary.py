@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune.results.front import front_of, nearest
 from autotune.results.objective import Objective
 from autotune.results.picture import LayerRow, rows
 from autotune.study import record
@@ -28,6 +29,9 @@ class Summary:
         picture: Locked and tuned layers of the best plan, in the order of the network.
         reasons: Why trials failed, with how often.
         several: Whether the study has several backbones.
+        cost: The second objective, or ``None``.
+        front: Of two objectives the Pareto front, from the best metric to the lowest cost.
+        nearest: Of the plans beyond the limits the one that is so by the least, or ``None``.
     """
 
     objective: Objective
@@ -37,6 +41,9 @@ class Summary:
     picture: tuple[LayerRow, ...]
     reasons: tuple[tuple[str, int], ...]
     several: bool = False
+    cost: Objective | None = None
+    front: tuple[FrozenTrial, ...] = ()
+    nearest: FrozenTrial | None = None
 
     @property
     def difference(self) -> str:
@@ -45,8 +52,10 @@ class Summary:
             return ""
         if self.best is self.baseline:
             return "no trial is better"
-        assert self.baseline.value is not None and self.best.value is not None
-        return self.objective.difference(self.best.value, self.baseline.value)
+        differences = [self.objective.difference(self.best.values[0], self.baseline.values[0])]
+        if self.cost is not None:
+            differences.append(self.cost.difference(self.best.values[1], self.baseline.values[1]))
+        return ", ".join(differences)
 
 
 def summarise(opened: OpenStudy) -> Summary:
@@ -54,7 +63,7 @@ def summarise(opened: OpenStudy) -> Summary:
     study = opened.study
     attributes = study.user_attrs
     trials = study.get_trials(deepcopy=False)
-    best = record.best_of(trials, study.direction)
+    best = record.best_of(trials, record.direction_of(study))
     plan = record.plan_of(best) if best is not None else None
     superseded = record.superseded(trials)
     reasons = Counter(
@@ -70,4 +79,7 @@ def summarise(opened: OpenStudy) -> Summary:
         picture=rows(record.layers_of(attributes, plan), plan) if plan else (),
         reasons=tuple(reasons.most_common()),
         several=record.has_several(attributes),
+        cost=Objective.cost_of(study),
+        front=tuple(front_of(study)),
+        nearest=nearest(trials),
     )

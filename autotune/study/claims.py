@@ -29,6 +29,15 @@ logger = logging.getLogger(__name__)
 MAX_RETRIES = 3
 INTERRUPTED = "interrupted"
 LOST = "its worker was lost"
+#: What a successor takes over from the attempt before it.
+_INHERITED = (
+    record.PLAN,
+    record.ROLE,
+    record.ORIGIN,
+    record.STAGE,
+    record.SECONDS,
+    record.COSTS,
+)
 
 
 @dataclass(frozen=True)
@@ -132,11 +141,7 @@ def requeue(study: Study, trial: FrozenTrial, counted: bool = True) -> bool:
     lost = trial.user_attrs.get(record.LOSSES, 0) + int(counted)
     if lost > MAX_RETRIES:
         return False
-    attributes = {
-        key: value
-        for key, value in trial.user_attrs.items()
-        if key in (record.PLAN, record.ROLE, record.ORIGIN, record.SECONDS)
-    }
+    attributes = {key: value for key, value in trial.user_attrs.items() if key in _INHERITED}
     attributes[record.RETRIES] = [*record.retries(trial), trial.number]
     attributes[record.LOSSES] = lost
     system = {key: value for key, value in trial.system_attrs.items() if key == "fixed_params"}

@@ -14,7 +14,7 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from pydantic import ValidationError
 
-from autotune.config import OBJECTIVES, StudyConfig
+from autotune.config import StudyConfig
 from autotune.errors import StudyError, join_sentences, nearest
 from autotune.rules import is_own
 from autotune.search.own import Reference, references
@@ -161,7 +161,7 @@ def _create(config: StudyConfig, storage: RDBStorage) -> Study:
     return optuna.create_study(
         study_name=config.name,
         storage=storage,
-        direction=OBJECTIVES[config.training.objective],
+        directions=list(config.directions.values()),
         load_if_exists=True,
     )
 
@@ -194,7 +194,7 @@ def _remember(
     """Store the definition with a new study and queue the trials that it starts with."""
     config = definition.config
     with experimental():
-        study.set_metric_names([config.training.objective])
+        study.set_metric_names(list(config.directions))
     study.set_user_attr(record.DATASET, dict(dataset))
     study.set_user_attr(
         record.BACKBONES,

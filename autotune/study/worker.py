@@ -186,11 +186,11 @@ def attempt(
         outcome = run_trial(trial, bench, stop.is_set, emit)
         study.tell(
             trial,
-            outcome.value if outcome.state == TrialState.COMPLETE else None,
+            outcome.values,
             state=outcome.state,
             skip_if_finished=True,
         )
-        end = {"event": "end", "state": outcome.state.name.lower(), "value": outcome.value}
+        end = {"event": "end", "state": outcome.word, "value": outcome.value}
         emit({**end, "trial": trial.number})
         return True
     except InterruptedTrial:
@@ -207,20 +207,22 @@ def attempt(
         raise
     except TrialError as error:
         reason = f"{type(error).__name__.removesuffix('Error').lower()}: {error}"
-        healthy = True
+        healthy, own = True, True
     except torch.cuda.OutOfMemoryError as error:
         reason = f"out of memory: {str(error).splitlines()[0]}"
-        healthy, poisoned = True, True
+        healthy, own, poisoned = True, True, True
     except Exception as error:
         logger.exception("trial %d", trial.number)
         reason = f"{type(error).__name__}: {error}"
-        healthy = False
+        healthy, own = False, False
     # Outside of the except block, which would keep the frames and their tensors alive.
     if poisoned:
         gc.collect()
         torch.cuda.empty_cache()
     logger.warning("trial %d failed: %s", trial.number, reason)
     trial.set_user_attr(record.REASON, reason[:500])
+    if own:  # before the trial is told: a sampler must never see it without
+        trial.set_user_attr(record.FAILED_PLAN, True)
     study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
     checkpoint = bench.opened.files.checkpoint(bench.opened.name, record.first_attempt(trial))
     checkpoint.unlink(missing_ok=True)

@@ -108,6 +108,14 @@ def test_given_back_trials_come_next_with_all_they_had(url: str) -> None:
     value = trial.suggest_float("x", 0, 1)
     trial.set_user_attr(record.PLAN, {"depth": 1})
     trial.set_user_attr(record.ROLE, record.BASELINE)
+    kept = {
+        record.ORIGIN: "known good: the last layer",
+        record.STAGE: "layer 2",
+        record.COSTS: {"parameters": 10},
+        record.SECONDS: 1.5,
+    }
+    for key, what in {**kept, record.DEVICE: "cpu", record.FAILED_PLAN: True}.items():
+        trial.set_user_attr(key, what)
     trial.report(0.3, 1)
     trial.report(0.4, 2)
     assert claims.give_back(trial.number, INTERRUPTED)
@@ -122,6 +130,8 @@ def test_given_back_trials_come_next_with_all_they_had(url: str) -> None:
     assert frozen.intermediate_values == {1: 0.3, 2: 0.4}
     assert frozen.user_attrs[record.PLAN] == {"depth": 1}
     assert record.is_baseline(frozen)
+    assert {key: frozen.user_attrs[key] for key in kept} == kept
+    assert not {record.DEVICE, record.FAILED_PLAN} & frozen.user_attrs.keys()
     assert record.first_attempt(frozen) == 0
     finish(claims, again)
     assert claims.progress().finished == 1

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from optuna.artifacts import get_all_artifact_meta
-from optuna.trial import TrialState
+from optuna.study import Study
+from optuna.trial import Trial, TrialState
 from safetensors.torch import load_file
 
-from autotune.errors import DiskFullError, StudyError, UserError, WorkerError
+from autotune.errors import DiskFullError, PlanError, StudyError, UserError, WorkerError
 from autotune.models.network import build_network
 from autotune.plan import TrialPlan
 from autotune.storage.layout import Files
@@ -130,6 +131,7 @@ def test_a_diverged_trial_is_recorded_and_the_study_goes_on(tmp_path: Path) -> N
     assert len(failed) == 2
     for trial in failed:
         assert trial.user_attrs[record.REASON].startswith("diverged: ")
+        assert trial.user_attrs[record.FAILED_PLAN] is True
         assert record.PLAN in trial.user_attrs
     assert opened.progress().done
 
@@ -209,6 +211,8 @@ def test_a_worker_that_fails_at_everything_stops(
     trials = opened.study.get_trials()
     assert [one.state for one in trials] == [TrialState.FAIL] * 3
     assert trials[0].user_attrs[record.REASON] == "RuntimeError: the device is on fire"
+    # Nothing that a sampler should hold against their plans.
+    assert not any(record.FAILED_PLAN in one.user_attrs for one in trials)
 
 
 def test_out_of_memory_fails_the_trial_and_not_the_worker(
@@ -227,6 +231,29 @@ def test_out_of_memory_fails_the_trial_and_not_the_worker(
     reasons = [one.user_attrs.get(record.REASON) for one in opened.study.get_trials()]
     text = "out of memory: CUDA out of memory. Tried to allocate 9 GiB."
     assert reasons == [None, text, text, text]
+    marks = [one.user_attrs.get(record.FAILED_PLAN) for one in opened.study.get_trials()]
+    assert marks == [None, True, True, True]
+
+
+def test_a_failed_plan_is_marked_before_its_trial_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sampler that sees the failure must see the mark with it."""
+    opened = open_small(tmp_path, search__trials=1)
+    marks: list[object] = []
+    tell = Study.tell
+
+    def told(self: Study, trial: Trial, *arguments: Any, **named: Any) -> Any:
+        marks.append(trial.user_attrs.get(record.FAILED_PLAN))
+        return tell(self, trial, *arguments, **named)
+
+    def unfit(*_: object, **__: object) -> None:
+        raise PlanError("no such layer")
+
+    monkeypatch.setattr(trial_module, "build_network", unfit)
+    monkeypatch.setattr(Study, "tell", told)
+    run(opened)
+    assert marks == [True]
 
 
 def test_a_full_disk_stops_the_worker_and_keeps_the_trial(
