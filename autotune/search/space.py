@@ -189,6 +189,18 @@ class Space:
                 distributions[name] = found
         return Space(backbone, fixed, distributions)
 
+    @property
+    def most_head_epochs(self) -> int:
+        """The most epochs for which a plan of the space trains its head alone."""
+        name = "training.head_epochs"
+        found = self.distributions.get(name)
+        if found is None:
+            return int(self.fixed.get(name, 0))
+        if isinstance(found, CategoricalDistribution):
+            return max(int(one) for one in found.choices)  # type: ignore[arg-type]
+        assert isinstance(found, IntDistribution)
+        return found.high
+
     def to_json(self) -> dict[str, Any]:
         """Return the space as plain JSON values, ready for a study's user attributes."""
         return {
