@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -15,6 +16,7 @@ from optuna.study import Study
 
 from autotune.config import OBJECTIVES, StudyConfig
 from autotune.errors import StudyError, join_sentences, nearest
+from autotune.search.space import Space
 from autotune.storage.database import (
     absolute_url,
     database_path,
@@ -26,7 +28,8 @@ from autotune.storage.database import (
 )
 from autotune.storage.layout import Files
 from autotune.study import record
-from autotune.study.claims import sweep_stale
+from autotune.study.budget import Budget
+from autotune.study.claims import Claims, sweep_stale
 from autotune.study.definition import Definition
 
 logger = logging.getLogger(__name__)
@@ -73,6 +76,11 @@ class OpenStudy:
             }
         )
 
+    def claims(self) -> Claims:
+        """Return what gives out its trials."""
+        space = Space.from_json(self.study.user_attrs[record.SPACE])
+        return Claims(self.study, self.storage, self.url, space)
+
     def progress(self) -> record.Progress:
         """Count the trials."""
         return record.progress_of(
@@ -111,7 +119,7 @@ def open_existing(name: str, url: str, files: str | None = None) -> OpenStudy:
 
 
 def open_or_create(definition: Definition, dataset: Mapping[str, Any]) -> OpenStudy:
-    """Open the study of a definition, making it where there is none.
+    """Open the study of a definition for a run, making it where there is none.
 
     Args:
         definition: The checked definition.
@@ -141,9 +149,9 @@ def open_or_create(definition: Definition, dataset: Mapping[str, Any]) -> OpenSt
             )
         else:
             _remember(study, definition, dataset, files)
-        budget = {"trials": config.search.trials, "timeout": config.search.timeout}
-        study.set_user_attr(record.BUDGET, budget)
-    return OpenStudy(study, storage, absolute_url(config.storage), files)
+        opened = OpenStudy(study, storage, absolute_url(config.storage), files)
+        opened.claims().begin(Budget.of_run(config.search, time.time()))
+    return opened
 
 
 def check_existing(definition: Definition) -> None:

@@ -15,6 +15,7 @@ from autotune.errors import StudyError
 from autotune.plan import TrialPlan
 from autotune.search.space import Space
 from autotune.study import record
+from autotune.study.budget import Budget, Ending
 from autotune.study.definition import define
 from autotune.study.opening import check_existing, differences, open_existing
 from tests.support.images import make_class_folders
@@ -27,7 +28,8 @@ def test_a_new_study_remembers_everything(tmp_path: Path) -> None:
     config = small_config(tmp_path)
     assert attributes[record.DEFINITION] == config.definition()
     assert Space.from_json(attributes[record.SPACE]) == define(config).space
-    assert attributes[record.BUDGET] == {"trials": 3, "timeout": None}
+    assert Budget.of(opened.study) == Budget(trials=3)
+    assert Ending.of(opened.study) is None
     assert attributes[record.DATASET]["train"] == 50
     assert len(attributes[record.BACKBONE]["layers"]) == 5
     assert attributes[record.ENVIRONMENT]["optuna"] == optuna.__version__
