@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune.results.answer import ended_by, saved_by_pruning
 from autotune.results.objective import Objective
 from autotune.results.picture import LayerRow, rows
 from autotune.study import record
+from autotune.study.budget import Ending
 
 if TYPE_CHECKING:
     from autotune.study.opening import OpenStudy
@@ -27,6 +29,8 @@ class Summary:
         best: The best completed trial, or ``None``.
         picture: Locked and tuned layers of the best plan, in the order of the network.
         reasons: Why trials failed, with how often.
+        ended: What has ended the study, or ``None``.
+        saved: How many epochs pruning has saved, in words; empty when none.
     """
 
     objective: Objective
@@ -35,6 +39,8 @@ class Summary:
     best: FrozenTrial | None
     picture: tuple[LayerRow, ...]
     reasons: tuple[tuple[str, int], ...]
+    ended: Ending | None
+    saved: str
 
     @property
     def difference(self) -> str:
@@ -59,11 +65,14 @@ def summarise(opened: OpenStudy) -> Summary:
         for trial in trials
         if trial.state == TrialState.FAIL and trial.number not in superseded
     )
+    progress = record.progress_of(trials, record.budget_of(study))
     return Summary(
         objective=Objective.of(study),
-        progress=record.progress_of(trials, record.budget_of(study)),
+        progress=progress,
         baseline=record.baseline_of(trials),
         best=best,
         picture=rows(study.user_attrs[record.BACKBONE]["layers"], plan) if plan else (),
         reasons=tuple(reasons.most_common()),
+        ended=ended_by(study, progress),
+        saved=saved_by_pruning(study, trials),
     )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.results.answer import epochs_of
 from autotune.results.course import state_in_words
 from autotune.results.objective import Objective
 from autotune.study import record
@@ -104,7 +103,7 @@ def _row(
             )
             for name in names
         ),
-        epochs=Cell(str(epochs_of(trial)), _key(epochs_of(trial))),
+        epochs=Cell(str(record.epochs_of(trial)), _key(record.epochs_of(trial))),
         seconds=Cell("–" if seconds is None else f"{float(seconds):,.1f}", _key(seconds)),
         plan=plan.in_words() if plan else "",
         worker=str(attributes.get(record.WORKER, "")),
