@@ -38,10 +38,11 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
     found = summarise(opened)
     progress = found.progress
     console.print()
-    if not trained:
+    if not trained and found.ended is not None:
         console.print(
-            f"The study {opened.name!r} has its {progress.budget} trials; nothing was trained.",
+            f"The study {opened.name!r} is over ({found.ended.words}); nothing was trained.",
             highlight=False,
+            markup=False,
         )
     console.print(_table(found, opened.name))
     if found.picture:
@@ -61,6 +62,9 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
         f"{retried}{running}{queued}",
         highlight=False,
     )
+    for line in (f"ended: {found.ended.words}" if found.ended else "", found.saved):
+        if line:
+            console.print(Text(line))
     for reason, count in found.reasons:
         console.print(Text(f"  {count} failed: {reason}"))
     if found.best is None and found.nearest is not None:

@@ -49,6 +49,8 @@ def worker(
         nonlocal finished
         if event["event"] == "ready":
             shown.print(f"ready on {event['device']}", highlight=False)
+        elif event["event"] == "waiting":
+            shown.print("waiting for the trials of the other workers", highlight=False)
         elif event["event"] == "start":
             shown.print(f"trial {event['trial']}: {event['plan']}", highlight=False, markup=False)
         elif event["event"] == "end":
@@ -65,14 +67,15 @@ def worker(
         workers=1,
         threads=0,
         log="(this terminal)",
-        timeout=None,
     )
-    work(job, stop, emit)
+    ended = work(job, stop, emit)
     many = "s" if finished != 1 else ""
     if stop.is_set():
         shown.print(f"Stopped after {finished} trial{many}.", highlight=False)
         raise typer.Exit(130)
+    why = f": {ended.words}" if ended else ""
     shown.print(
-        f"{finished} trial{many} finished here; the study {located.name!r} has no more to do",
+        f"{finished} trial{many} finished here; the study {located.name!r} has no more to do{why}",
         highlight=False,
+        markup=False,
     )

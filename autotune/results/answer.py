@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from autotune.results.edges import Edge
 from autotune.results.front import front_of, nearest, none_yet
 from autotune.results.objective import Objective, show_values
 from autotune.study import record
+from autotune.study.budget import Ending, held_hours
 from autotune.study.record import Progress
 
 #: Share of failed trials from which the page asks to look into them.
@@ -104,7 +106,7 @@ def facts(
     if start is not None and end is not None:
         workers = {one.user_attrs.get(record.WORKER) for one in trials} - {None}
         devices = sorted({str(one.user_attrs.get(record.DEVICE, "")) for one in trials} - {""})
-        spent = sum(record.seconds_of(one) or 0.0 for one in trials)
+        spent = 3600 * held_hours(trials, time.time())
         period = f"{start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M}"
         many = "s" if len(workers) != 1 else ""
         found += [
@@ -116,10 +118,13 @@ def facts(
                 + (f" ({', '.join(devices)})" if devices else ""),
             ),
         ]
-    trained, saved = _epochs(study, trials)
+    trained = _epochs_trained(trials)
     if trained:
-        share = f"{saved:,} more saved by pruning ({_percent(saved / (trained + saved))})"
-        found.append(("epochs trained", f"{trained:,}", share if saved else "none saved yet"))
+        saved = saved_by_pruning(study, trials) or "pruning saved none yet"
+        found.append(("epochs trained", f"{trained:,}", saved))
+    ended = ended_by(study, progress)
+    if ended is not None:
+        found.append(("ended by", ended.kind, ended.words))
     return found
 
 
@@ -144,26 +149,37 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _epochs(study: Study, trials: Sequence[FrozenTrial]) -> tuple[int, int]:
-    """Count the epochs trained and those that pruning saved.
+def ended_by(study: Study, progress: Progress) -> Ending | None:
+    """Return what has ended a study; ``None`` while something runs."""
+    return None if progress.running else Ending.of(study)
+
+
+def saved_by_pruning(study: Study, trials: Sequence[FrozenTrial]) -> str:
+    """Say how many epochs pruning has saved, of those of all complete and pruned trials.
+
+    Example:
+        ``pruning saved 312 of 800 epochs (39 %)``; empty when it saved none
+    """
+    training = study.user_attrs.get(record.DEFINITION, {}).get("training", {})
+    epochs = int(training.get("epochs", 0))
+    saved = record.saved_epochs(trials, epochs)
+    judged = sum(
+        one.state in (TrialState.COMPLETE, TrialState.PRUNED) and not record.is_untrained(one)
+        for one in trials
+    )
+    if not saved:
+        return ""
+    share = _percent(saved / (judged * epochs))
+    return f"pruning saved {saved:,} of {judged * epochs:,} epochs ({share})"
+
+
+def _epochs_trained(trials: Sequence[FrozenTrial]) -> int:
+    """Count the epochs trained.
 
     A retry's count includes its earlier attempts, so attempts with a successor are left out.
     """
-    training = study.user_attrs.get(record.DEFINITION, {}).get("training", {})
-    planned = int(training.get("epochs", 0))
     superseded = record.superseded(trials)
-    last = [one for one in trials if one.number not in superseded]
-    pruned = [
-        one for one in last if one.state == TrialState.PRUNED and not record.is_untrained(one)
-    ]
-    saved = sum(max(0, planned - epochs_of(one)) for one in pruned)
-    return sum(map(epochs_of, last)), saved
-
-
-def epochs_of(trial: FrozenTrial) -> int:
-    """Return how many epochs a trial has trained, its earlier attempts included."""
-    known = trial.user_attrs.get(record.EPOCHS)
-    return int(known) if known is not None else max(trial.intermediate_values, default=0)
+    return sum(record.epochs_of(one) for one in trials if one.number not in superseded)
 
 
 def cautions(
@@ -204,6 +220,7 @@ def notes(
     best: FrozenTrial | None,
     progress: Progress,
     edges: Sequence[Edge],
+    ended: Ending | None = None,
 ) -> list[str]:
     """Say what to do next.
 
@@ -212,7 +229,7 @@ def notes(
     https://github.com/google-research/tuning_playbook
     """
     said = []
-    if progress.budget and progress.finished < progress.budget:
+    if ended is None and progress.budget and progress.finished < progress.budget:
         said.append(
             f"The study is not at its end: {progress.budget - progress.finished} of "
             f"{progress.budget} trials are missing."

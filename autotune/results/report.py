@@ -23,7 +23,7 @@ from plotly.offline import get_plotlyjs
 
 from autotune import __version__
 from autotune.errors import disk_full_as_user_error
-from autotune.results.answer import cautions, facts, headline, in_time, notes
+from autotune.results.answer import cautions, ended_by, facts, headline, in_time, notes
 from autotune.results.backbones import backbones_of
 from autotune.results.course import curves_figure, history_figure, timeline_figure
 from autotune.results.edges import edges_of_space
@@ -98,7 +98,7 @@ def render_report(study: Study, storage_url: str = "") -> str:
             progress=progress,
             facts=facts(study, trials, progress),
             cautions=cautions(objective, best, baseline, dataset),
-            notes=notes(trials, best, progress, edges),
+            notes=notes(trials, best, progress, edges, ended_by(study, progress)),
             pictures=_pictures(study, best, baseline),
             stages=stage_rows(study),
             figures=_figures(study),

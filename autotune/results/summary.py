@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune.results.answer import ended_by, saved_by_pruning
 from autotune.results.front import front_of, nearest
 from autotune.results.objective import Objective
 from autotune.results.picture import LayerRow, rows
 from autotune.study import record
+from autotune.study.budget import Ending
 
 if TYPE_CHECKING:
     from autotune.study.opening import OpenStudy
@@ -28,6 +30,8 @@ class Summary:
         best: The best completed trial, or ``None``.
         picture: Locked and tuned layers of the best plan, in the order of the network.
         reasons: Why trials failed, with how often.
+        ended: What has ended the study, or ``None``.
+        saved: How many epochs pruning has saved, in words; empty when none.
         several: Whether the study has several backbones.
         cost: The second objective, or ``None``.
         front: Of two objectives the Pareto front, from the best metric to the lowest cost.
@@ -40,6 +44,8 @@ class Summary:
     best: FrozenTrial | None
     picture: tuple[LayerRow, ...]
     reasons: tuple[tuple[str, int], ...]
+    ended: Ending | None
+    saved: str
     several: bool = False
     cost: Objective | None = None
     front: tuple[FrozenTrial, ...] = ()
@@ -71,13 +77,16 @@ def summarise(opened: OpenStudy) -> Summary:
         for trial in trials
         if trial.state == TrialState.FAIL and trial.number not in superseded
     )
+    progress = record.progress_of(trials, record.budget_of(study))
     return Summary(
         objective=Objective.of(study),
-        progress=record.progress_of(trials, record.budget_of(study)),
+        progress=progress,
         baseline=record.baseline_of(trials),
         best=best,
         picture=rows(record.layers_of(attributes, plan), plan) if plan else (),
         reasons=tuple(reasons.most_common()),
+        ended=ended_by(study, progress),
+        saved=saved_by_pruning(study, trials),
         several=record.has_several(attributes),
         cost=Objective.cost_of(study),
         front=tuple(front_of(study)),

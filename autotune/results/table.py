@@ -11,7 +11,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config import COSTS
 from autotune.errors import join_sentences
-from autotune.results.answer import epochs_of
 from autotune.results.course import state_in_words
 from autotune.results.objective import Objective
 from autotune.study import record
@@ -132,7 +131,7 @@ def _row(
             )
             for name in names
         ),
-        epochs=Cell(str(epochs_of(trial)), _key(epochs_of(trial))),
+        epochs=Cell(str(record.epochs_of(trial)), _key(record.epochs_of(trial))),
         seconds=Cell("–" if seconds is None else f"{float(seconds):,.1f}", _key(seconds)),
         plan=plan.in_words(several) if plan else "",
         worker=str(attributes.get(record.WORKER, "")),

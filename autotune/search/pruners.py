@@ -7,17 +7,19 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner,
 from autotune.search.own import load_own_pruner
 
 
-def make_pruner(name: str, epochs: int, workers: int) -> BasePruner:
+def make_pruner(name: str, epochs: int, workers: int, head_epochs: int = 0) -> BasePruner:
     """Make the pruner of a study; steps are epochs, counted from 1.
 
     Args:
         name: ``median``, ``percentile``, ``hyperband``, ``none`` or ``my_file.py:MyPruner``.
         epochs: Epochs of an unpruned trial.
         workers: Workers of the study; with many, the first finished trials come in together.
+        head_epochs: The most epochs for which a trial trains its head alone.
 
     Returns:
-        A pruner that lets the first trials finish and leaves every trial a fifth of its epochs,
-        in which the learning rate warms up and the head finds its feet.
+        A pruner that lets the first trials finish and leaves every trial, after the epochs of its
+        head alone, a fifth of the others, in which the learning rate warms up and the layers find
+        their feet.
 
     Raises:
         KeyError: When there is no such pruner; the study file has been checked before.
@@ -25,7 +27,7 @@ def make_pruner(name: str, epochs: int, workers: int) -> BasePruner:
     if ":" in name:
         return load_own_pruner(name, epochs, workers)
     startup = max(5, 2 * workers)
-    warmup = max(1, epochs // 5)
+    warmup = head_epochs + max(1, (epochs - head_epochs) // 5)
     if name == "median":
         return MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup, n_min_trials=3)
     if name == "percentile":

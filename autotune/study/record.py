@@ -19,7 +19,8 @@ from autotune.search import greedy, view
 
 # Of a study
 DEFINITION = "definition"  # dict: what StudyConfig.definition() returned
-BUDGET = "budget"  # dict: {"trials": int, "timeout": float | None}
+BUDGET = "budget"  # dict: Budget.to_json() of the last run
+ENDED = "ended"  # dict: Ending.to_json() of what ended the study; None while it goes on
 DATASET = "dataset"  # dict: what TaskInfo.to_json() returned
 # dict: name -> {"weights_hash", "parameters", "layers": [Layer.to_json()]}, the baseline's first
 BACKBONES = "backbones"
@@ -35,9 +36,11 @@ ROLE = "role"  # "baseline" for trial 0 and its retries
 ORIGIN = "origin"  # str: why a trial was queued at the start, e.g. "warm start: trial 3 of x"
 STAGE = greedy.STAGE  # str: stage of a greedy search that it was drawn in
 WORKER = "worker"  # str: host/process/index of the worker that runs it
+CLAIMED = "claimed"  # float: when it was claimed, in seconds of the Unix epoch (UTC)
+HELD = "held"  # float: seconds for which this attempt has held its device so far
 DEVICE = "device"  # str: e.g. "cpu" or "NVIDIA H200"
 EPOCHS = "epochs"  # int: epochs trained, those of earlier attempts included
-SECONDS = "seconds"  # float: wall time of the training
+SECONDS = "seconds"  # float: wall time of the training, that of earlier attempts included
 PARAMETERS_TUNED = "parameters_tuned"  # int
 PEAK_MEMORY_MB = "peak_memory_mb"  # float
 COSTS = "costs"  # dict: cost -> float, as measured before training
@@ -81,9 +84,9 @@ class Progress:
         return self.complete + self.pruned + self.failed + self.infeasible
 
     @property
-    def done(self) -> bool:
-        """Whether the budget is met."""
-        return self.finished >= self.budget
+    def attempts(self) -> int:
+        """How often a worker has started at a trial."""
+        return self.finished + self.retried + self.running
 
 
 def progress_of(trials: Sequence[FrozenTrial], budget: int) -> Progress:
@@ -265,6 +268,54 @@ def seconds_of(trial: FrozenTrial) -> float | None:
     if trial.datetime_start is None or trial.datetime_complete is None:
         return None
     return (trial.datetime_complete - trial.datetime_start).total_seconds()
+
+
+def held_s(trial: FrozenTrial, now: float) -> float:
+    """Return for how many seconds an attempt at a trial has held its device.
+
+    One that ended counts up to its end; one whose worker was lost, up to its last sign of life.
+
+    Args:
+        trial: The attempt; its earlier ones have counts of their own.
+        now: In seconds of the Unix epoch.
+    """
+    claimed = trial.user_attrs.get(CLAIMED)
+    if claimed is not None and trial.state == TrialState.RUNNING:
+        return max(0.0, now - float(claimed))
+    if claimed is not None or WORKER not in trial.user_attrs:
+        return float(trial.user_attrs.get(HELD, 0.0))
+    return seconds_of(trial) or 0.0  # of a study that was made before there was a claim's time
+
+
+def ended_at(trial: FrozenTrial) -> float:
+    """Return when a trial ended, in seconds of the Unix epoch.
+
+    Optuna's own times have no time zone, and workers may be in several.
+    """
+    attributes = trial.user_attrs
+    if CLAIMED in attributes and HELD in attributes:
+        return float(attributes[CLAIMED]) + float(attributes[HELD])
+    return trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0
+
+
+def epochs_of(trial: FrozenTrial) -> int:
+    """Return how many epochs a trial has trained, its earlier attempts included."""
+    known = trial.user_attrs.get(EPOCHS)
+    return int(known) if known is not None else max(trial.intermediate_values, default=0)
+
+
+def saved_epochs(trials: Iterable[FrozenTrial], epochs: int) -> int:
+    """Count the epochs that pruned trials did not train; infeasible ones are not pruned.
+
+    Args:
+        trials: All trials of a study.
+        epochs: Epochs of a trial that is not pruned.
+    """
+    return sum(
+        max(0, epochs - epochs_of(one))
+        for one in trials
+        if one.state == TrialState.PRUNED and not is_untrained(one)
+    )
 
 
 def started(trials: Iterable[FrozenTrial]) -> datetime | None:

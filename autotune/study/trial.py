@@ -1,10 +1,11 @@
 """One trial: from its parameters to its value.
 
-ask -> plan -> network -> train, report, prune -> attributes and artifacts -> tell
+plan -> network -> train, report, prune -> attributes and artifacts -> tell
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -19,10 +20,10 @@ from safetensors.torch import save_file
 
 from autotune.config import StudyConfig
 from autotune.data.views import Views
-from autotune.errors import disk_full_as_user_error
+from autotune.errors import DivergedError, disk_full_as_user_error
 from autotune.models.network import Network, build_network
 from autotune.plan import TrialPlan
-from autotune.search.space import Space, suggest
+from autotune.search.space import Space
 from autotune.study import limits, record
 from autotune.study.material import Material, Materials
 from autotune.study.opening import OpenStudy
@@ -87,23 +88,6 @@ class Outcome:
         return record.INFEASIBLE if self.value is None else self.state.name.lower()
 
 
-def plan_of_trial(trial: Trial, space: Space) -> TrialPlan:
-    """Return the plan of a claimed trial, suggesting its parameters where it has none yet."""
-    stored = trial.user_attrs.get(record.PLAN)
-    if stored is not None:
-        plan = TrialPlan.from_json(stored)
-        if space.params(plan) is None:
-            return plan
-    params = {
-        name: suggest(trial, name, distribution)
-        for name, distribution in space.distributions.items()
-    }
-    plan = space.plan(params)
-    if stored is None:
-        trial.set_user_attr(record.PLAN, plan.to_json())
-    return plan
-
-
 def run_trial(
     trial: Trial, bench: Workbench, stopped: Callable[[], bool], emit: Listener
 ) -> Outcome:
@@ -124,7 +108,8 @@ def run_trial(
     frozen = bench.opened.study.get_trials(deepcopy=False)[trial.number]
     earlier_s = float(frozen.user_attrs.get(record.SECONDS, 0.0))
     checkpoint = bench.opened.files.checkpoint(bench.opened.name, record.first_attempt(frozen))
-    plan = plan_of_trial(trial, bench.space)
+    plan = record.plan_of(frozen)
+    assert plan is not None, "a claimed trial has its plan"
     words = plan.in_words(named=len(bench.space.backbones) > 1)
     emit({"event": "start", "trial": trial.number, "plan": words})
     training = prepare_training(plan, bench, stopped)
@@ -238,6 +223,8 @@ def _train(
     for result in training.run(checkpoint):
         assert result.metrics is not None
         value = result.metrics.objective(config.objective)
+        if not math.isfinite(value):  # a pruner would take it for a bad value and prune
+            raise DivergedError(f"the {config.objective} is {value} in epoch {result.epoch}")
         if result.epoch not in reported:  # a retry has the curve of its earlier attempts
             if alone:
                 trial.report(value, result.epoch)

@@ -103,4 +103,5 @@ def test_infeasible_trials_are_counted_by_themselves() -> None:
     assert progress == record.Progress(
         complete=1, pruned=1, failed=1, retried=0, running=1, waiting=0, budget=4, infeasible=1
     )
-    assert progress.finished == 4 and progress.done
+    assert progress.finished == progress.budget == 4
+    assert record.saved_epochs(trials, 10) == 10  # of the pruned one alone

@@ -15,6 +15,7 @@ from autotune.results.report import render_report
 from autotune.results.summary import summarise
 from autotune.study import record
 from autotune.study import trial as trial_module
+from autotune.study.budget import Ending
 from autotune.study.opening import OpenStudy
 from autotune.study.worker import prepare, work
 from tests.study.test_worker import job, run
@@ -77,7 +78,9 @@ def test_an_infeasible_plan_is_not_trained_and_never_best(tmp_path: Path) -> Non
     ends = {one["trial"]: one["state"] for one in events if one["event"] == "end"}
     assert {ends[one.number] for one in beyond} == {"infeasible"}
     progress = opened.progress()
-    assert (progress.infeasible, progress.finished, progress.done) == (len(beyond), 8, True)
+    assert (progress.infeasible, progress.finished) == (len(beyond), 8)
+    ended = Ending.of(opened.study)
+    assert ended is not None and ended.kind == "trials"
     best = record.best_of(trials, record.direction_of(opened.study))
     assert best is not None and best in within
 
@@ -91,7 +94,7 @@ def test_a_study_without_a_plan_within_its_limits_ends_and_says_so(tmp_path: Pat
     assert trials[0].user_attrs[record.REASON].endswith("k parameters, at most 1.00 k")
     names = [one.filename for one in get_all_artifact_meta(trials[0], storage=opened.storage)]
     assert "weights.safetensors" not in names
-    assert opened.progress().done
+    assert Ending.of(opened.study) == Ending("trials", "4 finished trials")
     found = summarise(opened)
     assert found.best is None
     assert found.nearest is not None
