@@ -281,6 +281,12 @@ class ConstraintsConfig(_Section):
     max_latency_ms: Annotated[float | None, single(False, 0, low_open=True, optional=True)] = None
     max_memory_mb: Annotated[float | None, single(False, 0, low_open=True, optional=True)] = None
 
+    @property
+    def limits(self) -> dict[str, float]:
+        """Costs that are limited, with the most that each may be."""
+        given = {cost: getattr(self, f"max_{cost}") for cost in COSTS}
+        return {cost: limit for cost, limit in given.items() if limit is not None}
+
 
 class StudyConfig(_Section):
     """A whole study file."""
@@ -328,6 +334,12 @@ class StudyConfig(_Section):
         """Objective names with their directions: one, or a metric and a cost."""
         names = self.objectives or [self.training.objective]
         return {name: (OBJECTIVES | COSTS)[name] for name in names}
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """Costs that the study asks for: those that are limited, and the second objective."""
+        asked = {*self.constraints.limits, *self.directions}
+        return tuple(cost for cost in COSTS if cost in asked)
 
     def definition(self) -> dict[str, Any]:
         """Return what makes the study the study it is, as plain JSON values.

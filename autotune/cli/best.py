@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import typer
 import yaml
 
 from autotune.cli.console import ExistingArgument, NameOption, Overrides, StorageOption, locate
 from autotune.errors import StudyError
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+#: Trials of a Pareto front that are listed.
+FRONT_LINES = 10
 
 
 def best(
@@ -15,21 +24,48 @@ def best(
     name: NameOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Print the plan of the best trial as YAML."""
+    """Print the plan of the best trial as YAML, of two objectives the Pareto front with it."""
     located = locate(study, overrides, name, storage)
+    from autotune.results.front import front_of, none_yet
     from autotune.study import record
     from autotune.study.opening import open_existing
 
     opened = open_existing(located.name, located.storage, located.files)
     trials = opened.study.get_trials(deepcopy=False)
-    found = record.best_of(trials, opened.study.direction)
+    found = record.best_of(trials, record.direction_of(opened.study))
     if found is None:
-        raise StudyError(f"the study {located.name!r} has no complete trial yet")
-    objective = opened.config().training.objective
-    values = {
-        "study": opened.name,
-        "trial": found.number,
-        objective: found.value,
-        "plan": found.user_attrs[record.PLAN],
-    }
-    typer.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), nl=False)
+        raise StudyError(f"the study {located.name!r} has {none_yet(trials)}")
+    names = tuple(opened.config().directions)
+    values = {"study": opened.name, **_outcome(found, names)}
+    front = front_of(opened.study)
+    if front:
+        several = record.has_several(opened.study.user_attrs)
+        lines = [
+            {**_outcome(one, names), "plan": _words(one, several)} for one in front[:FRONT_LINES]
+        ]
+        # A line for each: the whole front is to fit a screen, with the plan below it.
+        typer.echo(_in_yaml(values) + _in_yaml({"front": lines}, lines=True), nl=False)
+        if len(front) > FRONT_LINES:
+            typer.echo(f"# and {len(front) - FRONT_LINES} cheaper ones; the report shows them all")
+        values = {}
+    typer.echo(_in_yaml({**values, "plan": found.user_attrs[record.PLAN]}), nl=False)
+
+
+def _outcome(trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
+    return {"trial": trial.number, **dict(zip(names, trial.values, strict=True))}
+
+
+def _words(trial: FrozenTrial, named: bool) -> str:
+    from autotune.study import record
+
+    plan = record.plan_of(trial)
+    return plan.in_words(named) if plan else ""
+
+
+def _in_yaml(values: dict[str, Any], *, lines: bool = False) -> str:
+    flow = None if lines else False  # None writes the innermost mappings into one line each
+    return str(
+        yaml.safe_dump(
+            values, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=flow
+        )
+    )

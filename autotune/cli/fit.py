@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -50,7 +51,7 @@ def fit(
             lambda what, epoch, epochs: line.update(f"{what}: epoch {epoch} of {epochs}"),
         )
     decimals = 2 if result.test_images >= 1000 else 1
-    objective = Objective(Objective.of(opened.study).name, opened.study.direction, decimals)
+    objective = replace(Objective.of(opened.study), decimals=decimals)
     metrics = [objective.other(name) for name in result.test.to_json()]
     table = Table("")
     for metric in metrics:

@@ -77,7 +77,7 @@ def _fitting(
 
 def _rows(inspected: Inspection, chosen: Sequence[InspectedLayer]) -> Iterator[tuple[str, ...]]:
     """Write the cells of every row, the head first."""
-    from autotune.results.picture import in_short
+    from autotune.study.limits import in_short
 
     features = inspected.head.features
     empty = (_NONE,) * (len(_COLUMNS) - _FACTS)

@@ -112,7 +112,7 @@ def _show(
         values = inspected.to_json()
         typer.echo(json.dumps({**values, "layers": values["layers"][:last]}, indent=2))
         return
-    from autotune.results.picture import in_short
+    from autotune.study.limits import in_short
 
     _, height, width = inspected.input_size
     shown.print(
@@ -232,7 +232,7 @@ def _draw(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -
 
 def _counts(plan: TrialPlan, tried: TriedPlan) -> Iterator[str]:
     """Say in numbers what a plan locks, tunes and reshapes."""
-    from autotune.results.picture import in_short
+    from autotune.study.limits import in_short
 
     def parameters(layers: Sequence[Any]) -> str:
         return in_short(sum(layer.parameters for layer in layers))

@@ -1,4 +1,4 @@
-"""``autotune run``: run a study until its budget is met."""
+"""``autotune run``: run a study until its budget is used up."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(
     name: NameOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Run a study until it has the trials it is to have; run again to continue it."""
+    """Run a study until its budget is used up; run again to continue it."""
     config = load_checked(study, overrides, name, storage)
     from autotune.cli.view import make_view
 

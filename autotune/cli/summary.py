@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from autotune.cli.best import FRONT_LINES
 from autotune.config import StudyConfig
-from autotune.results.objective import Objective
+from autotune.results.front import reason_of
+from autotune.results.objective import Objective, show_values
 from autotune.results.picture import as_text
 from autotune.results.stages import StageRow, stage_rows
 from autotune.results.summary import Summary, summarise
@@ -36,10 +38,11 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
     found = summarise(opened)
     progress = found.progress
     console.print()
-    if not trained:
+    if not trained and found.ended is not None:
         console.print(
-            f"The study {opened.name!r} has its {progress.budget} trials; nothing was trained.",
+            f"The study {opened.name!r} is over ({found.ended.words}); nothing was trained.",
             highlight=False,
+            markup=False,
         )
     console.print(_table(found, opened.name))
     if found.picture:
@@ -47,16 +50,31 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
         console.print()
     if stages := stage_rows(opened.study):
         console.print(_stages_table(stages))
+    if len(found.front) > 1:
+        console.print(_front(found))
+    infeasible = f", {progress.infeasible} infeasible" if progress.infeasible else ""
     retried = f", {progress.retried} interrupted and retried" if progress.retried else ""
     running = f", {progress.running} running" if progress.running else ""
     queued = f", {progress.waiting} queued" if progress.waiting else ""
     console.print(
         f"trials: {progress.finished} of {progress.budget} finished: {progress.complete} "
-        f"complete, {progress.pruned} pruned, {progress.failed} failed{retried}{running}{queued}",
+        f"complete, {progress.pruned} pruned{infeasible}, {progress.failed} failed"
+        f"{retried}{running}{queued}",
         highlight=False,
     )
+    for line in (f"ended: {found.ended.words}" if found.ended else "", found.saved):
+        if line:
+            console.print(Text(line))
     for reason, count in found.reasons:
         console.print(Text(f"  {count} failed: {reason}"))
+    if found.best is None and found.nearest is not None:
+        console.print(
+            Text(
+                "No trial is within the limits; the nearest is trial "
+                f"{found.nearest.number}: {reason_of(found.nearest)}. Other limits make "
+                "another study; a space with smaller plans does too."
+            )
+        )
     if found.best is not None:
         console.print(
             "The best of a search is a lucky draw; 'autotune fit' measures it on the test part.",
@@ -71,12 +89,16 @@ def _table(found: Summary, name: str) -> Table:
     table.add_column("trial", justify="right")
     table.add_column(f"validation {found.objective.words}", justify="right")
     table.add_column("plan")
+    missing = "not finished yet" if found.nearest is None else "none within the limits yet"
     for title, trial in (("baseline", found.baseline), ("best", found.best)):
         if trial is None:
-            table.add_row(title, "–", "–", "not finished yet")
+            reason = missing if title == "best" else "not finished yet"
+            table.add_row(title, "–", "–", reason)
         else:
-            value = found.objective.show(trial.value)
-            table.add_row(title, str(trial.number), value, Text(_words(trial, found.several)))
+            value = show_values(trial, found.objective, found.cost)
+            beyond = f" ({reason_of(trial)})" if record.is_infeasible(trial) else ""
+            words = _words(trial, found.several) + beyond
+            table.add_row(title, str(trial.number), value, Text(words))
     if found.difference:
         table.add_row("difference", "", found.difference, "")
     return table
@@ -88,6 +110,23 @@ def _stages_table(stages: tuple[StageRow, ...]) -> Table:
         table.add_column(name, justify="right" if name in ("trials", "best", "gain") else "left")
     for one in stages:
         table.add_row(one.name, one.searched, one.trials, one.best, one.gain, one.verdict)
+    return table
+
+
+def _front(found: Summary) -> Table:
+    """List the Pareto front, from the best metric to the lowest cost."""
+    assert found.cost is not None
+    table = Table("trial", found.objective.words, found.cost.words, "plan", box=None)
+    for trial in found.front[:FRONT_LINES]:
+        metric, cost = trial.values
+        shown = found.objective.show(metric), found.cost.show(cost)
+        table.add_row(str(trial.number), *shown, Text(_words(trial, found.several)))
+    table.title = f"Pareto front, {len(found.front)} trials"
+    table.title_justify = "left"
+    if len(found.front) > FRONT_LINES:
+        left = len(found.front) - FRONT_LINES
+        table.caption = f"and {left} cheaper ones; the report shows them all"
+        table.caption_justify = "left"
     return table
 
 

@@ -16,10 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.config import StudyConfig
-from autotune.results.objective import Objective
+from autotune.results.objective import Objective, show_values
 from autotune.study import record
+from autotune.study.budget import Budget, ending, held_hours, since_best
 
 if TYPE_CHECKING:
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
     from autotune.study.opening import OpenStudy
 
 
@@ -41,6 +45,63 @@ class _Worker:
     state: str = "starting"
 
 
+@dataclass(frozen=True)
+class Left:
+    """What is left of a budget.
+
+    Args:
+        budget: The budget.
+        device_hours: Device-hours that are used.
+        since_best: Trials that ended after the best one.
+        running: Trials that run.
+        over: Whether the study is.
+        moment: When this was so, in seconds of the Unix epoch.
+    """
+
+    budget: Budget
+    device_hours: float
+    since_best: int
+    running: int
+    over: bool
+    moment: float
+
+    @staticmethod
+    def of(study: Study, now: float) -> Left:
+        """Look at a study."""
+        budget, trials = Budget.of(study), study.get_trials(deepcopy=False)
+        direction = record.direction_of(study)
+        running = record.progress_of(trials, budget.trials).running
+        return Left(
+            budget,
+            held_hours(trials, now),
+            since_best(trials, direction) if budget.patience else 0,
+            running,
+            not running and ending(trials, budget, direction, now) is not None,
+            now,
+        )
+
+    def share_used(self, finished: int, now: float) -> float:
+        """Return the largest share of a budget that is used; patience starts over again."""
+        if self.over:
+            return 1.0
+        budget = self.budget
+        shares = [finished / max(1, budget.trials)]
+        if budget.until is not None and budget.timeout:
+            shares.append(1 - (budget.until - now) / budget.timeout)
+        if budget.device_hours is not None:
+            shares.append(self.device_hours / budget.device_hours)
+        return min(1.0, max(shares))
+
+    def seconds(self, now: float) -> float | None:
+        """Return after how many seconds time or device-hours are used up, if they limit."""
+        budget = self.budget
+        ends = [] if budget.until is None else [budget.until]
+        if budget.device_hours is not None and self.running:
+            unused = 3600 * (budget.device_hours - self.device_hours)
+            ends.append(self.moment + unused / self.running)
+        return max(0.0, min(ends) - now) if ends else None
+
+
 @dataclass
 class State:
     """What has happened so far; both views draw from it."""
@@ -50,9 +111,11 @@ class State:
     opened: OpenStudy | None = None
     objective: Objective | None = None
     progress: record.Progress | None = None
+    left: Left | None = None
     finished_before: int = 0
-    baseline: float | None = None
-    best: float | None = None
+    cost: Objective | None = None
+    baseline: str = ""
+    best: str = ""
     best_trial: int | None = None
     stopping: bool = False
     workers: dict[int, _Worker] = field(default_factory=dict)
@@ -66,6 +129,7 @@ class State:
         elif kind == "opened":
             self.opened, self.progress = event["opened"], event["progress"]
             self.objective = Objective.of(event["opened"].study)
+            self.cost = Objective.cost_of(event["opened"].study)
             self.finished_before = event["progress"].finished
             self.started = time.monotonic()
             self.step = "starting workers"
@@ -91,6 +155,8 @@ class State:
         elif kind == "end":
             worker.state = event["state"]
             self._read_scores()
+        elif kind == "waiting":
+            worker.state = "waiting for the other trials"
         elif kind == "exit":
             worker.state = "replaced" if event.get("replaced") else "ended"
 
@@ -98,30 +164,43 @@ class State:
         assert self.opened is not None
         study = self.opened.study
         trials = study.get_trials(deepcopy=False)
-        self.progress = record.progress_of(trials, self.config.search.trials)
+        self.left = Left.of(study, time.time())
+        self.progress = record.progress_of(trials, self.left.budget.trials)
         baseline = record.baseline_of(trials)
-        best = record.best_of(trials, study.direction)
-        self.baseline = baseline.value if baseline else None
-        self.best, self.best_trial = (best.value, best.number) if best else (None, None)
+        best = record.best_of(trials, record.direction_of(study))
+        self.baseline = self._values(baseline) if baseline else ""
+        self.best, self.best_trial = (self._values(best), best.number) if best else ("", None)
+
+    def _values(self, trial: FrozenTrial) -> str:
+        assert self.objective is not None
+        return show_values(trial, self.objective, self.cost)
 
     def time_left_s(self) -> float | None:
-        """Estimate the time left from the trials of this run."""
-        if self.progress is None:
+        """Estimate the time left from the trials of this run, and from its limits of time."""
+        if self.progress is None or self.left is None:
             return None
+        if self.left.over:
+            return 0.0
+        estimates = [self.left.seconds(time.time())]
         done = self.progress.finished - self.finished_before
-        if done < 1:
-            return None
-        left = self.progress.budget - self.progress.finished
-        return (time.monotonic() - self.started) / done * left
+        if done > 0:
+            left = self.progress.budget - self.progress.finished
+            estimates.append((time.monotonic() - self.started) / done * left)
+        return min((one for one in estimates if one is not None), default=None)
+
+    def share_used(self) -> float:
+        """Return how much of the budget is used, from 0 to 1."""
+        if self.progress is None or self.left is None:
+            return 0.0
+        return self.left.share_used(self.progress.finished, time.time())
 
     def scores(self) -> str:
         """Say what is best, against the baseline."""
-        if self.best is None:
+        beyond = self.progress is not None and self.progress.infeasible > 0
+        if not (self.best or self.baseline or beyond):
             return "no trial finished yet"
-        text = f"best {self.show(self.best)} (trial {self.best_trial})"
-        if self.baseline is None:
-            return text
-        return f"{text}, baseline {self.show(self.baseline)}"
+        best = f"best {self.best} (trial {self.best_trial})" if self.best else "none within limits"
+        return f"{best}, baseline {self.baseline}" if self.baseline else best
 
     def show(self, value: float | None) -> str:
         """Write a value of the objective; empty while there is none."""
@@ -147,10 +226,14 @@ class State:
         progress = self.progress
         if progress is None:
             return ""
-        return (
+        text = (
             f"{progress.finished}/{progress.budget} finished, {progress.pruned} pruned, "
-            f"{progress.failed} failed"
+            + (f"{progress.infeasible} infeasible, " if progress.infeasible else "")
+            + f"{progress.failed} failed"
         )
+        if self.left is not None and self.left.budget.patience:
+            text += f", {self.left.since_best}/{self.left.budget.patience} without a better one"
+        return text
 
 
 def duration(seconds: float | None) -> str:
@@ -188,7 +271,7 @@ def draw(state: State) -> RenderableType:
     if state.progress is not None:
         bar = Table.grid(padding=(0, 2))
         bar.add_row(
-            ProgressBar(state.progress.budget, state.progress.finished, width=18),
+            ProgressBar(1.0, state.share_used(), width=18),
             Text(state.counts()),
             Text(f"time left {duration(state.time_left_s())}"),
         )

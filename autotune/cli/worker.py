@@ -49,10 +49,12 @@ def worker(
         nonlocal finished
         if event["event"] == "ready":
             shown.print(f"ready on {event['device']}", highlight=False)
+        elif event["event"] == "waiting":
+            shown.print("waiting for the trials of the other workers", highlight=False)
         elif event["event"] == "start":
             shown.print(f"trial {event['trial']}: {event['plan']}", highlight=False, markup=False)
         elif event["event"] == "end":
-            finished += event["state"] in ("complete", "pruned", "failed")
+            finished += event["state"] in ("complete", "pruned", "infeasible", "failed")
             value = "" if event["value"] is None else f" {objective.show(event['value'])}"
             shown.print(f"trial {event['trial']}: {event['state']}{value}", highlight=False)
 
@@ -65,14 +67,15 @@ def worker(
         workers=1,
         threads=0,
         log="(this terminal)",
-        timeout=None,
     )
-    work(job, stop, emit)
+    ended = work(job, stop, emit)
     many = "s" if finished != 1 else ""
     if stop.is_set():
         shown.print(f"Stopped after {finished} trial{many}.", highlight=False)
         raise typer.Exit(130)
+    why = f": {ended.words}" if ended else ""
     shown.print(
-        f"{finished} trial{many} finished here; the study {located.name!r} has no more to do",
+        f"{finished} trial{many} finished here; the study {located.name!r} has no more to do{why}",
         highlight=False,
+        markup=False,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,12 +12,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.results.course import last_moment
 from autotune.results.edges import Edge
-from autotune.results.objective import Objective
+from autotune.results.front import front_of, nearest, none_yet
+from autotune.results.objective import Objective, show_values
 from autotune.study import record
+from autotune.study.budget import Ending, held_hours
 from autotune.study.record import Progress
 
 #: Share of failed trials from which the page asks to look into them.
 _MANY_FAILURES = 0.1
+#: Share of infeasible trials from which the page asks to change the space or the limits.
+_MANY_INFEASIBLE = 0.5
 #: A best trial among the last of this share of the finished ones asks for more trials.
 _LATE = 0.15
 
@@ -28,34 +33,44 @@ def headline(study: Study) -> str:
         study: The study, at any stage.
     """
     trials = study.get_trials(deepcopy=False)
-    objective = Objective.of(study)
-    best, baseline = record.best_of(trials, study.direction), record.baseline_of(trials)
-    if best is None or best.value is None:
+    objective, cost = Objective.of(study), Objective.cost_of(study)
+    direction = record.direction_of(study)
+    best, baseline = record.best_of(trials, direction), record.baseline_of(trials)
+    if best is None:
+        if nearest(trials) is not None:
+            return none_yet(trials)
         return _nothing_yet(record.progress_of(trials, record.budget_of(study)))
     plan = record.plan_of(best)
     words = f": {plan.in_words(record.has_several(study.user_attrs))}" if plan else ""
-    shown = objective.show(best.value)
-    if baseline is None or baseline.value is None:
+    shown = show_values(best, objective, cost)
+    if baseline is None:
         return f"best {shown} (trial {best.number}){words}; the baseline is not complete yet"
+    value, start = best.values[0], baseline.values[0]
     if best is not baseline:
         return (
-            f"baseline {objective.show(baseline.value)} → best {shown} (trial {best.number}, "
-            f"{objective.difference(best.value, baseline.value)}){words}"
+            f"baseline {show_values(baseline, objective, cost)} → best {shown} (trial "
+            f"{best.number}, {objective.difference(value, start)}){words}{_of_front(study)}"
         )
     others = [one for one in trials if one is not baseline]
-    second = record.best_of(others, study.direction)
-    if second is None or second.value is None:
+    second = record.best_of(others, direction)
+    if second is None:
         return f"only the baseline is complete: {shown}"
-    if second.value == best.value:
+    if second.values[0] == value:
         return (
             f"no trial is better than the baseline: {shown}, which trial {second.number} "
             "reaches as well"
         )
     return (
         f"no trial is better than the baseline: {shown}; the nearest is trial {second.number} "
-        f"with {objective.show(second.value)} "
-        f"({objective.difference(second.value, best.value)})"
+        f"with {show_values(second, objective, cost)} "
+        f"({objective.difference(second.values[0], value)}){_of_front(study)}"
     )
+
+
+def _of_front(study: Study) -> str:
+    """Say how many trials trade the metric for a cost; nothing where there is one objective."""
+    count = len(front_of(study))
+    return f"; {count} trials on the Pareto front" if count > 1 else ""
 
 
 def _nothing_yet(progress: Progress) -> str:
@@ -63,6 +78,7 @@ def _nothing_yet(progress: Progress) -> str:
         "running": progress.running,
         "waiting": progress.waiting,
         "pruned": progress.pruned,
+        "infeasible": progress.infeasible,
         "failed": progress.failed,
         "given back": progress.retried,
     }
@@ -78,6 +94,7 @@ def facts(
     parts = {
         "complete": progress.complete,
         "pruned": progress.pruned,
+        "infeasible": progress.infeasible,
         "failed": progress.failed,
         "retried": progress.retried,
         "running": progress.running,
@@ -89,7 +106,7 @@ def facts(
     if start is not None and end is not None:
         workers = {one.user_attrs.get(record.WORKER) for one in trials} - {None}
         devices = sorted({str(one.user_attrs.get(record.DEVICE, "")) for one in trials} - {""})
-        spent = sum(record.seconds_of(one) or 0.0 for one in trials)
+        spent = 3600 * held_hours(trials, time.time())
         period = f"{start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M}"
         many = "s" if len(workers) != 1 else ""
         found += [
@@ -101,10 +118,13 @@ def facts(
                 + (f" ({', '.join(devices)})" if devices else ""),
             ),
         ]
-    trained, saved = _epochs(study, trials)
+    trained = _epochs_trained(trials)
     if trained:
-        share = f"{saved:,} more saved by pruning ({_percent(saved / (trained + saved))})"
-        found.append(("epochs trained", f"{trained:,}", share if saved else "none saved yet"))
+        saved = saved_by_pruning(study, trials) or "pruning saved none yet"
+        found.append(("epochs trained", f"{trained:,}", saved))
+    ended = ended_by(study, progress)
+    if ended is not None:
+        found.append(("ended by", ended.kind, ended.words))
     return found
 
 
@@ -129,23 +149,37 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _epochs(study: Study, trials: Sequence[FrozenTrial]) -> tuple[int, int]:
-    """Count the epochs trained and those that pruning saved.
+def ended_by(study: Study, progress: Progress) -> Ending | None:
+    """Return what has ended a study; ``None`` while something runs."""
+    return None if progress.running else Ending.of(study)
+
+
+def saved_by_pruning(study: Study, trials: Sequence[FrozenTrial]) -> str:
+    """Say how many epochs pruning has saved, of those of all complete and pruned trials.
+
+    Example:
+        ``pruning saved 312 of 800 epochs (39 %)``; empty when it saved none
+    """
+    training = study.user_attrs.get(record.DEFINITION, {}).get("training", {})
+    epochs = int(training.get("epochs", 0))
+    saved = record.saved_epochs(trials, epochs)
+    judged = sum(
+        one.state in (TrialState.COMPLETE, TrialState.PRUNED) and not record.is_untrained(one)
+        for one in trials
+    )
+    if not saved:
+        return ""
+    share = _percent(saved / (judged * epochs))
+    return f"pruning saved {saved:,} of {judged * epochs:,} epochs ({share})"
+
+
+def _epochs_trained(trials: Sequence[FrozenTrial]) -> int:
+    """Count the epochs trained.
 
     A retry's count includes its earlier attempts, so attempts with a successor are left out.
     """
-    training = study.user_attrs.get(record.DEFINITION, {}).get("training", {})
-    planned = int(training.get("epochs", 0))
     superseded = record.superseded(trials)
-    last = [one for one in trials if one.number not in superseded]
-    saved = sum(max(0, planned - epochs_of(one)) for one in last if one.state == TrialState.PRUNED)
-    return sum(map(epochs_of, last)), saved
-
-
-def epochs_of(trial: FrozenTrial) -> int:
-    """Return how many epochs a trial has trained, its earlier attempts included."""
-    known = trial.user_attrs.get(record.EPOCHS)
-    return int(known) if known is not None else max(trial.intermediate_values, default=0)
+    return sum(record.epochs_of(one) for one in trials if one.number not in superseded)
 
 
 def cautions(
@@ -155,7 +189,8 @@ def cautions(
     dataset: Mapping[str, Any],
 ) -> list[str]:
     """Say how far the numbers on the page can be trusted."""
-    if best is None or best.value is None:
+    value = record.metric_of(best) if best is not None else None
+    if best is None or value is None:
         return []
     said = [
         "These are validation values. The best of many trials is chosen by the very value that "
@@ -165,12 +200,12 @@ def cautions(
     images = int(dataset.get("validation") or 0)
     if objective.name == "accuracy" and images:
         # Of a binomial share; the two share their images, so their difference is known better.
-        error = math.sqrt(max(0.0, best.value * (1 - best.value)) / images)
+        error = math.sqrt(max(0.0, value * (1 - value)) / images)
         noise = (
             f"On {images:,} validation images, one standard error of "
-            f"{objective.show(best.value)} is {100 * error:.1f} points"
+            f"{objective.show(value)} is {100 * error:.1f} points"
         )
-        gained = best.value - baseline.value if baseline and baseline.value is not None else 0.0
+        gained = value - baseline.values[0] if baseline is not None else 0.0
         if best is not baseline and 0 < gained < 2 * error:
             noise += (
                 f"; the gain of {100 * gained:.{objective.decimals}f} points is less than two "
@@ -185,6 +220,7 @@ def notes(
     best: FrozenTrial | None,
     progress: Progress,
     edges: Sequence[Edge],
+    ended: Ending | None = None,
 ) -> list[str]:
     """Say what to do next.
 
@@ -193,10 +229,16 @@ def notes(
     https://github.com/google-research/tuning_playbook
     """
     said = []
-    if progress.budget and progress.finished < progress.budget:
+    if ended is None and progress.budget and progress.finished < progress.budget:
         said.append(
             f"The study is not at its end: {progress.budget - progress.finished} of "
             f"{progress.budget} trials are missing."
+        )
+    if progress.finished and progress.infeasible / progress.finished >= _MANY_INFEASIBLE:
+        share = progress.infeasible / progress.finished
+        said.append(
+            f"{_percent(share)} of the finished trials were beyond the limits and not trained: a "
+            "space with smaller plans, or wider limits, leaves more to the search."
         )
     if progress.finished and progress.failed / progress.finished >= _MANY_FAILURES:
         share = progress.failed / progress.finished

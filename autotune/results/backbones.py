@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.results.objective import Objective
+from autotune.results.objective import Objective, show_values
 from autotune.study import record
 
 
@@ -23,7 +23,7 @@ class BackboneRow:
         layers: Number of its layers.
         weights: Fingerprint of its weights.
         trials: How many of its trials are complete.
-        value: The best value of them, in words.
+        value: What the best of them reached, in words.
     """
 
     name: str
@@ -45,7 +45,7 @@ def backbones_of(
         trials: Its trials.
         best: The best of them, if there is one.
     """
-    objective = Objective.of(study)
+    objective, cost = Objective.of(study), Objective.cost_of(study)
     complete: dict[str, list[FrozenTrial]] = {}
     for one in trials:
         plan = record.plan_of(one)
@@ -54,7 +54,7 @@ def backbones_of(
     rows = []
     for position, (name, facts) in enumerate(study.user_attrs.get(record.BACKBONES, {}).items()):
         own = complete.get(name, [])
-        found = record.best_of(own, study.direction)
+        found = record.best_of(own, record.direction_of(study))
         marks = (("best", best is not None and best in own), ("baseline", not position))
         rows.append(
             BackboneRow(
@@ -64,7 +64,7 @@ def backbones_of(
                 layers=len(facts["layers"]),
                 weights=str(facts["weights_hash"]),
                 trials=len(own),
-                value=objective.show(found.value if found else None),
+                value=show_values(found, objective, cost) if found else objective.show(None),
             )
         )
     return rows

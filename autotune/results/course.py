@@ -35,6 +35,7 @@ _STATES = {
     "pruned": (GREY, "/"),
     "failed": (RED, "x"),
     "retried": (PURPLE, "."),
+    record.INFEASIBLE: (ORANGE, "-"),
     "running": (GREEN, "\\"),
 }
 
@@ -62,28 +63,30 @@ def history_figure(study: Study) -> go.Figure | None:
             outline = {"width": 1.5, "color": GREY} if shown is pruned else {"width": 0}
             figure.add_scatter(
                 x=[one.number for one in shown],
-                y=[one.value for one in shown],
+                y=[record.metric_of(one) for one in shown],
                 mode="markers",
                 name=name,
                 marker={**marker, "line": outline},
-                customdata=[[_plan_in_words(one, several)] for one in shown],
+                customdata=[[plan_in_words(one, several)] for one in shown],
                 hovertemplate=hover("trial %{x}", objective, "%{customdata[0]}"),
             )
-    so_far = _running_best(complete, objective)
     last = trials[-1].number
-    figure.add_scatter(
-        x=[*(one.number for one in complete), last],
-        y=[*so_far, so_far[-1]],
-        mode="lines",
-        name="best so far",
-        line={"color": ORANGE, "width": 2, "shape": "hv"},
-        hoverinfo="skip",
-    )
+    allowed = [one for one in complete if not record.is_infeasible(one)]
+    if allowed:
+        so_far = _running_best(allowed, objective)
+        figure.add_scatter(
+            x=[*(one.number for one in allowed), last],
+            y=[*so_far, so_far[-1]],
+            mode="lines",
+            name="best so far",
+            line={"color": ORANGE, "width": 2, "shape": "hv"},
+            hoverinfo="skip",
+        )
     baseline = record.baseline_of(trials)
     if baseline is not None:
         figure.add_scatter(
             x=[0, max(last, 1)],
-            y=[baseline.value] * 2,
+            y=[record.metric_of(baseline)] * 2,
             mode="lines",
             name="baseline",
             line={"color": PURPLE, "width": 2, "dash": "dash"},
@@ -171,7 +174,7 @@ def timeline_figure(study: Study) -> go.Figure | None:
 
 
 def state_in_words(trial: FrozenTrial, superseded: Iterable[int]) -> str:
-    """Name the state of a trial: ``complete``, ``pruned``, ``failed``, ``retried``, ...
+    """Name the state of a trial: ``complete``, ``pruned``, ``infeasible``, ``failed``, ...
 
     Args:
         trial: The trial.
@@ -179,7 +182,7 @@ def state_in_words(trial: FrozenTrial, superseded: Iterable[int]) -> str:
     """
     if trial.state == TrialState.FAIL:
         return "retried" if trial.number in superseded else "failed"
-    return trial.state.name.lower()
+    return record.INFEASIBLE if record.is_untrained(trial) else trial.state.name.lower()
 
 
 def last_moment(trials: Sequence[FrozenTrial]) -> datetime | None:
@@ -224,12 +227,19 @@ def _lane(trial: FrozenTrial) -> str:
 def _running_best(complete: Sequence[FrozenTrial], objective: Objective) -> list[float]:
     best: list[float] = []
     for one in complete:
-        assert one.value is not None
-        best.append(objective.better([*best[-1:], one.value]))
+        value = record.metric_of(one)
+        assert value is not None
+        best.append(objective.better([*best[-1:], value]))
     return best
 
 
-def _plan_in_words(trial: FrozenTrial, named: bool) -> str:
+def plan_in_words(trial: FrozenTrial, named: bool) -> str:
+    """Return the plan of a trial in words, as HTML.
+
+    Args:
+        trial: The trial.
+        named: Whether the plan is to name its backbone.
+    """
     plan = record.plan_of(trial)
     return escape(plan.in_words(named)) if plan else ""
 

@@ -20,6 +20,7 @@ from autotune.data.task import open_test_views
 from autotune.data.views import Views
 from autotune.errors import StudyError, disk_full_as_user_error
 from autotune.plan import TrialPlan
+from autotune.results.front import none_yet
 from autotune.study import record
 from autotune.study.opening import OpenStudy
 from autotune.study.trial import Workbench, prepare_training
@@ -129,9 +130,9 @@ def chosen_plan(opened: OpenStudy, trial: int | None) -> tuple[int, TrialPlan]:
     """
     trials = opened.study.get_trials(deepcopy=False)
     if trial is None:
-        best = record.best_of(trials, opened.study.direction)
+        best = record.best_of(trials, record.direction_of(opened.study))
         if best is None:
-            raise StudyError(f"the study {opened.name!r} has no complete trial yet")
+            raise StudyError(f"the study {opened.name!r} has {none_yet(trials)}")
         trial = best.number
     if not 0 <= trial < len(trials):
         raise StudyError(

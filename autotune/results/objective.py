@@ -7,8 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial
 
+from autotune.config import COSTS
 from autotune.study import record
+from autotune.study.limits import NOUNS, amount
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,20 @@ class Objective:
 
     @staticmethod
     def of(study: Study) -> Objective:
-        """Read the objective of a study."""
+        """Read the objective of a study; of two, the metric."""
         names = study.metric_names
         images = study.user_attrs.get(record.DATASET, {}).get("validation") or 0
         return Objective(
-            names[0] if names else "objective", study.direction, 2 if images >= 1000 else 1
+            names[0] if names else "objective",
+            record.direction_of(study),
+            2 if images >= 1000 else 1,
         )
+
+    @staticmethod
+    def cost_of(study: Study) -> Objective | None:
+        """Read the second objective of a study, a cost, or return ``None``."""
+        names = study.metric_names or ()
+        return Objective(names[1], study.directions[1]) if len(names) > 1 else None
 
     def other(self, name: str) -> Objective:
         """Return another metric of the same trials, to be written alike."""
@@ -49,8 +60,15 @@ class Objective:
         return self.name in ("accuracy", "balanced_accuracy", "macro_f1")
 
     @property
+    def is_cost(self) -> bool:
+        """Whether it is a cost of the network."""
+        return self.name in COSTS
+
+    @property
     def words(self) -> str:
         """The name as one writes it in a sentence."""
+        if self.is_cost:
+            return NOUNS[self.name]
         return self.name.replace("_", " ").replace(" f1", " F1")
 
     @property
@@ -62,6 +80,8 @@ class Objective:
         """Write a value: ``84.2 %``, or ``0.5130`` where the metric is no share."""
         if value is None or not math.isfinite(value):
             return "–" if value is None or math.isnan(value) else f"{value}"
+        if self.is_cost:
+            return amount(self.name, value)
         return f"{100 * value:.{self.decimals}f} %" if self.is_share else f"{value:.4f}"
 
     def difference(self, value: float, other: float) -> str:
@@ -69,8 +89,16 @@ class Objective:
         if self.is_share:
             return f"{100 * (value - other):+.{self.decimals}f} points".replace("-", "−")
         side = "lower" if value < other else "higher"
-        return "no difference" if value == other else f"{abs(value - other):.4f} {side}"
+        return "no difference" if value == other else f"{self.show(abs(value - other))} {side}"
 
     def better(self, values: Iterable[float]) -> float:
         """Return the best of some values."""
         return max(values) if self.maximised else min(values)
+
+
+def show_values(trial: FrozenTrial, objective: Objective, cost: Objective | None) -> str:
+    """Write what a trial reached: ``91.7 %``, or ``91.7 % at 1.23 ms`` of two objectives."""
+    shown = objective.show(record.metric_of(trial))
+    if cost is None or trial.values is None:
+        return shown
+    return f"{shown} at {cost.show(trial.values[1])}"

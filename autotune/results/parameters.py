@@ -45,15 +45,15 @@ def importances_figure(study: Study) -> go.Figure | None:
     complete = [
         one for one in study.get_trials(deepcopy=False) if is_finite(one, TrialState.COMPLETE)
     ]
-    if len({one.value for one in complete}) < 2:
+    if len({record.metric_of(one) for one in complete}) < 2:
         return None
     if not any(_varies(complete, name) for name in parameter_names(study)):
         return None
     with warnings.catch_warnings():
         # Optuna warns of the one trial that has no parameters, a baseline outside the space, and
-        # leaves it out, which is right.
+        # leaves it out, which is right; and that a target is minimised, which the sign sees to.
         warnings.simplefilter("ignore", UserWarning)
-        found = optuna.importance.get_param_importances(study)
+        found = optuna.importance.get_param_importances(study, target=_metric_to_minimise(study))
     if not found or len(set(found.values())) < 2 <= len(found):
         return None  # Optuna's way of saying that it could not tell
     # Drawn here: Optuna's own figure copies all trials for every bar.
@@ -109,7 +109,7 @@ def slice_figure(study: Study, parameter: str) -> go.Figure | None:
         if members:
             figure.add_scatter(
                 x=[_shown_value(one.params[parameter], found) for one in members],
-                y=[one.value for one in members],
+                y=[record.metric_of(one) for one in members],
                 mode="markers",
                 name=name,
                 marker=marker,
@@ -160,6 +160,14 @@ def has_meaning(space: Space | None, trial: FrozenTrial, parameter: str) -> bool
         values = (found.low, found.high)
     first, *others = (space.canonical({**trial.params, parameter: value}) for value in values)
     return any(form != first for form in others)
+
+
+def _metric_to_minimise(study: Study) -> Callable[[FrozenTrial], float] | None:
+    """Return what importances are of in a study of two objectives: the metric alone."""
+    if len(study.directions) == 1:
+        return None
+    sign = -1.0 if Objective.of(study).maximised else 1.0
+    return lambda trial: sign * trial.values[0]
 
 
 def _varies(trials: Sequence[FrozenTrial], parameter: str) -> bool:

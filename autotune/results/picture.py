@@ -13,6 +13,7 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 from autotune.plan import TrialPlan
+from autotune.study.limits import in_short
 
 State = Literal["locked", "tuned", "reshaped"]
 
@@ -112,22 +113,6 @@ def _lines(picture: Sequence[LayerRow]) -> Iterator[_Line]:
             yield _Line(members)
         else:
             yield from (_Line((member,)) for member in members)
-
-
-def in_short(count: int) -> str:
-    """Write a number of parameters in three digits.
-
-    Example:
-        >>> in_short(21_284_672)
-        '21.3 M'
-    """
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        # What would be rounded up to 1000 of a unit belongs to the next one.
-        if count >= size * 0.9995:
-            share = count / size
-            decimals = 2 if share < 9.995 else 1 if share < 99.95 else 0
-            return f"{share:.{decimals}f} {unit}"
-    return str(count)
 
 
 def as_text(picture: Sequence[LayerRow]) -> str:

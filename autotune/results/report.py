@@ -23,17 +23,20 @@ from plotly.offline import get_plotlyjs
 
 from autotune import __version__
 from autotune.errors import disk_full_as_user_error
-from autotune.results.answer import cautions, facts, headline, in_time, notes
+from autotune.results.answer import cautions, ended_by, facts, headline, in_time, notes
 from autotune.results.backbones import backbones_of
 from autotune.results.course import curves_figure, history_figure, timeline_figure
 from autotune.results.edges import edges_of_space
-from autotune.results.objective import Objective
+from autotune.results.front import front_of
+from autotune.results.objective import Objective, show_values
 from autotune.results.parameters import importances_figure, parameter_names, slice_figure
-from autotune.results.picture import as_html, in_short, rows
+from autotune.results.pareto import front_figure
+from autotune.results.picture import as_html, rows
 from autotune.results.reproduce import commands, file_name, study_file
 from autotune.results.stages import stage_rows
-from autotune.results.table import failures_of, metric_names, table_of
+from autotune.results.table import cost_names, failures_of, metric_names, table_of
 from autotune.study import record
+from autotune.study.limits import NOUNS, amount, in_short
 
 #: Below so many complete trials, importances are hardly more than noise.
 _FEW_FOR_IMPORTANCES = 20
@@ -78,11 +81,13 @@ def render_report(study: Study, storage_url: str = "") -> str:
     """
     objective = Objective.of(study)
     trials = study.get_trials(deepcopy=False)
-    best, baseline = record.best_of(trials, study.direction), record.baseline_of(trials)
+    best = record.best_of(trials, record.direction_of(study))
+    baseline = record.baseline_of(trials)
     progress = record.progress_of(trials, record.budget_of(study))
     edges = edges_of_space(study, best) if best and best is not baseline else ()
     file = study_file(study, storage_url)
     dataset = study.user_attrs.get(record.DATASET, {})
+    costs, several = cost_names(study), record.has_several(study.user_attrs)
     return (
         _environment()
         .get_template("report.html.j2")
@@ -93,14 +98,16 @@ def render_report(study: Study, storage_url: str = "") -> str:
             progress=progress,
             facts=facts(study, trials, progress),
             cautions=cautions(objective, best, baseline, dataset),
-            notes=notes(trials, best, progress, edges),
+            notes=notes(trials, best, progress, edges, ended_by(study, progress)),
             pictures=_pictures(study, best, baseline),
             stages=stage_rows(study),
             figures=_figures(study),
             few_complete=progress.complete < _FEW_FOR_IMPORTANCES,
             edges=edges,
             metrics=[objective.other(one).words for one in metric_names(trials, objective)],
-            table=table_of(trials, objective, best, record.has_several(study.user_attrs)),
+            costs=[NOUNS[name] for name in costs],
+            table=table_of(trials, objective, best, costs, several),
+            front=table_of(front_of(study), objective, best, costs, several),
             failures=failures_of(trials),
             warm_start=record.warm_start_in_words(study),
             dataset=dataset,
@@ -143,7 +150,7 @@ def _pictures(
 ) -> list[_Picture]:
     """Draw the plans that are compared; before anything is complete, nothing."""
     attributes = study.user_attrs
-    objective = Objective.of(study)
+    objective, cost = Objective.of(study), Objective.cost_of(study)
     shown = [] if baseline is None else [("Baseline", baseline)]
     if best is not None and best is not baseline:
         shown.append((f"Best: trial {best.number}", best))
@@ -153,7 +160,7 @@ def _pictures(
         if plan is not None:
             pictures.append(
                 _Picture(
-                    title=f"{title}, {objective.words} {objective.show(trial.value)}",
+                    title=f"{title}, {objective.words} {show_values(trial, objective, cost)}",
                     words=plan.in_words(record.has_several(attributes)),
                     drawn=as_html(rows(record.layers_of(attributes, plan), plan)),
                     size=_size_in_words(trial),
@@ -171,6 +178,10 @@ def _size_in_words(trial: FrozenTrial) -> str:
         parts.append(f"{in_time(float(attributes[record.SECONDS]))} of training")
     if record.PEAK_MEMORY_MB in attributes:
         parts.append(f"{float(attributes[record.PEAK_MEMORY_MB]):,.0f} MB of memory at most")
+    costs = attributes.get(record.COSTS, {})
+    if costs:
+        known = ", ".join(f"{NOUNS[name]} {amount(name, value)}" for name, value in costs.items())
+        parts.append(f"measured before training: {known}")
     return ", ".join(parts)
 
 
@@ -186,6 +197,7 @@ class _Plot:
 def _figures(study: Study) -> dict[str, Any]:
     slices = ((name, slice_figure(study, name)) for name in parameter_names(study))
     return {
+        "front": _plot("The metric of every trial over its cost", front_figure(study)),
         "history": _plot("The value of every trial", history_figure(study)),
         "curves": _plot("The objective after each epoch", curves_figure(study)),
         "importances": _plot("The importance of each parameter", importances_figure(study)),

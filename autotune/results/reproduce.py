@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import yaml
 from optuna.study import Study
 
+from autotune.config import BUDGETS
 from autotune.errors import AutotuneError
 from autotune.storage.database import redact
 from autotune.study import record
@@ -25,7 +26,8 @@ def study_file(study: Study, storage_url: str = "") -> str:
     definition = study.user_attrs.get(record.DEFINITION)
     if not definition:
         return ""
-    budget = study.user_attrs.get(record.BUDGET, {})
+    remembered = study.user_attrs.get(record.BUDGET, {})
+    budget = {key: remembered[key] for key in BUDGETS if key in remembered}
     values = {"name": study.study_name, **definition}
     values["search"] = {**definition.get("search", {}), **budget}
     if storage_url:

@@ -54,7 +54,7 @@ def stage_rows(study: Study) -> tuple[StageRow, ...]:
     found = course(
         space,
         study.get_trials(deepcopy=False),
-        study.direction,
+        record.direction_of(study),
         config.search.greedy,
         record.budget_of(study),
         space.nearest(space.baseline(config.baseline)),

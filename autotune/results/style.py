@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.results.objective import Objective
+from autotune.study import record
 
 BLUE, ORANGE, PURPLE = "#3f88c5", "#d9822b", "#b0609f"
 GREEN, RED, GREY = "#2a9d78", "#d1495b", "#8b919a"
@@ -64,4 +65,5 @@ def hover(title: str, objective: Objective, *more: str) -> str:
 
 def is_finite(trial: FrozenTrial, state: TrialState) -> bool:
     """Tell whether a trial is in a state and has a value that can be drawn."""
-    return trial.state == state and trial.value is not None and math.isfinite(trial.value)
+    value = record.metric_of(trial)
+    return trial.state == state and value is not None and math.isfinite(value)

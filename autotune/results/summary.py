@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune.results.answer import ended_by, saved_by_pruning
+from autotune.results.front import front_of, nearest
 from autotune.results.objective import Objective
 from autotune.results.picture import LayerRow, rows
 from autotune.study import record
+from autotune.study.budget import Ending
 
 if TYPE_CHECKING:
     from autotune.study.opening import OpenStudy
@@ -27,7 +30,12 @@ class Summary:
         best: The best completed trial, or ``None``.
         picture: Locked and tuned layers of the best plan, in the order of the network.
         reasons: Why trials failed, with how often.
+        ended: What has ended the study, or ``None``.
+        saved: How many epochs pruning has saved, in words; empty when none.
         several: Whether the study has several backbones.
+        cost: The second objective, or ``None``.
+        front: Of two objectives the Pareto front, from the best metric to the lowest cost.
+        nearest: Of the plans beyond the limits the one that is so by the least, or ``None``.
     """
 
     objective: Objective
@@ -36,7 +44,12 @@ class Summary:
     best: FrozenTrial | None
     picture: tuple[LayerRow, ...]
     reasons: tuple[tuple[str, int], ...]
+    ended: Ending | None
+    saved: str
     several: bool = False
+    cost: Objective | None = None
+    front: tuple[FrozenTrial, ...] = ()
+    nearest: FrozenTrial | None = None
 
     @property
     def difference(self) -> str:
@@ -45,8 +58,10 @@ class Summary:
             return ""
         if self.best is self.baseline:
             return "no trial is better"
-        assert self.baseline.value is not None and self.best.value is not None
-        return self.objective.difference(self.best.value, self.baseline.value)
+        differences = [self.objective.difference(self.best.values[0], self.baseline.values[0])]
+        if self.cost is not None:
+            differences.append(self.cost.difference(self.best.values[1], self.baseline.values[1]))
+        return ", ".join(differences)
 
 
 def summarise(opened: OpenStudy) -> Summary:
@@ -54,7 +69,7 @@ def summarise(opened: OpenStudy) -> Summary:
     study = opened.study
     attributes = study.user_attrs
     trials = study.get_trials(deepcopy=False)
-    best = record.best_of(trials, study.direction)
+    best = record.best_of(trials, record.direction_of(study))
     plan = record.plan_of(best) if best is not None else None
     superseded = record.superseded(trials)
     reasons = Counter(
@@ -62,12 +77,18 @@ def summarise(opened: OpenStudy) -> Summary:
         for trial in trials
         if trial.state == TrialState.FAIL and trial.number not in superseded
     )
+    progress = record.progress_of(trials, record.budget_of(study))
     return Summary(
         objective=Objective.of(study),
-        progress=record.progress_of(trials, record.budget_of(study)),
+        progress=progress,
         baseline=record.baseline_of(trials),
         best=best,
         picture=rows(record.layers_of(attributes, plan), plan) if plan else (),
         reasons=tuple(reasons.most_common()),
+        ended=ended_by(study, progress),
+        saved=saved_by_pruning(study, trials),
         several=record.has_several(attributes),
+        cost=Objective.cost_of(study),
+        front=tuple(front_of(study)),
+        nearest=nearest(trials),
     )

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune.config import COSTS
 from autotune.errors import join_sentences
-from autotune.results.answer import epochs_of
 from autotune.results.course import state_in_words
 from autotune.results.objective import Objective
 from autotune.study import record
@@ -31,19 +32,22 @@ class Row:
         number: Its number.
         state: Its state in words.
         mark: ``best``, ``baseline``, both or neither.
-        value: Its objective.
+        value: Its metric.
+        costs: What its network costs, in the order of :func:`cost_names`.
         metrics: The other metrics, in the order of :func:`metric_names`.
         epochs: Epochs trained.
         seconds: Seconds of training.
         plan: Its plan in words.
         worker: Who ran it.
-        reason: Why it failed, of what it is a retry, or why it was queued at the start.
+        reason: Why it failed or was not trained, of what it is a retry, or why it was queued at
+            the start.
     """
 
     number: int
     state: str
     mark: str
     value: Cell
+    costs: tuple[Cell, ...]
     metrics: tuple[Cell, ...]
     epochs: Cell
     seconds: Cell
@@ -60,10 +64,19 @@ def metric_names(trials: Sequence[FrozenTrial], objective: Objective) -> tuple[s
     return tuple(name for name in names if name != objective.name)
 
 
+def cost_names(study: Study) -> tuple[str, ...]:
+    """Return the costs that a study asks for: what it limits, and its second objective."""
+    definition = study.user_attrs.get(record.DEFINITION, {})
+    limits = definition.get("constraints", {})
+    objectives = definition.get("objectives") or ()
+    return tuple(one for one in COSTS if one in objectives or limits.get(f"max_{one}") is not None)
+
+
 def table_of(
     trials: Sequence[FrozenTrial],
     objective: Objective,
     best: FrozenTrial | None,
+    costs: Sequence[str] = (),
     several: bool = False,
 ) -> list[Row]:
     """Return a row for every trial.
@@ -72,17 +85,19 @@ def table_of(
         trials: The trials.
         objective: The objective.
         best: The best of them, if there is one.
+        costs: Names of the costs to show.
         several: Whether there are several backbones, so that a plan is shown with its own.
     """
     superseded = record.superseded(trials)
     names = metric_names(trials, objective)
-    return [_row(one, objective, names, superseded, best, several) for one in trials]
+    return [_row(one, objective, names, costs, superseded, best, several) for one in trials]
 
 
 def _row(
     trial: FrozenTrial,
     objective: Objective,
     names: Sequence[str],
+    costs: Sequence[str],
     superseded: set[int],
     best: FrozenTrial | None,
     several: bool,
@@ -95,7 +110,8 @@ def _row(
         if holds
     ]
     plan = record.plan_of(trial)
-    value = trial.value if trial.state.is_finished() else None
+    value = record.metric_of(trial) if trial.state.is_finished() else None
+    known = attributes.get(record.COSTS, {})
     seconds = attributes.get(record.SECONDS)
     earlier = ", ".join(map(str, record.retries(trial)))
     retry = f"retry of {earlier}" if earlier else ""
@@ -104,6 +120,10 @@ def _row(
         state=state_in_words(trial, superseded),
         mark=" ".join(marks),
         value=Cell(objective.show(value), _key(value)),
+        costs=tuple(
+            Cell(objective.other(name).show(known.get(name)), _key(known.get(name)))
+            for name in costs
+        ),
         metrics=tuple(
             Cell(
                 objective.other(name).show(metrics.get(name)),
@@ -111,7 +131,7 @@ def _row(
             )
             for name in names
         ),
-        epochs=Cell(str(epochs_of(trial)), _key(epochs_of(trial))),
+        epochs=Cell(str(record.epochs_of(trial)), _key(record.epochs_of(trial))),
         seconds=Cell("–" if seconds is None else f"{float(seconds):,.1f}", _key(seconds)),
         plan=plan.in_words(several) if plan else "",
         worker=str(attributes.get(record.WORKER, "")),

@@ -198,6 +198,18 @@ class Space:
         limits = limits_of(candidates, own) if len(names) > 1 else {}
         return Space(names[0], fixed, distributions, limits)
 
+    @property
+    def most_head_epochs(self) -> int:
+        """The most epochs for which a plan of the space trains its head alone."""
+        name = "training.head_epochs"
+        found = self.distributions.get(name)
+        if found is None:
+            return int(self.fixed.get(name, 0))
+        if isinstance(found, CategoricalDistribution):
+            return max(int(one) for one in found.choices)  # type: ignore[arg-type]
+        assert isinstance(found, IntDistribution)
+        return found.high
+
     def to_json(self) -> dict[str, Any]:
         """Return the space as plain JSON values, ready for a study's user attributes."""
         limits = {name: one.to_json() for name, one in self.limits.items()}

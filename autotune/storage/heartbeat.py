@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
 from optuna.storages import RDBStorage
@@ -21,13 +22,24 @@ class Heartbeat:
     """Writes the heartbeat of one trial for as long as the context lasts.
 
     A write that fails is logged and tried again at the next beat.
+
+    Args:
+        storage: The storage of the trial.
+        trial_id: The trial.
+        also: What else is to be done at every beat.
+        interval_s: Seconds from beat to beat.
     """
 
     def __init__(
-        self, storage: RDBStorage, trial_id: int, interval_s: float = HEARTBEAT_INTERVAL_S
+        self,
+        storage: RDBStorage,
+        trial_id: int,
+        also: Callable[[], None] = lambda: None,
+        interval_s: float = HEARTBEAT_INTERVAL_S,
     ) -> None:
         self._storage = storage
         self._trial_id = trial_id
+        self._also = also
         self._interval_s = interval_s
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -49,6 +61,7 @@ class Heartbeat:
         while True:
             try:
                 self._storage.record_heartbeat(self._trial_id)
+                self._also()
             except Exception:  # a dead heartbeat would kill a healthy trial
                 logger.warning("heartbeat of trial id %s", self._trial_id, exc_info=True)
             if self._done.wait(self._interval_s):

@@ -2,6 +2,8 @@
 
 - A worker claims a trial under the study's lock, where finished, live and waiting trials can be
   counted: the budget is exact however many workers there are.
+- A claimed trial has all of its parameters and its plan before the lock is released: whoever
+  claims next knows what is being tried.
 - A trial that was interrupted or whose worker is gone is failed and gets a successor in the
   queue, which goes on from its checkpoint with its curve; at most ``MAX_RETRIES`` times.
 - A trial that failed on its own account (it diverged, its plan does not fit) is not tried again.
@@ -10,18 +12,25 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from autotune.plan import TrialPlan
+from autotune.search.samplers import CanonicalSampler
+from autotune.search.space import Space, suggest
 from autotune.storage.database import experimental
 from autotune.storage.lock import study_lock
 from autotune.study import record
+from autotune.study.budget import EXHAUSTED, Budget, Ending, could_start, ending, queue_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +38,35 @@ logger = logging.getLogger(__name__)
 MAX_RETRIES = 3
 INTERRUPTED = "interrupted"
 LOST = "its worker was lost"
+#: What a successor takes over from the attempt before it.
+_INHERITED = (
+    record.PLAN,
+    record.ROLE,
+    record.ORIGIN,
+    record.STAGE,
+    record.SECONDS,
+    record.COSTS,
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial that is this worker's now, with its parameters and its plan.
+
+    Args:
+        trial: The trial.
+        since: When it was claimed, in seconds of the Unix epoch.
+        workers: How many workers the study has now that run a trial, this one included.
+    """
+
+    trial: Trial
+    since: float
+    workers: int
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing can start now; what a running trial brings may change that."""
 
 
 @dataclass(frozen=True)
@@ -39,33 +77,147 @@ class Claims:
         study: The study.
         storage: Its database storage.
         url: Absolute storage URL.
+        space: Its static space.
     """
 
     study: Study
     storage: RDBStorage
     url: str
+    space: Space
 
-    def claim(self, worker: str) -> Trial | None:
-        """Take a waiting trial, or a new one where the budget allows; else ``None``.
+    def claim(self, worker: str) -> Claim | Wait | Ending:
+        """Take a waiting trial, or a new one; else say why not.
 
         Args:
             worker: Name of the worker, unique among all that ever worked at the study.
         """
-        with study_lock(self.storage, self.url, self.study.study_name):
-            progress = self.progress()
-            if progress.finished + progress.running >= progress.budget:
+        with self._lock():
+            trials, now = self.study.get_trials(deepcopy=False), time.time()
+            ended = self._ending(trials, now)
+            queued = next(iter(queue_of(trials, ended)), None)
+            if queued is None and ended is None:
+                ended = self._exhausted(trials)
+            if queued is None and ended is not None:
+                return self._nothing(trials, ended)
+            return self._start(queued, worker, now)
+
+    def _nothing(self, trials: Sequence[FrozenTrial], ended: Ending) -> Wait | Ending:
+        """Say that nothing can start; where nothing runs either, that is the study's end."""
+        running = any(one.state == TrialState.RUNNING for one in trials)
+        if running and ended.may_change:
+            return Wait()
+        if not running:
+            self._remember(ended)
+        return ended
+
+    def _start(self, queued: FrozenTrial | None, worker: str, since: float) -> Claim:
+        self._remember(None)
+        trial = self._ask() if queued is None else self._pop(queued)
+        plan_of_trial(trial, self.space)
+        trial.set_user_attr(record.CLAIMED, since)
+        # Last: a trial without it broke off above, and whoever holds the lock can see that.
+        trial.set_user_attr(record.WORKER, worker)
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        workers = {one.user_attrs.get(record.WORKER) for one in running} - {None}
+        return Claim(trial, since, len(workers))
+
+    def _ask(self) -> Trial:
+        with warnings.catch_warnings():
+            # Optuna expects heartbeats from ``optimize`` only; ours come from Heartbeat.
+            warnings.filterwarnings("ignore", message="Heartbeat of storage")
+            return self.study.ask()
+
+    def _pop(self, queued: FrozenTrial) -> Trial:
+        """Take a certain trial out of the queue; ``Study.ask`` takes the one with least number."""
+        self.storage.set_trial_state_values(queued._trial_id, TrialState.RUNNING)
+        self.study._thread_local.cached_all_trials = None  # as ``Study.ask`` does
+        return Trial(self.study, queued._trial_id)
+
+    def _lock(self) -> AbstractContextManager[None]:
+        return study_lock(self.storage, self.url, self.study.study_name)
+
+    def _ending(self, trials: Sequence[FrozenTrial], now: float) -> Ending | None:
+        return ending(trials, self.budget(), record.direction_of(self.study), now)
+
+    def _exhausted(self, trials: Sequence[FrozenTrial]) -> Ending | None:
+        """Ask the sampler whether there is a further plan (a launcher has none to ask)."""
+        if not self.space.distributions:
+            # To the sampler, a baseline outside of a space without parameters is its only plan.
+            only = self.space.plan({})
+            if all(record.plan_of(one) != only for one in trials):
                 return None
-            with warnings.catch_warnings():
-                # Optuna expects heartbeats from ``optimize`` only; ours come from Heartbeat.
-                warnings.filterwarnings("ignore", message="Heartbeat of storage")
-                trial = self.study.ask()
-            trial.set_user_attr(record.WORKER, worker)
-            return trial
+        sampler = self.study.sampler
+        words = sampler.exhausted(self.study) if isinstance(sampler, CanonicalSampler) else ""
+        return Ending(EXHAUSTED, words) if words else None
+
+    def _remember(self, ended: Ending | None) -> None:
+        if Ending.of(self.study) != ended:
+            self.study.set_user_attr(record.ENDED, ended.to_json() if ended else None)
+
+    def budget(self) -> Budget:
+        """Read the budget anew: another launcher may have changed it."""
+        return Budget.of(self.study)
+
+    def begin(self, budget: Budget) -> None:
+        """Give the study the budget of a run that starts; what ended it before holds no more.
+
+        The caller holds the study's lock: a worker must not meet a new study without its budget.
+        """
+        self.study.set_user_attr(record.BUDGET, budget.to_json())
+        self._remember(None)
+
+    def conclude(self) -> Ending | None:
+        """Return what has ended the study, and remember it; ``None`` while it can go on.
+
+        A worker has remembered it, unless there was none that came to ask.
+        """
+        with self._lock():
+            trials = self.study.get_trials(deepcopy=False)
+            ended = Ending.of(self.study) or self._ending(trials, time.time())
+            running = any(one.state == TrialState.RUNNING for one in trials)
+            if ended is None or running or queue_of(trials, ended):
+                return None
+            self._remember(ended)
+            return ended
+
+    def could_start(self) -> int:
+        """Count the trials that could start now, as far as it is known without a sampler."""
+        trials = self.study.get_trials(deepcopy=False)
+        remembered = Ending.of(self.study)
+        exhausted = remembered if remembered and remembered.kind == EXHAUSTED else None
+        ended = self._ending(trials, time.time()) or exhausted
+        return could_start(trials, self.budget(), ended)
+
+    def finish(
+        self, claim: Claim, state: TrialState, values: float | Sequence[float] | None = None
+    ) -> None:
+        """Tell the study how a trial has ended.
+
+        Under the lock: trials end in the order in which claims see it.
+
+        Args:
+            claim: The trial.
+            state: How it has ended.
+            values: Of a complete one, a value for each objective of the study.
+        """
+        with self._lock():
+            self.note_time(claim)
+            self.study.tell(claim.trial, values, state=state, skip_if_finished=True)
+
+    def note_time(self, claim: Claim) -> None:
+        """Write down for how long a trial has held its device so far."""
+        held = max(0.0, time.time() - claim.since)
+        with suppress(UpdateFinishedTrialError):  # it was given to another worker
+            self.storage.set_trial_user_attr(claim.trial._trial_id, record.HELD, round(held, 6))
 
     def progress(self) -> record.Progress:
-        """Count the trials, reading the budget anew: another launcher may have raised it."""
-        budget = self.storage.get_study_user_attrs(self.study._study_id)[record.BUDGET]
-        return record.progress_of(self.study.get_trials(deepcopy=False), budget["trials"])
+        """Count the trials."""
+        return record.progress_of(self.study.get_trials(deepcopy=False), self.budget().trials)
+
+    def interrupt(self, claim: Claim) -> bool:
+        """Give a trial back because a stop was asked for; return as :meth:`give_back` does."""
+        self.note_time(claim)
+        return self.give_back(claim.trial.number, INTERRUPTED)
 
     def give_back(self, number: int, reason: str) -> bool:
         """Fail a running trial and queue its successor.
@@ -77,7 +229,7 @@ class Claims:
         Returns:
             Whether there is a successor; there is none after ``MAX_RETRIES``.
         """
-        with study_lock(self.storage, self.url, self.study.study_name):
+        with self._lock():
             return self._give_back(self.study.get_trials(deepcopy=False)[number], reason)
 
     def _give_back(self, trial: FrozenTrial, reason: str) -> bool:
@@ -96,13 +248,13 @@ class Claims:
         """Give back the trials of workers that are gone.
 
         Gone are workers that have been silent for the grace period, those that ``is_gone``
-        says are, and those that were lost between claiming a trial and signing it (nobody else
-        can be there while this holds the lock).
+        says are, and those that were lost before a trial was all theirs (nobody else can be
+        there while this holds the lock).
 
         Returns:
             How many trials were given back.
         """
-        with study_lock(self.storage, self.url, self.study.study_name):
+        with self._lock():
             before = self.progress().running
             with experimental():
                 optuna.storages.fail_stale_trials(self.study)
@@ -113,10 +265,28 @@ class Claims:
             return before - self.progress().running
 
 
+def plan_of_trial(trial: Trial, space: Space) -> TrialPlan:
+    """Return the plan of a trial, suggesting its parameters where it has none yet."""
+    stored = trial.user_attrs.get(record.PLAN)
+    if stored is not None:
+        plan = TrialPlan.from_json(stored)
+        if space.params(plan) is None:
+            return plan
+    params = {
+        name: suggest(trial, name, distribution)
+        for name, distribution in space.distributions.items()
+    }
+    plan = space.plan(params)
+    if stored is None:
+        trial.set_user_attr(record.PLAN, plan.to_json())
+    return plan
+
+
 def requeue(study: Study, trial: FrozenTrial, counted: bool = True) -> bool:
     """Queue the successor of a trial that is about to fail, or has.
 
-    The successor has its parameters, plan and curve, and resumes from its checkpoint.
+    The successor has its parameters, plan and curve, and resumes from its checkpoint. Of a trial
+    that was lost before it had a plan, it has what the queue gave it, and draws the rest.
 
     Args:
         study: The study.
@@ -132,10 +302,12 @@ def requeue(study: Study, trial: FrozenTrial, counted: bool = True) -> bool:
     lost = trial.user_attrs.get(record.LOSSES, 0) + int(counted)
     if lost > MAX_RETRIES:
         return False
+    planned = record.PLAN in trial.user_attrs
     attributes = {
         key: value
         for key, value in trial.user_attrs.items()
-        if key in (record.PLAN, record.ROLE, record.ORIGIN, record.SECONDS)
+        # Without a plan it is drawn anew, in the stage of then.
+        if key in _INHERITED and (planned or key != record.STAGE)
     }
     attributes[record.RETRIES] = [*record.retries(trial), trial.number]
     attributes[record.LOSSES] = lost
@@ -143,8 +315,8 @@ def requeue(study: Study, trial: FrozenTrial, counted: bool = True) -> bool:
     study.add_trial(
         create_trial(
             state=TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
+            params=trial.params if planned else {},
+            distributions=trial.distributions if planned else {},
             user_attrs=attributes,
             system_attrs=system,
             intermediate_values=trial.intermediate_values,

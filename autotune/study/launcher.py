@@ -15,7 +15,7 @@ from autotune.data.task import Task
 from autotune.errors import DiskFullError, UserError, disk_full_as_user_error
 from autotune.storage.database import database_path, is_sqlite
 from autotune.storage.layout import Files
-from autotune.study.claims import Claims
+from autotune.study.budget import Ending
 from autotune.study.definition import Definition, define
 from autotune.study.opening import OpenStudy, check_existing, open_or_create
 from autotune.study.pool import WorkerPool
@@ -33,12 +33,14 @@ class RunResult:
     Args:
         opened: The study.
         progress: Its trials.
-        trained: Whether this run had anything to do.
-        interrupted: Whether it was stopped before the budget was met.
+        ended: What has ended the study; ``None`` when it can go on.
+        trained: Whether a trial was started.
+        interrupted: Whether it was stopped by a signal.
     """
 
     opened: OpenStudy
     progress: Progress
+    ended: Ending | None
     trained: bool
     interrupted: bool
 
@@ -84,7 +86,7 @@ def run_study(
     gpus: str | None = None,
     listener: Listener = lambda event: None,
 ) -> RunResult:
-    """Run a study until its budget is met.
+    """Run a study until its budget is used up, or there is nothing left to try.
 
     Args:
         config: The checked study file.
@@ -101,16 +103,18 @@ def run_study(
         raise UserError(f"--workers: must be at least 1, but got {workers}")
     places = workers or len(devices) or min(2, os.cpu_count() or 1)
     opened = _open(define(config), listener)
-    claims = Claims(opened.study, opened.storage, opened.url)
+    claims = opened.claims()
     claims.sweep()
     before = claims.progress()
     listener({"event": "opened", "opened": opened, "workers": places, "progress": before})
     interrupted = False
-    if not before.done:
-        pool = WorkerPool(opened, places, devices, config.search.timeout, listener)
+    if claims.conclude() is None:
+        pool = WorkerPool(opened, places, devices, listener)
         with pool.signals():
             interrupted = pool.run()
-    return RunResult(opened, claims.progress(), not before.done, interrupted)
+    after = claims.progress()
+    trained = after.attempts > before.attempts
+    return RunResult(opened, after, claims.conclude(), trained, interrupted)
 
 
 def _open(definition: Definition, listener: Listener) -> OpenStudy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -14,10 +15,11 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from pydantic import ValidationError
 
-from autotune.config import OBJECTIVES, StudyConfig
+from autotune.config import StudyConfig
 from autotune.errors import StudyError, join_sentences, nearest
 from autotune.rules import is_own
 from autotune.search.own import Reference, references
+from autotune.search.space import Space
 from autotune.storage.database import (
     absolute_url,
     database_path,
@@ -30,7 +32,8 @@ from autotune.storage.database import (
 from autotune.storage.layout import Files
 from autotune.storage.lock import study_lock
 from autotune.study import record
-from autotune.study.claims import sweep_stale
+from autotune.study.budget import Budget
+from autotune.study.claims import Claims, sweep_stale
 from autotune.study.definition import Definition
 from autotune.study.starting import Starts, is_start_of, queue, starts_of
 from autotune.studyfile import apply_overrides, dotted
@@ -79,6 +82,11 @@ class OpenStudy:
             }
         )
 
+    def claims(self) -> Claims:
+        """Return what gives out its trials."""
+        space = Space.from_json(self.study.user_attrs[record.SPACE])
+        return Claims(self.study, self.storage, self.url, space)
+
     def progress(self) -> record.Progress:
         """Count the trials."""
         return record.progress_of(
@@ -117,7 +125,7 @@ def open_existing(name: str, url: str, files: str | None = None) -> OpenStudy:
 
 
 def open_or_create(definition: Definition, dataset: Mapping[str, Any]) -> OpenStudy:
-    """Open the study of a definition, making it where there is none.
+    """Open the study of a definition for a run, making it where there is none.
 
     Args:
         definition: The checked definition.
@@ -152,16 +160,16 @@ def open_or_create(definition: Definition, dataset: Mapping[str, Any]) -> OpenSt
                 optuna.delete_study(study_name=config.name, storage=storage)
                 study = _create(config, storage)
             _remember(study, definition, dataset, files, starts)
-        budget = {"trials": config.search.trials, "timeout": config.search.timeout}
-        study.set_user_attr(record.BUDGET, budget)
-    return OpenStudy(study, storage, absolute_url(config.storage), files)
+        opened = OpenStudy(study, storage, absolute_url(config.storage), files)
+        opened.claims().begin(Budget.of_run(config.search, time.time()))
+    return opened
 
 
 def _create(config: StudyConfig, storage: RDBStorage) -> Study:
     return optuna.create_study(
         study_name=config.name,
         storage=storage,
-        direction=OBJECTIVES[config.training.objective],
+        directions=list(config.directions.values()),
         load_if_exists=True,
     )
 
@@ -194,7 +202,7 @@ def _remember(
     """Store the definition with a new study and queue the trials that it starts with."""
     config = definition.config
     with experimental():
-        study.set_metric_names([config.training.objective])
+        study.set_metric_names(list(config.directions))
     study.set_user_attr(record.DATASET, dict(dataset))
     study.set_user_attr(
         record.BACKBONES,

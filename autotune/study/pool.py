@@ -23,7 +23,7 @@ from typing import Any
 
 from autotune.errors import UserError, WorkerError
 from autotune.storage.database import absolute_url
-from autotune.study.claims import INTERRUPTED, LOST, Claims
+from autotune.study.claims import INTERRUPTED, LOST
 from autotune.study.opening import OpenStudy
 from autotune.study.trial import Listener
 from autotune.study.worker import Job, worker_name
@@ -54,7 +54,6 @@ class WorkerPool:
         opened: The study.
         places: How many workers there are at a time.
         devices: What ``CUDA_VISIBLE_DEVICES`` is for each place, in turn; empty for the CPU.
-        timeout: Seconds after which no trial is started, or ``None``.
         listener: Told of everything that happens.
     """
 
@@ -63,11 +62,10 @@ class WorkerPool:
         opened: OpenStudy,
         places: int,
         devices: tuple[str, ...],
-        timeout: float | None,
         listener: Listener,
     ) -> None:
         self._opened = opened
-        self._claims = Claims(opened.study, opened.storage, opened.url)
+        self._claims = opened.claims()
         self._places = places
         self._devices = devices
         self._listener = listener
@@ -78,7 +76,6 @@ class WorkerPool:
         self._started: dict[str, subprocess.Popen[str]] = {}
         self._stops = 0
         self._error: dict[str, Any] | None = None
-        self._deadline = None if timeout is None else time.monotonic() + timeout
 
     def run(self) -> bool:
         """Run workers until no trial is left; return whether a signal stopped them."""
@@ -89,7 +86,7 @@ class WorkerPool:
                 self._supervise()
                 # Trials whose worker died after all others had found nothing left to do.
                 self._sweep()
-                if self._stops or self._error or self._expired() or self._open_trials() < 1:
+                if self._stops or self._error or self._claims.could_start() < 1:
                     break
                 restarts += 1
                 if restarts > MAX_RESTARTS:
@@ -123,13 +120,6 @@ class WorkerPool:
             for number, old in previous.items():
                 signal.signal(number, old)
 
-    def _open_trials(self) -> int:
-        progress = self._claims.progress()
-        return progress.budget - progress.finished - progress.running
-
-    def _expired(self) -> bool:
-        return self._deadline is not None and time.monotonic() >= self._deadline
-
     def _is_ours(self, worker: str) -> bool:
         """Tell whether a worker is one of this launcher's that has ended."""
         popen = self._started.get(worker)
@@ -139,7 +129,7 @@ class WorkerPool:
         self._claims.sweep(self._is_ours, INTERRUPTED if self._stops else LOST)
 
     def _start_workers(self) -> None:
-        wanted = min(self._places, max(1, self._open_trials()))
+        wanted = min(self._places, max(1, self._claims.could_start()))
         self._processes = {index: self._start(index, 0) for index in range(wanted)}
 
     def _start(self, index: int, restarts: int) -> _Process:
@@ -153,7 +143,6 @@ class WorkerPool:
             environment[name] = str(threads)
         for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
             environment.setdefault(name, KEPT_BYTES)
-        remaining = None if self._deadline is None else self._deadline - time.monotonic()
         number = len(self._started)  # a replacement has a name and random draws of its own
         job = Job(
             study=self._opened.name,
@@ -164,7 +153,6 @@ class WorkerPool:
             workers=self._places,
             threads=threads,
             log=str(self._opened.files.log(self._opened.name, f"worker-{index}")),
-            timeout=remaining,
         )
         popen = subprocess.Popen(
             [sys.executable, "-m", "autotune.study.worker"],
@@ -219,7 +207,7 @@ class WorkerPool:
             return False
         old = self._processes[event["worker"]]
         self._sweep()
-        if old.restarts >= MAX_RESTARTS or self._open_trials() < 1:
+        if old.restarts >= MAX_RESTARTS or self._claims.could_start() < 1:
             return False
         logger.warning(
             "worker %d died (exit code %d) and is replaced; its log is %s",

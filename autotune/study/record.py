@@ -6,7 +6,7 @@ and every worker read them all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,10 +15,12 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autotune.plan import TrialPlan
+from autotune.search import greedy, view
 
 # Of a study
 DEFINITION = "definition"  # dict: what StudyConfig.definition() returned
-BUDGET = "budget"  # dict: {"trials": int, "timeout": float | None}
+BUDGET = "budget"  # dict: Budget.to_json() of the last run
+ENDED = "ended"  # dict: Ending.to_json() of what ended the study; None while it goes on
 DATASET = "dataset"  # dict: what TaskInfo.to_json() returned
 # dict: name -> {"weights_hash", "parameters", "layers": [Layer.to_json()]}, the baseline's first
 BACKBONES = "backbones"
@@ -32,18 +34,24 @@ WARM_START = "warm_start"  # dict: {"taken": [title], "dropped": [[title, reason
 PLAN = "plan"  # dict: TrialPlan.to_json()
 ROLE = "role"  # "baseline" for trial 0 and its retries
 ORIGIN = "origin"  # str: why a trial was queued at the start, e.g. "warm start: trial 3 of x"
+STAGE = greedy.STAGE  # str: stage of a greedy search that it was drawn in
 WORKER = "worker"  # str: host/process/index of the worker that runs it
+CLAIMED = "claimed"  # float: when it was claimed, in seconds of the Unix epoch (UTC)
+HELD = "held"  # float: seconds for which this attempt has held its device so far
 DEVICE = "device"  # str: e.g. "cpu" or "NVIDIA H200"
 EPOCHS = "epochs"  # int: epochs trained, those of earlier attempts included
-SECONDS = "seconds"  # float: wall time of the training
+SECONDS = "seconds"  # float: wall time of the training, that of earlier attempts included
 PARAMETERS_TUNED = "parameters_tuned"  # int
 PEAK_MEMORY_MB = "peak_memory_mb"  # float
+COSTS = "costs"  # dict: cost -> float, as measured before training
 METRICS = "metrics"  # dict: Metrics.to_json() of the last epoch
-REASON = "reason"  # str: why a trial failed or was given back
+REASON = "reason"  # str: why a trial failed, was given back or not trained
+FAILED_PLAN = view.FAILED_PLAN  # true: it failed because of its plan; samplers learn from that
 RETRIES = "retries"  # list of int: numbers of the earlier attempts, first one first
 LOSSES = "losses"  # int: how many of the earlier attempts lost their worker
 
 BASELINE = "baseline"
+INFEASIBLE = "infeasible"  # how a trial ended that is beyond a limit of its study
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ class Progress:
         running: Trials that a worker is at.
         waiting: Trials that are queued.
         budget: Finished trials that the study is to have.
+        infeasible: Trials that were not trained, because their plans cost too much.
     """
 
     complete: int
@@ -67,16 +76,17 @@ class Progress:
     running: int
     waiting: int
     budget: int
+    infeasible: int = 0
 
     @property
     def finished(self) -> int:
         """Trials that count towards the budget."""
-        return self.complete + self.pruned + self.failed
+        return self.complete + self.pruned + self.failed + self.infeasible
 
     @property
-    def done(self) -> bool:
-        """Whether the budget is met."""
-        return self.finished >= self.budget
+    def attempts(self) -> int:
+        """How often a worker has started at a trial."""
+        return self.finished + self.retried + self.running
 
 
 def progress_of(trials: Sequence[FrozenTrial], budget: int) -> Progress:
@@ -86,7 +96,11 @@ def progress_of(trials: Sequence[FrozenTrial], budget: int) -> Progress:
     """
     replaced = superseded(trials)
     states = [
-        "retried" if trial.state == TrialState.FAIL and trial.number in replaced else trial.state
+        "retried"
+        if trial.state == TrialState.FAIL and trial.number in replaced
+        else INFEASIBLE
+        if is_untrained(trial)
+        else trial.state
         for trial in trials
     ]
     return Progress(
@@ -97,6 +111,7 @@ def progress_of(trials: Sequence[FrozenTrial], budget: int) -> Progress:
         running=states.count(TrialState.RUNNING),
         waiting=states.count(TrialState.WAITING),
         budget=budget,
+        infeasible=states.count(INFEASIBLE),
     )
 
 
@@ -132,13 +147,85 @@ def baseline_of(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
     )
 
 
+def is_infeasible(trial: FrozenTrial) -> bool:
+    """Tell whether a trial's plan costs more than its study allows."""
+    return any(value > 0.0 for value in trial.constraints.values())
+
+
+def is_untrained(trial: FrozenTrial) -> bool:
+    """Tell whether a trial ended because its plan is infeasible; the baseline does not."""
+    return trial.state == TrialState.PRUNED and is_infeasible(trial)
+
+
+def direction_of(study: Study) -> StudyDirection:
+    """Return the direction of the metric; the second objective, a cost, is always minimised."""
+    return study.directions[0]
+
+
+def metric_of(trial: FrozenTrial) -> float | None:
+    """Return the metric that a trial reached, the first of its objectives, or ``None``."""
+    return trial.values[0] if trial.values else None
+
+
 def best_of(trials: Iterable[FrozenTrial], direction: StudyDirection) -> FrozenTrial | None:
-    """Return the best completed trial (the earliest among equals), or ``None``."""
-    complete = [
-        one for one in trials if one.state == TrialState.COMPLETE and one.value is not None
-    ]
-    sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
-    return min(complete, key=lambda one: (sign * (one.value or 0.0), one.number), default=None)
+    """Return the best completed trial within the limits, or ``None``.
+
+    Of two objectives that is the one with the best metric. Among equals it is the one that costs
+    less, then the earliest.
+
+    Args:
+        trials: The trials.
+        direction: Direction of the metric.
+    """
+    return next(iter(_best_first(trials, direction)), None)
+
+
+def front_of(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
+    """Return the Pareto front: no other trial has a better metric and costs no more.
+
+    Args:
+        trials: The trials, of two objectives; of those with equal values the first counts.
+        direction: Direction of the metric.
+
+    Returns:
+        The trials from the best metric to the lowest cost.
+    """
+    front: list[FrozenTrial] = []
+    for one in _best_first(trials, direction):
+        if not front or one.values[1] < front[-1].values[1]:
+            front.append(one)
+    return front
+
+
+def is_beaten(
+    values: Sequence[float], trials: Iterable[FrozenTrial], direction: StudyDirection
+) -> bool:
+    """Tell whether some trial within the limits is as good as these values in all objectives."""
+    sign = _sign(direction)
+    return any(
+        sign * one.values[0] <= sign * values[0]
+        and all(has <= new for has, new in zip(one.values[1:], values[1:], strict=True))
+        for one in _feasible(trials)
+    )
+
+
+def _best_first(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
+    sign = _sign(direction)
+    return sorted(
+        _feasible(trials), key=lambda one: (sign * one.values[0], *one.values[1:], one.number)
+    )
+
+
+def _feasible(trials: Iterable[FrozenTrial]) -> Iterator[FrozenTrial]:
+    return (
+        one
+        for one in trials
+        if one.state == TrialState.COMPLETE and one.values and not is_infeasible(one)
+    )
+
+
+def _sign(direction: StudyDirection) -> float:
+    return -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
 
 
 def origin_of(trial: FrozenTrial) -> str:
@@ -181,6 +268,54 @@ def seconds_of(trial: FrozenTrial) -> float | None:
     if trial.datetime_start is None or trial.datetime_complete is None:
         return None
     return (trial.datetime_complete - trial.datetime_start).total_seconds()
+
+
+def held_s(trial: FrozenTrial, now: float) -> float:
+    """Return for how many seconds an attempt at a trial has held its device.
+
+    One that ended counts up to its end; one whose worker was lost, up to its last sign of life.
+
+    Args:
+        trial: The attempt; its earlier ones have counts of their own.
+        now: In seconds of the Unix epoch.
+    """
+    claimed = trial.user_attrs.get(CLAIMED)
+    if claimed is not None and trial.state == TrialState.RUNNING:
+        return max(0.0, now - float(claimed))
+    if claimed is not None or WORKER not in trial.user_attrs:
+        return float(trial.user_attrs.get(HELD, 0.0))
+    return seconds_of(trial) or 0.0  # of a study that was made before there was a claim's time
+
+
+def ended_at(trial: FrozenTrial) -> float:
+    """Return when a trial ended, in seconds of the Unix epoch.
+
+    Optuna's own times have no time zone, and workers may be in several.
+    """
+    attributes = trial.user_attrs
+    if CLAIMED in attributes and HELD in attributes:
+        return float(attributes[CLAIMED]) + float(attributes[HELD])
+    return trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0
+
+
+def epochs_of(trial: FrozenTrial) -> int:
+    """Return how many epochs a trial has trained, its earlier attempts included."""
+    known = trial.user_attrs.get(EPOCHS)
+    return int(known) if known is not None else max(trial.intermediate_values, default=0)
+
+
+def saved_epochs(trials: Iterable[FrozenTrial], epochs: int) -> int:
+    """Count the epochs that pruned trials did not train; infeasible ones are not pruned.
+
+    Args:
+        trials: All trials of a study.
+        epochs: Epochs of a trial that is not pruned.
+    """
+    return sum(
+        max(0, epochs - epochs_of(one))
+        for one in trials
+        if one.state == TrialState.PRUNED and not is_untrained(one)
+    )
 
 
 def started(trials: Iterable[FrozenTrial]) -> datetime | None:

@@ -156,7 +156,10 @@ def _of_study(study: Study, space: Space) -> list[Start | Dropped]:
     """Bring the best plans of a study into a space."""
     best = best_plans(study, PLANS_PER_STUDY)
     if not best:
-        return [Dropped(f"warm start: study {study.study_name}", "it has no complete trial yet")]
+        trials = study.get_trials(deepcopy=False)
+        limits = "within its limits" if any(map(record.is_infeasible, trials)) else "yet"
+        reason = f"it has no complete trial {limits}"
+        return [Dropped(f"warm start: study {study.study_name}", reason)]
     return [
         fit_into(space, f"warm start: trial {trial.number} of study {study.study_name}", plan)
         for trial, plan in best
@@ -164,11 +167,14 @@ def _of_study(study: Study, space: Space) -> list[Start | Dropped]:
 
 
 def best_plans(study: Study, count: int) -> list[tuple[FrozenTrial, TrialPlan]]:
-    """Return the best plans of a study that differ, the best one first, each with its trial."""
+    """Return the best plans of a study that differ, the best one first, each with its trial.
+
+    Of two objectives, those with the best metric; never one beyond the limits of the study.
+    """
     left = study.get_trials(deepcopy=False)
     found: list[tuple[FrozenTrial, TrialPlan]] = []
     while len(found) < count:
-        best = record.best_of(left, study.directions[0])
+        best = record.best_of(left, record.direction_of(study))
         if best is None:
             break
         left = [one for one in left if one is not best]

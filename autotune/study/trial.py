@@ -1,33 +1,34 @@
 """One trial: from its parameters to its value.
 
-ask -> plan -> network -> train, report, prune -> attributes and artifacts -> tell
+plan -> network -> train, report, prune -> attributes and artifacts -> tell
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from optuna.artifacts import upload_artifact
-from optuna.study import Study, StudyDirection
 from optuna.trial import Trial, TrialState
 from safetensors.torch import save_file
 
 from autotune.config import StudyConfig
 from autotune.data.views import Views
-from autotune.errors import disk_full_as_user_error
+from autotune.errors import DivergedError, disk_full_as_user_error
 from autotune.models.network import Network, build_network
 from autotune.plan import TrialPlan
-from autotune.search.space import Space, suggest
-from autotune.study import record
+from autotune.search.space import Space
+from autotune.study import limits, record
 from autotune.study.material import Material, Materials
 from autotune.study.opening import OpenStudy
 from autotune.study.pictures import draw_confusion, draw_curve
+from autotune.training.expense import measure_costs
 from autotune.training.loop import Normalise, Training
 from autotune.training.metrics import confusion
 from autotune.training.norms import sample
@@ -65,28 +66,26 @@ class Outcome:
 
     Args:
         state: ``COMPLETE`` or ``PRUNED``.
-        value: Objective after the last epoch that was trained.
+        value: Objective after the last epoch that was trained, ``None`` of an infeasible plan,
+            which is not trained.
+        cost: The second objective, in a study of two.
     """
 
     state: TrialState
-    value: float
+    value: float | None
+    cost: float | None = None
 
+    @property
+    def values(self) -> list[float] | None:
+        """What the study is told: a value for each objective, of a complete trial alone."""
+        if self.state != TrialState.COMPLETE or self.value is None:
+            return None
+        return [self.value] if self.cost is None else [self.value, self.cost]
 
-def plan_of_trial(trial: Trial, space: Space) -> TrialPlan:
-    """Return the plan of a claimed trial, suggesting its parameters where it has none yet."""
-    stored = trial.user_attrs.get(record.PLAN)
-    if stored is not None:
-        plan = TrialPlan.from_json(stored)
-        if space.params(plan) is None:
-            return plan
-    params = {
-        name: suggest(trial, name, distribution)
-        for name, distribution in space.distributions.items()
-    }
-    plan = space.plan(params)
-    if stored is None:
-        trial.set_user_attr(record.PLAN, plan.to_json())
-    return plan
+    @property
+    def word(self) -> str:
+        """The state in a word: ``complete``, ``pruned`` or ``infeasible``."""
+        return record.INFEASIBLE if self.value is None else self.state.name.lower()
 
 
 def run_trial(
@@ -109,12 +108,18 @@ def run_trial(
     frozen = bench.opened.study.get_trials(deepcopy=False)[trial.number]
     earlier_s = float(frozen.user_attrs.get(record.SECONDS, 0.0))
     checkpoint = bench.opened.files.checkpoint(bench.opened.name, record.first_attempt(frozen))
-    plan = plan_of_trial(trial, bench.space)
+    plan = record.plan_of(frozen)
+    assert plan is not None, "a claimed trial has its plan"
     words = plan.in_words(named=len(bench.space.backbones) > 1)
     emit({"event": "start", "trial": trial.number, "plan": words})
     training = prepare_training(plan, bench, stopped)
     trial.set_user_attr(record.DEVICE, device_name(bench.device))
     trial.set_user_attr(record.PARAMETERS_TUNED, tuned_parameters(training.network))
+    costs = costs_of(trial, training, bench.config)
+    if is_refused(trial, costs, bench.config):
+        trial.set_user_attr(record.SECONDS, round(time.perf_counter() - start, 3))
+        trial.set_user_attr(record.EPOCHS, 0)
+        return Outcome(TrialState.PRUNED, None)
     try:
         pruned = _train(trial, training, checkpoint, set(frozen.intermediate_values), emit)
     finally:
@@ -131,10 +136,37 @@ def run_trial(
     outcome = Outcome(
         TrialState.PRUNED if pruned else TrialState.COMPLETE,
         metrics.objective(bench.config.training.objective),
+        next((costs[name] for name in bench.config.directions if name in costs), None),
     )
     store_artifacts(trial, bench, bench.materials.of(plan.backbone), training, outcome)
     checkpoint.unlink(missing_ok=True)
     return outcome
+
+
+def costs_of(trial: Trial, training: Training, config: StudyConfig) -> dict[str, float]:
+    """Return what a trial's network costs, and record it.
+
+    A retry has the costs of its first attempt: a latency measured anew would differ a little, and
+    might refuse what was trained half-way.
+    """
+    known: dict[str, float] | None = trial.user_attrs.get(record.COSTS)
+    if known is None:
+        known = measure_costs(training, config.costs)
+        trial.set_user_attr(record.COSTS, known)
+    return known
+
+
+def is_refused(trial: Trial, costs: Mapping[str, float], config: StudyConfig) -> bool:
+    """Hold a plan against the limits of its study, and tell whether it is not to be trained.
+
+    The baseline is trained even where it is beyond them: everything is compared with it.
+    """
+    allowed = config.constraints.limits
+    limits.set_constraints(trial, costs, allowed)
+    beyond = limits.excess(costs, allowed)
+    if beyond:
+        trial.set_user_attr(record.REASON, f"{record.INFEASIBLE}: {beyond}")
+    return bool(beyond) and trial.user_attrs.get(record.ROLE) != record.BASELINE
 
 
 def prepare_training(
@@ -187,11 +219,17 @@ def _train(
 ) -> bool:
     """Train epoch by epoch; return whether the pruner ended it."""
     config = training.config
+    alone = len(trial.study.directions) == 1
     for result in training.run(checkpoint):
         assert result.metrics is not None
         value = result.metrics.objective(config.objective)
+        if not math.isfinite(value):  # a pruner would take it for a bad value and prune
+            raise DivergedError(f"the {config.objective} is {value} in epoch {result.epoch}")
         if result.epoch not in reported:  # a retry has the curve of its earlier attempts
-            trial.report(value, result.epoch)
+            if alone:
+                trial.report(value, result.epoch)
+            else:  # Trial.report refuses two objectives; the storage takes the curve all the same
+                trial.storage.set_trial_intermediate_value(trial._trial_id, result.epoch, value)
         emit(
             {
                 "event": "epoch",
@@ -201,7 +239,7 @@ def _train(
                 "value": value,
             }
         )
-        if result.epoch < config.epochs and trial.should_prune():
+        if alone and result.epoch < config.epochs and trial.should_prune():
             return True
     return False
 
@@ -221,6 +259,8 @@ def store_artifacts(
 ) -> None:
     """Upload the pictures of a trial, and its weights when it is the best so far.
 
+    Of two objectives, the best are those of the Pareto front.
+
     The picture of a pruned trial is its learning curve; a complete one has a confusion matrix too.
 
     Raises:
@@ -239,7 +279,11 @@ def store_artifacts(
             classes = material.task.classes
             matrix = confusion(training.validation_logits, material.validation.labels, classes)
             pictures.append(draw_confusion(Path(folder), matrix, classes))
-            if _is_best(opened.study, outcome.value):
+            assert outcome.values is not None
+            trials = opened.study.get_trials(deepcopy=False)
+            if not record.is_infeasible(frozen) and not record.is_beaten(
+                outcome.values, trials, record.direction_of(opened.study)
+            ):
                 weights = Path(folder) / "weights.safetensors"
                 state = training.result.tuned_state()
                 save_file({key: value.contiguous() for key, value in state.items()}, weights)
@@ -248,10 +292,3 @@ def store_artifacts(
             upload_artifact(
                 artifact_store=opened.artifacts, file_path=str(path), study_or_trial=trial
             )
-
-
-def _is_best(study: Study, value: float) -> bool:
-    best = record.best_of(study.get_trials(deepcopy=False), study.direction)
-    if best is None or best.value is None:
-        return True
-    return value > best.value if study.direction == StudyDirection.MAXIMIZE else value < best.value

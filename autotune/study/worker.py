@@ -18,12 +18,14 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import Trial, TrialState
+from optuna.pruners import BasePruner
+from optuna.trial import TrialState
 
 from autotune.config import StudyConfig
 from autotune.errors import (
@@ -41,7 +43,8 @@ from autotune.search.space import Space
 from autotune.storage.database import storage_errors
 from autotune.storage.heartbeat import Heartbeat
 from autotune.study import record
-from autotune.study.claims import INTERRUPTED, Claims
+from autotune.study.budget import Ending
+from autotune.study.claims import Claim, Claims, Wait
 from autotune.study.material import Materials
 from autotune.study.opening import OpenStudy, open_existing
 from autotune.study.trial import Listener, Workbench, run_trial
@@ -51,6 +54,8 @@ logger = logging.getLogger(__name__)
 
 #: This many unexpected failures in a row mean that the worker is sick, not its trials.
 SICK_AFTER = 3
+#: How often a worker asks again while it waits for what the trials of the others bring.
+ASK_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,6 @@ class Job:
         workers: How many workers the launcher starts.
         threads: CPU threads to use, 0 for torch's default.
         log: Log file.
-        timeout: Seconds after which no further trial is claimed, or ``None``.
     """
 
     study: str
@@ -77,7 +81,6 @@ class Job:
     workers: int
     threads: int
     log: str
-    timeout: float | None
 
 
 def worker_name(launcher: int, index: int) -> str:
@@ -127,19 +130,21 @@ def check_own(opened: OpenStudy, config: StudyConfig) -> None:
             )
 
 
-def work(job: Job, stop: threading.Event, emit: Listener) -> None:
-    """Run trials until the budget is met, the time is up or a stop is asked for.
+def work(job: Job, stop: threading.Event, emit: Listener) -> Ending | None:
+    """Run trials until no further one starts, or a stop is asked for.
 
     Args:
         job: What to work at.
         stop: Set to interrupt; the trial at hand goes back to the queue.
         emit: Told of what happens.
 
+    Returns:
+        Why no further trial starts; ``None`` after a stop.
+
     Raises:
         UserError: When the study cannot be worked at: other images, a full disk.
         WorkerError: When several trials in a row failed for no reason of their own.
     """
-    deadline = None if job.timeout is None else time.monotonic() + job.timeout
     if job.threads:
         torch.set_num_threads(job.threads)
     opened = open_existing(job.study, job.storage, job.files)
@@ -150,27 +155,47 @@ def work(job: Job, stop: threading.Event, emit: Listener) -> None:
     draws = len(study.get_trials(deepcopy=False))
     seed = (bench.config.search.seed * 1_000_003 + draws * 1009 + job.index) % 2**31
     study.sampler = make_sampler(bench.config, bench.space, seed, record.budget_of)
-    study.pruner = make_pruner(
-        bench.config.search.pruner, bench.config.training.epochs, job.workers
-    )
-    claims = Claims(study, opened.storage, opened.url)
+    claims = opened.claims()
     emit({"event": "ready", "device": str(bench.device)})
-    failures = 0
-    while not stop.is_set() and (deadline is None or time.monotonic() < deadline):
+    failures = workers = 0
+    waiting = False
+    while not stop.is_set():
         # One thread: the small matrices of the GP only lose by more.
         with one_thread(), storage_errors(opened.url):
-            trial = claims.claim(job.worker)
-        if trial is None:
-            break
-        with Heartbeat(opened.storage, trial._trial_id):
-            healthy = attempt(trial, bench, claims, stop, emit)
+            claim = claims.claim(job.worker)
+            if isinstance(claim, Wait):
+                claims.sweep()  # for a trial whose worker is gone one would wait for ever
+        if isinstance(claim, Ending):
+            return claim
+        if isinstance(claim, Wait):
+            if not waiting:
+                emit({"event": "waiting"})
+            waiting = True
+            # Not stop.wait(): the handler of a signal would meet it in the same thread.
+            time.sleep(ASK_AGAIN_S)
+            continue
+        waiting = False
+        if max(job.workers, claim.workers) != workers:  # other launchers may have joined
+            workers = max(job.workers, claim.workers)
+            study.pruner = _pruner(bench, workers)
+        beat = partial(claims.note_time, claim)
+        with Heartbeat(opened.storage, claim.trial._trial_id, beat):
+            healthy = attempt(claim, bench, claims, stop, emit)
         failures = 0 if healthy else failures + 1
         if failures >= SICK_AFTER:
             raise WorkerError(f"{failures} trials in a row failed; the log says why: {job.log}")
+    return None
+
+
+def _pruner(bench: Workbench, workers: int) -> BasePruner:
+    config = bench.config
+    return make_pruner(
+        config.search.pruner, config.training.epochs, workers, bench.space.most_head_epochs
+    )
 
 
 def attempt(
-    trial: Trial, bench: Workbench, claims: Claims, stop: threading.Event, emit: Listener
+    claim: Claim, bench: Workbench, claims: Claims, stop: threading.Event, emit: Listener
 ) -> bool:
     """Run one trial and tell the study how it ended.
 
@@ -180,21 +205,16 @@ def attempt(
     Raises:
         UserError: When no trial can go on; this one goes back to the queue.
     """
-    study = bench.opened.study
+    trial = claim.trial
     poisoned = False
     try:
         outcome = run_trial(trial, bench, stop.is_set, emit)
-        study.tell(
-            trial,
-            outcome.value if outcome.state == TrialState.COMPLETE else None,
-            state=outcome.state,
-            skip_if_finished=True,
-        )
-        end = {"event": "end", "state": outcome.state.name.lower(), "value": outcome.value}
+        claims.finish(claim, outcome.state, outcome.values)
+        end = {"event": "end", "state": outcome.word, "value": outcome.value}
         emit({**end, "trial": trial.number})
         return True
     except InterruptedTrial:
-        claims.give_back(trial.number, INTERRUPTED)
+        claims.interrupt(claim)
         emit({"event": "end", "trial": trial.number, "state": "interrupted", "value": None})
         return True
     except UpdateFinishedTrialError:
@@ -202,26 +222,28 @@ def attempt(
         emit({"event": "end", "trial": trial.number, "state": "lost", "value": None})
         return True
     except UserError as error:
-        claims.give_back(trial.number, INTERRUPTED)
+        claims.interrupt(claim)
         logger.error("trial %d: %s", trial.number, error)
         raise
     except TrialError as error:
         reason = f"{type(error).__name__.removesuffix('Error').lower()}: {error}"
-        healthy = True
+        healthy, own = True, True
     except torch.cuda.OutOfMemoryError as error:
         reason = f"out of memory: {str(error).splitlines()[0]}"
-        healthy, poisoned = True, True
+        healthy, own, poisoned = True, True, True
     except Exception as error:
         logger.exception("trial %d", trial.number)
         reason = f"{type(error).__name__}: {error}"
-        healthy = False
+        healthy, own = False, False
     # Outside of the except block, which would keep the frames and their tensors alive.
     if poisoned:
         gc.collect()
         torch.cuda.empty_cache()
     logger.warning("trial %d failed: %s", trial.number, reason)
     trial.set_user_attr(record.REASON, reason[:500])
-    study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+    if own:  # before the trial is told: a sampler must never see it without
+        trial.set_user_attr(record.FAILED_PLAN, True)
+    claims.finish(claim, TrialState.FAIL)
     checkpoint = bench.opened.files.checkpoint(bench.opened.name, record.first_attempt(trial))
     checkpoint.unlink(missing_ok=True)
     emit({"event": "end", "trial": trial.number, "state": "failed", "value": None})

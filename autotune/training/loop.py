@@ -133,6 +133,7 @@ class Training:
         loader_workers: int = 0,
     ) -> None:
         self.network = network
+        self.policy = policy
         self.config = config
         self.train = train
         self.validation = validation

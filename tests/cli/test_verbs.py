@@ -76,6 +76,7 @@ def test_status_is_the_summary_of_the_run(finished: Path) -> None:
         f"{gain:+.1f} points" if gain else "no trial is better"
     )
     assert "trials: 3 of 3 finished: " in summary
+    assert "\nended: 3 finished trials\n" in summary
     assert "■ head" in summary
     assert "report         storage/autotune.files/reports/tiny.html" in summary
     assert "final model    autotune fit tiny" in summary
@@ -180,9 +181,15 @@ def test_status_of_a_study_that_runs(tmp_path: Path) -> None:
     assert "not finished yet" in text
     assert "trials: 1 of 40 finished: 0 complete, 0 pruned, 1 failed, 2 running, 1 queued" in text
     assert "  1 failed: DivergedError: the loss is nan in epoch 2" in text
+    assert "ended: " not in text and "pruning saved" not in text
     # Commands that would be refused are not offered.
     assert "autotune dashboard made" in text
     assert "autotune fit" not in text and "autotune best" not in text
+
+
+def test_status_counts_the_epochs_that_pruning_saved(tmp_path: Path) -> None:
+    text = shown(tmp_path, trials=10)
+    assert re.search(r"^pruning saved \d+ of 100 epochs \(\d+ %\)$", text, re.MULTILINE)
 
 
 def test_status_of_a_loss(tmp_path: Path) -> None:
@@ -213,6 +220,6 @@ def test_a_worker_of_a_finished_study_has_nothing_to_do(finished: Path) -> None:
             signal.signal(number, handler)
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.splitlines()[-1] == (
-        "0 trials finished here; the study 'tiny' has no more to do"
+        "0 trials finished here; the study 'tiny' has no more to do: 3 finished trials"
     )
     assert len(trials_of(finished, "tiny")) == 3

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 from rich.console import Console
 
-from autotune.cli.view import State, draw, duration, make_view
+from autotune.cli.view import Left, State, draw, duration, make_view
 from autotune.config import StudyConfig
 from autotune.storage.database import open_storage
 from autotune.storage.layout import Files
 from autotune.study import record
+from autotune.study.budget import Budget
 from autotune.study.opening import OpenStudy
 from tests.support.studies import make_study
 
@@ -93,6 +95,37 @@ def test_the_live_view_fits_a_narrow_terminal(opened: OpenStudy) -> None:
     assert len(lines) == 7
     assert all(len(line) <= 80 for line in lines)
     assert lines[-1] == ""  # where a terminal writes ^C
+
+
+@pytest.mark.parametrize(
+    ("limits", "share", "seconds"),
+    [
+        ({}, 0.25, None),
+        ({"timeout": 100.0, "until": 1040.0}, 0.6, 40.0),
+        # Two trials run and use up two hours an hour.
+        ({"device_hours": 2.0}, 0.75, 900.0),
+        ({"device_hours": 2.0, "timeout": 100.0, "until": 1040.0}, 0.75, 40.0),
+    ],
+)
+def test_the_bar_follows_the_budget_that_is_used_up_first(
+    limits: dict[str, float], share: float, seconds: float | None
+) -> None:
+    left = Left(Budget(40, **limits), 1.5, 0, 2, False, 1000.0)
+    assert left.share_used(10, 1000.0) == pytest.approx(share)
+    assert left.seconds(1000.0) == seconds
+
+
+def test_the_live_view_of_a_study_that_is_over(opened: OpenStudy) -> None:
+    for trial in opened.study.get_trials(states=(TrialState.RUNNING,)):
+        opened.study.tell(trial.number, state=TrialState.FAIL)
+    opened.study.set_user_attr(record.BUDGET, Budget(40, patience=1).to_json())
+    state = State(config_of(opened))
+    for event in events(opened)[8:11]:
+        state.update(event)
+    text = drawn(state)
+    assert re.search(r"^━{18}  .* [1-9]\d*/1 without a better one +time left 0:00", text, re.M)
+    state.update({"event": "waiting", "worker": 0})
+    assert re.search(r"0 cuda .* waiting for the other trials", drawn(state))
 
 
 def test_the_live_view_before_there_is_a_study(opened: OpenStudy) -> None:

@@ -6,9 +6,10 @@ import pytest
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.results.answer import headline, in_time
+from autotune.results.answer import headline, in_time, saved_by_pruning
 from autotune.results.report import render_report
 from autotune.study import record
+from autotune.study.budget import Ending
 from tests.support.page import Parsed
 from tests.support.studies import ONE_PARAMETER, make_study
 
@@ -90,10 +91,43 @@ def test_epochs_of_a_retried_attempt_count_once() -> None:
     assert str(expected) in Parsed(render_report(study)).of("b")
 
 
+def test_what_is_beyond_the_limits_is_not_pruned() -> None:
+    limited = make_study(constraints={"max_latency_ms": 1.4}, trials=30)
+    beyond = [one for one in limited.trials if record.is_untrained(one)]
+    pruned = [one for one in limited.trials if one.state == TrialState.PRUNED]
+    assert beyond and len(pruned) > len(beyond)
+    trained = [one for one in limited.trials if one not in beyond]
+    assert saved_by_pruning(limited, limited.trials) == saved_by_pruning(limited, trained)
+
+
 def test_epochs_saved_by_pruning(study: Study, page: Parsed) -> None:
     pruned = study.get_trials(states=(TrialState.PRUNED,))
     saved = sum(10 - one.user_attrs[record.EPOCHS] for one in pruned)
-    assert f"{saved} more saved by pruning" in page.text
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    epochs = 10 * (len(pruned) + len(complete))
+    said = f"pruning saved {saved} of {epochs} epochs ({100 * saved / epochs:.0f} %)"
+    assert said == saved_by_pruning(study, study.trials)
+    assert said in page.text
+
+
+def test_no_pruning_saves_nothing() -> None:
+    study = make_study(trials=2, retried=0)
+    assert saved_by_pruning(study, study.trials) == ""
+    assert "pruning saved none yet" in Parsed(render_report(study)).text
+
+
+def test_the_page_says_what_ended_the_study() -> None:
+    study = make_study(trials=6, running=0)
+    text = Parsed(render_report(study)).text
+    assert "ended by" not in text and "The study is not at its end: 33 of 40" in text
+    study.set_user_attr(
+        record.ENDED, Ending("patience", "no better trial in the last 4").to_json()
+    )
+    text = Parsed(render_report(study)).text
+    assert "ended by patience no better trial in the last 4" in " ".join(text.split())
+    assert "The study is not at its end" not in text
+    study.add_trial(create_trial(state=TrialState.RUNNING))
+    assert "ended by" not in Parsed(render_report(study)).text
 
 
 def test_the_page_warns_of_optimism(page: Parsed) -> None:

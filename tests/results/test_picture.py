@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-import pytest
-
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrialPlan
-from autotune.results.picture import LayerRow, as_html, as_text, in_short, rows
+from autotune.results.picture import LayerRow, as_html, as_text, rows
 
 
 def layers(count: int) -> list[dict[str, object]]:
@@ -82,23 +80,6 @@ def test_text_joins_a_long_run_of_equal_tuned_layers_but_not_the_head() -> None:
 
 def test_text_of_no_layers() -> None:
     assert as_text(()) == ""
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0"),
-        (999, "999"),
-        (1000, "1.00 k"),
-        (99_950, "100 k"),
-        (999_499, "999 k"),
-        (999_999, "1.00 M"),
-        (21_284_672, "21.3 M"),
-        (1_300_000_000, "1.30 G"),
-    ],
-)
-def test_in_short(count: int, text: str) -> None:
-    assert in_short(count) == text
 
 
 class _Items(HTMLParser):

@@ -12,6 +12,7 @@ from autotune.config import StudyConfig
 from autotune.results.report import render_report
 from autotune.results.reproduce import study_file
 from autotune.study import record
+from autotune.study.budget import Budget
 from tests.support.page import Parsed
 from tests.support.studies import make_study
 
@@ -32,6 +33,15 @@ def test_the_study_file_defines_the_same_study(study: Study) -> None:
     config = StudyConfig.model_validate(yaml.safe_load(study_file(study, "sqlite:///a.db")))
     assert config.definition() == study.user_attrs[record.DEFINITION]
     assert (config.name, config.search.trials, config.storage) == ("digits", 40, "sqlite:///a.db")
+
+
+def test_the_study_file_has_the_budgets_of_the_last_run() -> None:
+    study = make_study(trials=1)
+    budget = Budget(7, timeout=60.0, until=1.8e9, device_hours=2.0, patience=3)
+    study.set_user_attr(record.BUDGET, budget.to_json())
+    search = StudyConfig.model_validate(yaml.safe_load(study_file(study))).search
+    assert (search.trials, search.timeout) == (7, 60.0)
+    assert (search.device_hours, search.patience) == (2.0, 3)
 
 
 def test_commands(page: Parsed) -> None:

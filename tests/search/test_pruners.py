@@ -54,6 +54,17 @@ def test_every_pruner_can_be_made_and_asked(name: str, epochs: int, workers: int
     assert len(study.trials) == 6
 
 
+@pytest.mark.parametrize(
+    ("head_epochs", "warmup"), [(0, 2), (1, 2), (5, 6), (10, 11), (16, 17), (19, 20)]
+)
+def test_nothing_is_pruned_in_the_epochs_of_the_head_alone(head_epochs: int, warmup: int) -> None:
+    study = study_with(make_pruner("median", EPOCHS, 1, head_epochs), [rising(0.8)] * 5)
+    assert pruned_at(study, rising(0.1)) == warmup
+    hyperband = study_with(make_pruner("hyperband", EPOCHS, 1, head_epochs), [])
+    ends = [pruned_at(hyperband, rising(0.9 if one < 6 else 0.1)) for one in range(20)]
+    assert min((end for end in ends if end is not None), default=warmup) >= warmup
+
+
 def test_an_unknown_pruner_is_an_error_here_too() -> None:
     with pytest.raises(KeyError):
         make_pruner("medium", EPOCHS, 1)

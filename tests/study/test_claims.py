@@ -1,21 +1,60 @@
-"""Claims on trials: the exact budget, giving back, sweeping."""
+"""Claims on trials: exact budgets, endings, giving back, sweeping."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution
+from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
-from optuna.trial import Trial, TrialState
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
 
+from autotune.config import SpaceConfig
+from autotune.plan import TrialPlan
+from autotune.search.samplers import CanonicalSampler
+from autotune.search.space import Space
 from autotune.storage.database import open_storage
 from autotune.study import record
-from autotune.study.claims import INTERRUPTED, LOST, MAX_RETRIES, Claims, requeue, sweep_stale
+from autotune.study.budget import Budget, Ending, since_best
+from autotune.study.claims import (
+    INTERRUPTED,
+    LOST,
+    MAX_RETRIES,
+    Claim,
+    Claims,
+    Wait,
+    requeue,
+    sweep_stale,
+)
+from tests.support.runs import wait_for
+
+SPACE = Space.from_config(
+    "resnet18",
+    SpaceConfig.model_validate(
+        {"depth": {"low": 0, "high": 5}, "training": {"lr": {"low": 1e-4, "high": 1.0}}}
+    ),
+    "weights",
+    (),
+)
+
+
+class Sampler(CanonicalSampler):
+    """Samples at random, and is exhausted when it is told so."""
+
+    def __init__(self) -> None:
+        super().__init__(SPACE, RandomSampler(seed=0), SPACE.nearest(SPACE.baseline()))
+        self.words = ""
+
+    def exhausted(self, study: Study) -> str:
+        return self.words
 
 
 @pytest.fixture
@@ -23,21 +62,41 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/study.db"
 
 
-def make_claims(url: str, budget: int) -> Claims:
+def make_claims(url: str, budget: int = 100, **limits: Any) -> Claims:
     storage = open_storage(url, create=True, on_stale_trial=sweep_stale)
-    study = optuna.create_study(study_name="s", storage=storage, load_if_exists=True)
-    study.set_user_attr(record.BUDGET, {"trials": budget, "timeout": None})
-    return Claims(study, storage, url)
+    study = optuna.create_study(
+        study_name="s", storage=storage, sampler=Sampler(), direction="maximize"
+    )
+    study.set_user_attr(record.SPACE, SPACE.to_json())
+    claims = Claims(study, storage, url, SPACE)
+    claims.begin(Budget(budget, **limits))
+    return claims
+
+
+def exhaust(claims: Claims, words: str = "every plan of the space has been tried") -> None:
+    assert isinstance(claims.study.sampler, Sampler)
+    claims.study.sampler.words = words
 
 
 def claim(claims: Claims, worker: str = "host/1/0") -> Trial:
-    trial = claims.claim(worker)
-    assert trial is not None
-    return trial
+    claimed = claims.claim(worker)
+    assert isinstance(claimed, Claim)
+    return claimed.trial
 
 
-def finish(claims: Claims, trial: Trial) -> None:
-    claims.study.tell(trial, 0.5)
+def over(claims: Claims) -> str:
+    """Ask for a trial where there is none to be had; return the kind of the ending."""
+    ended = claims.claim("host/1/9")
+    assert isinstance(ended, Ending)
+    return ended.kind
+
+
+def finish(claims: Claims, trial: Trial, value: float = 0.5) -> None:
+    claims.study.tell(trial, value)
+
+
+def frozen(claims: Claims, number: int) -> FrozenTrial:
+    return claims.study.get_trials(deepcopy=False)[number]
 
 
 def states(claims: Claims) -> list[str]:
@@ -47,13 +106,16 @@ def states(claims: Claims) -> list[str]:
 def test_claims_end_at_the_budget(url: str) -> None:
     claims = make_claims(url, budget=2)
     first, second = claim(claims), claim(claims)
-    assert claims.claim("host/1/1") is None  # live trials count
+    assert over(claims) == "trials"  # live trials count
     finish(claims, first)
-    assert claims.claim("host/1/1") is None
+    assert claims.claim("host/1/1") == Ending("trials", "2 trials, of which 1 still running")
+    assert Ending.of(claims.study) is None
     finish(claims, second)
-    assert claims.progress().done
-    claims.study.set_user_attr(record.BUDGET, {"trials": 3, "timeout": None})
-    assert claim(claims).number == 2  # another launcher has raised it
+    assert claims.claim("host/1/1") == Ending("trials", "2 finished trials")
+    assert Ending.of(claims.study) == claims.conclude() == Ending("trials", "2 finished trials")
+    claims.begin(Budget(3))  # another launcher has raised it
+    assert claims.conclude() is None
+    assert claim(claims).number == 2
 
 
 def test_pruned_and_failed_trials_count(url: str) -> None:
@@ -62,52 +124,301 @@ def test_pruned_and_failed_trials_count(url: str) -> None:
     pruned = claim(claims)
     pruned.report(0.1, 1)
     claims.study.tell(pruned, state=TrialState.PRUNED)
-    assert claims.claim("host/1/0") is None
+    assert over(claims) == "trials"
     progress = claims.progress()
     assert (progress.finished, progress.failed, progress.pruned) == (2, 1, 1)
 
 
-def test_a_claim_is_signed(url: str) -> None:
-    claims = make_claims(url, budget=1)
-    trial = claim(claims, "host/7/3")
+def test_a_claim_has_all_that_there_is_to_know(url: str) -> None:
+    claims = make_claims(url, budget=4)
+    before = time.time()
+    claimed = claims.claim("host/7/3")
+    assert isinstance(claimed, Claim)
+    trial = frozen(claims, 0)
+    assert trial.state == TrialState.RUNNING
     assert trial.user_attrs[record.WORKER] == "host/7/3"
+    assert before <= trial.user_attrs[record.CLAIMED] == claimed.since <= time.time()
+    assert trial.distributions == SPACE.distributions
+    assert record.plan_of(trial) == SPACE.plan(trial.params)
+    assert claimed.workers == 1
+    for worker, workers in (("host/7/4", 2), ("other/9/0", 3), ("host/7/3", 3)):
+        more = claims.claim(worker)
+        assert isinstance(more, Claim) and more.workers == workers
 
+
+def test_a_queued_plan_outside_of_the_space_is_kept(url: str) -> None:
+    claims = make_claims(url)
+    outside = json.loads(json.dumps(TrialPlan("resnet34", depth=0).to_json()))
+    claims.study.enqueue_trial({}, user_attrs={record.PLAN: outside})
+    trial = frozen(claims, claim(claims).number)
+    assert trial.user_attrs[record.PLAN] == outside
+    assert trial.params == {}
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_claim(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = make_claims(url, budget=2)
+    claims.study.enqueue_trial({"depth": 3})
+
+    def killed(trial: Trial, *_: Any) -> None:
+        trial.suggest_int("depth", 0, 5)
+        trial.set_user_attr(record.STAGE, "layer 1")
+        raise KeyboardInterrupt  # as abrupt as a kill
+
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("autotune.study.claims.plan_of_trial", killed)
+            claims.claim("host/1/0")
+    assert states(claims) == ["RUNNING", "RUNNING"]
+    assert claims.sweep() == 2
+    assert claims.progress().waiting == 2
+    queued, drawn = (frozen(claims, claim(claims).number) for _ in range(2))
+    assert (record.retries(queued), record.retries(drawn)) == ([0], [1])
+    assert queued.params["depth"] == 3  # as it was queued
+    for trial in (queued, drawn):
+        # Drawn as a whole: one half of one plan and one of another would be neither.
+        assert trial.params == SPACE.canonical(trial.params)
+        assert record.plan_of(trial) == SPACE.plan(trial.params)
+        assert record.STAGE not in trial.user_attrs  # it belongs to what was drawn in it
+
+
+# Endings
+
+
+def test_after_the_moment_nothing_starts(url: str) -> None:
+    claims = make_claims(url, timeout=60.0, until=time.time() + 60)
+    first, second = claim(claims), claim(claims)
+    claims.give_back(first.number, LOST)
+    claims.study.set_user_attr(record.BUDGET, Budget(100, 60.0, time.time()).to_json())
+    assert over(claims) == "timeout"
+    assert claims.could_start() == 0
+    assert Ending.of(claims.study) is None  # one runs
+    finish(claims, second)
+    assert claims.claim("host/1/0") == Ending("timeout", "the 60 s of the run are over")
+    assert claims.conclude() == Ending("timeout", "the 60 s of the run are over")
+    assert claims.progress().waiting == 1
+    claims.begin(Budget(100))  # the next run has no limit of time, and goes on with the retry
+    assert Ending.of(claims.study) is None
+    assert record.retries(frozen(claims, claim(claims).number)) == [0]
+
+
+def test_device_hours_end_a_study(url: str) -> None:
+    claims = make_claims(url, device_hours=1.0)
+    for hours, worker in ((0.5, "host/1/0"), (0.3, "host/1/1")):
+        trial = claim(claims, worker)
+        trial.set_user_attr(record.HELD, 3600 * hours)
+        finish(claims, trial)
+    running = claim(claims)
+    assert claims.could_start() == 97
+    running.set_user_attr(record.CLAIMED, time.time() - 0.21 * 3600)
+    assert claims.claim("host/1/1") == Ending("device hours", "1.01 of 1 device-hours used")
+    assert claims.could_start() == 0
+    assert claims.conclude() is None
+    # Its worker was gone long before anyone saw: what it held counts, not the time since.
+    running.set_user_attr(record.HELD, 60.0)
+    claims.give_back(running.number, LOST)
+    assert record.retries(frozen(claims, claim(claims).number)) == [2]
+
+
+def test_patience_waits_for_what_runs(url: str) -> None:
+    claims = make_claims(url, patience=2)
+    trials = [claim(claims, f"host/1/{worker}") for worker in range(4)]
+    finish(claims, trials[0], 0.5)
+    finish(claims, trials[1], 0.4)
+    finish(claims, trials[2], 0.5)  # as good is not better
+    assert claims.claim("host/1/0") == Wait()
+    assert claims.could_start() == 0
+    finish(claims, trials[3], 0.6)  # and the search goes on
+    fifth, sixth = claim(claims), claim(claims)
+    claims.study.tell(fifth, state=TrialState.FAIL)
+    claims.study.tell(sixth, state=TrialState.FAIL)
+    assert claims.claim("host/1/0") == Ending("patience", "no better trial in the last 2")
+    assert claims.conclude() == Ending("patience", "no better trial in the last 2")
+    claims.begin(Budget(100, patience=3))
+    assert claim(claims).number == 6
+    assert Ending.of(claims.study) is None
+
+
+def test_patience_runs_retries_and_leaves_what_else_is_queued(url: str) -> None:
+    claims = make_claims(url, patience=1)
+    first, second, third = (claim(claims, f"host/1/{worker}") for worker in range(3))
+    claims.study.enqueue_trial({"depth": 1, "training.lr": 0.5})
+    finish(claims, first, 0.5)
+    finish(claims, second, 0.4)
+    claims.give_back(third.number, LOST)
+    assert claims.could_start() == 1
+    assert claims.conclude() is None
+    retry = claim(claims)
+    assert record.retries(frozen(claims, retry.number)) == [third.number]
+    assert claims.claim("host/1/1") == Wait()
+    finish(claims, retry, 0.4)
+    assert over(claims) == "patience"
+    assert claims.progress().waiting == 1
+
+
+def test_an_exhausted_space_ends_a_study_when_nothing_runs(url: str) -> None:
+    claims = make_claims(url)
+    running = claim(claims)
+    claims.study.enqueue_trial({"depth": 1, "training.lr": 0.5})
+    exhaust(claims)
+    queued = claim(claims, "host/1/1")  # what is queued is known to be a plan
+    assert frozen(claims, queued.number).params["depth"] == 1
+    assert claims.claim("host/1/2") == Wait()
+    finish(claims, running)
+    exhaust(claims, "")  # the last trial of a stage came in, say
+    third = claim(claims)
+    exhaust(claims)
+    claims.give_back(third.number, LOST)
+    assert record.retries(frozen(claims, claim(claims).number)) == [third.number]
+    finish(claims, queued)
+    assert claims.claim("host/1/2") == Wait()
+    claims.study.tell(3, 0.4)
+    words = "every plan of the space has been tried"
+    assert claims.claim("host/1/2") == Ending("exhausted", words)
+    assert claims.could_start() == 0
+    assert claims.conclude() == Ending("exhausted", words)
+    claims.begin(Budget(200))
+    assert Ending.of(claims.study) is None and claims.conclude() is None
+
+
+def test_a_queued_trial_without_a_plan_needs_one(url: str) -> None:
+    claims = make_claims(url)
+    claims.storage.create_new_trial(claims.study._study_id)  # lost between asking and drawing
+    claims.sweep()
+    exhaust(claims)
+    assert over(claims) == "exhausted"
+    assert claims.conclude() is not None
+    exhaust(claims, "")
+    assert claim(claims).number == 1
+
+
+def test_retries_come_first(url: str) -> None:
+    claims = make_claims(url, budget=2)
+    first = claim(claims)
+    claims.study.enqueue_trial({"depth": 1, "training.lr": 0.5})
+    claims.give_back(first.number, LOST)
+    assert record.retries(frozen(claims, claim(claims).number)) == [first.number]
+    assert frozen(claims, claim(claims).number).params["depth"] == 1
+
+
+# Real processes
 
 SCRIPT = """
-import sys, optuna
+import json, sys, time, optuna
+from autotune.search.samplers import CanonicalSampler
+from autotune.search.space import Space
 from autotune.storage.database import open_storage
-from autotune.study.claims import Claims
-url, worker = sys.argv[1:]
+from autotune.storage.lock import study_lock
+from autotune.study import record
+from autotune.study.claims import Claims, Wait
+url, worker, seconds = sys.argv[1:]
 storage = open_storage(url)
-claims = Claims(optuna.load_study(study_name="s", storage=storage), storage, url)
-while (trial := claims.claim(worker)) is not None:
-    claims.study.tell(trial, trial.suggest_float("x", 0, 1))
+study = optuna.load_study(study_name="s", storage=storage)
+space = Space.from_json(study.user_attrs[record.SPACE])
+random, start = optuna.samplers.RandomSampler(int(worker[-1])), space.nearest(space.baseline())
+study.sampler = CanonicalSampler(space, random, start)
+claims = Claims(study, storage, url, space)
+while not hasattr(claim := claims.claim(worker), "words"):
+    if claim == Wait():
+        time.sleep(0.05)
+        continue
+    time.sleep(float(seconds))
+    with study_lock(storage, url, "s"):
+        for one in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+            assert len(one.params) == len(space.distributions), one
+            assert {record.PLAN, record.CLAIMED, record.WORKER} <= one.user_attrs.keys(), one
+    claims.finish(claim, optuna.trial.TrialState.COMPLETE, claim.trial.params["training.lr"])
+print(json.dumps(claim.to_json()))
 """
 
 
-def test_the_budget_is_exact_over_processes(url: str) -> None:
-    claims = make_claims(url, budget=25)
-    for _ in range(5):
-        claims.study.enqueue_trial({"x": 0.5})
+def run_processes(url: str, count: int, seconds: float) -> list[str]:
+    """Have processes run trials to the end; return the kinds of endings that they were told."""
 
     def work(index: int) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-W", "ignore", "-c", SCRIPT, url, f"host/{index}/0"]
+        command = [sys.executable, "-W", "ignore", "-c", SCRIPT, url, f"h/1/{index}", str(seconds)]
         return subprocess.run(command, capture_output=True, text=True)
 
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(work, range(4)))
-    assert [one.returncode for one in results] == [0] * 4, results[0].stderr
+    with ThreadPoolExecutor(count) as pool:
+        results = list(pool.map(work, range(count)))
+    assert [one.returncode for one in results] == [0] * count, [one.stderr for one in results]
+    return [json.loads(one.stdout)["kind"] for one in results]
+
+
+def test_the_number_of_trials_is_exact_over_processes(url: str) -> None:
+    claims = make_claims(url, budget=25)
+    for _ in range(5):
+        claims.study.enqueue_trial({"depth": 2})
+    assert run_processes(url, 4, 0.0) == ["trials"] * 4
     trials = claims.study.get_trials(deepcopy=False)
     assert [one.number for one in trials] == list(range(25))
     assert all(one.state == TrialState.COMPLETE for one in trials)
+    assert Ending.of(claims.study) == Ending("trials", "25 finished trials")
+
+
+def test_patience_is_exact_over_processes(url: str) -> None:
+    claims = make_claims(url, patience=6)
+    assert run_processes(url, 3, 0.02) == ["patience"] * 3
+    trials = claims.study.get_trials(deepcopy=False)
+    assert all(one.state == TrialState.COMPLETE for one in trials)
+    since = since_best(trials, StudyDirection.MAXIMIZE)
+    assert Ending.of(claims.study) == Ending("patience", f"no better trial in the last {since}")
+    # Two others ran when the sixth in a row came in without a better one.
+    assert 6 <= since <= 8
+    ended = sorted(trials, key=record.ended_at)
+    for trial in trials:
+        before = [one for one in ended if record.ended_at(one) < trial.user_attrs[record.CLAIMED]]
+        assert since_best(before, StudyDirection.MAXIMIZE) < 6
+
+
+def test_device_hours_are_exact_over_processes(url: str) -> None:
+    claims = make_claims(url, device_hours=1.5 / 3600)
+    assert run_processes(url, 3, 0.3) == ["device hours"] * 3
+    trials = claims.study.get_trials(deepcopy=False)
+    held = [one.user_attrs[record.HELD] for one in trials]
+    assert all(0.3 <= one < 2 for one in held)
+    assert sum(held) >= 1.5
+    for trial in trials:  # none started when the limit was reached
+        start = trial.user_attrs[record.CLAIMED]
+        used = sum(
+            min(record.ended_at(one), start) - one.user_attrs[record.CLAIMED]
+            for one in trials
+            if one.user_attrs[record.CLAIMED] < start
+        )
+        assert used < 1.5
+
+
+def test_the_moment_holds_for_every_process(url: str) -> None:
+    claims = make_claims(url)
+    with ThreadPoolExecutor(1) as pool:
+        kinds = pool.submit(run_processes, url, 2, 0.2)
+        wait_for(lambda: len(states(claims)) > 2)
+        claims.begin(Budget(100, 1.0, time.time() + 1))
+        assert kinds.result() == ["timeout"] * 2
+    until = claims.budget().until
+    trials = claims.study.get_trials(deepcopy=False)
+    assert until is not None
+    assert all(one.user_attrs[record.CLAIMED] <= until for one in trials)
+    assert Ending.of(claims.study) == Ending("timeout", "the 1 s of the run are over")
+
+
+# Giving back and sweeping
 
 
 def test_given_back_trials_come_next_with_all_they_had(url: str) -> None:
     claims = make_claims(url, budget=3)
     trial = claim(claims)
-    value = trial.suggest_float("x", 0, 1)
-    trial.set_user_attr(record.PLAN, {"depth": 1})
+    params, plan = trial.params, frozen(claims, 0).user_attrs[record.PLAN]
     trial.set_user_attr(record.ROLE, record.BASELINE)
+    kept = {
+        record.ORIGIN: "known good: the last layer",
+        record.STAGE: "layer 2",
+        record.COSTS: {"parameters": 10},
+        record.SECONDS: 1.5,
+    }
+    for key, what in {**kept, record.DEVICE: "cpu", record.FAILED_PLAN: True}.items():
+        trial.set_user_attr(key, what)
     trial.report(0.3, 1)
     trial.report(0.4, 2)
     assert claims.give_back(trial.number, INTERRUPTED)
@@ -117,12 +428,14 @@ def test_given_back_trials_come_next_with_all_they_had(url: str) -> None:
 
     again = claim(claims, "host/1/1")
     assert again.number == 1
-    assert again.suggest_float("x", 0, 1) == value
-    frozen = claims.study.trials[1]
-    assert frozen.intermediate_values == {1: 0.3, 2: 0.4}
-    assert frozen.user_attrs[record.PLAN] == {"depth": 1}
-    assert record.is_baseline(frozen)
-    assert record.first_attempt(frozen) == 0
+    successor = frozen(claims, 1)
+    assert successor.params == params
+    assert successor.intermediate_values == {1: 0.3, 2: 0.4}
+    assert successor.user_attrs[record.PLAN] == plan
+    assert record.is_baseline(successor)
+    assert {key: successor.user_attrs[key] for key in kept} == kept
+    assert not {record.DEVICE, record.FAILED_PLAN} & successor.user_attrs.keys()
+    assert record.first_attempt(successor) == 0
     finish(claims, again)
     assert claims.progress().finished == 1
 
@@ -137,14 +450,14 @@ def test_losses_are_capped_and_stops_are_not(url: str) -> None:
     assert not claims.give_back(last.number, LOST)
     assert claims.study.trials[last.number].user_attrs[record.REASON] == f"{LOST}, too often"
     assert claims.progress().failed == 1
-    assert claims.claim("host/1/0") is None
+    assert over(claims) == "trials"
 
 
 def test_a_trial_has_one_successor(url: str) -> None:
     claims = make_claims(url, budget=1)
     trial = claim(claims)
-    frozen = claims.study.trials[trial.number]
-    assert requeue(claims.study, frozen) and requeue(claims.study, frozen)
+    lost = claims.study.trials[trial.number]
+    assert requeue(claims.study, lost) and requeue(claims.study, lost)
     assert states(claims) == ["RUNNING", "WAITING"]
     # What a sweep does that died between queueing and failing.
     assert claims.give_back(trial.number, LOST)
@@ -189,23 +502,12 @@ def test_a_sweep_finds_silent_workers(url: str) -> None:
     assert record.retries(claims.study.trials[1]) == [0]
 
 
-def test_partly_suggested_trials_keep_what_they_have(url: str) -> None:
-    claims = make_claims(url, budget=1)
-    trial = claim(claims)
-    first = trial.suggest_float("x", 0, 1)
-    claims.give_back(trial.number, LOST)
-    again = claim(claims)
-    assert again.suggest_float("x", 0, 1) == first
-    again.suggest_float("y", 0, 1)
-    assert claims.study.trials[1].distributions["y"] == FloatDistribution(0, 1)
-
-
 def test_a_lowered_budget_leaves_queued_trials_in_the_queue(url: str) -> None:
     claims = make_claims(url, budget=2)
     first, second = claim(claims), claim(claims)
     claims.give_back(second.number, INTERRUPTED)
     finish(claims, first)
-    claims.study.set_user_attr(record.BUDGET, {"trials": 1, "timeout": None})
-    assert claims.claim("host/1/0") is None
-    assert claims.progress().done
+    claims.begin(Budget(1))
+    assert over(claims) == "trials"
+    assert claims.conclude() is not None
     assert claims.progress().waiting == 1

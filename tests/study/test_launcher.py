@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from autotune.errors import UserError
 from autotune.study import record
+from autotune.study.budget import held_hours, since_best
 from autotune.study.launcher import resolve_gpus
 from tests.support.runs import SMALL, autotune, epochs_running, start, trials_of, wait_for
 
+#: Nothing but the baseline is in the queue at first.
+BARE = (*SMALL, "search.known_good=false")
 #: Long enough to be caught in the middle.
-LONG = (*SMALL, "training.epochs=400", "search.pruner=none")
+LONG = (*BARE, "training.epochs=400", "search.pruner=none")
 
 
 def worker_pids(folder: Path) -> list[int]:
@@ -150,12 +156,71 @@ def test_workers_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_timeout_ends_the_study_between_trials(tmp_path: Path) -> None:
-    result = autotune(
-        "run", "digits", *SMALL, "--name", "tiny", "search.timeout=0.001", cwd=tmp_path
-    )
+    arguments = ("run", "digits", *BARE, "search.trials=2", "--name", "tiny")
+    result = autotune(*arguments, "search.timeout=0.001", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+    over = "The study 'tiny' is over (the 0.001 s of the run are over); nothing was trained."
+    assert over in result.stdout
+    assert by_state(tmp_path, "tiny", TrialState.WAITING) == [0]
+
+    more = autotune(*arguments, cwd=tmp_path)
+    assert more.returncode == 0, more.stderr
+    assert "ended: 2 finished trials" in more.stdout
+    assert [one.state.is_finished() for one in trials_of(tmp_path, "tiny")] == [True] * 2
+
+
+def test_the_end_of_the_time_holds_for_a_worker_that_joins(tmp_path: Path) -> None:
+    long = (*BARE, "training.epochs=30", "search.pruner=none", "search.timeout=1e9")
+    process = start("run", "digits", *long, "--name", "tiny", "--workers", "1", cwd=tmp_path)
+    wait_for(lambda: epochs_running(trials_of(tmp_path, "tiny")) >= 1)
+    url = f"sqlite:///{tmp_path}/storage/autotune.db"
+    study = optuna.load_study(study_name="tiny", storage=url)
+    budget = study.user_attrs[record.BUDGET]
+    study.set_user_attr(record.BUDGET, {**budget, "until": 1.0, "timeout": 5.0})  # long ago
+    assert process.wait(timeout=120) == 0
+    words = "the 5 s of the run are over"
+    assert f"ended: {words}" in (tmp_path / "out.txt").read_text()
+    (trial,) = trials_of(tmp_path, "tiny")
+    assert trial.state == TrialState.COMPLETE  # what runs is finished
+    joined = autotune("worker", "tiny", cwd=tmp_path)
+    assert joined.returncode == 0, joined.stderr
+    assert joined.stdout.splitlines()[-1] == (
+        f"0 trials finished here; the study 'tiny' has no more to do: {words}"
+    )
+
+
+def test_patience_ends_a_study_of_two_workers(tmp_path: Path) -> None:
+    arguments = ("run", "digits", *SMALL, "--name", "tiny", "--workers", "2")
+    ended = autotune(*arguments, "search.trials=60", "search.patience=2", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
     trials = trials_of(tmp_path, "tiny")
-    assert all(one.state in (TrialState.COMPLETE, TrialState.WAITING) for one in trials)
+    assert all(one.state.is_finished() for one in trials)
+    assert 3 <= len(trials) < 60
+    since = since_best(trials, StudyDirection.MAXIMIZE)
+    assert 2 <= since <= 3  # one more may have run
+    words = f"no better trial in the last {since}"
+    assert f"ended: {words}" in ended.stdout
+    assert f"{since}/2 without a better one | time left 0:00" in ended.stdout
+    report = tmp_path / "storage/autotune.files/reports/tiny.html"
+    assert words in report.read_text(encoding="utf-8")
+
+
+def test_device_hours_end_a_study_of_two_workers(tmp_path: Path) -> None:
+    limit = 2 / 3600
+    arguments = ("run", "digits", *SMALL, "--name", "tiny", "--workers", "2")
+    arguments += ("search.trials=60", f"search.device_hours={limit}")
+    ended = autotune(*arguments, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"ended: \S+ of \S+ device-hours used", ended.stdout)
+    trials = trials_of(tmp_path, "tiny")
+    assert len(trials) < 60
+    assert all(one.state.is_finished() for one in trials)
+    assert held_hours(trials, 0.0) >= limit
+    for trial in trials:
+        assert record.held_s(trial, 0.0) == pytest.approx(record.seconds_of(trial), abs=2)
+    again = autotune(*arguments, cwd=tmp_path)
+    assert "device-hours used); nothing was trained." in again.stdout
+    assert len(trials_of(tmp_path, "tiny")) == len(trials)
 
 
 def test_workers_that_cannot_start_end_the_run_with_their_log(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from autotune.errors import ConfigError, StudyError
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.search.space import Space
 from autotune.study import record
-from autotune.study.claims import Claims
+from autotune.study.budget import Budget, Ending
+from autotune.study.claims import Claim
 from autotune.study.definition import define
 from autotune.study.opening import check_existing, differences, open_existing
 from tests.support.images import make_class_folders
@@ -29,7 +30,8 @@ def test_a_new_study_remembers_everything(tmp_path: Path) -> None:
     config = small_config(tmp_path)
     assert attributes[record.DEFINITION] == config.definition()
     assert Space.from_json(attributes[record.SPACE]) == define(config).space
-    assert attributes[record.BUDGET] == {"trials": 3, "timeout": None}
+    assert Budget.of(opened.study) == Budget(trials=3)
+    assert Ending.of(opened.study) is None
     assert attributes[record.DATASET]["train"] == 50
     assert list(attributes[record.BACKBONES]) == ["test_resnet.letters"]
     assert len(attributes[record.BACKBONES]["test_resnet.letters"]["layers"]) == 5
@@ -162,10 +164,10 @@ def test_known_good_plans_are_queued_after_the_baseline(tmp_path: Path) -> None:
         plan = record.plan_of(trial)
         assert trial.state == TrialState.WAITING and plan is not None
         assert trial.system_attrs["fixed_params"] == space.params(plan)
-    claims = Claims(opened.study, opened.storage, opened.url)
+    claims = opened.claims()
     for expected in (0, 1):
-        trial = claims.claim("host/1/0")
-        assert trial is not None and trial.number == expected
+        claim = claims.claim("host/1/0")
+        assert isinstance(claim, Claim) and claim.trial.number == expected
     assert claims.give_back(1, "its worker was lost")
     assert titles(opened.study) == [*TITLES, TITLES[1]]
 

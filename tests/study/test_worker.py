@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from optuna.artifacts import get_all_artifact_meta
-from optuna.trial import TrialState
+from optuna.pruners import MedianPruner
+from optuna.study import Study
+from optuna.trial import Trial, TrialState
 from safetensors.torch import load_file
 
-from autotune.errors import DiskFullError, StudyError, UserError, WorkerError
+from autotune.errors import DiskFullError, PlanError, StudyError, UserError, WorkerError
 from autotune.models.network import build_network
 from autotune.plan import TrialPlan
 from autotune.storage.layout import Files
 from autotune.study import record
 from autotune.study import trial as trial_module
-from autotune.study.claims import Claims
+from autotune.study import worker as worker_module
+from autotune.study.budget import Ending
+from autotune.study.claims import Claim
 from autotune.study.opening import OpenStudy
 from autotune.study.trial import prepare_training
 from autotune.study.worker import Job, prepare, work
+from autotune.training.metrics import Metrics
+from tests.support.runs import wait_for
 from tests.support.small import open_small
 
 
@@ -36,7 +44,6 @@ def job(opened: OpenStudy, **changes: Any) -> Job:
         "workers": 1,
         "threads": 1,
         "log": "here",
-        "timeout": None,
     }
     return Job(**{**values, **changes})
 
@@ -130,8 +137,109 @@ def test_a_diverged_trial_is_recorded_and_the_study_goes_on(tmp_path: Path) -> N
     assert len(failed) == 2
     for trial in failed:
         assert trial.user_attrs[record.REASON].startswith("diverged: ")
+        assert trial.user_attrs[record.FAILED_PLAN] is True
         assert record.PLAN in trial.user_attrs
-    assert opened.progress().done
+        assert all(math.isfinite(one) for one in trial.intermediate_values.values())
+    assert record.best_of(trials, opened.study.direction) is trials[0]
+    assert record.saved_epochs(trials, 2) == 0
+    assert opened.progress().finished == 3
+
+
+def test_a_value_that_is_no_number_fails_the_trial_and_is_not_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_small(tmp_path, training__objective="log_loss")
+    objective = Metrics.objective
+
+    def broken(metrics: Metrics, name: str) -> float:
+        return objective(metrics, name) if len(opened.study.get_trials()) < 2 else math.inf
+
+    monkeypatch.setattr(Metrics, "objective", broken)
+    run(opened)
+    trials = opened.study.get_trials()
+    assert [one.state for one in trials] == [TrialState.COMPLETE] + [TrialState.FAIL] * 2
+    for trial in trials[1:]:
+        assert trial.user_attrs[record.REASON] == "diverged: the log_loss is inf in epoch 1"
+        assert trial.intermediate_values == {}
+    assert record.best_of(trials, opened.study.direction) == trials[0]
+
+
+def test_time_on_the_device_is_that_of_each_attempt(tmp_path: Path) -> None:
+    opened = open_small(tmp_path, search__trials=1, training__epochs=4)
+    stop = threading.Event()
+
+    def emit(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch":
+            stop.set()
+
+    work(job(opened), stop, emit)
+    run(opened)
+    first, second = opened.study.get_trials()
+    for trial in (first, second):
+        seconds = record.seconds_of(trial)
+        assert seconds is not None
+        assert record.held_s(trial, 0.0) == pytest.approx(seconds, abs=0.5)
+    assert second.user_attrs[record.SECONDS] > first.user_attrs[record.SECONDS]
+    assert Ending.of(opened.study) == Ending("trials", "1 finished trial")
+
+
+def test_a_worker_waits_for_what_others_bring(tmp_path: Path) -> None:
+    opened = open_small(tmp_path, search__trials=9, search__patience=1, training__epochs=1)
+    claims = opened.claims()
+    baseline, other = claims.claim("other/1/0"), claims.claim("other/1/1")
+    assert isinstance(baseline, Claim) and isinstance(other, Claim)
+    claims.finish(baseline, TrialState.COMPLETE, 0.5)
+    third = claims.claim("other/1/0")
+    assert isinstance(third, Claim)
+    claims.finish(third, TrialState.PRUNED)
+    events: list[dict[str, Any]] = []
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(work, job(opened), stop, events.append)
+        try:
+            wait_for(lambda: {"event": "waiting"} in events)
+            # Its worker goes silent: the one that waits finds that out, and runs the retry.
+            trial = other.trial._trial_id
+            opened.storage.record_heartbeat(trial)
+            with opened.storage.engine.begin() as connection:
+                connection.exec_driver_sql(
+                    "UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour') "
+                    f"WHERE trial_id = {trial}"
+                )
+            ended = result.result(timeout=120)
+        finally:
+            stop.set()
+    assert ended == Ending.of(opened.study)
+    assert ended is not None and ended.kind == "patience"
+    assert [one["trial"] for one in events if one["event"] == "start"] == [3]
+    trials = opened.study.get_trials()
+    assert record.retries(trials[3]) == [other.trial.number]
+    assert trials[3].state == TrialState.COMPLETE
+    assert events.count({"event": "waiting"}) == 1
+
+
+def test_the_pruner_follows_the_workers_of_all_launchers(tmp_path: Path) -> None:
+    opened = open_small(
+        tmp_path, search__trials=8, training__epochs=5, space__training__head_epochs=[0, 2]
+    )
+    claims = opened.claims()
+    others = [claims.claim(f"other/1/{worker}") for worker in range(5)]
+    seen: list[MedianPruner] = []
+    original = worker_module.run_trial
+
+    def look(trial: Any, bench: Any, *rest: Any) -> Any:
+        seen.append(trial.study.pruner)
+        for other in others:
+            assert isinstance(other, Claim)
+            claims.finish(other, TrialState.FAIL)
+        others.clear()
+        return original(trial, bench, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker_module, "run_trial", look)
+        work(job(opened, workers=2), threading.Event(), lambda event: None)
+    assert [one._n_startup_trials for one in seen] == [12, 5, 5]
+    assert {one._n_warmup_steps for one in seen} == {3}  # past the two epochs of the head alone
 
 
 def test_a_stop_gives_the_trial_back_and_another_worker_resumes_it(tmp_path: Path) -> None:
@@ -172,7 +280,7 @@ def test_a_trial_lost_after_its_last_epoch_is_only_told(
         patch.setattr(trial_module, "store_artifacts", killed)
         run(opened)
     bench = prepare(opened)
-    assert Claims(opened.study, opened.storage, opened.url).sweep(lambda worker: True) == 1
+    assert opened.claims().sweep(lambda worker: True) == 1
     events = run(opened)
     assert [one["event"] for one in events] == ["ready", "start", "end"]
     done = opened.study.get_trials()[1]
@@ -209,6 +317,8 @@ def test_a_worker_that_fails_at_everything_stops(
     trials = opened.study.get_trials()
     assert [one.state for one in trials] == [TrialState.FAIL] * 3
     assert trials[0].user_attrs[record.REASON] == "RuntimeError: the device is on fire"
+    # Nothing that a sampler should hold against their plans.
+    assert not any(record.FAILED_PLAN in one.user_attrs for one in trials)
 
 
 def test_out_of_memory_fails_the_trial_and_not_the_worker(
@@ -227,6 +337,29 @@ def test_out_of_memory_fails_the_trial_and_not_the_worker(
     reasons = [one.user_attrs.get(record.REASON) for one in opened.study.get_trials()]
     text = "out of memory: CUDA out of memory. Tried to allocate 9 GiB."
     assert reasons == [None, text, text, text]
+    marks = [one.user_attrs.get(record.FAILED_PLAN) for one in opened.study.get_trials()]
+    assert marks == [None, True, True, True]
+
+
+def test_a_failed_plan_is_marked_before_its_trial_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sampler that sees the failure must see the mark with it."""
+    opened = open_small(tmp_path, search__trials=1)
+    marks: list[object] = []
+    tell = Study.tell
+
+    def told(self: Study, trial: Trial, *arguments: Any, **named: Any) -> Any:
+        marks.append(trial.user_attrs.get(record.FAILED_PLAN))
+        return tell(self, trial, *arguments, **named)
+
+    def unfit(*_: object, **__: object) -> None:
+        raise PlanError("no such layer")
+
+    monkeypatch.setattr(trial_module, "build_network", unfit)
+    monkeypatch.setattr(Study, "tell", told)
+    run(opened)
+    assert marks == [True]
 
 
 def test_a_full_disk_stops_the_worker_and_keeps_the_trial(
@@ -262,13 +395,31 @@ def test_a_space_with_nothing_to_search_still_runs(tmp_path: Path) -> None:
     opened = open_small(
         tmp_path,
         space={"depth": 1, "head": {}, "training": {"lr": 0.003}},
-        search__trials=2,
+        search__trials=9,
     )
     run(opened)
     trials = opened.study.get_trials()
     assert [one.state for one in trials] == [TrialState.COMPLETE] * 2
     plans = [record.plan_of(one) for one in trials]
     assert [plan.depth for plan in plans if plan] == [0, 1]
+    assert Ending.of(opened.study) == Ending("exhausted", "every plan of the space has been tried")
+
+
+def test_a_greedy_search_ends_with_its_last_stage(tmp_path: Path) -> None:
+    opened = open_small(
+        tmp_path,
+        space={"depth": {"low": 0, "high": 1}, "head": {}, "training": {"lr": [0.01, 0.003]}},
+        search__trials=9,
+        search__order="greedy",
+        search__known_good=False,
+        training__epochs=1,
+    )
+    run(opened)
+    stages = [one.user_attrs.get(record.STAGE) for one in opened.study.trials]
+    assert stages[:2] == [None, "layer 1"] and len(stages) < 5
+    ended = Ending.of(opened.study)
+    assert ended is not None and ended.kind == "exhausted"
+    assert "all of its stages" in ended.words
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])

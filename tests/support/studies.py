@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,11 +21,11 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.config import OBJECTIVES, StudyConfig
+from autotune.config import StudyConfig
 from autotune.plan import TrialPlan
 from autotune.search.limits import Candidate
 from autotune.search.space import Params, Space
-from autotune.study import record
+from autotune.study import limits, record
 from tests.support.offers import offers
 
 START = datetime(2026, 1, 5, 9, 0, 0)
@@ -58,6 +58,8 @@ def make_study(
     failed: int = 1,
     retried: int = 1,
     objective: str = "accuracy",
+    objectives: Sequence[str] | None = None,
+    constraints: Mapping[str, float] | None = None,
     gain: float = 0.11,
     space: Mapping[str, Any] | None = None,
     layers: int = 5,
@@ -80,6 +82,9 @@ def make_study(
         retried: Attempts that were given back; the first retry of each is among ``trials``, so
             that there are at most ``trials - 1``.
         objective: One of ``autotune.config.OBJECTIVES``; it decides the direction.
+        objectives: A metric and a cost for a Pareto study; nothing is pruned then.
+        constraints: The ``constraints`` section of the study file; plans beyond it are not
+            trained. See :func:`_costs` for what plans cost.
         gain: How much accuracy the best plan has over the baseline; below zero, none beats it.
         space: The ``space`` section of the study file; by default a rich one.
         layers: Layers of the backbone.
@@ -90,6 +95,7 @@ def make_study(
         storage: An Optuna storage or its URL; by default memory.
         seed: Seed of everything random.
     """
+    metric = objectives[0] if objectives else objective
     config = StudyConfig.model_validate(
         {
             "name": "digits",
@@ -97,18 +103,23 @@ def make_study(
             "backbone": ["test_resnet.r160_in1k", *(others or {})],
             "space": dict(SPACE if space is None else space),
             "search": {"trials": budget, "seed": seed},
-            "training": {"epochs": EPOCHS, "objective": objective},
+            "training": {
+                "epochs": EPOCHS,
+                "objective": metric,
+            },
+            "objectives": objectives and list(objectives),
+            "constraints": dict(constraints or {}),
         }
     )
     counts = dict(zip(config.backbones, (layers, *(others or {}).values()), strict=True))
     candidates = [Candidate(one, count, offers(count)) for one, count in counts.items()]  # type: ignore[arg-type]
     made = Space.of(candidates, config.space, config.inherit)
     study = optuna.create_study(
-        study_name=name, storage=storage, direction=OBJECTIVES[config.training.objective]
+        study_name=name, storage=storage, directions=list(config.directions.values())
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        study.set_metric_names([config.training.objective])
+        study.set_metric_names(list(config.directions))
     for key, value in _study_attributes(
         config, counts, budget, HOSTILE if hostile else ""
     ).items():
@@ -201,7 +212,13 @@ class _Maker:
     def _finish(self, params: Params | None, baseline: bool, earlier: list[int]) -> None:
         plan = self.space.baseline() if params is None else self.space.plan(params)
         curve = self._curve(plan)
-        pruned = not baseline and self.attempts % 3 == 2
+        costs = _costs(plan)
+        beyond = limits.excess(costs, self.config.constraints.limits)
+        reason = {record.REASON: f"{record.INFEASIBLE}: {beyond}"} if beyond else {}
+        if beyond and not baseline:
+            self._add(TrialState.PRUNED, params or {}, plan, {}, attributes=reason)
+            return
+        pruned = not baseline and self.attempts % 3 == 2 and self.config.objectives is None
         if pruned:
             curve = {step: value for step, value in curve.items() if step <= 2 + self.attempts % 4}
         self._add(
@@ -210,7 +227,7 @@ class _Maker:
             plan,
             curve,
             baseline=baseline,
-            attributes={record.RETRIES: earlier} if earlier else {},
+            attributes={record.RETRIES: earlier} if earlier else reason,
         )
 
     def _give_back(self, params: Params | None) -> int:
@@ -270,13 +287,17 @@ class _Maker:
         start = self.free_at[worker]
         seconds = 20.0 + (6.0 + 2.0 * plan.depth) * len(curve)
         ended = state.is_finished()
-        last = curve[max(curve)]
-        metrics = _metrics(_accuracy(self.config.training.objective, last))
+        last = curve[max(curve)] if curve else None
+        costs = _costs(plan)
+        second = [costs[name] for name in self.config.directions if name in costs]
         known = {
             record.PLAN: plan.to_json(),
             record.WORKER: f"gpu-box/{4100 + worker}/{worker}{self.hostile}",
             record.DEVICE: "NVIDIA H200" + self.hostile,
             record.PARAMETERS_TUNED: 5130 + 7200 * plan.depth,
+            record.COSTS: {
+                name: costs[name] for name in costs if name in ("parameters", *self.config.costs)
+            },
             **({record.ROLE: record.BASELINE} if baseline else {}),
         }
         if ended:
@@ -285,15 +306,20 @@ class _Maker:
                 record.SECONDS: seconds - 5.0,
                 record.PEAK_MEMORY_MB: 512.5 + 40 * plan.depth,
             }
-        if ended and state != TrialState.FAIL:
-            known[record.METRICS] = metrics
+        if ended and state != TrialState.FAIL and last is not None:
+            known[record.METRICS] = _metrics(_accuracy(self.config.training.objective, last))
+        told = last is not None and state in (TrialState.COMPLETE, TrialState.PRUNED)
         frozen = create_trial(
             state=state,
-            value=last if state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
+            values=[last, *second] if told and last is not None else None,
             params=params,
             distributions={name: self.space.distributions[name] for name in params},
             user_attrs={**known, **(attributes or {})},
             intermediate_values=curve,
+            constraints={
+                f"max_{name}": costs[name] / limit - 1
+                for name, limit in self.config.constraints.limits.items()
+            },
         )
         frozen.datetime_start = start
         frozen.datetime_complete = start + timedelta(seconds=seconds) if ended else None
@@ -302,6 +328,16 @@ class _Maker:
         self.study.add_trial(frozen)
         self.attempts += 1
         return number
+
+
+def _costs(plan: TrialPlan) -> dict[str, float]:
+    """What a plan costs: more with every tuned layer and hidden unit; the baseline least."""
+    units = sum(hidden.units for hidden in plan.head.hidden)
+    return {
+        "parameters": 24_000 + 64 * units,
+        "latency_ms": round(0.8 + 0.0011 * units + 0.06 * plan.depth, 4),
+        "memory_mb": round(12.0 + 0.01 * units + 9.5 * plan.depth, 2),
+    }
 
 
 def _metrics(accuracy: float) -> dict[str, float]:

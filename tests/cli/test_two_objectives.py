@@ -1,0 +1,103 @@
+"""A small study of two objectives with a limit, from its run to its model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from autotune.results.objective import Objective, show_values
+from autotune.study import record
+from autotune.study.opening import OpenStudy, open_existing
+from tests.support.inside import call
+from tests.support.runs import SMALL, autotune
+
+pytestmark = pytest.mark.usefixtures("closed_connections")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which ``autotune run`` has run the study ``two``; its output is out.txt."""
+    made = tmp_path_factory.mktemp("two")
+    ended = autotune(
+        "run", "digits", *SMALL, "search.trials=8", "search.pruner=none",
+        "search.sampler=random", "space.head.hidden_layers=[0, 1]", "space.layers={}",
+        "objectives=[accuracy, memory_mb]", "constraints.max_memory_mb=4",
+        "--name", "two", "--workers", "1", cwd=made,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, "")
+    (made / "out.txt").write_text(ended.stdout, encoding="utf-8")
+    return made
+
+
+def opened_in(folder: Path) -> OpenStudy:
+    return open_existing("two", f"sqlite:///{folder}/storage/autotune.db")
+
+
+def test_run_and_status_list_the_front_and_the_infeasible(folder: Path) -> None:
+    opened = opened_in(folder)
+    study, progress = opened.study, opened.progress()
+    assert progress.infeasible and progress.complete and not progress.pruned
+    said = (folder / "out.txt").read_text(encoding="utf-8")
+    assert ": infeasible | last " in said
+    objective, cost = Objective.of(study), Objective.cost_of(study)
+    ended = call("status", "two", cwd=folder)
+    assert (ended.code, ended.err) == (0, "")
+    front = record.front_of(study.get_trials(deepcopy=False), record.direction_of(study))
+    for text in (said, ended.out):
+        assert (
+            f"8 of 8 finished: {progress.complete} complete, 0 pruned, {progress.infeasible} "
+            "infeasible, 0 failed" in text
+        )
+        assert show_values(front[0], objective, cost) in text
+        if len(front) > 1:
+            assert f"Pareto front, {len(front)} trials" in text
+
+
+def test_best_is_yaml_with_the_front(folder: Path) -> None:
+    opened = opened_in(folder)
+    ended = call("best", "two", cwd=folder)
+    found = yaml.safe_load(ended.out)
+    trials = opened.study.get_trials(deepcopy=False)
+    front = record.front_of(trials, record.direction_of(opened.study))
+    assert list(found) == ["study", "trial", "accuracy", "memory_mb", "front", "plan"]
+    assert found["trial"] == front[0].number
+    assert [[one["accuracy"], one["memory_mb"]] for one in found["front"]] == [
+        one.values for one in front
+    ]
+    assert found["plan"] == front[0].user_attrs[record.PLAN]
+    # A line for each.
+    assert sum(line.startswith("- {trial: ") for line in ended.out.splitlines()) == len(front)
+
+
+def test_the_report_has_the_front(folder: Path) -> None:
+    page = (folder / "storage/autotune.files/reports/two.html").read_text(encoding="utf-8")
+    assert "Metric against cost" in page and '<table class="front">' in page
+
+
+def test_fit_takes_the_best_of_the_front_or_a_trial_of_one_s_choice(folder: Path) -> None:
+    opened = opened_in(folder)
+    trials = opened.study.get_trials(deepcopy=False)
+    best = record.best_of(trials, record.direction_of(opened.study))
+    assert best is not None
+    ended = call("fit", "two", cwd=folder)
+    assert (ended.code, ended.err) == (0, "")
+    assert f"trial {best.number} " in ended.out
+
+
+def test_without_a_plan_within_the_limits_every_verb_says_so(tmp_path: Path) -> None:
+    ended = autotune(
+        "run", "digits", *SMALL, "search.trials=2", "constraints.max_parameters=1000",
+        "--name", "none", "--workers", "1", cwd=tmp_path,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, "")
+    said = " ".join(ended.stdout.split())
+    assert "2 of 2 finished: 1 complete, 0 pruned, 1 infeasible, 0 failed" in said
+    assert "none within the limits yet" in said
+    assert "No trial is within the limits; the nearest is trial " in said
+    for verb in ("best", "fit"):
+        refused = call(verb, "none", cwd=tmp_path)
+        assert refused.code == 2
+        assert "the study 'none' has no complete trial within the limits; the" in refused.err
+    assert call("report", "none", cwd=tmp_path).code == 0

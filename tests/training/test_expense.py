@@ -1,0 +1,174 @@
+"""What a network costs, and that finding it out leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autotune.config import COSTS, OPTIMIZERS
+from autotune.training.expense import (
+    count_parameters,
+    latency_ms,
+    measure_costs,
+    memory_mb,
+    saved_bytes,
+)
+from tests.support.backbones import SMALL, plan, state_of, training
+
+
+class Chain(nn.Module):
+    """Linear layers with an activation whose output, and nothing else, is saved."""
+
+    def __init__(self, depth: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Linear(width, width) for _ in range(depth)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        for layer in self.layers:
+            images = layer(images).sigmoid()
+        return images
+
+
+def test_parameters_are_those_of_the_whole_network() -> None:
+    for depth in (0, 2):
+        made = training(plan("test_resnet", depth, 8))
+        expected = sum(value.numel() for value in dict(made.network.named_parameters()).values())
+        costs = measure_costs(made, ())
+        assert costs == {"parameters": expected}
+        assert count_parameters(made.network) == expected
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_measuring_leaves_no_trace(name: str, amp: str) -> None:
+    """Not in weights, statistics, modes, gradients, generators; nor in the training after it."""
+    made = training(plan(name, 2, 8, dropout=0.2), dropping=True, amp=amp, epochs=1)
+    twin = copy.deepcopy(made.network)
+    made.network.eval()
+    made.network.head.train()
+    modes = [module.training for module in made.network.modules()]
+    before, random = state_of(made.network), torch.get_rng_state()
+    costs = measure_costs(made, COSTS)
+    assert set(costs) == set(COSTS) and min(costs.values()) > 0
+    after = state_of(made.network)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert torch.equal(random, torch.get_rng_state())
+    assert modes == [module.training for module in made.network.modules()]
+    assert all(parameter.grad is None for parameter in made.network.parameters())
+    other = training(plan(name, 2, 8, dropout=0.2), dropping=True, amp=amp, epochs=1, net=twin)
+    assert [one.loss for one in made.run()] == [one.loss for one in other.run()]
+
+
+def test_memory_grows_linearly_with_the_batch() -> None:
+    sizes = (8, 16, 64)
+    eight, sixteen, many = (
+        memory_mb(training(plan("test_resnet", 3), batch_size=size)) for size in sizes
+    )
+    assert many - sixteen == pytest.approx(6 * (sixteen - eight))
+    assert sixteen > eight
+
+
+def test_saved_activations_are_counted_once_and_parameters_never() -> None:
+    """Every layer saves its input and the output of its activation: the same tensor but once."""
+    made = training(plan("test_resnet", 1))
+    images = 4
+    width = 3 * 32 * 32
+
+    class Flat(Chain):
+        def forward(self, pixels: Tensor) -> Tensor:
+            return super().forward(pixels.flatten(1))[:, :10]
+
+    for depth in (1, 3):
+        made.network = Flat(depth, width)  # type: ignore[assignment]
+        # The input, one output a layer; of the loss the log-probabilities, labels, total weight.
+        activations = (depth + 1) * images * width * 4
+        rest = saved_bytes(made, images) - activations
+        assert images * (10 * 4 + 8) <= rest <= images * (10 * 4 + 8) + 64
+
+
+def test_locked_layers_save_nothing() -> None:
+    found = [memory_mb(training(plan("test_resnet", depth))) for depth in range(6)]
+    assert found == sorted(found) and len(set(found)) == 6
+    locked = training(plan("test_resnet", 0))
+    assert saved_bytes(locked, 4) < 4 * 32 * 32 * 4  # features, logits, labels
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_of_every_optimiser_is_counted(name: str) -> None:
+    made = training(plan("test_resnet", 2, optimizer=name))
+    before = memory_mb(made)
+    for _ in made.run():
+        break
+    held = sum(
+        value.numel() * 4
+        for state in made.optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor) and value.ndim
+    )
+    tuned = sum(one.numel() * 4 for one in made.network.parameters() if one.requires_grad)
+    weights = sum(
+        one.numel() * one.element_size()
+        for one in (*made.network.parameters(), *made.network.buffers())
+    )
+    few, more = saved_bytes(made, 2), saved_bytes(made, 4)
+    expected = weights + tuned + held + few + 7 * (more - few)  # of 16 images
+    assert before == pytest.approx(expected / 2**20)
+
+
+def test_a_moving_average_is_a_network_more() -> None:
+    made = [training(plan("test_resnet", 2), ema=ema) for ema in (None, 0.9)]
+    network = made[0].network
+    weights = sum(
+        one.numel() * one.element_size() for one in (*network.parameters(), *network.buffers())
+    )
+    assert memory_mb(made[1]) - memory_mb(made[0]) == pytest.approx(weights / 2**20)
+
+
+def test_a_pull_keeps_what_the_tuned_layers_started_from() -> None:
+    made = [training(plan("test_resnet", 2, l2_sp=strength)) for strength in (0.0, 0.1)]
+    layers = sum(
+        one.numel() * one.element_size()
+        for _, one, layer in made[0].network.layer_of_parameters()
+        if layer > 0
+    )
+    assert memory_mb(made[1]) - memory_mb(made[0]) == pytest.approx(layers / 2**20)
+
+
+def test_mixed_targets_are_counted() -> None:
+    """A share of every class in place of a label, once they are mixed."""
+    plain, mixed = (
+        training(plan("test_resnet", 2, mixup=mixup, cutmix=mixup)) for mixup in (0.0, 0.2)
+    )
+    classes = plain.network.head.classes
+    random = torch.get_rng_state()
+    for images in (2, 4):
+        more = saved_bytes(mixed, images) - saved_bytes(plain, images)
+        assert 0 < more <= 4 * images * classes
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_a_deeper_network_takes_longer() -> None:
+    made = training(plan("test_resnet", 0))
+
+    class Deep(Chain):
+        def forward(self, pixels: Tensor) -> Tensor:
+            return super().forward(pixels.flatten(1)[:, :1024])
+
+    found = []
+    for depth in (1, 8):
+        made.network = Deep(depth, 1024)  # type: ignore[assignment]
+        found.append(latency_ms(made))
+    assert 0 < 2 * found[0] < found[1]
+
+
+def test_the_threads_of_the_worker_are_left_alone() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        latency_ms(training(plan("test_resnet", 0)))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
