@@ -151,7 +151,8 @@ def render(results: Results) -> str:
         "Regret is the best of the table less the best complete trial so far, in points of "
         "accuracy; median and quartiles over seeds. `*-conditional` is Optuna's sampler with its "
         "defaults on the define-by-run form of the same space; the others are autotune's, which "
-        "start with the baseline. Epochs are those of all workers together.",
+        "start with the baseline and, but for the greedy ones, with plans that often work. Epochs "
+        "are those of all workers together.",
     ]
     for workers in results.workers:
         title = "One trial after the other" if workers == 1 else f"{workers} workers"
