@@ -242,11 +242,11 @@ class Space:
         unknown = {
             f"training.{name}": policy[name]
             for name in POLICY_FIELDS
-            if f"training.{name}" not in distributions
+            if f"training.{name}" not in {*distributions, *values["fixed"]}
         }
         return Space(
             values["backbone"],
-            {**unknown, **values["fixed"]},
+            {**values["fixed"], **unknown},
             distributions,
             {name: Limits.from_json(one) for name, one in values.get("limits", {}).items()},
         )

@@ -139,7 +139,10 @@ def test_which_keys_are_of_ones_own() -> None:
 
 
 def study_of(reference: str, trials: int) -> optuna.Study:
-    study = optuna.create_study(sampler=make_sampler(reference, SPACE, 3))
+    config = StudyConfig.model_validate(
+        {"dataset": "d", "backbone": "resnet18", "search": {"sampler": reference}}
+    )
+    study = optuna.create_study(sampler=make_sampler(config, SPACE, 3))
     for _ in range(trials):
         trial = study.ask(dict(SPACE.distributions))
         study.tell(trial, trial.params["training.lr"])
