@@ -207,7 +207,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
     assert sum(one["done"] == one["total"] for one in decoded) == 2
     baseline = opened.study.get_trials()[0].system_attrs["fixed_params"]
     opened.study.enqueue_trial({**baseline, "backbone": EFFICIENTNET, "depth": 6})
-    job = Job(opened.name, opened.url, None, "host/1/0", 0, 1, 1, "here", None)
+    job = Job(opened.name, opened.url, None, "host/1/0", 0, 1, 1, "here")
     work(job, threading.Event(), events.append)
     said = [one["plan"] for one in events if one["event"] == "start"]
     assert all(one.startswith(tuple(f"{name}: " for name in BOTH)) for one in said)
