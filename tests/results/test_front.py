@@ -141,7 +141,7 @@ def test_infeasible_trials_are_counted_and_say_why(limited: Study) -> None:
     saved = sum(10 - len(one.intermediate_values) for one in pruned if one.intermediate_values)
     # Of epochs, pruning has saved those of the pruned alone.
     assert (
-        f"{saved:,} more saved by pruning"
+        f"pruning saved {saved:,} of "
         in {name: words for name, _, words in facts(limited, trials, progress)}["epochs trained"]
     )
 
