@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 #: User attribute (true) of a trial that failed because of its plan: it diverged, or does not fit.
 FAILED_PLAN = "failed_plan"
 #: Most trials that a GP is shown; the time of a suggestion grows with their third power.
-MOST_TRIALS = 200
+MOST_TRIALS = 120
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
