@@ -25,7 +25,7 @@ from typing import Any, TextIO
 import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner
-from optuna.trial import TrialState
+from optuna.trial import Trial, TrialState
 
 from autotune.config import StudyConfig
 from autotune.errors import (
@@ -218,8 +218,7 @@ def attempt(
         emit({"event": "end", "trial": trial.number, "state": "interrupted", "value": None})
         return True
     except UpdateFinishedTrialError:
-        logger.warning("trial %d was given to another worker; dropped here", trial.number)
-        emit({"event": "end", "trial": trial.number, "state": "lost", "value": None})
+        _report_lost(trial, emit)
         return True
     except UserError as error:
         claims.interrupt(claim)
@@ -240,14 +239,23 @@ def attempt(
         gc.collect()
         torch.cuda.empty_cache()
     logger.warning("trial %d failed: %s", trial.number, reason)
-    trial.set_user_attr(record.REASON, reason[:500])
-    if own:  # before the trial is told: a sampler must never see it without
-        trial.set_user_attr(record.FAILED_PLAN, True)
+    try:
+        trial.set_user_attr(record.REASON, reason[:500])
+        if own:  # before the trial is told: a sampler must never see it without
+            trial.set_user_attr(record.FAILED_PLAN, True)
+    except UpdateFinishedTrialError:
+        _report_lost(trial, emit)  # the checkpoint is its successor's
+        return healthy
     claims.finish(claim, TrialState.FAIL)
     checkpoint = bench.opened.files.checkpoint(bench.opened.name, record.first_attempt(trial))
     checkpoint.unlink(missing_ok=True)
     emit({"event": "end", "trial": trial.number, "state": "failed", "value": None})
     return healthy
+
+
+def _report_lost(trial: Trial, emit: Listener) -> None:
+    logger.warning("trial %d was given to another worker; dropped here", trial.number)
+    emit({"event": "end", "trial": trial.number, "state": "lost", "value": None})
 
 
 def main() -> int:

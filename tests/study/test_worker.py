@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from optuna.artifacts import get_all_artifact_meta
-from optuna.pruners import MedianPruner
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 from safetensors.torch import load_file
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from autotune.errors import DiskFullError, PlanError, StudyError, UserError, WorkerError
 from autotune.models.network import build_network
 from autotune.plan import TrialPlan
+from autotune.search import ranking
 from autotune.storage.layout import Files
 from autotune.study import record
 from autotune.study import trial as trial_module
@@ -84,7 +84,7 @@ def test_a_study_from_start_to_end(tmp_path: Path) -> None:
 def test_weights_of_the_best_can_be_loaded_into_its_network(tmp_path: Path) -> None:
     opened = open_small(tmp_path)
     run(opened)
-    best = record.best_of(opened.study.get_trials(), opened.study.direction)
+    best = ranking.best_of(opened.study.get_trials(), opened.study.direction)
     assert best is not None
     (weights,) = [
         one
@@ -140,7 +140,7 @@ def test_a_diverged_trial_is_recorded_and_the_study_goes_on(tmp_path: Path) -> N
         assert trial.user_attrs[record.FAILED_PLAN] is True
         assert record.PLAN in trial.user_attrs
         assert all(math.isfinite(one) for one in trial.intermediate_values.values())
-    assert record.best_of(trials, opened.study.direction) is trials[0]
+    assert ranking.best_of(trials, opened.study.direction) is trials[0]
     assert record.saved_epochs(trials, 2) == 0
     assert opened.progress().finished == 3
 
@@ -161,7 +161,7 @@ def test_a_value_that_is_no_number_fails_the_trial_and_is_not_reported(
     for trial in trials[1:]:
         assert trial.user_attrs[record.REASON] == "diverged: the log_loss is inf in epoch 1"
         assert trial.intermediate_values == {}
-    assert record.best_of(trials, opened.study.direction) == trials[0]
+    assert ranking.best_of(trials, opened.study.direction) == trials[0]
 
 
 def test_time_on_the_device_is_that_of_each_attempt(tmp_path: Path) -> None:
@@ -224,11 +224,12 @@ def test_the_pruner_follows_the_workers_of_all_launchers(tmp_path: Path) -> None
     )
     claims = opened.claims()
     others = [claims.claim(f"other/1/{worker}") for worker in range(5)]
-    seen: list[MedianPruner] = []
+    seen: list[tuple[int, int]] = []  # start-up trials, warm-up epochs
     original = worker_module.run_trial
 
     def look(trial: Any, bench: Any, *rest: Any) -> Any:
-        seen.append(trial.study.pruner)
+        median: Any = trial.study.pruner._base
+        seen.append((median._n_startup_trials, median._n_warmup_steps))
         for other in others:
             assert isinstance(other, Claim)
             claims.finish(other, TrialState.FAIL)
@@ -238,8 +239,8 @@ def test_the_pruner_follows_the_workers_of_all_launchers(tmp_path: Path) -> None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker_module, "run_trial", look)
         work(job(opened, workers=2), threading.Event(), lambda event: None)
-    assert [one._n_startup_trials for one in seen] == [12, 5, 5]
-    assert {one._n_warmup_steps for one in seen} == {3}  # past the two epochs of the head alone
+    # The warm-up is past the two epochs of the head alone.
+    assert seen == [(12, 3), (5, 3), (5, 3)]
 
 
 def test_a_stop_gives_the_trial_back_and_another_worker_resumes_it(tmp_path: Path) -> None:
@@ -289,6 +290,44 @@ def test_a_trial_lost_after_its_last_epoch_is_only_told(
     assert plan == TrialPlan.from_json(done.user_attrs[record.PLAN])
     assert plan == bench.space.baseline(bench.config.baseline)
     assert done.value == done.intermediate_values[2]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, PlanError])
+def test_a_trial_that_fails_after_it_was_given_away_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    opened = open_small(tmp_path, search__trials=2)
+    claims = opened.claims()
+    original = trial_module.build_network
+    checkpoints = []
+
+    def hang(*args: Any, **named: Any) -> Any:
+        monkeypatch.setattr(trial_module, "build_network", original)
+        checkpoint = opened.files.checkpoint(opened.name, 0)
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_bytes(b"")  # the successor's by now
+        checkpoints.append(checkpoint)
+        assert claims.sweep(lambda worker: True) == 1
+        with checkpoint.open():
+            raise error("too late")
+
+    monkeypatch.setattr(trial_module, "build_network", hang)
+    kept: list[bool] = []
+
+    def emit(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event.get("state") == "lost":
+            kept.append(checkpoints[0].exists())
+            checkpoints[0].unlink()
+
+    events: list[dict[str, Any]] = []
+    work(job(opened), threading.Event(), emit)
+    ends = [(one["trial"], one["state"]) for one in events if one["event"] == "end"]
+    assert ends == [(0, "lost"), (1, "complete"), (2, "complete")]
+    assert kept == [True]
+    trials = opened.study.get_trials()
+    assert record.retries(trials[1]) == [0]
+    assert record.FAILED_PLAN not in trials[0].user_attrs
 
 
 def test_bad_trials_prune(tmp_path: Path) -> None:
