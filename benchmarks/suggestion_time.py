@@ -10,20 +10,18 @@ suggestion is what all workers wait for. The goals are 50 ms for TPE and 1 s for
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
 import time
 import warnings
 
 import numpy as np
 import optuna
-from optuna.samplers import BaseSampler, GPSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
 from autotune.config import StudyConfig
 from autotune.search.samplers import make_sampler
 from autotune.search.space import Space
-from autotune.search.unseen import _values
 from autotune.studyfile import check
 from autotune.threads import one_thread
 
@@ -75,11 +73,11 @@ def make_config(sampler: str) -> StudyConfig:
 
 def study_of(space: Space, trials: int) -> optuna.Study:
     """Make a study; every other trial was pruned at a quarter of its epochs."""
-    rng, noise = random.Random(0), np.random.default_rng(0)
+    noise = np.random.default_rng(0)
+    drawn = optuna.create_study(sampler=RandomSampler(seed=0))
     study = optuna.create_study(direction="maximize")
     for number in range(trials):
-        drawn = {name: _values(found, rng)[0] for name, found in space.distributions.items()}
-        params = space.canonical(drawn)
+        params = space.canonical(drawn.ask(dict(space.distributions)).params)
         value = 0.9 - abs(np.log10(params["training.lr"]) + 2) / 20 + params["depth"] / 200
         value += float(noise.normal(0, 0.005))
         pruned = number % 2 == 1
