@@ -27,6 +27,7 @@ from autotune.rules import (
     flag,
     flags,
     kernels,
+    largest,
     list_of_names,
     names,
     numbers,
@@ -356,7 +357,7 @@ class StudyConfig(_Section):
         """Find keys that are right by themselves and do not go together."""
         search, objectives = self.search, self.objectives
         greedy = search.order == "greedy"
-        head_epochs = _largest(self.space.training.head_epochs)
+        head_epochs = largest(self.space.training.head_epochs)
         rules = {
             "objectives": objectives
             and objectives[0] != self.training.objective
@@ -391,10 +392,3 @@ class StudyConfig(_Section):
             and f"must be hub or none where there are several backbones, but got {self.weights}",
         }
         return [Problem(key, message) for key, message in rules.items() if message]
-
-
-def _largest(dimension: Any) -> float:
-    """Return the largest value of a dimension of numbers."""
-    if isinstance(dimension, dict):
-        return float(dimension["high"])
-    return max(dimension) if isinstance(dimension, list) else float(dimension)

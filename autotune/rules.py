@@ -26,6 +26,13 @@ def single_values(dimension: Any) -> list[Any]:
     return dimension if isinstance(dimension, list) else [dimension]
 
 
+def largest(dimension: Any) -> Any:
+    """Return the largest value of a dimension of numbers."""
+    if isinstance(dimension, dict):
+        return dimension["high"]
+    return max(dimension) if isinstance(dimension, list) else dimension
+
+
 def _choose(allowed: tuple[str, ...]) -> str:
     return f"must be {'one of ' if len(allowed) > 1 else ''}{', '.join(allowed)}"
 

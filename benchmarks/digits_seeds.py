@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from autotune.results.fit import FitResult, fit
+from autotune.search import ranking
 from autotune.study import record
 from autotune.study.launcher import run_study
 from autotune.studyfile import load_study_file
@@ -51,7 +52,7 @@ def run_seed(seed: int, trials: int, folder: Path) -> Row:
     seconds = time.perf_counter() - start
     study = result.opened.study
     found = study.get_trials(deepcopy=False)
-    baseline, best = record.baseline_of(found), record.best_of(found, study.direction)
+    baseline, best = record.baseline_of(found), ranking.best_of(found, study.direction)
     assert baseline is not None and best is not None
     assert baseline.value is not None and best.value is not None
     return Row(seed, seconds, result.progress, baseline.value, best.value, fit(result.opened))

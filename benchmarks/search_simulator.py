@@ -19,9 +19,10 @@ from optuna.trial import Trial, TrialState
 from search_curves import DIVERGED, Params, Table, load_config
 
 from autotune.config import StudyConfig
+from autotune.search.dimensions import suggest
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
-from autotune.search.space import Space, suggest
+from autotune.search.space import Space
 from autotune.search.start import known_good
 from autotune.search.view import FAILED_PLAN
 

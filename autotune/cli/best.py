@@ -27,12 +27,13 @@ def best(
     """Print the plan of the best trial as YAML, of two objectives the Pareto front with it."""
     located = locate(study, overrides, name, storage)
     from autotune.results.front import front_of, none_yet
+    from autotune.search import ranking
     from autotune.study import record
     from autotune.study.opening import open_existing
 
     opened = open_existing(located.name, located.storage, located.files)
     trials = opened.study.get_trials(deepcopy=False)
-    found = record.best_of(trials, record.direction_of(opened.study))
+    found = ranking.best_of(trials, record.direction_of(opened.study))
     if found is None:
         raise StudyError(f"the study {located.name!r} has {none_yet(trials)}")
     names = tuple(opened.config().directions)

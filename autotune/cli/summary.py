@@ -20,6 +20,7 @@ from autotune.results.objective import Objective, show_values
 from autotune.results.picture import as_text
 from autotune.results.stages import StageRow, stage_rows
 from autotune.results.summary import Summary, summarise
+from autotune.search import ranking
 from autotune.storage.database import absolute_url, database_path, is_sqlite, redact
 from autotune.study import record
 
@@ -96,7 +97,7 @@ def _table(found: Summary, name: str) -> Table:
             table.add_row(title, "–", "–", reason)
         else:
             value = show_values(trial, found.objective, found.cost)
-            beyond = f" ({reason_of(trial)})" if record.is_infeasible(trial) else ""
+            beyond = f" ({reason_of(trial)})" if ranking.is_infeasible(trial) else ""
             words = _words(trial, found.several) + beyond
             table.add_row(title, str(trial.number), value, Text(words))
     if found.difference:

@@ -20,7 +20,7 @@ def validate(
 ) -> None:
     """Check a study file, its images, its backbones and their weights; write nothing."""
     config = load_checked(study, overrides, name, storage)
-    from autotune.search.space import in_words
+    from autotune.search.dimensions import in_words
     from autotune.study.definition import define
 
     definition = define(config)

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from autotune.config import StudyConfig
 from autotune.results.objective import Objective, show_values
+from autotune.search import ranking
 from autotune.study import record
 from autotune.study.budget import Budget, ending, held_hours, since_best
 
@@ -167,7 +168,7 @@ class State:
         self.left = Left.of(study, time.time())
         self.progress = record.progress_of(trials, self.left.budget.trials)
         baseline = record.baseline_of(trials)
-        best = record.best_of(trials, record.direction_of(study))
+        best = ranking.best_of(trials, record.direction_of(study))
         self.baseline = self._values(baseline) if baseline else ""
         self.best, self.best_trial = (self._values(best), best.number) if best else ("", None)
 

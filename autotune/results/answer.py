@@ -14,6 +14,7 @@ from autotune.results.course import last_moment
 from autotune.results.edges import Edge
 from autotune.results.front import front_of, nearest, none_yet
 from autotune.results.objective import Objective, show_values
+from autotune.search import ranking
 from autotune.study import record
 from autotune.study.budget import Ending, held_hours
 from autotune.study.record import Progress
@@ -35,7 +36,7 @@ def headline(study: Study) -> str:
     trials = study.get_trials(deepcopy=False)
     objective, cost = Objective.of(study), Objective.cost_of(study)
     direction = record.direction_of(study)
-    best, baseline = record.best_of(trials, direction), record.baseline_of(trials)
+    best, baseline = ranking.best_of(trials, direction), record.baseline_of(trials)
     if best is None:
         if nearest(trials) is not None:
             return none_yet(trials)
@@ -52,7 +53,7 @@ def headline(study: Study) -> str:
             f"{best.number}, {objective.difference(value, start)}){words}{_of_front(study)}"
         )
     others = [one for one in trials if one is not baseline]
-    second = record.best_of(others, direction)
+    second = ranking.best_of(others, direction)
     if second is None:
         return f"only the baseline is complete: {shown}"
     if second.values[0] == value:

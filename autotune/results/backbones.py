@@ -9,6 +9,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.results.objective import Objective, show_values
+from autotune.search import ranking
 from autotune.study import record
 
 
@@ -54,7 +55,7 @@ def backbones_of(
     rows = []
     for position, (name, facts) in enumerate(study.user_attrs.get(record.BACKBONES, {}).items()):
         own = complete.get(name, [])
-        found = record.best_of(own, record.direction_of(study))
+        found = ranking.best_of(own, record.direction_of(study))
         marks = (("best", best is not None and best in own), ("baseline", not position))
         rows.append(
             BackboneRow(

@@ -27,6 +27,7 @@ from autotune.results.style import (
     label_axes,
     new_figure,
 )
+from autotune.search import ranking
 from autotune.study import record
 
 _STATES = {
@@ -71,7 +72,7 @@ def history_figure(study: Study) -> go.Figure | None:
                 hovertemplate=hover("trial %{x}", objective, "%{customdata[0]}"),
             )
     last = trials[-1].number
-    allowed = [one for one in complete if not record.is_infeasible(one)]
+    allowed = [one for one in complete if not ranking.is_infeasible(one)]
     if allowed:
         so_far = _running_best(allowed, objective)
         figure.add_scatter(
@@ -106,7 +107,7 @@ def curves_figure(study: Study) -> go.Figure | None:
     trials = [one for one in study.get_trials(deepcopy=False) if one.intermediate_values]
     if not trials:
         return None
-    best = record.best_of(trials, objective.direction)
+    best = ranking.best_of(trials, objective.direction)
     baseline = record.baseline_of(trials)
     figure = new_figure()
     groups = (

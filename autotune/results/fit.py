@@ -21,6 +21,7 @@ from autotune.data.views import Views
 from autotune.errors import StudyError, disk_full_as_user_error
 from autotune.plan import TrialPlan
 from autotune.results.front import none_yet
+from autotune.search import ranking
 from autotune.study import record
 from autotune.study.opening import OpenStudy
 from autotune.study.trial import Workbench, prepare_training
@@ -130,7 +131,7 @@ def chosen_plan(opened: OpenStudy, trial: int | None) -> tuple[int, TrialPlan]:
     """
     trials = opened.study.get_trials(deepcopy=False)
     if trial is None:
-        best = record.best_of(trials, record.direction_of(opened.study))
+        best = ranking.best_of(trials, record.direction_of(opened.study))
         if best is None:
             raise StudyError(f"the study {opened.name!r} has {none_yet(trials)}")
         trial = best.number

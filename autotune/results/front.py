@@ -8,6 +8,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from autotune.results.objective import Objective
+from autotune.search import ranking
 from autotune.study import record
 
 
@@ -22,12 +23,12 @@ def front_of(study: Study) -> list[FrozenTrial]:
     """
     if Objective.cost_of(study) is None:
         return []
-    return record.front_of(study.get_trials(deepcopy=False), record.direction_of(study))
+    return ranking.front_of(study.get_trials(deepcopy=False), record.direction_of(study))
 
 
 def nearest(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
     """Return the trial that is beyond the limits by the least, or ``None`` if none is."""
-    beyond = [one for one in trials if record.is_infeasible(one) and one.state.is_finished()]
+    beyond = [one for one in trials if ranking.is_infeasible(one) and one.state.is_finished()]
     return min(beyond, key=lambda one: max(one.constraints.values()), default=None)
 
 

@@ -32,6 +32,7 @@ from autotune.results.style import (
     label_axes,
     new_figure,
 )
+from autotune.search import ranking
 from autotune.search.space import Space
 from autotune.study import record
 
@@ -97,7 +98,7 @@ def slice_figure(study: Study, parameter: str) -> go.Figure | None:
         return None
     numbers = {one.number for one in shown}
     found = shown[-1].distributions[parameter]
-    best, baseline = record.best_of(trials, objective.direction), record.baseline_of(trials)
+    best, baseline = ranking.best_of(trials, objective.direction), record.baseline_of(trials)
     figure = new_figure()
     rest = [one for one in shown if one is not best and one is not baseline]
     for name, group, marker in (

@@ -21,6 +21,7 @@ from autotune.results.style import (
     label_axes,
     new_figure,
 )
+from autotune.search import ranking
 from autotune.study import record
 
 _TICKS = {"parameters": ".3~s", "latency_ms": "", "memory_mb": ","}
@@ -68,7 +69,7 @@ def front_figure(study: Study) -> go.Figure | None:
             line={"color": GREY, "width": 1.5, "dash": "dot"},
             annotation={"text": "limit", "font": {"size": 12}},
         )
-    beyond = baseline is not None and record.is_infeasible(baseline)
+    beyond = baseline is not None and ranking.is_infeasible(baseline)
     for name, shown, marker in (
         ("complete", rest, {"symbol": "circle", "color": BLUE, "size": 8}),
         ("Pareto front", front, {"symbol": "star", "color": ORANGE, "size": 13}),

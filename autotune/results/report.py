@@ -35,6 +35,7 @@ from autotune.results.picture import as_html, rows
 from autotune.results.reproduce import commands, file_name, study_file
 from autotune.results.stages import stage_rows
 from autotune.results.table import cost_names, failures_of, metric_names, table_of
+from autotune.search import ranking
 from autotune.study import record
 from autotune.study.limits import NOUNS, amount, in_short
 
@@ -81,7 +82,7 @@ def render_report(study: Study, storage_url: str = "") -> str:
     """
     objective = Objective.of(study)
     trials = study.get_trials(deepcopy=False)
-    best = record.best_of(trials, record.direction_of(study))
+    best = ranking.best_of(trials, record.direction_of(study))
     baseline = record.baseline_of(trials)
     progress = record.progress_of(trials, record.budget_of(study))
     edges = edges_of_space(study, best) if best and best is not baseline else ()

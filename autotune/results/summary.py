@@ -12,6 +12,7 @@ from autotune.results.answer import ended_by, saved_by_pruning
 from autotune.results.front import front_of, nearest
 from autotune.results.objective import Objective
 from autotune.results.picture import LayerRow, rows
+from autotune.search import ranking
 from autotune.study import record
 from autotune.study.budget import Ending
 
@@ -69,7 +70,7 @@ def summarise(opened: OpenStudy) -> Summary:
     study = opened.study
     attributes = study.user_attrs
     trials = study.get_trials(deepcopy=False)
-    best = record.best_of(trials, record.direction_of(study))
+    best = ranking.best_of(trials, record.direction_of(study))
     plan = record.plan_of(best) if best is not None else None
     superseded = record.superseded(trials)
     reasons = Counter(

@@ -18,11 +18,12 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config import GreedyConfig
+from autotune.search import ranking
+from autotune.search.dimensions import whole_numbers
 from autotune.search.space import Params, Space
 from autotune.search.unseen import Key, drawn, nearest_unseen
 from autotune.search.view import FAILED_PLAN
@@ -105,12 +106,13 @@ def stages_of(space: Space) -> tuple[Stage, ...]:
     Where the depth has steps, the layers between two of them are one stage.
     """
     names = list(space.distributions)
-    depths = _depths(space.distributions.get("depth"))
+    depth = space.distributions.get("depth")
     stages = []
-    if depths is None:  # the depth is fixed: all layers up to it are tuned in every trial
+    if depth is None:  # fixed: all layers up to it are tuned in every trial
         for index in sorted({int(name.split(".")[1]) for name in names if _is_layer(name)}):
             stages.append(Stage(f"{LAYER} {index}", _free(names, index, index)))
     else:
+        depths = sorted(whole_numbers(depth))
         for low, high in zip([0, *depths], depths, strict=False):
             if high > 0:
                 title = f"{LAYER} {high}" if high == low + 1 else f"{LAYER}s {low + 1}-{high}"
@@ -119,15 +121,6 @@ def stages_of(space: Space) -> tuple[Stage, ...]:
         if free := tuple(name for name in names if name.startswith(f"{part}.")):
             stages.append(Stage(part, free))
     return tuple(stages)
-
-
-def _depths(found: BaseDistribution | None) -> list[int] | None:
-    """Return the depths that are searched, the smallest first."""
-    if isinstance(found, CategoricalDistribution):
-        return sorted(int(one) for one in found.choices)  # type: ignore[arg-type]
-    if isinstance(found, IntDistribution):
-        return list(range(found.low, found.high + 1, 1 if found.log else found.step))
-    return None
 
 
 def _is_layer(name: str) -> bool:
@@ -166,7 +159,7 @@ def course(
     """
     seen = drawn(space, trials)
     first = [one for one in trials if STAGE not in one.user_attrs and not _gone(one)]
-    baseline = _best(first, direction)
+    baseline = ranking.best_of(first, direction)
     incumbent, value = dict(start), None if baseline is None else baseline.value
     results: list[StageResult] = []
     ended_layers = False
@@ -202,7 +195,7 @@ def _result(
     margin: float,
 ) -> StageResult:
     mine = [one for one in trials if one.user_attrs.get(STAGE) == stage.name and not _gone(one)]
-    best = _best(mine, direction)
+    best = ranking.best_of(mine, direction)
     sign = -1.0 if direction == StudyDirection.MINIMIZE else 1.0
     accepted = best is not None and (
         before is None or sign * ((best.value or 0.0) - before) > margin
@@ -221,22 +214,6 @@ def _result(
 def _gone(trial: FrozenTrial) -> bool:
     """Tell whether a trial says nothing of its plan: it was interrupted, or its worker lost."""
     return trial.state == TrialState.FAIL and not trial.user_attrs.get(FAILED_PLAN)
-
-
-def _best(trials: Sequence[FrozenTrial], direction: StudyDirection) -> FrozenTrial | None:
-    """Return the best complete trial within the constraints, the earliest among equals."""
-    sign = 1.0 if direction == StudyDirection.MINIMIZE else -1.0
-    return min(
-        (
-            one
-            for one in trials
-            if one.state == TrialState.COMPLETE
-            and one.value is not None
-            and all(value <= 0 for value in one.constraints.values())
-        ),
-        key=lambda one: (sign * (one.value or 0.0), one.number),
-        default=None,
-    )
 
 
 def _has_left(space: Space, stage: Stage, incumbent: Params, seen: set[Key]) -> bool:

@@ -34,8 +34,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from autotune.config import OWN_KEYS, HeadSpace, LayerSpace, PolicySpace, SpaceConfig, StudyConfig
 from autotune.errors import UserError, join_sentences, nearest
 from autotune.plan import KEEP
-from autotune.rules import is_own
-from autotune.search.space import Space, contains, in_words
+from autotune.rules import is_own, largest
+from autotune.search.dimensions import contains, in_words
+from autotune.search.space import Space
 from autotune.studyfile import dotted
 
 if TYPE_CHECKING:
@@ -313,7 +314,7 @@ def _space_problem(changed: Space, space: Space, offers: Sequence[LayerOffer]) -
         dimension = dimension_of(changed, name)
         if problem := _rule_problem(name, dimension) or _offer_problem(name, dimension, offer_of):
             return f"{name}: {problem}"
-    hidden = _largest(dimension_of(changed, "head.hidden_layers"))
+    hidden = largest(dimension_of(changed, "head.hidden_layers"))
     units = sum(name.startswith("head.units.") for name in now)
     if hidden > units:
         return (
@@ -340,12 +341,6 @@ def dimension_of(space: Space, name: str) -> Any:
         return {**ends, "log": True}
     whole = isinstance(found, IntDistribution) and found.step == 1
     return ends if whole or found.step is None else {**ends, "step": found.step}
-
-
-def _largest(dimension: Any) -> int:
-    if isinstance(dimension, dict):
-        return int(dimension["high"])
-    return max(dimension) if isinstance(dimension, list) else int(dimension)
 
 
 def _rule_problem(name: str, dimension: Any) -> str:

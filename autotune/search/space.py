@@ -15,22 +15,16 @@ Where a study has several backbones, ``backbone`` is the first parameter, and
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import (
     BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
     distribution_to_json,
     json_to_distribution,
 )
-from optuna.trial import Trial
 
 from autotune.config import BaselineConfig, SpaceConfig
 from autotune.plan import (
@@ -42,7 +36,15 @@ from autotune.plan import (
     TrainingPolicy,
     TrialPlan,
 )
-from autotune.rules import Dimension, single_values
+from autotune.rules import Dimension, largest, single_values
+from autotune.search.dimensions import (
+    contains,
+    distribution,
+    inert_value,
+    only_value,
+    whole_numbers,
+    within,
+)
 from autotune.search.limits import Candidate, Limits, Own, limits_of, share
 
 if TYPE_CHECKING:
@@ -60,54 +62,12 @@ INERT_POLICY = {
 }
 
 
-def distribution(dimension: Any, integer: bool = False) -> BaseDistribution | None:
-    """Turn a dimension of the study file into an Optuna distribution.
-
-    Args:
-        dimension: A single value, a list, or a range with ``low`` and ``high``.
-        integer: Whether the numbers are whole.
-
-    Returns:
-        The distribution, or ``None`` when only one value is possible.
-    """
-    if isinstance(dimension, list):
-        return CategoricalDistribution(dimension) if len(dimension) > 1 else None
-    if not isinstance(dimension, dict) or dimension["low"] == dimension["high"]:
-        return None
-    if integer:
-        return IntDistribution(
-            dimension["low"],
-            dimension["high"],
-            log=dimension.get("log", False),
-            step=dimension.get("step", 1),
-        )
-    return FloatDistribution(
-        dimension["low"],
-        dimension["high"],
-        log=dimension.get("log", False),
-        step=dimension.get("step"),
-    )
-
-
-def _only_value(dimension: Any) -> Any:
-    """Return the value of a dimension that has just one."""
-    if isinstance(dimension, list):
-        return dimension[0]
-    return dimension["low"] if isinstance(dimension, dict) else dimension
-
-
-def _largest(dimension: Any) -> int:
-    if isinstance(dimension, dict):
-        return int(dimension["high"])
-    return max(dimension) if isinstance(dimension, list) else int(dimension)
-
-
 def reach(config: SpaceConfig) -> int:
     """Return how many of the last layers a space may reshape: 0 where all fields are ``keep``."""
     dimensions = [getattr(config.layers, name) for name in LAYER_FIELDS]
     if all(single_values(one) == [KEEP] for one in dimensions):
         return 0
-    return min(_largest(config.depth), config.layers.last)
+    return min(int(largest(config.depth)), config.layers.last)
 
 
 @dataclass(frozen=True)
@@ -177,7 +137,7 @@ class Space:
         pool, own["head.pool"] = share(head.pool, [one.in_head for one in candidates])
         dimensions["head.pool"] = (pool, False)
         dimensions["head.hidden_layers"] = (head.hidden_layers, True)
-        hidden = _largest(head.hidden_layers)
+        hidden = largest(head.hidden_layers)
         if hidden:
             dimensions["head.activation"] = (head.activation, False)
             dimensions["head.batch_norm"] = (head.batch_norm, False)
@@ -192,7 +152,7 @@ class Space:
         for name, (dimension, integer) in dimensions.items():
             found = distribution(dimension, integer)
             if found is None:
-                fixed[name] = _only_value(dimension)
+                fixed[name] = only_value(dimension)
             else:
                 distributions[name] = found
         limits = limits_of(candidates, own) if len(names) > 1 else {}
@@ -205,10 +165,7 @@ class Space:
         found = self.distributions.get(name)
         if found is None:
             return int(self.fixed.get(name, 0))
-        if isinstance(found, CategoricalDistribution):
-            return max(int(one) for one in found.choices)  # type: ignore[arg-type]
-        assert isinstance(found, IntDistribution)
-        return found.high
+        return max(whole_numbers(found))
 
     def to_json(self) -> dict[str, Any]:
         """Return the space as plain JSON values, ready for a study's user attributes."""
@@ -287,7 +244,7 @@ class Space:
             return value
         limits = self.limits[values["backbone"]]
         if name == "depth" and value == limits.layers:
-            return min((one for one in _whole_numbers(found) if one > value), default=value)
+            return min((one for one in whole_numbers(found) if one > value), default=value)
         return inert_value(found) if name in limits.allowed else value
 
     def plan(self, params: Mapping[str, Any]) -> TrialPlan:
@@ -412,14 +369,6 @@ def has_meaning(name: str, values: Mapping[str, Any]) -> bool:
     return name.removeprefix("training.") not in INERT_POLICY or bool(values["depth"])
 
 
-def _whole_numbers(found: BaseDistribution) -> Sequence[int]:
-    """List the values of a distribution of whole numbers."""
-    if isinstance(found, CategoricalDistribution):
-        return [int(one) for one in found.choices if one is not None]
-    assert isinstance(found, IntDistribution)
-    return range(found.low, found.high + 1, found.step)
-
-
 def _changes(values: Mapping[str, Any], names: Sequence[str]) -> bool:
     """Tell whether a tuned layer changes one of some fields."""
     return any(
@@ -427,75 +376,3 @@ def _changes(values: Mapping[str, Any], names: Sequence[str]) -> bool:
         for index in range(1, values["depth"] + 1)
         for name in names
     )
-
-
-def suggest(trial: Trial, name: str, found: BaseDistribution) -> Any:
-    """Have a trial suggest a parameter with a given distribution."""
-    if isinstance(found, CategoricalDistribution):
-        return trial.suggest_categorical(name, found.choices)
-    if isinstance(found, IntDistribution):
-        return trial.suggest_int(name, found.low, found.high, step=found.step, log=found.log)
-    assert isinstance(found, FloatDistribution)
-    return trial.suggest_float(name, found.low, found.high, step=found.step, log=found.log)
-
-
-def contains(found: BaseDistribution, value: Any) -> bool:
-    """Tell whether a distribution can take a value."""
-    if isinstance(found, CategoricalDistribution):
-        return value in found.choices
-    try:
-        return found._contains(found.to_internal_repr(value))
-    except ValueError:  # 0 on a logarithmic range
-        return False
-
-
-def in_words(found: BaseDistribution) -> str:
-    """Write a distribution as one reads it: ``0.001 to 0.1, log``."""
-    if isinstance(found, CategoricalDistribution):
-        return ", ".join(map(str, found.choices))
-    assert isinstance(found, IntDistribution | FloatDistribution)
-    text = f"{found.low} to {found.high}"
-    if found.log:
-        return f"{text}, log"
-    whole = isinstance(found, IntDistribution) and found.step == 1
-    return text if whole or found.step is None else f"{text} in steps of {found.step}"
-
-
-def within(found: BaseDistribution, value: Any) -> Any:
-    """Return the value itself when a distribution can take it, else the nearest that it can.
-
-    Near is meant by ratio on a logarithmic range and among positive choices, which are learning
-    rates and the like. Among names none is near: the first one is returned.
-    """
-    if contains(found, value):
-        return value
-    if isinstance(found, CategoricalDistribution):
-        numbers = [one for one in found.choices if isinstance(one, int | float)]
-        if isinstance(value, str) or len(numbers) < len(found.choices):
-            return found.choices[0]
-        return _nearest(numbers, value, by_ratio=min(numbers) > 0 < value)
-    assert isinstance(found, IntDistribution | FloatDistribution)
-    clipped = min(max(value, found.low), found.high)
-    if found.step is None or contains(found, clipped):
-        return clipped
-    steps = round((clipped - found.low) / found.step)
-    # In decimals, as Optuna counts its steps.
-    on_grid = Decimal(str(found.low)) + steps * Decimal(str(found.step))
-    return min(type(found.low)(on_grid), found.high)
-
-
-def _nearest(numbers: Sequence[float], value: float, by_ratio: bool) -> float:
-    if by_ratio:
-        return min(numbers, key=lambda one: abs(math.log(one / value)))
-    return min(numbers, key=lambda one: abs(one - value))
-
-
-def inert_value(found: BaseDistribution) -> Any:
-    """Return the value that a parameter without meaning takes: its first choice or upper end.
-
-    Any value would do, as long as it is always the same; the upper end of a layer decay is 1.
-    """
-    if isinstance(found, CategoricalDistribution):
-        return KEEP if KEEP in found.choices else found.choices[0]
-    assert isinstance(found, IntDistribution | FloatDistribution)
-    return found.high

@@ -12,23 +12,14 @@ from typing import Any
 
 from optuna.distributions import (
     BaseDistribution,
-    CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
 )
 
 from autotune.config import BaselineConfig
 from autotune.plan import KEEP, TrialPlan
-from autotune.search.space import (
-    Params,
-    Space,
-    contains,
-    has_meaning,
-    in_words,
-    inert_value,
-    values_of,
-    within,
-)
+from autotune.search.dimensions import contains, in_words, inert_value, whole_numbers, within
+from autotune.search.space import Params, Space, has_meaning, values_of
 
 #: Peak learning rates with which a whole pretrained network is tuned, for batches of about 64.
 #: AdamW: 1e-3 for batches of 256, scaled linearly (He et al. 2022, Masked Autoencoders, table 9,
@@ -163,8 +154,8 @@ def fit_into(space: Space, title: str, plan: TrialPlan) -> Start | Dropped:
 
 def misfit(space: Space, plan: TrialPlan) -> str:
     """Say which parameter of a plan a space does not have, in an empty string if it has all."""
-    if plan.backbone != space.backbone:
-        return f"backbone is {plan.backbone}, and this study has {space.backbone}"
+    if plan.backbone not in space.backbones:
+        return f"backbone is {plan.backbone}, and this study has {', '.join(space.backbones)}"
     values = values_of(plan)
     for name, value in values.items():
         if not has_meaning(name, values):
@@ -189,12 +180,7 @@ def _shown(value: Any) -> str:
 def _tuned_depths(space: Space) -> list[int]:
     """List the depths of a space that tune a layer, the smallest first."""
     found = space.distributions.get("depth")
-    if isinstance(found, IntDistribution):
-        depths: Iterable[Any] = range(found.low, found.high + 1, found.step)
-    elif isinstance(found, CategoricalDistribution):
-        depths = found.choices
-    else:
-        depths = [space.fixed["depth"]]
+    depths = [space.fixed["depth"]] if found is None else whole_numbers(found)
     return sorted(int(depth) for depth in depths if depth)
 
 

@@ -18,7 +18,8 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.search.space import Params, Space, inert_value
+from autotune.search.dimensions import inert_value
+from autotune.search.space import Params, Space
 
 Key = tuple[Any, ...]
 

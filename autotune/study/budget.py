@@ -14,6 +14,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config import SearchConfig
+from autotune.search import ranking
 from autotune.study import record
 
 TRIALS = "trials"
@@ -136,13 +137,13 @@ def since_best(trials: Sequence[FrozenTrial], direction: StudyDirection) -> int:
         (one for one in trials if one.state.is_finished() and one.number not in replaced),
         key=lambda one: (record.ended_at(one), one.number),
     )
-    best = record.best_of(ended, direction)
+    best = ranking.best_of(ended, direction)
     if best is None:
         return 0
     first = next(
         at
         for at, one in enumerate(ended)
-        if one.value == best.value and record.best_of([one], direction) is not None
+        if one.value == best.value and ranking.best_of([one], direction) is not None
     )
     return len(ended) - 1 - first
 

@@ -25,8 +25,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from autotune.plan import TrialPlan
+from autotune.search.dimensions import suggest
 from autotune.search.samplers import CanonicalSampler
-from autotune.search.space import Space, suggest
+from autotune.search.space import Space
 from autotune.storage.database import experimental
 from autotune.storage.lock import study_lock
 from autotune.study import record

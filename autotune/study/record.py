@@ -6,7 +6,7 @@ and every worker read them all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,7 +15,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autotune.plan import TrialPlan
-from autotune.search import greedy, view
+from autotune.search import greedy, ranking, view
 
 # Of a study
 DEFINITION = "definition"  # dict: what StudyConfig.definition() returned
@@ -147,14 +147,9 @@ def baseline_of(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
     )
 
 
-def is_infeasible(trial: FrozenTrial) -> bool:
-    """Tell whether a trial's plan costs more than its study allows."""
-    return any(value > 0.0 for value in trial.constraints.values())
-
-
 def is_untrained(trial: FrozenTrial) -> bool:
     """Tell whether a trial ended because its plan is infeasible; the baseline does not."""
-    return trial.state == TrialState.PRUNED and is_infeasible(trial)
+    return trial.state == TrialState.PRUNED and ranking.is_infeasible(trial)
 
 
 def direction_of(study: Study) -> StudyDirection:
@@ -165,67 +160,6 @@ def direction_of(study: Study) -> StudyDirection:
 def metric_of(trial: FrozenTrial) -> float | None:
     """Return the metric that a trial reached, the first of its objectives, or ``None``."""
     return trial.values[0] if trial.values else None
-
-
-def best_of(trials: Iterable[FrozenTrial], direction: StudyDirection) -> FrozenTrial | None:
-    """Return the best completed trial within the limits, or ``None``.
-
-    Of two objectives that is the one with the best metric. Among equals it is the one that costs
-    less, then the earliest.
-
-    Args:
-        trials: The trials.
-        direction: Direction of the metric.
-    """
-    return next(iter(_best_first(trials, direction)), None)
-
-
-def front_of(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
-    """Return the Pareto front: no other trial has a better metric and costs no more.
-
-    Args:
-        trials: The trials, of two objectives; of those with equal values the first counts.
-        direction: Direction of the metric.
-
-    Returns:
-        The trials from the best metric to the lowest cost.
-    """
-    front: list[FrozenTrial] = []
-    for one in _best_first(trials, direction):
-        if not front or one.values[1] < front[-1].values[1]:
-            front.append(one)
-    return front
-
-
-def is_beaten(
-    values: Sequence[float], trials: Iterable[FrozenTrial], direction: StudyDirection
-) -> bool:
-    """Tell whether some trial within the limits is as good as these values in all objectives."""
-    sign = _sign(direction)
-    return any(
-        sign * one.values[0] <= sign * values[0]
-        and all(has <= new for has, new in zip(one.values[1:], values[1:], strict=True))
-        for one in _feasible(trials)
-    )
-
-
-def _best_first(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
-    sign = _sign(direction)
-    return sorted(
-        _feasible(trials), key=lambda one: (sign * one.values[0], *one.values[1:], one.number)
-    )
-
-
-def _feasible(trials: Iterable[FrozenTrial]) -> Iterator[FrozenTrial]:
-    return (
-        one
-        for one in trials
-        if one.state == TrialState.COMPLETE and one.values and not is_infeasible(one)
-    )
-
-
-def _sign(direction: StudyDirection) -> float:
-    return -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
 
 
 def origin_of(trial: FrozenTrial) -> str:

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 from autotune.config import StudyConfig
 from autotune.errors import StudyError, join_sentences, nearest
 from autotune.plan import TrialPlan
+from autotune.search import ranking
 from autotune.search.space import Space
 from autotune.search.start import Dropped, Start, fit_into, known_good, without_repeats
 from autotune.storage.database import (
@@ -157,7 +158,7 @@ def _of_study(study: Study, space: Space) -> list[Start | Dropped]:
     best = best_plans(study, PLANS_PER_STUDY)
     if not best:
         trials = study.get_trials(deepcopy=False)
-        limits = "within its limits" if any(map(record.is_infeasible, trials)) else "yet"
+        limits = "within its limits" if any(map(ranking.is_infeasible, trials)) else "yet"
         reason = f"it has no complete trial {limits}"
         return [Dropped(f"warm start: study {study.study_name}", reason)]
     return [
@@ -174,7 +175,7 @@ def best_plans(study: Study, count: int) -> list[tuple[FrozenTrial, TrialPlan]]:
     left = study.get_trials(deepcopy=False)
     found: list[tuple[FrozenTrial, TrialPlan]] = []
     while len(found) < count:
-        best = record.best_of(left, record.direction_of(study))
+        best = ranking.best_of(left, record.direction_of(study))
         if best is None:
             break
         left = [one for one in left if one is not best]

@@ -23,6 +23,7 @@ from autotune.data.views import Views
 from autotune.errors import DivergedError, disk_full_as_user_error
 from autotune.models.network import Network, build_network
 from autotune.plan import TrialPlan
+from autotune.search import ranking
 from autotune.search.space import Space
 from autotune.study import limits, record
 from autotune.study.material import Material, Materials
@@ -281,7 +282,7 @@ def store_artifacts(
             pictures.append(draw_confusion(Path(folder), matrix, classes))
             assert outcome.values is not None
             trials = opened.study.get_trials(deepcopy=False)
-            if not record.is_infeasible(frozen) and not record.is_beaten(
+            if not ranking.is_infeasible(frozen) and not ranking.is_beaten(
                 outcome.values, trials, record.direction_of(opened.study)
             ):
                 weights = Path(folder) / "weights.safetensors"

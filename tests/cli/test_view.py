@@ -13,6 +13,7 @@ from rich.console import Console
 
 from autotune.cli.view import Left, State, draw, duration, make_view
 from autotune.config import StudyConfig
+from autotune.search import ranking
 from autotune.storage.database import open_storage
 from autotune.storage.layout import Files
 from autotune.study import record
@@ -69,7 +70,7 @@ def test_the_live_view_shows_all_there_is(opened: OpenStudy) -> None:
     text = drawn(state)
     trials = opened.study.get_trials(deepcopy=False)
     progress = record.progress_of(trials, 40)
-    best = record.best_of(trials, opened.study.direction)
+    best = ranking.best_of(trials, opened.study.direction)
     assert best is not None and best.value is not None
     assert text.startswith("study made\n")
     bar = re.search(r"^([━╸╺]{18})  (\S.*\S)  time left (\S+)$", text.splitlines()[1].rstrip())

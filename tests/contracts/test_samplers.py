@@ -17,9 +17,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from autotune.config import PRUNERS, SAMPLERS, SpaceConfig
 from autotune.errors import ConfigError
 from autotune.plan import TrialPlan
+from autotune.search.dimensions import contains
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import ATTEMPTS, STARTUP_TRIALS, CanonicalSampler, make_sampler
-from autotune.search.space import Params, Space, contains
+from autotune.search.space import Params, Space
 from autotune.search.view import FAILED_PLAN
 from autotune.studyfile import check
 from tests.support.offers import offers

@@ -8,6 +8,7 @@ from optuna.trial import TrialState, create_trial
 
 from autotune.results.answer import headline, in_time, saved_by_pruning
 from autotune.results.report import render_report
+from autotune.search import ranking
 from autotune.study import record
 from autotune.study.budget import Ending
 from tests.support.page import Parsed
@@ -25,7 +26,7 @@ def page(study: Study) -> Parsed:
 
 
 def test_headline(study: Study) -> None:
-    best = record.best_of(study.trials, study.direction)
+    best = ranking.best_of(study.trials, study.direction)
     assert best is not None
     plan = record.plan_of(best)
     assert plan is not None

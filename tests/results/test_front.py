@@ -17,6 +17,7 @@ from autotune.results.objective import Objective, show_values
 from autotune.results.pareto import front_figure
 from autotune.results.report import render_report, write_report
 from autotune.results.table import cost_names, table_of
+from autotune.search import ranking
 from autotune.study import record
 from tests.results.test_report import report_page
 from tests.support.figures import some, traces
@@ -128,7 +129,7 @@ def test_infeasible_trials_are_counted_and_say_why(limited: Study) -> None:
     counted = facts(limited, trials, progress)[0][2]
     assert f"{progress.infeasible} infeasible" in counted
     assert cost_names(limited) == ("latency_ms",)
-    best = record.best_of(trials, record.direction_of(limited))
+    best = ranking.best_of(trials, record.direction_of(limited))
     table = table_of(trials, Objective.of(limited), best, cost_names(limited))
     rows = [row for row in table if row.state == "infeasible"]
     assert len(rows) == progress.infeasible
@@ -195,7 +196,7 @@ def test_the_page_works_in_a_browser(
 def test_several_backbones_are_named_with_both_values() -> None:
     study = make_study(objectives=["accuracy", "latency_ms"], others={"tiny": 3}, trials=30)
     trials = study.get_trials(deepcopy=False)
-    best = record.best_of(trials, record.direction_of(study))
+    best = ranking.best_of(trials, record.direction_of(study))
     for row in backbones_of(study, trials, best):
         assert " % at " in row.value and row.value.endswith(" ms")
     figure = front_figure(study)

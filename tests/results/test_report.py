@@ -21,6 +21,7 @@ from autotune.errors import DiskFullError
 from autotune.results import report
 from autotune.results.backbones import backbones_of
 from autotune.results.report import render_report, write_report
+from autotune.search import ranking
 from autotune.study import record
 from tests.support.browser import open_page, until
 from tests.support.page import Parsed
@@ -99,7 +100,7 @@ def test_a_study_that_remembers_nothing_is_reported() -> None:
 
 def test_several_backbones_are_compared() -> None:
     made = make_study(others={"small": 3})
-    best = record.best_of(made.trials, made.direction)
+    best = ranking.best_of(made.trials, made.direction)
     assert best is not None
     plan = record.plan_of(best)
     assert plan is not None

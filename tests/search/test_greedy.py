@@ -11,9 +11,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config import GreedyConfig, SpaceConfig
 from autotune.plan import KEEP
+from autotune.search.dimensions import suggest
 from autotune.search.greedy import STAGE, Course, course, stages_of
 from autotune.search.samplers import CanonicalSampler, make_sampler
-from autotune.search.space import Params, Space, suggest
+from autotune.search.space import Params, Space
 from autotune.search.view import FAILED_PLAN
 from autotune.studyfile import check
 from tests.support.offers import offers

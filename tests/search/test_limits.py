@@ -18,8 +18,9 @@ from optuna.distributions import (
 
 from autotune.config import SpaceConfig
 from autotune.plan import HeadPlan, LayerPlan, TrialPlan
+from autotune.search.dimensions import contains, inert_value
 from autotune.search.limits import Candidate, Limits, share
-from autotune.search.space import Params, Space, contains, inert_value
+from autotune.search.space import Params, Space
 from tests.support.offers import PlainOffer, offers
 
 CONFIG: dict[str, Any] = {

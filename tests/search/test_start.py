@@ -10,6 +10,7 @@ from hypothesis import given
 
 from autotune.config import BaselineConfig, SpaceConfig
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
+from autotune.search.limits import Candidate
 from autotune.search.space import Space
 from autotune.search.start import Dropped, Start, fit_into, known_good, misfit, without_repeats
 from autotune.studyfile import load_study_file
@@ -207,3 +208,14 @@ def test_the_first_parameter_that_does_not_fit_is_named(plan: TrialPlan, reason:
     else:
         assert isinstance(found, Start) and found.plan == plan
         assert found.params == FIXED.params(plan)
+
+
+def test_a_plan_of_any_of_several_backbones_fits() -> None:
+    both = [Candidate(name, 3, offers(3)) for name in ("resnet18", "resnet34")]
+    config = SpaceConfig.model_validate({"depth": {"low": 0, "high": 3}})
+    space = Space.of(both, config, "weights")
+    for backbone in ("resnet18", "resnet34"):
+        plan = space.plan({"backbone": backbone, "depth": 2})
+        assert isinstance(fit_into(space, "there", plan), Start)
+    other = replace(space.plan({"backbone": "resnet18", "depth": 2}), backbone="resnet50")
+    assert misfit(space, other) == "backbone is resnet50, and this study has resnet18, resnet34"

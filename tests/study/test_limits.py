@@ -6,7 +6,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from autotune.study import record
+from autotune.search import ranking
 from autotune.study.limits import amount, excess, in_short, set_constraints
 from autotune.study.starting import best_plans
 from tests.support.studies import make_study
@@ -81,12 +81,12 @@ def test_a_warm_start_takes_what_is_within_the_limits_of_the_other_study() -> No
     )
     found = best_plans(limited, 3)
     assert len(found) == 3
-    assert not any(record.is_infeasible(trial) for trial, _ in found)
+    assert not any(ranking.is_infeasible(trial) for trial, _ in found)
     values = [trial.values[0] for trial, _ in found]
     allowed = [
         one.values[0]
         for one in limited.trials
-        if one.state == TrialState.COMPLETE and not record.is_infeasible(one)
+        if one.state == TrialState.COMPLETE and not ranking.is_infeasible(one)
     ]
     assert values == sorted(values) and values[0] == min(allowed)
     hopeless = make_study(

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from autotune.plan import TrialPlan
 from autotune.results.report import render_report
 from autotune.results.summary import summarise
+from autotune.search import ranking
 from autotune.study import record
 from autotune.study import trial as trial_module
 from autotune.study.budget import Ending
@@ -62,8 +63,8 @@ def test_an_infeasible_plan_is_not_trained_and_never_best(tmp_path: Path) -> Non
     keys = ["max_parameters", "max_latency_ms"]
     assert sorted(keys) == sorted(trials[0].constraints)
     assert len({tuple(one.constraints) for one in trials}) == 1
-    beyond = [one for one in trials if record.is_infeasible(one)]
-    within = [one for one in trials if not record.is_infeasible(one)]
+    beyond = [one for one in trials if ranking.is_infeasible(one)]
+    within = [one for one in trials if not ranking.is_infeasible(one)]
     assert beyond and len(within) > 1
     for trial in beyond:
         has = trial.user_attrs[record.COSTS]["parameters"]
@@ -81,7 +82,7 @@ def test_an_infeasible_plan_is_not_trained_and_never_best(tmp_path: Path) -> Non
     assert (progress.infeasible, progress.finished) == (len(beyond), 8)
     ended = Ending.of(opened.study)
     assert ended is not None and ended.kind == "trials"
-    best = record.best_of(trials, record.direction_of(opened.study))
+    best = ranking.best_of(trials, record.direction_of(opened.study))
     assert best is not None and best in within
 
 
@@ -141,7 +142,7 @@ def test_a_study_of_two_objectives(tmp_path: Path) -> None:
         assert sorted(trial.intermediate_values) == [1, 2]
         assert trial.intermediate_values[2] == trial.values[0]
         assert trial.user_attrs[record.EPOCHS] == 2
-    front = record.front_of(study.trials, record.direction_of(study))
+    front = ranking.front_of(study.trials, record.direction_of(study))
     assert {one.number for one in front} == {one.number for one in study.best_trials}
     kept = [
         one.number

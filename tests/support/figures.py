@@ -9,7 +9,7 @@ from optuna.distributions import BaseDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.study import record
+from autotune.search import ranking
 
 
 def some(figure: go.Figure | None) -> go.Figure:
@@ -22,7 +22,7 @@ def traces(figure: go.Figure | None) -> dict[str, Any]:
 
 
 def best_of(study: Study) -> FrozenTrial:
-    best = record.best_of(study.trials, study.direction)
+    best = ranking.best_of(study.trials, study.direction)
     assert best is not None
     return best
 
