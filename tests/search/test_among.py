@@ -61,6 +61,17 @@ def test_trials_without_a_curve_are_no_measure() -> None:
     assert not is_pruned(optuna.create_study(), ours, 0.1)
 
 
+def test_a_running_trial_counts_as_far_as_it_has_come_and_never_for_itself() -> None:
+    study = study_with([], [])
+    for _ in range(3):
+        other = study.ask()
+        for step in (1, 2):
+            other.report(0.8, step)
+    ours = AmongAll(MedianPruner(n_startup_trials=0, n_min_trials=3), EPOCHS)
+    assert is_pruned(study, ours, 0.1, 0.1)
+    assert not is_pruned(study, ours, 0.1, 0.1, 0.1)  # none of them has come to the third
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_curves_with_other_numbers_do_no_harm(value: float) -> None:
     study = study_with([[0.8] * EPOCHS] * 5, [[0.4, value]])

@@ -9,7 +9,7 @@ from optuna.pruners import BasePruner, HyperbandPruner
 from optuna.trial import TrialState
 
 from autotune.config import PRUNERS
-from autotune.search.pruners import make_pruner
+from autotune.search.pruners import MEASURE, make_pruner
 
 EPOCHS = 20
 WARMUP = EPOCHS // 10
@@ -90,11 +90,30 @@ def test_the_percentile_pruner_keeps_a_quarter_where_the_median_keeps_half() -> 
     assert pruned_at(study_with(make_pruner("percentile", EPOCHS, 1), curves), between) == WARMUP
 
 
-@pytest.mark.parametrize(("workers", "startup"), [(1, 5), (2, 5), (3, 6), (8, 16)])
-def test_the_first_trials_finish(workers: int, startup: int) -> None:
+@pytest.mark.parametrize("workers", [1, 8])
+def test_the_first_trials_finish(workers: int) -> None:
     pruner = make_pruner("median", EPOCHS, workers)
-    assert pruned_at(study_with(pruner, [rising(0.8)] * (startup - 1)), rising(0.1)) is None
-    assert pruned_at(study_with(pruner, [rising(0.8)] * startup), rising(0.1)) == WARMUP
+    assert pruned_at(study_with(pruner, [rising(0.8)] * (MEASURE - 1)), rising(0.1)) is None
+    assert pruned_at(study_with(pruner, [rising(0.8)] * MEASURE), rising(0.1)) == WARMUP
+
+
+def test_trials_that_run_side_by_side_are_measured_by_each_other() -> None:
+    """Eight workers begin together: whoever comes later is compared with those that are ahead."""
+    study = study_with(make_pruner("median", EPOCHS, 8), [])
+    trials = [study.ask() for _ in range(8)]
+    pruned = []
+    for epoch in range(1, WARMUP + 1):
+        for trial, level in zip(trials, [0.1, 0.8, 0.8, 0.8, 0.8, 0.8, 0.1, 0.9], strict=True):
+            trial.report(level * epoch / EPOCHS, epoch)
+            if trial.should_prune():
+                pruned.append((trial.number, epoch))
+    # The first one had nobody to be compared with; at its next epoch it has.
+    assert pruned == [(6, WARMUP)]
+    trials[0].report(0.1 * (WARMUP + 1) / EPOCHS, WARMUP + 1)
+    assert not trials[0].should_prune()
+    for trial in trials[1:6]:
+        trial.report(0.8 * (WARMUP + 1) / EPOCHS, WARMUP + 1)
+    assert trials[0].should_prune()
 
 
 def test_the_bar_stays_where_half_of_all_trials_are() -> None:
@@ -105,11 +124,11 @@ def test_the_bar_stays_where_half_of_all_trials_are() -> None:
     assert pruned_at(study, rising(0.1)) == WARMUP
 
 
-def test_three_trials_must_have_reached_the_epoch() -> None:
+def test_five_others_must_have_reached_the_epoch() -> None:
     short = [rising(0.8)[:6]] * 5
-    study = study_with(make_pruner("median", EPOCHS, 1), [*short, rising(0.8), rising(0.8)])
+    study = study_with(make_pruner("median", EPOCHS, 1), [*short, *[rising(0.8)] * 4])
     behind = rising(0.81)[:6] + [0.0] * (EPOCHS - 6)
-    assert pruned_at(study, behind) is None  # two have reached epoch 7, and this is the third
+    assert pruned_at(study, behind) is None  # four have reached epoch 7, and this is the fifth
     assert pruned_at(study, behind) == 7
 
 

@@ -224,23 +224,26 @@ def test_the_pruner_follows_the_workers_of_all_launchers(tmp_path: Path) -> None
     )
     claims = opened.claims()
     others = [claims.claim(f"other/1/{worker}") for worker in range(5)]
-    seen: list[tuple[int, int]] = []  # start-up trials, warm-up epochs
-    original = worker_module.run_trial
+    asked: list[tuple[Any, ...]] = []
+    run_original, make_original = worker_module.run_trial, worker_module.make_pruner
 
-    def look(trial: Any, bench: Any, *rest: Any) -> Any:
-        median: Any = trial.study.pruner._base
-        seen.append((median._n_startup_trials, median._n_warmup_steps))
+    def make(*given: Any) -> Any:
+        asked.append(given)
+        return make_original(*given)
+
+    def end_others(trial: Any, bench: Any, *rest: Any) -> Any:
         for other in others:
             assert isinstance(other, Claim)
             claims.finish(other, TrialState.FAIL)
         others.clear()
-        return original(trial, bench, *rest)
+        return run_original(trial, bench, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker_module, "run_trial", look)
+        patch.setattr(worker_module, "run_trial", end_others)
+        patch.setattr(worker_module, "make_pruner", make)
         work(job(opened, workers=2), threading.Event(), lambda event: None)
-    # The warm-up is past the two epochs of the head alone.
-    assert seen == [(12, 3), (5, 3), (5, 3)]
+    # Epochs, workers, the epochs of the head alone.
+    assert asked == [("median", 5, 6, 2), ("median", 5, 2, 2)]
 
 
 def test_a_stop_gives_the_trial_back_and_another_worker_resumes_it(tmp_path: Path) -> None:
