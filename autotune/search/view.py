@@ -5,7 +5,7 @@ are pruned; neither it nor TPE learns from a plan that diverged. So both are sho
 are worth:
 
 - a pruned trial (to the GP) as a complete one with the value that its curve promises, see
-  :func:`promise`;
+  :class:`autotune.search.promise.Promises`;
 - a plan that failed (:data:`FAILED_PLAN`) as a complete one with the worst value there is;
 - a plan beyond a constraint, which was never trained (to the GP), with the median value and its
   constraints: what is wrong with it is not its value.
@@ -15,51 +15,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune.search.promise import Promises
+
 #: User attribute (true) of a trial that failed because of its plan: it diverged, or does not fit.
 FAILED_PLAN = "failed_plan"
 #: Most trials that a GP is shown; the time of a suggestion grows with their third power.
 MOST_TRIALS = 120
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
-
-
-def last_value(curve: Mapping[int, float]) -> tuple[int, float] | None:
-    """Return step and value of the last finite value of a curve."""
-    finite = [step for step, value in curve.items() if math.isfinite(value)]
-    return (max(finite), curve[max(finite)]) if finite else None
-
-
-def promise(
-    curve: Mapping[int, float], complete: Iterable[tuple[Mapping[int, float], float]]
-) -> float | None:
-    """Tell what a trial that was pruned would have reached.
-
-    Its last value, plus the median of what complete trials gained from that step to their end.
-    Where none has a value at that step, its last value alone.
-
-    Args:
-        curve: Values of the pruned trial by step.
-        complete: Curve and final value of every complete trial.
-
-    Returns:
-        The value, or ``None`` when the trial reported none that is finite.
-    """
-    last = last_value(curve)
-    if last is None:
-        return None
-    step, value = last
-    gains = [
-        final - other[step]
-        for other, final in complete
-        if math.isfinite(other.get(step, math.nan))
-    ]
-    return value + (median(gains) if gains else 0.0)
 
 
 class StudyView:
@@ -107,11 +76,11 @@ def _imputed(study: Study, impute: bool) -> list[FrozenTrial]:
     trials = study._get_trials(deepcopy=False, use_cache=False)
     if len(study.directions) > 1:
         return [one for one in trials if one.state != TrialState.FAIL]
-    curves = [
+    promises = Promises(
         (one.intermediate_values, one.value)
         for one in trials
         if one.state == TrialState.COMPLETE and one.value is not None
-    ]
+    )
     shown: list[FrozenTrial] = []
     bad: list[FrozenTrial] = []
     unmeasured: list[FrozenTrial] = []
@@ -119,7 +88,7 @@ def _imputed(study: Study, impute: bool) -> list[FrozenTrial]:
         if trial.state == TrialState.FAIL and trial.user_attrs.get(FAILED_PLAN):
             bad.append(trial)
         elif trial.state == TrialState.PRUNED and impute:
-            value = promise(trial.intermediate_values, curves)
+            value = promises.of(trial.intermediate_values)
             if value is None:
                 unmeasured.append(trial)
             else:

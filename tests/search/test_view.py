@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from optuna.distributions import FloatDistribution
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.search.view import FAILED_PLAN, MOST_TRIALS, StudyView, last_value, promise
+from autotune.search.view import FAILED_PLAN, MOST_TRIALS, StudyView
 
 X = {"x": FloatDistribution(0, 1)}
 
@@ -33,23 +32,6 @@ def complete(curve: Mapping[int, float], **values: Any) -> dict[str, Any]:
 
 def pruned(curve: Mapping[int, float], **values: Any) -> dict[str, Any]:
     return {"state": TrialState.PRUNED, "intermediate_values": dict(curve), **values}
-
-
-def test_a_pruned_trial_promises_what_others_gained_from_there() -> None:
-    others = [({1: 0.5, 2: 0.6, 3: 0.9}, 0.9), ({1: 0.2, 2: 0.3, 3: 0.8}, 0.8), ({2: 0.5}, 0.5)]
-    assert promise({1: 0.4, 2: 0.4}, others) == pytest.approx(0.4 + 0.3)  # of 0.3, 0.5 and 0
-    assert promise({1: 0.4}, others) == pytest.approx(0.4 + 0.5)  # of 0.4 and 0.6
-    assert promise({1: 0.4, 3: 0.4}, others) == 0.4
-    assert promise({7: 0.4}, others) == 0.4  # nobody was there
-    assert promise({1: 0.4}, []) == 0.4
-
-
-def test_numbers_that_are_none_promise_nothing() -> None:
-    others = [({1: 0.5, 2: math.nan}, 0.9), ({1: 0.5, 2: 0.7}, 0.9)]
-    assert promise({1: 0.1, 2: 0.3, 3: math.nan}, others) == pytest.approx(0.3 + 0.2)
-    assert promise({1: math.nan, 2: math.inf}, others) is None
-    assert promise({}, others) is None
-    assert last_value({3: 0.3, 1: 0.1, 4: math.inf}) == (3, 0.3)
 
 
 @pytest.mark.parametrize(("direction", "sign"), [("maximize", 1.0), ("minimize", -1.0)])
