@@ -35,6 +35,7 @@ from autotune.errors import (
     hide_passwords,
     join_sentences,
 )
+from autotune.storage.patience import PatientStorage
 
 #: A live worker writes its heartbeat this often; silent for longer than the grace, it is dead.
 HEARTBEAT_INTERVAL_S = 15
@@ -221,7 +222,7 @@ def _open(url: URL, on_stale_trial: StaleTrialCallback | None) -> RDBStorage:
     # Optuna takes the URL for a template, and a password may have braces.
     template = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
     with experimental():
-        storage = RDBStorage(
+        storage = PatientStorage(
             template,
             engine_kwargs=options,
             heartbeat_interval=HEARTBEAT_INTERVAL_S,

@@ -17,11 +17,15 @@ from autotune.storage.database import HEARTBEAT_INTERVAL_S
 
 logger = logging.getLogger(__name__)
 
+#: After a write that failed, the next one follows so soon.
+AGAIN_S = 1.0
+
 
 class Heartbeat:
     """Writes the heartbeat of one trial for as long as the context lasts.
 
-    A write that fails is logged and tried again at the next beat.
+    A write that fails is logged and tried again soon: whoever sweeps when the storage is back must
+    not find the last beat of before.
 
     Args:
         storage: The storage of the trial.
@@ -59,10 +63,12 @@ class Heartbeat:
 
     def _beat(self) -> None:
         while True:
+            pause_s = self._interval_s
             try:
                 self._storage.record_heartbeat(self._trial_id)
                 self._also()
             except Exception:  # a dead heartbeat would kill a healthy trial
                 logger.warning("heartbeat of trial id %s", self._trial_id, exc_info=True)
-            if self._done.wait(self._interval_s):
+                pause_s = min(pause_s, AGAIN_S)
+            if self._done.wait(pause_s):
                 return

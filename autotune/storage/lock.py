@@ -7,7 +7,6 @@ waiting. The database's own means are used, so that the lock ends with its holde
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,8 +15,7 @@ from filelock import FileLock
 from optuna.storages import RDBStorage
 
 from autotune.storage.database import database_path, is_sqlite
-
-logger = logging.getLogger(__name__)
+from autotune.storage.patience import LockLostError, under_lock
 
 
 @contextmanager
@@ -28,9 +26,13 @@ def study_lock(storage: RDBStorage, url: str, study: str) -> Iterator[None]:
         storage: The open storage.
         url: Its URL.
         study: Name of the study.
+
+    Raises:
+        LockLostError: At the end, when a server has lost the lock in between: what was done under
+            it may have met what another holder did.
     """
     if is_sqlite(url):
-        with FileLock(f"{database_path(url)}.lock"):
+        with FileLock(f"{database_path(url)}.lock"), under_lock():
             yield
         return
     key = int.from_bytes(hashlib.blake2b(study.encode(), digest_size=8).digest(), signed=True)
@@ -38,12 +40,20 @@ def study_lock(storage: RDBStorage, url: str, study: str) -> Iterator[None]:
     with storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
         try:
-            yield
-        finally:
-            try:
-                connection.execute(
-                    sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": key}
-                )
-            except sqlalchemy.exc.DBAPIError:
-                logger.warning("the lock of %r went with its connection", study, exc_info=True)
-                connection.invalidate()
+            with under_lock():
+                yield
+        except BaseException:
+            _unlock(connection, key)  # connections are used again, and would bring it along
+            raise
+        if not _unlock(connection, key):
+            raise LockLostError(f"the lock of {study!r} went with its connection")
+
+
+def _unlock(connection: sqlalchemy.Connection, key: int) -> bool:
+    """Give a lock back; tell whether it was still held."""
+    try:
+        statement = sqlalchemy.text("SELECT pg_advisory_unlock(:key)")
+        return bool(connection.scalar(statement, {"key": key}))
+    except sqlalchemy.exc.DBAPIError:
+        connection.invalidate()
+        return False

@@ -28,8 +28,9 @@ from autotune.plan import TrialPlan
 from autotune.search.dimensions import suggest
 from autotune.search.samplers import CanonicalSampler
 from autotune.search.space import Space
-from autotune.storage.database import experimental
+from autotune.storage.database import HEARTBEAT_INTERVAL_S, experimental
 from autotune.storage.lock import study_lock
+from autotune.storage.patience import LockLostError, is_transient, patient, was_away
 from autotune.study import record
 from autotune.study.budget import EXHAUSTED, Budget, Ending, could_start, ending, queue_of
 
@@ -86,12 +87,21 @@ class Claims:
     url: str
     space: Space
 
+    @patient
     def claim(self, worker: str) -> Claim | Wait | Ending:
         """Take a waiting trial, or a new one; else say why not.
 
         Args:
             worker: Name of the worker, unique among all that ever worked at the study.
         """
+        try:
+            return self._claim(worker)
+        except Exception as error:
+            if is_transient(error):
+                self._undo(worker)
+            raise
+
+    def _claim(self, worker: str) -> Claim | Wait | Ending:
         with self._lock():
             trials, now = self.study.get_trials(deepcopy=False), time.time()
             ended = self._ending(trials, now)
@@ -100,7 +110,22 @@ class Claims:
                 ended = self._exhausted(trials)
             if queued is None and ended is not None:
                 return self._nothing(trials, ended)
-            return self._start(queued, worker, now)
+            try:
+                return self._start(queued, worker, now)
+            except UpdateFinishedTrialError as error:
+                raise LockLostError("the trial was given back by somebody else") from error
+
+    @patient
+    def _undo(self, worker: str) -> None:
+        """Give back what a claim has left behind that the storage broke off.
+
+        Besides the worker's own trial these are any without a worker: who was claiming them has
+        lost the lock as well.
+        """
+        with self._lock():
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if trial.user_attrs.get(record.WORKER) in (None, worker):
+                    self._give_back(trial, INTERRUPTED)
 
     def _nothing(self, trials: Sequence[FrozenTrial], ended: Ending) -> Wait | Ending:
         """Say that nothing can start; where nothing runs either, that is the study's end."""
@@ -130,7 +155,8 @@ class Claims:
 
     def _pop(self, queued: FrozenTrial) -> Trial:
         """Take a certain trial out of the queue; ``Study.ask`` takes the one with least number."""
-        self.storage.set_trial_state_values(queued._trial_id, TrialState.RUNNING)
+        if not self.storage.set_trial_state_values(queued._trial_id, TrialState.RUNNING):
+            raise LockLostError(f"trial {queued.number} was taken by somebody else")
         self.study._thread_local.cached_all_trials = None  # as ``Study.ask`` does
         return Trial(self.study, queued._trial_id)
 
@@ -167,6 +193,7 @@ class Claims:
         self.study.set_user_attr(record.BUDGET, budget.to_json())
         self._remember(None)
 
+    @patient
     def conclude(self) -> Ending | None:
         """Return what has ended the study, and remember it; ``None`` while it can go on.
 
@@ -181,6 +208,7 @@ class Claims:
             self._remember(ended)
             return ended
 
+    @patient
     def could_start(self) -> int:
         """Count the trials that could start now, as far as it is known without a sampler."""
         trials = self.study.get_trials(deepcopy=False)
@@ -189,6 +217,7 @@ class Claims:
         ended = self._ending(trials, time.time()) or exhausted
         return could_start(trials, self.budget(), ended)
 
+    @patient
     def finish(
         self, claim: Claim, state: TrialState, values: float | Sequence[float] | None = None
     ) -> None:
@@ -211,15 +240,18 @@ class Claims:
         with suppress(UpdateFinishedTrialError):  # it was given to another worker
             self.storage.set_trial_user_attr(claim.trial._trial_id, record.HELD, round(held, 6))
 
+    @patient
     def progress(self) -> record.Progress:
         """Count the trials."""
         return record.progress_of(self.study.get_trials(deepcopy=False), self.budget().trials)
 
+    @patient
     def interrupt(self, claim: Claim) -> bool:
         """Give a trial back because a stop was asked for; return as :meth:`give_back` does."""
         self.note_time(claim)
         return self.give_back(claim.trial.number, INTERRUPTED)
 
+    @patient
     def give_back(self, number: int, reason: str) -> bool:
         """Fail a running trial and queue its successor.
 
@@ -243,6 +275,7 @@ class Claims:
         self.study.tell(trial.number, state=TrialState.FAIL)
         return queued
 
+    @patient
     def sweep(
         self, is_gone: Callable[[str], bool] = lambda worker: False, reason: str = LOST
     ) -> int:
@@ -257,8 +290,10 @@ class Claims:
         """
         with self._lock():
             before = self.progress().running
-            with experimental():
-                optuna.storages.fail_stale_trials(self.study)
+            # While the storage was away nobody could write a heartbeat.
+            if not was_away(within_s=2 * HEARTBEAT_INTERVAL_S):
+                with experimental():
+                    optuna.storages.fail_stale_trials(self.study)
             for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 worker = trial.user_attrs.get(record.WORKER)
                 if worker is None or is_gone(worker):

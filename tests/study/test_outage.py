@@ -1,0 +1,155 @@
+"""The database is restarted while workers are at their trials: nothing is lost or run twice."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.study import Study
+from optuna.trial import TrialState
+
+from autotune.errors import StorageError
+from autotune.storage import patience
+from autotune.study import record
+from autotune.study.claims import Claim
+from autotune.study.opening import OpenStudy
+from autotune.study.worker import work
+from tests.study.test_worker import job
+from tests.support.postgres import Server, start_server
+from tests.support.small import open_small
+
+pytestmark = pytest.mark.usefixtures("closed_connections")
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[Server]:
+    with start_server() as server:
+        yield server
+
+
+def outcome(opened: OpenStudy) -> list[Any]:
+    """Everything of the trials that an undisturbed run would have as well."""
+    return [
+        (one.number, one.state, one.value, one.intermediate_values, one.params)
+        for one in opened.study.get_trials()
+    ]
+
+
+def test_a_study_outlives_restarts_of_its_database(tmp_path: Path, own_server: Server) -> None:
+    undisturbed = open_small(tmp_path / "a", search__trials=4, training__epochs=3)
+    work(job(undisturbed), threading.Event(), lambda event: None)
+    opened = open_small(
+        tmp_path / "b",
+        search__trials=4,
+        training__epochs=3,
+        storage=own_server.fresh_database(),
+        files=str(tmp_path / "b"),
+    )
+    restarts = []
+
+    def restart(event: dict[str, Any]) -> None:
+        at = event["event"], event.get("trial"), event.get("epoch")
+        if at in (("epoch", 0, 2), ("start", 2, None), ("end", 2, None)):
+            own_server.stop()
+            threading.Timer(0.5, own_server.start).start()
+            restarts.append(at)
+
+    work(job(opened, files=str(tmp_path / "b")), threading.Event(), restart)
+    assert len(restarts) == 3
+    assert outcome(opened) == outcome(undisturbed)
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_a_claim_whose_lock_was_lost_is_made_anew(
+    tmp_path: Path, own_server: Server, monkeypatch: pytest.MonkeyPatch, queued: bool
+) -> None:
+    opened = open_small(
+        tmp_path,
+        search__trials=2,
+        storage=own_server.fresh_database(),
+        files=str(tmp_path),
+    )
+    claims = opened.claims()
+    if not queued:
+        first = claims.claim("host/1/0")
+        assert isinstance(first, Claim)
+        claims.finish(first, TrialState.FAIL)
+    original = type(claims)._start
+    drops = []
+
+    def drop_and_start(self: Any, *given: Any) -> Claim:
+        claim = original(self, *given)
+        if not drops:
+            drops.append(claim.trial.number)
+            own_server.run(
+                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+            )
+        return claim
+
+    monkeypatch.setattr(type(claims), "_start", drop_and_start)
+    claim = claims.claim("host/1/1")
+    assert isinstance(claim, Claim)
+    (broken,) = drops
+    trials = opened.study.get_trials()
+    assert trials[broken].state == TrialState.FAIL
+    assert record.retries(trials[claim.trial.number]) == [broken]
+    assert trials[claim.trial.number].params == trials[broken].params
+    assert record.LOSSES not in trials[claim.trial.number].user_attrs or (
+        trials[claim.trial.number].user_attrs[record.LOSSES] == 0
+    )
+    # The budget is as it was: what broke off does not count.
+    progress = claims.progress()
+    assert (progress.running, progress.waiting, progress.retried) == (1, 0, 1)
+
+
+def test_a_trial_that_somebody_else_has_taken_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_small(tmp_path, search__trials=2)
+    claims = opened.claims()
+    taken = []
+    original = type(claims)._pop
+
+    def take_first(self: Any, queued: Any) -> Any:
+        if not taken:
+            taken.append(queued.number)
+            self.storage.set_trial_state_values(queued._trial_id, TrialState.RUNNING)
+            self.storage.set_trial_user_attr(queued._trial_id, record.WORKER, "other/1/0")
+        return original(self, queued)
+
+    monkeypatch.setattr(type(claims), "_pop", take_first)
+    claim = claims.claim("host/1/0")
+    assert isinstance(claim, Claim)
+    assert taken == [0]
+    assert claim.trial.number == 1
+    running = opened.study.get_trials(states=(TrialState.RUNNING,))
+    assert [one.user_attrs[record.WORKER] for one in running] == ["other/1/0", "host/1/0"]
+
+
+def test_a_database_that_stays_away_ends_the_run_with_one_message(
+    tmp_path: Path, own_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_small(
+        tmp_path,
+        search__trials=1,
+        storage=own_server.fresh_database(),
+        files=str(tmp_path),
+    )
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.5)
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch" and event["epoch"] == 1:
+            own_server.stop()
+
+    with pytest.raises(StorageError, match="cannot be used"):
+        work(job(opened, files=str(tmp_path)), threading.Event(), stop)
+    own_server.start()
+    monkeypatch.undo()
+    study: Study = opened.study
+    assert study.get_trials()[0].state == TrialState.RUNNING
+    assert opened.claims().sweep(lambda worker: True) == 1
+    work(job(opened, files=str(tmp_path)), threading.Event(), lambda event: None)
+    assert [one.state for one in study.get_trials()] == [TrialState.FAIL, TrialState.COMPLETE]
