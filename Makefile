@@ -20,6 +20,7 @@ WEIGHTS  ?=
 NAME     ?=
 WORKERS  ?=
 GPUS     ?=
+WORKERS_PER_GPU ?=
 PORT     ?= 8080
 STORAGE  ?=
 ARGS     ?=
@@ -52,7 +53,7 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 	@echo
 	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INHERIT SAMPLER ORDER PRUNER TRIALS TIMEOUT EPOCHS SEED NAME"
-	@echo "           WORKERS GPUS STORAGE PORT ARGS, e.g. make study DATASET=photos TRIALS=60"
+	@echo "           WORKERS GPUS WORKERS_PER_GPU STORAGE PORT ARGS, e.g. make study DATASET=photos TRIALS=60"
 
 # setuptools warns of folders named like the package; here the folder is the package.
 $(BIN)/autotune: setup.cfg constraints.txt
@@ -70,7 +71,8 @@ $(BIN)/pytest: $(BIN)/autotune
 install: $(BIN)/autotune ## create .venv with everything a study needs
 
 study: $(BIN)/autotune ## run a study (DATASET=digits), or continue it
-	@$(BIN)/autotune run $(which) $(if $(WORKERS),--workers $(WORKERS)) $(if $(GPUS),--gpus $(GPUS))
+	@$(BIN)/autotune run $(which) $(if $(WORKERS),--workers $(WORKERS)) $(if $(GPUS),--gpus $(GPUS)) \
+		$(if $(WORKERS_PER_GPU),--workers-per-gpu $(WORKERS_PER_GPU))
 
 workers: $(BIN)/autotune ## attach one more worker to a running study
 	@$(BIN)/autotune worker $(which)

@@ -25,6 +25,9 @@ def run(
     gpus: Annotated[
         str | None, typer.Option(help="'all', 'none', or indices such as 0,2. Default: all.")
     ] = None,
+    workers_per_gpu: Annotated[
+        int | None, typer.Option(help="Workers that share a GPU, in place of --workers.")
+    ] = None,
     name: NameOption = None,
     storage: StorageOption = None,
 ) -> None:
@@ -37,7 +40,9 @@ def run(
         # Within the view, which says what is going on: this imports torch.
         from autotune.study.launcher import run_study
 
-        result = run_study(config, workers=workers, gpus=gpus, listener=view)
+        result = run_study(
+            config, workers=workers, gpus=gpus, workers_per_gpu=workers_per_gpu, listener=view
+        )
     from autotune.cli.report import write_report_of
     from autotune.cli.summary import print_summary
 

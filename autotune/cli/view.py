@@ -208,13 +208,25 @@ class State:
         return "" if value is None or self.objective is None else self.objective.show(value)
 
     def obituary(self, event: dict[str, Any]) -> str:
-        """Say how a worker died; nothing when it was told to end, or the launcher has said it."""
+        """Say how a worker died, and what its log says; nothing when it was told to end."""
+        if event["event"] == "sick":
+            return (
+                f"worker {event['worker']} dies at everything and is not started again; its log "
+                f"is {event['log']}"
+            )
         code = event.get("code")
-        if not code or event.get("replaced") or self.stopping:
+        if not code or self.stopping:
             return ""
-        if code < 0:
-            return f"worker {event['worker']} was killed ({signal.Signals(-code).name})"
-        return f"worker {event['worker']} died (exit code {code})"
+        how = (
+            f"was killed ({signal.Signals(-code).name})"
+            if code < 0
+            else f"died (exit code {code})"
+        )
+        replaced = " and is replaced" if event.get("replaced") else ""
+        lines = [f"    {line}" for line in event.get("lines", ())]
+        if lines:
+            return "\n".join([f"worker {event['worker']} {how}{replaced}; its log ends:", *lines])
+        return f"worker {event['worker']} {how}{replaced}"
 
     def start(self, event: dict[str, Any]) -> list[str]:
         """Say once, before the first trial of a study, what it takes from other studies."""
@@ -257,7 +269,7 @@ class LiveView:
     def __call__(self, event: dict[str, Any]) -> None:
         """Take in one event and redraw."""
         self._state.update(event)
-        if event["event"] == "exit" and (line := self._state.obituary(event)):
+        if event["event"] in ("exit", "sick") and (line := self._state.obituary(event)):
             self._live.console.print(line, highlight=False)
         if event["event"] == "opened":
             for line in self._state.start(event):
@@ -332,7 +344,7 @@ class PlainView:
                 f"trial {event['trial']}: {ended} | {worker.plan} | {state.scores()} | "
                 f"{state.counts()} | time left {duration(state.time_left_s())}"
             )
-        if kind == "exit":
+        if kind in ("exit", "sick"):
             return state.obituary(event)
         if kind == "stopping":
             return state.step

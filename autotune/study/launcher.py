@@ -79,11 +79,40 @@ def resolve_gpus(gpus: str | None) -> tuple[str, ...]:
     return tuple(chosen)
 
 
+def count_places(gpus: int, workers: int | None, workers_per_gpu: int | None) -> int:
+    """Say how many workers there are at a time.
+
+    Args:
+        gpus: GPUs that are used.
+        workers: ``--workers``, in all.
+        workers_per_gpu: ``--workers-per-gpu``.
+
+    Raises:
+        UserError: When a number is less than 1, or both are given, or there is no GPU to share.
+    """
+    for option, value in (("--workers", workers), ("--workers-per-gpu", workers_per_gpu)):
+        if value is not None and value < 1:
+            raise UserError(f"{option}: must be at least 1, but got {value}")
+    if workers_per_gpu is None:
+        return workers or gpus or min(2, os.cpu_count() or 1)
+    if workers is not None:
+        raise UserError(
+            f"--workers {workers} and --workers-per-gpu {workers_per_gpu} say the same thing "
+            "twice; give one of them"
+        )
+    if not gpus:
+        raise UserError(
+            f"--workers-per-gpu {workers_per_gpu}: no GPU is used; give --workers for the CPU"
+        )
+    return gpus * workers_per_gpu
+
+
 def run_study(
     config: StudyConfig,
     *,
     workers: int | None = None,
     gpus: str | None = None,
+    workers_per_gpu: int | None = None,
     listener: Listener = lambda event: None,
 ) -> RunResult:
     """Run a study until its budget is used up, or there is nothing left to try.
@@ -92,6 +121,7 @@ def run_study(
         config: The checked study file.
         workers: Number of worker processes; by default one per GPU, or two on the CPU.
         gpus: Which GPUs, see :func:`resolve_gpus`.
+        workers_per_gpu: Workers that share a GPU, in place of ``workers``.
         listener: Told of everything that happens, as dictionaries with an ``event``.
 
     Raises:
@@ -99,9 +129,7 @@ def run_study(
         WorkerError: When the workers cannot go on.
     """
     devices = resolve_gpus(gpus)
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers: must be at least 1, but got {workers}")
-    places = workers or len(devices) or min(2, os.cpu_count() or 1)
+    places = count_places(len(devices), workers, workers_per_gpu)
     opened = _open(define(config), listener)
     claims = opened.claims()
     claims.sweep()

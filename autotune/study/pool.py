@@ -7,7 +7,6 @@ must be settled before it imports torch.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import queue
 import signal
@@ -18,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -28,10 +28,11 @@ from autotune.study.opening import OpenStudy
 from autotune.study.trial import Listener
 from autotune.study.worker import Job, worker_name
 
-logger = logging.getLogger(__name__)
-
-#: How often a worker that died is replaced, per place.
+#: How often in a row a worker that died is replaced, per place. One that has got a trial further
+#: begins anew: what killed it was not the place.
 MAX_RESTARTS = 3
+#: So many lines of its log are shown of a worker that died.
+LAST_LINES = 5
 #: glibc keeps freed memory up to this size. It would hand every activation map back to the system
 #: and fetch it again, zeroed, in the next layer: half of the time of a training on the CPU
 #: (benchmarks/allocator.py).
@@ -40,7 +41,7 @@ KEPT_BYTES = str(4 << 30)
 
 @dataclass
 class _Process:
-    """A worker process and how often its place was filled again."""
+    """A worker process, and how often in a row its place was filled again."""
 
     index: int
     popen: subprocess.Popen[str]
@@ -75,6 +76,7 @@ class WorkerPool:
         self._processes: dict[int, _Process] = {}
         self._started: dict[str, subprocess.Popen[str]] = {}
         self._stops = 0
+        self._sick: set[int] = set()
         self._error: dict[str, Any] | None = None
 
     def run(self) -> bool:
@@ -89,7 +91,7 @@ class WorkerPool:
                 if self._stops or self._error or self._claims.could_start() < 1:
                     break
                 restarts += 1
-                if restarts > MAX_RESTARTS:
+                if restarts > MAX_RESTARTS or len(self._sick) == self._places:
                     self._error = {"message": self._obituary(), "exit_code": 1}
                     break
         finally:
@@ -129,8 +131,9 @@ class WorkerPool:
         self._claims.sweep(self._is_ours, INTERRUPTED if self._stops else LOST)
 
     def _start_workers(self) -> None:
-        wanted = min(self._places, max(1, self._claims.could_start()))
-        self._processes = {index: self._start(index, 0) for index in range(wanted)}
+        wanted = max(1, self._claims.could_start())
+        healthy = [index for index in range(self._places) if index not in self._sick]
+        self._processes = {index: self._start(index, 0) for index in healthy[:wanted]}
 
     def _start(self, index: int, restarts: int) -> _Process:
         environment = dict(os.environ)
@@ -152,7 +155,7 @@ class WorkerPool:
             index=number,
             workers=self._places,
             threads=threads,
-            log=str(self._opened.files.log(self._opened.name, f"worker-{index}")),
+            log=str(self._log(index)),
         )
         popen = subprocess.Popen(
             [sys.executable, "-m", "autotune.study.worker"],
@@ -171,14 +174,18 @@ class WorkerPool:
         return _Process(index, popen, restarts)
 
     def _read(self, index: int, popen: subprocess.Popen[str]) -> None:
-        assert popen.stdout is not None
-        for line in popen.stdout:
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:  # half a line of a worker that was killed
-                continue
-            self._events.put({**event, "worker": index})
-        self._events.put({"event": "exit", "worker": index, "code": popen.wait()})
+        assert popen.stdout is not None and popen.stdin is not None
+        with popen.stdout:
+            for line in popen.stdout:
+                try:
+                    event = json.loads(line)
+                except json.JSONDecodeError:  # half a line of a worker that was killed
+                    continue
+                self._events.put({**event, "worker": index})
+        code = popen.wait()
+        popen.stdin.close()
+        lines = self._last_lines(index) if code else []
+        self._events.put({"event": "exit", "worker": index, "code": code, "lines": lines})
 
     def _supervise(self) -> None:
         alive = set(self._processes)
@@ -194,6 +201,8 @@ class WorkerPool:
                 if self._error is None:
                     self._error = event
                 self._signal(signal.SIGTERM)
+            elif event["event"] == "epoch":
+                self._processes[event["worker"]].restarts = 0
             elif event["event"] == "exit" and self._replace(event):
                 self._listener({**event, "replaced": True})
                 continue
@@ -207,23 +216,31 @@ class WorkerPool:
             return False
         old = self._processes[event["worker"]]
         self._sweep()
-        if old.restarts >= MAX_RESTARTS or self._claims.could_start() < 1:
+        if old.restarts >= MAX_RESTARTS:
+            self._sick.add(old.index)
+            self._listener(
+                {"event": "sick", "worker": old.index, "log": str(self._log(old.index))}
+            )
             return False
-        logger.warning(
-            "worker %d died (exit code %d) and is replaced; its log is %s",
-            old.index,
-            event["code"],
-            self._opened.files.log(self._opened.name, f"worker-{old.index}"),
-        )
+        if self._claims.could_start() < 1:
+            return False
         time.sleep(min(8.0, 0.5 * 2**old.restarts))
         self._processes[old.index] = self._start(old.index, old.restarts + 1)
         return True
 
     def _obituary(self) -> str:
         """Say that the workers die, with the last lines of a log."""
-        log = self._opened.files.log(self._opened.name, "worker-0")
-        lines = log.read_text(errors="replace").splitlines()[-15:] if log.exists() else []
-        return "\n".join(["the workers die again and again; the end of " + str(log), *lines])
+        index = min(self._sick, default=0)
+        log = str(self._log(index))
+        lines = self._last_lines(index, 15)
+        return "\n".join(["the workers die again and again; the end of " + log, *lines])
+
+    def _log(self, index: int) -> Path:
+        return self._opened.files.log(self._opened.name, f"worker-{index}")
+
+    def _last_lines(self, index: int, count: int = LAST_LINES) -> list[str]:
+        log = self._log(index)
+        return log.read_text(errors="replace").splitlines()[-count:] if log.exists() else []
 
     def _signal(self, number: int) -> None:
         for process in self._processes.values():

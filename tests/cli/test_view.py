@@ -152,7 +152,7 @@ def test_the_live_view_leaves_the_terminal_clean(opened: OpenStudy) -> None:
         view({"event": "exit", "worker": 1, "code": 3})
     text = output.getvalue()
     assert "worker 1 died (exit code 3)" in text
-    assert "worker 0 was killed" not in text
+    assert "worker 0 was killed (SIGKILL) and is replaced" in text
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is back
 
 
@@ -202,11 +202,20 @@ def test_duration(seconds: float | None, text: str) -> None:
         ({"code": 0}, ""),
         ({"code": 1}, "worker 2 died (exit code 1)"),
         ({"code": -9}, "worker 2 was killed (SIGKILL)"),
-        ({"code": 1, "replaced": True}, ""),  # the launcher has logged it
+        ({"code": 1, "replaced": True}, "worker 2 died (exit code 1) and is replaced"),
+        (
+            {"code": 1, "lines": ["Traceback", "MemoryError"]},
+            "worker 2 died (exit code 1); its log ends:\n    Traceback\n    MemoryError",
+        ),
+        (
+            {"event": "sick", "log": "logs/worker-2.log"},
+            "worker 2 dies at everything and is not started again; its log is logs/worker-2.log",
+        ),
     ],
 )
 def test_obituary(event: dict[str, Any], text: str, opened: OpenStudy) -> None:
     state = State(config_of(opened))
     assert state.obituary({"event": "exit", "worker": 2, **event}) == text
     state.update({"event": "stopping", "now": False})
-    assert state.obituary({"event": "exit", "worker": 2, **event}) == ""
+    if event.get("event") != "sick":
+        assert state.obituary({"event": "exit", "worker": 2, **event}) == ""

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -15,10 +16,11 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from autotune.errors import UserError
-from autotune.study import record
+from autotune.study import pool, record
 from autotune.study.budget import held_hours, since_best
-from autotune.study.launcher import resolve_gpus
+from autotune.study.launcher import count_places, resolve_gpus, run_study
 from tests.support.runs import SMALL, autotune, epochs_running, start, trials_of, wait_for
+from tests.support.small import small_config
 
 #: Nothing but the baseline is in the queue at first.
 BARE = (*SMALL, "search.known_good=false")
@@ -236,6 +238,52 @@ def test_workers_that_cannot_start_end_the_run_with_their_log(tmp_path: Path) ->
     assert result.returncode == 1
     assert "the workers die again and again" in result.stderr
     assert by_state(tmp_path, "tiny", TrialState.RUNNING) == []
+
+
+def test_a_place_that_kills_its_workers_is_named_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison = tmp_path / "site"
+    poison.mkdir()
+    # The first worker lives, every other one dies and leaves a line in its log.
+    (poison / "sitecustomize.py").write_text(
+        "import os, pathlib, sys\n"
+        "if sys.orig_argv[1:3] == ['-m', 'autotune.study.worker']:\n"
+        "    try:\n"
+        f"        os.close(os.open({str(poison / 'taken')!r}, os.O_CREAT | os.O_EXCL))\n"
+        "    except FileExistsError:\n"
+        f"        log = pathlib.Path({str(tmp_path)!r}, 'study.files/logs/small/worker-1.log')\n"
+        "        log.parent.mkdir(parents=True, exist_ok=True)\n"
+        "        log.write_text('one line\\nno such device\\n')\n"
+        "        os._exit(7)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(poison), prepend=os.pathsep)
+    monkeypatch.setattr(pool, "MAX_RESTARTS", 1)
+    events: list[dict[str, Any]] = []
+    config = small_config(tmp_path, search__trials=4)
+    result = run_study(config, workers=2, gpus="none", listener=events.append)
+    assert result.progress.complete == 4
+    exits = [one for one in events if one["event"] == "exit" and one["worker"] == 1]
+    assert [(one["code"], one.get("replaced", False)) for one in exits] == [(7, True), (7, False)]
+    assert exits[0]["lines"] == ["one line", "no such device"]
+    (sick,) = [one for one in events if one["event"] == "sick"]
+    assert sick["worker"] == 1
+    assert Path(sick["log"]).name == "worker-1.log"
+
+
+def test_workers_are_counted() -> None:
+    assert count_places(0, None, None) == min(2, os.cpu_count() or 1)
+    assert count_places(4, None, None) == 4
+    assert count_places(4, 3, None) == 3
+    assert count_places(2, None, 3) == 6
+    with pytest.raises(UserError, match="--workers: must be at least 1, but got 0"):
+        count_places(1, 0, None)
+    with pytest.raises(UserError, match="--workers-per-gpu: must be at least 1, but got -1"):
+        count_places(1, None, -1)
+    with pytest.raises(UserError, match="--workers 4 and --workers-per-gpu 2 say the same"):
+        count_places(1, 4, 2)
+    with pytest.raises(UserError, match="--workers-per-gpu 2: no GPU is used; give --workers"):
+        count_places(0, None, 2)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
