@@ -5,7 +5,8 @@
 - A claimed trial has all of its parameters and its plan before the lock is released: whoever
   claims next knows what is being tried.
 - A trial that was interrupted or whose worker is gone is failed and gets a successor in the
-  queue, which goes on from its checkpoint with its curve; at most ``MAX_RETRIES`` times.
+  queue, which goes on from its checkpoint with its curve; at most ``MAX_RETRIES`` times in a row
+  without a further epoch.
 - A trial that failed on its own account (it diverged, its plan does not fit) is not tried again.
 """
 
@@ -36,7 +37,7 @@ from autotune.study.budget import EXHAUSTED, Budget, Ending, could_start, ending
 
 logger = logging.getLogger(__name__)
 
-#: How often a trial is given back to the queue after its worker was lost.
+#: How often a trial is given back to the queue after its worker was lost, without a new epoch.
 MAX_RETRIES = 3
 INTERRUPTED = "interrupted"
 LOST = "its worker was lost"
@@ -335,7 +336,10 @@ def requeue(study: Study, trial: FrozenTrial, counted: bool = True) -> bool:
     for other in study.get_trials(deepcopy=False):
         if trial.number in record.retries(other):
             return True
-    lost = trial.user_attrs.get(record.LOSSES, 0) + int(counted)
+    # A trial that got further before it was lost is not what its workers die of.
+    further = (trial.last_step or 0) > trial.user_attrs.get(record.RESUMED, 0)
+    before = 0 if further else trial.user_attrs.get(record.LOSSES, 0)
+    lost = before + int(counted)
     if lost > MAX_RETRIES:
         return False
     planned = record.PLAN in trial.user_attrs
@@ -347,6 +351,7 @@ def requeue(study: Study, trial: FrozenTrial, counted: bool = True) -> bool:
     }
     attributes[record.RETRIES] = [*record.retries(trial), trial.number]
     attributes[record.LOSSES] = lost
+    attributes[record.RESUMED] = trial.last_step or 0
     system = {key: value for key, value in trial.system_attrs.items() if key == "fixed_params"}
     study.add_trial(
         create_trial(

@@ -48,7 +48,8 @@ METRICS = "metrics"  # dict: Metrics.to_json() of the last epoch
 REASON = "reason"  # str: why a trial failed, was given back or not trained
 FAILED_PLAN = view.FAILED_PLAN  # true: it failed because of its plan; samplers learn from that
 RETRIES = "retries"  # list of int: numbers of the earlier attempts, first one first
-LOSSES = "losses"  # int: how many of the earlier attempts lost their worker
+LOSSES = "losses"  # int: how many attempts lost their worker since one had a further epoch
+RESUMED = "resumed"  # int: the epoch after which a retry goes on, 0 for the start
 
 BASELINE = "baseline"
 INFEASIBLE = "infeasible"  # how a trial ended that is beyond a limit of its study

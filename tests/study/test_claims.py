@@ -453,6 +453,17 @@ def test_losses_are_capped_and_stops_are_not(url: str) -> None:
     assert over(claims) == "trials"
 
 
+def test_a_trial_that_gets_further_every_time_is_never_given_up(url: str) -> None:
+    claims = make_claims(url, budget=1)
+    for epoch in range(1, 2 * MAX_RETRIES):
+        trial = claim(claims)
+        trial.report(0.5, epoch)
+        assert claims.give_back(trial.number, LOST)
+    for _ in range(MAX_RETRIES - 1):  # the last one above was the first of these
+        assert claims.give_back(claim(claims).number, LOST)
+    assert not claims.give_back(claim(claims).number, LOST)
+
+
 def test_a_trial_has_one_successor(url: str) -> None:
     claims = make_claims(url, budget=1)
     trial = claim(claims)

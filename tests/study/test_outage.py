@@ -97,9 +97,7 @@ def test_a_claim_whose_lock_was_lost_is_made_anew(
     assert trials[broken].state == TrialState.FAIL
     assert record.retries(trials[claim.trial.number]) == [broken]
     assert trials[claim.trial.number].params == trials[broken].params
-    assert record.LOSSES not in trials[claim.trial.number].user_attrs or (
-        trials[claim.trial.number].user_attrs[record.LOSSES] == 0
-    )
+    assert trials[claim.trial.number].user_attrs[record.LOSSES] == 0
     # The budget is as it was: what broke off does not count.
     progress = claims.progress()
     assert (progress.running, progress.waiting, progress.retried) == (1, 0, 1)
