@@ -254,8 +254,8 @@ class SearchConfig(_Section):
     is used up ends the study.
     """
 
-    sampler: Annotated[str, or_own(SAMPLERS)] = "tpe"
-    pruner: Annotated[str, or_own(PRUNERS)] = "median"
+    sampler: Annotated[str, or_own(SAMPLERS)] = "gp"
+    pruner: Annotated[str, or_own(PRUNERS)] = "percentile"
     order: Annotated[str, one_of(ORDERS)] = "joint"
     greedy: GreedyConfig = Field(default_factory=GreedyConfig)
     known_good: Annotated[bool, flag()] = True

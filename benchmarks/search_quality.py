@@ -102,7 +102,8 @@ def cases(options: argparse.Namespace) -> list[Case]:
             for strategy in strategies:
                 ours = isinstance(STRATEGIES[strategy](the_table().space, 1), Ours)
                 trials = options.random_trials if strategy == "random" else options.trials
-                for pruner in options.pruners:
+                # Rivals have what Optuna's users have: none, or the median.
+                for pruner in [one for one in options.pruners if ours or one != "percentile"]:
                     found.append(Case(strategy, pruner, workers, trials, seed, digest(ours)))
     return found
 
@@ -169,7 +170,7 @@ def names(choices: Sequence[str]) -> Any:
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    every, pruners = list(STRATEGIES), ["none", "median"]
+    every, pruners = list(STRATEGIES), ["none", "median", "percentile"]
     parser.add_argument("--strategies", type=names(every), default=every, metavar="A,B")
     parser.add_argument("--pruners", type=names(pruners), default=pruners, metavar="A,B")
     parser.add_argument(

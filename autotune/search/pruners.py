@@ -25,9 +25,10 @@ def make_pruner(name: str, epochs: int, workers: int, head_epochs: int = 0) -> B
         A pruner that leaves every trial, after the epochs of its head alone, a tenth of the
         others, in which the learning rate warms up. Waiting longer saves less and tells no more:
         until the rate has come down far, the values of later epochs say as little of the last one
-        (benchmarks/search_quality.py). Median and percentile are those of all trials, running ones
-        included, see :class:`autotune.search.among.AmongAll`: :data:`MEASURE` others must have
-        come as far. So the first trials finish, and with many workers those that are ahead.
+        (benchmarks/search_quality.py). ``median`` ends the worse half of the trials and
+        ``percentile`` the worst quarter; both are measured by all trials, running ones included,
+        see :class:`autotune.search.among.AmongAll`. :data:`MEASURE` others must have come as far:
+        so the first trials finish, and with many workers those that are ahead.
 
     Raises:
         KeyError: When there is no such pruner; the study file has been checked before.
@@ -38,7 +39,7 @@ def make_pruner(name: str, epochs: int, workers: int, head_epochs: int = 0) -> B
     if name == "median":
         return AmongAll(MedianPruner(0, warmup, n_min_trials=MEASURE), epochs)
     if name == "percentile":
-        return AmongAll(PercentilePruner(25.0, 0, warmup, n_min_trials=MEASURE), epochs)
+        return AmongAll(PercentilePruner(75.0, 0, warmup, n_min_trials=MEASURE), epochs)
     if name == "hyperband":
         return HyperbandPruner(min_resource=warmup, max_resource=epochs, reduction_factor=3)
     if name == "none":

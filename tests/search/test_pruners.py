@@ -83,11 +83,13 @@ def test_a_trial_that_falls_behind_later_is_pruned_later() -> None:
     assert pruned_at(study, flat) == 9
 
 
-def test_the_percentile_pruner_keeps_a_quarter_where_the_median_keeps_half() -> None:
+def test_the_percentile_pruner_ends_the_worst_quarter_where_the_median_ends_half() -> None:
     curves = [rising(level) for level in (0.2, 0.4, 0.6, 0.8, 1.0)]
-    between = rising(0.7)
-    assert pruned_at(study_with(make_pruner("median", EPOCHS, 1), curves), between) is None
-    assert pruned_at(study_with(make_pruner("percentile", EPOCHS, 1), curves), between) == WARMUP
+    between = rising(0.5)
+    assert pruned_at(study_with(make_pruner("median", EPOCHS, 1), curves), between) == WARMUP
+    assert pruned_at(study_with(make_pruner("percentile", EPOCHS, 1), curves), between) is None
+    worst = rising(0.3)
+    assert pruned_at(study_with(make_pruner("percentile", EPOCHS, 1), curves), worst) == WARMUP
 
 
 @pytest.mark.parametrize("workers", [1, 8])
