@@ -39,8 +39,8 @@ from autotune.rules import (
     widths,
 )
 
-SAMPLERS = ("tpe", "gp", "random")
-PRUNERS = ("median", "percentile", "hyperband", "none")
+SAMPLERS = ("gp", "tpe", "random")
+PRUNERS = ("percentile", "median", "hyperband", "none")
 OPTIMIZERS = ("adamw", "sgd", "adagrad")
 POOLS = (KEEP, "avg", "max", "avgmax")
 INHERIT = ("weights", "data", "none")

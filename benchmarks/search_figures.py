@@ -226,9 +226,7 @@ def pruning_table(results: Results, workers: int) -> Iterator[str]:
     pairs = [pair for pair in groups if pair[1] != "none" and (pair[0], "none") in groups]
     if not pairs:
         return
-    yield (
-        "| strategy | pruner | epochs saved | final accuracy gained, mean of pairs (95 % interval) |"
-    )
+    yield "| strategy | pruner | epochs saved | final accuracy gained (95 % interval) |"
     yield "| --- | --- | --- | --- |"
     for name, pruner in pairs:
         saved, (mean, low, high) = pruning(results, workers, name, pruner)

@@ -200,7 +200,7 @@ def test_overrides_that_cannot_be_read() -> None:
         ),
         (
             "search.sampler.name=3",
-            "search.sampler: must be one of tpe, gp, random, or one's own as my_file.py:name, "
+            "search.sampler: must be one of gp, tpe, random, or one's own as my_file.py:name, "
             "but got {'name': 3}",
         ),
         ("search=", "search: must hold keys of its own, but got null"),
@@ -244,9 +244,9 @@ def test_no_message_shows_a_password(overrides: list[str], study: Path) -> None:
     ("base", "overrides", "name"),
     [
         ({"name": "digits"}, {}, "digits"),
-        ({"name": "digits"}, {"search.sampler": "gp"}, "digits-gp"),
-        ({"name": "digits"}, {"search": {"sampler": "gp"}}, "digits-gp"),
-        ({"name": "digits"}, {"search.sampler": "tpe"}, "digits"),
+        ({"name": "digits"}, {"search.sampler": "tpe"}, "digits-tpe"),
+        ({"name": "digits"}, {"search": {"sampler": "tpe"}}, "digits-tpe"),
+        ({"name": "digits"}, {"search.sampler": "gp"}, "digits"),
         ({"name": "d", "search": {"sampler": "gp"}}, {"search.sampler": "tpe"}, "d-tpe"),
         ({"name": "digits"}, {"search.trials": 3}, "digits"),
         ({"name": "d", "dataset": "digits"}, {"dataset": "digits"}, "d"),
@@ -258,7 +258,7 @@ def test_no_message_shows_a_password(overrides: list[str], study: Path) -> None:
         ({"name": "d", "backbone": ["r", "s"]}, {"backbone": "r"}, "d-r"),
         ({"name": "d", "backbone": "r"}, {"backbone": ["x" * 99, "y"]}, "d-" + "x" * 98),
         ({"name": "d"}, {"inherit": ["weights", "none"]}, "d-weights+none"),
-        ({"name": "d"}, {"dataset": "x", "search.sampler": "gp"}, "d-x-gp"),
+        ({"name": "d"}, {"dataset": "x", "search.sampler": "tpe"}, "d-x-tpe"),
         ({"name": "digits"}, {"search.sampler": "my.py:Mine"}, "digits-Mine"),
         ({"name": "d", "search": {"sampler": "my.py:Mine"}}, {}, "d"),
         ({"name": "d"}, {"name": "other", "search.sampler": "gp"}, "other"),
@@ -300,8 +300,8 @@ def test_names_that_are_given_are_not_changed(study: Path) -> None:
         with pytest.raises(ConfigError, match="name: a study's name has up to 100 letters"):
             load_study_file(str(study), given)
     study.write_text(MINIMAL + "name: my study\n")
-    with pytest.raises(ConfigError, match="but got 'my study-gp'"):
-        load_study_file(str(study), ["search.sampler=gp"])
+    with pytest.raises(ConfigError, match="but got 'my study-tpe'"):
+        load_study_file(str(study), ["search.sampler=tpe"])
 
 
 def test_files_of_ones_own_are_relative_to_the_study_file(
@@ -332,7 +332,7 @@ def test_slug() -> None:
 
 
 def test_digits_with_another_sampler_is_another_study() -> None:
-    assert load_study_file("digits", ["search.sampler=gp"]).name == "digits-gp"
+    assert load_study_file("digits", ["search.sampler=tpe"]).name == "digits-tpe"
     assert load_study_file("folder", ["dataset=path/to/ants"]).name == "ants"
 
 

@@ -350,7 +350,7 @@ def test_reseeding_changes_the_draws(name: str) -> None:
 
 
 def test_there_is_no_other_sampler() -> None:
-    with pytest.raises(ConfigError, match=r"search\.sampler: must be one of tpe, gp, random"):
+    with pytest.raises(ConfigError, match=r"search\.sampler: must be one of gp, tpe, random"):
         sampler_of("grid", FULL, 0)
 
 
