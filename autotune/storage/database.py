@@ -232,11 +232,9 @@ def _open(url: URL, on_stale_trial: StaleTrialCallback | None) -> RDBStorage:
         }
     # Optuna says at every start that it would create tables.
     logging.getLogger("optuna.storages").setLevel(logging.WARNING)
-    # Optuna takes the URL for a template, and a password may have braces.
-    template = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
     with experimental():
         storage = RDBStorage(
-            template,
+            template_of(url),
             engine_kwargs=options,
             heartbeat_interval=HEARTBEAT_INTERVAL_S,
             grace_period=GRACE_PERIOD_S,
@@ -249,6 +247,11 @@ def _open(url: URL, on_stale_trial: StaleTrialCallback | None) -> RDBStorage:
         with storage.engine.begin() as connection:
             connection.exec_driver_sql("SELECT 1")
     return storage
+
+
+def template_of(url: URL) -> str:
+    """Return a URL as Optuna wants it: as a template, though a password may have braces."""
+    return url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
