@@ -168,3 +168,21 @@ def check(storage: StorageOption = None) -> None:
     console().print(table)
     if any(one.problem for one in findings):
         raise typer.Exit(1)
+
+
+@app.command("local")
+def local(
+    folder: Annotated[Path, typer.Option(help="Folder of its data.")] = Path("storage/postgres"),
+    stop: Annotated[bool, typer.Option("--stop", help="Stop it; its studies stay.")] = False,
+) -> None:
+    """Start a Postgres server for this machine alone, without Docker or root; it goes on."""
+    from autotune.storage import local as server
+
+    if stop:
+        was = server.stop(folder)
+        _say(f"the Postgres server in {folder} {'is stopped' if was else 'was not running'}")
+        return
+    check_folder(folder)
+    url = server.start(folder)
+    _say(f"a Postgres server runs in {folder}; its storage is\n\n    {url}\n")
+    _say(f"make study STORAGE='{url}'\nmake postgres-local-down stops it, its studies stay")
