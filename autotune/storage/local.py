@@ -36,7 +36,8 @@ def start(folder: Path) -> str:
     package = _package()
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        server = package.get_server(folder, cleanup_mode=None)
+        server = package.get_server(folder, cleanup_mode=None, start=False)
+        server.start()  # also where this process has stopped it before
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         raise StorageError(f"the Postgres server in {folder} does not start: {error}") from error
     found = make_url(server.get_uri(DATABASE))  # it has an empty password, which is none
@@ -59,7 +60,9 @@ def stop(folder: Path) -> bool:
     """
     if not (folder / "postmaster.pid").exists():
         return False
-    _package().get_server(folder, cleanup_mode=None).stop()
+    server = _package().get_server(folder, cleanup_mode=None, start=False)
+    server.start()  # this is how it finds the running server
+    server.stop()
     return True
 
 

@@ -173,14 +173,14 @@ def add_study(
     """
     if folder is not None:
         study = study.with_attribute(ATTRIBUTE, str(folder))
-    try:
-        with storage_errors(target):
+    with storage_errors(target):
+        try:
             write_study(engine, study)
-    except StorageError as error:
-        cause = error.__cause__
-        if not isinstance(cause, sqlalchemy.exc.IntegrityError):
-            raise
-        raise StudyError(
-            f"the storage {redact(target)} has got a study {study.name!r} meanwhile, and no study "
-            "is overwritten"
-        ) from cause
+        except sqlalchemy.exc.IntegrityError as error:
+            with engine.connect() as connection:
+                if study.name not in studies_of(connection):
+                    raise
+            raise StudyError(
+                f"the storage {redact(target)} has got a study {study.name!r} meanwhile, and no "
+                "study is overwritten"
+            ) from error
