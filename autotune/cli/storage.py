@@ -85,7 +85,7 @@ def _tell_copied(copied: Copied) -> None:
         said += f"; its files are in {taken.folder}"
     _say(said)
     if taken.missing:
-        _say(f"  {_many(taken.missing, 'artifact')} of it were not there and are missing")
+        _say(f"  without {_many(taken.missing, 'artifact')} that could not be found")
     if copied.running:
         _say(
             f"  {_many(copied.running, 'trial was', 'trials were')} running: the next 'autotune "
