@@ -123,6 +123,8 @@ def _copy(study: StudyRows, source: Files, target: Files, made: list[Path]) -> i
 
 
 def _copy_file(origin: Path, copy: Path, made: list[Path]) -> None:
+    if copy.exists() and copy.stat().st_size == origin.stat().st_size:
+        return  # an artifact of an earlier copy of the study; artifacts never change
     copy.parent.mkdir(parents=True, exist_ok=True)
     made.append(copy)
     try:

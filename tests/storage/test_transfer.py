@@ -327,6 +327,23 @@ def test_files_go_along(
     assert (copied.files.count, copied.files.folder, copied.files.missing) == (5, goal.root, 1)
 
 
+def test_artifacts_of_an_earlier_copy_are_left_as_they_are(
+    new_url: NewUrl, tmp_path: Path
+) -> None:
+    old = new_url("sqlite")
+    rich_study(old)
+    fill_files(old, "rich")
+    shared = tmp_path / "shared"
+    copy(old, new_url("sqlite"), files=str(shared))
+    for path in Files(shared).of_study("rich"):
+        path.rename(tmp_path / f"{path.name} of {path.parent.name}")
+    broken = new_url("sqlite")
+    break_half_way(broken)
+    with pytest.raises(StorageError, match="stopped half-way"):
+        copy(old, broken, files=str(shared))
+    assert (shared / "artifacts/rich-artifact").read_text() == "rich-artifact of rich"
+
+
 def test_a_folder_that_somebody_chose_stays(new_url: NewUrl, tmp_path: Path) -> None:
     old, new = new_url("sqlite"), new_url("sqlite")
     rich_study(old)
