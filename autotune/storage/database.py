@@ -35,6 +35,7 @@ from autotune.errors import (
     hide_passwords,
     join_sentences,
 )
+from autotune.storage.filesystem import refuse_network
 from autotune.storage.patience import PatientStorage
 
 #: A live worker writes its heartbeat this often; silent for longer than the grace, it is dead.
@@ -43,6 +44,11 @@ GRACE_PERIOD_S = 90
 #: How long a connection waits for another one's transaction (SQLite) or for the server.
 BUSY_TIMEOUT_S = 60
 CONNECT_TIMEOUT_S = 10
+#: Connections that one process keeps to a server, and how many more it may open for a moment.
+POOL_SIZE = 2
+POOL_OVERFLOW = 4
+#: How Optuna says that tables are old; it names its own command.
+_OLD_SCHEMA = re.compile(r" *Please execute `[^`]*` for upgrading the storage\.")
 
 StaleTrialCallback = Callable[[Study, FrozenTrial], None]
 
@@ -160,15 +166,17 @@ def open_storage(
         on_stale_trial: Called with every trial whose worker has gone silent.
 
     Raises:
-        StorageError: When it cannot be reached, read or written, or is of another Optuna.
+        StorageError: When it cannot be reached, read or written, is of another Optuna, or is an
+            SQLite file on a network file system.
     """
     parsed = parse_url(url)
     with storage_errors(url):
         if not is_sqlite(url):
             return _open_postgres(parsed, on_stale_trial)
         path = database_path(url)
+        refuse_network(path)
         if not create:
-            _check_is_there(path)
+            check_is_there(path)
             return _open(parsed, on_stale_trial)
         with disk_full_as_user_error(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +185,13 @@ def open_storage(
                 return _open(parsed, on_stale_trial)
 
 
-def _check_is_there(path: Path) -> None:
+def check_is_there(path: Path) -> None:
+    """Refuse a file that is no SQLite database of studies; nothing is made or changed.
+
+    Raises:
+        StorageError: With what it is instead.
+        sqlite3.Error: When it cannot be read, or is no database.
+    """
     if not path.exists():
         raise StorageError(
             f"storage: there is no database {path}; 'autotune run' makes one, or name yours "
@@ -213,17 +227,15 @@ def _open(url: URL, on_stale_trial: StaleTrialCallback | None) -> RDBStorage:
         options = {
             "pool_pre_ping": True,
             "pool_recycle": 600,
-            "pool_size": 2,
-            "max_overflow": 4,
+            "pool_size": POOL_SIZE,
+            "max_overflow": POOL_OVERFLOW,
             "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S},
         }
     # Optuna says at every start that it would create tables.
     logging.getLogger("optuna.storages").setLevel(logging.WARNING)
-    # Optuna takes the URL for a template, and a password may have braces.
-    template = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
     with experimental():
         storage = PatientStorage(
-            template,
+            template_of(url),
             engine_kwargs=options,
             heartbeat_interval=HEARTBEAT_INTERVAL_S,
             grace_period=GRACE_PERIOD_S,
@@ -236,6 +248,11 @@ def _open(url: URL, on_stale_trial: StaleTrialCallback | None) -> RDBStorage:
         with storage.engine.begin() as connection:
             connection.exec_driver_sql("SELECT 1")
     return storage
+
+
+def template_of(url: URL) -> str:
+    """Return a URL as Optuna wants it: as a template, though a password may have braces."""
+    return url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
@@ -278,7 +295,11 @@ def storage_errors(url: str) -> Iterator[None]:
     except RuntimeError as error:
         if "schema" not in str(error) and "version" not in str(error):
             raise
-        raise StorageError(f"storage: {shown} was made by another Optuna: {error}") from error
+        said, old = _OLD_SCHEMA.subn("", str(error))
+        way_out = "'autotune storage upgrade' brings it up to date" if old else ""
+        raise StorageError(
+            join_sentences(f"storage: {shown} was made by another Optuna: {said}", way_out)
+        ) from error
 
 
 def _reason(error: BaseException) -> str:

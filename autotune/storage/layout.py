@@ -17,6 +17,9 @@ from pathlib import Path
 
 from autotune.storage.database import database_path, is_sqlite, parse_url
 
+#: The user attribute in which a study remembers the folder of its files.
+ATTRIBUTE = "files"
+
 
 @dataclass(frozen=True)
 class Files:
@@ -70,3 +73,9 @@ class Files:
     def report(self, study: str) -> Path:
         """File of a study's report."""
         return self.root / "reports" / f"{study}.html"
+
+    def of_study(self, study: str) -> tuple[Path, ...]:
+        """What belongs to one study alone; its artifacts lie among those of other studies."""
+        folders = ("checkpoints", "logs")
+        own = (self.root / folder / study for folder in folders)
+        return (*own, self.model(study), self.report(study))

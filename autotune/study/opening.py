@@ -29,6 +29,7 @@ from autotune.storage.database import (
     redact,
     storage_errors,
 )
+from autotune.storage.filesystem import refuse_network
 from autotune.storage.layout import Files
 from autotune.storage.lock import study_lock
 from autotune.study import record
@@ -182,8 +183,10 @@ def check_existing(definition: Definition) -> None:
         StorageError: When the storage cannot be used.
     """
     config = definition.config
-    if is_sqlite(config.storage) and not database_path(config.storage).exists():
-        return
+    if is_sqlite(config.storage):
+        refuse_network(database_path(config.storage))
+        if not database_path(config.storage).exists():
+            return
     storage = open_storage(config.storage)
     with storage_errors(config.storage):
         if config.name in optuna.get_all_study_names(storage):

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autotune.plan import TrialPlan
 from autotune.search import greedy, ranking, view
+from autotune.storage import layout
 
 # Of a study
 DEFINITION = "definition"  # dict: what StudyConfig.definition() returned
@@ -25,7 +26,7 @@ DATASET = "dataset"  # dict: what TaskInfo.to_json() returned
 # dict: name -> {"weights_hash", "parameters", "layers": [Layer.to_json()]}, the baseline's first
 BACKBONES = "backbones"
 SPACE = "space"  # dict: what Space.to_json() returned
-FILES = "files"  # str: folder of the study's files
+FILES = layout.ATTRIBUTE  # str: folder of the study's files
 ENVIRONMENT = "environment"  # dict: package -> version
 OWN = "own"  # dict: key such as "search.sampler" -> SHA-256 of the file that it names
 WARM_START = "warm_start"  # dict: {"taken": [title], "dropped": [[title, reason]]}

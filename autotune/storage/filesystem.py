@@ -1,0 +1,90 @@
+"""Which file system a folder lies on, and whether SQLite can be trusted with it.
+
+The workers of a study share an SQLite database in WAL mode, which keeps its index in memory that
+all of them map; on a network file system every machine has a memory of its own, and locks are
+often no locks (https://sqlite.org/wal.html, https://sqlite.org/howtocorrupt.html).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from autotune.errors import StorageError
+
+#: What Linux tells about the mounts of this process; other systems have no such file.
+MOUNTINFO = Path("/proc/self/mountinfo")
+#: Types of file systems that machines share, as mountinfo has them; a ``fuse.`` before is dropped.
+#: 9p and virtiofs are left out: containers and virtual machines have their own disks as such.
+# fmt: off
+NETWORK_TYPES = frozenset((
+    "afs", "beegfs", "beegfs_nodev", "blobfuse", "blobfuse2", "ceph", "ceph-fuse", "cifs",
+    "coda", "davfs", "davfs2", "fhgfs", "gcsfuse", "gfs2", "glusterfs", "goofys", "gpfs",
+    "juicefs", "lizardfs", "lustre", "mfs", "moosefs", "ncpfs", "nfs", "nfs4", "ocfs2",
+    "orangefs", "panfs", "pvfs2", "quobyte", "rclone", "s3fs", "smb", "smb2", "smb3", "smbfs",
+    "sshfs", "vboxsf", "vmhgfs-fuse", "wekafs",
+))
+# fmt: on
+
+
+def file_system_of(path: Path, mountinfo: str | None = None) -> tuple[str, Path] | None:
+    """Tell the file system of a file or folder, which need not be there yet.
+
+    Args:
+        path: The file or folder; links are followed.
+        mountinfo: Text of :data:`MOUNTINFO`; by default that of this process.
+
+    Returns:
+        Its type, such as ``ext4``, and where it is mounted; None where the system does not tell.
+    """
+    path = path.absolute()
+    resolved = path.resolve()  # before the mounts are read: looking may mount it (autofs)
+    if mountinfo is None:
+        try:
+            mountinfo = MOUNTINFO.read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError:
+            return None
+    found: tuple[str, Path] | None = None
+    for line in mountinfo.splitlines():
+        mount, _, described = line.partition(" - ")
+        fields, kind = mount.split(" "), described.split(" ")[0]
+        if len(fields) < 5 or not kind:
+            continue
+        point = Path(_unescaped(fields[4]))
+        # Of two mounts on one point, the later one hides the earlier one.
+        deeper = found is None or len(point.parts) >= len(found[1].parts)
+        if deeper and resolved.is_relative_to(point):
+            found = kind, point
+    return found
+
+
+def _unescaped(field: str) -> str:
+    """Undo how mountinfo writes blanks and backslashes: as octal numbers."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+
+
+def is_network(kind: str) -> bool:
+    """Tell whether a file system of this type is one that machines share."""
+    return kind.removeprefix("fuse.") in NETWORK_TYPES
+
+
+def refuse_network(path: Path, mountinfo: str | None = None) -> None:
+    """Refuse an SQLite database on a network file system.
+
+    Args:
+        path: The database, which need not be there yet.
+        mountinfo: As for :func:`file_system_of`.
+
+    Raises:
+        StorageError: With the type of the file system and the way out.
+    """
+    found = file_system_of(path, mountinfo)
+    if found is None or not is_network(found[0]):
+        return
+    kind, point = found
+    raise StorageError(
+        f"storage: the SQLite database {path} would lie on a network file system ({kind} at "
+        f"{point}), where workers corrupt or lose what others write; keep it on a disk of this "
+        "machine, or use Postgres: --storage postgresql://user:password@host/database ('autotune "
+        "storage copy' takes studies there that exist)"
+    )

@@ -1,0 +1,214 @@
+"""``autotune storage``: what people see, and that a study goes on where it was taken."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.artifacts import get_all_artifact_meta
+
+from autotune.storage import filesystem
+from autotune.storage.database import open_storage
+from autotune.study import record
+from autotune.study.opening import open_existing
+from tests.support.inside import Ended, call, contents
+from tests.support.postgres import Server
+from tests.support.rows import everything, rich_study
+from tests.support.runs import SMALL, autotune
+from tests.support.schema import downgrade
+from tests.support.studies import make_study
+
+pytestmark = pytest.mark.usefixtures("closed_connections")
+
+
+def done(ended: Ended) -> list[str]:
+    assert (ended.code, ended.err) == (0, ""), ended
+    return ended.out.splitlines()
+
+
+def refused(*arguments: str, cwd: Path, **extra: str) -> str:
+    before = contents(cwd)
+    ended = call("storage", *arguments, cwd=cwd, **extra)
+    assert ended.code == 2 and ended.err.startswith("error: ") and not ended.out, ended
+    assert contents(cwd) == before
+    return " ".join(ended.err.split())
+
+
+def default(folder: Path) -> str:
+    return f"sqlite:///{folder}/storage/autotune.db"
+
+
+def test_a_study_moves_to_postgres_and_goes_on_there(
+    finished: Path, postgres: Server, tmp_path: Path
+) -> None:
+    source = default(finished)
+    target = postgres.require_password("fritz", "hunter2")
+    said = done(
+        call(
+            *("storage", "copy", "--study", "tiny"),
+            cwd=tmp_path,
+            AUTOTUNE_STORAGE_FROM=source,
+            AUTOTUNE_STORAGE_TO=target,
+        )
+    )
+    (folder,) = (tmp_path / "storage").iterdir()
+    found = re.fullmatch(r"copied 'tiny': 3 trials and (\d+) files \(.* MiB\) to (.*)", said[0])
+    assert found is not None and found[2] == str(folder) and int(found[1]) >= 8
+    assert said[1].startswith("go on with --storage postgresql+psycopg://fritz:***@")
+    assert said[1].endswith(f"; {source} keeps what it has") and len(said) == 2
+    assert "hunter2" not in " ".join(said)
+
+    # What the dashboard shows with the trials is there.
+    old, new = open_existing("tiny", source), open_existing("tiny", target)
+    assert [one.params for one in new.study.trials] == [one.params for one in old.study.trials]
+    for trial in new.study.trials:
+        known = get_all_artifact_meta(trial, storage=new.storage)
+        assert len(known) >= 2
+        for one in known:
+            with new.artifacts.open_reader(one.artifact_id) as copied:
+                assert copied.read() == (old.files.artifacts / one.artifact_id).read_bytes()
+
+    # The same study file, the same folder to work in, another storage.
+    arguments = ("run", "digits", *SMALL, "search.trials=4", "--name", "tiny", "--workers", "1")
+    ended = autotune(*arguments, cwd=tmp_path, AUTOTUNE_STORAGE=target)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert len(open_existing("tiny", target).study.trials) == 4
+    assert len(old.study.trials) == 3
+    last = new.study.trials[-1]
+    assert all(
+        (folder / "artifacts" / one.artifact_id).exists()
+        for one in get_all_artifact_meta(last, storage=new.storage)
+    )
+
+
+def test_what_a_copy_says_of_running_trials_and_missing_files(tmp_path: Path) -> None:
+    rich_study(default(tmp_path))
+    said = done(
+        call(
+            *("storage", "copy", "--from", default(tmp_path), "--to", "sqlite:///other.db"),
+            *("--files", "files"),
+            cwd=tmp_path,
+        )
+    )
+    assert said[0].startswith("copied 'rich': ")
+    assert said[1] == "  without 1 artifact that could not be found"
+    assert said[2].startswith("  2 trials were running: the next 'autotune run' there starts them")
+    opened = open_existing("rich", f"sqlite:///{tmp_path}/other.db")
+    assert opened.study.user_attrs[record.FILES] == str(tmp_path / "files")
+
+
+def test_backup_and_restore(tmp_path: Path) -> None:
+    rich_study(default(tmp_path))
+    before = everything(default(tmp_path))
+    (said,) = done(call("storage", "backup", "-o", "saved.db", cwd=tmp_path))
+    assert re.fullmatch(
+        r"saved\.db: 1 study, \d+\.\d MiB; their files \(artifacts, models\) are not in it", said
+    )
+    new = f"sqlite:///{tmp_path}/new/b.db"
+    said, files = done(call("storage", "restore", "saved.db", cwd=tmp_path, AUTOTUNE_STORAGE=new))
+    assert re.fullmatch(r"restored 'rich': \d+ trials", said)
+    assert files == "  its files are to be in /data/digits-files, which is not there"
+    assert everything(new) == before
+
+
+def test_upgrade(tmp_path: Path) -> None:
+    rich_study(default(tmp_path))
+    before = everything(default(tmp_path))
+    shown = "sqlite:///storage/autotune.db"
+    assert done(call("storage", "upgrade", cwd=tmp_path)) == [f"{shown} is up to date"]
+    downgrade(default(tmp_path))
+    said = refused_by("status", "rich", cwd=tmp_path)
+    assert said.endswith("'autotune storage upgrade' brings it up to date")
+    saved, upgraded = done(call("storage", "upgrade", cwd=tmp_path))
+    assert upgraded == f"{shown}: upgraded from v3.0.0.d to v3.2.0.a"
+    file = Path(saved.removeprefix("backup of before: "))
+    assert file.parent == tmp_path / "storage" and ".v3.0.0.d." in file.name
+    assert everything(default(tmp_path)) == before == everything(f"sqlite:///{file}")
+    assert optuna.get_all_study_names(open_storage(default(tmp_path))) == ["rich"]
+
+
+def refused_by(*arguments: str, cwd: Path) -> str:
+    ended = call(*arguments, cwd=cwd)
+    assert ended.code == 2
+    return " ".join(ended.err.split())
+
+
+def test_upgrade_of_a_server(tmp_path: Path, postgres_url: str) -> None:
+    rich_study(postgres_url)
+    downgrade(postgres_url)
+    (said,) = done(call("storage", "upgrade", "--storage", postgres_url, cwd=tmp_path))
+    assert said.endswith(": upgraded from v3.0.0.d to v3.2.0.a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check(tmp_path: Path, postgres_url: str) -> None:
+    rich_study(default(tmp_path))
+    shown = done(call("storage", "check", cwd=tmp_path))
+    assert shown[0] == "sqlite:///storage/autotune.db"
+    assert sum(" ok " in line for line in shown) == 9
+    shown = done(call("storage", "check", "--storage", postgres_url, cwd=tmp_path))
+    assert sum(" ok " in line for line in shown) == 9
+
+
+def test_check_finds_problems(tmp_path: Path) -> None:
+    url = "postgresql://me:hunter2@127.0.0.1:9/db"
+    ended = call("storage", "check", "--storage", url, cwd=tmp_path)
+    assert (ended.code, ended.err) == (1, "")
+    assert re.search(r"reachable +problem +postgresql://me:\*\*\*@", ended.out)
+    assert "hunter2" not in ended.out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("backup", "-o", "a.db"), "there is no database "),
+        (("backup", "-o", "no/a.db"), "/no must exist and be writable, to write no/a.db"),
+        (("backup", "-o", "storage"), "storage must be a file to write, but it is a folder"),
+        (("restore", "a.db"), "there is no backup a.db"),
+        (("restore", "text"), "file is not a database"),
+        (("upgrade",), "there is no database "),
+        (("check", "--storage", "autotune.db"), "'autotune.db' is no storage URL; allowed are"),
+        (
+            ("copy", "--from", "sqlite:///a.db", "--to", "sqlite:///a.db"),
+            "a copy needs two storages, but both are sqlite:///a.db",
+        ),
+        (
+            ("copy", "--from", "sqlite:///a.db", "--to", "mysql://me:hunter2@h/d"),
+            "mysql://me:***@",
+        ),
+        (("copy", "--from", "sqlite:///a.db", "--to", "sqlite:///b.db"), "there is no database "),
+        (
+            ("copy", "--from", "sqlite:///a.db", "--to", "sqlite:///b.db", "--files", "text"),
+            "text must be a folder that can be written",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_is_refused(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    (tmp_path / "storage").mkdir()
+    (tmp_path / "text").write_text("This is a text, and a long one. " * 100)
+    message = refused(*arguments, cwd=tmp_path)
+    assert said in message and "hunter2" not in message
+
+
+def test_a_run_on_a_network_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (tmp_path / "mounts").write_text(f"1 0 0:1 / {work} rw - nfs4 server:/team rw\n")
+    monkeypatch.setattr(filesystem, "MOUNTINFO", tmp_path / "mounts")
+    ended = call("run", "digits", cwd=work)
+    assert ended.code == 2
+    assert f"lie on a network file system (nfs4 at {work})" in ended.err
+    assert "or use Postgres: --storage postgresql://" in ended.err
+    assert list(work.iterdir()) == []
+
+
+def test_studies_of_the_target_stay(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        url = f"sqlite:///{tmp_path}/{name}.db"
+        make_study("same", trials=2, running=0, storage=open_storage(url, create=True))
+    said = refused("copy", "--from", "sqlite:///a.db", "--to", "sqlite:///b.db", cwd=tmp_path)
+    assert "the storage sqlite:///b.db has a study 'same' already, and no study is over" in said
