@@ -23,6 +23,7 @@ GPUS     ?=
 WORKERS_PER_GPU ?=
 PORT     ?= 8080
 STORAGE  ?=
+FIX      ?=
 ARGS     ?=
 
 # A data set with a study file of its own runs that one, any other one runs 'folder'.
@@ -47,13 +48,13 @@ export AUTOTUNE_STORAGE := $(STORAGE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install study workers status best report dashboard fit layers validate test test-slow check format bench wheel clean
+.PHONY: help install study workers status doctor best report dashboard fit layers validate test test-slow check format bench wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 	@echo
 	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INHERIT SAMPLER ORDER PRUNER TRIALS TIMEOUT EPOCHS SEED NAME"
-	@echo "           WORKERS GPUS WORKERS_PER_GPU STORAGE PORT ARGS, e.g. make study DATASET=photos TRIALS=60"
+	@echo "           WORKERS GPUS WORKERS_PER_GPU STORAGE PORT FIX ARGS, e.g. make study DATASET=photos TRIALS=60"
 
 # setuptools warns of folders named like the package; here the folder is the package.
 $(BIN)/autotune: setup.cfg constraints.txt
@@ -77,8 +78,11 @@ study: $(BIN)/autotune ## run a study (DATASET=digits), or continue it
 workers: $(BIN)/autotune ## attach one more worker to a running study
 	@$(BIN)/autotune worker $(which)
 
-status: $(BIN)/autotune ## show how far a study is
+status: $(BIN)/autotune ## show how far a study is (ARGS=--watch: until it ends)
 	@$(BIN)/autotune status $(which)
+
+doctor: $(BIN)/autotune ## say what is wrong with a study; FIX=1 puts it right
+	@$(BIN)/autotune doctor $(which) $(if $(FIX),--fix)
 
 best: $(BIN)/autotune ## print the winning plan as YAML
 	@$(BIN)/autotune best $(which)

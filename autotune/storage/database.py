@@ -29,6 +29,7 @@ from sqlalchemy.pool import NullPool
 
 from autotune.errors import (
     DiskFullError,
+    SchemaError,
     StorageError,
     UserError,
     disk_full_as_user_error,
@@ -168,7 +169,8 @@ def open_storage(
             return _open_postgres(parsed, on_stale_trial)
         path = database_path(url)
         if not create:
-            _check_is_there(path)
+            check_is_there(url)
+            _check_has_studies(path)
             return _open(parsed, on_stale_trial)
         with disk_full_as_user_error(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,12 +179,20 @@ def open_storage(
                 return _open(parsed, on_stale_trial)
 
 
-def _check_is_there(path: Path) -> None:
-    if not path.exists():
+def check_is_there(url: str) -> None:
+    """Refuse an SQLite database whose file is not there: connecting to it would make one.
+
+    Raises:
+        StorageError: With the file and the way out.
+    """
+    if is_sqlite(url) and not database_path(url).exists():
         raise StorageError(
-            f"storage: there is no database {path}; 'autotune run' makes one, or name yours "
-            "with --storage"
+            f"storage: there is no database {database_path(url)}; 'autotune run' makes one, or "
+            "name yours with --storage"
         )
+
+
+def _check_has_studies(path: Path) -> None:
     with closing(
         sqlite3.connect(f"{path.as_uri()}?mode=ro", BUSY_TIMEOUT_S, uri=True)
     ) as connection:
@@ -278,7 +288,7 @@ def storage_errors(url: str) -> Iterator[None]:
     except RuntimeError as error:
         if "schema" not in str(error) and "version" not in str(error):
             raise
-        raise StorageError(f"storage: {shown} was made by another Optuna: {error}") from error
+        raise SchemaError(f"storage: {shown} was made by another Optuna: {error}") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -18,7 +18,8 @@ WHICH = ("study", "overrides", "--name", "--storage")
 SURFACE = {
     "run": {*WHICH, "--workers", "--gpus"},
     "worker": {*WHICH, "--files"},
-    "status": {*WHICH},
+    "status": {*WHICH, "--watch", "--every"},
+    "doctor": {*WHICH, "--files", "--fix"},
     "best": {*WHICH},
     "report": {*WHICH, "--output", "-o"},
     "dashboard": {*WHICH, "--port"},
