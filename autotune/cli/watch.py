@@ -20,7 +20,8 @@ from autotune.errors import StorageError, StudyError
 from autotune.results.objective import Objective, show_values
 from autotune.results.workers import WorkerRow, failures_by_reason, worker_rows
 from autotune.search import ranking
-from autotune.storage.database import check_is_there, storage_errors
+from autotune.storage.database import database_path, is_sqlite, storage_errors
+from autotune.storage.patience import impatiently
 from autotune.study import record
 from autotune.study.opening import OpenStudy
 from autotune.study.snapshot import Snapshot, take_snapshot
@@ -155,8 +156,10 @@ def look(opened: OpenStudy) -> Snapshot:
         StorageError: When its storage is away.
         StudyError: When the storage has the study no more.
     """
-    with storage_errors(opened.url):
-        check_is_there(opened.url)
+    if is_sqlite(opened.url) and not database_path(opened.url).exists():
+        # Connecting would make an empty one.
+        raise StorageError(f"storage: there is no database {database_path(opened.url)}")
+    with storage_errors(opened.url), impatiently():
         try:
             return take_snapshot(opened)
         except KeyError:  # Optuna's, of an id that there is no more

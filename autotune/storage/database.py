@@ -169,8 +169,7 @@ def open_storage(
             return _open_postgres(parsed, on_stale_trial)
         path = database_path(url)
         if not create:
-            check_is_there(url)
-            _check_has_studies(path)
+            _check_is_there(path)
             return _open(parsed, on_stale_trial)
         with disk_full_as_user_error(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,20 +178,12 @@ def open_storage(
                 return _open(parsed, on_stale_trial)
 
 
-def check_is_there(url: str) -> None:
-    """Refuse an SQLite database whose file is not there: connecting to it would make one.
-
-    Raises:
-        StorageError: With the file and the way out.
-    """
-    if is_sqlite(url) and not database_path(url).exists():
+def _check_is_there(path: Path) -> None:
+    if not path.exists():
         raise StorageError(
-            f"storage: there is no database {database_path(url)}; 'autotune run' makes one, or "
-            "name yours with --storage"
+            f"storage: there is no database {path}; 'autotune run' makes one, or name yours "
+            "with --storage"
         )
-
-
-def _check_has_studies(path: Path) -> None:
     with closing(
         sqlite3.connect(f"{path.as_uri()}?mode=ro", BUSY_TIMEOUT_S, uri=True)
     ) as connection:
