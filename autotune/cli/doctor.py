@@ -22,8 +22,8 @@ from autotune.errors import SchemaError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from autotune.study.doctor import Finding
     from autotune.study.evidence import Evidence
+    from autotune.study.finding import Finding
 
 
 def doctor(
@@ -41,7 +41,8 @@ def doctor(
     Exit code 0: all is well, or was put right. 1: something remains.
     """
     located = locate(study, overrides, name, storage)
-    from autotune.study.doctor import SCHEMA, Finding, diagnose
+    from autotune.study.doctor import diagnose
+    from autotune.study.finding import SCHEMA, Finding
     from autotune.study.opening import open_existing
     from autotune.study.repair import repair
 

@@ -136,11 +136,8 @@ def _epochs_per_s(trial: FrozenTrial, snapshot: Snapshot) -> float | None:
     The seconds are those up to the last heartbeat by the worker's clock, and from there on by the
     database's: the two need not agree.
     """
-    before = set(record.retries(trial)[-1:])
-    inherited = max(
-        (one.last_step or 0 for one in snapshot.trials if one.number in before), default=0
-    )
-    own = (trial.last_step or 0) - inherited
+    # A retry has the curve of the attempt before it.
+    own = (trial.last_step or 0) - int(trial.user_attrs.get(record.RESUMED, 0))
     age = snapshot.beats.age_s.get(trial._trial_id)
     held = trial.user_attrs.get(record.HELD)
     seconds = snapshot.silent_s(trial) if held is None or age is None else float(held) + age

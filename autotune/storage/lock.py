@@ -95,5 +95,5 @@ def _wait_for(
             raise
         raise _locked(study, timeout_s) from error
     finally:
-        if not connection.invalidated:
+        if not connection.invalidated:  # connections are used again
             connection.execute(sqlalchemy.text("RESET lock_timeout"))

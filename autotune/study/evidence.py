@@ -16,10 +16,12 @@ import sqlalchemy
 from optuna.storages._rdb.models import TrialModel
 from sqlalchemy import select
 
+from autotune.errors import StorageError
 from autotune.search.space import Space
 from autotune.storage.artifacts import Reference, StoredFile, list_files, read_references
-from autotune.storage.database import database_path, is_sqlite, storage_errors
+from autotune.storage.database import database_path, is_sqlite, redact, storage_errors
 from autotune.storage.lock import study_lock
+from autotune.storage.patience import LockLostError
 from autotune.study import record
 from autotune.study.opening import OpenStudy
 from autotune.study.snapshot import Snapshot, take_snapshot
@@ -95,15 +97,10 @@ def gather(opened: OpenStudy, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Evidenc
         LockedError: When another process holds the lock of the study for longer.
         StorageError: When the storage cannot be read.
     """
-    with (
-        storage_errors(opened.url),
-        study_lock(opened.storage, opened.url, opened.name, lock_timeout_s),
-    ):
-        snapshot = take_snapshot(opened)
-        numbers = _numbers(opened)
-        references = read_references(opened.storage)
-        known = optuna.get_all_study_names(opened.storage)
-        size = _database_bytes(opened)
+    try:
+        snapshot, numbers, references, known, size = _read_database(opened, lock_timeout_s)
+    except LockLostError as error:
+        raise StorageError(f"storage: {redact(opened.url)} went away: {error}") from error
     # After the database: a reference is there before its file, so that no file lacks its own.
     files = opened.files
     here = is_sqlite(opened.url) or files.root.is_dir()
@@ -121,6 +118,22 @@ def gather(opened: OpenStudy, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Evidenc
         disks=_disks(opened),
         database_bytes=size,
     )
+
+
+def _read_database(
+    opened: OpenStudy, lock_timeout_s: float
+) -> tuple[Snapshot, tuple[int, ...], tuple[Reference, ...], list[str], int]:
+    with (
+        storage_errors(opened.url),
+        study_lock(opened.storage, opened.url, opened.name, lock_timeout_s),
+    ):
+        return (
+            take_snapshot(opened),
+            _numbers(opened),
+            read_references(opened.storage),
+            optuna.get_all_study_names(opened.storage),
+            _database_bytes(opened),
+        )
 
 
 def _numbers(opened: OpenStudy) -> tuple[int, ...]:

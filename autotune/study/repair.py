@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from autotune.storage.artifacts import read_references
 from autotune.storage.database import storage_errors
-from autotune.study import doctor
 from autotune.study.claims import LOST, Claims
-from autotune.study.doctor import Finding
+from autotune.study.finding import ENDED, ORPHANS, Finding
 from autotune.study.opening import OpenStudy
 from autotune.study.snapshot import take_snapshot
 
@@ -30,7 +29,7 @@ def repair(opened: OpenStudy, findings: Iterable[Finding]) -> list[str]:
     with storage_errors(opened.url):
         if lost := [one.trial for one in fixable if one.trial is not None]:
             done += _give_back(opened, opened.claims(), lost)
-        if any(one.kind == doctor.ENDED for one in fixable) or lost:
+        if any(one.kind == ENDED for one in fixable) or lost:
             opened.claims().reopen()
         for finding in fixable:
             if finding.files:
@@ -58,7 +57,7 @@ def _remove(opened: OpenStudy, finding: Finding) -> str:
     kept = {one.artifact for one in read_references(opened.storage)}
     removed, problems = 0, []
     for file in finding.files:
-        if finding.kind == doctor.ORPHANS and file.path.name in kept:
+        if finding.kind == ORPHANS and file.path.name in kept:
             continue
         try:
             file.path.unlink(missing_ok=True)

@@ -15,11 +15,12 @@ from optuna.artifacts import upload_artifact
 from optuna.trial import Trial, TrialState
 
 from autotune.storage.lock import study_lock
-from autotune.study import doctor, record
+from autotune.study import finding, record, surroundings
 from autotune.study.budget import Budget, Ending
 from autotune.study.claims import LOST
-from autotune.study.doctor import Diagnosis, Finding, diagnose, worker_ahead_s
+from autotune.study.doctor import Diagnosis, diagnose
 from autotune.study.evidence import gather
+from autotune.study.finding import Finding
 from autotune.study.opening import OpenStudy, open_existing
 from autotune.study.repair import repair
 from autotune.study.snapshot import take_snapshot
@@ -117,7 +118,7 @@ def test_a_silent_worker_s_trial_is_given_back(opened: OpenStudy) -> None:
     trial, other = claim(opened), claim(opened, "box/1/1")
     silence(opened.storage, trial, 300)
     (found,) = findings(opened)
-    assert (found.kind, found.trial, found.fixable) == (doctor.ZOMBIE, 0, True)
+    assert (found.kind, found.trial, found.fixable) == (finding.ZOMBIE, 0, True)
     assert re.search(r"box/1/0, which has been silent for 30\d s", found.message)
     assert repair(fresh(opened), [found]) == ["trial 0 was given back"]
     assert kinds(opened) == []
@@ -132,7 +133,7 @@ def test_a_worker_that_died_before_its_first_heartbeat(opened: OpenStudy) -> Non
     assert kinds(opened) == []  # it may be about to write it
     set_attribute(opened, trial.number, record.CLAIMED, time.time() - 200)
     (found,) = findings(opened)
-    assert found.kind == doctor.ZOMBIE
+    assert found.kind == finding.ZOMBIE
     assert re.search(r"box/1/0, which never gave a sign of life in 20\d s", found.message)
     repair(fresh(opened), [found])
     assert kinds(opened) == []
@@ -144,7 +145,7 @@ def test_a_worker_that_died_before_its_first_heartbeat(opened: OpenStudy) -> Non
 def test_a_claim_that_broke_off(opened: OpenStudy) -> None:
     opened.storage.create_new_trial(opened.study._study_id)
     (found,) = findings(opened)
-    assert found.kind == doctor.ZOMBIE and "nobody's" in found.message
+    assert found.kind == finding.ZOMBIE and "nobody's" in found.message
     repair(fresh(opened), [found])
     assert kinds(opened) == []
 
@@ -175,7 +176,7 @@ def test_what_waits_after_the_end_of_a_study_that_could_go_on(local: OpenStudy) 
     local.claims().give_back(trial.number, LOST)
     local.study.set_user_attr(record.ENDED, Ending("patience", "no better trial").to_json())
     (found,) = findings(local)
-    assert (found.kind, found.fixable) == (doctor.ENDED, True)
+    assert (found.kind, found.fixable) == (finding.ENDED, True)
     repair(fresh(local), [found])
     assert kinds(local) == []
     assert Ending.of(fresh(local).study) is None
@@ -185,10 +186,10 @@ def test_what_runs_after_the_end(local: OpenStudy) -> None:
     trial = claim(local)
     local.study.set_user_attr(record.ENDED, Ending("trials", "6 finished trials").to_json())
     (found,) = findings(local)
-    assert (found.kind, found.fixable) == (doctor.ENDED, False)
+    assert (found.kind, found.fixable) == (finding.ENDED, False)
     silence(local.storage, trial, 1000)
     (found,) = findings(local)
-    assert found.kind == doctor.ZOMBIE
+    assert found.kind == finding.ZOMBIE
     repair(fresh(local), [found])
     assert kinds(local) == []
 
@@ -200,10 +201,10 @@ def test_trials_that_share_a_number_or_are_missing(local: OpenStudy) -> None:
     for worker in ("box/1/0", "box/1/1", "box/1/2"):
         finish(local, claim(local, worker).number)
     renumber(local, 2, 1)
-    assert kinds(local) == [doctor.NUMBERS]
+    assert kinds(local) == [finding.NUMBERS]
     renumber(local, 1, 5)
     (found,) = findings(local)
-    assert found.kind == doctor.NUMBERS and not found.fixable
+    assert found.kind == finding.NUMBERS and not found.fixable
 
 
 def test_a_plan_that_was_trained_twice(local: OpenStudy) -> None:
@@ -212,7 +213,7 @@ def test_a_plan_that_was_trained_twice(local: OpenStudy) -> None:
     for trial in (first, second, third):
         finish(local, trial.number)
     (found,) = findings(local)
-    assert found.kind == doctor.TWICE and "trials 1, 2 have" in found.message
+    assert found.kind == finding.TWICE and "trials 1, 2 have" in found.message
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_retries_that_are_broken(
     for number, earlier in retries.items():
         set_attribute(local, number, record.RETRIES, earlier)
     found = findings(local)
-    assert [one.kind for one in found] == [doctor.CHAIN]
+    assert [one.kind for one in found] == [finding.CHAIN]
     assert said in found[0].message and not found[0].fixable
 
 
@@ -244,7 +245,7 @@ def test_finished_trials_beyond_the_budget(local: OpenStudy) -> None:
         finish(local, claim(local, f"box/1/{worker}").number)
     local.claims().begin(Budget(2))
     (found,) = findings(local)
-    assert found.kind == doctor.BUDGET and "search.trials=3" in found.message
+    assert found.kind == finding.BUDGET and "search.trials=3" in found.message
     local.claims().begin(Budget(3))
     assert kinds(local) == []
 
@@ -280,7 +281,7 @@ def test_orphans_are_removed_and_nothing_else(opened: OpenStudy, tmp_path: Path)
     live = write(opened.files.checkpoint(opened.name, running.number), age_s=2 * HOUR)
     foreign = write(opened.files.checkpoint("other", 0), age_s=2 * HOUR)
     artifacts, checkpoints = findings(opened)
-    assert (artifacts.kind, checkpoints.kind) == (doctor.ORPHANS, doctor.CHECKPOINTS)
+    assert (artifacts.kind, checkpoints.kind) == (finding.ORPHANS, finding.CHECKPOINTS)
     assert {one.path for one in artifacts.files} == {old}
     assert {one.path for one in checkpoints.files} == {ended, half}
     assert repair(fresh(opened), (artifacts, checkpoints)) == [
@@ -301,7 +302,7 @@ def test_artifacts_of_another_storage_in_the_same_folder_are_left_alone(
     theirs = uploaded(other, tmp_path, claim(other))
     write(other.files.log("second", "worker-0"), age_s=0)
     (found,) = findings(local)
-    assert (found.kind, found.fixable) == (doctor.ORPHANS, False)
+    assert (found.kind, found.fixable) == (finding.ORPHANS, False)
     assert "second" in found.message
     repair(fresh(local), [found])
     assert theirs.exists()
@@ -327,7 +328,7 @@ def test_missing_artifacts(opened: OpenStudy, tmp_path: Path) -> None:
     assert kinds(opened) == []  # a running trial may be about to write it
     finish(opened, trial.number)
     (found,) = findings(opened)
-    assert (found.kind, found.fixable) == (doctor.MISSING, False)
+    assert (found.kind, found.fixable) == (finding.MISSING, False)
     assert "1 artifacts (picture.png) of trials 0" in found.message
 
 
@@ -364,7 +365,7 @@ def test_what_this_version_cannot_read(local: OpenStudy) -> None:
     local.study.set_user_attr(record.SPACE, {"version": 99})
     set_attribute(local, 0, record.PLAN, {"depth": 1})
     found = findings(local)
-    assert [one.kind for one in found] == [doctor.DEFINITION] * 3
+    assert [one.kind for one in found] == [finding.DEFINITION] * 3
     for one, what in zip(
         found, ("its definition", "its space", "the plans of trials 0"), strict=True
     ):
@@ -377,7 +378,7 @@ def test_a_lock_that_somebody_sits_on(opened: OpenStudy) -> None:
         diagnosis = diagnose_in_thread(elsewhere)
     assert diagnosis.evidence is None
     (found,) = diagnosis.findings
-    assert found.kind == doctor.LOCK and "for more than 0.3 s" in found.message
+    assert found.kind == finding.LOCK and "for more than 0.3 s" in found.message
     assert kinds(opened) == []  # and the connection that waited is as good as new
 
 
@@ -389,11 +390,11 @@ def diagnose_in_thread(opened: OpenStudy) -> Diagnosis:
 
 def test_the_clock_of_a_worker(opened: OpenStudy) -> None:
     trial = claim(opened)
-    ahead = worker_ahead_s(take_snapshot(opened), trial)
+    ahead = surroundings.worker_ahead_s(take_snapshot(opened), trial)
     assert ahead is not None and abs(ahead) < 3
     set_attribute(opened, trial.number, record.CLAIMED, time.time() + 120)
     (found,) = findings(opened)
-    assert found.kind == doctor.CLOCK
+    assert found.kind == finding.CLOCK
     assert re.search(r"clock of box/1/0 is 1[12]\d s ahead of", found.message)
 
 
@@ -402,7 +403,7 @@ def test_the_clock_of_this_machine(opened: OpenStudy, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr("autotune.storage.beats.time.time", lambda: now() - 60)
         evidence = gather(fresh(opened))
-    found = list(doctor.skewed_clocks(evidence.snapshot))
+    found = list(surroundings.skewed_clocks(evidence.snapshot))
     if opened.url.startswith("sqlite"):
         assert found == []
     else:
@@ -412,6 +413,6 @@ def test_the_clock_of_this_machine(opened: OpenStudy, monkeypatch: pytest.Monkey
 def test_a_disk_that_is_nearly_full(local: OpenStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     free = diagnose(local).evidence
     assert free is not None and sum(one.free_bytes for one in free.disks) > 0
-    monkeypatch.setattr(doctor, "FREE_BYTES", 1 << 60)
+    monkeypatch.setattr(surroundings, "FREE_BYTES", 1 << 60)
     (found,) = findings(local)
-    assert found.kind == doctor.DISK and "files of the study and database" in found.message
+    assert found.kind == finding.DISK and "files of the study and database" in found.message
