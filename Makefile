@@ -24,6 +24,7 @@ WORKERS_PER_GPU ?=
 PORT     ?= 8080
 STORAGE  ?=
 OUTPUT   ?= storage/backup-$(shell date +%Y%m%d-%H%M%S).db
+FIX      ?=
 ARGS     ?=
 
 POSTGRES_PORT ?= 5432
@@ -43,6 +44,7 @@ overrides = $(if $(dataset),'dataset=$(DATASET)') \
 	$(call given,PRUNER,search.pruner) \
 	$(call given,TRIALS,search.trials) $(call given,TIMEOUT,search.timeout) \
 	$(call given,SEED,search.seed) $(call given,EPOCHS,training.epochs)
+workers = $(strip $(if $(WORKERS),--workers $(WORKERS)) $(if $(GPUS),--gpus $(GPUS)) $(if $(WORKERS_PER_GPU),--workers-per-gpu $(WORKERS_PER_GPU)))
 which = '$(study)' $(strip $(overrides)) $(if $(NAME),--name '$(NAME)') $(ARGS)
 
 # By the environment, not by the command line, which every user of the machine can read.
@@ -51,13 +53,13 @@ export AUTOTUNE_STORAGE := $(STORAGE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install study workers status best report dashboard fit layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow check format bench wheel clean
+.PHONY: help install study workers status doctor best report dashboard fit layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow check format bench wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
 	@echo
 	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INHERIT SAMPLER ORDER PRUNER TRIALS TIMEOUT EPOCHS SEED NAME"
-	@echo "           WORKERS GPUS WORKERS_PER_GPU STORAGE PORT OUTPUT ARGS"
+	@echo "           WORKERS GPUS WORKERS_PER_GPU STORAGE PORT OUTPUT FIX ARGS"
 	@echo "e.g. make study DATASET=photos TRIALS=60"
 
 # setuptools warns of folders named like the package; here the folder is the package.
@@ -76,14 +78,16 @@ $(BIN)/pytest: $(BIN)/autotune
 install: $(BIN)/autotune ## create .venv with everything a study needs
 
 study: $(BIN)/autotune ## run a study (DATASET=digits), or continue it
-	@$(BIN)/autotune run $(which) $(if $(WORKERS),--workers $(WORKERS)) $(if $(GPUS),--gpus $(GPUS)) \
-		$(if $(WORKERS_PER_GPU),--workers-per-gpu $(WORKERS_PER_GPU))
+	@$(BIN)/autotune run $(which) $(workers)
 
 workers: $(BIN)/autotune ## attach one more worker to a running study
 	@$(BIN)/autotune worker $(which)
 
-status: $(BIN)/autotune ## show how far a study is
+status: $(BIN)/autotune ## show how far a study is (ARGS=--watch: until it ends)
 	@$(BIN)/autotune status $(which)
+
+doctor: $(BIN)/autotune ## say what is wrong with a study; FIX=1 puts it right
+	@$(BIN)/autotune doctor $(which) $(if $(FIX),--fix)
 
 best: $(BIN)/autotune ## print the winning plan as YAML
 	@$(BIN)/autotune best $(which)

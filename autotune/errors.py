@@ -8,6 +8,8 @@
     │   ├── DatasetError          the images: not found, too few, unreadable
     │   ├── BackboneError         unknown backbone, or weights that do not belong to it
     │   ├── StorageError          the database: unreachable, not writable, wrong password
+    │   │   ├── SchemaError       its tables are those of another Optuna
+    │   │   └── LockedError       another process holds the lock of a study, and holds it long
     │   ├── StudyError            no such study, or one with another definition
     │   └── DiskFullError         no space left where autotune has to write
     ├── TrialError                one trial cannot be finished, the study goes on
@@ -83,6 +85,14 @@ class BackboneError(UserError):
 
 class StorageError(UserError):
     """The storage of the study cannot be reached, read or written."""
+
+
+class SchemaError(StorageError):
+    """The tables of the storage are those of another Optuna than the installed one."""
+
+
+class LockedError(StorageError):
+    """Another process has held the lock of a study for longer than was to be waited."""
 
 
 class StudyError(UserError):

@@ -10,6 +10,7 @@ from autotune.cli import (
     best,
     cp,
     dashboard,
+    doctor,
     fit,
     layers,
     ls,
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("worker")(worker.worker)
 app.command("status")(status.status)
+app.command("doctor")(doctor.doctor)
 app.command("best")(best.best)
 app.command("report")(report.report)
 app.command("dashboard")(dashboard.dashboard)

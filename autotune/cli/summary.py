@@ -8,21 +8,24 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from autotune.cli.best import FRONT_LINES
+from autotune.cli.workers import failures_line, workers_table
 from autotune.config import StudyConfig
 from autotune.results.front import reason_of
 from autotune.results.objective import Objective, show_values
 from autotune.results.picture import as_text
 from autotune.results.stages import StageRow, stage_rows
 from autotune.results.summary import Summary, summarise
+from autotune.results.workers import failures_by_reason, worker_rows
 from autotune.search import ranking
 from autotune.storage.database import absolute_url, database_path, is_sqlite, redact
 from autotune.study import record
+from autotune.study.snapshot import take_snapshot
 
 if TYPE_CHECKING:
     from autotune.study.opening import OpenStudy
@@ -181,21 +184,10 @@ def _storage_option(opened: OpenStudy) -> str:
     return f" --storage {shlex.quote(url)}"
 
 
-def print_running(console: Console, opened: OpenStudy) -> None:
-    """Print the trials that workers are at."""
-    objective = Objective.of(opened.study)
-    running = opened.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    if not running:
-        return
-    several = record.has_several(opened.study.user_attrs)
-    table = Table("worker", "trial", "epoch", objective.words, "plan", box=None)
-    for trial in running:
-        last = trial.last_step
-        table.add_row(
-            Text(str(trial.user_attrs.get(record.WORKER, "?"))),
-            str(trial.number),
-            "" if last is None else str(last),
-            "" if last is None else objective.show(trial.intermediate_values[last]),
-            Text(_words(trial, several)),
-        )
-    console.print(table)
+def print_workers(console: Console, opened: OpenStudy) -> None:
+    """Print what workers are at, and why attempts at trials failed."""
+    snapshot = take_snapshot(opened)
+    if rows := worker_rows(snapshot):
+        console.print(workers_table(rows, Objective.of(opened.study), one_line=False))
+    if failed := failures_line(failures_by_reason(snapshot.trials)):
+        console.print(Text(failed))

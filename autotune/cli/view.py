@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,7 +22,7 @@ from autotune.study import record
 from autotune.study.budget import Budget, ending, held_hours, since_best
 
 if TYPE_CHECKING:
-    from optuna.study import Study
+    from optuna.study import Study, StudyDirection
     from optuna.trial import FrozenTrial
 
     from autotune.study.opening import OpenStudy
@@ -69,8 +69,14 @@ class Left:
     @staticmethod
     def of(study: Study, now: float) -> Left:
         """Look at a study."""
-        budget, trials = Budget.of(study), study.get_trials(deepcopy=False)
-        direction = record.direction_of(study)
+        trials = study.get_trials(deepcopy=False)
+        return Left.of_trials(trials, Budget.of(study), record.direction_of(study), now)
+
+    @staticmethod
+    def of_trials(
+        trials: Sequence[FrozenTrial], budget: Budget, direction: StudyDirection, now: float
+    ) -> Left:
+        """Look at the trials of a study."""
         running = record.progress_of(trials, budget.trials).running
         return Left(
             budget,

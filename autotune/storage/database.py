@@ -29,6 +29,7 @@ from sqlalchemy.pool import NullPool
 
 from autotune.errors import (
     DiskFullError,
+    SchemaError,
     StorageError,
     UserError,
     disk_full_as_user_error,
@@ -297,7 +298,7 @@ def storage_errors(url: str) -> Iterator[None]:
             raise
         said, old = _OLD_SCHEMA.subn("", str(error))
         way_out = "'autotune storage upgrade' brings it up to date" if old else ""
-        raise StorageError(
+        raise SchemaError(
             join_sentences(f"storage: {shown} was made by another Optuna: {said}", way_out)
         ) from error
 

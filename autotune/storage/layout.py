@@ -58,9 +58,22 @@ class Files:
         """Folder of the decoded images."""
         return self.root / "cache"
 
+    def checkpoints(self, study: str) -> Path:
+        """Folder of the checkpoints of a study."""
+        return self.root / "checkpoints" / study
+
     def checkpoint(self, study: str, trial: int) -> Path:
         """File of a live trial's checkpoint; ``trial`` is the number of its first attempt."""
-        return self.root / "checkpoints" / study / f"{trial}.pt"
+        return self.checkpoints(study) / f"{trial}.pt"
+
+    def studies(self) -> set[str]:
+        """Return the names of the studies that have left something here, artifacts aside."""
+        return {
+            path.name.removesuffix(".html")
+            for folder in ("checkpoints", "logs", "models", "reports")
+            if (self.root / folder).is_dir()
+            for path in (self.root / folder).iterdir()
+        }
 
     def log(self, study: str, worker: str) -> Path:
         """Log file of a worker."""

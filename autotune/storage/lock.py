@@ -10,35 +10,49 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psycopg
 import sqlalchemy
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from optuna.storages import RDBStorage
 
+from autotune.errors import LockedError
 from autotune.storage.database import database_path, is_sqlite
 from autotune.storage.patience import LockLostError, under_lock
 
 
 @contextmanager
-def study_lock(storage: RDBStorage, url: str, study: str) -> Iterator[None]:
+def study_lock(
+    storage: RDBStorage, url: str, study: str, timeout_s: float | None = None
+) -> Iterator[None]:
     """Hold the lock of one study, across all processes and machines that share its storage.
 
     Args:
         storage: The open storage.
         url: Its URL.
         study: Name of the study.
+        timeout_s: For how long to wait for it; ``None`` for ever.
 
     Raises:
         LockLostError: At the end, when a server has lost the lock in between: what was done under
             it may have met what another holder did.
+        LockedError: When another one holds it for longer than ``timeout_s``.
     """
     if is_sqlite(url):
-        with FileLock(f"{database_path(url)}.lock"), under_lock():
-            yield
+        lock = FileLock(f"{database_path(url)}.lock")
+        try:
+            lock.acquire(timeout=-1 if timeout_s is None else timeout_s)
+        except Timeout as error:
+            raise _locked(study, timeout_s) from error
+        try:
+            with under_lock():
+                yield
+        finally:
+            lock.release()
         return
     key = int.from_bytes(hashlib.blake2b(study.encode(), digest_size=8).digest(), signed=True)
     # A session lock on a connection of its own: it goes when the connection does.
     with storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
+        _wait_for(connection, key, study, timeout_s)
         try:
             with under_lock():
                 yield
@@ -57,3 +71,29 @@ def _unlock(connection: sqlalchemy.Connection, key: int) -> bool:
     except sqlalchemy.exc.DBAPIError:
         connection.invalidate()
         return False
+
+
+def _locked(study: str, timeout_s: float | None) -> LockedError:
+    return LockedError(
+        f"storage: another process has held the lock of the study {study!r} for more than "
+        f"{timeout_s:g} s, and no trial can start; is a worker stopped or hung?"
+    )
+
+
+def _wait_for(
+    connection: sqlalchemy.Connection, key: int, study: str, timeout_s: float | None
+) -> None:
+    lock = sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key}
+    if timeout_s is None:
+        connection.execute(*lock)
+        return
+    connection.execute(sqlalchemy.text(f"SET lock_timeout = {max(1, round(1000 * timeout_s))}"))
+    try:
+        connection.execute(*lock)
+    except sqlalchemy.exc.OperationalError as error:
+        if not isinstance(error.orig, psycopg.errors.LockNotAvailable):
+            raise
+        raise _locked(study, timeout_s) from error
+    finally:
+        if not connection.invalidated:  # connections are used again
+            connection.execute(sqlalchemy.text("RESET lock_timeout"))

@@ -117,6 +117,13 @@ def under_lock() -> Iterator[None]:
         _held.depth -= 1
 
 
+@contextmanager
+def impatiently() -> Iterator[None]:
+    """Say at once that the storage is away, for whoever has something to show meanwhile."""
+    with under_lock():  # where nothing is tried again either
+        yield
+
+
 def holds_lock() -> bool:
     """Tell whether this thread holds the lock of a study."""
     return getattr(_held, "depth", 0) > 0

@@ -210,6 +210,14 @@ class Claims:
             return ended
 
     @patient
+    def reopen(self) -> None:
+        """Forget what ended the study where the queue has trials that may start all the same."""
+        with self._lock():
+            ended = Ending.of(self.study)
+            if ended is not None and queue_of(self.study.get_trials(deepcopy=False), ended):
+                self._remember(None)
+
+    @patient
     def could_start(self) -> int:
         """Count the trials that could start now, as far as it is known without a sampler."""
         trials = self.study.get_trials(deepcopy=False)

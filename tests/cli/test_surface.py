@@ -16,9 +16,10 @@ from tests.support.inside import call
 WHICH = ("study", "overrides", "--name", "--storage")
 #: Taking one of these away, or giving it another name, is a change that users notice.
 SURFACE = {
-    "run": {*WHICH, "--workers", "--gpus"},
+    "run": {*WHICH, "--workers", "--workers-per-gpu", "--gpus"},
     "worker": {*WHICH, "--files"},
-    "status": {*WHICH},
+    "status": {*WHICH, "--watch", "--every"},
+    "doctor": {*WHICH, "--files", "--fix"},
     "best": {*WHICH},
     "report": {*WHICH, "--output", "-o"},
     "dashboard": {*WHICH, "--port"},
@@ -76,7 +77,7 @@ def test_version(tmp_path: Path) -> None:
         (("statsu",), "No such command 'statsu'. Did you mean 'status'?"),
         (("run", "--trials", "3"), "No such option: --trials"),
         (
-            ("run", "--workers", "two"),
+            ("run", "--workers", "--workers-per-gpu", "two"),
             "Invalid value for '--workers': Input should be a valid integer",
         ),
         (

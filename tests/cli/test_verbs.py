@@ -176,8 +176,11 @@ def shown(tmp_path: Path, **made: object) -> str:
 
 def test_status_of_a_study_that_runs(tmp_path: Path) -> None:
     text = shown(tmp_path, trials=0, running=2, failed=1, waiting=1)
-    assert text.splitlines()[0].split() == ["worker", "trial", "epoch", "accuracy", "plan"]
-    assert re.search(r"gpu-box/\d+/\d +\d +3 +\d\d\.\d % +(last|backbone) ", text)
+    columns = "host worker device trial epoch accuracy heartbeat speed plan"
+    assert text.splitlines()[0].split() == columns.split()
+    row = r"gpu-box +\d+/\d +NVIDIA H200 +\d +3/10 +\d\d\.\d % +none +(last|backbone) "
+    assert len(re.findall(row, text)) == 2
+    assert "failed attempts: 1 DivergedError" in text
     assert "not finished yet" in text
     assert "trials: 1 of 40 finished: 0 complete, 0 pruned, 1 failed, 2 running, 1 queued" in text
     assert "  1 failed: DivergedError: the loss is nan in epoch 2" in text

@@ -1,0 +1,102 @@
+"""Which artifacts the trials and studies of a storage refer to, and which files there are.
+
+A reference is a system attribute, whose name ends with the artifact's id; the dashboard leaves
+``null`` in it where somebody has deleted the artifact. The file bears the id as its name. Optuna
+writes the reference first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from optuna.storages import RDBStorage
+from optuna.storages._rdb.models import (
+    StudySystemAttributeModel,
+    TrialModel,
+    TrialSystemAttributeModel,
+)
+from sqlalchemy import or_, select
+
+#: Optuna's, and that of dashboards before Optuna had artifacts.
+_PREFIXES = ("artifacts:", "dashboard:artifacts:")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An artifact that a trial or a study refers to.
+
+    Args:
+        study_id: Optuna's id of the study.
+        trial: Number of the trial; ``None`` for an artifact of the study itself.
+        artifact: Id of the artifact.
+        name: Name of the file that was uploaded.
+    """
+
+    study_id: int
+    trial: int | None
+    artifact: str
+    name: str
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file in one of the folders of a study.
+
+    Args:
+        path: Where it lies.
+        size_bytes: How large it is.
+        age_s: Seconds since it was written.
+    """
+
+    path: Path
+    size_bytes: int
+    age_s: float
+
+
+def read_references(storage: RDBStorage) -> tuple[Reference, ...]:
+    """Read the references of every study of a storage: two statements."""
+    of_trial, of_study = TrialSystemAttributeModel, StudySystemAttributeModel
+    trials = (
+        select(TrialModel.study_id, TrialModel.number, of_trial.key, of_trial.value_json)
+        .join(TrialModel, TrialModel.trial_id == of_trial.trial_id)
+        .where(or_(*(of_trial.key.startswith(one) for one in _PREFIXES)))
+    )
+    studies = select(of_study.study_id, of_study.key, of_study.value_json).where(
+        or_(*(of_study.key.startswith(one) for one in _PREFIXES))
+    )
+    with storage.engine.connect() as connection:
+        rows = [
+            *connection.execute(trials).all(),
+            *((study, None, key, value) for study, key, value in connection.execute(studies)),
+        ]
+    found = []
+    for study_id, trial, key, value in rows:
+        known = json.loads(value)
+        if isinstance(known, str):  # Optuna stores the JSON text of a JSON text
+            known = json.loads(known)
+        if known is not None:
+            artifact = known.get("artifact_id", key.rpartition(":")[2])
+            found.append(Reference(study_id, trial, artifact, known.get("filename", "")))
+    return tuple(found)
+
+
+def list_files(folder: Path) -> tuple[StoredFile, ...]:
+    """List the files of a folder, not those of folders in it; none where there is no folder."""
+    return tuple(sorted(_scan(folder), key=lambda one: one.path)) if folder.is_dir() else ()
+
+
+def _scan(folder: Path) -> Iterator[StoredFile]:
+    now = time.time()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                if entry.is_file(follow_symlinks=False):
+                    facts = entry.stat(follow_symlinks=False)
+                    yield StoredFile(Path(entry.path), facts.st_size, now - facts.st_mtime)
+            except FileNotFoundError:  # its worker has removed it meanwhile
+                continue

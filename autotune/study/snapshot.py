@@ -1,0 +1,85 @@
+"""A study at one moment, as far as its database knows it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.storage.beats import Beats, read_beats
+from autotune.storage.database import GRACE_PERIOD_S
+from autotune.study import record
+from autotune.study.budget import Budget, Ending
+from autotune.study.opening import OpenStudy
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A study at one moment.
+
+    Args:
+        trials: All trials, in order.
+        attributes: What the study remembers, see :mod:`autotune.study.record`.
+        beats: The heartbeats of the trials that run.
+        moment: When it was looked at, in seconds of the Unix epoch, by this machine's clock.
+    """
+
+    trials: tuple[FrozenTrial, ...]
+    attributes: Mapping[str, Any]
+    beats: Beats
+    moment: float
+
+    @cached_property
+    def budget(self) -> Budget:
+        """The budget of the last run."""
+        return Budget.from_json(self.attributes.get(record.BUDGET, {}))
+
+    @cached_property
+    def ended(self) -> Ending | None:
+        """What has ended the study; ``None`` while it goes on."""
+        stored = self.attributes.get(record.ENDED)
+        return Ending(**stored) if stored else None
+
+    @cached_property
+    def progress(self) -> record.Progress:
+        """How many trials ended how."""
+        return record.progress_of(self.trials, self.budget.trials)
+
+    @cached_property
+    def running(self) -> tuple[FrozenTrial, ...]:
+        """The trials that workers are at."""
+        return tuple(one for one in self.trials if one.state == TrialState.RUNNING)
+
+    def silent_s(self, trial: FrozenTrial) -> float | None:
+        """Return for how many seconds the worker of a trial has given no sign of life.
+
+        Before the first heartbeat, its claim is one; ``None`` where there is neither.
+        """
+        age = self.beats.age_s.get(trial._trial_id)
+        claimed = trial.user_attrs.get(record.CLAIMED)
+        if age is None and claimed is not None:
+            age = max(0.0, self.beats.now - float(claimed))
+        return age
+
+    def is_gone(self, trial: FrozenTrial) -> bool:
+        """Tell whether the worker of a running trial must be taken for dead."""
+        silent = self.silent_s(trial)
+        return silent is None or silent > GRACE_PERIOD_S
+
+
+def take_snapshot(opened: OpenStudy) -> Snapshot:
+    """Look at a study.
+
+    Optuna keeps what it read of trials that have ended: looking again at the same ``opened``
+    reads the trials that run or are new (at most seven statements), the attributes of the study
+    and the heartbeats, however many trials there are.
+    """
+    study = opened.study
+    trials = tuple(study.get_trials(deepcopy=False))
+    running = [one._trial_id for one in trials if one.state == TrialState.RUNNING]
+    beats = read_beats(opened.storage, running)
+    return Snapshot(trials, study.user_attrs, beats, time.time())

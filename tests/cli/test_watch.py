@@ -1,0 +1,230 @@
+"""``autotune status --watch``: a study that is watched while things happen to it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+
+import optuna
+import pytest
+import sqlalchemy
+from rich.console import Console
+from sqlalchemy import event
+
+from autotune.cli.watch import look, watch
+from autotune.errors import StudyError
+from autotune.storage.database import open_storage
+from autotune.storage.layout import Files
+from autotune.study import record
+from autotune.study.budget import Ending
+from autotune.study.claims import LOST
+from autotune.study.opening import OpenStudy
+from tests.support.broken import claim, set_attribute, silence, trials_of
+from tests.support.inside import call, contents
+from tests.support.postgres import Server
+from tests.support.runs import SMALL, autotune, start, wait_for
+from tests.support.runs import trials_of as trials_of_run
+from tests.support.small import open_small
+from tests.support.studies import make_study
+
+pytestmark = pytest.mark.usefixtures("closed_connections")
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> OpenStudy:
+    return open_small(tmp_path, training__epochs=20, search__trials=40)
+
+
+def end(opened: OpenStudy) -> None:
+    for trial in trials_of(opened):
+        if trial.state.name == "RUNNING":
+            opened.study.tell(trial.number, 0.5)
+    opened.study.set_user_attr(record.ENDED, Ending("trials", "40 finished trials").to_json())
+
+
+def watched(opened: OpenStudy, *steps: Callable[[], object], terminal: bool = False) -> list[str]:
+    """Watch a study, do one thing after every look, and end it; return what every look showed."""
+    out = StringIO()
+    console = Console(file=out, width=200, force_terminal=terminal, soft_wrap=not terminal)
+    left = [*steps, lambda: end(opened)]
+    marks = []
+
+    def sleep(_seconds: float) -> None:
+        marks.append(out.tell())
+        left.pop(0)()
+
+    watch(console, opened, 0.5, sleep)
+    text = out.getvalue()
+    return [text[a:b] for a, b in zip([0, *marks], [*marks, len(text)], strict=True)]
+
+
+def test_looks_are_printed_one_below_the_other(opened: OpenStudy) -> None:
+    trial = claim(opened, "gpu-box/41/0")
+    set_attribute(opened, trial.number, record.DEVICE, "NVIDIA H200")
+
+    def report() -> None:
+        for epoch in (1, 2):
+            opened.storage.set_trial_intermediate_value(trial._trial_id, epoch, 0.25 * epoch)
+        set_attribute(opened, trial.number, record.HELD, 10.0)
+
+    first, second, third, last = watched(
+        opened,
+        report,
+        lambda: silence(opened.storage, trial, 100),
+    )
+    lines = first.splitlines()
+    assert re.fullmatch(r"study small  \d\d:\d\d:\d\d", lines[0].strip())
+    assert "0 of 40 finished: 0 complete, 0 pruned, 0 failed; 1 running, 0 queued" in lines[1]
+    assert lines[2].strip() == "validation accuracy: no trial is complete yet"
+    assert lines[3].split() == (
+        ["host", "worker", "device", "trial", "epoch", "accuracy", "heartbeat", "speed", "plan"]
+    )
+    row = "backbone locked, linear head, adamw lr 0.03"
+    assert re.search(rf"gpu-box +41/0 +NVIDIA H200 +0 +0/20 +\d s ago +{row}", first)
+    assert re.search(rf" 2/20 +50.0 % +\d s ago +\d+ images/s +{row}", second)
+    assert re.search(r" 2/20 +50.0 % +silent 10\d s ", third)
+    assert "ended: 40 finished trials" in last
+    assert "best 50.0 % (trial 0), baseline 50.0 % (trial 0)" in last
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", "".join((first, second, third, last)))
+
+
+def test_a_terminal_is_redrawn(opened: OpenStudy) -> None:
+    claim(opened, "gpu-box/41/0")
+    first, second = watched(opened, terminal=True)
+    assert "gpu-box" in first and "\x1b[2K" in second  # lines are erased and written anew
+
+
+def test_workers_add_up(opened: OpenStudy) -> None:
+    for worker in ("box/1/0", "box/1/1"):
+        trial = claim(opened, worker)
+        opened.storage.set_trial_intermediate_value(trial._trial_id, 4, 0.5)
+        set_attribute(opened, trial.number, record.HELD, 10.0)
+    first, _ = watched(opened)
+    found = re.search(r"2 workers: (\d+) images/s", first)
+    assert found and 25 <= int(found.group(1)) <= 40  # 2 x 4 epochs of 50 images in 10 s
+
+
+def test_failures_and_a_study_at_rest(opened: OpenStudy) -> None:
+    opened.claims().give_back(claim(opened).number, LOST)
+    first, _ = watched(opened)
+    assert "failed attempts: 1 lost" in first
+    assert "no worker runs a trial" in first
+    assert "0 running, 1 queued" in first
+
+
+@contextmanager
+def away(postgres: Server, opened: OpenStudy) -> Iterator[None]:
+    """Let a database be away: no connection lives, and none can be made."""
+    name = sqlalchemy.make_url(opened.url).database
+    postgres.run(
+        f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false",
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'",
+    )
+    try:
+        yield
+    finally:
+        postgres.run(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true")
+
+
+def test_a_server_that_is_away_is_waited_for(
+    postgres: Server, postgres_url: str, tmp_path: Path
+) -> None:
+    opened = open_small(tmp_path, storage=postgres_url, search__trials=40)
+    claim(opened, "gpu-box/41/0")
+    gone = away(postgres, opened)
+    looks = watched(opened, gone.__enter__, lambda: None, lambda: gone.__exit__(None, None, None))
+    trouble = [re.search(r"not seen for 0:\d\d: storage: .* cannot be used", one) for one in looks]
+    assert [one is not None for one in trouble] == [False, True, True, False, False]
+    assert all("gpu-box" in one for one in looks[:4])  # what was seen last stays
+    assert "ended: " in looks[-1]
+
+
+def test_a_database_file_that_is_away_is_waited_for(opened: OpenStudy, tmp_path: Path) -> None:
+    path, elsewhere = tmp_path / "study.db", tmp_path / "away"
+    looks = watched(
+        opened,
+        lambda: shutil.move(path, elsewhere),
+        lambda: shutil.move(elsewhere, path),
+    )
+    assert ["there is no database" in one for one in looks] == [False, True, False, False]
+
+
+def test_a_study_that_is_deleted(opened: OpenStudy) -> None:
+    with pytest.raises(StudyError, match="the study 'small' was deleted"):
+        watched(opened, lambda: optuna.delete_study(study_name="small", storage=opened.storage))
+
+
+def test_a_look_costs_the_same_however_many_trials_there_are(tmp_path: Path) -> None:
+    statements = []
+    for trials in (10, 60):
+        url = f"sqlite:///{tmp_path}/{trials}.db"
+        storage = open_storage(url, create=True)
+        study = make_study(storage=storage, trials=trials, running=2)
+        opened = OpenStudy(study, storage, url, Files.of(url))
+        look(opened)
+        seen: list[str] = []
+
+        def note(*arguments: object, seen: list[str] = seen) -> None:
+            seen.append(str(arguments[2]))
+
+        event.listen(storage.engine, "before_cursor_execute", note)
+        look(opened)
+        statements.append([one for one in seen if not one.startswith("BEGIN")])
+    assert len(statements[0]) == len(statements[1]) <= 12
+
+
+# The command
+
+
+def test_an_ended_study_is_shown_once(finished: Path) -> None:
+    before = contents(finished)
+    ended = call("status", "tiny", "--watch", cwd=finished)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith("study tiny  ")
+    assert ended.out.count("ended: 3 finished trials") == 2  # once more in the summary
+    assert "autotune fit tiny" in ended.out
+    assert contents(finished) == before
+
+
+def test_a_run_is_watched_to_its_end(tmp_path: Path) -> None:
+    arguments = ("digits", *SMALL, "search.trials=4", "training.epochs=6", "--name", "tiny")
+    launcher = start("run", *arguments, "--workers", "1", cwd=tmp_path)
+    wait_for(lambda: bool(trials_of_run(tmp_path, "tiny")))
+    ended = autotune("status", "tiny", "--watch", "--every", "0.5", cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert launcher.wait(timeout=60) == 0
+    looks = ended.stdout.split("study tiny  ")[1:]
+    assert len(looks) > 3
+    assert any(f"/{launcher.pid}/0"[1:] in one for one in looks)
+    assert "4 of 4 finished" in looks[-1]
+
+
+def test_ctrl_c_ends_a_watch(tmp_path: Path) -> None:
+    opened = open_small(tmp_path)
+    watching = start(
+        "status", "small", "--watch", "--every", "0.5", "--storage", opened.url, cwd=tmp_path
+    )
+    wait_for(lambda: (tmp_path / "out.txt").read_text().count("study small") > 1)
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(timeout=30) == 0
+    assert "Traceback" not in (tmp_path / "out.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--every", "5"), "--every goes with --watch"),
+        (("--watch", "--every", "0.1"), "Invalid value for '--every'"),
+        (("--watch", "--storage", "sqlite:///none.db"), "there is no database"),
+    ],
+)
+def test_bad_input(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    ended = call("status", "tiny", *arguments, cwd=tmp_path)
+    assert (ended.code, ended.out) == (2, "")
+    assert said in ended.err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,110 @@
+"""Rows of workers and failures by reason, from what a study records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from autotune.results.workers import failures_by_reason, worker_rows
+from autotune.study import record
+from autotune.study.budget import Ending
+from autotune.study.claims import INTERRUPTED, LOST
+from autotune.study.opening import OpenStudy
+from autotune.study.snapshot import take_snapshot
+from tests.support.broken import claim, set_attribute, silence, trials_of
+from tests.support.small import open_small
+
+pytestmark = pytest.mark.usefixtures("closed_connections")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStudy:
+    url = f"sqlite:///{tmp_path}/study.db"
+    if request.param == "postgres":
+        url = request.getfixturevalue("postgres_url")
+    return open_small(tmp_path, storage=url, training__epochs=20, search__trials=40)
+
+
+def report(opened: OpenStudy, number: int, *epochs: int) -> None:
+    trial_id = trials_of(opened)[number]._trial_id
+    for epoch in epochs:
+        opened.storage.set_trial_intermediate_value(trial_id, epoch, epoch / 100)
+
+
+def test_a_worker_s_row(opened: OpenStudy) -> None:
+    trial = claim(opened, "gpu-box/41/10")
+    report(opened, trial.number, 1, 2, 3)
+    set_attribute(opened, trial.number, record.HELD, 50.0)
+    set_attribute(opened, trial.number, record.DEVICE, "NVIDIA H200")
+    silence(opened.storage, trial, 10)
+    (row,) = worker_rows(take_snapshot(opened))
+    assert (row.host, row.place, row.device) == ("gpu-box", "41/10", "NVIDIA H200")
+    assert (row.trial, row.epoch, row.epochs, row.value) == (0, 3, 20, 0.03)
+    assert row.plan == "backbone locked, linear head, adamw lr 0.03"
+    assert row.silent_s is not None and 9 <= row.silent_s <= 15
+    assert row.epochs_per_s == pytest.approx(3 / 60, rel=0.1)
+    assert row.images_per_s == pytest.approx(50 * 3 / 60, rel=0.1)  # 50 training images
+    assert not row.is_late and not row.is_silent
+
+
+def test_late_and_silent_workers(opened: OpenStudy) -> None:
+    for worker, seconds in (("box/1/0", 60), ("box/1/1", 200)):
+        silence(opened.storage, claim(opened, worker), seconds)
+    late, silent = worker_rows(take_snapshot(opened))
+    assert (late.is_late, late.is_silent) == (True, False)
+    assert (silent.is_late, silent.is_silent) == (True, True)
+
+
+def test_the_speed_of_a_retry_is_that_of_its_own_epochs(opened: OpenStudy) -> None:
+    first = claim(opened)
+    report(opened, first.number, *range(1, 11))
+    opened.claims().give_back(first.number, LOST)
+    retry = claim(opened)
+    (row,) = worker_rows(take_snapshot(opened))
+    assert (row.epoch, row.epochs_per_s) == (10, None)
+    report(opened, retry.number, 11, 12)
+    set_attribute(opened, retry.number, record.HELD, 20.0)
+    (row,) = worker_rows(take_snapshot(opened))
+    assert row.epochs_per_s == pytest.approx(0.1, rel=0.2)
+
+
+def test_workers_between_two_trials_are_shown_for_a_while(opened: OpenStudy) -> None:
+    for worker in ("box/1/10", "box/1/9"):
+        opened.study.tell(claim(opened, worker).number, 0.5)
+    busy = claim(opened, "box/1/10")
+    nine, ten = worker_rows(take_snapshot(opened))
+    assert (nine.worker, nine.trial) == ("box/1/9", None)
+    assert (ten.worker, ten.trial) == ("box/1/10", busy.number)
+    opened.study.tell(busy.number, 0.5)
+    opened.study.set_user_attr(record.ENDED, Ending("trials", "3 finished trials").to_json())
+    assert worker_rows(take_snapshot(opened)) == ()
+
+
+def test_failures_by_reason(opened: OpenStudy) -> None:
+    reasons = (
+        "diverged: the loss is nan in epoch 2",
+        "diverged: the accuracy is nan in epoch 1",
+        "out of memory: CUDA out of memory. Tried to allocate 2 GiB",
+        "RuntimeError: something",
+        f"{LOST}, too often",
+    )
+    for reason in reasons:
+        trial = claim(opened)
+        set_attribute(opened, trial.number, record.REASON, reason)
+        opened.study.tell(trial.number, state=TrialState.FAIL)
+    opened.claims().give_back(claim(opened).number, INTERRUPTED)
+    silence(opened.storage, claim(opened), 1000)
+    opened.claims().sweep()  # Optuna's sweep gives no reason
+    opened.study.tell(claim(opened).number, state=TrialState.FAIL)
+    found = failures_by_reason(take_snapshot(opened).trials)
+    assert dict(found) == {
+        "diverged": 2,
+        "lost": 2,
+        "out of memory": 1,
+        "RuntimeError": 1,
+        "interrupted": 1,
+        "unknown": 1,
+    }
+    assert found[0][1] == 2

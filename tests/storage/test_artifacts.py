@@ -1,0 +1,61 @@
+"""References to artifacts, of all studies of a storage, and the files of a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.trial import Trial
+
+from autotune.storage.artifacts import Reference, list_files, read_references
+from autotune.storage.database import open_storage
+
+pytestmark = pytest.mark.usefixtures("closed_connections")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_references_of_trials_and_studies(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    if kind == "postgres":
+        url = request.getfixturevalue("postgres_url")
+    storage = open_storage(url, create=True)
+    store = FileSystemArtifactStore(tmp_path)
+    source = tmp_path / "curve.png"
+    source.write_text("x")
+    expected = set()
+    for name in ("one", "two"):
+        study = optuna.create_study(study_name=name, storage=storage)
+        storage.set_study_system_attr(study._study_id, "other:artifacts:x", "x")
+        storage.create_new_trial(study._study_id)
+        trial = Trial(study, storage.create_new_trial(study._study_id))
+        for whose, number in ((study, None), (trial, 1)):
+            artifact = upload_artifact(
+                artifact_store=store, file_path=str(source), study_or_trial=whose, storage=storage
+            )
+            expected.add(Reference(study._study_id, number, artifact, "curve.png"))
+        # As dashboards before Optuna's artifacts wrote them, and as they delete.
+        old = {"artifact_id": f"old-{name}", "filename": "old.png"}
+        storage.set_study_system_attr(
+            study._study_id, f"dashboard:artifacts:7:old-{name}", json.dumps(old)
+        )
+        expected.add(Reference(study._study_id, None, f"old-{name}", "old.png"))
+        storage.set_trial_system_attr(trial._trial_id, "artifacts:deleted", json.dumps(None))
+        storage.set_study_system_attr(study._study_id, "artifacts:gone", json.dumps(None))
+    assert set(read_references(storage)) == expected
+
+
+def test_files_of_a_folder(tmp_path: Path) -> None:
+    assert list_files(tmp_path / "none") == ()
+    (tmp_path / "b").write_text("xyz")
+    (tmp_path / "a").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    first, second = list_files(tmp_path)
+    assert (first.path.name, first.size_bytes) == ("a", 0)
+    assert (second.path.name, second.size_bytes) == ("b", 3)
+    assert 0 <= second.age_s < 60

@@ -1,0 +1,48 @@
+"""Heartbeats, read by the database's clock."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages import RDBStorage
+from sqlalchemy.engine import make_url
+
+from autotune.storage.beats import read_beats
+from autotune.storage.database import open_storage
+from tests.support.broken import silence
+from tests.support.postgres import Server
+
+pytestmark = pytest.mark.usefixtures("closed_connections")
+
+
+@pytest.fixture(params=["sqlite", "postgres", "postgres in Kathmandu"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> RDBStorage:
+    if request.param == "sqlite":
+        return open_storage(f"sqlite:///{tmp_path}/study.db", create=True)
+    url: str = request.getfixturevalue("postgres_url")
+    if "Kathmandu" in request.param:
+        server: Server = request.getfixturevalue("postgres")
+        server.run(f"ALTER DATABASE {make_url(url).database} SET timezone TO 'Asia/Kathmandu'")
+    return open_storage(url, create=True)
+
+
+def test_ages_and_clocks(storage: RDBStorage) -> None:
+    study = optuna.create_study(study_name="s", storage=storage)
+    ids = [storage.create_new_trial(study._study_id) for _ in range(4)]
+    for trial_id in ids[:3]:
+        storage.record_heartbeat(trial_id)
+    storage.record_heartbeat(ids[1])  # the second one is written in another way than the first
+    silence(storage, storage.get_trial(ids[2]), 500)
+    beats = read_beats(storage, [*ids[1:], 10_000])
+    assert beats.age_s.keys() == set(ids[1:3])
+    assert 0 <= beats.age_s[ids[1]] < 10
+    assert 500 <= beats.age_s[ids[2]] < 510
+    assert abs(beats.now - time.time()) < 5
+    assert abs(beats.ahead_s) < 2
+
+
+def test_nothing_runs(storage: RDBStorage) -> None:
+    assert read_beats(storage, []).age_s == {}

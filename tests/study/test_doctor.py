@@ -1,0 +1,418 @@
+"""What the doctor finds in studies that were broken on purpose, and what --fix makes of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.artifacts import upload_artifact
+from optuna.trial import Trial, TrialState
+
+from autotune.storage.lock import study_lock
+from autotune.study import finding, record, surroundings
+from autotune.study.budget import Budget, Ending
+from autotune.study.claims import LOST
+from autotune.study.doctor import Diagnosis, diagnose
+from autotune.study.evidence import gather
+from autotune.study.finding import Finding
+from autotune.study.opening import OpenStudy, open_existing
+from autotune.study.repair import repair
+from autotune.study.snapshot import take_snapshot
+from tests.support.broken import claim, renumber, set_attribute, silence, trials_of
+from tests.support.inside import contents
+from tests.support.small import open_small
+
+pytestmark = pytest.mark.usefixtures("closed_connections")
+
+HOUR = 3600.0
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/study.db"
+    found: str = request.getfixturevalue("postgres_url")
+    return found
+
+
+@pytest.fixture
+def opened(url: str, tmp_path: Path) -> OpenStudy:
+    """A study of which nothing has run."""
+    return open_small(tmp_path, storage=url, files=str(tmp_path / "files"), search__trials=6)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> OpenStudy:
+    """The same on SQLite alone, for what does not depend on the database."""
+    return open_small(tmp_path, files=str(tmp_path / "files"), search__trials=6)
+
+
+def fresh(opened: OpenStudy) -> OpenStudy:
+    """Open a study anew: Optuna keeps what it has read of trials that ended."""
+    return open_existing(opened.name, opened.url)
+
+
+def findings(opened: OpenStudy) -> tuple[Finding, ...]:
+    return diagnose(fresh(opened)).findings
+
+
+def kinds(opened: OpenStudy) -> list[str]:
+    return [one.kind for one in findings(opened)]
+
+
+def finish(opened: OpenStudy, number: int, value: float = 0.5) -> None:
+    opened.study.tell(number, value)
+
+
+def write(path: Path, *, age_s: float, text: str = "x" * 100) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    os.utime(path, (time.time() - age_s, time.time() - age_s))
+    return path
+
+
+# Healthy studies
+
+
+def test_nothing_is_wrong_with_a_study_at_any_healthy_stage(opened: OpenStudy) -> None:
+    assert kinds(opened) == []
+    first, second = claim(opened), claim(opened, "box/1/1")
+    write(opened.files.checkpoint(opened.name, first.number), age_s=5 * HOUR)  # long epochs
+    assert kinds(opened) == []
+    finish(opened, first.number)
+    opened.files.checkpoint(opened.name, first.number).unlink()
+    opened.claims().give_back(second.number, LOST)
+    write(opened.files.checkpoint(opened.name, second.number), age_s=5 * HOUR)  # of the retry
+    assert kinds(opened) == []
+    retry = claim(opened)
+    assert record.retries(retry) == [second.number]
+    assert kinds(opened) == []
+    opened.claims().begin(Budget(1))
+    finish(opened, retry.number, 0.4)
+    opened.files.checkpoint(opened.name, second.number).unlink()
+    opened.claims().begin(Budget(2))
+    opened.study.enqueue_trial({})  # waits for a larger budget
+    assert isinstance(opened.claims().claim("box/1/0"), Ending)
+    assert kinds(opened) == []
+
+
+def test_looking_changes_nothing(opened: OpenStudy, tmp_path: Path) -> None:
+    silence(opened.storage, claim(opened), 1000)
+    write(opened.files.artifacts / "nobody", age_s=5 * HOUR)
+    before, trials = contents(tmp_path), trials_of(opened)
+    assert len(findings(opened)) == 2
+    assert contents(tmp_path) == before
+    assert [one.state for one in trials_of(fresh(opened))] == [one.state for one in trials]
+
+
+# Workers that are gone
+
+
+def test_a_silent_worker_s_trial_is_given_back(opened: OpenStudy) -> None:
+    trial, other = claim(opened), claim(opened, "box/1/1")
+    silence(opened.storage, trial, 300)
+    (found,) = findings(opened)
+    assert (found.kind, found.trial, found.fixable) == (finding.ZOMBIE, 0, True)
+    assert re.search(r"box/1/0, which has been silent for 30\d s", found.message)
+    assert repair(fresh(opened), [found]) == ["trial 0 was given back"]
+    assert kinds(opened) == []
+    states = [one.state for one in trials_of(fresh(opened))]
+    assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
+    assert record.retries(trials_of(fresh(opened))[2]) == [0]
+    assert other.number == 1
+
+
+def test_a_worker_that_died_before_its_first_heartbeat(opened: OpenStudy) -> None:
+    trial = claim(opened, beat=False)
+    assert kinds(opened) == []  # it may be about to write it
+    set_attribute(opened, trial.number, record.CLAIMED, time.time() - 200)
+    (found,) = findings(opened)
+    assert found.kind == finding.ZOMBIE
+    assert re.search(r"box/1/0, which never gave a sign of life in 20\d s", found.message)
+    repair(fresh(opened), [found])
+    assert kinds(opened) == []
+    first, retry = trials_of(fresh(opened))
+    assert (first.state, first.user_attrs[record.REASON]) == (TrialState.FAIL, LOST)
+    assert (retry.state, record.retries(retry)) == (TrialState.WAITING, [0])
+
+
+def test_a_claim_that_broke_off(opened: OpenStudy) -> None:
+    opened.storage.create_new_trial(opened.study._study_id)
+    (found,) = findings(opened)
+    assert found.kind == finding.ZOMBIE and "nobody's" in found.message
+    repair(fresh(opened), [found])
+    assert kinds(opened) == []
+
+
+def test_a_worker_that_comes_back_keeps_its_trial(opened: OpenStudy) -> None:
+    trial = claim(opened)
+    silence(opened.storage, trial, 300)
+    found = findings(opened)
+    opened.storage.record_heartbeat(trial._trial_id)
+    assert repair(fresh(opened), found) == ["trial 0 runs again: its worker came back"]
+    assert kinds(opened) == []
+
+
+def test_a_trial_that_was_lost_too_often_is_failed_for_good(local: OpenStudy) -> None:
+    for _ in range(4):
+        silence(local.storage, claim(local), 300)
+        repair(fresh(local), findings(local))
+    assert kinds(local) == []
+    states = [one.state for one in trials_of(fresh(local))]
+    assert states == [TrialState.FAIL] * 4
+
+
+# Studies that have ended
+
+
+def test_what_waits_after_the_end_of_a_study_that_could_go_on(local: OpenStudy) -> None:
+    trial = claim(local)
+    local.claims().give_back(trial.number, LOST)
+    local.study.set_user_attr(record.ENDED, Ending("patience", "no better trial").to_json())
+    (found,) = findings(local)
+    assert (found.kind, found.fixable) == (finding.ENDED, True)
+    repair(fresh(local), [found])
+    assert kinds(local) == []
+    assert Ending.of(fresh(local).study) is None
+
+
+def test_what_runs_after_the_end(local: OpenStudy) -> None:
+    trial = claim(local)
+    local.study.set_user_attr(record.ENDED, Ending("trials", "6 finished trials").to_json())
+    (found,) = findings(local)
+    assert (found.kind, found.fixable) == (finding.ENDED, False)
+    silence(local.storage, trial, 1000)
+    (found,) = findings(local)
+    assert found.kind == finding.ZOMBIE
+    repair(fresh(local), [found])
+    assert kinds(local) == []
+
+
+# Trials that contradict each other
+
+
+def test_trials_that_share_a_number_or_are_missing(local: OpenStudy) -> None:
+    for worker in ("box/1/0", "box/1/1", "box/1/2"):
+        finish(local, claim(local, worker).number)
+    renumber(local, 2, 1)
+    assert kinds(local) == [finding.NUMBERS]
+    renumber(local, 1, 5)
+    (found,) = findings(local)
+    assert found.kind == finding.NUMBERS and not found.fixable
+
+
+def test_a_plan_that_was_trained_twice(local: OpenStudy) -> None:
+    first, second, third = (claim(local, f"box/1/{worker}") for worker in range(3))
+    set_attribute(local, third.number, record.PLAN, second.user_attrs[record.PLAN])
+    for trial in (first, second, third):
+        finish(local, trial.number)
+    (found,) = findings(local)
+    assert found.kind == finding.TWICE and "trials 1, 2 have" in found.message
+
+
+@pytest.mark.parametrize(
+    ("retries", "said"),
+    [
+        ({3: [9]}, "trial 3 goes on with trial 9, which does not exist"),
+        ({2: [0], 3: [0]}, "trials 2, 3 all go on with trial 0"),
+        ({3: [1]}, "trial 3 goes on with trial 1, which is COMPLETE and not failed"),
+        ({2: [0], 3: [2]}, "trial 3 names the earlier attempts 2, but trial 2"),
+    ],
+)
+def test_retries_that_are_broken(
+    local: OpenStudy, retries: dict[int, list[int]], said: str
+) -> None:
+    for number, state in enumerate((TrialState.FAIL, TrialState.COMPLETE, TrialState.FAIL)):
+        trial = claim(local, f"box/1/{number}")
+        done = state == TrialState.COMPLETE
+        local.study.tell(trial.number, 0.5 if done else None, state=state)
+    claim(local)
+    for number, earlier in retries.items():
+        set_attribute(local, number, record.RETRIES, earlier)
+    found = findings(local)
+    assert [one.kind for one in found] == [finding.CHAIN]
+    assert said in found[0].message and not found[0].fixable
+
+
+def test_finished_trials_beyond_the_budget(local: OpenStudy) -> None:
+    for worker in range(3):
+        finish(local, claim(local, f"box/1/{worker}").number)
+    local.claims().begin(Budget(2))
+    (found,) = findings(local)
+    assert found.kind == finding.BUDGET and "search.trials=3" in found.message
+    local.claims().begin(Budget(3))
+    assert kinds(local) == []
+
+
+# Files
+
+
+def uploaded(opened: OpenStudy, tmp_path: Path, whose: Any) -> Path:
+    source = tmp_path / "picture.png"
+    source.write_text("picture")
+    artifact = upload_artifact(
+        artifact_store=opened.artifacts,
+        file_path=str(source),
+        study_or_trial=whose,
+        storage=opened.storage,
+    )
+    path = opened.files.artifacts / artifact
+    os.utime(path, (1, 1))
+    return path
+
+
+def test_orphans_are_removed_and_nothing_else(opened: OpenStudy, tmp_path: Path) -> None:
+    other = optuna.create_study(study_name="other", storage=opened.storage)
+    trial = claim(opened)
+    elsewhere = Trial(other, opened.storage.create_new_trial(other._study_id))
+    kept = [uploaded(opened, tmp_path, one) for one in (trial, opened.study, other, elsewhere)]
+    finish(opened, trial.number)
+    young = write(opened.files.artifacts / "young", age_s=HOUR / 2)
+    old = write(opened.files.artifacts / "old", age_s=2 * HOUR)
+    ended = write(opened.files.checkpoint(opened.name, 0), age_s=2 * HOUR)
+    half = write(opened.files.checkpoints(opened.name) / "1.pt.new", age_s=2 * HOUR)
+    running = claim(opened)
+    live = write(opened.files.checkpoint(opened.name, running.number), age_s=2 * HOUR)
+    foreign = write(opened.files.checkpoint("other", 0), age_s=2 * HOUR)
+    artifacts, checkpoints = findings(opened)
+    assert (artifacts.kind, checkpoints.kind) == (finding.ORPHANS, finding.CHECKPOINTS)
+    assert {one.path for one in artifacts.files} == {old}
+    assert {one.path for one in checkpoints.files} == {ended, half}
+    assert repair(fresh(opened), (artifacts, checkpoints)) == [
+        "orphaned artifacts: 1 removed",
+        "orphaned checkpoints: 2 removed",
+    ]
+    assert kinds(opened) == []
+    assert not old.exists() and not ended.exists() and not half.exists()
+    assert all(path.exists() for path in (*kept, young, live, foreign))
+
+
+def test_artifacts_of_another_storage_in_the_same_folder_are_left_alone(
+    local: OpenStudy, tmp_path: Path
+) -> None:
+    other = open_small(
+        tmp_path, storage=f"sqlite:///{tmp_path}/2.db", files=str(local.files.root), name="second"
+    )
+    theirs = uploaded(other, tmp_path, claim(other))
+    write(other.files.log("second", "worker-0"), age_s=0)
+    (found,) = findings(local)
+    assert (found.kind, found.fixable) == (finding.ORPHANS, False)
+    assert "second" in found.message
+    repair(fresh(local), [found])
+    assert theirs.exists()
+    other.files.log("second", "worker-0").unlink()
+    other.files.log("second", "worker-0").parent.rmdir()
+    assert findings(local)[0].fixable
+
+
+def test_an_artifact_that_is_somebody_s_by_now_stays(local: OpenStudy, tmp_path: Path) -> None:
+    path = write(local.files.artifacts / "late", age_s=2 * HOUR)
+    found = findings(local)
+    local.storage.set_trial_system_attr(
+        claim(local)._trial_id, "artifacts:late", '{"artifact_id": "late", "filename": "x"}'
+    )
+    assert repair(fresh(local), found) == ["orphaned artifacts: 0 removed"]
+    assert path.exists()
+
+
+def test_missing_artifacts(opened: OpenStudy, tmp_path: Path) -> None:
+    trial = claim(opened)
+    path = uploaded(opened, tmp_path, trial)
+    path.unlink()
+    assert kinds(opened) == []  # a running trial may be about to write it
+    finish(opened, trial.number)
+    (found,) = findings(opened)
+    assert (found.kind, found.fixable) == (finding.MISSING, False)
+    assert "1 artifacts (picture.png) of trials 0" in found.message
+
+
+def test_what_the_dashboard_has_deleted_is_not_missing(local: OpenStudy, tmp_path: Path) -> None:
+    trial = claim(local)
+    path = uploaded(local, tmp_path, trial)
+    local.storage.set_trial_system_attr(trial._trial_id, f"artifacts:{path.name}", "null")
+    path.unlink()
+    finish(local, trial.number)
+    assert kinds(local) == []
+
+
+def test_a_folder_that_is_on_other_machines_alone(postgres_url: str, tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    opened = open_small(tmp_path, storage=postgres_url, files=str(files))
+    trial = claim(opened)
+    uploaded(opened, tmp_path, trial)
+    finish(opened, trial.number)
+    files.rename(tmp_path / "elsewhere")
+    diagnosis = diagnose(fresh(opened))
+    assert diagnosis.findings == ()
+    assert diagnosis.evidence is not None and diagnosis.evidence.root is None
+    moved = open_existing(opened.name, opened.url, str(tmp_path / "elsewhere"))
+    assert diagnose(moved).findings == ()
+
+
+# What surrounds a study
+
+
+def test_what_this_version_cannot_read(local: OpenStudy) -> None:
+    attributes = local.study.user_attrs
+    definition = {**attributes[record.DEFINITION], "invented": {"later": 1}}
+    local.study.set_user_attr(record.DEFINITION, definition)
+    local.study.set_user_attr(record.SPACE, {"version": 99})
+    set_attribute(local, 0, record.PLAN, {"depth": 1})
+    found = findings(local)
+    assert [one.kind for one in found] == [finding.DEFINITION] * 3
+    for one, what in zip(
+        found, ("its definition", "its space", "the plans of trials 0"), strict=True
+    ):
+        assert what in one.message and not one.fixable
+
+
+def test_a_lock_that_somebody_sits_on(opened: OpenStudy) -> None:
+    with study_lock(opened.storage, opened.url, opened.name):
+        elsewhere = fresh(opened)
+        diagnosis = diagnose_in_thread(elsewhere)
+    assert diagnosis.evidence is None
+    (found,) = diagnosis.findings
+    assert found.kind == finding.LOCK and "for more than 0.3 s" in found.message
+    assert kinds(opened) == []  # and the connection that waited is as good as new
+
+
+def diagnose_in_thread(opened: OpenStudy) -> Diagnosis:
+    """A file lock is taken by a thread, and would let this one in."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(diagnose, opened, 0.3).result()
+
+
+def test_the_clock_of_a_worker(opened: OpenStudy) -> None:
+    trial = claim(opened)
+    ahead = surroundings.worker_ahead_s(take_snapshot(opened), trial)
+    assert ahead is not None and abs(ahead) < 3
+    set_attribute(opened, trial.number, record.CLAIMED, time.time() + 120)
+    (found,) = findings(opened)
+    assert found.kind == finding.CLOCK
+    assert re.search(r"clock of box/1/0 is 1[12]\d s ahead of", found.message)
+
+
+def test_the_clock_of_this_machine(opened: OpenStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time
+    with monkeypatch.context() as patch:
+        patch.setattr("autotune.storage.beats.time.time", lambda: now() - 60)
+        evidence = gather(fresh(opened))
+    found = list(surroundings.skewed_clocks(evidence.snapshot))
+    if opened.url.startswith("sqlite"):
+        assert found == []
+    else:
+        assert "this machine is 60 s behind" in found[0].message
+
+
+def test_a_disk_that_is_nearly_full(local: OpenStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = diagnose(local).evidence
+    assert free is not None and sum(one.free_bytes for one in free.disks) > 0
+    monkeypatch.setattr(surroundings, "FREE_BYTES", 1 << 60)
+    (found,) = findings(local)
+    assert found.kind == finding.DISK and "files of the study and database" in found.message
