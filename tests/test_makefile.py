@@ -39,6 +39,7 @@ def make(*arguments: str) -> str:
         (["study", "TRIALS=60"], "run 'digits' 'search.trials=60'"),
         (["study", "SAMPLER=gp"], "run 'digits' 'search.sampler=gp'"),
         (["study", "WORKERS=4"], "run 'digits' --workers 4"),
+        (["study", "WORKERS_PER_GPU=2"], "run 'digits' --workers-per-gpu 2"),
         (["study", "GPUS=0,2"], "run 'digits' --gpus 0,2"),
         (["study", "BACKBONE=resnet18"], "run 'digits' 'backbone=resnet18'"),
         (["study", "BACKBONE=[a.b,c]"], "run 'digits' 'backbone=[a.b,c]'"),

@@ -77,7 +77,7 @@ def test_version(tmp_path: Path) -> None:
         (("statsu",), "No such command 'statsu'. Did you mean 'status'?"),
         (("run", "--trials", "3"), "No such option: --trials"),
         (
-            ("run", "--workers", "--workers-per-gpu", "two"),
+            ("run", "--workers", "two"),
             "Invalid value for '--workers': Input should be a valid integer",
         ),
         (

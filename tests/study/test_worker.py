@@ -220,7 +220,11 @@ def test_a_worker_waits_for_what_others_bring(tmp_path: Path) -> None:
 
 def test_the_pruner_follows_the_workers_of_all_launchers(tmp_path: Path) -> None:
     opened = open_small(
-        tmp_path, search__trials=8, training__epochs=5, space__training__head_epochs=[0, 2]
+        tmp_path,
+        search__trials=8,
+        search__pruner="median",
+        training__epochs=5,
+        space__training__head_epochs=[0, 2],
     )
     claims = opened.claims()
     others = [claims.claim(f"other/1/{worker}") for worker in range(5)]
