@@ -49,6 +49,7 @@ _INHERITED = (
     record.STAGE,
     record.SECONDS,
     record.COSTS,
+    record.PART,
 )
 
 

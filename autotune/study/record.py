@@ -43,6 +43,7 @@ DEVICE = "device"  # str: e.g. "cpu" or "NVIDIA H200"
 EPOCHS = "epochs"  # int: epochs trained, those of earlier attempts included
 SECONDS = "seconds"  # float: wall time of the training, that of earlier attempts included
 PARAMETERS_TUNED = "parameters_tuned"  # int
+PART = "part"  # int: images at a time, where a whole batch does not fit into memory
 PEAK_MEMORY_MB = "peak_memory_mb"  # float
 COSTS = "costs"  # dict: cost -> float, as measured before training
 METRICS = "metrics"  # dict: Metrics.to_json() of the last epoch

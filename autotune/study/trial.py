@@ -5,6 +5,8 @@ plan -> network -> train, report, prune -> attributes and artifacts -> tell
 
 from __future__ import annotations
 
+import gc
+import logging
 import math
 import tempfile
 import time
@@ -34,8 +36,12 @@ from autotune.training.loop import Normalise, Training
 from autotune.training.metrics import confusion
 from autotune.training.norms import sample
 
+logger = logging.getLogger(__name__)
+
 #: Training images on which `inherit: data` measures how active channels are.
 ACTIVITY_IMAGES = 64
+#: Fewer images than these do not go through a network at a time: batch norm needs two.
+LEAST_PART = 2
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -94,6 +100,9 @@ def run_trial(
 ) -> Outcome:
     """Train what a trial's plan says, and record what comes of it.
 
+    Where a batch does not fit into the memory of the device, it goes through the network in
+    halves, quarters and so on, whose gradients add up; the trial goes on from its checkpoint.
+
     Args:
         trial: A claimed trial.
         bench: What the worker has at hand.
@@ -104,7 +113,33 @@ def run_trial(
         PlanError: When the plan does not fit the backbone.
         DivergedError: When the training does.
         InterruptedTrial: When a stop was asked for.
+        torch.cuda.OutOfMemoryError: When not even two images fit.
     """
+    part = int(trial.user_attrs.get(record.PART, bench.config.training.batch_size))
+    while True:
+        try:
+            return _run(trial, bench, stopped, emit, part)
+        except torch.cuda.OutOfMemoryError as error:
+            said = str(error).splitlines()[0]
+        # Outside of the except block, which would keep the frames and their tensors alive.
+        free_memory()
+        if part <= LEAST_PART:
+            raise torch.cuda.OutOfMemoryError(f"even with {part} images at a time: {said}")
+        part = max(LEAST_PART, part // 2)
+        logger.warning("trial %d goes on with %d images at a time: %s", trial.number, part, said)
+        trial.set_user_attr(record.PART, part)
+
+
+def free_memory() -> None:
+    """Give back what the device's allocator keeps for a network that is gone."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _run(
+    trial: Trial, bench: Workbench, stopped: Callable[[], bool], emit: Listener, part: int
+) -> Outcome:
     start = time.perf_counter()
     frozen = bench.opened.study.get_trials(deepcopy=False)[trial.number]
     earlier_s = float(frozen.user_attrs.get(record.SECONDS, 0.0))
@@ -113,7 +148,7 @@ def run_trial(
     assert plan is not None, "a claimed trial has its plan"
     words = plan.in_words(named=len(bench.space.backbones) > 1)
     emit({"event": "start", "trial": trial.number, "plan": words})
-    training = prepare_training(plan, bench, stopped)
+    training = prepare_training(plan, bench, stopped, part=part)
     trial.set_user_attr(record.DEVICE, device_name(bench.device))
     trial.set_user_attr(record.PARAMETERS_TUNED, tuned_parameters(training.network))
     costs = costs_of(trial, training, bench.config)
@@ -175,6 +210,7 @@ def prepare_training(
     bench: Workbench,
     stopped: Callable[[], bool] = lambda: False,
     refit: Views | None = None,
+    part: int | None = None,
 ) -> Training:
     """Build the network of a plan and everything that trains it.
 
@@ -186,6 +222,7 @@ def prepare_training(
         bench: What the worker has at hand.
         stopped: Asked after every batch; true interrupts the training.
         refit: Images to train on in place of the study's training part, without validation.
+        part: Images that go through the network at a time, see :class:`Training`.
     """
     seed = bench.config.search.seed
     material = bench.materials.of(plan.backbone)
@@ -212,6 +249,7 @@ def prepare_training(
         seed,
         stopped,
         bench.loader_workers,
+        part,
     )
 
 

@@ -8,7 +8,6 @@ and the end of standard input means that the launcher is gone. ``autotune worker
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
@@ -207,7 +206,6 @@ def attempt(
         UserError: When no trial can go on; this one goes back to the queue.
     """
     trial = claim.trial
-    poisoned = False
     try:
         outcome = run_trial(trial, bench, stop.is_set, emit)
         claims.finish(claim, outcome.state, outcome.values)
@@ -230,7 +228,7 @@ def attempt(
         healthy, own = True, True
     except torch.cuda.OutOfMemoryError as error:
         reason = f"out of memory: {str(error).splitlines()[0]}"
-        healthy, own, poisoned = True, True, True
+        healthy, own = True, True
     except Exception as error:
         if is_transient(error):  # the storage was waited for in vain
             with storage_errors(bench.opened.url):
@@ -238,10 +236,6 @@ def attempt(
         logger.exception("trial %d", trial.number)
         reason = f"{type(error).__name__}: {error}"
         healthy, own = False, False
-    # Outside of the except block, which would keep the frames and their tensors alive.
-    if poisoned:
-        gc.collect()
-        torch.cuda.empty_cache()
     logger.warning("trial %d failed: %s", trial.number, reason)
     try:
         trial.set_user_attr(record.REASON, reason[:500])

@@ -115,6 +115,8 @@ class Training:
         seed: Seed of batches, dropout and views.
         stopped: Asked after every batch; true interrupts the training.
         loader_workers: Processes that prepare images which do not fit into memory.
+        part: Images that go through the network at a time; by default the whole batch. Gradients
+            of the parts of a batch add up to that of the batch; batch norm sees one part.
 
     Raises:
         PlanError: When the policy would never train the tuned layers.
@@ -131,6 +133,7 @@ class Training:
         seed: int,
         stopped: Callable[[], bool] = lambda: False,
         loader_workers: int = 0,
+        part: int | None = None,
     ) -> None:
         self.network = network
         self.policy = policy
@@ -141,6 +144,7 @@ class Training:
         self.seed = seed
         self.stopped = stopped
         self.loader_workers = loader_workers
+        self.part = config.batch_size if part is None else part
         self.device = next(network.parameters()).device
         self.autocast = Autocast.of(config.amp, self.device)
         self.loss = nn.CrossEntropyLoss(label_smoothing=policy.label_smoothing)
@@ -214,19 +218,29 @@ class Training:
             images, targets = self.normalise(images), labels.to(self.device, non_blocking=True)
             if self.mixing is not None:
                 images, targets = self.mixing(images, targets)
-            with self.autocast():
-                logits = self.network(images)
-            loss = self.loss(logits.float(), targets)
-            self._step(loss)
-            total += loss.detach() * len(labels)
+            total += self._step(images, targets) * len(labels)
         mean = float(total) / len(self.train)
         if not math.isfinite(mean):
             raise DivergedError(f"the loss is {mean} in epoch {self.epoch + 1}")
         return mean
 
-    def _step(self, loss: Tensor) -> None:
+    def _step(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Take one step on a batch, part by part; return its mean loss."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        parts = part_count(len(images), self.part)
+        total = torch.zeros((), device=self.device)
+        for some, goals in zip(
+            images.tensor_split(parts), targets.tensor_split(parts), strict=True
+        ):
+            with self.autocast():
+                logits = self.network(some)
+            loss = self.loss(logits.float(), goals) * (len(some) / len(images))
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        self._update()
+        return total
+
+    def _update(self) -> None:
         if self.config.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             tuned = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -266,7 +280,7 @@ class Training:
         order = torch.arange(len(views))
         outputs = []
         for images, _ in views.batches(
-            order, torch.zeros_like(order), 4 * self.config.batch_size, self.loader_workers
+            order, torch.zeros_like(order), 4 * self.part, self.loader_workers
         ):
             if self.stopped():
                 raise InterruptedTrial(f"stopped in the validation of epoch {self.epoch}")
@@ -308,3 +322,8 @@ def batch_count(images: int, batch_size: int) -> int:
     batches = math.ceil(images / batch_size)
     left_over = images - (batches - 1) * batch_size
     return batches - (batches > 1 and left_over == 1)
+
+
+def part_count(images: int, part: int) -> int:
+    """Count the parts of a batch: none has a single image, which batch norm refuses."""
+    return max(1, min(math.ceil(images / part), images // 2))

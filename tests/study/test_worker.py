@@ -17,7 +17,7 @@ from optuna.trial import Trial, TrialState
 from safetensors.torch import load_file
 
 from autotune.errors import DiskFullError, PlanError, StudyError, UserError, WorkerError
-from autotune.models.network import build_network
+from autotune.models.network import Network, build_network
 from autotune.plan import TrialPlan
 from autotune.search import ranking
 from autotune.storage.layout import Files
@@ -381,10 +381,48 @@ def test_out_of_memory_fails_the_trial_and_not_the_worker(
     monkeypatch.setattr(trial_module, "build_network", hungry)
     run(opened)
     reasons = [one.user_attrs.get(record.REASON) for one in opened.study.get_trials()]
-    text = "out of memory: CUDA out of memory. Tried to allocate 9 GiB."
+    text = (
+        "out of memory: even with 2 images at a time: CUDA out of memory. Tried to allocate 9 GiB."
+    )
     assert reasons == [None, text, text, text]
     marks = [one.user_attrs.get(record.FAILED_PLAN) for one in opened.study.get_trials()]
     assert marks == [None, True, True, True]
+
+
+def test_a_batch_that_does_not_fit_goes_through_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second epoch: the trial goes on from its checkpoint, and so does its successor."""
+    opened = open_small(tmp_path, search__trials=1, training__epochs=4, training__batch_size=16)
+    forward = Network.forward
+    seen: list[int] = []
+
+    def limited(self: Network, images: torch.Tensor) -> torch.Tensor:
+        epochs = opened.study.get_trials()[-1].intermediate_values
+        if self.training and epochs:
+            seen.append(len(images))
+            if len(images) > 4:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+        return forward(self, images)
+
+    monkeypatch.setattr(Network, "forward", limited)
+    stop = threading.Event()
+    events: list[dict[str, Any]] = []
+
+    def emit(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["event"] == "epoch" and event["epoch"] == 3:
+            stop.set()
+
+    work(job(opened), stop, emit)
+    epochs = [one["epoch"] for one in events if one["event"] == "epoch"]
+    assert epochs == [1, 2, 3]
+    assert max(seen[2:]) <= 4 and seen[:2] == [16, 8]
+    run(opened)
+    first, second = opened.study.get_trials()
+    assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
+    assert first.user_attrs[record.PART] == second.user_attrs[record.PART] == 4
+    assert sorted(second.intermediate_values) == [1, 2, 3, 4]
 
 
 def test_a_failed_plan_is_marked_before_its_trial_is_told(

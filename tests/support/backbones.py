@@ -113,6 +113,7 @@ def training(
     stopped: Callable[[], bool] = lambda: False,
     dropping: bool = False,
     net: Network | None = None,
+    part: int | None = None,
     **config: Any,
 ) -> Training:
     """Make a training of a plan on a few digits."""
@@ -132,4 +133,12 @@ def training(
         normalise,
         seed,
         stopped,
+        part=part,
     )
+
+
+def step(run: Training, loss: Tensor) -> None:
+    """Take one step of a training with a loss of one's own."""
+    run.optimizer.zero_grad()
+    run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    run._update()

@@ -15,9 +15,18 @@ from torch import Tensor, nn
 
 from autotune.errors import DivergedError, InterruptedTrial
 from autotune.models.network import build_network
-from autotune.training.loop import Autocast, Normalise, Training, batch_count
+from autotune.training.loop import Autocast, Normalise, Training, batch_count, part_count
 from autotune.training.metrics import measure
-from tests.support.backbones import CPU, backbone, digits, plan, some_digits, state_of, training
+from tests.support.backbones import (
+    CPU,
+    backbone,
+    digits,
+    plan,
+    some_digits,
+    state_of,
+    step,
+    training,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -63,7 +72,7 @@ def test_a_step_that_overflows_in_fp16_is_left_out() -> None:
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = state_of(run.network.head)
     loss = run.network(torch.randn(4, 3, 32, 32)).sum() * 1e30
-    run._step(loss)
+    step(run, loss)
     assert run.schedule.last_epoch == 0
     assert run.scaler.get_scale() < 2.0**40
     assert all(
@@ -77,7 +86,7 @@ def test_the_gradient_is_clipped() -> None:
     def moved(clip_norm: float | None) -> float:
         run = training(found, clip_norm=clip_norm, warmup=0.0)
         before = [p.detach().clone() for _, p, _ in run.network.layer_of_parameters()]
-        run._step(run.network(torch.randn(4, 3, 32, 32)).pow(2).sum() * 1e3)
+        step(run, run.network(torch.randn(4, 3, 32, 32)).pow(2).sum() * 1e3)
         after = [p.detach() for _, p, _ in run.network.layer_of_parameters()]
         deltas = [(a - b).flatten() for a, b in zip(after, before, strict=True)]
         return float(torch.cat(deltas).norm())
@@ -86,6 +95,40 @@ def test_the_gradient_is_clipped() -> None:
     # Nesterov's first step is 1.9 times the gradient.
     assert moved(0.25) == pytest.approx(1.9 * 0.25, rel=1e-3)
     assert moved(None) > 1.0
+
+
+@pytest.mark.parametrize(
+    ("images", "part", "parts"),
+    [
+        (64, 64, 1),
+        (64, 100, 1),
+        (64, 32, 2),
+        (64, 30, 3),
+        (5, 2, 2),
+        (3, 2, 1),
+        (2, 2, 1),
+        (1, 2, 1),
+    ],
+)
+def test_parts_of_a_batch(images: int, part: int, parts: int) -> None:
+    assert part_count(images, part) == parts
+    sizes = [len(one) for one in torch.arange(images).tensor_split(parts)]
+    assert images == 1 or min(sizes) >= 2
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+def test_the_gradients_of_parts_add_up_to_that_of_the_batch(mixup: float) -> None:
+    """Where no tuned layer has a batch norm: that one would see other batches."""
+    found = plan("test_vit", 2, optimizer="sgd", lr=0.01, label_smoothing=0.1, mixup=mixup)
+
+    def trained(part: int | None) -> tuple[list[float], dict[str, Tensor]]:
+        run = training(found, batch_size=16, epochs=2, part=part)
+        return [one.loss for one in run.run()], state_of(run.network)
+
+    (whole, expected), (parts, state) = trained(None), trained(3)
+    assert parts == pytest.approx(whole, rel=1e-4)
+    for key, value in expected.items():
+        torch.testing.assert_close(state[key], value, atol=1e-4, rtol=1e-3)
 
 
 def test_label_smoothing() -> None:
@@ -99,12 +142,12 @@ def test_label_smoothing() -> None:
 def test_the_moving_average_of_the_weights() -> None:
     run = training(plan("test_resnet", 2, lr=0.01), ema=0.9, epochs=2)
     average: dict[str, Tensor] = {}
-    step = run._step
+    update = run._update
     steps = 0
 
-    def follow(loss: Tensor) -> None:
+    def follow() -> None:
         nonlocal steps
-        step(loss)
+        update()
         steps += 1
         # Of the first n weights at first (timm's warm-up), later with the full decay.
         decay = min(0.9, 1 - steps ** (-2 / 3)) if steps > 1 else 0.0
@@ -113,7 +156,7 @@ def test_the_moving_average_of_the_weights() -> None:
             new = decay * old + (1 - decay) * value if value.is_floating_point() else value
             average[key] = new.clone()
 
-    run._step = follow  # type: ignore[method-assign]
+    run._update = follow  # type: ignore[method-assign]
     list(run.run())
     assert steps == 6
     assert run.result is not run.network

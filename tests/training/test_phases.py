@@ -120,17 +120,17 @@ def test_the_rate_and_the_average_begin_anew() -> None:
     )
     rates: list[float] = []
     same: list[bool] = []
-    step = run._step
+    update = run._update
 
-    def follow(loss: torch.Tensor) -> None:
+    def follow() -> None:
         rates.append(run.optimizer.param_groups[0]["lr"])
-        step(loss)
+        update()
         average = run.result.state_dict()
         same.append(
             all(torch.equal(one, average[key]) for key, one in run.network.state_dict().items())
         )
 
-    run._step = follow  # type: ignore[method-assign]
+    run._update = follow  # type: ignore[method-assign]
     list(run.run())
     # Three batches an epoch: six steps of the head alone, twelve of all.
     assert rates[:2] == pytest.approx([0.01 / 3, 0.02 / 3])

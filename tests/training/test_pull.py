@@ -14,7 +14,7 @@ from autotune.plan import TrialPlan
 from autotune.training.loop import Training
 from autotune.training.optimizer import make_optimizer
 from autotune.training.pull import Pull
-from tests.support.backbones import backbone, network, plan, state_of, training
+from tests.support.backbones import backbone, network, plan, state_of, step, training
 from tests.support.surgery import change
 
 OPTIMIZERS = ("sgd", "adagrad", "adamw")
@@ -166,7 +166,7 @@ def test_a_step_that_overflows_in_fp16_does_not_pull(optimizer: str) -> None:
     displace(run.network)
     before = state_of(run.network)
     run.network.eval()
-    run._step(run.network(torch.randn(4, 3, 32, 32)).sum() * 1e30)
+    step(run, run.network(torch.randn(4, 3, 32, 32)).sum() * 1e30)
     after = state_of(run.network)
     assert all(torch.equal(before[key], after[key]) for key in before)
 
@@ -177,6 +177,6 @@ def test_clipping_does_not_touch_it() -> None:
     run = training(found, clip_norm=1e-9, warmup=0.0)
     start = state_of(run.network)
     displace(run.network)
-    run._step(run.network(torch.randn(4, 3, 32, 32)).pow(2).sum())
+    step(run, run.network(torch.randn(4, 3, 32, 32)).pow(2).sum())
     for key, one in tuned(run.network).items():
         torch.testing.assert_close(one, start[key], atol=1e-5, rtol=1e-5)
