@@ -191,17 +191,18 @@ def test_an_ended_study_is_shown_once(finished: Path) -> None:
     assert contents(finished) == before
 
 
+@pytest.mark.slow
 def test_a_run_is_watched_to_its_end(tmp_path: Path) -> None:
-    arguments = ("digits", *SMALL, "search.trials=4", "training.epochs=6", "--name", "tiny")
+    arguments = ("digits", *SMALL, "search.trials=3", "training.epochs=300", "--name", "tiny")
     launcher = start("run", *arguments, "--workers", "1", cwd=tmp_path)
     wait_for(lambda: bool(trials_of_run(tmp_path, "tiny")))
     ended = autotune("status", "tiny", "--watch", "--every", "0.5", cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert launcher.wait(timeout=60) == 0
     looks = ended.stdout.split("study tiny  ")[1:]
-    assert len(looks) > 3
+    assert len(looks) > 1
     assert any(f"/{launcher.pid}/0"[1:] in one for one in looks)
-    assert "4 of 4 finished" in looks[-1]
+    assert "3 of 3 finished" in looks[-1]
 
 
 def test_ctrl_c_ends_a_watch(tmp_path: Path) -> None:

@@ -207,6 +207,7 @@ def test_patience_ends_a_study_of_two_workers(tmp_path: Path) -> None:
     assert words in report.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_device_hours_end_a_study_of_two_workers(tmp_path: Path) -> None:
     limit = 2 / 3600
     arguments = ("run", "digits", *SMALL, "--name", "tiny", "--workers", "2")
