@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.storage import local
@@ -169,6 +170,7 @@ def faults(url: str, budget: int) -> list[str]:
     plans = Counter(record.plan_of(one) for one in trials if one.state in FINISHED)
     found += [f"trained {count} times: {plan}" for plan, count in plans.items() if count > 1]
     bench = prepare(opened)
+    torch.set_num_threads(1)  # as the workers: sums of more threads are rounded differently
     return found + [
         fault for one in trials if one.state in FINISHED for fault in differences(one, bench)
     ]
@@ -232,7 +234,7 @@ def main() -> None:
         print(f"{took:.0f} s; the launcher was started {len(codes)} times, exit codes {codes}")
         print("\n".join(found) if found else "no fault found")
         if found:
-            print((folder / "out.txt").read_text()[-3000:])
+            print((folder / "out.txt").read_text(encoding="utf-8")[-3000:])
     sys.exit(bool(found))
 
 

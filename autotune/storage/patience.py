@@ -29,7 +29,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from autotune.errors import hide_passwords
+from autotune.errors import StorageError, hide_passwords
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def is_transient(error: BaseException) -> bool:
     """Tell whether an error of the storage may be over in a moment."""
     if isinstance(error, LockLostError):
         return True
-    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
+    while isinstance(error, StorageError | StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, sqlalchemy.exc.TimeoutError):  # no free connection in the pool
         return True

@@ -41,7 +41,7 @@ from autotune.search.samplers import make_sampler
 from autotune.search.space import Space
 from autotune.storage.database import storage_errors
 from autotune.storage.heartbeat import Heartbeat
-from autotune.storage.patience import is_transient
+from autotune.storage.patience import is_transient, patiently
 from autotune.study import record
 from autotune.study.budget import Ending
 from autotune.study.claims import Claim, Claims, Wait
@@ -147,7 +147,7 @@ def work(job: Job, stop: threading.Event, emit: Listener) -> Ending | None:
     """
     if job.threads:
         torch.set_num_threads(job.threads)
-    opened = open_existing(job.study, job.storage, job.files)
+    opened = patiently(open_existing, job.study, job.storage, job.files)
     bench = prepare(opened)
     check_own(opened, bench.config)
     study = opened.study

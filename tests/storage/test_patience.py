@@ -14,6 +14,7 @@ import sqlalchemy
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
 
+from autotune.errors import StorageError
 from autotune.storage import database, patience
 from autotune.storage.database import open_storage
 from autotune.storage.lock import study_lock
@@ -56,6 +57,7 @@ def wrapped(error: Exception) -> StorageInternalError:
         (UpdateFinishedTrialError("taken"), False),
         (OSError("the disk is gone"), False),
         (StorageInternalError("no cause"), False),
+        (StorageError("there is no database"), False),
     ],
 )
 def test_what_may_be_over_in_a_moment(error: Exception, transient: bool) -> None:

@@ -127,6 +127,20 @@ def test_a_trial_that_somebody_else_has_taken_is_not_run(
     assert [one.user_attrs[record.WORKER] for one in running] == ["other/1/0", "host/1/0"]
 
 
+def test_a_worker_that_starts_meanwhile_waits(tmp_path: Path, own_server: Server) -> None:
+    opened = open_small(
+        tmp_path,
+        search__trials=1,
+        storage=own_server.fresh_database(),
+        files=str(tmp_path),
+    )
+    opened.storage.engine.dispose()
+    own_server.stop()
+    threading.Timer(1.0, own_server.start).start()
+    work(job(opened, files=str(tmp_path)), threading.Event(), lambda event: None)
+    assert [one.state for one in opened.study.get_trials()] == [TrialState.COMPLETE]
+
+
 def test_a_database_that_stays_away_ends_the_run_with_one_message(
     tmp_path: Path, own_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
