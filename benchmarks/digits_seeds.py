@@ -10,15 +10,14 @@ has read. Writes a dated report under ``benchmarks/results/``.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import tempfile
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
+
+from heading import date_and_machine
 
 from autotune.results.fit import FitResult, fit
 from autotune.search import ranking
@@ -67,10 +66,7 @@ def render(rows: list[Row], trials: int) -> str:
     lines = [
         f"# Digits, {len(rows)} seeds, {trials} trials each",
         "",
-        f"Date: {datetime.now(UTC):%Y-%m-%d}. Machine: {os.cpu_count()} cores, "
-        f"{platform.machine()}, no GPU used. Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "optuna"))
-        + ".",
+        date_and_machine("torch", "timm", "optuna"),
         "",
         "The seed is that of the split and of the study. Validation: 539 images, the value that "
         "the search optimises. Test: 899 images that the search never reads; the best plan and "

@@ -14,15 +14,14 @@ The test part is not read. Writes a dated report under ``benchmarks/results/``.
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from heading import date_and_machine
 
 from autotune.data.images import ImageSpec
 from autotune.data.task import Task
@@ -86,13 +85,11 @@ def main() -> None:
             for weights in ("hub", "none")
             for count in (20, 5)
         }
-    packages = ", ".join(f"{one} {version(one)}" for one in ("torch", "timm"))
     lines = [
         "# Digits: is the baseline fair, and what do the letters give?",
         "",
-        f"Date: {datetime.now(UTC):%Y-%m-%d}. {os.cpu_count()} cores, {platform.machine()}, "
-        f"no GPU. Python {platform.python_version()}, {packages}. Validation accuracy in "
-        f"percent, mean ± sd over {len(SEEDS)} seeds of split and training; all else as in "
+        f"{date_and_machine('torch', 'timm')} Validation accuracy in percent, "
+        f"mean ± sd over {len(SEEDS)} seeds of split and training; all else as in "
         "`studies/digits.yaml`.",
         "",
         "| baseline: locked backbone, linear head, 20 images a class | accuracy |",

@@ -15,19 +15,17 @@ Writes a dated report under ``benchmarks/results/``.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from heading import date_and_machine
 
 from autotune.config import StudyConfig
 from autotune.data.task import Task
@@ -234,10 +232,8 @@ def main() -> None:
         [
             "# Changed layers: inherited weights against He's initialisation",
             "",
-            f"Date: {datetime.now(UTC):%Y-%m-%d}. Machine: {os.cpu_count()} cores, "
-            f"{platform.machine()}, no GPU. Python {platform.python_version()}, "
-            + ", ".join(f"{name} {version(name)}" for name in ("torch", "timm"))
-            + f". {options.seeds} seeds, {time.perf_counter() - start:.0f} s in all.",
+            date_and_machine("torch", "timm")
+            + f" {options.seeds} seeds, {time.perf_counter() - start:.0f} s in all.",
             "",
             "Validation accuracy in percent, mean ± standard deviation over seeds (of training, "
             "order and surgery; the split is one). The head was trained on the untouched backbone "

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from heading import date_and_machine
 from search_curves import Table
 from search_simulator import Course
 
@@ -134,10 +131,7 @@ def render(results: Results) -> str:
     lines = [
         f"# Search quality: {seeds} seeds, {results.trials} trials",
         "",
-        f"Date: {datetime.now(UTC):%Y-%m-%d}. Machine: {os.cpu_count()} cores, "
-        f"{platform.machine()}, no GPU used. Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version(name)}" for name in ("optuna", "torch", "numpy"))
-        + ".",
+        date_and_machine("optuna", "torch", "numpy"),
         "",
         f"Studies simulated on the learning curves of {len(table.index)} plans of one space "
         f"({len(table.axes)} parameters), each trained for {table.epochs} epochs on the digits: "
