@@ -76,13 +76,31 @@ def read_references(storage: RDBStorage) -> tuple[Reference, ...]:
         ]
     found = []
     for study_id, trial, key, value in rows:
-        known = json.loads(value)
-        if isinstance(known, str):  # Optuna stores the JSON text of a JSON text
-            known = json.loads(known)
+        known = read_reference(key, value)
         if known is not None:
-            artifact = known.get("artifact_id", key.rpartition(":")[2])
-            found.append(Reference(study_id, trial, artifact, known.get("filename", "")))
+            found.append(Reference(study_id, trial, *known))
     return tuple(found)
+
+
+def read_reference(key: str, value_json: str) -> tuple[str, str] | None:
+    """Read a system attribute.
+
+    Args:
+        key: Its name.
+        value_json: Its value as the database has it.
+
+    Returns:
+        Id of the artifact that it refers to, and name of the file that was uploaded; ``None`` of
+        any other attribute, and of an artifact that was deleted.
+    """
+    if not key.startswith(_PREFIXES):
+        return None
+    known = json.loads(value_json)
+    if isinstance(known, str):  # Optuna stores the JSON text of a JSON text
+        known = json.loads(known)
+    if known is None:
+        return None
+    return known.get("artifact_id", key.rpartition(":")[2]), known.get("filename", "")
 
 
 def list_files(folder: Path) -> tuple[StoredFile, ...]:

@@ -16,14 +16,14 @@ import sqlalchemy
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
+from autotune.storage.artifacts import read_reference
+
 Row = dict[str, Any]
 _TABLES: Mapping[str, sqlalchemy.Table] = models.BaseModel.metadata.tables
 _STUDIES = _TABLES[models.StudyModel.__tablename__]
 _TRIALS = _TABLES[models.TrialModel.__tablename__]
 _HEARTBEATS = _TABLES[models.TrialHeartbeatModel.__tablename__]
 _ATTRIBUTES = models.StudyUserAttributeModel.__tablename__
-#: Optuna names an artifact in the attributes of its study or trial: this and its file's name.
-_ARTIFACT = "artifacts:"
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class StudyRows:
 
     def artifacts(self) -> set[str]:
         """Return the names of the files in the artifact store that belong to the study."""
-        return {
-            row["key"].removeprefix(_ARTIFACT)
+        found = (
+            read_reference(row["key"], row["value_json"])
             for table in (models.StudySystemAttributeModel, models.TrialSystemAttributeModel)
             for row in self.parts[table.__tablename__]
-            if row["key"].startswith(_ARTIFACT)
-        }
+        )
+        return {one[0] for one in found if one is not None}
 
 
 def _parts() -> Iterator[sqlalchemy.Table]:

@@ -301,6 +301,8 @@ def fill_files(url: str, name: str, root: Path | None = None) -> Files:
     storage.set_study_user_attr(study_id, "files", str(files.root))
     meta = json.dumps({"artifact_id": artifact})
     storage.set_study_system_attr(study_id, f"artifacts:{artifact}", meta)
+    # One that the dashboard has deleted is no longer to be there.
+    storage.set_study_system_attr(study_id, "artifacts:deleted", json.dumps(None))
     return files
 
 
