@@ -17,7 +17,7 @@ from optuna.storages import RDBStorage
 
 from autotune.errors import LockedError
 from autotune.storage.database import database_path, is_sqlite
-from autotune.storage.patience import LockLostError, under_lock
+from autotune.storage.patience import LockLostError, impatiently
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def study_lock(
         except Timeout as error:
             raise _locked(study, timeout_s) from error
         try:
-            with under_lock():
+            with impatiently():
                 yield
         finally:
             lock.release()
@@ -54,7 +54,7 @@ def study_lock(
     with storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         _wait_for(connection, key, study, timeout_s)
         try:
-            with under_lock():
+            with impatiently():
                 yield
         except BaseException:
             _unlock(connection, key)  # connections are used again, and would bring it along

@@ -53,7 +53,7 @@ _FOR_GOOD = (
 P = ParamSpec("P")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-_held = threading.local()
+_impatient = threading.local()
 #: When this process last met a storage that was away, in seconds of :func:`time.monotonic`.
 _last_met = -math.inf
 
@@ -85,7 +85,7 @@ def patiently(call: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
         Exception: Whatever the call raises that is not transient, or still is after
             :data:`PATIENCE_S`.
     """
-    if holds_lock():  # a part of something larger, which is repeated as a whole
+    if getattr(_impatient, "depth", 0):
         return call(*args, **named)
     attempts = Retrying(
         retry=retry_if_exception(is_transient),
@@ -108,25 +108,16 @@ def patient(method: F) -> F:
 
 
 @contextmanager
-def under_lock() -> Iterator[None]:
-    """Mark that this thread holds the lock of a study: nothing is tried again inside."""
-    _held.depth = getattr(_held, "depth", 0) + 1
+def impatiently() -> Iterator[None]:
+    """Try nothing again in this thread: what is done is a part of something larger.
+
+    Such as what happens under the lock of a study, and a look that somebody waits for.
+    """
+    _impatient.depth = getattr(_impatient, "depth", 0) + 1
     try:
         yield
     finally:
-        _held.depth -= 1
-
-
-@contextmanager
-def impatiently() -> Iterator[None]:
-    """Say at once that the storage is away, for whoever has something to show meanwhile."""
-    with under_lock():  # where nothing is tried again either
-        yield
-
-
-def holds_lock() -> bool:
-    """Tell whether this thread holds the lock of a study."""
-    return getattr(_held, "depth", 0) > 0
+        _impatient.depth -= 1
 
 
 def was_away(within_s: float) -> bool:

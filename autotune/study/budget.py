@@ -83,7 +83,12 @@ class Ending:
     @staticmethod
     def of(study: Study) -> Ending | None:
         """Read what ended a study; ``None`` while it goes on."""
-        stored = study.user_attrs.get(record.ENDED)
+        return Ending.from_attributes(study.user_attrs)
+
+    @staticmethod
+    def from_attributes(attributes: Mapping[str, Any]) -> Ending | None:
+        """Find in a study's user attributes what ended it; ``None`` while it goes on."""
+        stored = attributes.get(record.ENDED)
         return Ending(**stored) if stored else None
 
     def to_json(self) -> dict[str, str]:

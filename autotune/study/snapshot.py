@@ -41,8 +41,7 @@ class Snapshot:
     @cached_property
     def ended(self) -> Ending | None:
         """What has ended the study; ``None`` while it goes on."""
-        stored = self.attributes.get(record.ENDED)
-        return Ending(**stored) if stored else None
+        return Ending.from_attributes(self.attributes)
 
     @cached_property
     def progress(self) -> record.Progress:
