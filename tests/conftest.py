@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +44,20 @@ def closed_connections() -> Iterator[None]:
 
 
 @pytest.fixture
-def postgres_url(postgres: Server, closed_connections: None) -> str:
-    """The URL of a fresh database."""
+def postgres_url(
+    postgres: Server,
+    closed_connections: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> str:
+    """The URL of a fresh database; the files of its studies go to the test's folder."""
+    monkeypatch.chdir(tmp_path)
     return postgres.fresh_database()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path, closed_connections: None) -> str:
+    """The URL of a storage that is not there yet, of either kind."""
+    if request.param == "postgres":
+        return str(request.getfixturevalue("postgres_url"))
+    return f"sqlite:///{tmp_path}/study.db"

@@ -79,13 +79,6 @@ with study_lock(storage, url, sys.argv[3]):
 """
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path, closed_connections: None) -> str:
-    if request.param == "postgres":
-        return str(request.getfixturevalue("postgres_url"))
-    return f"sqlite:///{tmp_path}/a.db"
-
-
 @pytest.fixture
 def storage(url: str) -> RDBStorage:
     return open_storage(url, create=True)

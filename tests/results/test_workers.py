@@ -19,11 +19,8 @@ from tests.support.small import open_small
 pytestmark = pytest.mark.usefixtures("closed_connections")
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def opened(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStudy:
-    url = f"sqlite:///{tmp_path}/study.db"
-    if request.param == "postgres":
-        url = request.getfixturevalue("postgres_url")
+@pytest.fixture
+def opened(url: str, tmp_path: Path) -> OpenStudy:
     return open_small(tmp_path, storage=url, training__epochs=20, search__trials=40)
 
 

@@ -23,8 +23,8 @@ from autotune.search.own import (
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
 from autotune.search.space import Space
-from tests.search.test_space import space_of
 from tests.support.offers import PlainOffer
+from tests.support.spaces import space_of
 
 OFFERS: Any = (PlainOffer(1), PlainOffer(2, refused={"kernel": (7,)}), PlainOffer(3))
 SPACE = space_of(

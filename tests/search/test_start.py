@@ -14,8 +14,8 @@ from autotune.search.limits import Candidate
 from autotune.search.space import Space
 from autotune.search.start import Dropped, Start, fit_into, known_good, misfit, without_repeats
 from autotune.studyfile import load_study_file
-from tests.search.test_space import space_of, spaces
 from tests.support.offers import offers
+from tests.support.spaces import space_of, spaces
 
 DEPTH = {"low": 0, "high": 5}
 LR = {"low": 1e-5, "high": 1.0, "log": True}

@@ -13,8 +13,14 @@ NewUrl = Callable[[str], str]
 
 
 @pytest.fixture
-def new_url(request: pytest.FixtureRequest, tmp_path: Path, closed_connections: None) -> NewUrl:
+def new_url(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    closed_connections: None,
+) -> NewUrl:
     """Return what gives URLs of storages that are not there yet, of ``sqlite`` or ``postgres``."""
+    monkeypatch.chdir(tmp_path)  # where the files of studies in Postgres go
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     numbers = itertools.count()
 

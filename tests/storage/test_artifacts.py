@@ -6,23 +6,14 @@ import json
 from pathlib import Path
 
 import optuna
-import pytest
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.trial import Trial
 
 from autotune.storage.artifacts import Reference, list_files, read_references
 from autotune.storage.database import open_storage
 
-pytestmark = pytest.mark.usefixtures("closed_connections")
 
-
-@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
-def test_references_of_trials_and_studies(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    url = f"sqlite:///{tmp_path}/study.db"
-    if kind == "postgres":
-        url = request.getfixturevalue("postgres_url")
+def test_references_of_trials_and_studies(url: str, tmp_path: Path) -> None:
     storage = open_storage(url, create=True)
     store = FileSystemArtifactStore(tmp_path)
     source = tmp_path / "curve.png"

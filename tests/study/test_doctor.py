@@ -33,14 +33,6 @@ pytestmark = pytest.mark.usefixtures("closed_connections")
 HOUR = 3600.0
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/study.db"
-    found: str = request.getfixturevalue("postgres_url")
-    return found
-
-
 @pytest.fixture
 def opened(url: str, tmp_path: Path) -> OpenStudy:
     """A study of which nothing has run."""
