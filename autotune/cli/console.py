@@ -35,7 +35,8 @@ StorageOption = Annotated[
     typer.Option(
         "--storage",
         envvar="AUTOTUNE_STORAGE",
-        help="Storage URL: sqlite:///file.db or postgresql://user:password@host/database.",
+        help="Storage URL: sqlite:///file.db, postgresql://user:password@host/database, or "
+        "grpc://:password@host:port of a proxy.",
         show_envvar=True,
     ),
 ]

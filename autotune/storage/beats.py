@@ -13,9 +13,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from optuna.storages import RDBStorage
 from optuna.storages._rdb.models import TrialHeartbeatModel
 from sqlalchemy import func, select
+
+from autotune.storage.database import StudyStorage
+from autotune.storage.proxy.client import ProxyStorage
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,18 @@ class Beats:
     age_s: Mapping[int, float]
 
 
-def read_beats(storage: RDBStorage, trial_ids: Iterable[int]) -> Beats:
-    """Read heartbeats: two statements.
+def read_beats(storage: StudyStorage, trial_ids: Iterable[int]) -> Beats:
+    """Read heartbeats: two statements, or one call of a proxy.
 
     Args:
         storage: The open storage.
         trial_ids: Of the trials that run.
     """
+    if isinstance(storage, ProxyStorage):
+        before = time.time()
+        found = storage.read_beats(trial_ids)
+        here = (before + time.time()) / 2
+        return Beats(found["now"], found["now"] - here, found["age_s"])
     heartbeats = select(TrialHeartbeatModel.trial_id, TrialHeartbeatModel.heartbeat).where(
         TrialHeartbeatModel.trial_id.in_(list(trial_ids))
     )

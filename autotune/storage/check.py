@@ -24,7 +24,7 @@ from autotune.storage.database import (
     check_is_there,
     database_path,
     is_sqlite,
-    parse_url,
+    parse_database,
     storage_errors,
 )
 from autotune.storage.filesystem import file_system_of, is_network
@@ -94,7 +94,9 @@ def _engine(url: str) -> sqlalchemy.Engine:
 
         return sqlalchemy.create_engine("sqlite://", creator=connect, poolclass=NullPool)
     return sqlalchemy.create_engine(
-        parse_url(url), connect_args={"connect_timeout": CONNECT_TIMEOUT_S}, poolclass=NullPool
+        parse_database(url),
+        connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
+        poolclass=NullPool,
     )
 
 

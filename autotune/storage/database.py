@@ -17,10 +17,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import optuna
 import sqlalchemy
 from filelock import FileLock
-from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 from sqlalchemy import event
@@ -38,6 +38,8 @@ from autotune.errors import (
 )
 from autotune.storage.filesystem import refuse_network
 from autotune.storage.patience import PatientStorage
+from autotune.storage.proxy import wire
+from autotune.storage.proxy.client import ProxyStorage
 
 #: A live worker writes its heartbeat this often; silent for longer than the grace, it is dead.
 HEARTBEAT_INTERVAL_S = 15
@@ -52,6 +54,8 @@ POOL_OVERFLOW = 4
 _OLD_SCHEMA = re.compile(r" *Please execute `[^`]*` for upgrading the storage\.")
 
 StaleTrialCallback = Callable[[Study, FrozenTrial], None]
+#: What a study can be in: a database, or a proxy of one.
+StudyStorage = PatientStorage | ProxyStorage
 
 
 @contextmanager
@@ -78,17 +82,20 @@ def parse_url(url: str) -> URL:
         raise StorageError(
             join_sentences(
                 f"storage: {redact(url)!r} is no storage URL",
-                "allowed are sqlite:///path/to/file.db and postgresql://user:password@host/database",
+                "allowed are sqlite:///path/to/file.db, postgresql://user:password@host/database "
+                "and grpc://:password@host:port",
                 encoded if "@" in url else "",
             )
         ) from None
     backend = parsed.drivername.partition("+")[0]
     if backend in ("postgresql", "postgres"):
         return _parse_postgres(url, parsed)
+    if parsed.drivername == "grpc":
+        return _parse_proxy(url, parsed)
     if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
         raise StorageError(
-            f"storage: studies live in sqlite or postgresql, but got {parsed.drivername!r} in "
-            f"{redact(url)}"
+            f"storage: studies live in sqlite or postgresql, or are reached through grpc, but got "
+            f"{parsed.drivername!r} in {redact(url)}"
         )
     database = parsed.database or ":memory:"
     if database == ":memory:" or database.startswith("file:"):
@@ -115,6 +122,19 @@ def _parse_postgres(url: str, parsed: URL) -> URL:
             f"storage: an @ in the user or the password must be written as %40, in {redact(url)}"
         )
     return parsed.set(drivername="postgresql+psycopg")
+
+
+def _parse_proxy(url: str, parsed: URL) -> URL:
+    if not parsed.host or "@" in parsed.host or parsed.database or parsed.query:
+        raise StorageError(
+            f"storage: the URL of a proxy is grpc://:password@host:port, but got {redact(url)}"
+        )
+    return parsed.set(port=parsed.port or wire.PORT)
+
+
+def is_proxy(url: str) -> bool:
+    """Tell whether a URL is that of a proxy (``autotune storage proxy``)."""
+    return parse_url(url).drivername == "grpc"
 
 
 def is_sqlite(url: str) -> bool:
@@ -158,7 +178,7 @@ def absolute_url(url: str) -> str:
 
 def open_storage(
     url: str, *, create: bool = False, on_stale_trial: StaleTrialCallback | None = None
-) -> RDBStorage:
+) -> StudyStorage:
     """Open the storage of studies.
 
     Args:
@@ -170,7 +190,20 @@ def open_storage(
         StorageError: When it cannot be reached, read or written, is of another Optuna, or is an
             SQLite file on a network file system.
     """
-    parsed = parse_url(url)
+    if is_proxy(url):
+        return _open_proxy(url, on_stale_trial)
+    return open_database(url, create=create, on_stale_trial=on_stale_trial)
+
+
+def open_database(
+    url: str, *, create: bool = False, on_stale_trial: StaleTrialCallback | None = None
+) -> PatientStorage:
+    """Open the storage of studies, which has to be a database; see :func:`open_storage`.
+
+    Raises:
+        StorageError: When it is a proxy, too.
+    """
+    parsed = parse_database(url)
     with storage_errors(url):
         if not is_sqlite(url):
             return _open_postgres(parsed, on_stale_trial)
@@ -184,6 +217,34 @@ def open_storage(
             # Tables are made once: Optuna fails where two processes make them (issue 820).
             with FileLock(f"{path}.lock", timeout=BUSY_TIMEOUT_S):
                 return _open(parsed, on_stale_trial)
+
+
+def parse_database(url: str) -> URL:
+    """Parse the URL of a database; see :func:`parse_url`.
+
+    Raises:
+        StorageError: When it is that of a proxy, too.
+    """
+    parsed = parse_url(url)
+    if parsed.drivername == "grpc":
+        raise StorageError(
+            f"storage: this needs the database itself, but got the proxy {redact(url)}; name the "
+            "URL that the proxy was started with"
+        )
+    return parsed
+
+
+def _open_proxy(url: str, on_stale_trial: StaleTrialCallback | None) -> ProxyStorage:
+    parsed = parse_url(url)
+    assert parsed.host is not None and parsed.port is not None
+    password = str(parsed.password or "")
+    with storage_errors(url):
+        with experimental():
+            storage = ProxyStorage(
+                parsed.host, parsed.port, password, HEARTBEAT_INTERVAL_S, on_stale_trial
+            )
+        storage.greet()
+    return storage
 
 
 def check_is_there(path: Path) -> None:
@@ -209,7 +270,7 @@ def check_is_there(path: Path) -> None:
         )
 
 
-def _open_postgres(url: URL, on_stale_trial: StaleTrialCallback | None) -> RDBStorage:
+def _open_postgres(url: URL, on_stale_trial: StaleTrialCallback | None) -> PatientStorage:
     """Open under a lock, because any opening makes the tables where there are none (issue 820)."""
     options = {"connect_timeout": CONNECT_TIMEOUT_S}
     engine = sqlalchemy.create_engine(url, connect_args=options, poolclass=NullPool)
@@ -219,7 +280,7 @@ def _open_postgres(url: URL, on_stale_trial: StaleTrialCallback | None) -> RDBSt
         return _open(url, on_stale_trial)
 
 
-def _open(url: URL, on_stale_trial: StaleTrialCallback | None) -> RDBStorage:
+def _open(url: URL, on_stale_trial: StaleTrialCallback | None) -> PatientStorage:
     options: dict[str, Any]
     sqlite = url.drivername.startswith("sqlite")
     if sqlite:
@@ -283,6 +344,7 @@ def storage_errors(url: str) -> Iterator[None]:
     except (
         sqlalchemy.exc.SQLAlchemyError,
         sqlite3.Error,
+        grpc.RpcError,
         optuna.exceptions.StorageInternalError,
     ) as error:
         reason = _reason(error)
@@ -306,6 +368,8 @@ def storage_errors(url: str) -> Iterator[None]:
 def _reason(error: BaseException) -> str:
     while error.__cause__ is not None and not isinstance(error, sqlalchemy.exc.DBAPIError):
         error = error.__cause__
+    if isinstance(error, grpc.RpcError):
+        return _reason_of_call(error)
     original = getattr(error, "orig", None) or error
     text = hide_passwords(" ".join(str(original).split()))
     # psycopg tells one story for every address of the host, and again for every attempt.
@@ -314,11 +378,20 @@ def _reason(error: BaseException) -> str:
     return text
 
 
+def _reason_of_call(error: grpc.RpcError) -> str:
+    said = {
+        grpc.StatusCode.UNIMPLEMENTED: "it is no proxy that 'autotune storage proxy' has started",
+        grpc.StatusCode.DEADLINE_EXCEEDED: "timeout",
+    }
+    return said.get(error.code()) or hide_passwords(wire.reason_of(error))
+
+
 def _way_out(reason: str) -> str:
     ways = {
         "unable to open database file": "its folder must exist and be writable",
         "readonly database": "the file must be writable",
         "not a database": "the file is something else; name another with --storage",
+        "wrong password": "give that of the proxy, as in grpc://:password@host:port",
         "password authentication failed": "check the user and the password of the URL",
         "onnection refused": "is the server running, and are host and port right?",
         "does not exist": "create the database first, or check its name",

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
-from optuna.storages import RDBStorage
+from optuna.storages._heartbeat import BaseHeartbeat
 
 from autotune.storage.database import HEARTBEAT_INTERVAL_S
 
@@ -36,7 +36,7 @@ class Heartbeat:
 
     def __init__(
         self,
-        storage: RDBStorage,
+        storage: BaseHeartbeat,
         trial_id: int,
         also: Callable[[], None] = lambda: None,
         interval_s: float = HEARTBEAT_INTERVAL_S,

@@ -13,16 +13,16 @@ from contextlib import contextmanager
 import psycopg
 import sqlalchemy
 from filelock import FileLock, Timeout
-from optuna.storages import RDBStorage
 
 from autotune.errors import LockedError
-from autotune.storage.database import database_path, is_sqlite
+from autotune.storage.database import StudyStorage, database_path, is_sqlite
 from autotune.storage.patience import LockLostError, impatiently
+from autotune.storage.proxy.client import ProxyStorage
 
 
 @contextmanager
 def study_lock(
-    storage: RDBStorage, url: str, study: str, timeout_s: float | None = None
+    storage: StudyStorage, url: str, study: str, timeout_s: float | None = None
 ) -> Iterator[None]:
     """Hold the lock of one study, across all processes and machines that share its storage.
 
@@ -37,12 +37,16 @@ def study_lock(
             it may have met what another holder did.
         LockedError: When another one holds it for longer than ``timeout_s``.
     """
+    if isinstance(storage, ProxyStorage):
+        with storage.hold(study, timeout_s):
+            yield
+        return
     if is_sqlite(url):
         lock = FileLock(f"{database_path(url)}.lock")
         try:
             lock.acquire(timeout=-1 if timeout_s is None else timeout_s)
         except Timeout as error:
-            raise _locked(study, timeout_s) from error
+            raise LockedError.of(study, timeout_s) from error
         try:
             with impatiently():
                 yield
@@ -73,13 +77,6 @@ def _unlock(connection: sqlalchemy.Connection, key: int) -> bool:
         return False
 
 
-def _locked(study: str, timeout_s: float | None) -> LockedError:
-    return LockedError(
-        f"storage: another process has held the lock of the study {study!r} for more than "
-        f"{timeout_s:g} s, and no trial can start; is a worker stopped or hung?"
-    )
-
-
 def _wait_for(
     connection: sqlalchemy.Connection, key: int, study: str, timeout_s: float | None
 ) -> None:
@@ -93,7 +90,7 @@ def _wait_for(
     except sqlalchemy.exc.OperationalError as error:
         if not isinstance(error.orig, psycopg.errors.LockNotAvailable):
             raise
-        raise _locked(study, timeout_s) from error
+        raise LockedError.of(study, timeout_s) from error
     finally:
         if not connection.invalidated:  # connections are used again
             connection.execute(sqlalchemy.text("RESET lock_timeout"))

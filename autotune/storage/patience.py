@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
+import grpc
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
@@ -30,6 +31,7 @@ from tenacity import (
 )
 
 from autotune.errors import StorageError, hide_passwords
+from autotune.storage.proxy import wire
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,8 @@ def is_transient(error: BaseException) -> bool:
         return True
     while isinstance(error, StorageError | StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
+    if wire.is_away(error):
+        return True
     if isinstance(error, sqlalchemy.exc.TimeoutError):  # no free connection in the pool
         return True
     if not isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError):
@@ -129,29 +133,49 @@ def _tell(state: RetryCallState) -> None:
     global _last_met
     _last_met = time.monotonic()
     assert state.outcome is not None and state.next_action is not None
-    reason = " ".join(hide_passwords(str(state.outcome.exception())).split())[:300]
+    error = state.outcome.exception()
+    words = wire.reason_of(error) if isinstance(error, grpc.RpcError) else str(error)
+    reason = " ".join(hide_passwords(words).split())[:300]
     logger.warning(
         "the storage is away (%s); trying again in %.1f s", reason, state.next_action.sleep
     )
 
 
-class PatientStorage(RDBStorage):
-    """Optuna's database storage, which waits where nothing can go wrong by doing it twice.
+#: What may be done twice without harm. A report that was written although the answer got lost is
+#: written over with the same value; a trial that another worker has been given stays his, and says
+#: so (``UpdateFinishedTrialError``).
+_HARMLESS = (
+    "get_study_id_from_name",
+    "get_study_name_from_id",
+    "get_study_directions",
+    "get_study_user_attrs",
+    "get_study_system_attrs",
+    "get_all_studies",
+    "set_study_user_attr",
+    "set_study_system_attr",
+    "get_trial",
+    "set_trial_param",
+    "set_trial_intermediate_value",
+    "set_trial_user_attr",
+    "set_trial_system_attr",
+)
 
-    A report that was written although the answer got lost is written over with the same value; a
-    trial that another worker has been given stays his, and says so (``UpdateFinishedTrialError``).
+
+def waits(*also: str) -> Callable[[type[T]], type[T]]:
+    """Make a class of storages wait where nothing can go wrong by doing it twice.
+
+    Args:
+        also: Names of further methods that may be repeated.
     """
 
-    get_study_id_from_name = patient(RDBStorage.get_study_id_from_name)
-    get_study_name_from_id = patient(RDBStorage.get_study_name_from_id)
-    get_study_directions = patient(RDBStorage.get_study_directions)
-    get_study_user_attrs = patient(RDBStorage.get_study_user_attrs)
-    get_study_system_attrs = patient(RDBStorage.get_study_system_attrs)
-    set_study_user_attr = patient(RDBStorage.set_study_user_attr)
-    set_study_system_attr = patient(RDBStorage.set_study_system_attr)
-    get_trial = patient(RDBStorage.get_trial)
-    _get_trials = patient(RDBStorage._get_trials)  # what Optuna's cache reads by
-    set_trial_param = patient(RDBStorage.set_trial_param)
-    set_trial_intermediate_value = patient(RDBStorage.set_trial_intermediate_value)
-    set_trial_user_attr = patient(RDBStorage.set_trial_user_attr)
-    set_trial_system_attr = patient(RDBStorage.set_trial_system_attr)
+    def made(storage: type[T]) -> type[T]:
+        for name in (*_HARMLESS, *also):
+            setattr(storage, name, patient(getattr(storage, name)))
+        return storage
+
+    return made
+
+
+@waits("_get_trials")  # what Optuna's cache reads by
+class PatientStorage(RDBStorage):
+    """Optuna's database storage, which waits while the database is away."""

@@ -23,7 +23,7 @@ from autotune.storage.database import (
     check_is_there,
     database_path,
     is_sqlite,
-    parse_url,
+    parse_database,
     redact,
     storage_errors,
 )
@@ -37,7 +37,7 @@ def reading_engine(url: str) -> sqlalchemy.Engine:
     """
     if not is_sqlite(url):
         return sqlalchemy.create_engine(
-            parse_url(url),
+            parse_database(url),
             connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
             poolclass=NullPool,
             isolation_level="REPEATABLE READ",

@@ -15,7 +15,7 @@ from autotune.storage.database import (
     absolute_url,
     database_path,
     is_sqlite,
-    open_storage,
+    open_database,
     redact,
     storage_errors,
 )
@@ -139,7 +139,7 @@ def writing(target: str) -> Iterator[sqlalchemy.Engine]:
         StorageError: When it cannot be used.
     """
     new = is_sqlite(target) and not database_path(target).exists()
-    engine = open_storage(target, create=True).engine
+    engine = open_database(target, create=True).engine
     try:
         yield engine
     except BaseException:

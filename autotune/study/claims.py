@@ -21,7 +21,6 @@ from dataclasses import dataclass
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
@@ -29,7 +28,7 @@ from autotune.plan import TrialPlan
 from autotune.search.dimensions import suggest
 from autotune.search.samplers import CanonicalSampler
 from autotune.search.space import Space
-from autotune.storage.database import HEARTBEAT_INTERVAL_S, experimental
+from autotune.storage.database import HEARTBEAT_INTERVAL_S, StudyStorage, experimental
 from autotune.storage.lock import study_lock
 from autotune.storage.patience import LockLostError, is_transient, patient, was_away
 from autotune.study import record
@@ -79,13 +78,13 @@ class Claims:
 
     Args:
         study: The study.
-        storage: Its database storage.
+        storage: Its storage.
         url: Absolute storage URL.
         space: Its static space.
     """
 
     study: Study
-    storage: RDBStorage
+    storage: StudyStorage
     url: str
     space: Space
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore
-from optuna.storages import RDBStorage
 from optuna.study import Study
 from pydantic import ValidationError
 
@@ -21,17 +20,20 @@ from autotune.rules import is_own
 from autotune.search.own import Reference, references
 from autotune.search.space import Space
 from autotune.storage.database import (
+    StudyStorage,
     absolute_url,
     database_path,
     experimental,
     is_sqlite,
     open_storage,
+    parse_database,
     redact,
     storage_errors,
 )
 from autotune.storage.filesystem import refuse_network
 from autotune.storage.layout import Files
 from autotune.storage.lock import study_lock
+from autotune.storage.patience import PatientStorage
 from autotune.study import record
 from autotune.study.budget import Budget
 from autotune.study.claims import Claims, sweep_stale
@@ -50,12 +52,12 @@ class OpenStudy:
 
     Args:
         study: Optuna's study.
-        storage: Its database storage (the one below Optuna's cache).
+        storage: Its storage (of a database the one below Optuna's cache).
         url: Absolute storage URL.
         files: Where its files lie.
     """
 
-    def __init__(self, study: Study, storage: RDBStorage, url: str, files: Files) -> None:
+    def __init__(self, study: Study, storage: StudyStorage, url: str, files: Files) -> None:
         self.study = study
         self.storage = storage
         self.url = url
@@ -65,6 +67,17 @@ class OpenStudy:
     def name(self) -> str:
         """Name of the study."""
         return self.study.study_name
+
+    @property
+    def database(self) -> PatientStorage:
+        """The storage, for what must ask the database itself.
+
+        Raises:
+            StorageError: When the study was opened through a proxy.
+        """
+        parse_database(self.url)
+        assert isinstance(self.storage, PatientStorage)
+        return self.storage
 
     @property
     def artifacts(self) -> FileSystemArtifactStore:
@@ -166,7 +179,7 @@ def open_or_create(definition: Definition, dataset: Mapping[str, Any]) -> OpenSt
     return opened
 
 
-def _create(config: StudyConfig, storage: RDBStorage) -> Study:
+def _create(config: StudyConfig, storage: StudyStorage) -> Study:
     return optuna.create_study(
         study_name=config.name,
         storage=storage,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
@@ -18,6 +17,7 @@ from autotune.search import ranking
 from autotune.search.space import Space
 from autotune.search.start import Dropped, Start, fit_into, known_good, without_repeats
 from autotune.storage.database import (
+    StudyStorage,
     database_path,
     is_sqlite,
     open_storage,
@@ -60,7 +60,7 @@ class Starts:
         return [self.baseline, *(one.plan for one in (*self.known_good, *self.warm))]
 
 
-def starts_of(definition: Definition, storage: RDBStorage) -> Starts:
+def starts_of(definition: Definition, storage: StudyStorage) -> Starts:
     """Choose what a study starts with.
 
     Args:

@@ -36,6 +36,7 @@ SURFACE = {
     "storage restore": {"file", "--storage", "--files"},
     "storage upgrade": {"--storage"},
     "storage check": {"--storage"},
+    "storage proxy": {"--storage", "--host", "--port"},
     "storage local": {"--folder", "--stop"},
 }
 

@@ -1,4 +1,4 @@
-"""One suite over both storages, with real processes."""
+"""One suite over all storages, with real processes."""
 
 from __future__ import annotations
 
@@ -10,25 +10,29 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.errors import StorageError
 from autotune.storage.database import (
     GRACE_PERIOD_S,
+    StudyStorage,
     absolute_url,
     experimental,
+    open_database,
     open_storage,
     storage_errors,
 )
 from autotune.storage.heartbeat import Heartbeat
 from autotune.storage.lock import study_lock
+from autotune.storage.patience import PatientStorage
+from tests.support.proxy import Proxy
 
 #: What every child process starts with; the URL and the folder come as arguments.
 PROLOGUE = """
@@ -79,9 +83,43 @@ with study_lock(storage, url, sys.argv[3]):
 """
 
 
+DATABASES = pytest.mark.parametrize("kind", ["sqlite", "postgres"], indirect=True)
+
+
+@pytest.fixture(params=["sqlite", "postgres", "proxy"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def storage(url: str) -> RDBStorage:
+def database(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, closed_connections: None
+) -> str:
+    """The URL of the database itself."""
+    if kind == "sqlite":
+        return f"sqlite:///{tmp_path}/study.db"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+def url(kind: str, database: str) -> Iterator[str]:
+    """The URL that workers have."""
+    if kind != "proxy":
+        yield database
+        return
+    with Proxy(database) as proxy:
+        yield proxy.url
+
+
+@pytest.fixture
+def storage(url: str) -> StudyStorage:
     return open_storage(url, create=True)
+
+
+@pytest.fixture
+def engine(database: str, storage: StudyStorage) -> sqlalchemy.Engine:
+    """What reads and changes the database behind the back of the storage."""
+    return open_database(database).engine
 
 
 def spawn(code: str, *arguments: str) -> subprocess.Popen[str]:
@@ -116,7 +154,7 @@ def run_together(code: str, count: int, *arguments: str) -> list[list[int]]:
             one.communicate()
 
 
-def new_study(storage: RDBStorage) -> optuna.Study:
+def new_study(storage: StudyStorage) -> optuna.Study:
     return optuna.create_study(study_name="s", storage=storage, direction="maximize")
 
 
@@ -134,7 +172,9 @@ def ask() -> Any:
     return ask
 
 
-def test_a_study_is_there_when_it_is_opened_again(url: str, storage: RDBStorage, ask: Any) -> None:
+def test_a_study_is_there_when_it_is_opened_again(
+    url: str, storage: StudyStorage, ask: Any
+) -> None:
     study = new_study(storage)
     trial = ask(study)
     trial.suggest_float("lr", 0, 1)
@@ -146,9 +186,9 @@ def test_a_study_is_there_when_it_is_opened_again(url: str, storage: RDBStorage,
         assert again.best_trial == study.best_trial
 
 
-def test_heartbeats_are_on(storage: RDBStorage) -> None:
+def test_heartbeats_are_on(storage: StudyStorage, database: str) -> None:
     assert storage.get_heartbeat_interval() == 15
-    assert storage.grace_period == GRACE_PERIOD_S
+    assert open_database(database).grace_period == GRACE_PERIOD_S
 
 
 def test_several_processes_make_the_same_study(url: str, tmp_path: Path) -> None:
@@ -156,7 +196,7 @@ def test_several_processes_make_the_same_study(url: str, tmp_path: Path) -> None
     assert optuna.get_all_study_names(open_storage(url)) == ["s"]
 
 
-def test_no_queued_trial_is_run_twice(url: str, storage: RDBStorage, tmp_path: Path) -> None:
+def test_no_queued_trial_is_run_twice(url: str, storage: StudyStorage, tmp_path: Path) -> None:
     study = new_study(storage)
     for number in range(60):
         study.enqueue_trial({}, user_attrs={"queued": number})
@@ -165,7 +205,7 @@ def test_no_queued_trial_is_run_twice(url: str, storage: RDBStorage, tmp_path: P
 
 
 def test_the_study_lock_lets_one_in_at_a_time(
-    url: str, storage: RDBStorage, tmp_path: Path
+    url: str, storage: StudyStorage, tmp_path: Path
 ) -> None:
     (tmp_path / "count").write_text("0")
     run_together(COUNT, 3, url, str(tmp_path))
@@ -178,7 +218,7 @@ def in_time(action: threading.Thread, seconds: float) -> bool:
     return not action.is_alive()
 
 
-def take(storage: RDBStorage, url: str, study: str) -> threading.Thread:
+def take(storage: StudyStorage, url: str, study: str) -> threading.Thread:
     def run() -> None:
         with study_lock(storage, url, study):
             pass
@@ -187,7 +227,7 @@ def take(storage: RDBStorage, url: str, study: str) -> threading.Thread:
 
 
 def test_the_study_lock_goes_with_a_holder_that_is_killed(
-    url: str, storage: RDBStorage, tmp_path: Path
+    url: str, storage: StudyStorage, tmp_path: Path
 ) -> None:
     holder = spawn(HOLD, url, str(tmp_path), "s")
     try:
@@ -202,13 +242,13 @@ def test_the_study_lock_goes_with_a_holder_that_is_killed(
         holder.communicate()
 
 
-def test_the_study_lock_is_free_after_an_error(url: str, storage: RDBStorage) -> None:
+def test_the_study_lock_is_free_after_an_error(url: str, storage: StudyStorage) -> None:
     with pytest.raises(ValueError, match="inside"), study_lock(storage, url, "s"):
         raise ValueError("inside")
     assert in_time(take(storage, url, "s"), 20)
 
 
-def test_the_storage_can_be_used_under_the_lock(url: str, storage: RDBStorage) -> None:
+def test_the_storage_can_be_used_under_the_lock(url: str, storage: StudyStorage) -> None:
     with study_lock(storage, url, "s"):
         new_study(storage).set_user_attr("a", 1)
 
@@ -216,8 +256,8 @@ def test_the_storage_can_be_used_under_the_lock(url: str, storage: RDBStorage) -
 # Heartbeat
 
 
-def beats(storage: RDBStorage, trial_id: int) -> Any:
-    with storage.engine.connect() as connection:
+def beats(engine: sqlalchemy.Engine, trial_id: int) -> Any:
+    with engine.connect() as connection:
         return connection.execute(
             sqlalchemy.text("SELECT heartbeat FROM trial_heartbeats WHERE trial_id = :id"),
             {"id": trial_id},
@@ -231,15 +271,18 @@ def wait_for(condition: Any, seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-def test_a_heartbeat_is_written_from_the_first_moment(storage: RDBStorage, ask: Any) -> None:
+def test_a_heartbeat_is_written_from_the_first_moment(
+    storage: StudyStorage, engine: sqlalchemy.Engine, ask: Any
+) -> None:
     trial = ask(new_study(storage))
-    assert beats(storage, trial._trial_id) is None
+    assert beats(engine, trial._trial_id) is None
     with Heartbeat(storage, trial._trial_id):
-        wait_for(lambda: beats(storage, trial._trial_id) is not None)
+        wait_for(lambda: beats(engine, trial._trial_id) is not None)
 
 
+@DATABASES
 def test_a_heartbeat_outlives_a_write_that_fails(
-    storage: RDBStorage, ask: Any, caplog: pytest.LogCaptureFixture
+    storage: PatientStorage, engine: sqlalchemy.Engine, ask: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     trial = ask(new_study(storage))
     broken = threading.Event()
@@ -253,13 +296,13 @@ def test_a_heartbeat_outlives_a_write_that_fails(
 
     sqlalchemy.event.listen(storage.engine, "before_cursor_execute", fail)
     with Heartbeat(storage, trial._trial_id, interval_s=0.05):
-        wait_for(lambda: beats(storage, trial._trial_id) is not None)
+        wait_for(lambda: beats(engine, trial._trial_id) is not None)
     assert not broken.is_set()
     assert f"heartbeat of trial id {trial._trial_id}" in caplog.text
     assert "server went away" in caplog.text
 
 
-def test_stale_trials_are_found_and_told(url: str, ask: Any) -> None:
+def test_stale_trials_are_found_and_told(url: str, engine: sqlalchemy.Engine, ask: Any) -> None:
     told: list[int] = []
 
     def on_stale(study: optuna.Study, trial: FrozenTrial) -> None:
@@ -270,12 +313,12 @@ def test_stale_trials_are_found_and_told(url: str, ask: Any) -> None:
     trials = [ask(study) for _ in range(3)]
     for trial in trials[:2]:
         with Heartbeat(storage, trial._trial_id):
-            wait_for(lambda number=trial._trial_id: beats(storage, number) is not None)
+            wait_for(lambda number=trial._trial_id: beats(engine, number) is not None)
     ages = {"sqlite": "datetime('now', :age)", "postgresql": "now() + CAST(:age AS interval)"}
-    with storage.engine.begin() as connection:
+    with engine.begin() as connection:
         connection.execute(
             sqlalchemy.text(
-                f"UPDATE trial_heartbeats SET heartbeat = {ages[storage.engine.dialect.name]} "
+                f"UPDATE trial_heartbeats SET heartbeat = {ages[engine.dialect.name]} "
                 "WHERE trial_id = :id"
             ),
             {"age": f"-{GRACE_PERIOD_S + 5} seconds", "id": trials[0]._trial_id},
@@ -294,7 +337,8 @@ def test_stale_trials_are_found_and_told(url: str, ask: Any) -> None:
 # Errors
 
 
-def test_the_tables_of_another_optuna_are_refused(url: str, storage: RDBStorage) -> None:
+@DATABASES
+def test_the_tables_of_another_optuna_are_refused(url: str, storage: PatientStorage) -> None:
     with storage.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v99.0.0.a'")
     with pytest.raises(StorageError, match="was made by another Optuna: The runtime optuna"):
@@ -309,7 +353,7 @@ def test_other_errors_pass(url: str) -> None:
 
 
 def test_the_absolute_url_opens_the_same_database(
-    url: str, storage: RDBStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, storage: StudyStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new_study(storage)
     (tmp_path / "elsewhere").mkdir()

@@ -1,0 +1,1 @@
+"""A server between very many workers and the database of their studies."""
