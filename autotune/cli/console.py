@@ -35,7 +35,8 @@ StorageOption = Annotated[
     typer.Option(
         "--storage",
         envvar="AUTOTUNE_STORAGE",
-        help="Storage URL: sqlite:///file.db or postgresql://user:password@host/database.",
+        help="Storage URL: sqlite:///file.db or postgresql://user:password@host/database. A "
+        "password is better in the environment: others can see a command line.",
         show_envvar=True,
     ),
 ]
