@@ -95,14 +95,17 @@ def serve_public(
         config = _config(name, port, _hashed(caddy, password), server.server_port, token)
         with _running(caddy, config) as process:
             threading.Thread(target=server.serve_forever, daemon=True).start()
-            fingerprint = _await(process, port)
-            if fingerprint:
-                site = f"[{name}]" if ":" in name else name
-                url = f"https://{site}:{port}{page_of(opened)}"
-                announce(Served(url, USER, where, fingerprint))
-            assert process.stderr is not None
-            lines = deque(process.stderr, maxlen=LAST_LINES)  # until Caddy ends
-            code = process.wait()
+            try:
+                fingerprint = _await(process, port)
+                if fingerprint:
+                    site = f"[{name}]" if ":" in name else name
+                    url = f"https://{site}:{port}{page_of(opened)}"
+                    announce(Served(url, USER, where, fingerprint))
+                assert process.stderr is not None
+                lines = deque(process.stderr, maxlen=LAST_LINES)  # until Caddy ends
+                code = process.wait()
+            finally:
+                server.shutdown()
     said = "".join(f"\n  {_words(line)}" for line in lines)
     raise AutotuneError(f"{caddy} has ended with exit code {code}{':' if said else ''}{said}")
 
@@ -174,11 +177,12 @@ def find_password() -> tuple[str, str]:
             f"{file} must be for its owner alone, but its mode is {mode:o}: others may have read "
             "it; delete it, and another password is made"
         )
-    return _check_password(file.read_text("utf-8").rstrip("\n"), str(file)), f"in {file}"
+    kept = file.read_text("utf-8", errors="surrogateescape").rstrip("\n")
+    return _check_password(kept, str(file)), f"in {file}"
 
 
 def _check_password(password: str, source: str) -> str:
-    size = len(password.encode())
+    size = len(password.encode(errors="surrogateescape"))
     if len(password) < MIN_CHARACTERS or size > MAX_BYTES or not password.isprintable():
         raise UserError(
             f"the password of {source} must have at least {MIN_CHARACTERS} printable characters "
@@ -241,7 +245,11 @@ def _config(name: str, port: int, password_hash: str, dashboard: int, token: str
 def _hashed(caddy: str, password: str) -> str:
     command = [caddy, "hash-password", "--algorithm", "bcrypt", "--bcrypt-cost", str(BCRYPT_COST)]
     done = subprocess.run(
-        command, input=f"{password}\n", env=_environment(), capture_output=True, text=True
+        command,
+        input=f"{password}\n",
+        env=_environment(),
+        capture_output=True,
+        encoding="utf-8",
     )
     if done.returncode:
         said = done.stderr.strip()
@@ -263,7 +271,8 @@ def _running(caddy: str, config: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=_environment(),
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         start_new_session=True,  # a Ctrl-C is for this process alone
         preexec_fn=_tie_to_parent(),
     )

@@ -340,7 +340,9 @@ def test_a_host_without_others(finished: Path, tmp_path: Path) -> None:
     assert "--host is for --public; without it the dashboard is on 127.0.0.1 alone" in said
 
 
-@pytest.mark.parametrize("password", ["", "elevenchars", "x" * 73, "é" * 37, "with\na new line"])
+@pytest.mark.parametrize(
+    "password", ["", "elevenchars", "x" * 73, "é" * 37, "with\na new line", "\udcff" * 12]
+)
 def test_what_is_no_password(finished: Path, tmp_path: Path, password: str) -> None:
     said = refused(
         finished, tmp_path, "--public", "--port", str(free_port()), **{VARIABLE: password}
