@@ -94,7 +94,8 @@ def test_a_password_on_the_command_line_is_taken_off_it(tmp_path: Path) -> None:
 
 def test_the_storage_is_still_the_one_that_was_named(tmp_path: Path) -> None:
     url = f"postgresql://me:{PASSWORD}@127.0.0.1:9/db"
-    ended = autotune("status", "tiny", "--storage", url, cwd=tmp_path, AUTOTUNE_STORAGE="other")
+    given = ("storage", "upgrade", "--storage", url)
+    ended = autotune(*given, cwd=tmp_path, AUTOTUNE_STORAGE="other")
     assert ended.returncode == 2
     assert "storage: postgresql://me:***@127.0.0.1:9/db cannot be used" in ended.stderr
     assert PASSWORD not in ended.stdout + ended.stderr
