@@ -22,6 +22,7 @@ WORKERS  ?=
 GPUS     ?=
 WORKERS_PER_GPU ?=
 PORT     ?= 8080
+PUBLIC   ?=
 STORAGE  ?=
 OUTPUT   ?= storage/backup-$(shell date +%Y%m%d-%H%M%S).db
 FIX      ?=
@@ -59,7 +60,7 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
 	@echo
 	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INHERIT SAMPLER ORDER PRUNER TRIALS TIMEOUT EPOCHS SEED NAME"
-	@echo "           WORKERS GPUS WORKERS_PER_GPU STORAGE PORT OUTPUT FIX ARGS"
+	@echo "           WORKERS GPUS WORKERS_PER_GPU STORAGE PORT PUBLIC OUTPUT FIX ARGS"
 	@echo "e.g. make study DATASET=photos TRIALS=60"
 
 # setuptools warns of folders named like the package; here the folder is the package.
@@ -95,8 +96,12 @@ best: $(BIN)/autotune ## print the winning plan as YAML
 report: $(BIN)/autotune ## write the HTML report of a study
 	@$(BIN)/autotune report $(which)
 
-dashboard: $(BIN)/autotune ## open optuna-dashboard on this machine (PORT=8080)
-	@$(BIN)/autotune dashboard $(which) --port $(PORT)
+$(VENV)/public: $(BIN)/autotune
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[public]'
+	@touch $@
+
+dashboard: $(if $(PUBLIC),$(VENV)/public,$(BIN)/autotune) ## open optuna-dashboard here (PORT=8080); PUBLIC=1: to others, read-only
+	@$(BIN)/autotune dashboard $(which) --port $(PORT) $(if $(PUBLIC),--public)
 
 fit: $(BIN)/autotune ## train the best plan anew and measure it on the test part
 	@$(BIN)/autotune fit $(which)

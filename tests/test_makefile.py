@@ -69,6 +69,11 @@ def test_variables_become_arguments(arguments: list[str], expected: str) -> None
     assert make(*arguments) == f".venv/bin/autotune {expected}"
 
 
+def test_the_dashboard_for_others() -> None:
+    told = make("-o", ".venv/public", "dashboard", "PUBLIC=1", "PORT=9000")
+    assert told == ".venv/bin/autotune dashboard 'digits' --port 9000 --public"
+
+
 def test_a_backup_has_a_name_of_its_own() -> None:
     told = make("backup", "STORAGE=postgresql://me:secret@host/db")
     name = r"'storage/backup-\d{8}-\d{6}\.db'"
@@ -163,7 +168,10 @@ def test_the_server_in_docker_is_for_this_machine_alone() -> None:
 
 
 def test_git_ignores_what_the_servers_keep() -> None:
-    kept = ["storage/postgres/PG_VERSION", "storage/postgres-password", "storage/backup-1.db"]
+    kept = [
+        *("storage/postgres/PG_VERSION", "storage/postgres-password", "storage/backup-1.db"),
+        "storage/dashboard/password",
+    ]
     found = subprocess.run(
         ["git", "check-ignore", *kept], cwd=ROOT, capture_output=True, text=True
     )

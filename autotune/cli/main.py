@@ -21,6 +21,7 @@ from autotune.cli import (
     validate,
     worker,
 )
+from autotune.cli.command_line import conceal_passwords
 from autotune.cli.console import fail
 from autotune.errors import AutotuneError
 
@@ -62,6 +63,7 @@ def version(
 
 def main() -> None:
     """Run the command; what a user can get wrong ends in one message, without a traceback."""
+    conceal_passwords()
     try:
         app(prog_name="autotune")  # also as python -m autotune.cli.main
     except AutotuneError as error:

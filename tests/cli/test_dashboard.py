@@ -16,6 +16,7 @@ import pytest
 
 from autotune.study.opening import open_existing
 from tests.support.browser import open_page, until
+from tests.support.network import free_port, other_addresses
 from tests.support.runs import start, wait_for
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(finished: Path) -> Iterator[Served]:
     """A dashboard on the study ``tiny``; at the end Ctrl-C has to stop it in silence."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     work = finished / "served"
     work.mkdir()
     storage = f"sqlite:///{finished}/storage/autotune.db"
@@ -88,6 +88,9 @@ def test_no_other_machine_can_reach_it(served: Served) -> None:
     fields = [line.split() for line in listening]
     local = [one[1] for one in fields if one[3] == "0A" and int(one[1][-4:], 16) == served.port]
     assert local == [f"0100007F:{served.port:04X}"]
+    for address in other_addresses():
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((address, served.port), timeout=10)
 
 
 def test_the_study_in_a_browser(

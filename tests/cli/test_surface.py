@@ -22,7 +22,7 @@ SURFACE = {
     "doctor": {*WHICH, "--files", "--fix"},
     "best": {*WHICH},
     "report": {*WHICH, "--output", "-o"},
-    "dashboard": {*WHICH, "--port"},
+    "dashboard": {*WHICH, "--port", "--public", "--host"},
     "fit": {*WHICH, "--trial", "--output", "-o"},
     "layers": {
         *("backbone", "--image-size", "--last", "--why", "--json"),

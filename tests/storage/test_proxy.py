@@ -332,7 +332,7 @@ def test_the_verb(tmp_path: Path) -> None:
             line = running.stdout.readline()
             assert line, said
             said += line
-        file = tmp_path / "storage/proxy-password"
+        file = tmp_path / "storage/proxy/password"
         password = file.read_text().strip()
         assert file.stat().st_mode & 0o777 == 0o600
         assert password not in said

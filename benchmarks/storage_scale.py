@@ -1,0 +1,532 @@
+"""How many trials a second can workers share, and how long does a worker wait for one?
+
+Worker processes with an objective that takes no time: 20 parameters drawn at random, 10 reports.
+autotune's claims on SQLite, on Postgres and on Postgres behind its proxy; beside each the same
+with plain Optuna and its documented settings, in the same run on the same machine. Every worker
+works for a fixed time; a part of the trials was queued before. Then: how long does one worker wait
+for a trial in a study of 1,000 finished trials?
+
+    python benchmarks/storage_scale.py [--workers 1 8 32 64] [--seconds 15]
+
+The goals: three times the trials of plain Optuna on SQLite with 8 workers, no fewer on Postgres,
+no error and no trial run twice anywhere, and less than 100 ms for a trial.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import cast
+
+import optuna
+import sqlalchemy
+from heading import date_and_machine
+from optuna.samplers import RandomSampler
+from optuna.storages import GrpcStorageProxy, RDBStorage, get_storage, run_grpc_proxy_server
+from optuna.trial import Trial, TrialState
+
+from autotune.config import StudyConfig
+from autotune.search.dimensions import suggest
+from autotune.search.pruners import make_pruner
+from autotune.search.samplers import make_sampler
+from autotune.search.space import Space
+from autotune.storage import local
+from autotune.storage.database import absolute_url, open_storage
+from autotune.storage.heartbeat import Heartbeat
+from autotune.study import record
+from autotune.study.claims import Claim, Claims
+from autotune.studyfile import check
+
+RESULTS = Path(__file__).parent / "results"
+NAME = "scale"
+EPOCHS = 10
+#: What SQLAlchemy's own errors and Optuna's are told apart by.
+PASSWORD = "of-this-benchmark"
+
+
+def make_config(sampler: str) -> StudyConfig:
+    """Return a study of 20 parameters."""
+    low = {"low": 0.0, "high": 0.5}
+    values = {
+        "dataset": "digits",
+        "backbone": "resnet18",
+        "space": {
+            "depth": {"low": 0, "high": 10},
+            "head": {
+                "hidden_layers": {"low": 0, "high": 3},
+                "units": [64, 128, 256],
+                "dropout": low,
+                "pool": ["keep", "max", "avgmax"],
+                "batch_norm": [True, False],
+                "activation": ["relu", "gelu"],
+            },
+            "training": {
+                "optimizer": ["adamw", "sgd"],
+                "lr": {"low": 1e-4, "high": 1e-1, "log": True},
+                "layer_decay": {"low": 0.5, "high": 1.0},
+                "weight_decay": {"low": 1e-6, "high": 1e-1, "log": True},
+                "label_smoothing": low,
+                "mixup": low,
+                "cutmix": low,
+                "l2_sp": {"low": 0.0, "high": 0.1},
+                "head_epochs": {"low": 0, "high": 3},
+            },
+        },
+        "search": {"sampler": sampler, "pruner": "none", "trials": 10**6},
+        "training": {"epochs": EPOCHS},
+    }
+    return check(values, "benchmark")
+
+
+@cache
+def the_space() -> Space:
+    """Return the space of the study: 20 parameters."""
+    config = make_config("random")
+    space = Space.from_config("resnet18", config.space, "weights", ())
+    assert len(space.distributions) == 20, sorted(space.distributions)
+    return space
+
+
+# Workers
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to share a study.
+
+    Args:
+        name: What it is called.
+        url: Where its workers find the study.
+        ours: Whether they are autotune's.
+    """
+
+    name: str
+    url: str
+    ours: bool
+
+
+def plain_storage(url: str) -> optuna.storages.BaseStorage:
+    """Open a storage as Optuna's documentation does.
+
+    SQLite gets a longer timeout, a server a check before connections are used again and
+    heartbeats: what the pages of ``RDBStorage`` and of SQLAlchemy's pools advise.
+    """
+    if url.startswith("grpc"):
+        host, _, port = url.removeprefix("grpc://").rpartition(":")
+        return GrpcStorageProxy(host=host, port=int(port))
+    if url.startswith("sqlite"):
+        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 100}})
+    return RDBStorage(
+        url, engine_kwargs={"pool_pre_ping": True}, heartbeat_interval=60, grace_period=120
+    )
+
+
+def values_of(trial: Trial) -> Iterator[float]:
+    rng = random.Random(trial.number)
+    for _ in range(EPOCHS):
+        yield rng.random()
+
+
+def work_ours(side: Side, worker: str, seed: int, sampler: str) -> Callable[[], tuple[int, float]]:
+    """Return what runs one trial as a worker of autotune does, and says how long it waited."""
+    config = make_config(sampler)
+    storage = open_storage(side.url)
+    study = optuna.load_study(study_name=NAME, storage=storage)
+    study.sampler = make_sampler(config, the_space(), seed)
+    study.pruner = make_pruner("none", EPOCHS, 1)
+    claims = Claims(study, storage, absolute_url(side.url), the_space())
+
+    def run() -> tuple[int, float]:
+        start = time.perf_counter()
+        claim = claims.claim(worker)
+        assert isinstance(claim, Claim), claim
+        waited = time.perf_counter() - start
+        trial = claim.trial
+        with Heartbeat(storage, trial._trial_id):
+            for epoch, value in enumerate(values_of(trial), 1):
+                trial.report(value, epoch)
+                trial.should_prune()
+        claims.finish(claim, TrialState.COMPLETE, value)
+        return trial.number, waited
+
+    return run
+
+
+def work_plain(side: Side, seed: int, sampler: str) -> Callable[[], tuple[int, float]]:
+    """Return what runs one trial as a user of Optuna would write it."""
+    made = {"random": RandomSampler, "tpe": optuna.samplers.TPESampler}[sampler](seed=seed)
+    study = optuna.load_study(study_name=NAME, storage=plain_storage(side.url), sampler=made)
+    study.pruner = optuna.pruners.NopPruner()
+    told: list[tuple[int, float]] = []
+    start = 0.0
+
+    def objective(trial: Trial) -> float:
+        for name, distribution in the_space().distributions.items():
+            suggest(trial, name, distribution)
+        told.append((trial.number, time.perf_counter() - start))
+        for epoch, value in enumerate(values_of(trial), 1):
+            trial.report(value, epoch)
+            trial.should_prune()
+        return value
+
+    def run() -> tuple[int, float]:
+        nonlocal start
+        start = time.perf_counter()
+        study.optimize(objective, n_trials=1)
+        return told.pop()
+
+    return run
+
+
+def be_worker() -> None:
+    """Work for as long as the parent says, and tell it what came of it."""
+    job = json.loads(sys.stdin.readline())
+    side = Side(**job["side"])
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore")
+    if side.ours:
+        run = work_ours(side, f"host/1/{job['index']}", job["index"], "random")
+    else:
+        run = work_plain(side, job["index"], "random")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    end = time.monotonic() + job["seconds"]
+    numbers, waits, errors = [], [], Counter[str]()
+    while time.monotonic() < end:
+        try:
+            number, waited = run()
+        except Exception as error:
+            errors[" ".join(f"{type(error).__name__}: {error}".split())[:100]] += 1
+        else:
+            numbers.append(number)
+            waits.append(waited)
+    print(json.dumps({"numbers": numbers, "waits": waits, "errors": errors}), flush=True)
+
+
+# The run
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the workers of one side did.
+
+    Args:
+        side: The side.
+        workers: How many there were.
+        rate: Trials a second, all workers together.
+        median_s: How long a worker waited for a trial: half of them less than so long.
+        worst_s: The longest wait.
+        errors: What was raised, with the number of times.
+        twice: Trials that two workers ran.
+    """
+
+    side: Side
+    workers: int
+    rate: float
+    median_s: float
+    worst_s: float
+    errors: Counter[str]
+    twice: int
+
+
+def new_study(url: str, ours: bool, queued: int) -> None:
+    """Make a study, with some trials in its queue."""
+    storage = open_storage(url, create=True) if ours else plain_storage(url)
+    study = optuna.create_study(study_name=NAME, storage=storage, direction="maximize")
+    study.set_user_attr(record.BUDGET, {"trials": 10**6})
+    rng = random.Random(0)
+    for _ in range(queued):
+        number = rng.uniform(1e-4, 1e-1)
+        study.enqueue_trial({"training.lr": number})
+
+
+def measure(side: Side, workers: int, seconds: float) -> Row:
+    """Let workers work for a while."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, "--be-worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for _ in range(workers)
+    ]
+
+    def say(process: subprocess.Popen[str], line: str) -> None:
+        assert process.stdin is not None
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+
+    def hear(process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        return process.stdout.readline().strip()
+
+    try:
+        for index, one in enumerate(processes):
+            job = {"side": vars(side), "index": index, "seconds": seconds}
+            say(one, json.dumps(job))
+        assert {hear(one) for one in processes} == {"ready"}
+        start = time.monotonic()
+        for one in processes:
+            say(one, "go")
+        with ThreadPoolExecutor(workers) as pool:
+            answers = [json.loads(line) for line in pool.map(hear, processes)]
+        took = time.monotonic() - start
+    finally:
+        for one in processes:
+            one.kill()
+            one.communicate()
+    numbers = Counter(number for one in answers for number in one["numbers"])
+    waits = [waited for one in answers for waited in one["waits"]]
+    errors = sum((Counter(one["errors"]) for one in answers), Counter[str]())
+    return Row(
+        side,
+        workers,
+        len(waits) / took,
+        statistics.median(waits) if waits else float("nan"),
+        max(waits, default=float("nan")),
+        errors,
+        sum(count > 1 for count in numbers.values()),
+    )
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+@contextmanager
+def proxy_of(url: str, ours: bool) -> Iterator[str]:
+    """Run a proxy of a database in a process of its own."""
+    port = free_port()
+    if ours:
+        command = [sys.executable, "-m", "autotune.cli.main", "storage", "proxy"]
+        command += ["--port", str(port)]
+        found = f"grpc://:{PASSWORD}@127.0.0.1:{port}"
+    else:
+        command = [sys.executable, __file__, "--be-proxy", str(port)]
+        found = f"grpc://127.0.0.1:{port}"
+    environment = {**os.environ, "AUTOTUNE_STORAGE": url, "AUTOTUNE_PROXY_PASSWORD": PASSWORD}
+    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 60
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert time.monotonic() < end, "the proxy does not start"
+            time.sleep(0.1)
+        yield found
+    finally:
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+
+
+def be_proxy(port: int) -> None:
+    """Run Optuna's own proxy, as its documentation does."""
+    warnings.simplefilter("ignore")
+    storage = get_storage(plain_storage(os.environ["AUTOTUNE_STORAGE"]))
+    run_grpc_proxy_server(storage, host="127.0.0.1", port=port)
+
+
+class Databases:
+    """Empty databases, one after the other.
+
+    Args:
+        folder: Where they are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+        self._server = local.start(folder / "postgres")
+
+    def fresh(self, kind: str) -> str:
+        """Make an empty one and return its URL."""
+        self._count += 1
+        if kind == "sqlite":
+            return f"sqlite:///{self._folder}/{self._count}.db"
+        url = sqlalchemy.make_url(self._server).set(drivername="postgresql+psycopg")
+        engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE scale_{self._count}")
+        engine.dispose()
+        return url.set(database=f"scale_{self._count}").render_as_string(hide_password=False)
+
+    @contextmanager
+    def side(self, kind: str, ours: bool, queued: int) -> Iterator[Side]:
+        """Make a study somewhere and return where its workers find it."""
+        name = f"{'autotune' if ours else 'Optuna'}, {kind}"
+        url = self.fresh(kind.partition(" ")[0].lower())
+        new_study(url, ours, queued)
+        if "proxy" not in kind:
+            yield Side(name, url, ours)
+            return
+        with proxy_of(url, ours) as through:
+            yield Side(name, through, ours)
+
+    def stop(self) -> None:
+        """Stop the server."""
+        local.stop(self._folder / "postgres")
+
+
+KINDS = ("SQLite", "Postgres", "Postgres + proxy")
+
+
+@dataclass(frozen=True)
+class Wait:
+    """How long one worker waits for a trial in a large study.
+
+    Args:
+        side: The side.
+        sampler: What draws the parameters.
+        median_s: Half of the waits are shorter.
+        worst_s: The longest one.
+    """
+
+    side: Side
+    sampler: str
+    median_s: float
+    worst_s: float
+
+
+def wait_in_a_large_study(side: Side, sampler: str, finished: int, repeats: int) -> Wait:
+    """Measure the wait in this process, after the trials that fill the study."""
+    rng = random.Random(1)
+    storage = open_storage(side.url) if side.ours else plain_storage(side.url)
+    study = optuna.load_study(study_name=NAME, storage=storage)
+    distributions = dict(the_space().distributions)
+    filler = optuna.create_study(sampler=RandomSampler(seed=0), direction="maximize")
+    for _ in range(finished):
+        trial = filler.ask(distributions)
+        for epoch in range(1, EPOCHS + 1):
+            trial.report(rng.random(), epoch)
+        if side.ours:
+            trial.set_user_attr(record.PLAN, the_space().plan(trial.params).to_json())
+        filler.tell(trial, rng.random())
+    study.add_trials(filler.get_trials(deepcopy=False))
+    run = work_ours(side, "host/1/0", 7, sampler) if side.ours else work_plain(side, 7, sampler)
+    run()  # reads the study once
+    waits = [run()[1] for _ in range(repeats)]
+    return Wait(side, sampler, statistics.median(waits), max(waits))
+
+
+def render(rows: Sequence[Row], waits: Sequence[Wait], seconds: float, finished: int) -> str:
+    """Write the report."""
+    lines = [
+        "# Many workers, one study",
+        "",
+        date_and_machine("optuna", "sqlalchemy", "psycopg", "grpcio"),
+        "",
+        f"Workers are processes, 20 parameters drawn at random, {EPOCHS} reports, no time for "
+        f"training; each row is {seconds:g} s, once, on an empty study with 8 queued trials for "
+        "each worker. The wait is from asking to having a trial with all of its parameters. Both "
+        "sides in one run, on one machine whose cores the workers share with the database.",
+        "",
+        "| storage | workers | autotune, trials/s | Optuna, trials/s | ratio "
+        "| wait, median / worst | Optuna's | errors | Optuna's | run twice | Optuna's |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for kind in KINDS:
+        for ours in (one for one in rows if one.side.ours and one.side.name.endswith(f", {kind}")):
+            plain = next(
+                one
+                for one in rows
+                if not one.side.ours
+                and one.workers == ours.workers
+                and one.side.name.endswith(f", {kind}")
+            )
+            ratio = f"{ours.rate / plain.rate:.1f}" if plain.rate else "-"
+            lines.append(
+                f"| {kind} | {ours.workers} | {ours.rate:.1f} | {plain.rate:.1f} | {ratio} "
+                f"| {_wait(ours)} | {_wait(plain)} | {ours.errors.total()} "
+                f"| {plain.errors.total()} | {ours.twice} | {plain.twice} |"
+            )
+    found = {f"{one.side.name}: {words}" for one in rows for words in one.errors}
+    lines += ["", "Errors:", "", *(f"- {one}" for one in sorted(found))] if found else []
+    lines += [
+        "",
+        f"One worker in a study of {finished:,} finished trials:",
+        "",
+        "| storage | sampler | wait, median | worst |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {one.side.name} | {one.sampler} | {1000 * one.median_s:.0f} ms "
+            f"| {1000 * one.worst_s:.0f} ms |"
+            for one in waits
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _wait(row: Row) -> str:
+    return f"{1000 * row.median_s:.0f} / {1000 * row.worst_s:.0f} ms"
+
+
+def main() -> None:
+    """Measure, print and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 32, 64])
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--finished", type=int, default=1000)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--be-worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--be-proxy", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.be_worker:
+        return be_worker()
+    if options.be_proxy:
+        return be_proxy(cast(int, options.be_proxy))
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore")
+    rows: list[Row] = []
+    waits: list[Wait] = []
+    with tempfile.TemporaryDirectory(prefix="scale-") as folder:
+        databases = Databases(Path(folder))
+        try:
+            for workers in options.workers:
+                for kind in KINDS:
+                    for ours in (True, False):
+                        with databases.side(kind, ours, 8 * workers) as side:
+                            row = measure(side, workers, options.seconds)
+                        rows.append(row)
+                        print(
+                            f"{side.name}, {workers} workers: {row.rate:.1f} trials/s, wait "
+                            f"{_wait(row)}, {row.errors.total()} errors, {row.twice} run twice",
+                            flush=True,
+                        )
+            for kind in KINDS:
+                for sampler in ("random", "tpe"):
+                    for ours in (True, False):
+                        with databases.side(kind, ours, 0) as side:
+                            found = wait_in_a_large_study(side, sampler, options.finished, 30)
+                        waits.append(found)
+                        print(
+                            f"{side.name}, {sampler}: {1000 * found.median_s:.0f} ms", flush=True
+                        )
+        finally:
+            databases.stop()
+    text = render(rows, waits, options.seconds, options.finished)
+    output = options.output or RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-storage-scale.md"
+    output.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
