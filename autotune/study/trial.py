@@ -132,7 +132,7 @@ def run_trial(
         free_memory()
         if part > LEAST_PART:
             part = max(LEAST_PART, part // 2)
-            logger.warning("trial %d: %d images at a time: %s", trial.number, part, said)
+            logger.warning("trial %d goes on with %d images: %s", trial.number, part, said)
             trial.set_user_attr(record.PART, part)
             continue
         logger.warning("trial %d does not fit: %s", trial.number, said)

@@ -390,3 +390,12 @@ def test_gpus_are_checked() -> None:
         resolve_gpus("all")
     with pytest.raises(UserError, match="must be 'all', 'none' or indices below 0, but got '1'"):
         resolve_gpus("1")
+
+
+def test_gpus_are_named_as_they_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,GPU-abc")  # read here, not by CUDA any more
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_gpus(None) == ("7", "GPU-abc")
+    assert resolve_gpus("1") == ("GPU-abc",)
+    with pytest.raises(UserError, match="indices below 2"):
+        resolve_gpus("2")
