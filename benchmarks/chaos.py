@@ -10,8 +10,9 @@ message. Prints what was done and found; ends with exit code 1 where something i
     python benchmarks/chaos.py --storage sqlite --kills 100 --locks 1 --long-locks 1 --fills 2
     python benchmarks/chaos.py --storage postgres --kills 100 --restarts 10 --freezes 1
 
-Freezes begin as soon as a trial runs, so that they are over before the study is: whoever finds the
-frozen worker silent gives its trial to another one, and it wakes to find that.
+Freezes begin as soon as trials run, before anything else is done. Whoever finds the frozen worker
+silent gives its trial back, at the latest 'autotune doctor --fix' just before it wakes. Disks are
+filled while somebody trains, and not while the database is locked.
 """
 
 from __future__ import annotations
@@ -97,8 +98,8 @@ class Chaos:
         kind = self.rng.choices(list(self.left), weights)[0]
         if self.left["freeze"]:
             kind = "freeze"
-        elif self.frozen and kind != "restart":  # what is longer would hold up who looks for it
-            kind = "kill" if self.left["kill"] else kind
+        elif any(one.is_alive() for one in self.passing) and kind not in ("kill", "restart"):
+            return  # it would hide what is going on
         doing: dict[str, Callable[[int], bool]] = {
             "kill": self._kill,
             "freeze": self._freeze,
@@ -113,7 +114,8 @@ class Chaos:
             self.left[kind] -= 1
             self.left += Counter()  # drops what is at 0
 
-    def _victim(self, launcher: int) -> psutil.Process | None:
+    def _workers(self, launcher: int) -> list[psutil.Process]:
+        """Return the workers of a launcher that are not frozen, in the order of their start."""
         with suppress(psutil.NoSuchProcess):
             found = [
                 one
@@ -122,44 +124,44 @@ class Chaos:
                 and one.status() != "zombie"
                 and one.pid not in self.frozen
             ]
-            return self.rng.choice(found) if found else None
-        return None
+            return sorted(found, key=lambda one: one.pid)
+        return []
 
     def _kill(self, launcher: int) -> bool:
-        victim = self._victim(launcher)
+        workers = self._workers(launcher)
         with suppress(psutil.NoSuchProcess):
-            if victim is not None:
-                victim.kill()
+            if workers:
+                self.rng.choice(workers).kill()
                 return True
         return False
 
     def _freeze(self, launcher: int) -> bool:
         """Stop a worker in a trial for longer than the grace period; the others go on."""
-        victim = self._victim(launcher)
-        if victim is None or not self._trains(launcher, victim):
-            return False
-        with suppress(psutil.NoSuchProcess):
-            victim.suspend()
-            self.frozen.add(victim.pid)
-            self._later(partial(self._thaw, victim), 1.2 * GRACE_PERIOD_S)
-            return True
+        workers = self._workers(launcher)
+        for trial in self._training():
+            # Nobody was killed yet: the number in a worker's name is its place in their order.
+            number = int(trial.user_attrs[record.WORKER].rpartition("/")[2])
+            if number < len(workers):
+                workers[number].suspend()
+                self.frozen.add(workers[number].pid)
+                self._later(partial(self._thaw, workers[number]), 1.2 * GRACE_PERIOD_S)
+                return True
         return False
 
-    def _trains(self, launcher: int, victim: psutil.Process) -> bool:
-        """Tell whether a worker, none of which was replaced yet, has reported an epoch."""
-        places = sorted(one.pid for one in psutil.Process(launcher).children())
-        name = f"/{launcher}/{places.index(victim.pid)}"
-        with suppress(StudyError, StorageError):  # it is not there yet
+    def _training(self) -> list[FrozenTrial]:
+        """Return the trials that run and have reported."""
+        with suppress(StudyError, StorageError):  # there is no study yet
             trials = open_existing(NAME, self.url).study.get_trials(deepcopy=False)
-            return any(
-                one.state == TrialState.RUNNING
-                and one.user_attrs.get(record.WORKER, "").endswith(name)
-                and bool(one.intermediate_values)
+            return [
+                one
                 for one in trials
-            )
-        return False
+                if one.state == TrialState.RUNNING and one.intermediate_values
+            ]
+        return []
 
     def _thaw(self, victim: psutil.Process) -> None:
+        command = [sys.executable, "-m", "autotune.cli.main", "doctor", NAME]
+        subprocess.run([*command, "--storage", self.url, "--fix"], capture_output=True)
         with suppress(psutil.NoSuchProcess):
             victim.resume()
         self.frozen.discard(victim.pid)
@@ -185,7 +187,7 @@ class Chaos:
 
     def _fill(self, launcher: int) -> bool:
         """Keep the disk of the study's files full for a while; runs are started meanwhile."""
-        if any(one.name == "fill" and one.is_alive() for one in self.passing):
+        if not self._training():
             return False
         thread = threading.Thread(target=fill, args=(self.files / "filler", FULL_S), name="fill")
         thread.start()

@@ -8,12 +8,11 @@ and of cuBLAS.
 from __future__ import annotations
 
 import re
-import sqlite3
 from enum import Enum
 
 import torch
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from autotune.errors import (
     CrowdedError,
@@ -103,9 +102,8 @@ def kind_of(error: BaseException, device: torch.device) -> Kind:
         return Kind.OWN
     if isinstance(error, CrowdedError):
         return Kind.TRANSIENT
-    if is_transient(error) or isinstance(
-        error, SQLAlchemyError | StorageInternalError | sqlite3.Error
-    ):
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    if is_transient(error) or isinstance(cause, OperationalError | InterfaceError):
         return Kind.STORAGE
     if isinstance(error, MemoryError) or _says(error, _OUT_OF_HOST_MEMORY):
         # Beside a GPU it is the machine that has too little, not the plan that wants too much.

@@ -28,6 +28,11 @@ OPERATIONAL = sqlalchemy.exc.OperationalError(
 )
 
 
+def caused_by(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
@@ -38,7 +43,8 @@ OPERATIONAL = sqlalchemy.exc.OperationalError(
         (DivergedError("nan"), Kind.OWN),
         (PlanError("no such layer"), Kind.OWN),
         (CrowdedError("others"), Kind.TRANSIENT),
-        (StorageInternalError("gone"), Kind.STORAGE),
+        (caused_by(StorageInternalError("an error of the storage"), OPERATIONAL), Kind.STORAGE),
+        (caused_by(StorageInternalError("an error of ours"), KeyError("x")), Kind.UNEXPECTED),
         (OPERATIONAL, Kind.STORAGE),
         (torch.cuda.OutOfMemoryError(OUT_OF_MEMORY), Kind.MEMORY),
         (
