@@ -16,7 +16,9 @@
     │   ├── DivergedError         its loss or its logits are no numbers any more
     │   └── PlanError             its plan does not fit the backbone
     ├── InterruptedTrial          a stop was asked for; the trial goes back to the queue
+    ├── CrowdedError              others hold the memory of the device; the trial goes back as well
     └── WorkerError               the workers of a study cannot go on
+        └── DeviceError           a process cannot use its GPU any more, another one can (75)
 
 Every message states the rule, the value that broke it, and the way out.
 """
@@ -29,6 +31,21 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+_PASSING = (
+    errno.EIO,
+    errno.ESTALE,
+    errno.EREMOTEIO,
+    errno.ETIMEDOUT,
+    errno.EAGAIN,
+    errno.EINTR,
+    errno.EBUSY,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENOTCONN,
+)
 
 
 class AutotuneError(Exception):
@@ -127,8 +144,21 @@ class InterruptedTrial(AutotuneError):
     """A stop was asked for while a trial was running."""
 
 
+class CrowdedError(AutotuneError):
+    """Other processes hold the memory that a trial needs on its device."""
+
+
 class WorkerError(AutotuneError):
     """The workers of a study cannot go on."""
+
+
+class DeviceError(WorkerError):
+    """A process cannot use its GPU any more; a new one in its place can.
+
+    The exit code is that of ``sysexits.h`` for what may be tried again (``EX_TEMPFAIL``).
+    """
+
+    exit_code = 75
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -169,6 +199,20 @@ def join_sentences(*sentences: str) -> str:
     return "; ".join(sentence for sentence in sentences if sentence)
 
 
+def is_disk_full(error: OSError) -> bool:
+    """Tell whether the system has no space or no quota left."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def may_pass(error: OSError) -> bool:
+    """Tell whether the system may do in a moment what it has just refused.
+
+    A disk that hiccups and a network file system whose server is away do; a file that is not
+    there, and one that may not be read, do not.
+    """
+    return isinstance(error, ConnectionError | TimeoutError) or error.errno in _PASSING
+
+
 @contextmanager
 def disk_full_as_user_error(where: object) -> Iterator[None]:
     """Turn ``ENOSPC`` and ``EDQUOT`` into a message that names the folder.
@@ -182,7 +226,7 @@ def disk_full_as_user_error(where: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise DiskFullError(
                 f"no space left on the disk of {where}; free some space, or move the files of "
                 "the study with 'storage=' and 'files='"

@@ -8,6 +8,7 @@ from autotune import errors
 from autotune.errors import (
     AutotuneError,
     ConfigError,
+    DeviceError,
     DiskFullError,
     Problem,
     UserError,
@@ -15,6 +16,7 @@ from autotune.errors import (
     hide_passwords,
     in_yaml,
     join_sentences,
+    may_pass,
     nearest,
 )
 
@@ -42,8 +44,10 @@ def test_the_tree_is_the_one_in_the_docstring() -> None:
 
 
 @pytest.mark.parametrize("kind", classes(), ids=lambda kind: kind.__name__)
-def test_the_user_s_mistakes_exit_with_2_and_all_others_with_1(kind: type[AutotuneError]) -> None:
-    assert kind.exit_code == (2 if issubclass(kind, UserError) else 1)
+def test_every_error_has_the_exit_code_of_its_kind(kind: type[AutotuneError]) -> None:
+    """2 for what the user can put right, 75 for what a new process puts right."""
+    expected = 2 if issubclass(kind, UserError) else 75 if kind is DeviceError else 1
+    assert kind.exit_code == expected
 
 
 def test_all_problems_are_in_the_message() -> None:
@@ -105,3 +109,21 @@ def test_a_full_disk_names_the_folder(code: int) -> None:
 def test_other_errors_of_the_system_pass() -> None:
     with pytest.raises(PermissionError), disk_full_as_user_error("/data"):
         raise PermissionError(errno.EACCES, "no")
+
+
+@pytest.mark.parametrize(
+    ("error", "may"),
+    [
+        (OSError(errno.EIO, ""), True),
+        (OSError(errno.ESTALE, ""), True),
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (FileNotFoundError(errno.ENOENT, ""), False),
+        (PermissionError(errno.EACCES, ""), False),
+        (OSError(errno.ENOSPC, ""), False),
+        (OSError("no number"), False),
+    ],
+    ids=repr,
+)
+def test_what_the_system_may_do_in_a_moment(error: OSError, may: bool) -> None:
+    assert may_pass(error) is may

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.config import StudyConfig
+from autotune.errors import UserError
 from autotune.results.objective import Objective, show_values
 from autotune.search import ranking
 from autotune.study import record
@@ -221,7 +222,7 @@ class State:
                 f"is {event['log']}"
             )
         code = event.get("code")
-        if not code or self.stopping:
+        if self.stopping or code in (None, 0, UserError.exit_code):  # whose message ends the run
             return ""
         how = (
             f"was killed ({signal.Signals(-code).name})"

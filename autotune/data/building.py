@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 
 from autotune.data.images import ImageSpec, decode
 from autotune.data.sources import Sample, Source
-from autotune.errors import DatasetError
+from autotune.errors import DatasetError, may_pass
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,9 @@ logger = logging.getLogger(__name__)
 IMAGES = "images.uint8"
 #: File of a store: JSON with ``indices``, ``labels``, ``skipped``, ``store_size`` and ``bytes``.
 RECORD = "store.json"
+#: Pauses after which an image is read again that the disk would not give: a file system that is
+#: away for a moment must not change which images a study has.
+READ_AGAIN_S = (0.5, 2.0, 8.0)
 _SHOWN = 5
 
 
@@ -99,19 +103,14 @@ def _decoded(
     source: Source, indices: Sequence[int], spec: ImageSpec, workers: int | None
 ) -> Iterator[tuple[int, np.ndarray | str]]:
     """Decode in threads (Pillow releases the interpreter lock), a few images ahead, in order."""
-
-    def one(sample: Sample) -> np.ndarray | str:
-        try:
-            return decode(source.read(sample), spec)
-        except OSError as error:
-            return str(error)
-
     workers = workers or _cores()
     waiting: deque[tuple[int, Future[np.ndarray | str]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for index in indices:
-                waiting.append((int(index), pool.submit(one, source.samples[index])))
+                waiting.append(
+                    (int(index), pool.submit(_read, source, source.samples[index], spec))
+                )
                 if len(waiting) > 4 * workers:
                     first, future = waiting.popleft()
                     yield first, future.result()
@@ -120,6 +119,20 @@ def _decoded(
                 yield first, future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _read(source: Source, sample: Sample, spec: ImageSpec) -> np.ndarray | str:
+    """Decode an image, or say why it cannot be; what may pass is tried again."""
+    pauses = iter(READ_AGAIN_S)
+    while True:
+        try:
+            return decode(source.read(sample), spec)
+        except OSError as error:
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+            pause_s = next(pauses, None)
+            if pause_s is None or not may_pass(cause):
+                return str(error)
+        time.sleep(pause_s)
 
 
 @contextmanager

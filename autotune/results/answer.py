@@ -238,8 +238,9 @@ def notes(
     if progress.finished and progress.infeasible / progress.finished >= _MANY_INFEASIBLE:
         share = progress.infeasible / progress.finished
         said.append(
-            f"{_percent(share)} of the finished trials were beyond the limits and not trained: a "
-            "space with smaller plans, or wider limits, leaves more to the search."
+            f"{_percent(share)} of the finished trials were beyond the limits, or the memory of "
+            "their device, and have no value: a space with smaller plans, wider limits, or a "
+            "larger device leaves more to the search."
         )
     if progress.finished and progress.failed / progress.finished >= _MANY_FAILURES:
         share = progress.failed / progress.finished

@@ -54,7 +54,9 @@ def history_figure(study: Study) -> go.Figure | None:
     if not complete:
         return None
     figure = new_figure()
-    pruned = [one for one in trials if is_finite(one, TrialState.PRUNED)]
+    pruned = [
+        one for one in trials if is_finite(one, TrialState.PRUNED) and not record.is_untrained(one)
+    ]
     for name, shown, marker in (
         ("pruned, at their last epoch", pruned, {"symbol": "x-thin", "color": GREY, "size": 7}),
         ("complete", complete, {"symbol": "circle", "color": BLUE, "size": 8}),
@@ -111,14 +113,18 @@ def curves_figure(study: Study) -> go.Figure | None:
     baseline = record.baseline_of(trials)
     figure = new_figure()
     groups = (
-        ("pruned", TrialState.PRUNED, {"color": GREY, "width": 0.8}, 0.7),
-        ("failed", TrialState.FAIL, {"color": RED, "width": 0.8, "dash": "dot"}, 0.8),
-        ("running", TrialState.RUNNING, {"color": GREEN, "width": 1.5}, 1.0),
-        ("complete", TrialState.COMPLETE, {"color": BLUE, "width": 1.2}, 0.6),
+        ("pruned", {"color": GREY, "width": 0.8}, 0.7),
+        ("failed", {"color": RED, "width": 0.8, "dash": "dot"}, 0.8),
+        (record.INFEASIBLE, {"color": ORANGE, "width": 0.8, "dash": "dot"}, 0.8),
+        ("running", {"color": GREEN, "width": 1.5}, 1.0),
+        ("complete", {"color": BLUE, "width": 1.2}, 0.6),
     )
-    for name, state, line, opacity in groups:
+    for name, line, opacity in groups:
         shown = [
-            one for one in trials if one.state == state and one is not best and one is not baseline
+            one
+            for one in trials
+            # Without regard to successors: an attempt that was given back has failed.
+            if state_in_words(one, ()) == name and one is not best and one is not baseline
         ]
         if shown:
             _add_curves(figure, name, shown, line, objective, opacity)
@@ -267,7 +273,7 @@ def _add_curves(
         y=y,
         customdata=numbers,
         # A trial that was pruned after its first epoch is a point, and no line.
-        mode="lines+markers" if name in ("pruned", "failed", "running") else "lines",
+        mode="lines" if name.startswith(("complete", "baseline", "best")) else "lines+markers",
         marker={"size": 4},
         name=name,
         line=line,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
@@ -48,6 +49,22 @@ class _Focus:
     free: tuple[str, ...]
     start: Params
     stage: str | None = None
+
+
+class _GP(GPSampler):
+    """Optuna's GP, for studies that get a further constraint on the way.
+
+    It starts the fit for each constraint from the last one's, by position, and would look for one
+    that was not there.
+    """
+
+    def _get_constraints_acqf_args(
+        self, constraint_vals: np.ndarray, *others: Any
+    ) -> tuple[list[Any], list[float]]:
+        fitted = self._constraints_gprs_cache_list
+        if fitted is not None and len(fitted) != constraint_vals.shape[1]:
+            self._constraints_gprs_cache_list = None
+        return super()._get_constraints_acqf_args(constraint_vals, *others)
 
 
 class CanonicalSampler(BaseSampler):
@@ -237,5 +254,5 @@ def _base(name: str, space: Space, startup: int, seed: int) -> BaseSampler:
     if name == "gp":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
+            return _GP(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
     raise KeyError(name)

@@ -9,6 +9,11 @@ are worth:
 - a plan that failed (:data:`FAILED_PLAN`) as a complete one with the worst value there is;
 - a plan beyond a constraint, which was never trained (to the GP), with the median value and its
   constraints: what is wrong with it is not its value.
+
+The memory of its device is a constraint (:data:`DEVICE_MEMORY`) that only a plan tells which did
+not fit. From the first such plan on, all ended trials are shown with the same constraints, which
+the GP insists on: with what is known of their memory, or else with what is usual. A study that
+never met one is shown as it is.
 """
 
 from __future__ import annotations
@@ -20,12 +25,22 @@ from statistics import median
 from typing import Any
 
 from optuna.study import Study, StudyDirection
+from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.search.promise import Promises
 
-#: User attribute (true) of a trial that failed because of its plan: it diverged, or does not fit.
+#: User attribute (true) of a trial that failed because of its plan: it diverged, or does not fit
+#: its backbone.
 FAILED_PLAN = "failed_plan"
+#: Constraint of a plan that did not fit into the memory of its device: what it wanted beyond
+#: that, as a share of it.
+DEVICE_MEMORY = "device_memory"
+#: User attributes: what a trial held on its device at most, and what the device has.
+PEAK_MEMORY_MB = "peak_memory_mb"
+DEVICE_MEMORY_MB = "device_memory_mb"
+#: What is taken of the memory by trials that fit where no trial tells: half of it.
+_UNKNOWN_EXCESS = -0.5
 #: Most trials that a GP is shown; the time of a suggestion grows with their third power.
 MOST_TRIALS = 120
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -51,7 +66,7 @@ class StudyView:
         self._study = study
         self._shown = [
             trial
-            for trial in _imputed(study, impute)
+            for trial in _equally_constrained(_imputed(study, impute))
             if set(names) <= trial.params.keys() and matches(trial.params)
         ]
         if impute:
@@ -75,7 +90,8 @@ def _imputed(study: Study, impute: bool) -> list[FrozenTrial]:
     """Return all trials that say something, with a value where they have none."""
     trials = study._get_trials(deepcopy=False, use_cache=False)
     if len(study.directions) > 1:
-        return [one for one in trials if one.state != TrialState.FAIL]
+        left = [one for one in trials if one.state != TrialState.FAIL]
+        return _with_medians(left) if impute else left
     promises = Promises(
         (one.intermediate_values, one.value)
         for one in trials
@@ -103,10 +119,67 @@ def _imputed(study: Study, impute: bool) -> list[FrozenTrial]:
     return sorted(shown, key=lambda one: one.number)
 
 
-def _as_complete(trial: FrozenTrial, value: float) -> FrozenTrial:
+def _with_medians(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Show the plans that did not fit into memory as complete ones, of several objectives."""
+    values = [one.values for one in trials if one.state == TrialState.COMPLETE]
+    if not values:
+        return list(trials)
+    usual = [median(column) for column in zip(*values, strict=True)]
+    return [
+        _as_complete(one, *usual)
+        if one.state == TrialState.PRUNED and DEVICE_MEMORY in one.constraints
+        else one
+        for one in trials
+    ]
+
+
+def _as_complete(trial: FrozenTrial, *values: float) -> FrozenTrial:
     shown = copy.copy(trial)
     shown.state = TrialState.COMPLETE
-    shown.values = [value]
+    shown.values = list(values)
+    return shown
+
+
+def _equally_constrained(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Give all ended trials the same constraints, where one did not fit into memory."""
+    ended = [one for one in trials if one.state in _ENDED]
+    if not any(DEVICE_MEMORY in one.constraints for one in ended):
+        return list(trials)
+    told = {one.number: {**_excess_of(one), **one.constraints} for one in ended}
+    names = sorted({name for known in told.values() for name in known})
+    usual = {
+        name: median(known[name] for known in told.values() if name in known) for name in names
+    }
+    # Who tells nothing of its memory did fit.
+    fits = [known[DEVICE_MEMORY] for known in told.values() if known.get(DEVICE_MEMORY, 1.0) <= 0]
+    usual[DEVICE_MEMORY] = median(fits) if fits else _UNKNOWN_EXCESS
+    return [
+        _constrained(one, {name: told[one.number].get(name, usual[name]) for name in names})
+        if one.number in told
+        else one
+        for one in trials
+    ]
+
+
+def _excess_of(trial: FrozenTrial) -> dict[str, float]:
+    """Return how the memory of a trial that fit lies to that of its device, if it is known."""
+    attributes = trial.user_attrs
+    if PEAK_MEMORY_MB not in attributes or DEVICE_MEMORY_MB not in attributes:
+        return {}
+    share = float(attributes[PEAK_MEMORY_MB]) / float(attributes[DEVICE_MEMORY_MB])
+    return {DEVICE_MEMORY: min(0.0, share - 1.0)}
+
+
+def _constrained(trial: FrozenTrial, constraints: Mapping[str, float]) -> FrozenTrial:
+    """Copy a trial with these constraints in place of its own; their order counts to the GP."""
+    shown = copy.copy(trial)
+    shown._system_attrs = {
+        key: value
+        for key, value in trial._system_attrs.items()
+        if not key.startswith(f"{_CONSTRAINTS_KEY}:")
+    }
+    for name, value in constraints.items():
+        shown.set_constraint(name, value)
     return shown
 
 

@@ -4,9 +4,9 @@
   counted: the budget is exact however many workers there are.
 - A claimed trial has all of its parameters and its plan before the lock is released: whoever
   claims next knows what is being tried.
-- A trial that was interrupted or whose worker is gone is failed and gets a successor in the
-  queue, which goes on from its checkpoint with its curve; at most ``MAX_RETRIES`` times in a row
-  without a further epoch.
+- A trial that was interrupted, that met a failure which may pass or whose worker is gone is failed
+  and gets a successor in the queue, which goes on from its checkpoint with its curve; at most
+  ``MAX_RETRIES`` times in a row without a further epoch.
 - A trial that failed on its own account (it diverged, its plan does not fit) is not tried again.
 """
 

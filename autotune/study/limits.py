@@ -22,8 +22,10 @@ def set_constraints(trial: Trial, costs: Mapping[str, float], limits: Mapping[st
         costs: Cost by name.
         limits: The most that each may be, by name; every trial of a study has the same.
     """
+    told = trial.constraints  # a trial that goes on with smaller parts has told it before
     for cost, limit in limits.items():
-        trial.set_constraint(f"max_{cost}", costs[cost] / limit - 1.0)
+        if f"max_{cost}" not in told:
+            trial.set_constraint(f"max_{cost}", costs[cost] / limit - 1.0)
 
 
 def excess(costs: Mapping[str, float], limits: Mapping[str, float]) -> str:

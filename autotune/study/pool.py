@@ -23,14 +23,15 @@ from typing import Any
 
 from autotune.errors import UserError, WorkerError
 from autotune.storage.database import absolute_url
-from autotune.study.claims import INTERRUPTED, LOST
+from autotune.study.claims import INTERRUPTED, LOST, MAX_RETRIES
 from autotune.study.opening import OpenStudy
 from autotune.study.trial import Listener
 from autotune.study.worker import Job, worker_name
 
-#: How often in a row a worker that died is replaced, per place. One that has got a trial further
-#: begins anew: what killed it was not the place.
-MAX_RESTARTS = 3
+#: How often in a row a worker that died is replaced, per place: once more than a trial is tried
+#: again, so that one which kills its workers is given up before the place. A worker that has got a
+#: trial further begins anew: what killed it was not the place.
+MAX_RESTARTS = MAX_RETRIES + 1
 #: So many lines of its log are shown of a worker that died.
 LAST_LINES = 5
 #: glibc keeps freed memory up to this size. It would hand every activation map back to the system

@@ -44,17 +44,20 @@ EPOCHS = "epochs"  # int: epochs trained, those of earlier attempts included
 SECONDS = "seconds"  # float: wall time of the training, that of earlier attempts included
 PARAMETERS_TUNED = "parameters_tuned"  # int
 PART = "part"  # int: images at a time, where a whole batch does not fit into memory
-PEAK_MEMORY_MB = "peak_memory_mb"  # float
+# floats: what the training held on its GPU at most (of a plan that did not fit: what it wanted at
+# least), and what the device has
+PEAK_MEMORY_MB = view.PEAK_MEMORY_MB
+DEVICE_MEMORY_MB = view.DEVICE_MEMORY_MB
 COSTS = "costs"  # dict: cost -> float, as measured before training
 METRICS = "metrics"  # dict: Metrics.to_json() of the last epoch
 REASON = "reason"  # str: why a trial failed, was given back or not trained
 FAILED_PLAN = view.FAILED_PLAN  # true: it failed because of its plan; samplers learn from that
 RETRIES = "retries"  # list of int: numbers of the earlier attempts, first one first
-LOSSES = "losses"  # int: how many attempts lost their worker since one had a further epoch
+LOSSES = "losses"  # int: how many attempts were lost since one had a further epoch
 RESUMED = "resumed"  # int: the epoch after which a retry goes on, 0 for the start
 
 BASELINE = "baseline"
-INFEASIBLE = "infeasible"  # how a trial ended that is beyond a limit of its study
+INFEASIBLE = "infeasible"  # how a trial ended that is beyond a limit, or the memory, there is
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Progress:
         running: Trials that a worker is at.
         waiting: Trials that are queued.
         budget: Finished trials that the study is to have.
-        infeasible: Trials that were not trained, because their plans cost too much.
+        infeasible: Trials whose plans cost too much, or do not fit into the memory there is.
     """
 
     complete: int
@@ -151,7 +154,10 @@ def baseline_of(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
 
 
 def is_untrained(trial: FrozenTrial) -> bool:
-    """Tell whether a trial ended because its plan is infeasible; the baseline does not."""
+    """Tell whether a trial ended because its plan is infeasible; the baseline does not.
+
+    Where the memory gave out later, it has a few epochs, and no value that counts.
+    """
     return trial.state == TrialState.PRUNED and ranking.is_infeasible(trial)
 
 

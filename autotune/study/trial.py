@@ -22,12 +22,13 @@ from safetensors.torch import save_file
 
 from autotune.config import StudyConfig
 from autotune.data.views import Views
-from autotune.errors import DivergedError, disk_full_as_user_error
+from autotune.errors import CrowdedError, DivergedError, UserError, disk_full_as_user_error
 from autotune.models.network import Network, build_network
 from autotune.plan import TrialPlan
 from autotune.search import ranking
 from autotune.search.space import Space
-from autotune.study import limits, record
+from autotune.search.view import DEVICE_MEMORY
+from autotune.study import failures, limits, memory, record
 from autotune.study.material import Material, Materials
 from autotune.study.opening import OpenStudy
 from autotune.study.pictures import draw_confusion, draw_curve
@@ -73,8 +74,7 @@ class Outcome:
 
     Args:
         state: ``COMPLETE`` or ``PRUNED``.
-        value: Objective after the last epoch that was trained, ``None`` of an infeasible plan,
-            which is not trained.
+        value: Objective after the last epoch that was trained, ``None`` of an infeasible plan.
         cost: The second objective, in a study of two.
     """
 
@@ -101,7 +101,8 @@ def run_trial(
     """Train what a trial's plan says, and record what comes of it.
 
     Where a batch does not fit into the memory of the device, it goes through the network in
-    halves, quarters and so on, whose gradients add up; the trial goes on from its checkpoint.
+    halves, quarters and so on, whose gradients add up; the trial goes on from its checkpoint. A
+    plan of which not even two images fit is infeasible.
 
     Args:
         trial: A claimed trial.
@@ -113,21 +114,57 @@ def run_trial(
         PlanError: When the plan does not fit the backbone.
         DivergedError: When the training does.
         InterruptedTrial: When a stop was asked for.
-        torch.cuda.OutOfMemoryError: When not even two images fit.
+        CrowdedError: When not even two images fit beside what others hold on the device.
+        UserError: When the baseline does not fit.
     """
-    part = int(trial.user_attrs.get(record.PART, bench.config.training.batch_size))
+    whole = bench.config.training.batch_size
+    part = int(trial.user_attrs.get(record.PART, whole))
+    before_s = float(trial.user_attrs.get(record.SECONDS, 0.0))
+    start = time.perf_counter()
     while True:
         try:
             return _run(trial, bench, stopped, emit, part)
-        except torch.cuda.OutOfMemoryError as error:
-            said = str(error).splitlines()[0]
+        except Exception as error:
+            if failures.kind_of(error, bench.device) != failures.Kind.MEMORY:
+                raise
+            need, said = memory.need_of(error, bench.device), failures.first_line(error)
         # Outside of the except block, which would keep the frames and their tensors alive.
         free_memory()
-        if part <= LEAST_PART:
-            raise torch.cuda.OutOfMemoryError(f"even with {part} images at a time: {said}")
-        part = max(LEAST_PART, part // 2)
-        logger.warning("trial %d goes on with %d images at a time: %s", trial.number, part, said)
-        trial.set_user_attr(record.PART, part)
+        if part > LEAST_PART:
+            part = max(LEAST_PART, part // 2)
+            logger.warning("trial %d goes on with %d images: %s", trial.number, part, said)
+            trial.set_user_attr(record.PART, part)
+            continue
+        logger.warning("trial %d does not fit: %s", trial.number, said)
+        if need.is_crowded or trial.user_attrs.get(record.ROLE) == record.BASELINE:
+            trial.set_user_attr(record.PART, whole)  # there may be more room the next time
+            raise _no_room(need)
+        trial.set_user_attr(record.SECONDS, round(before_s + time.perf_counter() - start, 3))
+        return _infeasible(trial, bench, need)
+
+
+def _no_room(need: memory.Need) -> CrowdedError | UserError:
+    """Say why a trial cannot be told infeasible, although it does not fit."""
+    if need.is_crowded:
+        return CrowdedError(f"others hold the memory of the device: {need.in_words()}")
+    return UserError(
+        f"the baseline does not fit into memory: even with {LEAST_PART} images at a time "
+        f"{need.in_words()}; every trial is compared with it, so take a smaller data.image_size, "
+        "another backbone, or a larger device"
+    )
+
+
+def _infeasible(trial: Trial, bench: Workbench, need: memory.Need) -> Outcome:
+    """Record that a plan does not fit, for the samplers to keep away from there."""
+    frozen = bench.opened.study.get_trials(deepcopy=False)[trial.number]
+    trial.set_constraint(DEVICE_MEMORY, need.excess)
+    trial.set_user_attr(record.PEAK_MEMORY_MB, round(need.wanted_bytes / memory.MIB, 1))
+    trial.set_user_attr(record.DEVICE_MEMORY_MB, round(need.device_bytes / memory.MIB, 1))
+    trial.set_user_attr(record.REASON, f"{record.INFEASIBLE}: memory: {need.in_words()}")
+    trial.set_user_attr(record.EPOCHS, frozen.last_step or 0)
+    checkpoint = bench.opened.files.checkpoint(bench.opened.name, record.first_attempt(frozen))
+    checkpoint.unlink(missing_ok=True)
+    return Outcome(TrialState.PRUNED, None)
 
 
 def free_memory() -> None:
@@ -167,8 +204,10 @@ def _run(
     assert metrics is not None
     trial.set_user_attr(record.METRICS, metrics.to_json())
     if bench.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(bench.device) / 2**20
+        peak = torch.cuda.max_memory_allocated(bench.device) / memory.MIB
         trial.set_user_attr(record.PEAK_MEMORY_MB, round(peak, 1))
+        there = memory.device_bytes(bench.device) / memory.MIB
+        trial.set_user_attr(record.DEVICE_MEMORY_MB, round(there, 1))
     outcome = Outcome(
         TrialState.PRUNED if pruned else TrialState.COMPLETE,
         metrics.objective(bench.config.training.objective),
@@ -236,9 +275,9 @@ def prepare_training(
         seed,
         lambda: next(sample(train, ACTIVITY_IMAGES, to_cpu, seed)),
     )
-    network.to(bench.device)
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(bench.device)
+    network.to(bench.device)
     return Training(
         network,
         plan.policy,

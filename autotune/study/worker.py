@@ -29,10 +29,9 @@ from optuna.trial import Trial, TrialState
 from autotune.config import StudyConfig
 from autotune.errors import (
     AutotuneError,
-    InterruptedTrial,
+    DeviceError,
+    DiskFullError,
     StudyError,
-    TrialError,
-    UserError,
     WorkerError,
 )
 from autotune.search.own import references
@@ -41,10 +40,11 @@ from autotune.search.samplers import make_sampler
 from autotune.search.space import Space
 from autotune.storage.database import storage_errors
 from autotune.storage.heartbeat import Heartbeat
-from autotune.storage.patience import is_transient, patiently
+from autotune.storage.patience import patiently
 from autotune.study import record
 from autotune.study.budget import Ending
-from autotune.study.claims import Claim, Claims, Wait
+from autotune.study.claims import LOST, MAX_RETRIES, Claim, Claims, Wait
+from autotune.study.failures import Kind, first_line, kind_of
 from autotune.study.material import Materials
 from autotune.study.opening import OpenStudy, open_existing
 from autotune.study.trial import Listener, Workbench, run_trial
@@ -52,8 +52,11 @@ from autotune.threads import one_thread
 
 logger = logging.getLogger(__name__)
 
-#: This many unexpected failures in a row mean that the worker is sick, not its trials.
-SICK_AFTER = 3
+#: So many failures in a row mean that the worker is sick, not its trials. Of passing ones it takes
+#: one more than a trial may have, so that a trial that brings them is given up before the worker.
+SICK_AFTER = {Kind.UNEXPECTED: 3, Kind.TRANSIENT: MAX_RETRIES + 2}
+#: For how long a worker waits after the first passing failure; then for four times as long.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 120.0
 #: How often a worker asks again while it waits for what the trials of the others bring.
 ASK_AGAIN_S = 1.0
 
@@ -144,6 +147,7 @@ def work(job: Job, stop: threading.Event, emit: Listener) -> Ending | None:
     Raises:
         UserError: When the study cannot be worked at: other images, a full disk.
         WorkerError: When several trials in a row failed for no reason of their own.
+        DeviceError: When this process cannot use its GPU any more.
     """
     if job.threads:
         torch.set_num_threads(job.threads)
@@ -180,11 +184,20 @@ def work(job: Job, stop: threading.Event, emit: Listener) -> Ending | None:
             study.pruner = _pruner(bench, workers)
         beat = partial(claims.note_time, claim)
         with Heartbeat(opened.storage, claim.trial._trial_id, beat):
-            healthy = attempt(claim, bench, claims, stop, emit)
-        failures = 0 if healthy else failures + 1
-        if failures >= SICK_AFTER:
+            kind = attempt(claim, bench, claims, stop, emit)
+        failures = failures + 1 if kind in SICK_AFTER else 0
+        if kind in SICK_AFTER and failures >= SICK_AFTER[kind]:
             raise WorkerError(f"{failures} trials in a row failed; the log says why: {job.log}")
+        if kind == Kind.TRANSIENT:
+            _pause(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 4 ** (failures - 1)), stop)
     return None
+
+
+def _pause(seconds: float, stop: threading.Event) -> None:
+    """Wait, unless a stop is asked for; not in ``stop.wait``, see above."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not stop.is_set():
+        time.sleep(min(ASK_AGAIN_S, seconds))
 
 
 def _pruner(bench: Workbench, workers: int) -> BasePruner:
@@ -196,64 +209,92 @@ def _pruner(bench: Workbench, workers: int) -> BasePruner:
 
 def attempt(
     claim: Claim, bench: Workbench, claims: Claims, stop: threading.Event, emit: Listener
-) -> bool:
+) -> Kind | None:
     """Run one trial and tell the study how it ended.
 
     Returns:
-        Whether the worker is healthy: false after a failure that was not the trial's own.
+        What kind of failure has ended it, ``None`` if none.
 
     Raises:
         UserError: When no trial can go on; this one goes back to the queue.
+        DeviceError: When this process cannot use its GPU any more; likewise.
     """
     trial = claim.trial
     try:
         outcome = run_trial(trial, bench, stop.is_set, emit)
         claims.finish(claim, outcome.state, outcome.values)
-        end = {"event": "end", "state": outcome.word, "value": outcome.value}
-        emit({**end, "trial": trial.number})
-        return True
-    except InterruptedTrial:
-        claims.interrupt(claim)
-        emit({"event": "end", "trial": trial.number, "state": "interrupted", "value": None})
-        return True
-    except UpdateFinishedTrialError:
-        _report_lost(trial, emit)
-        return True
-    except UserError as error:
-        claims.interrupt(claim)
-        logger.error("trial %d: %s", trial.number, error)
-        raise
-    except TrialError as error:
-        reason = f"{type(error).__name__.removesuffix('Error').lower()}: {error}"
-        healthy, own = True, True
-    except torch.cuda.OutOfMemoryError as error:
-        reason = f"out of memory: {str(error).splitlines()[0]}"
-        healthy, own = True, True
+        _tell_end(trial, outcome.word, emit, outcome.value)
+        return None
     except Exception as error:
-        if is_transient(error):  # the storage was waited for in vain
-            with storage_errors(bench.opened.url):
+        kind = kind_of(error, bench.device)
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        match kind:
+            case Kind.INTERRUPTED:
+                claims.interrupt(claim)
+                _tell_end(trial, "interrupted", emit)
+            case Kind.GIVEN_AWAY:
+                _tell_given_away(trial, emit)
+            case Kind.USER:
+                claims.interrupt(claim)
+                logger.error("trial %d: %s", trial.number, error)
                 raise
-        logger.exception("trial %d", trial.number)
-        reason = f"{type(error).__name__}: {error}"
-        healthy, own = False, False
+            case Kind.DISK_FULL:
+                claims.interrupt(claim)
+                raise DiskFullError(f"{first_line(error)}; free some space") from error
+            case Kind.STORAGE:
+                with storage_errors(bench.opened.url):
+                    raise
+            case Kind.TRANSIENT:
+                logger.warning("trial %d goes back", trial.number, exc_info=True)
+                _give_back(claim, claims, reason, emit)
+            case Kind.POISONED:
+                logger.exception("trial %d goes back", trial.number)
+                _give_back(claim, claims, f"{LOST}: {reason}", emit)
+                raise DeviceError(
+                    f"the GPU does not answer this process any more ({reason}); the trial went "
+                    "back to the queue; start the worker again"
+                ) from error
+            case Kind.OWN:
+                kind_of_plan = type(error).__name__.removesuffix("Error").lower()
+                _fail(claim, bench, claims, f"{kind_of_plan}: {first_line(error)}", emit, own=True)
+            case _:
+                logger.exception("trial %d", trial.number)
+                _fail(claim, bench, claims, reason, emit, own=False)
+        return kind
+
+
+def _give_back(claim: Claim, claims: Claims, reason: str, emit: Listener) -> None:
+    claims.note_time(claim)
+    again = claims.give_back(claim.trial.number, reason)
+    _tell_end(claim.trial, "queued again" if again else "failed", emit)
+
+
+def _fail(
+    claim: Claim, bench: Workbench, claims: Claims, reason: str, emit: Listener, own: bool
+) -> None:
+    """Record that a trial has failed for good."""
+    trial = claim.trial
     logger.warning("trial %d failed: %s", trial.number, reason)
     try:
-        trial.set_user_attr(record.REASON, reason[:500])
+        trial.set_user_attr(record.REASON, reason)
         if own:  # before the trial is told: a sampler must never see it without
             trial.set_user_attr(record.FAILED_PLAN, True)
     except UpdateFinishedTrialError:
-        _report_lost(trial, emit)  # the checkpoint is its successor's
-        return healthy
+        _tell_given_away(trial, emit)  # the checkpoint is its successor's
+        return
     claims.finish(claim, TrialState.FAIL)
     checkpoint = bench.opened.files.checkpoint(bench.opened.name, record.first_attempt(trial))
     checkpoint.unlink(missing_ok=True)
-    emit({"event": "end", "trial": trial.number, "state": "failed", "value": None})
-    return healthy
+    _tell_end(trial, "failed", emit)
 
 
-def _report_lost(trial: Trial, emit: Listener) -> None:
+def _tell_end(trial: Trial, state: str, emit: Listener, value: float | None = None) -> None:
+    emit({"event": "end", "trial": trial.number, "state": state, "value": value})
+
+
+def _tell_given_away(trial: Trial, emit: Listener) -> None:
     logger.warning("trial %d was given to another worker; dropped here", trial.number)
-    emit({"event": "end", "trial": trial.number, "state": "lost", "value": None})
+    _tell_end(trial, "lost", emit)
 
 
 def main() -> int:
@@ -274,6 +315,9 @@ def main() -> int:
 
     try:
         work(job, stop, emit)
+    except DeviceError as error:
+        logger.error("%s", error)
+        return error.exit_code  # and no event: the launcher starts another process in this place
     except AutotuneError as error:
         logger.error("%s", error)
         emit({"event": "error", "message": str(error), "exit_code": error.exit_code})

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from autotune.errors import disk_full_as_user_error
+from autotune.errors import disk_full_as_user_error, may_pass
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +38,23 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
-    """Read a checkpoint, or return ``None`` when there is none that can be trusted."""
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Read a checkpoint, or return ``None`` when there is none that can be trusted.
+
+    Raises:
+        OSError: When the disk may have it in a moment.
+    """
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):  # by one killed while saving
         left.unlink(missing_ok=True)
     try:
-        state = dict(torch.load(path, map_location=device, weights_only=True))
+        # To the CPU: what loads it copies it to where it belongs, and a full or broken GPU must
+        # not look like a damaged file.
+        state = dict(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         return None
     except Exception as error:  # damaged by a failing disk: the trial starts afresh
+        if isinstance(error, OSError) and may_pass(error):
+            raise
         logger.warning("the checkpoint %s cannot be read (%s); starting afresh", path, error)
         return None
     return state

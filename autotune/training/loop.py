@@ -176,7 +176,7 @@ class Training:
             InterruptedTrial: When a stop was asked for; the checkpoint keeps what was done.
         """
         if checkpoint is not None:
-            state = load_checkpoint(checkpoint, self.device)
+            state = load_checkpoint(checkpoint)
             if state is not None:
                 self.load_state(state)
         if self.epoch == 0:

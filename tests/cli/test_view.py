@@ -200,6 +200,7 @@ def test_duration(seconds: float | None, text: str) -> None:
     ("event", "text"),
     [
         ({"code": 0}, ""),
+        ({"code": 2}, ""),  # the run ends with its message
         ({"code": 1}, "worker 2 died (exit code 1)"),
         ({"code": -9}, "worker 2 was killed (SIGKILL)"),
         ({"code": 1, "replaced": True}, "worker 2 died (exit code 1) and is replaced"),

@@ -21,7 +21,7 @@ from autotune.search.dimensions import contains
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import ATTEMPTS, STARTUP_TRIALS, CanonicalSampler, make_sampler
 from autotune.search.space import Params, Space
-from autotune.search.view import FAILED_PLAN
+from autotune.search.view import DEVICE_MEMORY, FAILED_PLAN
 from autotune.studyfile import check
 from tests.support.offers import offers
 
@@ -430,6 +430,41 @@ def test_an_infeasible_plan_is_shown_to_the_gp_with_its_constraints() -> None:
             study.tell(trial, state=TrialState.PRUNED)
         else:
             study.tell(trial, float(number))
+    check_static(study, FULL)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("limited", [False, True], ids=["no limits", "limits"])
+def test_plans_that_do_not_fit_into_memory_are_kept_away_from(name: str, limited: bool) -> None:
+    """A learning rate above 0.01 wants too much; the higher it is, the better the value."""
+    study = new_study(ONE_RATE, sampler_of(name, ONE_RATE, 0))
+    for number in range(60 if name == "tpe" else 40):
+        trial = study.ask()
+        rate = suggest(trial, ONE_RATE)["training.lr"]
+        beyond = max(0.0, math.log10(rate) + 2.0)
+        if limited and (not beyond or number % 2):  # it may give out before anything is measured
+            trial.set_constraint("max_latency_ms", -0.5)
+        if beyond:
+            trial.set_constraint(DEVICE_MEMORY, beyond)
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, math.log10(rate))
+    late = [one.params["training.lr"] for one in study.trials[-20:]]
+    assert sum(one > 0.02 for one in late) < 7
+    assert max(one for one in late if one <= 0.01) > 0.005
+
+
+def test_a_gp_goes_on_when_a_stage_hides_the_plans_that_did_not_fit() -> None:
+    """The number of constraints goes up and down with what it is shown."""
+    sampler = sampler_of("gp", FULL, 0)
+    study = new_study(FULL, sampler)
+    for number in range(STARTUP_TRIALS + 6):
+        trial = study.ask()
+        suggest(trial, FULL)
+        trial.set_constraint("max_latency_ms", -0.1)
+        if number == STARTUP_TRIALS + 2:
+            trial.set_constraint(DEVICE_MEMORY, 0.5)
+        study.tell(trial, float(number))
     check_static(study, FULL)
 
 

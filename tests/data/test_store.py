@@ -311,3 +311,24 @@ class TestDisk:
         with pytest.raises(UserError, match=r"Not a directory; name another one with 'files='"):
             opened(open_source(str(photos)), folder)
         assert folder.parent.is_file()
+
+
+@pytest.mark.parametrize(("code", "reads"), [(errno.ESTALE, 3), (errno.EACCES, 1)])
+def test_an_image_that_the_disk_would_not_give_is_read_again(
+    photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, code: int, reads: int
+) -> None:
+    source = open_source(str(photos))
+    asked: list[str] = []
+    read = type(source).read
+
+    def away(self: Source, sample: Any) -> Image.Image:
+        asked.append(sample.key)
+        if sample.key == source.samples[0].key and len(asked) < 3:
+            raise OSError(code, os.strerror(code))
+        return read(self, sample)
+
+    monkeypatch.setattr(building, "READ_AGAIN_S", (0.01, 0.01))
+    monkeypatch.setattr(type(source), "read", away)
+    store = opened(source, folder, limit=0.5, workers=1)
+    assert asked.count(source.samples[0].key) == reads
+    assert len(store.skipped) == (reads == 1)

@@ -156,7 +156,7 @@ def test_where_nothing_is_within_the_limits_the_page_says_so() -> None:
     assert none_yet(made.trials) == headline(made)
     progress = record.progress_of(made.trials, 20)
     said = notes(made.trials, None, progress, ())
-    assert any("were beyond the limits and not trained" in one for one in said)
+    assert any("were beyond the limits, or the memory" in one for one in said)
     parsed = Parsed(render_report(made))
     assert not parsed.open
     assert "best so far" not in parsed.text

@@ -9,7 +9,14 @@ from optuna.distributions import FloatDistribution
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.search.view import FAILED_PLAN, MOST_TRIALS, StudyView
+from autotune.search.view import (
+    DEVICE_MEMORY,
+    DEVICE_MEMORY_MB,
+    FAILED_PLAN,
+    MOST_TRIALS,
+    PEAK_MEMORY_MB,
+    StudyView,
+)
 
 X = {"x": FloatDistribution(0, 1)}
 
@@ -115,3 +122,64 @@ def test_two_objectives_are_shown_as_they_are() -> None:
     study.add_trial(create_trial(state=TrialState.FAIL, params={"x": 0.1}, distributions=X))
     view = StudyView(study, ["x"], True)
     assert [one.values for one in view._get_trials()] == [[0.5, 3.0], [0.6, 4.0]]
+
+
+def constraints(study: Study, impute: bool = True) -> list[dict[str, float]]:
+    view = StudyView(study, ["x"], impute)
+    return [one.constraints for one in view._get_trials()]
+
+
+@pytest.mark.parametrize("impute", [True, False])
+def test_from_the_first_plan_that_did_not_fit_all_trials_tell_of_memory(impute: bool) -> None:
+    def used(peak: float) -> dict[str, Any]:
+        return {"user_attrs": {PEAK_MEMORY_MB: peak, DEVICE_MEMORY_MB: 100.0}}
+
+    trials = [
+        complete({1: 0.9}, constraints={"latency_ms": -0.5}, **used(80.0)),
+        complete({1: 0.8}, constraints={"latency_ms": -0.3}, **used(60.0)),
+        complete({1: 0.7}, constraints={"latency_ms": -0.4}),  # it says nothing of its memory
+        {"state": TrialState.RUNNING},
+    ]
+    study = study_of(*trials)
+    assert constraints(study, impute) == [one.get("constraints", {}) for one in trials]
+    # It did not fit before its latency was measured.
+    study.add_trial(
+        create_trial(
+            state=TrialState.PRUNED,
+            params={"x": 0.1},
+            distributions=X,
+            constraints={DEVICE_MEMORY: 0.25},
+        )
+    )
+    found = constraints(study, impute)
+    assert found == [
+        {DEVICE_MEMORY: pytest.approx(-0.2), "latency_ms": -0.5},
+        {DEVICE_MEMORY: pytest.approx(-0.4), "latency_ms": -0.3},
+        {DEVICE_MEMORY: pytest.approx(-0.3), "latency_ms": -0.4},
+        {},
+        {DEVICE_MEMORY: 0.25, "latency_ms": -0.4},
+    ]
+    assert len({tuple(one) for one in found if one}) == 1  # in one order
+    assert study.trials[0].constraints == {"latency_ms": -0.5}
+
+
+def test_where_no_trial_tells_of_its_memory_half_of_it_is_taken() -> None:
+    study = study_of(complete({1: 0.9}), pruned({}, constraints={DEVICE_MEMORY: 0.25}))
+    assert constraints(study) == [{DEVICE_MEMORY: -0.5}, {DEVICE_MEMORY: 0.25}]
+
+
+def test_of_two_objectives_a_plan_that_did_not_fit_has_the_medians() -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    for values in ([0.5, 3.0], [0.6, 4.0], [0.7, 9.0]):
+        study.add_trial(create_trial(values=values, params={"x": 0.1}, distributions=X))
+    for name in (DEVICE_MEMORY, "latency_ms"):
+        trial = create_trial(
+            state=TrialState.PRUNED,
+            params={"x": 0.1},
+            distributions=X,
+            constraints={name: 0.5},
+        )
+        study.add_trial(trial)
+    shown = StudyView(study, ["x"], True)._get_trials(states=(TrialState.COMPLETE,))
+    assert [one.values for one in shown[3:]] == [[0.6, 4.0]]
+    assert len(StudyView(study, ["x"], False)._get_trials(states=(TrialState.COMPLETE,))) == 3

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,16 @@ from autotune.errors import UserError
 from autotune.study import pool, record
 from autotune.study.budget import held_hours, since_best
 from autotune.study.launcher import count_places, resolve_gpus, run_study
-from tests.support.runs import SMALL, autotune, epochs_running, start, trials_of, wait_for
-from tests.support.small import small_config
+from tests.support.runs import (
+    SMALL,
+    autotune,
+    environment,
+    epochs_running,
+    start,
+    trials_of,
+    wait_for,
+)
+from tests.support.small import open_small, small_config
 
 #: Nothing but the baseline is in the queue at first.
 BARE = (*SMALL, "search.known_good=false")
@@ -241,6 +250,92 @@ def test_workers_that_cannot_start_end_the_run_with_their_log(tmp_path: Path) ->
     assert by_state(tmp_path, "tiny", TrialState.RUNNING) == []
 
 
+#: In a worker process, the loss fails as it does on a GPU that is lost; once for each file.
+LOST_GPU = """
+import pathlib, sys
+if sys.orig_argv[1:3] == ['-m', 'autotune.study.worker']:
+    import torch
+    from tests.support.cuda import accelerator_error
+    calls, forward = 0, torch.nn.CrossEntropyLoss.forward
+    def lost(self, *given):
+        global calls
+        calls += 1
+        left = next(pathlib.Path(__file__).parent.glob('left-*'), None)
+        if calls > 20 and left is not None:
+            left.unlink()
+            raise accelerator_error('device-side assert triggered')
+        return forward(self, *given)
+    torch.nn.CrossEntropyLoss.forward = lost
+"""
+
+
+def test_a_process_that_lost_its_gpu_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(LOST_GPU)
+    (site / "left-0").touch()
+    root = Path(__file__).parents[2]
+    ended = autotune(
+        *("run", "digits", *BARE, "training.epochs=15", "training.batch_size=16"),
+        *("search.trials=1", "--name", "tiny", "--workers", "1"),
+        cwd=tmp_path,
+        PYTHONPATH=f"{site}{os.pathsep}{root}",
+    )
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    assert ended.stdout.count("worker 0 died (exit code 75) and is replaced") == 1
+    assert "device-side assert triggered" in ended.stdout  # the end of its log
+    first, second = trials_of(tmp_path, "tiny")
+    reason = first.user_attrs[record.REASON]
+    assert reason.startswith("its worker was lost: AcceleratorError: CUDA error: device-side")
+    assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
+    assert record.retries(second) == [0]
+    assert sorted(second.intermediate_values) == list(range(1, 16))
+    assert first.intermediate_values.items() <= second.intermediate_values.items()
+
+
+@pytest.mark.slow
+def test_a_worker_in_the_foreground_that_lost_its_gpu_says_so(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    script = LOST_GPU.replace("sys.orig_argv[1:3] == ['-m', 'autotune.study.worker']", "True")
+    (site / "sitecustomize.py").write_text(script)
+    (site / "left-0").touch()
+    open_small(tmp_path, search__trials=1, training__epochs=40, training__batch_size=16)
+    root = Path(__file__).parents[2]
+    url = f"sqlite:///{tmp_path}/study.db"
+    ended = autotune(
+        *("worker", "small", "--storage", url),
+        cwd=tmp_path,
+        PYTHONPATH=f"{site}{os.pathsep}{root}",
+    )
+    assert ended.returncode == 75
+    assert "the GPU does not answer this process any more" in ended.stderr
+    assert "start the worker again" in ended.stderr
+    assert "Traceback (most recent call last)" in ended.stderr  # of the error, in its log
+
+
+@pytest.mark.slow
+def test_a_plan_that_wants_more_than_the_machine_has_is_infeasible(tmp_path: Path) -> None:
+    """Two hidden layers of 65,536 units want 17 GB; the system refuses, for real."""
+    arguments = ("run", "digits", *SMALL, "search.known_good=false", "training.epochs=1")
+    arguments += ("space.head.hidden_layers=2", "space.head.units=65536", "search.trials=3")
+    command = f"ulimit -v {14 << 20}; exec {sys.executable} -m autotune.cli.main"
+    ended = subprocess.run(
+        ["bash", "-c", f'{command} "$@"', "bash", *arguments, "--name", "tiny", "--workers", "1"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    assert "3 of 3 finished: 1 complete, 0 pruned, 2 infeasible, 0 failed" in ended.stdout
+    for trial in trials_of(tmp_path, "tiny")[1:]:
+        assert re.match(
+            r"infeasible: memory: it wanted at least [12]\d,\d{3} MiB, the device has 14,336 MiB",
+            trial.user_attrs[record.REASON],
+        )
+
+
 def test_a_place_that_kills_its_workers_is_named_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,3 +390,12 @@ def test_gpus_are_checked() -> None:
         resolve_gpus("all")
     with pytest.raises(UserError, match="must be 'all', 'none' or indices below 0, but got '1'"):
         resolve_gpus("1")
+
+
+def test_gpus_are_named_as_they_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,GPU-abc")  # read here, not by CUDA any more
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_gpus(None) == ("7", "GPU-abc")
+    assert resolve_gpus("1") == ("GPU-abc",)
+    with pytest.raises(UserError, match="indices below 2"):
+        resolve_gpus("2")

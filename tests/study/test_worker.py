@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,20 +18,31 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 from safetensors.torch import load_file
 
-from autotune.errors import DiskFullError, PlanError, StudyError, UserError, WorkerError
+from autotune.errors import (
+    CrowdedError,
+    DeviceError,
+    DiskFullError,
+    PlanError,
+    StudyError,
+    UserError,
+    WorkerError,
+)
 from autotune.models.network import Network, build_network
 from autotune.plan import TrialPlan
 from autotune.search import ranking
+from autotune.search.view import DEVICE_MEMORY
 from autotune.storage.layout import Files
 from autotune.study import record
 from autotune.study import trial as trial_module
 from autotune.study import worker as worker_module
 from autotune.study.budget import Ending
-from autotune.study.claims import Claim
+from autotune.study.claims import MAX_RETRIES, Claim
 from autotune.study.opening import OpenStudy
 from autotune.study.trial import prepare_training
 from autotune.study.worker import Job, prepare, work
+from autotune.training.loop import Training
 from autotune.training.metrics import Metrics
+from tests.support.cuda import accelerator_error
 from tests.support.runs import wait_for
 from tests.support.small import open_small
 
@@ -367,26 +380,223 @@ def test_a_worker_that_fails_at_everything_stops(
     assert not any(record.FAILED_PLAN in one.user_attrs for one in trials)
 
 
-def test_out_of_memory_fails_the_trial_and_not_the_worker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+#: More than any machine has.
+HUGE = "CUDA out of memory. Tried to allocate 90000.00 GiB."
+
+
+def on_the_device(plan: TrialPlan | None) -> bool:
+    return plan is not None and plan.depth > 0
+
+
+@pytest.mark.parametrize("where", ["building", "measuring", "training", "validating"])
+def test_a_plan_that_does_not_fit_is_infeasible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    opened = open_small(tmp_path, search__trials=4)
-    build = trial_module.build_network
+    """Wherever the memory gives out, in a study with limits too."""
+    opened = open_small(
+        tmp_path,
+        constraints={"max_parameters": 10**9},
+        space__depth=1,
+        search__trials=2 if where != "training" else 3,
+        training__batch_size=4,
+    )
+    name, owner = {
+        "building": ("build_network", trial_module),
+        "measuring": ("measure_costs", trial_module),
+        "training": ("_step", Training),
+        "validating": ("predict", Training),
+    }[where]
+    original = getattr(owner, name)
 
     def hungry(*arguments: Any, **named: Any) -> Any:
-        if len(opened.study.get_trials()) > 1:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
-        return build(*arguments, **named)
+        trial = opened.study.trials[-1]
+        late = where != "validating" or bool(trial.intermediate_values)
+        if on_the_device(record.plan_of(trial)) and late:
+            raise torch.cuda.OutOfMemoryError(HUGE)
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, hungry)
+    events = run(opened)
+    trials = opened.study.trials
+    plans = [record.plan_of(one) for one in trials]
+    hungry_ones = [one for one, plan in zip(trials, plans, strict=True) if on_the_device(plan)]
+    for trial in hungry_ones:
+        assert trial.state == TrialState.PRUNED and record.is_untrained(trial)
+        assert trial.constraints[DEVICE_MEMORY] > 100
+        wanted = float(trial.user_attrs[record.PEAK_MEMORY_MB])
+        there = float(trial.user_attrs[record.DEVICE_MEMORY_MB])
+        assert wanted > 90_000 * 1024 > there
+        assert trial.user_attrs[record.REASON] == (
+            f"infeasible: memory: it wanted at least {wanted:,.0f} MiB, "
+            f"the device has {there:,.0f} MiB"
+        )
+        assert trial.user_attrs[record.PART] == trial_module.LEAST_PART
+        assert trial.user_attrs[record.EPOCHS] == len(trial.intermediate_values)
+        assert trial.user_attrs[record.SECONDS] > 0
+        assert record.FAILED_PLAN not in trial.user_attrs
+    ends = {one["trial"]: one["state"] for one in events if one["event"] == "end"}
+    assert {ends[one.number] for one in hungry_ones} == {"infeasible"}
+    progress = opened.progress()
+    assert (progress.infeasible, progress.complete) == (len(trials) - 1, 1)
+    assert progress.finished == progress.budget
+    assert len(set(plans)) == len(plans)  # none is tried again
+    assert not list(opened.files.root.glob("checkpoints/*/*.pt"))
+    fitting = [one for one in trials if one not in hungry_ones]
+    assert all(DEVICE_MEMORY not in one.constraints for one in fitting)
+
+
+def test_a_baseline_that_does_not_fit_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_small(tmp_path, search__trials=1, training__batch_size=4)
+
+    def hungry(*_: object, **__: object) -> None:
+        raise torch.cuda.OutOfMemoryError(HUGE)
 
     monkeypatch.setattr(trial_module, "build_network", hungry)
+    with pytest.raises(UserError, match="the baseline does not fit into memory: even with 2"):
+        run(opened)
+    progress = opened.progress()
+    assert (progress.finished, progress.running, progress.waiting) == (0, 0, 1)
+    monkeypatch.undo()  # a larger device
     run(opened)
-    reasons = [one.user_attrs.get(record.REASON) for one in opened.study.get_trials()]
-    text = (
-        "out of memory: even with 2 images at a time: CUDA out of memory. Tried to allocate 9 GiB."
+    baseline = next(one for one in opened.study.trials if one.state == TrialState.COMPLETE)
+    assert record.is_baseline(baseline)
+    # In whole batches again.
+    assert baseline.user_attrs[record.PART] == 4
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(worker_module, "ASK_AGAIN_S", 0.01)
+
+
+def failing_once(
+    opened: OpenStudy, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> list[int]:
+    """Let a training fail in its third epoch, once; return the epochs it begins, as it does."""
+    begun: list[int] = []
+    original = Training._train_epoch
+
+    def fail(self: Training) -> float:
+        begun.append(self.epoch)
+        if self.epoch == 2 and begun.count(2) == 1:
+            raise error
+        return original(self)
+
+    monkeypatch.setattr(Training, "_train_epoch", fail)
+    return begun
+
+
+@pytest.mark.usefixtures("no_pauses")
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        CrowdedError("others hold the memory of the device"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_passing_failure_is_tried_again_from_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    opened = open_small(tmp_path, search__trials=1, training__epochs=4)
+    begun = failing_once(opened, monkeypatch, error)
+    events = run(opened)
+    assert begun == [0, 1, 2, 2, 3]
+    first, second = opened.study.trials
+    assert first.state == TrialState.FAIL and second.state == TrialState.COMPLETE
+    assert first.user_attrs[record.REASON].startswith(f"{type(error).__name__}: ")
+    assert record.FAILED_PLAN not in first.user_attrs
+    assert record.retries(second) == [0]
+    assert sorted(second.intermediate_values) == [1, 2, 3, 4]
+    assert "queued again" in [one.get("state") for one in events]
+    assert (opened.progress().finished, opened.progress().failed) == (1, 0)
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_failure_that_does_not_pass_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial, and not the worker, where the next trial is sound."""
+    opened = open_small(tmp_path, search__trials=3, training__epochs=1)
+    original = trial_module.build_network
+
+    def stale(*arguments: Any, **named: Any) -> Any:
+        if record.first_attempt(opened.study.trials[-1]) == 1:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(trial_module, "build_network", stale)
+    run(opened)
+    progress = opened.progress()
+    assert (progress.complete, progress.failed, progress.retried) == (2, 1, MAX_RETRIES)
+    last = opened.study.trials[1 + MAX_RETRIES]
+    assert last.user_attrs[record.REASON] == ("OSError: [Errno 116] Stale file handle, too often")
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_worker_for_which_nothing_passes_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_small(tmp_path, search__trials=9)
+
+    def away(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(trial_module, "build_network", away)
+    with pytest.raises(WorkerError, match=f"{MAX_RETRIES + 2} trials in a row failed"):
+        run(opened)
+    assert opened.progress().running == 0
+
+
+def test_a_worker_that_pauses_heeds_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_small(tmp_path, search__trials=1, training__epochs=4)
+    failing_once(opened, monkeypatch, OSError(errno.EIO, "Input/output error"))
+    stop = threading.Event()
+
+    def emit(event: dict[str, Any]) -> None:
+        if event.get("state") == "queued again":
+            stop.set()
+
+    start = time.monotonic()
+    work(job(opened), stop, emit)
+    assert time.monotonic() - start < 5.0 + worker_module.FIRST_PAUSE_S
+    assert opened.progress().waiting == 1
+
+
+def test_a_process_that_lost_its_gpu_gives_its_trial_back_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_small(tmp_path, search__trials=1, training__epochs=4)
+    begun = failing_once(opened, monkeypatch, accelerator_error("device-side assert triggered"))
+    with pytest.raises(DeviceError, match="the GPU does not answer this process any more") as end:
+        run(opened)
+    assert end.value.exit_code == 75
+    assert (opened.progress().running, opened.progress().waiting) == (0, 1)
+    (first, second) = opened.study.trials
+    assert first.user_attrs[record.REASON] == (
+        "its worker was lost: AcceleratorError: CUDA error: device-side assert triggered"
     )
-    assert reasons == [None, text, text, text]
-    marks = [one.user_attrs.get(record.FAILED_PLAN) for one in opened.study.get_trials()]
-    assert marks == [None, True, True, True]
+    assert second.user_attrs[record.LOSSES] == 1
+    run(opened)  # another process
+    assert begun == [0, 1, 2, 2, 3]
+    assert opened.study.trials[1].state == TrialState.COMPLETE
+
+
+def test_a_disk_that_is_full_anywhere_ends_the_worker_with_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_small(tmp_path, search__trials=1, training__epochs=4)
+    full = OSError(errno.ENOSPC, "No space left on device", "/dev/shm/torch_4711")
+    failing_once(opened, monkeypatch, full)
+    with pytest.raises(DiskFullError, match=r"No space left on device: '/dev/shm/torch_4711'"):
+        run(opened)
+    assert (opened.progress().running, opened.progress().waiting) == (0, 1)
 
 
 def test_a_batch_that_does_not_fit_goes_through_in_parts(

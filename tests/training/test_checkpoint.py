@@ -14,7 +14,7 @@ import torch
 
 from autotune.errors import DiskFullError
 from autotune.training.checkpoint import load_checkpoint, save_checkpoint
-from tests.support.backbones import CPU, plan, training
+from tests.support.backbones import plan, training
 
 SAVING = """
 import sys, torch
@@ -32,7 +32,7 @@ def test_a_checkpoint_goes_round(tmp_path: Path) -> None:
     path = tmp_path / "new" / "3.pt"
     save_checkpoint(path, {"a": torch.arange(3), "b": {"c": 1.5}})
     save_checkpoint(path, {"a": torch.arange(4), "b": {"c": 2.5}})
-    found = load_checkpoint(path, CPU)
+    found = load_checkpoint(path)
     assert found is not None
     assert found["a"].tolist() == [0, 1, 2, 3]
     assert found["b"] == {"c": 2.5}
@@ -40,7 +40,7 @@ def test_a_checkpoint_goes_round(tmp_path: Path) -> None:
 
 
 def test_there_is_no_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert load_checkpoint(tmp_path / "3.pt", CPU) is None
+    assert load_checkpoint(tmp_path / "3.pt") is None
     assert caplog.records == []
 
 
@@ -55,11 +55,11 @@ def test_a_damaged_checkpoint_starts_afresh(
     elif how == "garbage":
         path.write_bytes(os.urandom(5000))
     with caplog.at_level(logging.WARNING):
-        assert load_checkpoint(path, CPU) is None
+        assert load_checkpoint(path) is None
         run = training(plan("test_resnet"), epochs=1, count=20)
         assert [result.epoch for result in run.run(path)] == [1]
     assert "cannot be read" in caplog.text
-    found = load_checkpoint(path, CPU)
+    found = load_checkpoint(path)
     assert found is not None
     assert found["epoch"] == 1
 
@@ -79,7 +79,7 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
         saver.send_signal(signal.SIGKILL)
         saver.wait()
         done = [int(line) for line in saver.stdout.read().split()]
-    found = load_checkpoint(path, CPU)
+    found = load_checkpoint(path)
     assert found is not None
     assert found["number"] >= max(done, default=1)
     assert bool((found["a"] == found["number"]).all())
@@ -104,7 +104,7 @@ def test_a_full_disk(small_disk: Path, numbers: int) -> None:
     save_checkpoint(path, {"epoch": 1, "a": torch.zeros(170_000)})
     with pytest.raises(DiskFullError, match=f"no space left on the disk of {small_disk}"):
         save_checkpoint(path, {"epoch": 2, "a": torch.zeros(numbers)})
-    found = load_checkpoint(path, CPU)
+    found = load_checkpoint(path)
     assert found is not None
     assert found["epoch"] == 1
     assert [one.name for one in small_disk.iterdir()] == ["3.pt"]

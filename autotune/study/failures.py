@@ -1,0 +1,157 @@
+"""What kind of failure is this? Says it in one place; :mod:`autotune.study.worker` acts on it.
+
+torch and its libraries tell most failures by the text of a ``RuntimeError`` alone. The texts are
+those of the CUDA runtime (https://docs.nvidia.com/cuda/cuda-runtime-api/, ``cudaError``), of cuDNN
+and of cuBLAS.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+
+import grpc
+import torch
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from autotune.errors import (
+    CrowdedError,
+    InterruptedTrial,
+    TrialError,
+    UserError,
+    hide_passwords,
+    is_disk_full,
+    may_pass,
+)
+from autotune.storage.patience import is_transient
+
+
+class Kind(Enum):
+    """What a failure in the middle of a trial means, in a few words."""
+
+    INTERRUPTED = "a stop was asked for"
+    GIVEN_AWAY = "another worker has the trial"
+    USER = "no trial can go on before the user has put something right"
+    DISK_FULL = "the same: no space is left on a disk"
+    STORAGE = "the storage was waited for in vain, or refuses for good"
+    OWN = "the plan is bad, on every device and at any time"
+    MEMORY = "the plan does not fit into the memory of its device"
+    TRANSIENT = "it may be over in a moment"
+    POISONED = "the process cannot use its GPU any more; another process can"
+    UNEXPECTED = "an error in autotune or in a library"
+
+
+#: What is said where the memory of a device does not suffice.
+_OUT_OF_MEMORY = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "CUDA ran out of memory",
+    "STATUS_ALLOC_FAILED",
+)
+#: The same of the machine's memory.
+_OUT_OF_HOST_MEMORY = ("DefaultCPUAllocator: can't allocate memory",)
+#: After these every further call of the process fails.
+_POISON = (
+    "device-side assert triggered",
+    "an illegal memory access was encountered",
+    "an illegal instruction was encountered",
+    "misaligned address",
+    "invalid program counter",
+    "operation not supported on global/shared address space",
+    "hardware stack error",
+    "unspecified launch failure",
+    "the launch timed out and was terminated",
+    "uncorrectable ECC error",
+    "uncorrectable NVLink error",
+    "context is destroyed",
+    "driver shutting down",
+)
+#: Errors of CUDA, cuDNN or cuBLAS that come again with the same plan.
+_DETERMINISTIC = (
+    "invalid configuration argument",
+    "invalid argument",
+    "too many resources requested",
+    "no kernel image is available",
+    "NOT_SUPPORTED",
+    "BAD_PARAM",
+    "INVALID_VALUE",
+    "ARCH_MISMATCH",
+)
+_OF_A_GPU = re.compile(r"CUDA (driver )?error|cuDNN error|CUDNN_STATUS|CUBLAS_STATUS")
+_LOADER_DIED = re.compile(r"DataLoader worker .*(exited unexpectedly|is killed by signal)")
+#: torch makes an error of a loading process anew, with its text alone.
+_ERRNO = re.compile(r"\[Errno (\d+)\]")
+
+
+def kind_of(error: BaseException, device: torch.device) -> Kind:
+    """Tell what kind of failure an error is.
+
+    Args:
+        error: What a trial raised.
+        device: Where it trained. An error of CUDA that is not known to be the end of the process
+            is told apart by asking the device for something simple.
+    """
+    if isinstance(error, InterruptedTrial):
+        return Kind.INTERRUPTED
+    if isinstance(error, UpdateFinishedTrialError):
+        return Kind.GIVEN_AWAY
+    if isinstance(error, UserError):
+        return Kind.USER
+    if isinstance(error, TrialError):
+        return Kind.OWN
+    if isinstance(error, CrowdedError):
+        return Kind.TRANSIENT
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    if is_transient(error) or isinstance(cause, OperationalError | InterfaceError | grpc.RpcError):
+        return Kind.STORAGE
+    if isinstance(error, MemoryError) or _says(error, _OUT_OF_HOST_MEMORY):
+        # Beside a GPU it is the machine that has too little, not the plan that wants too much.
+        return Kind.MEMORY if device.type == "cpu" else Kind.TRANSIENT
+    if isinstance(error, OSError):
+        return _kind_of_system_error(error)
+    if isinstance(error, RuntimeError):
+        return _kind_of_runtime_error(error, device)
+    return Kind.UNEXPECTED
+
+
+def _kind_of_system_error(error: OSError) -> Kind:
+    if error.errno is None:
+        found = _ERRNO.search(str(error))
+        error = OSError(int(found.group(1)), "") if found else error
+    if is_disk_full(error):
+        return Kind.DISK_FULL
+    return Kind.TRANSIENT if may_pass(error) else Kind.UNEXPECTED
+
+
+def _kind_of_runtime_error(error: RuntimeError, device: torch.device) -> Kind:
+    if isinstance(error, torch.cuda.OutOfMemoryError) or _says(error, _OUT_OF_MEMORY):
+        return Kind.MEMORY
+    of_gpu = isinstance(error, torch.AcceleratorError) or bool(_OF_A_GPU.search(str(error)))
+    if of_gpu and _says(error, _POISON):
+        return Kind.POISONED
+    if of_gpu and not _says(error, _DETERMINISTIC):
+        return Kind.TRANSIENT if answers(device) else Kind.POISONED
+    return Kind.TRANSIENT if _LOADER_DIED.search(str(error)) else Kind.UNEXPECTED
+
+
+def _says(error: BaseException, texts: tuple[str, ...]) -> bool:
+    return any(text in str(error) for text in texts)
+
+
+def answers(device: torch.device) -> bool:
+    """Tell whether this process can still use its device."""
+    if device.type != "cuda":
+        return True
+    try:
+        torch.cuda.synchronize(device)
+        return int(torch.ones((), device=device)) == 1
+    except RuntimeError:
+        return False
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says first, short enough for a trial's record, without passwords."""
+    lines = hide_passwords(str(error)).splitlines() or [""]
+    return lines[0][:400]
