@@ -51,6 +51,19 @@ class _Focus:
     stage: str | None = None
 
 
+@dataclass(frozen=True)
+class Draw:
+    """What a sampler has chosen for a trial.
+
+    Args:
+        params: A value for every parameter of the space, in canonical form.
+        stage: Name of the stage of a greedy search; ``None`` without one.
+    """
+
+    params: Params
+    stage: str | None
+
+
 class _GP(GPSampler):
     """Optuna's GP, for studies that get a further constraint on the way.
 
@@ -76,8 +89,9 @@ class CanonicalSampler(BaseSampler):
         start: Parameters of some plan, the baseline or what is nearest to it.
         seed: Of the choice among plans when the base sampler has nothing new to offer.
         impute: Show pruned trials to the base sampler as complete ones.
-        where: Works out from a study where a greedy search stands; ``None`` samples all
-            parameters together.
+        where: Works out from a study and its trials where a greedy search stands; ``None``
+            samples all parameters together.
+        writes: Whether the base sampler may write to the trial that it samples for.
     """
 
     def __init__(
@@ -88,7 +102,8 @@ class CanonicalSampler(BaseSampler):
         *,
         seed: int = 0,
         impute: bool = False,
-        where: Callable[[Study], Course] | None = None,
+        where: Callable[[Study, Sequence[FrozenTrial]], Course] | None = None,
+        writes: bool = False,
     ) -> None:
         self._space = space
         self._base = base
@@ -97,26 +112,32 @@ class CanonicalSampler(BaseSampler):
         self._keys: dict[int, Key] = {}
         self._impute = impute
         self._where = where
+        self.writes = writes
 
-    def exhausted(self, study: Study) -> str:
+    def exhausted(self, study: Study, trials: Sequence[FrozenTrial] | None = None) -> str:
         """Say why no further plan can be drawn; empty while one can.
 
         While trials run, the answer may change with what they bring.
+
+        Args:
+            study: The study.
+            trials: Its trials, where they are at hand.
         """
-        focus = self._focus(study)
+        trials = study.get_trials(deepcopy=False) if trials is None else trials
+        focus = self._focus(study, trials)
         if focus is None:
             return "the greedy search has gone through all of its stages"
-        seen = drawn(self._space, study.get_trials(deepcopy=False), self._keys)
+        seen = drawn(self._space, trials, self._keys)
         if nearest_unseen(self._space, focus.start, seen, random.Random(0), focus.free) is None:
             return "every plan of the space has been tried"
         return ""
 
-    def _focus(self, study: Study) -> _Focus | None:
+    def _focus(self, study: Study, trials: Sequence[FrozenTrial]) -> _Focus | None:
         """Return what is sampled at present; ``None`` when a greedy search is at its end."""
         if self._where is None:
             names = tuple(self._space.distributions)
             return _Focus(names, self._start)
-        found = self._where(study)
+        found = self._where(study, trials)
         if found.current is None:
             return None
         start = self._space.canonical(found.current.start(found.incumbent))
@@ -143,25 +164,37 @@ class CanonicalSampler(BaseSampler):
         known = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         if search_space.keys() <= known.keys():
             return {}
-        others = [one for one in study.get_trials(deepcopy=False) if one.number != trial.number]
+        found = self.draw(study, trial, study.get_trials(deepcopy=False))
+        if found.stage is not None:
+            study._storage.set_trial_user_attr(trial._trial_id, STAGE, found.stage)
+        return found.params
+
+    def draw(self, study: Study, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> Draw:
+        """Sample all parameters.
+
+        Args:
+            study: The study.
+            trial: The trial that is to have them. Unless the base sampler writes to it, its
+                number alone counts, and the study need not have it yet.
+            trials: The trials of the study.
+        """
+        others = [one for one in trials if one.number != trial.number]
         seen = drawn(self._space, others, self._keys)
-        focus = self._focus(study)
+        focus = self._focus(study, trials)
         if focus is None:  # the caller did not ask whether there is anything left
-            focus = _Focus(tuple(search_space), self._start)
-        if focus.stage is not None:
-            study._storage.set_trial_user_attr(trial._trial_id, STAGE, focus.stage)
-        view = self._view(study, focus)
+            focus = _Focus(tuple(self._space.distributions), self._start)
+        view = self._view(study, trials, focus)
         params: Params = {}
         for _ in range(ATTEMPTS):
             params = self._sample(view, trial, focus)
             if key_of(self._space, params) not in seen:
-                return params
+                return Draw(params, focus.stage)
         # A seed of the trial's own: workers of one seed must not make the same choices.
         rng = random.Random(f"{self._seed} {trial.number}")
         left = nearest_unseen(self._space, params, seen, rng, focus.free)
-        return params if left is None else left
+        return Draw(params if left is None else left, focus.stage)
 
-    def _view(self, study: Study, focus: _Focus) -> Any:
+    def _view(self, study: Study, trials: Sequence[FrozenTrial], focus: _Focus) -> Any:
         """Show the base sampler the trials that differ in what it samples alone."""
         names = self._space.distributions.keys()
         fixed = {name: focus.start[name] for name in names if name not in focus.free}
@@ -169,7 +202,7 @@ class CanonicalSampler(BaseSampler):
         def matches(params: Mapping[str, Any]) -> bool:
             return all(params[name] == value for name, value in fixed.items())
 
-        return StudyView(study, names, self._impute, matches)
+        return StudyView(study, names, self._impute, matches, trials)
 
     def _sample(self, view: Any, trial: FrozenTrial, focus: _Focus) -> Params:
         """Have the base sampler choose the parameters that vary."""
@@ -228,8 +261,7 @@ def make_sampler(
     startup = STARTUP_TRIALS_OF_STAGE if greedy else STARTUP_TRIALS
     start = space.nearest(space.baseline(config.baseline))
 
-    def where(study: Study) -> Course:
-        trials = study.get_trials(deepcopy=False)
+    def where(study: Study, trials: Sequence[FrozenTrial]) -> Course:
         wanted = search.trials if budget is None else budget(study)
         return course(space, trials, study.direction, search.greedy, wanted, start)
 
@@ -240,6 +272,7 @@ def make_sampler(
         seed=seed,
         impute=search.sampler == "gp",
         where=where if greedy else None,
+        writes=is_own(search.sampler),
     )
 
 

@@ -54,6 +54,7 @@ class StudyView:
         names: The parameters that are sampled; trials that do not have them all are left out.
         impute: Whether pruned and infeasible trials are shown as complete ones.
         matches: Tells by its parameters whether a trial is shown at all.
+        trials: The trials of the study, where they are at hand.
     """
 
     def __init__(
@@ -62,11 +63,14 @@ class StudyView:
         names: Collection[str],
         impute: bool,
         matches: Callable[[Mapping[str, Any]], bool] = lambda params: True,
+        trials: Sequence[FrozenTrial] | None = None,
     ) -> None:
         self._study = study
+        if trials is None:
+            trials = study.get_trials(deepcopy=False)
         self._shown = [
             trial
-            for trial in _equally_constrained(_imputed(study, impute))
+            for trial in _equally_constrained(_imputed(study, trials, impute))
             if set(names) <= trial.params.keys() and matches(trial.params)
         ]
         if impute:
@@ -86,9 +90,8 @@ class StudyView:
     get_trials = _get_trials
 
 
-def _imputed(study: Study, impute: bool) -> list[FrozenTrial]:
+def _imputed(study: Study, trials: Sequence[FrozenTrial], impute: bool) -> list[FrozenTrial]:
     """Return all trials that say something, with a value where they have none."""
-    trials = study._get_trials(deepcopy=False, use_cache=False)
     if len(study.directions) > 1:
         left = [one for one in trials if one.state != TrialState.FAIL]
         return _with_medians(left) if impute else left

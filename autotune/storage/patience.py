@@ -21,7 +21,6 @@ from typing import Any, ParamSpec, TypeVar, cast
 import grpc
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -32,6 +31,7 @@ from tenacity import (
 
 from autotune.errors import StorageError, hide_passwords
 from autotune.storage.proxy import wire
+from autotune.storage.whole import WholeTrialStorage
 
 logger = logging.getLogger(__name__)
 
@@ -177,5 +177,5 @@ def waits(*also: str) -> Callable[[type[T]], type[T]]:
 
 
 @waits("_get_trials")  # what Optuna's cache reads by
-class PatientStorage(RDBStorage):
+class PatientStorage(WholeTrialStorage):
     """Optuna's database storage, which waits while the database is away."""

@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from autotune.plan import TrialPlan
 from autotune.search.dimensions import suggest
+from autotune.search.greedy import STAGE
 from autotune.search.samplers import CanonicalSampler
 from autotune.search.space import Space
 from autotune.storage.database import HEARTBEAT_INTERVAL_S, StudyStorage, experimental
@@ -112,7 +113,7 @@ class Claims:
             if queued is None and ended is not None:
                 return self._nothing(trials, ended)
             try:
-                return self._start(queued, worker, now)
+                return self._start(queued, trials, worker, now)
             except UpdateFinishedTrialError as error:
                 raise LockLostError("the trial was given back by somebody else") from error
 
@@ -137,16 +138,48 @@ class Claims:
             self._remember(ended)
         return ended
 
-    def _start(self, queued: FrozenTrial | None, worker: str, since: float) -> Claim:
+    def _start(
+        self,
+        queued: FrozenTrial | None,
+        trials: Sequence[FrozenTrial],
+        worker: str,
+        since: float,
+    ) -> Claim:
         self._remember(None)
-        trial = self._ask() if queued is None else self._pop(queued)
-        plan_of_trial(trial, self.space)
-        trial.set_user_attr(record.CLAIMED, since)
-        # Last: a trial without it broke off above, and whoever holds the lock can see that.
-        trial.set_user_attr(record.WORKER, worker)
-        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        running = [one for one in trials if one.state == TrialState.RUNNING]
         workers = {one.user_attrs.get(record.WORKER) for one in running} - {None}
-        return Claim(trial, since, len(workers))
+        sampler = self.study.sampler
+        if queued is None and isinstance(sampler, CanonicalSampler) and not sampler.writes:
+            trial = self._create(sampler, trials, worker, since)
+        else:
+            trial = self._ask() if queued is None else self._pop(queued)
+            plan_of_trial(trial, self.space)
+            trial.set_user_attr(record.CLAIMED, since)
+            # Last: a trial without it broke off above, and whoever holds the lock can see that.
+            trial.set_user_attr(record.WORKER, worker)
+        return Claim(trial, since, len(workers | {worker}))
+
+    def _create(
+        self, sampler: CanonicalSampler, trials: Sequence[FrozenTrial], worker: str, since: float
+    ) -> Trial:
+        """Draw a trial and write it down whole, in one transaction."""
+        upcoming = create_trial(state=TrialState.RUNNING)
+        upcoming.number = len(trials)
+        drawn = sampler.draw(self.study, upcoming, trials)
+        stage = {} if drawn.stage is None else {STAGE: drawn.stage}
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=drawn.params,
+            distributions=dict(self.space.distributions),
+            user_attrs={
+                **stage,
+                record.PLAN: self.space.plan(drawn.params).to_json(),
+                record.CLAIMED: since,
+                record.WORKER: worker,
+            },
+        )
+        study_id = self.study._study_id
+        return Trial(self.study, self.study._storage.create_new_trial(study_id, trial))
 
     def _ask(self) -> Trial:
         with warnings.catch_warnings():
@@ -175,7 +208,9 @@ class Claims:
             if all(record.plan_of(one) != only for one in trials):
                 return None
         sampler = self.study.sampler
-        words = sampler.exhausted(self.study) if isinstance(sampler, CanonicalSampler) else ""
+        words = (
+            sampler.exhausted(self.study, trials) if isinstance(sampler, CanonicalSampler) else ""
+        )
         return Ending(EXHAUSTED, words) if words else None
 
     def _remember(self, ended: Ending | None) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class Sampler(CanonicalSampler):
         super().__init__(SPACE, RandomSampler(seed=0), SPACE.nearest(SPACE.baseline()))
         self.words = ""
 
-    def exhausted(self, study: Study) -> str:
+    def exhausted(self, study: Study, trials: Sequence[FrozenTrial] | None = None) -> str:
         return self.words
 
 
