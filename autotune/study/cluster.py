@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -32,6 +33,8 @@ from autotune.study.worker import Job, serve, worker_name, write_log
 LOOK_EVERY_S = 0.5
 #: After so long it is said that workers wait for room.
 PATIENT_FOR_S = 20.0
+#: For how long a cluster has to answer.
+KNOCK_FOR_S = 10.0
 #: For how long workers that were killed are waited for.
 KILLED_WITHIN_S = 30.0
 #: Memory of a Ray of our own for objects; a worker's events are all that it ever holds.
@@ -117,6 +120,8 @@ def _connect(ray: Any, folder: str) -> bool:
     # In a folder of its own nobody else takes it for a cluster to join.
     options = {"_temp_dir": folder, "object_store_memory": OBJECT_BYTES} if own else {}
     try:
+        if not own:
+            _knock(address)
         ray.init(
             address=address,
             include_dashboard=False,
@@ -126,12 +131,21 @@ def _connect(ray: Any, folder: str) -> bool:
         )
     except Exception as error:  # many kinds, and none that autotune could do something about
         said = " ".join(str(error).split()) or type(error).__name__
-        where = "does not start" if own else f"at {address} cannot be reached"
+        where = "does not start" if own else f"at {address!r} cannot be reached"
         raise UserError(
             f"Ray {where}: {said}; name a cluster with RAY_ADDRESS=host:port, or give "
             "RAY_ADDRESS=local for a Ray of this run's own"
         ) from error
     return own
+
+
+def _knock(address: str) -> None:
+    """Fail where nobody listens: Ray itself would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        raise ValueError("it must be host:port of a cluster that this machine belongs to")
+    with socket.create_connection((host.strip("[]"), int(port)), KNOCK_FOR_S):
+        pass
 
 
 def _place(ray: Any, url: str, share: Share, own: bool) -> Placed:
