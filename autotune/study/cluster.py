@@ -32,7 +32,7 @@ from autotune.study.worker import Job, serve, worker_name, write_log
 #: How often the launcher looks what its workers have said.
 LOOK_EVERY_S = 0.5
 #: After so long it is said that workers wait for room.
-PATIENT_FOR_S = 20.0
+PATIENT_FOR_S = 60.0
 #: For how long a cluster has to answer.
 KNOCK_FOR_S = 10.0
 #: For how long workers that were killed are waited for.
