@@ -115,7 +115,9 @@ def _connect(ray: Any, folder: str) -> bool:
     """Connect to a cluster, or start Ray here; return whether it is this run's own."""
     from ray._private.services import find_bootstrap_address
 
-    address = os.environ.get("RAY_ADDRESS") or find_bootstrap_address(None) or "local"
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address in ("", "auto"):
+        address = find_bootstrap_address(None) or "local"
     own = address == "local"
     # In a folder of its own nobody else takes it for a cluster to join.
     options = {"_temp_dir": folder, "object_store_memory": OBJECT_BYTES} if own else {}
@@ -167,7 +169,7 @@ def _place(ray: Any, url: str, share: Share, own: bool) -> Placed:
         )
     cpus = share.cpus or _cpus_beside(nodes, gpus)
     most = sum(one.get("CPU", 0) for one in nodes)
-    places = share.workers or (int(there / gpus) if gpus else max(1, min(2, int(most))))
+    places = share.workers or (int(there) * int(1 / gpus) if gpus else max(1, min(2, int(most))))
     return Placed(Tasks(ray, gpus, cpus), places, cpus)
 
 
@@ -260,11 +262,11 @@ class Tasks:
         try:
             while not self._closed.is_set():
                 self._look()
-        except self._ray.exceptions.RayError as error:
+        except Exception as error:  # the pool must hear of it, or would wait for ever
             said = " ".join(str(error).split())
-            message = f"Ray has lost the desk of this run: {said}"
+            message = f"the line to Ray is cut: {type(error).__name__}: {said}"
             self._tell({"event": "error", "message": message, "exit_code": 1})
-            for place in self._places.values():
+            for place in list(self._places.values()):
                 self._tell({"event": "exit", "worker": place, "code": None, "lines": []})
 
     def _look(self) -> None:
@@ -315,7 +317,9 @@ class Tasks:
 
     def _say_who_waits(self) -> None:
         now = time.monotonic()
-        long = [place for place, since in self._waiting.items() if now - since > PATIENT_FOR_S]
+        long = [
+            place for place, since in list(self._waiting.items()) if now - since > PATIENT_FOR_S
+        ]
         if not long:
             return
         self._waiting.update(dict.fromkeys(long, math.inf))  # said once

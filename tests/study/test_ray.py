@@ -181,6 +181,26 @@ def test_a_mistake_that_only_a_worker_meets_is_one_message(
 
 
 @pytest.mark.slow
+def test_workers_that_die_at_everything_are_given_up(
+    tmp_path: Path, shared: dict[str, str]
+) -> None:
+    (tmp_path / "own.py").write_text(
+        "import os, sys\n\nfrom optuna.samplers import RandomSampler\n\n"
+        "if 'ray' in sys.modules:\n    print('no such device', flush=True)\n    os._exit(9)\n\n"
+        "class Mine(RandomSampler):\n"
+        "    def __init__(self, **_):\n        super().__init__()\n"
+    )
+    run = (*RUN, "--engine", "ray", "--workers", "1", "search.sampler=own.py:Mine")
+    ended = autotune(*run, cwd=tmp_path, **shared)
+    assert ended.returncode == 1
+    assert ended.stdout.count("was lost and is replaced") == 3
+    assert "worker 0 dies at everything and is not started again" in ended.stdout
+    assert "the workers die again and again; the end of" in ended.stderr
+    assert "no such device" in ended.stderr
+    assert actors(shared) == "DEAD 2.0"
+
+
+@pytest.mark.slow
 def test_a_ray_of_its_own_takes_sqlite_and_leaves_nothing(tmp_path: Path) -> None:
     extra = {**QUIET, "RAY_ADDRESS": "local", "TMPDIR": "/tmp"}
     before = {one.name for one in Path("/tmp").glob("ray-*")}
