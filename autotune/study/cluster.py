@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -37,6 +38,8 @@ PATIENT_FOR_S = 60.0
 KNOCK_FOR_S = 10.0
 #: For how long workers that were killed are waited for.
 KILLED_WITHIN_S = 30.0
+#: For how long the folder of a Ray of our own is tried to be removed.
+REMOVED_WITHIN_S = 10.0
 #: Memory of a Ray of our own for objects; a worker's events are all that it ever holds.
 OBJECT_BYTES = 100 << 20
 
@@ -89,12 +92,21 @@ def ray_crew(url: str, share: Share) -> Iterator[Placed]:
     if ray.is_initialized():  # by whoever calls this as a library
         yield _place(ray, url, share, own=False)
         return
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        own = _connect(ray, folder)
-        try:
-            yield _place(ray, url, share, own)
-        finally:
-            ray.shutdown()
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    try:
+        own = _connect(ray, str(folder))
+        yield _place(ray, url, share, own)
+    finally:
+        ray.shutdown()
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder of a Ray that has ended; its last processes may still write to it."""
+    deadline = time.monotonic() + REMOVED_WITHIN_S
+    while folder.exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
 
 
 def _import_ray() -> Any:
