@@ -21,6 +21,8 @@ NAME     ?=
 WORKERS  ?=
 GPUS     ?=
 WORKERS_PER_GPU ?=
+ENGINE   ?=
+GPUS_PER_WORKER ?=
 PORT     ?= 8080
 PUBLIC   ?=
 STORAGE  ?=
@@ -45,7 +47,9 @@ overrides = $(if $(dataset),'dataset=$(DATASET)') \
 	$(call given,PRUNER,search.pruner) \
 	$(call given,TRIALS,search.trials) $(call given,TIMEOUT,search.timeout) \
 	$(call given,SEED,search.seed) $(call given,EPOCHS,training.epochs)
-workers = $(strip $(if $(WORKERS),--workers $(WORKERS)) $(if $(GPUS),--gpus $(GPUS)) $(if $(WORKERS_PER_GPU),--workers-per-gpu $(WORKERS_PER_GPU)))
+workers = $(strip $(if $(ENGINE),--engine $(ENGINE)) $(if $(WORKERS),--workers $(WORKERS)) \
+	$(if $(GPUS),--gpus $(GPUS)) $(if $(WORKERS_PER_GPU),--workers-per-gpu $(WORKERS_PER_GPU)) \
+	$(if $(GPUS_PER_WORKER),--gpus-per-worker $(GPUS_PER_WORKER)))
 which = '$(study)' $(strip $(overrides)) $(if $(NAME),--name '$(NAME)') $(ARGS)
 
 # By the environment, not by the command line, which every user of the machine can read.
@@ -60,7 +64,7 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
 	@echo
 	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INHERIT SAMPLER ORDER PRUNER TRIALS TIMEOUT EPOCHS SEED NAME"
-	@echo "           WORKERS GPUS WORKERS_PER_GPU STORAGE PORT PUBLIC OUTPUT FIX ARGS"
+	@echo "           WORKERS GPUS WORKERS_PER_GPU ENGINE GPUS_PER_WORKER STORAGE PORT PUBLIC OUTPUT FIX ARGS"
 	@echo "e.g. make study DATASET=photos TRIALS=60"
 
 # setuptools warns of folders named like the package; here the folder is the package.
@@ -78,7 +82,11 @@ $(BIN)/pytest: $(BIN)/autotune
 
 install: $(BIN)/autotune ## create .venv with everything a study needs
 
-study: $(BIN)/autotune ## run a study (DATASET=digits), or continue it
+$(VENV)/ray: $(BIN)/autotune
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	@touch $@
+
+study: $(BIN)/autotune $(if $(filter ray,$(ENGINE)),$(VENV)/ray) ## run a study (DATASET=digits), or continue it
 	@$(BIN)/autotune run $(which) $(workers)
 
 workers: $(BIN)/autotune ## attach one more worker to a running study

@@ -41,6 +41,10 @@ def make(*arguments: str) -> str:
         (["study", "WORKERS=4"], "run 'digits' --workers 4"),
         (["study", "WORKERS_PER_GPU=2"], "run 'digits' --workers-per-gpu 2"),
         (["study", "GPUS=0,2"], "run 'digits' --gpus 0,2"),
+        (
+            ["study", "ENGINE=ray", "WORKERS=32", "GPUS_PER_WORKER=0.5"],
+            "run 'digits' --engine ray --workers 32 --gpus-per-worker 0.5",
+        ),
         (["study", "BACKBONE=resnet18"], "run 'digits' 'backbone=resnet18'"),
         (["study", "BACKBONE=[a.b,c]"], "run 'digits' 'backbone=[a.b,c]'"),
         (["study", "BACKBONE=[a.b, c]"], "run 'digits' 'backbone=[a.b, c]'"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,14 +19,26 @@ from autotune.cli.console import (
 def run(
     study: StudyArgument = "digits",
     overrides: Overrides = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Where workers run: on this machine, or in a Ray cluster."),
+    ] = "local",
     workers: Annotated[
-        int | None, typer.Option(help="Worker processes; default: one per GPU, or 2 on the CPU.")
+        int | None, typer.Option(help="Workers; default: one per GPU, or 2 on the CPU.")
     ] = None,
     gpus: Annotated[
         str | None, typer.Option(help="'all', 'none', or indices such as 0,2. Default: all.")
     ] = None,
     workers_per_gpu: Annotated[
         int | None, typer.Option(help="Workers that share a GPU, in place of --workers.")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(help="With Ray: 0, 1, or a fraction. Default: 1 if the cluster has any."),
+    ] = None,
+    cpus_per_worker: Annotated[
+        int | None,
+        typer.Option(help="With Ray; default: its share of those beside its GPU, or 1."),
     ] = None,
     name: NameOption = None,
     storage: StorageOption = None,
@@ -41,7 +53,14 @@ def run(
         from autotune.study.launcher import run_study
 
         result = run_study(
-            config, workers=workers, gpus=gpus, workers_per_gpu=workers_per_gpu, listener=view
+            config,
+            engine=engine,
+            workers=workers,
+            gpus=gpus,
+            workers_per_gpu=workers_per_gpu,
+            gpus_per_worker=gpus_per_worker,
+            cpus_per_worker=cpus_per_worker,
+            listener=view,
         )
     from autotune.cli.report import write_report_of
     from autotune.cli.summary import print_summary

@@ -146,6 +146,10 @@ class State:
         elif kind == "stopping":
             self.stopping = True
             self.step = "killing the workers" if event["now"] else "stopping after this batch"
+        elif kind == "pending":
+            workers = f"{event['count']} workers wait" if event["count"] > 1 else "1 worker waits"
+            takes = f"{event['cpus']} CPU" + (f", {event['gpus']:g} GPU" if event["gpus"] else "")
+            self.step = f"{workers} for room in the Ray cluster: {takes} each"
         elif "worker" in event:
             self._update_worker(self.workers.setdefault(event["worker"], _Worker()), event)
 
@@ -221,14 +225,15 @@ class State:
                 f"worker {event['worker']} dies at everything and is not started again; its log "
                 f"is {event['log']}"
             )
-        code = event.get("code")
-        if self.stopping or code in (None, 0, UserError.exit_code):  # whose message ends the run
+        code = event["code"]
+        if self.stopping or code in (0, UserError.exit_code):  # whose message ends the run
             return ""
-        how = (
-            f"was killed ({signal.Signals(-code).name})"
-            if code < 0
-            else f"died (exit code {code})"
-        )
+        if code is None:
+            how = "was lost"
+        elif code < 0:
+            how = f"was killed ({signal.Signals(-code).name})"
+        else:
+            how = f"died (exit code {code})"
         replaced = " and is replaced" if event.get("replaced") else ""
         lines = [f"    {line}" for line in event.get("lines", ())]
         if lines:
@@ -353,9 +358,7 @@ class PlainView:
             )
         if kind in ("exit", "sick"):
             return state.obituary(event)
-        if kind == "stopping":
-            return state.step
-        return ""
+        return state.step if kind in ("stopping", "pending") else ""
 
 
 @contextmanager

@@ -28,22 +28,29 @@ def worker(
     files: Annotated[
         str | None, typer.Option(help="Folder of the study's files, where it is mounted here.")
     ] = None,
+    wait: Annotated[
+        float,
+        typer.Option(min=0, metavar="SECONDS", help="Wait so long for a study that is to come."),
+    ] = 0.0,
 ) -> None:
     """Attach one more worker to a study that 'autotune run' has made."""
     located = locate(study, overrides, name, storage)
     from autotune.results.objective import Objective
-    from autotune.study.opening import open_existing
+    from autotune.study.opening import await_existing
     from autotune.study.worker import Job, work, worker_name
 
     shown = console()
-    opened = open_existing(located.name, located.storage, files or located.files)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    opened = await_existing(located.name, located.storage, files or located.files, wait, stop)
+    if opened is None:
+        shown.print("Stopped before there was a study.", highlight=False)
+        raise typer.Exit(130)
     objective = Objective.of(opened.study)
     shown.print(f"study {opened.name}: preparing the images and the backbone", highlight=False)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    stop = threading.Event()
     finished = 0
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
 
     def emit(event: dict[str, Any]) -> None:
         nonlocal finished

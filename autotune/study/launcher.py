@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +17,25 @@ from autotune.errors import DiskFullError, UserError, disk_full_as_user_error
 from autotune.storage.database import database_path, is_sqlite
 from autotune.storage.layout import Files
 from autotune.study.budget import Ending
+from autotune.study.cluster import Share, ray_crew
 from autotune.study.definition import Definition, define
 from autotune.study.opening import OpenStudy, check_existing, open_or_create
-from autotune.study.pool import WorkerPool
+from autotune.study.pool import Placed, WorkerPool
+from autotune.study.processes import Processes
 from autotune.study.record import Progress
 from autotune.study.trial import Listener
 
 #: Free space below which a study is not started: database, logs, checkpoints of small networks.
 MIN_FREE_BYTES = 64 << 20
+#: What workers can run on.
+ENGINES = ("local", "ray")
+#: What there is in place of an option of the other engine.
+_WAYS_OUT = {
+    "--gpus": "Ray chooses the GPUs: --workers 4 --gpus-per-worker 1",
+    "--workers-per-gpu": "workers share a GPU with --gpus-per-worker 0.5",
+    "--gpus-per-worker": "on this machine it is --gpus all --workers-per-gpu 1",
+    "--cpus-per-worker": "on this machine workers share all CPUs",
+}
 
 
 @dataclass(frozen=True)
@@ -107,37 +119,89 @@ def count_places(gpus: int, workers: int | None, workers_per_gpu: int | None) ->
     return gpus * workers_per_gpu
 
 
+def choose_crew(
+    url: str,
+    engine: str,
+    *,
+    workers: int | None,
+    gpus: str | None,
+    workers_per_gpu: int | None,
+    gpus_per_worker: float | None,
+    cpus_per_worker: int | None,
+) -> AbstractContextManager[Placed]:
+    """Settle what runs the workers of a study; see :func:`run_study`.
+
+    Raises:
+        UserError: When an option cannot be, or belongs to another engine.
+    """
+    if engine not in ENGINES:
+        raise UserError(f"--engine: must be one of {', '.join(ENGINES)}, but got {engine!r}")
+    others: dict[str, object] = (
+        {"--gpus": gpus, "--workers-per-gpu": workers_per_gpu}
+        if engine == "ray"
+        else {"--gpus-per-worker": gpus_per_worker, "--cpus-per-worker": cpus_per_worker}
+    )
+    for option, value in others.items():
+        if value is not None:
+            raise UserError(f"{option} {value}: not with --engine {engine}; {_WAYS_OUT[option]}")
+    if engine == "ray":
+        return ray_crew(url, Share(workers, gpus_per_worker, cpus_per_worker))
+    devices = resolve_gpus(gpus)
+    places = count_places(len(devices), workers, workers_per_gpu)
+    threads = max(1, (os.cpu_count() or 1) // places)
+    return nullcontext(Placed(Processes(devices), places, threads))
+
+
 def run_study(
     config: StudyConfig,
     *,
+    engine: str = "local",
     workers: int | None = None,
     gpus: str | None = None,
     workers_per_gpu: int | None = None,
+    gpus_per_worker: float | None = None,
+    cpus_per_worker: int | None = None,
     listener: Listener = lambda event: None,
 ) -> RunResult:
     """Run a study until its budget is used up, or there is nothing left to try.
 
     Args:
         config: The checked study file.
-        workers: Number of worker processes; by default one per GPU, or two on the CPU.
-        gpus: Which GPUs, see :func:`resolve_gpus`.
-        workers_per_gpu: Workers that share a GPU, in place of ``workers``.
+        engine: ``local`` for worker processes of this machine, ``ray`` for tasks of a cluster.
+        workers: Number of workers; by default one per GPU, or two on the CPU.
+        gpus: Which GPUs of this machine, see :func:`resolve_gpus`.
+        workers_per_gpu: Workers that share a GPU of this machine, in place of ``workers``.
+        gpus_per_worker: GPUs that Ray gives a worker, see :class:`autotune.study.cluster.Share`.
+        cpus_per_worker: CPUs that Ray gives a worker.
         listener: Told of everything that happens, as dictionaries with an ``event``.
 
     Raises:
         UserError: When something is wrong that the user can put right; nothing was written.
         WorkerError: When the workers cannot go on.
     """
-    devices = resolve_gpus(gpus)
-    places = count_places(len(devices), workers, workers_per_gpu)
-    opened = _open(define(config), listener)
+    crew = choose_crew(
+        config.storage,
+        engine,
+        workers=workers,
+        gpus=gpus,
+        workers_per_gpu=workers_per_gpu,
+        gpus_per_worker=gpus_per_worker,
+        cpus_per_worker=cpus_per_worker,
+    )
+    definition = define(config)
+    with crew as placed:
+        return _run(definition, placed, listener)
+
+
+def _run(definition: Definition, placed: Placed, listener: Listener) -> RunResult:
+    opened = _open(definition, listener)
     claims = opened.claims()
     claims.sweep()
     before = claims.progress()
-    listener({"event": "opened", "opened": opened, "workers": places, "progress": before})
+    listener({"event": "opened", "opened": opened, "workers": placed.places, "progress": before})
     interrupted = False
     if claims.conclude() is None:
-        pool = WorkerPool(opened, places, devices, listener)
+        pool = WorkerPool(opened, placed, listener)
         with pool.signals():
             interrupted = pool.run()
     after = claims.progress()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -44,6 +45,8 @@ from autotune.studyfile import apply_overrides, dotted
 logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+#: How often one looks for a study that is to come.
+ASK_AGAIN_S = 2.0
 _PACKAGES = ("autotune", "optuna", "torch", "torchvision", "timm", "scikit-learn", "numpy")
 
 
@@ -136,6 +139,36 @@ def open_existing(name: str, url: str, files: str | None = None) -> OpenStudy:
         raise StudyError(f"the study {name!r} in {redact(url)} was not made by autotune")
     root = files or study.user_attrs.get(record.FILES)
     return OpenStudy(study, storage, absolute_url(url), Files.of(url, root))
+
+
+def await_existing(
+    name: str, url: str, files: str | None, wait_s: float, stop: threading.Event
+) -> OpenStudy | None:
+    """Open a study that a launcher may be about to make.
+
+    Args:
+        name: Name of the study.
+        url: Storage URL.
+        files: Folder of its files, where it is not beside the database.
+        wait_s: For how long it may be missing.
+        stop: Set to end the waiting.
+
+    Returns:
+        The study; ``None`` after a stop.
+
+    Raises:
+        StudyError: When there is still no such study.
+        StorageError: When the storage cannot be used.
+    """
+    deadline = time.monotonic() + wait_s
+    while not stop.is_set():
+        try:
+            return open_existing(name, url, files)
+        except StudyError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(ASK_AGAIN_S)  # not stop.wait(): the handler of a signal would meet it
+    return None
 
 
 def open_or_create(definition: Definition, dataset: Mapping[str, Any]) -> OpenStudy:

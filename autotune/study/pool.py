@@ -1,32 +1,29 @@
-"""The worker processes of a launcher: started, watched, replaced, stopped.
+"""The workers of a launcher, wherever they run: how many, replaced, stopped.
 
-Workers are processes started afresh (never forked), one device each: which GPU a process may see
-must be settled before it imports torch.
+Where and how a worker runs is a crew's affair: :mod:`autotune.study.processes` has processes of
+this machine, :mod:`autotune.study.cluster` has tasks of a Ray cluster.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from autotune.errors import UserError, WorkerError
 from autotune.storage.database import absolute_url
 from autotune.study.claims import INTERRUPTED, LOST, MAX_RETRIES
 from autotune.study.opening import OpenStudy
 from autotune.study.trial import Listener
-from autotune.study.worker import Job, worker_name
+from autotune.study.worker import Job
 
 #: How often in a row a worker that died is replaced, per place: once more than a trial is tried
 #: again, so that one which kills its workers is given up before the place. A worker that has got a
@@ -40,42 +37,82 @@ LAST_LINES = 5
 KEPT_BYTES = str(4 << 30)
 
 
-@dataclass
-class _Process:
-    """A worker process, and how often in a row its place was filled again."""
+class Crew(Protocol):
+    """What runs the workers of a launcher.
 
-    index: int
-    popen: subprocess.Popen[str]
+    It tells what they tell (see :func:`autotune.study.worker.work`), and two events of its own:
+    ``exit`` when a place is empty, with its ``code`` (``None`` where nobody knows) and the last
+    ``lines`` of its log; ``restarted`` when it has replaced a worker that died.
+    """
+
+    #: Whether it replaces workers that die, up to :data:`MAX_RESTARTS` of them.
+    restarts: bool
+
+    def start(self, place: int, job: Job, tell: Listener) -> None:
+        """Start a worker.
+
+        Args:
+            place: Its place in the pool.
+            job: What to work at; name and position are the crew's to give.
+            tell: Told of everything that happens to it, from any thread.
+        """
+
+    def is_gone(self, worker: str) -> bool:
+        """Tell whether a worker is one of this crew's that has ended."""
+
+    def stop(self) -> None:
+        """Ask all workers to stop."""
+
+    def kill(self) -> None:
+        """End all workers at once."""
+
+    def close(self) -> None:
+        """Kill what is left, and wait until it is gone."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A crew, and what it is to run.
+
+    Args:
+        crew: What runs the workers.
+        places: How many there are at a time.
+        threads: CPU threads of each.
+    """
+
+    crew: Crew
+    places: int
+    threads: int
+
+
+@dataclass
+class _Place:
+    """A place in the pool: how often in a row it was filled again, and what came of it."""
+
     restarts: int
+    further: bool = False
 
 
 class WorkerPool:
-    """The worker processes of one launcher.
+    """The workers of one launcher.
 
     Args:
         opened: The study.
-        places: How many workers there are at a time.
-        devices: What ``CUDA_VISIBLE_DEVICES`` is for each place, in turn; empty for the CPU.
+        placed: What runs them, and how many.
         listener: Told of everything that happens.
     """
 
-    def __init__(
-        self,
-        opened: OpenStudy,
-        places: int,
-        devices: tuple[str, ...],
-        listener: Listener,
-    ) -> None:
+    def __init__(self, opened: OpenStudy, placed: Placed, listener: Listener) -> None:
         self._opened = opened
         self._claims = opened.claims()
-        self._places = places
-        self._devices = devices
+        self._count = placed.places
+        self._threads = placed.threads
+        self._crew = placed.crew
         self._listener = listener
         self._events: queue.SimpleQueue[dict[str, Any]] = (
             queue.SimpleQueue()  # the one queue that a signal handler may put into
         )
-        self._processes: dict[int, _Process] = {}
-        self._started: dict[str, subprocess.Popen[str]] = {}
+        self._places: dict[int, _Place] = {}
         self._stops = 0
         self._sick: set[int] = set()
         self._error: dict[str, Any] | None = None
@@ -92,11 +129,11 @@ class WorkerPool:
                 if self._stops or self._error or self._claims.could_start() < 1:
                     break
                 restarts += 1
-                if restarts > MAX_RESTARTS or len(self._sick) == self._places:
+                if restarts > MAX_RESTARTS or len(self._sick) == self._count:
                     self._error = {"message": self._obituary(), "exit_code": 1}
                     break
         finally:
-            self._kill()
+            self._crew.close()
             self._sweep()
         if self._error is not None:
             kind = UserError if self._error["exit_code"] == 2 else WorkerError
@@ -123,73 +160,30 @@ class WorkerPool:
             for number, old in previous.items():
                 signal.signal(number, old)
 
-    def _is_ours(self, worker: str) -> bool:
-        """Tell whether a worker is one of this launcher's that has ended."""
-        popen = self._started.get(worker)
-        return popen is not None and popen.poll() is not None
-
     def _sweep(self) -> None:
-        self._claims.sweep(self._is_ours, INTERRUPTED if self._stops else LOST)
+        self._claims.sweep(self._crew.is_gone, INTERRUPTED if self._stops else LOST)
 
     def _start_workers(self) -> None:
         wanted = max(1, self._claims.could_start())
-        healthy = [index for index in range(self._places) if index not in self._sick]
-        self._processes = {index: self._start(index, 0) for index in healthy[:wanted]}
+        healthy = [index for index in range(self._count) if index not in self._sick]
+        self._places = {index: self._start(index, 0) for index in healthy[:wanted]}
 
-    def _start(self, index: int, restarts: int) -> _Process:
-        environment = dict(os.environ)
-        if self._devices:
-            environment["CUDA_VISIBLE_DEVICES"] = self._devices[index % len(self._devices)]
-        else:
-            environment["CUDA_VISIBLE_DEVICES"] = ""
-        threads = max(1, (os.cpu_count() or 1) // self._places)
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            environment[name] = str(threads)
-        for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
-            environment.setdefault(name, KEPT_BYTES)
-        number = len(self._started)  # a replacement has a name and random draws of its own
+    def _start(self, index: int, restarts: int) -> _Place:
         job = Job(
             study=self._opened.name,
             storage=absolute_url(self._opened.url),
             files=str(self._opened.files.root),
-            worker=worker_name(os.getpid(), number),
-            index=number,
-            workers=self._places,
-            threads=threads,
+            worker="",
+            index=0,
+            workers=self._count,
+            threads=self._threads,
             log=str(self._log(index)),
         )
-        popen = subprocess.Popen(
-            [sys.executable, "-m", "autotune.study.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # the worker opens its own log
-            env=environment,
-            text=True,
-            start_new_session=True,  # a Ctrl-C is for the launcher alone
-        )
-        assert popen.stdin is not None
-        popen.stdin.write(json.dumps(asdict(job)) + "\n")
-        popen.stdin.flush()
-        self._started[job.worker] = popen
-        threading.Thread(target=self._read, args=(index, popen), daemon=True).start()
-        return _Process(index, popen, restarts)
-
-    def _read(self, index: int, popen: subprocess.Popen[str]) -> None:
-        assert popen.stdout is not None and popen.stdin is not None
-        with popen.stdout:
-            for line in popen.stdout:
-                try:
-                    event = json.loads(line)
-                except json.JSONDecodeError:  # half a line of a worker that was killed
-                    continue
-                self._events.put({**event, "worker": index})
-        code = popen.wait()
-        popen.stdin.close()
-        lines = self._last_lines(index) if code else []
-        self._events.put({"event": "exit", "worker": index, "code": code, "lines": lines})
+        self._crew.start(index, job, self._events.put)
+        return _Place(restarts)
 
     def _supervise(self) -> None:
-        alive = set(self._processes)
+        alive = set(self._places)
         while alive:
             try:
                 event = self._events.get(timeout=0.5)
@@ -197,16 +191,18 @@ class WorkerPool:
                 self._listener({"event": "tick"})
                 continue
             if event["event"] == "stopping":
-                self._signal(signal.SIGKILL if event["now"] else signal.SIGTERM)
+                (self._crew.kill if event["now"] else self._crew.stop)()
             elif event["event"] == "error":
                 if self._error is None:
                     self._error = event
-                self._signal(signal.SIGTERM)
+                self._crew.stop()
             elif event["event"] == "epoch":
-                self._processes[event["worker"]].restarts = 0
+                self._places[event["worker"]].further = True
+            elif event["event"] == "restarted":
+                self._sweep()
+                event = {**event, "event": "exit", "replaced": True}
             elif event["event"] == "exit" and self._replace(event):
-                self._listener({**event, "replaced": True})
-                continue
+                event = {**event, "replaced": True}
             elif event["event"] == "exit":
                 alive.discard(event["worker"])
             self._listener(event)
@@ -215,40 +211,39 @@ class WorkerPool:
         """Fill the place of a worker that died; give its trial back first."""
         if event["code"] == 0 or self._stops or self._error:
             return False
-        old = self._processes[event["worker"]]
+        index = event["worker"]
+        old = self._places[index]
+        restarts = 0 if old.further else old.restarts
         self._sweep()
-        if old.restarts >= MAX_RESTARTS:
-            self._sick.add(old.index)
-            self._listener(
-                {"event": "sick", "worker": old.index, "log": str(self._log(old.index))}
-            )
+        if not old.further and restarts >= (0 if self._crew.restarts else MAX_RESTARTS):
+            self._sick.add(index)
+            self._listener({"event": "sick", "worker": index, "log": str(self._log(index))})
             return False
         if self._claims.could_start() < 1:
             return False
-        time.sleep(min(8.0, 0.5 * 2**old.restarts))
-        self._processes[old.index] = self._start(old.index, old.restarts + 1)
+        time.sleep(min(8.0, 0.5 * 2**restarts))
+        self._places[index] = self._start(index, restarts + 1)
         return True
 
     def _obituary(self) -> str:
         """Say that the workers die, with the last lines of a log."""
-        index = min(self._sick, default=0)
-        log = str(self._log(index))
-        lines = self._last_lines(index, 15)
-        return "\n".join(["the workers die again and again; the end of " + log, *lines])
+        log = self._log(min(self._sick, default=0))
+        lines = last_lines(log, 15)
+        return "\n".join([f"the workers die again and again; the end of {log}", *lines])
 
     def _log(self, index: int) -> Path:
         return self._opened.files.log(self._opened.name, f"worker-{index}")
 
-    def _last_lines(self, index: int, count: int = LAST_LINES) -> list[str]:
-        log = self._log(index)
-        return log.read_text(errors="replace").splitlines()[-count:] if log.exists() else []
 
-    def _signal(self, number: int) -> None:
-        for process in self._processes.values():
-            if process.popen.poll() is None:
-                process.popen.send_signal(number)
+def last_lines(log: Path, count: int = LAST_LINES) -> list[str]:
+    """Return the end of a log, nothing where there is none."""
+    return log.read_text(errors="replace").splitlines()[-count:] if log.exists() else []
 
-    def _kill(self) -> None:
-        self._signal(signal.SIGKILL)
-        for process in self._processes.values():
-            process.popen.wait()
+
+def environment_of(job: Job) -> dict[str, str]:
+    """Return what the environment of a worker must say before its first line of Python."""
+    threads = dict.fromkeys(
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(job.threads)
+    )
+    memory = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+    return threads | {name: os.environ.get(name, KEPT_BYTES) for name in memory}

@@ -313,6 +313,20 @@ def main() -> int:
         except BrokenPipeError:  # the launcher is gone, and the watch has seen it or will
             stop.set()
 
+    return serve(job, stop, emit)
+
+
+def serve(job: Job, stop: threading.Event, emit: Listener) -> int:
+    """Do the work of a launcher's worker, and tell the launcher why it cannot be done.
+
+    Args:
+        job: What to work at.
+        stop: Set to interrupt.
+        emit: Told of what happens, the last of it an ``error`` where there is one.
+
+    Returns:
+        The exit code.
+    """
     try:
         work(job, stop, emit)
     except DeviceError as error:
@@ -332,6 +346,12 @@ def main() -> int:
 def _take_stdout(log: str) -> TextIO:
     """Keep standard output for events; what libraries print goes to the log file."""
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    write_log(log)
+    return events
+
+
+def write_log(log: str) -> None:
+    """Let all that this process says from now on go to a log file."""
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
@@ -341,7 +361,6 @@ def _take_stdout(log: str) -> TextIO:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    return events
 
 
 def _take_stdin() -> int:

@@ -16,8 +16,12 @@ from tests.support.inside import call
 WHICH = ("study", "overrides", "--name", "--storage")
 #: Taking one of these away, or giving it another name, is a change that users notice.
 SURFACE = {
-    "run": {*WHICH, "--workers", "--workers-per-gpu", "--gpus"},
-    "worker": {*WHICH, "--files"},
+    "run": {
+        *WHICH,
+        *("--engine", "--workers", "--workers-per-gpu", "--gpus"),
+        *("--gpus-per-worker", "--cpus-per-worker"),
+    },
+    "worker": {*WHICH, "--files", "--wait"},
     "status": {*WHICH, "--watch", "--every"},
     "doctor": {*WHICH, "--files", "--fix"},
     "best": {*WHICH},

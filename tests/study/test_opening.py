@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,16 @@ import autotune.models
 from autotune.errors import ConfigError, StudyError
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.search.space import Space
-from autotune.study import record
+from autotune.study import opening, record
 from autotune.study.budget import Budget, Ending
 from autotune.study.claims import Claim
 from autotune.study.definition import define
-from autotune.study.opening import check_existing, differences, open_existing
+from autotune.study.opening import (
+    await_existing,
+    check_existing,
+    differences,
+    open_existing,
+)
 from tests.support.images import make_class_folders
 from tests.support.small import open_defined, open_small, small_config
 
@@ -334,3 +341,21 @@ def test_files_of_ones_own_may_move_and_not_change(tmp_path: Path) -> None:
         check_existing(define(small_config(tmp_path, **{**moved, "search__sampler": "tpe"})))
     with pytest.raises(StudyError, match=r"space.custom: .*:other' in the study, None now"):
         check_existing(define(small_config(tmp_path, search__sampler=f"{there}:Mine")))
+
+
+def test_a_worker_waits_for_its_study_until_it_is_there_or_is_told_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "ASK_AGAIN_S", 0.05)
+    url = open_small(tmp_path).url
+    stop = threading.Event()
+    with pytest.raises(StudyError, match="has no study 'later'; it has small"):
+        await_existing("later", url, None, 0.1, stop)
+    with ThreadPoolExecutor() as others:
+        waiting = others.submit(await_existing, "later", url, None, 60, stop)
+        open_small(tmp_path, name="later")
+        found = waiting.result(timeout=30)
+        assert found is not None and found.name == "later"
+        waiting = others.submit(await_existing, "never", url, None, 60, stop)
+        stop.set()
+        assert waiting.result(timeout=30) is None

@@ -1,0 +1,99 @@
+"""Workers as processes of this machine.
+
+They are started afresh (never forked), one device each: which GPU a process may see must be
+settled before it imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from autotune.study.pool import environment_of, last_lines
+from autotune.study.trial import Listener
+from autotune.study.worker import Job, worker_name
+
+
+class Processes:
+    """Worker processes, the crew of ``--engine local``.
+
+    Args:
+        devices: What ``CUDA_VISIBLE_DEVICES`` is for each place, in turn; empty for the CPU.
+    """
+
+    restarts = False
+
+    def __init__(self, devices: Sequence[str]) -> None:
+        self._devices = devices
+        self._started: dict[str, subprocess.Popen[str]] = {}
+
+    def start(self, place: int, job: Job, tell: Listener) -> None:
+        """Start a process; see :class:`autotune.study.pool.Crew`."""
+        number = len(self._started)  # a replacement has a name and random draws of its own
+        job = replace(job, worker=worker_name(os.getpid(), number), index=number)
+        environment = os.environ | environment_of(job)
+        environment["CUDA_VISIBLE_DEVICES"] = (
+            self._devices[place % len(self._devices)] if self._devices else ""
+        )
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "autotune.study.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # the worker opens its own log
+            env=environment,
+            text=True,
+            start_new_session=True,  # a Ctrl-C is for the launcher alone
+        )
+        assert popen.stdin is not None
+        popen.stdin.write(json.dumps(asdict(job)) + "\n")
+        popen.stdin.flush()
+        self._started[job.worker] = popen
+        log = Path(job.log)
+        threading.Thread(target=_read, args=(place, popen, log, tell), daemon=True).start()
+
+    def is_gone(self, worker: str) -> bool:
+        """Tell whether a worker is one of these that has ended."""
+        popen = self._started.get(worker)
+        return popen is not None and popen.poll() is not None
+
+    def stop(self) -> None:
+        """Ask all workers to stop."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End all workers at once."""
+        self._signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Kill what is left, and wait until it is gone."""
+        self.kill()
+        for popen in self._started.values():
+            popen.wait()
+
+    def _signal(self, number: int) -> None:
+        for popen in self._started.values():
+            if popen.poll() is None:
+                popen.send_signal(number)
+
+
+def _read(place: int, popen: subprocess.Popen[str], log: Path, tell: Listener) -> None:
+    """Pass on what a worker says, and how it ends."""
+    assert popen.stdout is not None and popen.stdin is not None
+    with popen.stdout:
+        for line in popen.stdout:
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:  # half a line of a worker that was killed
+                continue
+            tell({**event, "worker": place})
+    code = popen.wait()
+    popen.stdin.close()
+    lines = last_lines(log) if code else []
+    tell({"event": "exit", "worker": place, "code": code, "lines": lines})

@@ -1,0 +1,77 @@
+"""A Ray cluster of one machine, for tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+#: What keeps Ray quiet and by itself, for those who start it and those who connect.
+QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+CPUS = 2
+
+
+@contextmanager
+def start_cluster() -> Iterator[dict[str, str]]:
+    """Start a cluster and yield the environment that leads to it; nothing of it is left."""
+    folder = Path(
+        tempfile.mkdtemp(prefix="rc-")
+    )  # the path of a socket has at most 107 characters
+    address = f"127.0.0.1:{_free_port()}"
+    extra = {**QUIET, "RAY_TMPDIR": str(folder)}
+    with (folder / "out.txt").open("w") as output:
+        head = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+                *("--node-ip-address=127.0.0.1", f"--port={address.rpartition(':')[2]}"),
+                *(f"--num-cpus={CPUS}", "--num-gpus=0", "--object-store-memory=100000000"),
+                *("--include-dashboard=false", "--disable-usage-stats"),
+            ],
+            env={**os.environ, **extra},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while "Ray runtime started" not in (folder / "out.txt").read_text():
+            assert head.poll() is None and time.monotonic() < deadline, output_of(folder)
+            time.sleep(0.2)
+        yield {**extra, "RAY_ADDRESS": address}
+    finally:
+        family = [*psutil.Process(head.pid).children(recursive=True)]
+        head.send_signal(signal.SIGTERM)
+        _, alive = psutil.wait_procs(family, timeout=10)
+        for process in alive:
+            process.kill()
+        head.wait(timeout=10)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def output_of(folder: Path) -> str:
+    return (folder / "out.txt").read_text()
+
+
+def worker_pids(study: str) -> list[int]:
+    """Find the processes in which Ray runs workers of a study."""
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if " ".join(process.info["cmdline"] or []).startswith(f"ray::autotune {study} ")
+    ]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
