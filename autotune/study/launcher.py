@@ -13,7 +13,7 @@ import torch
 from autotune.config import StudyConfig
 from autotune.data.task import Task
 from autotune.errors import DiskFullError, UserError, disk_full_as_user_error
-from autotune.storage.database import database_path, is_sqlite
+from autotune.storage.database import database_path, is_sqlite, storage_errors
 from autotune.storage.layout import Files
 from autotune.study.budget import Ending
 from autotune.study.definition import Definition, define
@@ -132,17 +132,18 @@ def run_study(
     places = count_places(len(devices), workers, workers_per_gpu)
     opened = _open(define(config), listener)
     claims = opened.claims()
-    claims.sweep()
-    before = claims.progress()
+    with storage_errors(opened.url):
+        claims.sweep()
+        before, ended = claims.progress(), claims.conclude()
     listener({"event": "opened", "opened": opened, "workers": places, "progress": before})
     interrupted = False
-    if claims.conclude() is None:
+    if ended is None:
         pool = WorkerPool(opened, places, devices, listener)
         with pool.signals():
             interrupted = pool.run()
-    after = claims.progress()
-    trained = after.attempts > before.attempts
-    return RunResult(opened, after, claims.conclude(), trained, interrupted)
+    with storage_errors(opened.url):
+        after, ended = claims.progress(), claims.conclude()
+    return RunResult(opened, after, ended, after.attempts > before.attempts, interrupted)
 
 
 def _open(definition: Definition, listener: Listener) -> OpenStudy:

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from autotune.errors import UserError, WorkerError
-from autotune.storage.database import absolute_url
+from autotune.storage.database import absolute_url, storage_errors
 from autotune.study.claims import INTERRUPTED, LOST, MAX_RETRIES
 from autotune.study.opening import OpenStudy
 from autotune.study.trial import Listener
@@ -89,7 +89,7 @@ class WorkerPool:
                 self._supervise()
                 # Trials whose worker died after all others had found nothing left to do.
                 self._sweep()
-                if self._stops or self._error or self._claims.could_start() < 1:
+                if self._stops or self._error or self._could_start() < 1:
                     break
                 restarts += 1
                 if restarts > MAX_RESTARTS or len(self._sick) == self._places:
@@ -129,10 +129,15 @@ class WorkerPool:
         return popen is not None and popen.poll() is not None
 
     def _sweep(self) -> None:
-        self._claims.sweep(self._is_ours, INTERRUPTED if self._stops else LOST)
+        with storage_errors(self._opened.url):
+            self._claims.sweep(self._is_ours, INTERRUPTED if self._stops else LOST)
+
+    def _could_start(self) -> int:
+        with storage_errors(self._opened.url):
+            return self._claims.could_start()
 
     def _start_workers(self) -> None:
-        wanted = max(1, self._claims.could_start())
+        wanted = max(1, self._could_start())
         healthy = [index for index in range(self._places) if index not in self._sick]
         self._processes = {index: self._start(index, 0) for index in healthy[:wanted]}
 
@@ -223,7 +228,7 @@ class WorkerPool:
                 {"event": "sick", "worker": old.index, "log": str(self._log(old.index))}
             )
             return False
-        if self._claims.could_start() < 1:
+        if self._could_start() < 1:
             return False
         time.sleep(min(8.0, 0.5 * 2**old.restarts))
         self._processes[old.index] = self._start(old.index, old.restarts + 1)

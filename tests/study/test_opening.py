@@ -334,3 +334,9 @@ def test_files_of_ones_own_may_move_and_not_change(tmp_path: Path) -> None:
         check_existing(define(small_config(tmp_path, **{**moved, "search__sampler": "tpe"})))
     with pytest.raises(StudyError, match=r"space.custom: .*:other' in the study, None now"):
         check_existing(define(small_config(tmp_path, search__sampler=f"{there}:Mine")))
+
+
+def test_what_a_full_disk_has_left_of_a_database_is_none(tmp_path: Path) -> None:
+    (tmp_path / "study.db").touch()
+    check_existing(define(small_config(tmp_path)))
+    assert open_small(tmp_path).study.trials
