@@ -51,7 +51,7 @@ from autotune.study.worker import prepare
 NAME = "chaos"
 #: Small trainings of a few seconds, so that most kills meet a trial in the middle.
 STUDY = (
-    "training.epochs=12",
+    "training.epochs=24",
     "training.views=2",
     "data.train_per_class=10",
     "data.validation=0.2",
@@ -98,8 +98,9 @@ class Chaos:
         kind = self.rng.choices(list(self.left), weights)[0]
         if self.left["freeze"]:
             kind = "freeze"
-        elif any(one.is_alive() for one in self.passing) and kind not in ("kill", "restart"):
-            return  # it would hide what is going on
+        elif any(one.is_alive() for one in self.passing):
+            # Longer things would hide what is going on, and too many kills leave nobody to go on.
+            kind = "kill" if self.left["kill"] and self.rng.random() < 1 / 3 else ""
         doing: dict[str, Callable[[int], bool]] = {
             "kill": self._kill,
             "freeze": self._freeze,
@@ -109,7 +110,7 @@ class Chaos:
             "long lock": lambda _: self._lock(1.2 * GRACE_PERIOD_S),
             "fill": self._fill,
         }
-        if doing[kind](launcher):
+        if kind and doing[kind](launcher):
             self.done[kind] += 1
             self.left[kind] -= 1
             self.left += Counter()  # drops what is at 0
@@ -161,7 +162,9 @@ class Chaos:
 
     def _thaw(self, victim: psutil.Process) -> None:
         command = [sys.executable, "-m", "autotune.cli.main", "doctor", NAME]
-        subprocess.run([*command, "--storage", self.url, "--fix"], capture_output=True)
+        with (self.folder / "doctor.txt").open("a") as output:
+            command += ["--storage", self.url, "--fix"]
+            subprocess.run(command, stdout=output, stderr=output)
         with suppress(psutil.NoSuchProcess):
             victim.resume()
         self.frozen.discard(victim.pid)
@@ -385,6 +388,8 @@ def main() -> None:
         print(f"{options.storage}, {options.workers} workers, {options.trials} trials: {done}")
         print(f"{took:.0f} s; the launcher was started {len(codes)} times, exit codes {codes}")
         print(f"{woken(chaos.files)} workers came back and found their trial with another one")
+        if (folder / "doctor.txt").exists():
+            print("the doctor, before they did:\n" + (folder / "doctor.txt").read_text())
         if chaos.left:
             print(f"not done before the end: {dict(chaos.left)}")
         print("\n".join(found) if found else "no fault found")

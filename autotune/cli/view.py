@@ -143,6 +143,8 @@ class State:
             self.step = "starting workers"
             self.workers = {index: _Worker() for index in range(event["workers"])}
             self._read_scores()
+        elif kind == "error" and event["exit_code"] == UserError.exit_code:
+            self.stopping = True  # the message says it all
         elif kind == "stopping":
             self.stopping = True
             self.step = "killing the workers" if event["now"] else "stopping after this batch"
@@ -226,7 +228,7 @@ class State:
                 f"is {event['log']}"
             )
         code = event["code"]
-        if self.stopping or code in (0, UserError.exit_code):  # whose message ends the run
+        if code == 0 or self.stopping:
             return ""
         if code is None:
             how = "was lost"

@@ -2,28 +2,58 @@
 
 A reference is a system attribute, whose name ends with the artifact's id; the dashboard leaves
 ``null`` in it where somebody has deleted the artifact. The file bears the id as its name. Optuna
-writes the reference first.
+writes the reference first, and a full disk leaves it with half a file; here the file comes first.
 """
 
 from __future__ import annotations
 
 import json
+import mimetypes
 import os
+import shutil
 import time
+import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from optuna.artifacts import ArtifactMeta
 from optuna.storages import RDBStorage
 from optuna.storages._rdb.models import (
     StudySystemAttributeModel,
     TrialModel,
     TrialSystemAttributeModel,
 )
+from optuna.trial import Trial
 from sqlalchemy import or_, select
 
 #: Optuna's, and that of dashboards before Optuna had artifacts.
 _PREFIXES = ("artifacts:", "dashboard:artifacts:")
+
+
+def add_artifact(trial: Trial, path: Path, folder: Path) -> None:
+    """Give a trial an artifact: first the file, whole, then the reference to it.
+
+    Args:
+        trial: A trial that runs.
+        path: The file to copy.
+        folder: Where the artifacts of its study are.
+
+    Raises:
+        OSError: When it cannot be written; then nothing refers to it, and nothing is left of it.
+    """
+    kind, encoding = mimetypes.guess_type(path.name)
+    name = str(uuid.uuid4())
+    temporary = folder / f".{name}"
+    try:
+        shutil.copyfile(path, temporary)
+        os.replace(temporary, folder / name)
+    finally:
+        temporary.unlink(missing_ok=True)
+    about = ArtifactMeta(name, path.name, kind or "application/octet-stream", encoding)
+    trial.storage.set_trial_system_attr(
+        trial._trial_id, f"{_PREFIXES[0]}{name}", json.dumps(asdict(about))
+    )
 
 
 @dataclass(frozen=True)

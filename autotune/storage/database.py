@@ -247,6 +247,14 @@ def _open_proxy(url: str, on_stale_trial: StaleTrialCallback | None) -> ProxySto
     return storage
 
 
+def is_there(path: Path) -> bool:
+    """Tell whether there is a file that is more than empty.
+
+    An empty one is what a full disk has left of a database that was to be made.
+    """
+    return path.exists() and path.stat().st_size > 0
+
+
 def check_is_there(path: Path) -> None:
     """Refuse a file that is no SQLite database of studies; nothing is made or changed.
 

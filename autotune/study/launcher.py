@@ -14,7 +14,7 @@ import torch
 from autotune.config import StudyConfig
 from autotune.data.task import Task
 from autotune.errors import DiskFullError, UserError, disk_full_as_user_error
-from autotune.storage.database import database_path, is_sqlite
+from autotune.storage.database import database_path, is_sqlite, storage_errors
 from autotune.storage.layout import Files
 from autotune.study.budget import Ending
 from autotune.study.cluster import Share, ray_crew
@@ -196,17 +196,18 @@ def run_study(
 def _run(definition: Definition, placed: Placed, listener: Listener) -> RunResult:
     opened = _open(definition, listener)
     claims = opened.claims()
-    claims.sweep()
-    before = claims.progress()
+    with storage_errors(opened.url):
+        claims.sweep()
+        before, ended = claims.progress(), claims.conclude()
     listener({"event": "opened", "opened": opened, "workers": placed.places, "progress": before})
     interrupted = False
-    if claims.conclude() is None:
+    if ended is None:
         pool = WorkerPool(opened, placed, listener)
         with pool.signals():
             interrupted = pool.run()
-    after = claims.progress()
-    trained = after.attempts > before.attempts
-    return RunResult(opened, after, claims.conclude(), trained, interrupted)
+    with storage_errors(opened.url):
+        after, ended = claims.progress(), claims.conclude()
+    return RunResult(opened, after, ended, after.attempts > before.attempts, interrupted)
 
 
 def _open(definition: Definition, listener: Listener) -> OpenStudy:

@@ -26,6 +26,7 @@ from autotune.storage.database import (
     database_path,
     experimental,
     is_sqlite,
+    is_there,
     open_storage,
     parse_database,
     redact,
@@ -231,7 +232,7 @@ def check_existing(definition: Definition) -> None:
     config = definition.config
     if is_sqlite(config.storage):
         refuse_network(database_path(config.storage))
-        if not database_path(config.storage).exists():
+        if not is_there(database_path(config.storage)):
             return
     storage = open_storage(config.storage)
     with storage_errors(config.storage):

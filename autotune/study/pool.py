@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from autotune.errors import UserError, WorkerError
-from autotune.storage.database import absolute_url
+from autotune.storage.database import absolute_url, storage_errors
 from autotune.study.claims import INTERRUPTED, LOST, MAX_RETRIES
 from autotune.study.opening import OpenStudy
 from autotune.study.trial import Listener
@@ -126,7 +126,7 @@ class WorkerPool:
                 self._supervise()
                 # Trials whose worker died after all others had found nothing left to do.
                 self._sweep()
-                if self._stops or self._error or self._claims.could_start() < 1:
+                if self._stops or self._error or self._could_start() < 1:
                     break
                 restarts += 1
                 if restarts > MAX_RESTARTS or len(self._sick) == self._count:
@@ -161,10 +161,15 @@ class WorkerPool:
                 signal.signal(number, old)
 
     def _sweep(self) -> None:
-        self._claims.sweep(self._crew.is_gone, INTERRUPTED if self._stops else LOST)
+        with storage_errors(self._opened.url):
+            self._claims.sweep(self._crew.is_gone, INTERRUPTED if self._stops else LOST)
+
+    def _could_start(self) -> int:
+        with storage_errors(self._opened.url):
+            return self._claims.could_start()
 
     def _start_workers(self) -> None:
-        wanted = max(1, self._claims.could_start())
+        wanted = max(1, self._could_start())
         healthy = [index for index in range(self._count) if index not in self._sick]
         self._places = {index: self._start(index, 0) for index in healthy[:wanted]}
 
@@ -219,7 +224,7 @@ class WorkerPool:
             self._sick.add(index)
             self._listener({"event": "sick", "worker": index, "log": str(self._log(index))})
             return False
-        if self._claims.could_start() < 1:
+        if self._could_start() < 1:
             return False
         time.sleep(min(8.0, 0.5 * 2**restarts))
         self._places[index] = self._start(index, restarts + 1)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from optuna.artifacts import upload_artifact
 from optuna.trial import Trial, TrialState
 from safetensors.torch import save_file
 
@@ -28,6 +27,7 @@ from autotune.plan import TrialPlan
 from autotune.search import ranking
 from autotune.search.space import Space
 from autotune.search.view import DEVICE_MEMORY
+from autotune.storage.artifacts import add_artifact
 from autotune.study import failures, limits, memory, record
 from autotune.study.material import Material, Materials
 from autotune.study.opening import OpenStudy
@@ -366,7 +366,6 @@ def store_artifacts(
                 state = training.result.tuned_state()
                 save_file({key: value.contiguous() for key, value in state.items()}, weights)
                 pictures.append(weights)
+        opened.files.artifacts.mkdir(parents=True, exist_ok=True)
         for path in pictures:
-            upload_artifact(
-                artifact_store=opened.artifacts, file_path=str(path), study_or_trial=trial
-            )
+            add_artifact(trial, path, opened.files.artifacts)

@@ -233,7 +233,7 @@ def attempt(
                 claims.interrupt(claim)
                 _tell_end(trial, "interrupted", emit)
             case Kind.GIVEN_AWAY:
-                _tell_given_away(trial, emit)
+                _drop(trial, bench, emit)
             case Kind.USER:
                 claims.interrupt(claim)
                 logger.error("trial %d: %s", trial.number, error)
@@ -280,7 +280,7 @@ def _fail(
         if own:  # before the trial is told: a sampler must never see it without
             trial.set_user_attr(record.FAILED_PLAN, True)
     except UpdateFinishedTrialError:
-        _tell_given_away(trial, emit)  # the checkpoint is its successor's
+        _drop(trial, bench, emit)
         return
     claims.finish(claim, TrialState.FAIL)
     checkpoint = bench.opened.files.checkpoint(bench.opened.name, record.first_attempt(trial))
@@ -292,8 +292,16 @@ def _tell_end(trial: Trial, state: str, emit: Listener, value: float | None = No
     emit({"event": "end", "trial": trial.number, "state": state, "value": value})
 
 
-def _tell_given_away(trial: Trial, emit: Listener) -> None:
+def _drop(trial: Trial, bench: Workbench, emit: Listener) -> None:
+    """Leave a trial to the worker that it was given to.
+
+    The checkpoint is its successor's. Where that has ended, what was written since is nobody's.
+    """
     logger.warning("trial %d was given to another worker; dropped here", trial.number)
+    first = record.first_attempt(trial)
+    trials = bench.opened.study.get_trials(deepcopy=False)
+    if all(one.state.is_finished() for one in trials if record.first_attempt(one) == first):
+        bench.opened.files.checkpoint(bench.opened.name, first).unlink(missing_ok=True)
     _tell_end(trial, "lost", emit)
 
 

@@ -200,7 +200,6 @@ def test_duration(seconds: float | None, text: str) -> None:
     ("event", "text"),
     [
         ({"code": 0}, ""),
-        ({"code": 2}, ""),  # the run ends with its message
         ({"code": 1}, "worker 2 died (exit code 1)"),
         ({"code": -9}, "worker 2 was killed (SIGKILL)"),
         ({"code": 1, "replaced": True}, "worker 2 died (exit code 1) and is replaced"),
@@ -217,6 +216,8 @@ def test_duration(seconds: float | None, text: str) -> None:
 def test_obituary(event: dict[str, Any], text: str, opened: OpenStudy) -> None:
     state = State(config_of(opened))
     assert state.obituary({"event": "exit", "worker": 2, **event}) == text
-    state.update({"event": "stopping", "now": False})
-    if event.get("event") != "sick":
-        assert state.obituary({"event": "exit", "worker": 2, **event}) == ""
+    for end in ({"event": "stopping", "now": False}, {"event": "error", "exit_code": 2}):
+        state = State(config_of(opened))
+        state.update(end)
+        if event.get("event") != "sick":
+            assert state.obituary({"event": "exit", "worker": 2, **event}) == ""

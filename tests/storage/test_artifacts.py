@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import optuna
-from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+import pytest
+from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
 from optuna.trial import Trial
 
-from autotune.storage.artifacts import Reference, list_files, read_references
+from autotune.storage.artifacts import Reference, add_artifact, list_files, read_references
 from autotune.storage.database import open_storage
 
 
@@ -50,3 +52,29 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
     assert (first.path.name, first.size_bytes) == ("a", 0)
     assert (second.path.name, second.size_bytes) == ("b", 3)
     assert 0 <= second.age_s < 60
+
+
+def test_an_artifact_is_whole_before_anything_refers_to_it(url: str, tmp_path: Path) -> None:
+    storage = open_storage(url, create=True)
+    study = optuna.create_study(storage=storage)
+    trial = Trial(study, storage.create_new_trial(study._study_id))
+    folder = tmp_path / "artifacts"
+    folder.mkdir()
+    source = tmp_path / "curve.png"
+    source.write_bytes(bytes(200_000))
+    add_artifact(trial, source, folder)
+    (meta,) = get_all_artifact_meta(trial, storage=storage)
+    assert (meta.filename, meta.mimetype) == ("curve.png", "image/png")
+    reader = FileSystemArtifactStore(folder).open_reader(meta.artifact_id)
+    with reader:
+        assert reader.read() == source.read_bytes()
+    # A limit for the size of files, in place of a full disk: the copy ends in the middle.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            add_artifact(trial, source, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [one.name for one in folder.iterdir()] == [meta.artifact_id]
+    assert get_all_artifact_meta(trial, storage=storage) == [meta]

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import optuna
 import pytest
 import torch
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from autotune.errors import UserError
 from autotune.study import pool, record
@@ -334,6 +335,42 @@ def test_a_plan_that_wants_more_than_the_machine_has_is_infeasible(tmp_path: Pat
             r"infeasible: memory: it wanted at least [12]\d,\d{3} MiB, the device has 14,336 MiB",
             trial.user_attrs[record.REASON],
         )
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_the_database_ends_the_run_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", str(disk)]
+    if subprocess.run(mounting, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    try:
+        arguments = ("run", "digits", *LONG, "search.trials=2", "--name", "tiny")
+        arguments += ("--workers", "1", f"storage=sqlite:///{disk}/a.db", "files=files")
+        process = start(*arguments, cwd=tmp_path)
+        url = f"sqlite:///{disk}/a.db"
+
+        def trials() -> list[FrozenTrial]:
+            return optuna.load_study(study_name="tiny", storage=url).get_trials(deepcopy=False)
+
+        wait_for(
+            lambda: (disk / "a.db").exists() and "ready" in (tmp_path / "out.txt").read_text()
+        )
+        wait_for(lambda: epochs_running(trials()) >= 3)
+        with (disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+        assert process.wait(timeout=120) == 2
+        said = (tmp_path / "out.txt").read_text()
+        assert "Traceback" not in said and "died" not in said
+        assert said.splitlines()[-1].startswith("error: no space left on the disk of the storage")
+        (disk / "filler").unlink()
+        process = start(*arguments, "training.epochs=400", cwd=tmp_path)
+        wait_for(lambda: any(record.retries(one) for one in trials()), timeout=180)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_place_that_kills_its_workers_is_named_and_the_others_go_on(

@@ -359,3 +359,9 @@ def test_a_worker_waits_for_its_study_until_it_is_there_or_is_told_to_stop(
         waiting = others.submit(await_existing, "never", url, None, 60, stop)
         stop.set()
         assert waiting.result(timeout=30) is None
+
+
+def test_what_a_full_disk_has_left_of_a_database_is_none(tmp_path: Path) -> None:
+    (tmp_path / "study.db").touch()
+    check_existing(define(small_config(tmp_path)))
+    assert open_small(tmp_path).study.trials

@@ -350,6 +350,29 @@ def test_a_trial_that_fails_after_it_was_given_away_is_dropped(
     assert record.FAILED_PLAN not in trials[0].user_attrs
 
 
+def test_what_a_worker_wrote_after_its_trial_was_finished_elsewhere_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does that was frozen between its report and its checkpoint."""
+    opened = open_small(tmp_path, search__trials=1)
+    original = trial_module.build_network
+
+    def freeze(*_: Any, **__: Any) -> Any:
+        monkeypatch.setattr(trial_module, "build_network", original)
+        assert opened.claims().sweep(lambda worker: True) == 1
+        run(opened)
+        checkpoint = opened.files.checkpoint(opened.name, 0)
+        assert not checkpoint.exists()
+        checkpoint.write_bytes(b"")
+        raise PlanError("too late")
+
+    monkeypatch.setattr(trial_module, "build_network", freeze)
+    events = run(opened)
+    assert [one["state"] for one in events if one["event"] == "end"] == ["lost"]
+    assert opened.study.trials[1].state == TrialState.COMPLETE
+    assert not opened.files.checkpoint(opened.name, 0).exists()
+
+
 def test_bad_trials_prune(tmp_path: Path) -> None:
     opened = open_small(tmp_path, search__trials=12, training__epochs=6, search__sampler="random")
     run(opened)
