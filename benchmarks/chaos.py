@@ -252,11 +252,15 @@ def output_of(folder: Path, start: int) -> Path:
 
 
 def bad_ends(folder: Path, codes: Sequence[int]) -> list[str]:
-    """Say which runs ended in another way than with a result or a message."""
+    """Say which runs ended in another way than with a result or a message.
+
+    The message of a run whose workers died quotes a log, which may have tracebacks of its own.
+    """
     found = []
     for start, code in enumerate(codes):
         said = output_of(folder, start).read_text(encoding="utf-8")
-        if "Traceback" in said or code not in (0, 1, 2):
+        before, message, _ = said.partition("\nerror: ")
+        if code not in (0, 1, 2) or (code and not message) or "\nTraceback" in before:
             found.append(f"start {start} ended with code {code}:\n{said[-3000:]}")
     if codes[-1] != 0:
         found.append(f"the last of {len(codes)} starts ended with code {codes[-1]}")
