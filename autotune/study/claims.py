@@ -149,7 +149,9 @@ class Claims:
         running = [one for one in trials if one.state == TrialState.RUNNING]
         workers = {one.user_attrs.get(record.WORKER) for one in running} - {None}
         sampler = self.study.sampler
-        if queued is None and isinstance(sampler, CanonicalSampler) and not sampler.writes:
+        # What waits without a plan is drawn as a new trial is, and ``ask`` takes it.
+        new = queued is None and all(one.state != TrialState.WAITING for one in trials)
+        if new and isinstance(sampler, CanonicalSampler) and not sampler.writes:
             trial = self._create(sampler, trials, worker, since)
         else:
             trial = self._ask() if queued is None else self._pop(queued)
