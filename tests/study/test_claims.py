@@ -161,6 +161,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_claim(
 ) -> None:
     claims = make_claims(url, budget=2)
     claims.study.enqueue_trial({"depth": 3})
+    claims.study.sampler.writes = True  # type: ignore[attr-defined]  # a sampler of one's own
 
     def killed(trial: Trial, *_: Any) -> None:
         trial.suggest_int("depth", 0, 5)
@@ -182,6 +183,25 @@ def test_a_worker_that_dies_in_the_middle_of_a_claim(
         assert trial.params == SPACE.canonical(trial.params)
         assert record.plan_of(trial) == SPACE.plan(trial.params)
         assert record.STAGE not in trial.user_attrs  # it belongs to what was drawn in it
+
+
+def test_a_new_trial_is_there_as_a_whole_or_not_at_all(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = make_claims(url, budget=2)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("autotune.storage.whole._rows", killed)
+        claims.claim("host/1/0")
+    assert states(claims) == []
+    claim(claims)
+    (trial,) = claims.study.trials
+    assert trial.state == TrialState.RUNNING and trial.user_attrs[record.WORKER] == "host/1/0"
+    assert record.plan_of(trial) == SPACE.plan(trial.params)
+    assert list(trial.params) == list(SPACE.distributions)
 
 
 # Endings
