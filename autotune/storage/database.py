@@ -1,9 +1,7 @@
 """Opening the database of a study: URL in, Optuna storage out.
 
-SQLite runs in WAL mode with ``BEGIN IMMEDIATE`` transactions: Optuna reads a waiting trial and
-then claims it, and with SQLite's deferred transactions two workers can claim the same one
-(optuna issues 4621 and 4002). Postgres connections are checked before use, because servers drop
-idle ones (optuna issue 5600).
+SQLite runs in WAL mode, see :mod:`autotune.storage.transactions`. Postgres connections are checked
+before use, because servers drop idle ones (optuna issue 5600).
 """
 
 from __future__ import annotations
@@ -40,6 +38,7 @@ from autotune.storage.filesystem import refuse_network
 from autotune.storage.patience import PatientStorage
 from autotune.storage.proxy import wire
 from autotune.storage.proxy.client import ProxyStorage
+from autotune.storage.transactions import begin
 
 #: A live worker writes its heartbeat this often; silent for longer than the grace, it is dead.
 HEARTBEAT_INTERVAL_S = 15
@@ -313,7 +312,7 @@ def _open(url: URL, on_stale_trial: StaleTrialCallback | None) -> PatientStorage
         )
     if sqlite:
         event.listen(storage.engine, "connect", _configure_sqlite)
-        event.listen(storage.engine, "begin", _begin_immediate)
+        event.listen(storage.engine, "begin", begin)
         storage.engine.dispose()  # connections made so far have none of these settings
         with storage.engine.begin() as connection:
             connection.exec_driver_sql("SELECT 1")
@@ -331,10 +330,6 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.close()
-
-
-def _begin_immediate(connection: sqlalchemy.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 @contextmanager

@@ -19,6 +19,9 @@ from autotune.storage.database import StudyStorage, database_path, is_sqlite
 from autotune.storage.patience import LockLostError, impatiently
 from autotune.storage.proxy.client import ProxyStorage
 
+#: How often it is looked whether the lock beside an SQLite database is free.
+POLL_S = 0.01
+
 
 @contextmanager
 def study_lock(
@@ -44,7 +47,7 @@ def study_lock(
     if is_sqlite(url):
         lock = FileLock(f"{database_path(url)}.lock")
         try:
-            lock.acquire(timeout=-1 if timeout_s is None else timeout_s)
+            lock.acquire(timeout=-1 if timeout_s is None else timeout_s, poll_interval=POLL_S)
         except Timeout as error:
             raise LockedError.of(study, timeout_s) from error
         try:

@@ -31,7 +31,8 @@ from tenacity import (
 
 from autotune.errors import StorageError, hide_passwords
 from autotune.storage.proxy import wire
-from autotune.storage.whole import WholeTrialStorage
+from autotune.storage.quick import QuickStorage
+from autotune.storage.transactions import reads
 
 logger = logging.getLogger(__name__)
 
@@ -141,19 +142,23 @@ def _tell(state: RetryCallState) -> None:
     )
 
 
-#: What may be done twice without harm. A report that was written although the answer got lost is
-#: written over with the same value; a trial that another worker has been given stays his, and says
-#: so (``UpdateFinishedTrialError``).
-_HARMLESS = (
+#: What only reads.
+READS = (
     "get_study_id_from_name",
     "get_study_name_from_id",
     "get_study_directions",
     "get_study_user_attrs",
     "get_study_system_attrs",
     "get_all_studies",
+    "get_trial",
+)
+#: What may be done twice without harm. A report that was written although the answer got lost is
+#: written over with the same value; a trial that another worker has been given stays his, and says
+#: so (``UpdateFinishedTrialError``).
+_HARMLESS = (
+    *READS,
     "set_study_user_attr",
     "set_study_system_attr",
-    "get_trial",
     "set_trial_param",
     "set_trial_intermediate_value",
     "set_trial_user_attr",
@@ -165,10 +170,12 @@ def waits(*also: str) -> Callable[[type[T]], type[T]]:
     """Make a class of storages wait where nothing can go wrong by doing it twice.
 
     Args:
-        also: Names of further methods that may be repeated.
+        also: Names of further methods that only read.
     """
 
     def made(storage: type[T]) -> type[T]:
+        for name in (*READS, *also):
+            setattr(storage, name, reads(getattr(storage, name)))
         for name in (*_HARMLESS, *also):
             setattr(storage, name, patient(getattr(storage, name)))
         return storage
@@ -176,6 +183,6 @@ def waits(*also: str) -> Callable[[type[T]], type[T]]:
     return made
 
 
-@waits("_get_trials")  # what Optuna's cache reads by
-class PatientStorage(WholeTrialStorage):
+@waits("_get_trials", "_get_stale_trial_ids")  # the first is what Optuna's cache reads by
+class PatientStorage(QuickStorage):
     """Optuna's database storage, which waits while the database is away."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from optuna.study import Study, StudyDirection
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config import SearchConfig
@@ -51,7 +51,12 @@ class Budget:
     @staticmethod
     def of(study: Study) -> Budget:
         """Read the budget of a study; a study of others has none."""
-        return Budget.from_json(study.user_attrs.get(record.BUDGET, {}))
+        return Budget.from_attributes(study.user_attrs)
+
+    @staticmethod
+    def from_attributes(attributes: Mapping[str, Any]) -> Budget:
+        """Find the budget in a study's user attributes."""
+        return Budget.from_json(attributes.get(record.BUDGET, {}))
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Budget:

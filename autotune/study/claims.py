@@ -104,15 +104,19 @@ class Claims:
             raise
 
     def _claim(self, worker: str) -> Claim | Wait | Ending:
+        self.study.get_trials(deepcopy=False)  # is remembered: there is less to read in the lock
         with self._lock():
             trials, now = self.study.get_trials(deepcopy=False), time.time()
-            ended = self._ending(trials, now)
+            attributes = self.study.user_attrs
+            ended = self._ending(trials, now, Budget.from_attributes(attributes))
             queued = next(iter(queue_of(trials, ended)), None)
             if queued is None and ended is None:
                 ended = self._exhausted(trials)
             if queued is None and ended is not None:
                 return self._nothing(trials, ended)
             try:
+                if Ending.from_attributes(attributes) is not None:
+                    self._remember(None)
                 return self._start(queued, trials, worker, now)
             except UpdateFinishedTrialError as error:
                 raise LockLostError("the trial was given back by somebody else") from error
@@ -145,7 +149,6 @@ class Claims:
         worker: str,
         since: float,
     ) -> Claim:
-        self._remember(None)
         running = [one for one in trials if one.state == TrialState.RUNNING]
         workers = {one.user_attrs.get(record.WORKER) for one in running} - {None}
         sampler = self.study.sampler
@@ -199,8 +202,11 @@ class Claims:
     def _lock(self) -> AbstractContextManager[None]:
         return study_lock(self.storage, self.url, self.study.study_name)
 
-    def _ending(self, trials: Sequence[FrozenTrial], now: float) -> Ending | None:
-        return ending(trials, self.budget(), record.direction_of(self.study), now)
+    def _ending(
+        self, trials: Sequence[FrozenTrial], now: float, budget: Budget | None = None
+    ) -> Ending | None:
+        wanted = budget or self.budget()
+        return ending(trials, wanted, record.direction_of(self.study), now)
 
     def _exhausted(self, trials: Sequence[FrozenTrial]) -> Ending | None:
         """Ask the sampler whether there is a further plan (a launcher has none to ask)."""
@@ -276,8 +282,8 @@ class Claims:
             state: How it has ended.
             values: Of a complete one, a value for each objective of the study.
         """
+        self.note_time(claim)
         with self._lock():
-            self.note_time(claim)
             self.study.tell(claim.trial, values, state=state, skip_if_finished=True)
 
     def note_time(self, claim: Claim) -> None:
