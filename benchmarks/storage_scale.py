@@ -58,6 +58,8 @@ from autotune.studyfile import check
 RESULTS = Path(__file__).parent / "results"
 NAME = "scale"
 EPOCHS = 10
+#: The baseline and the known-good plans of a study.
+QUEUED = 10
 #: What SQLAlchemy's own errors and Optuna's are told apart by.
 PASSWORD = "of-this-benchmark"
 
@@ -435,9 +437,10 @@ def render(rows: Sequence[Row], waits: Sequence[Wait], seconds: float, finished:
         date_and_machine("optuna", "sqlalchemy", "psycopg", "grpcio"),
         "",
         f"Workers are processes, 20 parameters drawn at random, {EPOCHS} reports, no time for "
-        f"training; each row is {seconds:g} s, once, on an empty study with 8 queued trials for "
-        "each worker. The wait is from asking to having a trial with all of its parameters. Both "
-        "sides in one run, on one machine whose cores the workers share with the database.",
+        f"training; each row is {seconds:g} s, once, on an empty study with {QUEUED} queued "
+        "trials (autotune begins a study with about as many). The wait is from asking to having "
+        "a trial with all of its parameters. Both sides in one run, on one machine whose cores "
+        "the workers share with the database.",
         "",
         "| storage | workers | autotune, trials/s | Optuna, trials/s | ratio "
         "| wait, median / worst | Optuna's | errors | Optuna's | run twice | Optuna's |",
@@ -503,7 +506,7 @@ def main() -> None:
             for workers in options.workers:
                 for kind in KINDS:
                     for ours in (True, False):
-                        with databases.side(kind, ours, 8 * workers) as side:
+                        with databases.side(kind, ours, QUEUED) as side:
                             row = measure(side, workers, options.seconds)
                         rows.append(row)
                         print(
