@@ -54,11 +54,13 @@ def refusal(url: str, *, create: bool = True) -> str:
         (
             "storage/autotune.db",
             "storage: 'storage/autotune.db' is no storage URL; allowed are "
-            "sqlite:///path/to/file.db and postgresql://user:password@host/database",
+            "sqlite:///path/to/file.db, postgresql://user:password@host/database and "
+            "grpc://:password@host:port",
         ),
         (
             "mysql://u:secret@h/db",
-            "storage: studies live in sqlite or postgresql, but got 'mysql' in mysql://u:***@h/db",
+            "storage: studies live in sqlite or postgresql, or are reached through grpc, but got "
+            "'mysql' in mysql://u:***@h/db",
         ),
         (
             "sqlite:///:memory:",
@@ -78,7 +80,8 @@ def refusal(url: str, *, create: bool = True) -> str:
         (
             "postgresql://u:secret@h:port/db",
             "storage: 'postgresql://***@h:port/db' is no storage URL; allowed are "
-            "sqlite:///path/to/file.db and postgresql://user:password@host/database; the "
+            "sqlite:///path/to/file.db, postgresql://user:password@host/database and "
+            "grpc://:password@host:port; the "
             "characters @ : / ? # % of a password are written %40 %3A %2F %3F %23 %25",
         ),
     ],
