@@ -91,7 +91,8 @@ class CanonicalSampler(BaseSampler):
         impute: Show pruned trials to the base sampler as complete ones.
         where: Works out from a study and its trials where a greedy search stands; ``None``
             samples all parameters together.
-        writes: Whether the base sampler may write to the trial that it samples for.
+        writes: Whether the base sampler may want more of the trial that it samples for than its
+            number, and to write its parameters to it.
     """
 
     def __init__(
@@ -174,7 +175,7 @@ class CanonicalSampler(BaseSampler):
 
         Args:
             study: The study.
-            trial: The trial that is to have them. Unless the base sampler writes to it, its
+            trial: The trial that is to have them. Unless the base sampler :attr:`writes`, its
                 number alone counts, and the study need not have it yet.
             trials: The trials of the study.
         """

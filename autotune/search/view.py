@@ -24,6 +24,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import FrozenTrial, TrialState
@@ -43,7 +44,28 @@ DEVICE_MEMORY_MB = "device_memory_mb"
 _UNKNOWN_EXCESS = -0.5
 #: Most trials that a GP is shown; the time of a suggestion grows with their third power.
 MOST_TRIALS = 120
+#: Id of a trial that is yet to be made, as Optuna has it.
+UPCOMING = -1
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+class _Storage:
+    """The storage of a study for a base sampler.
+
+    Optuna's samplers write what they draw to the trial at once, for others to see while its
+    parameters are suggested one by one. A trial that is not there yet will have them all.
+    """
+
+    def __init__(self, storage: BaseStorage) -> None:
+        self._storage = storage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Write to a trial that is there."""
+        if trial_id != UPCOMING:
+            self._storage.set_trial_system_attr(trial_id, key, value)
 
 
 class StudyView:
@@ -66,6 +88,7 @@ class StudyView:
         trials: Sequence[FrozenTrial] | None = None,
     ) -> None:
         self._study = study
+        self._storage = _Storage(study._storage)
         if trials is None:
             trials = study.get_trials(deepcopy=False)
         self._shown = [

@@ -194,7 +194,7 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     ("storage", "said"),
     [
         ("autotune.db", "storage: 'autotune.db' is no storage URL; allowed are sqlite:///path"),
-        ("mysql://me:hunter2@host/db", "sqlite or postgresql, but got 'mysql' in mysql://me:***@"),
+        ("mysql://me:hunter2@host/db", "but got 'mysql' in mysql://me:***@"),
         (
             "postgresql://me:hunter2@127.0.0.1:9/db",
             "postgresql://me:***@127.0.0.1:9/db cannot be used",

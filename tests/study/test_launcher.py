@@ -378,16 +378,17 @@ def test_a_place_that_kills_its_workers_is_named_and_the_others_go_on(
 ) -> None:
     poison = tmp_path / "site"
     poison.mkdir()
-    # The first worker lives, every other one dies and leaves a line in its log.
+    # The worker that comes first lives, every other one dies and leaves a line in its log.
     (poison / "sitecustomize.py").write_text(
         "import os, pathlib, sys\n"
         "if sys.orig_argv[1:3] == ['-m', 'autotune.study.worker']:\n"
         "    try:\n"
         f"        os.close(os.open({str(poison / 'taken')!r}, os.O_CREAT | os.O_EXCL))\n"
         "    except FileExistsError:\n"
-        f"        log = pathlib.Path({str(tmp_path)!r}, 'study.files/logs/small/worker-1.log')\n"
-        "        log.parent.mkdir(parents=True, exist_ok=True)\n"
-        "        log.write_text('one line\\nno such device\\n')\n"
+        f"        logs = pathlib.Path({str(tmp_path)!r}, 'study.files/logs/small')\n"
+        "        logs.mkdir(parents=True, exist_ok=True)\n"
+        "        for place in (0, 1):\n"  # it cannot know which one is its own
+        "            (logs / f'worker-{place}.log').write_text('one line\\nno such device\\n')\n"
         "        os._exit(7)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(poison), prepend=os.pathsep)
@@ -396,12 +397,13 @@ def test_a_place_that_kills_its_workers_is_named_and_the_others_go_on(
     config = small_config(tmp_path, search__trials=4)
     result = run_study(config, workers=2, gpus="none", listener=events.append)
     assert result.progress.complete == 4
-    exits = [one for one in events if one["event"] == "exit" and one["worker"] == 1]
+    (place,) = {one["worker"] for one in events if one["event"] == "exit" and one["code"] == 7}
+    exits = [one for one in events if one["event"] == "exit" and one["worker"] == place]
     assert [(one["code"], one.get("replaced", False)) for one in exits] == [(7, True), (7, False)]
     assert exits[0]["lines"] == ["one line", "no such device"]
     (sick,) = [one for one in events if one["event"] == "sick"]
-    assert sick["worker"] == 1
-    assert Path(sick["log"]).name == "worker-1.log"
+    assert sick["worker"] == place
+    assert Path(sick["log"]).name == f"worker-{place}.log"
 
 
 def test_workers_are_counted() -> None:
