@@ -118,11 +118,13 @@ class Side:
         name: What it is called.
         url: Where its workers find the study.
         ours: Whether they are autotune's.
+        database: URL of the database itself.
     """
 
     name: str
     url: str
     ours: bool
+    database: str
 
 
 def plain_storage(url: str) -> optuna.storages.BaseStorage:
@@ -378,10 +380,10 @@ class Databases:
         url = self.fresh(kind.partition(" ")[0].lower())
         new_study(url, ours, queued)
         if "proxy" not in kind:
-            yield Side(name, url, ours)
+            yield Side(name, url, ours, url)
             return
         with proxy_of(url, ours) as through:
-            yield Side(name, through, ours)
+            yield Side(name, through, ours, url)
 
     def stop(self) -> None:
         """Stop the server."""
@@ -411,8 +413,7 @@ class Wait:
 def wait_in_a_large_study(side: Side, sampler: str, finished: int, repeats: int) -> Wait:
     """Measure the wait in this process, after the trials that fill the study."""
     rng = random.Random(1)
-    storage = open_storage(side.url) if side.ours else plain_storage(side.url)
-    study = optuna.load_study(study_name=NAME, storage=storage)
+    study = optuna.load_study(study_name=NAME, storage=open_storage(side.database))
     distributions = dict(the_space().distributions)
     filler = optuna.create_study(sampler=RandomSampler(seed=0), direction="maximize")
     for _ in range(finished):
