@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.errors import UserError
 from autotune.storage.database import open_storage
-from autotune.study import record
+from autotune.study import pool, record
 from autotune.study.cluster import Share, _cpus_beside
 from autotune.study.desk import Desk
 from autotune.study.launcher import run_study
@@ -193,7 +193,7 @@ def test_workers_that_die_at_everything_are_given_up(
     run = (*RUN, "--engine", "ray", "--workers", "1", "search.sampler=own.py:Mine")
     ended = autotune(*run, cwd=tmp_path, **shared)
     assert ended.returncode == 1
-    assert ended.stdout.count("was lost and is replaced") == 3
+    assert ended.stdout.count("was lost and is replaced") == pool.MAX_RESTARTS
     assert "worker 0 dies at everything and is not started again" in ended.stdout
     assert "the workers die again and again; the end of" in ended.stderr
     assert "no such device" in ended.stderr
