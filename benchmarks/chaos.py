@@ -45,7 +45,8 @@ from safetensors.torch import load_file
 
 from autotune.errors import StorageError, StudyError
 from autotune.storage import local
-from autotune.storage.database import GRACE_PERIOD_S, database_path
+from autotune.storage.database import GRACE_PERIOD_S
+from autotune.storage.url import database_path
 from autotune.study import record
 from autotune.study.opening import open_existing
 from autotune.study.trial import Workbench, prepare_training

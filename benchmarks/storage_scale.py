@@ -49,8 +49,9 @@ from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
 from autotune.search.space import Space
 from autotune.storage import local
-from autotune.storage.database import absolute_url, open_storage
+from autotune.storage.database import open_storage
 from autotune.storage.heartbeat import Heartbeat
+from autotune.storage.url import absolute_url
 from autotune.study import record
 from autotune.study.claims import Claim, Claims
 from autotune.studyfile import check

@@ -28,7 +28,8 @@ def ls(storage: StorageOption = None) -> None:
         return
     import optuna
 
-    from autotune.storage.database import open_storage, redact, storage_errors
+    from autotune.storage.database import open_storage, storage_errors
+    from autotune.storage.url import redact
 
     with storage_errors(storage):
         summaries = optuna.get_all_study_summaries(open_storage(storage), include_best_trial=False)

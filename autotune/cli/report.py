@@ -47,7 +47,7 @@ def write_report_of(opened: OpenStudy, path: Path | None = None) -> Path:
     """Write the report of an open study, by default beside it; return where."""
     from autotune.errors import disk_full_as_user_error
     from autotune.results.report import write_report
-    from autotune.storage.database import redact
+    from autotune.storage.url import redact
 
     path = path or opened.files.report(opened.name)
     with disk_full_as_user_error(path.parent):

@@ -77,8 +77,8 @@ def copy(
     files: FilesOption = None,
 ) -> None:
     """Copy studies with their files to another storage, such as from SQLite to Postgres."""
-    from autotune.storage.database import redact
     from autotune.storage.transfer import copy_studies
+    from autotune.storage.url import redact
 
     if files is not None:
         check_folder(Path(files).expanduser())
@@ -143,8 +143,8 @@ def _tell_restored(restored: Restored) -> None:
 def upgrade(storage: StorageOption = None) -> None:
     """Bring tables of an older Optuna up to date; stop the workers before."""
     from autotune.storage.backup import backup as back_up
-    from autotune.storage.database import database_path, is_sqlite, redact
     from autotune.storage.schema import pending_upgrade, upgrade_tables
+    from autotune.storage.url import database_path, is_sqlite, redact
 
     url = _url(storage)
     pending = pending_upgrade(url)
@@ -167,7 +167,7 @@ def upgrade(storage: StorageOption = None) -> None:
 def check(storage: StorageOption = None) -> None:
     """Check that a storage is fit for studies; exit code 1 where it is not."""
     from autotune.storage import check as checks
-    from autotune.storage.database import redact
+    from autotune.storage.url import redact
 
     url = _url(storage)
     findings = list(checks.check(url))
@@ -188,9 +188,9 @@ def proxy(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any.")] = 13000,
 ) -> None:
     """Serve a storage to very many workers, which take its URL in place of the database's."""
-    from autotune.storage.database import redact
     from autotune.storage.password import find_password
     from autotune.storage.proxy import server
+    from autotune.storage.url import redact
 
     password, where = find_password(PROXY_PASSWORD, PROXY_FILE)
     stop = threading.Event()

@@ -23,7 +23,7 @@ from autotune.results.stages import StageRow, stage_rows
 from autotune.results.summary import Summary, summarise
 from autotune.results.workers import failures_by_reason, worker_rows
 from autotune.search import ranking
-from autotune.storage.database import absolute_url, database_path, is_sqlite, redact
+from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
 from autotune.study import record
 from autotune.study.snapshot import take_snapshot
 

@@ -20,8 +20,9 @@ from autotune.errors import StorageError, StudyError
 from autotune.results.objective import Objective, show_values
 from autotune.results.workers import WorkerRow, failures_by_reason, worker_rows
 from autotune.search import ranking
-from autotune.storage.database import database_path, is_sqlite, storage_errors
+from autotune.storage.database import storage_errors
 from autotune.storage.patience import impatiently
+from autotune.storage.url import database_path, is_sqlite
 from autotune.study import record
 from autotune.study.opening import OpenStudy
 from autotune.study.snapshot import Snapshot, take_snapshot

@@ -10,7 +10,7 @@ from optuna.study import Study
 
 from autotune.config import BUDGETS
 from autotune.errors import AutotuneError
-from autotune.storage.database import redact
+from autotune.storage.url import redact
 from autotune.study import record
 from autotune.studyfile import load_study_file, presets, slug
 

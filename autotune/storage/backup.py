@@ -18,18 +18,13 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL
 
 from autotune.errors import DiskFullError, StorageError, disk_full_as_user_error
-from autotune.storage.database import (
-    BUSY_TIMEOUT_S,
-    check_is_there,
-    database_path,
-    is_sqlite,
-    storage_errors,
-)
+from autotune.storage.database import BUSY_TIMEOUT_S, check_is_there, storage_errors
 from autotune.storage.layout import ATTRIBUTE
 from autotune.storage.rows import read_attribute, read_study, write_study
 from autotune.storage.schema import upgrade_tables
 from autotune.storage.snapshot import check_schema, reading, schema_of, schemas, studies_of
 from autotune.storage.transfer import add_study, refuse_existing, writing
+from autotune.storage.url import database_path, is_sqlite
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,11 @@ from autotune.storage.database import (
     POOL_OVERFLOW,
     POOL_SIZE,
     check_is_there,
-    database_path,
-    is_sqlite,
-    parse_database,
     storage_errors,
 )
 from autotune.storage.filesystem import file_system_of, is_network
 from autotune.storage.snapshot import has_tables, schema_of, schemas
+from autotune.storage.url import database_path, is_sqlite, parse_database
 
 #: The oldest server that is tested and still gets fixes (https://www.postgresql.org/support/).
 MIN_POSTGRES = 14

@@ -22,7 +22,7 @@ from filelock import FileLock
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 from sqlalchemy import event
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool
 
 from autotune.errors import (
@@ -39,6 +39,15 @@ from autotune.storage.patience import PatientStorage
 from autotune.storage.proxy import wire
 from autotune.storage.proxy.client import ProxyStorage
 from autotune.storage.transactions import begin
+from autotune.storage.url import (
+    database_path,
+    is_proxy,
+    is_sqlite,
+    parse_database,
+    parse_url,
+    redact,
+    template_of,
+)
 
 #: A live worker writes its heartbeat this often; silent for longer than the grace, it is dead.
 HEARTBEAT_INTERVAL_S = 15
@@ -66,113 +75,6 @@ def experimental() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
-
-
-def parse_url(url: str) -> URL:
-    """Parse a storage URL and settle its driver; ``~`` is the home folder.
-
-    Raises:
-        StorageError: When it is no URL, or one of a database that studies cannot use.
-    """
-    try:
-        parsed = make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):  # the latter for a port that is no number
-        encoded = "the characters @ : / ? # % of a password are written %40 %3A %2F %3F %23 %25"
-        raise StorageError(
-            join_sentences(
-                f"storage: {redact(url)!r} is no storage URL",
-                "allowed are sqlite:///path/to/file.db, postgresql://user:password@host/database "
-                "and grpc://:password@host:port",
-                encoded if "@" in url else "",
-            )
-        ) from None
-    backend = parsed.drivername.partition("+")[0]
-    if backend in ("postgresql", "postgres"):
-        return _parse_postgres(url, parsed)
-    if parsed.drivername == "grpc":
-        return _parse_proxy(url, parsed)
-    if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
-        raise StorageError(
-            f"storage: studies live in sqlite or postgresql, or are reached through grpc, but got "
-            f"{parsed.drivername!r} in {redact(url)}"
-        )
-    database = parsed.database or ":memory:"
-    if database == ":memory:" or database.startswith("file:"):
-        raise StorageError(
-            "storage: workers are processes of their own and need a database file, but got "
-            f"{url}; give sqlite:///path/to/file.db"
-        )
-    if parsed.query:
-        raise StorageError(f"storage: an SQLite URL has no options after ?, but got {url}")
-    if parsed.host or database.endswith("/") or Path(database).is_dir():
-        raise StorageError(
-            f"storage: {redact(url)} must name a file; a path has three slashes "
-            "(sqlite:///path/to/file.db), an absolute one four (sqlite:////path/to/file.db)"
-        )
-    try:
-        return parsed.set(database=str(Path(database).expanduser()))
-    except RuntimeError as error:
-        raise StorageError(f"storage: {url}: {error}") from None
-
-
-def _parse_postgres(url: str, parsed: URL) -> URL:
-    if parsed.host and "@" in parsed.host:
-        raise StorageError(
-            f"storage: an @ in the user or the password must be written as %40, in {redact(url)}"
-        )
-    return parsed.set(drivername="postgresql+psycopg")
-
-
-def _parse_proxy(url: str, parsed: URL) -> URL:
-    if not parsed.host or "@" in parsed.host or parsed.database or parsed.query:
-        raise StorageError(
-            f"storage: the URL of a proxy is grpc://:password@host:port, but got {redact(url)}"
-        )
-    return parsed.set(port=parsed.port or wire.PORT)
-
-
-def is_proxy(url: str) -> bool:
-    """Tell whether a URL is that of a proxy (``autotune storage proxy``)."""
-    return parse_url(url).drivername == "grpc"
-
-
-def is_sqlite(url: str) -> bool:
-    """Tell whether a URL is that of an SQLite file."""
-    return parse_url(url).drivername.startswith("sqlite")
-
-
-def redact(url: str) -> str:
-    """Return a storage URL that may be shown: without its password, even where it is no URL."""
-    try:
-        parsed = make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        parsed = None
-    if parsed is None or (parsed.host and "@" in parsed.host):
-        front, at, host = url.rpartition("@")
-        shown = f"{_scheme(front)}***@{host}" if at else url
-    else:
-        shown = parsed.render_as_string(hide_password=True)
-    return hide_passwords(shown)
-
-
-def _scheme(url: str) -> str:
-    found = re.match(r"[\w+.-]*:/*", url)
-    return found.group() if found and "/" in found.group() else ""
-
-
-def database_path(url: str) -> Path:
-    """Return the absolute path of an SQLite database."""
-    database = parse_url(url).database
-    assert database is not None
-    return Path(database).absolute()
-
-
-def absolute_url(url: str) -> str:
-    """Return a URL that means the same from every working directory."""
-    parsed = parse_url(url)
-    if is_sqlite(url):
-        parsed = parsed.set(database=str(database_path(url)))
-    return parsed.render_as_string(hide_password=False)
 
 
 def open_storage(
@@ -216,21 +118,6 @@ def open_database(
             # Tables are made once: Optuna fails where two processes make them (issue 820).
             with FileLock(f"{path}.lock", timeout=BUSY_TIMEOUT_S):
                 return _open(parsed, on_stale_trial)
-
-
-def parse_database(url: str) -> URL:
-    """Parse the URL of a database; see :func:`parse_url`.
-
-    Raises:
-        StorageError: When it is that of a proxy, too.
-    """
-    parsed = parse_url(url)
-    if parsed.drivername == "grpc":
-        raise StorageError(
-            f"storage: this needs the database itself, but got the proxy {redact(url)}; name the "
-            "URL that the proxy was started with"
-        )
-    return parsed
 
 
 def _open_proxy(url: str, on_stale_trial: StaleTrialCallback | None) -> ProxyStorage:
@@ -317,11 +204,6 @@ def _open(url: URL, on_stale_trial: StaleTrialCallback | None) -> PatientStorage
         with storage.engine.begin() as connection:
             connection.exec_driver_sql("SELECT 1")
     return storage
-
-
-def template_of(url: URL) -> str:
-    """Return a URL as Optuna wants it: as a template, though a password may have braces."""
-    return url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotune.storage.database import database_path, is_sqlite, parse_url
+from autotune.storage.url import database_path, is_sqlite, parse_url
 
 #: The user attribute in which a study remembers the folder of its files.
 ATTRIBUTE = "files"

@@ -15,9 +15,10 @@ import sqlalchemy
 from filelock import FileLock, Timeout
 
 from autotune.errors import LockedError
-from autotune.storage.database import StudyStorage, database_path, is_sqlite
+from autotune.storage.database import StudyStorage
 from autotune.storage.patience import LockLostError, impatiently
 from autotune.storage.proxy.client import ProxyStorage
+from autotune.storage.url import database_path, is_sqlite
 
 #: How often it is looked whether the lock beside an SQLite database is free.
 POLL_S = 0.01

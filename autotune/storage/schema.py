@@ -7,16 +7,9 @@ import logging
 from optuna.storages import RDBStorage
 
 from autotune.errors import StorageError
-from autotune.storage.database import (
-    BUSY_TIMEOUT_S,
-    CONNECT_TIMEOUT_S,
-    is_sqlite,
-    parse_url,
-    redact,
-    storage_errors,
-    template_of,
-)
+from autotune.storage.database import BUSY_TIMEOUT_S, CONNECT_TIMEOUT_S, storage_errors
 from autotune.storage.snapshot import reading, schema_of, schemas
+from autotune.storage.url import is_sqlite, parse_url, redact, template_of
 
 
 def pending_upgrade(url: str) -> tuple[str, str] | None:

@@ -21,12 +21,9 @@ from autotune.storage.database import (
     BUSY_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
     check_is_there,
-    database_path,
-    is_sqlite,
-    parse_database,
-    redact,
     storage_errors,
 )
+from autotune.storage.url import database_path, is_sqlite, parse_database, redact
 
 
 def reading_engine(url: str) -> sqlalchemy.Engine:

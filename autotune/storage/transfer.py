@@ -11,14 +11,7 @@ import sqlalchemy
 
 from autotune.errors import StorageError, StudyError
 from autotune.storage.belongings import Route, Taken, refuse_taken, taken_along
-from autotune.storage.database import (
-    absolute_url,
-    database_path,
-    is_sqlite,
-    open_database,
-    redact,
-    storage_errors,
-)
+from autotune.storage.database import open_database, storage_errors
 from autotune.storage.filesystem import refuse_network
 from autotune.storage.layout import ATTRIBUTE, Files
 from autotune.storage.rows import StudyRows, read_attribute, read_study, write_study
@@ -30,6 +23,7 @@ from autotune.storage.snapshot import (
     reading_engine,
     studies_of,
 )
+from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
 
 
 @dataclass(frozen=True)

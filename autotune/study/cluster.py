@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import UserError
-from autotune.storage.database import is_sqlite, redact
+from autotune.storage.url import is_sqlite, redact
 from autotune.study.desk import Desk
 from autotune.study.pool import MAX_RESTARTS, Placed, environment_of, last_lines
 from autotune.study.trial import Listener

@@ -34,7 +34,7 @@ from autotune.search.own import (
     references,
 )
 from autotune.search.space import LAYER_FIELDS, Space, reach
-from autotune.storage.database import parse_url
+from autotune.storage.url import parse_url
 from autotune.study.starting import check_warm_start
 
 _T = TypeVar("_T")

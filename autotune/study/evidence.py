@@ -19,9 +19,10 @@ from sqlalchemy import select
 from autotune.errors import StorageError
 from autotune.search.space import Space
 from autotune.storage.artifacts import Reference, StoredFile, list_files, read_references
-from autotune.storage.database import database_path, is_sqlite, redact, storage_errors
+from autotune.storage.database import storage_errors
 from autotune.storage.lock import study_lock
 from autotune.storage.patience import LockLostError
+from autotune.storage.url import database_path, is_sqlite, redact
 from autotune.study import record
 from autotune.study.opening import OpenStudy
 from autotune.study.snapshot import Snapshot, take_snapshot

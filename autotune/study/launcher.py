@@ -14,8 +14,9 @@ import torch
 from autotune.config import StudyConfig
 from autotune.data.task import Task
 from autotune.errors import DiskFullError, UserError, disk_full_as_user_error
-from autotune.storage.database import database_path, is_sqlite, storage_errors
+from autotune.storage.database import storage_errors
 from autotune.storage.layout import Files
+from autotune.storage.url import database_path, is_sqlite
 from autotune.study.budget import Ending
 from autotune.study.cluster import Share, ray_crew
 from autotune.study.definition import Definition, define

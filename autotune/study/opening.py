@@ -22,20 +22,16 @@ from autotune.search.own import Reference, references
 from autotune.search.space import Space
 from autotune.storage.database import (
     StudyStorage,
-    absolute_url,
-    database_path,
     experimental,
-    is_sqlite,
     is_there,
     open_storage,
-    parse_database,
-    redact,
     storage_errors,
 )
 from autotune.storage.filesystem import refuse_network
 from autotune.storage.layout import Files
 from autotune.storage.lock import study_lock
 from autotune.storage.patience import PatientStorage
+from autotune.storage.url import absolute_url, database_path, is_sqlite, parse_database, redact
 from autotune.study import record
 from autotune.study.budget import Budget
 from autotune.study.claims import Claims, sweep_stale

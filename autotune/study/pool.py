@@ -19,7 +19,8 @@ from types import FrameType
 from typing import Any, Protocol
 
 from autotune.errors import UserError, WorkerError
-from autotune.storage.database import absolute_url, storage_errors
+from autotune.storage.database import storage_errors
+from autotune.storage.url import absolute_url
 from autotune.study.claims import INTERRUPTED, LOST, MAX_RETRIES
 from autotune.study.opening import OpenStudy
 from autotune.study.trial import Listener

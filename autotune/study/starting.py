@@ -16,14 +16,8 @@ from autotune.plan import TrialPlan
 from autotune.search import ranking
 from autotune.search.space import Space
 from autotune.search.start import Dropped, Start, fit_into, known_good, without_repeats
-from autotune.storage.database import (
-    StudyStorage,
-    database_path,
-    is_sqlite,
-    open_storage,
-    redact,
-    storage_errors,
-)
+from autotune.storage.database import StudyStorage, open_storage, storage_errors
+from autotune.storage.url import database_path, is_sqlite, redact
 from autotune.study import record
 
 if TYPE_CHECKING:

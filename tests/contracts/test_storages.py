@@ -23,7 +23,6 @@ from autotune.errors import StorageError
 from autotune.storage.database import (
     GRACE_PERIOD_S,
     StudyStorage,
-    absolute_url,
     experimental,
     open_database,
     open_storage,
@@ -32,6 +31,7 @@ from autotune.storage.database import (
 from autotune.storage.heartbeat import Heartbeat
 from autotune.storage.lock import study_lock
 from autotune.storage.patience import PatientStorage
+from autotune.storage.url import absolute_url
 from tests.support.proxy import Proxy
 
 #: What every child process starts with; the URL and the folder come as arguments.

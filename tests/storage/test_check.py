@@ -11,7 +11,8 @@ from autotune.errors import StorageError
 from autotune.storage import check as checks
 from autotune.storage import filesystem
 from autotune.storage.check import check
-from autotune.storage.database import open_storage, parse_url
+from autotune.storage.database import open_storage
+from autotune.storage.url import parse_url
 from tests.storage.conftest import NewUrl
 from tests.support.inside import contents
 from tests.support.postgres import Server

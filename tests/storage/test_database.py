@@ -13,16 +13,9 @@ import pytest
 
 from autotune.errors import DiskFullError, StorageError
 from autotune.storage import database
-from autotune.storage.database import (
-    absolute_url,
-    database_path,
-    is_sqlite,
-    open_storage,
-    parse_url,
-    redact,
-    storage_errors,
-)
+from autotune.storage.database import open_storage, storage_errors
 from autotune.storage.heartbeat import Heartbeat
+from autotune.storage.url import absolute_url, database_path, is_sqlite, parse_url, redact
 from tests.support.postgres import Server
 
 pytestmark = pytest.mark.usefixtures("closed_connections")

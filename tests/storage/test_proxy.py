@@ -24,13 +24,14 @@ from autotune.storage import patience
 from autotune.storage.backup import backup
 from autotune.storage.beats import read_beats
 from autotune.storage.check import check
-from autotune.storage.database import GRACE_PERIOD_S, absolute_url, open_storage, redact
+from autotune.storage.database import GRACE_PERIOD_S, open_storage
 from autotune.storage.heartbeat import Heartbeat
 from autotune.storage.lock import study_lock
 from autotune.storage.patience import LockLostError, is_transient
 from autotune.storage.proxy import server, wire
 from autotune.storage.schema import pending_upgrade
 from autotune.storage.transfer import copy_studies
+from autotune.storage.url import absolute_url, redact
 from tests.support.postgres import Server, start_server
 from tests.support.proxy import PASSWORD, Proxy
 

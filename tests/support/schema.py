@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy
 
-from autotune.storage.database import parse_url
+from autotune.storage.url import parse_url
 
 OLDER = "v3.0.0.d"
 

@@ -12,7 +12,7 @@ import hmac
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -27,10 +27,11 @@ from optuna.storages._grpc.servicer import OptunaStorageProxyService
 
 from autotune.errors import LockedError, UserError, hide_passwords
 from autotune.storage.beats import read_beats
-from autotune.storage.database import absolute_url, open_database
+from autotune.storage.database import open_database
 from autotune.storage.lock import study_lock
 from autotune.storage.patience import LockLostError, PatientStorage, impatiently, is_transient
 from autotune.storage.proxy import wire
+from autotune.storage.url import absolute_url
 
 #: Calls at a time. A lock that is waited for is one of them, so these are fewer: whoever holds the
 #: lock must be able to go on.
@@ -78,7 +79,10 @@ class Leases:
         if not self._room.acquire(blocking=False):
             context.abort(grpc.StatusCode.UNAVAILABLE, f"more than {WAITING} workers wait")
         try:
-            with self._turn(study, timeout_s), self._lock(study, timeout_s):
+            with (
+                self._turn(study, timeout_s),
+                study_lock(self._storage, self._url, study, timeout_s),
+            ):
                 if context.is_active():
                     yield {"held": study}
                     for _ in requests:
@@ -101,9 +105,6 @@ class Leases:
             yield
         finally:
             turn.release()
-
-    def _lock(self, study: str, timeout_s: float | None) -> AbstractContextManager[None]:
-        return study_lock(self._storage, self._url, study, timeout_s)
 
 
 class Gate(grpc.ServerInterceptor):
