@@ -23,6 +23,7 @@ from autotune.cli import (
 )
 from autotune.cli.command_line import conceal_passwords
 from autotune.cli.console import fail
+from autotune.cli.interrupts import interrupt_between_imports
 from autotune.errors import AutotuneError
 
 app = typer.Typer(
@@ -63,6 +64,7 @@ def version(
 
 def main() -> None:
     """Run the command; what a user can get wrong ends in one message, without a traceback."""
+    interrupt_between_imports()
     conceal_passwords()
     try:
         app(prog_name="autotune")  # also as python -m autotune.cli.main
