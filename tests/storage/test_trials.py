@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import math
+
+import optuna
+import pytest
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from autotune.storage import trials
+from autotune.storage.database import open_storage
+
+pytestmark = pytest.mark.usefixtures("closed_connections")
+
+DISTRIBUTIONS: dict[str, BaseDistribution] = {
+    "lr": FloatDistribution(1e-4, 1e-1, log=True),
+    "drop": FloatDistribution(0.0, 0.8, step=0.1),
+    "depth": IntDistribution(0, 6),
+    "pool": CategoricalDistribution(["keep", None, 3, 0.5, True]),
+}
+
+
+def made(pool: object, state: TrialState = TrialState.RUNNING, **named: object) -> FrozenTrial:
+    params = {"lr": 0.01, "drop": 0.1 * 3, "depth": 2, "pool": pool}
+    attributes = {"plan": {"depth": 2, "layers": [None, "ä"]}, "claimed": 1.5}
+    return create_trial(
+        state=state,
+        params=params,
+        distributions=DISTRIBUTIONS,
+        user_attrs=attributes,
+        system_attrs={"note": [1, 2]},
+        **named,  # type: ignore[arg-type]
+    )
+
+
+def fill(url: str, directions: int = 1) -> tuple[RDBStorage, int]:
+    """Make a study with trials in every state, with every kind of value."""
+    storage = open_storage(url, create=True)
+    study = optuna.create_study(storage=storage, directions=["maximize"] * directions)
+    other = optuna.create_study(storage=storage)
+    values = [math.inf, -math.inf, 0.1 + 0.2][:directions]
+    study.add_trial(made("keep", TrialState.COMPLETE, values=values))
+    for pool in (None, 3, 0.5, True):
+        storage.create_new_trial(study._study_id, made(pool))
+    other.add_trial(made("keep"))
+    study.enqueue_trial({"lr": 0.05})
+    running = storage.get_trial_id_from_study_id_trial_number(study._study_id, 5)
+    storage.set_trial_state_values(running, TrialState.RUNNING)
+    storage.set_trial_param(running, "lr", 0.05, DISTRIBUTIONS["lr"])
+    for step, value in ((3, math.nan), (1, math.inf), (2, 0.25), (1, -math.inf)):
+        storage.set_trial_intermediate_value(running, step, value)
+    study.tell(1, state=TrialState.FAIL)
+    return storage, study._study_id
+
+
+def as_text(found: list[FrozenTrial]) -> list[str]:
+    """Write trials so that NaN equals NaN; the order counts of parameters alone."""
+    return [
+        repr(
+            {
+                name: sorted(value.items())
+                if name in ("_user_attrs", "_system_attrs", "intermediate_values")
+                else value
+                for name, value in vars(one).items()
+            }
+        )
+        for one in found
+    ]
+
+
+@pytest.mark.parametrize("directions", [1, 3])
+def test_trials_are_read_as_optuna_reads_them(url: str, directions: int) -> None:
+    storage, study_id = fill(url, directions)
+    ours = storage._get_trials(study_id, None, set(), -1)
+    theirs = RDBStorage._get_trials(storage, study_id, None, set(), -1)
+    assert len(ours) == 6
+    assert as_text(ours) == as_text(theirs)
+    ids = [one._trial_id for one in ours]
+    for known, after in (({ids[0]}, ids[3]), (set(ids[:3]), -1), (set(ids), ids[-1])):
+        ours = storage._get_trials(study_id, None, known, after)
+        theirs = RDBStorage._get_trials(storage, study_id, None, known, after)
+        assert as_text(ours) == as_text(theirs) != []
+    waiting = (TrialState.WAITING, TrialState.FAIL)
+    ours = storage._get_trials(study_id, waiting, set(), -1)
+    assert as_text(ours) == as_text(RDBStorage._get_trials(storage, study_id, waiting, set(), -1))
+    for trial_id in ids:
+        assert as_text([storage.get_trial(trial_id)]) == as_text(
+            [RDBStorage.get_trial(storage, trial_id)]
+        )
+
+
+def test_what_is_not_there_is_refused_as_by_optuna(url: str) -> None:
+    storage, _ = fill(url)
+    with pytest.raises(KeyError):
+        storage.get_trial(10**6)
+    with pytest.raises(KeyError):
+        storage._get_trials(10**6, None, set(), -1)
+
+
+def test_many_trials_are_read_in_pieces(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, study_id = fill(url)
+    whole = as_text(storage._get_trials(study_id, None, set(), -1))
+    known = {one._trial_id for one in storage._get_trials(study_id, None, set(), -1)}
+    monkeypatch.setattr(trials, "CHUNK", 2)
+    assert as_text(storage._get_trials(study_id, None, set(), -1)) == whole
+    assert as_text(storage._get_trials(study_id, None, known, max(known))) == whole
+
+
+def test_a_trial_that_is_made_whole_is_what_was_asked_for(url: str) -> None:
+    storage, study_id = fill(url)
+    asked = made(0.5)
+    found = storage.get_trial(storage.create_new_trial(study_id, asked))
+    assert found.number == 6
+    assert (found.state, found.params) == (asked.state, asked.params)
+    assert (found.distributions, found.user_attrs) == (asked.distributions, asked.user_attrs)
+    assert found.system_attrs == asked.system_attrs
+    assert found.datetime_start == asked.datetime_start
