@@ -1,32 +1,28 @@
-"""Decoding the images of a store, in threads, all or nothing."""
+"""Decoding the images of a store, in threads."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import shutil
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from autotune.data.images import ImageSpec, decode
+from autotune.data.shelf import Writer
 from autotune.data.sources import Sample, Source
 from autotune.errors import DatasetError, may_pass
 
 logger = logging.getLogger(__name__)
 
-#: File of a store: uint8, ``(N, 3, T, T)``, row after row.
-IMAGES = "images.uint8"
-#: File of a store: JSON with ``indices``, ``labels``, ``skipped``, ``store_size`` and ``bytes``.
-RECORD = "store.json"
+#: Name of the array of a store: uint8, ``(N, 3, T, T)``.
+IMAGES = "images"
 #: Pauses after which an image is read again that the disk would not give: a file system that is
 #: away for a moment must not change which images a study has.
 READ_AGAIN_S = (0.5, 2.0, 8.0)
@@ -34,18 +30,18 @@ _SHOWN = 5
 
 
 def build(
-    home: Path,
+    writer: Writer,
     source: Source,
     indices: Sequence[int],
     spec: ImageSpec,
     unreadable_limit: float,
     progress: Callable[[int, int], None] | None,
     workers: int | None,
-) -> None:
-    """Decode into a temporary folder and give it its name when it is whole.
+) -> dict[str, Any]:
+    """Decode the images of a store.
 
     Args:
-        home: The store's folder; the caller holds its lock.
+        writer: Where they go.
         source: The images.
         indices: Which of its samples.
         spec: What the backbone wants.
@@ -53,43 +49,25 @@ def build(
         progress: Called with the number of images done and their total.
         workers: Decoding threads; None takes one for each core.
 
+    Returns:
+        ``indices``, ``labels`` and ``skipped`` of the store.
+
     Raises:
         DatasetError: When too many images, or all of a class, cannot be decoded.
     """
-    for left_over in home.parent.glob(f"{home.name}.tmp-*"):  # the lock is ours: nobody's now
-        shutil.rmtree(left_over, ignore_errors=True)
-    temporary = home.with_name(f"{home.name}.tmp-{os.getpid()}")
-    temporary.mkdir()
     kept: list[int] = []
     skipped: list[tuple[str, str]] = []
-    try:
-        # written, not mapped: a full disk is an error here, but a SIGBUS in mapped memory
-        with open(temporary / IMAGES, "wb") as stream, _quiet():
-            for done, (index, image) in enumerate(_decoded(source, indices, spec, workers), 1):
-                if isinstance(image, str):
-                    skipped.append((source.samples[index].key, image))
-                else:
-                    kept.append(index)
-                    stream.write(image.tobytes())
-                if progress is not None:
-                    progress(done, len(indices))
-            _to_disk(stream)
-            size = stream.tell()
-        check_skipped(source, indices, kept, skipped, unreadable_limit)
-        record = {
-            "bytes": size,
-            "store_size": spec.store_size,
-            "indices": kept,
-            "labels": [source.samples[index].label for index in kept],
-            "skipped": skipped,
-        }
-        with open(temporary / RECORD, "w", encoding="utf-8") as text:
-            json.dump(record, text)
-            _to_disk(text)
-        shutil.rmtree(home, ignore_errors=True)
-        os.replace(temporary, home)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    rows = writer.array(IMAGES, np.uint8, (3, spec.store_size, spec.store_size))
+    with _quiet():
+        for done, (index, image) in enumerate(_decoded(source, indices, spec, workers), 1):
+            if isinstance(image, str):
+                skipped.append((source.samples[index].key, image))
+            else:
+                kept.append(index)
+                rows.append(image[None])
+            if progress is not None:
+                progress(done, len(indices))
+    check_skipped(source, indices, kept, skipped, unreadable_limit)
     if skipped:
         logger.warning(
             "%d of %d images cannot be decoded and are left out: %s",
@@ -97,6 +75,8 @@ def build(
             len(indices),
             "; ".join(f"{name} ({reason})" for name, reason in skipped),
         )
+    labels = [source.samples[index].label for index in kept]
+    return {"indices": kept, "labels": labels, "skipped": skipped}
 
 
 def _decoded(
@@ -147,11 +127,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _to_disk(stream: Any) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
 
 
 def check_skipped(

@@ -193,7 +193,7 @@ class TestUnreadable:
 
 
 class TestDamage:
-    @pytest.mark.parametrize("name", ["images.uint8", "store.json"])
+    @pytest.mark.parametrize("name", ["images", "record.json"])
     @pytest.mark.parametrize("what", ["cut", "empty", "gone"])
     def test_a_damaged_store_is_decoded_again(
         self, photos: Path, folder: Path, caplog: pytest.LogCaptureFixture, name: str, what: str
@@ -201,21 +201,21 @@ class TestDamage:
         source = open_source(str(photos))
         store = opened(source, folder)
         expected = np.array(store.images)
-        path = store.folder / name
+        path = store.entry.folder / name
         if what == "gone":
             path.unlink()
         else:
             os.truncate(path, 0 if what == "empty" else path.stat().st_size - 7)
         assert np.array_equal(opened(source, folder).images, expected)
-        assert f"the decoded images in {store.folder} are damaged (" in caplog.text
+        assert f"decoded images of 12x12 in {store.entry.folder} are damaged (" in caplog.text
 
     def test_a_record_of_another_shape_is_not_trusted(self, photos: Path, folder: Path) -> None:
         source = open_source(str(photos))
         store = opened(source, folder)
         for broken in ("[]", "{}", "null"):
-            (store.folder / "store.json").write_text(broken)
+            (store.entry.folder / "record.json").write_text(broken)
             assert opened(source, folder).images.shape == (11, 3, 12, 12)
-            assert json.loads((store.folder / "store.json").read_text())["store_size"] == 12
+            assert json.loads((store.entry.folder / "record.json").read_text())["labels"]
 
     def test_a_killed_build_is_not_trusted(self, photos: Path, folder: Path) -> None:
         source = open_source(str(photos))

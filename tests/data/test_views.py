@@ -93,7 +93,7 @@ def digest(root: Path) -> str:
 
 
 def test_views_are_the_same_in_another_process(store: ImageStore) -> None:
-    root = store.folder.parents[1]
+    root = store.entry.folder.parents[1]
     repository = Path(__file__).parents[2]
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(root)],

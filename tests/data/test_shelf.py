@@ -1,0 +1,452 @@
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autotune.data import shelf as shelf_module
+from autotune.data.shelf import RECORD, Entry, Shelf, Writer
+from autotune.errors import DiskFullError, UserError
+
+#: a real process, made quickly; the parent has the same modules
+FORK = multiprocessing.get_context("fork")
+SIZE = 4000
+
+
+def numbers(value: int, size: int = SIZE) -> Callable[[Writer], dict[str, Any]]:
+    """Make an entry of one array of bytes."""
+
+    def make(writer: Writer) -> dict[str, Any]:
+        writer.array("numbers", np.uint8, (size // 4,)).append(
+            np.full((4, size // 4), value, np.uint8)
+        )
+        return {"value": value}
+
+    return make
+
+
+def never(writer: Writer) -> dict[str, Any]:
+    raise AssertionError("it is there")
+
+
+def put(shelf: Shelf, key: str, value: int = 1, size: int = SIZE) -> Entry:
+    return shelf.open(key, numbers(value, size), size)
+
+
+def age(shelf: Shelf, key: str, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(shelf.folder / key / RECORD, (then, then))
+
+
+def left(folder: Path) -> set[str]:
+    """What lies in a folder besides locks."""
+    return {path.name for path in folder.iterdir() if path.suffix != ".lock"}
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path / "files" / "cache", 10**9)
+
+
+@pytest.fixture
+def boot(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Start the machine anew, as far as entries can tell."""
+    yield lambda name: monkeypatch.setattr(shelf_module, "_boot", lambda: name)
+
+
+def test_arrays_are_made_once_and_mapped(shelf: Shelf) -> None:
+    generator = np.random.default_rng(0)
+    first = generator.integers(0, 256, (5, 2, 3), dtype=np.uint8)
+    second = generator.random((5, 7)).astype(np.float16)
+
+    def make(writer: Writer) -> dict[str, Any]:
+        one, other = writer.array("a", "u1", (2, 3)), writer.array("b", np.float16, (7,))
+        for rows in (slice(0, 2), slice(2, 2), slice(2, 5)):
+            one.append(first[rows])
+            other.append(second[rows][:, ::-1])
+        writer.array("none", "i8", ())
+        return {"dtype": "bfloat16", "sizes": [1, 2]}
+
+    for _ in range(2):
+        entry = shelf.open("features/one", make, 1000)
+        assert isinstance(entry.array("a"), np.memmap)
+        assert np.array_equal(entry.array("a"), first)
+        assert np.array_equal(entry.array("b"), second[:, ::-1])
+        assert entry.array("none").shape == (0,)
+        assert (entry.record["dtype"], entry.record["sizes"]) == ("bfloat16", [1, 2])
+        assert list(entry.record["arrays"]) == ["a", "b", "none"]
+        assert not entry.array("a").flags.writeable
+        make = never
+    with pytest.raises(KeyError):
+        entry.array("c")
+    assert left(shelf.folder / "features") == {"one"}
+
+
+def test_an_entry_travels_by_its_path(shelf: Shelf) -> None:
+    entry = put(shelf, "a", 7)
+    data = pickle.dumps(entry)
+    assert len(data) < 500
+    copy = pickle.loads(data)
+    assert isinstance(copy.array("numbers"), np.memmap)
+    assert copy.record == entry.record
+    assert int(copy.array("numbers")[3, 5]) == 7
+
+
+def test_what_is_known(shelf: Shelf) -> None:
+    assert shelf.known() == []
+    for key in ("images", "features/b/2", "features/b/1", "features/a/1"):
+        assert shelf.find(key) is None
+        put(shelf, key)
+    assert shelf.known() == ["features/a/1", "features/b/1", "features/b/2", "images"]
+    assert shelf.known("features/b") == ["features/b/1", "features/b/2"]
+    assert shelf.known("nothing") == []
+    found = shelf.find("images")
+    assert found is not None
+    assert found.folder == shelf.folder / "images"
+
+
+@pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/./b", ".room", "a.tmp-1"])
+def test_keys_that_lead_elsewhere(shelf: Shelf, key: str) -> None:
+    with pytest.raises(ValueError, match="a key is folder names"):
+        shelf.find(key)
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", RECORD, "needed", "twice"])
+def test_names_of_arrays_that_are_none(shelf: Shelf, name: str) -> None:
+    def make(writer: Writer) -> dict[str, Any]:
+        writer.array("twice", "u1", ())
+        writer.array(name, "u1", ())
+        return {}
+
+    with pytest.raises(ValueError, match="a file name of its own"):
+        shelf.open("a", make, 0)
+    assert not shelf.folder.parent.exists()
+
+
+@pytest.mark.parametrize("rows", [np.zeros((2, 3), np.uint16), np.zeros((2, 4), np.uint8)])
+def test_other_rows_than_announced_are_refused(shelf: Shelf, rows: np.ndarray) -> None:
+    def make(writer: Writer) -> dict[str, Any]:
+        writer.array("a", "u1", (3,)).append(rows)
+        return {}
+
+    with pytest.raises(ValueError, match=r"rows must be uint8 of shape \(3,\), but got uint"):
+        shelf.open("a", make, 0)
+
+
+class TestDamage:
+    @pytest.mark.parametrize("name", ["numbers", RECORD])
+    @pytest.mark.parametrize("what", ["cut", "empty", "gone"])
+    def test_it_is_made_again(
+        self, shelf: Shelf, caplog: pytest.LogCaptureFixture, name: str, what: str
+    ) -> None:
+        path = put(shelf, "a", 3).folder / name
+        if what == "gone":
+            path.unlink()
+        else:
+            os.truncate(path, 0 if what == "empty" else path.stat().st_size - 7)
+        assert shelf.find("a") is None
+        assert caplog.text == ""
+        assert int(put(shelf, "a", 4).array("numbers")[0, 0]) == 4
+        (told,) = [one for one in caplog.records if one.levelno >= logging.WARNING]
+        assert told.getMessage().startswith(f"the arrays in {shelf.folder}/a are damaged (")
+        assert left(shelf.folder) == {"a"}
+
+    @pytest.mark.parametrize(
+        "record", ["[]", "{}", "null", '{"arrays": [1]}', '{"arrays": {"numbers": 3}}', "\xff"]
+    )
+    def test_records_of_another_shape(self, shelf: Shelf, record: str) -> None:
+        path = put(shelf, "a").folder / RECORD
+        path.write_text(record, encoding="latin-1")
+        assert int(put(shelf, "a", 4).array("numbers")[0, 0]) == 4
+
+    def test_a_content_that_changed_is_found_when_the_machine_was_started_anew(
+        self, shelf: Shelf, boot: Callable[[str], None], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        boot("monday")
+        path = put(shelf, "a", 3).folder / "numbers"
+        boot("tuesday")
+        assert shelf.find("a") is not None
+        assert (path.parent / "checked-tuesday").exists()
+        with path.open("r+b") as stream:
+            stream.seek(1000)
+            stream.write(bytes(512))
+        assert shelf.find("a") is not None  # read once: it may be larger than the memory
+        boot("wednesday")
+        assert shelf.find("a") is None
+        assert int(put(shelf, "a", 4).array("numbers")[1, 2]) == 4
+        assert "numbers has not the checksum that record.json says" in caplog.text
+
+    def test_too_many_open_files_are_no_damage(self, shelf: Shelf) -> None:
+        put(shelf, "a")
+
+        def work(result: Connection) -> None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+            with suppress(OSError):
+                while True:
+                    os.dup(0)
+            try:
+                shelf.open("a", never, SIZE)
+            except OSError as error:
+                result.send(error.errno)
+
+        process, receiver = start(work)
+        assert receiver.poll(20)
+        assert receiver.recv() == errno.EMFILE
+        process.join()
+        assert shelf.open("a", never, SIZE)
+
+
+class TestMakers:
+    def test_of_three_one_makes_it_and_two_wait(
+        self, shelf: Shelf, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        made = tmp_path / "made"
+
+        def slowly(writer: Writer) -> dict[str, Any]:
+            with made.open("a") as stream:
+                stream.write("x")
+            time.sleep(0.5)
+            return numbers(5)(writer)
+
+        def work(result: Connection) -> None:
+            entry = shelf.open("a", slowly, SIZE)
+            result.send(entry.array("numbers").tobytes())
+
+        started = [start(work) for _ in range(3)]
+        results = {receiver.recv() for _, receiver in started if receiver.poll(30)}
+        for process, _ in started:
+            process.join()
+        assert results == {bytes([5]) * SIZE}
+        assert made.read_text() == "x"
+        assert left(shelf.folder) == {"a"}
+
+    def test_a_long_wait_is_told(
+        self, shelf: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(shelf_module, "WAIT_SHOWN_S", 0.1)
+        caplog.set_level(logging.INFO)
+
+        def work(ready: Connection) -> None:
+            def slowly(writer: Writer) -> dict[str, Any]:
+                ready.send("at it")
+                time.sleep(0.5)
+                return numbers(5)(writer)
+
+            shelf.open("a", slowly, SIZE)
+
+        process, receiver = start(work)
+        assert receiver.poll(20)
+        shelf.open("a", never, SIZE, "features")
+        process.join()
+        assert "waiting for another process that makes features: 0 s (" in caplog.text
+
+    def test_a_killed_maker_leaves_nothing_that_counts(self, shelf: Shelf) -> None:
+        process = start_hanging(shelf, "a")
+        kill(process)
+        process = start_hanging(shelf, "b/c")
+        kill(process)
+        (left_over,) = left(shelf.folder / "b")
+        assert ".tmp-" in left_over
+        assert shelf.known() == []
+        assert left(shelf.folder) == {"b"}  # a look at the shelf clears it
+        assert left(shelf.folder / "b") == set()
+        assert int(put(shelf, "a", 4).array("numbers")[0, 0]) == 4
+
+    def test_what_is_being_made_counts_and_stays(self, shelf: Shelf) -> None:
+        shelf = Shelf(shelf.folder, 3 * SIZE)
+        process = start_hanging(shelf, "a", needed=2 * SIZE)
+        with pytest.raises(DiskFullError):
+            put(shelf, "b", size=2 * SIZE)
+        assert put(shelf, "c", size=SIZE // 2)
+        assert len(left(shelf.folder)) == 2
+        kill(process)
+        assert put(shelf, "b", size=2 * SIZE)
+        assert left(shelf.folder) == {"b", "c"}
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("no"), ValueError("no")])
+    def test_a_failed_maker_leaves_no_trace(self, shelf: Shelf, error: BaseException) -> None:
+        def fail(writer: Writer) -> dict[str, Any]:
+            numbers(1)(writer)
+            raise error
+
+        with pytest.raises(type(error)):
+            shelf.open("features/a", fail, SIZE)
+        assert not shelf.folder.parent.exists()
+
+    def test_a_folder_that_cannot_be_made(self, shelf: Shelf) -> None:
+        shelf.folder.parent.write_text("")
+        with pytest.raises(UserError) as caught:
+            shelf.open("a", never, SIZE, "features")
+        assert str(caught.value) == (
+            f"features are kept in a folder that can be written, but {shelf.folder}: Not a "
+            "directory; name another one with 'files='"
+        )
+
+
+class TestRoom:
+    def test_what_was_not_used_for_longest_goes_first(
+        self, shelf: Shelf, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        shelf = Shelf(shelf.folder, 4 * SIZE)
+        for number, key in enumerate("abc"):
+            put(shelf, key)
+            age(shelf, key, 100 - number)
+        assert shelf.find("a") is not None  # marks it as used
+        put(shelf, "d")
+        assert shelf.known() == ["a", "c", "d"]
+        assert f"{shelf.folder}/b: dropped for want of room (0.0 MB)" in caplog.text
+        shelf.room(2 * SIZE)
+        assert shelf.known() == ["d"]
+        assert {path.name for path in shelf.folder.iterdir() if "b" in path.name} == set()
+
+    def test_more_than_the_limit_drops_nothing(self, shelf: Shelf) -> None:
+        put(shelf, "a")
+        small = Shelf(shelf.folder, 2 * SIZE)
+        with pytest.raises(DiskFullError) as caught:
+            small.open("b", never, 3 * SIZE, "features")
+        assert str(caught.value) == (
+            f"features need 0.0 MB, but of the 0.0 MB that {shelf.folder} may take 0.0 MB are in "
+            "use; raise cache.disk_gb, or move the files of the study with 'files='"
+        )
+        assert shelf.known() == ["a"]
+
+    def test_what_is_in_use_stays_even_if_its_user_has_only_a_part_of_it(
+        self, shelf: Shelf
+    ) -> None:
+        shelf = Shelf(shelf.folder, 2 * SIZE + 1000)
+
+        def work(ready: Connection) -> None:
+            part = put(shelf, "a").array("numbers")[2:3]
+            ready.send("mine")
+            time.sleep(60)
+            print(part)
+
+        process, receiver = start(work)
+        assert receiver.poll(20)
+        age(shelf, "a", 100)
+        put(shelf, "b")
+        put(shelf, "c")
+        assert shelf.known() == ["a", "c"]
+        with pytest.raises(DiskFullError):
+            put(shelf, "d", size=2 * SIZE)
+        assert shelf.known() == ["a", "c"]
+        kill(process)
+        put(shelf, "d", size=2 * SIZE)
+        assert shelf.known() == ["d"]
+
+    def test_this_process_uses_it_as_long_as_its_array_lives(self, shelf: Shelf) -> None:
+        shelf = Shelf(shelf.folder, SIZE + 1000)
+        part = put(shelf, "a").array("numbers")[1]
+        with pytest.raises(DiskFullError):
+            put(shelf, "b")
+        del part
+        assert put(shelf, "b")
+        assert shelf.known() == ["b"]
+
+    def test_half_of_the_disk_where_there_is_no_limit(
+        self, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shelf = Shelf(shelf.folder)
+        put(shelf, "a")
+        taken = sum(path.stat().st_size for path in (shelf.folder / "a").iterdir())
+        usage = shutil.disk_usage(shelf.folder)._replace(free=10 * taken)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        shelf.room(4 * taken)
+        assert shelf.known() == ["a"]
+        shelf.room(5 * taken)
+        assert shelf.known() == []
+        with pytest.raises(DiskFullError, match=r"raise cache\.disk_gb"):
+            shelf.room(6 * taken)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if subprocess.run(mounting, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+class TestFullDisk:
+    def test_it_is_told_before_anything_is_made(self, small_disk: Path) -> None:
+        shelf = Shelf(small_disk / "cache", 10**9)
+        put(shelf, "a", size=600_000)
+        with pytest.raises(DiskFullError) as caught:
+            shelf.open("b", never, 2_000_000, "features")
+        assert str(caught.value).startswith(
+            f"features need 2.0 MB, but the disk of {shelf.folder} has 0.4 MB free; free some "
+        )
+        assert shelf.known() == ["a"]
+        put(shelf, "c", size=600_000)
+        assert shelf.known() == ["c"]
+
+    def test_one_that_fills_up_meanwhile(self, small_disk: Path) -> None:
+        shelf = Shelf(small_disk / "cache", 10**9)
+        put(shelf, "a", 3)
+        with pytest.raises(DiskFullError, match=f"no space left on the disk of {shelf.folder}"):
+            shelf.open("b", numbers(1, size=2_000_000), 1000)
+        assert left(shelf.folder) == {"a"}
+        assert int(shelf.open("a", never, SIZE).array("numbers")[0, 0]) == 3
+
+
+def start(work: Callable[[Connection], None]) -> tuple[BaseProcess, Connection]:
+    receiver, sender = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=work, args=(sender,))
+    process.start()
+    return process, receiver
+
+
+def start_hanging(shelf: Shelf, key: str, needed: int = SIZE) -> BaseProcess:
+    """Start a process that has half of an entry, and gets no further."""
+
+    def work(ready: Connection) -> None:
+        def hang(writer: Writer) -> dict[str, Any]:
+            numbers(1)(writer)
+            writer.finish()
+            ready.send("at it")
+            time.sleep(60)
+            return {}
+
+        shelf.open(key, hang, needed)
+
+    process, receiver = start(work)
+    assert receiver.poll(20)
+    return process
+
+
+def kill(process: BaseProcess) -> None:
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def test_the_record_is_readable(shelf: Shelf) -> None:
+    record = json.loads((put(shelf, "a").folder / RECORD).read_text())
+    assert record["value"] == 1
+    assert record["arrays"]["numbers"] == {
+        "dtype": "|u1",
+        "shape": [4, 1000],
+        "crc32": zlib.crc32(bytes([1]) * SIZE),
+    }
