@@ -289,6 +289,28 @@ class ConstraintsConfig(_Section):
         return {cost: limit for cost, limit in given.items() if limit is not None}
 
 
+class CacheConfig(_Section):
+    """``cache``: how much is kept of what could be computed again.
+
+    It changes how long a study takes, not what it is. A null limit is a share of what the machine
+    has, see ``autotune.data.shelf`` and ``autotune.data.memory``.
+    """
+
+    disk_gb: Annotated[float | None, single(False, 0, low_open=True, optional=True)] = None
+    memory_gb: Annotated[float | None, single(False, 0, optional=True)] = None
+    features: Annotated[str, one_of(("auto", "off"))] = "auto"
+
+    @property
+    def disk_bytes(self) -> int | None:
+        """What everything kept on disk may take; None where the machine decides."""
+        return None if self.disk_gb is None else round(self.disk_gb * 1e9)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What a worker may keep in memory; None where the machine decides."""
+        return None if self.memory_gb is None else round(self.memory_gb * 1e9)
+
+
 class StudyConfig(_Section):
     """A whole study file."""
 
@@ -305,6 +327,7 @@ class StudyConfig(_Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     objectives: Annotated[list[str] | None, _objectives()] = None
     constraints: ConstraintsConfig = Field(default_factory=ConstraintsConfig)
+    cache: CacheConfig = Field(default_factory=CacheConfig)
     storage: Name = "sqlite:///storage/autotune.db"
     files: str | None = None
 
@@ -346,9 +369,10 @@ class StudyConfig(_Section):
         """Return what makes the study the study it is, as plain JSON values.
 
         Left out is what may change between two runs of the same study: its description, its
-        budget, and where it is stored.
+        budget, what is kept of what was computed, and where it is stored.
         """
-        values = self.model_dump(mode="json", exclude={"name", "description", "storage", "files"})
+        free = {"name", "description", "cache", "storage", "files"}
+        values = self.model_dump(mode="json", exclude=free)
         for key in BUDGETS:
             del values["search"][key]
         return values

@@ -15,7 +15,7 @@ from autotune.data.images import ImageSpec
 from autotune.data.sources import Source, open_source
 from autotune.data.splits import Split, make_split, split_fingerprint
 from autotune.data.store import ImageStore, open_store
-from autotune.data.views import Views
+from autotune.data.views import MEMORY_BYTES, Views
 from autotune.errors import DatasetError
 
 
@@ -76,6 +76,7 @@ class Task:
         spec: ImageSpec,
         folder: Path,
         progress: Callable[[int, int], None] | None = None,
+        limit_bytes: int | None = None,
     ) -> Task:
         """Split a dataset and decode its training and validation images, if nobody has yet.
 
@@ -85,6 +86,8 @@ class Task:
             spec: What the backbone wants.
             folder: Where decoded images are kept.
             progress: Called with the number of images decoded and their total.
+            limit_bytes: What everything in ``folder`` may take, see
+                :class:`autotune.data.shelf.Shelf`.
 
         Returns:
             The task.
@@ -101,6 +104,7 @@ class Task:
             folder,
             unreadable_limit=data.unreadable_limit,
             progress=progress,
+            limit_bytes=limit_bytes,
         )
         train, validation = store.rows(split.train), store.rows(split.validation)
         for part, rows in (("train", train), ("validation", validation)):
@@ -121,33 +125,49 @@ class Task:
         """Names of the classes; a label is an index into them."""
         return self.info.classes
 
-    def train_views(self, augment: AugmentConfig, views: int, seed: int) -> Views:
+    def train_views(
+        self, augment: AugmentConfig, views: int, seed: int, memory_bytes: int = MEMORY_BYTES
+    ) -> Views:
         """Return the training images.
 
         Args:
             augment: What differs between views.
             views: Number of views of each image.
             seed: Seed of the views.
+            memory_bytes: Most memory that kept views may take.
         """
-        return Views(self.store, self.train_rows, self.spec, augment, views, seed)
+        return Views(self.store, self.train_rows, self.spec, augment, views, seed, memory_bytes)
 
-    def validation_views(self) -> Views:
-        """Return the validation images, as the evaluation transform shows them."""
-        return _plain(self.store, self.validation_rows, self.spec)
+    def validation_views(self, memory_bytes: int = MEMORY_BYTES) -> Views:
+        """Return the validation images, as the evaluation transform shows them.
 
-    def train_validation_views(self, augment: AugmentConfig, views: int, seed: int) -> Views:
+        Args:
+            memory_bytes: Most memory that kept views may take.
+        """
+        return _plain(self.store, self.validation_rows, self.spec, memory_bytes)
+
+    def train_validation_views(
+        self, augment: AugmentConfig, views: int, seed: int, memory_bytes: int = MEMORY_BYTES
+    ) -> Views:
         """Return training and validation images together, to fit the final model.
 
         Args:
             augment: What differs between views.
             views: Number of views of each image.
             seed: Seed of the views. An image has the same views as in :meth:`train_views`.
+            memory_bytes: Most memory that kept views may take.
         """
         rows = np.sort(np.concatenate([self.train_rows, self.validation_rows]))
-        return Views(self.store, rows, self.spec, augment, views, seed)
+        return Views(self.store, rows, self.spec, augment, views, seed, memory_bytes)
 
 
-def open_test_views(dataset: str, data: DataConfig, spec: ImageSpec, folder: Path) -> Views:
+def open_test_views(
+    dataset: str,
+    data: DataConfig,
+    spec: ImageSpec,
+    folder: Path,
+    limit_bytes: int | None = None,
+) -> Views:
     """Decode the test images: for the final fit alone, once.
 
     Args:
@@ -155,6 +175,7 @@ def open_test_views(dataset: str, data: DataConfig, spec: ImageSpec, folder: Pat
         data: How the images are split and read.
         spec: What the backbone wants.
         folder: Where decoded images are kept.
+        limit_bytes: What everything in ``folder`` may take.
 
     Returns:
         The test images, as the evaluation transform shows them.
@@ -164,7 +185,14 @@ def open_test_views(dataset: str, data: DataConfig, spec: ImageSpec, folder: Pat
         DiskFullError: When the decoded images do not fit on the disk.
     """
     source, split = _open(dataset, data)
-    store = open_store(source, split.test, spec, folder, unreadable_limit=data.unreadable_limit)
+    store = open_store(
+        source,
+        split.test,
+        spec,
+        folder,
+        unreadable_limit=data.unreadable_limit,
+        limit_bytes=limit_bytes,
+    )
     return _plain(store, np.arange(len(store.indices)), spec)
 
 
@@ -195,8 +223,10 @@ def _open(dataset: str, data: DataConfig) -> tuple[Source, Split]:
     return source, make_split(source, data)
 
 
-def _plain(store: ImageStore, rows: np.ndarray, spec: ImageSpec) -> Views:
-    return Views(store, rows, spec, AugmentConfig(), views=1, seed=0)
+def _plain(
+    store: ImageStore, rows: np.ndarray, spec: ImageSpec, memory_bytes: int = MEMORY_BYTES
+) -> Views:
+    return Views(store, rows, spec, AugmentConfig(), 1, 0, memory_bytes)
 
 
 def _fingerprint(source: Source, split: Split) -> str:

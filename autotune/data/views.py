@@ -14,6 +14,8 @@ from autotune.data.images import ImageSpec
 from autotune.data.store import ImageStore
 
 Pairs = list[tuple[int, int]]
+#: Most memory that the views of one set of images take where nobody says.
+MEMORY_BYTES = 1 << 29
 
 
 class Views:
@@ -45,7 +47,7 @@ class Views:
         augment: AugmentConfig,
         views: int,
         seed: int,
-        memory_limit_bytes: int = 1 << 29,
+        memory_limit_bytes: int = MEMORY_BYTES,
     ) -> None:
         if views < 1:
             raise ValueError(f"an image has at least 1 view, but got views={views}")
@@ -59,6 +61,11 @@ class Views:
         self._filled = torch.zeros(shape[:2], dtype=torch.bool)
         offsets = torch.Generator().manual_seed(seed_of(seed))
         self._offsets = torch.randperm(len(rows), generator=offsets)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that the kept views take once all are made; 0 when none are kept."""
+        return 0 if self._kept is None else self._kept.nbytes
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -82,9 +82,10 @@ def fit(
     baseline_plan = bench.space.baseline(config.baseline)
     backbones = dict.fromkeys((plan.backbone, baseline_plan.backbone))
     tasks = {name: bench.materials.of(name).task for name in backbones}
+    memory_bytes = bench.materials.memory_bytes // len(tasks)
     train = {
         name: task.train_validation_views(
-            config.training.augment, config.training.views, config.search.seed
+            config.training.augment, config.training.views, config.search.seed, memory_bytes
         )
         for name, task in tasks.items()
     }
@@ -100,7 +101,13 @@ def fit(
             lambda epoch, of: listener("baseline", epoch, of),
         )
     test = {
-        name: open_test_views(config.dataset, config.data, task.spec, opened.files.cache)
+        name: open_test_views(
+            config.dataset,
+            config.data,
+            task.spec,
+            opened.files.cache,
+            config.cache.disk_bytes,
+        )
         for name, task in tasks.items()
     }
     scores = measure(*tuned.predict(test[plan.backbone]))

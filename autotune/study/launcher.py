@@ -225,7 +225,14 @@ def _open(definition: Definition, listener: Listener) -> OpenStudy:
     try:
         with disk_full_as_user_error(files.root):
             first, *_ = [
-                Task.open(config.dataset, config.data, spec, files.cache, progress)
+                Task.open(
+                    config.dataset,
+                    config.data,
+                    spec,
+                    files.cache,
+                    progress,
+                    config.cache.disk_bytes,
+                )
                 for spec in definition.specs
             ]
         return open_or_create(definition, first.info.to_json())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from autotune.config import StudyConfig
 from autotune.data.images import ImageSpec
+from autotune.data.memory import share_of_memory
 from autotune.data.task import Task
 from autotune.data.views import Views
 from autotune.errors import StudyError
@@ -36,6 +37,11 @@ class Material:
     train: Views
     validation: Views
 
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that its views take once they are made."""
+        return self.train.kept_bytes + self.validation.kept_bytes
+
 
 class Materials:
     """The materials of a study by backbone, each made when it is first asked for, and kept.
@@ -43,9 +49,15 @@ class Materials:
     Args:
         opened: The study.
         config: Its configuration.
+        workers: Among how many workers this machine shares its memory.
+
+    Attributes:
+        memory_bytes: What the views of all materials together may take.
     """
 
-    def __init__(self, opened: OpenStudy, config: StudyConfig) -> None:
+    def __init__(self, opened: OpenStudy, config: StudyConfig, workers: int = 1) -> None:
+        given = config.cache.memory_bytes
+        self.memory_bytes = share_of_memory(workers) if given is None else given
         self._opened = opened
         self._config = config
         self._made: dict[str, Material] = {}
@@ -57,11 +69,13 @@ class Materials:
             StudyError: When the images or the weights are not those of the study.
         """
         if backbone not in self._made:
-            self._made[backbone] = _make(self._opened, self._config, backbone)
+            taken = sum(one.kept_bytes for one in self._made.values())
+            left = self.memory_bytes - taken
+            self._made[backbone] = _make(self._opened, self._config, backbone, left)
         return self._made[backbone]
 
 
-def _make(opened: OpenStudy, config: StudyConfig, name: str) -> Material:
+def _make(opened: OpenStudy, config: StudyConfig, name: str, memory_bytes: int) -> Material:
     attributes = opened.study.user_attrs
     size = config.data.image_size
     backbone = load_backbone(name, config.weights, size)
@@ -72,16 +86,16 @@ def _make(opened: OpenStudy, config: StudyConfig, name: str) -> Material:
             f"{opened.name!r} was made (hash {remembered} then, {backbone.weights_hash} now)"
         )
     spec = ImageSpec.from_data_config(backbone.data_config, size)
-    task = Task.open(config.dataset, config.data, spec, opened.files.cache)
+    cache = opened.files.cache
+    limit = config.cache.disk_bytes
+    task = Task.open(config.dataset, config.data, spec, cache, limit_bytes=limit)
     if task.info.fingerprint != attributes[record.DATASET]["fingerprint"]:
         raise StudyError(
             f"the images of {config.dataset!r} have changed since the study {opened.name!r} was "
             "made"
         )
     training = config.training
-    return Material(
-        backbone,
-        task,
-        train=task.train_views(training.augment, training.views, config.search.seed),
-        validation=task.validation_views(),
-    )
+    validation = task.validation_views(memory_bytes)
+    memory_bytes -= validation.kept_bytes
+    train = task.train_views(training.augment, training.views, config.search.seed, memory_bytes)
+    return Material(backbone, task, train, validation)

@@ -91,6 +91,7 @@ class OpenStudy:
             {
                 **self.study.user_attrs[record.DEFINITION],
                 "name": self.name,
+                "cache": self.study.user_attrs.get(record.CACHE, {}),
                 "storage": self.url,
                 "files": str(self.files.root),
             }
@@ -205,6 +206,7 @@ def open_or_create(definition: Definition, dataset: Mapping[str, Any]) -> OpenSt
                 study = _create(config, storage)
             _remember(study, definition, dataset, files, starts)
         opened = OpenStudy(study, storage, absolute_url(config.storage), files)
+        study.set_user_attr(record.CACHE, config.cache.model_dump(mode="json"))
         opened.claims().begin(Budget.of_run(config.search, time.time()))
     return opened
 

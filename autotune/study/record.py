@@ -21,6 +21,7 @@ from autotune.storage import layout
 # Of a study
 DEFINITION = "definition"  # dict: what StudyConfig.definition() returned
 BUDGET = "budget"  # dict: Budget.to_json() of the last run
+CACHE = "cache"  # dict: CacheConfig of the last run
 ENDED = "ended"  # dict: Ending.to_json() of what ended the study; None while it goes on
 DATASET = "dataset"  # dict: what TaskInfo.to_json() returned
 # dict: name -> {"weights_hash", "parameters", "layers": [Layer.to_json()]}, the baseline's first

@@ -91,11 +91,15 @@ def worker_name(launcher: int, index: int) -> str:
     return f"{socket.gethostname()}/{launcher}/{index}"
 
 
-def prepare(opened: OpenStudy) -> Workbench:
+def prepare(opened: OpenStudy, workers: int = 1) -> Workbench:
     """Lay out what a worker needs for the trials of a study.
 
     Beside a GPU, processes make the views that do not fit into memory; on the CPU they would
     only take the cores from the training.
+
+    Args:
+        opened: The study.
+        workers: Among how many workers this machine shares its memory.
 
     Raises:
         StudyError: When the images or the weights are not those of the study.
@@ -106,7 +110,7 @@ def prepare(opened: OpenStudy) -> Workbench:
         opened=opened,
         config=config,
         space=Space.from_json(opened.study.user_attrs[record.SPACE]),
-        materials=Materials(opened, config),
+        materials=Materials(opened, config, workers),
         device=device,
         loader_workers=min(8, torch.get_num_threads()) if device.type == "cuda" else 0,
     )
@@ -152,7 +156,7 @@ def work(job: Job, stop: threading.Event, emit: Listener) -> Ending | None:
     if job.threads:
         torch.set_num_threads(job.threads)
     opened = patiently(open_existing, job.study, job.storage, job.files)
-    bench = prepare(opened)
+    bench = prepare(opened, job.workers)
     check_own(opened, bench.config)
     study = opened.study
     # A worker that is started again must not draw the same trials again.

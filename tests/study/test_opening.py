@@ -88,6 +88,16 @@ def test_the_budget_may_change_and_the_space_may_not(tmp_path: Path) -> None:
         open_defined(changed)
 
 
+def test_what_is_kept_may_change_and_workers_hear_of_it(tmp_path: Path) -> None:
+    open_small(tmp_path)
+    open_small(tmp_path, cache__memory_gb=0.5, cache__features="off")
+    cache = open_existing("small", f"sqlite:///{tmp_path}/study.db").config().cache
+    assert (cache.memory_bytes, cache.disk_bytes, cache.features) == (5 * 10**8, None, "off")
+    open_small(tmp_path, cache__disk_gb=1)
+    cache = open_existing("small", f"sqlite:///{tmp_path}/study.db").config().cache
+    assert (cache.memory_bytes, cache.disk_bytes, cache.features) == (None, 10**9, "auto")
+
+
 def test_a_key_that_came_later_is_no_difference_while_it_has_its_default(tmp_path: Path) -> None:
     opened = open_small(tmp_path)
     older = opened.study.user_attrs[record.DEFINITION]
