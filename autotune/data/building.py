@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 import warnings
 from collections import deque
@@ -18,6 +17,7 @@ from autotune.data.images import ImageSpec, decode
 from autotune.data.shelf import Writer
 from autotune.data.sources import Sample, Source
 from autotune.errors import DatasetError, may_pass
+from autotune.threads import cores
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def _decoded(
     source: Source, indices: Sequence[int], spec: ImageSpec, workers: int | None
 ) -> Iterator[tuple[int, np.ndarray | str]]:
     """Decode in threads (Pillow releases the interpreter lock), a few images ahead, in order."""
-    workers = workers or _cores()
+    workers = workers or cores()
     waiting: deque[tuple[int, Future[np.ndarray | str]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -121,12 +121,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def check_skipped(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -105,6 +106,24 @@ class Views:
         """
         return (self._offsets + epoch) % self.views
 
+    def identity(self, positions: torch.Tensor, numbers: torch.Tensor) -> str:
+        """Return a fingerprint of what some views show: equal ones show the same.
+
+        Args:
+            positions: int64, ``(M,)``: positions of the images.
+            numbers: int64, ``(M,)``: number of the view of each.
+
+        Returns:
+            32 hexadecimal digits.
+        """
+        maker = self._maker
+        digest = hashlib.blake2b(maker.store.key.encode(), digest_size=16)
+        digest.update(maker.rows[positions.numpy()].astype("<i8").tobytes())
+        digest.update(numbers.numpy().astype("<i8").tobytes())
+        if bool((numbers > 0).any()):
+            digest.update(f"{maker.augment!r} {maker.seed}".encode())
+        return digest.hexdigest()
+
     def batches(
         self,
         order: torch.Tensor,
@@ -133,11 +152,9 @@ class Views:
                 f"views must name one view of each of {len(self)} images, but has the shape "
                 f"{tuple(views.shape)}"
             )
-        chunks = _chunks(order, batch_size)
-        wanted = [self._missing(chunk, views[chunk]) for chunk in chunks]
-        for chunk, pairs, made in zip(
-            chunks, wanted, self._make(wanted, num_workers), strict=True
-        ):
+        parts = chunks(order, batch_size)
+        wanted = [self._missing(chunk, views[chunk]) for chunk in parts]
+        for chunk, pairs, made in zip(parts, wanted, self._make(wanted, num_workers), strict=True):
             if self._kept is None:
                 yield made, self.labels[chunk]
                 continue
@@ -176,7 +193,8 @@ class _Made(Dataset[torch.Tensor]):
         return self.maker.make(pairs)
 
 
-def _chunks(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
+def chunks(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
+    """Cut the positions of images into batches; a single one left over joins the batch before."""
     chunks = list(torch.split(order, batch_size)) if len(order) else []
     if len(chunks) > 1 and len(chunks[-1]) == 1:
         chunks[-2:] = [torch.cat(chunks[-2:])]

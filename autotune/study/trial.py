@@ -11,7 +11,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from autotune.config import StudyConfig
 from autotune.data.views import Views
 from autotune.errors import CrowdedError, DivergedError, UserError, disk_full_as_user_error
 from autotune.models.network import Network, build_network
+from autotune.models.split import Split
 from autotune.plan import TrialPlan
 from autotune.search import ranking
 from autotune.search.space import Space
@@ -32,6 +33,7 @@ from autotune.study import failures, limits, memory, record
 from autotune.study.material import Material, Materials
 from autotune.study.opening import OpenStudy
 from autotune.study.pictures import draw_confusion, draw_curve
+from autotune.study.splitting import use_features
 from autotune.training.expense import measure_costs
 from autotune.training.loop import Normalise, Training
 from autotune.training.metrics import confusion
@@ -58,6 +60,7 @@ class Workbench:
         materials: Backbones and images.
         device: Where networks train.
         loader_workers: Processes that prepare images which do not fit into memory.
+        roots: Of the backbones that were met, the cuts from which features are computed.
     """
 
     opened: OpenStudy
@@ -66,6 +69,7 @@ class Workbench:
     materials: Materials
     device: torch.device
     loader_workers: int
+    roots: dict[str, Split | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -278,7 +282,7 @@ def prepare_training(
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(bench.device)
     network.to(bench.device)
-    return Training(
+    training = Training(
         network,
         plan.policy,
         bench.config.training,
@@ -290,6 +294,9 @@ def prepare_training(
         bench.loader_workers,
         part,
     )
+    if refit is None:
+        use_features(training, plan, material, bench)
+    return training
 
 
 def _train(

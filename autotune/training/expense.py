@@ -143,9 +143,9 @@ def saved_bytes(training: Training, count: int) -> int:
 
 def _images(training: Training, count: int) -> tuple[Tensor, Tensor]:
     """Return normalised training images ``(count, C, H, W)`` and their labels."""
-    rows = torch.arange(count) % len(training.train)
-    views = torch.zeros_like(training.train.labels)
-    batches = training.train.batches(rows, views, count)
+    rows = torch.arange(count) % len(training.images)
+    views = torch.zeros_like(training.images.labels)
+    batches = training.images.batches(rows, views, count)
     images, labels = next(batches)
     return training.normalise(images), labels.to(training.device)
 

@@ -23,7 +23,9 @@ from autotune.config import TrainingConfig
 from autotune.data.views import Views
 from autotune.errors import DivergedError, InterruptedTrial
 from autotune.models.network import Network
+from autotune.models.split import Split
 from autotune.plan import TrainingPolicy
+from autotune.training.batches import Batches, Inputs, in_parts
 from autotune.training.checkpoint import load_checkpoint, save_checkpoint
 from autotune.training.metrics import Metrics, measure
 from autotune.training.mixing import make_mixing
@@ -138,8 +140,10 @@ class Training:
         self.network = network
         self.policy = policy
         self.config = config
-        self.train = train
-        self.validation = validation
+        #: The training images themselves, also where features take their place.
+        self.images = train
+        self.train: Batches = train
+        self.validation: Batches | None = validation
         self.normalise = normalise
         self.seed = seed
         self.stopped = stopped
@@ -164,6 +168,24 @@ class Training:
         # Of the last validate(): logits (N, classes) and scores.
         self.validation_logits: Tensor | None = None
         self.metrics: Metrics | None = None
+
+    def use(self, split: Split, train: Batches, validation: Batches) -> None:
+        """Train on features in place of images, with the same values to rounding.
+
+        Args:
+            split: What the features are of.
+            train: Features of the training images.
+            validation: Features of the validation images.
+        """
+        self.network.attach(split)
+        if self.ema is not None:
+            self.ema.module.attach(split)
+        self.train = train
+        self.validation = validation
+
+    def to_inputs(self, batch: Inputs) -> Inputs:
+        """Bring what a batch holds to what the network takes: features are that already."""
+        return batch if isinstance(batch, tuple) else self.normalise(batch)
 
     def run(self, checkpoint: Path | None = None) -> Iterator[EpochResult]:
         """Train to the last epoch, yielding after each; resume where a checkpoint ends.
@@ -198,7 +220,7 @@ class Training:
             return
         with self.autocast():
             images = sample(
-                self.train, NORM_IMAGES, self.normalise, self.seed, self.loader_workers
+                self.train, NORM_IMAGES, self.to_inputs, self.seed, self.loader_workers
             )
             measure_norms(self.network, images)
         if self.ema is not None:
@@ -215,26 +237,24 @@ class Training:
         ):
             if self.stopped():
                 raise InterruptedTrial(f"stopped in epoch {self.epoch + 1}")
-            images, targets = self.normalise(images), labels.to(self.device, non_blocking=True)
+            inputs, targets = self.to_inputs(images), labels.to(self.device, non_blocking=True)
             if self.mixing is not None:
-                images, targets = self.mixing(images, targets)
-            total += self._step(images, targets) * len(labels)
+                inputs, targets = self.mixing(inputs, targets)
+            total += self._step(inputs, targets) * len(labels)
         mean = float(total) / len(self.train)
         if not math.isfinite(mean):
             raise DivergedError(f"the loss is {mean} in epoch {self.epoch + 1}")
         return mean
 
-    def _step(self, images: Tensor, targets: Tensor) -> Tensor:
+    def _step(self, inputs: Inputs, targets: Tensor) -> Tensor:
         """Take one step on a batch, part by part; return its mean loss."""
         self.optimizer.zero_grad(set_to_none=True)
-        parts = part_count(len(images), self.part)
+        parts = part_count(len(targets), self.part)
         total = torch.zeros((), device=self.device)
-        for some, goals in zip(
-            images.tensor_split(parts), targets.tensor_split(parts), strict=True
-        ):
+        for some, goals in zip(in_parts(inputs, parts), targets.tensor_split(parts), strict=True):
             with self.autocast():
                 logits = self.network(some)
-            loss = self.loss(logits.float(), goals) * (len(some) / len(images))
+            loss = self.loss(logits.float(), goals) * (len(goals) / len(targets))
             self.scaler.scale(loss).backward()
             total += loss.detach()
         self._update()
@@ -274,7 +294,7 @@ class Training:
         return self.metrics
 
     @torch.no_grad()
-    def predict(self, views: Views) -> tuple[Tensor, Tensor]:
+    def predict(self, views: Batches) -> tuple[Tensor, Tensor]:
         """Return logits ``(N, classes)`` and labels ``(N,)`` of the evaluation views."""
         network = self.result.eval()
         order = torch.arange(len(views))
@@ -285,7 +305,7 @@ class Training:
             if self.stopped():
                 raise InterruptedTrial(f"stopped in the validation of epoch {self.epoch}")
             with self.autocast():
-                outputs.append(network(self.normalise(images)).float())
+                outputs.append(network(self.to_inputs(images)).float())
         return torch.cat(outputs), views.labels
 
     def state(self) -> dict[str, Any]:

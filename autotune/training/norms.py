@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from autotune.data.views import Views
 from autotune.models.network import Network
+from autotune.training.batches import Batches, Inputs
+
+T = TypeVar("T")
 
 #: Images in a batch.
 _BATCH = 64
 
 
 def sample(
-    views: Views,
+    views: Batches,
     count: int,
-    normalise: Callable[[Tensor], Tensor],
+    normalise: Callable[[Any], T],
     seed: int,
     loader_workers: int = 0,
-) -> Iterator[Tensor]:
+) -> Iterator[T]:
     """Draw some images as they are evaluated, always the same ones.
 
     Args:
-        views: The images.
+        views: The images, or their features.
         count: How many, or all where there are fewer.
         normalise: Brings them to what the backbone expects.
         seed: Of the draw.
         loader_workers: Processes that prepare images which do not fit into memory.
 
     Yields:
-        Normalised images ``(N, C, H, W)``.
+        What the network takes: normalised images ``(N, C, H, W)``, or features.
     """
     order = torch.randperm(len(views), generator=torch.Generator().manual_seed(seed))[:count]
     evaluated = torch.zeros(len(views), dtype=torch.int64)
@@ -40,7 +42,7 @@ def sample(
 
 
 @torch.no_grad()
-def measure_norms(network: Network, batches: Iterable[Tensor]) -> None:
+def measure_norms(network: Network, batches: Iterable[Inputs]) -> None:
     """Measure the statistics of batch norms that see other features than the pretrained ones.
 
     As after a weight average (Izmailov et al. 2018, section 3.2): one pass, the mean over the
@@ -48,7 +50,7 @@ def measure_norms(network: Network, batches: Iterable[Tensor]) -> None:
 
     Args:
         network: The network; the buffers of ``network.stale_norms`` change.
-        batches: Normalised images ``(N, C, H, W)``, at least two in each.
+        batches: What the network takes, of at least two images in each.
     """
     momenta = [norm.momentum for norm in network.stale_norms]
     network.eval()

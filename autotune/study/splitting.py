@@ -1,0 +1,106 @@
+"""Whether a trial's network is split, and from which cut its features are computed."""
+
+from __future__ import annotations
+
+import logging
+from math import prod
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from autotune.data.shelf import Shelf
+from autotune.errors import SplitError
+from autotune.models.layers import layers_of
+from autotune.models.network import build_network
+from autotune.models.split import Split, split
+from autotune.plan import LayerPlan, TrialPlan
+from autotune.search.dimensions import whole_numbers
+from autotune.training.features import FeatureCache, Features, kept_bytes
+from autotune.training.loop import Training
+from autotune.training.norms import sample
+
+if TYPE_CHECKING:
+    from autotune.study.material import Material
+    from autotune.study.trial import Workbench
+
+logger = logging.getLogger(__name__)
+
+#: Images from which a split learns what crosses it.
+_IMAGES = 2
+#: A root whose features take more than so many times the bytes of its images is not worth its
+#: space: the cuts behind it are smaller.
+_LARGEST_ROOT = 2.0
+
+
+def use_features(training: Training, plan: TrialPlan, material: Material, bench: Workbench) -> str:
+    """Have a training go on from features that are kept, where its network can be split.
+
+    Mixed images (mixup, CutMix) are other images in every step: their features cannot be kept.
+
+    Args:
+        training: The training; before its first epoch.
+        plan: Its plan.
+        material: Backbone and images.
+        bench: What the worker has at hand.
+
+    Returns:
+        Why the network trains whole, or an empty string.
+    """
+    if bench.config.cache.features == "off":
+        return "cache.features is off"
+    if training.mixing is not None:
+        return "its images are mixed in every step"
+    try:
+        found = split(training.network, _images(training))
+    except SplitError as error:
+        if plan.backbone not in bench.roots:
+            logger.warning("%s trains whole: %s", plan.backbone, error)
+            bench.roots[plan.backbone] = None
+        return str(error)
+    if found.trivial:
+        return "all of its layers are tuned"
+    if plan.backbone not in bench.roots:
+        bench.roots[plan.backbone] = _root(training, plan, material, bench)
+    files, limit = bench.opened.files, bench.config.cache.disk_bytes
+    cache = FeatureCache(
+        Shelf(files.cache, limit),
+        material.backbone.weights_hash,
+        training.normalise,
+        training.autocast,
+        bench.roots[plan.backbone],
+        bench.loader_workers,
+    )
+    assert training.images is material.train and training.validation is material.validation
+    training.use(
+        found,
+        Features(cache, found, material.train),
+        Features(cache, found, material.validation),
+    )
+    return ""
+
+
+def _images(training: Training) -> Tensor:
+    """Return some training images as the network takes them."""
+    return next(sample(training.images, _IMAGES, training.normalise, seed=0))
+
+
+def _root(
+    training: Training, plan: TrialPlan, material: Material, bench: Workbench
+) -> Split | None:
+    """Cut the backbone as the deepest plan of the study does, or as the next that is worth it."""
+    backbone, space = material.backbone, bench.space
+    searched = space.distributions.get("depth")
+    deepest = max(whole_numbers(searched)) if searched is not None else space.fixed["depth"]
+    layers = len(layers_of(backbone.fresh()))
+    size = prod((3, material.task.spec.size, material.task.spec.size))
+    for depth in range(min(deepest, layers), 0, -1):
+        unchanged = TrialPlan(plan.backbone, depth, (LayerPlan(),) * depth)
+        network = build_network(backbone, unchanged, training.network.head.classes, seed=0)
+        try:
+            found = split(network.to(training.device), _images(training))
+        except SplitError as error:
+            logger.info("%s has no root at depth %d: %s", plan.backbone, depth, error)
+            continue
+        if not found.trivial and kept_bytes(found) <= _LARGEST_ROOT * size:
+            return found
+    return None

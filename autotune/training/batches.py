@@ -1,0 +1,41 @@
+"""What a training goes through: images in batches, or features of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from torch import Tensor
+
+#: What a network takes: normalised images ``(N, C, H, W)``, or features of images, each
+#: ``(N, *shape)``.
+Inputs = Tensor | tuple[Tensor, ...]
+
+
+class Batches(Protocol):
+    """Images in batches, or features of them: :class:`Views`, or what stands for them."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64, ``(N,)``."""
+
+    def __len__(self) -> int: ...
+
+    def plan_views(self, epoch: int) -> Tensor:
+        """Choose a view of each image for an epoch, see :meth:`Views.plan_views`."""
+
+    def batches(
+        self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0
+    ) -> Iterator[tuple[Any, Tensor]]:
+        """Go through images in batches, see :meth:`Views.batches`.
+
+        Yields:
+            uint8 images ``(B, C, H, W)`` or features, and labels, int64 ``(B,)``.
+        """
+
+
+def in_parts(inputs: Inputs, parts: int) -> list[Inputs]:
+    """Cut what a network takes for a batch into nearly equal parts."""
+    if isinstance(inputs, tuple):
+        return list(zip(*(one.tensor_split(parts) for one in inputs), strict=True))
+    return list(inputs.tensor_split(parts))

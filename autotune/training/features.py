@@ -1,0 +1,319 @@
+"""Features: what the locked part of a network makes of its images, computed once for all.
+
+Trials that lock the same layers see the same features, in every epoch that shows the same views.
+They are kept on disk, a file for the images of an epoch, and mapped by all workers. The first
+trial that wants them computes them; others wait for it.
+
+Where features of another trial's cut were kept does not decide what is computed: every cut is
+computed from the *root*, the cut of the deepest plan of the study, or from the images. So the
+values are the same whatever was tried before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autotune.data.shelf import Entry, Shelf, Writer
+from autotune.data.views import Views, chunks
+from autotune.errors import DiskFullError
+from autotune.models.split import Prefix, Split
+from autotune.threads import cores, one_thread
+from autotune.training.loop import Autocast, Normalise
+
+logger = logging.getLogger(__name__)
+
+#: Raised whenever the same features would be computed otherwise.
+_FORMAT = 1
+#: Images that go through the prefix at a time: always the same, because a convolution rounds
+#: differently in another batch.
+_BATCH = 32
+#: Share of a GPU's free memory that the features of one trial may take.
+_DEVICE_SHARE = 0.25
+
+Block = tuple[Tensor, ...]
+
+
+class _TooLargeError(Exception):
+    """A feature is beyond what half precision can hold."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureCache:
+    """Where the features of a backbone are kept, and how they are computed.
+
+    Args:
+        shelf: Where they lie.
+        weights_hash: Fingerprint of the backbone's weights.
+        normalise: Brings images to what the backbone expects.
+        autocast: Mixed precision of the training.
+        root: The cut from which all others are computed; ``None`` takes the images.
+        loader_workers: Processes that prepare images which do not fit into memory.
+    """
+
+    shelf: Shelf
+    weights_hash: str
+    normalise: Normalise
+    autocast: Autocast
+    root: Split | None
+    loader_workers: int = 0
+
+    def open(self, split: Split, views: Views, positions: Tensor, numbers: Tensor) -> Entry:
+        """Open the features of some views, and compute them first if nobody has.
+
+        Args:
+            split: The network that is cut.
+            views: The images.
+            positions: int64, ``(M,)``: which of them, rising.
+            numbers: int64, ``(M,)``: which view of each.
+
+        Returns:
+            An array for each crossing tensor, ``(M, *shape)``, named ``0``, ``1`` and so on.
+
+        Raises:
+            DiskFullError: When there is no room for them.
+        """
+        images = views.identity(positions, numbers)
+        home = f"features/{_digest(_FORMAT, self.weights_hash, images, *self._way())}"
+        half, single = (f"{home}/{_digest(*split.keys)}{tail}" for tail in ("", "-float32"))
+        kept = self.shelf.find(single)
+        if kept is not None:
+            return kept
+        try:
+            return self._open(half, split, views, positions, numbers, torch.float16)
+        except _TooLargeError:
+            return self._open(single, split, views, positions, numbers, torch.float32)
+
+    def _way(self) -> tuple[str, ...]:
+        """Say by what features of the same network may differ."""
+        root = self.root.keys if self.root is not None else ()
+        return self.autocast.device.type, str(self.autocast.dtype), *root
+
+    def _open(
+        self,
+        key: str,
+        split: Split,
+        views: Views,
+        positions: Tensor,
+        numbers: Tensor,
+        dtype: torch.dtype,
+    ) -> Entry:
+        dtypes = [kept_as(one, dtype) for one in split.dtypes]
+        row = sum(
+            one.itemsize * prod(shape) for one, shape in zip(dtypes, split.shapes, strict=True)
+        )
+
+        def make(writer: Writer) -> dict[str, str]:
+            rows = [
+                writer.array(str(index), _numpy(one), shape)
+                for index, (one, shape) in enumerate(zip(dtypes, split.shapes, strict=True))
+            ]
+            for block in self._computed(split, views, positions, numbers):
+                for array, tensor, one in zip(rows, block, dtypes, strict=True):
+                    array.append(rounded(tensor, one).cpu().numpy())
+            return {"weights": self.weights_hash}
+
+        what = f"features of {len(positions)} images"
+        return self.shelf.open(key, make, row * len(positions), what)
+
+    def _computed(
+        self, split: Split, views: Views, positions: Tensor, numbers: Tensor
+    ) -> Iterator[Block]:
+        """Compute the features of views, block by block."""
+        root = self.root
+        if root is not None and root.keys != split.keys:
+            onward = split.prefix(root.keys)
+            if onward is not None:
+                entry = self.open(root, views, positions, numbers)
+                wanted = [root.keys.index(key) for key in onward.needs]
+                arrays = [entry.array(str(index)) for index in wanted]
+                yield from self._mapped(
+                    onward,
+                    (
+                        tuple(
+                            torch.from_numpy(one[start : start + _BATCH].copy()) for one in arrays
+                        )
+                        for start in range(0, len(positions), _BATCH)
+                    ),
+                )
+                return
+        first = split.prefix()
+        assert first is not None, "the images suffice"
+        by_position = torch.zeros_like(views.labels)
+        by_position[positions] = numbers
+        batches = views.batches(positions, by_position, _BATCH, self.loader_workers)
+        yield from self._mapped(first, ((images,) for images, _ in batches))
+
+    def _mapped(self, prefix: Prefix, blocks: Iterable[Block]) -> Iterator[Block]:
+        """Send blocks through a prefix, on the CPU one in each thread.
+
+        One thread a block, and not all of them for each: convolutions of small images do not
+        share well, and what is computed does not depend on how many threads there are.
+        """
+
+        def work(block: Block) -> Block:
+            with self.autocast():
+                return prefix(*(self.prepare(one) for one in block))
+
+        if self.autocast.device.type != "cpu":
+            yield from map(work, blocks)
+            return
+        with one_thread(), ThreadPoolExecutor(cores(), initializer=_be_one_thread) as pool:
+            yield from _ahead(pool, work, blocks)
+
+    def prepare(self, tensor: Tensor) -> Tensor:
+        """Bring images or kept features to the device as the network takes them."""
+        if tensor.dtype == torch.uint8:
+            return self.normalise(tensor)
+        moved = tensor.to(self.autocast.device, non_blocking=True)
+        return moved.float() if moved.is_floating_point() else moved
+
+
+class Features:
+    """The features of a set of images: what :class:`Views` is of the images themselves.
+
+    Args:
+        cache: Where they are kept.
+        split: The network that is cut.
+        views: The images.
+
+    Attributes:
+        labels: int64 tensor, ``(N,)``.
+    """
+
+    def __init__(self, cache: FeatureCache, split: Split, views: Views) -> None:
+        self.labels = views.labels
+        self._cache = cache
+        self._split = split
+        self._views = views
+        self._online = False
+        self._resident: OrderedDict[str, list[Tensor]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def plan_views(self, epoch: int) -> Tensor:
+        """Choose a view of each image for an epoch, see :meth:`Views.plan_views`."""
+        return self._views.plan_views(epoch)
+
+    def batches(
+        self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0
+    ) -> Iterator[tuple[Block, Tensor]]:
+        """Go through images in batches, see :meth:`Views.batches`.
+
+        Yields:
+            The crossing tensors, each ``(B, *shape)``, and labels, int64 ``(B,)``.
+        """
+        if not self._online:
+            positions = torch.unique(order)
+            try:
+                take = self._open(positions, views[positions])
+            except DiskFullError as error:
+                logger.warning("features are computed anew in every epoch: %s", error)
+                self._online = True
+            else:
+                for chunk in chunks(order, batch_size):
+                    yield take(torch.searchsorted(positions, chunk)), self.labels[chunk]
+                return
+        prefix = self._split.prefix()
+        assert prefix is not None, "the images suffice"
+        for images, labels in self._views.batches(order, views, batch_size, num_workers):
+            with self._cache.autocast():
+                yield prefix(self._cache.normalise(images)), labels
+
+    def _open(self, positions: Tensor, numbers: Tensor) -> Callable[[Tensor], Block]:
+        """Return what gives rows of the features of some views."""
+        entry = self._cache.open(self._split, self._views, positions, numbers)
+        arrays = [entry.array(str(index)) for index in range(len(self._split.keys))]
+        here = self._on_device(str(entry.folder), arrays)
+
+        def take(rows: Tensor) -> Block:
+            if here is not None:
+                there = rows.to(self._cache.autocast.device, non_blocking=True)
+                return tuple(self._cache.prepare(one[there]) for one in here)
+            chosen = rows.numpy()
+            return tuple(self._cache.prepare(torch.from_numpy(one[chosen])) for one in arrays)
+
+        return take
+
+    def _on_device(self, key: str, arrays: Sequence[np.ndarray]) -> list[Tensor] | None:
+        """Keep arrays on the GPU while they fit; the CPU has them mapped."""
+        device = self._cache.autocast.device
+        if device.type != "cuda":
+            return None
+        if key in self._resident:
+            self._resident.move_to_end(key)
+            return self._resident[key]
+        size = sum(one.nbytes for one in arrays)
+        held = sum(one.nbytes for some in self._resident.values() for one in some)
+        limit = _DEVICE_SHARE * (torch.cuda.mem_get_info(device)[0] + held)
+        while self._resident and held + size > limit:
+            _, dropped = self._resident.popitem(last=False)
+            held -= sum(one.nbytes for one in dropped)
+        if size > limit:
+            return None
+        self._resident[key] = [torch.from_numpy(one.copy()).to(device) for one in arrays]
+        return self._resident[key]
+
+
+def kept_bytes(split: Split) -> int:
+    """Return the bytes that the features of one image take."""
+    return sum(
+        kept_as(dtype, torch.float16).itemsize * prod(shape)
+        for dtype, shape in zip(split.dtypes, split.shapes, strict=True)
+    )
+
+
+def kept_as(dtype: torch.dtype, floating: torch.dtype) -> torch.dtype:
+    """Return the dtype in which a crossing tensor is kept."""
+    return floating if dtype.is_floating_point else dtype
+
+
+def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bring a crossing tensor to the dtype in which it is kept.
+
+    Raises:
+        _TooLargeError: When a value is finite and does not stay so.
+    """
+    kept = tensor.to(dtype)
+    if dtype == torch.float16 and not torch.isfinite(kept).all() and torch.isfinite(tensor).all():
+        raise _TooLargeError
+    return kept
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[Block], Block], blocks: Iterable[Block]
+) -> Iterator[Block]:
+    """Map in threads, a few blocks ahead, in order."""
+    waiting: deque[Future[Block]] = deque()
+    try:
+        for block in blocks:
+            waiting.append(pool.submit(work, block))
+            if len(waiting) > 2 * cores():
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _be_one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _numpy(dtype: torch.dtype) -> np.dtype[np.generic]:
+    return np.dtype(torch.empty((), dtype=dtype).numpy().dtype)
+
+
+def _digest(*parts: object) -> str:
+    text = "\0".join(str(part) for part in parts)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from autotune.data.shelf import Shelf
+from autotune.models.network import build_network
+from autotune.models.split import Split, split
+from autotune.plan import LayerPlan, TrialPlan
+from autotune.training import features as features_module
+from autotune.training.batches import in_parts
+from autotune.training.features import FeatureCache, Features, kept_bytes
+from autotune.training.loop import Training
+from tests.support.backbones import (
+    SMALL,
+    backbone,
+    images,
+    network,
+    plan,
+    some_digits,
+    state_of,
+    training,
+)
+
+
+def cut(name: str, depth: int) -> Split:
+    return split(network(name, depth), images(name, 2))
+
+
+def cache_of(run: Training, folder: Path, root: Split | None = None, **limit: Any) -> FeatureCache:
+    shelf = Shelf(folder, **limit)
+    weights = backbone("test_resnet").weights_hash
+    return FeatureCache(shelf, weights, run.normalise, run.autocast, root)
+
+
+def on_features(
+    found: TrialPlan,
+    folder: Path,
+    root: Split | None = None,
+    limit: int | None = None,
+    **named: Any,
+) -> Training:
+    """Make a training of a plan that goes on from features."""
+    run = training(found, **named)
+    cache = cache_of(run, folder, root, limit_bytes=limit)
+    parts = split(run.network, images(found.backbone, 2))
+    assert run.validation is not None
+    run.use(
+        parts,
+        Features(cache, parts, run.images),
+        Features(cache, parts, run.validation),  # type: ignore[arg-type]
+    )
+    return run
+
+
+def course(run: Training, checkpoint: Path | None = None) -> list[tuple[float, float]]:
+    found = []
+    for result in run.run(checkpoint):
+        assert result.metrics is not None
+        found.append((result.loss, result.metrics.log_loss))
+    return found
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_training_on_features_is_training_on_images(name: str, depth: int, tmp_path: Path) -> None:
+    found = plan(name, depth, lr=0.01)
+    whole, parted = training(found, views=2), on_features(found, tmp_path, views=2)
+    before = state_of(parted.network)
+    expected = np.array(course(whole))
+    assert np.array(course(parted)) == pytest.approx(expected, rel=0.02)
+    # Half precision tells the two apart, so that it is features that were trained on.
+    assert course(training(found, views=2)) == [tuple(one) for one in expected.tolist()]
+    after = state_of(parted.network)
+    tuned = parted.network.tuned_state().keys()
+    for key, value in before.items():
+        assert torch.equal(value, after[key]) or key in tuned
+    # An epoch shows a view of each image: two of training, and one of validation.
+    assert len(Shelf(tmp_path).known("features")) == 3
+
+
+def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = course(on_features(plan("test_resnet", 1, lr=0.01), tmp_path, views=2))
+
+    def never(*args: object) -> None:
+        raise AssertionError("features were computed again")
+
+    monkeypatch.setattr(FeatureCache, "_computed", never)
+    assert course(on_features(plan("test_resnet", 1, lr=0.01), tmp_path, views=2)) == first
+    changed = plan("test_resnet", 1, 8, lr=0.02, weight_decay=0.1)
+    course(on_features(changed, tmp_path, views=2))
+    with pytest.raises(AssertionError):
+        course(on_features(plan("test_resnet", 2), tmp_path, views=2))
+    with pytest.raises(AssertionError):
+        course(on_features(plan("test_resnet", 1), tmp_path, views=3))
+
+
+def rows_of(cache: FeatureCache, parts: Split, **views: Any) -> np.ndarray:
+    shown = some_digits(70, views=3)
+    positions = torch.arange(70)
+    return cache.open(parts, shown, positions, positions % 3).array("0")
+
+
+def test_values_do_not_depend_on_what_was_kept_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = training(plan("test_resnet"))
+    root, last = cut("test_resnet", 3), cut("test_resnet", 0)
+    alone = cache_of(run, tmp_path / "a", root)
+    later = cache_of(run, tmp_path / "b", root)
+    found = rows_of(alone, last)
+    assert len(alone.shelf.known()) == 2  # with those of the root
+    rows_of(later, cut("test_resnet", 1))
+    rows_of(later, root)
+    monkeypatch.setattr(features_module, "cores", lambda: 3)
+    assert np.array_equal(found, rows_of(later, last))
+    # From the images they are the same to rounding, and kept apart.
+    direct = cache_of(run, tmp_path / "b")
+    images_alone = rows_of(direct, last)
+    assert images_alone == pytest.approx(found, rel=0.02, abs=0.01)
+    assert len(later.shelf.known()) == 4
+
+
+def test_other_weights_and_other_images_are_other_features(tmp_path: Path) -> None:
+    run = training(plan("test_resnet"))
+    parts = cut("test_resnet", 0)
+    shelf = Shelf(tmp_path)
+    positions = torch.arange(20)
+
+    def count(weights: str, start: int, seed: int, view: int) -> int:
+        cache = FeatureCache(shelf, weights, run.normalise, run.autocast, None)
+        shown = some_digits(20, views=3, start=start, seed=seed)
+        cache.open(parts, shown, positions, torch.full((20,), view))
+        return len(shelf.known())
+
+    # Two orders of the digits have the same evaluated images: the seed tells augmented ones apart.
+    asked = [("a", 0, 0, 1), ("b", 0, 0, 1), ("a", 20, 0, 1), ("a", 0, 1, 1), ("a", 0, 0, 2)]
+    assert [count(*one) for one in asked] == [1, 2, 3, 4, 5]
+    assert [count(*one) for one in asked] == [5] * 5
+    assert [count("a", 0, seed, 0) for seed in (0, 1)] == [6, 6]
+
+
+def test_what_half_precision_cannot_hold_is_kept_in_single(tmp_path: Path) -> None:
+    run = training(plan("test_resnet"))
+    large = build_network(backbone("test_resnet"), plan("test_resnet"), 3, seed=0)
+    with torch.no_grad():
+        # Norms in evaluation do not bring it back to where it was.
+        large.backbone.get_parameter("bn1.weight").mul_(1e7)
+    parts = split(large, images("test_resnet", 2))
+    cache = cache_of(run, tmp_path)
+    found = rows_of(cache, parts)
+    assert found.dtype == np.float32
+    assert np.isfinite(found).all() and found.max() > 65504
+    (key,) = cache.shelf.known()
+    assert np.array_equal(rows_of(cache, parts), found)
+    assert cache.shelf.known() == [key]
+
+
+def test_without_room_features_are_computed_whenever_they_are_needed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = plan("test_resnet", 1, lr=0.01)
+    with caplog.at_level(logging.WARNING):
+        run = on_features(found, tmp_path, limit=1000, views=2)
+        expected = np.array(course(training(found, views=2)))
+        assert np.array(course(run)) == pytest.approx(expected, rel=1e-3)
+    said = [one.getMessage() for one in caplog.records if "computed anew" in one.getMessage()]
+    assert len(said) == 2  # of training and of validation images, once each
+    assert "cache.disk_gb" in said[0]
+    assert Shelf(tmp_path).known() == []
+
+
+def test_a_resumed_training_goes_on_bit_by_bit(tmp_path: Path) -> None:
+    found = plan("test_resnet", 1, 8, dropout=0.3, lr=0.01, head_epochs=1)
+    named: dict[str, Any] = {"views": 2, "ema": 0.9, "epochs": 4}
+    whole = course(on_features(found, tmp_path / "cache", **named))
+    checkpoint = tmp_path / "a.pt"
+    first = on_features(found, tmp_path / "cache", **named)
+    begun = []
+    for result in first.run(checkpoint):
+        assert result.metrics is not None
+        begun.append((result.loss, result.metrics.log_loss))
+        if result.epoch == 3:  # of which the checkpoint knows two
+            break
+    rest = course(on_features(found, tmp_path / "cache", **named), checkpoint)
+    assert [*begun[:2], *rest] == whole
+
+
+@pytest.mark.parametrize("part", [None, 5])
+def test_surgery_average_and_phases_go_with_features(part: int | None, tmp_path: Path) -> None:
+    layers = (LayerPlan(width=0.5), LayerPlan(kernel=5))
+    base = plan("test_resnet", 2, lr=0.01, head_epochs=1)
+    found = TrialPlan(base.backbone, 2, layers, base.head, base.policy)
+    named: dict[str, Any] = {"views": 2, "ema": 0.9, "part": part}
+    whole, parted = training(found, **named), on_features(found, tmp_path, **named)
+    assert parted.network.stale_norms
+    whole.measure_norms()
+    parted.measure_norms()
+    for mine, theirs in zip(whole.network.buffers(), parted.network.buffers(), strict=True):
+        assert torch.allclose(mine.float(), theirs.float(), rtol=0.01, atol=0.001)
+    assert np.array(course(parted)) == pytest.approx(np.array(course(whole)), rel=0.03)
+
+
+def test_inputs_are_cut_alike() -> None:
+    one, two = torch.arange(14).view(7, 2), torch.arange(7)
+    assert [len(some) for some in in_parts(one, 3)] == [3, 2, 2]
+    parts = in_parts((one, two), 3)
+    assert all(isinstance(some, tuple) for some in parts)
+    joined = [torch.cat([some[index] for some in parts]) for index in range(2)]
+    assert torch.equal(joined[0], one) and torch.equal(joined[1], two)
+
+
+def test_bytes_of_one_image() -> None:
+    found = cut("test_resnet", 0)
+    (shape,) = found.shapes
+    assert kept_bytes(found) == 2 * Tensor(*shape).numel()
