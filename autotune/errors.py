@@ -140,6 +140,10 @@ class PlanError(TrialError):
     """A trial plan asks for something its backbone does not have."""
 
 
+class SplitError(AutotuneError):
+    """A network cannot be cut into a prefix and a tail; it trains whole."""
+
+
 class InterruptedTrial(AutotuneError):
     """A stop was asked for while a trial was running."""
 

@@ -133,7 +133,7 @@ def build(name: str, image_size: int | None, device: str | None = None) -> nn.Mo
             raise
         raise BackboneError(
             f"the backbone {name!r} cannot take images of {image_size} px "
-            f"({_first_line(error)}); leave data.image_size out for its own size"
+            f"({first_line(error)}); leave data.image_size out for its own size"
         ) from error
     return model
 
@@ -176,7 +176,7 @@ def load_weights(model: nn.Module, path: Path, name: str) -> None:
     except Exception as error:  # whatever a damaged file makes its reader raise
         raise BackboneError(
             f"weights: cannot read {str(path)!r} as a {path.suffix or 'weights'} file "
-            f"({type(error).__name__}: {_first_line(error)}); give a .safetensors file, or a .pth "
+            f"({type(error).__name__}: {first_line(error)}); give a .safetensors file, or a .pth "
             "file that holds tensors only"
         ) from error
     if not isinstance(state, Mapping) or not all(
@@ -262,7 +262,7 @@ def _from_hub(name: str, image_size: int | None) -> nn.Module:
     except Exception as error:  # of the HTTP client of huggingface_hub, which changes over time
         raise BackboneError(
             f"weights: the pretrained weights of {name!r} cannot be had from the hub "
-            f"({type(error).__name__}: {_first_line(error)}); {way_out}"
+            f"({type(error).__name__}: {first_line(error)}); {way_out}"
         ) from error
 
 
@@ -275,7 +275,8 @@ def _cached(repository: str) -> Path | None:
     return None
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return what an error says first, short enough for a message."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else "no details"
 

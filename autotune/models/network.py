@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from autotune.models.parts import ACTIVATIONS
 from autotune.models.surgery import check_layers, reshape
 from autotune.models.trying import offers_for
 from autotune.plan import KEEP, HeadPlan, TrialPlan
+
+if TYPE_CHECKING:
+    from autotune.models.split import Split
 
 
 class Head(nn.Sequential):
@@ -79,7 +83,7 @@ class Network(nn.Module):
         inside = {name for layer in layers[:depth] for name in layer.modules}
         # Modules outside of every layer (containers, input dropout) count as locked unless
         # nothing is: what they drop would reach the locked layers.
-        self._locked = [
+        self.locked = [
             module
             for name, module in backbone.named_modules()
             if name not in inside and depth < len(layers)
@@ -90,13 +94,14 @@ class Network(nn.Module):
             for name in layer.modules
             if isinstance(module := backbone.get_submodule(name), nn.modules.batchnorm._BatchNorm)
         )
-        self._tuned_names = frozenset(f"backbone.{name}" for name in tuned)
+        self.tuned_names = frozenset(f"backbone.{name}" for name in tuned)
         self._head_alone = False
+        self._split: Split | None = None
 
     def train(self, mode: bool = True) -> Network:
         """Set the mode of the tuned part; the locked part stays in evaluation mode."""
         super().train(mode)
-        for module in self.backbone.modules() if self._head_alone else self._locked:
+        for module in self.backbone.modules() if self._head_alone else self.locked:
             module.training = False
         return self
 
@@ -107,12 +112,27 @@ class Network(nn.Module):
         """
         self._head_alone = alone
         for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(not alone and f"backbone.{name}" in self._tuned_names)
+            parameter.requires_grad_(not alone and f"backbone.{name}" in self.tuned_names)
         return self.train()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits ``(N, classes)`` of normalised images ``(N, C, H, W)``."""
-        logits: Tensor = self.head(self.backbone(images))
+    def attach(self, split: Split) -> None:
+        """Let :meth:`forward` take the crossing tensors of a split; copies of the network too."""
+        self._split = split
+
+    def forward(self, images: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """Return the logits ``(N, classes)``.
+
+        Args:
+            images: Normalised images ``(N, C, H, W)``, or what crosses of them: a tuple of tensors
+                ``(N, *shape)`` in the order of the split that is attached.
+        """
+        if isinstance(images, tuple):
+            assert self._split is not None, "crossing tensors need a split"
+            training = self.training and not self._head_alone
+            features = self._split.tail(self, images, training)
+        else:
+            features = self.backbone(images)
+        logits: Tensor = self.head(features)
         return logits
 
     def layer_of_parameters(self) -> Iterator[tuple[str, nn.Parameter, int]]:
@@ -122,7 +142,7 @@ class Network(nn.Module):
         """
         index = {name: layer.index for layer in self.layers for name in layer.names}
         for name, parameter in self.named_parameters():
-            if name in self._tuned_names or name.startswith("head."):
+            if name in self.tuned_names or name.startswith("head."):
                 yield name, parameter, index.get(name.removeprefix("backbone."), 0)
 
     def tuned_state(self) -> dict[str, Tensor]:
@@ -130,7 +150,7 @@ class Network(nn.Module):
         return {
             name: value
             for name, value in self.state_dict().items()
-            if name.startswith("head.") or name in self._tuned_names
+            if name.startswith("head.") or name in self.tuned_names
         }
 
     def load_tuned_state(self, state: dict[str, Tensor]) -> None:

@@ -168,7 +168,7 @@ def test_a_copy_is_locked_as_the_original(depth: int) -> None:
     assert isinstance(twin, Network)
     for one in (net.eval(), twin.eval(), net.train(), twin.train()):
         own = {id(module) for module in one.modules()}
-        assert all(id(module) in own for module in one._locked)
+        assert all(id(module) in own for module in one.locked)
     assert _modes(twin) == _modes(net)
     twin.backbone.requires_grad_(True)
     assert not any(one.requires_grad for one in net.backbone.conv1.parameters()) or depth == 5

@@ -1,0 +1,446 @@
+"""A network in two: the prefix, which never changes, and the tail, which trains.
+
+What depends on the images and on locked state alone is the same in every epoch. The prefix
+computes it once for each image; the tail goes on from the tensors that cross, with the very
+modules and parameters of the network. Where several cuts would do, the one is taken whose
+tensors have the fewest bytes: cheap operations may lie on either side, or on both.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+from torch import Tensor, fx, nn
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from autotune.errors import SplitError
+from autotune.models.backbone import first_line
+from autotune.models.flow import (
+    Constant,
+    Count,
+    Flow,
+    Kind,
+    PerImage,
+    Several,
+    follow,
+    from_parts,
+    holds_images,
+    in_mode_of,
+    to_parts,
+)
+from autotune.models.network import Network
+from autotune.models.tracing import (
+    Function,
+    Shadow,
+    compiled,
+    is_expensive,
+    is_own,
+    same_graphs,
+    trace,
+)
+
+#: Largest relative difference between a network that is split and the whole one.
+_ROUNDING = 1e-3
+#: Stands for "no cut here".
+_ENDLESS = 2**30
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A part of a network as a function.
+
+    Args:
+        function: Takes the owner of the modules, what ``needs`` names, and the constants.
+        needs: Keys of what it is given.
+        constants: Tensors that are the same for all images.
+        source: What the function does.
+    """
+
+    function: Function
+    needs: tuple[str, ...]
+    constants: tuple[Tensor, ...]
+    source: str
+
+    def __call__(self, owner: nn.Module, given: Sequence[Tensor]) -> Any:
+        return self.function(owner, *given, *self.constants)
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """The part of a network that never changes, from the images or from features of them.
+
+    It computes without gradients and in evaluation mode, whatever the mode of the network.
+
+    Args:
+        needs: Keys of the tensors that it is given, in order; empty for images.
+    """
+
+    needs: tuple[str, ...]
+    _part: _Part
+    _owner: nn.Module
+
+    @torch.no_grad()
+    def __call__(self, *given: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors that cross, each ``(N, *shape)``.
+
+        Args:
+            given: Normalised images ``(N, C, H, W)``, or the tensors that ``needs`` names, each
+                ``(N, *shape)``. They are not changed.
+        """
+        crossing: tuple[Tensor, ...] = self._part(self._owner, given)
+        return crossing
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A network that is cut where training begins.
+
+    Args:
+        keys: What each crossing tensor is, 32 hexadecimal digits: equal keys are equal features,
+            given the backbone's weights. They are the same in every process.
+        shapes: Shape of one image's part of each.
+        dtypes: Their types.
+        trivial: Whether nothing that costs anything lies before the cut.
+    """
+
+    keys: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
+    trivial: bool
+    _flow: Flow
+    _evaluation: _Part
+    _training: _Part
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Split:
+        """Return itself: nothing of it belongs to one copy of a network."""
+        return self
+
+    def prefix(self, known: Sequence[str] = ()) -> Prefix | None:
+        """Return the part before the cut.
+
+        Args:
+            known: Keys of tensors to begin with, as other splits of the backbone have them; the
+                prefix needs no more of them than it uses. Empty for images.
+
+        Returns:
+            The prefix, or ``None`` where the known tensors do not suffice.
+        """
+        part = _prefix_part(self._flow, self.keys, known or None)
+        if part is None:
+            return None
+        return Prefix(part.needs if known else (), part, self._flow.root)
+
+    def tail(self, network: nn.Module, crossing: tuple[Tensor, ...], training: bool) -> Tensor:
+        """Return the pooled features ``(N, F)``.
+
+        Args:
+            network: The network that was split, or a copy of it.
+            crossing: The crossing tensors, each ``(N, *shape)``. They are not changed.
+            training: Whether tuned layers train; else they work as in evaluation.
+        """
+        part = self._training if training else self._evaluation
+        features: Tensor = part(network, crossing)
+        return features
+
+
+def split(network: Network, images: Tensor) -> Split:
+    """Cut a network where training begins.
+
+    Args:
+        network: The network, already on its device; it is not changed.
+        images: Some normalised images ``(N, C, H, W)``.
+
+    Raises:
+        SplitError: With the reason, when the backbone cannot be traced, or what crosses belongs
+            to no image alone.
+    """
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):
+        try:
+            return _split(network, images.clone())
+        except (torch.OutOfMemoryError, torch.AcceleratorError, SplitError):
+            raise
+        except Exception as error:  # each architecture fails in its own way
+            raise SplitError(
+                f"the backbone cannot be taken apart ({type(error).__name__}: {first_line(error)})"
+            ) from error
+
+
+def _split(network: Network, images: Tensor) -> Split:
+    tuned = frozenset(
+        f"backbone.{name}" for layer in network.layers[: network.depth] for name in layer.names
+    )
+    shape, one = tuple(images.shape[1:]), images[:1]
+    shadow = Shadow(network, training=False)
+    graph = trace(shadow)
+    flow = follow(shadow, graph, tuned, shape, images)
+    flows = [flow]
+    if network.depth:
+        active = Shadow(network, training=True)
+        trained = trace(active)
+        if same_graphs(trained, active, graph, shadow):
+            flows.append(in_mode_of(active, flow, shape))
+        else:
+            flows.append(follow(active, trained, tuned, shape, images, flow.kinds))
+    keys = _cut(flows)
+    kinds = [_stored(flow, key) for key in keys]
+    prefix = _prefix_part(flow, keys)
+    assert prefix is not None, "the images always suffice"
+    crossing = prefix(shadow, [one])
+    evaluation = _tail_part(flow, keys, crossing)
+    _compare(evaluation(shadow, crossing), shadow(one))
+    training = evaluation
+    if network.depth:
+        training = _tail_part(flows[1], keys, [part.repeat_interleave(2, 0) for part in crossing])
+    return Split(
+        keys,
+        tuple(kind.shape for kind in kinds),
+        tuple(kind.dtype for kind in kinds),
+        not any(is_expensive(node, shadow) for node in _needed(flow, _places(flow, keys))),
+        flow,
+        evaluation,
+        training,
+    )
+
+
+def _compare(found: Tensor, expected: Tensor) -> None:
+    """Refuse a split network that does something else than the whole one."""
+    if found.shape == expected.shape:
+        off = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
+        if off <= _ROUNDING:
+            return
+        raise SplitError(f"prefix and tail differ from the whole backbone by {off:.1e}")
+    raise SplitError(
+        f"prefix and tail give {tuple(found.shape)} instead of {tuple(expected.shape)}"
+    )
+
+
+def _stored(flow: Flow, key: str) -> PerImage:
+    kind = flow.kinds[key]
+    assert isinstance(kind, PerImage), "only such tensors are cut"
+    return kind
+
+
+def _differs(flow: Flow, node: Node) -> bool:
+    """Say whether a locked node gives something that differs from image to image."""
+    return holds_images(flow.kinds[flow.digests[node]])
+
+
+def _needed(flow: Flow, wanted: Iterable[Node], given: Iterable[str] = ()) -> set[Node]:
+    """List the nodes that some nodes depend on, themselves included, as far as what is given.
+
+    Args:
+        flow: The graph.
+        wanted: The nodes.
+        given: Digests of locked nodes whose values are there.
+    """
+    found: set[Node] = set()
+    waiting = list(wanted)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            known = node in flow.locked and (
+                flow.digests[node] in given or not _differs(flow, node)
+            )
+            if not known:
+                waiting += node.all_input_nodes
+    return found
+
+
+def _output(flow: Flow) -> Node:
+    return flow.graph.output_node()
+
+
+def _places(flow: Flow, keys: Sequence[str]) -> list[Node]:
+    """Find the first node of each key."""
+    nodes: dict[str, Node] = {}
+    for node in flow.graph.nodes:
+        if node in flow.locked:
+            nodes.setdefault(flow.digests[node], node)
+    return [nodes[key] for key in keys]
+
+
+def _cut(flows: Sequence[Flow]) -> tuple[str, ...]:
+    """Choose what crosses: the fewest bytes that separate all that is expensive from the tail.
+
+    A minimum cut of the locked nodes that differ from image to image, those of the graphs of both
+    modes in one. The images and the expensive nodes are its sources; what a node gives to the
+    tail are its sinks. Of several cuts the one nearest to the tail is taken: less is computed
+    behind it.
+
+    Returns:
+        The digests of the nodes, in the order of the graph.
+
+    Raises:
+        SplitError: When something would have to cross that belongs to no image alone.
+    """
+    bytes_of: dict[str, int] = {}
+    edges: set[tuple[str, str]] = set()
+    sources: set[str] = set()
+    sinks: set[str] = set()
+    for one_flow in flows:
+        needed = _needed(one_flow, [_output(one_flow)])
+        for node in [one for one in one_flow.graph.nodes if one in needed]:
+            key, inner = one_flow.digests[node], node in one_flow.locked
+            if inner and not _differs(one_flow, node):
+                continue
+            if inner:
+                kind = one_flow.kinds[key]
+                bytes_of[key] = max(kind.bytes, 1) if isinstance(kind, PerImage) else _ENDLESS
+                if node.op == "placeholder" or is_expensive(node, one_flow.root):
+                    sources.add(key)
+            for one in node.all_input_nodes:
+                if one in one_flow.locked and _differs(one_flow, one):
+                    before = one_flow.digests[one]
+                    if inner:
+                        edges.add((before, key))
+                    else:
+                        sinks.add(before)
+    keys = list(bytes_of)
+    enter = {key: 2 * index for index, key in enumerate(keys)}
+    source, sink = 2 * len(keys), 2 * len(keys) + 1
+    arcs = [(enter[key], enter[key] + 1, bytes_of[key]) for key in keys]
+    arcs += [(enter[one] + 1, enter[other], _ENDLESS) for one, other in sorted(edges)]
+    arcs += [(source, enter[key], _ENDLESS) for key in sorted(sources)]
+    arcs += [(enter[key] + 1, sink, _ENDLESS) for key in sorted(sinks)]
+    tails, heads, sizes = np.array(arcs, dtype=np.int32).reshape(-1, 3).T
+    capacity = csr_array(coo_array((sizes, (tails, heads)), shape=(sink + 1, sink + 1)))
+    flow = maximum_flow(capacity, source, sink).flow
+    passing = int(flow[:, [sink]].toarray().astype(np.int64).sum())
+    if not passing:
+        raise SplitError("what the backbone gives does not depend on the images")
+    if passing >= _ENDLESS:
+        raise SplitError("what the tuned layers read belongs to no image alone")
+    left = csr_array(capacity - flow)
+    left.eliminate_zeros()
+    behind = set(breadth_first_order(csr_array(left.T), sink, return_predecessors=False).tolist())
+    return tuple(key for key in keys if enter[key] not in behind and enter[key] + 1 in behind)
+
+
+def _prefix_part(
+    flow: Flow, keys: Sequence[str], known: Sequence[str] | None = None
+) -> _Part | None:
+    """Make the part before the cut, from images or from the tensors of some keys."""
+    wanted = _places(flow, keys)
+    if known is None:
+        known = [flow.digests[node] for node in flow.graph.nodes if node.op == "placeholder"]
+    needed = _needed(flow, wanted, known)
+    reached = {flow.digests[node] for node in needed if node in flow.locked}
+    used = tuple(dict.fromkeys(key for key in known if key in reached))
+    if any(node.op == "placeholder" and flow.digests[node] not in used for node in needed):
+        return None
+    rewritten = {flow.digests[node] for node in flow.rewritten}
+    written = [_given(index) for index, key in enumerate(used) if key in rewritten]
+    return _part(flow, used, wanted, written, as_parts=True)
+
+
+def _tail_part(flow: Flow, keys: tuple[str, ...], crossing: Sequence[Tensor]) -> _Part:
+    """Make the part behind the cut, and try it.
+
+    Args:
+        flow: The graph of one mode.
+        keys: What crosses.
+        crossing: The crossing tensors of some images.
+    """
+    wanted = _output(flow).all_input_nodes
+    part = _part(flow, keys, wanted)
+    tried = {_given(index): one.clone() for index, one in enumerate(crossing)}
+    tried |= {_constant(index): one.clone() for index, one in enumerate(part.constants)}
+    versions = {name: one._version for name, one in tried.items()}
+    part.function(flow.root, *tried.values())
+    written = [name for name, one in tried.items() if one._version != versions[name]]
+    return _part(flow, keys, wanted, written) if written else part
+
+
+def _given(index: int) -> str:
+    return f"given_{index}"
+
+
+def _constant(index: int) -> str:
+    return f"constant_{index}"
+
+
+def _part(
+    flow: Flow,
+    given: tuple[str, ...],
+    wanted: Sequence[Node],
+    written: Collection[str] = (),
+    as_parts: bool = False,
+) -> _Part:
+    """Make a function of some nodes of a graph.
+
+    Args:
+        flow: The graph.
+        given: Keys of the tensors that it is given, as parts ``(N, *shape)``.
+        wanted: The nodes whose values it returns.
+        written: The arguments that nodes write to: they get copies.
+        as_parts: Whether to return a tuple of parts, and not the one value as it is.
+    """
+    needed = _needed(flow, wanted, given)
+    nodes = [node for node in flow.graph.nodes if node in needed]
+    fixed = {node: flow.kinds[flow.digests[node]] for node in nodes if _is_fixed(flow, node)}
+    values = [kind.value for kind in fixed.values() if isinstance(kind, Constant)]
+    tensors = {id(one): one for one in tree_leaves(values) if isinstance(one, Tensor)}
+    graph = fx.Graph()
+    inputs = {key: graph.placeholder(_given(index)) for index, key in enumerate(given)}
+    constants = {one: graph.placeholder(_constant(index)) for index, one in enumerate(tensors)}
+    images = graph.call_method("size", (next(iter(inputs.values())), 0))
+
+    def argument(place: Node) -> Node:
+        return graph.call_method("clone", (place,)) if place.name in written else place
+
+    def literal(kind: Kind) -> Any:
+        if isinstance(kind, Constant):
+            return tree_map_only(Tensor, lambda one: argument(constants[id(one)]), kind.value)
+        if isinstance(kind, Count):
+            return graph.call_function(operator.mul, (images, kind.each))
+        assert isinstance(kind, Several)
+        return (
+            kind.type(map(literal, kind.items))
+            if kind.type is list
+            else tuple(map(literal, kind.items))
+        )
+
+    made: dict[Node, Any] = {}
+    results: dict[Node, Node] = {}
+    for node in nodes:
+        key = flow.digests[node]
+        if node in fixed:
+            made[node] = literal(fixed[node])
+        elif node in flow.locked and key in inputs:
+            kind = _stored(flow, key)
+            made[node] = argument(inputs[key])
+            if not kind.plain:
+                layout = (kind.dim, kind.before, kind.each)
+                made[node] = graph.call_function(from_parts, (made[node], *layout))
+        else:
+            made[node] = graph.node_copy(node, made.__getitem__)
+        if as_parts and node in wanted:
+            kept = made[node]
+            if node in flow.rewritten:  # by a node that may come
+                kept = graph.call_method("clone", (kept,))
+            kind = _stored(flow, key)
+            if not kind.plain:
+                kept = graph.call_function(to_parts, (kept, kind.dim, kind.before, kind.each))
+            results[node] = kept
+    if not images.users:
+        graph.erase_node(images)
+    graph.output(tuple(results[one] for one in wanted) if as_parts else made[wanted[0]])
+    function, source = compiled(graph)
+    return _Part(function, given, tuple(tensors.values()), source)
+
+
+def _is_fixed(flow: Flow, node: Node) -> bool:
+    """Say whether a locked node gives constants and numbers of images alone."""
+    if node not in flow.locked or _differs(flow, node):
+        return False
+    return node.op != "get_attr" or not is_own(node)

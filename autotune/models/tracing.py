@@ -1,0 +1,283 @@
+"""What a network computes, node by node: traced with torch.fx, each node with a digest.
+
+torch.fx writes down every call of a module of torch or of one that timm wants left whole, and
+every function between them. What depends on the mode is fixed in the graph, so each mode has a
+graph of its own; and what depends on the number of images is a node like any other.
+
+A digest says what a node computes: its operation, the settings of its module, and the digests of
+its arguments down to the images. It is the same in every process and for every network that
+computes the same up to there. Parameters and buffers enter by name and shape: their values are
+those of the backbone, which has a fingerprint of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from timm.models import get_notrace_functions, get_notrace_modules
+from torch import Tensor, fx, nn
+from torch.fx import Node
+
+from autotune.errors import SplitError
+from autotune.models.backbone import first_line
+from autotune.models.network import Network
+
+#: Modules of these files of torch without tensors do the same in both modes, but for the random.
+_MODELESS = frozenset(
+    f"torch.nn.modules.{name}"
+    for name in ("activation", "channelshuffle", "flatten", "fold", "linear", "padding")
+) | {"torch.nn.modules.pixelshuffle", "torch.nn.modules.pooling", "torch.nn.modules.upsampling"}
+_RANDOM = (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+#: What costs too much to be done anew in every epoch, by the name of the function or method.
+_PRODUCTS = frozenset(
+    {
+        *("addmm", "baddbmm", "bilinear", "bmm", "einsum", "linear", "matmul", "mm"),
+        *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d"),
+        *("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"),
+        *("multi_head_attention_forward", "scaled_dot_product_attention"),
+    }
+)
+
+
+class Shadow(nn.Module):
+    """A copy of a network's backbone, to be traced and tried.
+
+    Parameters are the network's own; modes and buffers are not, so that nothing that is done with
+    it changes the network. Names are those of the network.
+
+    Args:
+        network: The network.
+        training: Whether to set the modes of :meth:`Network.train` or those of evaluation.
+    """
+
+    def __init__(self, network: Network, training: bool) -> None:
+        super().__init__()
+        own = {id(parameter): parameter for parameter in network.backbone.parameters()}
+        self.backbone: nn.Module = copy.deepcopy(network.backbone, own)
+        self.train()  # forgets what some attention layers keep in evaluation mode
+        if training:
+            locked = {id(module) for module in network.locked}
+            for name, module in network.backbone.named_modules():
+                if id(module) in locked:
+                    self.backbone.get_submodule(name).training = False
+        else:
+            self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the pooled features ``(N, F)`` of images ``(N, C, H, W)``."""
+        features: Tensor = self.backbone(images)
+        return features
+
+
+class _Tracer(fx.Tracer):
+    """Leaves whole what timm says cannot be traced."""
+
+    def __init__(self) -> None:
+        functions = get_notrace_functions()  # type: ignore[no-untyped-call]
+        super().__init__(autowrap_modules=(math,), autowrap_functions=tuple(functions))
+        self._whole = tuple(get_notrace_modules())  # type: ignore[no-untyped-call]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self._whole) or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(shadow: Shadow) -> fx.Graph:
+    """Trace a network in the mode that its shadow has.
+
+    Raises:
+        SplitError: When it cannot be traced, or draws random numbers while it is.
+    """
+    before = torch.get_rng_state()
+    try:
+        graph = _Tracer().trace(shadow)
+    except Exception as error:  # each architecture fails in its own way
+        raise SplitError(
+            f"the backbone cannot be traced ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    if not torch.equal(before, torch.get_rng_state()):
+        raise SplitError("the backbone draws random numbers that no graph can hold")
+    return graph
+
+
+def same_graphs(first: fx.Graph, first_root: nn.Module, second: fx.Graph, root: nn.Module) -> bool:
+    """Say whether two graphs have the same nodes and constants."""
+    if first.python_code("self").src != second.python_code("self").src:
+        return False
+    return all(
+        torch.equal(find(first_root, node.target), find(root, node.target))
+        for node in first.nodes
+        if node.op == "get_attr" and not is_own(node)
+    )
+
+
+def find(root: nn.Module, target: Any) -> Any:
+    """Return what a dotted name stands for."""
+    return functools.reduce(getattr, str(target).split("."), root)
+
+
+def is_own(node: Node) -> bool:
+    """Say whether what a ``get_attr`` node reads belongs to the backbone, not to the trace."""
+    return str(node.target).startswith("backbone.")
+
+
+def run(node: Node, root: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Do what a node says."""
+    if node.op == "get_attr":
+        return find(root, node.target)
+    if node.op == "call_module":
+        return find(root, node.target)(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def is_expensive(node: Node, root: nn.Module) -> bool:
+    """Say whether a node has parameters of its own, or multiplies matrices."""
+    if node.op == "call_module":
+        return any(True for _ in find(root, node.target).parameters())
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return node.op.startswith("call_") and str(name).strip("_") in _PRODUCTS
+
+
+def is_tuned(node: Node, root: nn.Module, tuned: frozenset[str]) -> bool:
+    """Say whether a node reads tuned parameters or buffers.
+
+    Args:
+        node: The node.
+        root: The module that it belongs to.
+        tuned: The names of all of them.
+    """
+    target = str(node.target)
+    if node.op == "get_attr":
+        return target in tuned
+    if node.op != "call_module":
+        return False
+    module = find(root, target)
+    names = [*dict(module.named_parameters()), *dict(module.named_buffers())]
+    return any(f"{target}.{name}" in tuned for name in names)
+
+
+def digest(
+    node: Node, root: nn.Module, digests: Mapping[Node, str], images: tuple[int, ...]
+) -> str:
+    """Return what a node computes as 32 hexadecimal digits.
+
+    Args:
+        node: The node.
+        root: The module that it belongs to.
+        digests: Those of its arguments.
+        images: Shape of one image.
+
+    Raises:
+        SplitError: When an argument has no text that is the same in every process.
+    """
+    words: list[str] = [node.op]
+    if node.op == "placeholder":
+        words.append(str(tuple(images)))
+    elif node.op == "get_attr":
+        owner, _, name = str(node.target).rpartition(".")
+        module, tensor = find(root, owner) if owner else root, find(root, node.target)
+        own = is_own(node) and name not in module._non_persistent_buffers_set
+        words.append(f"{node.target} {_form(tensor)}" if own else _content(tensor))
+    elif node.op == "call_module":
+        words += [str(node.target), *_settings(find(root, node.target))]
+    elif node.op == "call_method":
+        words.append(str(node.target))
+    elif node.op == "call_function":
+        words.append(_name_of(node.target))
+    words += [_spell(node.args, digests), _spell(node.kwargs, digests)]
+    return _hash("\n".join(words).encode())
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {tensor.dtype}"
+
+
+def _content(tensor: Tensor) -> str:
+    data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return f"{_form(tensor)} {_hash(data)}"
+
+
+def _name_of(function: Any) -> str:
+    """Return the qualified name of a function or class."""
+    name = getattr(function, "__qualname__", None)
+    if name is None:
+        raise SplitError(f"a {type(function).__name__} has no name that other processes know")
+    return f"{getattr(function, '__module__', '')}.{name}"
+
+
+def _settings(module: nn.Module) -> Iterable[str]:
+    """Say of what type a module is, with all its settings and the shapes of its tensors.
+
+    The mode is one of them where it could matter. Buffers that are not saved are no part of a
+    backbone's fingerprint: they enter with their values.
+    """
+    for name, part in module.named_modules():
+        yield f"{name}: {_name_of(type(part))}"
+        for key, value in sorted(vars(part).items()):
+            if key != "training" and _is_plain(value):
+                yield f"{key}={_spell(value, {})}"
+        tensors = part.named_parameters(recurse=False)
+        yield from (f"{key} {_form(value)}" for key, value in tensors)
+        for key, value in part.named_buffers(recurse=False):
+            fleeting = key in part._non_persistent_buffers_set
+            yield f"{key} {_content(value) if fleeting else _form(value)}"
+        if not _is_modeless(part):
+            yield f"training={part.training}"
+
+
+def _is_modeless(module: nn.Module) -> bool:
+    """Say whether a module surely does the same in training as in evaluation."""
+    if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
+        return False
+    return type(module).__module__ in _MODELESS and not isinstance(module, _RANDOM)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(one) for one in value)
+    return value is None or isinstance(value, bool | int | float | str | torch.dtype)
+
+
+def _spell(value: Any, digests: Mapping[Node, str]) -> str:
+    """Write an argument so that it reads the same in every process."""
+    if isinstance(value, Node):
+        return digests[value]
+    if isinstance(value, tuple | list):
+        inner = ", ".join(_spell(one, digests) for one in value)
+        return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
+    if isinstance(value, Mapping):
+        return str({str(key): _spell(one, digests) for key, one in value.items()})
+    if isinstance(value, slice):
+        return f"slice{_spell((value.start, value.stop, value.step), digests)}"
+    if isinstance(value, Tensor):
+        return _content(value)
+    if isinstance(value, torch.device):
+        return "device"
+    known = (bool, int, float, complex, str, range, torch.dtype, torch.memory_format, torch.layout)
+    if value is None or value is ... or isinstance(value, known):
+        return repr(value)
+    return _name_of(value)
+
+
+#: A function that is given a network and tensors.
+Function = Callable[..., Any]
+
+
+def compiled(graph: fx.Graph) -> tuple[Function, str]:
+    """Turn a graph into a function whose first argument owns the modules, and its source."""
+    code = graph.python_code("self")
+    names = dict(code.globals)
+    exec(code.src, names)
+    return names["forward"], code.src

@@ -1,0 +1,518 @@
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from timm.layers import DropPath
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn import functional
+
+from autotune.errors import SplitError
+from autotune.models.flow import from_parts, to_parts
+from autotune.models.layers import layers_of
+from autotune.models.network import Head, Network, build_network
+from autotune.models.split import Split, split
+from autotune.plan import HeadPlan, LayerPlan, TrialPlan
+from tests.support import surgery
+from tests.support.backbones import SMALL, backbone, images, network, state_of
+
+DEPTHS = [0, 1, 2, 99]
+
+
+def cut(net: Network, shown: Tensor) -> Split:
+    """Split a network and attach the split, and check that nothing else of the network changed."""
+    before, modes = state_of(net), [module.training for module in net.modules()]
+    names = [*net.state_dict()], [*dict(net.named_parameters())], [*dict(net.named_modules())]
+    generator = torch.get_rng_state()
+    found = split(net, shown)
+    net.attach(found)
+    assert names == (
+        [*net.state_dict()],
+        [*dict(net.named_parameters())],
+        [*dict(net.named_modules())],
+    )
+    assert [module.training for module in net.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in state_of(net).items())
+    assert torch.equal(generator, torch.get_rng_state())
+    return found
+
+
+def crossing(found: Split, shown: Tensor) -> tuple[Tensor, ...]:
+    prefix = found.prefix()
+    assert prefix is not None and prefix.needs == ()
+    kept = shown.clone()
+    parts = prefix(shown)
+    assert torch.equal(shown, kept)
+    assert tuple(one.shape[1:] for one in parts) == found.shapes
+    assert tuple(one.dtype for one in parts) == found.dtypes
+    assert all(len(one) == len(shown) and not one.requires_grad for one in parts)
+    return parts
+
+
+def logits(net: Network, shown: Any) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = net.eval()(shown)
+    return found
+
+
+def step(net: Network, shown: Any) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Train a copy of a network on one batch; return logits, gradients and the state after it."""
+    own = copy.deepcopy(net).train()
+    torch.manual_seed(3)
+    found = own(shown)
+    found.square().sum().backward()
+    gradients = {n: p.grad for n, p in own.named_parameters() if p.grad is not None}
+    return found.detach(), gradients, state_of(own)
+
+
+def check_same(net: Network, found: Split, shown: Tensor) -> None:
+    """Check that prefix and tail do what the whole network does, and write to nothing given."""
+    parts = crossing(found, shown)
+    kept = [one.clone() for one in parts]
+    assert torch.allclose(logits(net, parts), logits(net, shown), rtol=1e-4, atol=1e-5)
+    whole, gradients, state = step(net, shown)
+    also, others, after = step(net, parts)
+    assert torch.allclose(also, whole, rtol=1e-4, atol=1e-5)
+    assert gradients.keys() == others.keys()
+    for name, value in gradients.items():
+        assert torch.allclose(others[name], value, rtol=1e-3, atol=1e-5), name
+    for name, value in state.items():
+        assert torch.allclose(after[name].float(), value.float(), rtol=1e-4, atol=1e-6), name
+    assert all(torch.equal(one, before) for one, before in zip(parts, kept, strict=True))
+
+
+CASES = [(name, depth) for name in (*SMALL, "levit_128s", "pit_ti_224") for depth in DEPTHS]
+QUICK = {
+    *(("test_resnet", depth) for depth in DEPTHS),
+    *((name, 2) for name in ("test_vit", "test_convnext", "levit_128s", "pit_ti_224")),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in CASES],
+)
+def test_prefix_and_tail_are_the_network(name: str, depth: int) -> None:
+    """With the same random numbers: each network here drops what it can."""
+    net = network(name, min(depth, len(network(name).layers)), dropping=True)
+    found = cut(net, images(name, 2, seed=5))
+    assert found.trivial == (depth == 99)
+    for count in (2, 5):
+        check_same(net, found, images(name, count))
+    assert logits(net, crossing(found, images(name, 1))).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("test_resnet", {1: {"kernel": 5, "dropout": 0.2}, 2: {"width": 1.5, "drop_path": 0.3}}),
+        ("test_efficientnet", {1: {"width": 0.5}, 2: {"kernel": 5, "activation": "elu"}}),
+        ("test_convnext", {1: {"bridge": 1.5}, 2: {"kernel": 3, "drop_path": 0.3}}),
+        ("vgg11", {1: {"width": 0.5}, 2: {"kernel": 5, "pool": "avg3"}}),
+        ("densenet121", {1: {"kernel": 5}, 2: {"activation": "gelu"}}),
+    ],
+)
+def test_reshaped_layers(name: str, changes: dict[int, dict[str, Any]]) -> None:
+    offers = surgery.offers(name)
+    changes = {
+        index: {
+            key: value for key, value in fields.items() if key not in offers[index - 1].reasons
+        }
+        for index, fields in changes.items()
+    }
+    net = surgery.built(surgery.change(name, changes))
+    plain = surgery.built(surgery.change(name, {}, depth=2))
+    shown = surgery.pictures(name, 4)
+    found = cut(net, shown)
+    check_same(net, found, shown)
+    assert found.keys == cut(plain, shown).keys  # what changed lies behind the cut
+
+
+def test_while_the_head_trains_alone_the_tail_is_that_of_evaluation() -> None:
+    net = network("test_vit", 2, dropping=True)
+    shown = images("test_vit", 4)
+    parts = crossing(cut(net, shown), shown)
+    net.train_head_alone(True)
+    assert torch.equal(net(parts), net(shown))
+    assert torch.equal(net(parts), logits(net, parts))
+    net.train_head_alone(False)
+    assert not torch.equal(net(parts), net(parts))  # drops
+
+
+def test_a_copy_has_a_tail_of_its_own() -> None:
+    net = network("test_resnet", 2)
+    shown = images("test_resnet", 4)
+    parts = crossing(cut(net, shown), shown)
+    before = logits(net, parts)
+    average = ModelEmaV3(net, decay=0.5)
+    with torch.no_grad():
+        for name, parameter in average.module.named_parameters():
+            if name in average.module.tuned_names:
+                parameter.mul_(1.3)
+    assert torch.equal(logits(net, parts), before)
+    assert not torch.allclose(logits(average.module, parts), before)
+    assert torch.allclose(logits(average.module, parts), logits(average.module, shown))
+
+
+def test_the_prefix_goes_on_while_the_network_trains() -> None:
+    net = network("test_byobnet", 2)
+    shown = images("test_byobnet", 4)
+    found = cut(net, shown)
+    before = crossing(found, shown)
+    net.train()
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        net(before).square().sum().backward()
+        optimizer.step()
+        modes = [module.training for module in net.modules()]
+        assert all(map(torch.equal, crossing(found, shown), before))
+        assert [module.training for module in net.modules()] == modes
+    with torch.inference_mode():
+        assert all(map(torch.equal, crossing(found, shown), before))
+
+
+# Keys.
+
+
+def test_what_lies_behind_the_cut_does_not_change_the_keys() -> None:
+    source, shown = backbone("test_resnet"), images("test_resnet", 2)
+    kept = cut(network("test_resnet", 1), shown)
+    for changes in ({"drop_path": 0.2}, {"kernel": 5}, {"width": 0.5}):
+        plan = TrialPlan("test_resnet", 1, (LayerPlan(**changes),), HeadPlan(pool="max"))
+        assert cut(build_network(source, plan, 3, seed=1), shown).keys == kept.keys
+
+
+def test_keys_differ_where_the_features_do() -> None:
+    shown = images("test_resnet", 2)
+    keys = cut(network("test_resnet", 1), shown).keys
+    assert all(len(key) == 32 and int(key, 16) >= 0 for key in keys)
+    assert cut(network("test_resnet", 2), shown).keys != keys
+    assert cut(network("test_resnet", 1), torch.randn(2, 3, 48, 48)).keys != keys
+    changed = network("test_resnet", 1)
+    norm = next(one for one in changed.backbone.modules() if isinstance(one, nn.BatchNorm2d))
+    norm.eps = 0.1
+    assert cut(changed, shown).keys != keys
+    pooled = [
+        cut(build_network(backbone("test_resnet"), plan, 3, 0), shown).keys
+        for plan in (
+            TrialPlan("test_resnet", head=HeadPlan(pool="avg")),
+            TrialPlan("test_resnet", head=HeadPlan(pool="max")),
+        )
+    ]
+    assert pooled[0] != pooled[1]
+
+
+def test_keys_are_the_same_in_every_process() -> None:
+    names = ("test_resnet", "test_vit", "levit_128s")
+    code = (
+        "from tests.support.backbones import images, network\n"
+        "from autotune.models.split import split\n"
+        f"for name in {names}:\n"
+        "    print(*split(network(name, 2), images(name, 3)).keys)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+    )
+    keys = [cut(network(name, 2), images(name, 2)).keys for name in names]
+    assert [tuple(line.split()) for line in done.stdout.splitlines()] == keys
+
+
+# From what is known.
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "pit_ti_224"])
+def test_features_of_a_deeper_cut_are_enough(name: str) -> None:
+    shown = images(name, 3)
+    deep, shallow = (cut(network(name, depth), shown) for depth in (3, 1))
+    prefix = shallow.prefix(("0" * 32, *reversed(deep.keys)))
+    assert prefix is not None
+    assert sorted(prefix.needs) == sorted(deep.keys)
+    features = dict(zip(deep.keys, crossing(deep, shown), strict=True))
+    found = prefix(*(features[key] for key in prefix.needs))
+    assert all(map(torch.equal, found, crossing(shallow, shown)))
+    assert deep.prefix(shallow.keys) is None
+    again = shallow.prefix(shallow.keys)
+    assert again is not None and again.needs == shallow.keys
+
+
+def test_poolings_share_what_they_pool() -> None:
+    shown = images("test_resnet", 3)
+    features = cut(network("test_resnet", 1), shown)
+    for pool in ("avg", "max"):
+        plan = TrialPlan("test_resnet", head=HeadPlan(pool=pool))
+        net = build_network(backbone("test_resnet"), plan, 3, 0)
+        found = cut(net, shown)
+        prefix = found.prefix(features.keys)
+        assert prefix is not None
+        parts = prefix(*crossing(features, shown))
+        assert torch.allclose(logits(net, parts), logits(net, shown))
+
+
+# Networks made by hand.
+
+
+class Made(nn.Module):
+    """A backbone of a stem, a middle and an end, which meet as a function says."""
+
+    def __init__(
+        self, flow: Callable[[Any, Tensor], Tensor], end: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.middle = nn.Conv2d(8, 8, 3, padding=1)
+        self.end = end or nn.Conv2d(8, 8, 3, padding=1)
+        self.flow = flow
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.flow(self, x)
+
+
+def made(flow: Callable[[Any, Tensor], Tensor], depth: int = 1, end: Any = None) -> Network:
+    torch.manual_seed(0)
+    module = Made(flow, end)
+    return Network(module, layers_of(module), depth, Head(HeadPlan(), 8, 3))
+
+
+def pooled(x: Tensor) -> Tensor:
+    return x.mean((2, 3))
+
+
+def noise(count: int = 4) -> Tensor:
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def skip(self: Any, x: Tensor) -> Tensor:
+    early = self.stem(x)
+    late = self.middle(early.relu())
+    return pooled(self.end(late) + early)
+
+
+def relu_in_the_tail(self: Any, x: Tensor) -> Tensor:
+    x = self.middle(self.stem(x))
+    y = self.end(2 * x)
+    return pooled(functional.relu_(x) + y)
+
+
+def module_in_the_tail(self: Any, x: Tensor) -> Tensor:
+    x = self.middle(self.stem(x))
+    return pooled(self.end(x))  # begins with a ReLU in place
+
+
+def added_in_the_tail(self: Any, x: Tensor) -> Tensor:
+    x = self.middle(self.stem(x))
+    x += self.end(2 * x)
+    return pooled(x)
+
+
+def written_before_it_is_read(self: Any, x: Tensor) -> Tensor:
+    early = self.stem(x)
+    y = self.end(2 * early)
+    early.relu_()
+    return pooled(self.middle(early) * y)
+
+
+def result_ignored(self: Any, x: Tensor) -> Tensor:
+    x = self.stem(x)
+    x.relu_()
+    x = self.middle(x)
+    y = self.end(2 * x)
+    x.mul_(2)
+    return pooled(x + y)
+
+
+def view_written(self: Any, x: Tensor) -> Tensor:
+    x = self.stem(x)
+    half = x[:, :4]
+    half.add_(1)
+    x = self.middle(x)
+    x[:, 0].zero_()
+    y = self.end(x)
+    return pooled(y + x)
+
+
+def tail_writes_a_view(self: Any, x: Tensor) -> Tensor:
+    x = self.middle(self.stem(x))
+    y = self.end(x)
+    z = x.clone()
+    z[:, :4].copy_(y[:, :4])
+    return pooled(z * x)
+
+
+def in_windows(self: Any, x: Tensor) -> Tensor:
+    x = self.stem(x)
+    count, channels, height, width = x.shape
+    x = x.view(count, channels, height // 4, 4, width // 4, 4).permute(0, 2, 4, 1, 3, 5)
+    x = self.end(self.middle(x.reshape(-1, channels, 4, 4)))
+    return x.view(count, -1, channels, 4, 4).mean((1, 3, 4))
+
+
+def windows_first(self: Any, x: Tensor) -> Tensor:
+    x = self.stem(x)
+    count, channels, height, width = x.shape
+    x = x.view(count, channels, height // 4, 4, width).permute(2, 0, 1, 3, 4)
+    x = self.end(self.middle(x.reshape(-1, channels, 4, width)))
+    return x.view(-1, count, channels, 4, width).mean((0, 3, 4))
+
+
+def batch_second(self: Any, x: Tensor) -> Tensor:
+    x = self.middle(self.stem(x))
+    tokens = x.flatten(2).permute(2, 0, 1)
+    weights = tokens.softmax(0)
+    count = tokens.shape[1]
+    return self.end((weights * tokens).sum(0).reshape(count, 8, 1, 1)).flatten(1)
+
+
+def constants(self: Any, x: Tensor) -> Tensor:
+    x = self.middle(self.stem(x))
+    table = torch.linspace(0, 1, x.shape[-1], device=x.device)
+    ones = self.stem.weight.sum() * x.new_ones(1, 8, 1, 1)
+    grid = table[None, :] * table[:, None]
+    return pooled(self.end(x + grid) * ones + grid)
+
+
+def several_outputs(self: Any, x: Tensor) -> Tensor:
+    first, second = self.middle(self.stem(x)).chunk(2, 1)
+    return pooled(self.end(torch.cat([second, first], 1)) * torch.cat([first, first], 1))
+
+
+def dropped(self: Any, x: Tensor) -> Tensor:
+    x = self.middle(self.stem(x))
+    return pooled(self.end(x))
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("flow", "end"),
+    [
+        (skip, None),
+        (relu_in_the_tail, None),
+        (module_in_the_tail, [nn.ReLU(inplace=True), nn.Conv2d(8, 8, 1)]),
+        (added_in_the_tail, None),
+        (written_before_it_is_read, None),
+        (result_ignored, None),
+        (view_written, None),
+        (tail_writes_a_view, None),
+        (in_windows, None),
+        (windows_first, None),
+        (batch_second, None),
+        (constants, None),
+        (several_outputs, None),
+        (dropped, [nn.Dropout(0.5, inplace=True), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)]),
+        (dropped, [DropPath(0.5), nn.Conv2d(8, 8, 1), nn.Dropout2d(0.5)]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_networks_made_by_hand(
+    flow: Callable[[Any, Tensor], Tensor], end: list[nn.Module] | None, depth: int
+) -> None:
+    net = made(flow, 0, None if end is None else nn.Sequential(*copy.deepcopy(end)))
+    layers = layers_of(net.backbone)
+    net = Network(net.backbone, layers, min(depth, len(layers)), net.head)
+    check_same(net, cut(net, noise(2)), noise(5))
+
+
+def test_two_tensors_cross_where_one_skips_the_middle() -> None:
+    found = cut(made(skip), noise())
+    assert found.shapes == ((8, 8, 8), (8, 8, 8)) and not found.trivial
+
+
+def test_images_cross_alone_where_all_layers_train() -> None:
+    found = cut(made(skip, 3), noise())
+    assert found.shapes == ((3, 16, 16),) and found.trivial
+    assert torch.equal(crossing(found, noise())[0], noise())
+
+
+def test_windows_cross_with_their_image() -> None:
+    for flow in (in_windows, windows_first):
+        (shape,) = cut(made(flow), noise()).shapes
+        assert torch.Size(shape).numel() == 8 * 8 * 8
+
+
+@pytest.mark.parametrize(
+    ("between", "shape"),
+    [
+        (lambda x: functional.max_pool2d(x, 2), (8, 4, 4)),
+        (lambda x: functional.interpolate(x.relu(), scale_factor=2), (8, 8, 8)),
+        (lambda x: (x > 0).to(x.dtype), (8, 8, 8)),
+    ],
+    ids=["pooled before", "enlarged behind", "bits"],
+)
+def test_the_fewest_bytes_cross(
+    between: Callable[[Tensor], Tensor], shape: tuple[int, ...]
+) -> None:
+    def flow(self: Any, x: Tensor) -> Tensor:
+        return pooled(self.end(between(self.middle(self.stem(x)))))
+
+    net = made(flow)
+    found = cut(net, noise())
+    assert found.shapes == (shape,)
+    if found.dtypes == (torch.bool,):
+        assert "to" in found._evaluation.source
+    check_same(net, found, noise(3))
+
+
+def branch(self: Any, x: Tensor) -> Tensor:
+    x = self.middle(self.stem(x))
+    return pooled(self.end(x if x.sum() > 0 else -x))
+
+
+def mixing(self: Any, x: Tensor) -> Tensor:
+    x = self.stem(x)
+    return pooled(self.end(self.middle(x - x.mean(0, keepdim=True))))
+
+
+def draws(self: Any, x: Tensor) -> Tensor:
+    x = self.middle(self.stem(x))
+    return pooled(self.end(x * float(torch.rand(()))))
+
+
+def noisy(self: Any, x: Tensor) -> Tensor:
+    x = self.middle(self.stem(x))
+    return pooled(self.end(x + torch.randn_like(x)))
+
+
+def shapeless(self: Any, x: Tensor) -> Tensor:
+    return pooled(self.end(torch.zeros(2, 8, 4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("flow", "reason"),
+    [
+        (branch, "cannot be traced"),
+        (mixing, "belongs to no image alone"),
+        (draws, "draws random numbers"),
+        (noisy, "differ from the whole"),
+        (shapeless, "does not depend on the images"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_cannot_be_split_says_why(flow: Callable[[Any, Tensor], Tensor], reason: str) -> None:
+    with pytest.raises(SplitError, match=reason):
+        split(made(flow), noise())
+
+
+@pytest.mark.parametrize("before", [1, 2, 3, 6])
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_parts_go_back_to_where_they_were(dim: int, before: int) -> None:
+    shape = [2, 3, 4]
+    shape[dim] = 5 * 6
+    tensor = torch.randn(shape)
+    parts = to_parts(tensor, dim, before, 6)
+    assert parts.shape[0] == 5
+    assert torch.equal(from_parts(parts, dim, before, 6), tensor)
+    alone = to_parts(tensor.narrow(dim, 0, 5), dim, 1, 1)
+    assert torch.equal(alone, tensor.narrow(dim, 0, 5).movedim(dim, 0))
+    assert torch.equal(from_parts(alone, dim, 1, 1), tensor.narrow(dim, 0, 5))
