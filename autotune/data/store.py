@@ -74,6 +74,7 @@ def open_store(
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
     limit_bytes: int | None = None,
+    fast: bool = False,
 ) -> ImageStore:
     """Open the decoded images of a source, and decode them first if nobody has.
 
@@ -88,6 +89,8 @@ def open_store(
         progress: Called with the number of images done and their total.
         workers: Decoding threads; None takes one for each core.
         limit_bytes: What everything in ``folder`` may take, see :class:`Shelf`.
+        fast: Whether large JPEGs are decoded at a part of their size, see
+            :func:`autotune.data.images.shrink`.
 
     Returns:
         The images that could be decoded.
@@ -98,7 +101,7 @@ def open_store(
     """
     size = spec.store_size
     entry = Shelf(folder, limit_bytes).open(
-        _key(source, indices, spec),
+        _key(source, indices, spec, fast),
         partial(
             build,
             source=source,
@@ -107,6 +110,7 @@ def open_store(
             unreadable_limit=unreadable_limit,
             progress=progress,
             workers=workers,
+            fast=fast,
         ),
         len(indices) * 3 * size**2,
         f"{len(indices)} decoded images of {size}x{size}",
@@ -116,8 +120,9 @@ def open_store(
     return store
 
 
-def _key(source: Source, indices: Sequence[int], spec: ImageSpec) -> str:
+def _key(source: Source, indices: Sequence[int], spec: ImageSpec, fast: bool) -> str:
     identity = [_FORMAT, source.fingerprint, [int(index) for index in indices], asdict(spec)]
+    identity += ["fast"] if fast else []
     return hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()
 
 

@@ -105,6 +105,7 @@ class Task:
             unreadable_limit=data.unreadable_limit,
             progress=progress,
             limit_bytes=limit_bytes,
+            fast=data.decode == "fast",
         )
         train, validation = store.rows(split.train), store.rows(split.validation)
         for part, rows in (("train", train), ("validation", validation)):
@@ -192,6 +193,7 @@ def open_test_views(
         folder,
         unreadable_limit=data.unreadable_limit,
         limit_bytes=limit_bytes,
+        fast=data.decode == "fast",
     )
     return _plain(store, np.arange(len(store.indices)), spec)
 

@@ -102,9 +102,10 @@ def test_other_images_indices_or_specs_make_another_store(photos: Path, folder: 
     keys.add(open_store(source, range(3), SPEC, folder, unreadable_limit=0).key)
     other = ImageSpec(8, 8, "bilinear", 1.0, "center", SPEC.mean, SPEC.std)
     keys.add(open_store(source, range(3), other, folder, unreadable_limit=0).key)
+    keys.add(opened(source, folder, fast=True).key)
     photo(9, 9, seed=5).save(photos / "a" / "000.png")
     keys.add(opened(open_source(str(photos)), folder).key)
-    assert len(keys) == 4
+    assert len(keys) == 5
 
 
 def test_a_store_travels_to_other_processes_by_its_path(photos: Path, folder: Path) -> None:
@@ -321,11 +322,11 @@ def test_an_image_that_the_disk_would_not_give_is_read_again(
     asked: list[str] = []
     read = type(source).read
 
-    def away(self: Source, sample: Any) -> Image.Image:
+    def away(self: Source, sample: Any, shrink: Any) -> Image.Image:
         asked.append(sample.key)
         if sample.key == source.samples[0].key and len(asked) < 3:
             raise OSError(code, os.strerror(code))
-        return read(self, sample)
+        return read(self, sample, shrink)
 
     monkeypatch.setattr(building, "READ_AGAIN_S", (0.01, 0.01))
     monkeypatch.setattr(type(source), "read", away)
