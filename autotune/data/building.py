@@ -39,6 +39,7 @@ def build(
     progress: Callable[[int, int], None] | None,
     workers: int | None,
     fast: bool,
+    keep: bool,
 ) -> dict[str, Any]:
     """Decode the images of a store.
 
@@ -51,6 +52,7 @@ def build(
         progress: Called with the number of images done and their total.
         workers: Decoding threads; None takes one for each core.
         fast: Whether large JPEGs are decoded at a part of their size.
+        keep: Whether they are written, or only found to be readable.
 
     Returns:
         ``indices``, ``labels`` and ``skipped`` of the store.
@@ -60,14 +62,16 @@ def build(
     """
     kept: list[int] = []
     skipped: list[tuple[str, str]] = []
-    rows = writer.array(IMAGES, np.uint8, (3, spec.store_size, spec.store_size))
-    with _quiet():
+    shape = (3, spec.store_size, spec.store_size)
+    rows = writer.array(IMAGES, np.uint8, shape) if keep else None
+    with quiet():
         for done, (index, image) in enumerate(decoded(source, indices, spec, workers, fast), 1):
             if isinstance(image, str):
                 skipped.append((source.samples[index].key, image))
             else:
                 kept.append(index)
-                rows.append(image[None])
+                if rows is not None:
+                    rows.append(image[None])
             if progress is not None:
                 progress(done, len(indices))
     check_skipped(source, indices, kept, skipped, unreadable_limit)
@@ -127,7 +131,7 @@ def decode_sample(source: Source, sample: Sample, spec: ImageSpec, fast: bool) -
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence Pillow's remarks on odd metadata: thousands of lines that nobody can act on."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")

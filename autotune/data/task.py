@@ -94,7 +94,7 @@ class Task:
 
         Raises:
             DatasetError: When the images cannot be used.
-            DiskFullError: When the decoded images do not fit on the disk.
+            DiskFullError: When the disk is full, or fills up meanwhile.
         """
         source, split = _open(dataset, data)
         store = open_store(
@@ -183,7 +183,7 @@ def open_test_views(
 
     Raises:
         DatasetError: When the images cannot be used.
-        DiskFullError: When the decoded images do not fit on the disk.
+        DiskFullError: When the disk is full, or fills up meanwhile.
     """
     source, split = _open(dataset, data)
     store = open_store(

@@ -324,8 +324,8 @@ class TestRoom:
         with pytest.raises(DiskFullError) as caught:
             small.open("b", never, 3 * SIZE, "features")
         assert str(caught.value) == (
-            f"features need 0.0 MB, but of the 0.0 MB that {shelf.folder} may take 0.0 MB are in "
-            "use; raise cache.disk_gb, or move the files of the study with 'files='"
+            f"features need 0.0 MB, but everything in {shelf.folder} may take 0.0 MB, of which "
+            "0.0 MB are in use; raise cache.disk_gb, or move the files of the study with 'files='"
         )
         assert shelf.known() == ["a"]
 
