@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 #: The file of an entry that says what the others are.
 RECORD = "record.json"
-#: How often a process that waits for another one says so.
+#: After how long a process that waits for another one says so.
 WAIT_SHOWN_S = 10.0
 #: Of what is free or taken by entries, the share that they may take where no limit is given.
 SHARE = 0.5
@@ -538,19 +538,11 @@ def _locked(home: Path, what: str) -> Iterator[None]:
 
 
 def _acquire(lock: FileLock, what: str) -> None:
-    began = time.monotonic()
-    while True:
-        try:
-            lock.acquire(timeout=WAIT_SHOWN_S)
-            return
-        except Timeout:
-            waited = time.monotonic() - began
-            logger.info(
-                "waiting for another process that makes %s: %.0f s (%s)",
-                what,
-                waited,
-                lock.lock_file,
-            )
+    try:
+        lock.acquire(timeout=WAIT_SHOWN_S)
+    except Timeout:
+        logger.warning("another process makes %s; waiting for it (%s)", what, lock.lock_file)
+        lock.acquire()
 
 
 def _megabytes(count: int) -> str:
