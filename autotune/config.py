@@ -207,6 +207,7 @@ class DataConfig(_Section):
     seed: Annotated[int, single(True, 0, 2**32 - 1)] = 0
     image_size: Annotated[int | None, single(True, 8, 4096, optional=True)] = None
     unreadable_limit: Annotated[float, single(False, 0, 1, high_open=True)] = 0.01
+    decode: Annotated[str, one_of(("exact", "fast"))] = "exact"
 
 
 class AugmentConfig(_Section):

@@ -12,6 +12,7 @@
     │   │   └── LockedError       another process holds the lock of a study, and holds it long
     │   ├── StudyError            no such study, or one with another definition
     │   └── DiskFullError         no space left where autotune has to write
+    │       └── NoRoomError       known before anything was written
     ├── TrialError                one trial cannot be finished, the study goes on
     │   ├── DivergedError         its loss or its logits are no numbers any more
     │   └── PlanError             its plan does not fit the backbone
@@ -126,6 +127,10 @@ class StudyError(UserError):
 
 class DiskFullError(UserError):
     """No space is left where autotune has to write."""
+
+
+class NoRoomError(DiskFullError):
+    """What is to be kept on disk is larger than the room that there is or may be taken."""
 
 
 class TrialError(AutotuneError):

@@ -9,11 +9,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from autotune.data.images import ImageSpec, decode
+from autotune.data.images import ImageSpec, decode, shrink
 from autotune.data.shelf import Writer
 from autotune.data.sources import Sample, Source
 from autotune.errors import DatasetError, may_pass
@@ -37,6 +38,8 @@ def build(
     unreadable_limit: float,
     progress: Callable[[int, int], None] | None,
     workers: int | None,
+    fast: bool,
+    keep: bool,
 ) -> dict[str, Any]:
     """Decode the images of a store.
 
@@ -48,6 +51,8 @@ def build(
         unreadable_limit: Largest share of ``indices`` that may fail to decode.
         progress: Called with the number of images done and their total.
         workers: Decoding threads; None takes one for each core.
+        fast: Whether large JPEGs are decoded at a part of their size.
+        keep: Whether they are written, or only found to be readable.
 
     Returns:
         ``indices``, ``labels`` and ``skipped`` of the store.
@@ -57,14 +62,16 @@ def build(
     """
     kept: list[int] = []
     skipped: list[tuple[str, str]] = []
-    rows = writer.array(IMAGES, np.uint8, (3, spec.store_size, spec.store_size))
-    with _quiet():
-        for done, (index, image) in enumerate(_decoded(source, indices, spec, workers), 1):
+    shape = (3, spec.store_size, spec.store_size)
+    rows = writer.array(IMAGES, np.uint8, shape) if keep else None
+    with quiet():
+        for done, (index, image) in enumerate(decoded(source, indices, spec, workers, fast), 1):
             if isinstance(image, str):
                 skipped.append((source.samples[index].key, image))
             else:
                 kept.append(index)
-                rows.append(image[None])
+                if rows is not None:
+                    rows.append(image[None])
             if progress is not None:
                 progress(done, len(indices))
     check_skipped(source, indices, kept, skipped, unreadable_limit)
@@ -79,17 +86,24 @@ def build(
     return {"indices": kept, "labels": labels, "skipped": skipped}
 
 
-def _decoded(
-    source: Source, indices: Sequence[int], spec: ImageSpec, workers: int | None
+def decoded(
+    source: Source, indices: Sequence[int], spec: ImageSpec, workers: int | None, fast: bool
 ) -> Iterator[tuple[int, np.ndarray | str]]:
-    """Decode in threads (Pillow releases the interpreter lock), a few images ahead, in order."""
+    """Decode in threads (Pillow releases the interpreter lock), a few images ahead, in order.
+
+    Yields:
+        An index, and its image, or the reason why it cannot be decoded.
+    """
     workers = workers or cores()
     waiting: deque[tuple[int, Future[np.ndarray | str]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for index in indices:
                 waiting.append(
-                    (int(index), pool.submit(_read, source, source.samples[index], spec))
+                    (
+                        int(index),
+                        pool.submit(decode_sample, source, source.samples[index], spec, fast),
+                    )
                 )
                 if len(waiting) > 4 * workers:
                     first, future = waiting.popleft()
@@ -101,12 +115,13 @@ def _decoded(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read(source: Source, sample: Sample, spec: ImageSpec) -> np.ndarray | str:
+def decode_sample(source: Source, sample: Sample, spec: ImageSpec, fast: bool) -> np.ndarray | str:
     """Decode an image, or say why it cannot be; what may pass is tried again."""
+    smaller = partial(shrink, spec=spec) if fast else None
     pauses = iter(READ_AGAIN_S)
     while True:
         try:
-            return decode(source.read(sample), spec)
+            return decode(source.read(sample, smaller), spec)
         except OSError as error:
             cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
             pause_s = next(pauses, None)
@@ -116,7 +131,7 @@ def _read(source: Source, sample: Sample, spec: ImageSpec) -> np.ndarray | str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence Pillow's remarks on odd metadata: thousands of lines that nobody can act on."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")

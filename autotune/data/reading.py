@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -17,11 +18,14 @@ class UnreadableImageError(OSError):
     """One image cannot be decoded; the data set may go on without it."""
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
+def read_image(
+    path: str | os.PathLike[str], shrink: Callable[[Image.Image], Image.Image] | None = None
+) -> Image.Image:
     """Read an image file as people see it.
 
     Args:
         path: The file. Of an animation the first frame is read.
+        shrink: Gets the image before it is decoded, and may return a smaller one.
 
     Returns:
         The image, turned upright by its EXIF orientation, in mode RGB.
@@ -31,8 +35,9 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """
     try:
         with Image.open(path, formats=_formats()) as image:
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            smaller = image if shrink is None else shrink(image)
+            smaller.load()
+            return to_rgb(ImageOps.exif_transpose(smaller))
     except MemoryError:
         raise
     except Exception as error:  # on damaged bytes, Pillow's plugins raise nearly anything

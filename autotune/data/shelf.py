@@ -35,13 +35,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock, Timeout
 
-from autotune.errors import DiskFullError, UserError, disk_full_as_user_error
+from autotune.errors import NoRoomError, UserError, disk_full_as_user_error
 
 logger = logging.getLogger(__name__)
 
 #: The file of an entry that says what the others are.
 RECORD = "record.json"
-#: How often a process that waits for another one says so.
+#: After how long a process that waits for another one says so.
 WAIT_SHOWN_S = 10.0
 #: Of what is free or taken by entries, the share that they may take where no limit is given.
 SHARE = 0.5
@@ -205,7 +205,8 @@ class Shelf:
             The entry.
 
         Raises:
-            DiskFullError: When there is no room for it.
+            NoRoomError: When there is no room for it; nothing has been made or dropped.
+            DiskFullError: When the disk fills up meanwhile.
             UserError: When the folder cannot be written.
         """
         home = self._home(key)
@@ -255,7 +256,7 @@ class Shelf:
             what: What it is, for the message, in the plural.
 
         Raises:
-            DiskFullError: When there cannot be room.
+            NoRoomError: When there cannot be room.
         """
         with self._room_lock(what):
             self._drop(needed_bytes, what)
@@ -320,16 +321,16 @@ class Shelf:
                     dropped.append(one)
                     gained += one.bytes
             if needed > free + gained:
-                raise DiskFullError(
+                raise NoRoomError(
                     f"{what} need {_megabytes(needed)}, but the disk of {self.folder} has "
                     f"{_megabytes(free)} free; free some space, or move the files of the study "
                     "with 'files='"
                 )
             if needed > limit - taken + gained:
-                raise DiskFullError(
-                    f"{what} need {_megabytes(needed)}, but of the {_megabytes(limit)} that "
-                    f"{self.folder} may take {_megabytes(taken - gained)} are in use; raise "
-                    "cache.disk_gb, or move the files of the study with 'files='"
+                raise NoRoomError(
+                    f"{what} need {_megabytes(needed)}, but everything in {self.folder} may take "
+                    f"{_megabytes(limit)}, of which {_megabytes(taken - gained)} are in use; "
+                    "raise cache.disk_gb, or move the files of the study with 'files='"
                 )
             for one in dropped:
                 _remove(one.home)
@@ -537,19 +538,11 @@ def _locked(home: Path, what: str) -> Iterator[None]:
 
 
 def _acquire(lock: FileLock, what: str) -> None:
-    began = time.monotonic()
-    while True:
-        try:
-            lock.acquire(timeout=WAIT_SHOWN_S)
-            return
-        except Timeout:
-            waited = time.monotonic() - began
-            logger.info(
-                "waiting for another process that makes %s: %.0f s (%s)",
-                what,
-                waited,
-                lock.lock_file,
-            )
+    try:
+        lock.acquire(timeout=WAIT_SHOWN_S)
+    except Timeout:
+        logger.warning("another process makes %s; waiting for it (%s)", what, lock.lock_file)
+        lock.acquire()
 
 
 def _megabytes(count: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -15,6 +16,8 @@ from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-
 from autotune.data.folders import fingerprint_files, printable, scan_folder
 from autotune.data.reading import read_image
 from autotune.errors import DatasetError, join_sentences, nearest
+
+Shrink = Callable[[Image.Image], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,12 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Hexadecimal digest of all keys and contents."""
 
-    def read(self, sample: Sample) -> Image.Image:
+    def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
         """Return an image, upright, in mode RGB.
+
+        Args:
+            sample: Which one.
+            shrink: Gets the image before it is decoded, and may return a smaller one.
 
         Raises:
             OSError: When the image cannot be decoded.
@@ -82,7 +89,7 @@ class DigitsSource:
         digest.update(bytes(sample.label for sample in self.samples))
         return digest.hexdigest()
 
-    def read(self, sample: Sample) -> Image.Image:
+    def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
         """Return the 8x8 image of a sample, in mode RGB."""
         return Image.fromarray(self._images[self._index[sample.key]]).convert("RGB")
 
@@ -114,13 +121,13 @@ class FolderSource:
         """Hexadecimal digest of all keys, sizes and ends of files; read when first asked for."""
         return fingerprint_files(self._files)
 
-    def read(self, sample: Sample) -> Image.Image:
+    def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
         """Return the image of a sample, upright, in mode RGB.
 
         Raises:
             OSError: When the file cannot be decoded.
         """
-        return read_image(self._paths[sample.key])
+        return read_image(self._paths[sample.key], shrink)
 
 
 _KNOWN = {"digits": DigitsSource}

@@ -94,7 +94,7 @@ class Task:
 
         Raises:
             DatasetError: When the images cannot be used.
-            DiskFullError: When the decoded images do not fit on the disk.
+            DiskFullError: When the disk is full, or fills up meanwhile.
         """
         source, split = _open(dataset, data)
         store = open_store(
@@ -105,6 +105,7 @@ class Task:
             unreadable_limit=data.unreadable_limit,
             progress=progress,
             limit_bytes=limit_bytes,
+            fast=data.decode == "fast",
         )
         train, validation = store.rows(split.train), store.rows(split.validation)
         for part, rows in (("train", train), ("validation", validation)):
@@ -182,7 +183,7 @@ def open_test_views(
 
     Raises:
         DatasetError: When the images cannot be used.
-        DiskFullError: When the decoded images do not fit on the disk.
+        DiskFullError: When the disk is full, or fills up meanwhile.
     """
     source, split = _open(dataset, data)
     store = open_store(
@@ -192,6 +193,7 @@ def open_test_views(
         folder,
         unreadable_limit=data.unreadable_limit,
         limit_bytes=limit_bytes,
+        fast=data.decode == "fast",
     )
     return _plain(store, np.arange(len(store.indices)), spec)
 

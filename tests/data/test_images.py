@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,8 @@ import timm
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
-from autotune.data.images import ImageSpec, decode
-from autotune.data.reading import UnreadableImageError
+from autotune.data.images import ImageSpec, decode, shrink
+from autotune.data.reading import UnreadableImageError, read_image
 from autotune.errors import BackboneError
 from tests.support.images import photo
 
@@ -150,3 +151,72 @@ def test_a_thread_that_shrinks_to_nothing_is_refused() -> None:
 
 def test_oblong_backbones_can_be_given_a_side() -> None:
     assert ImageSpec.from_data_config({**CONFIG, "input_size": (3, 32, 48)}, 40).size == 40
+
+
+class TestShrink:
+    """Large JPEGs at a part of their size, see ``benchmarks/decoding.py`` for photographs."""
+
+    def both(self, path: Path, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
+        exact = decode(read_image(path), spec)
+        fast = decode(read_image(path, lambda image: shrink(image, spec)), spec)
+        return exact.astype(int), fast.astype(int)
+
+    @pytest.mark.parametrize("crop_mode", ["center", "squash"])
+    @pytest.mark.parametrize("size", [(803, 605), (601, 900), (640, 640), (1003, 1009)])
+    @pytest.mark.parametrize("mode", ["RGB", "L"])
+    def test_images_differ_by_less_than_half_a_level(
+        self, tmp_path: Path, crop_mode: str, size: tuple[int, int], mode: str
+    ) -> None:
+        path = tmp_path / "a.jpg"
+        detailed(*size).convert(mode).save(path, quality=92)
+        config = {**CONFIG, "crop_mode": crop_mode, "crop_pct": 0.875}
+        for side in (32, 64):
+            exact, fast = self.both(path, ImageSpec.from_data_config(config, side))
+            assert 0.0 < np.abs(exact - fast).mean() < 0.5
+            assert np.abs(exact - fast).max() <= 10
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_an_image_is_upright(self, tmp_path: Path, orientation: int) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = tmp_path / "a.jpg"
+        detailed(803, 605).save(path, quality=92, exif=exif)
+        exact, fast = self.both(path, ImageSpec.from_data_config(CONFIG, 48))
+        assert 0.0 < np.abs(exact - fast).mean() < 0.5
+
+    @pytest.mark.parametrize(
+        ("file", "mode", "size", "crop_mode"),
+        [
+            ("a.png", "RGB", (800, 600), "center"),
+            ("a.webp", "RGB", (800, 600), "center"),
+            ("a.jpg", "CMYK", (800, 600), "center"),
+            ("a.jpg", "RGB", (200, 150), "center"),
+            ("a.jpg", "RGB", (4000, 20), "center"),
+            ("a.jpg", "RGB", (800, 600), "border"),
+        ],
+    )
+    def test_everything_else_is_decoded_as_ever(
+        self, tmp_path: Path, file: str, mode: str, size: tuple[int, int], crop_mode: str
+    ) -> None:
+        path = tmp_path / file
+        detailed(*size).convert(mode).save(path)
+        spec = ImageSpec.from_data_config({**CONFIG, "crop_mode": crop_mode}, 48)
+        exact, fast = self.both(path, spec)
+        assert np.array_equal(exact, fast)
+
+    def test_a_cut_file_is_unreadable_both_ways(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.jpg"
+        detailed(800, 600).save(path)
+        path.write_bytes(path.read_bytes()[:5000])
+        spec = ImageSpec.from_data_config(CONFIG, 48)
+        for smaller in (None, lambda image: shrink(image, spec)):
+            with pytest.raises(UnreadableImageError, match="truncated"):
+                read_image(path, smaller)
+
+
+def detailed(width: int, height: int) -> Image.Image:
+    """Return a blurred picture with sharp edges."""
+    image = photo(width, height)
+    image.paste((250, 20, 30), (width // 3, height // 4, width // 2, height // 2))
+    image.paste((10, 200, 90), (width // 2, height // 2, width // 2 + 40, height // 2 + 50))
+    return image

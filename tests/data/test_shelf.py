@@ -242,7 +242,6 @@ class TestMakers:
         self, shelf: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setattr(shelf_module, "WAIT_SHOWN_S", 0.1)
-        caplog.set_level(logging.INFO)
 
         def work(ready: Connection) -> None:
             def slowly(writer: Writer) -> dict[str, Any]:
@@ -256,7 +255,9 @@ class TestMakers:
         assert receiver.poll(20)
         shelf.open("a", never, SIZE, "features")
         process.join()
-        assert "waiting for another process that makes features: 0 s (" in caplog.text
+        lock = shelf.folder / "a.lock"
+        assert f"another process makes features; waiting for it ({lock})" in caplog.text
+        assert len(caplog.records) == 1
 
     def test_a_killed_maker_leaves_nothing_that_counts(self, shelf: Shelf) -> None:
         process = start_hanging(shelf, "a")
@@ -324,8 +325,8 @@ class TestRoom:
         with pytest.raises(DiskFullError) as caught:
             small.open("b", never, 3 * SIZE, "features")
         assert str(caught.value) == (
-            f"features need 0.0 MB, but of the 0.0 MB that {shelf.folder} may take 0.0 MB are in "
-            "use; raise cache.disk_gb, or move the files of the study with 'files='"
+            f"features need 0.0 MB, but everything in {shelf.folder} may take 0.0 MB, of which "
+            "0.0 MB are in use; raise cache.disk_gb, or move the files of the study with 'files='"
         )
         assert shelf.known() == ["a"]
 

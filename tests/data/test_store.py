@@ -102,9 +102,10 @@ def test_other_images_indices_or_specs_make_another_store(photos: Path, folder: 
     keys.add(open_store(source, range(3), SPEC, folder, unreadable_limit=0).key)
     other = ImageSpec(8, 8, "bilinear", 1.0, "center", SPEC.mean, SPEC.std)
     keys.add(open_store(source, range(3), other, folder, unreadable_limit=0).key)
+    keys.add(opened(source, folder, fast=True).key)
     photo(9, 9, seed=5).save(photos / "a" / "000.png")
     keys.add(opened(open_source(str(photos)), folder).key)
-    assert len(keys) == 4
+    assert len(keys) == 5
 
 
 def test_a_store_travels_to_other_processes_by_its_path(photos: Path, folder: Path) -> None:
@@ -281,17 +282,16 @@ def build_slowly(source: Source, folder: Path, result: Connection) -> None:
 
 
 class TestDisk:
-    def test_too_little_space_is_told_before_decoding(
+    def test_too_little_space_for_the_list_of_images_even(
         self, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 1000))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 100))
         monkeypatch.setattr(building, "decode", None)
-        spec = ImageSpec(300, 300, "bicubic", 1.0, "center", SPEC.mean, SPEC.std)
         with pytest.raises(DiskFullError) as caught:
-            open_store(open_source(str(photos)), range(11), spec, folder, unreadable_limit=0)
+            opened(open_source(str(photos)), folder)
         assert str(caught.value) == (
-            f"11 decoded images of 300x300 need 3.0 MB, but the disk of {folder} has 0.0 MB "
-            "free; free some space, or move the files of the study with 'files='"
+            f"what is known of 11 images need 0.0 MB, but the disk of {folder} has 0.0 MB free; "
+            "free some space, or move the files of the study with 'files='"
         )
         assert not folder.parent.exists()
 
@@ -313,6 +313,67 @@ class TestDisk:
         assert folder.parent.is_file()
 
 
+class TestMoreThanThereIsRoomFor:
+    LIMIT = 2000  # the images are 4752
+
+    def test_images_are_decoded_when_they_are_needed(
+        self, photos: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        source = open_source(str(photos))
+        calls: list[tuple[int, int]] = []
+        store = opened(
+            source, folder, limit_bytes=self.LIMIT, progress=lambda *call: calls.append(call)
+        )
+        assert calls[-1] == (11, 11)
+        (told,) = caplog.records
+        assert told.getMessage() == (
+            f"11 decoded images of 12x12 need 0.0 MB, but everything in {folder} may take 0.0 MB, "
+            "of which 0.0 MB are in use; raise cache.disk_gb, or move the files of the study with "
+            "'files='; until then each is decoded whenever it is needed, slower"
+        )
+        kept = opened(source, tmp_path / "kept")
+        copy = pickle.loads(pickle.dumps(store))
+        for one in (store, copy):
+            assert not isinstance(one.images, np.ndarray)
+            assert one.key == kept.key
+            assert one.labels.tolist() == kept.labels.tolist()
+            assert one.rows([4, 9]).tolist() == [4, 9]
+            for row in range(11):
+                assert np.array_equal(one.images[row], kept.images[row])
+        assert sum(path.stat().st_size for path in folder.rglob("*.*")) < self.LIMIT
+
+    def test_the_unreadable_are_found_once_and_first(
+        self, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (photos / "b" / "000.png").write_bytes(b"")
+        source = open_source(str(photos))
+        with pytest.raises(DatasetError, match="but 1 of 11 are"):
+            opened(source, folder, limit_bytes=self.LIMIT)
+        assert not folder.exists()
+        store = opened(source, folder, limit=0.2, limit_bytes=self.LIMIT)
+        assert store.skipped == (("b/000.png", "the file is empty"),)
+        assert store.indices.tolist() == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10]
+        assert np.array_equal(store.images[6], decode(source.read(source.samples[7]), SPEC))
+        monkeypatch.setattr(building, "decode", None)
+        assert opened(source, folder, limit=0.2, limit_bytes=self.LIMIT).skipped == store.skipped
+
+    def test_they_are_kept_once_there_is_room(self, photos: Path, folder: Path) -> None:
+        source = open_source(str(photos))
+        opened(source, folder, limit_bytes=self.LIMIT)
+        assert isinstance(opened(source, folder).images, np.memmap)
+        assert isinstance(opened(source, folder, limit_bytes=self.LIMIT).images, np.memmap)
+
+    def test_an_image_that_goes_while_a_study_runs(self, photos: Path, folder: Path) -> None:
+        store = opened(open_source(str(photos)), folder, limit_bytes=self.LIMIT)
+        (photos / "a" / "003.png").unlink()
+        with pytest.raises(DatasetError) as caught:
+            store.images[3]
+        assert str(caught.value) == (
+            f"the images of {str(photos)!r} must stay while a study runs, but a/003.png cannot be "
+            "read any more (No such file or directory); bring it back"
+        )
+
+
 @pytest.mark.parametrize(("code", "reads"), [(errno.ESTALE, 3), (errno.EACCES, 1)])
 def test_an_image_that_the_disk_would_not_give_is_read_again(
     photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, code: int, reads: int
@@ -321,11 +382,11 @@ def test_an_image_that_the_disk_would_not_give_is_read_again(
     asked: list[str] = []
     read = type(source).read
 
-    def away(self: Source, sample: Any) -> Image.Image:
+    def away(self: Source, sample: Any, shrink: Any) -> Image.Image:
         asked.append(sample.key)
         if sample.key == source.samples[0].key and len(asked) < 3:
             raise OSError(code, os.strerror(code))
-        return read(self, sample)
+        return read(self, sample, shrink)
 
     monkeypatch.setattr(building, "READ_AGAIN_S", (0.01, 0.01))
     monkeypatch.setattr(type(source), "read", away)

@@ -53,9 +53,9 @@ def test_the_search_never_reads_a_test_image(photos: Path, tmp_path: Path) -> No
     read: list[str] = []
     real = sources.read_image
 
-    def spy(path: str) -> object:
+    def spy(path: str, shrink: object) -> object:
         read.append(Path(path).relative_to(photos).as_posix())
-        return real(path)
+        return real(path, shrink)
 
     with patch.object(sources, "read_image", spy):
         check_dataset(str(photos), DATA)

@@ -245,6 +245,17 @@ class TestBatches:
         assert make(store, limit=needed - 1)._kept is None
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on one core
+@pytest.mark.parametrize("processes", [0, 2])
+def test_views_of_images_that_are_not_kept_are_the_same(
+    store: ImageStore, tmp_path: Path, processes: int
+) -> None:
+    source = open_source(str(store.entry.folder.parents[1] / "photos"))
+    other = open_store(source, range(11), SPEC, tmp_path, unreadable_limit=0, limit_bytes=3000)
+    assert not isinstance(other.images, np.ndarray)
+    assert torch.equal(collect(make(other), 1, processes), collect(make(store), 1))
+
+
 class TestRefusals:
     def test_no_views(self, store: ImageStore) -> None:
         with pytest.raises(ValueError, match="at least 1 view, but got views=0"):
