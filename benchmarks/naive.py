@@ -24,6 +24,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -214,14 +215,16 @@ def run_ours(file: Path, name: str, plans: Sequence[Plan], workers: int) -> Time
     call_all([command], file.parent)
     took = time.perf_counter() - start
     study = open_existing(name, f"sqlite:///{file.parent}/study.db").study
+    trials = study.get_trials(deepcopy=False)
+    if [trial.state for trial in trials] != [TrialState.COMPLETE] * len(plans):
+        raise SystemExit(f"{name}: the study was disturbed: {[trial.state for trial in trials]}")
     results = []
-    for trial in study.get_trials(deepcopy=False):
+    for trial, plan in zip(trials, plans, strict=True):
         found = record.plan_of(trial)
-        assert found is not None and trial.state == TrialState.COMPLETE, trial
-        plan = plans[trial.number]
-        wanted = (plan.depth, plan.lr, plan.hidden)
+        assert found is not None
         hidden = sum(layer.units for layer in found.head.hidden)
-        assert (found.depth, found.policy.lr, hidden) == wanted, (found, plan)
+        trained = (found.depth, hidden, found.policy.lr, found.policy.weight_decay)
+        assert trained == (plan.depth, plan.hidden, plan.lr, plan.weight_decay), (found, plan)
         tuned = trial.user_attrs[record.PARAMETERS_TUNED]
         results.append(result_of(trial.number, trial, tuned))
     info = study.user_attrs[record.DATASET]
@@ -486,6 +489,7 @@ def main() -> None:
         loader_workers=options.loader_workers or 0,
         storage="",
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the processes as well
     text = measure(options, settings, draw_plans(options.plans, max_depth))
     print(text)
     if options.write:

@@ -13,7 +13,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import optuna
@@ -111,8 +111,8 @@ def suggest(trial: Trial, max_depth: int) -> Plan:
 
 def make_loaders(settings: Settings) -> tuple[DataLoader, DataLoader]:
     """Return training images, augmented anew in every epoch, and validation images."""
-    model = timm.create_model(settings.backbone, pretrained=False, num_classes=0)
     size = (3, settings.image_size, settings.image_size)
+    model = make_backbone(replace(settings, weights="none"))
     config = resolve_data_config({"input_size": size}, model=model)
     augment = v2.Compose(
         [
@@ -141,6 +141,17 @@ def make_loaders(settings: Settings) -> tuple[DataLoader, DataLoader]:
     )
 
 
+def make_backbone(settings: Settings) -> nn.Module:
+    options = {}
+    if settings.weights not in ("hub", "none"):
+        options["pretrained_cfg_overlay"] = {"file": settings.weights}
+    config = timm.get_pretrained_cfg(settings.backbone)
+    if config is not None and config.fixed_input_size:  # position tables of transformers
+        options["img_size"] = settings.image_size
+    pretrained = settings.weights != "none"
+    return timm.create_model(settings.backbone, pretrained, num_classes=0, **options)
+
+
 def layers_of(backbone: nn.Module) -> list[list[str]]:
     """Return the names of the parameters of each layer, the last layer first.
 
@@ -161,15 +172,7 @@ class Model(nn.Module):
 
     def __init__(self, settings: Settings, plan: Plan, classes: int) -> None:
         super().__init__()
-        overlay = None
-        if settings.weights not in ("hub", "none"):
-            overlay = {"file": settings.weights}
-        self.backbone = timm.create_model(
-            settings.backbone,
-            pretrained=settings.weights != "none",
-            pretrained_cfg_overlay=overlay,
-            num_classes=0,
-        )
+        self.backbone = make_backbone(settings)
         self.layers = layers_of(self.backbone)
         tuned = {name for layer in self.layers[: plan.depth] for name in layer}
         for name, parameter in self.backbone.named_parameters():
