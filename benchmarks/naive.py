@@ -23,6 +23,7 @@ import math
 import os
 import platform
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -112,7 +113,7 @@ def run_naive(settings: Settings, plans: Sequence[Plan], folder: Path, workers: 
     settings = replace(settings, storage=f"sqlite:///{folder}/study.db")
     file = folder / "settings.json"
     file.write_text(json.dumps(asdict(settings)), encoding="utf-8")
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), cpu_of_children()
     study = optuna.create_study(
         study_name=STUDY, storage=settings.storage, direction="maximize", sampler=RANDOM
     )
@@ -120,14 +121,14 @@ def run_naive(settings: Settings, plans: Sequence[Plan], folder: Path, workers: 
         study.enqueue_trial(asdict(plan), user_attrs={"plan": index})
     command = [sys.executable, str(HERE / "naive_study.py"), str(file)]
     call_all([command] * workers, folder)
-    took = time.perf_counter() - start
+    took, cpu = time.perf_counter() - start, cpu_of_children() - cpu
     results: dict[int, Result] = {}
     for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
         index = trial.user_attrs["plan"]
         # Two processes may take one queued trial, and both train it (optuna issue 4621).
         results.setdefault(index, result_of(index, trial, trial.user_attrs["parameters"]))
     counts = (study.user_attrs["train"], study.user_attrs["validation"])
-    return Timed(took, list(results.values()), counts)
+    return Timed(took, cpu, list(results.values()), counts)
 
 
 def choose_loader_workers(settings: Settings, plan: Plan, folder: Path, workers: int) -> int:
@@ -211,9 +212,9 @@ def run_ours(file: Path, name: str, plans: Sequence[Plan], workers: int) -> Time
     """Run the study under a name, with the files that are there."""
     command = [sys.executable, "-m", "autotune.cli.main", "run", str(file), "--name", name]
     command += ["--workers", str(workers), "--gpus", "none"]
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), cpu_of_children()
     call_all([command], file.parent)
-    took = time.perf_counter() - start
+    took, cpu = time.perf_counter() - start, cpu_of_children() - cpu
     study = open_existing(name, f"sqlite:///{file.parent}/study.db").study
     trials = study.get_trials(deepcopy=False)
     if [trial.state for trial in trials] != [TrialState.COMPLETE] * len(plans):
@@ -228,7 +229,7 @@ def run_ours(file: Path, name: str, plans: Sequence[Plan], workers: int) -> Time
         tuned = trial.user_attrs[record.PARAMETERS_TUNED]
         results.append(result_of(trial.number, trial, tuned))
     info = study.user_attrs[record.DATASET]
-    return Timed(took, results, (info["train"], info["validation"]))
+    return Timed(took, cpu, results, (info["train"], info["validation"]))
 
 
 # Both
@@ -236,9 +237,17 @@ def run_ours(file: Path, name: str, plans: Sequence[Plan], workers: int) -> Time
 
 @dataclass(frozen=True)
 class Timed:
-    """What a side did: wall time, trials, and how many images trained and validated."""
+    """What a side did.
+
+    Args:
+        seconds: Wall time.
+        cpu_s: Time on all cores, that of other programs left out.
+        results: Of the trials.
+        images: How many train and validate.
+    """
 
     seconds: float
+    cpu_s: float
     results: list[Result]
     images: tuple[int, int]
 
@@ -249,6 +258,12 @@ RANDOM = optuna.samplers.RandomSampler(seed=0)
 def result_of(index: int, trial: FrozenTrial, parameters: int) -> Result:
     assert trial.duration is not None and trial.value is not None
     return Result(index, trial.duration.total_seconds(), trial.value, parameters)
+
+
+def cpu_of_children() -> float:
+    """Return the seconds on a core of all processes that this one has waited for, and theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def call_all(commands: Sequence[list[str]], folder: Path) -> None:
@@ -382,6 +397,7 @@ def measure(options: argparse.Namespace, settings: Settings, plans: list[Plan]) 
                 loaders,
                 timed.images,
                 timed.seconds,
+                timed.cpu_s,
                 timed.results,
             ),
             options.rows,

@@ -45,6 +45,7 @@ class Run:
         loader_workers: Loader processes of each naive worker.
         images: How many train and validate.
         seconds: Wall time, from the start of the processes to their end.
+        cpu_s: Time on all cores meanwhile, that of other programs left out.
         results: Of the plans.
     """
 
@@ -57,6 +58,7 @@ class Run:
     loader_workers: int | None
     images: tuple[int, int]
     seconds: float
+    cpu_s: float
     results: list[Result]
 
 
@@ -256,6 +258,7 @@ def _goals(by_side: dict[str, list[Run]], plans: Sequence[Plan]) -> list[str]:
         "The list is wall time, from the start of the processes to the end of the last one, with "
         "imports, decoding and reports; a trial is from its claim to its end.",
     ]
+    lines.append(_load(by_side))
     part = {len(run.results) for run in by_side["naive"]} - {len(plans)}
     if part:
         lines.append(
@@ -263,6 +266,19 @@ def _goals(by_side: dict[str, list[Run]], plans: Sequence[Plan]) -> list[str]:
             "by the mean time of a trial of each depth."
         )
     return lines
+
+
+def _load(by_side: dict[str, list[Run]]) -> str:
+    """Say how much of the machine each side got, which tells whether it was idle otherwise."""
+    words = []
+    for side, runs in by_side.items():
+        if runs:
+            cpu, wall = sum(run.cpu_s for run in runs), sum(run.seconds for run in runs)
+            words.append(f"{side} {cpu:.0f} s ({cpu / wall:.1f} cores)")
+    return (
+        f"Time on all cores, as measured: {', '.join(words)}. Where a side that is busy all the "
+        "time gets fewer cores than there are, other programs had the rest."
+    )
 
 
 def _depths(by_side: dict[str, list[Run]], plans: Sequence[Plan]) -> list[str]:

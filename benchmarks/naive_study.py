@@ -137,7 +137,7 @@ def make_loaders(settings: Settings) -> tuple[DataLoader, DataLoader]:
     single = len(train) % settings.batch_size == 1  # batch norm cannot train on one image
     return (
         DataLoader(train, settings.batch_size, shuffle=True, drop_last=single, **workers),
-        DataLoader(validation, 4 * settings.batch_size, **workers),
+        DataLoader(validation, settings.batch_size, **workers),
     )
 
 

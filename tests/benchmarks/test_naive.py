@@ -68,7 +68,7 @@ def test_a_part_of_the_list_is_scaled_by_depth(module: Any) -> None:
     report = module("naive_report")
     plans = module("naive").draw_plans(6, 1)  # depths 0, 1, 0, 1, 0, 1
     results = [report.Result(0, 10.0, 0.5, 1), report.Result(1, 30.0, 0.5, 1)]
-    run = report.Run("naive", 0, "", "", {}, {}, 0, (2, 2), 22.0, results)
+    run = report.Run("naive", 0, "", "", {}, {}, 0, (2, 2), 22.0, 44.0, results)
     assert report._scaled(run, plans) == pytest.approx(22.0 * 3)
 
 
