@@ -34,6 +34,8 @@ from autotune.studyfile import load_study_file
 from autotune.training.loop import Training
 
 GOAL = 0.95
+#: A share above this is no speed but noise: reading features costs something.
+MOST = 1.05
 EPOCHS = 7
 LR = 3e-4
 IMAGES = "images"
@@ -116,7 +118,12 @@ def render(rows: list[Row], options: argparse.Namespace, bench: Workbench) -> st
         device = torch.cuda.get_device_name(bench.device)
     shares = [row.kept / row.synthetic for row in rows if row.given != IMAGES]
     verdict = "NO FEATURES WERE KEPT: the whole network trained on images."
-    if shares:
+    if shares and max(shares) > MOST:
+        verdict = (
+            f"NO VERDICT: a share of {max(shares):.2f} is beyond what there is to win, so other "
+            "programs have disturbed the measurement, or its epochs are too short."
+        )
+    elif shares:
         least = min(shares)
         verdict = (
             f"Goal wherever features are kept: at least {GOAL:g}; least {least:.2f}, median "
