@@ -33,6 +33,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ from stack_shares import shares_of
 from autotune.errors import UserError
 from autotune.models.backbone import build, check_name
 from autotune.models.layers import layers_of
+from autotune.plan import TrialPlan
 from autotune.study import record
 from autotune.study.opening import open_existing
 from autotune.study.trial import prepare_training
@@ -321,19 +323,25 @@ def profile(settings: Settings, plans: Sequence[Plan], file: Path | None) -> Ite
         seen = replace(settings, epochs=NAIVE_EPOCHS_SEEN, loader_workers=0)
         loaders = make_loaders(seen)
         classes = len(loaders[0].dataset.classes)
+
+        def train_naive(plan: Plan) -> None:
+            list(train(Model(seen, plan, classes), plan, seen, *loaders))
+
         for plan in (plans[index] for index in indices):
-            call = lambda plan=plan: list(  # noqa: E731
-                train(Model(seen, plan, classes), plan, seen, *loaders)
-            )
-            yield Profile("naive", plan.depth, seen.epochs, shares_of(call))
+            shares = shares_of(partial(train_naive, plan))
+            yield Profile("naive", plan.depth, seen.epochs, shares)
         return
     opened = open_existing("warm", f"sqlite:///{file.parent}/study.db", str(file.parent / "files"))
     bench = prepare(opened)
+
+    def train_ours(plan: TrialPlan) -> None:
+        list(prepare_training(plan, bench).run())
+
     for index in indices:
         found = record.plan_of(opened.study.get_trials(deepcopy=False)[index])
         assert found is not None
-        call = lambda found=found: list(prepare_training(found, bench).run())  # noqa: E731
-        yield Profile("autotune", found.depth, settings.epochs, shares_of(call))
+        shares = shares_of(partial(train_ours, found))
+        yield Profile("autotune", found.depth, settings.epochs, shares)
 
 
 # Rows

@@ -72,6 +72,24 @@ def test_a_part_of_the_list_is_scaled_by_depth(module: Any) -> None:
     assert report._scaled(run, plans) == pytest.approx(22.0 * 3)
 
 
+@pytest.mark.parametrize(("cpu_s", "word"), [(200.0, "reached"), (90.0, "NO VERDICT")])
+def test_a_busy_machine_is_no_verdict(cpu_s: float, word: str, module: Any) -> None:
+    report = module("naive_report")
+
+    def run(side: str, seconds: float, cpu_s: float) -> Any:
+        results = [report.Result(0, seconds, 0.5, 1)]
+        return report.Run(side, 0, "", "", {}, {}, 0, (2, 2), seconds, cpu_s, results)
+
+    sides = {
+        "naive": [run("naive", 100.0, cpu_s)],
+        "cold": [run("cold", 10.0, 9.0)],
+        "warm": [],
+    }
+    cold = report._goals(sides, module("naive").draw_plans(1, 6), 2)[2]
+    assert "| 100.0 | 10.0 | 10.0 | 8 |" in cold
+    assert word in cold
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_both_sides_run_and_are_compared(tmp_path: Path) -> None:
