@@ -418,6 +418,10 @@ def _try_lock(stream: BinaryIO, kind: int) -> bool:
         fcntl.flock(stream, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+        return kind == fcntl.LOCK_SH  # a file system without locks: one reads, and drops nothing
     return True
 
 

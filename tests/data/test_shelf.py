@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import multiprocessing
@@ -362,6 +363,23 @@ class TestRoom:
         del part
         assert put(shelf, "b")
         assert shelf.known() == ["b"]
+
+    def test_without_locks_of_files_nothing_is_dropped(
+        self, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shelf = Shelf(shelf.folder, SIZE + 1000)
+        flock = fcntl.flock
+
+        def refuse(file: Any, kind: int) -> None:
+            if not isinstance(file, int):  # of entries; filelock has a way of its own
+                raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+            flock(file, kind)
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        put(shelf, "a")
+        with pytest.raises(DiskFullError):
+            put(shelf, "b")
+        assert shelf.known() == ["a"]
 
     def test_half_of_the_disk_where_there_is_no_limit(
         self, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
