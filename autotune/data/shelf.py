@@ -378,35 +378,39 @@ def _census(folder: Path) -> tuple[list[_Kept], list[_Coming]]:
 
 def _clear_left_over(temporary: Path, home: Path) -> bool:
     """Remove an unfinished entry, unless somebody is at it."""
-    lock = FileLock(_lock_of(home))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return False
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-    finally:
-        lock.release()
-    return True
+    with _lock_now(home) as ours:
+        if ours:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return ours
 
 
 @contextmanager
 def _unused(home: Path) -> Iterator[bool]:
     """Keep an entry from being opened, if nobody uses, makes or drops it."""
+    with _lock_now(home) as ours, ExitStack() as streams:
+        yield ours and _lock_files(home, streams)
+
+
+@contextmanager
+def _lock_now(home: Path) -> Iterator[bool]:
+    """Hold the lock of an entry, if it can be had without waiting."""
     lock = FileLock(_lock_of(home))
-    try:
+    with suppress(Timeout, PermissionError):  # the second: another user's
         lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
     try:
-        with ExitStack() as streams:
-            yield all(
-                _try_lock(streams.enter_context(open(path, "r+b")), fcntl.LOCK_EX)
-                for path in sorted(home.iterdir())
-            )
+        yield lock.is_locked
     finally:
         lock.release()
+
+
+def _lock_files(home: Path, streams: ExitStack) -> bool:
+    try:
+        return all(
+            _try_lock(streams.enter_context(open(path, "r+b")), fcntl.LOCK_EX)
+            for path in home.iterdir()
+        )
+    except (PermissionError, FileNotFoundError):  # another user's, or gone meanwhile
+        return False
 
 
 def _try_lock(stream: BinaryIO, kind: int) -> bool:
@@ -414,6 +418,10 @@ def _try_lock(stream: BinaryIO, kind: int) -> bool:
         fcntl.flock(stream, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+        return kind == fcntl.LOCK_SH  # a file system without locks: one reads, and drops nothing
     return True
 
 
@@ -429,9 +437,9 @@ def _read_or_none(home: Path, what: str | None) -> Entry | None:
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.EIO):  # such as too many open files
             raise
-        reason: Exception = error
+        reason = str(error)  # not the error: its traceback would keep the mappings
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = error
+        reason = f"{type(error).__name__}: {error}"
     else:
         return entry
     if what is not None:

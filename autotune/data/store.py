@@ -162,7 +162,7 @@ def open_store(
         store = _of(shelf.open(key, partial(make, keep=True), count * 3 * size**2, what))
     except NoRoomError as error:
         logger.warning("%s; until then each is decoded whenever it is needed, slower", error)
-        what = f"what is known of {count} images"
+        what = f"keys and labels of {count} images"
         entry = shelf.open(f"{key}{_LIST}", partial(make, keep=False), count * _LIST_BYTES, what)
         store = _of(entry, Undecoded(source, np.array(entry.record["indices"]), spec, fast))
     check_skipped(source, indices, store.indices, store.skipped, unreadable_limit)

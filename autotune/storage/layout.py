@@ -3,7 +3,7 @@
 Everything lies in one folder beside the database, ``autotune.files/`` beside ``autotune.db``::
 
     artifacts/                       what optuna-dashboard shows: curves, matrices, weights
-    cache/                           decoded images, shared by all workers
+    cache/                           what is computed once for all workers, see data/shelf.py
     checkpoints/<study>/<trial>.pt   state after the last finished epoch of a live trial
     logs/<study>/<worker>.log        one log a worker
     models/<study>/                  what ``autotune fit`` writes
@@ -55,7 +55,7 @@ class Files:
 
     @property
     def cache(self) -> Path:
-        """Folder of the decoded images."""
+        """Folder of what is computed once for all workers, decoded images for one."""
         return self.root / "cache"
 
     def checkpoints(self, study: str) -> Path:

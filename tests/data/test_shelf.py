@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import multiprocessing
@@ -363,6 +364,23 @@ class TestRoom:
         assert put(shelf, "b")
         assert shelf.known() == ["b"]
 
+    def test_without_locks_of_files_nothing_is_dropped(
+        self, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shelf = Shelf(shelf.folder, SIZE + 1000)
+        flock = fcntl.flock
+
+        def refuse(file: Any, kind: int) -> None:
+            if not isinstance(file, int):  # of entries; filelock has a way of its own
+                raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+            flock(file, kind)
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        put(shelf, "a")
+        with pytest.raises(DiskFullError):
+            put(shelf, "b")
+        assert shelf.known() == ["a"]
+
     def test_half_of_the_disk_where_there_is_no_limit(
         self, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -451,3 +469,46 @@ def test_the_record_is_readable(shelf: Shelf) -> None:
         "shape": [4, 1000],
         "crc32": zlib.crc32(bytes([1]) * SIZE),
     }
+
+
+@pytest.mark.slow
+def test_many_processes_that_are_killed_at_random(shelf: Shelf, tmp_path: Path) -> None:
+    """Whoever opens an entry sees what it should hold, or is told that there is no room."""
+    keys, size = 8, 1 << 20
+    shelf = Shelf(shelf.folder, int(3.5 * size))
+    until = time.monotonic() + 15
+
+    def work(index: int) -> None:
+        draws = np.random.default_rng([index, time.time_ns()])
+        held: list[Entry] = []
+        while time.monotonic() < until:
+            key = int(draws.integers(keys))
+            try:
+                entry = shelf.open(f"some/{key}", numbers(key, size), size)
+            except DiskFullError:
+                held.clear()
+                continue
+            array = entry.array("numbers")
+            assert int(array.min()) == int(array.max()) == key == entry.record["value"]
+            held = [*held, entry][-int(draws.integers(1, 3)) :]
+        (tmp_path / f"{index}.done").touch()
+
+    processes = {}
+    draws = np.random.default_rng(0)
+    for index in range(60):
+        processes[index] = FORK.Process(target=work, args=(index,))
+        processes[index].start()
+        time.sleep(0.2)
+        if index >= 3:
+            victim = int(draws.choice(list(processes)))
+            kill(processes.pop(victim))
+    for process in processes.values():
+        process.join(60)
+        assert process.exitcode == 0
+    shelf.room(size)
+    assert set(shelf.known()) <= {f"some/{key}" for key in range(keys)}
+    assert not [path for path in shelf.folder.rglob("*") if ".tmp-" in path.name]
+    for key in range(keys):
+        assert int(put(shelf, f"some/{key}", key, size).array("numbers")[3, 5]) == key
+    taken = sum(path.stat().st_size for path in shelf.folder.rglob("*") if path.is_file())
+    assert taken <= shelf.limit_bytes

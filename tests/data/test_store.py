@@ -290,7 +290,7 @@ class TestDisk:
         with pytest.raises(DiskFullError) as caught:
             opened(open_source(str(photos)), folder)
         assert str(caught.value) == (
-            f"what is known of 11 images need 0.0 MB, but the disk of {folder} has 0.0 MB free; "
+            f"keys and labels of 11 images need 0.0 MB, but the disk of {folder} has 0.0 MB free; "
             "free some space, or move the files of the study with 'files='"
         )
         assert not folder.parent.exists()

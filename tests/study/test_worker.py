@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from optuna.artifacts import get_all_artifact_meta
@@ -128,6 +129,20 @@ def test_equal_plans_have_equal_values(tmp_path: Path) -> None:
     assert values == trial.intermediate_values
     assert training.metrics is not None
     assert training.metrics.to_json() == trial.user_attrs[record.METRICS]
+
+
+def test_images_that_there_is_no_room_for_give_the_same_values(tmp_path: Path) -> None:
+    plenty = open_small(tmp_path / "plenty", cache__features="off")
+    little = {"disk_gb": 5e-5, "memory_gb": 0, "features": "off"}
+    values = []
+    for opened in (plenty, open_small(tmp_path / "little", cache=little)):
+        bench = prepare(opened)
+        plan = bench.space.baseline(bench.config.baseline)
+        training = prepare_training(plan, bench)
+        values.append([one.metrics.to_json() for one in training.run() if one.metrics])
+    assert values[0] == values[1]
+    assert not isinstance(bench.materials.of(plan.backbone).task.store.images, np.ndarray)
+    assert bench.materials.of(plan.backbone).kept_bytes == 0
 
 
 def test_the_test_part_is_not_decoded(tmp_path: Path) -> None:

@@ -44,5 +44,6 @@ def open_defined(definition: Definition) -> OpenStudy:
     config = definition.config
     files = Files.of(config.storage, config.files)
     for spec in definition.specs:
-        task = Task.open(config.dataset, config.data, spec, files.cache)
+        limit = config.cache.disk_bytes
+        task = Task.open(config.dataset, config.data, spec, files.cache, limit_bytes=limit)
     return open_or_create(definition, task.info.to_json())
