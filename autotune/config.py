@@ -219,13 +219,17 @@ class AugmentConfig(_Section):
     jitter: Annotated[float, single(False, 0, 1)] = 0.0
 
 
+#: As ``training.views``: an image is augmented anew in every epoch, and nothing of it is kept.
+ONLINE = "online"
+
+
 class TrainingConfig(_Section):
     """``training``: what all trials of the study share."""
 
     epochs: Annotated[int, single(True, 1, 100000)] = 20
     batch_size: Annotated[int, single(True, 2, 65536)] = 64
     objective: Annotated[str, one_of(tuple(OBJECTIVES))] = "accuracy"
-    views: Annotated[int, single(True, 1, 1024)] = 8
+    views: Annotated[int | str, single(True, 1, 1024, word=ONLINE)] = 8
     warmup: Annotated[float, single(False, 0, 1, high_open=True)] = 0.1
     clip_norm: Annotated[float | None, single(False, 0, low_open=True, optional=True)] = 1.0
     ema: Annotated[
@@ -233,6 +237,11 @@ class TrainingConfig(_Section):
     ] = None
     amp: Annotated[str, one_of(("auto", "off", "bf16", "fp16"))] = "auto"
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
+
+    @property
+    def view_count(self) -> int:
+        """Views of each training image; with ``online`` no epoch shows one that was shown."""
+        return self.epochs if isinstance(self.views, str) else self.views
 
 
 class GreedyConfig(_Section):

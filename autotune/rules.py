@@ -81,18 +81,21 @@ def _rule(
     high: float,
     low_open: bool,
     high_open: bool,
-    or_keep: bool = False,
+    word: str = "",
 ) -> Callable[[Any], Any]:
-    """Make a check for one number between two bounds; its message states the whole rule."""
+    """Make a check for one number between two bounds, or a word in its place.
+
+    The message states the whole rule.
+    """
     bounds = [f"{'above' if low_open else 'of at least'} {_shown(low)}"]
     if math.isfinite(high):
         bounds.append(f"{'below' if high_open else 'at most'} {_shown(high)}")
-    kind = f"{'keep or ' if or_keep else ''}a {'whole ' if integer else ''}number"
+    kind = f"{f'{word} or ' if word else ''}a {'whole ' if integer else ''}number"
     rule = f"must be {kind} {' and '.join(bounds)}"
 
     def check(value: Any) -> int | float | str:
-        if or_keep and value == KEEP:
-            return KEEP
+        if word and value == word:
+            return word
         number = _number(value, integer)
         if (
             number is None
@@ -101,17 +104,15 @@ def _rule(
             or (high_open and number == high)
         ):
             raise ValueError(
-                join_sentences(
-                    f"{rule}, but got {in_yaml(value)}", _perhaps_keep(value) if or_keep else ""
-                )
+                join_sentences(f"{rule}, but got {in_yaml(value)}", _perhaps(value, word))
             )
         return number
 
     return check
 
 
-def _perhaps_keep(value: Any) -> str:
-    return nearest(value, (KEEP,)) if isinstance(value, str) else ""
+def _perhaps(value: Any, word: str) -> str:
+    return nearest(value, (word,)) if word and isinstance(value, str) else ""
 
 
 def _shown(number: float) -> str:
@@ -126,9 +127,10 @@ def single(
     low_open: bool = False,
     high_open: bool = False,
     optional: bool = False,
+    word: str = "",
 ) -> BeforeValidator:
-    """Accept one number between two bounds, or null where that means something."""
-    rule = _rule(integer, low, high, low_open, high_open)
+    """Accept one number between two bounds, or null or a word where that means something."""
+    rule = _rule(integer, low, high, low_open, high_open, word)
     return BeforeValidator(lambda value: None if optional and value is None else rule(value))
 
 
@@ -136,7 +138,7 @@ def numbers(
     integer: bool, low: float, high: float, low_open: bool = False, or_keep: bool = False
 ) -> BeforeValidator:
     """Accept a dimension of numbers between two bounds, and ``keep`` outside of ranges."""
-    scalar = _rule(integer, low, high, low_open, False, or_keep)
+    scalar = _rule(integer, low, high, low_open, False, KEEP if or_keep else "")
     end = _rule(integer, low, high, low_open, False)
 
     def check(value: Any) -> Any:
@@ -266,7 +268,7 @@ def kernels() -> BeforeValidator:
         number = _number(value, integer=True)
         if number not in KERNELS:
             rule = f"{_choose(allowed)}, but got {in_yaml(value)}"
-            raise ValueError(join_sentences(rule, _perhaps_keep(value)))
+            raise ValueError(join_sentences(rule, _perhaps(value, KEEP)))
         return int(number)
 
     return _no_range(scalar, "a side or a list of sides")
@@ -288,7 +290,9 @@ def widths() -> BeforeValidator:
         number = _number(value, integer=True)
         if number is not None and FIRST_ABSOLUTE <= number <= 65536:
             return number
-        raise ValueError(join_sentences(f"{rule}, but got {in_yaml(value)}", _perhaps_keep(value)))
+        raise ValueError(
+            join_sentences(f"{rule}, but got {in_yaml(value)}", _perhaps(value, KEEP))
+        )
 
     return _no_range(scalar, "a width or a list of widths")
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -366,6 +367,7 @@ def faults(url: str, budget: int) -> list[str]:
         found.append(f"{progress.failed} trials failed: {reasons}")
     plans = Counter(record.plan_of(one) for one in trials if one.state in FINISHED)
     found += [f"trained {count} times: {plan}" for plan, count in plans.items() if count > 1]
+    shutil.rmtree(opened.files.cache)  # no value may depend on how its features came to be
     bench = prepare(opened)
     torch.set_num_threads(1)  # as the workers: sums of more threads are rounded differently
     return found + [

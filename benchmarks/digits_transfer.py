@@ -50,7 +50,7 @@ def accuracy(
         build_network(backbone, plan, len(task.classes), seed),
         plan.policy,
         config.training,
-        task.train_views(config.training.augment, config.training.views, seed),
+        task.train_views(config.training.augment, config.training.view_count, seed),
         task.validation_views(),
         Normalise.of(backbone.data_config, torch.device("cpu")),
         seed,

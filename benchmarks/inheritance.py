@@ -65,7 +65,7 @@ class Setting:
         """Return training and validation images."""
         training = self.config.training
         return (
-            self.task.train_views(training.augment, training.views, seed),
+            self.task.train_views(training.augment, training.view_count, seed),
             self.task.validation_views(),
         )
 

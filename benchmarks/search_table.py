@@ -147,7 +147,7 @@ def bench() -> Bench:
     with tempfile.TemporaryDirectory(prefix="search-table-") as folder:
         task = Task.open(config.dataset, config.data, found.backbones[0].spec, Path(folder))
         settings = config.training
-        train = task.train_views(settings.augment, settings.views, config.search.seed)
+        train = task.train_views(settings.augment, settings.view_count, config.search.seed)
         size = config.data.image_size
         backbone = load_backbone(config.backbones[0], config.weights, size)
         normalise = Normalise.of(backbone.data_config, torch.device("cpu"))

@@ -85,7 +85,7 @@ def fit(
     memory_bytes = bench.materials.memory_bytes // len(tasks)
     train = {
         name: task.train_validation_views(
-            config.training.augment, config.training.views, config.search.seed, memory_bytes
+            config.training.augment, config.training.view_count, config.search.seed, memory_bytes
         )
         for name, task in tasks.items()
     }

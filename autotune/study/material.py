@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autotune.config import StudyConfig
+from autotune.config import ONLINE, StudyConfig
 from autotune.data.images import ImageSpec
 from autotune.data.memory import share_of_memory
 from autotune.data.task import Task
@@ -97,5 +97,9 @@ def _make(opened: OpenStudy, config: StudyConfig, name: str, memory_bytes: int) 
     training = config.training
     validation = task.validation_views(memory_bytes)
     memory_bytes -= validation.kept_bytes
-    train = task.train_views(training.augment, training.views, config.search.seed, memory_bytes)
+    if training.views == ONLINE:
+        memory_bytes = 0
+    train = task.train_views(
+        training.augment, training.view_count, config.search.seed, memory_bytes
+    )
     return Material(backbone, task, train, validation)

@@ -44,6 +44,7 @@ DEVICE = "device"  # str: e.g. "cpu" or "NVIDIA H200"
 EPOCHS = "epochs"  # int: epochs trained, those of earlier attempts included
 SECONDS = "seconds"  # float: wall time of the training, that of earlier attempts included
 PARAMETERS_TUNED = "parameters_tuned"  # int
+WHOLE = "trains_whole"  # str: why no features are kept, where the backbone cannot be split
 PART = "part"  # int: images at a time, where a whole batch does not fit into memory
 # floats: what the training held on its GPU at most (of a plan that did not fit: what it wanted at
 # least), and what the device has

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from autotune.config import ONLINE
 from autotune.data.shelf import Shelf
 from autotune.errors import SplitError
 from autotune.models.layers import layers_of
@@ -44,12 +45,10 @@ def use_features(training: Training, plan: TrialPlan, material: Material, bench:
         bench: What the worker has at hand.
 
     Returns:
-        Why the network trains whole, or an empty string.
+        Why its backbone cannot be split, or an empty string.
     """
-    if bench.config.cache.features == "off":
-        return "cache.features is off"
-    if training.mixing is not None:
-        return "its images are mixed in every step"
+    if bench.config.cache.features == "off" or training.mixing is not None:
+        return ""
     try:
         found = split(training.network, _images(training))
     except SplitError as error:
@@ -58,7 +57,7 @@ def use_features(training: Training, plan: TrialPlan, material: Material, bench:
             bench.roots[plan.backbone] = None
         return str(error)
     if found.trivial:
-        return "all of its layers are tuned"
+        return ""
     if plan.backbone not in bench.roots:
         bench.roots[plan.backbone] = _root(training, plan, material, bench)
     files, limit = bench.opened.files, bench.config.cache.disk_bytes
@@ -73,7 +72,7 @@ def use_features(training: Training, plan: TrialPlan, material: Material, bench:
     assert training.images is material.train and training.validation is material.validation
     training.use(
         found,
-        Features(cache, found, material.train),
+        Features(cache, found, material.train, bench.config.training.views == ONLINE),
         Features(cache, found, material.validation),
     )
     return ""

@@ -191,6 +191,8 @@ def _run(
     emit({"event": "start", "trial": trial.number, "plan": words})
     training = prepare_training(plan, bench, stopped, part=part)
     trial.set_user_attr(record.DEVICE, device_name(bench.device))
+    if training.whole:
+        trial.set_user_attr(record.WHOLE, training.whole)
     trial.set_user_attr(record.PARAMETERS_TUNED, tuned_parameters(training.network))
     costs = costs_of(trial, training, bench.config)
     if is_refused(trial, costs, bench.config):
@@ -295,7 +297,7 @@ def prepare_training(
         part,
     )
     if refit is None:
-        use_features(training, plan, material, bench)
+        training.whole = use_features(training, plan, material, bench)
     return training
 
 

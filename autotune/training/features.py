@@ -185,17 +185,20 @@ class Features:
         cache: Where they are kept.
         split: The network that is cut.
         views: The images.
+        online: Whether features are computed whenever they are asked for, and not kept.
 
     Attributes:
         labels: int64 tensor, ``(N,)``.
     """
 
-    def __init__(self, cache: FeatureCache, split: Split, views: Views) -> None:
+    def __init__(
+        self, cache: FeatureCache, split: Split, views: Views, online: bool = False
+    ) -> None:
         self.labels = views.labels
         self._cache = cache
         self._split = split
         self._views = views
-        self._online = False
+        self._online = online
         self._resident: OrderedDict[str, list[Tensor]] = OrderedDict()
 
     def __len__(self) -> int:

@@ -144,6 +144,8 @@ class Training:
         self.images = train
         self.train: Batches = train
         self.validation: Batches | None = validation
+        #: Why the backbone cannot be split, where it cannot.
+        self.whole = ""
         self.normalise = normalise
         self.seed = seed
         self.stopped = stopped
@@ -293,6 +295,11 @@ class Training:
         self.metrics = measure(self.validation_logits, labels)
         return self.metrics
 
+    @property
+    def _judged_at_a_time(self) -> int:
+        """Images of a batch without gradients: a GPU wants many, the caches of a CPU do not."""
+        return 4 * self.part if self.device.type == "cuda" else self.part
+
     @torch.no_grad()
     def predict(self, views: Batches) -> tuple[Tensor, Tensor]:
         """Return logits ``(N, classes)`` and labels ``(N,)`` of the evaluation views."""
@@ -300,7 +307,7 @@ class Training:
         order = torch.arange(len(views))
         outputs = []
         for images, _ in views.batches(
-            order, torch.zeros_like(order), 4 * self.part, self.loader_workers
+            order, torch.zeros_like(order), self._judged_at_a_time, self.loader_workers
         ):
             if self.stopped():
                 raise InterruptedTrial(f"stopped in the validation of epoch {self.epoch}")

@@ -176,6 +176,16 @@ def test_without_room_features_are_computed_whenever_they_are_needed(
     assert Shelf(tmp_path).known() == []
 
 
+def test_online_views_are_not_kept(tmp_path: Path) -> None:
+    found = plan("test_resnet", 1, lr=0.01)
+    run = on_features(found, tmp_path, views=3)
+    assert isinstance(run.train, Features)
+    run.train = Features(run.train._cache, run.train._split, run.images, online=True)
+    expected = np.array(course(training(found, views=3)))
+    assert np.array(course(run)) == pytest.approx(expected, rel=0.01)
+    assert len(Shelf(tmp_path).known()) == 1  # of the validation images
+
+
 def test_a_resumed_training_goes_on_bit_by_bit(tmp_path: Path) -> None:
     found = plan("test_resnet", 1, 8, dropout=0.3, lr=0.01, head_epochs=1)
     named: dict[str, Any] = {"views": 2, "ema": 0.9, "epochs": 4}
