@@ -6,6 +6,7 @@ import logging
 from math import prod
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from autotune.config import ONLINE
@@ -96,7 +97,8 @@ def _root(
         unchanged = TrialPlan(plan.backbone, depth, (LayerPlan(),) * depth)
         network = build_network(backbone, unchanged, training.network.head.classes, seed=0)
         try:
-            found = split(network.to(training.device), _images(training))
+            network.to(training.device).to(memory_format=torch.channels_last)
+            found = split(network, _images(training))
         except SplitError as error:
             logger.info("%s has no root at depth %d: %s", plan.backbone, depth, error)
             continue

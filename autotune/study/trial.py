@@ -283,7 +283,7 @@ def prepare_training(
     )
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(bench.device)
-    network.to(bench.device)
+    network.to(bench.device).to(memory_format=torch.channels_last)  # see in_channels_last
     training = Training(
         network,
         plan.policy,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 #: What a network takes: normalised images ``(N, C, H, W)``, or features of images, each
@@ -32,6 +33,14 @@ class Batches(Protocol):
         Yields:
             uint8 images ``(B, C, H, W)`` or features, and labels, int64 ``(B,)``.
         """
+
+
+def in_channels_last(tensor: Tensor) -> Tensor:
+    """Lay the channels of images side by side: convolutions are up to twice as fast (oneDNN).
+
+    Their values are the same, and so is the shape; tensors of other shapes stay as they are.
+    """
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def in_parts(inputs: Inputs, parts: int) -> list[Inputs]:

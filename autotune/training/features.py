@@ -28,6 +28,7 @@ from autotune.data.views import Views, chunks
 from autotune.errors import DiskFullError
 from autotune.models.split import Prefix, Split
 from autotune.threads import cores, one_thread
+from autotune.training.batches import in_channels_last
 from autotune.training.loop import Autocast, Normalise
 
 logger = logging.getLogger(__name__)
@@ -174,7 +175,7 @@ class FeatureCache:
         """Bring images or kept features to the device as the network takes them."""
         if tensor.dtype == torch.uint8:
             return self.normalise(tensor)
-        moved = tensor.to(self.autocast.device, non_blocking=True)
+        moved = in_channels_last(tensor.to(self.autocast.device, non_blocking=True))
         return moved.float() if moved.is_floating_point() else moved
 
 

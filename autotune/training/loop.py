@@ -25,7 +25,7 @@ from autotune.errors import DivergedError, InterruptedTrial
 from autotune.models.network import Network
 from autotune.models.split import Split
 from autotune.plan import TrainingPolicy
-from autotune.training.batches import Batches, Inputs, in_parts
+from autotune.training.batches import Batches, Inputs, in_channels_last, in_parts
 from autotune.training.checkpoint import load_checkpoint, save_checkpoint
 from autotune.training.metrics import Metrics, measure
 from autotune.training.mixing import make_mixing
@@ -81,7 +81,7 @@ class Normalise:
     def __call__(self, images: Tensor) -> Tensor:
         """Normalise ``(N, C, H, W)`` uint8 images on their way to the device."""
         images = images.to(self.mean.device, non_blocking=True)
-        return (images.float() - self.mean) / self.std
+        return in_channels_last((images.float() - self.mean) / self.std)
 
 
 @dataclass(frozen=True)
