@@ -114,7 +114,7 @@ def _outcome(network: Any, given: Any) -> Mapping[str, Any]:
     """Evaluate and train on one batch; return logits, gradients and norm statistics."""
     import torch
 
-    state = {name: value.clone() for name, value in network.state_dict().items()}
+    before = [one.clone() for one in network.buffers()]
     with torch.no_grad():
         logits = network.eval()(given)
     network.train()
@@ -126,9 +126,10 @@ def _outcome(network: Any, given: Any) -> Mapping[str, Any]:
         for name, parameter in network.named_parameters()
         if parameter.grad is not None and not name.startswith("head.")
     ]
-    buffers = [one.float().flatten() for _, one in network.named_buffers()]
+    buffers = [one.float().flatten() for one in network.buffers()]
     network.zero_grad()
-    network.load_state_dict(state)
+    for one, value in zip(network.buffers(), before, strict=True):
+        one.copy_(value)
     return {
         "logits": logits,
         "gradients": torch.cat(tuned) if tuned else torch.zeros(0),

@@ -194,7 +194,9 @@ def follow(
                 if one._version != version
             }
         if known is None and copied in locked:
-            kinds.setdefault(digests[copied], kind_of(*(found[node] for found in values)))
+            own = node.op == "get_attr"
+            kind = Constant(values[0][node]) if own else kind_of(*(one[node] for one in values))
+            kinds.setdefault(digests[copied], kind)
         if written:
             rewritten |= {one for one, places in memory.items() if places & written}
             for earlier in [one for one in values[0] if one is not node]:
@@ -204,7 +206,7 @@ def follow(
                     add(renewed, True)
                     memory[renewed] = _addresses(values[0][earlier])
                     if known is None and renewed in locked:
-                        kind = kind_of(*(found[earlier] for found in values))
+                        kind = kind_of(*(one[earlier] for one in values))
                         kinds.setdefault(digests[renewed], kind)
         memory[copied] = _addresses(values[0][node])
         for gone in ends.get(node, ()):
@@ -255,13 +257,14 @@ def _addresses(value: Any) -> set[int]:
 
 
 def kind_of(few: Any, many: Any) -> Kind:
-    """Say what a node gives, from its values for the two batches."""
+    """Say what a node gives, from its values for the two batches as they are now."""
     if isinstance(few, Tensor) and isinstance(many, Tensor):
         return _kind_of_tensor(few, many)
     if isinstance(few, tuple | list) and type(few) is type(many) and len(few) == len(many):
         items = tuple(map(kind_of, few, many))
-        if all(isinstance(one, Constant) for one in items):
-            return Constant(few)
+        constants = [one.value for one in items if isinstance(one, Constant)]
+        if len(constants) == len(items):
+            return Constant(type(few)(constants))
         return Several(type(few), items)
     if type(few) is not type(many):
         return Mixed()
@@ -274,7 +277,7 @@ def kind_of(few: Any, many: Any) -> Kind:
 
 def _kind_of_tensor(few: Tensor, many: Tensor) -> Kind:
     if few.shape == many.shape:
-        return Constant(few) if torch.equal(few, many) else Mixed()
+        return Constant(few.clone()) if torch.equal(few, many) else Mixed()
     if few.ndim != many.ndim:
         return Mixed()
     dims = [dim for dim in range(few.ndim) if few.shape[dim] != many.shape[dim]]

@@ -105,7 +105,7 @@ class Split:
 
     Args:
         keys: What each crossing tensor is, 32 hexadecimal digits: equal keys are equal features,
-            given the backbone's weights. They are the same in every process.
+            given the backbone's weights and the precision. They are the same in every process.
         shapes: Shape of one image's part of each.
         dtypes: Their types.
         trivial: Whether nothing that costs anything lies before the cut.
@@ -155,8 +155,9 @@ def split(network: Network, images: Tensor) -> Split:
     """Cut a network where training begins.
 
     Args:
-        network: The network, already on its device; it is not changed.
-        images: Some normalised images ``(N, C, H, W)``.
+        network: The network, already on its device; it is not changed. Where it trains under
+            autocast, this has to run under it too: what crosses has the types of now.
+        images: Some normalised images ``(N, C, H, W)``; the first is looked at.
 
     Raises:
         SplitError: With the reason, when the backbone cannot be traced, or what crosses belongs
