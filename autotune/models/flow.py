@@ -13,7 +13,7 @@ tensors. What is read after such a write then depends on it in the graph too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -113,6 +113,7 @@ class Flow:
         digests: Digest of each node.
         locked: The nodes that depend on the images and on locked state alone.
         rewritten: The nodes whose memory is written to by a later one.
+        effects: The nodes that write to tuned buffers.
         kinds: What the locked nodes give, by digest.
     """
 
@@ -121,6 +122,7 @@ class Flow:
     digests: Mapping[Node, str]
     locked: frozenset[Node]
     rewritten: frozenset[Node]
+    effects: tuple[Node, ...]
     kinds: Mapping[str, Kind]
 
 
@@ -159,6 +161,8 @@ def follow(
     kinds: dict[str, Kind] = {}
     locked: set[Node] = set()
     rewritten: set[Node] = set()
+    effects: list[Node] = []
+    buffers = set[int]().union(*map(_addresses, root.buffers()))
     memory: dict[Node, set[int]] = {}
     ends = _last_uses(graph)
 
@@ -197,6 +201,8 @@ def follow(
             own = node.op == "get_attr"
             kind = Constant(values[0][node]) if own else kind_of(*(one[node] for one in values))
             kinds.setdefault(digests[copied], kind)
+        if written & buffers and copied not in locked:
+            effects.append(copied)
         if written:
             rewritten |= {one for one, places in memory.items() if places & written}
             for earlier in [one for one in values[0] if one is not node]:
@@ -212,8 +218,15 @@ def follow(
         for gone in ends.get(node, ()):
             for found in values:
                 found.pop(gone, None)
-    found_kinds = kinds if known is None else known
-    return Flow(root, new, digests, frozenset(locked), frozenset(rewritten), found_kinds)
+    return Flow(
+        root,
+        new,
+        digests,
+        frozenset(locked),
+        frozenset(rewritten),
+        tuple(effects),
+        kinds if known is None else known,
+    )
 
 
 def in_mode_of(root: nn.Module, flow: Flow, shape: tuple[int, ...]) -> Flow:
@@ -228,7 +241,7 @@ def in_mode_of(root: nn.Module, flow: Flow, shape: tuple[int, ...]) -> Flow:
     for node in flow.graph.nodes:
         digests[node] = digest(node, root, digests, shape)
     locked = frozenset(node for node in flow.locked if digests[node] == flow.digests[node])
-    return Flow(root, flow.graph, digests, locked, flow.rewritten, flow.kinds)
+    return replace(flow, root=root, digests=digests, locked=locked)
 
 
 def _last_uses(graph: fx.Graph) -> dict[Node, list[Node]]:

@@ -289,7 +289,7 @@ def _cut(flows: Sequence[Flow]) -> tuple[str, ...]:
     sources: set[str] = set()
     sinks: set[str] = set()
     for one_flow in flows:
-        needed = _needed(one_flow, [_output(one_flow)])
+        needed = _needed(one_flow, [_output(one_flow), *one_flow.effects])
         for node in [one for one in one_flow.graph.nodes if one in needed]:
             key, inner = one_flow.digests[node], node in one_flow.locked
             if inner and not _differs(one_flow, node):
@@ -384,9 +384,10 @@ def _part(
         given: Keys of the tensors that it is given, as parts ``(N, *shape)``.
         wanted: The nodes whose values it returns.
         written: The arguments that nodes write to: they get copies.
-        as_parts: Whether to return a tuple of parts, and not the one value as it is.
+        as_parts: Whether to return a tuple of parts, and not the one value as it is; what writes
+            to buffers belongs to the latter alone.
     """
-    needed = _needed(flow, wanted, given)
+    needed = _needed(flow, wanted if as_parts else [*wanted, *flow.effects], given)
     nodes = [node for node in flow.graph.nodes if node in needed]
     fixed = {node: flow.kinds[flow.digests[node]] for node in nodes if _is_fixed(flow, node)}
     values = [kind.value for kind in fixed.values() if isinstance(kind, Constant)]

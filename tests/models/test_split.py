@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.layers import DropPath
 from timm.utils.model_ema import ModelEmaV3
@@ -421,6 +422,22 @@ def dropped(self: Any, x: Tensor) -> Tensor:
     return pooled(self.end(x))
 
 
+class Centred(nn.Module):
+    """Subtracts a mean that it follows by itself, with no module of torch."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.mul_(0.5).add_(x.detach().mean((0, 2, 3)), alpha=0.5)
+            return x - x.mean((0, 2, 3), keepdim=True)
+        return x - self.mean[None, :, None, None]
+
+
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
 @pytest.mark.parametrize(
     ("flow", "end"),
@@ -440,6 +457,7 @@ def dropped(self: Any, x: Tensor) -> Tensor:
         (constant_written, None),
         (several_outputs, None),
         (dropped, [nn.Dropout(0.5, inplace=True), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)]),
+        (dropped, [nn.Conv2d(8, 8, 1), Centred()]),
         (dropped, [DropPath(0.5), nn.Conv2d(8, 8, 1), nn.Dropout2d(0.5)]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -456,6 +474,17 @@ def test_networks_made_by_hand(
 def test_two_tensors_cross_where_one_skips_the_middle() -> None:
     found = cut(made(skip), noise())
     assert found.shapes == ((8, 8, 8), (8, 8, 8)) and not found.trivial
+
+
+def test_dropout_that_drops_nothing_does_not_move_the_cut() -> None:
+    """BEiT's layers call one, behind the position table, their own."""
+    options = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 32}
+    module = timm.create_model("beit_base_patch16_224", num_classes=0, **options)
+    net = Network(module, layers_of(module), 1, Head(HeadPlan(), 48, 3))
+    assert "pos_drop" in net.layers[0].modules
+    found = cut(net, images("test_resnet", 2))
+    assert found.shapes == ((5, 48),)
+    check_same(net, found, images("test_resnet", 3))
 
 
 def test_images_cross_alone_where_all_layers_train() -> None:
