@@ -83,9 +83,9 @@ def check(family: str, name: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=0)
-    _stir(model)
+    stir(model)
     model.eval().requires_grad_(False)
-    backbone = Backbone(name, model, data_config(model, _size(model)), "")
+    backbone = Backbone(name, model, data_config(model, image_size(model)), "")
     layers = layers_of(model)
     start = time.perf_counter()
     offers = offers_for(backbone, layers, min(LAST, len(layers)))[:LAST]
@@ -111,7 +111,7 @@ def check(family: str, name: str) -> dict[str, Any]:
         try:
             row[title] = step()
         except Exception as error:
-            row["failures"].append(f"{title}: {_short(error)}")
+            row["failures"].append(f"{title}: {short(error)}")
     row["widened"] = None
     for field, changes in CHANGES.items():
         for _, value, same in changes:
@@ -122,7 +122,7 @@ def check(family: str, name: str) -> dict[str, Any]:
                 same = same or (field, value) == ("kernel", 7)
                 off = _change(backbone, plan, images, features if same else None)
             except Exception as error:
-                row["failures"].append(f"{field} {value}: {_short(error)}")
+                row["failures"].append(f"{field} {value}: {short(error)}")
                 continue
             exact = same and (
                 field != "width" or all(group.exact for one in offers for group in one.groups)
@@ -137,7 +137,7 @@ def check(family: str, name: str) -> dict[str, Any]:
     return row
 
 
-def _size(model: Any) -> int | None:
+def image_size(model: Any) -> int | None:
     """Return a small size of images that the model can take, ``None`` for its own."""
     import torch
 
@@ -152,7 +152,7 @@ def _size(model: Any) -> int | None:
     return SIZE
 
 
-def _stir(model: Any) -> None:
+def stir(model: Any) -> None:
     """Give norms and scales values that hide nothing: many start as zeros and ones."""
     import torch
 
@@ -186,7 +186,7 @@ def _reasons(offers: Any, field: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:160] if lines else 'no details'}"
 
@@ -461,7 +461,7 @@ def main() -> None:
             try:
                 row = done.result()
             except Exception as error:
-                row = {"family": family, "model": name, "failures": [_short(error)]}
+                row = {"family": family, "model": name, "failures": [short(error)]}
             rows.append(row)
             if options.rows is not None:
                 with options.rows.open("a", encoding="utf-8") as file:

@@ -13,7 +13,7 @@ tensors. What is read after such a write then depends on it in the graph too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -113,6 +113,7 @@ class Flow:
         digests: Digest of each node.
         locked: The nodes that depend on the images and on locked state alone.
         rewritten: The nodes whose memory is written to by a later one.
+        effects: The nodes that write to tuned buffers.
         kinds: What the locked nodes give, by digest.
     """
 
@@ -121,6 +122,7 @@ class Flow:
     digests: Mapping[Node, str]
     locked: frozenset[Node]
     rewritten: frozenset[Node]
+    effects: tuple[Node, ...]
     kinds: Mapping[str, Kind]
 
 
@@ -159,6 +161,8 @@ def follow(
     kinds: dict[str, Kind] = {}
     locked: set[Node] = set()
     rewritten: set[Node] = set()
+    effects: list[Node] = []
+    buffers = set[int]().union(*map(_addresses, root.buffers()))
     memory: dict[Node, set[int]] = {}
     ends = _last_uses(graph)
 
@@ -194,7 +198,11 @@ def follow(
                 if one._version != version
             }
         if known is None and copied in locked:
-            kinds.setdefault(digests[copied], kind_of(*(found[node] for found in values)))
+            own = node.op == "get_attr"
+            kind = Constant(values[0][node]) if own else kind_of(*(one[node] for one in values))
+            kinds.setdefault(digests[copied], kind)
+        if written & buffers and copied not in locked:
+            effects.append(copied)
         if written:
             rewritten |= {one for one, places in memory.items() if places & written}
             for earlier in [one for one in values[0] if one is not node]:
@@ -204,14 +212,21 @@ def follow(
                     add(renewed, True)
                     memory[renewed] = _addresses(values[0][earlier])
                     if known is None and renewed in locked:
-                        kind = kind_of(*(found[earlier] for found in values))
+                        kind = kind_of(*(one[earlier] for one in values))
                         kinds.setdefault(digests[renewed], kind)
         memory[copied] = _addresses(values[0][node])
         for gone in ends.get(node, ()):
             for found in values:
                 found.pop(gone, None)
-    found_kinds = kinds if known is None else known
-    return Flow(root, new, digests, frozenset(locked), frozenset(rewritten), found_kinds)
+    return Flow(
+        root,
+        new,
+        digests,
+        frozenset(locked),
+        frozenset(rewritten),
+        tuple(effects),
+        kinds if known is None else known,
+    )
 
 
 def in_mode_of(root: nn.Module, flow: Flow, shape: tuple[int, ...]) -> Flow:
@@ -226,7 +241,7 @@ def in_mode_of(root: nn.Module, flow: Flow, shape: tuple[int, ...]) -> Flow:
     for node in flow.graph.nodes:
         digests[node] = digest(node, root, digests, shape)
     locked = frozenset(node for node in flow.locked if digests[node] == flow.digests[node])
-    return Flow(root, flow.graph, digests, locked, flow.rewritten, flow.kinds)
+    return replace(flow, root=root, digests=digests, locked=locked)
 
 
 def _last_uses(graph: fx.Graph) -> dict[Node, list[Node]]:
@@ -255,13 +270,14 @@ def _addresses(value: Any) -> set[int]:
 
 
 def kind_of(few: Any, many: Any) -> Kind:
-    """Say what a node gives, from its values for the two batches."""
+    """Say what a node gives, from its values for the two batches as they are now."""
     if isinstance(few, Tensor) and isinstance(many, Tensor):
         return _kind_of_tensor(few, many)
     if isinstance(few, tuple | list) and type(few) is type(many) and len(few) == len(many):
         items = tuple(map(kind_of, few, many))
-        if all(isinstance(one, Constant) for one in items):
-            return Constant(few)
+        constants = [one.value for one in items if isinstance(one, Constant)]
+        if len(constants) == len(items):
+            return Constant(type(few)(constants))
         return Several(type(few), items)
     if type(few) is not type(many):
         return Mixed()
@@ -274,7 +290,7 @@ def kind_of(few: Any, many: Any) -> Kind:
 
 def _kind_of_tensor(few: Tensor, many: Tensor) -> Kind:
     if few.shape == many.shape:
-        return Constant(few) if torch.equal(few, many) else Mixed()
+        return Constant(few.clone()) if torch.equal(few, many) else Mixed()
     if few.ndim != many.ndim:
         return Mixed()
     dims = [dim for dim in range(few.ndim) if few.shape[dim] != many.shape[dim]]

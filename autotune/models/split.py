@@ -105,7 +105,7 @@ class Split:
 
     Args:
         keys: What each crossing tensor is, 32 hexadecimal digits: equal keys are equal features,
-            given the backbone's weights. They are the same in every process.
+            given the backbone's weights and the precision. They are the same in every process.
         shapes: Shape of one image's part of each.
         dtypes: Their types.
         trivial: Whether nothing that costs anything lies before the cut.
@@ -155,8 +155,9 @@ def split(network: Network, images: Tensor) -> Split:
     """Cut a network where training begins.
 
     Args:
-        network: The network, already on its device; it is not changed.
-        images: Some normalised images ``(N, C, H, W)``.
+        network: The network, already on its device; it is not changed. Where it trains under
+            autocast, this has to run under it too: what crosses has the types of now.
+        images: Some normalised images ``(N, C, H, W)``; the first is looked at.
 
     Raises:
         SplitError: With the reason, when the backbone cannot be traced, or what crosses belongs
@@ -288,7 +289,7 @@ def _cut(flows: Sequence[Flow]) -> tuple[str, ...]:
     sources: set[str] = set()
     sinks: set[str] = set()
     for one_flow in flows:
-        needed = _needed(one_flow, [_output(one_flow)])
+        needed = _needed(one_flow, [_output(one_flow), *one_flow.effects])
         for node in [one for one in one_flow.graph.nodes if one in needed]:
             key, inner = one_flow.digests[node], node in one_flow.locked
             if inner and not _differs(one_flow, node):
@@ -383,9 +384,10 @@ def _part(
         given: Keys of the tensors that it is given, as parts ``(N, *shape)``.
         wanted: The nodes whose values it returns.
         written: The arguments that nodes write to: they get copies.
-        as_parts: Whether to return a tuple of parts, and not the one value as it is.
+        as_parts: Whether to return a tuple of parts, and not the one value as it is; what writes
+            to buffers belongs to the latter alone.
     """
-    needed = _needed(flow, wanted, given)
+    needed = _needed(flow, wanted if as_parts else [*wanted, *flow.effects], given)
     nodes = [node for node in flow.graph.nodes if node in needed]
     fixed = {node: flow.kinds[flow.digests[node]] for node in nodes if _is_fixed(flow, node)}
     values = [kind.value for kind in fixed.values() if isinstance(kind, Constant)]

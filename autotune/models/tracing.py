@@ -76,7 +76,9 @@ class Shadow(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Leaves whole what timm says cannot be traced."""
+    """Leaves whole what timm says cannot be traced, and reads buffers anew like parameters."""
+
+    proxy_buffer_attributes = True
 
     def __init__(self) -> None:
         functions = get_notrace_functions()  # type: ignore[no-untyped-call]
@@ -89,6 +91,8 @@ class _Tracer(fx.Tracer):
 
 def trace(shadow: Shadow) -> fx.Graph:
     """Trace a network in the mode that its shadow has.
+
+    torch changes how modules are called while it traces: no other thread may run one meanwhile.
 
     Raises:
         SplitError: When it cannot be traced, or draws random numbers while it is.
@@ -105,12 +109,14 @@ def trace(shadow: Shadow) -> fx.Graph:
     return graph
 
 
-def same_graphs(first: fx.Graph, first_root: nn.Module, second: fx.Graph, root: nn.Module) -> bool:
-    """Say whether two graphs have the same nodes and constants."""
+def same_graphs(
+    first: fx.Graph, first_root: nn.Module, second: fx.Graph, second_root: nn.Module
+) -> bool:
+    """Say whether two traced graphs have the same nodes and constants."""
     if first.python_code("self").src != second.python_code("self").src:
         return False
     return all(
-        torch.equal(find(first_root, node.target), find(root, node.target))
+        torch.equal(find(first_root, node.target), find(second_root, node.target))
         for node in first.nodes
         if node.op == "get_attr" and not is_own(node)
     )
@@ -241,6 +247,8 @@ def _is_modeless(module: nn.Module) -> bool:
     """Say whether a module surely does the same in training as in evaluation."""
     if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
         return False
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p == 0
     return type(module).__module__ in _MODELESS and not isinstance(module, _RANDOM)
 
 
