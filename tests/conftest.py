@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +15,11 @@ from hypothesis import settings
 from sqlalchemy.pool import Pool
 
 from tests.support.postgres import Server, start_server
+
+# Read when torch is loaded, here and in every process that a test starts. Threads that spin while
+# they wait take the cores from the other tests: ten times the CPU seconds of a small training.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Examples are the same on every run, and a slow machine is no failure.
 settings.register_profile("autotune", deadline=None, derandomize=True, max_examples=60)
