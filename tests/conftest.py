@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-import sqlalchemy
 from hypothesis import settings
-from sqlalchemy.pool import Pool
 
+from tests.support.connections import connections_closed
 from tests.support.postgres import Server, start_server
 
 # Read when torch is loaded, here and in every process that a test starts. Threads that spin while
@@ -35,18 +31,9 @@ def postgres() -> Iterator[Server]:
 
 @pytest.fixture
 def closed_connections() -> Iterator[None]:
-    """Close what pools have opened by the end of a test: Optuna's storages have no ``close``."""
-    opened: list[Any] = []
-
-    def note(connection: Any, _record: object) -> None:
-        opened.append(connection)
-
-    sqlalchemy.event.listen(Pool, "connect", note)
-    yield
-    sqlalchemy.event.remove(Pool, "connect", note)
-    for connection in opened:
-        with suppress(sqlite3.ProgrammingError):  # opened in another thread
-            connection.close()
+    """Close what pools have opened by the end of a test."""
+    with connections_closed():
+        yield
 
 
 @pytest.fixture

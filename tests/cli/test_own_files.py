@@ -11,6 +11,7 @@ from optuna.distributions import CategoricalDistribution
 from autotune.storage.database import open_storage
 from autotune.study import record
 from autotune.study.opening import open_existing
+from tests.support.connections import connections_closed
 from tests.support.inside import call, contents
 from tests.support.runs import SMALL, trials_of
 from tests.support.studies import make_study
@@ -39,7 +40,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = text.replace("space:\n", "space:\n  custom: mine.py:gentle\n", 1)
     path.write_text(text, encoding="utf-8")
     arguments = ("run", "files/my.yaml", *SMALL, "search.trials=7", "training.epochs=4")
-    ended = call(*arguments, "--workers", "1", cwd=folder)
+    with connections_closed():
+        ended = call(*arguments, "--workers", "1", cwd=folder)
     assert (ended.code, ended.err) == (0, "")
     return folder
 

@@ -11,6 +11,7 @@ from autotune.results.objective import Objective, show_values
 from autotune.search import ranking
 from autotune.study import record
 from autotune.study.opening import OpenStudy, open_existing
+from tests.support.connections import connections_closed
 from tests.support.inside import call
 from tests.support.runs import SMALL
 
@@ -21,12 +22,13 @@ pytestmark = pytest.mark.usefixtures("closed_connections")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which ``autotune run`` has run the study ``two``; its output is out.txt."""
     made = tmp_path_factory.mktemp("two")
-    ended = call(
-        "run", "digits", *SMALL, "search.trials=8", "search.pruner=none",
-        "search.sampler=random", "space.head.hidden_layers=[0, 1]", "space.layers={}",
-        "objectives=[accuracy, memory_mb]", "constraints.max_memory_mb=4",
-        "--name", "two", "--workers", "1", cwd=made,
-    )  # fmt: skip
+    with connections_closed():
+        ended = call(
+            "run", "digits", *SMALL, "search.trials=8", "search.pruner=none",
+            "search.sampler=random", "space.head.hidden_layers=[0, 1]", "space.layers={}",
+            "objectives=[accuracy, memory_mb]", "constraints.max_memory_mb=4",
+            "--name", "two", "--workers", "1", cwd=made,
+        )  # fmt: skip
     assert (ended.code, ended.err) == (0, "")
     (made / "out.txt").write_text(ended.out, encoding="utf-8")
     return made
