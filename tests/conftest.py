@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import sqlite3
+import os
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-import sqlalchemy
 from hypothesis import settings
-from sqlalchemy.pool import Pool
 
+from tests.support.connections import connections_closed
 from tests.support.postgres import Server, start_server
+
+# Read when torch is loaded, here and in every process that a test starts. Threads that spin while
+# they wait take the cores from the other tests: ten times the CPU seconds of a small training.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Examples are the same on every run, and a slow machine is no failure.
 settings.register_profile("autotune", deadline=None, derandomize=True, max_examples=60)
@@ -29,18 +31,9 @@ def postgres() -> Iterator[Server]:
 
 @pytest.fixture
 def closed_connections() -> Iterator[None]:
-    """Close what pools have opened by the end of a test: Optuna's storages have no ``close``."""
-    opened: list[Any] = []
-
-    def note(connection: Any, _record: object) -> None:
-        opened.append(connection)
-
-    sqlalchemy.event.listen(Pool, "connect", note)
-    yield
-    sqlalchemy.event.remove(Pool, "connect", note)
-    for connection in opened:
-        with suppress(sqlite3.ProgrammingError):  # opened in another thread
-            connection.close()
+    """Close what pools have opened by the end of a test."""
+    with connections_closed():
+        yield
 
 
 @pytest.fixture

@@ -45,12 +45,12 @@ StorageOption = Annotated[
 
 def console() -> Console:
     """Return the console for results."""
-    return Console(soft_wrap=not sys.stdout.isatty())
+    return Console(soft_wrap=not sys.stdout.isatty(), emoji=False)
 
 
 def fail(error: AutotuneError) -> int:
     """Print an error to standard error and return its exit code."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(
+    Console(stderr=True, soft_wrap=True, highlight=False, emoji=False).print(
         f"[bold red]error:[/] {_escape(str(error))}"
     )
     return error.exit_code

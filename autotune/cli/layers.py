@@ -88,7 +88,7 @@ def _console() -> Console:
     """Return the console for results; a file has no edge."""
     if sys.stdout.isatty() or os.environ.get("COLUMNS"):
         return console()
-    return Console(soft_wrap=True, width=EDGELESS)
+    return Console(soft_wrap=True, width=EDGELESS, emoji=False)
 
 
 # The layers of a backbone

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore
@@ -35,9 +35,11 @@ from autotune.storage.url import absolute_url, database_path, is_sqlite, parse_d
 from autotune.study import record
 from autotune.study.budget import Budget
 from autotune.study.claims import Claims, sweep_stale
-from autotune.study.definition import Definition
 from autotune.study.starting import Starts, is_start_of, queue, starts_of
 from autotune.studyfile import apply_overrides, dotted
+
+if TYPE_CHECKING:
+    from autotune.study.definition import Definition
 
 logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -51,10 +52,11 @@ class Processes:
             text=True,
             start_new_session=True,  # a Ctrl-C is for the launcher alone
         )
-        assert popen.stdin is not None
-        popen.stdin.write(json.dumps(asdict(job)) + "\n")
-        popen.stdin.flush()
         self._started[job.worker] = popen
+        assert popen.stdin is not None
+        with suppress(BrokenPipeError):  # it has died already; its end is told like any other
+            popen.stdin.write(json.dumps(asdict(job)) + "\n")
+            popen.stdin.flush()
         log = Path(job.log)
         threading.Thread(target=_read, args=(place, popen, log, tell), daemon=True).start()
 
@@ -94,6 +96,7 @@ def _read(place: int, popen: subprocess.Popen[str], log: Path, tell: Listener) -
                 continue
             tell({**event, "worker": place})
     code = popen.wait()
-    popen.stdin.close()
+    with suppress(BrokenPipeError):  # of a job that it did not read
+        popen.stdin.close()
     lines = last_lines(log) if code else []
     tell({"event": "exit", "worker": place, "code": code, "lines": lines})

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.browser import browser
-from tests.support.runs import SMALL, autotune
+from tests.support.connections import connections_closed
+from tests.support.inside import call
+from tests.support.runs import SMALL
 
 __all__ = ["browser"]
 
@@ -17,7 +19,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which ``autotune run`` has run the study ``tiny``; its output is out.txt."""
     folder = tmp_path_factory.mktemp("finished")
     arguments = ("run", "digits", *SMALL, "search.trials=3", "--name", "tiny", "--workers", "1")
-    ended = autotune(*arguments, cwd=folder)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    (folder / "out.txt").write_text(ended.stdout, encoding="utf-8")
+    with connections_closed():  # or SQLite writes to the file when a test closes the last one
+        ended = call(*arguments, cwd=folder)
+    assert (ended.code, ended.err) == (0, "")
+    (folder / "out.txt").write_text(ended.out, encoding="utf-8")
     return folder

@@ -55,6 +55,7 @@ def checked(ended: Ended, before: object, after: object) -> str:
             "paper-densenet121, paper-resnet50, paper-vgg16, and a path must be that of a "
             "YAML file; did you mean 'digits'?",
         ),
+        (("run", "a:cd:b"), "no study file 'a:cd:b'"),
         (("run", "mine.yaml"), "no study file 'mine.yaml': there is no such file"),
         (
             ("run", "digits", "search.trials=0"),

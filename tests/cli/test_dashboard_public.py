@@ -22,7 +22,8 @@ import psutil
 import pytest
 from optuna_dashboard import wsgi
 
-from autotune.results.public import VARIABLE, check_host
+from autotune.cli.dashboard import _tell
+from autotune.results.public import VARIABLE, Served, check_host
 from autotune.study.opening import open_existing
 from tests.support.browser import open_page, until
 from tests.support.inside import call, contents
@@ -205,6 +206,11 @@ def test_the_dashboard_answers_caddy_alone(public: Public) -> None:
         connection.request(method, f"/api/studies/{public.study_id}")
         assert connection.getresponse().status == 403
         connection.close()
+
+
+def test_a_fingerprint_is_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+    _tell(Served("https://gpu1:8080", "autotune", "in a file", "AB:CD:EF"))
+    assert capsys.readouterr().out.splitlines()[-1] == "AB:CD:EF"
 
 
 def test_its_certificate(public: Public) -> None:

@@ -29,7 +29,7 @@ def test_nothing_is_wrong_while_a_study_runs(
     if kind == "postgres":
         url = request.getfixturevalue("postgres_url")
     open_storage(url, create=True)  # looking while a launcher makes the tables would race with it
-    arguments = ("digits", *SMALL, "training.epochs=8", "search.trials=12", "--name", "live")
+    arguments = ("digits", *SMALL, "training.epochs=8", "search.trials=8", "--name", "live")
     launcher = start("run", *arguments, "--workers", "2", cwd=tmp_path, AUTOTUNE_STORAGE=url)
     wait_for(lambda: call("status", "live", "--storage", url, cwd=tmp_path).code == 0)
     opened = open_existing("live", url)
@@ -48,7 +48,7 @@ def test_nothing_is_wrong_while_a_study_runs(
     assert (ended.code, ended.err) == (0, "")
     first, second = ended.out.splitlines()
     assert first == "study live: nothing is wrong"
-    assert second.startswith("looked at: 12 trials (0 running), a database of ")
+    assert second.startswith("looked at: 8 trials (0 running), a database of ")
     assert autotune("doctor", "live", "--storage", url, "--fix", cwd=tmp_path).returncode == 0
 
 

@@ -11,8 +11,9 @@ from optuna.distributions import CategoricalDistribution
 from autotune.storage.database import open_storage
 from autotune.study import record
 from autotune.study.opening import open_existing
+from tests.support.connections import connections_closed
 from tests.support.inside import call, contents
-from tests.support.runs import SMALL, autotune, trials_of
+from tests.support.runs import SMALL, trials_of
 from tests.support.studies import make_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
@@ -27,7 +28,7 @@ def example() -> str:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a study file with the example beside it was run by two workers."""
+    """A folder in which a study file with the example beside it was run."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "files").mkdir()
     (folder / "files/mine.py").write_text(example(), encoding="utf-8")
@@ -39,8 +40,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = text.replace("space:\n", "space:\n  custom: mine.py:gentle\n", 1)
     path.write_text(text, encoding="utf-8")
     arguments = ("run", "files/my.yaml", *SMALL, "search.trials=7", "training.epochs=4")
-    ended = autotune(*arguments, "--workers", "2", cwd=folder)
-    assert (ended.returncode, ended.stderr) == (0, ""), ended.stderr
+    with connections_closed():
+        ended = call(*arguments, "--workers", "1", cwd=folder)
+    assert (ended.code, ended.err) == (0, "")
     return folder
 
 
@@ -69,18 +71,19 @@ def test_the_example_of_the_documentation_runs(ran: Path) -> None:
 def test_a_warm_start_is_told_once_and_shown(ran: Path) -> None:
     arguments = (
         "run", "digits", *SMALL, "--name", "next", "--workers", "1", "search.known_good=false",
-        "search.warm_start=[digits]", "space.training.layer_decay=0.7",
+        "search.warm_start=[digits]", "space.training.layer_decay=0.7", "search.trials=1",
     )  # fmt: skip
-    first = autotune(*arguments, "search.trials=1", cwd=ran)
-    assert first.returncode == 0, first.stderr
-    told = [line for line in first.stdout.splitlines() if line.startswith("warm start: trial ")]
+    first = call(*arguments, cwd=ran)
+    assert first.code == 0, first.err
+    told = [line for line in first.out.splitlines() if line.startswith("warm start: trial ")]
     assert len(told) == 3
     assert all(re.search(r" of study digits is (queued|dropped: \w)", line) for line in told)
     page = (ran / "storage/autotune.files/reports/next.html").read_text(encoding="utf-8")
     assert all(line in page for line in told)
-    again = autotune(*arguments, "search.trials=2", cwd=ran)
-    assert again.returncode == 0, again.stderr
-    assert "warm start: trial" not in again.stdout.partition("\n\n")[0]
+    again = call(*arguments, cwd=ran)
+    assert again.code == 0, again.err
+    assert "nothing was trained" in again.out
+    assert "warm start: trial" not in again.out.partition("nothing was trained")[0]
 
 
 @pytest.mark.parametrize("verb", ["run", "validate"])
@@ -136,8 +139,8 @@ def test_a_sampler_that_fails_in_the_middle_ends_the_run_with_one_message(tmp_pa
         "        raise ValueError('no idea')\n"
     )
     small = (*SMALL, "search.known_good=false", "search.trials=3", "--workers", "1")
-    ended = autotune("run", "digits", *small, "search.sampler=mine.py:Late", cwd=tmp_path)
-    assert ended.returncode == 2
-    assert ended.stderr.strip() == f"error: {tmp_path}/mine.py:5 raises ValueError: no idea"
+    ended = call("run", "digits", *small, "search.sampler=mine.py:Late", cwd=tmp_path)
+    assert ended.code == 2
+    assert ended.err.strip() == f"error: {tmp_path}/mine.py:5 raises ValueError: no idea"
     trials = trials_of(tmp_path, "digits-Late")
     assert "RUNNING" not in [one.state.name for one in trials]

@@ -16,7 +16,7 @@ from autotune.study.opening import open_existing
 from tests.support.inside import Ended, call, contents
 from tests.support.postgres import Server
 from tests.support.rows import everything, rich_study
-from tests.support.runs import SMALL, autotune
+from tests.support.runs import SMALL
 from tests.support.schema import downgrade
 from tests.support.studies import make_study
 
@@ -72,8 +72,8 @@ def test_a_study_moves_to_postgres_and_goes_on_there(
 
     # The same study file, the same folder to work in, another storage.
     arguments = ("run", "digits", *SMALL, "search.trials=4", "--name", "tiny", "--workers", "1")
-    ended = autotune(*arguments, cwd=tmp_path, AUTOTUNE_STORAGE=target)
-    assert (ended.returncode, ended.stderr) == (0, "")
+    ended = call(*arguments, cwd=tmp_path, AUTOTUNE_STORAGE=target)
+    assert (ended.code, ended.err) == (0, "")
     assert len(open_existing("tiny", target).study.trials) == 4
     assert len(old.study.trials) == 3
     last = new.study.trials[-1]

@@ -11,8 +11,9 @@ from autotune.results.objective import Objective, show_values
 from autotune.search import ranking
 from autotune.study import record
 from autotune.study.opening import OpenStudy, open_existing
+from tests.support.connections import connections_closed
 from tests.support.inside import call
-from tests.support.runs import SMALL, autotune
+from tests.support.runs import SMALL
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 
@@ -21,14 +22,15 @@ pytestmark = pytest.mark.usefixtures("closed_connections")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which ``autotune run`` has run the study ``two``; its output is out.txt."""
     made = tmp_path_factory.mktemp("two")
-    ended = autotune(
-        "run", "digits", *SMALL, "search.trials=8", "search.pruner=none",
-        "search.sampler=random", "space.head.hidden_layers=[0, 1]", "space.layers={}",
-        "objectives=[accuracy, memory_mb]", "constraints.max_memory_mb=4",
-        "--name", "two", "--workers", "1", cwd=made,
-    )  # fmt: skip
-    assert (ended.returncode, ended.stderr) == (0, "")
-    (made / "out.txt").write_text(ended.stdout, encoding="utf-8")
+    with connections_closed():
+        ended = call(
+            "run", "digits", *SMALL, "search.trials=8", "search.pruner=none",
+            "search.sampler=random", "space.head.hidden_layers=[0, 1]", "space.layers={}",
+            "objectives=[accuracy, memory_mb]", "constraints.max_memory_mb=4",
+            "--name", "two", "--workers", "1", cwd=made,
+        )  # fmt: skip
+    assert (ended.code, ended.err) == (0, "")
+    (made / "out.txt").write_text(ended.out, encoding="utf-8")
     return made
 
 
@@ -88,12 +90,12 @@ def test_fit_takes_the_best_of_the_front_or_a_trial_of_one_s_choice(folder: Path
 
 
 def test_without_a_plan_within_the_limits_every_verb_says_so(tmp_path: Path) -> None:
-    ended = autotune(
+    ended = call(
         "run", "digits", *SMALL, "search.trials=2", "constraints.max_parameters=1000",
         "--name", "none", "--workers", "1", cwd=tmp_path,
     )  # fmt: skip
-    assert (ended.returncode, ended.stderr) == (0, "")
-    said = " ".join(ended.stdout.split())
+    assert (ended.code, ended.err) == (0, "")
+    said = " ".join(ended.out.split())
     assert "2 of 2 finished: 1 complete, 0 pruned, 1 infeasible, 0 failed" in said
     assert "none within the limits yet" in said
     assert "No trial is within the limits; the nearest is trial " in said

@@ -198,10 +198,10 @@ def test_several_processes_make_the_same_study(url: str, tmp_path: Path) -> None
 
 def test_no_queued_trial_is_run_twice(url: str, storage: StudyStorage, tmp_path: Path) -> None:
     study = new_study(storage)
-    for number in range(60):
+    for number in range(30):
         study.enqueue_trial({}, user_attrs={"queued": number})
     taken = run_together(POP, 4, url, str(tmp_path))
-    assert Counter(number for one in taken for number in one) == Counter(range(60))
+    assert Counter(number for one in taken for number in one) == Counter(range(30))
 
 
 def test_the_study_lock_lets_one_in_at_a_time(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import optuna
@@ -21,6 +22,9 @@ from autotune.errors import UserError
 from autotune.study import pool, record
 from autotune.study.budget import held_hours, since_best
 from autotune.study.launcher import count_places, resolve_gpus, run_study
+from autotune.study.processes import Processes
+from autotune.study.worker import Job
+from tests.support.inside import call
 from tests.support.runs import (
     SMALL,
     autotune,
@@ -62,26 +66,29 @@ def trials_running(folder: Path) -> int:
 
 
 def test_budget_is_exact_and_a_second_run_trains_nothing(tmp_path: Path) -> None:
-    arguments = ("run", "digits", *SMALL, "--name", "tiny", "--workers", "3")
-    first = autotune(*arguments, "search.trials=4", cwd=tmp_path)
-    assert first.returncode == 0, first.stderr
+    # Long enough for the worker that is ready last to find something to do.
+    arguments = ("run", "digits", *BARE, "training.epochs=30", "search.pruner=none")
+    arguments += ("--name", "tiny")
+    first = call(*arguments, "--workers", "2", "search.trials=4", cwd=tmp_path)
+    assert first.code == 0, first.err
     trials = trials_of(tmp_path, "tiny")
     assert [one.state.is_finished() for one in trials] == [True] * 4
     assert record.is_baseline(trials[0])
     assert trials[0].params["depth"] == 0
     assert len({one.user_attrs[record.WORKER] for one in trials}) > 1
 
-    again = autotune(*arguments, "search.trials=4", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert "nothing was trained" in again.stdout
+    again = call(*arguments, "search.trials=4", cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert "nothing was trained" in again.out
     assert len(trials_of(tmp_path, "tiny")) == 4
 
-    more = autotune(*arguments, "search.trials=6", cwd=tmp_path)
-    assert more.returncode == 0, more.stderr
+    more = call(*arguments, "--workers", "1", "search.trials=6", cwd=tmp_path)
+    assert more.code == 0, more.err
     assert len(trials_of(tmp_path, "tiny")) == 6
 
 
 def test_ctrl_c_gives_trials_back_and_the_next_run_resumes_them(tmp_path: Path) -> None:
+    """The next run is ended by a second Ctrl-C, with workers that do not react to the first."""
     arguments = ("run", "digits", *LONG, "search.trials=2", "--name", "tiny", "--workers", "2")
     process = start(*arguments, cwd=tmp_path)
     wait_for(lambda: trials_running(tmp_path) == 2)
@@ -113,13 +120,7 @@ def test_ctrl_c_gives_trials_back_and_the_next_run_resumes_them(tmp_path: Path) 
     for trial in resumed:
         steps = sorted(trial.intermediate_values)
         assert steps == list(range(1, len(steps) + 1))
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
 
-
-def test_second_ctrl_c_ends_at_once_with_nothing_running(tmp_path: Path) -> None:
-    process = start("run", "digits", *LONG, "--name", "tiny", "--workers", "2", cwd=tmp_path)
-    wait_for(lambda: epochs_running(trials_of(tmp_path, "tiny")) >= 2)
     for pid in worker_pids(tmp_path):
         os.kill(pid, signal.SIGSTOP)  # workers that cannot react
     process.send_signal(signal.SIGINT)
@@ -133,31 +134,33 @@ def test_second_ctrl_c_ends_at_once_with_nothing_running(tmp_path: Path) -> None
 
 
 def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
-    arguments = ("run", "digits", *SMALL, "training.epochs=15", "search.pruner=none")
-    process = start(
-        *arguments, "search.trials=3", "--name", "tiny", "--workers", "1", cwd=tmp_path
-    )
-    wait_for(lambda: epochs_running(trials_of(tmp_path, "tiny")) >= 3)
-    (pid,) = worker_pids(tmp_path)
-    os.kill(pid, signal.SIGKILL)
-    assert process.wait(timeout=180) == 0, (tmp_path / "out.txt").read_text()
-    trials = trials_of(tmp_path, "tiny")
-    progress = record.progress_of(trials, 3)
-    assert (progress.finished, progress.retried) == (3, 1)
+    config = small_config(tmp_path, search__trials=2, search__pruner="none", training__epochs=30)
+    pids = []
+
+    def kill(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch" and event["epoch"] == 3 and not pids:
+            pids.extend(worker_pids(tmp_path))
+            os.kill(pids[0], signal.SIGKILL)
+
+    result = run_study(config, workers=1, listener=kill)
+    assert len(pids) == 1
+    trials = result.opened.study.trials
+    progress = result.progress
+    assert (progress.finished, progress.retried) == (2, 1)
     assert (progress.failed, progress.running, progress.waiting) == (0, 0, 0)
     (lost,) = [one for one in trials if one.state == TrialState.FAIL]
     assert lost.user_attrs[record.REASON] == "its worker was lost"
     (successor,) = [one for one in trials if record.retries(one) == [lost.number]]
     assert successor.state == TrialState.COMPLETE
     assert successor.params == lost.params
-    assert sorted(successor.intermediate_values) == list(range(1, 16))
+    assert sorted(successor.intermediate_values) == list(range(1, 31))
     for epoch, value in lost.intermediate_values.items():
         assert successor.intermediate_values[epoch] == value
-    assert list((tmp_path / "storage/autotune.files/checkpoints").rglob("*.pt")) == []
+    assert list(result.opened.files.root.glob("checkpoints/*/*.pt")) == []
 
 
 def test_workers_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
-    arguments = ("run", "digits", *LONG, "--name", "tiny", "--workers", "2")
+    arguments = ("run", "digits", *LONG, "--name", "tiny", "--workers", "1")
     process = start(*arguments, cwd=tmp_path)
     wait_for(lambda: epochs_running(trials_of(tmp_path, "tiny")) >= 2)
     process.kill()
@@ -168,51 +171,58 @@ def test_workers_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_timeout_ends_the_study_between_trials(tmp_path: Path) -> None:
-    arguments = ("run", "digits", *BARE, "search.trials=2", "--name", "tiny")
-    result = autotune(*arguments, "search.timeout=0.001", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    arguments = ("run", "digits", *BARE, "search.trials=2", "--name", "tiny", "--workers", "1")
+    result = call(*arguments, "search.timeout=0.001", cwd=tmp_path)
+    assert result.code == 0, result.err
     over = "The study 'tiny' is over (the 0.001 s of the run are over); nothing was trained."
-    assert over in result.stdout
+    assert over in result.out
     assert by_state(tmp_path, "tiny", TrialState.WAITING) == [0]
 
-    more = autotune(*arguments, cwd=tmp_path)
-    assert more.returncode == 0, more.stderr
-    assert "ended: 2 finished trials" in more.stdout
+    more = call(*arguments, cwd=tmp_path)
+    assert more.code == 0, more.err
+    assert "ended: 2 finished trials" in more.out
     assert [one.state.is_finished() for one in trials_of(tmp_path, "tiny")] == [True] * 2
 
 
 def test_the_end_of_the_time_holds_for_a_worker_that_joins(tmp_path: Path) -> None:
-    long = (*BARE, "training.epochs=30", "search.pruner=none", "search.timeout=1e9")
-    process = start("run", "digits", *long, "--name", "tiny", "--workers", "1", cwd=tmp_path)
-    wait_for(lambda: epochs_running(trials_of(tmp_path, "tiny")) >= 1)
-    url = f"sqlite:///{tmp_path}/storage/autotune.db"
-    study = optuna.load_study(study_name="tiny", storage=url)
-    budget = study.user_attrs[record.BUDGET]
-    study.set_user_attr(record.BUDGET, {**budget, "until": 1.0, "timeout": 5.0})  # long ago
-    assert process.wait(timeout=120) == 0
+    config = small_config(
+        tmp_path, search__timeout=1e9, search__pruner="none", training__epochs=30
+    )
+    studies = []
+
+    def end(event: dict[str, Any]) -> None:
+        if event["event"] == "opened":
+            studies.append(event["opened"].study)
+        if event["event"] == "epoch" and event["epoch"] == 1:
+            budget = studies[0].user_attrs[record.BUDGET]
+            over = {**budget, "until": 1.0, "timeout": 5.0}  # long ago
+            studies[0].set_user_attr(record.BUDGET, over)
+
+    result = run_study(config, workers=1, listener=end)
     words = "the 5 s of the run are over"
-    assert f"ended: {words}" in (tmp_path / "out.txt").read_text()
-    (trial,) = trials_of(tmp_path, "tiny")
+    assert result.ended is not None and result.ended.words == words
+    (trial,) = result.opened.study.trials
     assert trial.state == TrialState.COMPLETE  # what runs is finished
-    joined = autotune("worker", "tiny", cwd=tmp_path)
-    assert joined.returncode == 0, joined.stderr
-    assert joined.stdout.splitlines()[-1] == (
-        f"0 trials finished here; the study 'tiny' has no more to do: {words}"
+    assert len(trial.intermediate_values) == 30
+    joined = call("worker", "small", "--storage", config.storage, cwd=tmp_path)
+    assert joined.code == 0, joined.err
+    assert joined.out.splitlines()[-1] == (
+        f"0 trials finished here; the study 'small' has no more to do: {words}"
     )
 
 
 def test_patience_ends_a_study_of_two_workers(tmp_path: Path) -> None:
     arguments = ("run", "digits", *SMALL, "--name", "tiny", "--workers", "2")
-    ended = autotune(*arguments, "search.trials=60", "search.patience=2", cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
+    ended = call(*arguments, "search.trials=60", "search.patience=2", cwd=tmp_path)
+    assert ended.code == 0, ended.err
     trials = trials_of(tmp_path, "tiny")
     assert all(one.state.is_finished() for one in trials)
     assert 3 <= len(trials) < 60
     since = since_best(trials, StudyDirection.MAXIMIZE)
     assert 2 <= since <= 3  # one more may have run
     words = f"no better trial in the last {since}"
-    assert f"ended: {words}" in ended.stdout
-    assert f"{since}/2 without a better one | time left 0:00" in ended.stdout
+    assert f"ended: {words}" in ended.out
+    assert f"{since}/2 without a better one | time left 0:00" in ended.out
     report = tmp_path / "storage/autotune.files/reports/tiny.html"
     assert words in report.read_text(encoding="utf-8")
 
@@ -236,19 +246,37 @@ def test_device_hours_end_a_study_of_two_workers(tmp_path: Path) -> None:
     assert len(trials_of(tmp_path, "tiny")) == len(trials)
 
 
-def test_workers_that_cannot_start_end_the_run_with_their_log(tmp_path: Path) -> None:
+def test_workers_that_cannot_start_end_the_run_with_their_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "MAX_RESTARTS", 1)
     poison = tmp_path / "site"
     poison.mkdir()
     # Imported at the start of every process that has the marker; the launcher has not.
     (poison / "sitecustomize.py").write_text(
         "import sys\nif sys.orig_argv[1:3] == ['-m', 'autotune.study.worker']: raise SystemExit(9)"
     )
-    result = autotune(
-        "run", "digits", *SMALL, "--name", "tiny", cwd=tmp_path, PYTHONPATH=str(poison)
+    result = call(
+        *("run", "digits", *SMALL, "--name", "tiny", "--workers", "1"),
+        cwd=tmp_path,
+        PYTHONPATH=str(poison),
     )
-    assert result.returncode == 1
-    assert "the workers die again and again" in result.stderr
+    assert result.code == 1
+    assert "the workers die again and again" in result.err
     assert by_state(tmp_path, "tiny", TrialState.RUNNING) == []
+
+
+def test_a_worker_that_dies_before_it_reads_its_job_ends_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    told: SimpleQueue[dict[str, Any]] = SimpleQueue()
+    crew = Processes(())
+    # More than a pipe holds: the launcher still writes when the process is gone.
+    job = Job("s" * 200_000, "sqlite:///a.db", None, "", 0, 1, 1, str(tmp_path / "worker.log"))
+    crew.start(0, job, told.put)
+    assert told.get(timeout=60) == {"event": "exit", "worker": 0, "code": 1, "lines": []}
+    crew.close()
 
 
 #: In a worker process, the loss fails as it does on a GPU that is lost; once for each file.
@@ -276,15 +304,15 @@ def test_a_process_that_lost_its_gpu_is_replaced_and_its_trial_goes_on(tmp_path:
     (site / "sitecustomize.py").write_text(LOST_GPU)
     (site / "left-0").touch()
     root = Path(__file__).parents[2]
-    ended = autotune(
+    ended = call(
         *("run", "digits", *BARE, "training.epochs=15", "training.batch_size=16"),
         *("search.trials=1", "--name", "tiny", "--workers", "1"),
         cwd=tmp_path,
         PYTHONPATH=f"{site}{os.pathsep}{root}",
     )
-    assert ended.returncode == 0, ended.stderr + ended.stdout
-    assert ended.stdout.count("worker 0 died (exit code 75) and is replaced") == 1
-    assert "device-side assert triggered" in ended.stdout  # the end of its log
+    assert ended.code == 0, ended.err + ended.out
+    assert ended.out.count("worker 0 died (exit code 75) and is replaced") == 1
+    assert "device-side assert triggered" in ended.out  # the end of its log
     first, second = trials_of(tmp_path, "tiny")
     reason = first.user_attrs[record.REASON]
     assert reason.startswith("its worker was lost: AcceleratorError: CUDA error: device-side")

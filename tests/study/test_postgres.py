@@ -16,9 +16,9 @@ from autotune.storage.database import open_storage
 from autotune.study import record
 from autotune.study.opening import open_existing
 from autotune.study.record import progress_of
-from tests.support.runs import SMALL, autotune, command, environment, start, wait_for
+from tests.support.runs import SMALL, command, environment, start, wait_for
 
-FEW = ("run", "digits", *SMALL, "training.epochs=20", "search.trials=6", "search.pruner=none")
+FEW = ("run", "digits", *SMALL, "training.epochs=60", "search.trials=4", "search.pruner=none")
 
 
 def trials(storage: RDBStorage) -> list[FrozenTrial]:
@@ -27,14 +27,24 @@ def trials(storage: RDBStorage) -> list[FrozenTrial]:
     return optuna.load_study(study_name="tiny", storage=storage).get_trials(deepcopy=False)
 
 
+def workers(storage: RDBStorage) -> set[str]:
+    """Return the workers of all trials that have reported; a queued retry has none."""
+    reported = [one for one in trials(storage) if one.intermediate_values]
+    return {one.user_attrs[record.WORKER] for one in reported if record.WORKER in one.user_attrs}
+
+
 def test_workers_share_a_study_and_one_is_killed(tmp_path: Path, postgres_url: str) -> None:
     url = postgres_url
     extra = {"AUTOTUNE_STORAGE": url}
-    # Tables are made by the launcher; looking before would race with it.
-    autotune("run", "digits", *SMALL, "--name", "first", "search.trials=1", cwd=tmp_path, **extra)
-    storage = open_storage(url)
+    storage = open_storage(url, create=True)  # looking while a launcher makes them would race
     launcher = start(*FEW, "--name", "tiny", "--workers", "1", cwd=tmp_path, **extra)
-    wait_for(lambda: any(one.intermediate_values for one in trials(storage)))
+    wait_for(lambda: len(workers(storage)) == 1)
+    (name,) = workers(storage)
+    host, pid, _ = name.rsplit("/", 2)
+    assert (host, int(pid)) == (socket.gethostname(), launcher.pid)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGSTOP)  # so that it leaves something to do
+
     with (tmp_path / "joined.txt").open("w") as output:
         joined = subprocess.Popen(
             command("worker", "tiny", "--files", str(tmp_path / "storage/postgres.files")),
@@ -43,22 +53,21 @@ def test_workers_share_a_study_and_one_is_killed(tmp_path: Path, postgres_url: s
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    workers = [one.user_attrs.get(record.WORKER) for one in trials(storage)]
-    (name,) = {worker for worker in workers if worker}
-    host, pid, _ = name.rsplit("/", 2)
-    assert (host, int(pid)) == (socket.gethostname(), launcher.pid)
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    wait_for(lambda: len(workers(storage)) == 2)
+    joined.send_signal(signal.SIGSTOP)
     os.kill(int(children[0]), signal.SIGKILL)
+    wait_for(lambda: len(workers(storage)) == 3)  # it is replaced
+    joined.send_signal(signal.SIGCONT)
 
     assert launcher.wait(timeout=240) == 0, (tmp_path / "out.txt").read_text()
     assert joined.wait(timeout=60) == 0, (tmp_path / "joined.txt").read_text()
     found = trials(storage)
-    progress = progress_of(found, 6)
-    assert (progress.complete, progress.failed) == (6, 0)
+    progress = progress_of(found, 4)
+    assert (progress.complete, progress.failed) == (4, 0)
     assert (progress.running, progress.waiting) == (0, 0)
     assert progress.retried == 1
     assert len({one.user_attrs[record.WORKER] for one in found}) == 3
     for trial in found:
         if trial.state == TrialState.COMPLETE:
-            assert sorted(trial.intermediate_values) == list(range(1, 21))
-    assert open_existing("tiny", url).study.user_attrs[record.BUDGET]["trials"] == 6
+            assert sorted(trial.intermediate_values) == list(range(1, 61))
+    assert open_existing("tiny", url).study.user_attrs[record.BUDGET]["trials"] == 4

@@ -26,8 +26,10 @@ from tests.support.small import open_small
 TWO = ["accuracy", "latency_ms"]
 
 
-def baseline_parameters(folder: Path) -> int:
-    opened = open_small(folder, search__trials=1, training__epochs=1)
+@pytest.fixture(scope="module")
+def limit(tmp_path_factory: pytest.TempPathFactory) -> int:
+    """Return how many parameters the baseline has."""
+    opened = open_small(tmp_path_factory.mktemp("limit"), search__trials=1, training__epochs=1)
     run(opened)
     return int(opened.study.trials[0].user_attrs[record.COSTS]["parameters"])
 
@@ -45,11 +47,10 @@ def test_parameters_are_recorded_without_being_asked_for(tmp_path: Path) -> None
     assert trial.constraints == {}
 
 
-def test_an_infeasible_plan_is_not_trained_and_never_best(tmp_path: Path) -> None:
-    limit = baseline_parameters(tmp_path / "a")
+def test_an_infeasible_plan_is_not_trained_and_never_best(tmp_path: Path, limit: int) -> None:
     # A hidden layer has more parameters than the linear head that it replaces; nothing else has.
     opened = open_small(
-        tmp_path / "b",
+        tmp_path,
         constraints={"max_parameters": limit, "max_latency_ms": 10_000.0},
         space__head__hidden_layers=[0, 1],
         space__head__units=64,
@@ -105,11 +106,10 @@ def test_a_study_without_a_plan_within_its_limits_ends_and_says_so(tmp_path: Pat
     assert f"No complete trial within the limits; the nearest is trial {least}, " in text
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
-def test_samplers_go_on_past_their_start(tmp_path: Path, sampler: str) -> None:
-    limit = baseline_parameters(tmp_path / "a")
+@pytest.mark.parametrize("sampler", ["tpe", "gp", pytest.param("random", marks=pytest.mark.slow)])
+def test_samplers_go_on_past_their_start(tmp_path: Path, limit: int, sampler: str) -> None:
     opened = two_objectives(
-        tmp_path / "b",
+        tmp_path,
         objectives=["accuracy", "memory_mb"],
         constraints={"max_parameters": limit + 300},
         search__sampler=sampler,

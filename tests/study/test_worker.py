@@ -758,7 +758,7 @@ def test_a_greedy_search_ends_with_its_last_stage(tmp_path: Path) -> None:
     assert "all of its stages" in ended.words
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "gp", pytest.param("random", marks=pytest.mark.slow)])
 def test_samplers_run_a_study_past_their_start(tmp_path: Path, sampler: str) -> None:
     opened = open_small(tmp_path, search__sampler=sampler, search__trials=13, training__epochs=1)
     run(opened)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import signal
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +36,7 @@ def call(*arguments: str, cwd: Path, **extra: str) -> Ended:
     out, err = io.StringIO(), io.StringIO()
     with (
         pytest.MonkeyPatch.context() as patch,
+        _same_signals(),
         redirect_stdout(out),
         redirect_stderr(err),
         pytest.raises(SystemExit) as ended,
@@ -45,6 +48,17 @@ def call(*arguments: str, cwd: Path, **extra: str) -> Ended:
         patch.setattr(sys, "argv", ["autotune", *arguments])
         main()
     return Ended(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def _same_signals() -> Iterator[None]:
+    """Put back the handlers of signals, which some commands change."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def contents(folder: Path) -> dict[str, str]:

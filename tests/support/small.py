@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autotune.config import StudyConfig
 from autotune.data.task import Task
+from autotune.search.own import references
 from autotune.storage.layout import Files
 from autotune.study.definition import Definition, define
 from autotune.study.opening import OpenStudy, open_or_create
@@ -36,8 +38,25 @@ def small_config(folder: Path, **overrides: Any) -> StudyConfig:
     return check(values, "test")
 
 
+_LOOKED: dict[str, Definition] = {}
+#: What :func:`define` looks at, where nothing of it is a file.
+_LOOKS = ("dataset", "data", "backbone", "weights", "space", "inherit")
+
+
+def defined(config: StudyConfig) -> Definition:
+    """Define a study; the images and backbones of an earlier one are not looked at again."""
+    if config.dataset != "digits" or references(config) or config.search.warm_start:
+        return define(config)
+    if config.weights not in ("hub", "none"):
+        return define(config)
+    key = config.model_dump_json(include=set(_LOOKS))
+    if key not in _LOOKED:
+        _LOOKED[key] = define(config)
+    return replace(_LOOKED[key], config=config)
+
+
 def open_small(folder: Path, **overrides: Any) -> OpenStudy:
-    return open_defined(define(small_config(folder, **overrides)))
+    return open_defined(defined(small_config(folder, **overrides)))
 
 
 def open_defined(definition: Definition) -> OpenStudy:
