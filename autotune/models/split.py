@@ -9,7 +9,7 @@ tensors have the fewest bytes: cheap operations may lie on either side, or on bo
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,7 +205,10 @@ def _split(network: Network, images: Tensor) -> Split:
         keys,
         tuple(kind.shape for kind in kinds),
         tuple(kind.dtype for kind in kinds),
-        not any(is_expensive(node, shadow) for node in _needed(flow, _places(flow, keys))),
+        not any(
+            is_expensive(node, shadow) and _differs(flow, node)
+            for node in _needed(flow, _places(flow, keys))
+        ),
         flow,
         evaluation,
         training,
@@ -274,9 +277,8 @@ def _cut(flows: Sequence[Flow]) -> tuple[str, ...]:
     """Choose what crosses: the fewest bytes that separate all that is expensive from the tail.
 
     A minimum cut of the locked nodes that differ from image to image, those of the graphs of both
-    modes in one. The images and the expensive nodes are its sources; what a node gives to the
-    tail are its sinks. Of several cuts the one nearest to the tail is taken: less is computed
-    behind it.
+    modes in one. The images and the expensive nodes are its sources; what nodes of the tail read
+    are its sinks.
 
     Returns:
         The digests of the nodes, in the order of the graph.
@@ -288,31 +290,44 @@ def _cut(flows: Sequence[Flow]) -> tuple[str, ...]:
     edges: set[tuple[str, str]] = set()
     sources: set[str] = set()
     sinks: set[str] = set()
-    for one_flow in flows:
-        needed = _needed(one_flow, [_output(one_flow), *one_flow.effects])
-        for node in [one for one in one_flow.graph.nodes if one in needed]:
-            key, inner = one_flow.digests[node], node in one_flow.locked
-            if inner and not _differs(one_flow, node):
+    for flow in flows:
+        needed = _needed(flow, [_output(flow), *flow.effects])
+        for node in [one for one in flow.graph.nodes if one in needed]:
+            key, inner = flow.digests[node], node in flow.locked
+            if inner and not _differs(flow, node):
                 continue
             if inner:
-                kind = one_flow.kinds[key]
+                kind = flow.kinds[key]
                 bytes_of[key] = max(kind.bytes, 1) if isinstance(kind, PerImage) else _ENDLESS
-                if node.op == "placeholder" or is_expensive(node, one_flow.root):
+                if node.op == "placeholder" or is_expensive(node, flow.root):
                     sources.add(key)
             for one in node.all_input_nodes:
-                if one in one_flow.locked and _differs(one_flow, one):
-                    before = one_flow.digests[one]
+                if one in flow.locked and _differs(flow, one):
                     if inner:
-                        edges.add((before, key))
+                        edges.add((flow.digests[one], key))
                     else:
-                        sinks.add(before)
+                        sinks.add(flow.digests[one])
+    return _minimum_cut(bytes_of, edges, sources, sinks)
+
+
+def _minimum_cut(
+    bytes_of: Mapping[str, int],
+    edges: Collection[tuple[str, str]],
+    sources: Collection[str],
+    sinks: Collection[str],
+) -> tuple[str, ...]:
+    """Return the vertices of least weight that separate sources from sinks.
+
+    Of several such sets the one nearest to the sinks is taken: less is computed behind it.
+    """
     keys = list(bytes_of)
+    # Every vertex is an arc of its weight, from its entrance to its exit.
     enter = {key: 2 * index for index, key in enumerate(keys)}
     source, sink = 2 * len(keys), 2 * len(keys) + 1
     arcs = [(enter[key], enter[key] + 1, bytes_of[key]) for key in keys]
-    arcs += [(enter[one] + 1, enter[other], _ENDLESS) for one, other in sorted(edges)]
-    arcs += [(source, enter[key], _ENDLESS) for key in sorted(sources)]
-    arcs += [(enter[key] + 1, sink, _ENDLESS) for key in sorted(sinks)]
+    arcs += [(enter[one] + 1, enter[other], _ENDLESS) for one, other in edges]
+    arcs += [(source, enter[key], _ENDLESS) for key in sources]
+    arcs += [(enter[key] + 1, sink, _ENDLESS) for key in sinks]
     tails, heads, sizes = np.array(arcs, dtype=np.int32).reshape(-1, 3).T
     capacity = csr_array(coo_array((sizes, (tails, heads)), shape=(sink + 1, sink + 1)))
     flow = maximum_flow(capacity, source, sink).flow
@@ -406,11 +421,8 @@ def _part(
         if isinstance(kind, Count):
             return graph.call_function(operator.mul, (images, kind.each))
         assert isinstance(kind, Several)
-        return (
-            kind.type(map(literal, kind.items))
-            if kind.type is list
-            else tuple(map(literal, kind.items))
-        )
+        items = [literal(one) for one in kind.items]
+        return items if kind.type is list else tuple(items)
 
     made: dict[Node, Any] = {}
     results: dict[Node, Node] = {}
