@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -25,6 +26,7 @@ from autotune.cli.command_line import conceal_passwords
 from autotune.cli.console import fail
 from autotune.cli.interrupts import interrupt_between_imports
 from autotune.errors import AutotuneError
+from autotune.interpreter import collect_rarely, leave
 
 app = typer.Typer(
     name="autotune",
@@ -74,5 +76,15 @@ def main() -> None:
         sys.exit(130)
 
 
+def process() -> NoReturn:
+    """Be the process of the command."""
+    collect_rarely()
+    try:
+        main()
+    except SystemExit as end:
+        leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+    leave(0)
+
+
 if __name__ == "__main__":
-    main()
+    process()

@@ -44,7 +44,7 @@ class Processes:
             self._devices[place % len(self._devices)] if self._devices else ""
         )
         popen = subprocess.Popen(
-            [sys.executable, "-m", "autotune.study.worker"],
+            [sys.executable, "-m", "autotune.study.process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # the worker opens its own log

@@ -1,6 +1,6 @@
 """A worker: claims trials of a study and trains them, one after the other, on one device.
 
-The launcher starts workers as processes of their own (``python -m autotune.study.worker``): the
+The launcher starts workers as processes of their own (``python -m autotune.study.process``): the
 job comes as one line of JSON on standard input, events leave as lines of JSON on standard output,
 and the end of standard input means that the launcher is gone. ``autotune worker`` runs the same
 :func:`work` in the foreground, on any machine that reaches the storage.
@@ -392,7 +392,3 @@ def _watch_launcher(line: int, stop: threading.Event) -> None:
     while os.read(line, 1024):
         pass
     stop.set()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
