@@ -16,6 +16,7 @@
     ├── TrialError                one trial cannot be finished, the study goes on
     │   ├── DivergedError         its loss or its logits are no numbers any more
     │   └── PlanError             its plan does not fit the backbone
+    ├── SplitError                a network cannot be cut into prefix and tail; it trains whole
     ├── InterruptedTrial          a stop was asked for; the trial goes back to the queue
     ├── CrowdedError              others hold the memory of the device; the trial goes back as well
     └── WorkerError               the workers of a study cannot go on

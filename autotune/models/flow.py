@@ -113,7 +113,7 @@ class Flow:
         digests: Digest of each node.
         locked: The nodes that depend on the images and on locked state alone.
         rewritten: The nodes whose memory is written to by a later one.
-        effects: The nodes that write to tuned buffers.
+        effects: The nodes that are not locked and write to buffers.
         kinds: What the locked nodes give, by digest.
     """
 
@@ -144,7 +144,7 @@ def follow(
     Args:
         root: The module that it belongs to, in the mode of the graph.
         graph: The graph.
-        tuned: Names of the tuned parameters and buffers.
+        tuned: Names of the parameters and buffers that training changes.
         shape: Of one image.
         like: A tensor of the type and on the device of the images.
         known: What locked nodes give, where another graph of the network has told; nodes that it

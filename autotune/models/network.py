@@ -94,7 +94,7 @@ class Network(nn.Module):
             for name in layer.modules
             if isinstance(module := backbone.get_submodule(name), nn.modules.batchnorm._BatchNorm)
         )
-        self.tuned_names = frozenset(f"backbone.{name}" for name in tuned)
+        self._tuned_names = frozenset(f"backbone.{name}" for name in tuned)
         self._head_alone = False
         self._split: Split | None = None
 
@@ -112,7 +112,7 @@ class Network(nn.Module):
         """
         self._head_alone = alone
         for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(not alone and f"backbone.{name}" in self.tuned_names)
+            parameter.requires_grad_(not alone and f"backbone.{name}" in self._tuned_names)
         return self.train()
 
     def attach(self, split: Split) -> None:
@@ -142,7 +142,7 @@ class Network(nn.Module):
         """
         index = {name: layer.index for layer in self.layers for name in layer.names}
         for name, parameter in self.named_parameters():
-            if name in self.tuned_names or name.startswith("head."):
+            if name in self._tuned_names or name.startswith("head."):
                 yield name, parameter, index.get(name.removeprefix("backbone."), 0)
 
     def tuned_state(self) -> dict[str, Tensor]:
@@ -150,7 +150,7 @@ class Network(nn.Module):
         return {
             name: value
             for name, value in self.state_dict().items()
-            if name.startswith("head.") or name in self.tuned_names
+            if name.startswith("head.") or name in self._tuned_names
         }
 
     def load_tuned_state(self, state: dict[str, Tensor]) -> None:

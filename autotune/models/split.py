@@ -176,9 +176,7 @@ def split(network: Network, images: Tensor) -> Split:
 
 
 def _split(network: Network, images: Tensor) -> Split:
-    tuned = frozenset(
-        f"backbone.{name}" for layer in network.layers[: network.depth] for name in layer.names
-    )
+    tuned = frozenset(network.tuned_state())  # buffers that are not saved are tables
     shape, one = tuple(images.shape[1:]), images[:1]
     shadow = Shadow(network, training=False)
     graph = trace(shadow)

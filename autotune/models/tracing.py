@@ -153,12 +153,12 @@ def is_expensive(node: Node, root: nn.Module) -> bool:
 
 
 def is_tuned(node: Node, root: nn.Module, tuned: frozenset[str]) -> bool:
-    """Say whether a node reads tuned parameters or buffers.
+    """Say whether a node reads what training changes.
 
     Args:
         node: The node.
         root: The module that it belongs to.
-        tuned: The names of all of them.
+        tuned: The names of the parameters and buffers that it changes.
     """
     target = str(node.target)
     if node.op == "get_attr":

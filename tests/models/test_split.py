@@ -173,7 +173,7 @@ def test_a_copy_has_a_tail_of_its_own() -> None:
     average = ModelEmaV3(net, decay=0.5)
     with torch.no_grad():
         for name, parameter in average.module.named_parameters():
-            if name in average.module.tuned_names:
+            if name in average.module.tuned_state() and not name.startswith("head."):
                 parameter.mul_(1.3)
     assert torch.equal(logits(net, parts), before)
     assert not torch.allclose(logits(average.module, parts), before)
@@ -412,6 +412,25 @@ def constant_written(self: Any, x: Tensor) -> Tensor:
     return pooled(plain + half * (table - 1))
 
 
+class Table(nn.Module):
+    """Adds a table that is no state: its layer's, but the same for all plans."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.randn(8, 1, 1), persistent=False)
+        self.scale = nn.Parameter(torch.ones(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def table_of_a_tuned_layer(self: Any, x: Tensor) -> Tensor:
+    x = self.middle(self.stem(x) + self.end.table)
+    return pooled(self.end(x))
+
+
 def several_outputs(self: Any, x: Tensor) -> Tensor:
     first, second = self.middle(self.stem(x)).chunk(2, 1)
     return pooled(self.end(torch.cat([second, first], 1)) * torch.cat([first, first], 1))
@@ -485,6 +504,21 @@ def test_dropout_that_drops_nothing_does_not_move_the_cut() -> None:
     found = cut(net, images("test_resnet", 2))
     assert found.shapes == ((5, 48),)
     check_same(net, found, images("test_resnet", 3))
+
+
+def test_tables_that_are_no_state_are_locked_wherever_they_are() -> None:
+    shown = noise()
+    keys = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        net = made(table_of_a_tuned_layer, end=Table())
+        torch.manual_seed(seed)
+        net.backbone.end.table.normal_()  # type: ignore[union-attr, operator]
+        found = cut(net, shown)
+        assert found.shapes == ((8, 8, 8),) and not found.trivial
+        check_same(net, found, shown)
+        keys.append(found.keys)
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_images_cross_alone_where_all_layers_train() -> None:
