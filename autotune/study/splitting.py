@@ -51,7 +51,8 @@ def use_features(training: Training, plan: TrialPlan, material: Material, bench:
     if bench.config.cache.features == "off" or training.mixing is not None:
         return ""
     try:
-        found = split(training.network, _images(training))
+        with training.autocast():  # the types of what crosses are those of the training
+            found = split(training.network, _images(training))
     except SplitError as error:
         if plan.backbone not in bench.roots:
             logger.warning("%s trains whole: %s", plan.backbone, error)
@@ -98,7 +99,8 @@ def _root(
         network = build_network(backbone, unchanged, training.network.head.classes, seed=0)
         try:
             network.to(training.device).to(memory_format=torch.channels_last)
-            found = split(network, _images(training))
+            with training.autocast():
+                found = split(network, _images(training))
         except SplitError as error:
             logger.info("%s has no root at depth %d: %s", plan.backbone, depth, error)
             continue
