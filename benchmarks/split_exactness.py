@@ -162,7 +162,8 @@ def report(rows: list[dict[str, Any]], without: list[str]) -> str:
         "Relative differences (Frobenius norm over all logits, and over the gradients of all "
         "tuned layers) from the whole network on the same batch with the same random numbers; "
         "float16: the crossing tensors rounded to it. Time is that of `split` on one core (CPU "
-        "seconds), memory what the process needs beyond what it had before. Bytes are those of "
+        "seconds), memory what the process needs beyond what it had before (a process checks "
+        "several families, and what one gave back the next can have). Bytes are those of "
         "float32 features of one image, as a multiple of those of the image as it is stored "
         "(uint8).",
         "",
