@@ -254,7 +254,8 @@ def test_workers_that_cannot_start_end_the_run_with_their_log(
     poison.mkdir()
     # Imported at the start of every process that has the marker; the launcher has not.
     (poison / "sitecustomize.py").write_text(
-        "import sys\nif sys.orig_argv[1:3] == ['-m', 'autotune.study.worker']: raise SystemExit(9)"
+        "import sys\n"
+        "if sys.orig_argv[1:3] == ['-m', 'autotune.study.process']: raise SystemExit(9)"
     )
     result = call(
         *("run", "digits", *SMALL, "--name", "tiny", "--workers", "1"),
@@ -282,7 +283,7 @@ def test_a_worker_that_dies_before_it_reads_its_job_ends_like_any_other(
 #: In a worker process, the loss fails as it does on a GPU that is lost; once for each file.
 LOST_GPU = """
 import pathlib, sys
-if sys.orig_argv[1:3] == ['-m', 'autotune.study.worker']:
+if sys.orig_argv[1:3] == ['-m', 'autotune.study.process']:
     import torch
     from tests.support.cuda import accelerator_error
     calls, forward = 0, torch.nn.CrossEntropyLoss.forward
@@ -326,7 +327,7 @@ def test_a_process_that_lost_its_gpu_is_replaced_and_its_trial_goes_on(tmp_path:
 def test_a_worker_in_the_foreground_that_lost_its_gpu_says_so(tmp_path: Path) -> None:
     site = tmp_path / "site"
     site.mkdir()
-    script = LOST_GPU.replace("sys.orig_argv[1:3] == ['-m', 'autotune.study.worker']", "True")
+    script = LOST_GPU.replace("sys.orig_argv[1:3] == ['-m', 'autotune.study.process']", "True")
     (site / "sitecustomize.py").write_text(script)
     (site / "left-0").touch()
     open_small(tmp_path, search__trials=1, training__epochs=40, training__batch_size=16)
@@ -409,7 +410,7 @@ def test_a_place_that_kills_its_workers_is_named_and_the_others_go_on(
     # The worker that comes first lives, every other one dies and leaves a line in its log.
     (poison / "sitecustomize.py").write_text(
         "import os, pathlib, sys\n"
-        "if sys.orig_argv[1:3] == ['-m', 'autotune.study.worker']:\n"
+        "if sys.orig_argv[1:3] == ['-m', 'autotune.study.process']:\n"
         "    try:\n"
         f"        os.close(os.open({str(poison / 'taken')!r}, os.O_CREAT | os.O_EXCL))\n"
         "    except FileExistsError:\n"

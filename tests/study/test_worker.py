@@ -42,6 +42,7 @@ from autotune.study.claims import MAX_RETRIES, Claim
 from autotune.study.opening import OpenStudy
 from autotune.study.trial import prepare_training
 from autotune.study.worker import Job, prepare, work
+from autotune.training.batches import Inputs
 from autotune.training.loop import Training
 from autotune.training.metrics import Metrics
 from tests.support.cuda import accelerator_error
@@ -649,13 +650,14 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(
     forward = Network.forward
     seen: list[int] = []
 
-    def limited(self: Network, images: torch.Tensor) -> torch.Tensor:
+    def limited(self: Network, inputs: Inputs) -> torch.Tensor:
         epochs = opened.study.get_trials()[-1].intermediate_values
         if self.training and epochs:
-            seen.append(len(images))
-            if len(images) > 4:
+            count = len(inputs[0]) if isinstance(inputs, tuple) else len(inputs)
+            seen.append(count)
+            if count > 4:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
-        return forward(self, images)
+        return forward(self, inputs)
 
     monkeypatch.setattr(Network, "forward", limited)
     stop = threading.Event()
