@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 #: Images from which a split learns what crosses it.
 _IMAGES = 2
 #: A root whose features take more than so many times the bytes of its images is not worth its
-#: space: the cuts behind it are smaller.
-_LARGEST_ROOT = 2.0
+#: space. ViT-B takes 2.01 times as much, ResNet-50 before its last stage 2.7.
+_LARGEST_ROOT = 4.0
 
 
 def use_features(training: Training, plan: TrialPlan, material: Material, bench: Workbench) -> str:
@@ -88,22 +88,23 @@ def _images(training: Training) -> Tensor:
 def _root(
     training: Training, plan: TrialPlan, material: Material, bench: Workbench
 ) -> Split | None:
-    """Cut the backbone as the deepest plan of the study does, or as the next that is worth it."""
+    """Cut the backbone as the deepest plan of the study does, or later where that is large."""
     backbone, space = material.backbone, bench.space
     searched = space.distributions.get("depth")
     deepest = max(whole_numbers(searched)) if searched is not None else space.fixed["depth"]
-    layers = len(layers_of(backbone.fresh()))
+    depth = min(deepest, len(layers_of(backbone.fresh())))
     size = prod((3, material.task.spec.size, material.task.spec.size))
-    for depth in range(min(deepest, layers), 0, -1):
+    while depth > 0:
         unchanged = TrialPlan(plan.backbone, depth, (LayerPlan(),) * depth)
         network = build_network(backbone, unchanged, training.network.head.classes, seed=0)
+        network.to(training.device).to(memory_format=torch.channels_last)
         try:
-            network.to(training.device).to(memory_format=torch.channels_last)
             with training.autocast():
                 found = split(network, _images(training))
         except SplitError as error:
             logger.info("%s has no root at depth %d: %s", plan.backbone, depth, error)
-            continue
-        if not found.trivial and kept_bytes(found) <= _LARGEST_ROOT * size:
-            return found
+        else:
+            if not found.trivial and kept_bytes(found) <= _LARGEST_ROOT * size:
+                return found
+        depth = depth * 3 // 4  # of a deep space, few are tried
     return None
