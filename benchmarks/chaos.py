@@ -171,7 +171,7 @@ class Chaos:
             found = [
                 one
                 for one in psutil.Process(launcher).children()
-                if "autotune.study.worker" in one.cmdline()
+                if "autotune.study.process" in one.cmdline()
                 and one.status() != "zombie"
                 and one.pid not in self.frozen
             ]

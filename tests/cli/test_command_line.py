@@ -121,7 +121,7 @@ def test_the_password_of_a_storage_is_nowhere(postgres: Server, tmp_path: Path) 
             )
         assert launcher.wait(timeout=120) == 0, (tmp_path / "out.txt").read_text()
         assert joined.returncode == 0, (tmp_path / "joined.txt").read_text()
-    assert any(b"autotune.study.worker" in line for line in lines)
+    assert any(b"autotune.study.process" in line for line in lines)
     assert any(b"\0worker\0tiny" in line for line in lines)
     secret = PASSWORD.encode()
     assert [line for line in lines if secret in line] == []

@@ -186,7 +186,7 @@ def test_no_gpu_is_used_when_none_is_wanted(tmp_path: Path) -> None:
 #: In a worker process, the labels of one batch are beyond all classes: the kernel asserts.
 ASSERTING = """
 import pathlib, sys
-if sys.orig_argv[1:3] == ['-m', 'autotune.study.worker']:
+if sys.orig_argv[1:3] == ['-m', 'autotune.study.process']:
     import torch
     calls, forward = 0, torch.nn.CrossEntropyLoss.forward
     def beyond(self, logits, labels):
