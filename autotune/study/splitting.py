@@ -70,6 +70,8 @@ def use_features(training: Training, plan: TrialPlan, material: Material, bench:
         training.autocast,
         bench.roots[plan.backbone],
         bench.loader_workers,
+        # Of a trial that ran out of memory they stay on the disk.
+        on_device=training.part >= bench.config.training.batch_size,
     )
     assert training.images is material.train and training.validation is material.validation
     training.use(

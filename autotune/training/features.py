@@ -59,6 +59,7 @@ class FeatureCache:
         autocast: Mixed precision of the training.
         root: The cut from which all others are computed; ``None`` takes the images.
         loader_workers: Processes that prepare images which do not fit into memory.
+        on_device: Whether the features of an epoch may lie in the memory of a GPU.
     """
 
     shelf: Shelf
@@ -67,6 +68,7 @@ class FeatureCache:
     autocast: Autocast
     root: Split | None
     loader_workers: int = 0
+    on_device: bool = True
 
     def open(self, split: Split, views: Views, positions: Tensor, numbers: Tensor) -> Entry:
         """Open the features of some views, and compute them first if nobody has.
@@ -252,7 +254,7 @@ class Features:
     def _on_device(self, key: str, arrays: Sequence[np.ndarray]) -> list[Tensor] | None:
         """Keep arrays on the GPU while they fit; the CPU has them mapped."""
         device = self._cache.autocast.device
-        if device.type != "cuda":
+        if device.type != "cuda" or not self._cache.on_device:
             return None
         if key in self._resident:
             self._resident.move_to_end(key)
