@@ -12,18 +12,16 @@ go through JSON. Each family runs in a process of its own.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from families import each_family, image_size, short, stir
+
 LAST = 8
-#: Side of the images in pixels, for models that take any; others get their own.
-SIZE = 128
 #: Largest relative change of the features by what should not change them.
 TOLERANCE = 1e-4
 #: Column -> field of a layer plan, value, whether it should leave the function as it is.
@@ -47,27 +45,6 @@ CHANGES: dict[str, list[tuple[str, Any, bool]]] = {
     "dropout": [("dropout", 0.2, True)],
     "drop_path": [("drop_path", 0.2, True)],
 }
-
-
-def families() -> dict[str, str]:
-    """Return the smallest classification model of every timm model module."""
-    import timm
-    import torch
-
-    smallest: dict[str, str] = {}
-    for family in timm.list_modules():
-        sizes = {}
-        for name in timm.list_models(module=family):
-            try:
-                with torch.device("meta"):
-                    model = timm.create_model(name)
-            except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError):
-                continue  # built for something else, or not on the meta device
-            if getattr(model, "num_classes", 0):
-                sizes[name] = sum(one.numel() for one in model.parameters())
-        if sizes:
-            smallest[family] = min(sizes, key=lambda name: sizes[name])
-    return smallest
 
 
 def check(family: str, name: str) -> dict[str, Any]:
@@ -137,40 +114,6 @@ def check(family: str, name: str) -> dict[str, Any]:
     return row
 
 
-def image_size(model: Any) -> int | None:
-    """Return a small size of images that the model can take, ``None`` for its own."""
-    import torch
-
-    own = int(model.pretrained_cfg["input_size"][-1])
-    if model.pretrained_cfg.get("fixed_input_size") or own <= SIZE:
-        return None
-    try:
-        with torch.no_grad():
-            model(torch.zeros(1, 3, SIZE, SIZE))
-    except (AssertionError, RuntimeError, ValueError):
-        return None
-    return SIZE
-
-
-def stir(model: Any) -> None:
-    """Give norms and scales values that hide nothing: many start as zeros and ones."""
-    import torch
-
-    with torch.no_grad():
-        for module in model.modules():
-            for key, value in [*module.named_parameters(recurse=False)]:
-                kind = type(module).__name__.lower()
-                if value.ndim == 1 and (
-                    ("norm" in kind and key == "weight") or "gamma" in key or "scale" in key
-                ):
-                    value.uniform_(0.5, 1.5)
-        for key, value in model.state_dict().items():
-            if key.endswith("running_mean"):
-                value.normal_(std=0.1)
-            elif key.endswith("running_var"):
-                value.uniform_(0.5, 1.5)
-
-
 def _spatial(model: Any, layers: Any) -> bool:
     from torch import nn
 
@@ -184,11 +127,6 @@ def _spatial(model: Any, layers: Any) -> bool:
 def _reasons(offers: Any, field: str) -> list[str]:
     found = [offer.reasons[field] for offer in offers if field in offer.reasons]
     return list(dict.fromkeys(found))
-
-
-def short(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:160] if lines else 'no details'}"
 
 
 def _plan(name: str, offers: Any, field: str, value: Any) -> Any:
@@ -436,41 +374,9 @@ def write(rows: list[dict[str, Any]], without: list[str], path: Path | None) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("family", nargs="*", help="timm model modules, or models; default: all")
-    parser.add_argument("--show", action="store_true", help="print, do not write docs/coverage.md")
-    parser.add_argument("--rows", type=Path, help="JSON lines: families in it are not run again")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
-    options = parser.parse_args()
-    import timm
-
-    rows = []
-    if options.rows is not None and options.rows.exists():
-        rows = [json.loads(line) for line in options.rows.read_text("utf-8").splitlines()]
-    known = families()
-    chosen = {
-        family: name
-        for family, name in known.items()
-        if (not options.family or family in options.family or name in options.family)
-        and family not in [row["family"] for row in rows]
-    }
-    with ProcessPoolExecutor(options.jobs, max_tasks_per_child=1) as pool:
-        running = {pool.submit(check, *item): item for item in chosen.items()}
-        for done in as_completed(running):
-            family, name = running[done]
-            try:
-                row = done.result()
-            except Exception as error:
-                row = {"family": family, "model": name, "failures": [short(error)]}
-            rows.append(row)
-            if options.rows is not None:
-                with options.rows.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
-            print(f"{len(rows):3d}/{len(known)} {family}: {row['failures'] or 'ok'}", flush=True)
-    rows.sort(key=lambda row: row["family"])
+    rows, without, show = each_family(__doc__, check, {})
     page = Path(__file__).resolve().parents[1] / "docs" / "coverage.md"
-    without = [family for family in timm.list_modules() if family not in known]
-    print(write(rows, without, None if options.show else page))
+    print(write(rows, without, None if show else page))
 
 
 if __name__ == "__main__":

@@ -12,17 +12,14 @@ under ``benchmarks/results/``.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 import warnings
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from coverage import families, image_size, short, stir
+from families import each_family, image_size, short, stir
 from heading import date_and_machine
 
 DEPTHS = (0, 2, 5)
@@ -231,42 +228,10 @@ def _exact(one: dict[str, Any]) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("family", nargs="*", help="timm model modules, or models; default: all")
-    parser.add_argument("--show", action="store_true", help="print, do not write the report")
-    parser.add_argument("--rows", type=Path, help="JSON lines: families in it are not run again")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
-    options = parser.parse_args()
-    import timm
-
-    rows = []
-    if options.rows is not None and options.rows.exists():
-        rows = [json.loads(line) for line in options.rows.read_text("utf-8").splitlines()]
-    known = families()
-    done_before = {row["family"] for row in rows}
-    chosen = {
-        family: name
-        for family, name in known.items()
-        if (not options.family or family in options.family or name in options.family)
-        and family not in done_before
-    }
-    with ProcessPoolExecutor(options.jobs) as pool:
-        running = {pool.submit(check, *item): item for item in chosen.items()}
-        for done in as_completed(running):
-            family, name = running[done]
-            try:
-                row = done.result()
-            except Exception as error:
-                row = {"family": family, "model": name, "depths": {}, "failures": [short(error)]}
-            rows.append(row)
-            if options.rows is not None:
-                with options.rows.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
-            print(f"{len(rows):3d}/{len(known)} {family}: {row['failures'] or 'ok'}", flush=True)
-    rows.sort(key=lambda row: row["family"])
-    page = report(rows, [family for family in timm.list_modules() if family not in known])
+    rows, without, show = each_family(__doc__, check, {"depths": {}})
+    page = report(rows, without)
     print(page)
-    if not options.show:
+    if not show:
         results = Path(__file__).resolve().parent / "results"
         path = results / f"{datetime.now(UTC):%Y-%m-%d}-split-exactness.md"
         path.write_text(page, encoding="utf-8")

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from autotune.data.entry import Writer
 from autotune.data.images import ImageSpec, decode, shrink
-from autotune.data.shelf import Writer
 from autotune.data.sources import Sample, Source
 from autotune.errors import DatasetError, may_pass
 from autotune.threads import cores

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from autotune.data.building import IMAGES, build, check_skipped, decode_sample, quiet
+from autotune.data.entry import Entry
 from autotune.data.images import ImageSpec
-from autotune.data.shelf import Entry, Shelf
+from autotune.data.shelf import Shelf
 from autotune.data.sources import Source
 from autotune.errors import DatasetError, NoRoomError
 

@@ -9,30 +9,26 @@ tensors have the fewest bytes: cheap operations may lie on either side, or on bo
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.sparse import coo_array, csr_array
-from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 from torch import Tensor, fx, nn
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from autotune.errors import SplitError
 from autotune.models.backbone import first_line
+from autotune.models.cutting import cheapest_cut, differs, needed_for, output_of, places, stored
 from autotune.models.flow import (
     Constant,
     Count,
     Flow,
     Kind,
-    PerImage,
     Several,
     follow,
     from_parts,
-    holds_images,
     in_mode_of,
     to_parts,
 )
@@ -49,8 +45,6 @@ from autotune.models.tracing import (
 
 #: Largest relative difference between a network that is split and the whole one.
 _ROUNDING = 1e-3
-#: Stands for "no cut here".
-_ENDLESS = 2**30
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,8 +183,8 @@ def _split(network: Network, images: Tensor) -> Split:
             flows.append(in_mode_of(active, flow, shape))
         else:
             flows.append(follow(active, trained, tuned, shape, images, flow.kinds))
-    keys = _cut(flows)
-    kinds = [_stored(flow, key) for key in keys]
+    keys = cheapest_cut(flows)
+    kinds = [stored(flow, key) for key in keys]
     prefix = _prefix_part(flow, keys)
     assert prefix is not None, "the images always suffice"
     crossing = prefix(shadow, [one])
@@ -204,8 +198,8 @@ def _split(network: Network, images: Tensor) -> Split:
         tuple(kind.shape for kind in kinds),
         tuple(kind.dtype for kind in kinds),
         not any(
-            is_expensive(node, shadow) and _differs(flow, node)
-            for node in _needed(flow, _places(flow, keys))
+            is_expensive(node, shadow) and differs(flow, node)
+            for node in needed_for(flow, places(flow, keys))
         ),
         flow,
         evaluation,
@@ -225,129 +219,14 @@ def _compare(found: Tensor, expected: Tensor) -> None:
     )
 
 
-def _stored(flow: Flow, key: str) -> PerImage:
-    kind = flow.kinds[key]
-    assert isinstance(kind, PerImage), "only such tensors are cut"
-    return kind
-
-
-def _differs(flow: Flow, node: Node) -> bool:
-    """Say whether a locked node gives something that differs from image to image."""
-    return holds_images(flow.kinds[flow.digests[node]])
-
-
-def _needed(flow: Flow, wanted: Iterable[Node], given: Iterable[str] = ()) -> set[Node]:
-    """List the nodes that some nodes depend on, themselves included, as far as what is given.
-
-    Args:
-        flow: The graph.
-        wanted: The nodes.
-        given: Digests of locked nodes whose values are there.
-    """
-    found: set[Node] = set()
-    waiting = list(wanted)
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            known = node in flow.locked and (
-                flow.digests[node] in given or not _differs(flow, node)
-            )
-            if not known:
-                waiting += node.all_input_nodes
-    return found
-
-
-def _output(flow: Flow) -> Node:
-    return flow.graph.output_node()
-
-
-def _places(flow: Flow, keys: Sequence[str]) -> list[Node]:
-    """Find the first node of each key."""
-    nodes: dict[str, Node] = {}
-    for node in flow.graph.nodes:
-        if node in flow.locked:
-            nodes.setdefault(flow.digests[node], node)
-    return [nodes[key] for key in keys]
-
-
-def _cut(flows: Sequence[Flow]) -> tuple[str, ...]:
-    """Choose what crosses: the fewest bytes that separate all that is expensive from the tail.
-
-    A minimum cut of the locked nodes that differ from image to image, those of the graphs of both
-    modes in one. The images and the expensive nodes are its sources; what nodes of the tail read
-    are its sinks.
-
-    Returns:
-        The digests of the nodes, in the order of the graph.
-
-    Raises:
-        SplitError: When something would have to cross that belongs to no image alone.
-    """
-    bytes_of: dict[str, int] = {}
-    edges: set[tuple[str, str]] = set()
-    sources: set[str] = set()
-    sinks: set[str] = set()
-    for flow in flows:
-        needed = _needed(flow, [_output(flow), *flow.effects])
-        for node in [one for one in flow.graph.nodes if one in needed]:
-            key, inner = flow.digests[node], node in flow.locked
-            if inner and not _differs(flow, node):
-                continue
-            if inner:
-                kind = flow.kinds[key]
-                bytes_of[key] = max(kind.bytes, 1) if isinstance(kind, PerImage) else _ENDLESS
-                if node.op == "placeholder" or is_expensive(node, flow.root):
-                    sources.add(key)
-            for one in node.all_input_nodes:
-                if one in flow.locked and _differs(flow, one):
-                    if inner:
-                        edges.add((flow.digests[one], key))
-                    else:
-                        sinks.add(flow.digests[one])
-    return _minimum_cut(bytes_of, edges, sources, sinks)
-
-
-def _minimum_cut(
-    bytes_of: Mapping[str, int],
-    edges: Collection[tuple[str, str]],
-    sources: Collection[str],
-    sinks: Collection[str],
-) -> tuple[str, ...]:
-    """Return the vertices of least weight that separate sources from sinks.
-
-    Of several such sets the one nearest to the sinks is taken: less is computed behind it.
-    """
-    keys = list(bytes_of)
-    # Every vertex is an arc of its weight, from its entrance to its exit.
-    enter = {key: 2 * index for index, key in enumerate(keys)}
-    source, sink = 2 * len(keys), 2 * len(keys) + 1
-    arcs = [(enter[key], enter[key] + 1, bytes_of[key]) for key in keys]
-    arcs += [(enter[one] + 1, enter[other], _ENDLESS) for one, other in edges]
-    arcs += [(source, enter[key], _ENDLESS) for key in sources]
-    arcs += [(enter[key] + 1, sink, _ENDLESS) for key in sinks]
-    tails, heads, sizes = np.array(arcs, dtype=np.int32).reshape(-1, 3).T
-    capacity = csr_array(coo_array((sizes, (tails, heads)), shape=(sink + 1, sink + 1)))
-    flow = maximum_flow(capacity, source, sink).flow
-    passing = int(flow[:, [sink]].toarray().astype(np.int64).sum())
-    if not passing:
-        raise SplitError("what the backbone gives does not depend on the images")
-    if passing >= _ENDLESS:
-        raise SplitError("what the tuned layers read belongs to no image alone")
-    left = csr_array(capacity - flow)
-    left.eliminate_zeros()
-    behind = set(breadth_first_order(csr_array(left.T), sink, return_predecessors=False).tolist())
-    return tuple(key for key in keys if enter[key] not in behind and enter[key] + 1 in behind)
-
-
 def _prefix_part(
     flow: Flow, keys: Sequence[str], known: Sequence[str] | None = None
 ) -> _Part | None:
     """Make the part before the cut, from images or from the tensors of some keys."""
-    wanted = _places(flow, keys)
+    wanted = places(flow, keys)
     if known is None:
         known = [flow.digests[node] for node in flow.graph.nodes if node.op == "placeholder"]
-    needed = _needed(flow, wanted, known)
+    needed = needed_for(flow, wanted, known)
     reached = {flow.digests[node] for node in needed if node in flow.locked}
     used = tuple(dict.fromkeys(key for key in known if key in reached))
     if any(node.op == "placeholder" and flow.digests[node] not in used for node in needed):
@@ -365,7 +244,7 @@ def _tail_part(flow: Flow, keys: tuple[str, ...], crossing: Sequence[Tensor]) ->
         keys: What crosses.
         crossing: The crossing tensors of some images.
     """
-    wanted = _output(flow).all_input_nodes
+    wanted = output_of(flow).all_input_nodes
     part = _part(flow, keys, wanted)
     tried = {_given(index): one.clone() for index, one in enumerate(crossing)}
     tried |= {_constant(index): one.clone() for index, one in enumerate(part.constants)}
@@ -400,7 +279,7 @@ def _part(
         as_parts: Whether to return a tuple of parts, and not the one value as it is; what writes
             to buffers belongs to the latter alone.
     """
-    needed = _needed(flow, wanted if as_parts else [*wanted, *flow.effects], given)
+    needed = needed_for(flow, wanted if as_parts else [*wanted, *flow.effects], given)
     nodes = [node for node in flow.graph.nodes if node in needed]
     fixed = {node: flow.kinds[flow.digests[node]] for node in nodes if _is_fixed(flow, node)}
     values = [kind.value for kind in fixed.values() if isinstance(kind, Constant)]
@@ -429,7 +308,7 @@ def _part(
         if node in fixed:
             made[node] = literal(fixed[node])
         elif node in flow.locked and key in inputs:
-            kind = _stored(flow, key)
+            kind = stored(flow, key)
             made[node] = argument(inputs[key])
             if not kind.plain:
                 layout = (kind.dim, kind.before, kind.each)
@@ -440,7 +319,7 @@ def _part(
             kept = made[node]
             if node in flow.rewritten:  # by a node that may come
                 kept = graph.call_method("clone", (kept,))
-            kind = _stored(flow, key)
+            kind = stored(flow, key)
             if not kind.plain:
                 kept = graph.call_function(to_parts, (kept, kind.dim, kind.before, kind.each))
             results[node] = kept
@@ -453,6 +332,6 @@ def _part(
 
 def _is_fixed(flow: Flow, node: Node) -> bool:
     """Say whether a locked node gives constants and numbers of images alone."""
-    if node not in flow.locked or _differs(flow, node):
+    if node not in flow.locked or differs(flow, node):
         return False
     return node.op != "get_attr" or not is_own(node)

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autotune.data.shelf import Entry, Shelf, Writer
+from autotune.data.entry import Entry, Writer
+from autotune.data.shelf import Shelf
 from autotune.data.views import Views, chunks
 from autotune.errors import DiskFullError
 from autotune.models.split import Prefix, Split

@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from autotune.data import entry as entry_module
 from autotune.data import shelf as shelf_module
-from autotune.data.shelf import RECORD, Entry, Shelf, Writer
+from autotune.data.entry import RECORD, Entry, Writer
+from autotune.data.shelf import Shelf
 from autotune.errors import DiskFullError, UserError
 
 #: a real process, made quickly; the parent has the same modules
@@ -70,7 +72,12 @@ def shelf(tmp_path: Path) -> Shelf:
 @pytest.fixture
 def boot(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Start the machine anew, as far as entries can tell."""
-    yield lambda name: monkeypatch.setattr(shelf_module, "_boot", lambda: name)
+
+    def start(name: str) -> None:
+        for module in (entry_module, shelf_module):
+            monkeypatch.setattr(module, "this_start", lambda: name)
+
+    yield start
 
 
 def test_arrays_are_made_once_and_mapped(shelf: Shelf) -> None:

@@ -1,0 +1,231 @@
+"""One entry of the shelf: how it is written, and how it is opened and checked."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import math
+import os
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+#: The file of an entry that says what the others are.
+RECORD = "record.json"
+#: The file of an unfinished entry that says how large it may become, in bytes.
+NEEDED = "needed"
+_CHUNK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """Arrays that have been made, read-only and shared. It travels between processes by its path.
+
+    Args:
+        folder: Where they lie.
+        record: What the maker returned, as JSON gives it back, and under ``arrays`` the dtype,
+            shape and checksum of each array.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    _arrays: dict[str, np.ndarray] = field(repr=False)
+
+    def array(self, name: str) -> np.ndarray:
+        """Return an array, mapped from disk (an empty one is not).
+
+        Args:
+            name: What the maker called it.
+
+        Raises:
+            KeyError: When there is none of that name.
+        """
+        return self._arrays[name]
+
+    def __reduce__(self) -> tuple[Callable[[Path], Entry], tuple[Path]]:
+        # pickling a mapped array would copy it into each data-loading process
+        return read_entry, (self.folder,)
+
+
+class Writer:
+    """What the maker of an entry writes to.
+
+    Args:
+        folder: Where the files go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._rows: dict[str, Rows] = {}
+
+    def array(self, name: str, dtype: np.typing.DTypeLike, shape: Sequence[int]) -> Rows:
+        """Begin an array; several may be written side by side.
+
+        Args:
+            name: Its name, a file name.
+            dtype: Of its values. numpy has no bfloat16: write such values as ``uint16`` and
+                return torch's name for them in the record.
+            shape: Of one row, ``()`` for a number.
+        """
+        taken = ("", "..", RECORD, NEEDED, *self._rows)
+        if name in taken or name != Path(name).name:
+            raise ValueError(f"an array needs a file name of its own, but got {name!r}")
+        self._rows[name] = Rows(self._folder / name, np.dtype(dtype), tuple(shape))
+        return self._rows[name]
+
+    def finish(self) -> dict[str, dict[str, Any]]:
+        """Bring all arrays to the disk.
+
+        Returns:
+            What the record has to say of each.
+        """
+        return {name: rows.finish() for name, rows in self._rows.items()}
+
+    def close(self) -> None:
+        """Close the files, whole or not."""
+        for rows in self._rows.values():
+            rows.close()
+
+
+class Rows:
+    """One array that is being written. Written, not mapped: a full disk is an error, no SIGBUS.
+
+    Args:
+        path: Its file.
+        dtype: Of its values.
+        shape: Of one row.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+        self._stream = open(path, "wb")  # noqa: SIM115
+        self._dtype = dtype
+        self._shape = shape
+        self._count = 0
+        self._crc = 0
+
+    def append(self, rows: np.ndarray) -> None:
+        """Write the next rows.
+
+        Args:
+            rows: ``(n, *shape)``, of the dtype that was announced.
+
+        Raises:
+            ValueError: When they are of another shape or dtype.
+            OSError: When the disk is full.
+        """
+        if rows.dtype != self._dtype or rows.shape[1:] != self._shape:
+            raise ValueError(
+                f"rows must be {self._dtype} of shape {self._shape}, but got {rows.dtype} of "
+                f"shape {rows.shape[1:]}"
+            )
+        content = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+        self._stream.write(content)
+        self._crc = zlib.crc32(content, self._crc)
+        self._count += len(rows)
+
+    def finish(self) -> dict[str, Any]:
+        """Bring the array to the disk, and return what the record has to say of it."""
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        shape = [self._count, *self._shape]
+        return {"dtype": self._dtype.str, "shape": shape, "crc32": self._crc}
+
+    def close(self) -> None:
+        """Close the file, whole or not."""
+        with suppress(OSError):  # of a full disk, which has been reported
+            self._stream.close()
+
+
+def try_lock(stream: BinaryIO, kind: int) -> bool:
+    """Lock a file, shared or exclusively (``fcntl``), if that can be had at once."""
+    try:
+        fcntl.flock(stream, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+        return kind == fcntl.LOCK_SH  # a file system without locks: one reads, and drops nothing
+    return True
+
+
+def read_or_none(home: Path, what: str | None) -> Entry | None:
+    """Open an entry if it is there and whole; ``what`` it is, where damage is to be told."""
+    if not home.exists():
+        return None
+    try:
+        entry = read_entry(home)
+        _check(entry)
+    except BlockingIOError:  # it is being dropped
+        return None
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EIO):  # such as too many open files
+            raise
+        reason = str(error)  # not the error: its traceback would keep the mappings
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        return entry
+    if what is not None:
+        logger.warning("the %s in %s are damaged (%s); making them again", what, home, reason)
+    return None
+
+
+def read_entry(home: Path) -> Entry:
+    """Open an entry that is there; its checksums are not compared."""
+    record = json.loads((home / RECORD).read_text(encoding="utf-8"))
+    arrays = {name: _map(home / name, about) for name, about in record["arrays"].items()}
+    return Entry(home, record, arrays)
+
+
+def _map(path: Path, about: dict[str, Any]) -> np.ndarray:
+    dtype, shape = np.dtype(about["dtype"]), tuple(about["shape"])
+    size = dtype.itemsize * math.prod(shape)
+    with open(path, "rb") as stream:
+        if os.fstat(stream.fileno()).st_size != size:
+            raise ValueError(f"{path.name} has not the size that {RECORD} says")
+        if size == 0:
+            return np.empty(shape, dtype)
+        if not try_lock(stream, fcntl.LOCK_SH):  # the mapping has a duplicate, which keeps it
+            raise BlockingIOError(errno.EAGAIN, "is being dropped", str(path))
+        return np.memmap(stream, dtype=dtype, mode="r", shape=shape)
+
+
+def _check(entry: Entry) -> None:
+    """Compare the content with the checksums, once after each start of the machine.
+
+    That is when a power cut may have left empty blocks. It is read, not mapped: a sector that
+    cannot be read is an error, no SIGBUS.
+    """
+    mark = entry.folder / f"checked-{this_start()}"
+    if mark.exists():
+        return
+    for name, about in entry.record["arrays"].items():
+        crc = 0
+        with open(entry.folder / name, "rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                crc = zlib.crc32(chunk, crc)
+        if crc != about["crc32"]:
+            raise ValueError(f"{name} has not the checksum that {RECORD} says")
+    with suppress(OSError):  # a folder that may only be read
+        mark.touch()
+
+
+@cache
+def this_start() -> str:
+    """Name the time since the machine was started; where it cannot be told, this process."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"{os.getpid()}-{time.time_ns()}"
