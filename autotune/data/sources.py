@@ -1,9 +1,8 @@
-"""Where images come from: a known name, or a folder of class folders."""
+"""What a source of images is, and two of them: the digits, and a folder of class folders."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,6 @@ from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-
 
 from autotune.data.folders import fingerprint_files, printable, scan_folder
 from autotune.data.reading import read_image
-from autotune.errors import DatasetError, join_sentences, nearest
 
 Shrink = Callable[[Image.Image], Image.Image]
 
@@ -28,11 +26,14 @@ class Sample:
         key: Stable name: a path relative to the folder, or e.g. ``digits/0017``.
         label: Index into the source's classes.
         part: ``train``, ``validation`` or ``test`` when the source is already split.
+        group: What the image shows or whom it is of, where the source says: all images of a group
+            go to the same part.
     """
 
     key: str
     label: int
     part: str | None
+    group: str | None = None
 
 
 class Source(Protocol):
@@ -128,43 +129,3 @@ class FolderSource:
             OSError: When the file cannot be decoded.
         """
         return read_image(self._paths[sample.key], shrink)
-
-
-_KNOWN = {"digits": DigitsSource}
-
-
-def known_names() -> tuple[str, ...]:
-    """Return the names of the datasets that need no path."""
-    return tuple(sorted(_KNOWN))
-
-
-def open_source(name: str) -> Source:
-    """Open a dataset by what a study file says.
-
-    Args:
-        name: A known name, or the path of a folder (``~`` is the home folder).
-
-    Returns:
-        The source; no image has been decoded yet.
-
-    Raises:
-        DatasetError: When there is no such dataset, or it is not laid out as one.
-    """
-    if name in _KNOWN:
-        return _KNOWN[name]()
-    path = os.path.expanduser(name)
-    if os.path.isdir(path):
-        return FolderSource(name, path)
-    if os.path.exists(path):
-        raise DatasetError(
-            f"a dataset is a folder with one folder of images for each class, but {name!r} is a "
-            "file; name a folder, and unpack an archive first"
-        )
-    raise DatasetError(
-        join_sentences(
-            f"a dataset is a known name ({', '.join(known_names())}) or the path of a folder with "
-            f"one folder of images for each class, but {name!r} is neither",
-            nearest(name, known_names()),
-            f"no folder {os.path.abspath(path)!r} exists" if "\0" not in path else "",
-        )
-    )

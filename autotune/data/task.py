@@ -12,7 +12,8 @@ import numpy as np
 
 from autotune.config import AugmentConfig, DataConfig
 from autotune.data.images import ImageSpec
-from autotune.data.sources import Source, open_source
+from autotune.data.opening import open_source
+from autotune.data.sources import Source
 from autotune.data.splits import Split, make_split, split_fingerprint
 from autotune.data.store import ImageStore, open_store
 from autotune.data.views import MEMORY_BYTES, Views

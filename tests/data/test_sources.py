@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from autotune.data.sources import Sample, known_names, open_source
+from autotune.data.known import known_names
+from autotune.data.opening import open_source
+from autotune.data.sources import Sample
 from autotune.errors import DatasetError
 from tests.support.images import make_class_folders, make_split_folder, photo
 

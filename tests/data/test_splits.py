@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from autotune.config import DataConfig
-from autotune.data.sources import Sample, Source, open_source
+from autotune.data.opening import open_source
+from autotune.data.sources import Sample, Source
 from autotune.data.splits import Split, make_split, split_fingerprint
 from autotune.errors import DatasetError
 from tests.support.images import make_split_folder

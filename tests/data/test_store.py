@@ -21,8 +21,9 @@ from PIL import Image
 
 from autotune.data import building
 from autotune.data.images import ImageSpec, decode
+from autotune.data.opening import open_source
 from autotune.data.reading import read_image
-from autotune.data.sources import Source, open_source
+from autotune.data.sources import Source
 from autotune.data.store import ImageStore, open_store
 from autotune.errors import DatasetError, DiskFullError, UserError
 from tests.support.images import make_class_folders, photo

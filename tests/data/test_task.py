@@ -11,7 +11,7 @@ import torch
 from autotune.config import AugmentConfig, DataConfig
 from autotune.data import sources
 from autotune.data.images import ImageSpec
-from autotune.data.sources import open_source
+from autotune.data.opening import open_source
 from autotune.data.splits import make_split
 from autotune.data.task import Task, check_dataset, open_test_views
 from autotune.errors import DatasetError

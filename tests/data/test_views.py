@@ -11,7 +11,7 @@ import torch
 
 from autotune.config import AugmentConfig
 from autotune.data.images import ImageSpec
-from autotune.data.sources import open_source
+from autotune.data.opening import open_source
 from autotune.data.store import ImageStore, open_store
 from autotune.data.views import Views
 from tests.support.images import make_class_folders
