@@ -34,6 +34,7 @@ from autotune.study import failures, limits, memory, record
 from autotune.study.material import Material, Materials
 from autotune.study.opening import OpenStudy
 from autotune.study.pictures import draw_confusion, draw_curve
+from autotune.study.precision import precision_of
 from autotune.study.splitting import use_features
 from autotune.training.batches import Batches, Some
 from autotune.training.expense import measure_costs
@@ -308,6 +309,7 @@ def prepare_training(
         validation = Some(material.validation, torch.from_numpy(cut.validation))
     data_config = material.backbone.data_config
     to_cpu = Normalise.of(data_config, torch.device("cpu"))
+    autocast = precision_of(bench, material)
     network = build_network(
         material.backbone,
         plan,
@@ -329,6 +331,7 @@ def prepare_training(
         stopped,
         bench.loader_workers,
         part,
+        autocast,
     )
     if refit is None and fold is None:
         training.whole = use_features(training, plan, material, bench)
