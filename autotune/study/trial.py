@@ -303,6 +303,7 @@ def prepare_training(
     material = bench.materials.of(plan.backbone)
     train: Batches = material.train if refit is None else refit
     validation: Batches | None = material.validation if refit is None else None
+    assert refit is not None or fold is not None or not material.task.folds, "which fold?"
     if fold is not None:
         cut = material.task.folds[fold]
         train = Some(material.train, torch.from_numpy(cut.train))
