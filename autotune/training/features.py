@@ -197,25 +197,32 @@ class Features:
         split: The network that is cut.
         views: The images.
         online: Whether features are computed whenever they are asked for, and not kept.
+        together: Whether those of all images are computed with the first that are asked for.
 
     Attributes:
         labels: int64 tensor, ``(N,)``.
     """
 
     def __init__(
-        self, cache: FeatureCache, split: Split, views: Views, online: bool = False
+        self,
+        cache: FeatureCache,
+        split: Split,
+        views: Views,
+        online: bool = False,
+        together: bool = False,
     ) -> None:
         self.labels = views.labels
         self._cache = cache
         self._split = split
         self._views = views
         self._online = online
+        self._together = together
         self._resident: OrderedDict[bytes, list[Tensor]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def plan_views(self, epoch: int) -> Tensor:
+    def plan_views(self, epoch: int | None) -> Tensor:
         """Choose a view of each image for an epoch, see :meth:`Views.plan_views`."""
         return self._views.plan_views(epoch)
 
@@ -228,9 +235,7 @@ class Features:
             The crossing tensors, each ``(B, *shape)``, and labels, int64 ``(B,)``.
         """
         if not self._online:
-            positions = torch.from_numpy(
-                np.unique(order.numpy())
-            )  # torch's takes ten times as long
+            positions = torch.arange(len(self)) if self._together else torch.unique(order)
             try:
                 take = self._open(positions, views[positions])
             except DiskFullError as error:
