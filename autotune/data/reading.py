@@ -103,7 +103,7 @@ def _white(image: Image.Image) -> int:
 def _upright(image: Image.Image, tagged: Image.Image) -> Image.Image:
     """Turn an image by the orientation that the file's EXIF has; damaged EXIF has none."""
     try:
-        turn = _TURNS.get(tagged.getexif().get(ExifTags.Base.Orientation))
+        turn = _TURNS.get(tagged.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # on damaged bytes, Pillow raises nearly anything
         return image
     return image if turn is None else image.transpose(turn)
