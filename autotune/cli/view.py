@@ -345,7 +345,7 @@ class PlainView:
         self._state = state
         self._console = console
         self._decoded = 0.0
-        self._opening_shown = time.monotonic()
+        self._opening_shown: float | None = None
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Take in one event and print what is worth a line."""
@@ -358,11 +358,12 @@ class PlainView:
         state = self._state
         kind = event["event"]
         if kind == "images":
-            long = time.monotonic() - self._opening_shown > OPENING_SHOWN_S
-            if not long and (event["step"] != "downloading" or event["done"]):
-                return ""
-            self._opening_shown = time.monotonic()
-            return state.step
+            now = time.monotonic()
+            since = now if self._opening_shown is None else self._opening_shown
+            begins = event["step"] == "downloading" and not event["done"]
+            shown = begins or now - since > OPENING_SHOWN_S
+            self._opening_shown = now if shown else since
+            return state.step if shown else ""
         if kind == "decoding":
             share = event["done"] / max(1, event["total"])
             if share - self._decoded < 0.25:
