@@ -203,15 +203,16 @@ def _one_of(
         )
     if len(likely) == 1 or role in likely:
         return role if role in likely else likely[0]
-    if not likely:
+    if likely:
         raise DatasetError(
-            f"{name}: a data set of images has a column of {role}s, but none of its columns is "
-            f"one; there are {', '.join(possible) or 'none that could be'}"
-            + (f": say which with ?{role}=..." if possible else "")
+            f"{name}: {' and '.join(likely)} could be the {role}; say which, e.g. "
+            f"'{name.partition('?')[0]}?{role}={likely[0]}'"
         )
+    known = f" is called {' or '.join(COLUMNS[role])}" if role in COLUMNS else " holds them"
+    ways = f"; say which is one with ?{role}=..., of {', '.join(possible)}" if possible else ""
     raise DatasetError(
-        f"{name}: {' and '.join(likely)} could be the {role}; say which, e.g. "
-        f"'{name.partition('?')[0]}?{role}={likely[0]}'"
+        f"{name}: a data set of images has a column of {role}s, but none of its columns{known}"
+        + ways
     )
 
 
@@ -232,9 +233,8 @@ def _parts(name: str, every: Mapping[str, Dataset], label: str) -> dict[str, Dat
         for split, one in known.items()
         if PART_NAMES[split.lower()] != "train" and not any(_texts(one, label))
     ]
-    for split, why in [(one, "unknown") for one in left_out] + [
-        (one, "without labels") for one in hidden
-    ]:
+    reasons = dict.fromkeys(left_out, "of another name") | dict.fromkeys(hidden, "without labels")
+    for split, why in reasons.items():
         logger.warning("%s: the split %s is %s and is left out", name, split, why)
     return {split: one for split, one in known.items() if split not in hidden}
 
@@ -263,7 +263,9 @@ def _check(
     for split in parts:
         empty = labels[split].count(None)
         if empty:
-            problems.append(f"{empty} images of {split} have no label")
+            many = "image" if empty == 1 else "images"
+            has = "has" if empty == 1 else "have"
+            problems.append(f"{empty} {many} of {split} {has} no label")
         missing = [text for text in names if text not in set(labels[split])]
         if missing:
             shown = ", ".join(map(repr, missing[:20]))

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from autotune.data.archives.extract import extract, remove
+from autotune.data.archives.home import data_folder
 from autotune.data.folders import wrapped_folder
 from autotune.data.progress import Progress, silent
 from autotune.data.sources import FolderSource
@@ -18,8 +19,8 @@ _EDGE_BYTES = 1 << 16
 def open_packed(name: str, path: str, progress: Progress = silent) -> FolderSource:
     """Open the class folders in a zip or tar file.
 
-    They are unpacked into ``unpacked/`` of the cache folder, and looked for there by size, time of
-    change and both ends of the archive. A folder around them is looked through.
+    They are unpacked into ``unpacked/`` of the folder of all data sets, and looked for there by
+    size, time of change and both ends of the archive. A folder around them is looked through.
 
     Args:
         name: What the user calls the archive.
@@ -30,7 +31,7 @@ def open_packed(name: str, path: str, progress: Progress = silent) -> FolderSour
         DatasetError: When the archive is damaged, or holds no class folders; nothing is left.
         DiskFullError: When there is no room for its content.
     """
-    folder = cache_folder() / "unpacked" / _key(path)
+    folder = data_folder() / "unpacked" / _key(path)
     extract(Path(path), folder, lambda done, total: progress("unpacking", done, total))
     root = str(folder)
     while (inner := wrapped_folder(root)) is not None:
@@ -40,15 +41,6 @@ def open_packed(name: str, path: str, progress: Progress = silent) -> FolderSour
     except DatasetError as error:
         remove(folder)
         raise DatasetError(f"{name!r} was unpacked into {folder}: {error}") from error
-
-
-def cache_folder() -> Path:
-    """Return where data sets are kept: ``AUTOTUNE_DATA``, or a folder of the user's cache."""
-    given = os.environ.get("AUTOTUNE_DATA")
-    if given:
-        return Path(given).expanduser().absolute()
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache) / "autotune" / "data"
 
 
 def _key(path: str) -> str:
