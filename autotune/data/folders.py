@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -219,8 +220,8 @@ def _classes(root: str, part: str | None, folder: str) -> Iterator[list[ImageFil
 def _mention_spellings(root: str, folders: Sequence[str]) -> None:
     """Say which class folders of one folder are one class, spelled in two ways."""
     for folder in folders:
-        names = [one_spelling(name) for name in _subfolders(folder)]
-        doubled = sorted({name for name in names if names.count(name) > 1})
+        names = Counter(one_spelling(name) for name in _subfolders(folder))
+        doubled = sorted(name for name, count in names.items() if count > 1)
         if doubled:
             logger.warning(
                 "%s: %s: folders whose names differ in how Unicode spells them are one class",

@@ -266,7 +266,7 @@ def _check(
             many = "image" if empty == 1 else "images"
             has = "has" if empty == 1 else "have"
             problems.append(f"{empty} {many} of {split} {has} no label")
-        missing = [text for text in names if text not in set(labels[split])]
+        missing = sorted(set(names) - set(labels[split]))
         if missing:
             shown = ", ".join(map(repr, missing[:20]))
             more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""

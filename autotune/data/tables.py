@@ -107,10 +107,7 @@ def _load(path: str) -> pd.DataFrame:
     except OSError as error:
         reason = error.strerror or str(error)
         raise DatasetError(f"{path} must be a table, but cannot be read: {reason}") from error
-    except (
-        ValueError,
-        pd.errors.ParserWarning,
-    ) as error:  # pandas' parsers and pyarrow raise kinds of it
+    except (ValueError, pd.errors.ParserWarning) as error:  # and kinds of them
         reason = str(error).strip().splitlines()[0]
         raise DatasetError(f"{path} must be a table, but cannot be read: {reason}") from error
 
@@ -208,7 +205,7 @@ def _split_problems(table: pd.DataFrame, files: Sequence[str]) -> Iterator[str]:
     words = table["split"].dropna()
     unknown = sorted(set(words[~words.str.lower().isin(list(PART_NAMES))]))
     if unknown:
-        yield (f"{_quoted(unknown)} in the column of splits; allowed are {', '.join(PART_NAMES)}")
+        yield f"{_quoted(unknown)} in the column of splits; allowed are {', '.join(PART_NAMES)}"
         return
     parts = words.str.lower().map(PART_NAMES)
     if len(parts) and "train" not in set(parts):
