@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from autotune.study.opening import OpenStudy
 
 
+#: Without a terminal, how often a line says how far a long opening of the images is.
+OPENING_SHOWN_S = 10.0
+
+
 class View(Protocol):
     """Listens to a launcher."""
 
@@ -132,7 +136,9 @@ class State:
     def update(self, event: dict[str, Any]) -> None:
         """Take in one event."""
         kind = event["event"]
-        if kind == "decoding":
+        if kind == "images":
+            self.step = opening_in_words(event["step"], event["done"], event["total"])
+        elif kind == "decoding":
             self.step = f"decoding images: {event['done']} of {event['total']}"
         elif kind == "opened":
             self.opened, self.progress = event["opened"], event["progress"]
@@ -273,6 +279,16 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
+def opening_in_words(step: str, done: int, total: int | None) -> str:
+    """Say how far the opening of the images is."""
+    if not done:
+        return f"{step} the images"
+    counted = step in ("indexing", "reading")  # the other steps count bytes
+    numbers = [one if counted else one / 1e6 for one in (done, total) if one is not None]
+    unit = "" if counted else " MB"
+    return f"{step} the images: {' of '.join(f'{number:,.0f}' for number in numbers)}{unit}"
+
+
 class LiveView:
     """Redraws one picture of the study in place."""
 
@@ -329,6 +345,7 @@ class PlainView:
         self._state = state
         self._console = console
         self._decoded = 0.0
+        self._opening_shown: float | None = None
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Take in one event and print what is worth a line."""
@@ -340,6 +357,13 @@ class PlainView:
     def _line(self, event: dict[str, Any]) -> str:
         state = self._state
         kind = event["event"]
+        if kind == "images":
+            now = time.monotonic()
+            since = now if self._opening_shown is None else self._opening_shown
+            begins = event["step"] == "downloading" and not event["done"]
+            shown = begins or now - since > OPENING_SHOWN_S
+            self._opening_shown = now if shown else since
+            return state.step if shown else ""
         if kind == "decoding":
             share = event["done"] / max(1, event["total"])
             if share - self._decoded < 0.25:

@@ -1,24 +1,28 @@
-"""What a source of images is, and two of them: the digits, and a folder of class folders."""
+"""What a source of images is, and some of them: the digits, image files, a folder of them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
 
-from autotune.data.folders import fingerprint_files, printable, scan_folder
+from autotune.data.folders import ImageFile, fingerprint_files, printable, scan_folder
+from autotune.data.progress import Progress, silent
 from autotune.data.reading import read_image
+from autotune.errors import DatasetError
 
 Shrink = Callable[[Image.Image], Image.Image]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One labelled image of a source.
 
@@ -95,32 +99,48 @@ class DigitsSource:
         return Image.fromarray(self._images[self._index[sample.key]]).convert("RGB")
 
 
-class FolderSource:
-    """The image files of a folder of class folders, split into parts or not.
+class FileSource:
+    """Image files, each of a class.
 
     Args:
-        name: What the user calls the folder.
-        root: Its path.
+        name: What the user calls them.
+        files: The files, sorted by key.
+        labelled: Whether something else than their keys says which class, part and group they
+            are of.
+        progress: Told of the files read for the fingerprint.
 
     Raises:
-        DatasetError: When the folder is not laid out as a dataset.
+        DatasetError: When two files have the same key.
     """
 
-    def __init__(self, name: str, root: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[ImageFile],
+        labelled: bool = False,
+        progress: Progress = silent,
+    ) -> None:
         self.name = name
-        self._files = scan_folder(root)
-        names = sorted({file.class_name for file in self._files})
+        names = sorted({file.class_name for file in files})
         labels = {class_name: label for label, class_name in enumerate(names)}
         self.classes = tuple(printable(class_name) for class_name in names)
         self.samples = tuple(
-            Sample(file.key, labels[file.class_name], file.part) for file in self._files
+            Sample(file.key, labels[file.class_name], file.part, file.group) for file in files
         )
-        self._paths = {file.key: file.path for file in self._files}
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hexadecimal digest of all keys, sizes and ends of files; read when first asked for."""
-        return fingerprint_files(self._files)
+        self._paths = {file.key: file.path for file in files}
+        if len(self._paths) < len(files):
+            keys = [file.key for file in files]
+            doubled = next(key for key, after in pairwise(keys) if key == after)
+            raise DatasetError(
+                f"every image needs a name of its own, but two of {name!r} are written "
+                f"{doubled!r}; rename one of them"
+            )
+        self.fingerprint = fingerprint_files(self._paths, progress)
+        if labelled:
+            digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=16)
+            for file in files:
+                digest.update(json.dumps([file.class_name, file.part, file.group]).encode())
+            self.fingerprint = digest.hexdigest()
 
     def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
         """Return the image of a sample, upright, in mode RGB.
@@ -129,3 +149,19 @@ class FolderSource:
             OSError: When the file cannot be decoded.
         """
         return read_image(self._paths[sample.key], shrink)
+
+
+class FolderSource(FileSource):
+    """The image files of a folder of class folders, split into parts or not.
+
+    Args:
+        name: What the user calls the folder.
+        root: Its path.
+        progress: Told of the images found, and read for the fingerprint.
+
+    Raises:
+        DatasetError: When the folder is not laid out as a dataset.
+    """
+
+    def __init__(self, name: str, root: str, progress: Progress = silent) -> None:
+        super().__init__(name, scan_folder(root, progress), progress=progress)

@@ -14,6 +14,7 @@ from autotune.config import AugmentConfig, DataConfig
 from autotune.data.folds import Fold, folds_fingerprint, joined, make_folds
 from autotune.data.images import ImageSpec
 from autotune.data.opening import open_source
+from autotune.data.progress import Progress, silent
 from autotune.data.sources import Source
 from autotune.data.splits import Split, make_split, split_fingerprint
 from autotune.data.store import ImageStore, open_store
@@ -88,7 +89,7 @@ class Task:
         """Split a dataset and decode its training and validation images, if nobody has yet.
 
         Args:
-            dataset: A known name or a folder.
+            dataset: A known name, or what :func:`autotune.data.own.open_own` takes.
             data: How the images are split and read.
             spec: What the backbone wants.
             folder: Where decoded images are kept.
@@ -190,7 +191,7 @@ def open_test_views(
     """Decode the test images: for the final fit alone, once.
 
     Args:
-        dataset: A known name or a folder.
+        dataset: A known name, or what :func:`autotune.data.own.open_own` takes.
         data: How the images are split and read.
         spec: What the backbone wants.
         folder: Where decoded images are kept.
@@ -216,12 +217,13 @@ def open_test_views(
     return _plain(store, np.arange(len(store.indices)), spec)
 
 
-def check_dataset(dataset: str, data: DataConfig) -> Source:
-    """Find out whether a dataset can be used, without decoding or writing anything.
+def check_dataset(dataset: str, data: DataConfig, progress: Progress = silent) -> Source:
+    """Find out whether a dataset can be used, without decoding anything.
 
     Args:
-        dataset: A known name or a folder.
+        dataset: A known name, or what :func:`autotune.data.own.open_own` takes.
         data: How the images are to be split.
+        progress: Told how far the opening is.
 
     Returns:
         The source of the images.
@@ -230,7 +232,7 @@ def check_dataset(dataset: str, data: DataConfig) -> Source:
         DatasetError: When there is no such dataset, it is not laid out as one, or it cannot be
             split.
     """
-    return _open(dataset, data)[0]
+    return _open(dataset, data, progress)[0]
 
 
 def dataset_fingerprint(source: Source, data: DataConfig) -> str:
@@ -238,8 +240,10 @@ def dataset_fingerprint(source: Source, data: DataConfig) -> str:
     return _fingerprint(source, *_split(source, data))
 
 
-def _open(dataset: str, data: DataConfig) -> tuple[Source, Split, tuple[Fold, ...]]:
-    source = open_source(dataset)
+def _open(
+    dataset: str, data: DataConfig, progress: Progress = silent
+) -> tuple[Source, Split, tuple[Fold, ...]]:
+    source = open_source(dataset, progress)
     return source, *_split(source, data)
 
 

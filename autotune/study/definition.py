@@ -14,6 +14,7 @@ from torch import nn
 
 from autotune.config import POOLS, HeadSpace, SpaceConfig, StudyConfig
 from autotune.data.images import ImageSpec
+from autotune.data.progress import Progress, silent
 from autotune.data.sources import Source
 from autotune.data.task import check_dataset, dataset_fingerprint
 from autotune.errors import ConfigError, Problem, StorageError, UserError, in_yaml
@@ -83,8 +84,12 @@ class Definition:
         return tuple(dict.fromkeys(one.spec for one in self.backbones))
 
 
-def define(config: StudyConfig) -> Definition:
+def define(config: StudyConfig, progress: Progress = silent) -> Definition:
     """Look at everything that a study file names.
+
+    Args:
+        config: The checked study file.
+        progress: Told how far the opening of its images is.
 
     Raises:
         ConfigError: With every mistake that was found.
@@ -92,7 +97,9 @@ def define(config: StudyConfig) -> Definition:
     mistakes = _Mistakes()
     if mistakes.attempt("storage", lambda: parse_url(config.storage)) is not None:
         mistakes.attempt("search.warm_start", lambda: check_warm_start(config))
-    source = mistakes.attempt("dataset", lambda: check_dataset(config.dataset, config.data))
+    source = mistakes.attempt(
+        "dataset", lambda: check_dataset(config.dataset, config.data, progress)
+    )
     looked = [_look_at(name, config, mistakes) for name in config.backbones]
     blanks = [blank for blank, _ in looked if blank is not None]
     backbones = tuple(found for _, found in looked if found is not None)

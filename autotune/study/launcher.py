@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 
 from autotune.config import StudyConfig
+from autotune.data.progress import Progress as OpeningProgress
 from autotune.data.task import Task
 from autotune.errors import DiskFullError, UserError, disk_full_as_user_error
 from autotune.storage.database import storage_errors
@@ -28,6 +30,8 @@ from autotune.study.trial import Listener
 
 #: Free space below which a study is not started: database, logs, checkpoints of small networks.
 MIN_FREE_BYTES = 64 << 20
+#: How often a listener is told how far the opening of the images is.
+SHOWN_EVERY_S = 0.2
 #: What workers can run on.
 ENGINES = ("local", "ray")
 #: What there is in place of an option of the other engine.
@@ -189,9 +193,23 @@ def run_study(
         gpus_per_worker=gpus_per_worker,
         cpus_per_worker=cpus_per_worker,
     )
-    definition = define(config)
+    definition = define(config, _opening(listener))
     with crew as placed:
         return _run(definition, placed, listener)
+
+
+def _opening(listener: Listener) -> OpeningProgress:
+    """Tell a listener how far the opening of the images is, a few times a second."""
+    shown_s = 0.0
+
+    def progress(step: str, done: int, total: int | None) -> None:
+        nonlocal shown_s
+        now_s = time.monotonic()
+        if now_s - shown_s >= SHOWN_EVERY_S:
+            shown_s = now_s
+            listener({"event": "images", "step": step, "done": done, "total": total})
+
+    return progress
 
 
 def _run(definition: Definition, placed: Placed, listener: Listener) -> RunResult:

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from autotune.data.archives.extract import extract, is_archive
+from autotune.errors import DatasetError, DiskFullError, NoRoomError
+from tests.support.archives import tar_bytes, zip_bytes
+
+FORK = multiprocessing.get_context("fork")
+FILES = {"set/cat/1.jpg": b"a cat", "set/dog/1.jpg": b"a dog" * 30000, "set/notes": b""}
+KINDS: Mapping[str, Callable[[bytes], bytes]] = {
+    "set.tar": bytes,
+    "set.tar.gz": gzip.compress,
+    "set.tgz": gzip.compress,
+    "set.tar.bz2": bz2.compress,
+    "set.tar.xz": lzma.compress,
+}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def put(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def left(folder: Path) -> list[str]:
+    """What is in a folder beside locks, which are never removed."""
+    return sorted(one.name for one in folder.iterdir() if not one.name.endswith(".lock"))
+
+
+def member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mounting, capture_output=True).returncode:
+        pytest.skip("this machine mounts no tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("name", [*KINDS, "set.zip"])
+def test_a_whole_archive(name: str, tmp_path: Path) -> None:
+    data = zip_bytes(FILES) if name == "set.zip" else KINDS[name](tar_bytes(FILES))
+    archive = put(tmp_path / name, data)
+    seen: list[tuple[int, int]] = []
+    assert is_archive(archive)
+    extract(archive, tmp_path / "new" / "set", lambda done, total: seen.append((done, total)))
+    assert content(tmp_path / "new" / "set") == FILES
+    assert seen[-1] == (150005, 150005)
+    assert left(tmp_path / "new") == ["set"]
+
+
+def test_a_folder_that_is_there_is_whole(tmp_path: Path) -> None:
+    archive = put(tmp_path / "set.tar", tar_bytes(FILES))
+    extract(archive, tmp_path / "out")
+    archive.unlink()
+    extract(archive, tmp_path / "out")
+    assert content(tmp_path / "out") == FILES
+
+
+def test_names_are_kept_and_nothing_else_is(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("./Ünï/\udcff.jpg")
+    info.mode, info.uid, info.size = 0o4777, 4711, 2
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", errors="surrogateescape") as tar:
+        tar.addfile(info, io.BytesIO(b"ab"))
+    extract(put(tmp_path / "set.tar", file.getvalue()), tmp_path / "out")
+    (one,) = (tmp_path / "out" / "Ünï").iterdir()
+    assert os.fsencode(one.name) == b"\xff.jpg"
+    assert one.stat().st_mode & 0o7111 == 0
+    assert one.stat().st_uid == os.getuid()
+
+
+def test_a_zip_that_windows_wrote(tmp_path: Path) -> None:
+    extract(put(tmp_path / "a.zip", zip_bytes({"set\\cat\\1.jpg": b"x"})), tmp_path / "out")
+    assert content(tmp_path / "out") == {"set/cat/1.jpg": b"x"}
+
+
+MALICIOUS = {
+    "absolute": (tar_bytes({"/tmp/autotune-escaped": b"x"}), "'/tmp/autotune-escaped' would be"),
+    "parent": (tar_bytes({"a/../../escaped": b"x"}), "would be written outside of the folder"),
+    "absolute zip": (zip_bytes({"/escaped": b"x"}), "would be written outside of the folder"),
+    "parent zip": (zip_bytes({"..\\escaped": b"x"}), "would be written outside of the folder"),
+    "symlink": (
+        tar_bytes(FILES, member("link", tarfile.SYMTYPE, "/etc")),
+        "'link' is a link or a device",
+    ),
+    "hard link": (tar_bytes(FILES, member("link", tarfile.LNKTYPE, "set/notes")), "is a link"),
+    "device": (tar_bytes(FILES, member("null", tarfile.CHRTYPE)), "is a link or a device"),
+    "pipe": (tar_bytes(FILES, member("pipe", tarfile.FIFOTYPE)), "is a link or a device"),
+    "symlink zip": (zip_bytes({"link": b"/etc"}, mode=0o120777), "is a link or a device"),
+    "twice": (tar_bytes({"a": b"1"}, member("./a", tarfile.REGTYPE)), "be written over another"),
+    "file and folder": (tar_bytes({"a": b"1", "a/b": b"2"}), "'a' is a file and the folder of"),
+    "no name": (tar_bytes({".": b"1"}), "would be written over another one"),
+}
+
+
+@pytest.mark.parametrize("case", MALICIOUS)
+def test_a_malicious_archive_is_refused_before_anything_is_written(
+    case: str, tmp_path: Path
+) -> None:
+    data, said = MALICIOUS[case]
+    archive = put(tmp_path / "bad", data)
+    with pytest.raises(DatasetError) as refusal:
+        extract(archive, tmp_path / "home" / "out")
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert left(tmp_path) == ["bad", "home"]
+    assert left(tmp_path / "home") == []
+
+
+@pytest.mark.parametrize("name", [*KINDS, "set.zip"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.97])
+def test_a_truncated_archive(name: str, share: float, tmp_path: Path) -> None:
+    noise = {"set/1.jpg": os.urandom(40000), "set/2.jpg": os.urandom(40000)}
+    data = zip_bytes(noise) if name == "set.zip" else KINDS[name](tar_bytes(noise, pad=False))
+    archive = put(tmp_path / name, data[: int(share * len(data))])
+    assert is_archive(archive)
+    with pytest.raises(DatasetError, match="must be a whole zip or tar file, but it is damaged"):
+        extract(archive, tmp_path / "out")
+    assert left(tmp_path) == [name]
+
+
+def test_a_tar_file_that_ends_between_two_files(tmp_path: Path) -> None:
+    data = tar_bytes({"1.jpg": b"x" * 512, "2.jpg": b"y" * 512})
+    archive = put(tmp_path / "set.tar", data[:1024])
+    with pytest.raises(DatasetError, match=r"it is damaged \(it ends too early\)"):
+        extract(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["set.tar.gz", "set.zip"])
+def test_a_byte_that_has_changed(name: str, tmp_path: Path) -> None:
+    noise = {"set/1.jpg": os.urandom(40000)}
+    data = bytearray(zip_bytes(noise) if name == "set.zip" else KINDS[name](tar_bytes(noise)))
+    data[20000] ^= 255
+    with pytest.raises(DatasetError, match="damaged"):
+        extract(put(tmp_path / name, bytes(data)), tmp_path / "out")
+    assert left(tmp_path) == [name]
+
+
+def test_what_is_no_archive(tmp_path: Path) -> None:
+    text = put(tmp_path / "notes.txt", b"hello" * 1000)
+    assert not is_archive(text)
+    assert not is_archive(tmp_path)
+    assert not is_archive(tmp_path / "nothing.zip")
+    assert is_archive(put(tmp_path / "without-suffix", tar_bytes(FILES)))
+    with pytest.raises(DatasetError, match="damaged"):
+        extract(text, tmp_path / "out")
+
+
+def test_an_archive_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="No such file or directory"):
+        extract(tmp_path / "gone.tar", tmp_path / "out")
+
+
+def test_an_encrypted_zip(tmp_path: Path) -> None:
+    data = bytearray(zip_bytes({"a": b"x"}))
+    for sign, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(sign) + offset] |= 1
+    with pytest.raises(DatasetError, match="'a' is encrypted"):
+        extract(put(tmp_path / "a.zip", bytes(data)), tmp_path / "out")
+
+
+def test_an_archive_larger_than_the_disk(small_disk: Path, tmp_path: Path) -> None:
+    """A megabyte that unpacks to a gigabyte is refused before anything is written."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz", compresslevel=9) as tar:
+        info = tarfile.TarInfo("zeros")
+        info.size = 10**8
+        with open("/dev/zero", "rb") as zeros:
+            tar.addfile(info, zeros)
+    archive = put(tmp_path / "bomb.tgz", file.getvalue())
+    with pytest.raises(NoRoomError, match=r"takes 0\.1 GB when it is unpacked, but the disk of"):
+        extract(archive, small_disk / "out")
+    assert left(small_disk) == []
+
+
+def test_a_disk_that_fills_up_meanwhile(small_disk: Path, tmp_path: Path) -> None:
+    archive = put(tmp_path / "set.tar", tar_bytes({str(i): b"x" * 200_000 for i in range(4)}))
+
+    def fill(done: int, total: int) -> None:
+        if not (small_disk / "other").exists():
+            (small_disk / "other").write_bytes(b"x" * 300_000)
+
+    with pytest.raises(DiskFullError, match=f"no space left on the disk of {small_disk} while"):
+        extract(archive, small_disk / "out", fill)
+    assert left(small_disk) == ["other"]
+    (small_disk / "other").unlink()
+    extract(archive, small_disk / "out")
+    assert len(content(small_disk / "out")) == 4
+
+
+def killed_halfway(archive: Path, into: Path) -> None:
+    extract(archive, into, lambda done, total: done < total or os.kill(os.getpid(), 9))
+
+
+def test_what_a_killed_process_left_is_not_trusted(tmp_path: Path) -> None:
+    archive = put(tmp_path / "set.tar", tar_bytes(FILES))
+    process = FORK.Process(target=killed_halfway, args=(archive, tmp_path / "out"))
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    assert left(tmp_path) == [".out.part", "set.tar"]
+    extract(archive, tmp_path / "out")
+    assert left(tmp_path) == ["out", "set.tar"]
+    assert content(tmp_path / "out") == FILES
+
+
+def slowly(archive: Path, into: Path, log: Path) -> None:
+    def note(done: int, total: int) -> None:
+        with open(log, "a") as stream:
+            stream.write(f"{os.getpid()}\n")
+        time.sleep(0.1)
+
+    extract(archive, into, note)
+    assert content(into) == FILES
+
+
+def test_two_processes_at_once(tmp_path: Path) -> None:
+    archive = put(tmp_path / "set.tar", tar_bytes(FILES))
+    log = tmp_path / "log"
+    arguments = (archive, tmp_path / "out", log)
+    both = [FORK.Process(target=slowly, args=arguments) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join(30)
+    assert [one.exitcode for one in both] == [0, 0]
+    assert len(set(log.read_text().split())) == 1
