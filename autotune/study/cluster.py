@@ -222,7 +222,9 @@ class Tasks:
     def start(self, place: int, job: Job, tell: Listener) -> None:
         """Hand a worker to Ray; see :class:`autotune.study.pool.Crew`."""
         self._tell = tell
-        environment = environment_of(job) | ({} if self._gpus else {"CUDA_VISIBLE_DEVICES": ""})
+        environment = environment_of(job.threads) | (
+            {} if self._gpus else {"CUDA_VISIBLE_DEVICES": ""}
+        )
         task = self._ray.remote(
             num_gpus=self._gpus,
             num_cpus=self._cpus,

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from autotune.study.cluster import Share, ray_crew
 from autotune.study.definition import Definition, define
 from autotune.study.opening import OpenStudy, check_existing, open_or_create
 from autotune.study.pool import Placed, WorkerPool
-from autotune.study.processes import Processes
+from autotune.study.processes import local_crew
 from autotune.study.record import Progress
 from autotune.study.trial import Listener
 
@@ -153,8 +153,7 @@ def choose_crew(
         return ray_crew(url, Share(workers, gpus_per_worker, cpus_per_worker))
     devices = resolve_gpus(gpus)
     places = count_places(len(devices), workers, workers_per_gpu)
-    threads = max(1, (os.cpu_count() or 1) // places)
-    return nullcontext(Placed(Processes(devices), places, threads))
+    return local_crew(devices, places)
 
 
 def run_study(
@@ -193,9 +192,11 @@ def run_study(
         gpus_per_worker=gpus_per_worker,
         cpus_per_worker=cpus_per_worker,
     )
-    definition = define(config, _opening(listener))
-    with crew as placed:
-        return _run(definition, placed, listener)
+    with ExitStack() as stack:
+        # Processes import while the images are looked at; a cluster is not asked for nothing.
+        placed = stack.enter_context(crew) if engine == "local" else None
+        definition = define(config, _opening(listener))
+        return _run(definition, placed or stack.enter_context(crew), listener)
 
 
 def _opening(listener: Listener) -> OpeningProgress:

@@ -246,10 +246,13 @@ def last_lines(log: Path, count: int = LAST_LINES) -> list[str]:
     return log.read_text(errors="replace").splitlines()[-count:] if log.exists() else []
 
 
-def environment_of(job: Job) -> dict[str, str]:
-    """Return what the environment of a worker must say before its first line of Python."""
-    threads = dict.fromkeys(
-        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(job.threads)
-    )
+def environment_of(count: int) -> dict[str, str]:
+    """Return what the environment of a worker must say before its first line of Python.
+
+    Args:
+        count: CPU threads that it may use.
+    """
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    threads = dict.fromkeys(names, str(count))
     memory = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
     return threads | {name: os.environ.get(name, KEPT_BYTES) for name in memory}

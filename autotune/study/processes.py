@@ -1,7 +1,8 @@
 """Workers as processes of this machine.
 
 They are started afresh (never forked), one device each: which GPU a process may see must be
-settled before it imports torch.
+settled before it imports torch. They can be started before there is a study to work at: they
+import what they need, and wait for their jobs.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from autotune.study.pool import environment_of, last_lines
+from autotune.study.pool import Placed, environment_of, last_lines
 from autotune.study.trial import Listener
 from autotune.study.worker import Job, worker_name
 
@@ -34,16 +35,38 @@ class Processes:
     def __init__(self, devices: Sequence[str]) -> None:
         self._devices = devices
         self._started: dict[str, subprocess.Popen[str]] = {}
+        self._waiting: dict[int, subprocess.Popen[str]] = {}
+
+    def prepare(self, places: int, threads: int) -> None:
+        """Start a process for each place, which waits for the job of its first worker.
+
+        Args:
+            places: How many there are.
+            threads: CPU threads of each.
+        """
+        self._waiting = {place: self._open(place, threads) for place in range(places)}
 
     def start(self, place: int, job: Job, tell: Listener) -> None:
         """Start a process; see :class:`autotune.study.pool.Crew`."""
         number = len(self._started)  # a replacement has a name and random draws of its own
         job = replace(job, worker=worker_name(os.getpid(), number), index=number)
-        environment = os.environ | environment_of(job)
+        popen = self._waiting.pop(place, None)
+        if popen is None or popen.poll() is not None:
+            popen = self._open(place, job.threads)
+        self._started[job.worker] = popen
+        assert popen.stdin is not None
+        with suppress(BrokenPipeError):  # it has died already; its end is told like any other
+            popen.stdin.write(json.dumps(asdict(job)) + "\n")
+            popen.stdin.flush()
+        log = Path(job.log)
+        threading.Thread(target=_read, args=(place, popen, log, tell), daemon=True).start()
+
+    def _open(self, place: int, threads: int) -> subprocess.Popen[str]:
+        environment = os.environ | environment_of(threads)
         environment["CUDA_VISIBLE_DEVICES"] = (
             self._devices[place % len(self._devices)] if self._devices else ""
         )
-        popen = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "autotune.study.process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -52,13 +75,6 @@ class Processes:
             text=True,
             start_new_session=True,  # a Ctrl-C is for the launcher alone
         )
-        self._started[job.worker] = popen
-        assert popen.stdin is not None
-        with suppress(BrokenPipeError):  # it has died already; its end is told like any other
-            popen.stdin.write(json.dumps(asdict(job)) + "\n")
-            popen.stdin.flush()
-        log = Path(job.log)
-        threading.Thread(target=_read, args=(place, popen, log, tell), daemon=True).start()
 
     def is_gone(self, worker: str) -> bool:
         """Tell whether a worker is one of these that has ended."""
@@ -78,11 +94,32 @@ class Processes:
         self.kill()
         for popen in self._started.values():
             popen.wait()
+        for popen in self._waiting.values():
+            popen.kill()
+            popen.communicate()
+        self._waiting = {}
 
     def _signal(self, number: int) -> None:
         for popen in self._started.values():
             if popen.poll() is None:
                 popen.send_signal(number)
+
+
+@contextmanager
+def local_crew(devices: Sequence[str], places: int) -> Iterator[Placed]:
+    """Have processes of this machine run workers; they import while the study is opened.
+
+    Args:
+        devices: See :class:`Processes`.
+        places: How many workers there are at a time.
+    """
+    threads = max(1, (os.cpu_count() or 1) // places)
+    crew = Processes(devices)
+    try:
+        crew.prepare(places, threads)
+        yield Placed(crew, places, threads)
+    finally:
+        crew.close()
 
 
 def _read(place: int, popen: subprocess.Popen[str], log: Path, tell: Listener) -> None:

@@ -311,7 +311,10 @@ def _drop(trial: Trial, bench: Workbench, emit: Listener) -> None:
 
 def main() -> int:
     """Run the worker that a launcher has started; see the module's docstring."""
-    job = Job(**json.loads(sys.stdin.readline()))
+    given = sys.stdin.readline()
+    if not given:  # the launcher has ended without a job for it
+        return 0
+    job = Job(**json.loads(given))
     launcher = _take_stdin()
     events = _take_stdout(job.log)
     stop = threading.Event()

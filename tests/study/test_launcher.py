@@ -22,7 +22,7 @@ from autotune.errors import UserError
 from autotune.study import pool, record
 from autotune.study.budget import held_hours, since_best
 from autotune.study.launcher import count_places, resolve_gpus, run_study
-from autotune.study.processes import Processes
+from autotune.study.processes import Processes, local_crew
 from autotune.study.worker import Job
 from tests.support.inside import call
 from tests.support.runs import (
@@ -278,6 +278,38 @@ def test_a_worker_that_dies_before_it_reads_its_job_ends_like_any_other(
     crew.start(0, job, told.put)
     assert told.get(timeout=60) == {"event": "exit", "worker": 0, "code": 1, "lines": []}
     crew.close()
+
+
+def test_processes_wait_for_their_jobs(tmp_path: Path) -> None:
+    """They begin without a study; one that died meanwhile is replaced; none is left behind."""
+    told: SimpleQueue[dict[str, Any]] = SimpleQueue()
+    with local_crew((), 3) as placed:
+        crew = placed.crew
+        assert isinstance(crew, Processes)
+        early = dict(crew._waiting)
+        assert sorted(early) == [0, 1, 2]
+        early[1].kill()
+        early[1].wait()
+        url = f"sqlite:///{tmp_path}/none.db"
+        for place in (0, 1):
+            job = Job("none", url, None, "", 0, 2, 1, str(tmp_path / f"worker-{place}.log"))
+            crew.start(place, job, told.put)
+        started = list(crew._started.values())
+        assert started[0] is early[0]
+        assert started[1] is not early[1]
+        ends = [told.get(timeout=60) for _ in range(4)]  # each says what is wrong, and ends
+        assert sorted((one["event"], one["worker"]) for one in ends) == [
+            *(("error", 0), ("error", 1)),
+            *(("exit", 0), ("exit", 1)),
+        ]
+        assert early[2].poll() is None
+    assert all(popen.poll() is not None for popen in (*early.values(), *started))
+
+
+def test_a_process_whose_launcher_ends_without_a_job_for_it_ends(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "autotune.study.process"]
+    ended = subprocess.run(command, input="", capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
 #: In a worker process, the loss fails as it does on a GPU that is lost; once for each file.
