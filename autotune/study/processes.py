@@ -51,7 +51,10 @@ class Processes:
         number = len(self._started)  # a replacement has a name and random draws of its own
         job = replace(job, worker=worker_name(os.getpid(), number), index=number)
         popen = self._waiting.pop(place, None)
-        if popen is None or popen.poll() is not None:
+        if popen is not None and popen.poll() is not None:
+            _dismiss(popen)
+            popen = None
+        if popen is None:
             popen = self._open(place, job.threads)
         self._started[job.worker] = popen
         assert popen.stdin is not None
@@ -95,8 +98,7 @@ class Processes:
         for popen in self._started.values():
             popen.wait()
         for popen in self._waiting.values():
-            popen.kill()
-            popen.communicate()
+            _dismiss(popen)
         self._waiting = {}
 
     def _signal(self, number: int) -> None:
@@ -120,6 +122,12 @@ def local_crew(devices: Sequence[str], places: int) -> Iterator[Placed]:
         yield Placed(crew, places, threads)
     finally:
         crew.close()
+
+
+def _dismiss(popen: subprocess.Popen[str]) -> None:
+    """End a process that has no job."""
+    popen.kill()
+    popen.communicate()  # closes its pipes too
 
 
 def _read(place: int, popen: subprocess.Popen[str], log: Path, tell: Listener) -> None:
