@@ -72,6 +72,8 @@ COSTS: dict[str, Literal["maximize", "minimize"]] = {
 }
 ORDERS = ("joint", "greedy")
 STOPS = ("no_gain", "never")
+#: Which images an epoch shows: each once, or as many of every class.
+SAMPLING = ("plain", "balanced")
 MAX_NAME = 100
 NAME_RULE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._+-]{{0,{MAX_NAME - 1}}}")
 
@@ -229,6 +231,7 @@ class TrainingConfig(_Section):
     epochs: Annotated[int, single(True, 1, 100000)] = 20
     batch_size: Annotated[int, single(True, 2, 65536)] = 64
     objective: Annotated[str, one_of(tuple(OBJECTIVES))] = "accuracy"
+    sampling: Annotated[str, one_of(SAMPLING)] = "plain"
     views: Annotated[int | str, single(True, 1, 1024, word=ONLINE)] = 8
     warmup: Annotated[float, single(False, 0, 1, high_open=True)] = 0.1
     clip_norm: Annotated[float | None, single(False, 0, low_open=True, optional=True)] = 1.0

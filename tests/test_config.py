@@ -125,6 +125,7 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "training.epochs": ([(1, 1), (20.0, 20), ("20", 20)], [0, 100001, 1.5, True, 10**400]),
     "training.batch_size": ([(2, 2)], [0, 1, 65537, False]),
     "training.objective": ([(one, one) for one in OBJECTIVES], ["acc", None]),
+    "training.sampling": ([("plain", "plain"), ("balanced", "balanced")], ["weighted", None]),
     "training.views": ([(1, 1), (1024, 1024), ("online", "online")], [0, 1025, "onlin", None]),
     "training.warmup": ([(0, 0.0), (0.9, 0.9)], [1, -0.1]),
     "training.clip_norm": ([(None, None), (1, 1.0)], [0, -1, True]),
