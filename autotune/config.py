@@ -24,6 +24,7 @@ from autotune.errors import Problem, in_yaml, join_sentences, nearest
 from autotune.plan import KEEP
 from autotune.rules import (
     Dimension,
+    expression,
     flag,
     flags,
     kernels,
@@ -72,6 +73,8 @@ COSTS: dict[str, Literal["maximize", "minimize"]] = {
 }
 ORDERS = ("joint", "greedy")
 STOPS = ("no_gain", "never")
+#: What becomes of images that are there twice: said, kept in one part as well, not looked for.
+DUPLICATES = ("report", "together", "off")
 #: Which images an epoch shows: each once, or as many of every class.
 SAMPLING = ("plain", "balanced")
 MAX_NAME = 100
@@ -201,6 +204,8 @@ class DataConfig(_Section):
     """``data``: how the images are split and read.
 
     Shares are of all readable images; they are ignored for a part that the folder already has.
+    ``group`` is a regular expression that is searched in the key of an image; its first group
+    names the group of images that stay in one part.
     """
 
     validation: _Part = 0.2
@@ -210,6 +215,8 @@ class DataConfig(_Section):
     image_size: Annotated[int | None, single(True, 8, 4096, optional=True)] = None
     unreadable_limit: Annotated[float, single(False, 0, 1, high_open=True)] = 0.01
     decode: Annotated[str, one_of(("exact", "fast"))] = "exact"
+    group: Annotated[str | None, expression()] = None
+    duplicates: Annotated[str, one_of(DUPLICATES)] = "report"
 
 
 class AugmentConfig(_Section):

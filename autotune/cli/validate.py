@@ -25,13 +25,13 @@ def validate(
 
     definition = define(config)
     shown = console()
-    classes = len(definition.source.classes)
+    source = definition.dataset.source
     backbones = ", ".join(
         f"{one.name} with {len(one.layers)} layers" for one in definition.backbones
     )
     shown.print(
-        f"{study} is valid: study {config.name!r}, {len(definition.source.samples)} images of "
-        f"{classes} classes, {backbones}",
+        f"{study} is valid: study {config.name!r}, {len(source.samples)} images of "
+        f"{len(source.classes)} classes, {backbones}",
         highlight=False,
     )
     for key, distribution in definition.space.distributions.items():

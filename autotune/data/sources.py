@@ -1,9 +1,9 @@
-"""What a source of images is, and two of them: the digits, and a folder of class folders."""
+"""What a source of images is; the digits, a folder of class folders, some images of another."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
 
-from autotune.data.folders import fingerprint_files, printable, scan_folder
+from autotune.data.folders import digest_files, join_digests, printable, scan_folder
 from autotune.data.reading import read_image
 
 Shrink = Callable[[Image.Image], Image.Image]
@@ -55,6 +55,12 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Hexadecimal digest of all keys and contents."""
 
+    def fingerprint_of(self, samples: Sequence[Sample]) -> str:
+        """Return a hexadecimal digest of the keys and contents of some images.
+
+        That of all samples is the source's own.
+        """
+
     def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
         """Return an image, upright, in mode RGB.
 
@@ -86,8 +92,13 @@ class DigitsSource:
     @cached_property
     def fingerprint(self) -> str:
         """Hexadecimal digest of the pixels and labels."""
-        digest = hashlib.blake2b(self._images.tobytes(), digest_size=16)
-        digest.update(bytes(sample.label for sample in self.samples))
+        return self.fingerprint_of(self.samples)
+
+    def fingerprint_of(self, samples: Sequence[Sample]) -> str:
+        """Return a hexadecimal digest of the pixels and labels of some images."""
+        rows = [self._index[sample.key] for sample in samples]
+        digest = hashlib.blake2b(self._images[rows].tobytes(), digest_size=16)
+        digest.update(bytes(sample.label for sample in samples))
         return digest.hexdigest()
 
     def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
@@ -120,7 +131,15 @@ class FolderSource:
     @cached_property
     def fingerprint(self) -> str:
         """Hexadecimal digest of all keys, sizes and ends of files; read when first asked for."""
-        return fingerprint_files(self._files)
+        return self.fingerprint_of(self.samples)
+
+    def fingerprint_of(self, samples: Sequence[Sample]) -> str:
+        """Return a hexadecimal digest of the keys, sizes and ends of some files."""
+        return join_digests(self._digests[sample.key] for sample in samples)
+
+    @cached_property
+    def _digests(self) -> dict[str, bytes]:
+        return digest_files(self._files)
 
     def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
         """Return the image of a sample, upright, in mode RGB.
@@ -129,3 +148,38 @@ class FolderSource:
             OSError: When the file cannot be decoded.
         """
         return read_image(self._paths[sample.key], shrink)
+
+
+class SomeOf:
+    """Some images of another source, under the classes that they had when they were chosen.
+
+    Args:
+        source: The other source.
+        classes: Names of the classes.
+        samples: The images; a label is an index into ``classes``.
+    """
+
+    def __init__(
+        self, source: Source, classes: tuple[str, ...], samples: tuple[Sample, ...]
+    ) -> None:
+        self.name = source.name
+        self.classes = classes
+        self.samples = samples
+        self._source = source
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of the keys and contents of these images alone."""
+        return self.fingerprint_of(self.samples)
+
+    def fingerprint_of(self, samples: Sequence[Sample]) -> str:
+        """Return a hexadecimal digest of the keys and contents of some images."""
+        return self._source.fingerprint_of(samples)
+
+    def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
+        """Return the image of a sample, upright, in mode RGB.
+
+        Raises:
+            OSError: When the image cannot be decoded.
+        """
+        return self._source.read(sample, shrink)

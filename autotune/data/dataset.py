@@ -1,0 +1,99 @@
+"""A data set as a study uses it: the images, and which of them are in which part."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from autotune.config import DataConfig
+from autotune.data.duplicates import Duplicates, find_duplicates, refuse_too_many
+from autotune.data.groups import find_groups
+from autotune.data.manifest import Manifest
+from autotune.data.opening import open_source
+from autotune.data.sources import Source
+from autotune.data.splits import Split, make_split, split_fingerprint
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images and their split.
+
+    Args:
+        source: The images.
+        split: Which of them are in which part.
+        groups: int64, ``(N,)``: number of the group of every image; ``None`` where no two belong
+            together, or where the split is an earlier one.
+        duplicates: What was found while the split was made; only ``data.duplicates: together``
+            has to look before.
+        left_out: How many images there are besides, which came after the study was made.
+    """
+
+    source: Source
+    split: Split
+    groups: np.ndarray | None = None
+    duplicates: Duplicates | None = None
+    left_out: int = 0
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        data: DataConfig,
+        manifest: Manifest | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Dataset:
+        """Find images and split them; none is decoded unless duplicates are to stay together.
+
+        Args:
+            name: What a study file says.
+            data: How the images are to be split.
+            manifest: The split of an earlier run. It holds as long as all its images are there.
+            progress: Called with the number of images compared and their total.
+
+        Raises:
+            DatasetError: When there is no such data set, it is not laid out as one, or it cannot
+                be split.
+        """
+        source = open_source(name)
+        picked = None if manifest is None else manifest.pick(source)
+        if picked is not None:
+            left_out = len(source.samples) - len(picked[0].samples)
+            if left_out:
+                logger.info("%s: %d images that the study does not know", name, left_out)
+            return cls(*picked, left_out=left_out)
+        duplicates = None
+        if data.duplicates == "together":
+            duplicates = find_duplicates(source, progress)
+            refuse_too_many(duplicates)
+        alike = None if duplicates is None else duplicates.pairs
+        groups = find_groups(source, data.group, alike)
+        return cls(source, make_split(source, data, groups), groups, duplicates)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of all images, their classes and the split."""
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (self.source.fingerprint, split_fingerprint(self.split), *self.source.classes):
+            digest.update(part.encode() + b"\0")
+        return digest.hexdigest()
+
+    @cached_property
+    def test_fingerprint(self) -> str:
+        """Hexadecimal digest of the images of the test part and their classes."""
+        samples = [self.source.samples[index] for index in self.split.test]
+        digest = hashlib.blake2b(self.source.fingerprint_of(samples).encode(), digest_size=16)
+        for sample in samples:
+            digest.update(self.source.classes[sample.label].encode() + b"\0")
+        return digest.hexdigest()
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The split, to be written down."""
+        return Manifest.of(self.source, self.split)

@@ -1,0 +1,106 @@
+"""Which image is in which part of a study, written down for good when the study is made."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from dataclasses import dataclass, replace
+
+from autotune.data.sources import SomeOf, Source
+from autotune.data.splits import Split
+
+_HEAD = ["key", "label", "class", "part"]
+_PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One image of a manifest.
+
+    Args:
+        key: Its key in the source.
+        label: Index into the classes.
+        part: ``train``, ``validation``, ``test``, or empty where it is in none.
+    """
+
+    key: str
+    label: int
+    part: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The images of a study, in the order of its source, those in no part included.
+
+    Args:
+        classes: Names of the classes.
+        lines: One for every image.
+    """
+
+    classes: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+    @staticmethod
+    def of(source: Source, split: Split) -> Manifest:
+        """Write down a split."""
+        parts = {index: part for part in _PARTS for index in getattr(split, part)}
+        lines = tuple(
+            Line(sample.key, sample.label, parts.get(index, ""))
+            for index, sample in enumerate(source.samples)
+        )
+        return Manifest(source.classes, lines)
+
+    def to_bytes(self) -> bytes:
+        """Return the manifest as a compressed CSV file, the same for the same split."""
+        text = io.StringIO(newline="")
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(_HEAD)
+        for line in self.lines:
+            table.writerow([line.key, line.label, self.classes[line.label], line.part])
+        return gzip.compress(text.getvalue().encode(), mtime=0)
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Manifest:
+        """Read what :meth:`to_bytes` has written.
+
+        Raises:
+            ValueError: When it is something else, or damaged.
+        """
+        try:
+            text = gzip.decompress(data).decode()
+            head, *rows = csv.reader(io.StringIO(text, newline=""))
+            names = {int(label): name for _, label, name, _ in rows}
+            lines = tuple(Line(key, int(label), part) for key, label, _, part in rows)
+            classes = tuple(names[label] for label in range(len(names)))
+        except (OSError, EOFError, KeyError, csv.Error) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        if head != _HEAD or {line.part for line in lines} - {*_PARTS, ""}:
+            raise ValueError(f"the columns are {head}")
+        return Manifest(classes, lines)
+
+    def pick(self, source: Source) -> tuple[Source, Split] | None:
+        """Find the images again.
+
+        Args:
+            source: The images as they are now.
+
+        Returns:
+            These images alone, under their classes of then, and their split; ``None`` when one is
+            not there any more, or in another class.
+        """
+        now = {sample.key: sample for sample in source.samples}
+        samples = []
+        for line in self.lines:
+            sample = now.get(line.key)
+            if sample is None or source.classes[sample.label] != self.classes[line.label]:
+                return None
+            samples.append(replace(sample, label=line.label))
+        picked = tuple(samples)
+        parts = {
+            part: tuple(index for index, line in enumerate(self.lines) if line.part == part)
+            for part in _PARTS
+        }
+        if picked == source.samples:
+            return source, Split(**parts)
+        return SomeOf(source, self.classes, picked), Split(**parts)
