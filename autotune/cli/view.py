@@ -134,6 +134,8 @@ class State:
         kind = event["event"]
         if kind == "decoding":
             self.step = f"decoding images: {event['done']} of {event['total']}"
+        elif kind == "comparing":
+            self.step = f"looking for duplicates: {event['done']} of {event['total']} images"
         elif kind == "opened":
             self.opened, self.progress = event["opened"], event["progress"]
             self.objective = Objective.of(event["opened"].study)
@@ -243,10 +245,17 @@ class State:
         return f"worker {event['worker']} {how}{replaced}"
 
     def start(self, event: dict[str, Any]) -> list[str]:
-        """Say once, before the first trial of a study, what it takes from other studies."""
-        before = event["progress"]
-        begun = before.finished or before.retried or before.running
-        return [] if begun else record.warm_start_in_words(event["opened"].study)
+        """Say once, before the first trial, what is taken from other studies, and of images."""
+        before, study = event["progress"], event["opened"].study
+        if before.finished or before.retried or before.running:
+            return []
+        return [*record.warm_start_in_words(study), *record.image_remarks(study.user_attrs)]
+
+    def left_out(self, event: dict[str, Any]) -> str:
+        """Say that a data set has grown since its study was made."""
+        count = event["count"]
+        came = "1 image has" if count == 1 else f"{count:,} images have"
+        return f"{came} come since the study was made and {'is' if count == 1 else 'are'} left out"
 
     def counts(self) -> str:
         """Say how many trials ended how."""
@@ -285,6 +294,8 @@ class LiveView:
         self._state.update(event)
         if event["event"] in ("exit", "sick") and (line := self._state.obituary(event)):
             self._live.console.print(line, highlight=False)
+        if event["event"] == "left out":
+            self._live.console.print(Text(self._state.left_out(event)))
         if event["event"] == "opened":
             for line in self._state.start(event):
                 self._live.console.print(Text(line))
@@ -328,7 +339,7 @@ class PlainView:
     def __init__(self, state: State, console: Console) -> None:
         self._state = state
         self._console = console
-        self._decoded = 0.0
+        self._told: dict[str, float] = {}
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Take in one event and print what is worth a line."""
@@ -340,12 +351,14 @@ class PlainView:
     def _line(self, event: dict[str, Any]) -> str:
         state = self._state
         kind = event["event"]
-        if kind == "decoding":
+        if kind in ("decoding", "comparing"):
             share = event["done"] / max(1, event["total"])
-            if share - self._decoded < 0.25:
+            if share - self._told.get(kind, 0.0) < 0.25:
                 return ""
-            self._decoded = share
+            self._told[kind] = share
             return state.step
+        if kind == "left out":
+            return state.left_out(event)
         if kind == "opened":
             line = f"study {state.config.name}: {state.counts()}; {state.scores()}"
             return "\n".join([line, *state.start(event)])

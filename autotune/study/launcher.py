@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from autotune.config import StudyConfig
+from autotune.data.survey import survey
 from autotune.data.task import Task
 from autotune.errors import DiskFullError, UserError, disk_full_as_user_error
 from autotune.storage.database import storage_errors
@@ -24,6 +25,7 @@ from autotune.study.opening import OpenStudy, check_existing, open_or_create
 from autotune.study.pool import Placed, WorkerPool
 from autotune.study.processes import Processes
 from autotune.study.record import Progress
+from autotune.study.remembered import manifest_of
 from autotune.study.trial import Listener
 
 #: Free space below which a study is not started: database, logs, checkpoints of small networks.
@@ -189,7 +191,7 @@ def run_study(
         gpus_per_worker=gpus_per_worker,
         cpus_per_worker=cpus_per_worker,
     )
-    definition = define(config)
+    definition = define(config, manifest_of(config), _tell(listener, "comparing"))
     with crew as placed:
         return _run(definition, placed, listener)
 
@@ -211,16 +213,20 @@ def _run(definition: Definition, placed: Placed, listener: Listener) -> RunResul
     return RunResult(opened, after, ended, after.attempts > before.attempts, interrupted)
 
 
+def _tell(listener: Listener, event: str) -> Callable[[int, int], None]:
+    """Return what tells a listener how many images are done, and of how many."""
+    return lambda done, total: listener({"event": event, "done": done, "total": total})
+
+
 def _open(definition: Definition, listener: Listener) -> OpenStudy:
     """Decode the images and open the study, in this order: a study has images that work."""
     config = definition.config
     files = Files.of(config.storage, config.files)
     check_space(config, files)
-    check_existing(definition)
-
-    def progress(done: int, total: int) -> None:
-        listener({"event": "decoding", "done": done, "total": total})
-
+    is_new = not check_existing(definition)
+    dataset = definition.dataset
+    if dataset.left_out:
+        listener({"event": "left out", "count": dataset.left_out})
     made = [path for path in (files.root, *files.root.parents) if not path.exists()]
     try:
         with disk_full_as_user_error(files.root):
@@ -230,12 +236,15 @@ def _open(definition: Definition, listener: Listener) -> OpenStudy:
                     config.data,
                     spec,
                     files.cache,
-                    progress,
+                    _tell(listener, "decoding"),
                     config.cache.disk_bytes,
+                    dataset.manifest,
                 )
                 for spec in definition.specs
             ]
-        return open_or_create(definition, first.info.to_json())
+        looks = _tell(listener, "comparing")
+        found = survey(dataset, config.data.duplicates, looks) if is_new else None
+        return open_or_create(definition, first.info.to_json(), found)
     except (UserError, KeyboardInterrupt):
         _remove_made(made, config.storage)
         raise
