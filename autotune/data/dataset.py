@@ -17,6 +17,8 @@ from autotune.data.manifest import Manifest
 from autotune.data.opening import open_source
 from autotune.data.sources import Source
 from autotune.data.splits import Split, make_split, split_fingerprint
+from autotune.data.survey import missing_in_words
+from autotune.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ class Dataset:
         duplicates: What was found while the split was made; only ``data.duplicates: together``
             has to look before.
         left_out: How many images there are besides, which came after the study was made.
+        missing: Keys of images of the study that are not there any more: so this is another split.
     """
 
     source: Source
@@ -40,6 +43,7 @@ class Dataset:
     groups: np.ndarray | None = None
     duplicates: Duplicates | None = None
     left_out: int = 0
+    missing: tuple[str, ...] = ()
 
     @classmethod
     def open(
@@ -62,19 +66,28 @@ class Dataset:
                 be split.
         """
         source = open_source(name)
-        picked = None if manifest is None else manifest.pick(source)
-        if picked is not None:
-            left_out = len(source.samples) - len(picked[0].samples)
+        missing = () if manifest is None else manifest.missing(source)
+        if manifest is not None and not missing:
+            picked, split = manifest.pick(source)
+            left_out = len(source.samples) - len(picked.samples)
             if left_out:
-                logger.info("%s: %d images that the study does not know", name, left_out)
-            return cls(*picked, left_out=left_out)
+                logger.info("%s: %d images came after the study was made", name, left_out)
+            return cls(picked, split, left_out=left_out)
         duplicates = None
         if data.duplicates == "together":
             duplicates = find_duplicates(source, progress)
             refuse_too_many(duplicates)
         alike = None if duplicates is None else duplicates.pairs
-        groups = find_groups(source, data.group, alike)
-        return cls(source, make_split(source, data, groups), groups, duplicates)
+        try:
+            groups = find_groups(source, data.group, alike)
+            split = make_split(source, data, groups)
+        except DatasetError as error:
+            if missing:
+                raise DatasetError(
+                    f"{missing_in_words(missing)}; and without them {error}"
+                ) from error
+            raise
+        return cls(source, split, groups, duplicates, missing=missing)
 
     @cached_property
     def fingerprint(self) -> str:

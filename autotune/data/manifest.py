@@ -79,24 +79,24 @@ class Manifest:
             raise ValueError(f"the columns are {head}")
         return Manifest(classes, lines)
 
-    def pick(self, source: Source) -> tuple[Source, Split] | None:
+    def missing(self, source: Source) -> tuple[str, ...]:
+        """Return the keys of the images that are not there any more, or in another class."""
+        now = {sample.key: source.classes[sample.label] for sample in source.samples}
+        return tuple(
+            line.key for line in self.lines if now.get(line.key) != self.classes[line.label]
+        )
+
+    def pick(self, source: Source) -> tuple[Source, Split]:
         """Find the images again.
 
         Args:
-            source: The images as they are now.
+            source: The images as they are now, of which none is missing.
 
         Returns:
-            These images alone, under their classes of then, and their split; ``None`` when one is
-            not there any more, or in another class.
+            The images of the manifest alone, under their classes of then, and their split.
         """
         now = {sample.key: sample for sample in source.samples}
-        samples = []
-        for line in self.lines:
-            sample = now.get(line.key)
-            if sample is None or source.classes[sample.label] != self.classes[line.label]:
-                return None
-            samples.append(replace(sample, label=line.label))
-        picked = tuple(samples)
+        picked = tuple(replace(now[line.key], label=line.label) for line in self.lines)
         parts = {
             part: tuple(index for index, line in enumerate(self.lines) if line.part == part)
             for part in _PARTS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -148,13 +148,13 @@ def _duplicates(values: Mapping[str, Any]) -> list[str]:
     )
     if leaks:
         way_out = (
-            "they come in parts of the data set, which are kept"
+            "The data set comes in parts, which are kept"
             if found["mode"] == "together"
-            else "data.duplicates: together keeps them in one part"
+            else "They stay in one part with data.duplicates: together"
         )
         said.append(
             f"Duplicates across parts flatter what is measured: {' and '.join(leaks)} "
-            f"({shown}). {way_out[0].upper()}{way_out[1:]}."
+            f"({shown}). {way_out}."
         )
     elif found["exact"] or found["near"]:
         said.append(
@@ -169,6 +169,15 @@ def _duplicates(values: Mapping[str, Any]) -> list[str]:
             "the two labels may be wrong."
         )
     return said
+
+
+def missing_in_words(missing: Sequence[str]) -> str:
+    """Say which images of a study are missing."""
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    return (
+        "images of the study are missing, or in another class: "
+        f"{', '.join(map(repr, missing[:5]))}{more}"
+    )
 
 
 def _many(count: int, noun: str) -> str:

@@ -16,6 +16,7 @@ from optuna.study import Study
 from pydantic import ValidationError
 
 from autotune.config import StudyConfig
+from autotune.data.survey import missing_in_words
 from autotune.errors import StudyError, join_sentences, nearest
 from autotune.rules import is_own
 from autotune.search.own import Reference, references
@@ -311,6 +312,8 @@ def check_same(study: Study, definition: Definition) -> None:
     changes += differences(stored, wanted)
     if changes:
         lines = [f"  {key}: {old!r} in the study, {new!r} now" for key, old, new in changes]
+        if missing := definition.dataset.missing:
+            lines.append(f"  dataset: {missing_in_words(missing)}")
         raise StudyError(
             f"the study {study.study_name!r} exists with another definition:\n"
             + "\n".join(lines)

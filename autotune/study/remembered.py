@@ -12,7 +12,6 @@ import optuna
 from optuna.study import Study
 
 from autotune.config import StudyConfig
-from autotune.data.manifest import Manifest
 from autotune.errors import StorageError, disk_full_as_user_error
 from autotune.storage.artifacts import add_artifact
 from autotune.storage.database import is_there, open_storage, storage_errors
@@ -21,6 +20,7 @@ from autotune.storage.url import database_path, is_sqlite
 from autotune.study import record
 
 if TYPE_CHECKING:
+    from autotune.data.manifest import Manifest
     from autotune.study.opening import OpenStudy
 
 logger = logging.getLogger(__name__)
@@ -80,6 +80,8 @@ def _read(study: Study, files: Files) -> Manifest | None:
     name = study.user_attrs.get(record.SPLIT)
     if name is None:
         return None
+    from autotune.data.manifest import Manifest  # imports scikit-learn: a look at a study need not
+
     path = files.artifacts / name
     try:
         return Manifest.from_bytes(path.read_bytes())
