@@ -120,7 +120,7 @@ def _print(
         "images": f"{images:,}: {counted}",
         "classes": f"{len(census.classes):,}",
         "fingerprint": census.fingerprint,
-        "looked at": f"{census.looked_at:,} images of {' and '.join(', '.join(census.parts).rsplit(', ', 1))}",
+        "looked at": f"{census.looked_at:,} images ({', '.join(census.parts)})",
         "width": _range(census.widths),
         "height": _range(census.heights),
         "mean": _channels(census.mean, spec.mean if spec else None),

@@ -142,8 +142,8 @@ def _check_groups(
     if empty:
         raise DatasetError(
             f"every class needs images in {_and([*parts])}, and all images of a group stay in one "
-            f"part, but the {count} group{'s' if count > 1 else ''} of {name!r} leave "
-            f"{_and(empty)} without; {way_out} or data.duplicates"
+            f"part, but the {count} group{'s' if count > 1 else ''} of {name!r} "
+            f"leave{'' if count > 1 else 's'} {_and(empty)} without; {way_out} or data.duplicates"
         )
     if train_per_class is not None and len(parts["train"]) < train_per_class:
         raise DatasetError(
