@@ -102,8 +102,8 @@ def compare(looks: Mapping[int, Look | str]) -> Duplicates:
 def near_pairs(hashes: np.ndarray, limit: int = NEAR_BITS) -> Iterator[np.ndarray]:
     """Find the hashes that differ by few bits, block by block.
 
-    Every hash is compared with every other: at this distance no index saves comparisons, and a
-    processor counts differing bits of eight bytes in one instruction.
+    Every hash is compared with every other: within a quarter of the bits an index leaves out
+    little, and a processor counts differing bits of eight bytes in one instruction.
 
     Args:
         hashes: uint64, ``(N, W)``.
