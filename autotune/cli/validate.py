@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+
 from autotune.cli.console import (
     NameOption,
     Overrides,
@@ -23,8 +25,12 @@ def validate(
     from autotune.search.dimensions import in_words
     from autotune.study.definition import define
 
-    definition = define(config)
     shown = console()
+    with Console(stderr=True).status("looking at what the file names") as line:
+        definition = define(
+            config,
+            progress=lambda done, total: line.update(f"comparing {done} of {total} images"),
+        )
     source = definition.dataset.source
     backbones = ", ".join(
         f"{one.name} with {len(one.layers)} layers" for one in definition.backbones
