@@ -59,7 +59,7 @@ def info(
         spec = _spec(config) if output is not None or _is_study(dataset) else None
         if output is not None and spec is not None:
             line.update("drawing the contact sheet")
-            _draw(opened, config, spec, output)
+            _draw(opened, config, spec, output, {key for key, _ in census.unreadable})
     if as_json:
         typer.echo(json.dumps(census.to_json(), indent=2))
     else:
@@ -94,7 +94,9 @@ def _spec(config: StudyConfig) -> ImageSpec:
     return ImageSpec.from_data_config(data_config(build(name, size, device="meta"), size), size)
 
 
-def _draw(dataset: Dataset, config: StudyConfig, spec: ImageSpec, output: Path) -> None:
+def _draw(
+    dataset: Dataset, config: StudyConfig, spec: ImageSpec, output: Path, unreadable: set[str]
+) -> None:
     from autotune.data.contact import draw_contact_sheet
 
     training = config.training
@@ -105,6 +107,7 @@ def _draw(dataset: Dataset, config: StudyConfig, spec: ImageSpec, output: Path) 
         training.view_count,
         config.search.seed,
         config.data.decode == "fast",
+        unreadable,
     )
     with disk_full_as_user_error(output):
         sheet.save(output, format="PNG")

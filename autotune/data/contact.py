@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -23,7 +23,13 @@ _PAPER, _INK, _SOFT, _FRAME = "#ffffff", "#1c2733", "#5b6b7b", "#b35c00"
 
 
 def draw_contact_sheet(
-    dataset: Dataset, spec: ImageSpec, augment: AugmentConfig, views: int, seed: int, fast: bool
+    dataset: Dataset,
+    spec: ImageSpec,
+    augment: AugmentConfig,
+    views: int,
+    seed: int,
+    fast: bool,
+    unreadable: Container[str] = (),
 ) -> Image.Image:
     """Draw training images: view 0 in a frame, and some of the views that trials train on.
 
@@ -34,13 +40,11 @@ def draw_contact_sheet(
         views: Views of each image that a study has.
         seed: Seed of the views.
         fast: Whether large JPEGs are decoded at a part of their size.
-
-    Raises:
-        DatasetError: When hardly an image can be decoded.
+        unreadable: Keys of images that cannot be decoded.
     """
     labels = _chosen_classes(len(dataset.source.classes))
     augmented = min(_AUGMENTED, views - 1)
-    chosen = [index for label in labels for index in _chosen_images(dataset, label)]
+    chosen = [index for label in labels for index in _chosen_images(dataset, label, unreadable)]
     with tempfile.TemporaryDirectory(prefix="autotune-") as folder:
         store = open_store(
             dataset.source, sorted(chosen), spec, Path(folder), unreadable_limit=1.0, fast=fast
@@ -57,9 +61,14 @@ def _chosen_classes(count: int) -> list[int]:
     return [round(place * (count - 1) / (MOST_CLASSES - 1)) for place in range(MOST_CLASSES)]
 
 
-def _chosen_images(dataset: Dataset, label: int) -> list[int]:
+def _chosen_images(dataset: Dataset, label: int, unreadable: Container[str]) -> list[int]:
     """Choose training images of a class evenly."""
-    own = [index for index in dataset.split.train if dataset.source.samples[index].label == label]
+    samples = dataset.source.samples
+    own = [
+        index
+        for index in dataset.split.train
+        if samples[index].label == label and samples[index].key not in unreadable
+    ]
     places = np.linspace(0, len(own) - 1, min(_IMAGES, len(own))).round().astype(int)
     return [own[place] for place in places]
 

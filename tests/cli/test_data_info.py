@@ -57,6 +57,8 @@ def test_as_json(photos: Path) -> None:
 
 
 def test_a_contact_sheet(photos: Path) -> None:
+    for path in sorted((photos / "photos/ant").iterdir())[:-5]:
+        path.write_bytes(b"")
     make_class_folders(photos / "many", {f"c{one:02d}": 4 for one in range(15)})
     for name, rows in (("photos", 2), ("many", 12)):
         ended = call("data", "info", name, "data.image_size=32", "-o", "sheet.png", cwd=photos)
