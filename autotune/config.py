@@ -24,6 +24,7 @@ from autotune.errors import Problem, in_yaml, join_sentences, nearest
 from autotune.plan import KEEP
 from autotune.rules import (
     Dimension,
+    expression,
     flag,
     flags,
     kernels,
@@ -72,6 +73,10 @@ COSTS: dict[str, Literal["maximize", "minimize"]] = {
 }
 ORDERS = ("joint", "greedy")
 STOPS = ("no_gain", "never")
+#: What becomes of images that are there twice: said, kept in one part as well, not looked for.
+DUPLICATES = ("report", "together", "off")
+#: Which images an epoch shows: each once, or as many of every class.
+SAMPLING = ("plain", "balanced")
 MAX_NAME = 100
 NAME_RULE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._+-]{{0,{MAX_NAME - 1}}}")
 
@@ -200,6 +205,8 @@ class DataConfig(_Section):
 
     Shares are of all readable images; they are ignored for a part that the folder already has.
     With ``folds`` there is no validation part: all images but those of the test part take turns.
+    ``group`` is a regular expression that is searched in the key of an image; its first group
+    names the group of images that stay in one part.
     """
 
     validation: _Part = 0.2
@@ -210,6 +217,8 @@ class DataConfig(_Section):
     image_size: Annotated[int | None, single(True, 8, 4096, optional=True)] = None
     unreadable_limit: Annotated[float, single(False, 0, 1, high_open=True)] = 0.01
     decode: Annotated[str, one_of(("exact", "fast"))] = "exact"
+    group: Annotated[str | None, expression()] = None
+    duplicates: Annotated[str, one_of(DUPLICATES)] = "report"
 
 
 class AugmentConfig(_Section):
@@ -231,6 +240,7 @@ class TrainingConfig(_Section):
     epochs: Annotated[int, single(True, 1, 100000)] = 20
     batch_size: Annotated[int, single(True, 2, 65536)] = 64
     objective: Annotated[str, one_of(tuple(OBJECTIVES))] = "accuracy"
+    sampling: Annotated[str, one_of(SAMPLING)] = "plain"
     views: Annotated[int | str, single(True, 1, 1024, word=ONLINE)] = 8
     warmup: Annotated[float, single(False, 0, 1, high_open=True)] = 0.1
     clip_norm: Annotated[float | None, single(False, 0, low_open=True, optional=True)] = 1.0

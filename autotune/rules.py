@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -295,6 +296,26 @@ def widths() -> BeforeValidator:
         )
 
     return _no_range(scalar, "a width or a list of widths")
+
+
+def expression() -> BeforeValidator:
+    """Accept a regular expression with a group, or null."""
+
+    def check(value: Any) -> str | None:
+        if value is None:
+            return None
+        rule = r"must be a regular expression with a group in parentheses, such as '^([^/]+)/'"
+        if not isinstance(value, str):
+            raise ValueError(f"{rule}, but got {in_yaml(value)}")
+        try:
+            compiled = re.compile(value)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"{rule}, but got {in_yaml(value)}: {error}") from None
+        if not compiled.groups:
+            raise ValueError(f"{rule}, but got {in_yaml(value)}, which has none")
+        return value
+
+    return BeforeValidator(check)
 
 
 def flag() -> BeforeValidator:

@@ -115,7 +115,7 @@ class Bench:
 
     def network(self, plan: TrialPlan) -> Network:
         """Build the network of a plan."""
-        classes = len(self.found.source.classes)
+        classes = len(self.found.dataset.source.classes)
         return build_network(self.backbone, plan, classes, self.found.config.search.seed)
 
     def training(self, plan: TrialPlan) -> Training:

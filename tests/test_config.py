@@ -52,6 +52,14 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "data.image_size": ([(None, None), (8, 8), (4096, 4096)], [7, 4097, 32.5, [32, 32]]),
     "data.unreadable_limit": ([(0, 0.0), (0.5, 0.5)], [-0.1, 1, True]),
     "data.decode": ([("exact", "exact"), ("fast", "fast")], ["quick", None, True]),
+    "data.group": (
+        [(None, None), ("^([^/]+)/", "^([^/]+)/"), (r"(\d+)_\w", r"(\d+)_\w")],
+        ["abc", "(", "(a", 3, True, ["(a)"], "(?P<1>a)"],
+    ),
+    "data.duplicates": (
+        [("report", "report"), ("together", "together"), (False, "off")],
+        ["drop", None, True],
+    ),
     "space.depth": ([(0, 0), ([0, 3], [0, 3])], [-1, 1.5, True, None, "all", [], [1, 1.0]]),
     "space.layers.kernel": (
         [*((one, one) for one in ("keep", *KERNELS)), (["keep", 3.0, "5"], ["keep", 3, 5])],
@@ -126,6 +134,7 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "training.epochs": ([(1, 1), (20.0, 20), ("20", 20)], [0, 100001, 1.5, True, 10**400]),
     "training.batch_size": ([(2, 2)], [0, 1, 65537, False]),
     "training.objective": ([(one, one) for one in OBJECTIVES], ["acc", None]),
+    "training.sampling": ([("plain", "plain"), ("balanced", "balanced")], ["weighted", None]),
     "training.views": ([(1, 1), (1024, 1024), ("online", "online")], [0, 1025, "onlin", None]),
     "training.warmup": ([(0, 0.0), (0.9, 0.9)], [1, -0.1]),
     "training.clip_norm": ([(None, None), (1, 1.0)], [0, -1, True]),

@@ -11,6 +11,7 @@ from autotune.cli import (
     best,
     cp,
     dashboard,
+    data,
     doctor,
     fit,
     layers,
@@ -49,6 +50,7 @@ app.command("layers")(layers.layers)
 app.command("ls")(ls.ls)
 app.command("cp")(cp.cp)
 app.command("validate")(validate.validate)
+app.add_typer(data.app, name="data")
 app.add_typer(storage.app, name="storage")
 
 

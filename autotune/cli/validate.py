@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+
 from autotune.cli.console import (
     NameOption,
     Overrides,
@@ -20,22 +22,27 @@ def validate(
 ) -> None:
     """Check a study file, its images, its backbones and their weights; write nothing."""
     config = load_checked(study, overrides, name, storage)
+    from autotune.cli.view import opening_in_words
     from autotune.search.dimensions import in_words
     from autotune.study.definition import define
 
-    definition = define(config)
     shown = console()
-    classes = len(definition.source.classes)
+    with Console(stderr=True).status("looking at what the file names") as line:
+        definition = define(
+            config,
+            progress=lambda *done: line.update(opening_in_words(*done)),
+        )
+    source = definition.dataset.source
     backbones = ", ".join(
         f"{one.name} with {len(one.layers)} layers" for one in definition.backbones
     )
     shown.print(
-        f"{study} is valid: study {config.name!r}, {len(definition.source.samples)} images of "
-        f"{classes} classes, {backbones}",
+        f"{study} is valid: study {config.name!r}, {len(source.samples)} images of "
+        f"{len(source.classes)} classes, {backbones}",
         highlight=False,
     )
     if config.data.folds is not None:
-        given = any(sample.part == "validation" for sample in definition.source.samples)
+        given = any(sample.part == "validation" for sample in source.samples)
         joins = "; the validation part that the data set has is in them" if given else ""
         shown.print(f"  split     {config.data.folds} folds and a test part{joins}")
     for key, distribution in definition.space.distributions.items():

@@ -249,10 +249,17 @@ class State:
         return f"worker {event['worker']} {how}{replaced}"
 
     def start(self, event: dict[str, Any]) -> list[str]:
-        """Say once, before the first trial of a study, what it takes from other studies."""
-        before = event["progress"]
-        begun = before.finished or before.retried or before.running
-        return [] if begun else record.warm_start_in_words(event["opened"].study)
+        """Say once, before the first trial, what is taken from other studies, and of images."""
+        before, study = event["progress"], event["opened"].study
+        if before.finished or before.retried or before.running:
+            return []
+        return [*record.warm_start_in_words(study), *record.image_remarks(study.user_attrs)]
+
+    def left_out(self, event: dict[str, Any]) -> str:
+        """Say that a data set has grown since its study was made."""
+        count = event["count"]
+        came = "1 image has" if count == 1 else f"{count:,} images have"
+        return f"{came} come since the study was made and {'is' if count == 1 else 'are'} left out"
 
     def counts(self) -> str:
         """Say how many trials ended how."""
@@ -283,7 +290,7 @@ def opening_in_words(step: str, done: int, total: int | None) -> str:
     """Say how far the opening of the images is."""
     if not done:
         return f"{step} the images"
-    counted = step in ("indexing", "reading")  # the other steps count bytes
+    counted = step in ("indexing", "reading", "comparing")  # the other steps count bytes
     numbers = [one if counted else one / 1e6 for one in (done, total) if one is not None]
     unit = "" if counted else " MB"
     return f"{step} the images: {' of '.join(f'{number:,.0f}' for number in numbers)}{unit}"
@@ -301,6 +308,8 @@ class LiveView:
         self._state.update(event)
         if event["event"] in ("exit", "sick") and (line := self._state.obituary(event)):
             self._live.console.print(line, highlight=False)
+        if event["event"] == "left out":
+            self._live.console.print(Text(self._state.left_out(event)))
         if event["event"] == "opened":
             for line in self._state.start(event):
                 self._live.console.print(Text(line))
@@ -344,7 +353,7 @@ class PlainView:
     def __init__(self, state: State, console: Console) -> None:
         self._state = state
         self._console = console
-        self._decoded = 0.0
+        self._told = 0.0
         self._opening_shown: float | None = None
 
     def __call__(self, event: dict[str, Any]) -> None:
@@ -366,10 +375,12 @@ class PlainView:
             return state.step if shown else ""
         if kind == "decoding":
             share = event["done"] / max(1, event["total"])
-            if share - self._decoded < 0.25:
+            if share - self._told < 0.25:
                 return ""
-            self._decoded = share
+            self._told = share
             return state.step
+        if kind == "left out":
+            return state.left_out(event)
         if kind == "opened":
             line = f"study {state.config.name}: {state.counts()}; {state.scores()}"
             return "\n".join([line, *state.start(event)])

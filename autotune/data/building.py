@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from autotune.errors import DatasetError, may_pass
 from autotune.threads import cores
 
 logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 #: Name of the array of a store: uint8, ``(N, 3, T, T)``.
 IMAGES = "images"
@@ -91,20 +92,30 @@ def decoded(
 ) -> Iterator[tuple[int, np.ndarray | str]]:
     """Decode in threads (Pillow releases the interpreter lock), a few images ahead, in order.
 
+    Returns:
+        Indices, each with its image, or the reason why it cannot be decoded.
+    """
+
+    def work(index: int) -> np.ndarray | str:
+        return decode_sample(source, source.samples[index], spec, fast)
+
+    return in_threads(work, indices, workers)
+
+
+def in_threads(
+    work: Callable[[int], _T], indices: Sequence[int], workers: int | None = None
+) -> Iterator[tuple[int, _T]]:
+    """Do something for every image in threads, a few images ahead, in order.
+
     Yields:
-        An index, and its image, or the reason why it cannot be decoded.
+        An index, and what came of it.
     """
     workers = workers or cores()
-    waiting: deque[tuple[int, Future[np.ndarray | str]]] = deque()
+    waiting: deque[tuple[int, Future[_T]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for index in indices:
-                waiting.append(
-                    (
-                        int(index),
-                        pool.submit(decode_sample, source, source.samples[index], spec, fast),
-                    )
-                )
+                waiting.append((int(index), pool.submit(work, int(index))))
                 if len(waiting) > 4 * workers:
                     first, future = waiting.popleft()
                     yield first, future.result()
@@ -118,10 +129,15 @@ def decoded(
 def decode_sample(source: Source, sample: Sample, spec: ImageSpec, fast: bool) -> np.ndarray | str:
     """Decode an image, or say why it cannot be; what may pass is tried again."""
     smaller = partial(shrink, spec=spec) if fast else None
+    return read_again(lambda: decode(source.read(sample, smaller), spec))
+
+
+def read_again(read: Callable[[], _T]) -> _T | str:
+    """Read something of an image, or say why it cannot be read; what may pass is tried again."""
     pauses = iter(READ_AGAIN_S)
     while True:
         try:
-            return decode(source.read(sample, smaller), spec)
+            return read()
         except OSError as error:
             cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
             pause_s = next(pauses, None)

@@ -13,7 +13,7 @@ from sklearn.model_selection import (  # type: ignore[import-untyped, unused-ign
 )
 
 from autotune.config import DataConfig
-from autotune.data.sources import Sample, Source
+from autotune.data.sources import Source
 from autotune.data.splits import Split
 from autotune.errors import DatasetError
 
@@ -49,7 +49,9 @@ def joined(source: Source, split: Split) -> Split:
     return Split(train=rest, validation=(), test=split.test)
 
 
-def make_folds(source: Source, split: Split, config: DataConfig) -> tuple[Fold, ...]:
+def make_folds(
+    source: Source, split: Split, config: DataConfig, groups: np.ndarray | None = None
+) -> tuple[Fold, ...]:
     """Cut the training part of a split into folds, class by class, the same way for a seed.
 
     The images of a group validate in the same fold, and the classes are as even as that allows.
@@ -59,19 +61,21 @@ def make_folds(source: Source, split: Split, config: DataConfig) -> tuple[Fold, 
         source: The images.
         split: What :func:`joined` returned.
         config: Number of folds, seed and the limit of the training images.
+        groups: int64, ``(N,)``: number of the group of every image of the source.
 
     Returns:
-        The folds, of indices into the source's samples.
+        The folds, of indices into the source's samples; none without ``data.folds``.
 
     Raises:
         DatasetError: When a class has too few images, or too few groups, for so many folds.
     """
-    assert config.folds is not None
+    if config.folds is None:
+        return ()
     indices = np.array(split.train)
     samples = [source.samples[index] for index in split.train]
     labels = np.array([sample.label for sample in samples])
     limit = config.train_per_class
-    grouped = any(sample.group is not None for sample in samples)
+    grouped = groups is not None
     if not grouped:
         _check_counts(source, labels, config.folds, limit)
     cutter = (StratifiedGroupKFold if grouped else StratifiedKFold)(
@@ -79,7 +83,9 @@ def make_folds(source: Source, split: Split, config: DataConfig) -> tuple[Fold, 
     )
     random = np.random.RandomState(config.seed)
     folds = []
-    for train, validation in cutter.split(labels, labels, _groups(samples) if grouped else None):
+    for train, validation in cutter.split(
+        labels, labels, None if groups is None else groups[indices]
+    ):
         if grouped:
             _check_grouped(source, labels, (train, validation), config.folds, limit)
         if limit is not None:
@@ -96,16 +102,6 @@ def folds_fingerprint(folds: Sequence[Fold]) -> str:
         for part in (fold.train, fold.validation):
             digest.update(len(part).to_bytes(8, "little") + part.astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def _groups(samples: Sequence[Sample]) -> np.ndarray:
-    """Number the groups; an image without one is a group of its own."""
-    names = [
-        ("image", sample.key) if sample.group is None else ("group", sample.group)
-        for sample in samples
-    ]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return np.array([numbers[name] for name in names])
 
 
 def _check_counts(source: Source, labels: np.ndarray, folds: int, limit: int | None) -> None:

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -95,8 +95,15 @@ class HubSource:
                 self._rows[key] = split, row
                 samples.append(Sample(key, numbers[text or ""], part, one_group))
         self.samples = tuple(sorted(samples, key=lambda sample: sample.key))
-        self.fingerprint = _fingerprint(parts, image, label, labels)
+        self._whole = _fingerprint(parts, image, label, labels)
+        self.fingerprint = self.fingerprint_of(self.samples)
         self._images = {split: _undecoded(one, image) for split, one in parts.items()}
+
+    def fingerprint_of(self, samples: Sequence[Sample]) -> str:
+        """Return a hexadecimal digest of some images, and of the whole data set."""
+        digest = hashlib.blake2b(self._whole.encode(), digest_size=16)
+        digest.update(json.dumps([sample.key for sample in samples]).encode())
+        return digest.hexdigest()
 
     def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
         """Return the image of a sample, upright, in mode RGB.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-#: Called with what is done (``indexing``, ``reading``, ``unpacking``, ``downloading``), how much
-#: of it, in files or bytes, and the total; None while that is not known.
+#: Called with what is done (``indexing``, ``reading``, ``unpacking``, ``downloading``,
+#: ``comparing``), how much of it, in files or bytes, and the total; None while that is not known.
 Progress = Callable[[str, int, int | None], None]
 
 

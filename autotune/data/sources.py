@@ -1,4 +1,4 @@
-"""What a source of images is, and some of them: the digits, image files, a folder of them."""
+"""What a source of images is, and some: the digits, image files, some images of another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
 
-from autotune.data.folders import ImageFile, fingerprint_files, printable, scan_folder
+from autotune.data.folders import ImageFile, digest_files, printable, scan_folder
 from autotune.data.progress import Progress, silent
 from autotune.data.reading import read_image
 from autotune.errors import DatasetError
@@ -59,6 +59,12 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Hexadecimal digest of all keys and contents."""
 
+    def fingerprint_of(self, samples: Sequence[Sample]) -> str:
+        """Return a hexadecimal digest of the keys and contents of some images.
+
+        That of all samples is the source's own.
+        """
+
     def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
         """Return an image, upright, in mode RGB.
 
@@ -90,8 +96,13 @@ class DigitsSource:
     @cached_property
     def fingerprint(self) -> str:
         """Hexadecimal digest of the pixels and labels."""
-        digest = hashlib.blake2b(self._images.tobytes(), digest_size=16)
-        digest.update(bytes(sample.label for sample in self.samples))
+        return self.fingerprint_of(self.samples)
+
+    def fingerprint_of(self, samples: Sequence[Sample]) -> str:
+        """Return a hexadecimal digest of the pixels and labels of some images."""
+        rows = [self._index[sample.key] for sample in samples]
+        digest = hashlib.blake2b(self._images[rows].tobytes(), digest_size=16)
+        digest.update(bytes(sample.label for sample in samples))
         return digest.hexdigest()
 
     def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
@@ -135,12 +146,24 @@ class FileSource:
                 f"every image needs a name of its own, but two of {name!r} are written "
                 f"{doubled!r}; rename one of them"
             )
-        self.fingerprint = fingerprint_files(self._paths, progress)
-        if labelled:
-            digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=16)
-            for file in files:
-                digest.update(json.dumps([file.class_name, file.part, file.group]).encode())
-            self.fingerprint = digest.hexdigest()
+        self._labelled = labelled
+        self._digests = digest_files(self._paths, progress)
+        self.fingerprint = self.fingerprint_of(self.samples)
+
+    def fingerprint_of(self, samples: Sequence[Sample]) -> str:
+        """Return a hexadecimal digest of the keys, sizes and ends of some files."""
+        places = list(range(len(samples)))
+        if samples is not self.samples:
+            place_of = {sample.key: place for place, sample in enumerate(self.samples)}
+            places = [place_of[sample.key] for sample in samples]
+        digest = hashlib.blake2b(self._digests[places].tobytes(), digest_size=16)
+        if not self._labelled:
+            return digest.hexdigest()
+        digest = hashlib.blake2b(digest.hexdigest().encode(), digest_size=16)
+        for place in places:
+            one = self.samples[place]
+            digest.update(json.dumps([self.classes[one.label], one.part, one.group]).encode())
+        return digest.hexdigest()
 
     def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
         """Return the image of a sample, upright, in mode RGB.
@@ -165,3 +188,38 @@ class FolderSource(FileSource):
 
     def __init__(self, name: str, root: str, progress: Progress = silent) -> None:
         super().__init__(name, scan_folder(root, progress), progress=progress)
+
+
+class SomeOf:
+    """Some images of another source, under the classes that they had when they were chosen.
+
+    Args:
+        source: The other source.
+        classes: Names of the classes.
+        samples: The images; a label is an index into ``classes``.
+    """
+
+    def __init__(
+        self, source: Source, classes: tuple[str, ...], samples: tuple[Sample, ...]
+    ) -> None:
+        self.name = source.name
+        self.classes = classes
+        self.samples = samples
+        self._source = source
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of the keys and contents of these images alone."""
+        return self.fingerprint_of(self.samples)
+
+    def fingerprint_of(self, samples: Sequence[Sample]) -> str:
+        """Return a hexadecimal digest of the keys and contents of some images."""
+        return self._source.fingerprint_of(samples)
+
+    def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
+        """Return the image of a sample, upright, in mode RGB.
+
+        Raises:
+            OSError: When the image cannot be decoded.
+        """
+        return self._source.read(sample, shrink)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,12 +10,10 @@ from typing import Any
 import numpy as np
 
 from autotune.config import AugmentConfig, DataConfig
-from autotune.data.folds import Fold, folds_fingerprint, joined, make_folds
+from autotune.data.dataset import Dataset
+from autotune.data.folds import Fold
 from autotune.data.images import ImageSpec
-from autotune.data.opening import open_source
-from autotune.data.progress import Progress, silent
-from autotune.data.sources import Source
-from autotune.data.splits import Split, make_split, split_fingerprint
+from autotune.data.manifest import Manifest
 from autotune.data.store import ImageStore, open_store
 from autotune.data.views import MEMORY_BYTES, Views
 from autotune.errors import DatasetError
@@ -29,6 +26,7 @@ class TaskInfo:
     Args:
         name: The dataset, as the study file names it.
         fingerprint: Hexadecimal digest of all images, their classes and the split.
+        test_fingerprint: Hexadecimal digest of the test images and their classes.
         classes: Names of the classes; a label is an index into them.
         train: Number of readable training images; with folds, of all that take turns.
         validation: Number of readable validation images, likewise.
@@ -39,6 +37,7 @@ class TaskInfo:
 
     name: str
     fingerprint: str
+    test_fingerprint: str
     classes: tuple[str, ...]
     train: int
     validation: int
@@ -85,6 +84,7 @@ class Task:
         folder: Path,
         progress: Callable[[int, int], None] | None = None,
         limit_bytes: int | None = None,
+        manifest: Manifest | None = None,
     ) -> Task:
         """Split a dataset and decode its training and validation images, if nobody has yet.
 
@@ -96,6 +96,7 @@ class Task:
             progress: Called with the number of images decoded and their total.
             limit_bytes: What everything in ``folder`` may take, see
                 :class:`autotune.data.shelf.Shelf`.
+            manifest: The split of the study, where it is known.
 
         Returns:
             The task.
@@ -104,7 +105,8 @@ class Task:
             DatasetError: When the images cannot be used.
             DiskFullError: When the disk is full, or fills up meanwhile.
         """
-        source, split, cut = _open(dataset, data)
+        opened = Dataset.open(dataset, data, manifest)
+        source, split = opened.source, opened.split
         store = open_store(
             source,
             sorted(split.train + split.validation),
@@ -116,12 +118,14 @@ class Task:
             fast=data.decode == "fast",
         )
         train = store.rows(split.train)
-        validation = train if cut else store.rows(split.validation)
+        validation = train if opened.folds else store.rows(split.validation)
 
         def positions(part: np.ndarray) -> np.ndarray:
             return np.searchsorted(train, store.rows(part.tolist()))
 
-        folds = tuple(Fold(positions(one.train), positions(one.validation)) for one in cut)
+        folds = tuple(
+            Fold(positions(one.train), positions(one.validation)) for one in opened.folds
+        )
         parts = {"train": train, "validation": validation}
         for number, one in enumerate(folds, start=1):
             parts[f"the training images of fold {number}"] = train[one.train]
@@ -130,7 +134,8 @@ class Task:
             _check_part(part, store.labels[rows], source.classes, store.skipped)
         info = TaskInfo(
             name=source.name,
-            fingerprint=_fingerprint(source, split, cut),
+            fingerprint=opened.fingerprint,
+            test_fingerprint=opened.test_fingerprint,
             classes=source.classes,
             train=len(train),
             validation=len(validation),
@@ -187,6 +192,8 @@ def open_test_views(
     spec: ImageSpec,
     folder: Path,
     limit_bytes: int | None = None,
+    manifest: Manifest | None = None,
+    fingerprint: str | None = None,
 ) -> Views:
     """Decode the test images: for the final fit alone, once.
 
@@ -196,18 +203,26 @@ def open_test_views(
         spec: What the backbone wants.
         folder: Where decoded images are kept.
         limit_bytes: What everything in ``folder`` may take.
+        manifest: The split of the study, where it is known.
+        fingerprint: What the test part had when the study was made, where that is known.
 
     Returns:
         The test images, as the evaluation transform shows them.
 
     Raises:
-        DatasetError: When the images cannot be used.
+        DatasetError: When the images cannot be used, or are others; then none was read.
         DiskFullError: When the disk is full, or fills up meanwhile.
     """
-    source, split, _ = _open(dataset, data)
+    opened = Dataset.open(dataset, data, manifest)
+    if fingerprint is not None and opened.test_fingerprint != fingerprint:
+        raise DatasetError(
+            f"the test images of {dataset!r} must be those with which the study was made "
+            f"(fingerprint {fingerprint}), but they have the fingerprint "
+            f"{opened.test_fingerprint}; bring them back"
+        )
     store = open_store(
-        source,
-        split.test,
+        opened.source,
+        opened.split.test,
         spec,
         folder,
         unreadable_limit=data.unreadable_limit,
@@ -217,57 +232,10 @@ def open_test_views(
     return _plain(store, np.arange(len(store.indices)), spec)
 
 
-def check_dataset(dataset: str, data: DataConfig, progress: Progress = silent) -> Source:
-    """Find out whether a dataset can be used, without decoding anything.
-
-    Args:
-        dataset: A known name, or what :func:`autotune.data.own.open_own` takes.
-        data: How the images are to be split.
-        progress: Told how far the opening is.
-
-    Returns:
-        The source of the images.
-
-    Raises:
-        DatasetError: When there is no such dataset, it is not laid out as one, or it cannot be
-            split.
-    """
-    return _open(dataset, data, progress)[0]
-
-
-def dataset_fingerprint(source: Source, data: DataConfig) -> str:
-    """Return the fingerprint that :class:`TaskInfo` has, without decoding anything."""
-    return _fingerprint(source, *_split(source, data))
-
-
-def _open(
-    dataset: str, data: DataConfig, progress: Progress = silent
-) -> tuple[Source, Split, tuple[Fold, ...]]:
-    source = open_source(dataset, progress)
-    return source, *_split(source, data)
-
-
-def _split(source: Source, data: DataConfig) -> tuple[Split, tuple[Fold, ...]]:
-    split = make_split(source, data)
-    if data.folds is None:
-        return split, ()
-    split = joined(source, split)
-    return split, make_folds(source, split, data)
-
-
 def _plain(
     store: ImageStore, rows: np.ndarray, spec: ImageSpec, memory_bytes: int = MEMORY_BYTES
 ) -> Views:
     return Views(store, rows, spec, AugmentConfig(), 1, 0, memory_bytes)
-
-
-def _fingerprint(source: Source, split: Split, folds: Sequence[Fold]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for part in (source.fingerprint, split_fingerprint(split), *source.classes):
-        digest.update(part.encode() + b"\0")
-    if folds:
-        digest.update(folds_fingerprint(folds).encode())
-    return digest.hexdigest()
 
 
 def _check_part(

@@ -139,7 +139,8 @@ class Views:
         one.
 
         Args:
-            order: int64, ``(M,)``: positions of the images, in the order wanted.
+            order: int64, ``(M,)``: positions of the images, in the order wanted; one may come
+                several times.
             views: int64, ``(N,)``: the view of every image, by position, as
                 :meth:`plan_views` returns it.
             batch_size: Images in a batch.
@@ -155,7 +156,8 @@ class Views:
                 f"{tuple(views.shape)}"
             )
         parts = chunks(order, batch_size)
-        wanted = [self._missing(chunk, views[chunk]) for chunk in parts]
+        planned = self._filled.clone()
+        wanted = [self._missing(chunk, views[chunk], planned) for chunk in parts]
         for chunk, pairs, made in zip(parts, wanted, self._make(wanted, num_workers), strict=True):
             if self._kept is None:
                 yield made, self.labels[chunk]
@@ -166,11 +168,16 @@ class Views:
                 self._filled[positions, numbers] = True
             yield self._kept[chunk, views[chunk]], self.labels[chunk]
 
-    def _missing(self, positions: torch.Tensor, numbers: torch.Tensor) -> Pairs:
-        if self._kept is not None:
-            missing = ~self._filled[positions, numbers]
-            positions, numbers = positions[missing], numbers[missing]
-        return list(zip(positions.tolist(), numbers.tolist(), strict=True))
+    def _missing(
+        self, positions: torch.Tensor, numbers: torch.Tensor, planned: torch.Tensor
+    ) -> Pairs:
+        """List the views of a batch that are to be made; those of earlier ones are planned."""
+        if self._kept is None:
+            return list(zip(positions.tolist(), numbers.tolist(), strict=True))
+        missing = ~planned[positions, numbers]
+        pairs = zip(positions[missing].tolist(), numbers[missing].tolist(), strict=True)
+        planned[positions, numbers] = True
+        return list(dict.fromkeys(pairs))
 
     def _make(self, wanted: Sequence[Pairs], num_workers: int) -> Iterator[torch.Tensor]:
         if num_workers == 0 or not any(wanted):

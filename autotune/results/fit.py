@@ -24,6 +24,7 @@ from autotune.results.front import none_yet
 from autotune.search import ranking
 from autotune.study import record
 from autotune.study.opening import OpenStudy
+from autotune.study.remembered import read_manifest
 from autotune.study.trial import Workbench, prepare_training
 from autotune.study.worker import prepare
 from autotune.training.loop import Training
@@ -100,6 +101,8 @@ def fit(
             train[baseline_plan.backbone],
             lambda epoch, of: listener("baseline", epoch, of),
         )
+    manifest = read_manifest(opened)
+    fingerprint = opened.study.user_attrs[record.DATASET].get("test_fingerprint")
     test = {
         name: open_test_views(
             config.dataset,
@@ -107,6 +110,8 @@ def fit(
             task.spec,
             opened.files.cache,
             config.cache.disk_bytes,
+            manifest,
+            fingerprint,
         )
         for name, task in tasks.items()
     }

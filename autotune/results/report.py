@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
 from autotune import __version__
+from autotune.data.survey import compared
 from autotune.errors import disk_full_as_user_error
 from autotune.results.answer import cautions, ended_by, facts, headline, in_time, notes
 from autotune.results.backbones import backbones_of
@@ -99,7 +100,10 @@ def render_report(study: Study, storage_url: str = "") -> str:
             progress=progress,
             facts=facts(study, trials, progress),
             cautions=cautions(objective, best, baseline, dataset),
-            notes=notes(trials, best, progress, edges, ended_by(study, progress)),
+            notes=[
+                *notes(trials, best, progress, edges, ended_by(study, progress)),
+                *record.image_remarks(study.user_attrs),
+            ],
             pictures=_pictures(study, best, baseline),
             stages=stage_rows(study),
             figures=_figures(study),
@@ -112,6 +116,7 @@ def render_report(study: Study, storage_url: str = "") -> str:
             failures=failures_of(trials),
             warm_start=record.warm_start_in_words(study),
             dataset=dataset,
+            compared=compared(study.user_attrs.get(record.SURVEY, {})),
             backbones=backbones_of(study, trials, best),
             environment=study.user_attrs.get(record.ENVIRONMENT, {}),
             file=file,

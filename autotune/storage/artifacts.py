@@ -24,6 +24,7 @@ from optuna.storages._rdb.models import (
     TrialModel,
     TrialSystemAttributeModel,
 )
+from optuna.study import Study
 from optuna.trial import Trial
 from sqlalchemy import or_, select
 
@@ -31,13 +32,16 @@ from sqlalchemy import or_, select
 _PREFIXES = ("artifacts:", "dashboard:artifacts:")
 
 
-def add_artifact(trial: Trial, path: Path, folder: Path) -> None:
-    """Give a trial an artifact: first the file, whole, then the reference to it.
+def add_artifact(owner: Trial | Study, path: Path, folder: Path) -> str:
+    """Give a trial or a study an artifact: first the file, whole, then the reference to it.
 
     Args:
-        trial: A trial that runs.
+        owner: A trial that runs, or a study.
         path: The file to copy.
         folder: Where the artifacts of its study are.
+
+    Returns:
+        The id of the artifact, which is the name of the file there.
 
     Raises:
         OSError: When it cannot be written; then nothing refers to it, and nothing is left of it.
@@ -51,9 +55,12 @@ def add_artifact(trial: Trial, path: Path, folder: Path) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     about = ArtifactMeta(name, path.name, kind or "application/octet-stream", encoding)
-    trial.storage.set_trial_system_attr(
-        trial._trial_id, f"{_PREFIXES[0]}{name}", json.dumps(asdict(about))
-    )
+    key, value = f"{_PREFIXES[0]}{name}", json.dumps(asdict(about))
+    if isinstance(owner, Trial):
+        owner.storage.set_trial_system_attr(owner._trial_id, key, value)
+    else:
+        owner._storage.set_study_system_attr(owner._study_id, key, value)
+    return name
 
 
 @dataclass(frozen=True)

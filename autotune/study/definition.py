@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 from torch import nn
 
 from autotune.config import POOLS, HeadSpace, SpaceConfig, StudyConfig
+from autotune.data.dataset import Dataset
 from autotune.data.images import ImageSpec
+from autotune.data.manifest import Manifest
 from autotune.data.progress import Progress, silent
-from autotune.data.sources import Source
-from autotune.data.task import check_dataset, dataset_fingerprint
 from autotune.errors import ConfigError, Problem, StorageError, UserError, in_yaml
 from autotune.models.backbone import build, check_name, data_config, load_backbone
 from autotune.models.layers import Layer, layers_of
@@ -67,16 +67,14 @@ class Definition:
     Args:
         config: The checked study file.
         space: Its static space.
-        source: The images.
+        dataset: The images and their split.
         backbones: The pretrained backbones, that of the baseline first.
-        fingerprint: Of the images, their classes and their split.
     """
 
     config: StudyConfig
     space: Space
-    source: Source
+    dataset: Dataset
     backbones: tuple[DefinedBackbone, ...]
-    fingerprint: str
 
     @property
     def specs(self) -> tuple[ImageSpec, ...]:
@@ -84,11 +82,14 @@ class Definition:
         return tuple(dict.fromkeys(one.spec for one in self.backbones))
 
 
-def define(config: StudyConfig, progress: Progress = silent) -> Definition:
+def define(
+    config: StudyConfig, manifest: Manifest | None = None, progress: Progress = silent
+) -> Definition:
     """Look at everything that a study file names.
 
     Args:
         config: The checked study file.
+        manifest: The split of the study, where it has been made.
         progress: Told how far the opening of its images is.
 
     Raises:
@@ -97,8 +98,8 @@ def define(config: StudyConfig, progress: Progress = silent) -> Definition:
     mistakes = _Mistakes()
     if mistakes.attempt("storage", lambda: parse_url(config.storage)) is not None:
         mistakes.attempt("search.warm_start", lambda: check_warm_start(config))
-    source = mistakes.attempt(
-        "dataset", lambda: check_dataset(config.dataset, config.data, progress)
+    dataset = mistakes.attempt(
+        "dataset", lambda: Dataset.open(config.dataset, config.data, manifest, progress)
     )
     looked = [_look_at(name, config, mistakes) for name in config.backbones]
     blanks = [blank for blank, _ in looked if blank is not None]
@@ -108,7 +109,7 @@ def define(config: StudyConfig, progress: Progress = silent) -> Definition:
     own = references(config)
     for key, reference in own.items():
         mistakes.attempt(key, reference.load)
-    if mistakes.found or source is None:
+    if mistakes.found or dataset is None:
         raise ConfigError(config.name or "study", mistakes.found)
     space = Space.of([one.candidate for one in blanks], config.space, config.inherit)
     if own:
@@ -118,8 +119,7 @@ def define(config: StudyConfig, progress: Progress = silent) -> Definition:
         mistakes.attempt("search.pruner", lambda: _try_pruner(config))
         if mistakes.found:
             raise ConfigError(config.name or "study", mistakes.found)
-    fingerprint = dataset_fingerprint(source, config.data)
-    return Definition(config, space, source, backbones, fingerprint)
+    return Definition(config, space, dataset, backbones)
 
 
 class _Mistakes:

@@ -14,6 +14,7 @@ import torch
 
 from autotune.config import StudyConfig
 from autotune.data.progress import Progress as OpeningProgress
+from autotune.data.survey import survey
 from autotune.data.task import Task
 from autotune.errors import DiskFullError, UserError, disk_full_as_user_error
 from autotune.storage.database import storage_errors
@@ -26,6 +27,7 @@ from autotune.study.opening import OpenStudy, check_existing, open_or_create
 from autotune.study.pool import Placed, WorkerPool
 from autotune.study.processes import local_crew
 from autotune.study.record import Progress
+from autotune.study.remembered import manifest_of
 from autotune.study.trial import Listener
 
 #: Free space below which a study is not started: database, logs, checkpoints of small networks.
@@ -195,7 +197,7 @@ def run_study(
     with ExitStack() as stack:
         # Processes import while the images are looked at; a cluster is not asked for nothing.
         placed = stack.enter_context(crew) if engine == "local" else None
-        definition = define(config, _opening(listener))
+        definition = define(config, manifest_of(config), _opening(listener))
         return _run(definition, placed or stack.enter_context(crew), listener)
 
 
@@ -235,7 +237,10 @@ def _open(definition: Definition, listener: Listener) -> OpenStudy:
     config = definition.config
     files = Files.of(config.storage, config.files)
     check_space(config, files)
-    check_existing(definition)
+    is_new = not check_existing(definition)
+    dataset = definition.dataset
+    if dataset.left_out:
+        listener({"event": "left out", "count": dataset.left_out})
 
     def progress(done: int, total: int) -> None:
         listener({"event": "decoding", "done": done, "total": total})
@@ -251,10 +256,13 @@ def _open(definition: Definition, listener: Listener) -> OpenStudy:
                     files.cache,
                     progress,
                     config.cache.disk_bytes,
+                    dataset.manifest,
                 )
                 for spec in definition.specs
             ]
-        return open_or_create(definition, first.info.to_json())
+        looks = _opening(listener)
+        found = survey(dataset, config.data.duplicates, looks) if is_new else None
+        return open_or_create(definition, first.info.to_json(), found)
     except (UserError, KeyboardInterrupt):
         _remove_made(made, config.storage)
         raise

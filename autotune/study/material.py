@@ -13,6 +13,7 @@ from autotune.data.views import Views
 from autotune.errors import StudyError
 from autotune.models.backbone import Backbone, load_backbone
 from autotune.study import record
+from autotune.study.remembered import read_manifest
 
 if TYPE_CHECKING:
     from autotune.study.opening import OpenStudy
@@ -89,7 +90,10 @@ def _make(opened: OpenStudy, config: StudyConfig, name: str, memory_bytes: int) 
     spec = ImageSpec.from_data_config(backbone.data_config, size)
     cache = opened.files.cache
     limit = config.cache.disk_bytes
-    task = Task.open(config.dataset, config.data, spec, cache, limit_bytes=limit)
+    manifest = read_manifest(opened)
+    task = Task.open(
+        config.dataset, config.data, spec, cache, limit_bytes=limit, manifest=manifest
+    )
     if task.info.fingerprint != attributes[record.DATASET]["fingerprint"]:
         raise StudyError(
             f"the images of {config.dataset!r} have changed since the study {opened.name!r} was "

@@ -16,6 +16,7 @@ from optuna.study import Study
 from pydantic import ValidationError
 
 from autotune.config import StudyConfig
+from autotune.data.survey import missing_in_words
 from autotune.errors import StudyError, join_sentences, nearest
 from autotune.rules import is_own
 from autotune.search.own import Reference, references
@@ -35,6 +36,7 @@ from autotune.storage.url import absolute_url, database_path, is_sqlite, parse_d
 from autotune.study import record
 from autotune.study.budget import Budget
 from autotune.study.claims import Claims, sweep_stale
+from autotune.study.remembered import write_manifest
 from autotune.study.starting import Starts, is_start_of, queue, starts_of
 from autotune.studyfile import apply_overrides, dotted
 
@@ -171,12 +173,15 @@ def await_existing(
     return None
 
 
-def open_or_create(definition: Definition, dataset: Mapping[str, Any]) -> OpenStudy:
+def open_or_create(
+    definition: Definition, dataset: Mapping[str, Any], survey: Mapping[str, Any] | None = None
+) -> OpenStudy:
     """Open the study of a definition for a run, making it where there is none.
 
     Args:
         definition: The checked definition.
         dataset: Facts of the images, as ``TaskInfo.to_json`` gives them.
+        survey: What is odd about them, for a new study, see :mod:`autotune.data.survey`.
 
     Raises:
         StudyError: When there is a study of that name with another definition.
@@ -206,7 +211,7 @@ def open_or_create(definition: Definition, dataset: Mapping[str, Any]) -> OpenSt
             if not is_start_of(study, starts):  # an earlier start broke off and had other plans
                 optuna.delete_study(study_name=config.name, storage=storage)
                 study = _create(config, storage)
-            _remember(study, definition, dataset, files, starts)
+            _remember(study, definition, dataset, survey or {}, files, starts)
         opened = OpenStudy(study, storage, absolute_url(config.storage), files)
         study.set_user_attr(record.CACHE, config.cache.model_dump(mode="json"))
         opened.claims().begin(Budget.of_run(config.search, time.time()))
@@ -222,8 +227,11 @@ def _create(config: StudyConfig, storage: StudyStorage) -> Study:
     )
 
 
-def check_existing(definition: Definition) -> None:
+def check_existing(definition: Definition) -> bool:
     """Check the storage, and the study where there is one, before anything is written.
+
+    Returns:
+        Whether the study is there.
 
     Raises:
         StudyError: When there is a study of that name with another definition.
@@ -233,19 +241,22 @@ def check_existing(definition: Definition) -> None:
     if is_sqlite(config.storage):
         refuse_network(database_path(config.storage))
         if not is_there(database_path(config.storage)):
-            return
+            return False
     storage = open_storage(config.storage)
     with storage_errors(config.storage):
         if config.name in optuna.get_all_study_names(storage):
             study = optuna.load_study(study_name=config.name, storage=storage)
             if record.DEFINITION in study.user_attrs:
                 check_same(study, definition)
+                return True
+    return False
 
 
 def _remember(
     study: Study,
     definition: Definition,
     dataset: Mapping[str, Any],
+    survey: Mapping[str, Any],
     files: Files,
     starts: Starts,
 ) -> None:
@@ -254,6 +265,8 @@ def _remember(
     with experimental():
         study.set_metric_names(list(config.directions))
     study.set_user_attr(record.DATASET, dict(dataset))
+    study.set_user_attr(record.SURVEY, dict(survey))
+    write_manifest(study, definition.dataset.manifest, files)
     study.set_user_attr(
         record.BACKBONES,
         {
@@ -299,6 +312,8 @@ def check_same(study: Study, definition: Definition) -> None:
     changes += differences(stored, wanted)
     if changes:
         lines = [f"  {key}: {old!r} in the study, {new!r} now" for key, old, new in changes]
+        if missing := definition.dataset.missing:
+            lines.append(f"  dataset: {missing_in_words(missing)}")
         raise StudyError(
             f"the study {study.study_name!r} exists with another definition:\n"
             + "\n".join(lines)
@@ -318,7 +333,7 @@ def _filled_in(stored: Mapping[str, Any]) -> dict[str, Any]:
 def _contents(study: Study, definition: Definition) -> Iterator[tuple[str, str, str, str]]:
     """Yield the key, the backbone where there are several, the old and the new hash."""
     dataset = study.user_attrs[record.DATASET]
-    yield "dataset", "", dataset["fingerprint"], definition.fingerprint
+    yield "dataset", "", dataset["fingerprint"], definition.dataset.fingerprint
     remembered = study.user_attrs[record.BACKBONES]
     for one in definition.backbones:
         if one.name in remembered:  # else the backbones differ, which their names say

@@ -14,6 +14,7 @@ from typing import Any
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from autotune.data.survey import remarks
 from autotune.plan import TrialPlan
 from autotune.search import greedy, ranking, view
 from autotune.storage import layout
@@ -24,6 +25,8 @@ BUDGET = "budget"  # dict: Budget.to_json() of the last run
 CACHE = "cache"  # dict: CacheConfig of the last run
 ENDED = "ended"  # dict: Ending.to_json() of what ended the study; None while it goes on
 DATASET = "dataset"  # dict: what TaskInfo.to_json() returned
+SPLIT = "split"  # str: id of the artifact that holds the Manifest of its images
+SURVEY = "survey"  # dict: what is odd about the images, see data/survey.py
 # dict: name -> {"weights_hash", "parameters", "layers": [Layer.to_json()]}, the baseline's first
 BACKBONES = "backbones"
 SPACE = "space"  # dict: what Space.to_json() returned
@@ -191,6 +194,12 @@ def warm_start_in_words(study: Study) -> list[str]:
     known = study.user_attrs.get(WARM_START, {"taken": [], "dropped": []})
     taken = [f"{title} is queued" for title in known["taken"]]
     return taken + [f"{title} is dropped: {reason}" for title, reason in known["dropped"]]
+
+
+def image_remarks(study_attrs: Mapping[str, Any]) -> list[str]:
+    """Say what should be known of the images of a study, in sentences."""
+    training = study_attrs.get(DEFINITION, {}).get("training", {})
+    return remarks(study_attrs.get(SURVEY, {}), training)
 
 
 def plan_of(trial: FrozenTrial) -> TrialPlan | None:

@@ -35,14 +35,25 @@ def missing_artifacts(evidence: Evidence) -> Iterator[Finding]:
         for one in evidence.own_references
         if one.artifact not in there and one.trial not in live
     ]
-    if gone:
-        whose = sorted({one.trial for one in gone if one.trial is not None})
-        names = sorted({one.name for one in gone})
+    folder = evidence.root / "artifacts"
+    way_out = "bring the folder back from a backup, or name it with --files"
+    of_study = sorted({one.name for one in gone if one.trial is None})
+    if of_study:
         yield Finding(
             MISSING,
-            f"{len(gone)} artifacts ({', '.join(names)}) of trials {in_words(whose)} are not in "
-            f"{evidence.root / 'artifacts'}: the dashboard cannot show them, and weights among "
-            "them are lost; bring the folder back from a backup, or name it with --files",
+            f"the artifacts {', '.join(of_study)} of the study itself are not in {folder}: "
+            "without its split, files that come to its images make it another data set; "
+            f"{way_out}",
+        )
+    of_trials = [one for one in gone if one.trial is not None]
+    if of_trials:
+        whose = sorted({one.trial for one in of_trials if one.trial is not None})
+        names = sorted({one.name for one in of_trials})
+        yield Finding(
+            MISSING,
+            f"{len(of_trials)} artifacts ({', '.join(names)}) of trials {in_words(whose)} are not "
+            f"in {folder}: the dashboard cannot show them, and weights among them are lost; "
+            f"{way_out}",
         )
 
 

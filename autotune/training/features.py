@@ -235,7 +235,10 @@ class Features:
             The crossing tensors, each ``(B, *shape)``, and labels, int64 ``(B,)``.
         """
         if not self._online:
-            positions = torch.arange(len(self)) if self._together else torch.unique(order)
+            # A whole epoch is an entry of all images, whichever of them it draws: so it is the
+            # same entry in every epoch that shows the same views.
+            whole = self._together or len(order) >= len(self)
+            positions = torch.arange(len(self)) if whole else torch.unique(order)
             try:
                 take = self._open(positions, views[positions])
             except DiskFullError as error:

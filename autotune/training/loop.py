@@ -32,6 +32,7 @@ from autotune.training.norms import measure_norms, sample
 from autotune.training.optimizer import make_optimizer, make_schedule
 from autotune.training.phases import Phases
 from autotune.training.precision import Autocast, spare
+from autotune.training.sampling import epoch_order
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +214,7 @@ class Training:
 
     def _train_epoch(self) -> float:
         torch.manual_seed(_mix(self.seed, self.epoch))
-        order = torch.randperm(len(self.train))
+        order = epoch_order(self.train.labels, self.config.sampling)
         views = self.train.plan_views(self.epoch)
         self.network.train_head_alone(self.phases.head_alone(self.epoch))
         total = torch.zeros((), device=self.device)

@@ -35,6 +35,7 @@ SURFACE = {
     "ls": {"--storage"},
     "cp": {"preset", "target"},
     "validate": {*WHICH},
+    "data info": {"dataset", "overrides", "--output", "-o", "--test", "--json"},
     "storage copy": {"--from", "--to", "--study", "--files"},
     "storage backup": {"--output", "-o", "--storage"},
     "storage restore": {"file", "--storage", "--files"},

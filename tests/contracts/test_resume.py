@@ -81,6 +81,7 @@ RECIPES: dict[str, tuple[TrialPlan, dict[str, Any]]] = {
         ),
         {"ema": 0.98},
     ),
+    "balanced": (plan("test_resnet", 2, 8, dropout=0.3), {"sampling": "balanced", "views": 2}),
     "head alone": (plan("test_convnext", 0, 8, dropout=0.3), {"warmup": 0.5}),
 }
 

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from autotune.config import AugmentConfig, DataConfig
+from autotune.data.dataset import Dataset
 from autotune.data.folds import Fold, folds_fingerprint, joined, make_folds
+from autotune.data.groups import find_groups
 from autotune.data.images import ImageSpec
 from autotune.data.opening import open_source
 from autotune.data.sources import Source
 from autotune.data.splits import make_split
-from autotune.data.task import Task, dataset_fingerprint
+from autotune.data.task import Task
 from autotune.errors import DatasetError
 from tests.data.test_splits import Listed, listed
 from tests.support.images import make_class_folders, make_split_folder
@@ -25,7 +27,9 @@ SPEC = ImageSpec(8, 12, "bicubic", 0.6, "center", (0.5, 0.5, 0.5), (0.5, 0.5, 0.
 
 def cut(source: Source, **data: object) -> tuple[Fold, ...]:
     config = DataConfig.model_validate({"folds": 3, **data})
-    return make_folds(source, joined(source, make_split(source, config)), config)
+    groups = find_groups(source, config.group)
+    split = joined(source, make_split(source, config, groups))
+    return make_folds(source, split, config, groups)
 
 
 def classes_of(source: Source, indices: np.ndarray) -> dict[int, int]:
@@ -78,11 +82,7 @@ def test_folds_follow_the_seed() -> None:
 
 def test_the_images_of_a_group_stay_together() -> None:
     source = grouped({0: [3, 3, 4, 2, 5, 3], 1: [1, 2, 3, 4, 5, 6]})
-    config = DataConfig(folds=3)
-    # The split itself is that of single images here; the folds alone are looked at.
-    pool = joined(source, replace(make_split(source, config), test=()))
-    folds = make_folds(source, pool, config)
-    for one in folds:
+    for one in cut(source):
         inside, outside = (
             {source.samples[index].group for index in part} for part in (one.validation, one.train)
         )
@@ -105,7 +105,7 @@ def test_too_few_images_are_refused() -> None:
 
 def test_too_few_groups_are_refused() -> None:
     assert "'c1' has 0 that validate; lower data.folds" in refusal(
-        grouped({0: [2] * 10, 1: [10, 10]}), folds=4
+        grouped({0: [2] * 10, 1: [10, 10, 10]}), folds=4
     )
 
 
@@ -121,12 +121,12 @@ def test_too_few_groups_are_refused() -> None:
 )
 def test_without_folds_a_fingerprint_is_what_it_was(data: dict[str, float], expected: str) -> None:
     """Studies that were made before there were folds go on."""
-    source = open_source("digits")
-    assert dataset_fingerprint(source, DataConfig.model_validate(data)) == expected
-    folded = {
-        dataset_fingerprint(source, DataConfig.model_validate({**data, "folds": folds}))
-        for folds in (2, 3)
-    }
+
+    def fingerprint(**more: object) -> str:
+        return Dataset.open("digits", DataConfig.model_validate({**data, **more})).fingerprint
+
+    assert fingerprint() == expected
+    folded = {fingerprint(folds=folds) for folds in (2, 3)}
     assert len(folded) == 2 and expected not in folded
 
 
@@ -165,3 +165,21 @@ def test_a_class_that_a_fold_loses_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"images of fold [12], but none is left of 'b'"):
         data = DataConfig(folds=2, unreadable_limit=0.5)
         Task.open(str(photos), data, SPEC, tmp_path / "images")
+
+
+def test_folds_are_those_of_the_manifest(tmp_path: Path) -> None:
+    """Images that came later change no fold, and groups stay whole without looking for them."""
+    photos = make_class_folders(tmp_path / "photos", {"a": 40, "b": 60})
+    data = DataConfig(folds=3, group=r"/(\d\d)\d")
+    made = Dataset.open(str(photos), data)
+    more = make_class_folders(tmp_path / "more", {"a": 8})
+    for file in more.rglob("*.png"):
+        file.rename(photos / "a" / f"1{file.name}")
+    later = Dataset.open(str(photos), data, made.manifest)
+    assert later.left_out == 8
+    assert later.fingerprint == made.fingerprint
+    for one, other in zip(made.folds, later.folds, strict=True):
+        assert np.array_equal(one.train, other.train)
+        assert np.array_equal(one.validation, other.validation)
+    assert later.groups is not None and made.groups is not None
+    assert len(set(later.groups.tolist())) == len(set(made.groups.tolist()))

@@ -10,10 +10,11 @@ import torch
 
 from autotune.config import AugmentConfig, DataConfig
 from autotune.data import sources
+from autotune.data.dataset import Dataset
 from autotune.data.images import ImageSpec
 from autotune.data.opening import open_source
 from autotune.data.splits import make_split
-from autotune.data.task import Task, check_dataset, open_test_views
+from autotune.data.task import Task, open_test_views
 from autotune.errors import DatasetError
 from tests.support.images import make_class_folders, make_split_folder
 
@@ -58,7 +59,7 @@ def test_the_search_never_reads_a_test_image(photos: Path, tmp_path: Path) -> No
         return real(path, shrink)
 
     with patch.object(sources, "read_image", spy):
-        check_dataset(str(photos), DATA)
+        Dataset.open(str(photos), DATA)
         assert read == []
         Task.open(str(photos), DATA, SPEC, tmp_path / "images")
         wanted = {source.samples[index].key for index in split.train + split.validation}
@@ -80,6 +81,7 @@ def test_what_a_study_remembers(photos: Path, tmp_path: Path) -> None:
     assert values == {
         "name": str(photos),
         "fingerprint": info.fingerprint,
+        "test_fingerprint": info.test_fingerprint,
         "classes": ["a", "b"],
         "train": info.train,
         "validation": info.validation,
@@ -128,10 +130,10 @@ def test_a_class_that_a_part_loses_is_refused(tmp_path: Path) -> None:
 
 
 def test_checking_writes_nothing_and_finds_what_is_wrong(tmp_path: Path) -> None:
-    assert check_dataset("digits", DATA).name == "digits"
+    assert Dataset.open("digits", DATA).source.name == "digits"
     with pytest.raises(DatasetError, match="did you mean 'digits'"):
-        check_dataset("digit", DATA)
+        Dataset.open("digit", DATA)
     photos = make_class_folders(tmp_path / "photos", {"a": 10, "b": 2})
     with pytest.raises(DatasetError, match="but 'b' has 2"):
-        check_dataset(str(photos), DATA)
+        Dataset.open(str(photos), DATA)
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]

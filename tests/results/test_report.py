@@ -271,3 +271,25 @@ def test_the_page_follows_the_colour_scheme(browser: Browser, tmp_path: Path) ->
 def _lightness(colour: str) -> float:
     channels = [float(one) for one in re.findall(r"\d+", colour)[:3]]
     return sum(channels) / 3
+
+
+def test_what_is_odd_about_the_images_is_on_the_page() -> None:
+    study = make_study()
+    assert not [one for one in Parsed(render_report(study, URL)).of("dt") if one == "duplicates"]
+    found = {
+        "mode": "report",
+        **{"images": 500, "unreadable": 0, "small": 0, "exact": 2, "near": 4, "too_many": False},
+        **{"test": 1, "validation": 0, "classes": 0},
+        "examples": [["a/<1>.png", "train", "b/2.png", "test", "near"]],
+    }
+    study.set_user_attr(
+        record.SURVEY, {"largest": ["a", 90], "smallest": ["<b>", 9], "duplicates": found}
+    )
+    page = Parsed(render_report(study, URL))
+    notes = " ".join(page.of("li"))
+    assert "'<b>' 9. See training.objective: balanced_accuracy" in notes
+    assert "1 test image is like one of training or validation (a/<1>.png (train) and" in notes
+    assert (
+        "2 of 500 images are there more than once, 4 look alike; data.duplicates: report"
+        in page.of("dd")
+    )

@@ -17,7 +17,7 @@ def test_a_good_file_is_defined(tmp_path: Path) -> None:
     (backbone,) = definition.backbones
     assert [layer.index for layer in backbone.layers] == [1, 2, 3, 4, 5]
     assert backbone.spec.size == 16
-    assert len(definition.source.classes) == 10
+    assert len(definition.dataset.source.classes) == 10
     assert [offer.index for offer in backbone.offers] == [1, 2, 3, 4, 5]
     kept = small_config(tmp_path, space__layers={})
     assert define(kept).backbones[0].offers == ()  # nothing asks for them

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from autotune.config import DataConfig
+from autotune.data import duplicates as duplicates_module
+from autotune.data.dataset import Dataset
+from autotune.data.duplicates import compare, find_duplicates, near_pairs, summary
+from autotune.data.looks import look_at
+from autotune.data.opening import open_source
+from autotune.data.survey import remarks, survey
+from autotune.errors import DatasetError
+
+
+def scene(seed: int, width: int = 160, height: int = 120) -> Image.Image:
+    """Return an image with detail at all scales, as photographs have it."""
+    random = np.random.default_rng(seed)
+    noise = np.fft.rfft2(random.normal(size=(height, width, 3)), axes=(0, 1))
+    y, x = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
+    falling = noise / np.maximum(np.hypot(x, y), 1 / width)[..., None]
+    pixels = np.fft.irfft2(falling, s=(height, width), axes=(0, 1))
+    pixels = 128 + 50 * (pixels - pixels.mean()) / pixels.std()
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Ten scenes in each of two classes."""
+    root = tmp_path / "photos"
+    for label, name in enumerate("ab"):
+        (root / name).mkdir(parents=True)
+        for index in range(10):
+            scene(100 * label + index).save(root / name / f"{index}.png")
+    return root
+
+
+def variants(image: Image.Image, root: Path) -> None:
+    """Write an image as it comes again in practice."""
+    width, height = image.size
+    image.save(root / "x-jpeg.jpg", quality=40)
+    image.resize((2 * width, 2 * height)).save(root / "x-large.jpg")
+    image.resize((100, 75)).save(root / "x-small.png")
+    image.resize((128, 128)).save(root / "x-square.png")
+    image.convert("L").save(root / "x-grey.png")
+    image.crop((4, 3, width - 4, height - 3)).save(root / "x-cropped.png")
+    image.save(root / "x-equal.png")
+
+
+def test_copies_are_found_and_others_are_not(photos: Path) -> None:
+    variants(scene(3), photos / "a")
+    source = open_source(str(photos))
+    found = find_duplicates(source)
+    keys = [one.key for one in source.samples]
+    assert [[keys[one] for one in pair] for pair in found.exact] == [["a/3.png", "a/x-equal.png"]]
+    alike = {index for pair in found.near for index in pair.tolist()}
+    names = ("jpeg.jpg", "large.jpg", "small.png", "square.png", "grey.png", "cropped.png")
+    assert {keys[index] for index in alike} == {"a/3.png", *(f"a/x-{one}" for one in names)}
+    assert (found.images, found.unreadable, found.small, found.too_many) == (27, 0, 0, False)
+
+
+def test_small_images_are_compared_pixel_by_pixel(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for index in range(4):
+            scene(index % 3, 63, 80).save(tmp_path / name / f"{index}.png")
+            scene(index % 3, 63, 80).save(tmp_path / name / f"{index}.jpg")
+    found = find_duplicates(open_source(str(tmp_path)))
+    assert (found.small, len(found.near)) == (16, 0)
+    assert len(found.exact) == 16 - 6
+
+
+def test_what_cannot_be_read_is_counted(photos: Path) -> None:
+    (photos / "a" / "0.png").write_bytes(b"")
+    found = find_duplicates(open_source(str(photos)))
+    assert (found.images, found.unreadable) == (19, 1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 100])
+def test_blocks_find_every_pair(count: int) -> None:
+    random = np.random.default_rng(count)
+    hashes = random.integers(0, 2**64, (count, 4), dtype=np.uint64)
+    hashes[:: max(1, count // 7)] = hashes[0] ^ np.array([0, 0b111, 0, 1 << 63], dtype=np.uint64)
+    brute = {
+        (one, other)
+        for one, other in combinations(range(count), 2)
+        if np.bitwise_count(hashes[one] ^ hashes[other]).sum() <= 64
+    }
+    found = [tuple(pair) for block in near_pairs(hashes) for pair in block.tolist()]
+    assert set(found) == brute
+    assert len(found) == len(brute)
+
+
+def counted(photos: Path, mode: str = "report", **data: Any) -> dict[str, Any]:
+    dataset = Dataset.open(str(photos), DataConfig(duplicates=mode, **data))
+    values: dict[str, Any] = survey(dataset, mode)["duplicates"]
+    return values
+
+
+def test_together_keeps_them_in_one_part(photos: Path) -> None:
+    for index in range(5):
+        for one, other in (("a", "a"), ("b", "b")):
+            image = Image.open(photos / one / f"{index}.png")
+            image.resize((320, 240)).save(photos / other / f"again-{index}.jpg")
+    apart, together = counted(photos), counted(photos, "together")
+    assert apart["near"] == together["near"] == 20
+    assert apart["test"] + apart["validation"] > 0
+    assert together["test"] == together["validation"] == 0
+    first = Dataset.open(str(photos), DataConfig(duplicates="together"))
+    assert first.split == Dataset.open(str(photos), DataConfig(duplicates="together")).split
+    assert first.split == Dataset.open(str(photos), DataConfig(), first.manifest).split
+
+
+def test_no_image_is_decoded_where_nobody_asks(photos: Path) -> None:
+    (photos / "a" / "0.png").write_bytes(b"")  # would be counted as unreadable
+    assert "duplicates" not in survey(Dataset.open(str(photos), DataConfig()), "off")
+
+
+def test_what_it_says(photos: Path) -> None:
+    for name in ("a", "b"):
+        for index in range(10):
+            scene(7).save(photos / name / f"same-{index}.png")
+    values = survey(Dataset.open(str(photos), DataConfig()), "report")
+    found = values["duplicates"]
+    assert (found["exact"], found["near"], found["classes"]) == (21, 0, 10)
+    assert (found["test"], found["validation"]) == (4, 3)
+    assert [one for one in found["examples"] if one[1] == one[3]] == []
+    first, second = remarks(values, {})
+    assert first.startswith(
+        "Duplicates across parts flatter what is measured: 4 test images are like one of training "
+        "or validation and 3 validation images are like one of training (a/7.png (train) and "
+    )
+    assert first.endswith("exact). They stay in one part with data.duplicates: together.")
+    assert second == (
+        "10 pairs of images that are alike have two classes: one of the two labels may be wrong."
+    )
+
+
+def test_copies_of_what_looks_alike_count_too(photos: Path) -> None:
+    """A near pair is one of the first images; their copies are as near to each other."""
+    for index in range(3):
+        scene(5).save(photos / "a" / f"z{index}.png")
+        scene(5).resize((320, 240)).save(photos / "b" / f"z{index}.png")
+    source = open_source(str(photos))
+    found = find_duplicates(source)
+    split = Dataset.open(str(photos), DataConfig()).split
+    values = summary(found, source, split)
+    assert (len(found.exact), len(found.near)) == (5, 1)
+    assert (values["exact"], values["near"]) == (7, 7)
+    alike = {i for i, one in enumerate(source.samples) if "/z" in one.key or one.key == "a/5.png"}
+    assert values["test"] == len(alike & set(split.test))
+
+
+def test_images_that_all_look_alike_are_no_duplicates(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duplicates_module, "_MOST_PAIRS", 1)
+    variants(scene(3), photos / "a")
+    for index in range(8):
+        scene(3).resize((170 + index, 120)).save(photos / "b" / f"z{index}.png")
+    found = compare(look_at(open_source(str(photos)), range(35)))
+    assert (found.too_many, len(found.near), len(found.exact)) == (True, 0, 1)
+    values = survey(Dataset.open(str(photos), DataConfig()), "report")
+    assert remarks(values, {})[0].startswith("The images look so much alike that near duplicates")
+    with pytest.raises(DatasetError, match="needs images that can be told apart"):
+        Dataset.open(str(photos), DataConfig(duplicates="together"))

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+
+from autotune.config import DataConfig
+from autotune.data.dataset import Dataset
+from autotune.data.manifest import Line, Manifest
+from autotune.errors import DatasetError
+from tests.support.images import make_class_folders
+
+DATA = DataConfig()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return make_class_folders(tmp_path / "photos", {"a": 10, 'b, "c"': 15})
+
+
+def opened(photos: Path, manifest: Manifest | None = None) -> Dataset:
+    return Dataset.open(str(photos), DATA, manifest)
+
+
+def test_it_is_read_as_it_was_written(photos: Path) -> None:
+    dataset = Dataset.open(str(photos), DataConfig(train_per_class=2))
+    manifest = dataset.manifest
+    data = manifest.to_bytes()
+    assert data == manifest.to_bytes()
+    assert Manifest.from_bytes(data) == manifest
+    rows = list(csv.DictReader(io.StringIO(gzip.decompress(data).decode())))
+    assert rows[0].keys() == {"key", "label", "class", "part", "group"}
+    assert [row["key"] for row in rows] == [one.key for one in dataset.source.samples]
+    counts = {part: sum(row["part"] == part for row in rows) for part in ("train", "test", "")}
+    assert counts == {"train": 4, "test": 5, "": 11}
+
+
+def test_a_key_may_hold_anything() -> None:
+    lines = (Line('a/"x"\n,1.png', 1, "train", 0), Line("é/字.png", 0, "", 1))
+    manifest = Manifest(("é", "a"), lines)
+    assert Manifest.from_bytes(manifest.to_bytes()) == manifest
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"no gzip",
+        gzip.compress(b""),
+        gzip.compress(b"key,part\na,b\n"),
+        gzip.compress(b"\xff"),
+    ],
+)
+def test_what_is_none_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        Manifest.from_bytes(data)
+
+
+def test_a_cut_off_file_is_refused(photos: Path) -> None:
+    with pytest.raises(ValueError):
+        Manifest.from_bytes(opened(photos).manifest.to_bytes()[:-20])
+
+
+def test_new_files_are_left_out(photos: Path) -> None:
+    before = opened(photos)
+    shutil.copy(photos / "a/000.png", photos / "a/0000.png")
+    make_class_folders(photos / "new", {"x": 2, "y": 1})
+    shutil.move(photos / "new", photos / "0new")  # a class before the others shifts their labels
+    after = opened(photos, before.manifest)
+    assert (after.left_out, after.missing) == (4, ())
+    assert (after.fingerprint, after.test_fingerprint) == (
+        before.fingerprint,
+        before.test_fingerprint,
+    )
+    assert (after.split, after.source.classes) == (before.split, before.source.classes)
+    assert after.source.samples == before.source.samples
+    sample = after.source.samples[3]
+    assert after.source.read(sample).tobytes() == before.source.read(sample).tobytes()
+    assert opened(photos).fingerprint != before.fingerprint
+
+
+def test_a_missing_file_makes_another_data_set_and_is_named(photos: Path) -> None:
+    before = opened(photos)
+    (photos / "a" / "003.png").unlink()
+    after = opened(photos, before.manifest)
+    assert after.missing == ("a/003.png",)
+    assert after.fingerprint != before.fingerprint
+    for path in sorted((photos / "a").iterdir())[:-1]:
+        path.unlink()
+    with pytest.raises(DatasetError) as caught:
+        opened(photos, before.manifest)
+    assert str(caught.value) == (
+        "images of the study are missing, or in another class: 'a/000.png', 'a/001.png', "
+        "'a/002.png', 'a/003.png', 'a/004.png' and 4 more; and without them every class needs at "
+        "least 3 images for train, validation and test, but 'a' has 1; add images or remove the "
+        "class"
+    )
+
+
+def test_a_changed_file_has_another_fingerprint(photos: Path) -> None:
+    before = opened(photos)
+    assert before.fingerprint != before.test_fingerprint  # read now, not after the change
+    key = before.source.samples[before.split.test[0]].key
+    shutil.copy(photos / "a/001.png", photos / "a/000.png")
+    changed = opened(photos, before.manifest)
+    assert (changed.split, changed.missing) == (before.split, ())
+    assert changed.fingerprint != before.fingerprint
+    (photos / key).write_bytes(b"other")
+    assert opened(photos, before.manifest).test_fingerprint != before.test_fingerprint
+
+
+def test_digits_are_found_again() -> None:
+    before = Dataset.open("digits", DATA)
+    after = Dataset.open("digits", DATA, before.manifest)
+    assert after.source.fingerprint == before.source.fingerprint
+    assert after.split == before.split

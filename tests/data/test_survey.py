@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.config import DataConfig
+from autotune.data.dataset import Dataset
+from autotune.data.survey import compared, remarks, survey
+from tests.support.images import make_class_folders, make_split_folder
+
+UNEVEN = {"largest": ["b", 31], "smallest": ["a", 10]}
+BEGIN = "The classes are uneven: 'b' has 31 training images, 'a' 10. See training."
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        (
+            {},
+            "objective: balanced_accuracy and training.sampling: balanced: the first counts every "
+            "class alike, the second shows them equally often.",
+        ),
+        (
+            {"objective": "balanced_accuracy"},
+            "sampling: balanced: it shows them equally often.",
+        ),
+        (
+            {"sampling": "balanced"},
+            "objective: balanced_accuracy: it counts every class alike.",
+        ),
+    ],
+)
+def test_uneven_classes(training: dict[str, Any], said: str) -> None:
+    assert remarks(UNEVEN, training) == [BEGIN + said]
+
+
+def test_nothing_is_said_where_there_is_nothing_to_say() -> None:
+    assert remarks({}, {}) == []
+    assert remarks({**UNEVEN, "largest": ["b", 30]}, {}) == []
+    assert remarks(UNEVEN, {"objective": "macro_f1", "sampling": "balanced"}) == []
+    assert compared({}) == ""
+
+
+def test_training_images_are_what_is_counted(tmp_path: Path) -> None:
+    make_class_folders(tmp_path, {"a": 10, "b": 100})
+    few = Dataset.open(str(tmp_path), DataConfig(train_per_class=3))
+    assert survey(few, "off") == {"largest": ["b", 3], "smallest": ["a", 3]}
+    assert survey(Dataset.open(str(tmp_path), DataConfig()), "off")["largest"] == ["b", 60]
+
+
+def test_groups_across_given_parts_are_said(tmp_path: Path) -> None:
+    make_split_folder(tmp_path, {"train": {"a": 5, "b": 5}, "test": {"a": 2, "b": 2}})
+    dataset = Dataset.open(str(tmp_path), DataConfig(group=r"/(\w/\d+)"))
+    values = survey(dataset, "off")
+    assert values["groups"]["count"] == 10
+    assert values["groups"]["across"] == 4
+    (said,) = remarks(values, {})
+    assert said == (
+        "4 groups of images lie in several parts, because the data set comes in parts: "
+        "train/a/000.png (train), test/a/000.png (test)."
+    )
+
+
+def test_what_was_compared(tmp_path: Path) -> None:
+    make_class_folders(tmp_path, {"a": 5, "b": 5}, size=(80, 80))
+    values = survey(Dataset.open(str(tmp_path), DataConfig()), "report")
+    assert compared(values).startswith("0 of 10 images are there more than once, ")
+    assert compared(values).endswith(" look alike; data.duplicates: report")

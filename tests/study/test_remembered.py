@@ -1,0 +1,160 @@
+"""A study has the images that it was made with, whatever comes to their folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from autotune.config import StudyConfig
+from autotune.data.manifest import Manifest
+from autotune.errors import DatasetError, StudyError
+from autotune.results import fit as fit_module
+from autotune.storage.backup import backup, restore
+from autotune.storage.layout import Files
+from autotune.storage.transfer import copy_studies
+from autotune.study import record
+from autotune.study.definition import define
+from autotune.study.doctor import diagnose
+from autotune.study.opening import OpenStudy, check_existing, open_existing
+from autotune.study.remembered import manifest_of, read_manifest
+from autotune.study.worker import prepare
+from tests.support.images import make_class_folders
+from tests.support.small import open_defined, small_config
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return make_class_folders(tmp_path / "photos", {"ant": 20, "bee": 20})
+
+
+@pytest.fixture
+def opened(photos: Path, tmp_path: Path) -> OpenStudy:
+    return open_defined(define(config(photos, tmp_path)))
+
+
+def config(photos: Path, folder: Path) -> StudyConfig:
+    return small_config(folder, dataset=str(photos), space__depth=0, space__layers={})
+
+
+def again(opened: OpenStudy) -> OpenStudy:
+    return open_existing(opened.name, opened.url)
+
+
+def test_the_split_is_an_artifact_of_the_study(opened: OpenStudy, photos: Path) -> None:
+    name = opened.study.user_attrs[record.SPLIT]
+    assert [path.name for path in opened.files.artifacts.iterdir()] == [name]
+    manifest = read_manifest(opened)
+    assert manifest is not None
+    parts = [line.part for line in manifest.lines]
+    counts = {part: parts.count(part) for part in ("train", "validation", "test", "")}
+    assert counts == {"train": 10, "validation": 4, "test": 20, "": 6}
+    assert len(str(opened.study.user_attrs[record.SURVEY])) < 200
+    # Continued, it stays the one that it is.
+    folder = opened.files.root.parent
+    assert manifest_of(config(photos, folder)) == manifest
+    open_defined(define(config(photos, folder), manifest))
+    assert again(opened).study.user_attrs[record.SPLIT] == name
+
+
+def test_images_that_come_later_are_left_out(opened: OpenStudy, photos: Path) -> None:
+    folder = opened.files.root.parent
+    info = prepare(again(opened)).materials.of("test_resnet.letters").task.info
+    shutil.copy(photos / "ant/000.png", photos / "ant/0.png")
+    make_class_folders(photos / "more", {"x": 20})
+    study_file = config(photos, folder)
+    definition = define(study_file, manifest_of(study_file))
+    assert definition.dataset.left_out == 21
+    assert check_existing(definition)
+    open_defined(definition)
+    task = prepare(again(opened)).materials.of("test_resnet.letters").task
+    assert task.info == info
+    # Without what was stored, as before: other images.
+    shutil.rmtree(opened.files.artifacts)
+    with pytest.raises(StudyError, match="dataset: "):
+        check_existing(define(study_file, manifest_of(study_file)))
+    with pytest.raises(StudyError, match="have changed since the study 'small' was made"):
+        prepare(again(opened))
+
+
+def test_a_missing_image_is_named(opened: OpenStudy, photos: Path) -> None:
+    (photos / "bee" / "007.png").unlink()
+    study_file = config(photos, opened.files.root.parent)
+    with pytest.raises(StudyError) as caught:
+        check_existing(define(study_file, manifest_of(study_file)))
+    missing = "  dataset: images of the study are missing, or in another class: 'bee/007.png'\n"
+    assert missing in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["older", "damaged", "away"])
+def test_without_it_a_study_goes_on_as_before(how: str, opened: OpenStudy, photos: Path) -> None:
+    path = opened.files.artifacts / opened.study.user_attrs[record.SPLIT]
+    if how == "older":
+        attributes = opened.storage.get_study_user_attrs(opened.study._study_id)
+        attributes[record.DATASET].pop("test_fingerprint")
+        opened.study.set_user_attr(record.DATASET, attributes[record.DATASET])
+        opened.study.set_user_attr(record.SPLIT, None)
+    elif how == "damaged":
+        path.write_bytes(path.read_bytes()[:50])
+    else:
+        path.unlink()
+    study_file = config(photos, opened.files.root.parent)
+    assert read_manifest(again(opened)) is manifest_of(study_file) is None
+    assert check_existing(define(study_file, None))
+    assert len(prepare(again(opened)).materials.of("test_resnet.letters").task.train_rows) == 10
+
+
+def test_there_is_none_before_there_is_a_study(photos: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    assert manifest_of(config(photos, tmp_path)) is None
+    away = config(photos, tmp_path).model_copy(
+        update={"storage": "postgresql://nobody@127.0.0.1:1/none?connect_timeout=1"}
+    )
+    assert manifest_of(away) is None
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_it_goes_along_to_another_storage(opened: OpenStudy, tmp_path: Path) -> None:
+    manifest = read_manifest(opened)
+    target = f"sqlite:///{tmp_path}/other/copy.db"
+    (tmp_path / "other").mkdir()
+    copy_studies(opened.url, target)
+    copied = open_existing(opened.name, target)
+    assert copied.files == Files.of(target) != opened.files
+    shutil.rmtree(opened.files.artifacts)
+    assert read_manifest(copied) == manifest
+    assert diagnose(copied).findings == ()
+
+
+def test_it_survives_a_backup(opened: OpenStudy, tmp_path: Path) -> None:
+    manifest = read_manifest(opened)
+    backup(opened.url, tmp_path / "saved.db")
+    target = f"sqlite:///{tmp_path}/back.db"
+    restore(tmp_path / "saved.db", target, str(opened.files.root))
+    assert read_manifest(open_existing(opened.name, target)) == manifest
+
+
+def test_the_doctor_misses_it(opened: OpenStudy) -> None:
+    assert diagnose(opened).findings == ()
+    (opened.files.artifacts / opened.study.user_attrs[record.SPLIT]).unlink()
+    (found,) = diagnose(again(opened)).findings
+    assert found.message.startswith("the artifacts split.csv.gz of the study itself are not in ")
+
+
+def test_fit_looks_at_the_test_part_s_fingerprint_before_it_reads(
+    opened: OpenStudy, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = read_manifest(opened)
+    assert isinstance(manifest, Manifest)
+    bench = prepare(again(opened))
+    bench.materials.of("test_resnet.letters")  # opened before the image changes
+    key = next(line.key for line in manifest.lines if line.part == "test")
+    (photos / key).write_bytes(b"another")
+    monkeypatch.setattr(fit_module, "prepare", lambda opened: bench)
+    with pytest.raises(DatasetError) as caught:
+        fit_module.fit(again(opened), trial=0)
+    assert str(caught.value).startswith(
+        f"the test images of {str(photos)!r} must be those with which the study was made"
+    )
+    assert fit_module.TEST_READS not in again(opened).study.user_attrs
