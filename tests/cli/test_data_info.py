@@ -86,7 +86,7 @@ def test_a_study_file_says_how_images_are_split(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("nowhere",), "but 'nowhere' is neither"),
+        (("nowhere",), "is none of these"),
         (("photos", "data.gruop=x"), "did you mean 'group'?"),
         (("photos", "data.group=(x"), "must be a regular expression with a group"),
         (("photos", "data.group=(patient)"), "'(patient)' matches none of the 50"),

@@ -260,13 +260,13 @@ def test_what_is_odd_about_the_images_is_told_before_the_first_trial(
     console = Console(force_terminal=terminal, width=200, file=output)
     with make_view(console, config_of(opened)) as view:
         for done in range(1, 9):
-            view({"event": "comparing", "done": done, "total": 8})
+            view({"event": "images", "step": "comparing", "done": done, "total": 8})
         view({"event": "left out", "count": 1})
         view({"event": "left out", "count": 1200})
         nothing = record.progress_of([], 40)
         view({"event": "opened", "opened": opened, "workers": 2, "progress": nothing})
     text = output.getvalue()
-    assert "looking for duplicates: 8 of 8 images" in text
+    assert ("comparing the images: 8 of 8" in text) == terminal  # a line only after a while
     assert "1 image has come since the study was made and is left out" in text
     assert "1,200 images have come since the study was made and are left out" in text
     assert "The classes are uneven: 'ant' has 99 training images, 'bee' 9. See training." in text
