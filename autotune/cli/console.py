@@ -149,3 +149,18 @@ def check_folder(path: Path) -> None:
     there = next(one for one in (absolute, *absolute.parents) if one.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UserError(f"{there} must be a folder that can be written, to write {path}")
+
+
+def fetching_in_words(step: str, done: int, total: int | None) -> str:
+    """Say how far the fetching of a data set is.
+
+    Args:
+        step: What is done.
+        done: Bytes; 0 where only the step is to be said.
+        total: How many there will be, if that is known.
+    """
+    if not done:
+        return step
+    return f"{step}: {done / 1e6:,.0f}" + (
+        " MB" if total is None else f" of {total / 1e6:,.0f} MB"
+    )

@@ -11,6 +11,7 @@ from autotune.cli import (
     best,
     cp,
     dashboard,
+    data,
     doctor,
     fit,
     layers,
@@ -20,6 +21,7 @@ from autotune.cli import (
     status,
     storage,
     validate,
+    weights,
     worker,
 )
 from autotune.cli.command_line import conceal_passwords
@@ -49,6 +51,8 @@ app.command("layers")(layers.layers)
 app.command("ls")(ls.ls)
 app.command("cp")(cp.cp)
 app.command("validate")(validate.validate)
+app.add_typer(data.app, name="data")
+app.add_typer(weights.app, name="weights")
 app.add_typer(storage.app, name="storage")
 
 

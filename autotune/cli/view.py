@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from autotune.cli.console import fetching_in_words
 from autotune.config import StudyConfig
 from autotune.errors import UserError
 from autotune.results.objective import Objective, show_values
@@ -134,6 +135,8 @@ class State:
         kind = event["event"]
         if kind == "decoding":
             self.step = f"decoding images: {event['done']} of {event['total']}"
+        elif kind == "fetching":
+            self.step = fetching_in_words(event["step"], event["done"], event["total"])
         elif kind == "opened":
             self.opened, self.progress = event["opened"], event["progress"]
             self.objective = Objective.of(event["opened"].study)
@@ -329,6 +332,7 @@ class PlainView:
         self._state = state
         self._console = console
         self._decoded = 0.0
+        self._fetching = ""
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Take in one event and print what is worth a line."""
@@ -345,6 +349,11 @@ class PlainView:
             if share - self._decoded < 0.25:
                 return ""
             self._decoded = share
+            return state.step
+        if kind == "fetching":
+            if event["step"] == self._fetching:
+                return ""
+            self._fetching = event["step"]
             return state.step
         if kind == "opened":
             line = f"study {state.config.name}: {state.counts()}; {state.scores()}"

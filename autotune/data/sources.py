@@ -1,9 +1,10 @@
-"""What a source of images is, and two of them: the digits, and a folder of class folders."""
+"""What a source of images is, and some of them: the digits, image files, a folder of them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
 
-from autotune.data.folders import fingerprint_files, printable, scan_folder
+from autotune.data.folders import ImageFile, fingerprint_files, printable, scan_folder
 from autotune.data.reading import read_image
 
 Shrink = Callable[[Image.Image], Image.Image]
@@ -95,20 +96,19 @@ class DigitsSource:
         return Image.fromarray(self._images[self._index[sample.key]]).convert("RGB")
 
 
-class FolderSource:
-    """The image files of a folder of class folders, split into parts or not.
+class FileSource:
+    """Image files, each of a class.
 
     Args:
-        name: What the user calls the folder.
-        root: Its path.
-
-    Raises:
-        DatasetError: When the folder is not laid out as a dataset.
+        name: What the user calls them.
+        files: The files, sorted by key.
+        labelled: Whether something else than their keys says which class and part they are of.
     """
 
-    def __init__(self, name: str, root: str) -> None:
+    def __init__(self, name: str, files: Sequence[ImageFile], labelled: bool = False) -> None:
         self.name = name
-        self._files = scan_folder(root)
+        self._files = tuple(files)
+        self._labelled = labelled
         names = sorted({file.class_name for file in self._files})
         labels = {class_name: label for label, class_name in enumerate(names)}
         self.classes = tuple(printable(class_name) for class_name in names)
@@ -120,7 +120,13 @@ class FolderSource:
     @cached_property
     def fingerprint(self) -> str:
         """Hexadecimal digest of all keys, sizes and ends of files; read when first asked for."""
-        return fingerprint_files(self._files)
+        found = fingerprint_files(self._files)
+        if not self._labelled:
+            return found
+        digest = hashlib.blake2b(found.encode(), digest_size=16)
+        for file in self._files:
+            digest.update(json.dumps([file.class_name, file.part]).encode())
+        return digest.hexdigest()
 
     def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
         """Return the image of a sample, upright, in mode RGB.
@@ -129,3 +135,18 @@ class FolderSource:
             OSError: When the file cannot be decoded.
         """
         return read_image(self._paths[sample.key], shrink)
+
+
+class FolderSource(FileSource):
+    """The image files of a folder of class folders, split into parts or not.
+
+    Args:
+        name: What the user calls the folder.
+        root: Its path.
+
+    Raises:
+        DatasetError: When the folder is not laid out as a dataset.
+    """
+
+    def __init__(self, name: str, root: str) -> None:
+        super().__init__(name, scan_folder(root))

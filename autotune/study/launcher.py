@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 
 from autotune.config import StudyConfig
+from autotune.data.progress import Progress as DataProgress
 from autotune.data.task import Task
 from autotune.errors import DiskFullError, UserError, disk_full_as_user_error
 from autotune.storage.database import storage_errors
@@ -28,6 +30,8 @@ from autotune.study.trial import Listener
 
 #: Free space below which a study is not started: database, logs, checkpoints of small networks.
 MIN_FREE_BYTES = 64 << 20
+#: How often one is told how far the fetching of images is: a view takes milliseconds to draw.
+TOLD_EVERY_S = 0.2
 #: What workers can run on.
 ENGINES = ("local", "ray")
 #: What there is in place of an option of the other engine.
@@ -189,9 +193,24 @@ def run_study(
         gpus_per_worker=gpus_per_worker,
         cpus_per_worker=cpus_per_worker,
     )
-    definition = define(config)
+
+    definition = define(config, _seldom(listener))
     with crew as placed:
         return _run(definition, placed, listener)
+
+
+def _seldom(listener: Listener) -> DataProgress:
+    """Tell of what is fetched: of each step, and of how far it is as often as one can see it."""
+    last = ("", 0.0)
+
+    def tell(step: str, done: int, total: int | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if step != last[0] or now - last[1] > TOLD_EVERY_S or done == total:
+            last = (step, now)
+            listener({"event": "fetching", "step": step, "done": done, "total": total})
+
+    return tell
 
 
 def _run(definition: Definition, placed: Placed, listener: Listener) -> RunResult:
