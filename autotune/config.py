@@ -35,6 +35,7 @@ from autotune.rules import (
     one_or_more,
     or_own,
     own,
+    per_class,
     single,
     widths,
 )
@@ -199,10 +200,12 @@ class DataConfig(_Section):
     """``data``: how the images are split and read.
 
     Shares are of all readable images; they are ignored for a part that the folder already has.
+    With ``protocol`` so many images of each class train and validate, and all others test.
     """
 
     validation: _Part = 0.2
     test: _Part = 0.2
+    protocol: Annotated[str | None, per_class()] = None
     train_per_class: Annotated[int | None, single(True, 1, optional=True)] = None
     seed: Annotated[int, single(True, 0, 2**32 - 1)] = 0
     image_size: Annotated[int | None, single(True, 8, 4096, optional=True)] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -15,6 +16,8 @@ from autotune.plan import FIRST_ABSOLUTE, KEEP
 Scalar = int | float | str
 Dimension = Scalar | list[Scalar] | dict[str, Any]
 
+#: What a protocol of so many training images a class ends with.
+PER_CLASS = "-per-class"
 #: Sides that a kernel can be changed to.
 KERNELS = (1, 2, 3, 5, 7)
 
@@ -295,6 +298,22 @@ def widths() -> BeforeValidator:
         )
 
     return _no_range(scalar, "a width or a list of widths")
+
+
+def per_class() -> BeforeValidator:
+    """Accept a protocol of so many images a class, or null."""
+
+    def check(value: Any) -> str | None:
+        if value is None:
+            return None
+        if not isinstance(value, str) or not re.fullmatch(rf"[1-9]\d{{0,5}}{PER_CLASS}", value):
+            raise ValueError(
+                f"must be a number of training images such as 30{PER_CLASS}, or null, but got "
+                f"{in_yaml(value)}"
+            )
+        return value
+
+    return BeforeValidator(check)
 
 
 def flag() -> BeforeValidator:

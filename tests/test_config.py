@@ -46,6 +46,10 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     ),
     "data.validation": ([(0.1, 0.1), ("1e-1", 0.1)], [0, 1, -0.1, True, None, "x", math.nan]),
     "data.test": ([(0.999, 0.999)], [0, 1, True, [0.1]]),
+    "data.protocol": (
+        [(None, None), ("30-per-class", "30-per-class"), ("1-per-class", "1-per-class")],
+        ["0-per-class", "30", 30, "-per-class", "30-per-image", True],
+    ),
     "data.train_per_class": ([(None, None), (1, 1), (20.0, 20)], [0, 1.5, True, "many"]),
     "data.seed": ([(0, 0), (2**32 - 1, 2**32 - 1)], [-1, 2**32, None, True]),
     "data.image_size": ([(None, None), (8, 8), (4096, 4096)], [7, 4097, 32.5, [32, 32]]),

@@ -13,6 +13,7 @@ import numpy as np
 from autotune.config import AugmentConfig, DataConfig
 from autotune.data.images import ImageSpec
 from autotune.data.opening import open_source
+from autotune.data.protocols import InParts
 from autotune.data.sources import Source
 from autotune.data.splits import Split, make_split, split_fingerprint
 from autotune.data.store import ImageStore, open_store
@@ -223,6 +224,8 @@ def dataset_fingerprint(source: Source, data: DataConfig) -> str:
 
 def _open(dataset: str, data: DataConfig) -> tuple[Source, Split]:
     source = open_source(dataset)
+    if data.protocol is not None:
+        source = InParts(source, data.protocol, data.seed)
     return source, make_split(source, data)
 
 

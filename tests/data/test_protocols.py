@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from autotune.config import DataConfig
+from autotune.data.opening import open_source
+from autotune.data.protocols import InParts
+from autotune.data.splits import make_split
+from autotune.data.task import check_dataset
+from autotune.errors import DatasetError
+from tests.support.images import make_class_folders, make_split_folder
+
+COUNTS = {"ant": 40, "bee": 12, "cat": 11}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> str:
+    return str(make_class_folders(tmp_path / "photos", COUNTS))
+
+
+def test_so_many_of_each_class_train_and_validate_and_the_rest_tests(photos: str) -> None:
+    data = DataConfig(protocol="10-per-class", validation=0.2)
+    source = check_dataset(photos, data)
+    split = make_split(source, data)
+
+    def counts(rows: tuple[int, ...]) -> Counter[str]:
+        return Counter(source.classes[source.samples[row].label] for row in rows)
+
+    assert counts(split.train) == {"ant": 8, "bee": 8, "cat": 8}
+    assert counts(split.validation) == {"ant": 2, "bee": 2, "cat": 2}
+    assert counts(split.test) == {"ant": 30, "bee": 2, "cat": 1}
+    assert not {*split.train} & {*split.test}
+
+
+def test_the_seed_draws(photos: str) -> None:
+    source = open_source(photos)
+    first, again, other = (InParts(source, "10-per-class", seed) for seed in (0, 0, 1))
+    assert first.samples == again.samples != other.samples
+    assert first.fingerprint == source.fingerprint
+    assert first.read(first.samples[0]).size == (20, 16)
+
+
+def test_a_class_with_too_few(photos: str) -> None:
+    with pytest.raises(
+        DatasetError, match="needs at least 12 images of each class, but 'cat' has fewer; lower"
+    ):
+        check_dataset(photos, DataConfig(protocol="11-per-class"))
+
+
+def test_images_that_have_parts(tmp_path: Path) -> None:
+    root = make_split_folder(tmp_path / "s", {"train": {"a": 4, "b": 4}, "test": {"a": 2, "b": 2}})
+    with pytest.raises(DatasetError, match="has the parts test, train; leave data"):
+        check_dataset(str(root), DataConfig(protocol="3-per-class"))
