@@ -30,9 +30,10 @@ def fetch(name: NameArgument) -> None:
     if kept.ready:
         shown.print(f"{name} is there: {kept.place.whole}", highlight=False, soft_wrap=True)
         return
+    shown.print(kept.about, highlight=False, soft_wrap=True)
     with bar(shown) as progress:
         kept.fetch(progress)
-    shown.print(f"{kept.title}: {kept.place.whole}", highlight=False, soft_wrap=True)
+    shown.print(f"{name} is there: {kept.place.whole}", highlight=False, soft_wrap=True)
 
 
 @app.command("verify")

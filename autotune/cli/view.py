@@ -351,10 +351,8 @@ class PlainView:
             self._decoded = share
             return state.step
         if kind == "fetching":
-            if event["step"] == self._fetching:
-                return ""
-            self._fetching = event["step"]
-            return state.step
+            before, self._fetching = self._fetching, str(event["step"])
+            return "" if self._fetching == before else self._fetching
         if kind == "opened":
             line = f"study {state.config.name}: {state.counts()}; {state.scores()}"
             return "\n".join([line, *state.start(event)])

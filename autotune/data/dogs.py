@@ -8,6 +8,7 @@ these breeds from these very images, those of the test list among them.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,23 @@ def read_dogs(root: Path) -> FileSource:
                 )
             files.append(ImageFile(key, str(folder / key), _breed(key), part))
     return FileSource("dogs", sorted(files, key=lambda file: file.key), labelled=True)
+
+
+def leak(backbone: str) -> str:
+    """Say why a test accuracy on Stanford Dogs is too good, if it is.
+
+    Args:
+        backbone: timm model name with its pretrained tag.
+
+    Returns:
+        A sentence for backbones whose tag names labels of ImageNet, else nothing.
+    """
+    if not re.search(r"in(1|12|21|22)k", backbone.partition(".")[2]):
+        return ""
+    return (
+        f"Stanford Dogs is a part of ImageNet, with whose labels {backbone} was trained: these "
+        "scores are too good for new photographs."
+    )
 
 
 def _listed(path: Path) -> list[str]:

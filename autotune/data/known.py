@@ -25,6 +25,10 @@ class Kept(Protocol):
         """Its full name."""
 
     @property
+    def about(self) -> str:
+        """What it is, and where it is described."""
+
+    @property
     def place(self) -> Place:
         """Where it lies."""
 

@@ -62,6 +62,11 @@ class Loaded:
     megabytes: int = field(kw_only=True)
 
     @property
+    def about(self) -> str:
+        """What it is, and where it is described."""
+        return f"{self.title}, {self.page}, through torchvision"
+
+    @property
     def place(self) -> Place:
         """Where it lies."""
         return Place.of(self.name)

@@ -50,13 +50,15 @@ def test_fetch_verify_and_path(publisher: Publisher, home: Path, tmp_path: Path)
     fetched = call("data", "fetch", "dogs", cwd=tmp_path, **where)
     assert (fetched.code, fetched.err) == (0, "")
     assert fetched.out.splitlines() == [
+        "Stanford Dogs, http://vision.stanford.edu/aditya86/ImageNetDogs/; terms: images of "
+        "ImageNet, whose terms hold: for non-commercial research and education",
         "fetching images.tar",
         "checking images.tar",
         "fetching lists.tar",
         "checking lists.tar",
         "unpacking images.tar",
         "unpacking lists.tar",
-        f"Stanford Dogs: {home}/dogs/unpacked",
+        f"dogs is there: {home}/dogs/unpacked",
     ]
     again = call("data", "fetch", "dogs", cwd=tmp_path, **where)
     assert again.out == f"dogs is there: {home}/dogs/unpacked\n"
@@ -164,7 +166,7 @@ def test_make_study_from_a_checkout(tmp_path: Path) -> None:
     }
 
     def make(target: str) -> subprocess.CompletedProcess[str]:
-        variables = ("DATASET=dogs", "BACKBONE=test_resnet", "WEIGHTS=none", "TRIALS=3")
+        variables = ("DATASET=dogs", "BACKBONE=test_resnet.r160_in1k", "WEIGHTS=none", "TRIALS=3")
         return subprocess.run(
             ["make", target, *variables, "EPOCHS=1", "ARGS=data.image_size=32 space.depth=3"],
             cwd=checkout,
@@ -180,3 +182,4 @@ def test_make_study_from_a_checkout(tmp_path: Path) -> None:
     fitted = make("fit")
     assert fitted.returncode == 0, fitted.stdout + fitted.stderr
     assert "On the 240 images of the test part, trained on 600 others" in fitted.stdout
+    assert "Stanford Dogs is a part of ImageNet" not in fitted.stdout  # it had no weights

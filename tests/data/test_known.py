@@ -16,6 +16,7 @@ import pytest
 
 from autotune.data.caltech import CALTECH101, CALTECH256
 from autotune.data.dogs import PUBLICATION as DOGS
+from autotune.data.dogs import leak
 from autotune.data.known import is_missing, kept_of, known_names
 from autotune.data.loaders import LOADED, Loaded
 from autotune.data.opening import fetch_source, open_source
@@ -88,6 +89,21 @@ def test_dogs(mirror: Publisher) -> None:
     assert Counter(one.part for one in source.samples) == {"train": 12, "test": 8}
     assert source.read(source.samples[0]).mode == "RGB"
     assert source.fingerprint == open_source("dogs").fingerprint
+
+
+@pytest.mark.parametrize(
+    ("backbone", "leaks"),
+    [
+        ("resnet50.a1_in1k", True),
+        ("convnext_tiny.fb_in22k", True),
+        ("convnext_nano.in12k_ft_in1k", True),
+        ("vit_small_patch14_dinov2.lvd142m", False),
+        ("vit_base_patch32_clip_224.laion2b", False),
+        ("resnet18", False),
+    ],
+)
+def test_dogs_of_imagenet_leak_through_labels(backbone: str, leaks: bool) -> None:
+    assert bool(leak(backbone)) is leaks
 
 
 def test_caltech101_leaves_the_background_out(mirror: Publisher) -> None:

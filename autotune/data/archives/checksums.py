@@ -68,7 +68,7 @@ def differences(
     Args:
         folder: The folder.
         sums: The file of checksums, relative to it.
-        progress: Called with the number of files compared, and their total.
+        progress: Called with the bytes compared, and their total.
 
     Returns:
         What is wrong, a line each: missing, changed and unknown files.
@@ -81,14 +81,16 @@ def differences(
         except OSError as error:
             return f"{name}: {error.strerror}"
 
-    wrong = []
+    there = [path for path in _files(folder) if path != sums]
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in there}
+    total, done, wrong = sum(sizes.values()), 0, []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for number, problem in enumerate(pool.map(look, expected), 1):
-            progress(number, len(expected))
+        for name, problem in zip(expected, pool.map(look, expected), strict=True):
+            done += sizes.get(name, 0)
+            progress(done, total)
             if problem:
                 wrong.append(problem)
-    there = (path.relative_to(folder).as_posix() for path in _files(folder) if path != sums)
-    return wrong + [f"{name} does not belong to it" for name in there if name not in expected]
+    return wrong + [f"{name} does not belong to it" for name in sizes if name not in expected]
 
 
 def _files(folder: Path) -> Iterator[Path]:

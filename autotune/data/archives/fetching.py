@@ -45,6 +45,11 @@ class Fetched:
         return self.publication.title
 
     @property
+    def about(self) -> str:
+        """What it is, where it is described, and what its publisher allows."""
+        return f"{self.title}, {self.publication.page}; terms: {self.publication.terms}"
+
+    @property
     def place(self) -> Place:
         """Where it lies."""
         return Place.of(self.name)

@@ -141,7 +141,8 @@ class _Transfer:
                 return
             except (_Cut, httpx2.TransportError) as error:
                 fruitless = 0 if self._have() > before else fruitless + 1
-                if fruitless >= self.patience.tries:
+                most = min(2, self.patience.tries) if _is_nowhere(error) else self.patience.tries
+                if fruitless >= most:
                     raise _Refused(_reason(error)) from error
                 self.progress(f"{self.archive.file}: {_reason(error)}, trying again", 0, None)
                 time.sleep(min(self.patience.pause_s * 2**fruitless, _LONGEST_PAUSE_S))
@@ -254,6 +255,11 @@ def _cannot_write(error: OSError, place: Place) -> Exception:
         f"{place.root} must be a folder that can be written ({error.strerror}); name another one "
         f"with {VARIABLE}"
     )
+
+
+def _is_nowhere(error: Exception) -> bool:
+    """Tell whether nobody answers at all, which seldom changes while one waits."""
+    return isinstance(error, httpx2.ConnectError)
 
 
 def _host(url: str) -> str:
