@@ -17,7 +17,7 @@ app = typer.Typer(
 
 @app.callback()
 def _group() -> None:
-    """Fetch pretrained weights."""
+    """Fetch pretrained weights."""  # without it Typer makes one command of the group
 
 
 @app.command("fetch")
