@@ -91,6 +91,12 @@ class Space:
         """Names of all backbones, that of the baseline first."""
         return tuple(self.limits) or (self.backbone,)
 
+    @property
+    def deepest(self) -> int:
+        """The greatest depth of any plan of any backbone."""
+        searched = self.distributions.get("depth")
+        return int(self.fixed["depth"]) if searched is None else max(whole_numbers(searched))
+
     @staticmethod
     def from_config(
         backbone: str, config: SpaceConfig, inherit: Dimension, offers: Sequence[LayerOffer]

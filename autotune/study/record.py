@@ -28,6 +28,7 @@ DATASET = "dataset"  # dict: what TaskInfo.to_json() returned
 BACKBONES = "backbones"
 SPACE = "space"  # dict: what Space.to_json() returned
 FILES = layout.ATTRIBUTE  # str: folder of the study's files
+PRECISION = "precision"  # dict: backbone -> {device: "off", "bf16" or "fp16"}, for amp: auto
 ENVIRONMENT = "environment"  # dict: package -> version
 OWN = "own"  # dict: key such as "search.sampler" -> SHA-256 of the file that it names
 WARM_START = "warm_start"  # dict: {"taken": [title], "dropped": [[title, reason]]}

@@ -16,7 +16,6 @@ from autotune.models.layers import layers_of
 from autotune.models.network import build_network
 from autotune.models.split import Split, split
 from autotune.plan import LayerPlan, TrialPlan
-from autotune.search.dimensions import whole_numbers
 from autotune.training.features import FeatureCache, Features, kept_bytes
 from autotune.training.loop import Training
 from autotune.training.norms import sample
@@ -92,9 +91,7 @@ def _root(
 ) -> Split | None:
     """Cut the backbone as the deepest plan of the study does, or later where that is large."""
     backbone, space = material.backbone, bench.space
-    searched = space.distributions.get("depth")
-    deepest = max(whole_numbers(searched)) if searched is not None else space.fixed["depth"]
-    depth = min(deepest, len(layers_of(backbone.fresh())))
+    depth = min(space.deepest, len(layers_of(backbone.fresh())))
     size = prod((3, material.task.spec.size, material.task.spec.size))
     while depth > 0:
         unchanged = TrialPlan(plan.backbone, depth, (LayerPlan(),) * depth)

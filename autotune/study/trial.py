@@ -33,6 +33,7 @@ from autotune.study import failures, limits, memory, record
 from autotune.study.material import Material, Materials
 from autotune.study.opening import OpenStudy
 from autotune.study.pictures import draw_confusion, draw_curve
+from autotune.study.precision import precision_of
 from autotune.study.splitting import use_features
 from autotune.training.expense import measure_costs
 from autotune.training.loop import Normalise, Training
@@ -274,6 +275,7 @@ def prepare_training(
     train = material.train if refit is None else refit
     data_config = material.backbone.data_config
     to_cpu = Normalise.of(data_config, torch.device("cpu"))
+    autocast = precision_of(bench, material)
     network = build_network(
         material.backbone,
         plan,
@@ -295,6 +297,7 @@ def prepare_training(
         stopped,
         bench.loader_workers,
         part,
+        autocast,
     )
     if refit is None:
         training.whole = use_features(training, plan, material, bench)

@@ -30,7 +30,8 @@ from autotune.errors import DiskFullError
 from autotune.models.split import Prefix, Split
 from autotune.threads import cores, one_thread
 from autotune.training.batches import in_channels_last
-from autotune.training.loop import Autocast, Normalise
+from autotune.training.loop import Normalise
+from autotune.training.precision import Autocast
 
 logger = logging.getLogger(__name__)
 

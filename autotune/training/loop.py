@@ -32,6 +32,7 @@ from autotune.training.mixing import make_mixing
 from autotune.training.norms import measure_norms, sample
 from autotune.training.optimizer import make_optimizer, make_schedule
 from autotune.training.phases import Phases
+from autotune.training.precision import Autocast, spare
 
 logger = logging.getLogger(__name__)
 
@@ -84,26 +85,6 @@ class Normalise:
         return in_channels_last((images.float() - self.mean) / self.std)
 
 
-@dataclass(frozen=True)
-class Autocast:
-    """Mixed precision of a training: the dtype, or ``None`` for float32 throughout."""
-
-    device: torch.device
-    dtype: torch.dtype | None
-
-    @staticmethod
-    def of(mode: str, device: torch.device) -> Autocast:
-        """Choose the dtype: ``auto`` is bf16 or fp16 on CUDA and float32 elsewhere."""
-        if mode == "auto" and device.type == "cuda":
-            mode = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-        dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        return Autocast(device, dtypes.get(mode))
-
-    def __call__(self) -> torch.autocast:
-        """Return the context in which the forward pass runs."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
-
-
 class Training:
     """The training of one network under one policy.
 
@@ -119,6 +100,7 @@ class Training:
         loader_workers: Processes that prepare images which do not fit into memory.
         part: Images that go through the network at a time; by default the whole batch. Gradients
             of the parts of a batch add up to that of the batch; batch norm sees one part.
+        autocast: Mixed precision; by default what ``config.amp`` names, and none for ``auto``.
 
     Raises:
         PlanError: When the policy would never train the tuned layers.
@@ -136,6 +118,7 @@ class Training:
         stopped: Callable[[], bool] = lambda: False,
         loader_workers: int = 0,
         part: int | None = None,
+        autocast: Autocast | None = None,
     ) -> None:
         self.network = network
         self.policy = policy
@@ -152,7 +135,8 @@ class Training:
         self.loader_workers = loader_workers
         self.part = config.batch_size if part is None else part
         self.device = next(network.parameters()).device
-        self.autocast = Autocast.of(config.amp, self.device)
+        self.autocast = Autocast.of(config.amp, self.device) if autocast is None else autocast
+        spare(network, self.autocast)
         self.loss = nn.CrossEntropyLoss(label_smoothing=policy.label_smoothing)
         self.mixing = make_mixing(policy, network.head.classes)
         self.optimizer = make_optimizer(network, policy)

@@ -40,22 +40,28 @@ def parameter_groups(network: Network, policy: TrainingPolicy) -> list[dict[str,
 def make_optimizer(network: Network, policy: TrainingPolicy) -> Optimizer:
     """Make the optimiser that a policy names.
 
+    AdamW and Adagrad take their step in one kernel (``fused``), on two CPU cores in a quarter of
+    the time; torch has none for Adagrad on GPUs. SGD does not: its kernel wants momentum of all
+    parameters or of none, and layers that were locked at first have none. Nor does what is pulled:
+    a scaler leaves a step that overflowed in fp16 to such a kernel, which the pull comes before.
+
     Args:
         network: The network before its training: with ``l2_sp``, its tuned layers are pulled
             towards the weights that they have now.
         policy: The policy.
     """
     groups = parameter_groups(network, policy)
+    pull = Pull.of(network, policy)
     optimizer: Optimizer
     if policy.optimizer == "sgd":
         momentum = policy.momentum
         # torch refuses Nesterov's step where there is no momentum; it would be the plain step.
         optimizer = torch.optim.SGD(groups, lr=policy.lr, momentum=momentum, nesterov=momentum > 0)
     elif policy.optimizer == "adagrad":
-        optimizer = torch.optim.Adagrad(groups, lr=policy.lr)
+        on_cpu = all(one.device.type == "cpu" for group in groups for one in group["params"])
+        optimizer = torch.optim.Adagrad(groups, lr=policy.lr, fused=on_cpu and pull is None)
     else:
-        optimizer = torch.optim.AdamW(groups, lr=policy.lr)
-    pull = Pull.of(network, policy)
+        optimizer = torch.optim.AdamW(groups, lr=policy.lr, fused=pull is None)
     if pull is not None:
         optimizer.register_step_pre_hook(pull)
     return optimizer

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autotune.errors import DivergedError, InterruptedTrial
 from autotune.models.network import build_network
-from autotune.training.loop import Autocast, Normalise, Training, batch_count, part_count
+from autotune.training.loop import Normalise, Training, batch_count, part_count
 from autotune.training.metrics import measure
 from tests.support.backbones import (
     CPU,
@@ -44,16 +44,6 @@ def test_images_are_normalised_as_timm_does() -> None:
     found = Normalise.of(config, CPU)(batch)
     mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     assert torch.allclose(found, (batch / 255 - mean) / std, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("mode", "dtype"),
-    [("auto", None), ("off", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
-)
-def test_precision(mode: str, dtype: torch.dtype | None) -> None:
-    assert Autocast.of(mode, CPU).dtype is dtype
-    with Autocast.of(mode, CPU)():
-        assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == (dtype or torch.float32)
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])

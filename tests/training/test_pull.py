@@ -88,10 +88,10 @@ def test_one_step_by_hand(name: str, optimizer: str) -> None:
     for key, parameter, layer in pulled.layer_of_parameters():
         if layer:
             found_step = parameter.detach() - others[key].detach()
-            torch.testing.assert_close(found_step, expected[key], atol=1e-6, rtol=1e-4)
+            torch.testing.assert_close(found_step, expected[key], atol=1e-5, rtol=1e-4)
         else:
             decayed = parameter.ndim > 1
-            assert torch.equal(parameter, others[key]) != decayed, key
+            assert torch.allclose(parameter, others[key], atol=1e-6) != decayed, key
 
 
 @pytest.mark.parametrize(

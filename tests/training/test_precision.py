@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import copy
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autotune.training.precision import Autocast, faster, half_of, spare
+from tests.support.backbones import CPU, plan, training
+
+BF16 = Autocast(CPU, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype"),
+    [("auto", None), ("off", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
+)
+def test_modes(mode: str, dtype: torch.dtype | None) -> None:
+    assert Autocast.of(mode, CPU).dtype is dtype
+    with Autocast.of(mode, CPU)():
+        assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == (dtype or torch.float32)
+
+
+class Slow(nn.Module):
+    """A network whose step takes longer in half precision, or in single: it waits."""
+
+    def __init__(self, half: float, single: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 3)
+        self.pauses = {torch.bfloat16: half, torch.float32: single}
+        self.steps: list[torch.dtype] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        output: Tensor = self.linear(images.flatten(1))
+        self.steps.append(output.dtype)
+        threading.Event().wait(self.pauses[output.dtype])
+        return output
+
+
+@pytest.mark.parametrize(
+    ("half", "single", "expected"),
+    [(0.0, 0.03, "bf16"), (0.03, 0.0, "off"), (0.03, 0.033, "off"), (0.03, 0.06, "bf16")],
+)
+def test_the_faster_precision_is_found(half: float, single: float, expected: str) -> None:
+    network = Slow(half, single)
+    before = copy.deepcopy(network.state_dict())
+    assert faster(network, torch.randn(2, 3, 2, 2)) == expected
+    assert network.steps.count(torch.bfloat16) == network.steps.count(torch.float32) >= 3
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(torch.equal(one, before[key]) for key, one in network.state_dict().items())
+
+
+def test_the_half_precision_of_the_cpu() -> None:
+    assert half_of(CPU) == "bf16"
+
+
+def dtypes_of(network: nn.Module, inputs: Tensor, autocast: Autocast) -> dict[str, torch.dtype]:
+    """Return what each convolution gives."""
+    found: dict[str, torch.dtype] = {}
+    hooks = [
+        module.register_forward_hook(
+            lambda _m, _i, output, name=name: found.update({name: output.dtype})
+        )
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    with autocast():
+        network(inputs)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def convolutions() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8),
+        nn.Conv2d(8, 8, 5, padding=2, groups=8),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=2),
+        nn.Conv2d(8, 4, 3, stride=2),
+    )
+
+
+def test_slow_convolutions_stay_in_single_precision() -> None:
+    network, images = convolutions(), torch.randn(2, 3, 32, 32)
+    plain = copy.deepcopy(network)
+    spare(network, BF16)
+    spare(network, BF16)  # a second time changes nothing
+    found = dtypes_of(network, images, BF16)
+    single = {name for name, dtype in found.items() if dtype == torch.float32}
+    assert single == {"2", "3"}
+    assert set(dtypes_of(plain, images, BF16).values()) == {torch.bfloat16}
+    assert network.state_dict().keys() == plain.state_dict().keys()
+    with torch.no_grad():
+        assert torch.equal(network(images), plain(images))  # without autocast it is as it was
+    copied = copy.deepcopy(network)
+    assert dtypes_of(copied, images, BF16) == found
+
+
+@pytest.mark.parametrize("autocast", [Autocast(CPU, None), Autocast(torch.device("cuda"), None)])
+def test_nothing_is_spared_without_half_precision_on_the_cpu(autocast: Autocast) -> None:
+    network = convolutions()
+    spare(network, autocast)
+    assert not any(module._forward_pre_hooks for module in network.modules())
+
+
+def test_a_convolution_that_fails_leaves_the_precision_as_it_was() -> None:
+    network = convolutions()
+    spare(network, BF16)
+    with BF16():
+        with pytest.raises(RuntimeError):
+            network[2](torch.randn(2, 7, 8, 8))  # 8 channels are wanted
+        assert torch.is_autocast_enabled("cpu")
+        assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+def test_a_training_spares_its_network() -> None:
+    """MobileNet and its like have depthwise convolutions with strides."""
+    run = training(plan("test_efficientnet", 2, lr=0.01), amp="bf16")
+    found = dtypes_of(run.network, torch.randn(2, 3, 32, 32), run.autocast)
+    strided = {
+        name
+        for name, module in run.network.named_modules()
+        if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.stride) > 1
+    }
+    assert strided
+    assert {name for name, dtype in found.items() if dtype == torch.float32} >= strided
+    assert torch.bfloat16 in found.values()
+    assert [one.epoch for one in run.run()] == list(range(1, run.config.epochs + 1))
