@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from autotune.study.definition import define
+from autotune.studyfile import load_study_file
 from tests.support.archives import dogs_archives, sums_of
 from tests.support.hub import running_hub
 from tests.support.inside import call, contents
@@ -97,6 +99,20 @@ def test_run_looks_at_everything_else_before_it_fetches(
     assert publisher.requests == []
 
 
+def test_a_definition_that_may_fetch(
+    publisher: Publisher, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOTUNE_DATA", str(home))
+    monkeypatch.setenv("AUTOTUNE_MIRROR", publisher.url)
+    config = load_study_file("dogs", list(TINY))
+    steps: list[str] = []
+    definition = define(config, lambda step, done, total: steps.append(step))
+    assert steps[0] == "fetching images.tar"
+    assert len(definition.source.samples) == 32
+    assert define(config).fingerprint == definition.fingerprint
+
+
+@pytest.mark.slow
 def test_run_fetches(publisher: Publisher, home: Path, tmp_path: Path) -> None:
     publisher.failures["/dogs/images.tar"] = ["cut:20000"]
     where = {"AUTOTUNE_DATA": str(home), "AUTOTUNE_MIRROR": publisher.url}
