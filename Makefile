@@ -86,10 +86,17 @@ $(VENV)/ray: $(BIN)/autotune
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
 	@touch $@
 
-study: $(BIN)/autotune $(if $(filter ray,$(ENGINE)),$(VENV)/ray) ## run a study (DATASET=digits), or continue it
+# What reads the images, where that takes more than autotune itself.
+reader = $(if $(filter hf://%,$(DATASET)),$(VENV)/hf) $(if $(filter %.parquet,$(DATASET)),$(VENV)/parquet)
+
+$(VENV)/hf $(VENV)/parquet: $(VENV)/%: $(BIN)/autotune
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+study: $(BIN)/autotune $(reader) $(if $(filter ray,$(ENGINE)),$(VENV)/ray) ## run a study (DATASET=digits), or continue it
 	@$(BIN)/autotune run $(which) $(workers)
 
-workers: $(BIN)/autotune ## attach one more worker to a running study
+workers: $(BIN)/autotune $(reader) ## attach one more worker to a running study
 	@$(BIN)/autotune worker $(which)
 
 status: $(BIN)/autotune ## show how far a study is (ARGS=--watch: until it ends)
@@ -111,13 +118,13 @@ $(VENV)/public: $(BIN)/autotune
 dashboard: $(if $(PUBLIC),$(VENV)/public,$(BIN)/autotune) ## open optuna-dashboard here (PORT=8080); PUBLIC=1: to others, read-only
 	@$(BIN)/autotune dashboard $(which) --port $(PORT) $(if $(PUBLIC),--public)
 
-fit: $(BIN)/autotune ## train the best plan anew and measure it on the test part
+fit: $(BIN)/autotune $(reader) ## train the best plan anew and measure it on the test part
 	@$(BIN)/autotune fit $(which)
 
 layers: $(BIN)/autotune ## show the layers of BACKBONE and what each can become
 	@$(BIN)/autotune layers $(if $(BACKBONE),'$(BACKBONE)') $(ARGS)
 
-validate: $(BIN)/autotune ## check a study file, its images and its backbone
+validate: $(BIN)/autotune $(reader) ## check a study file, its images and its backbone
 	@$(BIN)/autotune validate $(which)
 
 backup: $(BIN)/autotune ## write all studies of STORAGE to one file (OUTPUT=...), while workers go on

@@ -201,12 +201,14 @@ class DataConfig(_Section):
 
     Shares are of all readable images; they are ignored for a part that the folder already has.
     With ``protocol`` so many images of each class train and validate, and all others test.
+    With ``folds`` there is no validation part: all images but those of the test part take turns.
     """
 
     validation: _Part = 0.2
     test: _Part = 0.2
     protocol: Annotated[str | None, per_class()] = None
     train_per_class: Annotated[int | None, single(True, 1, optional=True)] = None
+    folds: Annotated[int | None, single(True, 2, 20, optional=True)] = None
     seed: Annotated[int, single(True, 0, 2**32 - 1)] = 0
     image_size: Annotated[int | None, single(True, 8, 4096, optional=True)] = None
     unreadable_limit: Annotated[float, single(False, 0, 1, high_open=True)] = 0.01

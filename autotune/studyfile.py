@@ -24,6 +24,8 @@ from autotune.rules import is_own
 
 #: A change of one of these keys makes another study, and the study's name says so.
 NAMING_KEYS = ("dataset", "backbone", "inherit", "search.sampler", "search.order")
+#: Endings of data sets that are files: they are no part of a name.
+_ENDINGS = re.compile(r"\.(csv|tsv|parquet|zip|tar|tar\.(gz|bz2|xz)|t(gz|bz|bz2|xz))$", re.I)
 #: What a study file means that does not give them.
 _DEFAULTS = {"inherit": "weights", "search.sampler": SAMPLERS[0], "search.order": ORDERS[0]}
 
@@ -220,7 +222,7 @@ def study_name(base: Mapping[str, Any], overrides: Mapping[str, Any], stem: str)
         before = _DEFAULTS.get(key) if before is None else before
         if isinstance(value, str) and (value != before or (key == "dataset" and not name)):
             shown = value.rpartition(":")[2] if is_own(value) else value
-            parts.append(slug(_folder_name(value) if key == "dataset" else shown))
+            parts.append(slug(_dataset_name(value) if key == "dataset" else shown))
     joined = "-".join(part for part in parts if part)
     # A name that was given is checked as it is; what is made of other names has to fit.
     if name:
@@ -233,10 +235,19 @@ def _joined(value: Any, key: str) -> Any:
     return "+".join(map(str, value)) if isinstance(value, list) and key != "dataset" else value
 
 
-def _folder_name(dataset: str) -> str:
-    """Return the last part of a path; that of ``.`` is the name of the working directory."""
+def _dataset_name(dataset: str) -> str:
+    """Return the last part of a path without the ending of a table or an archive.
+
+    That of ``.`` is the name of the working directory, that of an address on a hub the name and
+    the configuration.
+    """
+    _, hub, address = dataset.partition("://")
+    if hub:
+        _, _, named = address.partition("?")[0].partition("/")
+        return re.sub("@[^/]*", "", named)
     name = Path(dataset).name
-    return name if name not in ("", "..") else Path(os.path.abspath(dataset)).name
+    name = name if name not in ("", "..") else Path(os.path.abspath(dataset)).name
+    return _ENDINGS.sub("", name) or name
 
 
 def slug(text: str) -> str:

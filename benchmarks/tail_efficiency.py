@@ -58,7 +58,7 @@ class Resident:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def plan_views(self, epoch: int) -> Tensor:
+    def plan_views(self, epoch: int | None) -> Tensor:
         """Return view 0 for every image."""
         return torch.zeros_like(self.labels)
 

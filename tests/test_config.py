@@ -51,6 +51,7 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
         ["0-per-class", "30", 30, "-per-class", "30-per-image", True],
     ),
     "data.train_per_class": ([(None, None), (1, 1), (20.0, 20)], [0, 1.5, True, "many"]),
+    "data.folds": ([(None, None), (2, 2), (20.0, 20)], [0, 1, 21, 2.5, True, [3, 5]]),
     "data.seed": ([(0, 0), (2**32 - 1, 2**32 - 1)], [-1, 2**32, None, True]),
     "data.image_size": ([(None, None), (8, 8), (4096, 4096)], [7, 4097, 32.5, [32, 32]]),
     "data.unreadable_limit": ([(0, 0.0), (0.5, 0.5)], [-0.1, 1, True]),

@@ -275,6 +275,13 @@ def test_no_message_shows_a_password(overrides: list[str], study: Path) -> None:
         ({"dataset": None}, {}, "stem"),
         ({"dataset": ["a"]}, {}, "stem"),
         ({"dataset": "a/_-b-_"}, {}, "b"),
+        ({"dataset": "a/table.CSV"}, {}, "table"),
+        ({"dataset": "photos.tar.gz"}, {"dataset": "x/photos.v2.zip"}, "photos.v2"),
+        ({"dataset": "photos.tgz"}, {}, "photos"),
+        ({"dataset": ".zip"}, {}, "zip"),
+        ({"dataset": "hf://owner/name"}, {}, "name"),
+        ({"dataset": "hf://owner/name@main/config.zip?label=x/y"}, {}, "name-config.zip"),
+        ({"name": "d", "dataset": "x"}, {"dataset": "hf://owner/na.me@refs%2Fpr%2F1"}, "d-na.me"),
     ],
 )
 def test_the_name_of_a_study(base: dict[str, Any], overrides: dict[str, Any], name: str) -> None:

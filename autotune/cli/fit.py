@@ -16,7 +16,7 @@ from autotune.cli.console import (
     StorageOption,
     check_folder,
     console,
-    fetching_in_words,
+    images_in_words,
     locate,
 )
 
@@ -52,7 +52,7 @@ def fit(
             trial,
             output,
             lambda what, epoch, epochs: line.update(f"{what}: epoch {epoch} of {epochs}"),
-            lambda step, done, total: line.update(fetching_in_words(step, done, total)),
+            lambda step, done, total: line.update(images_in_words(step, done, total)),
         )
     decimals = 2 if result.test_images >= 1000 else 1
     objective = replace(Objective.of(opened.study), decimals=decimals)

@@ -34,6 +34,10 @@ def validate(
         f"{classes} classes, {backbones}",
         highlight=False,
     )
+    if config.data.folds is not None:
+        given = any(sample.part == "validation" for sample in definition.source.samples)
+        joins = "; the validation part that the data set has is in them" if given else ""
+        shown.print(f"  split     {config.data.folds} folds and a test part{joins}")
     for key, distribution in definition.space.distributions.items():
         shown.print(f"  searched  {key}: {in_words(distribution)}", highlight=False)
     for key, value in definition.space.fixed.items():

@@ -15,8 +15,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from autotune.cli.console import fetching_in_words
+from autotune.cli.console import images_in_words
 from autotune.config import StudyConfig
+from autotune.data.progress import COUNTED
 from autotune.errors import UserError
 from autotune.results.objective import Objective, show_values
 from autotune.search import ranking
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from autotune.study.opening import OpenStudy
+
+
+#: Without a terminal, how often a line says how far a long step before the study is.
+IMAGES_SHOWN_S = 10.0
 
 
 class View(Protocol):
@@ -133,10 +138,10 @@ class State:
     def update(self, event: dict[str, Any]) -> None:
         """Take in one event."""
         kind = event["event"]
-        if kind == "decoding":
+        if kind == "images":
+            self.step = images_in_words(event["step"], event["done"], event["total"])
+        elif kind == "decoding":
             self.step = f"decoding images: {event['done']} of {event['total']}"
-        elif kind == "fetching":
-            self.step = fetching_in_words(event["step"], event["done"], event["total"])
         elif kind == "opened":
             self.opened, self.progress = event["opened"], event["progress"]
             self.objective = Objective.of(event["opened"].study)
@@ -332,7 +337,8 @@ class PlainView:
         self._state = state
         self._console = console
         self._decoded = 0.0
-        self._fetching = ""
+        self._images_step = ""
+        self._images_shown = 0.0
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Take in one event and print what is worth a line."""
@@ -344,15 +350,14 @@ class PlainView:
     def _line(self, event: dict[str, Any]) -> str:
         state = self._state
         kind = event["event"]
+        if kind == "images":
+            return self._images_line(event["step"])
         if kind == "decoding":
             share = event["done"] / max(1, event["total"])
             if share - self._decoded < 0.25:
                 return ""
             self._decoded = share
             return state.step
-        if kind == "fetching":
-            before, self._fetching = self._fetching, str(event["step"])
-            return "" if self._fetching == before else self._fetching
         if kind == "opened":
             line = f"study {state.config.name}: {state.counts()}; {state.scores()}"
             return "\n".join([line, *state.start(event)])
@@ -368,6 +373,17 @@ class PlainView:
         if kind in ("exit", "sick"):
             return state.obituary(event)
         return state.step if kind in ("stopping", "pending") else ""
+
+    def _images_line(self, step: str) -> str:
+        """Say what begins, unless it is mostly over at once, and now and then how far it is."""
+        now = time.monotonic()
+        if step != self._images_step:
+            self._images_step, self._images_shown = step, now
+            return "" if step in COUNTED else step
+        if now - self._images_shown <= IMAGES_SHOWN_S:
+            return ""
+        self._images_shown = now
+        return self._state.step
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from autotune.cli.console import (
     Overrides,
     StorageOption,
     console,
-    fetching_in_words,
+    images_in_words,
     locate,
 )
 
@@ -54,7 +54,7 @@ def worker(
     with shown.status("opening the images") as line:
         fetch_source(
             opened.config().dataset,
-            lambda step, done, total: line.update(fetching_in_words(step, done, total)),
+            lambda step, done, total: line.update(images_in_words(step, done, total)),
         )
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     finished = 0

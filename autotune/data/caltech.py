@@ -13,6 +13,7 @@ from pathlib import Path
 
 from autotune.data.archives.publication import Archive, Publication
 from autotune.data.folders import ImageFile
+from autotune.data.progress import Progress, silent
 from autotune.data.sources import FileSource
 from autotune.errors import DatasetError
 
@@ -69,11 +70,14 @@ CALTECH256 = Publication(
 )
 
 
-def read_caltech101(root: Path, background: bool = True) -> FileSource:
+def read_caltech101(
+    root: Path, progress: Progress = silent, *, background: bool = True
+) -> FileSource:
     """Open the unpacked Caltech-101.
 
     Args:
         root: The folder with ``images/101_ObjectCategories/``.
+        progress: Told of the files read for the fingerprint.
         background: Whether the class of other pictures is one of them.
 
     Raises:
@@ -84,14 +88,18 @@ def read_caltech101(root: Path, background: bool = True) -> FileSource:
         for folder, key, path in _images(root / "images" / "101_ObjectCategories")
         if background or folder != BACKGROUND
     ]
-    return FileSource("caltech101" if not background else "caltech101-background", files)
+    name = "caltech101-background" if background else "caltech101"
+    return FileSource(name, files, progress=progress)
 
 
-def read_caltech256(root: Path, clutter: bool = True) -> FileSource:
+def read_caltech256(
+    root: Path, progress: Progress = silent, *, clutter: bool = True
+) -> FileSource:
     """Open the unpacked Caltech-256.
 
     Args:
         root: The folder with ``images/256_ObjectCategories/``.
+        progress: Told of the files read for the fingerprint.
         clutter: Whether the class of other pictures is one of them.
 
     Raises:
@@ -102,7 +110,8 @@ def read_caltech256(root: Path, clutter: bool = True) -> FileSource:
         for folder, key, path in _images(root / "images" / "256_ObjectCategories")
         if clutter or folder.partition(".")[2] != CLUTTER
     ]
-    return FileSource("caltech256" if not clutter else "caltech256-clutter", files)
+    name = "caltech256-clutter" if clutter else "caltech256"
+    return FileSource(name, files, progress=progress)
 
 
 def _images(folder: Path) -> Iterator[tuple[str, str, str]]:

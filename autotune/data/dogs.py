@@ -17,6 +17,7 @@ from scipy.io.matlab import MatReadError
 
 from autotune.data.archives.publication import Archive, Publication
 from autotune.data.folders import ImageFile
+from autotune.data.progress import Progress, silent
 from autotune.data.sources import FileSource
 from autotune.errors import DatasetError
 
@@ -49,11 +50,12 @@ PUBLICATION = Publication(
 )
 
 
-def read_dogs(root: Path) -> FileSource:
+def read_dogs(root: Path, progress: Progress = silent) -> FileSource:
     """Open the unpacked archives.
 
     Args:
         root: The folder with ``images/Images/`` and ``lists/``.
+        progress: Told of the files read for the fingerprint.
 
     Returns:
         All images, in the parts ``train`` and ``test`` of the official lists.
@@ -77,7 +79,8 @@ def read_dogs(root: Path) -> FileSource:
                     f"not; remove {root}, and it is fetched again"
                 )
             files.append(ImageFile(key, str(folder / key), _breed(key), part))
-    return FileSource("dogs", sorted(files, key=lambda file: file.key), labelled=True)
+    files.sort(key=lambda file: file.key)
+    return FileSource("dogs", files, labelled=True, progress=progress)
 
 
 def leak(backbone: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -52,16 +53,16 @@ class Known:
     """A data set that is known by name.
 
     Args:
-        open: Opens it.
+        open: Opens it, and tells how far that is.
         kept: What has to be fetched before; ``None`` where nothing has.
     """
 
-    open: Callable[[], Source]
+    open: Callable[[Progress], Source]
     kept: Kept | None = None
 
 
-def _fetched(kept: Fetched, read: Callable[[Path], Source]) -> Known:
-    return Known(lambda: read(kept.unpacked()), kept)
+def _fetched(kept: Fetched, read: Callable[[Path, Progress], Source]) -> Known:
+    return Known(lambda progress: read(kept.unpacked(), progress), kept)
 
 
 _DOGS = Fetched(DOGS, read_dogs)
@@ -69,11 +70,11 @@ _CALTECH101 = Fetched(CALTECH101, read_caltech101)
 _CALTECH256 = Fetched(CALTECH256, read_caltech256)
 
 _KNOWN: dict[str, Known] = {
-    "digits": Known(DigitsSource),
+    "digits": Known(lambda progress: DigitsSource()),
     "dogs": _fetched(_DOGS, read_dogs),
-    "caltech101": _fetched(_CALTECH101, lambda root: read_caltech101(root, background=False)),
+    "caltech101": _fetched(_CALTECH101, partial(read_caltech101, background=False)),
     "caltech101-background": _fetched(_CALTECH101, read_caltech101),
-    "caltech256": _fetched(_CALTECH256, lambda root: read_caltech256(root, clutter=False)),
+    "caltech256": _fetched(_CALTECH256, partial(read_caltech256, clutter=False)),
     "caltech256-clutter": _fetched(_CALTECH256, read_caltech256),
     **{one.name: Known(one.open, one) for one in LOADED},
 }
@@ -84,13 +85,17 @@ def known_names() -> tuple[str, ...]:
     return tuple(sorted(_KNOWN))
 
 
-def open_known(name: str) -> Source:
+def open_known(name: str, progress: Progress = silent) -> Source:
     """Open a dataset by its name, one of :func:`known_names`.
+
+    Args:
+        name: The name.
+        progress: Told how far it is.
 
     Raises:
         DatasetError: When it has not been fetched yet, or is damaged.
     """
-    return _KNOWN[name].open()
+    return _KNOWN[name].open(progress)
 
 
 def kept_of(name: str) -> Kept | None:

@@ -81,8 +81,11 @@ class Loaded:
         """About how many bytes there are to fetch."""
         return self.megabytes * 1_000_000
 
-    def open(self) -> Source:
+    def open(self, progress: Progress = silent) -> Source:
         """Open it.
+
+        Args:
+            progress: Told of the files read for the fingerprint.
 
         Raises:
             DatasetError: When it is not here, or files of it are gone.
@@ -90,7 +93,7 @@ class Loaded:
         if not self.ready:
             raise not_here(self.name, self.size)
         check_there(self.name, self.place)
-        return self._read(self.place.whole)
+        return self._read(self.place.whole, progress)
 
     def fetch(self, progress: Progress = silent) -> None:
         """Bring it here, if it is not; one process does it, others wait.
@@ -184,7 +187,7 @@ class Loaded:
             options = {**options, "loader": os.fspath}  # the path, in place of the image
         return loader(root, download=download, **options)
 
-    def _read(self, root: Path) -> Source:
+    def _read(self, root: Path, progress: Progress = silent) -> Source:
         loaded = {part: self._load(root, options) for part, options in self.parts.items()}
         classes = list(next(iter(loaded.values())).classes)
         if self.in_memory:
@@ -196,7 +199,8 @@ class Loaded:
                 if not os.path.exists(path):
                     raise DatasetError(f"{self.title} needs {path}, but it is not there")
                 files.append(ImageFile(key, path, classes[label], part))
-        return FileSource(self.name, sorted(files, key=lambda file: file.key), labelled=True)
+        files.sort(key=lambda file: file.key)
+        return FileSource(self.name, files, labelled=True, progress=progress)
 
 
 class ArraySource:

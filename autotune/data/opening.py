@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from autotune.data.known import kept_of, known_names, open_known
 from autotune.data.own import open_own
-from autotune.data.progress import Progress
+from autotune.data.progress import Progress, silent
 from autotune.data.sources import Source
 
 
-def open_source(name: str) -> Source:
+def open_source(name: str, progress: Progress = silent) -> Source:
     """Open a dataset by what a study file says.
 
     Args:
         name: A known name, or what :func:`autotune.data.own.open_own` takes.
+        progress: Told how far it is.
 
     Returns:
         The source; no image has been decoded yet.
@@ -21,7 +22,7 @@ def open_source(name: str) -> Source:
         DatasetError: When there is no such dataset, it is not laid out as one, or it has not been
             fetched yet.
     """
-    return open_known(name) if name in known_names() else open_own(name)
+    return open_known(name, progress) if name in known_names() else open_own(name, progress)
 
 
 def fetch_source(name: str, progress: Progress) -> None:
@@ -29,7 +30,7 @@ def fetch_source(name: str, progress: Progress) -> None:
 
     Args:
         name: What a study file says.
-        progress: Told how far it is, in bytes.
+        progress: Told how far it is.
 
     Raises:
         DatasetError: When it cannot be had, or is not what is published.

@@ -1,19 +1,32 @@
-"""One's own images: what lies at a path."""
+"""One's own images: what lies at a path, or on the Hugging Face hub."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+from autotune.data.archives.extract import is_archive
+from autotune.data.hub_dataset import SCHEME, HubSource
 from autotune.data.known import known_names
+from autotune.data.packed import open_packed
+from autotune.data.progress import Progress, silent
 from autotune.data.sources import FolderSource, Source
+from autotune.data.tables import TABLE_ENDINGS, TableSource
 from autotune.errors import DatasetError, join_sentences, nearest
 
+_PATHS = (
+    "the path of a folder with one folder of images for each class, of a zip or tar file of such "
+    f"folders, or of a table ({', '.join(TABLE_ENDINGS)}) with a path and a label in each row"
+)
 
-def open_own(name: str) -> Source:
+
+def open_own(name: str, progress: Progress = silent) -> Source:
     """Open one's own images.
 
     Args:
-        name: The path of a folder (``~`` is the home folder).
+        name: The path of a folder, a table or an archive (``~`` is the home folder), or
+            ``hf://owner/name``.
+        progress: Told how far it is.
 
     Returns:
         The source; no image has been decoded yet.
@@ -21,19 +34,23 @@ def open_own(name: str) -> Source:
     Raises:
         DatasetError: When nothing is there, or it is not laid out as a dataset.
     """
+    if name.lower().startswith(SCHEME):
+        return HubSource(name, progress)
     path = os.path.expanduser(name)
-    if os.path.isdir(path):
-        return FolderSource(name, path)
-    if os.path.exists(path):
-        raise DatasetError(
-            f"a dataset is a folder with one folder of images for each class, but {name!r} is a "
-            "file; name a folder, and unpack an archive first"
-        )
+    if "\0" not in path:
+        if os.path.isdir(path):
+            return FolderSource(name, path, progress)
+        if path.lower().endswith(TABLE_ENDINGS) and os.path.isfile(path):
+            return TableSource(name, path, progress)
+        if os.path.exists(path):
+            if is_archive(Path(path)):
+                return open_packed(name, path, progress)
+            raise DatasetError(f"a dataset is {_PATHS}, but {name!r} is none of these")
     raise DatasetError(
         join_sentences(
-            f"a dataset is a known name ({', '.join(known_names())}) or the path of a folder with "
-            f"one folder of images for each class, but {name!r} is neither",
+            f"a dataset is a known name ({', '.join(known_names())}), {_PATHS}, or "
+            f"{SCHEME}owner/name, but {name!r} is none of these",
             nearest(name, known_names()),
-            f"no folder {os.path.abspath(path)!r} exists" if "\0" not in path else "",
+            f"nothing is at {os.path.abspath(path)!r}" if "\0" not in path else "",
         )
     )

@@ -16,16 +16,16 @@ class InParts:
     """A source whose images are in the parts of a protocol.
 
     Of each class, so many images, drawn by the seed, are the training part; all others are the
-    test part. A validation part is carved from the training part like any other: the search looks
-    at nothing else, and the final fit trains on both together.
+    test part. A validation part is carved from the training part like any other, or folds are cut
+    from it: the search looks at nothing else, and the final fit trains on all of it.
 
     Args:
-        source: The images, in no parts.
+        source: The images, in no parts and no groups.
         protocol: Such as ``30-per-class``.
         seed: Of the draw.
 
     Raises:
-        DatasetError: When the images have parts already, or a class has too few.
+        DatasetError: When the images have parts or groups already, or a class has too few.
     """
 
     def __init__(self, source: Source, protocol: str, seed: int) -> None:
@@ -62,6 +62,11 @@ def _rows(source: Source, protocol: str, count: int) -> list[list[int]]:
         raise DatasetError(
             f"data.protocol={protocol} is for images in no parts, but {source.name!r} has the "
             f"parts {', '.join(given)}; leave data.protocol out"
+        )
+    if any(sample.group is not None for sample in source.samples):
+        raise DatasetError(
+            f"data.protocol={protocol} draws single images, but those of {source.name!r} are in "
+            "groups that stay together; leave data.protocol out, or the groups"
         )
     rows: list[list[int]] = [[] for _ in source.classes]
     for index, sample in enumerate(source.samples):

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -14,12 +15,14 @@ from PIL import Image
 from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
 
 from autotune.data.folders import ImageFile, fingerprint_files, printable, scan_folder
+from autotune.data.progress import Progress, silent
 from autotune.data.reading import read_image
+from autotune.errors import DatasetError
 
 Shrink = Callable[[Image.Image], Image.Image]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One labelled image of a source.
 
@@ -102,31 +105,42 @@ class FileSource:
     Args:
         name: What the user calls them.
         files: The files, sorted by key.
-        labelled: Whether something else than their keys says which class and part they are of.
+        labelled: Whether something else than their keys says which class, part and group they
+            are of.
+        progress: Told of the files read for the fingerprint.
+
+    Raises:
+        DatasetError: When two files have the same key.
     """
 
-    def __init__(self, name: str, files: Sequence[ImageFile], labelled: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[ImageFile],
+        labelled: bool = False,
+        progress: Progress = silent,
+    ) -> None:
         self.name = name
-        self._files = tuple(files)
-        self._labelled = labelled
-        names = sorted({file.class_name for file in self._files})
+        names = sorted({file.class_name for file in files})
         labels = {class_name: label for label, class_name in enumerate(names)}
         self.classes = tuple(printable(class_name) for class_name in names)
         self.samples = tuple(
-            Sample(file.key, labels[file.class_name], file.part) for file in self._files
+            Sample(file.key, labels[file.class_name], file.part, file.group) for file in files
         )
-        self._paths = {file.key: file.path for file in self._files}
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hexadecimal digest of all keys, sizes and ends of files; read when first asked for."""
-        found = fingerprint_files(self._files)
-        if not self._labelled:
-            return found
-        digest = hashlib.blake2b(found.encode(), digest_size=16)
-        for file in self._files:
-            digest.update(json.dumps([file.class_name, file.part]).encode())
-        return digest.hexdigest()
+        self._paths = {file.key: file.path for file in files}
+        if len(self._paths) < len(files):
+            keys = [file.key for file in files]
+            doubled = next(key for key, after in pairwise(keys) if key == after)
+            raise DatasetError(
+                f"every image needs a name of its own, but two of {name!r} are written "
+                f"{doubled!r}; rename one of them"
+            )
+        self.fingerprint = fingerprint_files(self._paths, progress)
+        if labelled:
+            digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=16)
+            for file in files:
+                digest.update(json.dumps([file.class_name, file.part, file.group]).encode())
+            self.fingerprint = digest.hexdigest()
 
     def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
         """Return the image of a sample, upright, in mode RGB.
@@ -143,10 +157,11 @@ class FolderSource(FileSource):
     Args:
         name: What the user calls the folder.
         root: Its path.
+        progress: Told of the images found, and read for the fingerprint.
 
     Raises:
         DatasetError: When the folder is not laid out as a dataset.
     """
 
-    def __init__(self, name: str, root: str) -> None:
-        super().__init__(name, scan_folder(root))
+    def __init__(self, name: str, root: str, progress: Progress = silent) -> None:
+        super().__init__(name, scan_folder(root, progress), progress=progress)

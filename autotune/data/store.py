@@ -27,7 +27,7 @@ from autotune.errors import DatasetError, NoRoomError
 logger = logging.getLogger(__name__)
 
 #: Raised whenever the same images would be stored otherwise.
-_FORMAT = 1
+_FORMAT = 2
 _LIST = "-list"
 _LIST_BYTES = 64  # of an image in a record, skipped ones with their reasons included
 

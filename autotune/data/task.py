@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from autotune.config import AugmentConfig, DataConfig
+from autotune.data.folds import Fold, folds_fingerprint, joined, make_folds
 from autotune.data.images import ImageSpec
 from autotune.data.opening import open_source
+from autotune.data.progress import Progress, silent
 from autotune.data.protocols import InParts
 from autotune.data.sources import Source
 from autotune.data.splits import Split, make_split, split_fingerprint
@@ -29,10 +31,11 @@ class TaskInfo:
         name: The dataset, as the study file names it.
         fingerprint: Hexadecimal digest of all images, their classes and the split.
         classes: Names of the classes; a label is an index into them.
-        train: Number of readable training images.
-        validation: Number of readable validation images.
+        train: Number of readable training images; with folds, of all that take turns.
+        validation: Number of readable validation images, likewise.
         test: Number of test images, none of which has been decoded.
         skipped: Key and reason of each training or validation image that is unreadable.
+        folds: Number of readable training images of each fold; empty without folds.
     """
 
     name: str
@@ -42,13 +45,15 @@ class TaskInfo:
     validation: int
     test: int
     skipped: tuple[tuple[str, str], ...]
+    folds: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the information as plain JSON values."""
+        """Return the information as plain JSON values; of folds only where there are some."""
         values = asdict(self)
         values["classes"] = list(self.classes)
         values["skipped"] = [list(one) for one in self.skipped]
-        return values
+        values["folds"] = list(self.folds)
+        return values if self.folds else {key: values[key] for key in values if key != "folds"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +65,9 @@ class Task:
         spec: What the backbone wants.
         store: The decoded images. ``store.key`` also tells apart the specifications, which
             ``info.fingerprint`` does not.
-        train_rows: Rows of the store that train.
-        validation_rows: Rows of the store that choose among trials.
+        train_rows: Rows of the store that train; with folds, all that take turns.
+        validation_rows: Rows of the store that choose among trials; with folds, the same.
+        folds: Positions in both of what trains and validates in each fold; empty without folds.
     """
 
     info: TaskInfo
@@ -69,6 +75,7 @@ class Task:
     store: ImageStore
     train_rows: np.ndarray
     validation_rows: np.ndarray
+    folds: tuple[Fold, ...] = ()
 
     @classmethod
     def open(
@@ -83,7 +90,7 @@ class Task:
         """Split a dataset and decode its training and validation images, if nobody has yet.
 
         Args:
-            dataset: A known name or a folder.
+            dataset: A known name, or what :func:`autotune.data.own.open_own` takes.
             data: How the images are split and read.
             spec: What the backbone wants.
             folder: Where decoded images are kept.
@@ -98,7 +105,7 @@ class Task:
             DatasetError: When the images cannot be used.
             DiskFullError: When the disk is full, or fills up meanwhile.
         """
-        source, split = _open(dataset, data)
+        source, split, cut = _open(dataset, data)
         store = open_store(
             source,
             sorted(split.train + split.validation),
@@ -109,19 +116,30 @@ class Task:
             limit_bytes=limit_bytes,
             fast=data.decode == "fast",
         )
-        train, validation = store.rows(split.train), store.rows(split.validation)
-        for part, rows in (("train", train), ("validation", validation)):
+        train = store.rows(split.train)
+        validation = train if cut else store.rows(split.validation)
+
+        def positions(part: np.ndarray) -> np.ndarray:
+            return np.searchsorted(train, store.rows(part.tolist()))
+
+        folds = tuple(Fold(positions(one.train), positions(one.validation)) for one in cut)
+        parts = {"train": train, "validation": validation}
+        for number, one in enumerate(folds, start=1):
+            parts[f"the training images of fold {number}"] = train[one.train]
+            parts[f"the validation images of fold {number}"] = train[one.validation]
+        for part, rows in parts.items():
             _check_part(part, store.labels[rows], source.classes, store.skipped)
         info = TaskInfo(
             name=source.name,
-            fingerprint=_fingerprint(source, split),
+            fingerprint=_fingerprint(source, split, cut),
             classes=source.classes,
             train=len(train),
             validation=len(validation),
             test=len(split.test),
             skipped=store.skipped,
+            folds=tuple(len(one.train) for one in folds),
         )
-        return cls(info, spec, store, train, validation)
+        return cls(info, spec, store, train, validation, folds)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -160,7 +178,7 @@ class Task:
             seed: Seed of the views. An image has the same views as in :meth:`train_views`.
             memory_bytes: Most memory that kept views may take.
         """
-        rows = np.sort(np.concatenate([self.train_rows, self.validation_rows]))
+        rows = np.union1d(self.train_rows, self.validation_rows)
         return Views(self.store, rows, self.spec, augment, views, seed, memory_bytes)
 
 
@@ -174,7 +192,7 @@ def open_test_views(
     """Decode the test images: for the final fit alone, once.
 
     Args:
-        dataset: A known name or a folder.
+        dataset: A known name, or what :func:`autotune.data.own.open_own` takes.
         data: How the images are split and read.
         spec: What the backbone wants.
         folder: Where decoded images are kept.
@@ -187,7 +205,7 @@ def open_test_views(
         DatasetError: When the images cannot be used.
         DiskFullError: When the disk is full, or fills up meanwhile.
     """
-    source, split = _open(dataset, data)
+    source, split, _ = _open(dataset, data)
     store = open_store(
         source,
         split.test,
@@ -200,12 +218,13 @@ def open_test_views(
     return _plain(store, np.arange(len(store.indices)), spec)
 
 
-def check_dataset(dataset: str, data: DataConfig) -> Source:
-    """Find out whether a dataset can be used, without decoding or writing anything.
+def check_dataset(dataset: str, data: DataConfig, progress: Progress = silent) -> Source:
+    """Find out whether a dataset can be used, without decoding anything.
 
     Args:
-        dataset: A known name or a folder.
+        dataset: A known name, or what :func:`autotune.data.own.open_own` takes.
         data: How the images are to be split.
+        progress: Told how far the opening is.
 
     Returns:
         The source of the images.
@@ -214,19 +233,29 @@ def check_dataset(dataset: str, data: DataConfig) -> Source:
         DatasetError: When there is no such dataset, it is not laid out as one, or it cannot be
             split.
     """
-    return _open(dataset, data)[0]
+    return _open(dataset, data, progress)[0]
 
 
 def dataset_fingerprint(source: Source, data: DataConfig) -> str:
     """Return the fingerprint that :class:`TaskInfo` has, without decoding anything."""
-    return _fingerprint(source, make_split(source, data))
+    return _fingerprint(source, *_split(source, data))
 
 
-def _open(dataset: str, data: DataConfig) -> tuple[Source, Split]:
-    source = open_source(dataset)
+def _open(
+    dataset: str, data: DataConfig, progress: Progress = silent
+) -> tuple[Source, Split, tuple[Fold, ...]]:
+    source = open_source(dataset, progress)
     if data.protocol is not None:
         source = InParts(source, data.protocol, data.seed)
-    return source, make_split(source, data)
+    return source, *_split(source, data)
+
+
+def _split(source: Source, data: DataConfig) -> tuple[Split, tuple[Fold, ...]]:
+    split = make_split(source, data)
+    if data.folds is None:
+        return split, ()
+    split = joined(source, split)
+    return split, make_folds(source, split, data)
 
 
 def _plain(
@@ -235,10 +264,12 @@ def _plain(
     return Views(store, rows, spec, AugmentConfig(), 1, 0, memory_bytes)
 
 
-def _fingerprint(source: Source, split: Split) -> str:
+def _fingerprint(source: Source, split: Split, folds: Sequence[Fold]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for part in (source.fingerprint, split_fingerprint(split), *source.classes):
         digest.update(part.encode() + b"\0")
+    if folds:
+        digest.update(folds_fingerprint(folds).encode())
     return digest.hexdigest()
 
 

@@ -92,18 +92,20 @@ class Views:
             return self._kept[i, v].clone()
         return self._maker.make([(i, v)])[0]
 
-    def plan_views(self, epoch: int) -> torch.Tensor:
+    def plan_views(self, epoch: int | None) -> torch.Tensor:
         """Choose a view of each image for an epoch.
 
         Every image goes through its views in turn, from a place of its own, so that in every
         epoch all views are used evenly.
 
         Args:
-            epoch: The epoch, from 0.
+            epoch: The epoch, from 0; ``None`` for view 0 of all, as they are evaluated.
 
         Returns:
             int64, ``(N,)``.
         """
+        if epoch is None:
+            return torch.zeros_like(self.labels)
         return (self._offsets + epoch) % self.views
 
     def identity(self, positions: torch.Tensor, numbers: torch.Tensor) -> str:

@@ -198,6 +198,12 @@ def cautions(
         "is shown, so it is optimistic; autotune fit measures the test part, which no trial has "
         "seen, once."
     ]
+    if folds := dataset.get("folds"):
+        said.append(
+            f"Every value is a mean over {len(folds)} folds, and ± the standard deviation over "
+            "them. That is how much one fold differs from another, not the error of the mean, "
+            "which is smaller."
+        )
     images = int(dataset.get("validation") or 0)
     if objective.name == "accuracy" and images:
         # Of a binomial share; the two share their images, so their difference is known better.

@@ -76,13 +76,21 @@ class Objective:
         """How plotly is to write a value."""
         return f".{self.decimals}%" if self.is_share else ".4f"
 
-    def show(self, value: float | None) -> str:
-        """Write a value: ``84.2 %``, or ``0.5130`` where the metric is no share."""
+    def show(self, value: float | None, deviation: float | None = None) -> str:
+        """Write a value: ``84.2 %``, or ``0.5130`` where the metric is no share.
+
+        Args:
+            value: The value.
+            deviation: Its standard deviation over folds, if there are any: ``84.2 ± 1.1 %``.
+        """
         if value is None or not math.isfinite(value):
             return "–" if value is None or math.isnan(value) else f"{value}"
         if self.is_cost:
             return amount(self.name, value)
-        return f"{100 * value:.{self.decimals}f} %" if self.is_share else f"{value:.4f}"
+        numbers = [value] if deviation is None else [value, deviation]
+        if self.is_share:
+            return " ± ".join(f"{100 * one:.{self.decimals}f}" for one in numbers) + " %"
+        return " ± ".join(f"{one:.4f}" for one in numbers)
 
     def difference(self, value: float, other: float) -> str:
         """Write how far ``value`` lies from ``other``: ``+10.9 points``, or ``0.2900 lower``."""
@@ -97,8 +105,11 @@ class Objective:
 
 
 def show_values(trial: FrozenTrial, objective: Objective, cost: Objective | None) -> str:
-    """Write what a trial reached: ``91.7 %``, or ``91.7 % at 1.23 ms`` of two objectives."""
-    shown = objective.show(record.metric_of(trial))
+    """Write what a trial reached: ``91.7 %``, or ``91.7 % at 1.23 ms`` of two objectives.
+
+    Means over folds come with their standard deviation: ``91.7 ± 0.9 %``.
+    """
+    shown = objective.show(record.metric_of(trial), record.deviation_of(trial, objective.name))
     if cost is None or trial.values is None:
         return shown
     return f"{shown} at {cost.show(trial.values[1])}"

@@ -119,14 +119,14 @@ def _row(
         number=trial.number,
         state=state_in_words(trial, superseded),
         mark=" ".join(marks),
-        value=Cell(objective.show(value), _key(value)),
+        value=Cell(objective.show(value, record.deviation_of(trial, objective.name)), _key(value)),
         costs=tuple(
             Cell(objective.other(name).show(known.get(name)), _key(known.get(name)))
             for name in costs
         ),
         metrics=tuple(
             Cell(
-                objective.other(name).show(metrics.get(name)),
+                objective.other(name).show(metrics.get(name), record.deviation_of(trial, name)),
                 _key(metrics.get(name)),
             )
             for name in names

@@ -112,7 +112,8 @@ def _kind_of(trial: FrozenTrial, replaced: bool) -> str:
 def _row(trial: FrozenTrial, snapshot: Snapshot) -> WorkerRow:
     attributes = trial.user_attrs
     epochs_per_s = _epochs_per_s(trial, snapshot)
-    images = snapshot.attributes.get(record.DATASET, {}).get("train")
+    dataset = snapshot.attributes.get(record.DATASET, {})
+    images = sum(dataset.get("folds", ())) or dataset.get("train")
     plan = record.plan_of(trial)
     several = record.has_several(snapshot.attributes)
     last = trial.last_step

@@ -16,7 +16,7 @@ from autotune.config import POOLS, HeadSpace, SpaceConfig, StudyConfig
 from autotune.data.images import ImageSpec
 from autotune.data.known import is_missing
 from autotune.data.opening import fetch_source
-from autotune.data.progress import Progress
+from autotune.data.progress import Progress, silent
 from autotune.data.sources import Source
 from autotune.data.task import check_dataset, dataset_fingerprint
 from autotune.errors import ConfigError, Problem, StorageError, UserError, in_yaml
@@ -86,13 +86,14 @@ class Definition:
         return tuple(dict.fromkeys(one.spec for one in self.backbones))
 
 
-def define(config: StudyConfig, fetch: Progress | None = None) -> Definition:
+def define(config: StudyConfig, progress: Progress = silent, fetch: bool = False) -> Definition:
     """Look at everything that a study file names.
 
     Args:
         config: The checked study file.
-        fetch: Told how far the fetching of a known dataset is that is not here yet; it is fetched
-            when nothing else is wrong. Without it nothing is fetched, and that is a mistake.
+        progress: Told how far the fetching and the opening of its images are.
+        fetch: Whether a known dataset that is not here yet is fetched, once nothing else is found
+            wrong. Otherwise that it is not here is a mistake.
 
     Raises:
         ConfigError: With every mistake that was found.
@@ -100,10 +101,8 @@ def define(config: StudyConfig, fetch: Progress | None = None) -> Definition:
     mistakes = _Mistakes()
     if mistakes.attempt("storage", lambda: parse_url(config.storage)) is not None:
         mistakes.attempt("search.warm_start", lambda: check_warm_start(config))
-    to_fetch = fetch is not None and is_missing(config.dataset)
-    source = None
-    if not to_fetch:
-        source = mistakes.attempt("dataset", lambda: check_dataset(config.dataset, config.data))
+    to_fetch = fetch and is_missing(config.dataset)
+    source = None if to_fetch else _images(config, progress, mistakes)
     looked = [_look_at(name, config, mistakes) for name in config.backbones]
     blanks = [blank for blank, _ in looked if blank is not None]
     backbones = tuple(found for _, found in looked if found is not None)
@@ -112,9 +111,9 @@ def define(config: StudyConfig, fetch: Progress | None = None) -> Definition:
     own = references(config)
     for key, reference in own.items():
         mistakes.attempt(key, reference.load)
-    if to_fetch and fetch is not None and not mistakes.found:
-        fetch_source(config.dataset, fetch)  # when it fails, that is no mistake of the file
-        source = mistakes.attempt("dataset", lambda: check_dataset(config.dataset, config.data))
+    if to_fetch and not mistakes.found:
+        fetch_source(config.dataset, progress)  # when it fails, that is no mistake of the file
+        source = _images(config, progress, mistakes)
     if mistakes.found or source is None:
         raise ConfigError(config.name or "study", mistakes.found)
     space = Space.of([one.candidate for one in blanks], config.space, config.inherit)
@@ -157,6 +156,12 @@ class _Mistakes:
             named = not where or repr(where) in message
             self.found.append(Problem(key, message if named else f"{where!r}: {message}"))
         return None
+
+
+def _images(config: StudyConfig, progress: Progress, mistakes: _Mistakes) -> Source | None:
+    return mistakes.attempt(
+        "dataset", lambda: check_dataset(config.dataset, config.data, progress)
+    )
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from autotune.study.trial import Listener
 
 #: Free space below which a study is not started: database, logs, checkpoints of small networks.
 MIN_FREE_BYTES = 64 << 20
-#: How often one is told how far the fetching of images is: a view takes milliseconds to draw.
+#: How often a listener is told how far the images are: a view takes milliseconds to draw.
 TOLD_EVERY_S = 0.2
 #: What workers can run on.
 ENGINES = ("local", "ray")
@@ -193,22 +193,21 @@ def run_study(
         gpus_per_worker=gpus_per_worker,
         cpus_per_worker=cpus_per_worker,
     )
-
-    definition = define(config, _seldom(listener))
+    definition = define(config, _told(listener), fetch=True)
     with crew as placed:
         return _run(definition, placed, listener)
 
 
-def _seldom(listener: Listener) -> DataProgress:
-    """Tell of what is fetched: of each step, and of how far it is as often as one can see it."""
+def _told(listener: Listener) -> DataProgress:
+    """Tell of each step of fetching and opening, and of how far it is a few times a second."""
     last = ("", 0.0)
 
     def tell(step: str, done: int, total: int | None) -> None:
         nonlocal last
-        now = time.monotonic()
-        if step != last[0] or now - last[1] > TOLD_EVERY_S or done == total:
-            last = (step, now)
-            listener({"event": "fetching", "step": step, "done": done, "total": total})
+        now_s = time.monotonic()
+        if step != last[0] or now_s - last[1] > TOLD_EVERY_S or done == total:
+            last = (step, now_s)
+            listener({"event": "images", "step": step, "done": done, "total": total})
 
     return tell
 

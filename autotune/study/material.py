@@ -28,8 +28,9 @@ class Material:
     Args:
         backbone: The pretrained backbone.
         task: Training and validation images.
-        train: Views of the training images.
-        validation: View 0 of the validation images.
+        train: Views of the training images; with folds, of all that take turns.
+        validation: View 0 of the validation images; with folds, of the same, and ``train`` itself
+            where its views are kept in memory, view 0 among them.
     """
 
     backbone: Backbone
@@ -40,7 +41,7 @@ class Material:
     @property
     def kept_bytes(self) -> int:
         """Memory that its views take once they are made."""
-        return self.train.kept_bytes + self.validation.kept_bytes
+        return sum(one.kept_bytes for one in {self.train, self.validation})
 
 
 class Materials:
@@ -94,12 +95,17 @@ def _make(opened: OpenStudy, config: StudyConfig, name: str, memory_bytes: int) 
             f"the images of {config.dataset!r} have changed since the study {opened.name!r} was "
             "made"
         )
-    training = config.training
+    return Material(backbone, task, *_views(task, config, memory_bytes))
+
+
+def _views(task: Task, config: StudyConfig, memory_bytes: int) -> tuple[Views, Views]:
+    """Return the views that train and those that are judged."""
+    augment, count = config.training.augment, config.training.view_count
+    online = config.training.views == ONLINE
+    if task.folds and not online:
+        both = task.train_views(augment, count, config.search.seed, memory_bytes)
+        if both.kept_bytes:
+            return both, both
     validation = task.validation_views(memory_bytes)
-    memory_bytes -= validation.kept_bytes
-    if training.views == ONLINE:
-        memory_bytes = 0
-    train = task.train_views(
-        training.augment, training.view_count, config.search.seed, memory_bytes
-    )
-    return Material(backbone, task, train, validation)
+    left = 0 if online else memory_bytes - validation.kept_bytes
+    return task.train_views(augment, count, config.search.seed, left), validation

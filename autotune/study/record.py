@@ -52,7 +52,8 @@ PART = "part"  # int: images at a time, where a whole batch does not fit into me
 PEAK_MEMORY_MB = view.PEAK_MEMORY_MB
 DEVICE_MEMORY_MB = view.DEVICE_MEMORY_MB
 COSTS = "costs"  # dict: cost -> float, as measured before training
-METRICS = "metrics"  # dict: Metrics.to_json() of the last epoch
+METRICS = "metrics"  # dict: Metrics.to_json() of the last epoch; with folds, means over them
+DEVIATIONS = "metrics_deviation"  # dict: standard deviations over folds of the same
 REASON = "reason"  # str: why a trial failed, was given back or not trained
 FAILED_PLAN = view.FAILED_PLAN  # true: it failed because of its plan; samplers learn from that
 RETRIES = "retries"  # list of int: numbers of the earlier attempts, first one first
@@ -172,6 +173,12 @@ def direction_of(study: Study) -> StudyDirection:
 def metric_of(trial: FrozenTrial) -> float | None:
     """Return the metric that a trial reached, the first of its objectives, or ``None``."""
     return trial.values[0] if trial.values else None
+
+
+def deviation_of(trial: FrozenTrial, metric: str) -> float | None:
+    """Return the standard deviation of a metric over the folds, ``None`` where there are none."""
+    found = trial.user_attrs.get(DEVIATIONS, {}).get(metric)
+    return None if found is None else float(found)
 
 
 def origin_of(trial: FrozenTrial) -> str:

@@ -17,6 +17,7 @@ from autotune.models.network import build_network
 from autotune.models.split import Split, split
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.training.features import FeatureCache, Features, kept_bytes
+from autotune.training.folds import Folds, parts_of
 from autotune.training.loop import Training
 from autotune.training.norms import sample
 
@@ -33,13 +34,16 @@ _IMAGES = 2
 _LARGEST_ROOT = 4.0
 
 
-def use_features(training: Training, plan: TrialPlan, material: Material, bench: Workbench) -> str:
+def use_features(
+    whole: Training | Folds, plan: TrialPlan, material: Material, bench: Workbench
+) -> str:
     """Have a training go on from features that are kept, where its network can be split.
 
     Mixed images (mixup, CutMix) are other images in every step: their features cannot be kept.
+    Folds share theirs: those of all images are computed together.
 
     Args:
-        training: The training; before its first epoch.
+        whole: The training, or those of all folds; before its first epoch.
         plan: Its plan.
         material: Backbone and images.
         bench: What the worker has at hand.
@@ -47,6 +51,7 @@ def use_features(training: Training, plan: TrialPlan, material: Material, bench:
     Returns:
         Why its backbone cannot be split, or an empty string.
     """
+    training = parts_of(whole)[0]
     if bench.config.cache.features == "off" or training.mixing is not None:
         return ""
     try:
@@ -72,11 +77,11 @@ def use_features(training: Training, plan: TrialPlan, material: Material, bench:
         # Of a trial that ran out of memory they stay on the disk.
         on_device=training.part >= bench.config.training.batch_size,
     )
-    assert training.images is material.train and training.validation is material.validation
-    training.use(
+    online, together = bench.config.training.views == ONLINE, isinstance(whole, Folds)
+    whole.use(
         found,
-        Features(cache, found, material.train, bench.config.training.views == ONLINE),
-        Features(cache, found, material.validation),
+        Features(cache, found, material.train, online, together),
+        Features(cache, found, material.validation, together=together),
     )
     return ""
 

@@ -20,6 +20,7 @@ from optuna.trial import Trial, TrialState
 from safetensors.torch import save_file
 
 from autotune.config import StudyConfig
+from autotune.data.augment import seed_of
 from autotune.data.views import Views
 from autotune.errors import CrowdedError, DivergedError, UserError, disk_full_as_user_error
 from autotune.models.network import Network, build_network
@@ -35,7 +36,9 @@ from autotune.study.opening import OpenStudy
 from autotune.study.pictures import draw_confusion, draw_curve
 from autotune.study.precision import precision_of
 from autotune.study.splitting import use_features
+from autotune.training.batches import Batches, Some
 from autotune.training.expense import measure_costs
+from autotune.training.folds import Folds, parts_of
 from autotune.training.loop import Normalise, Training
 from autotune.training.metrics import confusion
 from autotune.training.norms import sample
@@ -190,7 +193,7 @@ def _run(
     assert plan is not None, "a claimed trial has its plan"
     words = plan.in_words(named=len(bench.space.backbones) > 1)
     emit({"event": "start", "trial": trial.number, "plan": words})
-    training = prepare_training(plan, bench, stopped, part=part)
+    training = prepare_trial(plan, bench, stopped, part)
     trial.set_user_attr(record.DEVICE, device_name(bench.device))
     if training.whole:
         trial.set_user_attr(record.WHOLE, training.whole)
@@ -210,6 +213,8 @@ def _run(
     metrics = training.validate() if training.validation_logits is None else training.metrics
     assert metrics is not None
     trial.set_user_attr(record.METRICS, metrics.to_json())
+    if isinstance(training, Folds) and training.deviation is not None:
+        trial.set_user_attr(record.DEVIATIONS, training.deviation.to_json())
     if bench.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(bench.device) / memory.MIB
         trial.set_user_attr(record.PEAK_MEMORY_MB, round(peak, 1))
@@ -225,7 +230,7 @@ def _run(
     return outcome
 
 
-def costs_of(trial: Trial, training: Training, config: StudyConfig) -> dict[str, float]:
+def costs_of(trial: Trial, training: Training | Folds, config: StudyConfig) -> dict[str, float]:
     """Return what a trial's network costs, and record it.
 
     A retry has the costs of its first attempt: a latency measured anew would differ a little, and
@@ -233,7 +238,8 @@ def costs_of(trial: Trial, training: Training, config: StudyConfig) -> dict[str,
     """
     known: dict[str, float] | None = trial.user_attrs.get(record.COSTS)
     if known is None:
-        known = measure_costs(training, config.costs)
+        parts = parts_of(training)
+        known = measure_costs(parts[0], config.costs, len(parts))
         trial.set_user_attr(record.COSTS, known)
     return known
 
@@ -251,12 +257,33 @@ def is_refused(trial: Trial, costs: Mapping[str, float], config: StudyConfig) ->
     return bool(beyond) and trial.user_attrs.get(record.ROLE) != record.BASELINE
 
 
+def prepare_trial(
+    plan: TrialPlan,
+    bench: Workbench,
+    stopped: Callable[[], bool] = lambda: False,
+    part: int | None = None,
+) -> Training | Folds:
+    """Build what a trial trains: one network, or one for every fold; see prepare_training."""
+    material = bench.materials.of(plan.backbone)
+    cut = material.task.folds
+    if not cut:
+        return prepare_training(plan, bench, stopped, part=part)
+    folds = Folds(
+        (prepare_training(plan, bench, stopped, part=part, fold=one) for one in range(len(cut))),
+        [torch.from_numpy(one.train) for one in cut],
+        [torch.from_numpy(one.validation) for one in cut],
+    )
+    folds.whole = use_features(folds, plan, material, bench)
+    return folds
+
+
 def prepare_training(
     plan: TrialPlan,
     bench: Workbench,
     stopped: Callable[[], bool] = lambda: False,
     refit: Views | None = None,
     part: int | None = None,
+    fold: int | None = None,
 ) -> Training:
     """Build the network of a plan and everything that trains it.
 
@@ -269,10 +296,18 @@ def prepare_training(
         stopped: Asked after every batch; true interrupts the training.
         refit: Images to train on in place of the study's training part, without validation.
         part: Images that go through the network at a time, see :class:`Training`.
+        fold: Which fold, in a study with folds: it has a seed of its own for all but the weights
+            that training starts from.
     """
     seed = bench.config.search.seed
     material = bench.materials.of(plan.backbone)
-    train = material.train if refit is None else refit
+    train: Batches = material.train if refit is None else refit
+    validation: Batches | None = material.validation if refit is None else None
+    assert refit is not None or fold is not None or not material.task.folds, "which fold?"
+    if fold is not None:
+        cut = material.task.folds[fold]
+        train = Some(material.train, torch.from_numpy(cut.train))
+        validation = Some(material.validation, torch.from_numpy(cut.validation))
     data_config = material.backbone.data_config
     to_cpu = Normalise.of(data_config, torch.device("cpu"))
     autocast = precision_of(bench, material)
@@ -291,21 +326,21 @@ def prepare_training(
         plan.policy,
         bench.config.training,
         train,
-        material.validation if refit is None else None,
+        validation,
         Normalise.of(data_config, bench.device),
-        seed,
+        seed if fold is None else seed_of(seed, fold),
         stopped,
         bench.loader_workers,
         part,
         autocast,
     )
-    if refit is None:
+    if refit is None and fold is None:
         training.whole = use_features(training, plan, material, bench)
     return training
 
 
 def _train(
-    trial: Trial, training: Training, checkpoint: Path, reported: set[int], emit: Listener
+    trial: Trial, training: Training | Folds, checkpoint: Path, reported: set[int], emit: Listener
 ) -> bool:
     """Train epoch by epoch; return whether the pruner ended it."""
     config = training.config
@@ -345,7 +380,11 @@ def device_name(device: torch.device) -> str:
 
 
 def store_artifacts(
-    trial: Trial, bench: Workbench, material: Material, training: Training, outcome: Outcome
+    trial: Trial,
+    bench: Workbench,
+    material: Material,
+    training: Training | Folds,
+    outcome: Outcome,
 ) -> None:
     """Upload the pictures of a trial, and its weights when it is the best so far.
 
@@ -375,7 +414,7 @@ def store_artifacts(
                 outcome.values, trials, record.direction_of(opened.study)
             ):
                 weights = Path(folder) / "weights.safetensors"
-                state = training.result.tuned_state()
+                state = training.result_state()
                 save_file({key: value.contiguous() for key, value in state.items()}, weights)
                 pictures.append(weights)
         opened.files.artifacts.mkdir(parents=True, exist_ok=True)

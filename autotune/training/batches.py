@@ -22,7 +22,7 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
 
-    def plan_views(self, epoch: int) -> Tensor:
+    def plan_views(self, epoch: int | None) -> Tensor:
         """Choose a view of each image for an epoch, see :meth:`Views.plan_views`."""
 
     def batches(
@@ -33,6 +33,46 @@ class Batches(Protocol):
         Yields:
             uint8 images ``(B, C, H, W)`` or features, and labels, int64 ``(B,)``.
         """
+
+
+class Some:
+    """Some images of a set, which share what is kept of them with the others.
+
+    Args:
+        whole: The set, or features of it.
+        positions: int64, ``(N,)``: which of its images.
+
+    Attributes:
+        labels: int64 tensor, ``(N,)``.
+    """
+
+    def __init__(self, whole: Batches, positions: Tensor) -> None:
+        self.labels = whole.labels[positions]
+        self._whole = whole
+        self._positions = positions
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def plan_views(self, epoch: int | None) -> Tensor:
+        """Choose a view of each image of the whole set, as what is kept of an epoch has all."""
+        return self._whole.plan_views(epoch)
+
+    def batches(
+        self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0
+    ) -> Iterator[tuple[Any, Tensor]]:
+        """Go through some of the images in batches, see :meth:`Views.batches`.
+
+        Args:
+            order: int64, ``(M,)``: positions among these images, in the order wanted.
+            views: What :meth:`plan_views` returned.
+            batch_size: Images in a batch.
+            num_workers: Processes that prepare images.
+
+        Yields:
+            What those of the whole set are.
+        """
+        return self._whole.batches(self._positions[order], views, batch_size, num_workers)
 
 
 def in_channels_last(tensor: Tensor) -> Tensor:

@@ -30,12 +30,15 @@ _MIB = 2**20
 _KEPT: dict[type[Optimizer], int] = {AdamW: 2, Adagrad: 1, SGD: 1}
 
 
-def measure_costs(training: Training, wanted: Collection[str]) -> dict[str, float]:
+def measure_costs(
+    training: Training, wanted: Collection[str], networks: int = 1
+) -> dict[str, float]:
     """Measure what the network of a training costs.
 
     Args:
         training: The training, before its first epoch.
         wanted: Which of ``autotune.config.COSTS`` to measure; parameters are always counted.
+        networks: How many such networks train in turns, see :func:`memory_mb`.
 
     Returns:
         Cost by name, as it is to be recorded: parameters as a whole number, milliseconds, MB of
@@ -45,7 +48,7 @@ def measure_costs(training: Training, wanted: Collection[str]) -> dict[str, floa
     if "latency_ms" in wanted:
         costs["latency_ms"] = round(latency_ms(training), 4)
     if "memory_mb" in wanted:
-        costs["memory_mb"] = round(memory_mb(training), 2)
+        costs["memory_mb"] = round(memory_mb(training, networks), 2)
     return costs
 
 
@@ -90,7 +93,7 @@ def _repeat(timed: Callable[[], float], seconds: float, passes: int) -> list[flo
     return times
 
 
-def memory_mb(training: Training) -> float:
+def memory_mb(training: Training, networks: int = 1) -> float:
     """Return what the training holds at the study's batch size, in MB of 2**20 bytes.
 
     That is the network (twice where a moving average of it is kept), the gradients and the
@@ -98,6 +101,11 @@ def memory_mb(training: Training) -> float:
     activations that are saved for the backward pass.
     Not in it: what an operation needs for a moment, the space of CUDA's libraries, what the
     allocator loses; a device has to have more.
+
+    Args:
+        training: The training.
+        networks: How many such networks train in turns (folds). Each has a tuned part of its own,
+            with what the optimiser keeps; gradients and activations are those of one at a time.
     """
     weights = _bytes([*training.network.parameters(), *training.network.buffers()])
     copies = 1 if training.ema is None else 2
@@ -106,8 +114,15 @@ def memory_mb(training: Training) -> float:
     # grow with the batch, and the two passes tell it apart.
     images = training.config.batch_size
     activations = few + (more - few) * (images - FEW) / (MORE - FEW)
-    steps = _bytes_of_steps(training.optimizer) + _bytes_of_starts(training)
-    return (copies * weights + steps + activations) / _MIB
+    starts = _bytes_of_starts(training)
+    total = copies * weights + _bytes_of_steps(training.optimizer) + starts + activations
+    if networks > 1:
+        changing = training.network.tuned_state()
+        tuned = _bytes(changing.values())
+        total -= (copies - 1) * (weights - tuned)  # what is locked is shared, by averages too
+        of_one = copies * tuned + _bytes_of_steps(training.optimizer, gradients=False) + starts
+        total += (networks - 1) * of_one
+    return total / _MIB
 
 
 def saved_bytes(training: Training, count: int) -> int:
@@ -144,8 +159,7 @@ def saved_bytes(training: Training, count: int) -> int:
 def _images(training: Training, count: int) -> tuple[Tensor, Tensor]:
     """Return normalised training images ``(count, C, H, W)`` and their labels."""
     rows = torch.arange(count) % len(training.images)
-    views = torch.zeros_like(training.images.labels)
-    batches = training.images.batches(rows, views, count)
+    batches = training.images.batches(rows, training.images.plan_views(None), count)
     images, labels = next(batches)
     return training.normalise(images), labels.to(training.device)
 
@@ -165,12 +179,12 @@ def _untouched(network: nn.Module, device: torch.device) -> Iterator[None]:
                 buffer.copy_(before)
 
 
-def _bytes_of_steps(optimizer: Optimizer) -> int:
+def _bytes_of_steps(optimizer: Optimizer, gradients: bool = True) -> int:
     """Count the bytes of the gradients and of what the optimiser keeps for each parameter."""
     total = 0
     for group in optimizer.param_groups:
         kept = _KEPT[type(optimizer)] if group.get("momentum", 1.0) else 0
-        total += (1 + kept) * _bytes(group["params"])
+        total += (gradients + kept) * _bytes(group["params"])
     return total
 
 

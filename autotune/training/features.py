@@ -42,6 +42,11 @@ _FORMAT = 1
 _BATCH = 32
 #: Share of a GPU's free memory that the features of one trial may take.
 _DEVICE_SHARE = 0.25
+#: Memory that a set of images takes on the CPU for features: what heads of small data sets read.
+_CPU_BYTES = 32 << 20
+#: Bytes of kept features that are taken from an entry at a time, or one batch: they are still in
+#: the cache of a CPU when a step comes to them.
+_GATHERED_BYTES = 1 << 21
 
 Block = tuple[Tensor, ...]
 
@@ -90,9 +95,10 @@ class FeatureCache:
         images = views.identity(positions, numbers)
         home = f"features/{_digest(_FORMAT, self.weights_hash, images, *self._way())}"
         half, single = (f"{home}/{_digest(*split.keys)}{tail}" for tail in ("", "-float32"))
-        kept = self.shelf.find(single)
-        if kept is not None:
-            return kept
+        for key in (half, single):
+            kept = self.shelf.find(key)
+            if kept is not None:
+                return kept
         try:
             return self._open(half, split, views, positions, numbers, torch.float16)
         except _TooLargeError:
@@ -191,25 +197,32 @@ class Features:
         split: The network that is cut.
         views: The images.
         online: Whether features are computed whenever they are asked for, and not kept.
+        together: Whether those of all images are computed with the first that are asked for.
 
     Attributes:
         labels: int64 tensor, ``(N,)``.
     """
 
     def __init__(
-        self, cache: FeatureCache, split: Split, views: Views, online: bool = False
+        self,
+        cache: FeatureCache,
+        split: Split,
+        views: Views,
+        online: bool = False,
+        together: bool = False,
     ) -> None:
         self.labels = views.labels
         self._cache = cache
         self._split = split
         self._views = views
         self._online = online
-        self._resident: OrderedDict[str, list[Tensor]] = OrderedDict()
+        self._together = together
+        self._resident: OrderedDict[bytes, list[Tensor]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def plan_views(self, epoch: int) -> Tensor:
+    def plan_views(self, epoch: int | None) -> Tensor:
         """Choose a view of each image for an epoch, see :meth:`Views.plan_views`."""
         return self._views.plan_views(epoch)
 
@@ -222,15 +235,14 @@ class Features:
             The crossing tensors, each ``(B, *shape)``, and labels, int64 ``(B,)``.
         """
         if not self._online:
-            positions = torch.unique(order)
+            positions = torch.arange(len(self)) if self._together else torch.unique(order)
             try:
                 take = self._open(positions, views[positions])
             except DiskFullError as error:
                 logger.warning("features are computed anew in every epoch: %s", error)
                 self._online = True
             else:
-                for chunk in chunks(order, batch_size):
-                    yield take(torch.searchsorted(positions, chunk)), self.labels[chunk]
+                yield from self._gathered(take, positions, chunks(order, batch_size))
                 return
         prefix = self._split.prefix()
         assert prefix is not None, "the images suffice"
@@ -238,39 +250,68 @@ class Features:
             with self._cache.autocast():
                 yield prefix(self._cache.normalise(images)), labels
 
+    def _gathered(
+        self, take: Callable[[Tensor], Block], positions: Tensor, batches: list[Tensor]
+    ) -> Iterator[tuple[Block, Tensor]]:
+        """Take several batches at a time where they are small: a taking has a price of its own."""
+        if not batches:
+            return
+        at_once = max(1, _GATHERED_BYTES // (kept_bytes(self._split) * len(batches[0])))
+        for start in range(0, len(batches), at_once):
+            some = batches[start : start + at_once]
+            sizes = [len(one) for one in some]
+            wanted = torch.cat(some) if len(some) > 1 else some[0]
+            features = take(torch.searchsorted(positions, wanted))
+            labels = torch.split(self.labels[wanted], sizes)
+            yield from zip(
+                zip(*(torch.split(one, sizes) for one in features), strict=True),
+                labels,
+                strict=True,
+            )
+
     def _open(self, positions: Tensor, numbers: Tensor) -> Callable[[Tensor], Block]:
         """Return what gives rows of the features of some views."""
-        entry = self._cache.open(self._split, self._views, positions, numbers)
-        arrays = [entry.array(str(index)) for index in range(len(self._split.keys))]
-        here = self._on_device(str(entry.folder), arrays)
+        which = positions.numpy().tobytes() + numbers.numpy().tobytes()
+        here: Sequence[Tensor | np.ndarray]
+        if which in self._resident:
+            self._resident.move_to_end(which)
+            here = self._resident[which]
+        else:
+            entry = self._cache.open(self._split, self._views, positions, numbers)
+            arrays = [entry.array(str(index)) for index in range(len(self._split.keys))]
+            here = self._keep(which, arrays) or arrays
 
         def take(rows: Tensor) -> Block:
-            if here is not None:
-                there = rows.to(self._cache.autocast.device, non_blocking=True)
-                return tuple(self._cache.prepare(one[there]) for one in here)
-            chosen = rows.numpy()
-            return tuple(self._cache.prepare(torch.from_numpy(one[chosen])) for one in arrays)
+            return tuple(self._cache.prepare(_rows(one, rows)) for one in here)
 
         return take
 
-    def _on_device(self, key: str, arrays: Sequence[np.ndarray]) -> list[Tensor] | None:
-        """Keep arrays on the GPU while they fit; the CPU has them mapped."""
+    def _keep(self, which: bytes, arrays: Sequence[np.ndarray]) -> list[Tensor] | None:
+        """Keep arrays on the device while they fit; the CPU keeps small ones and maps others."""
         device = self._cache.autocast.device
-        if device.type != "cuda" or not self._cache.on_device:
-            return None
-        if key in self._resident:
-            self._resident.move_to_end(key)
-            return self._resident[key]
         size = sum(one.nbytes for one in arrays)
         held = sum(one.nbytes for some in self._resident.values() for one in some)
-        limit = _DEVICE_SHARE * (torch.cuda.mem_get_info(device)[0] + held)
+        limit = float(_CPU_BYTES)
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info(device)[0]
+            limit = _DEVICE_SHARE * (free + held) if self._cache.on_device else 0.0
+        if size > limit:
+            return None
         while self._resident and held + size > limit:
             _, dropped = self._resident.popitem(last=False)
             held -= sum(one.nbytes for one in dropped)
-        if size > limit:
-            return None
-        self._resident[key] = [torch.from_numpy(one.copy()).to(device) for one in arrays]
-        return self._resident[key]
+        kept = [torch.from_numpy(one.copy()).to(device) for one in arrays]
+        if device.type == "cpu":  # small ones: without the way from half precision in every epoch
+            kept = [self._cache.prepare(one) for one in kept]
+        self._resident[which] = kept
+        return kept
+
+
+def _rows(kept: Tensor | np.ndarray, rows: Tensor) -> Tensor:
+    """Take rows of what lies on a device, or on disk."""
+    if isinstance(kept, Tensor):
+        return kept[rows.to(kept.device, non_blocking=True)]
+    return torch.from_numpy(kept[rows.numpy()])
 
 
 def kept_bytes(split: Split) -> int:

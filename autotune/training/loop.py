@@ -20,7 +20,6 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from autotune.config import TrainingConfig
-from autotune.data.views import Views
 from autotune.errors import DivergedError, InterruptedTrial
 from autotune.models.network import Network
 from autotune.models.split import Split
@@ -111,8 +110,8 @@ class Training:
         network: Network,
         policy: TrainingPolicy,
         config: TrainingConfig,
-        train: Views,
-        validation: Views | None,
+        train: Batches,
+        validation: Batches | None,
         normalise: Normalise,
         seed: int,
         stopped: Callable[[], bool] = lambda: False,
@@ -125,8 +124,8 @@ class Training:
         self.config = config
         #: The training images themselves, also where features take their place.
         self.images = train
-        self.train: Batches = train
-        self.validation: Batches | None = validation
+        self.train = train
+        self.validation = validation
         #: Why the backbone cannot be split, where it cannot.
         self.whole = ""
         self.normalise = normalise
@@ -291,13 +290,17 @@ class Training:
         order = torch.arange(len(views))
         outputs = []
         for images, _ in views.batches(
-            order, torch.zeros_like(order), self._judged_at_a_time, self.loader_workers
+            order, views.plan_views(None), self._judged_at_a_time, self.loader_workers
         ):
             if self.stopped():
                 raise InterruptedTrial(f"stopped in the validation of epoch {self.epoch}")
             with self.autocast():
                 outputs.append(network(self.to_inputs(images)).float())
         return torch.cat(outputs), views.labels
+
+    def result_state(self) -> dict[str, Tensor]:
+        """Return what training has changed of the network to judge."""
+        return self.result.tuned_state()
 
     def state(self) -> dict[str, Any]:
         """Return everything that a resumed training needs."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,21 @@ class Metrics:
     def objective(self, name: str) -> float:
         """Return the metric that a study optimises."""
         return float(getattr(self, name))
+
+
+def mean(scores: Sequence[Metrics]) -> Metrics:
+    """Return the mean of each metric over folds."""
+    return _each(statistics.fmean, scores)
+
+
+def deviation(scores: Sequence[Metrics]) -> Metrics:
+    """Return the standard deviation of each metric over folds, estimated from two or more."""
+    return _each(statistics.stdev, scores)
+
+
+def _each(of: Callable[[Sequence[float]], float], scores: Sequence[Metrics]) -> Metrics:
+    names = [field.name for field in fields(Metrics)]
+    return Metrics(**{name: float(of([one.objective(name) for one in scores])) for name in names})
 
 
 def measure(logits: Tensor, labels: Tensor) -> Metrics:

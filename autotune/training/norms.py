@@ -36,8 +36,7 @@ def sample(
         What the network takes: normalised images ``(N, C, H, W)``, or features.
     """
     order = torch.randperm(len(views), generator=torch.Generator().manual_seed(seed))[:count]
-    evaluated = torch.zeros(len(views), dtype=torch.int64)
-    for images, _ in views.batches(order, evaluated, _BATCH, loader_workers):
+    for images, _ in views.batches(order, views.plan_views(None), _BATCH, loader_workers):
         yield normalise(images)
 
 

@@ -77,8 +77,15 @@ def checked(ended: Ended, before: object, after: object) -> str:
         ),
         (
             ("run", "digits", "dataset=digit"),
-            "dataset: a dataset is a known name (digits) or the path of a folder with one folder "
-            "of images for each class, but 'digit' is neither; did you mean 'digits'?",
+            "or hf://owner/name, but 'digit' is none of these; did you mean 'digits'?; nothing is",
+        ),
+        (
+            ("run", "digits", "dataset=hf://digits"),
+            "dataset: a dataset of the Hugging Face hub is hf://owner/name",
+        ),
+        (
+            ("run", "digits", "dataset=taken"),
+            "with a path and a label in each row, but 'taken' is none of these",
         ),
         (("run", "digits", "backbone=test_resnt"), "did you mean 'test_resnet'?"),
         (

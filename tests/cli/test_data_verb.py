@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from autotune.data.progress import READING
 from autotune.study.definition import define
 from autotune.studyfile import load_study_file
 from tests.support.archives import dogs_archives, sums_of
@@ -106,8 +107,8 @@ def test_a_definition_that_may_fetch(
     monkeypatch.setenv("AUTOTUNE_MIRROR", publisher.url)
     config = load_study_file("dogs", list(TINY))
     steps: list[str] = []
-    definition = define(config, lambda step, done, total: steps.append(step))
-    assert steps[0] == "fetching images.tar"
+    definition = define(config, lambda step, done, total: steps.append(step), fetch=True)
+    assert (steps[0], steps[-1]) == ("fetching images.tar", READING)
     assert len(definition.source.samples) == 32
     assert define(config).fingerprint == definition.fingerprint
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
+from autotune.cli import view as view_module
 from autotune.cli.view import Left, State, draw, duration, make_view
 from autotune.config import StudyConfig
+from autotune.data.progress import INDEXING, READING
 from autotune.search import ranking
 from autotune.storage.database import open_storage
 from autotune.storage.layout import Files
@@ -132,6 +135,15 @@ def test_the_live_view_of_a_study_that_is_over(opened: OpenStudy) -> None:
 def test_the_live_view_before_there_is_a_study(opened: OpenStudy) -> None:
     state = State(config_of(opened))
     assert "checking the study file, the images and the backbone" in drawn(state)
+    for step, done, total, shown in (
+        ("fetching a.tar", 0, None, "fetching a.tar"),
+        ("fetching a.tar", 1_500_000, None, "fetching a.tar: 2 MB"),
+        ("unpacking the images", 1_500_000, 3_400_000_000, "unpacking the images: 2 of 3,400 MB"),
+        (INDEXING, 50_000, None, "indexing the images: 50,000"),
+        (READING, 1_500, 200_000, "reading the images: 1,500 of 200,000"),
+    ):
+        state.update({"event": "images", "step": step, "done": done, "total": total})
+        assert f"{shown}\n" in f"{drawn(state).rstrip()}\n".replace(" \n", "\n")
     state.update({"event": "decoding", "done": 3, "total": 8})
     assert "decoding images: 3 of 8" in drawn(state)
     state.update(events(opened)[8])
@@ -171,6 +183,26 @@ def test_without_a_terminal_there_are_plain_lines(opened: OpenStudy) -> None:
     assert lines[6] == "worker 0 is ready on cuda"
     assert lines[7].startswith("trial 12: complete 91.7 % | last 3 layers tuned")
     assert len(lines) == 8
+
+
+def test_without_a_terminal_a_long_opening_is_told_now_and_then(
+    opened: OpenStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = StringIO()
+    monkeypatch.setattr(view_module, "IMAGES_SHOWN_S", 0.1)
+    with make_view(Console(file=output), config_of(opened)) as view:
+        for step, per_event in (("fetching a.tar", 1_000_000), (INDEXING, 1000)):
+            told = {"event": "images", "step": step, "total": None}
+            for number in range(100):
+                view({**told, "done": number * per_event})
+            time.sleep(0.15)
+            for number in (100, 101):
+                view({**told, "done": number * per_event})
+    assert output.getvalue().splitlines()[1:] == [
+        "fetching a.tar",
+        "fetching a.tar: 100 MB",
+        "indexing the images: 100,000",
+    ]
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from autotune.errors import InterruptedTrial
 from autotune.plan import TrainingPolicy, TrialPlan
+from autotune.training.folds import Folds
 from autotune.training.loop import EpochResult, Training
-from tests.support.backbones import plan, training
+from tests.support.backbones import folds, plan, training
 from tests.support.surgery import change
 
 EPOCHS = 4
@@ -84,9 +85,18 @@ RECIPES: dict[str, tuple[TrialPlan, dict[str, Any]]] = {
 }
 
 
-def make(recipe: str, **more: Any) -> Training:
-    found, options = RECIPES[recipe]
-    return training(found, **{"epochs": EPOCHS, "count": 36, **options, **more})
+#: Of these there is one in folds, too: ``folds: sgd`` and so on.
+IN_FOLDS = tuple(
+    f"folds: {name}" for name in ("sgd", "reshaped by data", "all of the policy, reshaped")
+)
+
+
+def make(recipe: str, **more: Any) -> Training | Folds:
+    found, options = RECIPES[recipe.removeprefix("folds: ")]
+    named = {"epochs": EPOCHS, **options, **more}
+    if recipe in IN_FOLDS:
+        return folds(found, **named)
+    return training(found, **{"count": 36, **named})
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -114,7 +124,7 @@ def scores(results: list[EpochResult]) -> list[tuple[Any, ...]]:
     return [(one.epoch, one.loss, one.metrics) for one in results]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [*RECIPES, *IN_FOLDS])
 def test_interrupted_after_every_epoch(recipe: str, tmp_path: Path) -> None:
     whole = make(recipe)
     expected = scores(list(whole.run()))
@@ -138,6 +148,17 @@ def test_interrupted_after_every_epoch(recipe: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch", [1, 4, 5, 7])
 def test_interrupted_in_the_middle(recipe: str, batch: int, tmp_path: Path) -> None:
     """In the first, second or third batch of an epoch (three each), or in the validation."""
+    check_interrupted(recipe, batch, tmp_path)
+
+
+@pytest.mark.parametrize("recipe", IN_FOLDS)
+@pytest.mark.parametrize("batch", [4, 13])
+def test_interrupted_between_folds(recipe: str, batch: int, tmp_path: Path) -> None:
+    """In the second fold of the first or of the second epoch (two batches, and one judged)."""
+    check_interrupted(recipe, batch, tmp_path)
+
+
+def check_interrupted(recipe: str, batch: int, tmp_path: Path) -> None:
     whole = make(recipe)
     expected = scores(list(whole.run()))
     asked = 0

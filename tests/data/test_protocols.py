@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from autotune.config import DataConfig
+from autotune.data.images import ImageSpec
 from autotune.data.opening import open_source
 from autotune.data.protocols import InParts
 from autotune.data.splits import make_split
-from autotune.data.task import check_dataset
+from autotune.data.task import Task, check_dataset, dataset_fingerprint
 from autotune.errors import DatasetError
 from tests.support.images import make_class_folders, make_split_folder
 
@@ -35,6 +36,20 @@ def test_so_many_of_each_class_train_and_validate_and_the_rest_tests(photos: str
     assert not {*split.train} & {*split.test}
 
 
+def test_folds_are_cut_from_what_does_not_test(photos: str, tmp_path: Path) -> None:
+    whole = DataConfig(protocol="10-per-class")
+    data = DataConfig(protocol="10-per-class", folds=5)
+    spec = ImageSpec(8, 8, "bicubic", 1.0, "center", (0.5,) * 3, (0.5,) * 3)
+    without, task = (Task.open(photos, one, spec, tmp_path / "cache") for one in (whole, data))
+    assert (task.info.train, task.info.test) == (30, 33)
+    assert task.info.folds == (24,) * 5
+    assert without.info.test == 33
+    assert task.store.key == without.store.key  # the same images
+    assert task.info.fingerprint == dataset_fingerprint(check_dataset(photos, data), data)
+    with pytest.raises(DatasetError, match="needs at least 20 images outside of the test part"):
+        check_dataset(photos, DataConfig(protocol="10-per-class", folds=20))
+
+
 def test_the_seed_draws(photos: str) -> None:
     source = open_source(photos)
     first, again, other = (InParts(source, "10-per-class", seed) for seed in (0, 0, 1))
@@ -54,3 +69,12 @@ def test_images_that_have_parts(tmp_path: Path) -> None:
     root = make_split_folder(tmp_path / "s", {"train": {"a": 4, "b": 4}, "test": {"a": 2, "b": 2}})
     with pytest.raises(DatasetError, match="has the parts test, train; leave data"):
         check_dataset(str(root), DataConfig(protocol="3-per-class"))
+
+
+def test_images_in_groups(photos: str, tmp_path: Path) -> None:
+    names = sorted(Path(photos).rglob("*.png"))
+    rows = [f"{path},{path.parent.name},{path.stem}" for path in names]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["path,label,group", *rows]))
+    with pytest.raises(DatasetError, match="are in groups that stay together; leave data"):
+        check_dataset(str(table), DataConfig(protocol="10-per-class"))

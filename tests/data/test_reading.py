@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -38,16 +40,27 @@ def test_the_ending_need_not_tell_the_format(tmp_path: Path) -> None:
         (1, lambda array: array),
         (2, np.fliplr),
         (3, lambda array: np.rot90(array, 2)),
+        (4, np.flipud),
+        (5, lambda array: array.transpose(1, 0, 2)),
         (6, lambda array: np.rot90(array, -1)),
+        (7, lambda array: np.rot90(array, 2).transpose(1, 0, 2)),
         (8, lambda array: np.rot90(array, 1)),
     ],
 )
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, upright: object) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    photo(12, 7).save(tmp_path / "a.png", exif=exif)
     assert callable(upright)
-    assert np.array_equal(pixels(tmp_path / "a.png"), upright(np.asarray(photo(12, 7))))
+    for ending, options in (("png", {}), ("tif", {}), ("webp", {"lossless": True})):
+        path = tmp_path / f"a.{ending}"
+        photo(12, 7).save(path, exif=exif, **options)
+        assert np.array_equal(pixels(path), upright(np.asarray(photo(12, 7)))), ending
+
+
+def test_an_image_with_damaged_exif_is_an_image(tmp_path: Path) -> None:
+    for number, exif in enumerate((b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0", b"garbage")):
+        photo(12, 7).save(tmp_path / f"{number}.png", exif=exif)
+        assert np.array_equal(pixels(tmp_path / f"{number}.png"), np.asarray(photo(12, 7)))
 
 
 def test_grey_and_bilevel_become_three_equal_channels(tmp_path: Path) -> None:
@@ -64,26 +77,89 @@ def test_cmyk_keeps_its_colours(tmp_path: Path) -> None:
     assert np.abs(pixels(tmp_path / "a.jpg").astype(int) - [200, 30, 60]).max() < 8
 
 
+def test_cmyk_means_the_same_with_and_without_the_mark_of_adobe(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), (200, 30, 60)).convert("CMYK").save(tmp_path / "a.jpg", quality=100)
+    data = (tmp_path / "a.jpg").read_bytes()
+    mark = data.index(b"\xff\xee")
+    length = 2 + struct.unpack(">H", data[mark + 2 : mark + 4])[0]
+    assert b"Adobe" in data[mark : mark + length]
+    (tmp_path / "b.jpg").write_bytes(data[:mark] + data[mark + length :])
+    assert np.array_equal(pixels(tmp_path / "a.jpg"), pixels(tmp_path / "b.jpg"))
+
+
 def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
     assert pixels(tmp_path / "a.png")[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
-def test_16_bit_colour_is_scaled_not_clipped(tmp_path: Path) -> None:
-    # Pillow writes no 16-bit colour: one row of two pixels, written by hand
-    row = b"\0" + struct.pack(">6H", 0, 257 * 128, 65535, 65535, 0, 257)
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(row)),
+def png(
+    width: int, depth: int, colour: int, row: bytes, *more: tuple[bytes, bytes], height: int = 1
+) -> bytes:
+    """Write by hand what Pillow cannot: 16-bit colour, and damage in any place."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, data in (
+        *((b"IHDR", header), *more, (b"IDAT", zlib.compress(b"\0" + row))),
         (b"IEND", b""),
-    ]
-    with open(tmp_path / "a.png", "wb") as stream:
-        stream.write(b"\x89PNG\r\n\x1a\n")
-        for name, data in chunks:
-            checksum = struct.pack(">I", zlib.crc32(name + data))
-            stream.write(struct.pack(">I", len(data)) + name + data + checksum)
-    assert pixels(tmp_path / "a.png").tolist() == [[[0, 128, 255], [255, 0, 1]]]
+    ):
+        checksum = struct.pack(">I", zlib.crc32(name + data))
+        content += struct.pack(">I", len(data)) + name + data + checksum
+    return content
+
+
+def tiff(bits: int, samples: int, photometric: int, data: bytes) -> bytes:
+    """Write an uncompressed TIFF of one row of two pixels by hand."""
+    start = 8 + 2 + 12 * 9 + 4  # of what the entries have no room for
+    entries = [(256, 2), (257, 1), (258, bits), (259, 1), (262, photometric)]
+    entries += [(273, start + 2 * samples), (277, samples), (279, len(data))]
+    entries += [(338, 2)] if samples == 4 else [(278, 1)]  # alpha; one strip is the default
+    content = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries))
+    for tag, value in sorted(entries):
+        count = samples if tag == 258 else 1
+        value = start if count > 2 else value
+        content += struct.pack("<HHIHH", tag, 3, count, value, 0)
+    return content + bytes(4) + struct.pack("<H", bits) * samples + data
+
+
+def test_16_bit_colour_is_scaled_not_clipped(tmp_path: Path) -> None:
+    row = struct.pack(">6H", 0, 257 * 128, 65535, 65535, 0, 257)
+    (tmp_path / "a.png").write_bytes(png(2, 16, 2, row))
+    little = np.frombuffer(row, ">u2").astype("<u2").tobytes()
+    (tmp_path / "a.tif").write_bytes(tiff(16, 3, 2, little))
+    for name in ("a.png", "a.tif"):
+        assert pixels(tmp_path / name).tolist() == [[[0, 128, 255], [255, 0, 1]]]
+
+
+def test_16_bits_and_transparency_together(tmp_path: Path) -> None:
+    clear, solid = 0, 65535
+    grey = struct.pack(">4H", 257 * 100, solid, 0, clear)
+    colour = struct.pack(">8H", 257 * 100, 0, 0, solid, 0, 0, 0, clear)
+    (tmp_path / "la.png").write_bytes(png(2, 16, 4, grey))
+    (tmp_path / "rgba.png").write_bytes(png(2, 16, 6, colour))
+    little = np.frombuffer(colour, ">u2").astype("<u2").tobytes()
+    (tmp_path / "rgba.tif").write_bytes(tiff(16, 4, 2, little))
+    key = (b"tRNS", struct.pack(">H", 0))  # this grey is transparent
+    (tmp_path / "l.png").write_bytes(png(2, 16, 0, struct.pack(">2H", 257 * 100, 0), key))
+    for name, left in (("la.png", 100), ("l.png", 100), ("rgba.png", None), ("rgba.tif", None)):
+        expected = [100, 0, 0] if left is None else [left] * 3
+        assert pixels(tmp_path / name).tolist() == [[expected, [255, 255, 255]]], name
+
+
+@pytest.mark.parametrize(
+    ("bits", "white", "data", "expected"),
+    [
+        (16, 1, struct.pack("<2H", 0, 257 * 9), [0, 9]),
+        (16, 0, struct.pack("<2H", 0, 257 * 9), [255, 246]),  # 0 is white, as in scans
+        (8, 0, bytes([0, 9]), [255, 246]),
+        (12, 1, b"\x00\x0f\xff", [0, 255]),
+    ],
+)
+def test_grey_tiffs_are_as_bright_as_they_say(
+    tmp_path: Path, bits: int, white: int, data: bytes, expected: list[int]
+) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff(bits, 1, white, data))
+    assert pixels(tmp_path / "a.tif")[0, :, 0].tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -95,6 +171,8 @@ def test_16_bit_colour_is_scaled_not_clipped(tmp_path: Path) -> None:
         (np.array([[-100, 0, 100]], np.int32), [0, 128, 255]),
         (np.array([[0.0, np.nan, 1.0]], np.float32), [0, 0, 255]),
         (np.array([[70000, 70000, 70000]], np.int32), [0, 0, 0]),
+        (np.array([[-0.25, 0.0, 0.25]], np.float32), [0, 128, 255]),
+        (np.array([[np.nan, np.nan, np.inf]], np.float32), [0, 0, 0]),
     ],
 )
 def test_modes_without_a_range_are_scaled_by_their_values(
@@ -123,10 +201,37 @@ def test_palette_with_transparency_is_laid_on_white(tmp_path: Path) -> None:
     assert pixels(tmp_path / "a.png").tolist() == expected
 
 
-def test_of_an_animation_the_first_frame_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", ["gif", "webp", "png", "tif"])
+def test_of_an_animation_or_a_document_the_first_is_read(tmp_path: Path, ending: str) -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert pixels(tmp_path / "a.gif")[0, 0].tolist() == [255, 0, 0]
+    options = {"lossless": True} if ending == "webp" else {}
+    path = tmp_path / f"a.{ending}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+    with Image.open(path) as image:
+        assert getattr(image, "n_frames", 1) == 2
+    assert pixels(path)[0, 0].tolist() == [255, 0, 0]
+
+
+def test_a_transparent_gif_is_laid_on_white(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 0, 0, 0])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "a.gif", transparency=1)
+    assert pixels(tmp_path / "a.gif").tolist() == [[[10, 20, 30], [255, 255, 255]]]
+
+
+def test_the_content_of_a_file_is_read_as_the_file_is(tmp_path: Path) -> None:
+    photo(9, 7).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    assert np.array_equal(np.asarray(read_image(io.BytesIO(content))), pixels(tmp_path / "a.png"))
+    with pytest.raises(UnreadableImageError, match=r"^the file is empty$"):
+        read_image(io.BytesIO())
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UnreadableImageError, match=r"^not a file$"):
+        read_image(tmp_path / "pipe.jpg")
 
 
 def test_a_damaged_jpeg_is_unreadable(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 
 from autotune.data.known import known_names
 from autotune.data.opening import open_source
+from autotune.data.progress import INDEXING, READING
 from autotune.data.sources import Sample
 from autotune.errors import DatasetError
 from tests.support.images import make_class_folders, make_split_folder, photo
@@ -92,7 +93,62 @@ def test_odd_file_names_are_kept(tmp_path: Path) -> None:
     assert source.fingerprint
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
+def test_two_spellings_of_a_class_are_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_split_folder(
+        tmp_path, {"train": {"Ka\u0308fer": 1, "x": 1}, "test": {"Käfer": 2, "x": 1}}
+    )
+    source = open_source(str(tmp_path))
+    assert source.classes == ("Käfer", "x")
+    assert not caplog.records  # as they come from two systems
+    make_class_folders(tmp_path / "test", {"Ka\u0308fer": 1})
+    source = open_source(str(tmp_path))
+    assert [sample.label for sample in source.samples] == [0, 0, 0, 1, 0, 1]
+    assert "'Käfer': folders whose names differ in how Unicode spells them" in caplog.text
+    assert all(source.read(sample).size == (20, 16) for sample in source.samples)
+
+
+def test_a_single_class_in_another_spelling_is_refused_as_one(tmp_path: Path) -> None:
+    make_class_folders(tmp_path / "Ka\u0308fer", {"a": 1, "b": 1})
+    assert f"did you mean {tmp_path / 'Ka'}" in refusal(tmp_path).replace("\u0308fer", "")
+
+
+def test_files_that_print_alike_are_refused(tmp_path: Path) -> None:
+    make_class_folders(tmp_path, {"a": 1, "b": 1})
+    for raw in (b"caf\xe9.png", rb"caf\xe9.png"):
+        shutil.copy(
+            tmp_path / "b" / "000.png", os.fsdecode(os.fsencode(tmp_path / "b") + b"/" + raw)
+        )
+    assert r"are written 'b/caf\\xe9.png'; rename one of them" in refusal(tmp_path)
+
+
+def test_what_is_called_like_an_image_and_is_none_is_not_waited_for(tmp_path: Path) -> None:
+    root = make_class_folders(tmp_path, {"a": 1, "b": 1})
+    os.mkfifo(root / "a" / "pipe.png")
+    (root / "a" / "link-to-pipe.png").symlink_to(root / "a" / "pipe.png")
+    (root / "a" / "link-to-zeros.png").symlink_to("/dev/zero")
+    (root / "a" / "loop.png").symlink_to(root / "a" / "loop.png")
+    (root / "b" / "folder.png").mkdir()
+    photo(4, 4).save(root / "b" / "folder.png" / "0.png")
+    keys = [sample.key for sample in open_source(str(root)).samples]
+    assert keys == ["a/000.png", "a/loop.png", "b/000.png", "b/folder.png/0.png"]
+
+
+def test_folders_of_systems_are_no_classes(tmp_path: Path) -> None:
+    root = make_class_folders(tmp_path, {"a": 1, "b": 1, "__MACOSX": 0, "lost+found": 0})
+    make_class_folders(root / "a", {"@eaDir": 1})
+    assert [sample.key for sample in open_source(str(root)).samples] == ["a/000.png", "b/000.png"]
+
+
+def test_the_images_found_are_told(tmp_path: Path) -> None:
+    make_class_folders(tmp_path, {"a": 2, "b": 3})
+    told: list[tuple[str, int, int | None]] = []
+    open_source(str(tmp_path), lambda *one: told.append(one))
+    assert told == [(INDEXING, 2, None), (INDEXING, 5, None), (READING, 5, 5)]
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val", "dev"])
 def test_split_folders_are_recognised(tmp_path: Path, name: str) -> None:
     counts = {"a": 1, "b": 2}
     make_split_folder(tmp_path, {"train": counts, name: counts, "test": counts})
@@ -159,21 +215,24 @@ class TestFingerprint:
 
 
 class TestRefusals:
-    def test_neither_a_name_nor_a_folder(self, tmp_path: Path) -> None:
-        message = refusal("digit")
-        assert message.startswith(
-            f"a dataset is a known name ({', '.join(known_names())}) or the path of a folder with "
-            "one folder of images for each class, but 'digit' is neither; did you mean 'digits'?; "
-            "no folder "
+    def test_what_is_nothing(self, tmp_path: Path) -> None:
+        assert refusal("digit").startswith(
+            f"a dataset is a known name ({', '.join(known_names())}), the path of a folder with "
+            "one folder of images for each class, of a zip or tar file of such folders, or of a "
+            "table (.csv, .tsv, .parquet) with a path and a label in each row, or "
+            "hf://owner/name, but 'digit' is none of these; did you mean 'digits'?; nothing is "
+            "at '/"
         )
         assert "did you mean" not in refusal(tmp_path / "nowhere")
-        assert refusal("a\0b").endswith("is neither")
-        assert "is neither" in refusal("x" * 5000)
+        assert refusal("a\0b").endswith("is none of these")
+        for long in ("x" * 5000, f"{'x' * 5000}.csv", f"{'x' * 5000}.zip"):
+            assert "is none of these; nothing is at " in refusal(long)
 
-    def test_a_file(self, tmp_path: Path) -> None:
-        (tmp_path / "pets.zip").touch()
-        message = refusal(tmp_path / "pets.zip")
-        assert "pets.zip' is a file; name a folder, and unpack an archive first" in message
+    def test_another_file(self, tmp_path: Path) -> None:
+        (tmp_path / "pets.txt").write_text("cat")
+        message = refusal(tmp_path / "pets.txt")
+        assert message.startswith("a dataset is the path of a folder with one folder of images")
+        assert message.endswith("pets.txt' is none of these")
 
     def test_no_class_folders(self, tmp_path: Path) -> None:
         assert refusal(tmp_path) == (

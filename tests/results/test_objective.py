@@ -29,6 +29,13 @@ def test_show(name: str, value: float | None, text: str) -> None:
     assert Objective(name, StudyDirection.MAXIMIZE).show(value) == text
 
 
+def test_a_mean_over_folds_is_shown_with_its_deviation() -> None:
+    accuracy = Objective("accuracy", StudyDirection.MAXIMIZE)
+    assert accuracy.show(0.9312, 0.0081) == "93.1 ± 0.8 %"
+    assert accuracy.other("log_loss").show(0.25, 0.0125) == "0.2500 ± 0.0125"
+    assert accuracy.show(None, 0.1) == "–"
+
+
 def test_differences_follow_the_metric() -> None:
     accuracy = Objective("accuracy", StudyDirection.MAXIMIZE)
     loss = Objective("log_loss", StudyDirection.MINIMIZE)

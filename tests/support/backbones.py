@@ -19,6 +19,8 @@ from autotune.data.views import Views
 from autotune.models.backbone import Backbone, data_config, hash_weights
 from autotune.models.network import Network, build_network
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
+from autotune.training.batches import Some
+from autotune.training.folds import Folds
 from autotune.training.loop import Normalise, Training
 from autotune.training.norms import sample
 
@@ -135,6 +137,42 @@ def training(
         stopped,
         part=part,
     )
+
+
+def folds(
+    found: TrialPlan,
+    *,
+    seed: int = 0,
+    count: int = 45,
+    stopped: Callable[[], bool] = lambda: False,
+    dropping: bool = False,
+    **config: Any,
+) -> Folds:
+    """Make trainings of a plan in three folds of a few digits, 15 each with all classes."""
+    settings = TrainingConfig(**{"epochs": 3, "batch_size": 16, "views": 1, **config})
+    source = backbone(found.backbone, dropping)
+    whole = some_digits(count, settings.views, seed=seed)
+    order = torch.arange(count)
+    judged = [order[order // 15 % 3 == fold] for fold in range(3)]
+    trained = [order[order // 15 % 3 != fold] for fold in range(3)]
+    normalise = Normalise.of(source.data_config, CPU)
+
+    def one(fold: int) -> Training:
+        train = Some(whole, trained[fold])
+        return Training(
+            build_network(
+                source, found, 10, seed, lambda: next(sample(train, 16, normalise, seed))
+            ),
+            found.policy,
+            settings,
+            train,
+            Some(whole, judged[fold]),
+            normalise,
+            seed + 1000 * fold,
+            stopped,
+        )
+
+    return Folds(map(one, range(3)), trained, judged)
 
 
 def step(run: Training, loss: Tensor) -> None:

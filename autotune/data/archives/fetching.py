@@ -32,7 +32,7 @@ class Fetched:
     """
 
     publication: Publication
-    read: Callable[[Path], Source]
+    read: Callable[[Path, Progress], Source]
 
     @property
     def name(self) -> str:
@@ -196,7 +196,7 @@ class Fetched:
         Raises:
             DatasetError: When it is not laid out as published, or something is missing.
         """
-        source, expected = self.read(self.place.making), self.publication
+        source, expected = self.read(self.place.making, silent), self.publication
         found = (len(source.samples), len(source.classes))
         if not self.place.other_sums.exists() and found != (expected.images, expected.classes):
             raise DatasetError(

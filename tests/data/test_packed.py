@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autotune.data.opening import open_source
+from autotune.data.progress import INDEXING, READING
+from autotune.errors import DatasetError
+from tests.support.archives import tar_bytes, zip_bytes
+from tests.support.images import make_class_folders, make_split_folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("AUTOTUNE_DATA", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def files(folder: Path, around: str = "") -> dict[str, bytes]:
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {around + path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def pack(folder: Path, name: str) -> Path:
+    """Pack a folder as people do."""
+    kind = {".zip": "zip", ".tar": "tar", ".tar.gz": "gztar", ".tar.xz": "xztar"}[name]
+    made = shutil.make_archive(str(folder.parent / "photos"), kind, folder.parent, folder.name)
+    return Path(made)
+
+
+@pytest.mark.parametrize("name", [".zip", ".tar", ".tar.gz", ".tar.xz"])
+def test_an_archive_is_the_folder_that_is_in_it(tmp_path: Path, cache: Path, name: str) -> None:
+    folder = make_class_folders(tmp_path / "set", {"a": 2, "b": 1})
+    path = pack(folder, name)
+    source, there = open_source(str(path)), open_source(str(folder))
+    assert source.name == str(path)
+    assert (source.classes, source.samples) == (there.classes, there.samples)
+    assert source.fingerprint == there.fingerprint
+    for one, other in zip(source.samples, there.samples, strict=True):
+        assert np.array_equal(np.asarray(source.read(one)), np.asarray(there.read(other)))
+
+
+def test_it_is_unpacked_once_wherever_it_lies(tmp_path: Path, cache: Path) -> None:
+    path = pack(make_class_folders(tmp_path / "set", {"a": 2, "b": 1}), ".zip")
+    told: list[str] = []
+    for _ in range(2):
+        open_source(str(path), lambda step, *_: told.append(step))
+    assert [step for step, after in zip(told, [*told[1:], ""], strict=True) if step != after] == [
+        *("unpacking the images", INDEXING, READING),
+        *(INDEXING, READING),
+    ]
+    path.rename(tmp_path / "moved")  # by its content it is known too
+    assert len(open_source(str(tmp_path / "moved")).samples) == 3
+    assert len(list((cache / "unpacked").glob("[!.]*"))) == 1
+
+
+def test_another_archive_of_the_same_name_is_another(tmp_path: Path, cache: Path) -> None:
+    path = pack(make_class_folders(tmp_path / "set", {"a": 2, "b": 1}), ".zip")
+    first = open_source(str(path)).fingerprint
+    shutil.rmtree(tmp_path / "set")
+    path = pack(make_class_folders(tmp_path / "set", {"a": 1, "b": 2}), ".zip")
+    assert open_source(str(path)).fingerprint != first
+
+
+@pytest.mark.parametrize("around", ["", "set/", "one/two/", "."])
+def test_folders_around_the_classes_are_looked_through(tmp_path: Path, around: str) -> None:
+    folder = make_class_folders(tmp_path / "set", {"a": 1, "b": 1})
+    of_macos = {"__MACOSX/._set": b"", "__MACOSX/set/a/._000.png": b"", "set.txt": b"read me"}
+    around = "./" if around == "." else around
+    (tmp_path / "set.zip").write_bytes(zip_bytes({**files(folder, around), **of_macos}))
+    source = open_source(str(tmp_path / "set.zip"))
+    assert [sample.key for sample in source.samples] == ["a/000.png", "b/000.png"]
+
+
+def test_parts_in_an_archive_are_kept(tmp_path: Path) -> None:
+    counts = {"a": 1, "b": 1}
+    folder = make_split_folder(tmp_path / "set", {"train": counts, "test": counts})
+    (tmp_path / "set.tar").write_bytes(tar_bytes(files(folder, "set/")))
+    source = open_source(str(tmp_path / "set.tar"))
+    assert [sample.part for sample in source.samples] == ["test", "test", "train", "train"]
+
+
+@pytest.mark.parametrize("content", [{"a/readme": b"x"}, {"a/1.png": b"x"}, {"1.png": b"x"}, {}])
+def test_an_archive_without_class_folders_leaves_nothing(
+    tmp_path: Path, cache: Path, content: dict[str, bytes]
+) -> None:
+    (tmp_path / "set.zip").write_bytes(zip_bytes(content))
+    with pytest.raises(DatasetError, match=r"^'.*/set.zip' was unpacked into .*: "):
+        open_source(str(tmp_path / "set.zip"))
+    assert not list((cache / "unpacked").glob("[!.]*"))
+
+
+def test_damaged_and_hostile_archives_are_refused(tmp_path: Path, cache: Path) -> None:
+    folder = make_class_folders(tmp_path / "set", {"a": 1, "b": 1})
+    whole = zip_bytes(files(folder))
+    for content in (b"", whole[: len(whole) // 2], zip_bytes({"../../a/1.png": b"x"})):
+        (tmp_path / "set.zip").write_bytes(content)
+        with pytest.raises(DatasetError):
+            open_source(str(tmp_path / "set.zip"))
+    assert not list((cache / "unpacked").glob("[!.]*"))

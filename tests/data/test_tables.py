@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from autotune.config import DataConfig
+from autotune.data.opening import open_source
+from autotune.data.progress import INDEXING, READING
+from autotune.data.sources import Sample, Source
+from autotune.data.splits import make_split
+from autotune.errors import DatasetError
+from tests.support.images import photo
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Four photographs in a folder beside the table."""
+    (tmp_path / "photos").mkdir()
+    for index in range(4):
+        photo(8, 6, seed=index).save(tmp_path / "photos" / f"{index}.png")
+    return tmp_path
+
+
+def table(folder: Path, *lines: str, name: str = "table.csv", encoding: str = "utf-8") -> Path:
+    path = folder / name
+    path.write_bytes("\n".join(lines).encode(encoding, "surrogateescape"))
+    return path
+
+
+def opened(folder: Path, *lines: str, name: str = "table.csv", encoding: str = "utf-8") -> Source:
+    return open_source(str(table(folder, *lines, name=name, encoding=encoding)))
+
+
+def refusal(folder: Path, *lines: str, name: str = "table.csv", encoding: str = "utf-8") -> str:
+    with pytest.raises(DatasetError) as caught:
+        opened(folder, *lines, name=name, encoding=encoding)
+    return str(caught.value)
+
+
+def labels(source: Source) -> list[tuple[str, str]]:
+    return [(sample.key, source.classes[sample.label]) for sample in source.samples]
+
+
+def test_a_row_is_an_image_and_its_class(photos: Path) -> None:
+    source = opened(photos, "path,label", "photos/1.png,dog", "photos/0.png,cat", "")
+    assert source.classes == ("cat", "dog")
+    assert source.samples == (Sample("photos/0.png", 0, None), Sample("photos/1.png", 1, None))
+    assert np.array_equal(np.asarray(source.read(source.samples[1])), photo(8, 6, seed=1))
+
+
+@pytest.mark.parametrize("path", ["path", "File", "file_name", "filename", "filepath", " image "])
+@pytest.mark.parametrize("label", ["label", "CLASS", "class_name", "category"])
+def test_columns_have_usual_names_and_others_are_passed_over(
+    photos: Path, path: str, label: str
+) -> None:
+    source = opened(photos, f"id,{label},{path}", "7,a,photos/0.png", "8,b,photos/1.png")
+    assert labels(source) == [("photos/0.png", "a"), ("photos/1.png", "b")]
+
+
+def test_paths_are_relative_to_the_table_or_absolute(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ("path,label", "../photos/0.png,a", f"{photos}/photos/1.png,b")
+    (photos / "tables").mkdir()
+    table(photos / "tables", *lines)
+    monkeypatch.chdir(photos)
+    source = open_source("tables/table.csv")
+    assert len(source.samples) == 2
+    assert all(source.read(sample).size == (8, 6) for sample in source.samples)
+
+
+def test_paths_may_be_written_as_windows_does(photos: Path) -> None:
+    source = opened(photos, "path,label", "photos\\0.png,a", ".\\photos\\1.png,b")
+    assert all(source.read(sample).size == (8, 6) for sample in source.samples)
+
+
+@pytest.mark.parametrize(
+    ("name", "mark", "encoding"),
+    [
+        ("table.csv", ",", "utf-8"),
+        ("table.CSV", ";", "utf-8-sig"),
+        ("table.csv", "\t", "utf-16"),
+        ("table.tsv", "\t", "utf-8"),
+    ],
+)
+def test_what_spreadsheet_programs_write_is_read(
+    photos: Path, name: str, mark: str, encoding: str
+) -> None:
+    lines = [f"path{mark}label", f"photos/0.png{mark}Käfer", f'photos/1.png{mark}"日, 本; 1"\r']
+    source = opened(photos, *lines, name=name, encoding=encoding)
+    assert source.classes == ("Käfer", "日, 本; 1")
+
+
+def test_a_parquet_table_is_the_csv_table(photos: Path) -> None:
+    values = {"path": [f"photos/{index}.png" for index in range(4)], "label": [1, 2, 1, 2]}
+    frame = pd.DataFrame({**values, "group": ["a", None, "b", "b"]})
+    frame.to_parquet(photos / "table.parquet")
+    frame.to_csv(photos / "table.csv", index=False)
+    from_parquet, from_csv = (
+        open_source(str(photos / f"table.{ending}")) for ending in ("parquet", "csv")
+    )
+    assert from_parquet.samples == from_csv.samples
+    assert from_parquet.fingerprint == from_csv.fingerprint
+    assert from_parquet.classes == ("1", "2")
+    assert [sample.group for sample in from_csv.samples] == ["a", None, "b", "b"]
+
+
+def test_labels_that_were_numbers_with_gaps_are_whole_numbers(photos: Path) -> None:
+    frame = pd.DataFrame({"path": ["photos/0.png", "photos/1.png"], "label": [0.0, 1.0]})
+    frame.to_parquet(photos / "table.parquet")
+    assert open_source(str(photos / "table.parquet")).classes == ("0", "1")
+
+
+def test_na_and_none_are_classes(photos: Path) -> None:
+    source = opened(photos, "path,label", "photos/0.png,NA", "photos/1.png, None ")
+    assert source.classes == ("NA", "None")
+
+
+def test_two_spellings_of_a_label_are_one(photos: Path) -> None:
+    source = opened(
+        photos,
+        "path,label",
+        "photos/0.png,Ka\u0308fer",
+        "photos/1.png,K\u00e4fer",
+        "photos/2.png,x",
+    )
+    assert source.classes == ("K\u00e4fer", "x")
+
+
+def test_file_names_that_are_no_utf_8_are_found(photos: Path) -> None:
+    raw = os.fsdecode(os.fsencode(photos / "photos") + b"/caf\xe9.png")
+    os.rename(photos / "photos" / "0.png", raw)
+    source = opened(photos, "path,label", "photos/caf\udce9.png,a", "photos/1.png,b")
+    assert source.samples[1].key == "photos/caf\\xe9.png"
+    assert source.read(source.samples[1]).size == (8, 6)
+
+
+def test_splits_are_kept(photos: Path) -> None:
+    for index in range(4, 12):
+        photo(8, 6, seed=index).save(photos / "photos" / f"{index}.png")
+    words = ("train", "Val", "TEST")
+    lines = [f"photos/{index}.png,{'ab'[index % 2]},{words[index // 4]}" for index in range(12)]
+    source = opened(photos, "path,label,split", *lines)
+    split = make_split(source, DataConfig())
+    assert (len(split.train), len(split.validation), len(split.test)) == (4, 4, 4)
+    assert source.samples[split.validation[0]].part == "validation"
+
+
+def test_an_empty_column_of_splits_splits_nothing(photos: Path) -> None:
+    source = opened(photos, "path,label,split", "photos/0.png,a,", "photos/1.png,b, ")
+    assert {sample.part for sample in source.samples} == {None}
+
+
+def test_a_row_that_is_there_twice_counts_once(photos: Path) -> None:
+    lines = ("path,label", "photos/0.png,a", "./photos/0.png,a", "photos/1.png,b")
+    assert len(opened(photos, *lines).samples) == 2
+
+
+def test_the_fingerprint_follows_labels_splits_and_groups(photos: Path) -> None:
+    def fingerprint(**columns: list[str]) -> str:
+        values = {"path": [f"photos/{index}.png" for index in range(4)], "label": [*"abab"]}
+        pd.DataFrame({**values, **columns}).to_csv(photos / "table.csv", index=False)
+        return open_source(str(photos / "table.csv")).fingerprint
+
+    parts = ["train", "train", "test", "test"]
+    tables = ({}, {"label": [*"abba"]}, {"group": [*"xyxy"]}, {"split": parts}, {"id": [*"1234"]})
+    first, *others = [fingerprint(**columns) for columns in tables]
+    assert others.pop() == first
+    assert len({first, *others}) == 4
+
+
+class TestRefusals:
+    def test_columns_with_other_names(self, photos: Path) -> None:
+        assert refusal(photos, "paths,lable", "photos/0.png,a") == (
+            "the first line of a table names its columns, a path and a label among them, but "
+            f"{photos}/table.csv: no column is called path or file or filename or file_name or "
+            "filepath or image; 'paths': did you mean 'path'?; no column is called label or class "
+            "or class_name or category; 'lable': did you mean 'label'?; its columns are 'paths', "
+            "'lable'"
+        )
+
+    def test_no_line_of_columns(self, photos: Path) -> None:
+        assert "its columns are 'photos/0.png', 'a'" in refusal(photos, "photos/0.png,a")
+
+    def test_two_columns_for_one_thing(self, photos: Path) -> None:
+        message = refusal(photos, "file,path,label", "a,b,c")
+        assert "'file', 'path' are all paths; keep one of them" in message
+
+    def test_everything_wrong_with_the_rows_at_once(self, photos: Path) -> None:
+        message = refusal(
+            photos,
+            "path,label,split",
+            "photos/0.png,a,train",
+            "photos/1.png,,train",
+            ",b,train",
+            "photos/2.png,b,holdout",
+            "photos/0.png,b,train",
+            *(f"photos/missing-{index}.png,a,train" for index in range(7)),
+        )
+        assert message == (
+            f"every row of a table names an image file and its class, but {photos}/table.csv: 1 "
+            "row without a path (line 4); 1 row without a label (line 3); 'holdout' in the column "
+            "of splits; allowed are train, training, dev, val, valid, validation, test, testing; "
+            f"1 image has more than one label, e.g. {photos}/photos/0.png: 'a', 'b'; 7 files are "
+            f"not there: {photos}/photos/missing-0.png, {photos}/photos/missing-1.png, "
+            f"{photos}/photos/missing-2.png, {photos}/photos/missing-3.png, "
+            f"{photos}/photos/missing-4.png and 2 more"
+        )
+
+    def test_folders_pipes_and_names_that_no_file_has_are_not_there(self, photos: Path) -> None:
+        os.mkfifo(photos / "pipe.png")
+        lines = ("photos,a", "pipe.png,b", f"{'x' * 5000}.png,a", "photos/0.png,b")
+        assert "3 files are not there" in refusal(photos, "path,label", *lines)
+
+    def test_one_class(self, photos: Path) -> None:
+        message = refusal(photos, "path,label", "photos/0.png,a", "photos/1.png,a")
+        assert message.endswith("all images are of one class, 'a'; there must be two")
+
+    def test_parts(self, photos: Path) -> None:
+        lines = ("photos/0.png,a,train", "photos/1.png,b,train", "photos/2.png,a,test")
+        assert refusal(photos, "path,label,split", *lines).endswith("no image of 'b' is in test")
+        lines = ("photos/0.png,a,val", "photos/1.png,b,test")
+        assert "no row is in train; all are in test, validation" in refusal(
+            photos, "path,label,split", *lines
+        )
+        lines = ("photos/0.png,a,train", "photos/1.png,b,train", "photos/0.png,a,test")
+        assert "1 image is in more than one part, e.g. " in refusal(
+            photos, "path,label,split", *lines
+        )
+
+    def test_labels_in_another_encoding(self, photos: Path) -> None:
+        lines = ("path,label", "photos/0.png,K\udce4fer", "photos/1.png,b")
+        message = refusal(photos, *lines)
+        assert message.endswith(
+            "1 row whose label is not in UTF-8 (line 2); save the table as UTF-8"
+        )
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (b"", "No columns to parse"),
+            (b"path,label\n", "it has no rows"),
+            (b"path,label\na,b\nc,d,e,f\n", "Expected 2 fields in line 3, saw 4"),
+            (b"path,label\na,b,c\nc,d,e\n", "Length of header or names does not match"),
+            (b'path,label\n"a,b\n', "EOF inside string"),
+            (b"\xff\xfe\x00", "truncated"),
+            (bytes(1000), "no column is called path"),
+        ],
+    )
+    def test_what_is_no_table(self, tmp_path: Path, content: bytes, reason: str) -> None:
+        (tmp_path / "table.csv").write_bytes(content)
+        with pytest.raises(DatasetError) as caught:
+            open_source(str(tmp_path / "table.csv"))
+        assert reason in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_what_is_no_parquet(self, tmp_path: Path) -> None:
+        (tmp_path / "table.parquet").write_bytes(b"path,label\n")
+        with pytest.raises(DatasetError, match="must be a table, but cannot be read: "):
+            open_source(str(tmp_path / "table.parquet"))
+
+    def test_images_in_the_table_itself(self, tmp_path: Path) -> None:
+        frame = pd.DataFrame({"image": [{"bytes": b"1"}, {"bytes": b"2"}], "label": ["a", "b"]})
+        frame.to_parquet(tmp_path / "table.parquet")
+        with pytest.raises(DatasetError, match="must hold the paths of files, but it holds dict"):
+            open_source(str(tmp_path / "table.parquet"))
+
+
+def test_the_files_looked_for_are_told(photos: Path) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    path = table(photos, "path,label", "photos/0.png,a", "photos/1.png,b")
+    open_source(str(path), lambda *one: told.append(one))
+    assert told == [(INDEXING, 2, 2), (READING, 2, 2)]
+
+
+def test_pyarrow_that_is_missing_is_named(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ImportError("no pyarrow")
+
+    (photos / "table.parquet").touch()
+    monkeypatch.setattr(pd, "read_parquet", missing)
+    with pytest.raises(DatasetError, match=r"run pip install 'autotune\[parquet\]', or write"):
+        open_source(str(photos / "table.parquet"))
+
+
+def test_nothing_is_logged_of_a_good_table(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    opened(photos, "path,label", "photos/0.png,a", "photos/1.png,b")
+    assert not caplog.records
