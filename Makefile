@@ -65,7 +65,7 @@ help: ## list the targets
 	@echo
 	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INHERIT SAMPLER ORDER PRUNER TRIALS TIMEOUT EPOCHS SEED NAME"
 	@echo "           WORKERS GPUS WORKERS_PER_GPU ENGINE GPUS_PER_WORKER STORAGE PORT PUBLIC OUTPUT FIX ARGS"
-	@echo "e.g. make study DATASET=photos TRIALS=60"
+	@echo "e.g. make study DATASET=photos TRIALS=60; DATASET: a folder, or digits dogs caltech101 ... (docs/datasets.md)"
 
 # setuptools warns of folders named like the package; here the folder is the package.
 $(BIN)/autotune: setup.cfg constraints.txt

@@ -36,6 +36,7 @@ from autotune.rules import (
     one_or_more,
     or_own,
     own,
+    per_class,
     single,
     widths,
 )
@@ -204,6 +205,7 @@ class DataConfig(_Section):
     """``data``: how the images are split and read.
 
     Shares are of all readable images; they are ignored for a part that the folder already has.
+    With ``protocol`` so many images of each class train and validate, and all others test.
     With ``folds`` there is no validation part: all images but those of the test part take turns.
     ``group`` is a regular expression that is searched in the key of an image; its first group
     names the group of images that stay in one part.
@@ -211,6 +213,7 @@ class DataConfig(_Section):
 
     validation: _Part = 0.2
     test: _Part = 0.2
+    protocol: Annotated[str | None, per_class()] = None
     train_per_class: Annotated[int | None, single(True, 1, optional=True)] = None
     folds: Annotated[int | None, single(True, 2, 20, optional=True)] = None
     seed: Annotated[int, single(True, 0, 2**32 - 1)] = 0

@@ -16,6 +16,8 @@ from autotune.plan import FIRST_ABSOLUTE, KEEP
 Scalar = int | float | str
 Dimension = Scalar | list[Scalar] | dict[str, Any]
 
+#: What a protocol of so many training images a class ends with.
+PER_CLASS = "-per-class"
 #: Sides that a kernel can be changed to.
 KERNELS = (1, 2, 3, 5, 7)
 
@@ -313,6 +315,22 @@ def expression() -> BeforeValidator:
             raise ValueError(f"{rule}, but got {in_yaml(value)}: {error}") from None
         if not compiled.groups:
             raise ValueError(f"{rule}, but got {in_yaml(value)}, which has none")
+        return value
+
+    return BeforeValidator(check)
+
+
+def per_class() -> BeforeValidator:
+    """Accept a protocol of so many images a class, or null."""
+
+    def check(value: Any) -> str | None:
+        if value is None:
+            return None
+        if not isinstance(value, str) or not re.fullmatch(rf"[1-9]\d{{0,5}}{PER_CLASS}", value):
+            raise ValueError(
+                f"must be a number of training images such as 30{PER_CLASS}, or null, but got "
+                f"{in_yaml(value)}"
+            )
         return value
 
     return BeforeValidator(check)

@@ -28,6 +28,7 @@ from PIL import Image
 
 from autotune.config import DataConfig
 from autotune.data.opening import open_source
+from autotune.data.progress import INDEXING
 from autotune.data.splits import make_split
 
 CLASSES = 200
@@ -78,7 +79,7 @@ def measure(path: str) -> None:
         json.dumps(
             {
                 "images": len(split.train + split.validation + split.test),
-                "index": steps["indexing"] - start,
+                "index": steps[INDEXING] - start,
                 "whole": opened - start,
                 "split": done - opened,
                 "most_mb": max(memory_mb(most=True), kept) - before,

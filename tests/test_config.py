@@ -46,6 +46,10 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     ),
     "data.validation": ([(0.1, 0.1), ("1e-1", 0.1)], [0, 1, -0.1, True, None, "x", math.nan]),
     "data.test": ([(0.999, 0.999)], [0, 1, True, [0.1]]),
+    "data.protocol": (
+        [(None, None), ("30-per-class", "30-per-class"), ("1-per-class", "1-per-class")],
+        ["0-per-class", "30", 30, "-per-class", "30-per-image", True],
+    ),
     "data.train_per_class": ([(None, None), (1, 1), (20.0, 20)], [0, 1.5, True, "many"]),
     "data.folds": ([(None, None), (2, 2), (20.0, 20)], [0, 1, 21, 2.5, True, [3, 5]]),
     "data.seed": ([(0, 0), (2**32 - 1, 2**32 - 1)], [-1, 2**32, None, True]),

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from autotune.config import StudyConfig
+from autotune.data.progress import COUNTED
 from autotune.errors import AutotuneError, ConfigError, StudyError, UserError
 from autotune.studyfile import find_study_file, load_study_file
 
@@ -149,3 +150,19 @@ def check_folder(path: Path) -> None:
     there = next(one for one in (absolute, *absolute.parents) if one.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UserError(f"{there} must be a folder that can be written, to write {path}")
+
+
+def images_in_words(step: str, done: int, total: int | None) -> str:
+    """Say how far the fetching or opening of images is.
+
+    Args:
+        step: What is done.
+        done: Bytes, or files; 0 where only the step is to be said.
+        total: How many there will be, if that is known.
+    """
+    if not done:
+        return step
+    counted = step in COUNTED
+    numbers = [one if counted else one / 1e6 for one in (done, total) if one is not None]
+    unit = "" if counted else " MB"
+    return f"{step}: {' of '.join(f'{number:,.0f}' for number in numbers)}{unit}"

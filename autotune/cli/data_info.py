@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autotune.cli.console import Overrides, check_writable, console, load
+from autotune.cli.console import Overrides, check_writable, console, images_in_words, load
 from autotune.config import StudyConfig
 from autotune.errors import StudyError, disk_full_as_user_error
 from autotune.studyfile import find_study_file
@@ -46,7 +46,6 @@ def info(
         check_writable(str(output))
     shown = console()
     with Console(stderr=True).status("finding the images") as line:
-        from autotune.cli.view import opening_in_words
         from autotune.data.census import take_census
         from autotune.data.dataset import Dataset
         from autotune.study.remembered import manifest_of
@@ -59,7 +58,7 @@ def info(
             config.dataset,
             config.data,
             manifest,
-            lambda *done: line.update(opening_in_words(*done)),
+            lambda *done: line.update(images_in_words(*done)),
         )
         census = take_census(opened, config.data.duplicates, test, tell)
         spec = _spec(config) if output is not None or _is_study(dataset) else None

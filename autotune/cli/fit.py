@@ -16,6 +16,7 @@ from autotune.cli.console import (
     StorageOption,
     check_folder,
     console,
+    images_in_words,
     locate,
 )
 
@@ -39,6 +40,8 @@ def fit(
     shown = console()
     with shown.status("opening the study") as line:
         from autotune.cli.summary import shorten
+        from autotune.data.dogs import PUBLICATION as DOGS
+        from autotune.data.dogs import leak
         from autotune.results.fit import fit as fit_study
         from autotune.results.objective import Objective
         from autotune.study.opening import open_existing
@@ -49,6 +52,7 @@ def fit(
             trial,
             output,
             lambda what, epoch, epochs: line.update(f"{what}: epoch {epoch} of {epochs}"),
+            lambda step, done, total: line.update(images_in_words(step, done, total)),
         )
     decimals = 2 if result.test_images >= 1000 else 1
     objective = replace(Objective.of(opened.study), decimals=decimals)
@@ -64,6 +68,10 @@ def fit(
         highlight=False,
     )
     shown.print(table)
+    config = opened.config()
+    pretrained = config.dataset == DOGS.name and config.weights != "none"
+    if pretrained and (remark := leak(result.plan.backbone)):
+        shown.print(remark, highlight=False)
     if result.reads > 1:
         shown.print(
             f"The test part has now been read {result.reads} times; choosing by it makes it a "

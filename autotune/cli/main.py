@@ -21,6 +21,7 @@ from autotune.cli import (
     status,
     storage,
     validate,
+    weights,
     worker,
 )
 from autotune.cli.command_line import conceal_passwords
@@ -51,6 +52,7 @@ app.command("ls")(ls.ls)
 app.command("cp")(cp.cp)
 app.command("validate")(validate.validate)
 app.add_typer(data.app, name="data")
+app.add_typer(weights.app, name="weights")
 app.add_typer(storage.app, name="storage")
 
 

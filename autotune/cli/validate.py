@@ -10,6 +10,7 @@ from autotune.cli.console import (
     StorageOption,
     StudyArgument,
     console,
+    images_in_words,
     load_checked,
 )
 
@@ -22,7 +23,6 @@ def validate(
 ) -> None:
     """Check a study file, its images, its backbones and their weights; write nothing."""
     config = load_checked(study, overrides, name, storage)
-    from autotune.cli.view import opening_in_words
     from autotune.search.dimensions import in_words
     from autotune.study.definition import define
 
@@ -30,7 +30,7 @@ def validate(
     with Console(stderr=True).status("looking at what the file names") as line:
         definition = define(
             config,
-            progress=lambda *done: line.update(opening_in_words(*done)),
+            progress=lambda *done: line.update(images_in_words(*done)),
         )
     source = definition.dataset.source
     backbones = ", ".join(

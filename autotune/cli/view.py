@@ -15,7 +15,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from autotune.cli.console import images_in_words
 from autotune.config import StudyConfig
+from autotune.data.progress import COUNTED
 from autotune.errors import UserError
 from autotune.results.objective import Objective, show_values
 from autotune.search import ranking
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
     from autotune.study.opening import OpenStudy
 
 
-#: Without a terminal, how often a line says how far a long opening of the images is.
-OPENING_SHOWN_S = 10.0
+#: Without a terminal, how often a line says how far a long step before the study is.
+IMAGES_SHOWN_S = 10.0
 
 
 class View(Protocol):
@@ -137,7 +139,7 @@ class State:
         """Take in one event."""
         kind = event["event"]
         if kind == "images":
-            self.step = opening_in_words(event["step"], event["done"], event["total"])
+            self.step = images_in_words(event["step"], event["done"], event["total"])
         elif kind == "decoding":
             self.step = f"decoding images: {event['done']} of {event['total']}"
         elif kind == "opened":
@@ -286,16 +288,6 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def opening_in_words(step: str, done: int, total: int | None) -> str:
-    """Say how far the opening of the images is."""
-    if not done:
-        return f"{step} the images"
-    counted = step in ("indexing", "reading", "comparing")  # the other steps count bytes
-    numbers = [one if counted else one / 1e6 for one in (done, total) if one is not None]
-    unit = "" if counted else " MB"
-    return f"{step} the images: {' of '.join(f'{number:,.0f}' for number in numbers)}{unit}"
-
-
 class LiveView:
     """Redraws one picture of the study in place."""
 
@@ -354,7 +346,8 @@ class PlainView:
         self._state = state
         self._console = console
         self._told = 0.0
-        self._opening_shown: float | None = None
+        self._images_step = ""
+        self._images_shown = 0.0
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Take in one event and print what is worth a line."""
@@ -367,12 +360,7 @@ class PlainView:
         state = self._state
         kind = event["event"]
         if kind == "images":
-            now = time.monotonic()
-            since = now if self._opening_shown is None else self._opening_shown
-            begins = event["step"] == "downloading" and not event["done"]
-            shown = begins or now - since > OPENING_SHOWN_S
-            self._opening_shown = now if shown else since
-            return state.step if shown else ""
+            return self._images_line(event["step"])
         if kind == "decoding":
             share = event["done"] / max(1, event["total"])
             if share - self._told < 0.25:
@@ -396,6 +384,17 @@ class PlainView:
         if kind in ("exit", "sick"):
             return state.obituary(event)
         return state.step if kind in ("stopping", "pending") else ""
+
+    def _images_line(self, step: str) -> str:
+        """Say what begins, unless it is mostly over at once, and now and then how far it is."""
+        now = time.monotonic()
+        if step != self._images_step:
+            self._images_step, self._images_shown = step, now
+            return "" if step in COUNTED else step
+        if now - self._images_shown <= IMAGES_SHOWN_S:
+            return ""
+        self._images_shown = now
+        return self._state.step
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from autotune.cli.console import (
     Overrides,
     StorageOption,
     console,
+    images_in_words,
     locate,
 )
 
@@ -35,6 +36,7 @@ def worker(
 ) -> None:
     """Attach one more worker to a study that 'autotune run' has made."""
     located = locate(study, overrides, name, storage)
+    from autotune.data.opening import fetch_source
     from autotune.results.objective import Objective
     from autotune.study.opening import await_existing
     from autotune.study.worker import Job, work, worker_name
@@ -49,6 +51,11 @@ def worker(
         raise typer.Exit(130)
     objective = Objective.of(opened.study)
     shown.print(f"study {opened.name}: preparing the images and the backbone", highlight=False)
+    with shown.status("opening the images") as line:
+        fetch_source(
+            opened.config().dataset,
+            lambda step, done, total: line.update(images_in_words(step, done, total)),
+        )
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     finished = 0
 

@@ -16,6 +16,7 @@ from autotune.data.groups import find_groups
 from autotune.data.manifest import Manifest
 from autotune.data.opening import open_source
 from autotune.data.progress import Progress, silent
+from autotune.data.protocols import InParts, refuse_groups
 from autotune.data.sources import Source
 from autotune.data.splits import Split, make_split, split_fingerprint
 from autotune.data.survey import missing_in_words
@@ -77,6 +78,8 @@ class Dataset:
                 logger.info("%s: %d images came after the study was made", name, left_out)
             folds = make_folds(picked, split, data, groups)
             return cls(picked, split, groups, folds, left_out=left_out)
+        if data.protocol is not None:
+            source = InParts(source, data.protocol, data.seed)
         duplicates = None
         if data.duplicates == "together":
             duplicates = find_duplicates(source, progress)
@@ -84,6 +87,8 @@ class Dataset:
         alike = None if duplicates is None else duplicates.pairs
         try:
             groups = find_groups(source, data.group, alike)
+            if groups is not None and data.protocol is not None:
+                refuse_groups(source, data.protocol)
             split = make_split(source, data, groups)
             if data.folds is not None:
                 split = joined(source, split)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from autotune.data.looks import Look, look_at
-from autotune.data.progress import Progress, silent
+from autotune.data.progress import COMPARING, Progress, silent
 from autotune.data.sources import Source
 from autotune.data.splits import Split
 from autotune.errors import DatasetError
@@ -62,7 +62,7 @@ def find_duplicates(source: Source, progress: Progress = silent) -> Duplicates:
         source: The images.
         progress: Told of the images looked at.
     """
-    looks = look_at(source, range(len(source.samples)), partial(progress, "comparing"))
+    looks = look_at(source, range(len(source.samples)), partial(progress, COMPARING))
     return compare(looks)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.data.progress import Progress, silent
+from autotune.data.progress import INDEXING, READING, Progress, silent
 from autotune.errors import DatasetError, join_sentences
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def scan_folder(root: str, progress: Progress = silent) -> tuple[ImageFile, ...]
         for part, folder in parts:
             for found in _classes(root, part, folder):
                 files += found
-                progress("indexing", len(files), None)
+                progress(INDEXING, len(files), None)
     except OSError as error:
         raise DatasetError(
             f"every folder of a dataset must be readable, but {error.filename}: {error.strerror}; "
@@ -110,7 +110,7 @@ def digest_files(paths: Mapping[str, str], progress: Progress = silent) -> np.nd
     with ThreadPoolExecutor(_THREADS) as pool:
         for number, digests in enumerate(pool.map(_file_digests, chunks), 1):
             found.append(digests)
-            progress("reading", min(number * _CHUNK, len(every)), len(every))
+            progress(READING, min(number * _CHUNK, len(every)), len(every))
     return np.frombuffer(b"".join(found), dtype=np.uint8).reshape(-1, _DIGEST_BYTES)
 
 

@@ -76,7 +76,7 @@ class HubSource:
     def __init__(self, name: str, progress: Progress = silent) -> None:
         self.name = name
         address = _Address.of(name)
-        progress("downloading", 0, None)
+        progress("downloading the images", 0, None)
         every = _load(name, address)
         image, label, group = _columns(name, address, next(iter(every.values())).features)
         parts = _parts(name, every, label)

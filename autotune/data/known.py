@@ -3,10 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
 
+from autotune.data.archives.fetching import Fetched
+from autotune.data.archives.home import Place
+from autotune.data.caltech import CALTECH101, CALTECH256, read_caltech101, read_caltech256
+from autotune.data.dogs import PUBLICATION as DOGS
+from autotune.data.dogs import read_dogs
+from autotune.data.loaders import LOADED
+from autotune.data.progress import Progress, silent
 from autotune.data.sources import DigitsSource, Source
 
-_KNOWN: dict[str, Callable[[], Source]] = {"digits": DigitsSource}
+
+class Kept(Protocol):
+    """A data set that is fetched once, and kept for all studies."""
+
+    @property
+    def title(self) -> str:
+        """Its full name."""
+
+    @property
+    def about(self) -> str:
+        """What it is, and where it is described."""
+
+    @property
+    def place(self) -> Place:
+        """Where it lies."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is here, whole."""
+
+    @property
+    def size(self) -> int | None:
+        """Bytes to fetch, where they are known."""
+
+    def fetch(self, progress: Progress = silent) -> None:
+        """Bring it here, if it is not; see :meth:`autotune.data.archives.fetching.Fetched`."""
+
+    def verify(self, progress: Progress = silent) -> list[str]:
+        """Return what is wrong with what is here, a line each."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A data set that is known by name.
+
+    Args:
+        open: Opens it, and tells how far that is.
+        kept: What has to be fetched before; ``None`` where nothing has.
+    """
+
+    open: Callable[[Progress], Source]
+    kept: Kept | None = None
+
+
+def _fetched(kept: Fetched, read: Callable[[Path, Progress], Source]) -> Known:
+    return Known(lambda progress: read(kept.unpacked(), progress), kept)
+
+
+_DOGS = Fetched(DOGS, read_dogs)
+_CALTECH101 = Fetched(CALTECH101, read_caltech101)
+_CALTECH256 = Fetched(CALTECH256, read_caltech256)
+
+_KNOWN: dict[str, Known] = {
+    "digits": Known(lambda progress: DigitsSource()),
+    "dogs": _fetched(_DOGS, read_dogs),
+    "caltech101": _fetched(_CALTECH101, partial(read_caltech101, background=False)),
+    "caltech101-background": _fetched(_CALTECH101, read_caltech101),
+    "caltech256": _fetched(_CALTECH256, partial(read_caltech256, clutter=False)),
+    "caltech256-clutter": _fetched(_CALTECH256, read_caltech256),
+    **{one.name: Known(one.open, one) for one in LOADED},
+}
 
 
 def known_names() -> tuple[str, ...]:
@@ -14,6 +85,33 @@ def known_names() -> tuple[str, ...]:
     return tuple(sorted(_KNOWN))
 
 
-def open_known(name: str) -> Source:
-    """Open a dataset by its name, one of :func:`known_names`."""
-    return _KNOWN[name]()
+def open_known(name: str, progress: Progress = silent) -> Source:
+    """Open a dataset by its name, one of :func:`known_names`.
+
+    Args:
+        name: The name.
+        progress: Told how far it is.
+
+    Raises:
+        DatasetError: When it has not been fetched yet, or is damaged.
+    """
+    return _KNOWN[name].open(progress)
+
+
+def kept_of(name: str) -> Kept | None:
+    """Return what has to be fetched before a dataset can be opened.
+
+    Args:
+        name: What a study file calls it.
+
+    Returns:
+        ``None`` where nothing has: of the digits, and of one's own images.
+    """
+    known = _KNOWN.get(name)
+    return known.kept if known else None
+
+
+def is_missing(name: str) -> bool:
+    """Tell whether a dataset is known by name, and not here yet."""
+    kept = kept_of(name)
+    return kept is not None and not kept.ready

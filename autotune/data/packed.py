@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from autotune.data.archives.extract import extract, remove
-from autotune.data.archives.home import data_folder
+from autotune.data.archives.home import unpacked_folder
 from autotune.data.folders import wrapped_folder
 from autotune.data.progress import Progress, silent
 from autotune.data.sources import FolderSource
@@ -19,8 +19,8 @@ _EDGE_BYTES = 1 << 16
 def open_packed(name: str, path: str, progress: Progress = silent) -> FolderSource:
     """Open the class folders in a zip or tar file.
 
-    They are unpacked into ``unpacked/`` of the folder of all data sets, and looked for there by
-    size, time of change and both ends of the archive. A folder around them is looked through.
+    They are unpacked once, and looked for by size, time of change and both ends of the archive. A
+    folder around them is looked through.
 
     Args:
         name: What the user calls the archive.
@@ -31,8 +31,8 @@ def open_packed(name: str, path: str, progress: Progress = silent) -> FolderSour
         DatasetError: When the archive is damaged, or holds no class folders; nothing is left.
         DiskFullError: When there is no room for its content.
     """
-    folder = data_folder() / "unpacked" / _key(path)
-    extract(Path(path), folder, lambda done, total: progress("unpacking", done, total))
+    folder = unpacked_folder(_key(path))
+    extract(Path(path), folder, lambda done, total: progress("unpacking the images", done, total))
     root = str(folder)
     while (inner := wrapped_folder(root)) is not None:
         root = inner

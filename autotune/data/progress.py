@@ -1,11 +1,16 @@
-"""How far the opening of a source is, told to whoever shows it."""
+"""How far the fetching and opening of a source are, told to whoever shows it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-#: Called with what is done (``indexing``, ``reading``, ``unpacking``, ``downloading``,
-#: ``comparing``), how much of it, in files or bytes, and the total; None while that is not known.
+INDEXING = "indexing the images"
+READING = "reading the images"
+COMPARING = "comparing the images"
+#: The steps that count files; all others count bytes.
+COUNTED = (INDEXING, READING, COMPARING)
+
+#: Called with what is done, in words, how much of it, and the total; None while that is not known.
 Progress = Callable[[str, int, int | None], None]
 
 

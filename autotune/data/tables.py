@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from autotune.data.folders import PART_NAMES, ImageFile, one_spelling, printable
-from autotune.data.progress import Progress, silent
+from autotune.data.progress import INDEXING, Progress, silent
 from autotune.data.sources import FileSource
 from autotune.errors import DatasetError, join_sentences, nearest
 
@@ -231,7 +231,7 @@ def _missing(files: Sequence[str], progress: Progress) -> Iterator[str]:
         chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
         for number, found in enumerate(pool.map(_not_there, chunks), 1):
             missing += found
-            progress("indexing", min(number * _CHUNK, len(files)), len(files))
+            progress(INDEXING, min(number * _CHUNK, len(files)), len(files))
     if missing:
         shown = ", ".join(printable(one) for one in missing[:_SHOWN])
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""

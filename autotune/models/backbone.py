@@ -266,6 +266,32 @@ def _from_hub(name: str, image_size: int | None) -> nn.Module:
         ) from error
 
 
+def fetch_weights(name: str) -> Path | None:
+    """Download the weights of a backbone's pretrained tag into the hub's cache, if they are not.
+
+    Args:
+        name: timm model name, with or without a pretrained tag.
+
+    Returns:
+        Their file; ``None`` where the repository calls it otherwise than most.
+
+    Raises:
+        BackboneError: When the backbone is unknown, has no weights on the hub, or they cannot be
+            had.
+    """
+    check_name(name)
+    if name in SHIPPED:
+        return Path(__file__).parent / "weights" / SHIPPED[name]
+    config = timm.models.get_pretrained_cfg(name)
+    if config is None or not config.has_weights or not config.hf_hub_id:
+        raise BackboneError(f"timm has no pretrained weights for {name!r} on the hub")
+    found = _cached(config.hf_hub_id)
+    if found is None:
+        load_backbone(name)  # timm knows which of the repository's files it reads
+        found = _cached(config.hf_hub_id)
+    return found
+
+
 def _cached(repository: str) -> Path | None:
     """Find the weights of a hub repository in the local cache."""
     for file in ("model.safetensors", "pytorch_model.bin"):

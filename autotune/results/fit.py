@@ -16,6 +16,8 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from autotune.data.opening import fetch_source
+from autotune.data.progress import Progress, silent
 from autotune.data.task import open_test_views
 from autotune.data.views import Views
 from autotune.errors import StudyError, disk_full_as_user_error
@@ -64,6 +66,7 @@ def fit(
     trial: int | None = None,
     folder: Path | None = None,
     listener: Callable[[str, int, int], None] = lambda what, epoch, epochs: None,
+    fetching: Progress = silent,
 ) -> FitResult:
     """Train the best plan and the baseline on training + validation and measure both.
 
@@ -72,12 +75,14 @@ def fit(
         trial: Number of the trial to take instead of the best one.
         folder: Where the model goes; by default beside the study.
         listener: Told of every epoch: what is trained, the epoch, how many there are.
+        fetching: Told how far the fetching of a known dataset is that is not on this machine.
 
     Raises:
         StudyError: When there is no such trial, or none that is complete.
         DiskFullError: When the model cannot be written.
     """
     number, plan = chosen_plan(opened, trial)
+    fetch_source(opened.config().dataset, fetching)
     bench = prepare(opened)
     config = bench.config
     baseline_plan = bench.space.baseline(config.baseline)

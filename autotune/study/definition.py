@@ -15,7 +15,9 @@ from torch import nn
 from autotune.config import POOLS, HeadSpace, SpaceConfig, StudyConfig
 from autotune.data.dataset import Dataset
 from autotune.data.images import ImageSpec
+from autotune.data.known import is_missing
 from autotune.data.manifest import Manifest
+from autotune.data.opening import fetch_source
 from autotune.data.progress import Progress, silent
 from autotune.errors import ConfigError, Problem, StorageError, UserError, in_yaml
 from autotune.models.backbone import build, check_name, data_config, load_backbone
@@ -83,14 +85,19 @@ class Definition:
 
 
 def define(
-    config: StudyConfig, manifest: Manifest | None = None, progress: Progress = silent
+    config: StudyConfig,
+    manifest: Manifest | None = None,
+    progress: Progress = silent,
+    fetch: bool = False,
 ) -> Definition:
     """Look at everything that a study file names.
 
     Args:
         config: The checked study file.
         manifest: The split of the study, where it has been made.
-        progress: Told how far the opening of its images is.
+        progress: Told how far the fetching and the opening of its images are.
+        fetch: Whether a known dataset that is not here yet is fetched, once nothing else is found
+            wrong. Otherwise that it is not here is a mistake.
 
     Raises:
         ConfigError: With every mistake that was found.
@@ -98,9 +105,8 @@ def define(
     mistakes = _Mistakes()
     if mistakes.attempt("storage", lambda: parse_url(config.storage)) is not None:
         mistakes.attempt("search.warm_start", lambda: check_warm_start(config))
-    dataset = mistakes.attempt(
-        "dataset", lambda: Dataset.open(config.dataset, config.data, manifest, progress)
-    )
+    to_fetch = fetch and is_missing(config.dataset)
+    dataset = None if to_fetch else _images(config, manifest, progress, mistakes)
     looked = [_look_at(name, config, mistakes) for name in config.backbones]
     blanks = [blank for blank, _ in looked if blank is not None]
     backbones = tuple(found for _, found in looked if found is not None)
@@ -109,6 +115,9 @@ def define(
     own = references(config)
     for key, reference in own.items():
         mistakes.attempt(key, reference.load)
+    if to_fetch and not mistakes.found:
+        fetch_source(config.dataset, progress)  # when it fails, that is no mistake of the file
+        dataset = _images(config, manifest, progress, mistakes)
     if mistakes.found or dataset is None:
         raise ConfigError(config.name or "study", mistakes.found)
     space = Space.of([one.candidate for one in blanks], config.space, config.inherit)
@@ -150,6 +159,14 @@ class _Mistakes:
             named = not where or repr(where) in message
             self.found.append(Problem(key, message if named else f"{where!r}: {message}"))
         return None
+
+
+def _images(
+    config: StudyConfig, manifest: Manifest | None, progress: Progress, mistakes: _Mistakes
+) -> Dataset | None:
+    return mistakes.attempt(
+        "dataset", lambda: Dataset.open(config.dataset, config.data, manifest, progress)
+    )
 
 
 @dataclass(frozen=True)

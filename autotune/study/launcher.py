@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from autotune.config import StudyConfig
-from autotune.data.progress import Progress as OpeningProgress
+from autotune.data.progress import Progress as DataProgress
 from autotune.data.survey import survey
 from autotune.data.task import Task
 from autotune.errors import DiskFullError, UserError, disk_full_as_user_error
@@ -32,8 +32,8 @@ from autotune.study.trial import Listener
 
 #: Free space below which a study is not started: database, logs, checkpoints of small networks.
 MIN_FREE_BYTES = 64 << 20
-#: How often a listener is told how far the opening of the images is.
-SHOWN_EVERY_S = 0.2
+#: How often a listener is told how far the images are: a view takes milliseconds to draw.
+TOLD_EVERY_S = 0.2
 #: What workers can run on.
 ENGINES = ("local", "ray")
 #: What there is in place of an option of the other engine.
@@ -197,22 +197,22 @@ def run_study(
     with ExitStack() as stack:
         # Processes import while the images are looked at; a cluster is not asked for nothing.
         placed = stack.enter_context(crew) if engine == "local" else None
-        definition = define(config, manifest_of(config), _opening(listener))
+        definition = define(config, manifest_of(config), _told(listener), fetch=True)
         return _run(definition, placed or stack.enter_context(crew), listener)
 
 
-def _opening(listener: Listener) -> OpeningProgress:
-    """Tell a listener how far the opening of the images is, a few times a second."""
-    shown_s = 0.0
+def _told(listener: Listener) -> DataProgress:
+    """Tell of each step of fetching and opening, and of how far it is a few times a second."""
+    last = ("", 0.0)
 
-    def progress(step: str, done: int, total: int | None) -> None:
-        nonlocal shown_s
+    def tell(step: str, done: int, total: int | None) -> None:
+        nonlocal last
         now_s = time.monotonic()
-        if now_s - shown_s >= SHOWN_EVERY_S:
-            shown_s = now_s
+        if step != last[0] or now_s - last[1] > TOLD_EVERY_S or done == total:
+            last = (step, now_s)
             listener({"event": "images", "step": step, "done": done, "total": total})
 
-    return progress
+    return tell
 
 
 def _run(definition: Definition, placed: Placed, listener: Listener) -> RunResult:
@@ -260,7 +260,7 @@ def _open(definition: Definition, listener: Listener) -> OpenStudy:
                 )
                 for spec in definition.specs
             ]
-        looks = _opening(listener)
+        looks = _told(listener)
         found = survey(dataset, config.data.duplicates, looks) if is_new else None
         return open_or_create(definition, first.info.to_json(), found)
     except (UserError, KeyboardInterrupt):

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("closed_connections")
 
 
 def test_ls_names_every_preset(tmp_path: Path) -> None:
-    ended = call("ls", cwd=tmp_path)
+    ended = call("ls", cwd=tmp_path, COLUMNS="300")
     assert (ended.code, ended.err) == (0, "")
     assert [line.split()[0] for line in ended.out.splitlines()] == ["preset", *presets()]
     assert "test_resnet.letters" in ended.out

@@ -15,6 +15,7 @@ from rich.console import Console
 from autotune.cli import view as view_module
 from autotune.cli.view import Left, State, draw, duration, make_view
 from autotune.config import StudyConfig
+from autotune.data.progress import COMPARING, INDEXING, READING
 from autotune.search import ranking
 from autotune.storage.database import open_storage
 from autotune.storage.layout import Files
@@ -135,10 +136,11 @@ def test_the_live_view_before_there_is_a_study(opened: OpenStudy) -> None:
     state = State(config_of(opened))
     assert "checking the study file, the images and the backbone" in drawn(state)
     for step, done, total, shown in (
-        ("unpacking", 0, None, "unpacking the images"),
-        ("unpacking", 1_500_000, 3_400_000_000, "unpacking the images: 2 of 3,400 MB"),
-        ("indexing", 50_000, None, "indexing the images: 50,000"),
-        ("reading", 1_500, 200_000, "reading the images: 1,500 of 200,000"),
+        ("fetching a.tar", 0, None, "fetching a.tar"),
+        ("fetching a.tar", 1_500_000, None, "fetching a.tar: 2 MB"),
+        ("unpacking the images", 1_500_000, 3_400_000_000, "unpacking the images: 2 of 3,400 MB"),
+        (INDEXING, 50_000, None, "indexing the images: 50,000"),
+        (READING, 1_500, 200_000, "reading the images: 1,500 of 200,000"),
     ):
         state.update({"event": "images", "step": step, "done": done, "total": total})
         assert f"{shown}\n" in f"{drawn(state).rstrip()}\n".replace(" \n", "\n")
@@ -187,16 +189,18 @@ def test_without_a_terminal_a_long_opening_is_told_now_and_then(
     opened: OpenStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = StringIO()
-    monkeypatch.setattr(view_module, "OPENING_SHOWN_S", 0.1)
+    monkeypatch.setattr(view_module, "IMAGES_SHOWN_S", 0.1)
     with make_view(Console(file=output), config_of(opened)) as view:
-        view({"event": "images", "step": "downloading", "done": 0, "total": None})
-        for done in range(100):
-            view({"event": "images", "step": "indexing", "done": 1000 * done, "total": None})
-        time.sleep(0.15)
-        for done in (100, 101):
-            view({"event": "images", "step": "indexing", "done": 1000 * done, "total": None})
+        for step, per_event in (("fetching a.tar", 1_000_000), (INDEXING, 1000)):
+            told = {"event": "images", "step": step, "total": None}
+            for number in range(100):
+                view({**told, "done": number * per_event})
+            time.sleep(0.15)
+            for number in (100, 101):
+                view({**told, "done": number * per_event})
     assert output.getvalue().splitlines()[1:] == [
-        "downloading the images",
+        "fetching a.tar",
+        "fetching a.tar: 100 MB",
         "indexing the images: 100,000",
     ]
 
@@ -260,7 +264,7 @@ def test_what_is_odd_about_the_images_is_told_before_the_first_trial(
     console = Console(force_terminal=terminal, width=200, file=output)
     with make_view(console, config_of(opened)) as view:
         for done in range(1, 9):
-            view({"event": "images", "step": "comparing", "done": done, "total": 8})
+            view({"event": "images", "step": COMPARING, "done": done, "total": 8})
         view({"event": "left out", "count": 1})
         view({"event": "left out", "count": 1200})
         nothing = record.progress_of([], 40)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from autotune.data.opening import open_source
+from autotune.data.progress import INDEXING, READING
 from autotune.errors import DatasetError
 from tests.support.archives import tar_bytes, zip_bytes
 from tests.support.images import make_class_folders, make_split_folder
@@ -48,8 +49,8 @@ def test_it_is_unpacked_once_wherever_it_lies(tmp_path: Path, cache: Path) -> No
     for _ in range(2):
         open_source(str(path), lambda step, *_: told.append(step))
     assert [step for step, after in zip(told, [*told[1:], ""], strict=True) if step != after] == [
-        *("unpacking", "indexing", "reading"),
-        *("indexing", "reading"),
+        *("unpacking the images", INDEXING, READING),
+        *(INDEXING, READING),
     ]
     path.rename(tmp_path / "moved")  # by its content it is known too
     assert len(open_source(str(tmp_path / "moved")).samples) == 3

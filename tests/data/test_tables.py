@@ -10,6 +10,7 @@ import pytest
 
 from autotune.config import DataConfig
 from autotune.data.opening import open_source
+from autotune.data.progress import INDEXING, READING
 from autotune.data.sources import Sample, Source
 from autotune.data.splits import make_split
 from autotune.errors import DatasetError
@@ -274,7 +275,7 @@ def test_the_files_looked_for_are_told(photos: Path) -> None:
     told: list[tuple[str, int, int | None]] = []
     path = table(photos, "path,label", "photos/0.png,a", "photos/1.png,b")
     open_source(str(path), lambda *one: told.append(one))
-    assert told == [("indexing", 2, 2), ("reading", 2, 2)]
+    assert told == [(INDEXING, 2, 2), (READING, 2, 2)]
 
 
 def test_pyarrow_that_is_missing_is_named(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

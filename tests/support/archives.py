@@ -1,11 +1,18 @@
-"""Archives made in memory, well-formed and not."""
+"""Archives made in memory: well-formed and not, and small ones in the layouts of publishers."""
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import io
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.io import savemat
+
+from tests.support.images import photo
 
 
 def tar_bytes(files: Mapping[str, bytes], *others: tarfile.TarInfo, pad: bool = True) -> bytes:
@@ -39,3 +46,78 @@ def zip_bytes(files: Mapping[str, bytes], mode: int = 0o100644) -> bytes:
             info.external_attr = mode << 16
             archive.writestr(info, content)
     return file.getvalue()
+
+
+def jpeg(seed: int, side: int = 24) -> bytes:
+    """Make a small photograph."""
+    file = io.BytesIO()
+    photo(side, side, seed).save(file, "JPEG")
+    return file.getvalue()
+
+
+def mat(names: Sequence[str]) -> bytes:
+    """Make a list of Stanford Dogs: a column of cells, each a string."""
+    cells = np.empty((len(names), 1), dtype=object)
+    cells[:, 0] = names
+    labels = np.ones((len(names), 1))
+    file = io.BytesIO()
+    savemat(file, {"file_list": cells, "annotation_list": cells, "labels": labels})
+    return file.getvalue()
+
+
+def dogs_archives(
+    breeds: int = 3, train: int = 3, test: int = 2, side: int = 24
+) -> dict[str, bytes]:
+    """Make images.tar and lists.tar as Stanford publishes them, of fewer and smaller images."""
+    images: dict[str, bytes] = {}
+    lists: dict[str, list[str]] = {"train": [], "test": []}
+    for breed in range(breeds):
+        synset = f"n{2085620 + 7 * breed:08d}"
+        folder = f"{synset}-{'Chihuahua' if not breed else f'Breed_{breed:03d}'}"
+        for number in range(train + test):
+            key = f"{folder}/{synset}_{number}.jpg"
+            images[f"Images/{key}"] = jpeg(1000 * breed + number, side)
+            lists["train" if number < train else "test"].append(key)
+    lists["file"] = [*lists["train"], *lists["test"]]
+    return {
+        "images.tar": tar_bytes(images),
+        "lists.tar": tar_bytes({f"{one}_list.mat": mat(names) for one, names in lists.items()}),
+    }
+
+
+def caltech101_archives(counts: Mapping[str, int]) -> dict[str, bytes]:
+    """Make caltech-101.zip as CaltechDATA publishes it, with its remains."""
+    files = {"101_ObjectCategories/BACKGROUND_Google/tmp": b"remains"}
+    for number, (name, count) in enumerate(counts.items()):
+        for index in range(count):
+            path = f"101_ObjectCategories/{name}/image_{index + 1:04d}.jpg"
+            files[path] = jpeg(1000 * number + index)
+    inner = {
+        "caltech-101/101_ObjectCategories.tar.gz": gzip.compress(tar_bytes(files)),
+        "caltech-101/Annotations.tar": tar_bytes({"Annotations/a.mat": b"mat"}),
+        "caltech-101/show_annotation.m": b"% MATLAB",
+        "__MACOSX/caltech-101/._Annotations.tar": b"remains",
+    }
+    return {"caltech-101.zip": zip_bytes(inner)}
+
+
+def caltech256_archives(counts: Mapping[str, int]) -> dict[str, bytes]:
+    """Make 256_ObjectCategories.tar as CaltechDATA publishes it, with its remains."""
+    files = {
+        "256_ObjectCategories/198.spider/RENAME2": b"#!/bin/sh",
+        "256_ObjectCategories/056.dog/greg/vision309/readme": b"remains",
+        "256_ObjectCategories/056.dog/greg/vision309/1.jpg": jpeg(1),
+    }
+    for name, count in counts.items():
+        number = name.partition(".")[0]
+        for index in range(count):
+            path = f"256_ObjectCategories/{name}/{number}_{index + 1:04d}.jpg"
+            files[path] = jpeg(1000 * int(number) + index)
+    return {"256_ObjectCategories.tar": tar_bytes(files)}
+
+
+def sums_of(archives: Mapping[str, bytes]) -> str:
+    """Write checksums as ``sha256sum`` does."""
+    return "".join(
+        f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in archives.items()
+    )

@@ -1,4 +1,4 @@
-"""Where data sets that are known by name are kept: the one place that knows the layout.
+"""Where data sets by name and unpacked archives are kept: the one place that knows the layout.
 
 All of them lie in one folder, ``AUTOTUNE_DATA`` or else ``autotune/data`` in the user's cache
 folder, for all studies::
@@ -8,6 +8,7 @@ folder, for all studies::
     dogs/SHA256SUMS         put there by hand: the archives differ from the published ones
     dogs/unpacked/          the images; it is there only when they are whole
     dogs/unpacked/SHA256SUMS
+    unpacked/0a1b.../       one's own archive, unpacked
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ VARIABLE = "AUTOTUNE_DATA"
 
 
 def data_folder() -> Path:
-    """Return the folder of all data sets that are known by name; it need not be there."""
+    """Return the folder of all data sets; it need not be there."""
     given = os.environ.get(VARIABLE)
     if given:
         return Path(given).expanduser().absolute()
@@ -29,6 +30,15 @@ def data_folder() -> Path:
     if not cache.is_absolute():  # the XDG base directory specification: to be ignored
         cache = Path("~/.cache").expanduser()
     return cache / "autotune" / "data"
+
+
+def unpacked_folder(key: str) -> Path:
+    """Return where one's own archive is unpacked; it is there only when it is whole.
+
+    Args:
+        key: Tells archives apart.
+    """
+    return data_folder() / "unpacked" / key
 
 
 @dataclass(frozen=True)

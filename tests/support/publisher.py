@@ -1,0 +1,109 @@
+"""A publisher of archives on loopback: answers ranges, and fails where it is told to."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class Publisher:
+    """A running server.
+
+    Args:
+        url: Its address.
+        files: Path -> content.
+        failures: Path -> what its next answers are, before it answers as it should: a status,
+            ``cut:N`` to break the connection after N bytes, ``hang`` for no answer.
+        ranges: Whether it answers ranges.
+        tags: Whether it sends ETags.
+        requests: Path and range of what was asked, e.g. ``/a.tar bytes=5-``.
+        conditions: The ``If-Range`` of each request.
+        gate: Answers wait until it is set.
+    """
+
+    url: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    failures: dict[str, list[int | str]] = field(default_factory=dict)
+    ranges: bool = True
+    tags: bool = True
+    requests: list[str] = field(default_factory=list)
+    conditions: list[str | None] = field(default_factory=list)
+    gate: threading.Event = field(default_factory=threading.Event)
+
+
+@contextmanager
+def running_publisher() -> Iterator[Publisher]:
+    """Serve until the block ends."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.daemon_threads = True
+    publisher = Publisher(f"http://127.0.0.1:{server.server_address[1]}")
+    publisher.gate.set()
+    server.publisher = publisher  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield publisher
+    finally:
+        publisher.gate.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        publisher: Publisher = self.server.publisher  # type: ignore[attr-defined]
+        path, wanted = self.path.partition("?")[0], self.headers.get("Range", "")
+        publisher.requests.append(f"{path} {wanted}".strip())
+        publisher.conditions.append(self.headers.get("If-Range"))
+        publisher.gate.wait(30)
+        failures = publisher.failures.get(path, [])
+        failure = failures.pop(0) if failures else ""
+        content = publisher.files.get(path)
+        if isinstance(failure, int) or content is None:
+            self._send(failure if isinstance(failure, int) else 404, b"", {})
+        elif failure == "hang":
+            threading.Event().wait(5)
+            self.close_connection = True
+        else:
+            self._serve(publisher, content, wanted, failure)
+
+    def _serve(self, publisher: Publisher, content: bytes, wanted: str, failure: str) -> None:
+        tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+        headers = {"ETag": tag} if publisher.tags else {}
+        condition = self.headers.get("If-Range")
+        found = re.fullmatch(r"bytes=(\d+)-", wanted)
+        if not (found and publisher.ranges and condition in (None, tag)):
+            self._send(200, content, headers, failure)
+        elif int(found[1]) >= len(content):
+            self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+        else:
+            start = int(found[1])
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            self._send(206, content[start:], headers, failure)
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str], failure: str = "") -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if failure.startswith("cut:"):
+            self.wfile.write(body[: int(failure.removeprefix("cut:"))])
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+        else:
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
