@@ -51,7 +51,7 @@ def checked(ended: Ended, before: object, after: object) -> str:
     [
         (
             ("run", "digts"),
-            "no study file 'digts': the presets are digits, folder, "
+            "no study file 'digts': the presets are caltech101, caltech256, digits, dogs, folder, "
             "paper-densenet121, paper-resnet50, paper-vgg16, and a path must be that of a "
             "YAML file; did you mean 'digits'?",
         ),
@@ -101,7 +101,7 @@ def checked(ended: Ended, before: object, after: object) -> str:
         (("run", "digits", "--gpus", "x"), "--gpus: must be 'all', 'none' or indices below"),
         (
             ("cp", "digts", "my.yaml"),
-            "there is no preset 'digts'; there are digits, folder, paper-densenet121",
+            "there is no preset 'digts'; there are caltech101, caltech256, digits, dogs",
         ),
         (("cp", "digits", "no/my.yaml"), "no must exist and be writable, to write no/my.yaml"),
         (("fit", "digits", "--output", "taken/model"), "taken must be a folder that can be wri"),

@@ -133,6 +133,7 @@ def test_a_mirror_that_is_no_address(tmp_path: Path, home: Path) -> None:
     assert "AUTOTUNE_MIRROR must be addresses that start with http" in ended.err
 
 
+@pytest.mark.slow
 def test_weights(tmp_path: Path) -> None:
     import timm
     from safetensors.torch import save
@@ -154,6 +155,9 @@ def test_weights(tmp_path: Path) -> None:
     assert again.stdout.splitlines()[0] == fetched.stdout.strip()
     assert again.returncode == 2
     assert "'test_vit.r160_in1k' cannot be had from the hub" in again.stderr
+
+
+def test_weights_of_no_backbone(tmp_path: Path) -> None:
     unknown = call("weights", "fetch", "test_resnt", cwd=tmp_path)
     assert unknown.code == 2
     assert "did you mean 'test_resnet" in unknown.err
