@@ -109,8 +109,8 @@ def test_a_definition_that_may_fetch(
     steps: list[str] = []
     definition = define(config, progress=lambda step, done, total: steps.append(step), fetch=True)
     assert (steps[0], steps[-1]) == ("fetching images.tar", READING)
-    assert len(definition.source.samples) == 32
-    assert define(config).fingerprint == definition.fingerprint
+    assert len(definition.dataset.source.samples) == 32
+    assert define(config).dataset.fingerprint == definition.dataset.fingerprint
 
 
 @pytest.mark.slow
