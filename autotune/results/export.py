@@ -186,7 +186,7 @@ def _write_torch(model: Model, path: Path, images: Tensor) -> Forward:
     torch.export.save(
         _program(model, images), path, extra_files={"autotune.json": metadata(model)}
     )
-    return torch.export.load(path).module()  # type: ignore[no-any-return]
+    return torch.export.load(path).module()
 
 
 def _write_onnx(model: Model, path: Path, images: Tensor) -> Forward:
@@ -227,6 +227,7 @@ def _write_timm(model: Model, folder: Path, images: Tensor) -> Forward:
         if key.startswith("backbone.")
     }
     output = model.network.head[-1]
+    assert isinstance(output, nn.Linear)
     state |= {f"{classifier}.weight": output.weight, f"{classifier}.bias": output.bias}
     state = {key: value.detach().clone().contiguous() for key, value in state.items()}
     spec = model.spec
@@ -259,7 +260,8 @@ def _write_timm(model: Model, folder: Path, images: Tensor) -> Forward:
         loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except RuntimeError as error:
         raise _not_timm(f"its {plan.backbone} has other weights ({first_line(error)})") from error
-    return loaded.eval()
+    forward: Forward = loaded.eval()
+    return forward
 
 
 def _timm_model(model: Model) -> tuple[str, dict[str, Any], str]:
@@ -287,7 +289,7 @@ def _timm_model(model: Model) -> tuple[str, dict[str, Any], str]:
         options["img_size"] = size
     with torch.device("meta"):
         whole = timm.create_model(name, num_classes=len(model.classes), **options)
-    last = whole.get_classifier()
+    last = whole.get_classifier()  # type: ignore[operator]
     names = [name for name, module in whole.named_modules() if module is last]
     if not isinstance(last, nn.Linear) or not names:
         raise _not_timm(f"the classifier of {plan.backbone} is no linear layer")

@@ -36,6 +36,7 @@ from autotune.data.reading import read_image, to_rgb
 from autotune.errors import BackboneError, ModelError, PlanError
 from autotune.models.backbone import Backbone, build, check_name, first_line
 from autotune.models.network import Network, build_network
+from autotune.models.shifted import kernel_offsets, set_kernel_offsets
 from autotune.plan import TrialPlan
 from autotune.training.loop import Normalise
 
@@ -205,6 +206,7 @@ def save_model(
         "image_size": description.image_size,
         "decode": "fast" if description.fast else "exact",
         "plan": plan,
+        "kernel_offsets": kernel_offsets(network),
         "classes": list(description.classes),
         "preprocessing": {key: description.data_config[key] for key in _PREPROCESSING},
         **facts,
@@ -246,7 +248,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
             size,
             record["decode"] == "fast",
         )
-        digest = record["weights_sha256"]
+        digest, offsets = record["weights_sha256"], dict(record["kernel_offsets"])
         description.spec  # noqa: B018 -- refuses what is no preprocessing
     except (KeyError, TypeError, ValueError, BackboneError) as error:
         raise ModelError(
@@ -257,7 +259,8 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     network = _built(description, folder)
     try:
         network.load_state_dict(state)
-    except RuntimeError as error:
+        set_kernel_offsets(network, offsets)
+    except (RuntimeError, ValueError) as error:
         raise ModelError(_misfit(folder, record, first_line(error))) from error
     return Model(network, description, digest).eval()
 

@@ -74,13 +74,9 @@ def check_torch_export(name: str, photos: Path, folder: Path) -> None:
             assert torch.allclose(program(images[:count]), loaded(images[:count]), atol=1e-4)
 
 
-def test_onnx(photos: Path, tmp_path: Path) -> None:
-    check_onnx("test_resnet", photos, tmp_path)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in RESHAPED if name != "test_resnet"])
-def test_onnx_of_other_families(name: str, photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", RESHAPED)
+def test_onnx(name: str, photos: Path, tmp_path: Path) -> None:
     check_onnx(name, photos, tmp_path)
 
 

@@ -15,7 +15,7 @@ RESHAPED = {
     plan.backbone: plan
     for plan in (
         change("test_resnet", {1: {"kernel": 5, "width": 0.5}, 2: {"bridge": 0.5}}, head=_HEAD),
-        change("mobilenetv3_small_050", {2: {"kernel": 3, "width": 0.5}}, head=_HEAD),
+        change("mobilenetv3_small_050", {2: {"width": 0.5}, 3: {"kernel": 3}}, head=_HEAD),
         change("test_convnext", {1: {"kernel": 3, "width": 1.5}}, head=_HEAD),
         change("test_vit", {1: {"width": 0.5, "activation": "relu"}}, head=_HEAD),
     )
