@@ -28,6 +28,9 @@ PUBLIC   ?=
 STORAGE  ?=
 OUTPUT   ?= storage/backup-$(shell date +%Y%m%d-%H%M%S).db
 FIX      ?=
+MODEL    ?= storage/autotune.files/models/$(or $(NAME),$(basename $(notdir $(DATASET))))
+IMAGES   ?=
+FORMAT   ?= onnx
 ARGS     ?=
 
 POSTGRES_PORT ?= 5432
@@ -58,13 +61,13 @@ export AUTOTUNE_STORAGE := $(STORAGE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install study workers status doctor best report dashboard fit layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow check format bench wheel clean
+.PHONY: help install study workers status doctor best report dashboard fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow check format bench wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
 	@echo
 	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INHERIT SAMPLER ORDER PRUNER TRIALS TIMEOUT EPOCHS SEED NAME"
-	@echo "           WORKERS GPUS WORKERS_PER_GPU ENGINE GPUS_PER_WORKER STORAGE PORT PUBLIC OUTPUT FIX ARGS"
+	@echo "           WORKERS GPUS WORKERS_PER_GPU ENGINE GPUS_PER_WORKER STORAGE PORT PUBLIC OUTPUT FIX MODEL IMAGES FORMAT ARGS"
 	@echo "e.g. make study DATASET=photos TRIALS=60; DATASET: a folder, or digits dogs caltech101 ... (docs/datasets.md)"
 
 # setuptools warns of folders named like the package; here the folder is the package.
@@ -120,6 +123,16 @@ dashboard: $(if $(PUBLIC),$(VENV)/public,$(BIN)/autotune) ## open optuna-dashboa
 
 fit: $(BIN)/autotune $(reader) ## train the best plan anew and measure it on the test part
 	@$(BIN)/autotune fit $(which)
+
+predict: $(BIN)/autotune ## write the classes of IMAGES by the fitted MODEL (ARGS='-o classes.csv')
+	@$(BIN)/autotune predict '$(MODEL)' $(if $(IMAGES),'$(IMAGES)') $(ARGS)
+
+$(VENV)/onnx: $(BIN)/autotune
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[onnx]'
+	@touch $@
+
+export: $(BIN)/autotune $(if $(filter onnx,$(FORMAT)),$(VENV)/onnx) ## write MODEL as FORMAT=onnx, torch-export or timm; IMAGES: to compare on
+	@$(BIN)/autotune export '$(MODEL)' --format $(FORMAT) $(if $(IMAGES),--images '$(IMAGES)') $(ARGS)
 
 layers: $(BIN)/autotune ## show the layers of BACKBONE and what each can become
 	@$(BIN)/autotune layers $(if $(BACKBONE),'$(BACKBONE)') $(ARGS)

@@ -9,22 +9,27 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+#: Public name -> its module, and its name there where that is another.
 _HOMES = {
     "AutotuneError": "autotune.errors",
+    "Model": "autotune.results.model",
     "StudyConfig": "autotune.config",
     "TrialPlan": "autotune.plan",
     "UserError": "autotune.errors",
     "inspect_layers": "autotune.models.inspection",
+    "load": "autotune.results.model:load_model",
     "load_study_file": "autotune.studyfile",
 }
 
 __all__ = [
     "AutotuneError",
+    "Model",
     "StudyConfig",
     "TrialPlan",
     "UserError",
     "__version__",
     "inspect_layers",
+    "load",
     "load_study_file",
 ]
 
@@ -36,7 +41,8 @@ except PackageNotFoundError:  # a source tree that was never installed
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        module, _, other = _HOMES[name].partition(":")
+        return getattr(import_module(module), other or name)
     raise AttributeError(f"module 'autotune' has no attribute {name!r}")
 
 

@@ -11,11 +11,13 @@
     │   │   ├── SchemaError       its tables are those of another Optuna
     │   │   └── LockedError       another process holds the lock of a study, and holds it long
     │   ├── StudyError            no such study, or one with another definition
+    │   ├── ModelError            a folder is no model that this version can use
     │   └── DiskFullError         no space left where autotune has to write
     │       └── NoRoomError       known before anything was written
     ├── TrialError                one trial cannot be finished, the study goes on
     │   ├── DivergedError         its loss or its logits are no numbers any more
     │   └── PlanError             its plan does not fit the backbone
+    ├── ExportError               a model cannot be written in another format
     ├── SplitError                a network cannot be cut into prefix and tail; it trains whole
     ├── InterruptedTrial          a stop was asked for; the trial goes back to the queue
     ├── CrowdedError              others hold the memory of the device; the trial goes back as well
@@ -126,6 +128,10 @@ class StudyError(UserError):
     """There is no such study, or it has another definition."""
 
 
+class ModelError(UserError):
+    """A folder holds no model, a damaged one, or one of a newer version."""
+
+
 class DiskFullError(UserError):
     """No space is left where autotune has to write."""
 
@@ -144,6 +150,10 @@ class DivergedError(TrialError):
 
 class PlanError(TrialError):
     """A trial plan asks for something its backbone does not have."""
+
+
+class ExportError(AutotuneError):
+    """A model cannot be written in another format, or computes something else there."""
 
 
 class SplitError(AutotuneError):

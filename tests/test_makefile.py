@@ -65,6 +65,19 @@ def make(*arguments: str) -> str:
         (["doctor"], "doctor 'digits'"),
         (["doctor", "FIX=1", "NAME=other"], "doctor 'digits' --name 'other' --fix"),
         (["fit"], "fit 'digits'"),
+        (
+            ["predict", "IMAGES=my photos", "ARGS=-o out.csv"],
+            "predict 'storage/autotune.files/models/digits' 'my photos' -o out.csv",
+        ),
+        (["predict", "MODEL=m", "IMAGES=a.jpg"], "predict 'm' 'a.jpg'"),
+        (
+            ["export", "FORMAT=timm", "DATASET=my/photos.zip"],
+            "export 'storage/autotune.files/models/photos' --format timm",
+        ),
+        (
+            ["export", "FORMAT=timm", "MODEL=m", "IMAGES=x"],
+            "export 'm' --format timm --images 'x'",
+        ),
         (["workers", "STUDY=my.yaml"], "worker 'my.yaml'"),
         (["dashboard", "PORT=9000"], "dashboard 'digits' --port 9000"),
         (["validate"], "validate 'digits'"),

@@ -127,7 +127,7 @@ def locate(
     return Located(config.name, config.storage, config.files)
 
 
-def check_writable(path: str) -> None:
+def check_writable(path: str | Path) -> None:
     """Refuse an output file that is a folder, or whose folder cannot be written.
 
     Raises:

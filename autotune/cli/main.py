@@ -13,9 +13,11 @@ from autotune.cli import (
     dashboard,
     data,
     doctor,
+    export,
     fit,
     layers,
     ls,
+    predict,
     report,
     run,
     status,
@@ -47,6 +49,8 @@ app.command("best")(best.best)
 app.command("report")(report.report)
 app.command("dashboard")(dashboard.dashboard)
 app.command("fit")(fit.fit)
+app.command("predict")(predict.predict)
+app.command("export")(export.export)
 app.command("layers")(layers.layers)
 app.command("ls")(ls.ls)
 app.command("cp")(cp.cp)

@@ -170,7 +170,7 @@ def _parts(root: str) -> list[tuple[str | None, str]]:
     if "train" not in parts or len(set(parts)) < 2:
         return [(None, root)]
     others = [name for name in folders if name.lower() not in PART_NAMES]
-    others = [name for name in others if next(_image_paths(os.path.join(root, name)), None)]
+    others = [name for name in others if next(image_paths(os.path.join(root, name)), None)]
     if others:
         raise DatasetError(
             f"a folder that is already split has no other folders with images, but {root} has "
@@ -204,7 +204,7 @@ def _classes(root: str, part: str | None, folder: str) -> Iterator[list[ImageFil
     inside = len(os.path.join(root, ""))
     folders = [os.path.join(folder, name) for name in names]
     with ThreadPoolExecutor(_THREADS) as pool:  # a network file system takes its time for each
-        all_paths = pool.map(lambda one: list(_image_paths(one)), folders)
+        all_paths = pool.map(lambda one: list(image_paths(one)), folders)
         for name, class_folder, paths in zip(names, folders, all_paths, strict=True):
             if not paths:
                 empty.append(class_folder[inside:])
@@ -266,8 +266,15 @@ def _subfolders(folder: str) -> list[str]:
     return [one.name for one in entries if _is_folder(one) and one.name not in _OF_SYSTEMS]
 
 
-def _image_paths(folder: str) -> Iterator[str]:
-    """Yield the images of a folder and of the folders in it, each real folder once."""
+def image_paths(folder: str) -> Iterator[str]:
+    """Yield the images of a folder and of the folders in it, each real folder once.
+
+    Args:
+        folder: An existing folder.
+
+    Raises:
+        OSError: When one of the folders cannot be read.
+    """
     seen: set[str] = set()
     pending = [folder]
     while pending:

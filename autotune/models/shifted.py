@@ -7,7 +7,7 @@ of the image is worked out per input, because ``floor`` and dynamic 'SAME' paddi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F  # noqa: N812
@@ -164,3 +164,30 @@ def fit_border(
         if first or last:
             input = input.narrow(dim, first, input.shape[dim] - first - last)
     return input, (padding[0], padding[1])
+
+
+def kernel_offsets(model: nn.Module) -> dict[str, Pair]:
+    """Return where the kernels of shifted convolutions begin, by name of the module.
+
+    Which part of a larger kernel is kept depends on its weights; it is no part of the state.
+    """
+    return {
+        name: module.offset
+        for name, module in model.named_modules()
+        if isinstance(module, ShiftedConv2d)
+    }
+
+
+def set_kernel_offsets(model: nn.Module, offsets: Mapping[str, Sequence[int]]) -> None:
+    """Put back what :func:`kernel_offsets` returned.
+
+    Raises:
+        ValueError: When the shifted convolutions of the model are others.
+    """
+    if offsets.keys() != (own := kernel_offsets(model)).keys():
+        differing = sorted(offsets.keys() ^ own.keys())
+        raise ValueError(f"kernel offsets belong to other modules, {differing[0]} first")
+    for name, (down, right) in offsets.items():
+        module = model.get_submodule(name)
+        assert isinstance(module, ShiftedConv2d)
+        module.offset = (int(down), int(right))

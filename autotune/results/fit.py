@@ -6,15 +6,14 @@ study: a test part that was looked at often is a validation part.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+import numpy as np
+import numpy.typing as npt
 
 from autotune.data.opening import fetch_source
 from autotune.data.progress import Progress, silent
@@ -22,15 +21,18 @@ from autotune.data.task import open_test_views
 from autotune.data.views import Views
 from autotune.errors import StudyError, disk_full_as_user_error
 from autotune.plan import TrialPlan
+from autotune.results.card import origin_of, write_card
 from autotune.results.front import none_yet
+from autotune.results.model import Description, save_model
 from autotune.search import ranking
 from autotune.study import record
 from autotune.study.opening import OpenStudy
+from autotune.study.pictures import draw_confusion
 from autotune.study.remembered import read_manifest
 from autotune.study.trial import Workbench, prepare_training
 from autotune.study.worker import prepare
 from autotune.training.loop import Training
-from autotune.training.metrics import Metrics, measure
+from autotune.training.metrics import Metrics, confusion, measure
 
 #: Study attribute: a list of what was measured on the test part, and when.
 TEST_READS = "test_reads"
@@ -120,7 +122,8 @@ def fit(
         )
         for name, task in tasks.items()
     }
-    scores = measure(*tuned.predict(test[plan.backbone]))
+    logits, labels = tuned.predict(test[plan.backbone])
+    scores = measure(logits, labels)
     baseline_scores = scores
     if baseline is not tuned:
         baseline_scores = measure(*baseline.predict(test[baseline_plan.backbone]))
@@ -136,7 +139,8 @@ def fit(
         folder=folder or opened.files.model(opened.name),
     )
     with disk_full_as_user_error(result.folder):
-        _write(result, opened, bench, tuned)
+        classes = tasks[plan.backbone].classes
+        _write(result, opened, bench, tuned, confusion(logits, labels, classes))
     return result
 
 
@@ -187,29 +191,35 @@ def _note_read(opened: OpenStudy, trial: int, scores: Metrics, baseline: Metrics
     return len(reads)
 
 
-def _write(result: FitResult, opened: OpenStudy, bench: Workbench, training: Training) -> None:
-    """Write the model: its weights, and a record of what it is and how good."""
+def _write(
+    result: FitResult,
+    opened: OpenStudy,
+    bench: Workbench,
+    training: Training,
+    matrix: npt.NDArray[np.int64],
+) -> None:
+    """Write the model, and for people what it is and how good."""
+    config = bench.config
     material = bench.materials.of(result.plan.backbone)
-    result.folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.contiguous() for key, value in training.result.state_dict().items()}
-    weights = result.folder / ".model.safetensors.new"
-    save_file(state, weights, metadata={"plan": json.dumps(result.plan.to_json())})
-    os.replace(weights, result.folder / "model.safetensors")
-    values = {
+    classes = material.task.classes
+    description = Description(
+        result.plan,
+        classes,
+        material.backbone.data_config,
+        config.data.image_size,
+        fast=config.data.decode == "fast",
+    )
+    facts = {
         "study": opened.name,
         "trial": result.trial,
-        "plan": result.plan.to_json(),
-        "classes": list(material.task.classes),
-        "preprocessing": {
-            key: material.backbone.data_config[key]
-            for key in ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
-        },
+        "dataset": config.dataset,
         "trained_on": {"parts": ["train", "validation"], "images": result.images},
         "test": {"images": result.test_images, **asdict(result.test)},
         "baseline_test": asdict(result.baseline),
         "times_the_test_part_was_read": result.reads,
-        "definition": bench.config.definition(),
+        "pretrained": origin_of(material.backbone, config.weights),
+        "definition": config.definition(),
     }
-    temporary = result.folder / ".record.json.new"
-    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(temporary, result.folder / "record.json")
+    record_of_model = save_model(result.folder, training.result, description, facts)
+    draw_confusion(result.folder, matrix, classes)
+    write_card(result.folder, record_of_model, matrix)

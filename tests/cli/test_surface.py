@@ -28,6 +28,8 @@ SURFACE = {
     "report": {*WHICH, "--output", "-o"},
     "dashboard": {*WHICH, "--port", "--public", "--host"},
     "fit": {*WHICH, "--trial", "--output", "-o"},
+    "predict": {"model", "images", "--output", "-o", "--top", "--all", "--batch-size"},
+    "export": {"model", "--format", "--output", "-o", "--images"},
     "layers": {
         *("backbone", "--image-size", "--last", "--why", "--json"),
         *("--plan", "--study", "--name", "--storage"),

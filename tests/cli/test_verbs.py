@@ -10,15 +10,12 @@ import pytest
 import torch
 import yaml
 from optuna.trial import TrialState
-from safetensors.torch import load_file
 
 from autotune.config import StudyConfig
-from autotune.data.images import ImageSpec
 from autotune.data.task import open_test_views
-from autotune.models.backbone import load_backbone
-from autotune.models.network import build_network
 from autotune.plan import TrialPlan
 from autotune.results.fit import TEST_READS
+from autotune.results.model import load_model
 from autotune.storage.database import open_storage
 from autotune.study import record
 from autotune.study.opening import open_existing
@@ -117,7 +114,10 @@ def test_fit_measures_twice_and_says_so(finished: Path, tmp_path: Path) -> None:
     assert "The test part has now been read" not in first.out
     assert first.out.endswith("model: storage/autotune.files/models/tiny\n")
     folder = finished / "storage/autotune.files/models/tiny"
-    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "record.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        *("model.safetensors", "record.json", "README.md"),
+        *("confusion_matrix.png", "confusion_matrix.csv"),
+    }
     values = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     assert values["times_the_test_part_was_read"] == 1
     for key in ("test", "baseline_test"):
@@ -138,22 +138,20 @@ def test_fit_measures_twice_and_says_so(finished: Path, tmp_path: Path) -> None:
 
 
 def check_model(folder: Path, cache: Path) -> None:
-    """Build the network of a record, load its weights and measure it again."""
+    """Load a model from its folder and measure it again."""
     values = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     config = StudyConfig.model_validate({"name": "tiny", **values["definition"]})
-    backbone = load_backbone(config.backbone, config.weights, config.data.image_size)
-    plan = TrialPlan.from_json(values["plan"])
-    network = build_network(backbone, plan, len(values["classes"]), seed=1)
-    network.load_state_dict(load_file(folder / "model.safetensors"))
-    spec = ImageSpec.from_data_config(backbone.data_config, config.data.image_size)
-    views = open_test_views(config.dataset, config.data, spec, cache)
-    normalise = Normalise.of(backbone.data_config, torch.device("cpu"))
+    assert values["pretrained"]["weights"] == "shipped"
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"| accuracy | {values['test']['accuracy']:.2%} |" in card
+    model = load_model(folder)
+    views = open_test_views(config.dataset, config.data, model.spec, cache)
+    normalise = Normalise.of(values["preprocessing"], torch.device("cpu"))
     order = torch.arange(len(views))
-    network.eval()
     with torch.no_grad():
         logits = torch.cat(
             [
-                network(normalise(images)).float()
+                model(normalise(images)).float()
                 for images, _ in views.batches(order, torch.zeros_like(order), 64)
             ]
         )

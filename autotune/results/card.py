@@ -1,0 +1,174 @@
+"""The model card: what a fitted model is and how good, for whoever finds its folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autotune.models.backbone import SHIPPED, Backbone
+from autotune.plan import TrialPlan
+from autotune.results.model import write_text
+
+CARD, MATRIX = "README.md", "confusion_matrix.csv"
+#: Classes whose recall is listed; the matrix beside the card has those of all.
+LISTED_CLASSES = 100
+_METRICS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "log_loss": "log loss",
+}
+
+
+def origin_of(backbone: Backbone, weights: str) -> dict[str, str]:
+    """Say where the weights of a backbone come from, and under which licence.
+
+    Args:
+        backbone: The backbone, as it was loaded.
+        weights: What the study file says: ``hub``, ``none`` or a file.
+
+    Returns:
+        ``weights`` (``hub``, ``shipped``, ``file`` or ``none``) and ``hash``, for the hub
+        ``source`` and ``licence`` where timm states them.
+    """
+    kind = weights if weights in ("hub", "none") else "file"
+    origin = {"hash": backbone.weights_hash}
+    if kind == "hub" and backbone.name in SHIPPED:
+        return {"weights": "shipped", **origin, "licence": "apache-2.0"}
+    if kind == "hub":
+        stated: Mapping[str, Any] = getattr(backbone.pretrained, "pretrained_cfg", {})
+        source = stated.get("hf_hub_id") or stated.get("url")
+        found = {"source": source, "licence": stated.get("license")}
+        origin |= {key: str(value) for key, value in found.items() if value}
+    return {"weights": kind, **origin}
+
+
+def write_card(folder: Path, record: Mapping[str, Any], matrix: npt.NDArray[np.int64]) -> None:
+    """Write the card of a model and its confusion matrix as a table.
+
+    Args:
+        folder: The folder of the model.
+        record: What :func:`~autotune.results.model.save_model` returned.
+        matrix: ``(classes, classes)`` counts of the test part; rows are true.
+    """
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["true \\ predicted", *record["classes"]])
+    for name, row in zip(record["classes"], matrix.tolist(), strict=True):
+        writer.writerow([name, *row])
+    write_text(folder / MATRIX, table.getvalue())
+    write_text(folder / CARD, model_card(record, matrix))
+
+
+def model_card(record: Mapping[str, Any], matrix: npt.NDArray[np.int64]) -> str:
+    """Return the card of a model as Markdown, with the front matter of the Hugging Face hub."""
+    plan = TrialPlan.from_json(record["plan"])
+    test, baseline = record["test"], record["baseline_test"]
+    classes, preprocessing = record["classes"], record["preprocessing"]
+    reads = record["times_the_test_part_was_read"]
+    versions = ", ".join(f"{name} {one}" for name, one in record["versions"].items())
+    sections = [
+        "---\nlibrary_name: autotune\npipeline_tag: image-classification\n---",
+        f"# {_plain(record['study'])}",
+        f"Tells {len(classes)} classes of images apart. {plan.backbone}, trained by autotune with "
+        f"the plan of trial {record['trial']}: {plan.in_words()}.",
+        "## How good",
+        f"On {test['images']} images of {_plain(record['dataset'])} that neither the search nor "
+        f"the training has seen; trained on {record['trained_on']['images']} others. "
+        + _reads_in_words(reads),
+        _table(
+            ("", "this model", "baseline"),
+            [
+                (words, *(_figure(name, scores[name]) for scores in (test, baseline)))
+                for name, words in _METRICS.items()
+            ],
+        ),
+        "The baseline is the untouched backbone with a linear head. Log loss is in nats, lower "
+        "is better.",
+        "![Confusion matrix of the test part](confusion_matrix.png)",
+        *_classes(classes, matrix),
+        "## What it is",
+        _table(
+            ("", ""),
+            [
+                ("parameters", f"{record['parameters']:,}"),
+                ("input", " x ".join(map(str, preprocessing["input_size"]))),
+                ("resized with", f"{preprocessing['interpolation']}, then cropped to a share of "
+                 f"{preprocessing['crop_pct']:g} ({preprocessing['crop_mode']})"),
+                ("mean", _numbers(preprocessing["mean"])),
+                ("standard deviation", _numbers(preprocessing["std"])),
+                ("made with", versions),
+            ],
+        ),
+        "## How to use it",
+        "    autotune predict THIS_FOLDER photos/ -o classes.csv\n"
+        "    autotune export THIS_FOLDER --format onnx\n"
+        "In Python `autotune.load('THIS_FOLDER').predict(['a.jpg', 'b.jpg'])` gives the "
+        "probabilities of the classes.",
+        "## Licences",
+        _licence(plan.backbone, record["pretrained"]),
+        "The images that it was trained on have terms of their own.",
+    ]  # fmt: skip
+    return "\n\n".join(sections) + "\n"
+
+
+def _reads_in_words(reads: int) -> str:
+    if reads == 1:
+        return "The test images were looked at once."
+    return (
+        f"The test images were looked at {reads} times: whoever chose by that has chosen by these "
+        "figures."
+    )
+
+
+def _classes(classes: list[str], matrix: npt.NDArray[np.int64]) -> list[str]:
+    """List the recall of every class, worst first."""
+    counts = matrix.sum(axis=1)
+    recalls = matrix.diagonal() / np.maximum(1, counts)
+    order = np.argsort(recalls, kind="stable")[:LISTED_CLASSES]
+    rows = [(_plain(classes[i]), str(counts[i]), f"{recalls[i]:.1%}") for i in order]
+    more = len(classes) - len(rows)
+    left_out = [f"{more} more classes are in `{MATRIX}`."] if more else []
+    return ["Recall of each class:", _table(("class", "images", "recall"), rows), *left_out]
+
+
+def _licence(name: str, pretrained: Mapping[str, str]) -> str:
+    kind = pretrained["weights"]
+    if kind == "none":
+        return f"{name} started from random weights."
+    if kind == "file":
+        return (
+            f"{name} started from the weights of a file (fingerprint {pretrained['hash']}); "
+            "their licence is not known here."
+        )
+    if kind == "shipped":
+        return f"{name} started from the weights that autotune ships (Apache-2.0)."
+    source = pretrained.get("source", "the hub")
+    if "licence" not in pretrained:
+        return f"{name} started from the weights of {source}; timm states no licence of them."
+    return f"{name} started from the weights of {source}; timm states {pretrained['licence']}."
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{value:.4f}" if name == "log_loss" else f"{value:.2%}"
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Take from a name what Markdown would read as its own, line ends among it."""
+    spaced = " ".join(text.split())
+    return "".join(f"\\{one}" if one in "\\`*_{}[]<>#|!" else one for one in spaced)

@@ -1,0 +1,121 @@
+"""``autotune predict`` as a user meets it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from autotune.results.model import load_model
+from tests.support.images import photo
+from tests.support.inside import call
+from tests.support.models import CLASSES, kept, saved
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("models") / "made", kept("test_resnet"))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with a folder in it, an odd name, and two files that are no images."""
+    folder = tmp_path / "photos"
+    (folder / "inner").mkdir(parents=True)
+    for number, name in enumerate(("b.png", "a.jpg", "inner/c d.png", 'inner/"e",\n.png')):
+        photo(90, 70, number).save(folder / name)
+    (folder / "broken.jpg").write_bytes(b"no image")
+    (folder / "empty.png").touch()
+    (folder / "notes.txt").write_text("no image either")
+    return folder
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_a_folder(model: Path, photos: Path, tmp_path: Path) -> None:
+    ended = call(
+        *("predict", str(model), "photos", "-o", "out.csv", "--batch-size", "2"), cwd=tmp_path
+    )
+    assert (ended.code, ended.out) == (0, "")
+    assert "2 of 6 images cannot be read:\n" in ended.err
+    assert "  'photos/broken.jpg': not an image that Pillow can read\n" in ended.err
+    assert "  'photos/empty.png': the file is empty\n" in ended.err
+    assert ended.err.endswith("4 images: out.csv\n")
+    found = rows((tmp_path / "out.csv").read_text("utf-8"))
+    names = ["a.jpg", "b.png", 'inner/"e",\n.png', "inner/c d.png"]
+    assert [row["path"] for row in found] == [f"photos/{name}" for name in names]
+    expected = load_model(model).predict([photos / name for name in names])
+    assert [row["class"] for row in found] == [CLASSES[i] for i in expected.argmax(dim=1)]
+    for row, most in zip(found, expected.max(dim=1).values, strict=True):
+        assert float(row["probability"]) == pytest.approx(float(most), abs=2e-6)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["out.csv", "photos"]
+
+
+def test_printed_with_all_classes(model: Path, photos: Path, tmp_path: Path) -> None:
+    ended = call(
+        *("predict", str(model), "photos/a.jpg", "photos/a.jpg", "photos/notes.txt"),
+        *("photos/b.png", "--top", "9", "--all"),
+        cwd=tmp_path,
+    )
+    assert ended.code == 0
+    assert "'photos/notes.txt': not an image that Pillow can read" in ended.err
+    found = rows(ended.out)
+    assert [row["path"] for row in found] == ["photos/a.jpg", "photos/b.png"]
+    shares = ["probability", "probability_2", "probability_3"]
+    for row in found:
+        assert {row["class"], row["class_2"], row["class_3"]} == set(CLASSES)
+        values = [float(row[name]) for name in shares]
+        assert values == sorted(values, reverse=True)
+        assert values == sorted((float(row[f"p_{name}"]) for name in CLASSES), reverse=True)
+        assert sum(values) == pytest.approx(1, abs=1e-5)
+
+
+def test_names_that_are_no_utf8(model: Path, photos: Path, tmp_path: Path) -> None:
+    os.rename(photos / "a.jpg", os.fsencode(photos) + b"/a\xff.jpg")
+    (photos / "broken.jpg").rename(photos / "b\x1b[2J.jpg")
+    ended = call("predict", str(model), "photos", "-o", "out.csv", cwd=tmp_path)
+    assert ended.code == 0
+    found = rows((tmp_path / "out.csv").read_text("utf-8"))
+    assert found[0]["path"] == r"photos/a\xff.jpg"
+    assert "\x1b" not in ended.err and r"b\x1b[2J.jpg" in ended.err
+
+
+def test_nothing_can_be_read(model: Path, photos: Path, tmp_path: Path) -> None:
+    ended = call(
+        *("predict", str(model), "photos/broken.jpg", "photos/empty.png", "-o", "out.csv"),
+        cwd=tmp_path,
+    )
+    assert ended.code == 1
+    assert "none of the images can be read:\n  'photos/broken.jpg': not an image" in ended.err
+    assert [one.name for one in tmp_path.iterdir()] == ["photos"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("none.jpg", "photos", "b.png"), "there is no 'none.jpg' and 1 more; a path is taken"),
+        (("photos/nothing",), "no file in 'photos/nothing' is called like one"),
+        (("photos", "-o", "photos"), "photos must be a file to write, but it is a folder"),
+        (("photos", "-o", "no/out.csv"), "must exist and be writable, to write no/out.csv"),
+        (("photos", "--top", "0"), "Invalid value for '--top'"),
+    ],
+)
+def test_mistakes(
+    arguments: tuple[str, ...], said: str, model: Path, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "nothing").mkdir()
+    ended = call("predict", str(model), *arguments, cwd=tmp_path)
+    assert (ended.code, ended.out) == (2, "")
+    assert said in ended.err
+    assert [one.name for one in tmp_path.iterdir()] == ["photos"]
+
+
+def test_no_model(photos: Path, tmp_path: Path) -> None:
+    ended = call("predict", "photos", "photos", cwd=tmp_path)
+    assert (ended.code, ended.out) == (2, "")
+    assert "the folder of a model has a record.json, but photos has none" in ended.err

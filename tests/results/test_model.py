@@ -1,0 +1,164 @@
+"""A model folder is the model, and says what it is not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import autotune
+from autotune.config import AugmentConfig, DataConfig
+from autotune.data.images import ImageSpec
+from autotune.data.task import Task
+from autotune.errors import ModelError
+from autotune.results.model import FORMAT, RECORD, WEIGHTS, Model, load_model
+from autotune.training.loop import Normalise
+from tests.support.images import make_class_folders, photo
+from tests.support.models import CLASSES, RESHAPED, kept, saved
+from tests.support.surgery import built, pictures
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("models") / "resnet", kept("test_resnet"))
+
+
+@pytest.mark.parametrize("name", RESHAPED)
+def test_what_is_loaded_is_what_was_saved(name: str, tmp_path: Path) -> None:
+    plan = RESHAPED[name]
+    model = load_model(saved(tmp_path / "model", plan))
+    network = built(plan)
+    with torch.no_grad():
+        assert torch.equal(model(pictures(name)), network(pictures(name)))
+    assert not any(module.training for module in model.modules())
+    trained = {key for key, one in model.network.named_parameters() if one.requires_grad}
+    assert trained == {key for key, one in network.named_parameters() if one.requires_grad}
+    assert model.classes == CLASSES and model.description.plan == plan
+
+
+def test_the_public_names(folder: Path) -> None:
+    assert isinstance(autotune.load(str(folder)), autotune.Model)
+    assert autotune.load is load_model and autotune.Model is Model
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_transform_is_that_of_the_study(fast: bool, tmp_path: Path) -> None:
+    images = make_class_folders(tmp_path / "images", {"a": 6, "b": 6}, (400, 300), ".jpg")
+    photo(90, 400).convert("L").save(images / "a" / "000.jpg")
+    turned = Image.Exif()
+    turned[274] = 6
+    photo(500, 200).save(images / "a" / "001.jpg", exif=turned)
+    model = load_model(saved(tmp_path / "model", kept("mobilenetv3_small_050"), fast=fast))
+    size = model.description.image_size
+    spec = ImageSpec.from_data_config(model.description.data_config, size)
+    assert spec.store_size > spec.size
+    data = DataConfig(
+        image_size=size,
+        validation=0.25,
+        test=0.25,
+        decode="fast" if fast else "exact",
+    )
+    task = Task.open(str(images), data, spec, tmp_path / "cache")
+    views = task.train_validation_views(AugmentConfig(), 1, 0)
+    normalise = Normalise.of(model.description.data_config, torch.device("cpu"))
+    rows = sorted([*task.train_rows, *task.validation_rows])
+    assert len(views) == len(rows) >= 6
+    keys = sorted(f"{one.parent.name}/{one.name}" for one in images.rglob("*.jpg"))
+    for position, row in enumerate(rows):
+        path = images / keys[task.store.indices[row]]
+        expected = normalise(views.view(position, 0)[None])[0]
+        assert torch.equal(model.read(path), expected), path
+
+
+def test_probabilities(folder: Path, tmp_path: Path) -> None:
+    model = load_model(folder)
+    images = [photo(100, 80, seed) for seed in range(5)]
+    paths = [tmp_path / f"{number}.png" for number in range(5)]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    found = model.predict(images, batch_size=2)
+    assert found.shape == (5, 3) and torch.allclose(found.sum(dim=1), torch.ones(5))
+    assert torch.equal(found, model.predict(paths, batch_size=2))
+    assert torch.allclose(found, model.predict(images), atol=1e-6)
+    assert model.predict([]).shape == (0, 3)
+    with torch.no_grad():
+        logits = model(torch.stack([model.transform(one) for one in images]))
+    assert torch.allclose(found, logits.softmax(dim=1), atol=1e-6)
+    model.train()
+    assert torch.equal(found, model.predict(images, batch_size=2)) and model.training
+
+
+def test_modes_of_images(folder: Path) -> None:
+    model = load_model(folder)
+    grey = photo(100, 80).convert("L")
+    assert torch.equal(model.transform(grey), model.transform(grey.convert("RGB")))
+    clear = Image.new("RGBA", (100, 80), (0, 0, 0, 0))
+    white = Image.new("RGB", (100, 80), "white")
+    assert torch.equal(model.transform(clear), model.transform(white))
+
+
+def edited(folder: Path, target: Path, **changes: object) -> Path:
+    """Copy a model with another record; ``None`` takes a key away."""
+    shutil.copytree(folder, target)
+    record = json.loads((target / RECORD).read_text("utf-8")) | changes
+    record = {key: value for key, value in record.items() if value is not None}
+    (target / RECORD).write_text(json.dumps(record), "utf-8")
+    return target
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(ModelError) as refusal:
+        load_model(folder)
+    assert refusal.value.exit_code == 2
+    return str(refusal.value).replace(str(folder), "X")
+
+
+def test_what_is_no_model(folder: Path, tmp_path: Path) -> None:
+    assert "X must be the folder of a model, but there is none" in refused(tmp_path / "none")
+    assert "but it is a file" in refused(folder / RECORD)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "has a record.json, but X has none; give the folder" in refused(empty)
+    (empty / RECORD).write_text("{")
+    assert "X/record.json cannot be read" in refused(empty)
+    (empty / RECORD).write_text("[]")
+    assert "must have a 'format', but it has none" in refused(empty)
+
+
+def test_formats(folder: Path, tmp_path: Path) -> None:
+    newer = edited(folder, tmp_path / "a", format=FORMAT + 1, versions={"autotune": "9.1"})
+    said = refused(newer)
+    assert f"format {FORMAT}, but X has format {FORMAT + 1}, written by autotune 9.1" in said
+    assert "fit the model again" in refused(edited(folder, tmp_path / "b", format=None))
+
+
+@pytest.mark.parametrize("key", ["plan", "classes", "preprocessing", "decode", "weights_sha256"])
+def test_a_record_that_lacks_something(key: str, folder: Path, tmp_path: Path) -> None:
+    said = refused(edited(folder, tmp_path / "model", **{key: None}))
+    assert f"it is not (KeyError: '{key}')" in said
+
+
+def test_weights_of_another_fit(folder: Path, tmp_path: Path) -> None:
+    """A fit that was killed between its two files, or a copy that was cut."""
+    torn = edited(folder, tmp_path / "model")
+    shutil.copy(saved(tmp_path / "other", kept("test_resnet", 2)) / WEIGHTS, torn)
+    assert "it is damaged, or of another fit" in refused(torn)
+    (torn / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1])
+    assert "it is damaged, or of another fit" in refused(torn)
+    (torn / WEIGHTS).unlink()
+    assert "X/model.safetensors cannot be read (" in refused(torn)
+
+
+def test_what_cannot_be_built_here(folder: Path, tmp_path: Path) -> None:
+    record = json.loads((folder / RECORD).read_text("utf-8"))
+    foreign = {**record["plan"], "backbone": "future_net"}
+    versions = {**record["versions"], "timm": "9.0"}
+    said = refused(edited(folder, tmp_path / "a", plan=foreign, versions=versions))
+    assert "has no backbone 'future_net'" in said
+    assert said.endswith("it was made with timm 9.0; install these")
+    said = refused(edited(folder, tmp_path / "b", classes=["one", "two"]))
+    assert "cannot be built here" in said and said.endswith("; fit it again")
