@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autotune.config import StudyConfig
+    from autotune.errors import AutotuneError, UserError
+    from autotune.models.inspection import inspect_layers
+    from autotune.plan import TrialPlan
+    from autotune.results.model import Model
+    from autotune.results.model import load_model as load
+    from autotune.studyfile import load_study_file
 
 #: Public name -> its module, and its name there where that is another.
 _HOMES = {
