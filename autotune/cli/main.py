@@ -9,6 +9,7 @@ import typer
 
 from autotune.cli import (
     best,
+    confirm,
     cp,
     dashboard,
     data,
@@ -17,6 +18,7 @@ from autotune.cli import (
     layers,
     ls,
     report,
+    rerun,
     run,
     status,
     storage,
@@ -46,6 +48,8 @@ app.command("doctor")(doctor.doctor)
 app.command("best")(best.best)
 app.command("report")(report.report)
 app.command("dashboard")(dashboard.dashboard)
+app.command("confirm")(confirm.confirm)
+app.command("rerun")(rerun.rerun)
 app.command("fit")(fit.fit)
 app.command("layers")(layers.layers)
 app.command("ls")(ls.ls)
