@@ -89,9 +89,12 @@ def confirm(
 
 def _table(found: Confirmation, name: str, objective: Objective, several: bool) -> Table:
     seeds = f"seeds {found.seeds[0]} to {found.seeds[-1]}"
-    table = Table(title=f"study {name}, {seeds}, 95 % intervals", title_justify="left")
-    for title in ("rank", "trial", "in the search", f"mean {objective.words}", "gain", "shrank"):
-        table.add_column(title, justify="right")
+    title = f"study {name}, {objective.words}, {seeds}, 95 % intervals"
+    # No box: 80 columns hold the numbers and some of the plan.
+    table = Table(title=title, title_justify="left", box=None)
+    points = " (points)" if objective.is_share else ""
+    for title in ("rank", "trial", "search", "mean", f"gain{points}", "shrank"):
+        table.add_column(title, justify="right", no_wrap=True)
     table.add_column("plan")
     ranked = [("", found.baseline), *((str(i), one) for i, one in enumerate(found.plans, 1))]
     for rank, one in ranked:
@@ -120,13 +123,13 @@ def _gain(gain: Interval | None, objective: Objective) -> str:
     if gain is None:
         return ""
     low, high = (show_gain(objective, end, unit=False) for end in (gain.low, gain.high))
-    return f"{show_gain(objective, gain.mean)} ({low} to {high})"
+    return f"{show_gain(objective, gain.mean, unit=False)} ({low} to {high})"
 
 
 def _shrank(one: Confirmed, objective: Objective) -> str:
     from autotune.results.verdict import show_gain
 
-    return "" if one.shrank is None else show_gain(objective, one.shrank)
+    return "" if one.shrank is None else show_gain(objective, one.shrank, unit=False)
 
 
 def _who(trial: int | None) -> str:
