@@ -61,7 +61,7 @@ export AUTOTUNE_STORAGE := $(STORAGE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install study workers status doctor best report dashboard fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow check format bench wheel clean
+.PHONY: help install study workers status doctor best report dashboard confirm fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow check format bench wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -120,6 +120,9 @@ $(VENV)/public: $(BIN)/autotune
 
 dashboard: $(if $(PUBLIC),$(VENV)/public,$(BIN)/autotune) ## open optuna-dashboard here (PORT=8080); PUBLIC=1: to others, read-only
 	@$(BIN)/autotune dashboard $(which) --port $(PORT) $(if $(PUBLIC),--public)
+
+confirm: $(BIN)/autotune $(reader) ## train the best plans and the baseline over seeds (ARGS=--seeds 8)
+	@$(BIN)/autotune confirm $(which)
 
 fit: $(BIN)/autotune $(reader) ## train the best plan anew and measure it on the test part
 	@$(BIN)/autotune fit $(which)

@@ -64,6 +64,8 @@ def make(*arguments: str) -> str:
         (["status", "ARGS=--watch"], "status 'digits' --watch"),
         (["doctor"], "doctor 'digits'"),
         (["doctor", "FIX=1", "NAME=other"], "doctor 'digits' --name 'other' --fix"),
+        (["confirm"], "confirm 'digits'"),
+        (["confirm", "ARGS=--top 3 --seeds 8"], "confirm 'digits' --top 3 --seeds 8"),
         (["fit"], "fit 'digits'"),
         (
             ["predict", "IMAGES=my photos", "ARGS=-o out.csv"],

@@ -26,6 +26,7 @@ def best(
 ) -> None:
     """Print the plan of the best trial as YAML, of two objectives the Pareto front with it."""
     located = locate(study, overrides, name, storage)
+    from autotune.results.answer import confirmed
     from autotune.results.front import front_of, none_yet
     from autotune.search import ranking
     from autotune.study import record
@@ -38,6 +39,8 @@ def best(
         raise StudyError(f"the study {located.name!r} has {none_yet(trials)}")
     names = tuple(opened.config().directions)
     values = {"study": opened.name, **_outcome(found, names)}
+    if said := confirmed(opened.study, found):
+        values["confirmed"] = said
     front = front_of(opened.study)
     if front:
         several = record.has_several(opened.study.user_attrs)

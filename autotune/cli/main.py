@@ -9,6 +9,7 @@ import typer
 
 from autotune.cli import (
     best,
+    confirm,
     cp,
     dashboard,
     data,
@@ -19,6 +20,7 @@ from autotune.cli import (
     ls,
     predict,
     report,
+    rerun,
     run,
     status,
     storage,
@@ -48,6 +50,8 @@ app.command("doctor")(doctor.doctor)
 app.command("best")(best.best)
 app.command("report")(report.report)
 app.command("dashboard")(dashboard.dashboard)
+app.command("confirm")(confirm.confirm)
+app.command("rerun")(rerun.rerun)
 app.command("fit")(fit.fit)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)

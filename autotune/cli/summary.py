@@ -16,6 +16,7 @@ from rich.text import Text
 from autotune.cli.best import FRONT_LINES
 from autotune.cli.workers import failures_line, workers_table
 from autotune.config import StudyConfig
+from autotune.results.answer import confirmed
 from autotune.results.front import reason_of
 from autotune.results.objective import Objective, show_values
 from autotune.results.picture import as_text
@@ -81,8 +82,11 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
         )
     if found.best is not None:
         console.print(
-            "The best of a search is a lucky draw; 'autotune fit' measures it on the test part.",
-            highlight=False,
+            Text(
+                confirmed(opened.study, found.best)
+                or "The best of a search is a lucky draw; 'autotune confirm' trains it under "
+                "other seeds, 'autotune fit' measures it on the test part."
+            )
         )
     _print_next(console, opened, has_best=found.best is not None)
 
@@ -149,7 +153,8 @@ def _print_next(console: Console, opened: OpenStudy, *, has_best: bool) -> None:
     call = f"{command()} {{}} {opened.name}{_storage_option(opened)}"
     lines.append(("look around", call.format("dashboard")))
     if has_best:
-        lines += [("winning plan", call.format("best")), ("final model", call.format("fit"))]
+        lines += [("winning plan", call.format("best")), ("over seeds", call.format("confirm"))]
+        lines += [("final model", call.format("fit"))]
     console.print()
     for title, text in lines:
         # Never wrapped: a command that was broken into two lines cannot be pasted.

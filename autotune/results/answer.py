@@ -14,6 +14,7 @@ from autotune.results.course import last_moment
 from autotune.results.edges import Edge
 from autotune.results.front import front_of, nearest, none_yet
 from autotune.results.objective import Objective, show_values
+from autotune.results.verdict import Verdict
 from autotune.search import ranking
 from autotune.study import record
 from autotune.study.budget import Ending, held_hours
@@ -183,6 +184,22 @@ def _epochs_trained(trials: Sequence[FrozenTrial]) -> int:
     return sum(record.epochs_of(one) for one in trials if one.number not in superseded)
 
 
+def confirmed(study: Study, best: FrozenTrial | None) -> str:
+    """Say what ``autotune confirm`` found, empty where it was not called.
+
+    Args:
+        study: The study.
+        best: Its best trial now.
+    """
+    verdict = Verdict.of(study)
+    if verdict is None:
+        return ""
+    said = f"Confirmed over seeds: {verdict.in_words(Objective.of(study))}"
+    if best is not None and best.number not in verdict.trials and not record.is_baseline(best):
+        said += f"; trial {best.number}, the best one now, was not among them"
+    return f"{said}."
+
+
 def cautions(
     objective: Objective,
     best: FrozenTrial | None,
@@ -195,8 +212,8 @@ def cautions(
         return []
     said = [
         "These are validation values. The best of many trials is chosen by the very value that "
-        "is shown, so it is optimistic; autotune fit measures the test part, which no trial has "
-        "seen, once."
+        "is shown, so it is optimistic; autotune confirm trains the best plans under other seeds, "
+        "and autotune fit measures the test part, which no trial has seen, once."
     ]
     if folds := dataset.get("folds"):
         said.append(

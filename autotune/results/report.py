@@ -24,7 +24,7 @@ from plotly.offline import get_plotlyjs
 from autotune import __version__
 from autotune.data.survey import compared
 from autotune.errors import disk_full_as_user_error
-from autotune.results.answer import cautions, ended_by, facts, headline, in_time, notes
+from autotune.results.answer import cautions, confirmed, ended_by, facts, headline, in_time, notes
 from autotune.results.backbones import backbones_of
 from autotune.results.course import curves_figure, history_figure, timeline_figure
 from autotune.results.edges import edges_of_space
@@ -99,6 +99,7 @@ def render_report(study: Study, storage_url: str = "") -> str:
             headline=headline(study),
             progress=progress,
             facts=facts(study, trials, progress),
+            confirmed=confirmed(study, best),
             cautions=cautions(objective, best, baseline, dataset),
             notes=[
                 *notes(trials, best, progress, edges, ended_by(study, progress)),

@@ -23,7 +23,7 @@ def best_of(trials: Iterable[FrozenTrial], direction: StudyDirection) -> FrozenT
         trials: The trials.
         direction: Direction of the metric.
     """
-    return next(iter(_best_first(trials, direction)), None)
+    return next(iter(best_first(trials, direction)), None)
 
 
 def front_of(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
@@ -37,7 +37,7 @@ def front_of(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[F
         The trials from the best metric to the lowest cost.
     """
     front: list[FrozenTrial] = []
-    for one in _best_first(trials, direction):
+    for one in best_first(trials, direction):
         if not front or one.values[1] < front[-1].values[1]:
             front.append(one)
     return front
@@ -55,7 +55,13 @@ def is_beaten(
     )
 
 
-def _best_first(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
+def best_first(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
+    """Return the completed trials within the limits, the best one first; see :func:`best_of`.
+
+    Args:
+        trials: The trials.
+        direction: Direction of the metric.
+    """
     sign = _sign(direction)
     return sorted(
         _feasible(trials), key=lambda one: (sign * one.values[0], *one.values[1:], one.number)

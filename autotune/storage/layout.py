@@ -5,6 +5,7 @@ Everything lies in one folder beside the database, ``autotune.files/`` beside ``
     artifacts/                       what optuna-dashboard shows: curves, matrices, weights
     cache/                           what is computed once for all workers, see data/shelf.py
     checkpoints/<study>/<trial>.pt   state after the last finished epoch of a live trial
+    confirmed/<study>/<key>.json     scores of a plan under another seed (``autotune confirm``)
     logs/<study>/<worker>.log        one log a worker
     models/<study>/                  what ``autotune fit`` writes
     reports/<study>.html             what ``autotune report`` writes
@@ -66,11 +67,15 @@ class Files:
         """File of a live trial's checkpoint; ``trial`` is the number of its first attempt."""
         return self.checkpoints(study) / f"{trial}.pt"
 
+    def confirmed(self, study: str) -> Path:
+        """Folder of what plans of a study reached under other seeds."""
+        return self.root / "confirmed" / study
+
     def studies(self) -> set[str]:
         """Return the names of the studies that have left something here, artifacts aside."""
         return {
             path.name.removesuffix(".html")
-            for folder in ("checkpoints", "logs", "models", "reports")
+            for folder in ("checkpoints", "confirmed", "logs", "models", "reports")
             if (self.root / folder).is_dir()
             for path in (self.root / folder).iterdir()
         }
@@ -89,6 +94,6 @@ class Files:
 
     def of_study(self, study: str) -> tuple[Path, ...]:
         """What belongs to one study alone; its artifacts lie among those of other studies."""
-        folders = ("checkpoints", "logs")
+        folders = ("checkpoints", "confirmed", "logs")
         own = (self.root / folder / study for folder in folders)
         return (*own, self.model(study), self.report(study))

@@ -34,6 +34,7 @@ FILES = layout.ATTRIBUTE  # str: folder of the study's files
 PRECISION = "precision"  # dict: backbone -> {device: "off", "bf16" or "fp16"}, for amp: auto
 ENVIRONMENT = "environment"  # dict: package -> version
 OWN = "own"  # dict: key such as "search.sampler" -> SHA-256 of the file that it names
+CONFIRMED = "confirmed"  # dict: Verdict.to_json() of the last ``autotune confirm``
 WARM_START = "warm_start"  # dict: {"taken": [title], "dropped": [[title, reason]]}
 
 # Of a trial
@@ -45,6 +46,7 @@ WORKER = "worker"  # str: host/process/index of the worker that runs it
 CLAIMED = "claimed"  # float: when it was claimed, in seconds of the Unix epoch (UTC)
 HELD = "held"  # float: seconds for which this attempt has held its device so far
 DEVICE = "device"  # str: e.g. "cpu" or "NVIDIA H200"
+THREADS = "threads"  # int: CPU threads that it trained on, where it trained on the CPU
 EPOCHS = "epochs"  # int: epochs trained, those of earlier attempts included
 SECONDS = "seconds"  # float: wall time of the training, that of earlier attempts included
 PARAMETERS_TUNED = "parameters_tuned"  # int

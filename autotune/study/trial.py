@@ -195,6 +195,8 @@ def _run(
     emit({"event": "start", "trial": trial.number, "plan": words})
     training = prepare_trial(plan, bench, stopped, part)
     trial.set_user_attr(record.DEVICE, device_name(bench.device))
+    if bench.device.type == "cpu":  # sums are rounded by how many share them
+        trial.set_user_attr(record.THREADS, torch.get_num_threads())
     if training.whole:
         trial.set_user_attr(record.WHOLE, training.whole)
     trial.set_user_attr(record.PARAMETERS_TUNED, tuned_parameters(training.network))
@@ -262,14 +264,18 @@ def prepare_trial(
     bench: Workbench,
     stopped: Callable[[], bool] = lambda: False,
     part: int | None = None,
+    seed: int | None = None,
 ) -> Training | Folds:
     """Build what a trial trains: one network, or one for every fold; see prepare_training."""
     material = bench.materials.of(plan.backbone)
     cut = material.task.folds
     if not cut:
-        return prepare_training(plan, bench, stopped, part=part)
+        return prepare_training(plan, bench, stopped, part=part, seed=seed)
     folds = Folds(
-        (prepare_training(plan, bench, stopped, part=part, fold=one) for one in range(len(cut))),
+        (
+            prepare_training(plan, bench, stopped, part=part, fold=one, seed=seed)
+            for one in range(len(cut))
+        ),
         [torch.from_numpy(one.train) for one in cut],
         [torch.from_numpy(one.validation) for one in cut],
     )
@@ -284,6 +290,7 @@ def prepare_training(
     refit: Views | None = None,
     part: int | None = None,
     fold: int | None = None,
+    seed: int | None = None,
 ) -> Training:
     """Build the network of a plan and everything that trains it.
 
@@ -298,8 +305,10 @@ def prepare_training(
         part: Images that go through the network at a time, see :class:`Training`.
         fold: Which fold, in a study with folds: it has a seed of its own for all but the weights
             that training starts from.
+        seed: Another training seed than the study's: other initial weights, order of the images
+            and dropout. The views stay those of the study, so that its features serve.
     """
-    seed = bench.config.search.seed
+    seed = bench.config.search.seed if seed is None else seed
     material = bench.materials.of(plan.backbone)
     train: Batches = material.train if refit is None else refit
     validation: Batches | None = material.validation if refit is None else None

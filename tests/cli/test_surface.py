@@ -27,6 +27,8 @@ SURFACE = {
     "best": {*WHICH},
     "report": {*WHICH, "--output", "-o"},
     "dashboard": {*WHICH, "--port", "--public", "--host"},
+    "confirm": {*WHICH, "--top", "--seeds", "--json"},
+    "rerun": {*WHICH, "trial"},
     "fit": {*WHICH, "--trial", "--output", "-o"},
     "predict": {"model", "images", "--output", "-o", "--top", "--all", "--batch-size"},
     "export": {"model", "--format", "--output", "-o", "--images"},

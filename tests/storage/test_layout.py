@@ -46,6 +46,7 @@ def test_what_lies_where() -> None:
     assert files.artifacts == Path("/f/artifacts")
     assert files.cache == Path("/f/cache")
     assert files.checkpoint("s", 3) == Path("/f/checkpoints/s/3.pt")
+    assert files.confirmed("s") == Path("/f/confirmed/s")
     assert files.log("s", "w") == Path("/f/logs/s/w.log")
     assert files.model("s") == Path("/f/models/s")
     assert files.report("s") == Path("/f/reports/s.html")

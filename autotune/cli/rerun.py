@@ -1,0 +1,55 @@
+"""``autotune rerun``: train one trial once more, as the study did."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from autotune.cli.console import (
+    ExistingArgument,
+    NameOption,
+    Overrides,
+    StorageOption,
+    console,
+    images_in_words,
+    locate,
+)
+
+
+def rerun(
+    study: ExistingArgument,
+    trial: Annotated[int, typer.Argument(help="Number of the trial.")],
+    overrides: Overrides = None,
+    name: NameOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Train one trial once more, as the study did, and compare every epoch with it."""
+    located = locate(study, overrides, name, storage)
+    shown = console()
+    with shown.status("opening the study") as line:
+        from autotune.results.objective import Objective
+        from autotune.results.rerun import rerun as rerun_trial
+        from autotune.study.opening import open_existing
+
+        opened = open_existing(located.name, located.storage, located.files)
+        found = rerun_trial(
+            opened,
+            trial,
+            lambda epoch, epochs: line.update(f"trial {trial}: epoch {epoch} of {epochs}"),
+            lambda step, done, total: line.update(images_in_words(step, done, total)),
+        )
+    objective = Objective.of(opened.study)
+    then, now = found.values
+    epochs = len(found.now)
+    pruned = f", pruned after epoch {max(found.now)}" if found.pruned else ""
+    shown.print(Text(f"trial {trial}{pruned}: {found.plan.in_words()}"))
+    shown.print(Text(f"{objective.words} {objective.show(then)} then, {objective.show(now)} now"))
+    if found.differing is None:
+        shown.print(Text(f"equal bit by bit, after each of {epochs} epochs"))
+    else:
+        last = "the last value is equal" if then == now else f"the last value by {now - then:+.2g}"
+        shown.print(Text(f"differs from epoch {found.differing} of {epochs} on; {last}"))
+    for change in found.changes:
+        shown.print(Text(f"not as it was: {change}"))

@@ -1,0 +1,145 @@
+"""One trial once more, as the study trained it: does it come out the same?"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.data.opening import fetch_source
+from autotune.data.progress import Progress, silent
+from autotune.errors import StudyError
+from autotune.plan import TrialPlan
+from autotune.study import record
+from autotune.study.again import train_again
+from autotune.study.opening import OpenStudy
+from autotune.study.trial import device_name
+from autotune.study.worker import prepare
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """What a trial reached then and now.
+
+    Args:
+        trial: Its number.
+        plan: Its plan.
+        pruned: Whether it was pruned; then it was trained up to that epoch.
+        then: The objective after each epoch, as the study has it.
+        now: The same of this training.
+        changes: What is not as it was, in words: device, threads, versions.
+    """
+
+    trial: int
+    plan: TrialPlan
+    pruned: bool
+    then: Mapping[int, float]
+    now: Mapping[int, float]
+    changes: tuple[str, ...]
+
+    @property
+    def differing(self) -> int | None:
+        """The first epoch whose values differ, ``None`` where all are equal bit by bit."""
+        return next((one for one in self.now if self.then.get(one) != self.now[one]), None)
+
+    @property
+    def values(self) -> tuple[float, float]:
+        """The value after the last epoch, then and now."""
+        return self.then[max(self.now)], self.now[max(self.now)]
+
+
+def rerun(
+    opened: OpenStudy,
+    number: int,
+    listener: Callable[[int, int], None] = lambda epoch, epochs: None,
+    fetching: Progress = silent,
+) -> Rerun:
+    """Train the plan of a trial as the study did.
+
+    On the CPU that is on as many threads as then: sums are rounded by how many share them.
+
+    Args:
+        opened: The study.
+        number: Number of the trial.
+        listener: Told of every epoch, and how many there will be.
+        fetching: Told how far the fetching of a known data set is that is not on this machine.
+
+    Raises:
+        StudyError: When there is no such trial, or nothing that could be compared.
+    """
+    trial, plan, epochs = reproducible(opened, number)
+    fetch_source(opened.config().dataset, fetching)
+    bench = prepare(opened)
+    before = torch.get_num_threads()
+    threads = int(trial.user_attrs.get(record.THREADS, before))
+    if bench.device.type == "cpu":
+        torch.set_num_threads(threads)
+    try:
+        trained = train_again(
+            plan,
+            bench,
+            lambda epoch: listener(epoch, epochs),
+            part=trial.user_attrs.get(record.PART),
+            epochs=epochs,
+        )
+    finally:
+        torch.set_num_threads(before)
+    device = device_name(bench.device)
+    return Rerun(
+        number,
+        plan,
+        trial.state == TrialState.PRUNED,
+        dict(trial.intermediate_values),
+        trained.curve,
+        tuple(_changes(opened.study.user_attrs, trial, device)),
+    )
+
+
+def reproducible(opened: OpenStudy, number: int) -> tuple[FrozenTrial, TrialPlan, int]:
+    """Return a trial that can be trained again, its plan, and up to which epoch.
+
+    Raises:
+        StudyError: When there is no such trial, or it has no value; with the reason.
+    """
+    trials = opened.study.get_trials(deepcopy=False)
+    if not 0 <= number < len(trials):
+        there = f"the trials 0 to {len(trials) - 1}" if trials else "no trial yet"
+        raise StudyError(f"TRIAL: the study {opened.name!r} has {there}, but got {number}")
+    trial = trials[number]
+    plan = record.plan_of(trial)
+    what = f"trial {number} of {opened.name!r}"
+    if not trial.state.is_finished():
+        raise StudyError(f"{what} must have ended to be compared with, but is {_state(trial)}")
+    again = next((one.number for one in trials if number in record.retries(one)), None)
+    if again is not None:
+        raise StudyError(f"{what} was given back and tried again; rerun trial {again} instead")
+    reason = trial.user_attrs.get(record.REASON, "no reason is known")
+    if trial.state == TrialState.FAIL:
+        raise StudyError(f"{what} has failed and has no value to compare with: {reason}")
+    if record.is_untrained(trial):
+        raise StudyError(f"{what} was not trained, and has no value to compare with: {reason}")
+    if plan is None or not trial.intermediate_values:
+        raise StudyError(f"{what} has no epoch to compare with")
+    return trial, plan, max(trial.intermediate_values)
+
+
+def _state(trial: FrozenTrial) -> str:
+    return "queued" if trial.state == TrialState.WAITING else trial.state.name.lower()
+
+
+def _changes(study_attrs: Mapping[str, Any], trial: FrozenTrial, device: str) -> list[str]:
+    """Say what is not as it was when the study was made, and the trial was trained."""
+    found = []
+    then = trial.user_attrs.get(record.DEVICE, device)
+    if then != device:
+        found.append(f"device {then} then, {device} now")
+    for name, old in study_attrs.get(record.ENVIRONMENT, {}).items():
+        new = platform.python_version() if name == "python" else version(name)
+        if old != new:
+            found.append(f"{name} {old} then, {new} now")
+    return found
