@@ -166,6 +166,7 @@ def test_mistakes(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None
     assert {one.name for one in model.iterdir()} == {"model.safetensors", "record.json"}
 
 
+@pytest.mark.slow
 def test_the_ten_lines_of_the_docs(
     photos: Path,
     tmp_path: Path,

@@ -94,6 +94,7 @@ def test_more_seeds_and_plans_add_to_what_is_there(opened: OpenStudy) -> None:
     assert trained == 0 and len(found.plans) == top  # two of them, and no more there are
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_trained_again(opened: OpenStudy) -> None:
     _, before = confirmed_again(opened)
     folder = opened.files.confirmed(opened.name)
@@ -161,6 +162,7 @@ def test_in_folds(tmp_path: Path) -> None:
     assert found.baseline.values[0] == result.metrics.accuracy
 
 
+@pytest.mark.slow
 def test_a_plan_that_diverges_is_named_and_not_ranked(tmp_path: Path) -> None:
     made = open_small(tmp_path, search__trials=2, training__epochs=1)
     run(made)

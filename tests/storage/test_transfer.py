@@ -212,7 +212,8 @@ def test_a_copy_that_breaks_off_leaves_no_half_study(
         copy_studies(old, new, files=str(target), tell=told.append)
     assert [one.name for one in told] == names_in(new) == ["whole"]
     assert {path.name for path in target.rglob("*") if path.is_file()} == {
-        *("whole-artifact", "1.pt", "worker-0.log", "best.safetensors", "whole.html")
+        *("whole-artifact", "1.pt", "plan.json", "worker-0.log", "best.safetensors"),
+        "whole.html",
     }
     with open_storage(new).engine.connect() as connection:
         for table in ("trials", "trial_params", "study_user_attributes"):
@@ -290,6 +291,7 @@ def fill_files(url: str, name: str, root: Path | None = None) -> Files:
     artifact = f"{name}-artifact"
     own = (
         files.checkpoint(name, 1),
+        files.confirmed(name) / "plan.json",
         files.log(name, "worker-0"),
         files.model(name) / "best.safetensors",
     )
@@ -326,7 +328,7 @@ def test_files_go_along(
         assert path.exists()
     assert (goal.artifacts / "rich-artifact").read_text() == "rich-artifact of rich"
     assert not goal.cache.exists()
-    assert (copied.files.count, copied.files.folder, copied.files.missing) == (5, goal.root, 1)
+    assert (copied.files.count, copied.files.folder, copied.files.missing) == (6, goal.root, 1)
 
 
 def test_artifacts_of_an_earlier_copy_are_left_as_they_are(
@@ -362,7 +364,7 @@ def test_another_folder_can_be_chosen(new_url: NewUrl, tmp_path: Path) -> None:
     fill_files(old, "rich", tmp_path / "shared")
     (copied,) = copy(old, new, files=str(tmp_path / "other"))
     assert folder_of(new) == str(tmp_path / "other")
-    assert copied.files.count == 5
+    assert copied.files.count == 6
     assert (tmp_path / "other/artifacts/rich-artifact").exists()
 
 
@@ -372,7 +374,7 @@ def test_files_of_a_database_that_was_moved_with_them(new_url: NewUrl, tmp_path:
     files = fill_files(old, "rich")
     files.root.parent.rename(tmp_path / "moved")
     (copied,) = copy(f"sqlite:///{tmp_path}/moved/study.db", new)
-    assert (copied.files.count, copied.files.folder) == (5, Files.of(new).root)
+    assert (copied.files.count, copied.files.folder) == (6, Files.of(new).root)
 
 
 def test_files_in_the_way_are_not_overwritten(new_url: NewUrl) -> None:
