@@ -50,7 +50,7 @@ from autotune.storage.database import GRACE_PERIOD_S
 from autotune.storage.url import database_path
 from autotune.study import record
 from autotune.study.opening import open_existing
-from autotune.study.trial import Workbench, prepare_training
+from autotune.study.preparing import Workbench, prepare_training
 from autotune.study.worker import prepare
 
 NAME = "chaos"

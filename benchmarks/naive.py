@@ -65,7 +65,7 @@ from autotune.models.layers import layers_of
 from autotune.plan import TrialPlan
 from autotune.study import record
 from autotune.study.opening import open_existing
-from autotune.study.trial import prepare_training
+from autotune.study.preparing import prepare_training
 from autotune.study.worker import prepare
 
 HERE = Path(__file__).parent

@@ -30,7 +30,7 @@ from autotune.search import ranking
 from autotune.study import record
 from autotune.study.again import train_again
 from autotune.study.opening import OpenStudy
-from autotune.study.trial import Workbench
+from autotune.study.preparing import Workbench
 from autotune.study.worker import prepare
 
 

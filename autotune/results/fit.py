@@ -28,8 +28,8 @@ from autotune.search import ranking
 from autotune.study import record
 from autotune.study.opening import OpenStudy
 from autotune.study.pictures import draw_confusion
+from autotune.study.preparing import Workbench, prepare_training
 from autotune.study.remembered import read_manifest
-from autotune.study.trial import Workbench, prepare_training
 from autotune.study.worker import prepare
 from autotune.training.loop import Training
 from autotune.training.metrics import Metrics, confusion, measure

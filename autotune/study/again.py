@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from autotune.errors import DivergedError, UserError
 from autotune.plan import TrialPlan
 from autotune.study import failures, memory
-from autotune.study.trial import LEAST_PART, Workbench, free_memory, prepare_trial
+from autotune.study.preparing import Workbench, prepare_trial
+from autotune.study.trial import LEAST_PART, free_memory
 from autotune.training.metrics import Metrics
 
 #: Told of an epoch.

@@ -21,7 +21,7 @@ from autotune.training.precision import Autocast, faster
 
 if TYPE_CHECKING:
     from autotune.study.material import Material
-    from autotune.study.trial import Workbench
+    from autotune.study.preparing import Workbench
 
 logger = logging.getLogger(__name__)
 

@@ -47,7 +47,8 @@ from autotune.study.claims import LOST, MAX_RETRIES, Claim, Claims, Wait
 from autotune.study.failures import Kind, first_line, kind_of
 from autotune.study.material import Materials
 from autotune.study.opening import OpenStudy, open_existing
-from autotune.study.trial import Listener, Workbench, run_trial
+from autotune.study.preparing import Workbench
+from autotune.study.trial import Listener, run_trial
 from autotune.threads import one_thread
 
 logger = logging.getLogger(__name__)

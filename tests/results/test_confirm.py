@@ -19,7 +19,7 @@ from autotune.results.report import render_report
 from autotune.results.verdict import Verdict
 from autotune.study import record
 from autotune.study.opening import OpenStudy
-from autotune.study.trial import prepare_trial
+from autotune.study.preparing import prepare_trial
 from autotune.study.worker import prepare
 from tests.study.test_worker import run
 from tests.support.inside import contents

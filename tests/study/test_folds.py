@@ -20,7 +20,7 @@ from autotune.results.report import render_report
 from autotune.study import record
 from autotune.study import trial as trial_module
 from autotune.study.opening import OpenStudy, open_or_create
-from autotune.study.trial import prepare_trial
+from autotune.study.preparing import prepare_trial
 from autotune.study.worker import prepare, work
 from autotune.training.folds import Folds
 from autotune.training.metrics import Metrics

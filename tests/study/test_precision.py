@@ -11,7 +11,7 @@ from optuna.study import load_study
 
 from autotune.study import record
 from autotune.study.opening import OpenStudy
-from autotune.study.trial import prepare_training
+from autotune.study.preparing import prepare_training
 from autotune.study.worker import prepare
 from tests.study.test_worker import run
 from tests.support.small import open_small

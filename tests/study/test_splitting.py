@@ -17,7 +17,7 @@ from autotune.search.dimensions import inert_value
 from autotune.search.space import Space
 from autotune.study import record, splitting
 from autotune.study.opening import OpenStudy
-from autotune.study.trial import prepare_training
+from autotune.study.preparing import prepare_training
 from autotune.study.worker import prepare
 from autotune.training.features import Features
 from tests.study.test_worker import run

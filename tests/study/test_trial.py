@@ -14,8 +14,7 @@ from autotune.plan import TrialPlan
 from autotune.results.report import render_report
 from autotune.results.summary import summarise
 from autotune.search import ranking
-from autotune.study import record
-from autotune.study import trial as trial_module
+from autotune.study import preparing, record
 from autotune.study.budget import Ending
 from autotune.study.opening import OpenStudy
 from autotune.study.worker import prepare, work
@@ -41,7 +40,7 @@ def test_parameters_are_recorded_without_being_asked_for(tmp_path: Path) -> None
     (trial,) = opened.study.trials
     plan = record.plan_of(trial)
     assert plan is not None
-    network = trial_module.prepare_training(plan, bench).network
+    network = preparing.prepare_training(plan, bench).network
     parameters = sum(one.numel() for one in network.parameters())
     assert trial.user_attrs[record.COSTS] == {"parameters": parameters}
     assert trial.constraints == {}

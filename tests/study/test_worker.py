@@ -34,13 +34,13 @@ from autotune.plan import TrialPlan
 from autotune.search import ranking
 from autotune.search.view import DEVICE_MEMORY
 from autotune.storage.layout import Files
-from autotune.study import record
+from autotune.study import preparing, record
 from autotune.study import trial as trial_module
 from autotune.study import worker as worker_module
 from autotune.study.budget import Ending
 from autotune.study.claims import MAX_RETRIES, Claim
 from autotune.study.opening import OpenStudy
-from autotune.study.trial import prepare_training
+from autotune.study.preparing import prepare_training
 from autotune.study.worker import Job, prepare, work
 from autotune.training.batches import Inputs
 from autotune.training.loop import Training
@@ -335,11 +335,11 @@ def test_a_trial_that_fails_after_it_was_given_away_is_dropped(
 ) -> None:
     opened = open_small(tmp_path, search__trials=2)
     claims = opened.claims()
-    original = trial_module.build_network
+    original = preparing.build_network
     checkpoints = []
 
     def hang(*args: Any, **named: Any) -> Any:
-        monkeypatch.setattr(trial_module, "build_network", original)
+        monkeypatch.setattr(preparing, "build_network", original)
         checkpoint = opened.files.checkpoint(opened.name, 0)
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write_bytes(b"")  # the successor's by now
@@ -348,7 +348,7 @@ def test_a_trial_that_fails_after_it_was_given_away_is_dropped(
         with checkpoint.open():
             raise error("too late")
 
-    monkeypatch.setattr(trial_module, "build_network", hang)
+    monkeypatch.setattr(preparing, "build_network", hang)
     kept: list[bool] = []
 
     def emit(event: dict[str, Any]) -> None:
@@ -372,10 +372,10 @@ def test_what_a_worker_wrote_after_its_trial_was_finished_elsewhere_is_removed(
 ) -> None:
     """As one does that was frozen between its report and its checkpoint."""
     opened = open_small(tmp_path, search__trials=1)
-    original = trial_module.build_network
+    original = preparing.build_network
 
     def freeze(*_: Any, **__: Any) -> Any:
-        monkeypatch.setattr(trial_module, "build_network", original)
+        monkeypatch.setattr(preparing, "build_network", original)
         assert opened.claims().sweep(lambda worker: True) == 1
         run(opened)
         checkpoint = opened.files.checkpoint(opened.name, 0)
@@ -383,7 +383,7 @@ def test_what_a_worker_wrote_after_its_trial_was_finished_elsewhere_is_removed(
         checkpoint.write_bytes(b"")
         raise PlanError("too late")
 
-    monkeypatch.setattr(trial_module, "build_network", freeze)
+    monkeypatch.setattr(preparing, "build_network", freeze)
     events = run(opened)
     assert [one["state"] for one in events if one["event"] == "end"] == ["lost"]
     assert opened.study.trials[1].state == TrialState.COMPLETE
@@ -410,7 +410,7 @@ def test_a_worker_that_fails_at_everything_stops(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("the device is on fire")
 
-    monkeypatch.setattr(trial_module, "build_network", broken)
+    monkeypatch.setattr(preparing, "build_network", broken)
     with pytest.raises(WorkerError, match="3 trials in a row failed; the log says why: here"):
         run(opened)
     trials = opened.study.get_trials()
@@ -441,7 +441,7 @@ def test_a_plan_that_does_not_fit_is_infeasible(
         training__batch_size=4,
     )
     name, owner = {
-        "building": ("build_network", trial_module),
+        "building": ("build_network", preparing),
         "measuring": ("measure_costs", trial_module),
         "training": ("_step", Training),
         "validating": ("predict", Training),
@@ -496,7 +496,7 @@ def test_a_baseline_that_does_not_fit_ends_the_run(
     def hungry(*_: object, **__: object) -> None:
         raise torch.cuda.OutOfMemoryError(HUGE)
 
-    monkeypatch.setattr(trial_module, "build_network", hungry)
+    monkeypatch.setattr(preparing, "build_network", hungry)
     with pytest.raises(UserError, match="the baseline does not fit into memory: even with 2"):
         run(opened)
     progress = opened.progress()
@@ -565,14 +565,14 @@ def test_a_failure_that_does_not_pass_is_given_up(
 ) -> None:
     """The trial, and not the worker, where the next trial is sound."""
     opened = open_small(tmp_path, search__trials=3, training__epochs=1)
-    original = trial_module.build_network
+    original = preparing.build_network
 
     def stale(*arguments: Any, **named: Any) -> Any:
         if record.first_attempt(opened.study.trials[-1]) == 1:
             raise OSError(errno.ESTALE, "Stale file handle")
         return original(*arguments, **named)
 
-    monkeypatch.setattr(trial_module, "build_network", stale)
+    monkeypatch.setattr(preparing, "build_network", stale)
     run(opened)
     progress = opened.progress()
     assert (progress.complete, progress.failed, progress.retried) == (2, 1, MAX_RETRIES)
@@ -589,7 +589,7 @@ def test_a_worker_for_which_nothing_passes_ends(
     def away(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(trial_module, "build_network", away)
+    monkeypatch.setattr(preparing, "build_network", away)
     with pytest.raises(WorkerError, match=f"{MAX_RETRIES + 2} trials in a row failed"):
         run(opened)
     assert opened.progress().running == 0
@@ -694,7 +694,7 @@ def test_a_failed_plan_is_marked_before_its_trial_is_told(
     def unfit(*_: object, **__: object) -> None:
         raise PlanError("no such layer")
 
-    monkeypatch.setattr(trial_module, "build_network", unfit)
+    monkeypatch.setattr(preparing, "build_network", unfit)
     monkeypatch.setattr(Study, "tell", told)
     run(opened)
     assert marks == [True]
