@@ -11,14 +11,15 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote
+
+from tests.support.serving import serving
 
 CODE = """
 import json, logging, sys
@@ -59,18 +60,9 @@ class DatasetHub:
 @contextmanager
 def running_hub(files: Mapping[str, bytes]) -> Iterator[DatasetHub]:
     """Serve files until the block ends."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
-    url = f"http://127.0.0.1:{server.server_address[1]}"
-    server.hub = hub = DatasetHub(url, dict(files))  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with serving(_Handler) as (server, url):
+        server.hub = hub = DatasetHub(url, dict(files))  # type: ignore[attr-defined]
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -11,12 +11,13 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from tests.support.serving import serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CODE = """
@@ -54,19 +55,9 @@ class Hub:
 @contextmanager
 def running_hub(files: Mapping[str, bytes] | None = None) -> Iterator[Hub]:
     """Serve files until the block ends."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
-    server.hub = hub = Hub(  # type: ignore[attr-defined]
-        f"http://127.0.0.1:{server.server_address[1]}", dict(files or {})
-    )
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with serving(_Handler) as (server, url):
+        server.hub = hub = Hub(url, dict(files or {}))  # type: ignore[attr-defined]
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):

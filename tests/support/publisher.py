@@ -9,7 +9,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.support.serving import serving
 
 
 @dataclass
@@ -41,20 +43,14 @@ class Publisher:
 @contextmanager
 def running_publisher() -> Iterator[Publisher]:
     """Serve until the block ends."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
-    publisher = Publisher(f"http://127.0.0.1:{server.server_address[1]}")
-    publisher.gate.set()
-    server.publisher = publisher  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield publisher
-    finally:
+    with serving(_Handler) as (server, url):
+        publisher = Publisher(url)
         publisher.gate.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        server.publisher = publisher  # type: ignore[attr-defined]
+        try:
+            yield publisher
+        finally:
+            publisher.gate.set()
 
 
 class _Handler(BaseHTTPRequestHandler):
