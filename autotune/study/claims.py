@@ -275,15 +275,15 @@ class Claims:
     ) -> None:
         """Tell the study how a trial has ended.
 
-        Under the lock: trials end in the order in which claims see it.
+        Under the lock, the time too: trials end in the order in which claims see it.
 
         Args:
             claim: The trial.
             state: How it has ended.
             values: Of a complete one, a value for each objective of the study.
         """
-        self.note_time(claim)
         with self._lock():
+            self.note_time(claim)
             self.study.tell(claim.trial, values, state=state, skip_if_finished=True)
 
     def note_time(self, claim: Claim) -> None:

@@ -27,7 +27,7 @@ from autotune.study.opening import OpenStudy, check_existing, open_or_create
 from autotune.study.pool import Placed, WorkerPool
 from autotune.study.processes import local_crew
 from autotune.study.record import Progress
-from autotune.study.remembered import manifest_of
+from autotune.study.remembered import remembered_of
 from autotune.study.trial import Listener
 
 #: Free space below which a study is not started: database, logs, checkpoints of small networks.
@@ -194,10 +194,13 @@ def run_study(
         gpus_per_worker=gpus_per_worker,
         cpus_per_worker=cpus_per_worker,
     )
+    known = remembered_of(config)
     with ExitStack() as stack:
         # Processes import while the images are looked at; a cluster is not asked for nothing.
         placed = stack.enter_context(crew) if engine == "local" else None
-        definition = define(config, manifest_of(config), _told(listener), fetch=True)
+        if placed is not None and not known.over:
+            placed.prepare()
+        definition = define(config, known.manifest, _told(listener), fetch=True)
         return _run(definition, placed or stack.enter_context(crew), listener)
 
 

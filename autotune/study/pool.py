@@ -11,7 +11,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,11 +79,13 @@ class Placed:
         crew: What runs the workers.
         places: How many there are at a time.
         threads: CPU threads of each.
+        prepare: Has workers get ready before there is a study for them, where they can.
     """
 
     crew: Crew
     places: int
     threads: int
+    prepare: Callable[[], None] = lambda: None
 
 
 @dataclass

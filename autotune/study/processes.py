@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from autotune.study.pool import Placed, environment_of, last_lines
@@ -109,7 +110,7 @@ class Processes:
 
 @contextmanager
 def local_crew(devices: Sequence[str], places: int) -> Iterator[Placed]:
-    """Have processes of this machine run workers; they import while the study is opened.
+    """Have processes of this machine run workers; prepared, they import already.
 
     Args:
         devices: See :class:`Processes`.
@@ -118,8 +119,7 @@ def local_crew(devices: Sequence[str], places: int) -> Iterator[Placed]:
     threads = max(1, (os.cpu_count() or 1) // places)
     crew = Processes(devices)
     try:
-        crew.prepare(places, threads)
-        yield Placed(crew, places, threads)
+        yield Placed(crew, places, threads, partial(crew.prepare, places, threads))
     finally:
         crew.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from autotune.storage.database import is_there, open_storage, storage_errors
 from autotune.storage.layout import Files
 from autotune.storage.url import database_path, is_sqlite
 from autotune.study import record
+from autotune.study.budget import Ending
 
 if TYPE_CHECKING:
     from autotune.data.manifest import Manifest
@@ -58,22 +60,41 @@ def read_manifest(opened: OpenStudy) -> Manifest | None:
     return _read(opened.study, opened.files)
 
 
-def manifest_of(config: StudyConfig) -> Manifest | None:
-    """Read the split of the study that a study file names, where it has been made.
+@dataclass(frozen=True)
+class Remembered:
+    """What a study knows before it is opened for a run.
+
+    Args:
+        manifest: Its split; ``None`` where there is none to be read.
+        over: Whether something has ended it (a larger budget lets it go on all the same).
+    """
+
+    manifest: Manifest | None = None
+    over: bool = False
+
+
+def remembered_of(config: StudyConfig) -> Remembered:
+    """Look at the study that a study file names, where it has been made.
 
     A storage that cannot be used is a matter of whoever opens the study.
     """
     with suppress(StorageError):
         if is_sqlite(config.storage) and not is_there(database_path(config.storage)):
-            return None
+            return Remembered()
         storage = open_storage(config.storage)
         with storage_errors(config.storage):
             if config.name not in optuna.get_all_study_names(storage):
-                return None
+                return Remembered()
             study = optuna.load_study(study_name=config.name, storage=storage)
             files = config.files or study.user_attrs.get(record.FILES)
-            return _read(study, Files.of(config.storage, files))
-    return None
+            manifest = _read(study, Files.of(config.storage, files))
+            return Remembered(manifest, Ending.of(study) is not None)
+    return Remembered()
+
+
+def manifest_of(config: StudyConfig) -> Manifest | None:
+    """Read the split of the study that a study file names, where it has been made."""
+    return remembered_of(config).manifest
 
 
 def _read(study: Study, files: Files) -> Manifest | None:

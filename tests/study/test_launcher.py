@@ -286,6 +286,8 @@ def test_processes_wait_for_their_jobs(tmp_path: Path) -> None:
     with local_crew((), 3) as placed:
         crew = placed.crew
         assert isinstance(crew, Processes)
+        assert not crew._waiting
+        placed.prepare()
         early = dict(crew._waiting)
         assert sorted(early) == [0, 1, 2]
         early[1].kill()

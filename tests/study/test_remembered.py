@@ -15,10 +15,11 @@ from autotune.storage.backup import backup, restore
 from autotune.storage.layout import Files
 from autotune.storage.transfer import copy_studies
 from autotune.study import record
+from autotune.study.budget import Ending
 from autotune.study.definition import define
 from autotune.study.doctor import diagnose
 from autotune.study.opening import OpenStudy, check_existing, open_existing
-from autotune.study.remembered import manifest_of, read_manifest
+from autotune.study.remembered import Remembered, manifest_of, read_manifest, remembered_of
 from autotune.study.worker import prepare
 from tests.support.images import make_class_folders
 from tests.support.small import open_defined, small_config
@@ -103,6 +104,14 @@ def test_without_it_a_study_goes_on_as_before(how: str, opened: OpenStudy, photo
     assert read_manifest(again(opened)) is manifest_of(study_file) is None
     assert check_existing(define(study_file, None))
     assert len(prepare(again(opened)).materials.of("test_resnet.letters").task.train_rows) == 10
+
+
+def test_a_study_that_has_ended_says_so(opened: OpenStudy, photos: Path, tmp_path: Path) -> None:
+    study_file = config(photos, tmp_path)
+    assert not remembered_of(study_file).over
+    ended = Ending("trials", "2 finished trials").to_json()
+    opened.study.set_user_attr(record.ENDED, ended)
+    assert remembered_of(study_file) == Remembered(manifest_of(study_file), over=True)
 
 
 def test_there_is_none_before_there_is_a_study(photos: Path, tmp_path: Path) -> None:
