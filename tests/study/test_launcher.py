@@ -159,6 +159,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> No
     assert list(result.opened.files.root.glob("checkpoints/*/*.pt")) == []
 
 
+@pytest.mark.slow
 def test_workers_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
     arguments = ("run", "digits", *LONG, "--name", "tiny", "--workers", "1")
     process = start(*arguments, cwd=tmp_path)
@@ -170,6 +171,7 @@ def test_workers_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
     assert by_state(tmp_path, "tiny", TrialState.WAITING) != []
 
 
+@pytest.mark.slow
 def test_a_timeout_ends_the_study_between_trials(tmp_path: Path) -> None:
     arguments = ("run", "digits", *BARE, "search.trials=2", "--name", "tiny", "--workers", "1")
     result = call(*arguments, "search.timeout=0.001", cwd=tmp_path)
@@ -184,6 +186,7 @@ def test_a_timeout_ends_the_study_between_trials(tmp_path: Path) -> None:
     assert [one.state.is_finished() for one in trials_of(tmp_path, "tiny")] == [True] * 2
 
 
+@pytest.mark.slow
 def test_the_end_of_the_time_holds_for_a_worker_that_joins(tmp_path: Path) -> None:
     config = small_config(
         tmp_path, search__timeout=1e9, search__pruner="none", training__epochs=30
@@ -211,6 +214,7 @@ def test_the_end_of_the_time_holds_for_a_worker_that_joins(tmp_path: Path) -> No
     )
 
 
+@pytest.mark.slow
 def test_patience_ends_a_study_of_two_workers(tmp_path: Path) -> None:
     arguments = ("run", "digits", *SMALL, "--name", "tiny", "--workers", "2")
     ended = call(*arguments, "search.trials=60", "search.patience=2", cwd=tmp_path)
@@ -333,6 +337,7 @@ if sys.orig_argv[1:3] == ['-m', 'autotune.study.process']:
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_lost_its_gpu_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
     site = tmp_path / "site"
     site.mkdir()
@@ -436,6 +441,7 @@ def test_a_full_disk_of_the_database_ends_the_run_and_the_next_one_goes_on(tmp_p
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_place_that_kills_its_workers_is_named_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def outcome(opened: OpenStudy) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 def test_a_study_outlives_restarts_of_its_database(tmp_path: Path, own_server: Server) -> None:
     undisturbed = open_small(tmp_path / "a", search__trials=4, training__epochs=3)
     work(job(undisturbed), threading.Event(), lambda event: None)
@@ -127,6 +128,7 @@ def test_a_trial_that_somebody_else_has_taken_is_not_run(
     assert [one.user_attrs[record.WORKER] for one in running] == ["other/1/0", "host/1/0"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_starts_meanwhile_waits(tmp_path: Path, own_server: Server) -> None:
     opened = open_small(
         tmp_path,

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import optuna
+import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -33,6 +34,7 @@ def workers(storage: RDBStorage) -> set[str]:
     return {one.user_attrs[record.WORKER] for one in reported if record.WORKER in one.user_attrs}
 
 
+@pytest.mark.slow
 def test_workers_share_a_study_and_one_is_killed(tmp_path: Path, postgres_url: str) -> None:
     url = postgres_url
     extra = {"AUTOTUNE_STORAGE": url}

@@ -28,6 +28,7 @@ def outcome(opened: OpenStudy) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 def test_a_study_outlives_restarts_of_the_proxy(tmp_path: Path) -> None:
     undisturbed = open_small(tmp_path / "a", search__trials=4, training__epochs=3)
     work(job(undisturbed), threading.Event(), lambda event: None)

@@ -64,6 +64,7 @@ def test_a_damaged_checkpoint_starts_afresh(
     assert found["epoch"] == 1
 
 
+@pytest.mark.slow
 def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "3.pt"
     saver = subprocess.Popen(
