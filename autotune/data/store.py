@@ -88,6 +88,11 @@ class ImageStore:
         """Digest of the source's content, the indices and the specification."""
         return self.entry.folder.name.removesuffix(_LIST)
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the images are kept decoded; otherwise each is decoded whenever it is needed."""
+        return not isinstance(self.images, Undecoded)
+
     def rows(self, indices: Sequence[int]) -> np.ndarray:
         """Find the rows of source indices.
 

@@ -8,24 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from autotune.results.course import last_moment
-from autotune.results.edges import Edge
 from autotune.results.front import front_of, nearest, none_yet
-from autotune.results.objective import Objective, show_values
-from autotune.results.verdict import Verdict
+from autotune.results.objective import Objective, in_time, show_values
+from autotune.results.playbook import Answer
+from autotune.results.saved import saved_by_pruning
+from autotune.results.verdict import Verdict, show_gain
 from autotune.search import ranking
 from autotune.study import record
 from autotune.study.budget import Ending, held_hours
 from autotune.study.record import Progress
-
-#: Share of failed trials from which the page asks to look into them.
-_MANY_FAILURES = 0.1
-#: Share of infeasible trials from which the page asks to change the space or the limits.
-_MANY_INFEASIBLE = 0.5
-#: A best trial among the last of this share of the finished ones asks for more trials.
-_LATE = 0.15
 
 
 def headline(study: Study) -> str:
@@ -133,46 +127,9 @@ def facts(
 _ALWAYS = ("complete", "pruned", "failed")
 
 
-def in_time(seconds: float) -> str:
-    """Write a duration with two units.
-
-    Example:
-        >>> in_time(4980)
-        '1 h 23 min'
-    """
-    whole = round(seconds)
-    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // part} {smaller}"
-    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{seconds:.3g} s"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
 def ended_by(study: Study, progress: Progress) -> Ending | None:
     """Return what has ended a study; ``None`` while something runs."""
     return None if progress.running else Ending.of(study)
-
-
-def saved_by_pruning(study: Study, trials: Sequence[FrozenTrial]) -> str:
-    """Say how many epochs pruning has saved, of those of all complete and pruned trials.
-
-    Example:
-        ``pruning saved 312 of 800 epochs (39 %)``; empty when it saved none
-    """
-    training = study.user_attrs.get(record.DEFINITION, {}).get("training", {})
-    epochs = int(training.get("epochs", 0))
-    saved = record.saved_epochs(trials, epochs)
-    judged = sum(
-        one.state in (TrialState.COMPLETE, TrialState.PRUNED) and not record.is_untrained(one)
-        for one in trials
-    )
-    if not saved:
-        return ""
-    share = _percent(saved / (judged * epochs))
-    return f"pruning saved {saved:,} of {judged * epochs:,} epochs ({share})"
 
 
 def _epochs_trained(trials: Sequence[FrozenTrial]) -> int:
@@ -197,6 +154,35 @@ def confirmed(study: Study, best: FrozenTrial | None) -> str:
     said = f"Confirmed over seeds: {verdict.in_words(Objective.of(study))}"
     if best is not None and best.number not in verdict.trials and not record.is_baseline(best):
         said += f"; trial {best.number}, the best one now, was not among them"
+    return f"{said}."
+
+
+def fitted(study: Study) -> str:
+    """Say what the last ``autotune fit`` measured on the test part; empty where there was none.
+
+    Args:
+        study: The study.
+    """
+    reads: Sequence[Mapping[str, Any]] = study.user_attrs.get(record.TEST_READS, ())
+    if not reads:
+        return ""
+    last, objective = reads[-1], Objective.of(study)
+    value, baseline = (last[who].get(objective.name) for who in ("test", "baseline"))
+    if value is None or baseline is None:
+        return ""
+    known = ""
+    if gain := last.get("gain"):
+        low, high = (show_gain(objective, gain[end], unit=False) for end in ("low", "high"))
+        known = f", interval of the gain {low} to {high}"
+    often = "once" if len(reads) == 1 else f"{len(reads)} times"
+    said = (
+        f"On the test part, which no trial has seen: trial {last['trial']}, fitted on training "
+        f"and validation images, has {objective.show(value)}, the baseline "
+        f"{objective.show(baseline)} ({objective.difference(value, baseline)}{known}). It was "
+        f"read {often}"
+    )
+    if len(reads) > 1:
+        said += "; where one chooses by what it says, it is optimistic as well"
     return f"{said}."
 
 
@@ -239,18 +225,13 @@ def cautions(
     return said
 
 
-def notes(
-    trials: Sequence[FrozenTrial],
-    best: FrozenTrial | None,
-    progress: Progress,
-    edges: Sequence[Edge],
-    ended: Ending | None = None,
-) -> list[str]:
-    """Say what to do next.
+def notes(progress: Progress, asked: Sequence[Answer], ended: Ending | None = None) -> list[str]:
+    """Say what asks for something to be done.
 
-    The questions are those of the Deep Learning Tuning Playbook (Godbole et al. 2023, "Examining
-    the training curves" and "Identifying bad search space boundaries"):
-    https://github.com/google-research/tuning_playbook
+    Args:
+        progress: How many trials ended how.
+        asked: The answers of the playbook.
+        ended: What has ended the study, or ``None``.
     """
     said = []
     if ended is None and progress.budget and progress.finished < progress.budget:
@@ -258,30 +239,4 @@ def notes(
             f"The study is not at its end: {progress.budget - progress.finished} of "
             f"{progress.budget} trials are missing."
         )
-    if progress.finished and progress.infeasible / progress.finished >= _MANY_INFEASIBLE:
-        share = progress.infeasible / progress.finished
-        said.append(
-            f"{_percent(share)} of the finished trials were beyond the limits, or the memory of "
-            "their device, and have no value: a space with smaller plans, wider limits, or a "
-            "larger device leaves more to the search."
-        )
-    if progress.finished and progress.failed / progress.finished >= _MANY_FAILURES:
-        share = progress.failed / progress.finished
-        said.append(f"{_percent(share)} of the finished trials failed; see the failures below.")
-    finished = [one.number for one in trials if one.state.is_finished()]
-    if best is not None and len(finished) >= 10:
-        after = sum(number > best.number for number in finished)
-        if after < _LATE * len(finished):
-            many = "s" if after != 1 else ""
-            said.append(
-                f"The best trial came late ({after} trial{many} after it): more trials may find a "
-                "better one."
-            )
-    outwards = [edge for edge in edges if edge.can_be_widened]
-    if outwards:
-        said.append(
-            "The best plan lies at the edge of the space: "
-            + ", ".join(f"{edge.parameter} = {edge.value}" for edge in outwards)
-            + ". A wider range may hold a better one."
-        )
-    return said
+    return said + [f"{one.question} {one.answer}" for one in asked if one.mark == "act"]

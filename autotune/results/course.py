@@ -57,21 +57,36 @@ def history_figure(study: Study) -> go.Figure | None:
     pruned = [
         one for one in trials if is_finite(one, TrialState.PRUNED) and not record.is_untrained(one)
     ]
-    for name, shown, marker in (
-        ("pruned, at their last epoch", pruned, {"symbol": "x-thin", "color": GREY, "size": 7}),
-        ("complete", complete, {"symbol": "circle", "color": BLUE, "size": 8}),
+    # Those within sight first: the legend has the symbol of the first.
+    pruned = _nearest_first(pruned, objective)
+    values = [value for one in pruned if (value := record.metric_of(one)) is not None]
+    nearer = _up_to_sight(values, [one.values[0] for one in complete], objective)
+    # A thin symbol is all outline.
+    crosses = {"color": GREY, "size": 7, "line": {"width": 1.5, "color": GREY}}
+    beyond = "triangle-down-open" if objective.maximised else "triangle-up-open"
+    crosses["symbol"] = [
+        "x-thin" if drawn == value else beyond for drawn, value in zip(nearer, values, strict=True)
+    ]
+    for name, shown, drawn, marker in (
+        ("pruned, at their last epoch", pruned, nearer, crosses),
+        (
+            "complete",
+            complete,
+            [one.values[0] for one in complete],
+            {"symbol": "circle", "color": BLUE, "size": 8, "line": {"width": 0}},
+        ),
     ):
         if shown:
-            # A thin symbol is all outline.
-            outline = {"width": 1.5, "color": GREY} if shown is pruned else {"width": 0}
             figure.add_scatter(
                 x=[one.number for one in shown],
-                y=[record.metric_of(one) for one in shown],
+                y=drawn,
                 mode="markers",
                 name=name,
-                marker={**marker, "line": outline},
-                customdata=[[plan_in_words(one, several)] for one in shown],
-                hovertemplate=hover("trial %{x}", objective, "%{customdata[0]}"),
+                marker=marker,
+                customdata=[[plan_in_words(one, several), record.metric_of(one)] for one in shown],
+                hovertemplate=hover(
+                    "trial %{x}", objective, "%{customdata[0]}", of="customdata[1]"
+                ),
             )
     last = trials[-1].number
     allowed = [one for one in complete if not ranking.is_infeasible(one)]
@@ -97,6 +112,26 @@ def history_figure(study: Study) -> go.Figure | None:
         )
     label_axes(figure, "trial", objective)
     return figure
+
+
+def _nearest_first(pruned: Sequence[FrozenTrial], objective: Objective) -> list[FrozenTrial]:
+    sign = -1.0 if objective.maximised else 1.0
+    return sorted(pruned, key=lambda one: sign * (record.metric_of(one) or 0.0))
+
+
+def _up_to_sight(
+    values: Sequence[float], complete: Sequence[float], objective: Objective
+) -> list[float]:
+    """Bring values that are far worse than all complete ones near enough to tell these apart.
+
+    A trial that was pruned in its first epochs may be at a tenth of what it would have reached.
+    """
+    room = 0.5 * (max(complete) - min(complete))
+    if room == 0:
+        return list(values)
+    if objective.maximised:
+        return [max(value, min(complete) - room) for value in values]
+    return [min(value, max(complete) + room) for value in values]
 
 
 def curves_figure(study: Study) -> go.Figure | None:
@@ -151,6 +186,8 @@ def timeline_figure(study: Study) -> go.Figure | None:
     now = last_moment(trials)
     if now is None:
         return None
+    begin = min(one.datetime_start for one in trials if one.datetime_start)
+    least = (now - begin).total_seconds() / 500  # a bar one can see
     superseded = record.superseded(trials)
     lanes = sorted({_lane(one) for one in trials}, reverse=True)
     figure = new_figure()
@@ -161,7 +198,7 @@ def timeline_figure(study: Study) -> go.Figure | None:
         figure.add_bar(
             base=[one.datetime_start for one in shown],
             # On a date axis the length of a bar is in milliseconds.
-            x=[1000 * _duration_s(one, now) for one in shown],
+            x=[1000 * max(least, _duration_s(one, now)) for one in shown],
             y=[_lane(one) for one in shown],
             orientation="h",
             name=name,
@@ -170,7 +207,7 @@ def timeline_figure(study: Study) -> go.Figure | None:
                 "line": {"width": 0.5, "color": "rgba(255, 255, 255, 0.8)"},
                 "pattern": {"shape": pattern, "size": 6, "solidity": 0.4},
             },
-            customdata=[[one.number, f"{_duration_s(one, now):.0f}"] for one in shown],
+            customdata=[[one.number, f"{_duration_s(one, now):.3g}"] for one in shown],
             hovertemplate=f"trial %{{customdata[0]}}, {name}<br>%{{customdata[1]}} s"
             "<extra></extra>",
         )
@@ -208,7 +245,7 @@ def last_moment(trials: Sequence[FrozenTrial]) -> datetime | None:
     ended = [one for one in trials if one.datetime_start and one.datetime_complete]
     if not ended:
         return None
-    longest = max(one.duration for one in ended if one.duration)
+    longest = max(one.duration for one in ended if one.duration is not None)
     now = datetime.now()  # as Optuna stamps trials: local, without a zone
     starts = [one.datetime_start for one in trials if one.datetime_start]
     alive = any(
@@ -223,8 +260,7 @@ def last_moment(trials: Sequence[FrozenTrial]) -> datetime | None:
 
 def _duration_s(trial: FrozenTrial, now: datetime) -> float:
     assert trial.datetime_start is not None
-    seconds = ((trial.datetime_complete or now) - trial.datetime_start).total_seconds()
-    return max(seconds, 1.0)  # a bar one can see
+    return max(0.0, ((trial.datetime_complete or now) - trial.datetime_start).total_seconds())
 
 
 def _lane(trial: FrozenTrial) -> str:

@@ -113,3 +113,17 @@ def show_values(trial: FrozenTrial, objective: Objective, cost: Objective | None
     if cost is None or trial.values is None:
         return shown
     return f"{shown} at {cost.show(trial.values[1])}"
+
+
+def in_time(seconds: float) -> str:
+    """Write a duration with two units.
+
+    Example:
+        >>> in_time(4980)
+        '1 h 23 min'
+    """
+    whole = round(seconds)
+    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part} {smaller}"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{seconds:.3g} s"

@@ -37,26 +37,41 @@ from autotune.search.space import Space
 from autotune.study import record
 
 
-def importances_figure(study: Study) -> go.Figure | None:
-    """Draw how much each parameter matters (PED-ANOVA, Optuna's default).
+def importances(study: Study) -> dict[str, float]:
+    """Measure how much each parameter matters (PED-ANOVA, Optuna's default).
 
     Args:
         study: The study; it needs two complete trials that differ in value and in a parameter.
+
+    Returns:
+        The importance of each parameter, the largest first; nothing where it cannot be told.
     """
     complete = [
         one for one in study.get_trials(deepcopy=False) if is_finite(one, TrialState.COMPLETE)
     ]
     if len({record.metric_of(one) for one in complete}) < 2:
-        return None
+        return {}
     if not any(_varies(complete, name) for name in parameter_names(study)):
-        return None
+        return {}
     with warnings.catch_warnings():
         # Optuna warns of the one trial that has no parameters, a baseline outside the space, and
         # leaves it out, which is right; and that a target is minimised, which the sign sees to.
         warnings.simplefilter("ignore", UserWarning)
         found = optuna.importance.get_param_importances(study, target=_metric_to_minimise(study))
     if not found or len(set(found.values())) < 2 <= len(found):
-        return None  # Optuna's way of saying that it could not tell
+        return {}  # Optuna's way of saying that it could not tell
+    return dict(found)
+
+
+def importances_figure(study: Study) -> go.Figure | None:
+    """Draw how much each parameter matters.
+
+    Args:
+        study: The study.
+    """
+    found = importances(study)
+    if not found:
+        return None
     # Drawn here: Optuna's own figure copies all trials for every bar.
     names, values = list(reversed(found.keys())), list(reversed(found.values()))
     figure = new_figure()

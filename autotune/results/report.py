@@ -24,24 +24,37 @@ from plotly.offline import get_plotlyjs
 from autotune import __version__
 from autotune.data.survey import compared
 from autotune.errors import disk_full_as_user_error
-from autotune.results.answer import cautions, confirmed, ended_by, facts, headline, in_time, notes
+from autotune.results.answer import (
+    cautions,
+    confirmed,
+    ended_by,
+    facts,
+    fitted,
+    headline,
+    notes,
+)
 from autotune.results.backbones import backbones_of
 from autotune.results.course import curves_figure, history_figure, timeline_figure
 from autotune.results.edges import edges_of_space
 from autotune.results.front import front_of
-from autotune.results.objective import Objective, show_values
-from autotune.results.parameters import importances_figure, parameter_names, slice_figure
+from autotune.results.objective import Objective, in_time, show_values
+from autotune.results.parameters import (
+    importances,
+    importances_figure,
+    parameter_names,
+    slice_figure,
+)
 from autotune.results.pareto import front_figure
 from autotune.results.picture import as_html, rows
+from autotune.results.playbook import FEW_FOR_IMPORTANCES, answers
 from autotune.results.reproduce import commands, file_name, study_file
+from autotune.results.saved import saved_of
 from autotune.results.stages import stage_rows
 from autotune.results.table import cost_names, failures_of, metric_names, table_of
+from autotune.results.utilisation import utilisation_of
 from autotune.search import ranking
 from autotune.study import record
 from autotune.study.limits import NOUNS, amount, in_short
-
-#: Below so many complete trials, importances are hardly more than noise.
-_FEW_FOR_IMPORTANCES = 20
 
 
 def write_report(study: Study, path: Path, storage_url: str = "") -> Path:
@@ -87,6 +100,7 @@ def render_report(study: Study, storage_url: str = "") -> str:
     baseline = record.baseline_of(trials)
     progress = record.progress_of(trials, record.budget_of(study))
     edges = edges_of_space(study, best) if best and best is not baseline else ()
+    asked = answers(study)
     file = study_file(study, storage_url)
     dataset = study.user_attrs.get(record.DATASET, {})
     costs, several = cost_names(study), record.has_several(study.user_attrs)
@@ -100,16 +114,20 @@ def render_report(study: Study, storage_url: str = "") -> str:
             progress=progress,
             facts=facts(study, trials, progress),
             confirmed=confirmed(study, best),
+            fitted=fitted(study),
             cautions=cautions(objective, best, baseline, dataset),
             notes=[
-                *notes(trials, best, progress, edges, ended_by(study, progress)),
+                *notes(progress, asked, ended_by(study, progress)),
                 *record.image_remarks(study.user_attrs),
             ],
             pictures=_pictures(study, best, baseline),
             stages=stage_rows(study),
             figures=_figures(study),
-            few_complete=progress.complete < _FEW_FOR_IMPORTANCES,
+            few_complete=progress.complete < FEW_FOR_IMPORTANCES,
             edges=edges,
+            utilisation=utilisation_of(trials),
+            saved=saved_of(study),
+            asked=asked,
             metrics=[objective.other(one).words for one in metric_names(trials, objective)],
             costs=[NOUNS[name] for name in costs],
             table=table_of(trials, objective, best, costs, several),
@@ -141,7 +159,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["in_short"] = in_short
+    environment.filters["in_time"] = in_time
+    environment.filters["wait"] = _wait
     return environment
+
+
+def _wait(seconds: float) -> str:
+    return in_time(seconds) if seconds >= 1 else "under a second"
 
 
 @dataclass(frozen=True)
@@ -202,7 +226,9 @@ class _Plot:
 
 
 def _figures(study: Study) -> dict[str, Any]:
-    slices = ((name, slice_figure(study, name)) for name in parameter_names(study))
+    matter = importances(study)
+    names = sorted(parameter_names(study), key=lambda name: -matter.get(name, 0.0))
+    slices = ((name, slice_figure(study, name)) for name in names)
     return {
         "front": _plot("The metric of every trial over its cost", front_figure(study)),
         "history": _plot("The value of every trial", history_figure(study)),

@@ -57,9 +57,16 @@ def label_axes(figure: go.Figure, x: str, objective: Objective) -> None:
     figure.update_yaxes(title=escape(objective.words), **share)
 
 
-def hover(title: str, objective: Objective, *more: str) -> str:
-    """Return what plotly shows beside a point."""
-    value = f"{objective.words} %{{y:{objective.tick_format}}}"
+def hover(title: str, objective: Objective, *more: str, of: str = "y") -> str:
+    """Return what plotly shows beside a point.
+
+    Args:
+        title: The first line.
+        objective: What the second line has the value of.
+        more: Further lines.
+        of: Where plotly finds the value.
+    """
+    value = f"{objective.words} %{{{of}:{objective.tick_format}}}"
     return "<br>".join([title, value, *more]) + "<extra></extra>"
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.results.answer import ended_by, saved_by_pruning
+from autotune.results.answer import ended_by
 from autotune.results.front import front_of, nearest
 from autotune.results.objective import Objective
 from autotune.results.picture import LayerRow, rows
+from autotune.results.saved import saved_by_pruning
 from autotune.search import ranking
 from autotune.study import record
 from autotune.study.budget import Ending

@@ -48,6 +48,7 @@ _INHERITED = (
     record.ORIGIN,
     record.STAGE,
     record.SECONDS,
+    record.CACHES,
     record.COSTS,
     record.PART,
 )

@@ -21,6 +21,7 @@ from autotune.study.material import Materials
 from autotune.study.opening import OpenStudy
 from autotune.study.precision import precision_of
 from autotune.study.splitting import use_features
+from autotune.study.tally import Tally
 from autotune.training.batches import Batches, Some
 from autotune.training.folds import Folds
 from autotune.training.loop import Normalise, Training
@@ -42,6 +43,7 @@ class Workbench:
         device: Where networks train.
         loader_workers: Processes that prepare images which do not fit into memory.
         roots: Of the backbones that were met, the cuts from which features are computed.
+        tally: What the worker has computed to be kept.
     """
 
     opened: OpenStudy
@@ -51,6 +53,7 @@ class Workbench:
     device: torch.device
     loader_workers: int
     roots: dict[str, Split | None] = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally)
 
 
 def prepare_trial(

@@ -34,6 +34,8 @@ FILES = layout.ATTRIBUTE  # str: folder of the study's files
 PRECISION = "precision"  # dict: backbone -> {device: "off", "bf16" or "fp16"}, for amp: auto
 ENVIRONMENT = "environment"  # dict: package -> version
 OWN = "own"  # dict: key such as "search.sampler" -> SHA-256 of the file that it names
+# list of dict: {"time", "trial", "test": Metrics.to_json(), "baseline": the same}, one a reading
+TEST_READS = "test_reads"
 CONFIRMED = "confirmed"  # dict: Verdict.to_json() of the last ``autotune confirm``
 WARM_START = "warm_start"  # dict: {"taken": [title], "dropped": [[title, reason]]}
 
@@ -50,6 +52,9 @@ THREADS = "threads"  # int: CPU threads that it trained on, where it trained on 
 EPOCHS = "epochs"  # int: epochs trained, those of earlier attempts included
 SECONDS = "seconds"  # float: wall time of the training, that of earlier attempts included
 PARAMETERS_TUNED = "parameters_tuned"  # int
+# dict: {"decoded": "once" or "anew"}, and where features are kept {"computed": of how many images,
+# "seconds": what that took}, those of earlier attempts included
+CACHES = "caches"
 WHOLE = "trains_whole"  # str: why no features are kept, where the backbone cannot be split
 PART = "part"  # int: images at a time, where a whole batch does not fit into memory
 # floats: what the training held on its GPU at most (of a plan that did not fit: what it wanted at

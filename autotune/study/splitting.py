@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from autotune.config import ONLINE
-from autotune.data.shelf import Shelf
 from autotune.errors import SplitError
 from autotune.models.layers import layers_of
 from autotune.models.network import build_network
 from autotune.models.split import Split, split
 from autotune.plan import LayerPlan, TrialPlan
+from autotune.study.tally import CountedShelf
 from autotune.training.features import FeatureCache, Features, kept_bytes
 from autotune.training.folds import Folds, parts_of
 from autotune.training.loop import Training
@@ -68,7 +68,7 @@ def use_features(
         bench.roots[plan.backbone] = _root(training, plan, material, bench)
     files, limit = bench.opened.files, bench.config.cache.disk_bytes
     cache = FeatureCache(
-        Shelf(files.cache, limit),
+        CountedShelf(files.cache, limit, bench.tally),
         material.backbone.weights_hash,
         training.normalise,
         training.autocast,

@@ -19,7 +19,8 @@ import torch
 from optuna.trial import Trial, TrialState
 from safetensors.torch import save_file
 
-from autotune.config import StudyConfig
+from autotune.config import ONLINE, StudyConfig
+from autotune.data.store import ImageStore
 from autotune.errors import CrowdedError, DivergedError, UserError, disk_full_as_user_error
 from autotune.models.network import Network
 from autotune.search import ranking
@@ -29,6 +30,7 @@ from autotune.study import failures, limits, memory, record
 from autotune.study.material import Material
 from autotune.study.pictures import draw_confusion, draw_curve
 from autotune.study.preparing import Workbench, prepare_trial
+from autotune.study.tally import Tally
 from autotune.training.expense import measure_costs
 from autotune.training.folds import Folds, parts_of
 from autotune.training.loop import Training
@@ -154,6 +156,7 @@ def _run(
     start = time.perf_counter()
     frozen = bench.opened.study.get_trials(deepcopy=False)[trial.number]
     earlier_s = float(frozen.user_attrs.get(record.SECONDS, 0.0))
+    before = bench.tally.copy()
     checkpoint = bench.opened.files.checkpoint(bench.opened.name, record.first_attempt(frozen))
     plan = record.plan_of(frozen)
     assert plan is not None, "a claimed trial has its plan"
@@ -176,6 +179,10 @@ def _run(
     finally:
         seconds = earlier_s + time.perf_counter() - start
         trial.set_user_attr(record.SECONDS, round(seconds, 3))
+        earlier = frozen.user_attrs.get(record.CACHES, {})
+        store = bench.materials.of(plan.backbone).task.store
+        caches = _of_caches(training, store, bench.tally.since(before), earlier)
+        trial.set_user_attr(record.CACHES, caches)
         last = bench.opened.study.get_trials(deepcopy=False)[trial.number].last_step
         trial.set_user_attr(record.EPOCHS, last or 0)
     metrics = training.validate() if training.validation_logits is None else training.metrics
@@ -196,6 +203,23 @@ def _run(
     store_artifacts(trial, bench, bench.materials.of(plan.backbone), training, outcome)
     checkpoint.unlink(missing_ok=True)
     return outcome
+
+
+def _of_caches(
+    training: Training | Folds, store: ImageStore, tally: Tally, earlier: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Say whether images are decoded once for all trials, and what features were computed.
+
+    Of features that are not kept, or for some of which there was no room, nothing is said.
+    """
+    found: dict[str, Any] = {"decoded": "once" if store.is_kept else "anew"}
+    one = parts_of(training)[0]
+    refused = tally.refused or (earlier and "computed" not in earlier)
+    if one.train is one.images or one.config.views == ONLINE or refused:
+        return found
+    computed = int(earlier.get("computed", 0)) + tally.computed
+    seconds = float(earlier.get("seconds", 0.0)) + tally.seconds
+    return {**found, "computed": computed, "seconds": round(seconds, 3)}
 
 
 def costs_of(trial: Trial, training: Training | Folds, config: StudyConfig) -> dict[str, float]:

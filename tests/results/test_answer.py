@@ -6,8 +6,10 @@ import pytest
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.results.answer import headline, in_time, saved_by_pruning
+from autotune.results.answer import fitted, headline
+from autotune.results.objective import in_time
 from autotune.results.report import render_report
+from autotune.results.saved import saved_by_pruning
 from autotune.search import ranking
 from autotune.study import record
 from autotune.study.budget import Ending
@@ -147,9 +149,40 @@ def test_notes() -> None:
     late = make_study(trials=12, running=0, failed=6)
     late.add_trial(create_trial(value=0.99))
     text = Parsed(render_report(late)).text
-    assert "of the finished trials failed" in text
-    assert "The best trial came late (0 trials after it)" in text
+    assert "Is much of the space infeasible, or failing? Yes: of 19 finished trials" in text
+    assert "Would more trials help? Probably: the last 4 trained plans improved" in text
     assert "of 40 trials are missing" in text
+
+
+def read(
+    test: float, baseline: float, metric: str = "accuracy", **more: object
+) -> dict[str, object]:
+    values = {"test": {metric: test}, "baseline": {metric: baseline}}
+    return {"time": "2026-01-06T10:00:00+00:00", "trial": 7, **values, **more}
+
+
+def test_the_page_shows_what_fit_measured_last(study: Study) -> None:
+    assert fitted(study) == ""
+    made = make_study(trials=8)
+    made.set_user_attr(record.TEST_READS, [read(0.905, 0.84)])
+    assert fitted(made) == (
+        "On the test part, which no trial has seen: trial 7, fitted on training and validation "
+        "images, has 90.5 %, the baseline 84.0 % (+6.5 points). It was read once."
+    )
+    assert fitted(made) in Parsed(render_report(made)).text
+    gain = {"mean": 0.065, "low": 0.031, "high": 0.099}
+    made.set_user_attr(record.TEST_READS, [read(0.8, 0.84), read(0.905, 0.84, gain=gain)])
+    said = fitted(made)
+    assert "90.5 %" in said and "(+6.5 points, interval of the gain 3.1 to 9.9)" in said
+    assert "It was read 2 times" in said
+
+
+def test_the_test_part_of_a_minimised_objective() -> None:
+    made = make_study(trials=8, objective="log_loss")
+    made.set_user_attr(record.TEST_READS, [read(0.31, 0.4, "log_loss")])
+    assert "has 0.3100, the baseline 0.4000 (0.0900 lower)" in fitted(made)
+    made.set_user_attr(record.TEST_READS, [read(0.9, 0.8)])  # of another metric
+    assert fitted(made) == ""
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from datetime import datetime, timedelta
 
+import optuna
 import pytest
 from optuna.distributions import IntDistribution
 from optuna.study import Study
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from autotune.results import course, parameters
 from tests.support.figures import add, best_of, some, traces
@@ -52,6 +53,20 @@ def test_history(study: Study) -> None:
     pruned = found["pruned, at their last epoch"]
     assert len(pruned.x) == len(study.get_trials(states=(TrialState.PRUNED,)))
     assert pruned.marker.symbol != found["complete"].marker.symbol
+
+
+@pytest.mark.parametrize(("direction", "far"), [("maximize", 0.1), ("minimize", 0.99)])
+def test_what_was_pruned_far_off_leaves_room_for_the_others(direction: str, far: float) -> None:
+    study = optuna.create_study(direction=direction)
+    for value in (0.8, 0.9):
+        study.add_trial(create_trial(value=value))
+    for value in (0.82, far):
+        study.add_trial(create_trial(state=TrialState.PRUNED, value=value))
+    pruned = traces(course.history_figure(study))["pruned, at their last epoch"]
+    nearer = 0.75 if direction == "maximize" else 0.95
+    assert list(pruned.y) == [0.82, pytest.approx(nearer)]
+    assert pruned.marker.symbol[0] == "x-thin" and pruned.marker.symbol[1].startswith("triangle")
+    assert [point[1] for point in pruned.customdata] == [0.82, far]  # what is shown beside it
 
 
 def test_history_of_a_minimised_objective() -> None:

@@ -15,6 +15,7 @@ from autotune.results.backbones import backbones_of
 from autotune.results.front import front_of, nearest, none_yet
 from autotune.results.objective import Objective, show_values
 from autotune.results.pareto import front_figure
+from autotune.results.playbook import answers
 from autotune.results.report import render_report, write_report
 from autotune.results.table import cost_names, table_of
 from autotune.search import ranking
@@ -155,8 +156,8 @@ def test_where_nothing_is_within_the_limits_the_page_says_so() -> None:
     assert headline(made).startswith(text)
     assert none_yet(made.trials) == headline(made)
     progress = record.progress_of(made.trials, 20)
-    said = notes(made.trials, None, progress, ())
-    assert any("were beyond the limits, or the memory" in one for one in said)
+    said = notes(progress, answers(made))
+    assert any("were beyond the limits or the memory" in one for one in said)
     parsed = Parsed(render_report(made))
     assert not parsed.open
     assert "best so far" not in parsed.text

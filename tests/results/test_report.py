@@ -53,7 +53,10 @@ def test_the_pictures_show_baseline_and_best(page: Parsed) -> None:
 
 def test_edges_of_the_space_are_named(page: Parsed) -> None:
     assert "head.units.1 = 512" in page.of("b")
-    assert "The best plan lies at the edge of the space: head.hidden_layers = 2" in page.text
+    said = (
+        "Does the best plan lie at an edge of the space? Yes: head.hidden_layers = 2 at the upper"
+    )
+    assert said in page.text
 
 
 def test_every_figure_is_json_of_its_own() -> None:

@@ -437,6 +437,7 @@ def test_given_back_trials_come_next_with_all_they_had(url: str) -> None:
         record.STAGE: "layer 2",
         record.COSTS: {"parameters": 10},
         record.SECONDS: 1.5,
+        record.CACHES: {"decoded": "once", "computed": 300, "seconds": 0.5},
     }
     for key, what in {**kept, record.DEVICE: "cpu", record.FAILED_PLAN: True}.items():
         trial.set_user_attr(key, what)

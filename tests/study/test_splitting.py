@@ -47,6 +47,25 @@ def test_features_change_no_value_but_by_rounding(tmp_path: Path) -> None:
     ]
     assert values(on) == pytest.approx(values(off), abs=0.06)
     assert all(record.WHOLE not in one.user_attrs for one in on.study.trials)
+    assert all(one.user_attrs[record.CACHES] == {"decoded": "once"} for one in off.study.trials)
+
+
+def test_what_is_computed_to_be_kept_is_counted(tmp_path: Path) -> None:
+    opened = small(tmp_path, space__depth=0, space__layers={}, search__trials=2)
+    run(opened)
+    images = opened.study.user_attrs[record.DATASET]
+    first, second = (one.user_attrs[record.CACHES] for one in opened.study.trials)
+    # In two epochs two views of the training images, and one of the others.
+    assert first.pop("seconds") > 0
+    assert first == {"decoded": "once", "computed": 2 * images["train"] + images["validation"]}
+    assert second == {"decoded": "once", "computed": 0, "seconds": 0.0}
+
+
+def test_where_there_is_no_room_nothing_is_counted(tmp_path: Path) -> None:
+    opened = small(tmp_path, search__trials=1, cache__disk_gb=2e-5)
+    run(opened)
+    assert not kept(opened)
+    assert opened.study.trials[0].user_attrs[record.CACHES] == {"decoded": "anew"}
 
 
 def test_all_cuts_come_from_the_deepest(tmp_path: Path) -> None:

@@ -1,0 +1,79 @@
+"""How busy the workers of a study were, and where they waited."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from autotune.results.report import render_report
+from autotune.results.utilisation import utilisation_of
+from autotune.study import record
+from tests.support.page import Parsed
+from tests.support.studies import START, make_study
+
+
+def held(
+    number: int, worker: str, begin: float, end: float, *, claimed: bool = True
+) -> FrozenTrial:
+    """Make a trial that a worker held between two moments, in seconds after the start."""
+    at = START.timestamp()
+    known = {record.CLAIMED: at + begin, record.HELD: end - begin} if claimed else {}
+    trial = create_trial(value=0.5, user_attrs={record.WORKER: worker, **known})
+    trial.number = number
+    trial.datetime_start = START + timedelta(seconds=begin)
+    trial.datetime_complete = START + timedelta(seconds=end)
+    return trial
+
+
+@pytest.mark.parametrize("claimed", [True, False])
+def test_shares_and_waits(claimed: bool) -> None:
+    trials = [
+        held(0, "a/1/0", 0, 40, claimed=claimed),
+        held(1, "a/1/1", 0, 80, claimed=claimed),
+        held(2, "a/1/0", 50, 80, claimed=claimed),
+        held(3, "a/1/0", 82, 100, claimed=claimed),
+    ]
+    found = utilisation_of(trials)
+    assert found is not None
+    first, second = found.workers
+    assert (first.worker, first.trials, first.busy_s, first.there_s) == ("a/1/0", 3, 88, 100)
+    assert (first.longest_s, first.before) == (10, 2)
+    assert (second.share, second.before) == (1.0, None)
+    # The second worker was not there for the last 20 of 2 x 100 seconds.
+    assert found.whole.share == pytest.approx(168 / 200)
+    assert (found.places, found.rest_s, found.whole.before) == (2, 0, 2)
+
+
+def test_a_night_between_two_runs_is_no_waiting() -> None:
+    trials = [
+        held(0, "a/1/0", 0, 40),
+        held(1, "a/2/0", 36_000, 36_030),
+        held(2, "a/2/0", 36_031, 36_061),
+    ]
+    found = utilisation_of(trials)
+    assert found is not None
+    assert found.rest_s == 36_000 - 40
+    assert (found.places, len(found.workers)) == (1, 2)
+    assert found.whole.share == pytest.approx(100 / 101)
+
+
+def test_what_runs_counts_until_the_study_was_last_heard_of() -> None:
+    running = held(1, "a/1/0", 45, 45)
+    running.state, running.datetime_complete = TrialState.RUNNING, None
+    found = utilisation_of([held(0, "a/1/0", 0, 40), running, held(2, "a/1/1", 0, 65)])
+    assert found is not None
+    assert found.workers[0].busy_s == pytest.approx(60)
+
+
+def test_nothing_ran() -> None:
+    assert utilisation_of([]) is None
+    assert utilisation_of(make_study(trials=0, running=2, failed=0).trials) is None
+    assert utilisation_of([create_trial(value=0.5)]) is None  # of no worker
+
+
+def test_the_page_has_a_row_for_each_worker() -> None:
+    text = Parsed(render_report(make_study(workers=3))).text
+    assert "3 workers held a trial for 9" in text
+    assert all(f"gpu-box/{4100 + place}/{place}" in text for place in range(3))
