@@ -78,7 +78,7 @@ def fit(
     decimals = 2 if result.test_images >= 1000 else 1
     objective = replace(Objective.of(opened.study), decimals=decimals)
     shown.print(_table(result, objective))
-    if result.comparison.model is not result.comparison.baseline:
+    if not result.is_baseline:
         differences = result.comparison.to_json()["difference"]
         shown.print(Text(in_doubt(objective.name, differences)))
     config = opened.config()

@@ -90,7 +90,9 @@ def model_card(record: Mapping[str, Any], matrix: npt.NDArray[np.int64]) -> str:
         "brackets: 95 % bootstrap intervals over the test images; those of the difference are "
         "paired. They say how far other images would change a figure, not how far another "
         "training would. Log loss (in nats) and calibration error are better when lower.",
-        in_doubt(record["objective"], record["intervals"]["difference"]),
+        "This model is the baseline."
+        if record["is_baseline"]
+        else in_doubt(record["objective"], record["intervals"]["difference"]),
         "![Confusion matrix of the test part](confusion_matrix.png)",
         *_classes(classes, matrix),
         "## What its probabilities are worth",

@@ -83,6 +83,11 @@ class FitResult:
         """Training images of both: the training and the validation part together."""
         return self.manner.images
 
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the plan is that of the baseline: there was one training then."""
+        return self.manner is self.baseline_manner
+
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
         return {
@@ -255,6 +260,7 @@ def _write(
         "remarks": list(result.choice.remarks),
         "dataset": config.dataset,
         "objective": config.training.objective,
+        "is_baseline": result.is_baseline,
         "trained_on": {"parts": ["train", "validation"], **result.manner.to_json()},
         "baseline_trained_on": result.baseline_manner.to_json(),
         **_figures_of(result.comparison, result.test_images),

@@ -40,6 +40,7 @@ def facts(**changes: Any) -> dict[str, Any]:
         "remarks": ["Trial 9 was not confirmed."],
         "dataset": "photos",
         "objective": "accuracy",
+        "is_baseline": False,
         "trained_on": {"parts": ["train", "validation"], **manner},
         "baseline_trained_on": {**manner, "views": 1, "ema": None},
         "test": {"images": 20, **scores},
@@ -131,6 +132,11 @@ def test_licences(record: dict[str, Any], pretrained: dict[str, str], said: str)
 def test_a_test_part_that_was_looked_at_often(record: dict[str, Any]) -> None:
     said = model_card({**record, "times_the_test_part_was_read": 3}, MATRIX)
     assert "The test images were looked at 3 times" in said
+
+
+def test_a_model_that_is_the_baseline(record: dict[str, Any]) -> None:
+    said = model_card({**record, "is_baseline": True}, MATRIX)
+    assert "This model is the baseline." in said and "against the baseline" not in said
 
 
 def test_many_classes(record: dict[str, Any]) -> None:
