@@ -324,7 +324,7 @@ class FitConfig(_Section):
     It is no part of what a study is: nothing of it is used before the search is over.
     """
 
-    views: Annotated[str, one_of((ONLINE, "study"))] = ONLINE
+    views: Annotated[str, one_of((ONLINE, "study"))] = "study"
     ema: Annotated[
         float | str, single(False, 0, 1, low_open=True, high_open=True, words=(AUTO, "off"))
     ] = AUTO

@@ -172,12 +172,7 @@ class Task:
         return _plain(self.store, self.validation_rows, self.spec, memory_bytes)
 
     def train_validation_views(
-        self,
-        augment: AugmentConfig,
-        views: int,
-        seed: int,
-        memory_bytes: int = MEMORY_BYTES,
-        plain_every: int | None = None,
+        self, augment: AugmentConfig, views: int, seed: int, memory_bytes: int = MEMORY_BYTES
     ) -> Views:
         """Return training and validation images together, to fit the final model.
 
@@ -186,10 +181,9 @@ class Task:
             views: Number of views of each image.
             seed: Seed of the views. An image has the same views as in :meth:`train_views`.
             memory_bytes: Most memory that kept views may take.
-            plain_every: See :class:`~autotune.data.views.Views`.
         """
         rows = np.union1d(self.train_rows, self.validation_rows)
-        return Views(self.store, rows, self.spec, augment, views, seed, memory_bytes, plain_every)
+        return Views(self.store, rows, self.spec, augment, views, seed, memory_bytes)
 
 
 def open_test_views(

@@ -34,8 +34,6 @@ class Views:
         views: Number of views of each image, at least 1.
         seed: Seed of the views and of the order in which they are planned.
         memory_limit_bytes: Most memory that kept views may take.
-        plain_every: Where it is given, every epoch has a view of its own number, and an image is
-            shown as it is evaluated in one of so many epochs.
 
     Attributes:
         labels: int64 tensor, ``(N,)``.
@@ -51,12 +49,10 @@ class Views:
         views: int,
         seed: int,
         memory_limit_bytes: int = MEMORY_BYTES,
-        plain_every: int | None = None,
     ) -> None:
         if views < 1:
             raise ValueError(f"an image has at least 1 view, but got views={views}")
         self.views = views
-        self._plain_every = plain_every
         self.labels = torch.from_numpy(store.labels[rows])
         self._maker = ViewMaker(store, rows, spec, augment, seed)
         shape = (len(rows), views, 3, spec.size, spec.size)
@@ -110,11 +106,7 @@ class Views:
         """
         if epoch is None:
             return torch.zeros_like(self.labels)
-        if self._plain_every is None:
-            return (self._offsets + epoch) % self.views
-        fresh = torch.full_like(self.labels, 1 + epoch % max(1, self.views - 1))
-        fresh[(self._offsets + epoch) % self._plain_every == 0] = 0
-        return fresh
+        return (self._offsets + epoch) % self.views
 
     def identity(self, positions: torch.Tensor, numbers: torch.Tensor) -> str:
         """Return a fingerprint of what some views show: equal ones show the same.

@@ -1,7 +1,7 @@
 """A plan trained for good: on training and validation images, the way a final fit trains.
 
-What differs from a trial: the images are augmented anew in every epoch, and what is judged is an
-average of the weights over the last steps. Both are the same for the best plan and the baseline.
+What differs from a trial: what is judged is an average of the weights over the last steps, and the
+images may be augmented anew in every epoch. Both are the same for the best plan and the baseline.
 """
 
 from __future__ import annotations
@@ -80,23 +80,17 @@ class Refit:
 def views_of(task: Task, config: StudyConfig, fit: FitConfig, memory_bytes: int) -> Views:
     """Return training and validation images as a final fit sees them.
 
-    New views leave the share of images that are not augmented as it was in the search, for which
-    the policy of a plan was found: of K views one is such.
-
     Args:
         task: The images.
         config: The study's configuration.
         fit: How a final fit trains.
         memory_bytes: Most memory that kept views may take; new ones are not kept.
     """
-    training, seed = config.training, config.search.seed
-    if not _is_online(config, fit):
-        return task.train_validation_views(
-            training.augment, training.view_count, seed, memory_bytes
-        )
-    plain_every = None if training.views == ONLINE else training.view_count
-    count = training.epochs + (plain_every is not None)
-    return task.train_validation_views(training.augment, count, seed, 0, plain_every)
+    training = config.training
+    online = _is_online(config, fit)
+    count = training.epochs if online else training.view_count
+    left = 0 if online else memory_bytes
+    return task.train_validation_views(training.augment, count, config.search.seed, left)
 
 
 def refit(

@@ -23,7 +23,11 @@ from tests.support.small import open_small
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
     made = open_small(
-        tmp_path_factory.mktemp("fit"), search__trials=2, training__views=2, fit__ema=0.5
+        tmp_path_factory.mktemp("fit"),
+        search__trials=2,
+        training__views=2,
+        fit__ema=0.5,
+        fit__views="online",
     )
     run(made)
     return made
