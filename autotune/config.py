@@ -244,7 +244,7 @@ class TrainingConfig(_Section):
     batch_size: Annotated[int, single(True, 2, 65536)] = 64
     objective: Annotated[str, one_of(tuple(OBJECTIVES))] = "accuracy"
     sampling: Annotated[str, one_of(SAMPLING)] = "plain"
-    views: Annotated[int | str, single(True, 1, 1024, word=ONLINE)] = 8
+    views: Annotated[int | str, single(True, 1, 1024, words=(ONLINE,))] = 8
     warmup: Annotated[float, single(False, 0, 1, high_open=True)] = 0.1
     clip_norm: Annotated[float | None, single(False, 0, low_open=True, optional=True)] = 1.0
     ema: Annotated[
@@ -314,6 +314,22 @@ class ConstraintsConfig(_Section):
         return {cost: limit for cost, limit in given.items() if limit is not None}
 
 
+#: As ``fit.ema``: an average as long as suits the number of steps.
+AUTO = "auto"
+
+
+class FitConfig(_Section):
+    """``fit``: how the final fit trains, the best plan and the baseline alike.
+
+    It is no part of what a study is: nothing of it is used before the search is over.
+    """
+
+    views: Annotated[str, one_of((ONLINE, "study"))] = "study"
+    ema: Annotated[
+        float | str, single(False, 0, 1, low_open=True, high_open=True, words=(AUTO, "off"))
+    ] = AUTO
+
+
 class CacheConfig(_Section):
     """``cache``: how much is kept of what could be computed again.
 
@@ -352,6 +368,7 @@ class StudyConfig(_Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     objectives: Annotated[list[str] | None, _objectives()] = None
     constraints: ConstraintsConfig = Field(default_factory=ConstraintsConfig)
+    fit: FitConfig = Field(default_factory=FitConfig)
     cache: CacheConfig = Field(default_factory=CacheConfig)
     storage: Name = "sqlite:///storage/autotune.db"
     files: str | None = None
@@ -394,9 +411,10 @@ class StudyConfig(_Section):
         """Return what makes the study the study it is, as plain JSON values.
 
         Left out is what may change between two runs of the same study: its description, its
-        budget, what is kept of what was computed, and where it is stored.
+        budget, how its final fit trains, what is kept of what was computed, and where it is
+        stored.
         """
-        free = {"name", "description", "cache", "storage", "files"}
+        free = {"name", "description", "fit", "cache", "storage", "files"}
         values = self.model_dump(mode="json", exclude=free)
         for key in BUDGETS:
             del values["search"][key]

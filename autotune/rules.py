@@ -84,7 +84,7 @@ def _rule(
     high: float,
     low_open: bool,
     high_open: bool,
-    word: str = "",
+    *words: str,
 ) -> Callable[[Any], Any]:
     """Make a check for one number between two bounds, or a word in its place.
 
@@ -93,12 +93,15 @@ def _rule(
     bounds = [f"{'above' if low_open else 'of at least'} {_shown(low)}"]
     if math.isfinite(high):
         bounds.append(f"{'below' if high_open else 'at most'} {_shown(high)}")
-    kind = f"{f'{word} or ' if word else ''}a {'whole ' if integer else ''}number"
-    rule = f"must be {kind} {' and '.join(bounds)}"
+    kind = f"a {'whole ' if integer else ''}number"
+    named = f"{', '.join(words)} or " if words else ""
+    rule = f"must be {named}{kind} {' and '.join(bounds)}"
 
     def check(value: Any) -> int | float | str:
-        if word and value == word:
-            return word
+        if value is False and "off" in words:  # YAML 1.1 reads a bare off as false
+            return "off"
+        if isinstance(value, str) and value in words:
+            return value
         number = _number(value, integer)
         if (
             number is None
@@ -107,15 +110,15 @@ def _rule(
             or (high_open and number == high)
         ):
             raise ValueError(
-                join_sentences(f"{rule}, but got {in_yaml(value)}", _perhaps(value, word))
+                join_sentences(f"{rule}, but got {in_yaml(value)}", _perhaps(value, *words))
             )
         return number
 
     return check
 
 
-def _perhaps(value: Any, word: str) -> str:
-    return nearest(value, (word,)) if word and isinstance(value, str) else ""
+def _perhaps(value: Any, *words: str) -> str:
+    return nearest(value, words) if words and isinstance(value, str) else ""
 
 
 def _shown(number: float) -> str:
@@ -130,10 +133,10 @@ def single(
     low_open: bool = False,
     high_open: bool = False,
     optional: bool = False,
-    word: str = "",
+    words: tuple[str, ...] = (),
 ) -> BeforeValidator:
     """Accept one number between two bounds, or null or a word where that means something."""
-    rule = _rule(integer, low, high, low_open, high_open, word)
+    rule = _rule(integer, low, high, low_open, high_open, *words)
     return BeforeValidator(lambda value: None if optional and value is None else rule(value))
 
 
@@ -141,7 +144,7 @@ def numbers(
     integer: bool, low: float, high: float, low_open: bool = False, or_keep: bool = False
 ) -> BeforeValidator:
     """Accept a dimension of numbers between two bounds, and ``keep`` outside of ranges."""
-    scalar = _rule(integer, low, high, low_open, False, KEEP if or_keep else "")
+    scalar = _rule(integer, low, high, low_open, False, *([KEEP] if or_keep else []))
     end = _rule(integer, low, high, low_open, False)
 
     def check(value: Any) -> Any:

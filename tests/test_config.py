@@ -163,6 +163,11 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "constraints.max_parameters": ([(None, None), (10**6, 10**6)], [0, 1.5, [1, 2]]),
     "constraints.max_latency_ms": ([(None, None), (2, 2.0)], [0, -1, True]),
     "constraints.max_memory_mb": ([(None, None), (1.5, 1.5)], [0, "1 GB"]),
+    "fit.views": ([("online", "online"), ("study", "study")], ["kept", 8, None]),
+    "fit.ema": (
+        [("auto", "auto"), (False, "off"), ("off", "off"), ("9.9e-1", 0.99)],
+        [0, 1, True, None, "on", -0.1],
+    ),
     "cache.disk_gb": ([(None, None), ("1e2", 100.0), (0.5, 0.5)], [0, -1, "1 GB", True]),
     "cache.memory_gb": ([(None, None), (0, 0.0), (2, 2.0)], [-1, "half", [1, 2]]),
     "cache.features": ([("auto", "auto"), (False, "off")], ["on", True, None, ["auto", "off"]]),
@@ -350,12 +355,12 @@ def test_all_mistakes_at_once() -> None:
         "but got 'accurracy'; did you mean 'accuracy'?\n"
         "  training.augment: must hold keys of its own, but got null\n"
         "  lr: unknown key; a study file has name, description, dataset, backbone, weights, "
-        "inherit, data, space, baseline, search, training, objectives, constraints, cache, "
-        "storage, files; did you mean "
+        "inherit, data, space, baseline, search, training, objectives, constraints, fit, "
+        "cache, storage, files; did you mean "
         "'space.training.lr' or 'baseline.lr'?\n"
         "  bakbone: unknown key; a study file has name, description, dataset, backbone, weights, "
-        "inherit, data, space, baseline, search, training, objectives, constraints, cache, "
-        "storage, files; did you mean "
+        "inherit, data, space, baseline, search, training, objectives, constraints, fit, "
+        "cache, storage, files; did you mean "
         "'backbone'?"
     )
 
@@ -433,16 +438,16 @@ def test_all_mistakes_at_once() -> None:
             "augment",
             {},
             "unknown key; a study file has name, description, dataset, backbone, weights, "
-            "inherit, data, space, baseline, search, training, objectives, constraints, cache, "
-            "storage, files; did you mean "
+            "inherit, data, space, baseline, search, training, objectives, constraints, fit, "
+            "cache, storage, files; did you mean "
             "'training.augment'?",
         ),
         (
             "seed",
             1,
             "unknown key; a study file has name, description, dataset, backbone, weights, "
-            "inherit, data, space, baseline, search, training, objectives, constraints, cache, "
-            "storage, files; did you mean "
+            "inherit, data, space, baseline, search, training, objectives, constraints, fit, "
+            "cache, storage, files; did you mean "
             "'data.seed' or 'search.seed'?",
         ),
     ],

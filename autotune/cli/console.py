@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from autotune.config import StudyConfig
+from autotune.config import FitConfig, StudyConfig
 from autotune.data.progress import COUNTED
 from autotune.errors import AutotuneError, ConfigError, StudyError, UserError
 from autotune.studyfile import find_study_file, load_study_file
@@ -100,11 +100,13 @@ class Located:
         name: Name of the study.
         storage: Storage URL.
         files: Folder of its files, where the study file names one.
+        fit: How its final fit trains, where there is a study file.
     """
 
     name: str
     storage: str
     files: str | None
+    fit: FitConfig | None = None
 
 
 def locate(
@@ -124,7 +126,7 @@ def locate(
         return Located(name or study, storage or default, None)
     config = load(study, overrides, name, storage)
     assert config.name is not None
-    return Located(config.name, config.storage, config.files)
+    return Located(config.name, config.storage, config.files, config.fit)
 
 
 def check_writable(path: str | Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from autotune.cli.console import (
     ExistingArgument,
@@ -20,16 +23,23 @@ from autotune.cli.console import (
     locate,
 )
 
+if TYPE_CHECKING:
+    from autotune.results.assessment import Assessment
+    from autotune.results.fit import FitResult
+    from autotune.results.objective import Objective
+
 
 def fit(
     study: ExistingArgument = "digits",
     overrides: Overrides = None,
     trial: Annotated[
-        int | None, typer.Option(help="Number of the trial; default: the best one.")
+        int | None,
+        typer.Option(help="Number of the trial; default: the best confirmed one, or the best."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder; default: beside the study.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     name: NameOption = None,
     storage: StorageOption = None,
 ) -> None:
@@ -37,11 +47,11 @@ def fit(
     located = locate(study, overrides, name, storage)
     if output is not None:
         check_folder(output)
-    shown = console()
-    with shown.status("opening the study") as line:
+    with Console(stderr=True, emoji=False).status("opening the study") as line:
         from autotune.cli.summary import shorten
         from autotune.data.dogs import PUBLICATION as DOGS
         from autotune.data.dogs import leak
+        from autotune.results.card import in_doubt
         from autotune.results.fit import fit as fit_study
         from autotune.results.objective import Objective
         from autotune.study.opening import open_existing
@@ -53,21 +63,24 @@ def fit(
             output,
             lambda what, epoch, epochs: line.update(f"{what}: epoch {epoch} of {epochs}"),
             lambda step, done, total: line.update(images_in_words(step, done, total)),
+            located.fit,
         )
-    decimals = 2 if result.test_images >= 1000 else 1
-    objective = replace(Objective.of(opened.study), decimals=decimals)
-    metrics = [objective.other(name) for name in result.test.to_json()]
-    table = Table("")
-    for metric in metrics:
-        table.add_column(metric.words, justify="right")
-    for title, scores in (("baseline", result.baseline), (f"trial {result.trial}", result.test)):
-        values = scores.to_json()
-        table.add_row(title, *(metric.show(values[metric.name]) for metric in metrics))
+    if as_json:
+        typer.echo(json.dumps(result.to_json(), indent=2))
+        return
+    shown = console()
+    for sentence in (f"Fitted: {result.choice.in_words()}.", *result.choice.remarks):
+        shown.print(Text(sentence))
     shown.print(
         f"On the {result.test_images} images of the test part, trained on {result.images} others:",
         highlight=False,
     )
-    shown.print(table)
+    decimals = 2 if result.test_images >= 1000 else 1
+    objective = replace(Objective.of(opened.study), decimals=decimals)
+    shown.print(_table(result, objective))
+    if not result.is_baseline:
+        differences = result.comparison.to_json()["difference"]
+        shown.print(Text(in_doubt(objective.name, differences)))
     config = opened.config()
     pretrained = config.dataset == DOGS.name and config.weights != "none"
     if pretrained and (remark := leak(result.plan.backbone)):
@@ -79,3 +92,29 @@ def fit(
             highlight=False,
         )
     shown.print(f"model: {shorten(result.folder)}", highlight=False, soft_wrap=True)
+
+
+def _table(result: FitResult, objective: Objective) -> Table:
+    """Write all figures with their intervals; no box, so that they fit into 80 columns."""
+    from autotune.results.verdict import show_gain
+
+    found = result.comparison
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for title in (f"trial {result.trial}", "95 %", "baseline", "95 %", "gain"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, difference in found.difference.items():
+        metric = objective.other(name)
+        table.add_row(
+            metric.words,
+            *_cells(metric, found.model),
+            *_cells(metric, found.baseline),
+            show_gain(metric, difference.value, unit=False),
+        )
+    return table
+
+
+def _cells(metric: Objective, assessed: Assessment) -> tuple[str, str]:
+    figure = assessed.figures[metric.name]
+    low, high = (metric.show(one).removesuffix(" %") for one in (figure.low, figure.high))
+    return metric.show(figure.value), f"{low} to {high}"

@@ -14,24 +14,28 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from optuna.trial import FrozenTrial
 
+from autotune.config import FitConfig
 from autotune.data.opening import fetch_source
 from autotune.data.progress import Progress, silent
 from autotune.data.task import open_test_views
-from autotune.data.views import Views
-from autotune.errors import StudyError, disk_full_as_user_error
+from autotune.errors import disk_full_as_user_error
 from autotune.plan import TrialPlan
+from autotune.results.assessment import Comparison, compare
 from autotune.results.card import origin_of, write_card
-from autotune.results.front import none_yet
-from autotune.results.model import Description, save_model
-from autotune.search import ranking
+from autotune.results.choice import Choice, choose
+from autotune.results.model import Description, replacing, save_model
+from autotune.results.reliability import draw_reliability
+from autotune.storage.lock import study_lock
+from autotune.storage.patience import patiently
 from autotune.study import record
 from autotune.study.opening import OpenStudy
 from autotune.study.pictures import draw_confusion
-from autotune.study.preparing import Workbench, prepare_training
+from autotune.study.preparing import Workbench
+from autotune.study.refit import Manner, Refit, refit, views_of
 from autotune.study.remembered import read_manifest
 from autotune.study.worker import prepare
-from autotune.training.loop import Training
 from autotune.training.metrics import Metrics, confusion, measure
 
 #: Study attribute: a list of what was measured on the test part, and when.
@@ -43,24 +47,60 @@ class FitResult:
     """What the final fit brought.
 
     Args:
-        trial: Number of the trial whose plan was trained.
-        plan: The plan.
+        choice: The plan that was trained, and why this one.
         test: Its scores on the test part.
         baseline: Scores of the baseline on the test part.
-        images: Training images of both: the training and the validation part together.
+        comparison: All figures of both with their intervals.
+        manner: How the plan was trained.
+        baseline_manner: How the baseline was.
         test_images: Images of the test part.
         reads: How often the test part has been read, this time included.
         folder: Where the model was written.
     """
 
-    trial: int
-    plan: TrialPlan
+    choice: Choice
     test: Metrics
     baseline: Metrics
-    images: int
+    comparison: Comparison
+    manner: Manner
+    baseline_manner: Manner
     test_images: int
     reads: int
     folder: Path
+
+    @property
+    def trial(self) -> int:
+        """Number of the trial whose plan was trained."""
+        return self.choice.trial
+
+    @property
+    def plan(self) -> TrialPlan:
+        """The plan that was trained."""
+        return self.choice.plan
+
+    @property
+    def images(self) -> int:
+        """Training images of both: the training and the validation part together."""
+        return self.manner.images
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the plan is that of the baseline: there was one training then."""
+        return self.manner is self.baseline_manner
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {
+            "trial": self.trial,
+            "chosen": self.choice.in_words(),
+            "remarks": list(self.choice.remarks),
+            "plan": self.plan.to_json(),
+            **_figures_of(self.comparison, self.test_images),
+            "trained_on": self.manner.to_json(),
+            "baseline_trained_on": self.baseline_manner.to_json(),
+            "times_the_test_part_was_read": self.reads,
+            "folder": str(self.folder),
+        }
 
 
 def fit(
@@ -69,45 +109,52 @@ def fit(
     folder: Path | None = None,
     listener: Callable[[str, int, int], None] = lambda what, epoch, epochs: None,
     fetching: Progress = silent,
+    settings: FitConfig | None = None,
 ) -> FitResult:
-    """Train the best plan and the baseline on training + validation and measure both.
+    """Train the chosen plan and the baseline on training + validation and measure both.
 
     Args:
         opened: The study.
-        trial: Number of the trial to take instead of the best one.
+        trial: Number of the trial to take; by default see :mod:`autotune.results.choice`.
         folder: Where the model goes; by default beside the study.
         listener: Told of every epoch: what is trained, the epoch, how many there are.
         fetching: Told how far the fetching of a known dataset is that is not on this machine.
+        settings: How to train; by default as the study's last run had it.
 
     Raises:
         StudyError: When there is no such trial, or none that is complete.
+        DivergedError: When one of the two trainings diverges.
         DiskFullError: When the model cannot be written.
     """
-    number, plan = chosen_plan(opened, trial)
+    choice = choose(opened, trial)
+    plan = choice.plan
     fetch_source(opened.config().dataset, fetching)
     bench = prepare(opened)
     config = bench.config
+    settings = config.fit if settings is None else settings
     baseline_plan = bench.space.baseline(config.baseline)
     backbones = dict.fromkeys((plan.backbone, baseline_plan.backbone))
     tasks = {name: bench.materials.of(name).task for name in backbones}
     memory_bytes = bench.materials.memory_bytes // len(tasks)
-    train = {
-        name: task.train_validation_views(
-            config.training.augment, config.training.view_count, config.search.seed, memory_bytes
+    train = {name: views_of(task, config, settings, memory_bytes) for name, task in tasks.items()}
+
+    trials = opened.study.get_trials(deepcopy=False)
+
+    def trained(what: str, plan: TrialPlan, trial: FrozenTrial | None) -> Refit:
+        epochs = config.training.epochs
+        return refit(
+            plan,
+            bench,
+            train[plan.backbone],
+            settings,
+            lambda epoch: listener(what, epoch, epochs),
+            _part_of(trial),
         )
-        for name, task in tasks.items()
-    }
-    tuned = _train(
-        bench, plan, train[plan.backbone], lambda epoch, of: listener("best plan", epoch, of)
-    )
+
+    tuned = trained("best plan", plan, trials[choice.trial])
     baseline = tuned
     if baseline_plan != plan:
-        baseline = _train(
-            bench,
-            baseline_plan,
-            train[baseline_plan.backbone],
-            lambda epoch, of: listener("baseline", epoch, of),
-        )
+        baseline = trained("baseline", baseline_plan, record.baseline_of(trials))
     manifest = read_manifest(opened)
     fingerprint = opened.study.user_attrs[record.DATASET].get("test_fingerprint")
     test = {
@@ -123,18 +170,19 @@ def fit(
         for name, task in tasks.items()
     }
     logits, labels = tuned.predict(test[plan.backbone])
-    scores = measure(logits, labels)
-    baseline_scores = scores
+    others = logits
     if baseline is not tuned:
-        baseline_scores = measure(*baseline.predict(test[baseline_plan.backbone]))
-    reads = _note_read(opened, number, scores, baseline_scores)
+        others, _ = baseline.predict(test[baseline_plan.backbone])
+    comparison = compare(logits, others, labels)
+    reads = _note_read(opened, choice.trial, comparison)
     result = FitResult(
-        trial=number,
-        plan=plan,
-        test=scores,
-        baseline=baseline_scores,
-        images=len(train[plan.backbone]),
-        test_images=len(test[plan.backbone]),
+        choice=choice,
+        test=measure(logits, labels),
+        baseline=measure(others, labels),
+        comparison=comparison,
+        manner=tuned.manner,
+        baseline_manner=baseline.manner,
+        test_images=len(labels),
         reads=reads,
         folder=folder or opened.files.model(opened.name),
     )
@@ -144,58 +192,54 @@ def fit(
     return result
 
 
-def chosen_plan(opened: OpenStudy, trial: int | None) -> tuple[int, TrialPlan]:
-    """Return the number and the plan of a trial, by default the best one.
-
-    Raises:
-        StudyError: When there is no such trial, or none that is complete.
-    """
-    trials = opened.study.get_trials(deepcopy=False)
-    if trial is None:
-        best = ranking.best_of(trials, record.direction_of(opened.study))
-        if best is None:
-            raise StudyError(f"the study {opened.name!r} has {none_yet(trials)}")
-        trial = best.number
-    if not 0 <= trial < len(trials):
-        raise StudyError(
-            f"--trial: the study {opened.name!r} has the trials 0 to {len(trials) - 1}, but got "
-            f"{trial}"
-        )
-    plan = record.plan_of(trials[trial])
-    if plan is None:
-        raise StudyError(f"--trial: trial {trial} of {opened.name!r} ended before it had a plan")
-    return trial, plan
+def _part_of(trial: FrozenTrial | None) -> int | None:
+    """Return how many images of a trial fitted into memory, where a whole batch did not."""
+    part = None if trial is None else trial.user_attrs.get(record.PART)
+    return None if part is None else int(part)
 
 
-def _train(
-    bench: Workbench, plan: TrialPlan, train: Views, listener: Callable[[int, int], None]
-) -> Training:
-    training = prepare_training(plan, bench, refit=train)
-    for result in training.run():
-        listener(result.epoch, bench.config.training.epochs)
-    return training
+def _figures_of(comparison: Comparison, images: int) -> dict[str, Any]:
+    """Return all figures as plain JSON values: the same names in the record and in ``--json``."""
+    return {
+        "test": {"images": images, **comparison.model.values},
+        "baseline_test": comparison.baseline.values,
+        "intervals": comparison.to_json(),
+        "calibration": {
+            "test": [asdict(one) for one in comparison.model.bins],
+            "baseline": [asdict(one) for one in comparison.baseline.bins],
+        },
+    }
 
 
-def _note_read(opened: OpenStudy, trial: int, scores: Metrics, baseline: Metrics) -> int:
+def _note_read(opened: OpenStudy, trial: int, comparison: Comparison) -> int:
     """Write down with the study that the test part was read; return how often it has been."""
-    reads: list[dict[str, Any]] = list(opened.study.user_attrs.get(TEST_READS, ()))
-    reads.append(
-        {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "trial": trial,
-            "test": scores.to_json(),
-            "baseline": baseline.to_json(),
-        }
-    )
-    opened.study.set_user_attr(TEST_READS, reads)
-    return len(reads)
+    gain = comparison.difference[opened.config().training.objective]
+    entry = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "trial": trial,
+        "test": comparison.model.values,
+        "baseline": comparison.baseline.values,
+        "gain": {"mean": gain.value, "low": gain.low, "high": gain.high},
+        "intervals": comparison.model.intervals,
+    }
+
+    def note() -> int:
+        # Under the lock, for two fits at once; what the storage was away for is not noted twice.
+        with study_lock(opened.storage, opened.url, opened.name):
+            reads = list(opened.study.user_attrs.get(TEST_READS, ()))
+            if entry not in reads:
+                reads.append(entry)
+                opened.study.set_user_attr(TEST_READS, reads)
+            return len(reads)
+
+    return patiently(note)
 
 
 def _write(
     result: FitResult,
     opened: OpenStudy,
     bench: Workbench,
-    training: Training,
+    trained: Refit,
     matrix: npt.NDArray[np.int64],
 ) -> None:
     """Write the model, and for people what it is and how good."""
@@ -212,14 +256,20 @@ def _write(
     facts = {
         "study": opened.name,
         "trial": result.trial,
+        "chosen": result.choice.in_words(),
+        "remarks": list(result.choice.remarks),
         "dataset": config.dataset,
-        "trained_on": {"parts": ["train", "validation"], "images": result.images},
-        "test": {"images": result.test_images, **asdict(result.test)},
-        "baseline_test": asdict(result.baseline),
+        "objective": config.training.objective,
+        "is_baseline": result.is_baseline,
+        "trained_on": {"parts": ["train", "validation"], **result.manner.to_json()},
+        "baseline_trained_on": result.baseline_manner.to_json(),
+        **_figures_of(result.comparison, result.test_images),
         "times_the_test_part_was_read": result.reads,
         "pretrained": origin_of(material.backbone, config.weights),
         "definition": config.definition(),
     }
-    record_of_model = save_model(result.folder, training.result, description, facts)
-    draw_confusion(result.folder, matrix, classes)
-    write_card(result.folder, record_of_model, matrix)
+    with replacing(result.folder) as folder:
+        record_of_model = save_model(folder, trained.training.result, description, facts)
+        draw_confusion(folder, matrix, classes)
+        draw_reliability(folder, result.comparison.model.bins)
+        write_card(folder, record_of_model, matrix)

@@ -6,6 +6,7 @@
     record.json           how to build it, what its images must be, how good it is
     README.md             the same for people
     confusion_matrix.*    what the test part was taken for
+    reliability.png       what its probabilities are worth
 
 This is the only module that knows what the first two hold.
 """
@@ -15,8 +16,9 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -214,6 +216,33 @@ def save_model(
     os.replace(weights, folder / WEIGHTS)
     write_text(folder / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return record
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Write into a folder that takes the place of another one's files at the end.
+
+    Where that end is not reached, the files there are as they were: a disk that is full or a
+    process that is killed leaves no new model beside an old card.
+
+    Args:
+        folder: The folder; files that get no new version stay.
+
+    Yields:
+        Where to write.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    new = folder / ".new"
+    shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+    new.mkdir()
+    try:
+        yield new
+        # Weights and record first, one right after the other: in between the folder is refused.
+        first = (WEIGHTS, RECORD)
+        for path in sorted(new.iterdir(), key=lambda path: path.name not in first):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

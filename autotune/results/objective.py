@@ -57,7 +57,8 @@ class Objective:
     @property
     def is_share(self) -> bool:
         """Whether the metric is a share, to be written in percent."""
-        return self.name in ("accuracy", "balanced_accuracy", "macro_f1")
+        shares = ("accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy")
+        return self.name in (*shares, "calibration_error")
 
     @property
     def is_cost(self) -> bool:
@@ -69,7 +70,7 @@ class Objective:
         """The name as one writes it in a sentence."""
         if self.is_cost:
             return NOUNS[self.name]
-        return self.name.replace("_", " ").replace(" f1", " F1")
+        return self.name.replace("_", " ").replace(" f1", " F1").replace("top5", "top-5")
 
     @property
     def tick_format(self) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
 
 from autotune.errors import DivergedError, UserError
 from autotune.plan import TrialPlan
@@ -15,6 +18,7 @@ from autotune.training.metrics import Metrics
 
 #: Told of an epoch.
 Listener = Callable[[int], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,29 @@ def train_again(
         UserError: When not even two images fit into memory.
     """
     part = bench.config.training.batch_size if part is None else part
+    return in_parts_that_fit(
+        lambda part: _train(plan, bench, listener, seed, part, epochs), part, bench.device
+    )
+
+
+def in_parts_that_fit(work: Callable[[int], T], part: int, device: torch.device) -> T:
+    """Do something with so many images at a time, with half as many where they do not fit.
+
+    Args:
+        work: What to do, told how many images go through the network at a time.
+        part: How many at first.
+        device: Where the network is.
+
+    Raises:
+        UserError: When not even two images fit into memory.
+    """
     while True:
         try:
-            return _train(plan, bench, listener, seed, part, epochs)
+            return work(part)
         except Exception as error:
-            if failures.kind_of(error, bench.device) != failures.Kind.MEMORY:
+            if failures.kind_of(error, device) != failures.Kind.MEMORY:
                 raise
-            need = memory.need_of(error, bench.device)
+            need = memory.need_of(error, device)
         finally:
             free_memory()
         if part <= LEAST_PART:

@@ -95,6 +95,7 @@ class OpenStudy:
             {
                 **self.study.user_attrs[record.DEFINITION],
                 "name": self.name,
+                "fit": self.study.user_attrs.get(record.FIT, {}),
                 "cache": self.study.user_attrs.get(record.CACHE, {}),
                 "storage": self.url,
                 "files": str(self.files.root),
@@ -213,6 +214,7 @@ def open_or_create(
                 study = _create(config, storage)
             _remember(study, definition, dataset, survey or {}, files, starts)
         opened = OpenStudy(study, storage, absolute_url(config.storage), files)
+        study.set_user_attr(record.FIT, config.fit.model_dump(mode="json"))
         study.set_user_attr(record.CACHE, config.cache.model_dump(mode="json"))
         opened.claims().begin(Budget.of_run(config.search, time.time()))
     return opened

@@ -23,6 +23,7 @@ from autotune.storage import layout
 DEFINITION = "definition"  # dict: what StudyConfig.definition() returned
 BUDGET = "budget"  # dict: Budget.to_json() of the last run
 CACHE = "cache"  # dict: CacheConfig of the last run
+FIT = "fit"  # dict: FitConfig of the last run
 ENDED = "ended"  # dict: Ending.to_json() of what ended the study; None while it goes on
 DATASET = "dataset"  # dict: what TaskInfo.to_json() returned
 SPLIT = "split"  # str: id of the artifact that holds the Manifest of its images

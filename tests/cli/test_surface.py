@@ -29,7 +29,7 @@ SURFACE = {
     "dashboard": {*WHICH, "--port", "--public", "--host"},
     "confirm": {*WHICH, "--top", "--seeds", "--json"},
     "rerun": {*WHICH, "trial"},
-    "fit": {*WHICH, "--trial", "--output", "-o"},
+    "fit": {*WHICH, "--trial", "--output", "-o", "--json"},
     "predict": {"model", "images", "--output", "-o", "--top", "--all", "--batch-size"},
     "export": {"model", "--format", "--output", "-o", "--images"},
     "layers": {

@@ -112,11 +112,13 @@ def test_fit_measures_twice_and_says_so(finished: Path, tmp_path: Path) -> None:
     first = call("fit", "tiny", cwd=finished)
     assert (first.code, first.err) == (0, "")
     assert "The test part has now been read" not in first.out
+    assert first.out.startswith("Fitted: trial ")
+    assert "The accuracy (top-1) is " in first.out or "the baseline: no trial" in first.out
     assert first.out.endswith("model: storage/autotune.files/models/tiny\n")
     folder = finished / "storage/autotune.files/models/tiny"
     assert {path.name for path in folder.iterdir()} == {
         *("model.safetensors", "record.json", "README.md"),
-        *("confusion_matrix.png", "confusion_matrix.csv"),
+        *("confusion_matrix.png", "confusion_matrix.csv", "reliability.png"),
     }
     values = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     assert values["times_the_test_part_was_read"] == 1
@@ -125,9 +127,11 @@ def test_fit_measures_twice_and_says_so(finished: Path, tmp_path: Path) -> None:
         assert percent(values[key]["accuracy"]) in first.out
         assert f"{values[key]['log_loss']:.4f}" in first.out
 
-    again = call("fit", "tiny", "--trial", "0", "-o", str(tmp_path / "model"), cwd=finished)
+    output = str(tmp_path / "model")
+    again = call("fit", "tiny", "--trial", "0", "--json", "-o", output, cwd=finished)
     assert (again.code, again.err) == (0, "")
-    assert "The test part has now been read 2 times; choosing by it makes it a" in again.out
+    told = json.loads(again.out)
+    assert (told["times_the_test_part_was_read"], told["folder"]) == (2, output)
     second = json.loads((tmp_path / "model" / "record.json").read_text(encoding="utf-8"))
     assert second["times_the_test_part_was_read"] == 2
     assert second["trial"] == 0
@@ -143,7 +147,7 @@ def check_model(folder: Path, cache: Path) -> None:
     config = StudyConfig.model_validate({"name": "tiny", **values["definition"]})
     assert values["pretrained"]["weights"] == "shipped"
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert f"| accuracy | {values['test']['accuracy']:.2%} |" in card
+    assert f"| accuracy (top-1) | {values['test']['accuracy']:.2%} [" in card
     model = load_model(folder)
     views = open_test_views(config.dataset, config.data, model.spec, cache)
     normalise = Normalise.of(values["preprocessing"], torch.device("cpu"))

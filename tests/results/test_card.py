@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.results.card import LISTED_CLASSES, model_card, origin_of, write_card
+from autotune.results.card import LISTED_CLASSES, in_doubt, model_card, origin_of, write_card
 from autotune.results.model import Description, save_model
 from tests.support.models import kept
 from tests.support.surgery import FAMILIES, built, source
@@ -19,14 +19,38 @@ MATRIX = np.array([[8, 1, 1], [0, 5, 5], [0, 0, 0]])
 
 
 def facts(**changes: Any) -> dict[str, Any]:
-    scores = {"accuracy": 0.65, "balanced_accuracy": 0.433, "macro_f1": 0.4, "log_loss": 0.71234}
+    scores = {
+        "accuracy": 0.65,
+        "balanced_accuracy": 0.433,
+        "macro_f1": 0.4,
+        "log_loss": 0.71234,
+        "calibration_error": 0.1,
+    }
+    ends = {name: [value - 0.05, value + 0.05] for name, value in scores.items()}
+    gaps = {name: {"value": 0.0, "low": -0.04, "high": 0.04} for name in scores}
+    manner = {"images": 40, "views": "online", "epochs": 9, "ema": 0.95, "part": 8, "seconds": 7.2}
+    bins = [
+        {"low": 0.0, "high": 0.5, "images": 0, "probability": 0.0, "accuracy": 0.0},
+        {"low": 0.5, "high": 1.0, "images": 20, "probability": 0.75, "accuracy": 0.65},
+    ]
     return {
         "study": "pets",
         "trial": 7,
+        "chosen": "trial 7, confirmed over 5 seeds",
+        "remarks": ["Trial 9 was not confirmed."],
         "dataset": "photos",
-        "trained_on": {"parts": ["train", "validation"], "images": 40},
+        "objective": "accuracy",
+        "is_baseline": False,
+        "trained_on": {"parts": ["train", "validation"], **manner},
+        "baseline_trained_on": {**manner, "views": 1, "ema": None},
         "test": {"images": 20, **scores},
         "baseline_test": {**scores, "accuracy": 0.5},
+        "intervals": {
+            "test": ends,
+            "baseline": ends,
+            "difference": {**gaps, "accuracy": {"value": 0.15, "low": 0.01, "high": 0.29}},
+        },
+        "calibration": {"test": bins, "baseline": bins},
         "times_the_test_part_was_read": 1,
         "pretrained": {"weights": "hub", "source": "timm/x", "licence": "mit", "hash": "0f"},
         **changes,
@@ -47,8 +71,14 @@ def test_every_figure_is_there(record: dict[str, Any], tmp_path: Path) -> None:
     text = (tmp_path / "README.md").read_text("utf-8")
     for line in (
         "# pets",
-        "| accuracy | 65.00% | 50.00% |",
-        "| log loss | 0.7123 | 0.7123 |",
+        "| accuracy (top-1) | 65.00% [60.00%, 70.00%] | 50.00% [60.00%, 70.00%] | "
+        "+15.00 [+1.00, +29.00] |",
+        "| log loss | 0.7123 [0.6623, 0.7623] | 0.7123 [0.6623, 0.7623] | "
+        "+0.0000 [−0.0400, +0.0400] |",
+        "| 50% to 100% | 20 | 75.0% | 65.0% |",
+        "| views of each image | a new one in every epoch | 1, not augmented |",
+        "| average of the weights | decay 0.9500 | none |",
+        "Trial 9 was not confirmed.",
         f"| parameters | {record['parameters']:,} |",
         "| cat | 10 | 80.0% |",
         r"| a\|b \# x | 10 | 50.0% |",
@@ -57,11 +87,33 @@ def test_every_figure_is_there(record: dict[str, Any], tmp_path: Path) -> None:
     ):
         assert f"{line}\n" in text, line
     assert "The test images were looked at once." in text
+    assert "the plan of trial 7, confirmed over 5 seeds: " in text
+    assert "interval +1.00 to +29.00): this model is better." in text
+    assert "top-5" not in text and "0% to 50%" not in text
     assert record["plan"]["backbone"] in text
     with (tmp_path / "confusion_matrix.csv").open(encoding="utf-8", newline="") as stream:
         table = list(csv.reader(stream))
     assert [row[0] for row in table[1:]] == list(CLASSES)
     assert [[int(one) for one in row[1:]] for row in table[1:]] == MATRIX.tolist()
+
+
+@pytest.mark.parametrize(
+    ("metric", "gap", "said"),
+    [
+        ("accuracy", (0.021, 0.009, 0.033), "this model is better."),
+        ("accuracy", (-0.021, -0.033, -0.009), "this model is worse."),
+        ("accuracy", (0.021, -0.009, 0.05), "The interval includes 0: the test part does not"),
+        ("log_loss", (-0.1, -0.2, -0.05), "this model is better."),
+        ("log_loss", (0.1, 0.05, 0.2), "this model is worse."),
+    ],
+)
+def test_a_difference_in_a_sentence(
+    metric: str, gap: tuple[float, float, float], said: str
+) -> None:
+    found = in_doubt(metric, {metric: dict(zip(("value", "low", "high"), gap, strict=True))})
+    assert said in found
+    unit = "points" if metric == "accuracy" else "against"
+    assert unit in found
 
 
 @pytest.mark.parametrize(
@@ -80,6 +132,11 @@ def test_licences(record: dict[str, Any], pretrained: dict[str, str], said: str)
 def test_a_test_part_that_was_looked_at_often(record: dict[str, Any]) -> None:
     said = model_card({**record, "times_the_test_part_was_read": 3}, MATRIX)
     assert "The test images were looked at 3 times" in said
+
+
+def test_a_model_that_is_the_baseline(record: dict[str, Any]) -> None:
+    said = model_card({**record, "is_baseline": True}, MATRIX)
+    assert "This model is the baseline." in said and "against the baseline" not in said
 
 
 def test_many_classes(record: dict[str, Any]) -> None:

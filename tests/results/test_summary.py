@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from autotune.errors import StudyError
-from autotune.results.fit import chosen_plan
 from autotune.results.summary import summarise
 from autotune.storage.database import open_storage
 from autotune.storage.layout import Files
@@ -62,21 +60,3 @@ def test_summary_when_the_baseline_is_best(made: Maker) -> None:
     found = summarise(made(gain=-0.05))
     assert found.best is found.baseline
     assert found.difference == "no trial is better"
-
-
-def test_the_plan_that_is_fitted(made: Maker) -> None:
-    opened = made()
-    best = summarise(opened).best
-    assert best is not None
-    assert chosen_plan(opened, None) == (best.number, record.plan_of(best))
-    assert chosen_plan(opened, 0)[1].depth == 0
-    for trial in (-1, 99):
-        with pytest.raises(StudyError, match=f"has the trials 0 to 26, but got {trial}"):
-            chosen_plan(opened, trial)
-
-
-def test_a_trial_without_a_plan_cannot_be_fitted(made: Maker) -> None:
-    opened = made(trials=1, running=0, failed=0)
-    opened.study.enqueue_trial({})
-    with pytest.raises(StudyError, match="trial 1 of 'digits' ended before it had a plan"):
-        chosen_plan(opened, 1)

@@ -1,0 +1,121 @@
+"""How a final fit trains: fresh views, an average of the weights, parts that fit into memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from autotune.config import FitConfig, StudyConfig
+from autotune.errors import UserError
+from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
+from autotune.study import again
+from autotune.study.preparing import Workbench
+from autotune.study.refit import AVERAGED, decay_of, refit, views_of
+from autotune.study.worker import prepare
+from autotune.training.loop import Training
+from tests.support.small import open_small, small_config
+
+PLAN = TrialPlan("test_resnet.letters", 2, (LayerPlan(),) * 2, policy=TrainingPolicy(lr=0.01))
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    return prepare(open_small(tmp_path_factory.mktemp("refit"), training__views=2))
+
+
+def config(folder: Path, **overrides: Any) -> StudyConfig:
+    return small_config(folder, **{"training__epochs": 20, "training__batch_size": 50} | overrides)
+
+
+@pytest.mark.parametrize(
+    ("fit", "training_ema", "head_epochs", "expected"),
+    [
+        ({}, None, 0, 1 - 1 / (AVERAGED * 20 * 4)),
+        ({}, None, 10, 1 - 1 / (AVERAGED * 10 * 4)),  # of the steps in which layers are tuned
+        ({}, None, 19, None),  # fewer than two steps are no average
+        ({}, 0.99, 0, 0.99),
+        ({"ema": "off"}, 0.99, 0, None),
+        ({"ema": 0.5}, 0.99, 10, 0.5),
+    ],
+)
+def test_how_long_the_average_is(
+    fit: dict[str, Any],
+    training_ema: float | None,
+    head_epochs: int,
+    expected: float | None,
+    tmp_path: Path,
+) -> None:
+    policy = replace(PLAN.policy, head_epochs=head_epochs)
+    study = config(tmp_path, training__ema=training_ema)
+    found = decay_of(study, FitConfig(**fit), replace(PLAN, policy=policy), 200)
+    assert found == (expected if expected is None else pytest.approx(expected))
+    if training_ema is None and not fit:  # a locked backbone has no phase of its own
+        locked = replace(PLAN, depth=0, layers=(), policy=policy)
+        assert decay_of(study, FitConfig(), locked, 200) == pytest.approx(1 - 1 / 4)
+
+
+@pytest.mark.parametrize(
+    ("views", "of_study", "expected"),
+    [("online", 2, 20), ("study", 2, 2), ("online", 1, 1), ("study", "online", 20)],
+)
+def test_views(
+    views: str, of_study: int | str, expected: int, bench: Workbench, tmp_path: Path
+) -> None:
+    task = bench.materials.of(PLAN.backbone).task
+    study = config(tmp_path, training__views=of_study)
+    found = views_of(task, study, FitConfig(views=views), 1 << 30)
+    assert found.views == expected
+    assert bool(found.kept_bytes) == (expected < 20)
+    assert len(found) == len(task.train_rows) + len(task.validation_rows)
+
+
+def test_what_is_judged_is_the_average_and_locked_layers_are_untouched(bench: Workbench) -> None:
+    task = bench.materials.of(PLAN.backbone).task
+    fit = FitConfig(ema=0.9, views="online")
+    epochs: list[int] = []
+    found = refit(PLAN, bench, views_of(task, bench.config, fit, 0), fit, epochs.append)
+    assert epochs == [1, 2]
+    training = found.training
+    assert training.result is not training.network
+    manner = found.manner.to_json()
+    assert manner.pop("seconds") > 0
+    assert manner == {"images": len(training.train), "views": "online", "epochs": 2, "ema": 0.9,
+                      "part": 64}  # fmt: skip
+    pretrained = bench.materials.of(PLAN.backbone).backbone.pretrained.state_dict()
+    state = training.result.state_dict()
+    locked = [name for layer in training.network.layers[2:] for name in layer.names]
+    assert locked and all(
+        torch.equal(state[f"backbone.{name}"], pretrained[name]) for name in locked
+    )
+
+
+def test_a_batch_that_does_not_fit_goes_through_in_parts(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = bench.materials.of(PLAN.backbone).task
+    views = views_of(task, bench.config, FitConfig(), 0)
+    inner, predict = Training._step, Training.predict
+
+    def short(self: Training, *args: Any) -> Any:
+        if self.part > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+        return inner(self, *args)
+
+    def shorter(self: Training, *args: Any) -> Any:
+        if self.part > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+        return predict(self, *args)
+
+    monkeypatch.setattr(Training, "_step", short)
+    monkeypatch.setattr(Training, "predict", shorter)
+    found = refit(PLAN, bench, views, FitConfig(), part=32)
+    assert found.manner.part == 16
+    logits, labels = found.predict(bench.materials.of(PLAN.backbone).validation)
+    assert len(logits) == len(labels) and found.training.part == 8
+    monkeypatch.setattr(again, "LEAST_PART", 32)
+    with pytest.raises(UserError, match="even with 32 images at a time"):
+        refit(PLAN, bench, views, FitConfig())
