@@ -34,8 +34,7 @@ from autotune.study.worker import prepare
 from autotune.training.loop import Training
 from autotune.training.metrics import Metrics, confusion, measure
 
-#: Study attribute: a list of what was measured on the test part, and when.
-TEST_READS = "test_reads"
+TEST_READS = record.TEST_READS
 
 
 @dataclass(frozen=True)

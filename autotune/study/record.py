@@ -34,6 +34,7 @@ FILES = layout.ATTRIBUTE  # str: folder of the study's files
 PRECISION = "precision"  # dict: backbone -> {device: "off", "bf16" or "fp16"}, for amp: auto
 ENVIRONMENT = "environment"  # dict: package -> version
 OWN = "own"  # dict: key such as "search.sampler" -> SHA-256 of the file that it names
+TEST_READS = "test_reads"  # list: what ``autotune fit`` measured on the test part, and when
 CONFIRMED = "confirmed"  # dict: Verdict.to_json() of the last ``autotune confirm``
 WARM_START = "warm_start"  # dict: {"taken": [title], "dropped": [[title, reason]]}
 
@@ -249,6 +250,13 @@ def held_s(trial: FrozenTrial, now: float) -> float:
     if claimed is not None or WORKER not in trial.user_attrs:
         return float(trial.user_attrs.get(HELD, 0.0))
     return seconds_of(trial) or 0.0  # of a study that was made before there was a claim's time
+
+
+def started_at(trial: FrozenTrial) -> float:
+    """Return when an attempt at a trial began, in seconds of the Unix epoch; 0 before it has."""
+    if CLAIMED in trial.user_attrs:
+        return float(trial.user_attrs[CLAIMED])
+    return trial.datetime_start.timestamp() if trial.datetime_start else 0.0
 
 
 def ended_at(trial: FrozenTrial) -> float:
