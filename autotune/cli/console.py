@@ -45,8 +45,8 @@ StorageOption = Annotated[
 
 
 def console() -> Console:
-    """Return the console for results."""
-    return Console(soft_wrap=not sys.stdout.isatty(), emoji=False)
+    """Return the console for results, which writes text in a notebook too."""
+    return Console(soft_wrap=not sys.stdout.isatty(), emoji=False, force_jupyter=False)
 
 
 def fail(error: AutotuneError) -> int:

@@ -144,9 +144,7 @@ def _facts(
         "plan": plan.in_words(several) if plan else None,
         "backbone": plan.backbone if plan else None,
         "depth": plan.depth if plan else None,
-        "params": {
-            name: value for name, value in trial.params.items() if has_meaning(space, trial, name)
-        },
+        "params": effective_params(trial, space),
         "metrics": dict(attributes.get(record.METRICS, {})),
         "deviations": dict(attributes.get(record.DEVIATIONS, {})),
         "costs": dict(attributes.get(record.COSTS, {})),
@@ -162,6 +160,16 @@ def _facts(
         "origin": record.origin_of(trial) or None,
         "reason": attributes.get(record.REASON),
     }
+
+
+def effective_params(trial: FrozenTrial, space: Space | None) -> dict[str, Any]:
+    """Return the parameters of a trial that have an effect under its other ones.
+
+    Args:
+        trial: The trial.
+        space: The space of the study, if it is known.
+    """
+    return {name: one for name, one in trial.params.items() if has_meaning(space, trial, name)}
 
 
 def _moment(seconds: float) -> datetime | None:
