@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from autotune.cli.console import check_folder, check_writable, console
+from autotune.cli.console import check_folder, check_writable, plain_console
 from autotune.config import BUDGETS, StudyConfig
 from autotune.errors import AutotuneError, StudyError, UserError, join_sentences, nearest
 from autotune.plan import TrialPlan
@@ -607,7 +607,7 @@ def _told(
     else:
         from autotune.cli.view import make_view
 
-        shown = console()
+        shown = plain_console()
         with make_view(shown, config) as view:
             yield shown, view
 
@@ -615,5 +615,5 @@ def _told(
 def _say(progress: bool) -> Callable[[str], None]:
     if not progress:
         return lambda text: None
-    shown = console()
+    shown = plain_console()
     return lambda text: shown.print(Text(text))

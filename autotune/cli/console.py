@@ -45,8 +45,13 @@ StorageOption = Annotated[
 
 
 def console() -> Console:
-    """Return the console for results, which writes text in a notebook too."""
-    return Console(soft_wrap=not sys.stdout.isatty(), emoji=False, force_jupyter=False)
+    """Return the console for results."""
+    return Console(soft_wrap=not sys.stdout.isatty(), emoji=False)
+
+
+def plain_console() -> Console:
+    """Return a console that writes lines of text, to a notebook too: its output is no terminal."""
+    return Console(soft_wrap=True, emoji=False, force_terminal=False, force_jupyter=False)
 
 
 def fail(error: AutotuneError) -> int:
