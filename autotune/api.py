@@ -340,11 +340,11 @@ class Study:
         for name, value, least in (("top", top, 1), ("seeds", seeds, 2)):
             if value < least:
                 raise UserError(f"{name}: must be at least {least}, but got {value}")
+        opened = self._opened()
         from autotune.cli.confirm import end_in_words
-        from autotune.results.confirm import confirm
+        from autotune.results.confirm import confirm  # imports torch, as fit does
         from autotune.results.objective import Objective
 
-        opened = self._opened()
         objective = Objective.of(opened.study)
         say = _say(progress)
 
@@ -382,6 +382,7 @@ class Study:
         """
         if folder is not None:
             check_folder(Path(folder))
+        opened = self._opened()
         from autotune.results.fit import fit
 
         say = _say(progress)
@@ -390,7 +391,7 @@ class Study:
             if epoch == epochs:
                 say(f"{what}: trained for {epochs} epochs")
 
-        return fit(self._opened(), trial, None if folder is None else Path(folder), listen)
+        return fit(opened, trial, None if folder is None else Path(folder), listen)
 
     def plot_history(self) -> go.Figure:
         """Draw the value of every trial, the best so far and the baseline.
