@@ -111,7 +111,7 @@ doctor: $(BIN)/autotune ## say what is wrong with a study; FIX=1 puts it right
 best: $(BIN)/autotune ## print the winning plan as YAML
 	@$(BIN)/autotune best $(which)
 
-report: $(BIN)/autotune ## write the HTML report of a study
+report: $(BIN)/autotune ## write the HTML report of a study (ARGS='--format md': another form)
 	@$(BIN)/autotune report $(which)
 
 $(VENV)/public: $(BIN)/autotune

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from autotune.api import Study
     from autotune.config import StudyConfig
     from autotune.errors import AutotuneError, UserError
     from autotune.models.inspection import inspect_layers
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AutotuneError": "autotune.errors",
     "Model": "autotune.results.model",
+    "Study": "autotune.api",
     "StudyConfig": "autotune.config",
     "TrialPlan": "autotune.plan",
     "UserError": "autotune.errors",
@@ -33,6 +35,7 @@ _HOMES = {
 __all__ = [
     "AutotuneError",
     "Model",
+    "Study",
     "StudyConfig",
     "TrialPlan",
     "UserError",

@@ -156,13 +156,14 @@ def apply_overrides(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
 
 
 def load_study_file(
-    study: str, overrides: Sequence[str] = (), name: str | None = None
+    study: str, overrides: Sequence[str] | Mapping[str, Any] = (), name: str | None = None
 ) -> StudyConfig:
     """Load and check a study.
 
     Args:
         study: A preset's name or the path of a YAML file.
-        overrides: ``dotted.key=value`` strings that replace values of the file.
+        overrides: What replaces values of the file: values by dotted key, or
+            ``dotted.key=value`` strings.
         name: Name of the study; by default the file's own, see :func:`study_name`.
 
     Returns:
@@ -174,10 +175,14 @@ def load_study_file(
     """
     path = find_study_file(study)
     base = read_yaml(path)
-    replaced = parse_overrides(overrides)
+    if isinstance(overrides, Mapping):
+        replaced = dict(overrides)
+        words = [f"{key}={in_yaml(value)}" for key, value in replaced.items()]
+    else:
+        replaced, words = parse_overrides(overrides), list(overrides)
     values = with_own_paths(apply_overrides(base, replaced), replaced, path.parent)
     values["name"] = name or study_name(base, replaced, path.stem)
-    return check(values, str(path) if not replaced else f"{path} with {' '.join(overrides)}")
+    return check(values, str(path) if not replaced else f"{path} with {' '.join(words)}")
 
 
 def with_own_paths(

@@ -26,6 +26,7 @@ LEVELS = (
     ("study",),
     ("results",),
     ("cli",),
+    ("api",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 MODULES = sorted(

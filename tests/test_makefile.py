@@ -59,6 +59,7 @@ def make(*arguments: str) -> str:
         (["study", "WEIGHTS=a.pth", "SEED=1"], "run 'digits' 'weights=a.pth' 'search.seed=1'"),
         (["study", "ARGS=training.views=2"], "run 'digits' training.views=2"),
         (["report", "SAMPLER=gp"], "report 'digits' 'search.sampler=gp'"),
+        (["report", "ARGS=--format md"], "report 'digits' --format md"),
         (["best"], "best 'digits'"),
         (["status"], "status 'digits'"),
         (["status", "ARGS=--watch"], "status 'digits' --watch"),

@@ -52,11 +52,8 @@ def confirm(
 
         def listen(step: Step) -> None:
             line.update(f"{_who(step.trial)}, seed {step.seed}: epoch {step.epoch} of {epochs}")
-            if step.value is not None or step.failed:
-                known = " (known)" if step.known else ""
-                said = step.failed or f"{objective.show(step.value)}{known}"
-                counted = f"{step.done} of {step.total}"
-                told.print(Text(f"{counted}: {_who(step.trial)}, seed {step.seed}: {said}"))
+            if said := end_in_words(step, objective):
+                told.print(Text(said))
 
         found = confirm_study(
             opened,
@@ -85,6 +82,20 @@ def confirm(
             "'autotune fit' measures on others."
         )
     )
+
+
+def end_in_words(step: Step, objective: Objective) -> str:
+    """Say what a training has brought; empty before its end.
+
+    Args:
+        step: How far the confirming is.
+        objective: How values of the study are written.
+    """
+    if step.value is None and not step.failed:
+        return ""
+    known = " (known)" if step.known else ""
+    said = step.failed or f"{objective.show(step.value)}{known}"
+    return f"{step.done} of {step.total}: {_who(step.trial)}, seed {step.seed}: {said}"
 
 
 def _table(found: Confirmation, name: str, objective: Objective, several: bool) -> Table:

@@ -49,6 +49,11 @@ def console() -> Console:
     return Console(soft_wrap=not sys.stdout.isatty(), emoji=False)
 
 
+def plain_console() -> Console:
+    """Return a console that writes lines of text, to a notebook too: its output is no terminal."""
+    return Console(soft_wrap=True, emoji=False, force_terminal=False, force_jupyter=False)
+
+
 def fail(error: AutotuneError) -> int:
     """Print an error to standard error and return its exit code."""
     Console(stderr=True, soft_wrap=True, highlight=False, emoji=False).print(

@@ -1,9 +1,10 @@
-"""``autotune report``: one self-contained HTML page about a study."""
+"""``autotune report``: a study as one self-contained page, as Markdown, JSON or a table."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,9 +17,10 @@ from autotune.cli.console import (
     console,
     locate,
 )
+from autotune.errors import UserError
 
-if TYPE_CHECKING:
-    from autotune.study.opening import OpenStudy
+#: Forms that a terminal or a pipe can take.
+_STREAMED = ("md", "json", "csv")
 
 
 def report(
@@ -26,29 +28,42 @@ def report(
     overrides: Overrides = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", help="File to write; default: beside the study."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write, - for standard output; default: beside the study.",
+        ),
+    ] = None,
+    form: Annotated[
+        Literal["html", "md", "json", "csv", "parquet"] | None,
+        typer.Option(
+            "--format", help="What to write; default: what the file's ending says, else html."
+        ),
     ] = None,
     name: NameOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Write one self-contained HTML page about a study."""
+    """Write the report of a study: one self-contained HTML page, or what --format says.
+
+    md: to read in an issue or a wiki. json: everything, for programs. csv, parquet: a row a trial.
+    """
     located = locate(study, overrides, name, storage)
-    if output is not None:
+    if output is not None and output != "-":
         check_writable(output)
     from autotune.cli.summary import shorten
+    from autotune.results.forms import form_of, render, write_report_of
+    from autotune.storage.url import redact
     from autotune.study.opening import open_existing
 
+    chosen = form_of(output, form)
+    if output == "-" and chosen not in _STREAMED:
+        raise UserError(
+            f"--output -: standard output takes {', '.join(_STREAMED)}, but got {chosen}; name "
+            "one, as in --format md, or a file"
+        )
     opened = open_existing(located.name, located.storage, located.files)
-    path = write_report_of(opened, None if output is None else Path(output))
+    if output == "-":
+        sys.stdout.write(render(opened.study, chosen, redact(opened.url)).decode())
+        return
+    path = write_report_of(opened, None if output is None else Path(output), chosen)
     console().print(f"report: {shorten(path)}", highlight=False)
-
-
-def write_report_of(opened: OpenStudy, path: Path | None = None) -> Path:
-    """Write the report of an open study, by default beside it; return where."""
-    from autotune.errors import disk_full_as_user_error
-    from autotune.results.report import write_report
-    from autotune.storage.url import redact
-
-    path = path or opened.files.report(opened.name)
-    with disk_full_as_user_error(path.parent):
-        return write_report(opened.study, path, storage_url=redact(opened.url))

@@ -62,8 +62,8 @@ def run(
             cpus_per_worker=cpus_per_worker,
             listener=view,
         )
-    from autotune.cli.report import write_report_of
     from autotune.cli.summary import print_summary
+    from autotune.results.forms import write_report_of
 
     write_report_of(result.opened)
     print_summary(shown, result.opened, trained=result.trained)

@@ -38,8 +38,7 @@ from autotune.study.remembered import read_manifest
 from autotune.study.worker import prepare
 from autotune.training.metrics import Metrics, confusion, measure
 
-#: Study attribute: a list of what was measured on the test part, and when.
-TEST_READS = "test_reads"
+TEST_READS = record.TEST_READS
 
 
 @dataclass(frozen=True)
@@ -226,10 +225,10 @@ def _note_read(opened: OpenStudy, trial: int, comparison: Comparison) -> int:
     def note() -> int:
         # Under the lock, for two fits at once; what the storage was away for is not noted twice.
         with study_lock(opened.storage, opened.url, opened.name):
-            reads = list(opened.study.user_attrs.get(TEST_READS, ()))
+            reads = list(opened.study.user_attrs.get(record.TEST_READS, ()))
             if entry not in reads:
                 reads.append(entry)
-                opened.study.set_user_attr(TEST_READS, reads)
+                opened.study.set_user_attr(record.TEST_READS, reads)
             return len(reads)
 
     return patiently(note)

@@ -7,8 +7,6 @@ any other host for anything. It opens from a disk, from a mail and behind a prox
 from __future__ import annotations
 
 import base64
-import os
-import secrets
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +21,6 @@ from plotly.offline import get_plotlyjs
 
 from autotune import __version__
 from autotune.data.survey import compared
-from autotune.errors import disk_full_as_user_error
 from autotune.results.answer import (
     cautions,
     confirmed,
@@ -52,6 +49,7 @@ from autotune.results.saved import saved_of
 from autotune.results.stages import stage_rows
 from autotune.results.table import cost_names, failures_of, metric_names, table_of
 from autotune.results.utilisation import utilisation_of
+from autotune.results.writing import write_whole
 from autotune.search import ranking
 from autotune.study import record
 from autotune.study.limits import NOUNS, amount, in_short
@@ -60,7 +58,7 @@ from autotune.study.limits import NOUNS, amount, in_short
 def write_report(study: Study, path: Path, storage_url: str = "") -> Path:
     """Write the report of a study.
 
-    The file appears whole or not at all: it is written under a temporary name and renamed.
+    The file appears whole or not at all.
 
     Args:
         study: The study, at any stage.
@@ -74,16 +72,7 @@ def write_report(study: Study, path: Path, storage_url: str = "") -> Path:
     Raises:
         DiskFullError: When the page does not fit on the disk.
     """
-    page = render_report(study, storage_url)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    with disk_full_as_user_error(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(page, encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return path
+    return write_whole(path, render_report(study, storage_url).encode())
 
 
 def render_report(study: Study, storage_url: str = "") -> str:

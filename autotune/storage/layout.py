@@ -8,7 +8,7 @@ Everything lies in one folder beside the database, ``autotune.files/`` beside ``
     confirmed/<study>/<key>.json     scores of a plan under another seed (``autotune confirm``)
     logs/<study>/<worker>.log        one log a worker
     models/<study>/                  what ``autotune fit`` writes
-    reports/<study>.html             what ``autotune report`` writes
+    reports/<study>.<form>           what ``autotune report`` writes
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 
 from autotune.storage.url import database_path, is_sqlite, parse_url
 
+#: What a report can be; the endings of its files.
+REPORT_FORMS = ("html", "md", "json", "csv", "parquet")
 #: The user attribute in which a study remembers the folder of its files.
 ATTRIBUTE = "files"
 
@@ -74,7 +76,7 @@ class Files:
     def studies(self) -> set[str]:
         """Return the names of the studies that have left something here, artifacts aside."""
         return {
-            path.name.removesuffix(".html")
+            path.stem if folder == "reports" and path.suffix[1:] in REPORT_FORMS else path.name
             for folder in ("checkpoints", "confirmed", "logs", "models", "reports")
             if (self.root / folder).is_dir()
             for path in (self.root / folder).iterdir()
@@ -88,12 +90,13 @@ class Files:
         """Folder of the fitted model of a study."""
         return self.root / "models" / study
 
-    def report(self, study: str) -> Path:
-        """File of a study's report."""
-        return self.root / "reports" / f"{study}.html"
+    def report(self, study: str, form: str = REPORT_FORMS[0]) -> Path:
+        """File of a study's report; ``form`` is one of :data:`REPORT_FORMS`."""
+        return self.root / "reports" / f"{study}.{form}"
 
     def of_study(self, study: str) -> tuple[Path, ...]:
         """What belongs to one study alone; its artifacts lie among those of other studies."""
         folders = ("checkpoints", "confirmed", "logs")
         own = (self.root / folder / study for folder in folders)
-        return (*own, self.model(study), self.report(study))
+        reports = (self.report(study, form) for form in REPORT_FORMS)
+        return (*own, self.model(study), *reports)

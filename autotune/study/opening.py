@@ -137,6 +137,30 @@ def open_existing(name: str, url: str, files: str | None = None) -> OpenStudy:
                     nearest(name, names),
                 )
             )
+    return _load(name, storage, url, files)
+
+
+def find_existing(name: str, url: str, files: str | None = None) -> OpenStudy | None:
+    """Open a study if it has been made; see :func:`open_existing`.
+
+    Returns:
+        The study; ``None`` where there is no such study, or no database yet.
+
+    Raises:
+        StudyError: When it was not made by autotune.
+        StorageError: When the storage cannot be used.
+    """
+    if is_sqlite(url) and not is_there(database_path(url)):
+        return None
+    storage = open_storage(url, on_stale_trial=sweep_stale)
+    with storage_errors(url):
+        if name not in optuna.get_all_study_names(storage):
+            return None
+    return _load(name, storage, url, files)
+
+
+def _load(name: str, storage: StudyStorage, url: str, files: str | None) -> OpenStudy:
+    with storage_errors(url):
         study = optuna.load_study(study_name=name, storage=storage)
     if record.DEFINITION not in study.user_attrs:
         raise StudyError(f"the study {name!r} in {redact(url)} was not made by autotune")

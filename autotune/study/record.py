@@ -257,6 +257,13 @@ def held_s(trial: FrozenTrial, now: float) -> float:
     return seconds_of(trial) or 0.0  # of a study that was made before there was a claim's time
 
 
+def started_at(trial: FrozenTrial) -> float:
+    """Return when an attempt at a trial began, in seconds of the Unix epoch; 0 before it has."""
+    if CLAIMED in trial.user_attrs:
+        return float(trial.user_attrs[CLAIMED])
+    return trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+
+
 def ended_at(trial: FrozenTrial) -> float:
     """Return when a trial ended, in seconds of the Unix epoch.
 

@@ -25,7 +25,7 @@ SURFACE = {
     "status": {*WHICH, "--watch", "--every"},
     "doctor": {*WHICH, "--files", "--fix"},
     "best": {*WHICH},
-    "report": {*WHICH, "--output", "-o"},
+    "report": {*WHICH, "--output", "-o", "--format"},
     "dashboard": {*WHICH, "--port", "--public", "--host"},
     "confirm": {*WHICH, "--top", "--seeds", "--json"},
     "rerun": {*WHICH, "trial"},

@@ -14,7 +14,6 @@ from optuna.trial import TrialState
 from autotune.config import StudyConfig
 from autotune.data.task import open_test_views
 from autotune.plan import TrialPlan
-from autotune.results.fit import TEST_READS
 from autotune.results.model import load_model
 from autotune.storage.database import open_storage
 from autotune.study import record
@@ -137,7 +136,7 @@ def test_fit_measures_twice_and_says_so(finished: Path, tmp_path: Path) -> None:
     assert second["trial"] == 0
     assert second["test"] == {**second["baseline_test"], "images": values["test"]["images"]}
     opened = open_existing("tiny", f"sqlite:///{finished / DATABASE}")
-    assert len(opened.study.user_attrs[TEST_READS]) == 2
+    assert len(opened.study.user_attrs[record.TEST_READS]) == 2
     check_model(folder, opened.files.cache)
 
 

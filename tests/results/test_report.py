@@ -18,7 +18,7 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from autotune.errors import DiskFullError
-from autotune.results import report
+from autotune.results import writing
 from autotune.results.backbones import backbones_of
 from autotune.results.report import render_report, write_report
 from autotune.search import ranking
@@ -193,7 +193,7 @@ def test_a_full_disk_leaves_the_old_report(study: Study, tmp_path: Path) -> None
 def test_a_full_disk_is_the_users_message(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report.secrets, "token_hex", lambda _: "full")
+    monkeypatch.setattr(writing.secrets, "token_hex", lambda _: "full")
     (tmp_path / f".digits.html.{os.getpid()}-full").symlink_to("/dev/full")
     with pytest.raises(DiskFullError, match="no space left"):
         write_report(study, tmp_path / "digits.html")

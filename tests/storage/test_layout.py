@@ -50,6 +50,16 @@ def test_what_lies_where() -> None:
     assert files.log("s", "w") == Path("/f/logs/s/w.log")
     assert files.model("s") == Path("/f/models/s")
     assert files.report("s") == Path("/f/reports/s.html")
+    assert files.report("s", "md") == Path("/f/reports/s.md")
+
+
+def test_the_files_of_a_study_are_found_by_its_name(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    for name in ("s", "v1.2", "notes.md"):
+        for path in files.of_study(name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    assert files.studies() == {"s", "v1.2", "notes.md"}
 
 
 def test_no_url() -> None:

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from autotune.errors import StorageError, StudyError
 from autotune.storage import filesystem
 from autotune.storage.database import GRACE_PERIOD_S, experimental, open_storage
-from autotune.storage.layout import Files
+from autotune.storage.layout import REPORT_FORMS, Files
 from autotune.storage.rows import read_study
 from autotune.storage.snapshot import reading
 from autotune.storage.transfer import Copied, add_study, copy_studies
@@ -294,8 +294,9 @@ def fill_files(url: str, name: str, root: Path | None = None) -> Files:
         files.confirmed(name) / "plan.json",
         files.log(name, "worker-0"),
         files.model(name) / "best.safetensors",
+        *(files.report(name, form) for form in REPORT_FORMS),
     )
-    for path in (files.artifacts / artifact, *own, files.report(name), files.cache / "images"):
+    for path in (files.artifacts / artifact, *own, files.cache / "images"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{path.name} of {name}")
     storage = open_storage(url)
@@ -328,7 +329,7 @@ def test_files_go_along(
         assert path.exists()
     assert (goal.artifacts / "rich-artifact").read_text() == "rich-artifact of rich"
     assert not goal.cache.exists()
-    assert (copied.files.count, copied.files.folder, copied.files.missing) == (6, goal.root, 1)
+    assert (copied.files.count, copied.files.folder, copied.files.missing) == (10, goal.root, 1)
 
 
 def test_artifacts_of_an_earlier_copy_are_left_as_they_are(
