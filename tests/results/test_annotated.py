@@ -57,7 +57,7 @@ def test_notes_and_attributes_are_filled_in_and_the_rest_stays(
 ) -> None:
     plain = Dashboard(study, tmp_path, annotated=False).study()
     ours = Dashboard(study, tmp_path).study()
-    assert ours["note"]["body"].startswith("**baseline ")
+    assert ours["note"]["body"].startswith("**no trial is better than ")
     assert all("```text" in one["note"]["body"] for one in ours["trials"])
     numbers = {one["key"]: one["sortable"] for one in ours["union_user_attrs"]}
     assert (numbers["accuracy"], numbers["worker"]) == (True, False)
@@ -81,7 +81,9 @@ def test_a_note_that_somebody_has_written_is_shown(study: Study, tmp_path: Path)
     assert shown["note"] == {"version": 1, "body": "look at trial 3"}
     save_note(study, "")
     shown = Dashboard(study, tmp_path).study()
-    assert shown["note"]["version"] == 2 and shown["note"]["body"].startswith("**baseline ")
+    assert shown["note"]["version"] == 2 and shown["note"]["body"].startswith(
+        "**no trial is better than "
+    )
 
 
 def test_a_trial_that_ends_meanwhile_has_a_new_note(study: Study, tmp_path: Path) -> None:
