@@ -137,7 +137,7 @@ def test_the_charts_of_a_study_are_drawn(served: Served, shown: Shown, tmp_path:
     )
     assert "accuracy" in text
     # What is shown of the study is short: its definition is in the note.
-    assert "timm" in text and '{"' not in text
+    assert "Study User Attributes" in text and '{"' not in text
     shown.page.screenshot(path=tmp_path / "study.png")
 
 
