@@ -7,7 +7,7 @@ other on one machine, each a process that starts for it:
 - plain: optuna-dashboard alone; no notes, attributes as they are stored
 - stored: the same with a note of every trial in the database, as ``save_note`` keeps them
 - autotune: ``autotune dashboard``, which makes notes when they are asked for
-- few: ``autotune dashboard`` on a tenth of the trials
+- few: ``autotune dashboard`` on a twentieth of the trials
 
     python benchmarks/dashboard_scale.py [--trials 2000]
 """
@@ -47,7 +47,10 @@ from optuna_dashboard._note import note_ver_key, split_body
 from autotune.data.task import Task
 from autotune.results.notes import Setting, study_note, trial_note
 from autotune.search.space import Space
+from autotune.storage.database import open_storage
 from autotune.storage.layout import Files
+from autotune.storage.patience import PatientStorage
+from autotune.storage.rows import Row, StudyRows, read_study, write_study
 from autotune.study import record
 from autotune.study.definition import define
 from autotune.study.opening import OpenStudy, open_existing, open_or_create
@@ -59,6 +62,8 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results"
 NAME, EPOCHS = "scale", 10
+#: So often the trials of a small study are repeated: one by one, 2,000 take minutes to write.
+REPEATED = 20
 #: For so long one waits for anything on a page.
 PATIENCE_S = 90.0
 
@@ -82,6 +87,35 @@ def make_study(folder: Path, trials: int) -> OpenStudy:
     numbers = range(queued, trials)
     opened.study.add_trials([make_trial(one, space, references, rng) for one in numbers])
     return opened
+
+
+def repeat(opened: OpenStudy, folder: Path, times: int) -> str:
+    """Write a study with all trials several times over, in one transaction; return its URL."""
+    with opened.database.engine.connect() as connection:
+        once = read_study(connection, NAME)
+    count, highest = len(once.trials), max(row["trial_id"] for row in once.trials) + 1
+
+    def moved(row: Row, time: int) -> Row:
+        changed = {"trial_id": row["trial_id"] + time * highest}
+        if "number" in row:
+            changed["number"] = row["number"] + time * count
+        return {**row, **changed}
+
+    parts = {
+        name: [
+            moved(row, time) if "trial_id" in row else row
+            for time in range(times)
+            for row in rows
+            if "trial_id" in row or time == 0
+        ]
+        for name, rows in once.parts.items()
+    }
+    trials = [moved(row, time) for time in range(times) for row in once.trials]
+    url = f"sqlite:///{folder}/study.db"
+    storage = open_storage(url, create=True)
+    assert isinstance(storage, PatientStorage)
+    write_study(storage.engine, StudyRows(NAME, trials, parts))
+    return url
 
 
 def draw_pictures(opened: OpenStudy) -> dict[str, str]:
@@ -355,20 +389,20 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         urls = {}
-        for name, trials in (("autotune", arguments.trials), ("few", arguments.trials // 10)):
-            place = Path(folder) / name
-            place.mkdir()
-            urls[name] = make_study(place, trials).url
-        shutil.copytree(Path(folder) / "autotune", Path(folder) / "stored")
-        urls["plain"] = urls["autotune"]
-        urls["stored"] = f"sqlite:///{folder}/stored/study.db"
+        for name in ("few", "plain", "stored"):
+            (Path(folder) / name).mkdir()
+        few = make_study(Path(folder) / "few", arguments.trials // REPEATED)
+        urls["few"] = few.url
+        for name in ("plain", "stored"):
+            urls[name] = repeat(few, Path(folder) / name, REPEATED)
+        urls["autotune"] = urls["plain"]
         store_notes(open_existing(NAME, urls["stored"]))
         executable = os.environ.get("CHROMIUM", "/usr/bin/chromium")
         with sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
             found = []
             for name in ("plain", "stored", "autotune", "few"):
-                trials = arguments.trials // 10 if name == "few" else arguments.trials
+                trials = arguments.trials // REPEATED if name == "few" else arguments.trials
                 plain = name in ("plain", "stored")
                 found.append(measure(browser, name, urls[name], plain, arguments.port, trials))
                 print(found[-1], flush=True)
