@@ -19,7 +19,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -246,7 +245,7 @@ def served(url: str, plain: bool, port: int) -> Iterator[str]:
         assert found is not None, "the dashboard did not start"
         yield found[0]
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait(timeout=30)
 
 
