@@ -6,13 +6,13 @@ import tempfile
 from collections.abc import Container, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from autotune.config import AugmentConfig
 from autotune.data.dataset import Dataset
 from autotune.data.images import ImageSpec
+from autotune.data.lettering import tile, write
 from autotune.data.store import ImageStore, open_store
 from autotune.data.views import Views
 
@@ -84,41 +84,22 @@ def _draw(
     more = len(source.classes) - len(labels)
     title = f"{source.name}: {len(source.classes)} classes" + (f", {more} not shown" * bool(more))
     beside = f"framed: as judged; beside: {augmented} of the augmented views" * bool(augmented)
-    _write(pen, (_EDGE, 8), title, 15, _INK, size[0] - 2 * _EDGE)
-    _write(pen, (_EDGE, 27), beside or "as the network sees them", 11, _SOFT, size[0])
+    write(pen, (_EDGE, 8), title, 15, _INK, size[0] - 2 * _EDGE)
+    write(pen, (_EDGE, 27), beside or "as the network sees them", 11, _SOFT, size[0])
     train = [source.samples[index].label for index in split.train]
     top = _TITLE
     for label in labels:
         name = f"{source.classes[label]} ({train.count(label):,} training images)"
-        _write(pen, (_EDGE, top + 7), name, 13, _INK, size[0] - 2 * _EDGE)
+        write(pen, (_EDGE, top + 7), name, 13, _INK, size[0] - 2 * _EDGE)
         top += _LABEL
         rows = np.flatnonzero(store.labels == label)
         for column, row in enumerate(rows):
             left = _EDGE + column * block
             for view in range(1 + augmented):
-                pixels = views.view(int(row), view).permute(1, 2, 0).numpy()
-                tile = Image.fromarray(pixels).resize((_TILE, _TILE), _filter(pixels.shape[0]))
                 place = (left + view * (_TILE + _GAP), top)
-                sheet.paste(tile, place)
+                sheet.paste(tile(views.view(int(row), view), _TILE), place)
                 if view == 0:
                     corners = (place[0] - 2, top - 2, place[0] + _TILE + 1, top + _TILE + 1)
                     pen.rectangle(corners, outline=_FRAME, width=2)
         top += _TILE + _GAP
     return sheet
-
-
-def _filter(side: int) -> Image.Resampling:
-    """Choose how a tile is resized: the pixels of a small image are to be seen."""
-    return Image.Resampling.NEAREST if side < _TILE else Image.Resampling.LANCZOS
-
-
-def _write(
-    pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int, ink: str, width: int
-) -> None:
-    """Write a line; what does not fit is cut off. A script that the font lacks is boxes."""
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    font = ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
-    line = " ".join(text.split())
-    while pen.textlength(line, font) > width and len(line) > 1:
-        line = f"{line.rstrip('…')[:-1]}…"
-    pen.text(place, line, ink, font)

@@ -17,6 +17,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from optuna_dashboard import wsgi
 
 from autotune.errors import UserError
+from autotune.results.annotated import Annotated
 from autotune.study.opening import OpenStudy
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ def listen(opened: OpenStudy, port: int, token: str | None = None) -> WSGIServer
     Raises:
         UserError: When the port is taken.
     """
-    app = wsgi(opened.storage, artifact_store=opened.artifacts)
+    # The storage above Optuna's cache: finished trials are not read again with every look.
+    storage = opened.study._storage
+    app = Annotated(wsgi(storage, artifact_store=opened.artifacts), storage, opened.url)
     try:
         return make_server(HOST, port, _guarded(app, token) if token else app, _Server, _Handler)
     except OSError as error:

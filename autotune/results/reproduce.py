@@ -52,10 +52,35 @@ def commands(study: Study, storage_url: str) -> str:
     return "\n".join(_command_lines(study, storage_url))
 
 
+def next_commands(study: Study, storage_url: str) -> str:
+    """Return the commands that go on with the study and say more of it.
+
+    Args:
+        study: The study.
+        storage_url: URL of the storage; a password in it is left out.
+    """
+    name, storage = shlex.quote(study.study_name), _storage(storage_url)
+    return "\n".join(
+        [
+            f"autotune report {name}{storage}",
+            "# what is left of its trials; search.trials=... for more",
+            f"autotune run {file_name(study)}{storage}",
+            "# the best plans and the baseline over seeds; then the final model and its test",
+            f"autotune confirm {name}{storage}",
+            f"autotune fit {name}{storage}",
+        ]
+    )
+
+
+def _storage(storage_url: str) -> str:
+    url = redact(storage_url)
+    return f" --storage {shlex.quote(url)}" if url else ""
+
+
 def _command_lines(study: Study, storage_url: str) -> Iterator[str]:
     file = file_name(study)
     url = redact(storage_url)
-    storage = f" --storage {shlex.quote(url)}" if url else ""
+    storage = _storage(storage_url)
     # Under its own name the finished study would be found, and nothing be trained.
     again = f"{file.removesuffix('.yaml')}-again"
     if "***" in url:

@@ -28,7 +28,7 @@ from autotune.search.view import DEVICE_MEMORY
 from autotune.storage.artifacts import add_artifact
 from autotune.study import failures, limits, memory, record
 from autotune.study.material import Material
-from autotune.study.pictures import draw_confusion, draw_curve
+from autotune.study.pictures import draw_confusion, draw_curve, draw_worst, worst
 from autotune.study.preparing import Workbench, prepare_trial
 from autotune.study.tally import Tally
 from autotune.training.expense import measure_costs
@@ -300,7 +300,8 @@ def store_artifacts(
 
     Of two objectives, the best are those of the Pareto front.
 
-    The picture of a pruned trial is its learning curve; a complete one has a confusion matrix too.
+    The picture of a pruned trial is its learning curve; a complete one has a confusion matrix and
+    its worst-classified images too.
 
     Raises:
         DiskFullError: When there is no space left.
@@ -316,8 +317,13 @@ def store_artifacts(
         if outcome.state == TrialState.COMPLETE:
             assert training.validation_logits is not None
             classes = material.task.classes
-            matrix = confusion(training.validation_logits, material.validation.labels, classes)
+            logits, labels = training.validation_logits, material.validation.labels
+            matrix = confusion(logits, labels, classes)
             pictures.append(draw_confusion(Path(folder), matrix, classes))
+            judged = [
+                (one, material.validation.view(one.position, 0)) for one in worst(logits, labels)
+            ]
+            pictures.append(draw_worst(Path(folder), judged, classes))
             assert outcome.values is not None
             trials = opened.study.get_trials(deepcopy=False)
             if not ranking.is_infeasible(frozen) and not ranking.is_beaten(

@@ -20,7 +20,14 @@ from tests.support.network import free_port, other_addresses
 from tests.support.runs import start, wait_for
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
+
+#: The pictures of a complete trial, and how such files begin.
+PICTURES = {
+    "learning_curve.png": b"\x89PNG",
+    "confusion_matrix.png": b"\x89PNG",
+    "worst_images.jpg": b"\xff\xd8",
+}
 
 
 @dataclass(frozen=True)
@@ -72,12 +79,12 @@ def test_the_pictures_of_a_trial_are_served(served: Served, finished: Path) -> N
     _, answer = served.get(f"/api/studies/{served.study_id}?after=0")
     trial = json.loads(answer)["trials"][0]
     pictures = {one["filename"]: one["artifact_id"] for one in trial["artifacts"]}
-    assert {"learning_curve.png", "confusion_matrix.png"} <= set(pictures)
+    assert set(PICTURES) <= set(pictures)
     store = finished / "storage/autotune.files/artifacts"
-    for name in ("learning_curve.png", "confusion_matrix.png"):
+    for name, magic in PICTURES.items():
         path = f"/artifacts/{served.study_id}/{trial['trial_id']}/{pictures[name]}"
         _, content = served.get(path)
-        assert content.startswith(b"\x89PNG")
+        assert content.startswith(magic)
         assert content == (store / pictures[name]).read_bytes()
 
 
@@ -93,22 +100,74 @@ def test_no_other_machine_can_reach_it(served: Served) -> None:
             socket.create_connection((address, served.port), timeout=10)
 
 
-def test_the_study_in_a_browser(
-    served: Served, browser: Browser, finished: Path, tmp_path: Path
-) -> None:
-    url = f"{served.url}/dashboard/studies/{served.study_id}/trials?numbers=0"
-    page, said, asked = open_page(browser, url, viewport={"width": 1300, "height": 1400})
-    page.get_by_role("heading", name="Trial 0", exact=False).first.wait_for()
-    until(
-        page,
-        "[...document.images].some(one => one.src.includes('/artifacts/') && one.naturalWidth)",
+@dataclass(frozen=True)
+class Shown:
+    """A page in a browser, with what it said and what it asked for."""
+
+    page: Page
+    said: list[str]
+    asked: list[str]
+
+    def look(self, url: str, *conditions: str) -> str:
+        """Go to another page of the dashboard, wait for it, and return its text."""
+        self.page.goto(url)
+        for condition in conditions:
+            until(self.page, condition)
+        return str(self.page.evaluate("document.body.innerText"))
+
+
+@pytest.fixture(scope="module")
+def shown(served: Served, browser: Browser) -> Iterator[Shown]:
+    """A page of the dashboard; at the end it has asked nobody else, and has met no error."""
+    page, said, asked = open_page(
+        browser, f"{served.url}/dashboard", viewport={"width": 1300, "height": 1400}
     )
-    assert page.get_by_text("learning_curve.png").first.is_visible()
-    page.screenshot(path=tmp_path / "dashboard.png")
+    yield Shown(page, said, asked)
     # Everything comes from this server: a machine without internet has a dashboard as well.
     assert [one for one in asked if not one.startswith((served.url, "data:", "blob:"))] == []
     assert [one for one in said if "error" in one.lower()] == []
     page.close()
+
+
+def test_the_charts_of_a_study_are_drawn(served: Served, shown: Shown, tmp_path: Path) -> None:
+    text = shown.look(
+        f"{served.url}/dashboard/studies/{served.study_id}",
+        "document.querySelectorAll('#plot-history .scatterlayer path.point').length >= 3",
+        "document.querySelectorAll('#graph-intermediate-values .scatterlayer path').length >= 3",
+    )
+    assert "accuracy" in text
+    # What is shown of the study is short: its definition is in the note.
+    assert "Study User Attributes" in text and '{"' not in text
+    shown.page.screenshot(path=tmp_path / "study.png")
+
+
+def test_the_note_of_a_study_is_shown(served: Served, shown: Shown, tmp_path: Path) -> None:
+    text = shown.look(
+        f"{served.url}/dashboard/studies/{served.study_id}/note",
+        "document.body.innerText.includes('To run it again')",
+    )
+    for expected in ("3 of 3 trials finished", "50 train", "dataset: digits", "autotune fit tiny"):
+        assert expected in text, text
+    assert shown.page.locator("table").count() == 2
+    shown.page.screenshot(path=tmp_path / "note.png")
+
+
+def test_a_trial_has_its_note_and_its_pictures(
+    served: Served, shown: Shown, tmp_path: Path
+) -> None:
+    pictures = "[...document.images].filter(one => one.src.includes('/artifacts/'))"
+    text = shown.look(
+        f"{served.url}/dashboard/studies/{served.study_id}/trials?numbers=0",
+        f"{pictures}.length == 3 && {pictures}.every(one => one.naturalWidth > 0)",
+    )
+    assert "the baseline, " in text and "backbone locked, linear head" in text
+    assert re.search(r"□ layers 1-5 +locked .*\n■ head +tuned", text), text
+    for name in PICTURES:
+        assert name in text
+    # Long lines would make the page wider than the window.
+    width = shown.page.evaluate("document.querySelector('main').getBoundingClientRect().right")
+    assert width <= 1300
+    shown.page.screenshot(path=tmp_path / "trial.png")
 
 
 def test_opening_for_the_dashboard_adds_nothing(served: Served, finished: Path) -> None:

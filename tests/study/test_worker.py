@@ -89,7 +89,8 @@ def test_a_study_from_start_to_end(tmp_path: Path) -> None:
         assert attributes[record.SECONDS] > 0
         assert attributes[record.DEVICE] == "cpu"
         names = [one.filename for one in get_all_artifact_meta(trial, storage=opened.storage)]
-        assert {"learning_curve.png", "confusion_matrix.png"} <= set(names)
+        pictures = {"learning_curve.png", "confusion_matrix.png", "worst_images.jpg"}
+        assert pictures <= set(names)
         # Short attributes: the dashboard reads them all.
         assert len(json.dumps(attributes)) < 2000
     assert trials[0].user_attrs[record.PARAMETERS_TUNED] == 970

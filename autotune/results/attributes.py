@@ -1,0 +1,80 @@
+"""The user attributes of studies and trials as people read them: short, flat, numbers as numbers.
+
+What autotune stores is for autotune (:mod:`autotune.study.record`): plans, costs and metrics are
+JSON, and much of it says where a trial ran or how it was given back. Attributes that are not
+autotune's stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from autotune.study import record
+
+#: Of a trial: what its note says better, or only autotune needs.
+_LEFT_OUT = frozenset(
+    {
+        *(record.PLAN, record.COSTS, record.METRICS, record.DEVIATIONS, record.RETRIES),
+        *(record.CLAIMED, record.HELD, record.LOSSES, record.RESUMED, record.FAILED_PLAN),
+        *(record.DEVICE_MEMORY_MB, record.THREADS),
+    }
+)
+#: Of a study: what its note says, or only autotune needs.
+_LEFT_OUT_OF_STUDY = frozenset(
+    {
+        *(record.DEFINITION, record.BUDGET, record.CACHE, record.ENDED, record.DATASET),
+        *(record.SPLIT, record.SURVEY, record.BACKBONES, record.SPACE, record.OWN),
+        *(record.CONFIRMED, record.WARM_START, record.PRECISION, record.ENVIRONMENT),
+    }
+)
+#: Digits that are shown of a number that was measured.
+_DIGITS = 4
+#: Longest text: the page does not wrap it, and the notes beside it get as wide. What is cut off
+#: (a reason) is in the note.
+_LONGEST = 80
+
+
+def of_trial(trial: FrozenTrial) -> dict[str, str | float]:
+    """Return the attributes of a trial: texts and numbers, its metrics and costs first."""
+    stored = trial.user_attrs
+    shown: dict[str, str | float] = {}
+    for name, value in {**stored.get(record.METRICS, {}), **stored.get(record.COSTS, {})}.items():
+        shown[name] = _short(value)
+    for name, value in stored.get(record.DEVIATIONS, {}).items():
+        shown[f"{name}_deviation"] = _short(value)
+    if earlier := record.retries(trial):
+        shown["earlier_attempts"] = ", ".join(map(str, earlier))
+    return shown | {
+        key: _short(value)
+        for key, value in stored.items()
+        if key not in _LEFT_OUT and value is not None
+    }
+
+
+def of_study(stored: Mapping[str, Any]) -> dict[str, str | float]:
+    """Return the attributes of a study, given as they are stored."""
+    versions: Mapping[str, str] = stored.get(record.ENVIRONMENT, {})
+    shown: dict[str, str | float] = dict(versions.items())
+    for backbone, devices in stored.get(record.PRECISION, {}).items():
+        for device, precision in devices.items():
+            shown[f"precision of {backbone} on {device}"] = str(precision)
+    return shown | {
+        key: _short(value)
+        for key, value in stored.items()
+        if key not in _LEFT_OUT_OF_STUDY and value is not None
+    }
+
+
+def _short(value: Any) -> str | float:
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, float):
+        return value if value.is_integer() else float(f"{value:.{_DIGITS}g}")
+    if isinstance(value, int):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

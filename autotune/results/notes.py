@@ -1,0 +1,227 @@
+"""What a study and its trials are, in Markdown: the notes that the dashboard shows beside them."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.results.answer import confirmed, ended_by, headline, in_time
+from autotune.results.objective import Objective, show_values
+from autotune.results.picture import as_text, rows
+from autotune.results.reproduce import commands, next_commands, study_file
+from autotune.search import ranking
+from autotune.study import record
+from autotune.study.limits import NOUNS, amount, in_short
+
+#: So many classes are named.
+_NAMED_CLASSES = 12
+_MARKS = re.compile(r"([\\`*_{}\[\]<>#|~!&$])")
+
+
+def study_note(study: Study, storage_url: str) -> str:
+    """Describe a study: its answer so far, its definition, its images, how to run it again.
+
+    Args:
+        study: The study, at any stage.
+        storage_url: URL of the storage; a password in it is left out.
+    """
+    trials = study.get_trials(deepcopy=False)
+    attributes = study.user_attrs
+    best = ranking.best_of(trials, record.direction_of(study))
+    answer = [f"**{_plain(headline(study))}**", _plain(_so_far(study, trials))]
+    if said := confirmed(study, best):
+        answer.append(_plain(said))
+    answer += [f"- {_plain(one)}" for one in record.image_remarks(attributes)]
+    return "\n\n".join(
+        [
+            *answer,
+            "### Definition",
+            _table(_definition(study)),
+            "### Images",
+            _table(_images(attributes.get(record.DATASET, {}))),
+            "### To go on",
+            _fenced(next_commands(study, storage_url), "sh"),
+            "### To run it again",
+            _fenced(study_file(study, storage_url), "yaml"),
+            _fenced(commands(study, storage_url), "sh"),
+        ]
+    )
+
+
+def _so_far(study: Study, trials: Sequence[FrozenTrial]) -> str:
+    progress = record.progress_of(trials, record.budget_of(study))
+    counts = {
+        "complete": progress.complete,
+        "pruned": progress.pruned,
+        "infeasible": progress.infeasible,
+        "failed": progress.failed,
+        "running": progress.running,
+        "waiting": progress.waiting,
+    }
+    parts = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    of_budget = f" of {progress.budget:,}" if progress.budget else ""
+    ended = ended_by(study, progress)
+    end = f". The study has ended: {ended.words}" if ended else ""
+    return f"{progress.finished:,}{of_budget} trials finished ({parts or 'none yet'}){end}."
+
+
+def _definition(study: Study) -> Iterator[tuple[str, str]]:
+    attributes = study.user_attrs
+    definition = attributes[record.DEFINITION]
+    for name, known in attributes.get(record.BACKBONES, {}).items():
+        layers, size = len(known["layers"]), in_short(known["parameters"])
+        yield "backbone", f"{name}: {layers} layers, {size} parameters"
+    names = study.metric_names or ()
+    for name, direction in zip(names, study.directions, strict=False):
+        one = Objective(name, direction)
+        where = "of the network" if one.is_cost else "on the validation part"
+        yield (
+            "objective",
+            f"{one.words} {where}, the {'more' if one.maximised else 'less'} the better",
+        )
+    limits: Mapping[str, Any] = definition.get("constraints") or {}
+    within = [
+        f"{NOUNS[cost]} at most {amount(cost, limits[key])}"
+        for cost in NOUNS
+        if limits.get(key := f"max_{cost}") is not None
+    ]
+    if within:
+        yield "limits", ", ".join(within)
+    searched = attributes.get(record.SPACE, {}).get("distributions", {})
+    if searched:
+        yield "searched", ", ".join(searched)
+    search, training = definition.get("search", {}), definition.get("training", {})
+    yield (
+        "search",
+        f"sampler {search.get('sampler')}, pruner {search.get('pruner')}, "
+        f"{training.get('epochs')} epochs a trial, seed {search.get('seed')}",
+    )
+    baseline = record.baseline_of(study.get_trials(deepcopy=False))
+    plan = record.plan_of(baseline) if baseline is not None else None
+    if baseline is not None and plan is not None:
+        value = Objective.of(study).show(baseline.values[0])
+        yield (
+            "baseline",
+            f"trial {baseline.number}, {value}: {plan.in_words(record.has_several(attributes))}",
+        )
+
+
+def _images(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "data set", str(dataset.get("name", ""))
+    classes = list(dataset.get("classes", ()))
+    more = f" and {len(classes) - _NAMED_CLASSES:,} more" * (len(classes) > _NAMED_CLASSES)
+    yield "classes", f"{len(classes):,}: {', '.join(classes[:_NAMED_CLASSES])}{more}"
+    if folds := dataset.get("folds"):
+        split = f"{dataset['train']:,} take turns in {len(folds)} folds"
+    else:
+        split = f"{dataset.get('train', 0):,} train, {dataset.get('validation', 0):,} validate"
+    yield "images", f"{split}, {dataset.get('test', 0):,} are the test part"
+    if skipped := dataset.get("skipped"):
+        yield "unreadable", f"{len(skipped):,}"
+    yield "fingerprint", str(dataset.get("fingerprint", ""))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the notes of all trials of a study refer to, read once.
+
+    Args:
+        attributes: User attributes of the study.
+        objective: What it optimises.
+        cost: Its second objective, where there is one.
+        baseline: Its completed baseline.
+    """
+
+    attributes: Mapping[str, Any]
+    objective: Objective
+    cost: Objective | None
+    baseline: FrozenTrial | None
+
+    @staticmethod
+    def of(study: Study) -> Setting:
+        """Read it."""
+        baseline = record.baseline_of(study.get_trials(deepcopy=False))
+        return Setting(study.user_attrs, Objective.of(study), Objective.cost_of(study), baseline)
+
+
+def trial_note(trial: FrozenTrial, setting: Setting) -> str:
+    """Describe a trial: how it ended, its plan in words and as a picture, what it took.
+
+    Args:
+        trial: The trial, at any stage.
+        setting: That of its study.
+    """
+    plan = record.plan_of(trial)
+    said = [f"**{_plain(_outcome(trial, setting))}**"]
+    if plan is not None:
+        said.append(_plain(plan.in_words(record.has_several(setting.attributes))))
+        if layers := record.layers_of(setting.attributes, plan):
+            said.append(_fenced(as_text(rows(layers, plan)), "text"))
+    if sizes := ", ".join(_sizes(trial)):
+        said.append(_plain(sizes))
+    if origin := record.origin_of(trial):
+        said.append(_plain(f"queued at the start: {origin}"))
+    if earlier := record.retries(trial):
+        said.append(f"goes on from trial {', '.join(map(str, earlier))}")
+    return "\n\n".join(said)
+
+
+def _outcome(trial: FrozenTrial, setting: Setting) -> str:
+    reason = str(trial.user_attrs.get(record.REASON, ""))
+    role = "the baseline, " if record.is_baseline(trial) else ""
+    epochs = record.epochs_of(trial)
+    if trial.state == TrialState.COMPLETE:
+        shown, start = show_values(trial, setting.objective, setting.cost), setting.baseline
+        if start is not None and not record.is_baseline(trial):
+            gained = setting.objective.difference(trial.values[0], start.values[0])
+            shown += f", {gained} against the baseline"
+        # A baseline beyond the limits is trained all the same.
+        return f"{role}{shown}" + (f"; {reason}" if reason else "")
+    if record.is_untrained(trial):
+        return f"{role}{reason or record.INFEASIBLE}"
+    if trial.state == TrialState.PRUNED:
+        return f"{role}pruned after epoch {epochs}"
+    if trial.state == TrialState.FAIL:
+        return f"{role}failed: {reason}" if reason else f"{role}failed"
+    return f"{role}{trial.state.name.lower()}"
+
+
+def _sizes(trial: FrozenTrial) -> Iterator[str]:
+    known = trial.user_attrs
+    costs: Mapping[str, float] = known.get(record.COSTS, {})
+    if (tuned := known.get(record.PARAMETERS_TUNED)) is not None:
+        of = f" of {amount('parameters', costs['parameters'])}" if "parameters" in costs else ""
+        yield f"{in_short(tuned)}{of} parameters tuned"
+    yield from (
+        f"{NOUNS[cost]} {amount(cost, value)}"
+        for cost, value in costs.items()
+        if cost != "parameters"
+    )
+    if record.SECONDS in known:
+        epochs = record.epochs_of(trial)
+        on = f" on {known[record.DEVICE]}" if record.DEVICE in known else ""
+        yield f"{epochs} epoch{'s' * (epochs != 1)} in {in_time(known[record.SECONDS])}{on}"
+    elif trial.state == TrialState.RUNNING:
+        yield f"for {in_time(record.held_s(trial, time.time()))}"
+
+
+def _plain(text: str) -> str:
+    """Have Markdown show a text as it is, in one line."""
+    return _MARKS.sub(r"\\\1", " ".join(text.split()))
+
+
+def _table(found: Iterator[tuple[str, str]]) -> str:
+    lines = [f"| {name} | {_plain(value)} |" for name, value in found]
+    return "\n".join(["| | |", "| --- | --- |", *lines])
+
+
+def _fenced(text: str, language: str) -> str:
+    """Put lines in a block of code, whose fence is longer than any in them."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

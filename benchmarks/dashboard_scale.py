@@ -1,0 +1,418 @@
+"""How long does one wait for the dashboard of a study of 2,000 trials?
+
+Trials as real ones leave them behind (21 parameters, 10 reports, attributes, references to
+pictures), without training, in SQLite. Four dashboards of them in headless Chromium, one after the
+other on one machine, each a process that starts for it:
+
+- plain: optuna-dashboard alone; no notes, attributes as they are stored
+- stored: the same with a note of every trial in the database, as ``save_note`` keeps them
+- autotune: ``autotune dashboard``, which makes notes when they are asked for
+- few: ``autotune dashboard`` on a twentieth of the trials
+
+    python benchmarks/dashboard_scale.py [--trials 2000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+import numpy as np
+import sqlalchemy
+import torch
+from heading import date_and_machine
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.storages._rdb.models import StudySystemAttributeModel
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna_dashboard import wsgi
+from optuna_dashboard._note import note_ver_key, split_body
+
+from autotune.data.task import Task
+from autotune.results.notes import Setting, study_note, trial_note
+from autotune.search.space import Space
+from autotune.storage.database import open_storage
+from autotune.storage.layout import Files
+from autotune.storage.patience import PatientStorage
+from autotune.storage.rows import Row, StudyRows, read_study, write_study
+from autotune.study import record
+from autotune.study.definition import define
+from autotune.study.opening import OpenStudy, open_existing, open_or_create
+from autotune.study.pictures import Judged, draw_confusion, draw_curve, draw_worst
+from autotune.studyfile import apply_overrides, check, presets, read_yaml
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+RESULTS = Path(__file__).parent / "results"
+NAME, EPOCHS = "scale", 10
+#: So often the trials of a small study are repeated: one by one, 2,000 take minutes to write.
+REPEATED = 20
+#: For so long one waits for anything on a page.
+PATIENCE_S = 90.0
+
+
+# The study
+
+
+def make_study(folder: Path, trials: int) -> OpenStudy:
+    """Make a study: two thirds complete, one third pruned, those of its start in the queue."""
+    url = f"sqlite:///{folder}/study.db"
+    given = {"name": NAME, "storage": url, "training.epochs": EPOCHS, "search.trials": trials}
+    config = check(apply_overrides(read_yaml(presets()["digits"]), given), "benchmark")
+    definition = define(config)
+    files = Files.of(config.storage, config.files)
+    task = Task.open(config.dataset, config.data, definition.specs[0], files.cache)
+    opened = open_or_create(definition, task.info.to_json())
+    references = draw_pictures(opened)
+    space = Space.from_json(opened.study.user_attrs[record.SPACE])
+    rng = np.random.default_rng(0)
+    queued = len(opened.study.get_trials(deepcopy=False))
+    numbers = range(queued, trials)
+    opened.study.add_trials([make_trial(one, space, references, rng) for one in numbers])
+    return opened
+
+
+def repeat(opened: OpenStudy, folder: Path, times: int) -> str:
+    """Write a study with all trials several times over, in one transaction; return its URL."""
+    with opened.database.engine.connect() as connection:
+        once = read_study(connection, NAME)
+    count, highest = len(once.trials), max(row["trial_id"] for row in once.trials) + 1
+
+    def moved(row: Row, time: int) -> Row:
+        changed = {"trial_id": row["trial_id"] + time * highest}
+        if "number" in row:
+            changed["number"] = row["number"] + time * count
+        return {**row, **changed}
+
+    parts = {
+        name: [
+            moved(row, time) if "trial_id" in row else row
+            for time in range(times)
+            for row in rows
+            if "trial_id" in row or time == 0
+        ]
+        for name, rows in once.parts.items()
+    }
+    trials = [moved(row, time) for time in range(times) for row in once.trials]
+    url = f"sqlite:///{folder}/study.db"
+    storage = open_storage(url, create=True)
+    assert isinstance(storage, PatientStorage)
+    write_study(storage.engine, StudyRows(NAME, trials, parts))
+    return url
+
+
+def draw_pictures(opened: OpenStudy) -> dict[str, str]:
+    """Draw the pictures of one trial, and return the references that all trials have to them."""
+    folder = opened.files.artifacts
+    folder.mkdir(parents=True, exist_ok=True)
+    classes = [str(number) for number in range(10)]
+    view = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    worst = [(Judged(i, i % 10, (i + 1) % 10, 0.9, 0.05), view) for i in range(16)]
+    with tempfile.TemporaryDirectory() as made:
+        curve = {epoch: epoch / EPOCHS for epoch in range(1, EPOCHS + 1)}
+        pictures = [
+            draw_curve(Path(made), curve, "accuracy"),
+            draw_confusion(Path(made), np.eye(10, dtype=np.int64) * 50, classes),
+            draw_worst(Path(made), worst, classes),
+        ]
+        found = {}
+        for path in pictures:
+            name = str(uuid.uuid4())
+            shutil.copyfile(path, folder / name)
+            kind = "image/jpeg" if path.suffix == ".jpg" else "image/png"
+            about = {"artifact_id": name, "filename": path.name}
+            found[f"artifacts:{name}"] = json.dumps(about | {"mimetype": kind, "encoding": None})
+    return found
+
+
+def make_trial(
+    number: int, space: Space, references: dict[str, str], rng: np.random.Generator
+) -> FrozenTrial:
+    """Make a trial as one of a real study is left behind."""
+    drawn = {name: draw(found, rng) for name, found in space.distributions.items()}
+    params = space.canonical(drawn)
+    plan = space.plan(params)
+    pruned = number % 3 == 2
+    epochs = int(rng.integers(1, EPOCHS)) if pruned else EPOCHS
+    final = 0.8 + 0.02 * plan.depth + float(rng.normal(0, 0.02))
+    curve = {epoch: final * (1 - 0.5**epoch) for epoch in range(1, epochs + 1)}
+    value = curve[epochs]
+    metrics = {"accuracy": value, "balanced_accuracy": value - 0.003}
+    metrics |= {"macro_f1": value - 0.004, "log_loss": 2 * (1 - value)}
+    trial = create_trial(
+        state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
+        value=value,
+        params=params,
+        distributions=dict(space.distributions),
+        user_attrs={
+            record.PLAN: plan.to_json(),
+            record.CLAIMED: 1.8e9 + 10 * number,
+            record.WORKER: f"machine/4711/{number % 8}",
+            record.DEVICE: "NVIDIA H200",
+            record.PARAMETERS_TUNED: 970 + 61_000 * plan.depth,
+            record.COSTS: {"parameters": 373_658},
+            record.SECONDS: 1.25 * epochs,
+            record.EPOCHS: epochs,
+            record.METRICS: metrics,
+            record.PEAK_MEMORY_MB: 512.5,
+            record.DEVICE_MEMORY_MB: 143_771.0,
+            record.HELD: 9.875123,
+        },
+        system_attrs=dict(list(references.items())[: 1 if pruned else None]),
+        intermediate_values=curve,
+    )
+    trial.datetime_start = datetime(2026, 11, 1) + timedelta(seconds=10 * number)
+    trial.datetime_complete = trial.datetime_start + timedelta(seconds=9)
+    return trial
+
+
+def draw(found: BaseDistribution, rng: np.random.Generator) -> Any:
+    """Draw a value of a parameter, as the database would give it back."""
+    if isinstance(found, CategoricalDistribution):
+        return found.choices[int(rng.integers(len(found.choices)))]
+    low, high = float(found.low), float(found.high)  # type: ignore[attr-defined]
+    if found.log:  # type: ignore[attr-defined]
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    if (step := found.step) is not None:  # type: ignore[attr-defined]
+        return type(step)(low + step * int(rng.integers(round((high - low) / step) + 1)))
+    return float(rng.uniform(low, high))
+
+
+def store_notes(opened: OpenStudy) -> None:
+    """Write the notes into the database, as ``save_note`` does, but in one transaction."""
+    study, setting = opened.study, Setting.of(opened.study)
+    bodies: dict[int | None, str] = {None: study_note(study, opened.url)}
+    for trial in study.get_trials(deepcopy=False):
+        bodies[trial._trial_id] = trial_note(trial, setting)
+    rows = [
+        {"study_id": study._study_id, "key": key, "value_json": json.dumps(value)}
+        for trial_id, body in bodies.items()
+        for key, value in {note_ver_key(trial_id): 1, **split_body(body, trial_id)}.items()
+    ]
+    with opened.database.engine.begin() as connection:
+        connection.execute(sqlalchemy.insert(StudySystemAttributeModel), rows)
+
+
+# The dashboards
+
+
+class Quiet(WSGIRequestHandler):
+    """Says nothing of requests."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+def serve_plain(url: str) -> None:
+    """Serve optuna-dashboard as it is, on a port that the system chooses."""
+    opened = open_existing(NAME, url)
+    app = wsgi(opened.storage, artifact_store=opened.artifacts)
+    with make_server("127.0.0.1", 0, app, handler_class=Quiet) as server:
+        page = f"/dashboard/studies/{opened.study._study_id}"
+        print(f"http://127.0.0.1:{server.server_port}{page}", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+
+
+@contextmanager
+def served(url: str, plain: bool, port: int) -> Iterator[str]:
+    """Start a dashboard as a process, and give the address of the study's page."""
+    ours = ("-m", "autotune.cli.main", "dashboard", NAME, "--storage", url, "--port", str(port))
+    arguments = (__file__, "--serve", url) if plain else ours
+    environment = {**os.environ, "COLUMNS": "200"}
+    process = subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert process.stdout is not None
+        found = re.search(r"http://\S+", process.stdout.readline())
+        assert found is not None, "the dashboard did not start"
+        yield found[0]
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+# What one waits for
+
+
+@dataclass(frozen=True)
+class Waits:
+    """What a dashboard needs.
+
+    Args:
+        name: Which one.
+        trials: Trials of its study.
+        megabytes: JSON that the page of the study asks for.
+        first_s: Seconds for that JSON, the first time.
+        again_s: The same, 11 s later, when the dashboard looks for what is new.
+        history_s: From asking for the page until its history is drawn.
+        importances_s: Until the importances are drawn too.
+        trial_s: From asking for a trial's page until its list, note and pictures are there.
+        scroll_s: Until the last trial of the list is there, once one scrolls to it.
+    """
+
+    name: str
+    trials: int
+    megabytes: float
+    first_s: float
+    again_s: float
+    history_s: float
+    importances_s: float
+    trial_s: float
+    scroll_s: float
+
+
+def measure(browser: Browser, name: str, url: str, plain: bool, port: int, trials: int) -> Waits:
+    """Look at one dashboard."""
+    with served(url, plain, port) as address:
+        base, study = re.fullmatch(r"(http://[^/]+)/dashboard/studies/(\d+)", address).groups()  # type: ignore[union-attr]
+        question = f"{base}/api/studies/{study}?after=0"
+        size, first_s = fetch(question)
+        drawn = look_at_study(browser, address)
+        looked = look_at_trial(browser, address, trials, name == "plain")
+        time.sleep(11)
+        _, again_s = fetch(question)
+    return Waits(name, trials, size / 1e6, first_s, again_s, *drawn, *looked)
+
+
+def fetch(url: str) -> tuple[int, float]:
+    """Return how many bytes an answer has, and the seconds that it took."""
+    start = time.perf_counter()
+    with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
+        size = len(answer.read())
+    return size, time.perf_counter() - start
+
+
+def look_at_study(browser: Browser, address: str) -> tuple[float, float]:
+    """Return the seconds until the history and the importances are drawn."""
+    page = browser.new_page(viewport={"width": 1300, "height": 1400})
+    start = time.perf_counter()
+    page.goto(address)
+    history = until(page, "document.querySelector('#plot-history .scatterlayer path.point')")
+    bars = "document.querySelector('#graph-hyperparameter-importances .barlayer .point')"
+    importances = until(page, bars)
+    page.close()
+    return history - start, importances - start
+
+
+def look_at_trial(browser: Browser, address: str, trials: int, bare: bool) -> tuple[float, float]:
+    """Return the seconds until a trial is all there, and until one can scroll to the last."""
+    number = trials // 2 // 3 * 3  # complete
+    page = browser.new_page(viewport={"width": 1300, "height": 1400})
+    start = time.perf_counter()
+    page.goto(f"{address}/trials?numbers={number}")
+    picture = "[...document.images].filter(one => one.src.includes('/artifacts/'))"
+    pictures = f"{picture}.length >= 3 && {picture}.every(one => one.naturalWidth)"
+    note = "document.body.innerText.includes('■ head')"
+    there = until(page, pictures if bare else f"{note} && {pictures}")
+    begun = time.perf_counter()
+    page.mouse.move(150, 600)
+    last = f"document.body.innerText.includes('Trial {trials - 1}')"
+    while not page.evaluate(last) and time.perf_counter() - begun < PATIENCE_S:
+        page.mouse.wheel(0, 100_000)
+        page.wait_for_timeout(20)
+    scrolled = until(page, last)
+    page.close()
+    return there - start, scrolled - begun
+
+
+def until(page: Page, condition: str) -> float:
+    """Wait for a condition, and return when it came true."""
+    end = time.perf_counter() + PATIENCE_S
+    while time.perf_counter() < end:
+        if page.evaluate(f"!!({condition})"):
+            return time.perf_counter()
+        page.wait_for_timeout(20)
+    raise TimeoutError(f"never came true: {condition}")
+
+
+# The report
+
+
+_ROWS: Sequence[tuple[str, Callable[[Waits], float], str]] = (
+    ("JSON of the study, MB", lambda one: one.megabytes, "{:.1f}"),
+    ("that JSON from a new process, s", lambda one: one.first_s, "{:.2f}"),
+    ("looking again, 11 s later, s", lambda one: one.again_s, "{:.2f}"),
+    ("page until the history is drawn, s", lambda one: one.history_s, "{:.2f}"),
+    ("page until the importances are drawn, s", lambda one: one.importances_s, "{:.2f}"),
+    ("page of a trial with note and pictures, s", lambda one: one.trial_s, "{:.2f}"),
+    ("scrolling to the last trial, s", lambda one: one.scroll_s, "{:.2f}"),
+)
+
+
+def report(found: Sequence[Waits]) -> str:
+    """Write the figures as a table, each beside those of optuna-dashboard alone."""
+    names = [f"{one.name} ({one.trials:,})" for one in found]
+    lines = [
+        f"| | {' | '.join(names)} | autotune / plain | autotune / stored |",
+        "| --- " * (len(found) + 3) + "|",
+    ]
+    by_name = {one.name: one for one in found}
+    for title, of, form in _ROWS:
+        values = [form.format(of(one)) for one in found]
+        ratios = [
+            f"{of(by_name['autotune']) / of(by_name[other]):.2f}" for other in ("plain", "stored")
+        ]
+        lines.append(f"| {title} | {' | '.join(values + ratios)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Make the studies, look at their dashboards, write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--trials", type=int, default=2000)
+    parser.add_argument("--port", type=int, default=8471)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--serve", metavar="URL", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        return serve_plain(arguments.serve)
+    from playwright.sync_api import sync_playwright
+
+    with tempfile.TemporaryDirectory() as folder:
+        urls = {}
+        for name in ("few", "plain", "stored"):
+            (Path(folder) / name).mkdir()
+        few = make_study(Path(folder) / "few", arguments.trials // REPEATED)
+        urls["few"] = few.url
+        for name in ("plain", "stored"):
+            urls[name] = repeat(few, Path(folder) / name, REPEATED)
+        urls["autotune"] = urls["plain"]
+        store_notes(open_existing(NAME, urls["stored"]))
+        executable = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+        with sync_playwright() as driver:
+            browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+            found = []
+            for name in ("plain", "stored", "autotune", "few"):
+                trials = arguments.trials // REPEATED if name == "few" else arguments.trials
+                plain = name in ("plain", "stored")
+                found.append(measure(browser, name, urls[name], plain, arguments.port, trials))
+                print(found[-1], flush=True)
+            version = browser.version
+            browser.close()
+    text = f"# The dashboard of many trials\n\n{date_and_machine('optuna', 'optuna-dashboard')}"
+    text += f" Chromium {version}, headless.\n\n{report(found)}\n"
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What optuna-dashboard answers, with what is ours filled in."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+from wsgiref.util import setup_testing_defaults
+
+import optuna
+import pytest
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.study import Study
+from optuna.trial import TrialState
+from optuna_dashboard import save_note, wsgi
+
+from autotune.results.annotated import Annotated
+from autotune.study import record
+from tests.support.connections import connections_closed
+from tests.support.studies import make_study
+
+
+class Dashboard:
+    """optuna-dashboard on a storage, plain or as we serve it."""
+
+    def __init__(self, study: Study, folder: Path, annotated: bool = True) -> None:
+        storage = study._storage
+        self.app = wsgi(storage, artifact_store=FileSystemArtifactStore(str(folder)))
+        if annotated:
+            self.app = Annotated(self.app, storage, "sqlite:///study.db")
+
+    def ask(self, path: str, query: str = "after=0") -> tuple[str, dict[str, str], bytes]:
+        environ: dict[str, Any] = {}
+        setup_testing_defaults(environ)
+        environ |= {"PATH_INFO": path, "QUERY_STRING": query}
+        begun: list[Any] = []
+        answer = self.app(environ, lambda *told: begun.append(told))
+        body = b"".join(answer)
+        getattr(answer, "close", lambda: None)()
+        return begun[-1][0], dict(begun[-1][1]), body
+
+    def study(self, number: int = 1, query: str = "after=0") -> dict[str, Any]:
+        status, headers, body = self.ask(f"/api/studies/{number}", query)
+        assert (status, headers["Content-Length"]) == ("200 OK", str(len(body)))
+        return dict(json.loads(body))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Any:
+    with connections_closed():
+        yield make_study(trials=4, storage=f"sqlite:///{tmp_path}/study.db")
+
+
+def test_notes_and_attributes_are_filled_in_and_the_rest_stays(
+    study: Study, tmp_path: Path
+) -> None:
+    plain = Dashboard(study, tmp_path, annotated=False).study()
+    ours = Dashboard(study, tmp_path).study()
+    assert ours["note"]["body"].startswith("**no trial is better than ")
+    assert all("```text" in one["note"]["body"] for one in ours["trials"])
+    numbers = {one["key"]: one["sortable"] for one in ours["union_user_attrs"]}
+    assert (numbers["accuracy"], numbers["worker"]) == (True, False)
+    for one in ours["trials"]:
+        assert {each["key"] for each in one["user_attrs"]} <= set(numbers)
+    own = ("note", "user_attrs", "union_user_attrs")
+    for some in (plain, ours, *plain["trials"], *ours["trials"]):
+        for key in own:
+            some.pop(key, None)
+    for best in (plain["best_trials"], ours["best_trials"]):
+        assert [one.pop("number") for one in best] == [study.best_trial.number]
+    del plain["best_trials"], ours["best_trials"]
+    assert ours == plain
+
+
+def test_a_note_that_somebody_has_written_is_shown(study: Study, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save_note(study, "look at trial 3")
+    shown = Dashboard(study, tmp_path).study()
+    assert shown["note"] == {"version": 1, "body": "look at trial 3"}
+    save_note(study, "")
+    shown = Dashboard(study, tmp_path).study()
+    assert shown["note"]["version"] == 2 and shown["note"]["body"].startswith(
+        "**no trial is better than "
+    )
+
+
+def test_a_trial_that_ends_meanwhile_has_a_new_note(study: Study, tmp_path: Path) -> None:
+    board = Dashboard(study, tmp_path)
+    running = next(one for one in study.trials if one.state == TrialState.RUNNING)
+    (before,) = board.study(query=f"after={running.number}")["trials"]
+    assert before["note"]["body"].startswith("**running**")
+    study._storage.set_trial_user_attr(running._trial_id, record.REASON, "lost")
+    study.tell(running.number, state=TrialState.FAIL)
+    (after,) = Dashboard(study, tmp_path).study(query=f"after={running.number}")["trials"]
+    assert after["note"]["body"].startswith("**failed: lost**")
+
+
+def test_other_studies_and_pages_are_as_they_were(study: Study, tmp_path: Path) -> None:
+    other = optuna.create_study(storage=study._storage, study_name="other")
+    other.enqueue_trial({"x": 1})
+    plain, ours = Dashboard(study, tmp_path, annotated=False), Dashboard(study, tmp_path)
+    for path in ("/api/studies/2", "/api/studies/99", "/api/studies", "/dashboard"):
+        assert ours.ask(path)[0] == plain.ask(path)[0]
+        assert ours.ask(path)[2] == plain.ask(path)[2]
+    assert ours.ask("/api/studies/1", "after=-1")[0].startswith("400")

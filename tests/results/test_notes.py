@@ -1,0 +1,111 @@
+"""The notes of studies and trials."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from optuna.study import Study
+from optuna.trial import TrialState
+
+from autotune.results.notes import Setting, study_note, trial_note
+from autotune.study import record
+from autotune.study.budget import Ending
+from tests.support.studies import make_study
+
+URL = "postgresql://me:secret@db.example.org/studies"
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return make_study(waiting=1)
+
+
+def notes_of(study: Study) -> dict[TrialState, list[str]]:
+    found: dict[TrialState, list[str]] = {}
+    for trial in study.get_trials():
+        found.setdefault(trial.state, []).append(trial_note(trial, Setting.of(study)))
+    return found
+
+
+def test_the_note_of_a_study_begins_with_its_answer(study: Study) -> None:
+    first, counts, *_ = study_note(study, URL).split("\n\n")
+    assert re.fullmatch(r"\*\*baseline 84.2 % → best .* points\): .*\*\*", first), first
+    assert counts.startswith(
+        "25 of 40 trials finished (17 complete, 7 pruned, 1 failed, 1 running"
+    )
+
+
+def test_the_note_of_a_study_says_what_it_is_and_how_to_run_it(study: Study) -> None:
+    note = study_note(study, URL)
+    assert "| backbone | test\\_resnet.r160\\_in1k: 5 layers, 18.0 k parameters |" in note
+    assert "| objective | accuracy on the validation part, the more the better |" in note
+    assert "| baseline | trial 0, 84.2 %: backbone locked, linear head, " in note
+    assert "| images | 200 train, 360 validate, 360 are the test part |" in note
+    assert "| fingerprint | 0f0f0f0f" in note
+    assert "autotune report digits --storage 'postgresql://me:***@db.example.org/studies'" in note
+    assert "dataset: digits" in note
+    assert "secret" not in note
+
+
+def test_the_note_of_a_study_that_is_over_or_has_nothing() -> None:
+    study = make_study(trials=0, running=0, failed=0, retried=0)
+    assert study_note(study, "").startswith("**nothing has run yet**\n\n0 of 40 trials finished")
+    study.set_user_attr(record.ENDED, Ending("patience", "no better one in 20 trials").to_json())
+    assert "The study has ended: no better one in 20 trials." in study_note(study, "")
+
+
+def test_two_objectives_limits_and_folds_are_named() -> None:
+    study = make_study(
+        objectives=["accuracy", "latency_ms"], constraints={"max_parameters": 50_000.0}
+    )
+    dataset = {**study.user_attrs[record.DATASET], "train": 360, "folds": [240, 240, 240]}
+    study.set_user_attr(record.DATASET, dataset)
+    note = study_note(study, "")
+    assert "| objective | latency of the network, the less the better |" in note
+    assert "| limits | parameters at most 50.0 k |" in note
+    assert "360 take turns in 3 folds" in note
+
+
+def test_every_trial_has_a_note_with_its_plan_and_picture(study: Study) -> None:
+    notes = notes_of(study)
+    assert set(notes) == set(TrialState)
+    for note in (one for state, some in notes.items() for one in some if state.value != 4):
+        assert "■ head" in note
+        assert note.count("```") == 2
+        assert len(note.encode()) < 1500
+    assert notes[TrialState.COMPLETE][0].startswith("**the baseline, 84.2 %**\n\nbackbone locked")
+    assert all("against the baseline**" in one for one in notes[TrialState.COMPLETE][1:])
+    assert all(re.match(r"\*\*pruned after epoch \d", one) for one in notes[TrialState.PRUNED])
+    assert {one.split("\n")[0] for one in notes[TrialState.FAIL]} == {
+        "**failed: DivergedError: the loss is nan in epoch 2**",
+        "**failed: the worker was lost: no heartbeat for 120 s**",
+    }
+    assert notes[TrialState.RUNNING][0].startswith("**running**")
+    assert notes[TrialState.WAITING] == ["**waiting**"]
+    assert sum("goes on from trial 2" in one for one in notes[TrialState.COMPLETE]) == 1
+
+
+def test_an_infeasible_trial_says_by_how_much() -> None:
+    study = make_study(constraints={"max_parameters": 40_000.0})
+    notes = [
+        trial_note(one, Setting.of(study)) for one in study.trials if record.is_untrained(one)
+    ]
+    assert notes
+    assert all(one.startswith("**infeasible: ") and "at most 40.0 k" in one for one in notes)
+
+
+def test_what_others_wrote_is_shown_as_it_is() -> None:
+    study = make_study(hostile=True)
+    attributes = study.user_attrs[record.DATASET]
+    study.set_user_attr(record.DATASET, {**attributes, "classes": ["a|b", "**c**", "[d](e)", "$"]})
+    note = study_note(study, "")
+    assert r"4: a\|b, \*\*c\*\*, \[d\](e), \$ |" in note
+    for one in study.trials:
+        outside = re.sub(r"```.*?```", "", trial_note(one, Setting.of(study)), flags=re.DOTALL)
+        assert "<" not in outside.replace("\\<", "")
+
+
+def test_a_fence_is_longer_than_those_in_what_it_holds() -> None:
+    study = make_study(name="```", trials=1)
+    assert "````yaml\nname: '```'" in study_note(study, "")

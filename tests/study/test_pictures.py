@@ -1,0 +1,56 @@
+"""The pictures of a trial: which images are the worst, and that any names can be drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from autotune.study.pictures import WORST, Judged, draw_worst, worst
+
+
+def test_the_worst_images_are_those_with_the_highest_loss() -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.0, 3.0], [0.1, 0.0], [5.0, 0.0]]).log_softmax(1)
+    found = worst(logits, torch.tensor([0, 0, 0, 1]), count=3)
+    assert [one.position for one in found] == [3, 1, 2]
+    assert [(one.label, one.predicted) for one in found] == [(1, 0), (0, 1), (0, 0)]
+    assert found[0].share == pytest.approx(1 / (1 + 2.718281828**-5), abs=1e-6)
+    assert found[0].label_share == pytest.approx(1 - found[0].share)
+    assert found[2].label_share == found[2].share
+
+
+def test_a_loss_beyond_single_precision_is_still_in_order() -> None:
+    logits = torch.tensor([[0.0, 200.0], [0.0, 400.0], [0.0, 300.0]])
+    assert [one.position for one in worst(logits, torch.zeros(3, dtype=torch.int64))] == [1, 2, 0]
+
+
+@pytest.mark.parametrize("side", [16, 224])
+def test_a_sheet_of_any_classes(tmp_path: Path, side: int) -> None:
+    classes = ["$x$ and $", "größer", "数字", "a\nb\tc", "", "long " * 40]
+    classes += [f"class {number}" for number in range(len(classes), 1000)]
+    torch.manual_seed(0)
+    found = worst(torch.randn(40, 1000), torch.arange(40) % 6)
+    assert len(found) == WORST
+    views = torch.randint(0, 256, (40, 3, side, side), dtype=torch.uint8)
+    path = draw_worst(tmp_path, [(one, views[one.position]) for one in found], classes)
+    with Image.open(path) as sheet:
+        sheet.load()
+        assert (path.name, sheet.format, sheet.size) == ("worst_images.jpg", "JPEG", (656, 820))
+
+
+def test_a_sheet_shows_the_images_and_marks_what_is_wrong(tmp_path: Path) -> None:
+    view = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    view[2] = 255
+    wrong, right = Judged(0, 0, 1, 0.9, 0.1), Judged(1, 1, 1, 0.6, 0.6)
+    path = draw_worst(tmp_path, [(wrong, view), (right, view)], ["one", "two"])
+    with Image.open(path) as sheet:
+        assert sheet.size == (656, 238)
+        red, green, blue = sheet.getpixel((60, 100))
+        assert blue > 240 and red < 15 and green < 15
+        below = [sheet.crop((left, 207, left + 144, 222)) for left in (16, 176)]
+    for place, (most, least) in zip(below, [(0, 1), (1, 0)], strict=True):  # red, then green
+        colours = np.asarray(place, dtype=int)
+        assert (colours[..., most] - colours[..., least]).max() > 40
