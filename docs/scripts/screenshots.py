@@ -23,7 +23,7 @@ PICTURES = {
     "report-parameters": ("Which parameters matter", "Timeline of the workers"),
 }
 #: The longest picture; a plot of every parameter of a large space would be a long page.
-HEIGHT = 1500
+HEIGHT = 1430
 _TOP = """title => [...document.querySelectorAll("h2")]
     .find(one => one.textContent === title).getBoundingClientRect().top + window.scrollY"""
 
