@@ -65,6 +65,14 @@ def test_the_pictures_of_surgery_can_be_drawn(tmp_path: Path) -> None:
     assert all(path.read_text().rstrip().endswith("</svg>") for path in drawn)
 
 
+def test_every_section_of_a_report_is_explained() -> None:
+    template = (ROOT / "autotune/results/templates/report.html.j2").read_text()
+    page = (ROOT / "docs/report.md").read_text()
+    there = re.findall(r"<h2>(.+?)</h2>", template)
+    assert len(there) > 8
+    assert set(there) <= set(re.findall(r"^## (.+)$", page, re.MULTILINE))
+
+
 def literals() -> list[str]:
     """Return all texts of the sources, with … for what is put into them."""
     found = []
