@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -139,12 +140,16 @@ class Checkout:
         """Wait until a command says that it is there, and interrupt it."""
         assert process.stdout is not None
         said = ""
+        watch = threading.Timer(120, os.killpg, (process.pid, signal.SIGKILL))
+        watch.start()
         for line in process.stdout:
             said += line
             if until in line:
                 break
+        watch.cancel()
         time.sleep(1)
-        os.killpg(process.pid, signal.SIGINT)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
         return said + process.communicate(timeout=60)[0]
 
 
@@ -278,7 +283,7 @@ RUN = [
 
 @pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_commands_of_a_page_run(page: Path, checkout: Checkout) -> None:
-    kept = dict(checkout.environment)
+    kept, before = dict(checkout.environment), len(checkout.ran)
     wrong = []
     for command in commands(page):
         if command.inline or reason_not_to_run(command.text):
@@ -294,7 +299,7 @@ def test_the_commands_of_a_page_run(page: Path, checkout: Checkout) -> None:
             wrong.append(f"{command}\n  as: {text}\n  {error}")
     checkout.environment.clear()
     checkout.environment.update(kept)
-    for text, seconds in checkout.ran.items():
+    for text, seconds in list(checkout.ran.items())[before:]:
         print(f"{seconds:6.1f} s  {text}")
     assert not wrong, "\n".join(wrong)
 
