@@ -61,7 +61,7 @@ export AUTOTUNE_STORAGE := $(STORAGE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install study workers status doctor best report dashboard confirm fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow check format bench wheel clean
+.PHONY: help install study workers status doctor best report dashboard confirm fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow check format reference pictures bench wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -184,14 +184,20 @@ test-slow: $(BIN)/pytest ## run the tests that take long
 	$(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
 check: $(BIN)/pytest ## format, lint, types and tests; changes nothing
-	$(BIN)/ruff format --check autotune tests benchmarks
-	$(BIN)/ruff check autotune tests benchmarks
+	$(BIN)/ruff format --check autotune tests benchmarks docs
+	$(BIN)/ruff check autotune tests benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
 
 format: $(BIN)/pytest ## format the code and sort its imports
-	$(BIN)/ruff check --fix --select I autotune tests benchmarks
-	$(BIN)/ruff format autotune tests benchmarks
+	$(BIN)/ruff check --fix --select I autotune tests benchmarks docs
+	$(BIN)/ruff format autotune tests benchmarks docs
+
+reference: $(BIN)/autotune ## write the tables of keys in docs/study-file.md anew
+	$(BIN)/python docs/scripts/study_file.py
+
+pictures: $(BIN)/autotune ## draw the pictures of docs/surgery.md anew
+	$(BIN)/python docs/scripts/surgery.py
 
 bench: $(BIN)/autotune ## measure the embedded default over three seeds (10 minutes)
 	$(BIN)/python benchmarks/digits_seeds.py

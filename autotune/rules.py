@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -20,6 +21,18 @@ Dimension = Scalar | list[Scalar] | dict[str, Any]
 PER_CLASS = "-per-class"
 #: Sides that a kernel can be changed to.
 KERNELS = (1, 2, 3, 5, 7)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule(BeforeValidator):
+    """A check of the value of a key.
+
+    Args:
+        func: The check: a value in, a value or a ``ValueError`` out.
+        takes: What the key takes, as Markdown for the reference of the study file.
+    """
+
+    takes: str = ""
 
 
 def single_values(dimension: Any) -> list[Any]:
@@ -40,10 +53,17 @@ def _choose(allowed: tuple[str, ...]) -> str:
     return f"must be {'one of ' if len(allowed) > 1 else ''}{', '.join(allowed)}"
 
 
-def one_of(allowed: tuple[str, ...]) -> BeforeValidator:
-    """Accept a name from a list; name the nearest one otherwise."""
+def _code(allowed: tuple[str, ...], optional: bool = False) -> str:
+    """List names as Markdown."""
+    return ", ".join(f"`{one}`" for one in allowed) + (" or `null`" if optional else "")
+
+
+def one_of(allowed: tuple[str, ...], *, optional: bool = False) -> Rule:
+    """Accept a name from a list, or null; name the nearest one otherwise."""
 
     def check(value: Any) -> Any:
+        if value is None and optional:
+            return None
         if value is None and "none" in allowed:
             return "none"
         if value is False and "off" in allowed:  # YAML 1.1 reads a bare off as false
@@ -57,7 +77,7 @@ def one_of(allowed: tuple[str, ...]) -> BeforeValidator:
             )
         return value
 
-    return BeforeValidator(check)
+    return Rule(check, takes=_code(allowed, optional))
 
 
 def _number(value: Any, integer: bool) -> int | float | None:
@@ -90,12 +110,8 @@ def _rule(
 
     The message states the whole rule.
     """
-    bounds = [f"{'above' if low_open else 'of at least'} {_shown(low)}"]
-    if math.isfinite(high):
-        bounds.append(f"{'below' if high_open else 'at most'} {_shown(high)}")
-    kind = f"a {'whole ' if integer else ''}number"
-    named = f"{', '.join(words)} or " if words else ""
-    rule = f"must be {named}{kind} {' and '.join(bounds)}"
+    kind = f"{', '.join(words)} or {_kind(integer)}" if words else _kind(integer)
+    rule = f"must be {kind} {_between(low, high, low_open, high_open)}"
 
     def check(value: Any) -> int | float | str:
         if value is False and "off" in words:  # YAML 1.1 reads a bare off as false
@@ -117,6 +133,18 @@ def _rule(
     return check
 
 
+def _kind(integer: bool) -> str:
+    return f"a {'whole ' if integer else ''}number"
+
+
+def _between(low: float, high: float, low_open: bool, high_open: bool) -> str:
+    """State the bounds of a number."""
+    bounds = [f"{'above' if low_open else 'of at least'} {_shown(low)}"]
+    if math.isfinite(high):
+        bounds.append(f"{'below' if high_open else 'at most'} {_shown(high)}")
+    return " and ".join(bounds)
+
+
 def _perhaps(value: Any, *words: str) -> str:
     return nearest(value, words) if words and isinstance(value, str) else ""
 
@@ -134,15 +162,20 @@ def single(
     high_open: bool = False,
     optional: bool = False,
     words: tuple[str, ...] = (),
-) -> BeforeValidator:
+) -> Rule:
     """Accept one number between two bounds, or null or a word where that means something."""
     rule = _rule(integer, low, high, low_open, high_open, *words)
-    return BeforeValidator(lambda value: None if optional and value is None else rule(value))
+    takes = f"{_kind(integer)} {_between(low, high, low_open, high_open)}"
+    others = [f"`{one}`" for one in (*words, "null" if optional else "") if one]
+    return Rule(
+        lambda value: None if optional and value is None else rule(value),
+        takes=" or ".join([takes, *others]),
+    )
 
 
 def numbers(
     integer: bool, low: float, high: float, low_open: bool = False, or_keep: bool = False
-) -> BeforeValidator:
+) -> Rule:
     """Accept a dimension of numbers between two bounds, and ``keep`` outside of ranges."""
     scalar = _rule(integer, low, high, low_open, False, *([KEEP] if or_keep else []))
     end = _rule(integer, low, high, low_open, False)
@@ -150,7 +183,9 @@ def numbers(
     def check(value: Any) -> Any:
         return _range(value, end, integer) if isinstance(value, dict) else _each(value, scalar)
 
-    return BeforeValidator(check)
+    takes = f"{_kind(integer)} {_between(low, high, low_open, False)}"
+    keep = f" or `{KEEP}`" if or_keep else ""
+    return Rule(check, takes=f"{takes}{keep}; a list or a range of them")
 
 
 def _each(value: Any, scalar: Callable[[Any], Any]) -> Any:
@@ -226,7 +261,7 @@ def _choice(values: list[Any]) -> list[Any]:
     return values
 
 
-def _no_range(scalar: Callable[[Any], Any], words: str) -> BeforeValidator:
+def _no_range(scalar: Callable[[Any], Any], words: str, takes: str) -> Rule:
     """Accept a dimension that has no ranges: a single value or a list of them."""
 
     def check(value: Any) -> Any:
@@ -234,10 +269,10 @@ def _no_range(scalar: Callable[[Any], Any], words: str) -> BeforeValidator:
             raise ValueError(f"must be {words}, but got {in_yaml(value)}")
         return _each(value, scalar)
 
-    return BeforeValidator(check)
+    return Rule(check, takes=f"{takes}; or a list of them")
 
 
-def names(allowed: tuple[str, ...]) -> BeforeValidator:
+def names(allowed: tuple[str, ...]) -> Rule:
     """Accept a dimension of names from a list."""
 
     def scalar(value: Any) -> str:
@@ -250,10 +285,10 @@ def names(allowed: tuple[str, ...]) -> BeforeValidator:
             )
         return str(value)
 
-    return _no_range(scalar, "a name or a list of names")
+    return _no_range(scalar, "a name or a list of names", _code(allowed))
 
 
-def flags() -> BeforeValidator:
+def flags() -> Rule:
     """Accept a dimension of true and false."""
 
     def scalar(value: Any) -> bool:
@@ -261,10 +296,10 @@ def flags() -> BeforeValidator:
             raise ValueError(f"must be true or false, but got {in_yaml(value)}")
         return value
 
-    return _no_range(scalar, "true, false or a list of both")
+    return _no_range(scalar, "true, false or a list of both", "`true`, `false`")
 
 
-def kernels() -> BeforeValidator:
+def kernels() -> Rule:
     """Accept a dimension of sides of a kernel."""
     allowed = (KEEP, *map(str, KERNELS))
 
@@ -277,15 +312,16 @@ def kernels() -> BeforeValidator:
             raise ValueError(join_sentences(rule, _perhaps(value, KEEP)))
         return int(number)
 
-    return _no_range(scalar, "a side or a list of sides")
+    return _no_range(scalar, "a side or a list of sides", _code(allowed))
 
 
-def widths() -> BeforeValidator:
+def widths() -> Rule:
     """Accept a dimension of widths: ratios and numbers of channels."""
-    rule = (
-        f"must be keep, a ratio of at least 0.1 and below {FIRST_ABSOLUTE}, or a whole number of "
+    bounds = (
+        f"a ratio of at least 0.1 and below {FIRST_ABSOLUTE}, or a whole number of "
         f"channels of at least {FIRST_ABSOLUTE} and at most 65536"
     )
+    rule = f"must be {KEEP}, {bounds}"
 
     def scalar(value: Any) -> int | float | str:
         if value == KEEP:
@@ -300,10 +336,10 @@ def widths() -> BeforeValidator:
             join_sentences(f"{rule}, but got {in_yaml(value)}", _perhaps(value, KEEP))
         )
 
-    return _no_range(scalar, "a width or a list of widths")
+    return _no_range(scalar, "a width or a list of widths", f"`{KEEP}`, {bounds}")
 
 
-def expression() -> BeforeValidator:
+def expression() -> Rule:
     """Accept a regular expression with a group, or null."""
 
     def check(value: Any) -> str | None:
@@ -320,10 +356,10 @@ def expression() -> BeforeValidator:
             raise ValueError(f"{rule}, but got {in_yaml(value)}, which has none")
         return value
 
-    return BeforeValidator(check)
+    return Rule(check, takes="a regular expression with a group in parentheses, or `null`")
 
 
-def per_class() -> BeforeValidator:
+def per_class() -> Rule:
     """Accept a protocol of so many images a class, or null."""
 
     def check(value: Any) -> str | None:
@@ -336,10 +372,10 @@ def per_class() -> BeforeValidator:
             )
         return value
 
-    return BeforeValidator(check)
+    return Rule(check, takes=f"a number of training images such as `30{PER_CLASS}`, or `null`")
 
 
-def flag() -> BeforeValidator:
+def flag() -> Rule:
     """Accept true or false."""
 
     def check(value: Any) -> bool:
@@ -347,10 +383,10 @@ def flag() -> BeforeValidator:
             raise ValueError(f"must be true or false, but got {in_yaml(value)}")
         return value
 
-    return BeforeValidator(check)
+    return Rule(check, takes="`true`, `false`")
 
 
-def one_or_more(what: str) -> BeforeValidator:
+def one_or_more(what: str) -> Rule:
     """Accept a name, or a list of names that differ."""
     rule = f"must be a name or a list of names of {what}"
 
@@ -366,10 +402,10 @@ def one_or_more(what: str) -> BeforeValidator:
             return value if len(value) > 1 else value[0]
         return str(value)
 
-    return BeforeValidator(check)
+    return Rule(check, takes=f"a name, or a list of names of {what}")
 
 
-def list_of_names(what: str) -> BeforeValidator:
+def list_of_names(what: str) -> Rule:
     """Accept a list of names that differ, which may be empty; a single name is a list of one."""
 
     def check(value: Any) -> list[str]:
@@ -379,7 +415,7 @@ def list_of_names(what: str) -> BeforeValidator:
                 raise ValueError(f"must be a list of names of {what}, but got {in_yaml(one)}")
         return values and _choice(values)
 
-    return BeforeValidator(check)
+    return Rule(check, takes=f"a list of names of {what}")
 
 
 def is_own(value: Any) -> bool:
@@ -388,7 +424,7 @@ def is_own(value: Any) -> bool:
     return bool(colon) and path.endswith(".py") and name.isidentifier()
 
 
-def own() -> BeforeValidator:
+def own() -> Rule:
     """Accept ``my_file.py:name``, or nothing."""
 
     def check(value: Any) -> str | None:
@@ -396,10 +432,10 @@ def own() -> BeforeValidator:
             raise ValueError(f"must read my_file.py:name, but got {in_yaml(value)}")
         return None if value is None else str(value)
 
-    return BeforeValidator(check)
+    return Rule(check, takes="`my_file.py:name` or `null`")
 
 
-def or_own(allowed: tuple[str, ...]) -> BeforeValidator:
+def or_own(allowed: tuple[str, ...]) -> Rule:
     """Accept a name from a list, or ``my_file.py:name``."""
 
     def check(value: Any) -> str:
@@ -412,4 +448,4 @@ def or_own(allowed: tuple[str, ...]) -> BeforeValidator:
             )
         return str(value)
 
-    return BeforeValidator(check)
+    return Rule(check, takes=f"{_code(allowed)}, or one's own as `my_file.py:name`")

@@ -11,8 +11,8 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.results.answer import confirmed, ended_by, headline, in_time
-from autotune.results.objective import Objective, show_values
+from autotune.results.answer import confirmed, ended_by, headline
+from autotune.results.objective import Objective, in_time, show_values
 from autotune.results.picture import as_text, rows
 from autotune.results.reproduce import commands, next_commands, study_file
 from autotune.search import ranking
