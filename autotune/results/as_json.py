@@ -45,7 +45,7 @@ def render_json(study: Study, storage_url: str = "") -> str:
     ``front``                 numbers of the trials on the Pareto front, the best metric first
     ``confirmed``             verdict of ``autotune confirm``, or ``null``
     ``fit``                   every reading of the test part: ``time``, ``trial``, ``test``,
-                              ``baseline``
+                              ``baseline``, ``gain`` and ``intervals``
     ``questions``             those of the tuning playbook: ``question``, ``answer``, ``mark``
                               (``fine``, ``look``, ``act``), ``advice``
     ``definition``            the study file, all defaults filled in

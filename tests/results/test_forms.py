@@ -71,7 +71,8 @@ def test_markdown_answers_first(study: Study) -> None:
     assert lines[0] == "# Study digits"
     assert lines[2].startswith("**Baseline 84.2 % → best 91.7 % (trial 7, +7.5 points): last 4")
     assert [one for one in lines if one.startswith("## ")] == [
-        *("## Best plan: trial 7", "## Best trials", "## Failures", "## Again")
+        *("## Best plan: trial 7", "## Best trials", "## Failures"),
+        *("## Questions to ask of a study", "## Again"),
     ]
     at = lines.index("| trial | accuracy | epochs | seconds | plan |")
     rows = [one for one in lines[at + 2 :] if one][:BEST_SHOWN]
@@ -114,13 +115,15 @@ def test_a_study_that_remembers_nothing_has_every_form() -> None:
 
 
 def test_json_holds_everything(study: Study) -> None:
-    study.set_user_attr(record.TEST_READS, [{"trial": 7}])
+    read = {"trial": 7, "test": {"accuracy": 0.9}, "baseline": {"accuracy": 0.8}}
+    study.set_user_attr(record.TEST_READS, [read])
     values = json.loads(text_of(study, "json"))
     assert values["format"] == 1
     assert values["objectives"] == [{"name": "accuracy", "direction": "maximize"}]
     assert values["best"] == values["trials"][7]
     assert values["baseline"] == values["trials"][0]
-    assert values["fit"] == [{"trial": 7}]
+    assert values["fit"] == [read]
+    assert values["questions"][0].keys() == {"question", "answer", "mark", "advice"}
     assert values["progress"]["finished"] == 25
     assert values["definition"]["training"]["epochs"] == 10
     best = values["best"]
