@@ -188,7 +188,8 @@ def test_overrides_that_cannot_be_read() -> None:
         (
             "serach.trials=3",
             "serach: unknown key; a study file has name, description, dataset, backbone, weights, "
-            "inherit, data, space, baseline, search, training, objectives, constraints, cache, "
+            "inherit, data, space, baseline, search, training, objectives, constraints, fit, "
+            "cache, "
             "storage, files; did you mean "
             "'search'?",
         ),
