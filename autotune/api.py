@@ -364,10 +364,10 @@ class Study:
         """Train the best plan and the baseline anew and measure both on the test part.
 
         This reads the test part, and the study notes how often that was done. The trainings run
-        in this process.
+        in this process, as ``fit`` in the study file or its overrides says.
 
         Args:
-            trial: Number of the trial to take instead of the best one.
+            trial: Number of the trial to take; by default the best confirmed one, or the best.
             folder: Where the model goes, for :func:`autotune.load`; by default beside the study.
             progress: Whether to print a line for every training.
 
@@ -391,7 +391,9 @@ class Study:
             if epoch == epochs:
                 say(f"{what}: trained for {epochs} epochs")
 
-        return fit(opened, trial, None if folder is None else Path(folder), listen)
+        settings = self._config.fit if self._config is not None else None
+        where = None if folder is None else Path(folder)
+        return fit(opened, trial, where, listen, settings=settings)
 
     def plot_history(self) -> go.Figure:
         """Draw the value of every trial, the best so far and the baseline.
