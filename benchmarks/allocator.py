@@ -1,7 +1,7 @@
 """What it costs on the CPU that glibc hands freed activations back to the system.
 
 Trains MobileNetV2 (random weights, 32 images of 224 px a step, one thread) in two processes, one
-with glibc's defaults and one with the settings that the launcher gives its workers, and prints
+with glibc's defaults and one with the settings of a process that trains, and prints
 the CPU seconds of both and their ratio.
 
     python benchmarks/allocator.py
@@ -14,11 +14,12 @@ import os
 import subprocess
 import sys
 
-from autotune.study.pool import KEPT_BYTES
-
 STEPS = 4
 SCRIPT = f"""
-import json, resource, timm, torch
+import json, resource, sys, timm, torch
+from autotune.interpreter import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
 torch.set_num_threads(1)
 model = timm.create_model("mobilenetv2_100", num_classes=2).train()
 images = torch.randn(32, 3, 224, 224)
@@ -36,11 +37,11 @@ print(json.dumps({{
 """
 
 
-def measure(settings: dict[str, str]) -> dict[str, float]:
+def measure(how: str) -> dict[str, float]:
     environment = {key: value for key, value in os.environ.items() if "MALLOC" not in key}
     output = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        env={**environment, **settings},
+        [sys.executable, "-c", SCRIPT, how],
+        env=environment,
         capture_output=True,
         text=True,
         check=True,
@@ -50,9 +51,7 @@ def measure(settings: dict[str, str]) -> dict[str, float]:
 
 
 def main() -> None:
-    names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-    plain = measure({})
-    kept = measure(dict.fromkeys(names, KEPT_BYTES))
+    plain, kept = measure("plain"), measure("kept")
     print("CPU seconds per training step, one thread   user  system  total  peak GiB")
     for title, one in (("glibc's defaults", plain), ("freed memory is kept", kept)):
         total = one["user"] + one["system"]

@@ -6,7 +6,6 @@ this machine, :mod:`autotune.study.cluster` has tasks of a Ray cluster.
 
 from __future__ import annotations
 
-import os
 import queue
 import signal
 import threading
@@ -32,10 +31,6 @@ from autotune.study.worker import Job
 MAX_RESTARTS = MAX_RETRIES + 1
 #: So many lines of its log are shown of a worker that died.
 LAST_LINES = 5
-#: glibc keeps freed memory up to this size. It would hand every activation map back to the system
-#: and fetch it again, zeroed, in the next layer: half of the time of a training on the CPU
-#: (benchmarks/allocator.py).
-KEPT_BYTES = str(4 << 30)
 
 
 class Crew(Protocol):
@@ -255,6 +250,4 @@ def environment_of(count: int) -> dict[str, str]:
         count: CPU threads that it may use.
     """
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    threads = dict.fromkeys(names, str(count))
-    memory = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-    return threads | {name: os.environ.get(name, KEPT_BYTES) for name in memory}
+    return dict.fromkeys(names, str(count))

@@ -34,6 +34,7 @@ from autotune.errors import (
     StudyError,
     WorkerError,
 )
+from autotune.interpreter import keep_freed_memory
 from autotune.search.own import references
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
@@ -105,6 +106,7 @@ def prepare(opened: OpenStudy, workers: int = 1) -> Workbench:
     Raises:
         StudyError: When the images or the weights are not those of the study.
     """
+    keep_freed_memory()
     config = opened.config()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bench = Workbench(
