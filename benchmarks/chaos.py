@@ -238,7 +238,9 @@ class Chaos:
         return True
 
     def _lock(self, seconds: float) -> bool:
-        """Hold SQLite's write lock."""
+        """Hold SQLite's write lock; before there is a database there is none."""
+        if not database_path(self.url).exists():
+            return False
         with closing(sqlite3.connect(database_path(self.url), timeout=60)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             time.sleep(seconds)

@@ -90,7 +90,7 @@ def test_a_busy_machine_is_no_verdict(cpu_s: float, word: str, module: Any) -> N
     assert word in cold
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_both_sides_run_and_are_compared(tmp_path: Path) -> None:
     counts = {"ants": 9, "bees": 9}

@@ -39,7 +39,7 @@ from tests.support.postgres import Server
 from tests.support.publisher import running_publisher
 from tests.support.runs import environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 #: What is not run, and why.
 NOT_RUN = {
@@ -67,6 +67,7 @@ INSTEAD = (
     (r"search\.trials=60$", "search.trials=4"),
     (r"30-per-class", "6-per-class"),
     (r"trials_per_stage=5", "trials_per_stage=1"),
+    (r"(storage copy --from \S+)$", r"\1 --to sqlite:///whole.db"),
     (r"(--study photos) (--files) /shared", r"\1 --to sqlite:///copied.db \2 {root}/shared"),
     (r"/backups/", "{root}/backups/"),
     (r"--wait 3600", "--wait 1"),
@@ -281,7 +282,17 @@ RUN = [
 ]
 
 
-@pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(
+            page,
+            id=str(page.relative_to(ROOT)),
+            marks=pytest.mark.slow if page.name == "README.md" else pytest.mark.long,
+        )
+        for page in RUN
+    ],
+)
 def test_the_commands_of_a_page_run(page: Path, checkout: Checkout) -> None:
     kept, before = dict(checkout.environment), len(checkout.ran)
     wrong = []

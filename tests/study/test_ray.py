@@ -74,7 +74,7 @@ def actors(environment: dict[str, str]) -> str:
     return asked.stdout.strip()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_worker_is_replaced_by_ray_and_the_budget_is_exact(
     tmp_path: Path, shared: dict[str, str]
 ) -> None:
@@ -108,7 +108,7 @@ def test_a_killed_worker_is_replaced_by_ray_and_the_budget_is_exact(
     assert actors(shared) == "DEAD 2.0"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_gives_trials_back_and_a_second_one_kills(
     tmp_path: Path, shared: dict[str, str]
 ) -> None:
@@ -143,7 +143,7 @@ def test_ctrl_c_gives_trials_back_and_a_second_one_kills(
     assert actors(shared) == "DEAD 2.0"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_whose_machine_goes_hands_its_trial_back_and_starts_elsewhere(
     tmp_path: Path, shared: dict[str, str]
 ) -> None:
@@ -160,7 +160,7 @@ def test_a_worker_whose_machine_goes_hands_its_trial_back_and_starts_elsewhere(
     assert sorted(trials[1].intermediate_values) == list(range(1, 41))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_mistake_that_only_a_worker_meets_is_one_message(
     tmp_path: Path, shared: dict[str, str]
 ) -> None:
@@ -180,7 +180,7 @@ def test_a_mistake_that_only_a_worker_meets_is_one_message(
     assert actors(shared) == "DEAD 2.0"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_that_die_at_everything_are_given_up(
     tmp_path: Path, shared: dict[str, str]
 ) -> None:
@@ -200,7 +200,7 @@ def test_workers_that_die_at_everything_are_given_up(
     assert actors(shared) == "DEAD 2.0"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_ray_of_its_own_takes_sqlite_and_leaves_nothing(tmp_path: Path) -> None:
     extra = {**QUIET, "RAY_ADDRESS": "local", "TMPDIR": "/tmp"}
     before = {one.name for one in Path("/tmp").glob("ray-*")}
@@ -215,7 +215,7 @@ def test_a_ray_of_its_own_takes_sqlite_and_leaves_nothing(tmp_path: Path) -> Non
     assert "--gpus-per-worker 1: Ray has no GPU here; --gpus-per-worker 0" in no_gpu.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sqlite_is_refused_on_a_cluster(tmp_path: Path, cluster: dict[str, str]) -> None:
     ended = autotune(*RUN, *RAY, cwd=tmp_path, **cluster)
     assert ended.returncode == 2
