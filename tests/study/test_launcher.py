@@ -243,7 +243,7 @@ def test_device_hours_end_a_study_of_two_workers(tmp_path: Path) -> None:
     assert len(trials) < 60
     assert all(one.state != TrialState.RUNNING for one in trials)
     assert held_hours(trials, 0.0) >= limit
-    for trial in trials:
+    for trial in (one for one in trials if one.state != TrialState.WAITING):
         assert record.held_s(trial, 0.0) == pytest.approx(record.seconds_of(trial), abs=2)
     again = autotune(*arguments, cwd=tmp_path)
     assert "device-hours used); nothing was trained." in again.stdout
