@@ -71,7 +71,7 @@ PATIENCE_S = 90.0
 
 
 def make_study(folder: Path, trials: int) -> OpenStudy:
-    """Make a study: two thirds complete, one third pruned, those of its start in the queue."""
+    """Make a study: two thirds complete, one third pruned; those of its start stay queued."""
     url = f"sqlite:///{folder}/study.db"
     given = {"name": NAME, "storage": url, "training.epochs": EPOCHS, "search.trials": trials}
     config = check(apply_overrides(read_yaml(presets()["digits"]), given), "benchmark")
@@ -82,34 +82,36 @@ def make_study(folder: Path, trials: int) -> OpenStudy:
     references = draw_pictures(opened)
     space = Space.from_json(opened.study.user_attrs[record.SPACE])
     rng = np.random.default_rng(0)
-    queued = len(opened.study.get_trials(deepcopy=False))
-    numbers = range(queued, trials)
+    numbers = range(trials)
     opened.study.add_trials([make_trial(one, space, references, rng) for one in numbers])
     return opened
 
 
 def repeat(opened: OpenStudy, folder: Path, times: int) -> str:
-    """Write a study with all trials several times over, in one transaction; return its URL."""
+    """Write the finished trials of a study several times over, at once; return the new URL.
+
+    The browser asks for all trials from the first unfinished one on, every ten seconds: with one
+    left in the queue it would never be done.
+    """
     with opened.database.engine.connect() as connection:
         once = read_study(connection, NAME)
-    count, highest = len(once.trials), max(row["trial_id"] for row in once.trials) + 1
+    finished = [row for row in once.trials if row["state"].is_finished()]
+    first, highest = finished[0]["number"], finished[-1]["trial_id"] + 1
+    ids = {row["trial_id"] for row in finished}
 
     def moved(row: Row, time: int) -> Row:
         changed = {"trial_id": row["trial_id"] + time * highest}
         if "number" in row:
-            changed["number"] = row["number"] + time * count
+            changed["number"] = row["number"] - first + time * len(finished)
         return {**row, **changed}
 
     parts = {
-        name: [
-            moved(row, time) if "trial_id" in row else row
-            for time in range(times)
-            for row in rows
-            if "trial_id" in row or time == 0
-        ]
+        name: [moved(row, time) for time in range(times) for row in rows if row["trial_id"] in ids]
+        if rows and "trial_id" in rows[0]
+        else rows
         for name, rows in once.parts.items()
     }
-    trials = [moved(row, time) for time in range(times) for row in once.trials]
+    trials = [moved(row, time) for time in range(times) for row in finished]
     url = f"sqlite:///{folder}/study.db"
     storage = open_storage(url, create=True)
     assert isinstance(storage, PatientStorage)
@@ -147,6 +149,8 @@ def make_trial(
     """Make a trial as one of a real study is left behind."""
     drawn = {name: draw(found, rng) for name, found in space.distributions.items()}
     params = space.canonical(drawn)
+    if number == 0:
+        params = space.params(space.baseline()) or params
     plan = space.plan(params)
     pruned = number % 3 == 2
     epochs = int(rng.integers(1, EPOCHS)) if pruned else EPOCHS
@@ -162,6 +166,7 @@ def make_trial(
         distributions=dict(space.distributions),
         user_attrs={
             record.PLAN: plan.to_json(),
+            **({record.ROLE: record.BASELINE} if number == 0 else {}),
             record.CLAIMED: 1.8e9 + 10 * number,
             record.WORKER: f"machine/4711/{number % 8}",
             record.DEVICE: "NVIDIA H200",
@@ -388,12 +393,10 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         urls = {}
-        for name in ("few", "plain", "stored"):
+        made = make_study(Path(folder), arguments.trials // REPEATED)
+        for name, times in (("few", 1), ("plain", REPEATED), ("stored", REPEATED)):
             (Path(folder) / name).mkdir()
-        few = make_study(Path(folder) / "few", arguments.trials // REPEATED)
-        urls["few"] = few.url
-        for name in ("plain", "stored"):
-            urls[name] = repeat(few, Path(folder) / name, REPEATED)
+            urls[name] = repeat(made, Path(folder) / name, times)
         urls["autotune"] = urls["plain"]
         store_notes(open_existing(NAME, urls["stored"]))
         executable = os.environ.get("CHROMIUM", "/usr/bin/chromium")

@@ -15,7 +15,7 @@ from optuna.study import Study
 from optuna.trial import TrialState
 from optuna_dashboard import save_note, wsgi
 
-from autotune.results.annotated import Annotated
+from autotune.results.annotated import annotated
 from autotune.study import record
 from tests.support.connections import connections_closed
 from tests.support.studies import make_study
@@ -24,11 +24,13 @@ from tests.support.studies import make_study
 class Dashboard:
     """optuna-dashboard on a storage, plain or as we serve it."""
 
-    def __init__(self, study: Study, folder: Path, annotated: bool = True) -> None:
+    def __init__(self, study: Study, folder: Path, plain: bool = False) -> None:
         storage = study._storage
-        self.app = wsgi(storage, artifact_store=FileSystemArtifactStore(str(folder)))
-        if annotated:
-            self.app = Annotated(self.app, storage, "sqlite:///study.db")
+        artifacts = FileSystemArtifactStore(str(folder))
+        if plain:
+            self.app = wsgi(storage, artifact_store=artifacts)
+        else:
+            self.app = annotated(storage, artifacts, "sqlite:///study.db")
 
     def ask(self, path: str, query: str = "after=0") -> tuple[str, dict[str, str], bytes]:
         environ: dict[str, Any] = {}
@@ -55,7 +57,7 @@ def study(tmp_path: Path) -> Any:
 def test_notes_and_attributes_are_filled_in_and_the_rest_stays(
     study: Study, tmp_path: Path
 ) -> None:
-    plain = Dashboard(study, tmp_path, annotated=False).study()
+    plain = Dashboard(study, tmp_path, plain=True).study()
     ours = Dashboard(study, tmp_path).study()
     assert ours["note"]["body"].startswith("**no trial is better than ")
     assert all("```text" in one["note"]["body"] for one in ours["trials"])
@@ -100,7 +102,7 @@ def test_a_trial_that_ends_meanwhile_has_a_new_note(study: Study, tmp_path: Path
 def test_other_studies_and_pages_are_as_they_were(study: Study, tmp_path: Path) -> None:
     other = optuna.create_study(storage=study._storage, study_name="other")
     other.enqueue_trial({"x": 1})
-    plain, ours = Dashboard(study, tmp_path, annotated=False), Dashboard(study, tmp_path)
+    plain, ours = Dashboard(study, tmp_path, plain=True), Dashboard(study, tmp_path)
     for path in ("/api/studies/2", "/api/studies/99", "/api/studies", "/dashboard"):
         assert ours.ask(path)[0] == plain.ask(path)[0]
         assert ours.ask(path)[2] == plain.ask(path)[2]
