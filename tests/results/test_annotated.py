@@ -12,10 +12,13 @@ import optuna
 import pytest
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.study import Study
-from optuna.trial import TrialState
+from optuna.trial import Trial, TrialState, create_trial
 from optuna_dashboard import save_note, wsgi
 
 from autotune.results.annotated import annotated
+from autotune.storage.backup import backup, restore
+from autotune.storage.database import open_storage
+from autotune.storage.transfer import copy_studies
 from autotune.study import record
 from tests.support.connections import connections_closed
 from tests.support.studies import make_study
@@ -86,6 +89,32 @@ def test_a_note_that_somebody_has_written_is_shown(study: Study, tmp_path: Path)
     assert shown["note"]["version"] == 2 and shown["note"]["body"].startswith(
         "**no trial is better than "
     )
+
+
+@pytest.mark.parametrize("way", ["copied", "restored"])
+def test_what_somebody_has_written_goes_along(study: Study, tmp_path: Path, way: str) -> None:
+    old, new = (f"sqlite:///{tmp_path}/{name}.db" for name in ("study", "new"))
+    storage = open_storage(new, create=True)
+    optuna.create_study(storage=storage, study_name="other").add_trial(create_trial(value=0.5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save_note(study, "look at trial 3")
+        save_note(Trial(study, study.trials[3]._trial_id), "odd")
+    study._storage.set_study_system_attr(study._study_id, "dashboard:99:note_ver", 1)  # nobody's
+    if way == "copied":
+        copy_studies(old, new)
+    else:
+        backup(old, tmp_path / "backup.db")
+        restore(tmp_path / "backup.db", new)
+    copy = optuna.load_study(storage=storage, study_name=study.study_name)
+    assert copy.trials[3]._trial_id != study.trials[3]._trial_id
+    shown = Dashboard(copy, tmp_path).study(copy._study_id)
+    assert shown["note"] == {"version": 1, "body": "look at trial 3"}
+    bodies = [one["note"]["body"] for one in shown["trials"]]
+    assert [number for number, body in enumerate(bodies) if "```text" not in body] == [3]
+    assert shown["trials"][3]["note"] == {"version": 1, "body": "odd"}
+    kept = storage.get_study_system_attrs(copy._study_id)
+    assert len([key for key in kept if key.startswith("dashboard:")]) == 4
 
 
 def test_a_trial_that_ends_meanwhile_has_a_new_note(study: Study, tmp_path: Path) -> None:
