@@ -50,7 +50,7 @@ class LayerPlan:
 
     def changes(self) -> dict[str, Any]:
         """Return the fields that are not kept."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value != KEEP}
+        return {name: value for name, value in vars(self).items() if value != KEEP}
 
     def in_words(self) -> str:
         """Describe what changes, empty when nothing does.

@@ -14,10 +14,8 @@ from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from optuna_dashboard import wsgi
-
 from autotune.errors import UserError
-from autotune.results.annotated import Annotated
+from autotune.results.annotated import annotated
 from autotune.study.opening import OpenStudy
 
 if TYPE_CHECKING:
@@ -68,7 +66,7 @@ def listen(opened: OpenStudy, port: int, token: str | None = None) -> WSGIServer
     """
     # The storage above Optuna's cache: finished trials are not read again with every look.
     storage = opened.study._storage
-    app = Annotated(wsgi(storage, artifact_store=opened.artifacts), storage, opened.url)
+    app = annotated(storage, opened.artifacts, opened.url)
     try:
         return make_server(HOST, port, _guarded(app, token) if token else app, _Server, _Handler)
     except OSError as error:

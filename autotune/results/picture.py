@@ -5,7 +5,7 @@ The input is at the top and the head at the end, in a terminal and on a page ali
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -53,14 +53,15 @@ def rows(layers: Sequence[Mapping[str, Any]], plan: TrialPlan) -> tuple[LayerRow
     Returns:
         One row for every layer, and one for the head.
     """
-    drawn = [_layer_row(layer, plan) for layer in reversed(layers)]
+    reshaped = plan.reshaped
+    drawn = [_layer_row(layer, plan, reshaped) for layer in reversed(layers)]
     return (*drawn, LayerRow(0, "head", None, "tuned", plan.head.in_words()))
 
 
-def _layer_row(layer: Mapping[str, Any], plan: TrialPlan) -> LayerRow:
+def _layer_row(layer: Mapping[str, Any], plan: TrialPlan, reshaped: Collection[int]) -> LayerRow:
     index = int(layer["index"])
     state: State = "tuned" if index <= plan.depth else "locked"
-    if index in plan.reshaped:
+    if index in reshaped:
         state = "reshaped"
     return LayerRow(
         index=index,

@@ -8,6 +8,7 @@ year twice. Rows are written as they are, in one transaction or not at all.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,9 @@ _STUDIES = _TABLES[models.StudyModel.__tablename__]
 _TRIALS = _TABLES[models.TrialModel.__tablename__]
 _HEARTBEATS = _TABLES[models.TrialHeartbeatModel.__tablename__]
 _ATTRIBUTES = models.StudyUserAttributeModel.__tablename__
+_OF_SYSTEM = _TABLES[models.StudySystemAttributeModel.__tablename__]
+#: What optuna-dashboard keeps of a trial with its study: notes, and files of older versions.
+_OF_TRIAL = re.compile(r"(dashboard:(?:artifacts:)?)(\d+)(:.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -123,9 +127,9 @@ def write_study(engine: sqlalchemy.Engine, study: StudyRows) -> None:
         study_id = connection.scalars(new_study, {"study_name": study.name}).one()
         trial_ids = _write_trials(connection, study_id, study.trials)
         for name, rows in study.parts.items():
-            if rows:
-                table = _TABLES[name]
-                moved = [_moved(table, row, study_id, trial_ids) for row in rows]
+            table = _TABLES[name]
+            kept = _renamed(rows, trial_ids) if table is _OF_SYSTEM else rows
+            if moved := [_moved(table, row, study_id, trial_ids) for row in kept]:
                 connection.execute(sqlalchemy.insert(table), moved)
         running = [
             {"trial_id": trial_ids[row["trial_id"]]}
@@ -145,6 +149,19 @@ def _write_trials(
     insert = sqlalchemy.insert(_TRIALS).returning(_TRIALS.c.trial_id, sort_by_parameter_order=True)
     new = connection.scalars(insert, [_moved(_TRIALS, row, study_id, {}) for row in rows])
     return {row["trial_id"]: trial_id for row, trial_id in zip(rows, new, strict=True)}
+
+
+def _renamed(rows: list[Row], trial_ids: Mapping[int, int]) -> Iterator[Row]:
+    """Yield system attributes of a study, those named by a trial's id under the new one.
+
+    What is named by the id of no trial is left out: it would be another trial's in the copy.
+    """
+    for row in rows:
+        named = _OF_TRIAL.fullmatch(row["key"])
+        if named is None:
+            yield row
+        elif (trial_id := trial_ids.get(int(named[2]))) is not None:
+            yield {**row, "key": f"{named[1]}{trial_id}{named[3]}"}
 
 
 def _moved(table: sqlalchemy.Table, row: Row, study_id: int, trial_ids: Mapping[int, int]) -> Row:

@@ -1,7 +1,8 @@
-"""Takes the pictures of a report that README.md and docs/report.md show.
+"""Takes the pictures that README.md, docs/report.md and docs/dashboard.md show.
 
     make study report
     python docs/scripts/screenshots.py storage/autotune.files/reports/digits.html
+    python docs/scripts/screenshots.py http://127.0.0.1:8080/dashboard/studies/1/trials?numbers=2
 
 Needs playwright and a Chromium (``CHROMIUM``: where it is).
 """
@@ -10,10 +11,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 IMAGES = Path(__file__).parents[1] / "images"
 WIDTH = 1100
@@ -24,6 +27,9 @@ PICTURES = {
 }
 #: The longest picture; a plot of every parameter of a large space would be a long page.
 HEIGHT = 1430
+#: True once the pictures of a trial are there.
+_DRAWN = """() => [...document.images].filter(one => one.src.includes("/artifacts/")
+    && one.naturalWidth).length >= 3"""
 _TOP = """title => [...document.querySelectorAll("h2")]
     .find(one => one.textContent === title).getBoundingClientRect().top + window.scrollY"""
 
@@ -39,11 +45,7 @@ def take(report: Path, folder: Path = IMAGES) -> list[Path]:
         The pictures.
     """
     taken = []
-    with sync_playwright() as driver:
-        executable = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-        browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": WIDTH, "height": 1400})
-        page.goto(report.resolve().as_uri())
+    with opened(report.resolve().as_uri(), 1400) as page:
         page.wait_for_timeout(2000)  # until the plots are drawn
         for name, (first, behind) in PICTURES.items():
             top = page.evaluate(_TOP, first) - 16 if first else 0
@@ -51,13 +53,47 @@ def take(report: Path, folder: Path = IMAGES) -> list[Path]:
             path = folder / f"{name}.png"
             clip = {"x": 0, "y": top, "width": WIDTH, "height": end - top}
             page.screenshot(path=path, full_page=True, clip=clip)
-            # Few colours: a third of the size.
-            Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
-            taken.append(path)
-        browser.close()
+            taken.append(with_few_colours(path))
     return taken
 
 
+def take_trial(address: str, folder: Path = IMAGES) -> list[Path]:
+    """Take the picture of a trial in the dashboard.
+
+    Args:
+        address: The page of a complete trial.
+        folder: Where the picture goes.
+
+    Returns:
+        The picture.
+    """
+    with opened(address, 1530) as page:
+        page.wait_for_function(_DRAWN)
+        page.wait_for_timeout(1000)  # until nothing fades in
+        path = folder / "dashboard-trial.png"
+        page.screenshot(path=path)
+    return [with_few_colours(path)]
+
+
+@contextmanager
+def opened(address: str, height: int) -> Iterator[Page]:
+    """Open a page in a browser of its own."""
+    with sync_playwright() as driver:
+        executable = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+        browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": WIDTH, "height": height})
+        page.goto(address)
+        yield page
+        browser.close()
+
+
+def with_few_colours(path: Path) -> Path:
+    """Make a picture a third of its size."""
+    Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
+    return path
+
+
 if __name__ == "__main__":
-    for picture in take(Path(sys.argv[1])):
+    given = sys.argv[1]
+    for picture in take_trial(given) if given.startswith("http") else take(Path(given)):
         print(picture)

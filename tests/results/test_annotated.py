@@ -12,10 +12,13 @@ import optuna
 import pytest
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.study import Study
-from optuna.trial import TrialState
+from optuna.trial import Trial, TrialState, create_trial
 from optuna_dashboard import save_note, wsgi
 
-from autotune.results.annotated import Annotated
+from autotune.results.annotated import annotated
+from autotune.storage.backup import backup, restore
+from autotune.storage.database import open_storage
+from autotune.storage.transfer import copy_studies
 from autotune.study import record
 from tests.support.connections import connections_closed
 from tests.support.studies import make_study
@@ -24,11 +27,13 @@ from tests.support.studies import make_study
 class Dashboard:
     """optuna-dashboard on a storage, plain or as we serve it."""
 
-    def __init__(self, study: Study, folder: Path, annotated: bool = True) -> None:
+    def __init__(self, study: Study, folder: Path, plain: bool = False) -> None:
         storage = study._storage
-        self.app = wsgi(storage, artifact_store=FileSystemArtifactStore(str(folder)))
-        if annotated:
-            self.app = Annotated(self.app, storage, "sqlite:///study.db")
+        artifacts = FileSystemArtifactStore(str(folder))
+        if plain:
+            self.app = wsgi(storage, artifact_store=artifacts)
+        else:
+            self.app = annotated(storage, artifacts, "sqlite:///study.db")
 
     def ask(self, path: str, query: str = "after=0") -> tuple[str, dict[str, str], bytes]:
         environ: dict[str, Any] = {}
@@ -55,7 +60,7 @@ def study(tmp_path: Path) -> Any:
 def test_notes_and_attributes_are_filled_in_and_the_rest_stays(
     study: Study, tmp_path: Path
 ) -> None:
-    plain = Dashboard(study, tmp_path, annotated=False).study()
+    plain = Dashboard(study, tmp_path, plain=True).study()
     ours = Dashboard(study, tmp_path).study()
     assert ours["note"]["body"].startswith("**no trial is better than ")
     assert all("```text" in one["note"]["body"] for one in ours["trials"])
@@ -86,6 +91,32 @@ def test_a_note_that_somebody_has_written_is_shown(study: Study, tmp_path: Path)
     )
 
 
+@pytest.mark.parametrize("way", ["copied", "restored"])
+def test_what_somebody_has_written_goes_along(study: Study, tmp_path: Path, way: str) -> None:
+    old, new = (f"sqlite:///{tmp_path}/{name}.db" for name in ("study", "new"))
+    storage = open_storage(new, create=True)
+    optuna.create_study(storage=storage, study_name="other").add_trial(create_trial(value=0.5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save_note(study, "look at trial 3")
+        save_note(Trial(study, study.trials[3]._trial_id), "odd")
+    study._storage.set_study_system_attr(study._study_id, "dashboard:99:note_ver", 1)  # nobody's
+    if way == "copied":
+        copy_studies(old, new)
+    else:
+        backup(old, tmp_path / "backup.db")
+        restore(tmp_path / "backup.db", new)
+    copy = optuna.load_study(storage=storage, study_name=study.study_name)
+    assert copy.trials[3]._trial_id != study.trials[3]._trial_id
+    shown = Dashboard(copy, tmp_path).study(copy._study_id)
+    assert shown["note"] == {"version": 1, "body": "look at trial 3"}
+    bodies = [one["note"]["body"] for one in shown["trials"]]
+    assert [number for number, body in enumerate(bodies) if "```text" not in body] == [3]
+    assert shown["trials"][3]["note"] == {"version": 1, "body": "odd"}
+    kept = storage.get_study_system_attrs(copy._study_id)
+    assert len([key for key in kept if key.startswith("dashboard:")]) == 4
+
+
 def test_a_trial_that_ends_meanwhile_has_a_new_note(study: Study, tmp_path: Path) -> None:
     board = Dashboard(study, tmp_path)
     running = next(one for one in study.trials if one.state == TrialState.RUNNING)
@@ -100,7 +131,7 @@ def test_a_trial_that_ends_meanwhile_has_a_new_note(study: Study, tmp_path: Path
 def test_other_studies_and_pages_are_as_they_were(study: Study, tmp_path: Path) -> None:
     other = optuna.create_study(storage=study._storage, study_name="other")
     other.enqueue_trial({"x": 1})
-    plain, ours = Dashboard(study, tmp_path, annotated=False), Dashboard(study, tmp_path)
+    plain, ours = Dashboard(study, tmp_path, plain=True), Dashboard(study, tmp_path)
     for path in ("/api/studies/2", "/api/studies/99", "/api/studies", "/dashboard"):
         assert ours.ask(path)[0] == plain.ask(path)[0]
         assert ours.ask(path)[2] == plain.ask(path)[2]

@@ -213,7 +213,7 @@ def test_a_copy_that_breaks_off_leaves_no_half_study(
     assert [one.name for one in told] == names_in(new) == ["whole"]
     assert {path.name for path in target.rglob("*") if path.is_file()} == {
         *("whole-artifact", "1.pt", "plan.json", "worker-0.log", "best.safetensors"),
-        "whole.html",
+        *(f"whole.{form}" for form in REPORT_FORMS),
     }
     with open_storage(new).engine.connect() as connection:
         for table in ("trials", "trial_params", "study_user_attributes"):
@@ -365,7 +365,7 @@ def test_another_folder_can_be_chosen(new_url: NewUrl, tmp_path: Path) -> None:
     fill_files(old, "rich", tmp_path / "shared")
     (copied,) = copy(old, new, files=str(tmp_path / "other"))
     assert folder_of(new) == str(tmp_path / "other")
-    assert copied.files.count == 6
+    assert copied.files.count == 5 + len(REPORT_FORMS)
     assert (tmp_path / "other/artifacts/rich-artifact").exists()
 
 
@@ -375,7 +375,7 @@ def test_files_of_a_database_that_was_moved_with_them(new_url: NewUrl, tmp_path:
     files = fill_files(old, "rich")
     files.root.parent.rename(tmp_path / "moved")
     (copied,) = copy(f"sqlite:///{tmp_path}/moved/study.db", new)
-    assert (copied.files.count, copied.files.folder) == (6, Files.of(new).root)
+    assert (copied.files.count, copied.files.folder) == (5 + len(REPORT_FORMS), Files.of(new).root)
 
 
 def test_files_in_the_way_are_not_overwritten(new_url: NewUrl) -> None:

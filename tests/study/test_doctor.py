@@ -13,6 +13,7 @@ import optuna
 import pytest
 from optuna.artifacts import upload_artifact
 from optuna.trial import Trial, TrialState
+from optuna_dashboard import save_note
 
 from autotune.storage.lock import study_lock
 from autotune.study import finding, record, surroundings
@@ -331,6 +332,16 @@ def test_what_the_dashboard_has_deleted_is_not_missing(local: OpenStudy, tmp_pat
     path.unlink()
     finish(local, trial.number)
     assert kinds(local) == []
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_what_somebody_has_written_in_the_dashboard_is_right(local: OpenStudy) -> None:
+    save_note(local.study, "look at trial 0")
+    save_note(Trial(local.study, local.study.trials[0]._trial_id), "long " * 1000)
+    before = local.storage.get_study_system_attrs(local.study._study_id)
+    assert kinds(local) == []
+    assert repair(fresh(local), findings(local)) == []
+    assert local.storage.get_study_system_attrs(local.study._study_id) == before
 
 
 def test_a_folder_that_is_on_other_machines_alone(postgres_url: str, tmp_path: Path) -> None:

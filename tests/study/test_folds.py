@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
+from PIL import Image
 from safetensors.torch import load_file
 
 from autotune.data.shelf import Shelf
@@ -24,7 +26,7 @@ from autotune.study.preparing import prepare_trial
 from autotune.study.worker import prepare, work
 from autotune.training.folds import Folds
 from autotune.training.metrics import Metrics
-from tests.study.test_worker import job, run
+from tests.study.test_worker import job, picture, run
 from tests.support.page import Parsed
 from tests.support.small import defined, open_small, small_config
 
@@ -57,6 +59,8 @@ def test_a_study_in_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         )
         assert attributes[record.EPOCHS] == 2
         assert set(attributes[record.DEVIATIONS]) == set(attributes[record.METRICS])
+        with Image.open(BytesIO(picture(opened, "worst_images.jpg", trial.number))) as sheet:
+            assert (sheet.format, sheet.size) == ("JPEG", (656, 820))
     # Every image is judged once.
     assert [matrix.sum() for matrix in drawn] == [dataset["validation"]] * 3
     # Whatever was cut: two views in training, one in validation, of all images at once.

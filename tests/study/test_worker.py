@@ -70,6 +70,15 @@ def run(opened: OpenStudy, stop: threading.Event | None = None) -> list[dict[str
     return events
 
 
+def picture(opened: OpenStudy, name: str, number: int = 0) -> bytes:
+    """Read the file of that name which goes with a trial."""
+    trial = opened.study.get_trials()[number]
+    (found,) = [
+        one for one in get_all_artifact_meta(trial, storage=opened.storage) if one.filename == name
+    ]
+    return (opened.files.artifacts / found.artifact_id).read_bytes()
+
+
 def test_a_study_from_start_to_end(tmp_path: Path) -> None:
     opened = open_small(tmp_path)
     events = run(opened)
@@ -134,17 +143,20 @@ def test_equal_plans_have_equal_values(tmp_path: Path) -> None:
 
 
 def test_images_that_there_is_no_room_for_give_the_same_values(tmp_path: Path) -> None:
-    plenty = open_small(tmp_path / "plenty", cache__features="off")
+    plenty = open_small(tmp_path / "plenty", cache__features="off", search__trials=1)
     little = {"disk_gb": 5e-5, "memory_gb": 0, "features": "off"}
-    values = []
-    for opened in (plenty, open_small(tmp_path / "little", cache=little)):
-        bench = prepare(opened)
-        plan = bench.space.baseline(bench.config.baseline)
-        training = prepare_training(plan, bench)
-        values.append([one.metrics.to_json() for one in training.run() if one.metrics])
+    values, pictures = [], []
+    for opened in (plenty, open_small(tmp_path / "little", cache=little, search__trials=1)):
+        run(opened)
+        (trial,) = opened.study.trials
+        values.append((trial.intermediate_values, trial.user_attrs[record.METRICS]))
+        pictures.append(picture(opened, "worst_images.jpg"))
     assert values[0] == values[1]
-    assert not isinstance(bench.materials.of(plan.backbone).task.store.images, np.ndarray)
-    assert bench.materials.of(plan.backbone).kept_bytes == 0
+    assert pictures[0] == pictures[1]
+    bench = prepare(opened)
+    material = bench.materials.of(bench.space.backbone)
+    assert not isinstance(material.task.store.images, np.ndarray)
+    assert material.kept_bytes == 0
 
 
 def test_the_test_part_is_not_decoded(tmp_path: Path) -> None:
