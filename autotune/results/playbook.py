@@ -469,7 +469,8 @@ def _is_it_more_than_noise(seen: _Seen) -> Answer | None:
         if verdict.beats:
             return Answer(question, f"Yes: {said}", "fine")
         advice = "More seeds (autotune confirm) make the interval shorter, or keep the baseline."
-        return Answer(question, f"Not shown: {said}", "act", advice)
+        # Not ``act``: the verdict is on top already.
+        return Answer(question, f"Not shown: {said}", "look", advice)
     best, baseline = seen.best, seen.baseline
     if best is None or baseline is None or best is baseline or not seen.noise[0]:
         return None
@@ -494,7 +495,8 @@ def _is_it_more_than_choosing(seen: _Seen) -> Answer | None:
         said = (
             f"over {verdict.seeds} seeds the mean of trial {verdict.trial} is "
             f"{seen.show(abs(verdict.shrank))} {worse} than its value in the search, and "
-            f"{seen.show(verdict.gain)} better than the baseline"
+            f"{seen.show(abs(verdict.gain))} {'better' if verdict.gain >= 0 else 'worse'} than the "
+            "baseline"
         )
         if verdict.beats:
             return Answer(question, f"Yes, as measured: {said}.", "fine")

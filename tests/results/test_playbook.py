@@ -291,7 +291,7 @@ def test_what_was_confirmed_counts_more_than_what_is_estimated(low: float) -> No
         add(study, value)
     found = Verdict(3, 0.88, 0.8, 0.08, low, 0.15, 0.02, 5, (3, 2))
     study.set_user_attr(record.CONFIRMED, found.to_json())
-    assert answered(study, NOISE)[0] == ("fine" if low > 0 else "act")
+    assert answered(study, NOISE)[0] == ("fine" if low > 0 else "look")
     mark, said = answered(study, LUCK)
     assert mark == ("fine" if low > 0 else "look")
     assert "over 5 seeds the mean of trial 3 is 2.00 points worse than its value" in said
