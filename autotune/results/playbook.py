@@ -495,8 +495,8 @@ def _is_it_more_than_choosing(seen: _Seen) -> Answer | None:
         said = (
             f"over {verdict.seeds} seeds the mean of trial {verdict.trial} is "
             f"{seen.show(abs(verdict.shrank))} {worse} than its value in the search, and "
-            f"{seen.show(abs(verdict.gain))} {'better' if verdict.gain >= 0 else 'worse'} than the "
-            "baseline"
+            f"{seen.show(abs(verdict.gain))} {'better' if verdict.gain >= 0 else 'worse'} "
+            "than the baseline"
         )
         if verdict.beats:
             return Answer(question, f"Yes, as measured: {said}.", "fine")
