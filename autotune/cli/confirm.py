@@ -69,7 +69,9 @@ def confirm(
     from autotune.study import record
 
     several = record.has_several(opened.study.user_attrs)
-    shown.print(_table(found, opened.name, objective, several))
+    shown.print(_table(found, opened.name, objective))
+    for one in (found.baseline, *found.plans):  # their plans would not fit beside the numbers
+        shown.print(Text(f"{_who(one.trial)}: {one.plan.in_words(several)}"))
     for one in found.plans:
         if one.failed:
             shown.print(Text(f"{_who(one.trial)} has no mean: {one.failed}"))
@@ -98,15 +100,13 @@ def end_in_words(step: Step, objective: Objective) -> str:
     return f"{step.done} of {step.total}: {_who(step.trial)}, seed {step.seed}: {said}"
 
 
-def _table(found: Confirmation, name: str, objective: Objective, several: bool) -> Table:
+def _table(found: Confirmation, name: str, objective: Objective) -> Table:
     seeds = f"seeds {found.seeds[0]} to {found.seeds[-1]}"
     title = f"study {name}, {objective.words}, {seeds}, 95 % intervals"
-    # No box: 80 columns hold the numbers and some of the plan.
-    table = Table(title=title, title_justify="left", box=None)
+    table = Table(title=title, title_justify="left", box=None)  # 80 columns hold the numbers
     points = " (points)" if objective.is_share else ""
     for title in ("rank", "trial", "search", "mean", f"gain{points}", "shrank"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("plan")
     ranked = [("", found.baseline), *((str(i), one) for i, one in enumerate(found.plans, 1))]
     for rank, one in ranked:
         table.add_row(
@@ -116,7 +116,6 @@ def _table(found: Confirmation, name: str, objective: Objective, several: bool) 
             _mean(one, objective),
             _gain(one.gain, objective),
             _shrank(one, objective),
-            Text(one.plan.in_words(several)),
         )
     return table
 
