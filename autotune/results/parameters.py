@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from html import escape
+from itertools import islice
 from typing import Any
 
 import optuna
@@ -36,9 +37,15 @@ from autotune.search import ranking
 from autotune.search.space import Space
 from autotune.study import record
 
+#: In so many complete trials a parameter had an effect whose importance is shown.
+EFFECTIVE = 5
+
 
 def importances(study: Study) -> dict[str, float]:
     """Measure how much each parameter matters (PED-ANOVA, Optuna's default).
+
+    A parameter that had an effect in hardly any complete trial is left out: it would be as
+    important as the one that gives it an effect, such as the number of hidden layers.
 
     Args:
         study: The study; it needs two complete trials that differ in value and in a parameter.
@@ -60,7 +67,17 @@ def importances(study: Study) -> dict[str, float]:
         found = optuna.importance.get_param_importances(study, target=_metric_to_minimise(study))
     if not found or len(set(found.values())) < 2 <= len(found):
         return {}  # Optuna's way of saying that it could not tell
-    return dict(found)
+    space, drawn = space_of(study), [one for one in complete if one.params]
+    known = {name: value for name, value in found.items() if _has_effect(space, drawn, name)}
+    total = sum(known.values())
+    return {name: value / total for name, value in known.items()} if total else {}
+
+
+def _has_effect(space: Space | None, trials: Sequence[FrozenTrial], name: str) -> bool:
+    """Tell whether a parameter had an effect in enough trials, in all where they are few."""
+    enough = min(EFFECTIVE, len(trials))
+    effective = (one for one in trials if has_meaning(space, one, name))
+    return sum(1 for _ in islice(effective, enough)) == enough
 
 
 def importances_figure(study: Study) -> go.Figure | None:

@@ -33,6 +33,21 @@ def test_importances_name_every_parameter(study: Study) -> None:
     assert sum(bars.x) == pytest.approx(1.0)
 
 
+def test_importances_leave_out_what_had_hardly_an_effect() -> None:
+    study = make_study(trials=14)
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    space = parameters.space_of(study)
+
+    def effective(name: str) -> int:
+        return sum(parameters.has_meaning(space, one, name) for one in complete)
+
+    names = parameters.parameter_names(study)
+    shown = parameters.importances(study)
+    assert set(shown) == {name for name in names if effective(name) >= parameters.EFFECTIVE}
+    assert set(shown) < set(names)
+    assert sum(shown.values()) == pytest.approx(1)
+
+
 def test_slices(study: Study) -> None:
     best = best_of(study)
     found = traces(parameters.slice_figure(study, "training.lr"))
