@@ -34,7 +34,7 @@ def test_importances_name_every_parameter(study: Study) -> None:
 
 
 def test_importances_leave_out_what_had_hardly_an_effect() -> None:
-    study = make_study(trials=14)
+    study = make_study(trials=8)
     complete = study.get_trials(states=(TrialState.COMPLETE,))
     space = parameters.space_of(study)
 
