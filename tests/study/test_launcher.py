@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,6 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.errors import UserError
+from autotune.storage.database import GRACE_PERIOD_S
 from autotune.study import pool, record
 from autotune.study.budget import held_hours, since_best
 from autotune.study.launcher import count_places, resolve_gpus, run_study
@@ -433,7 +435,8 @@ def test_a_full_disk_of_the_database_ends_the_run_and_the_next_one_goes_on(tmp_p
         assert "Traceback" not in said and "died" not in said
         assert said.splitlines()[-1].startswith("error: no space left on the disk of the storage")
         (disk / "filler").unlink()
-        process = start(*arguments, "training.epochs=400", cwd=tmp_path)
+        time.sleep(GRACE_PERIOD_S)  # nobody could write down that the trial was given back
+        process = start(*arguments, cwd=tmp_path)
         wait_for(lambda: any(record.retries(one) for one in trials()), timeout=180)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
