@@ -159,7 +159,9 @@ def test_slow_convolutions_stay_in_single_precision() -> None:
     assert dtypes_of(copied, images, BF16) == found
 
 
-@pytest.mark.parametrize("autocast", [Autocast(CPU, None), Autocast(torch.device("cuda"), None)])
+@pytest.mark.parametrize(
+    "autocast", [Autocast(CPU, None), Autocast(torch.device("cuda", 0), None)]
+)
 def test_nothing_is_spared_without_half_precision_on_the_cpu(autocast: Autocast) -> None:
     network = convolutions()
     spare(network, autocast)
