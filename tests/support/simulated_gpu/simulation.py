@@ -217,6 +217,8 @@ def install(gpu: SimulatedGpu, undo: ExitStack) -> None:
     )
     # A parameter that moves is another Python object.
     torch.__future__.set_overwrite_module_params_on_conversion(True)
+    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
+        undo.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
     undo.enter_context(DeviceOperations())
     undo.enter_context(DeviceFunctions())
     default = Stream.__new__(Stream)
@@ -266,6 +268,11 @@ def _replacements(gpu: SimulatedGpu) -> list[tuple[Any, str, Any]]:
         (torch.cuda, "current_stream", streams.current_stream),
         (torch.cuda, "default_stream", streams.default_stream),
         (torch.cuda.graphs.graph, "default_capture_stream", None),
+        (
+            torch.cuda.graphs,
+            "_cuda_isCurrentStreamCapturing",
+            below["_cuda_isCurrentStreamCapturing"],
+        ),
         (torch.accelerator, "current_accelerator", lambda check_available=False: DEVICE),
         (torch.accelerator, "current_stream", streams.current_stream),
         (torch, "Generator", _generator()),

@@ -188,7 +188,7 @@ class CUDAGraph:
         self._gpu = gpu
         self._operations: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
 
-    def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
+    def capture_begin(self, pool: Any = None, **options: Any) -> None:
         """Begin to record."""
         if self._gpu.recording is not None:
             raise torch.AcceleratorError(_CAPTURING)
