@@ -48,6 +48,9 @@ _OUT_OF_MEMORY = (
     "CUDA driver error: out of memory",
     "CUDA ran out of memory",
     "STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED",
+    # cuDNN has no room for the workspace of any of its kernels.
+    "unable to find an engine to execute this computation",
 )
 #: The same of the machine's memory.
 _OUT_OF_HOST_MEMORY = ("DefaultCPUAllocator: can't allocate memory",)
