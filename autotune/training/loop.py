@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from autotune.config import TrainingConfig
@@ -24,6 +23,7 @@ from autotune.errors import DivergedError, InterruptedTrial
 from autotune.models.network import Network
 from autotune.models.split import Split
 from autotune.plan import TrainingPolicy
+from autotune.training.average import WeightAverage
 from autotune.training.batches import Batches, Inputs, in_channels_last, in_parts
 from autotune.training.checkpoint import load_checkpoint, save_checkpoint
 from autotune.training.metrics import Metrics, measure
@@ -149,7 +149,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.autocast.dtype is torch.float16
         )
-        self.ema = ModelEmaV3(network, decay=config.ema, use_warmup=True) if config.ema else None
+        self.ema = WeightAverage(network, config.ema) if config.ema else None
         self.epoch = 0
         # Of the last validate(): logits (N, classes) and scores.
         self.validation_logits: Tensor | None = None
@@ -210,7 +210,7 @@ class Training:
             )
             measure_norms(self.network, images)
         if self.ema is not None:
-            self.ema.set(self.network)  # type: ignore[no-untyped-call]
+            self.ema.set()
 
     def _train_epoch(self) -> float:
         torch.manual_seed(_mix(self.seed, self.epoch))
@@ -260,8 +260,7 @@ class Training:
         if self.ema is not None:
             # Counted from the unlocking: the average of the tuned layers must not be held back by
             # the steps in which they could not move.
-            step = self.phases.steps_of_phase(self.schedule.last_epoch)
-            self.ema.update(self.network, step=step)
+            self.ema.update(self.phases.steps_of_phase(self.schedule.last_epoch))
 
     @property
     def result(self) -> Network:
