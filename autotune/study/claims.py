@@ -29,9 +29,15 @@ from autotune.search.dimensions import suggest
 from autotune.search.greedy import STAGE
 from autotune.search.samplers import CanonicalSampler
 from autotune.search.space import Space
-from autotune.storage.database import HEARTBEAT_INTERVAL_S, StudyStorage, experimental
+from autotune.storage.database import HEARTBEAT_INTERVAL_S, experimental
 from autotune.storage.lock import study_lock
-from autotune.storage.patience import LockLostError, is_transient, patient, was_away
+from autotune.storage.patience import (
+    LockLostError,
+    PatientStorage,
+    is_transient,
+    patient,
+    was_away,
+)
 from autotune.study import record
 from autotune.study.budget import EXHAUSTED, Budget, Ending, could_start, ending, queue_of
 
@@ -86,7 +92,7 @@ class Claims:
     """
 
     study: Study
-    storage: StudyStorage
+    storage: PatientStorage
     url: str
     space: Space
 
