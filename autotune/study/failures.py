@@ -15,6 +15,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from autotune.errors import (
+    CacheError,
     CrowdedError,
     InterruptedTrial,
     TrialError,
@@ -103,7 +104,7 @@ def kind_of(error: BaseException, device: torch.device) -> Kind:
         return Kind.USER
     if isinstance(error, TrialError):
         return Kind.OWN
-    if isinstance(error, CrowdedError):
+    if isinstance(error, CrowdedError | CacheError):
         return Kind.TRANSIENT
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     if is_transient(error) or isinstance(cause, OperationalError | InterfaceError):

@@ -27,10 +27,12 @@ from autotune.search import ranking
 from autotune.search.view import DEVICE_MEMORY
 from autotune.storage.artifacts import add_artifact
 from autotune.study import limits, memory, record
+from autotune.study.identity import checkpoint_of
 from autotune.study.material import Material
 from autotune.study.pictures import draw_confusion, draw_curve, draw_worst, worst
 from autotune.study.preparing import Workbench, prepare_trial
 from autotune.study.tally import Tally
+from autotune.training.checkpoint import Checkpoint
 from autotune.training.expense import measure_costs
 from autotune.training.folds import Folds, parts_of
 from autotune.training.loop import Training
@@ -153,7 +155,7 @@ def _run(
     frozen = bench.opened.study.get_trials(deepcopy=False)[trial.number]
     earlier_s = float(frozen.user_attrs.get(record.SECONDS, 0.0))
     before = bench.tally.copy()
-    checkpoint = bench.opened.files.checkpoint(bench.opened.name, record.first_attempt(frozen))
+    checkpoint = checkpoint_of(bench.opened, bench.config, frozen)
     plan = record.plan_of(frozen)
     assert plan is not None, "a claimed trial has its plan"
     words = plan.in_words(named=len(bench.space.backbones) > 1)
@@ -199,7 +201,7 @@ def _run(
         next((costs[name] for name in bench.config.directions if name in costs), None),
     )
     store_artifacts(trial, bench, bench.materials.of(plan.backbone), training, outcome)
-    checkpoint.unlink(missing_ok=True)
+    checkpoint.path.unlink(missing_ok=True)
     return outcome
 
 
@@ -248,7 +250,11 @@ def is_refused(trial: Trial, costs: Mapping[str, float], config: StudyConfig) ->
 
 
 def _train(
-    trial: Trial, training: Training | Folds, checkpoint: Path, reported: set[int], emit: Listener
+    trial: Trial,
+    training: Training | Folds,
+    checkpoint: Checkpoint,
+    reported: set[int],
+    emit: Listener,
 ) -> bool:
     """Train epoch by epoch; return whether the pruner ended it."""
     config = training.config
