@@ -230,3 +230,41 @@ def test_bytes_of_one_image() -> None:
     found = cut("test_resnet", 0)
     (shape,) = found.shapes
     assert kept_bytes(found) == 2 * Tensor(*shape).numel()
+
+
+def test_epochs_that_are_kept_in_memory_stay_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Views come in turn: each would be given up just before it is shown again."""
+    found = plan("test_resnet", 0, lr=0.01)
+    everything = course(on_features(found, tmp_path, views=3, epochs=6))
+    run = on_features(found, tmp_path, views=3, epochs=6)
+    assert isinstance(run.train, Features)
+    size = kept_bytes(run.train._split) * len(run.train) * 2  # float32 in memory
+    monkeypatch.setattr(features_module, "_CPU_BYTES", int(1.2 * size))
+    opened: list[bytes] = []
+    open_entry = FeatureCache.open
+
+    def count(cache: FeatureCache, parts: Split, views: Any, *which: Tensor) -> Any:
+        if views is run.images:
+            opened.append(which[1].numpy().tobytes())
+        return open_entry(cache, parts, views, *which)
+
+    monkeypatch.setattr(FeatureCache, "open", count)
+    assert course(run) == everything
+    # The first of three sets of views stays; the two others are read from disk every time.
+    assert [opened.count(one) for one in dict.fromkeys(opened)] == [1, 2, 2]
+
+
+def test_features_of_some_images_are_not_kept_in_memory(tmp_path: Path) -> None:
+    """As for norm statistics: they are asked for once, and would keep others out."""
+    run = on_features(plan("test_resnet", 0), tmp_path)
+    assert isinstance(run.train, Features)
+    planned = run.train.plan_views(None)
+    order = torch.tensor([3, 1, 2, 30])
+    (((few,), labels),) = run.train.batches(order, planned, 8)
+    assert not run.train._resident
+    ((whole,), _) = next(run.train.batches(torch.arange(44), planned, 44))
+    assert torch.equal(few, whole[order])
+    assert torch.equal(labels, run.train.labels[order])
+    assert len(run.train._resident) == 1
