@@ -31,6 +31,7 @@ from autotune.training.mixing import make_mixing
 from autotune.training.norms import measure_norms, sample
 from autotune.training.optimizer import make_optimizer, make_schedule
 from autotune.training.phases import Phases
+from autotune.training.placement import give_back, place
 from autotune.training.precision import Autocast, spare
 from autotune.training.sampling import epoch_order
 
@@ -123,10 +124,6 @@ class Training:
         self.network = network
         self.policy = policy
         self.config = config
-        #: The training images themselves, also where features take their place.
-        self.images = train
-        self.train = train
-        self.validation = validation
         #: Why the backbone cannot be split, where it cannot.
         self.whole = ""
         self.normalise = normalise
@@ -135,6 +132,15 @@ class Training:
         self.loader_workers = loader_workers
         self.part = config.batch_size if part is None else part
         self.device = next(network.parameters()).device
+        # What did not fit as a whole batch leaves no memory for images that stay on the device.
+        stays = self.part >= config.batch_size
+        for one in (train, validation):
+            if one is not None and not stays:
+                give_back(one)
+        #: The training images themselves, also where features take their place.
+        self.images = place(train, self.device, stays)
+        self.train = self.images
+        self.validation = None if validation is None else place(validation, self.device, stays)
         self.autocast = Autocast.of(config.amp, self.device) if autocast is None else autocast
         spare(network, self.autocast)
         self.loss = nn.CrossEntropyLoss(label_smoothing=policy.label_smoothing)
@@ -325,7 +331,8 @@ class Training:
         network = self.result.eval()
         order = torch.arange(len(views))
         outputs = []
-        for images, _ in views.batches(
+        there = place(views, self.device, stays=False)
+        for images, _ in there.batches(
             order, views.plan_views(None), self._judged_at_a_time, self.loader_workers
         ):
             if self.stopped():
