@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from autotune.models.split import Split
 from autotune.plan import TrainingPolicy
 from autotune.training.average import WeightAverage
 from autotune.training.batches import Batches, Inputs, in_channels_last, in_parts
-from autotune.training.checkpoint import load_checkpoint, save_checkpoint
+from autotune.training.checkpoint import Checkpoint
 from autotune.training.metrics import Metrics, measure
 from autotune.training.mixing import make_mixing
 from autotune.training.norms import measure_norms, sample
@@ -185,18 +184,18 @@ class Training:
         """Bring what a batch holds to what the network takes: features are that already."""
         return batch if isinstance(batch, tuple) else self.normalise(batch)
 
-    def run(self, checkpoint: Path | None = None) -> Iterator[EpochResult]:
+    def run(self, checkpoint: Checkpoint | None = None) -> Iterator[EpochResult]:
         """Train to the last epoch, yielding after each; resume where a checkpoint ends.
 
         Args:
-            checkpoint: File that holds the state after the last finished epoch.
+            checkpoint: Where the state after the last finished epoch is kept.
 
         Raises:
             DivergedError: When the loss or the validation logits are not finite.
             InterruptedTrial: When a stop was asked for; the checkpoint keeps what was done.
         """
         if checkpoint is not None:
-            state = load_checkpoint(checkpoint)
+            state = checkpoint.load(self.state())
             if state is not None:
                 self.load_state(state)
         if self.epoch == 0:
@@ -210,7 +209,7 @@ class Training:
             # After the caller has taken the result in: a crash between the two repeats the
             # epoch, where the other order would lose its result.
             if checkpoint is not None:
-                save_checkpoint(checkpoint, self.state())
+                checkpoint.save(self.state(), self.epoch)
 
     def measure_norms(self) -> None:
         """Measure the norm statistics that the plan has made stale, on training images."""

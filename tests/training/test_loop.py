@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from autotune.errors import DivergedError, InterruptedTrial
 from autotune.models.network import build_network
+from autotune.training.checkpoint import Checkpoint
 from autotune.training.loop import Normalise, Training, batch_count, part_count
 from autotune.training.metrics import measure
 from tests.support.backbones import (
@@ -209,7 +210,7 @@ def test_the_learning_rate_ends_at_zero() -> None:
 def test_a_loss_that_is_no_number(tmp_path: Path) -> None:
     run = training(plan("test_resnet", 5, optimizer="sgd", lr=1e20), clip_norm=None, warmup=0.0)
     with pytest.raises(DivergedError, match=r"the loss is (nan|inf) in epoch 1"):
-        list(run.run(tmp_path / "0.pt"))
+        list(run.run(Checkpoint(tmp_path / "0.pt")))
     assert not (tmp_path / "0.pt").exists()
 
 
@@ -282,7 +283,7 @@ def test_it_learns(tmp_path: Path) -> None:
     found = plan("test_resnet", 5, lr=0.01)
     run = training(found, count=100, epochs=25, views=1, batch_size=20)
     run.validation = views
-    losses = [one.loss for one in run.run(tmp_path / "0.pt")]
+    losses = [one.loss for one in run.run(Checkpoint(tmp_path / "0.pt"))]
     assert losses[0] > 2.0 > 0.5 > losses[-1]
     assert run.metrics is not None
     assert run.metrics.accuracy > 0.95
