@@ -29,7 +29,8 @@ from autotune.data.views import Views, chunks
 from autotune.errors import DiskFullError
 from autotune.models.split import Prefix, Split
 from autotune.threads import cores, one_thread
-from autotune.training.batches import in_channels_last
+from autotune.training.batches import Inputs, in_channels_last
+from autotune.training.halving import Halving
 from autotune.training.loop import Normalise
 from autotune.training.precision import Autocast, describe_compute
 from autotune.training.transfer import Layout, copy_in_chunks, read_ahead, to_stay, upload
@@ -39,7 +40,9 @@ logger = logging.getLogger(__name__)
 #: Raised whenever the same features would be computed otherwise.
 _FORMAT = 1
 #: Images that go through the prefix at a time: always the same, because a convolution rounds
-#: differently in another batch.
+#: differently in another batch. Only where the memory of a GPU gives out there are fewer. The
+#: features are those of the whole batch then, to the precision in which they are computed and
+#: kept, as they are on another GPU.
 _BATCH = 32
 #: Memory that a set of images takes on the CPU for features: what heads of small data sets read.
 _CPU_BYTES = 32 << 20
@@ -163,12 +166,14 @@ class FeatureCache:
         share well, and what is computed does not depend on how many threads there are.
         """
 
-        def work(block: Block) -> Block:
+        def work(block: Inputs) -> Block:
             with self.autocast():
-                return prefix(*(self.prepare(one) for one in block))
+                return prefix(*map(self.prepare, block))
 
         if self.autocast.device.type != "cpu":
-            yield from map(work, blocks)
+            halving = Halving("features")
+            for block in blocks:
+                yield from halving.run(work, block)
             return
         with one_thread(), ThreadPoolExecutor(cores(), initializer=_be_one_thread) as pool:
             yield from _ahead(pool, work, blocks)
@@ -232,6 +237,7 @@ class Features:
         self._views = views
         self._online = online
         self._together = together
+        self._halving = Halving("features")
         self._resident: dict[bytes, list[Tensor]] = {}
 
     def __len__(self) -> int:
@@ -267,9 +273,15 @@ class Features:
                 return
         prefix = self._split.prefix()
         assert prefix is not None, "the images suffice"
+
+        def work(images: Inputs) -> Block:
+            assert isinstance(images, Tensor), "nothing was computed of them before"
+            return prefix(self._cache.prepare(images))
+
         for images, labels in self._views.batches(order, views, batch_size, num_workers):
             with self._cache.autocast():
-                yield prefix(self._cache.prepare(images)), self._there(labels)
+                block = _joined(self._halving.run(work, images))
+                yield block, self._there(labels)
 
     def _open(
         self, positions: Tensor, numbers: Tensor, whole: bool
@@ -349,6 +361,13 @@ class Features:
 def _layouts(arrays: Sequence[np.ndarray]) -> list[Layout]:
     """Say what a row of each array is."""
     return [(one.shape[1:], torch.from_numpy(one[:0].copy()).dtype) for one in arrays]
+
+
+def _joined(parts: list[Block]) -> Block:
+    """Put the features of the parts of a batch together."""
+    if len(parts) == 1:
+        return parts[0]
+    return tuple(torch.cat(one) for one in zip(*parts, strict=True))
 
 
 def kept_bytes(split: Split) -> int:

@@ -18,7 +18,9 @@ from autotune.training.batches import in_parts
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.features import FeatureCache, Features, kept_bytes
 from autotune.training.loop import Training
+from autotune.training.precision import Autocast
 from tests.support.backbones import (
+    CPU,
     SMALL,
     backbone,
     images,
@@ -269,3 +271,27 @@ def test_features_of_some_images_are_not_kept_in_memory(tmp_path: Path) -> None:
     assert torch.equal(few, whole[order])
     assert torch.equal(labels, run.train.labels[order])
     assert len(run.train._resident) == 1
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(("amp", "rounding"), [("off", 2.0**-11), ("bf16", 2.0**-8)])
+def test_features_of_smaller_parts_are_the_same_to_half_precision(
+    name: str, amp: str, rounding: float
+) -> None:
+    """So those of a block that did not fit into memory may lie beside others.
+
+    They differ by less than one rounding of what they are computed in (bf16 has 8 bits) or kept
+    in (fp16 has 11).
+    """
+    autocast = Autocast.of(amp, CPU)
+    net = network(name, 1)
+    with autocast():
+        prefix = split(net, images(name, 2)).prefix()
+        assert prefix is not None
+        shown = images(name, 32)
+        whole = prefix(shown)
+        for size in (16, 7, 1):
+            parts = [prefix(one) for one in torch.split(shown, size)]
+            for one, *some in zip(whole, *parts, strict=True):
+                off = (torch.cat(some).float() - one.float()).norm() / one.float().norm()
+                assert float(off) < rounding
