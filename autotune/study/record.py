@@ -17,9 +17,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from autotune.data.survey import remarks
 from autotune.plan import TrialPlan
 from autotune.search import greedy, ranking, view
-from autotune.storage import layout
+from autotune.storage import layout, quick
 
 # Of a study
+UUID = quick.UUID  # str: drawn when it is made; a study made anew under its name has another
 DEFINITION = "definition"  # dict: what StudyConfig.definition() returned
 BUDGET = "budget"  # dict: Budget.to_json() of the last run
 CACHE = "cache"  # dict: CacheConfig of the last run
@@ -271,8 +272,13 @@ def ended_at(trial: FrozenTrial) -> float:
     """
     attributes = trial.user_attrs
     if CLAIMED in attributes and HELD in attributes:
-        return float(attributes[CLAIMED]) + float(attributes[HELD])
+        return last_sign(trial)
     return trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0
+
+
+def last_sign(trial: FrozenTrial) -> float:
+    """Return when the worker of a trial last gave a sign of life, in seconds of the Unix epoch."""
+    return started_at(trial) + float(trial.user_attrs.get(HELD, 0.0))
 
 
 def epochs_of(trial: FrozenTrial) -> int:
