@@ -97,12 +97,15 @@ def goals(runs: dict[str, list[Line]]) -> list[Goal]:
 
 
 def _tail_goal(tails: Sequence[Line]) -> Goal:
-    title = f"a tail on resident features: at least {TAIL_GOAL:g} of one resident batch"
-    found = [one for one in tails if one["way"] == "resident" and one["given"] != "images"]
+    title = f"a training on what lies on the GPU: at least {TAIL_GOAL:g} of one resident batch"
+    found = [one for one in tails if one["way"] == "resident"]
     if not found:
         return Goal(title, "", UNKNOWN)
     worst = min(found, key=lambda one: float(one["share"]))
-    words = f"{worst['share']:.2f} at depth {worst['depth']}, the least of {len(found)}"
+    words = (
+        f"{worst['share']:.2f} at depth {worst['depth']} on {worst['given']}, the least of "
+        f"{len(found)}"
+    )
     if max(one["share"] for one in found) > TAIL_MOST:
         return Goal(title, words, f"no verdict: a share above {TAIL_MOST:g} is noise")
     return Goal(title, words, _verdict(worst["share"] >= TAIL_GOAL))
@@ -133,7 +136,7 @@ def _pageable_goal(tails: Sequence[Line]) -> Goal:
 def _none_of(tails: Sequence[Line], what: str) -> tuple[str, str]:
     """Say in which trainings something happens, and how often a step."""
     some = [
-        f"depth {one['depth']}, {one['way']}: {one[what] / max(1, one['steps']):.2f} a step"
+        f"depth {one['depth']}, {one['given']}, {one['way']}: {one[what] / max(1, one['steps']):.2f} a step"
         for one in tails
         if one[what]
     ]
@@ -341,8 +344,8 @@ def _throughput(lines: Sequence[Line]) -> list[str]:
     table = _table(
         [
             ("depth", "depth", None),
-            ("fed", "way", None),
             ("given", "given", None),
+            ("on the GPU", "way", None),
             ("step", "form", None),
             ("precision", "autocast", None),
             ("images/s", "real", 0),

@@ -42,6 +42,7 @@ class Sizes:
         loader_workers: Processes that prepare images of the naive side; ``None`` for two less
             than there are cores.
         views: Views of an image.
+        memory_batch: Images in a batch where memory is to give out.
         neighbor_s: For how long a neighbor holds the memory of the GPU.
     """
 
@@ -80,6 +81,7 @@ class Sizes:
     naive_epochs: int = 6
     loader_workers: int | None = None
     views: int = 2
+    memory_batch: int = 64
     neighbor_s: float = 15.0
 
 
@@ -99,11 +101,12 @@ DRY = Sizes(
     epochs=3,
     study_trials=2,
     study_epochs=1,
-    naive_plans=3,
+    naive_plans=2,
     naive_seen=1,
     naive_epochs=1,
     loader_workers=0,
     views=2,
+    memory_batch=32,
     neighbor_s=1.0,
 )
 

@@ -6,16 +6,20 @@ On a real GPU torch's profiler is asked, on the simulated one its record of wait
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import torch
 
 from gpu_steps.trace import STEP, Traffic, read_trace
+
+from autotune.training.precision import Autocast
 
 if TYPE_CHECKING:
     from tests.support.simulated_gpu import SimulatedGpu
@@ -41,6 +45,26 @@ def gpu_of_step(dry: bool) -> Iterator[SimulatedGpu | None]:
     except (RuntimeError, AssertionError) as error:
         raise SystemExit(f"CUDA cannot be used: {error}") from error
     yield None
+
+
+@contextmanager
+def gpu_for_processes(folder: Path, dry: bool) -> Iterator[None]:
+    """Let the processes of autotune that are started meanwhile have the GPU of the step."""
+    if not dry:
+        yield
+        return
+    from tests.support.simulated_gpu.process import faults_of, simulated_environment
+
+    with patch.dict(os.environ, simulated_environment(folder)):
+        yield
+    faults = faults_of(folder)
+    if faults:
+        raise RuntimeError(f"the simulated device has found faults: {faults}")
+
+
+def mode_of(autocast: Autocast) -> str:
+    """Name the mixed precision in force: ``off``, or its dtype."""
+    return "off" if autocast.dtype is None else str(autocast.dtype).removeprefix("torch.")
 
 
 @dataclass

@@ -17,6 +17,7 @@ from autotune.study.worker import prepare
 from autotune.training.batches import in_channels_last
 from autotune.training.precision import Autocast, float32_precision, half_of, set_float32_precision
 from gpu_steps.context import Context
+from gpu_steps.device import mode_of
 from gpu_steps.material import LR, configure, open_study, plan_of_depth
 
 #: Steps between two looks at the clock, so that the host runs ahead as it does in a training.
@@ -37,7 +38,7 @@ def time_modes(context: Context) -> None:
         context.add(
             "auto",
             backbone=name,
-            chosen=str(chosen.dtype).removeprefix("torch."),
+            chosen=mode_of(chosen),
             float32=automatic,
             seconds=round(time.perf_counter() - start, 3),
         )

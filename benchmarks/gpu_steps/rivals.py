@@ -20,6 +20,7 @@ from autotune.models.backbone import build
 from autotune.models.layers import layers_of
 from autotune.threads import cores
 from gpu_steps.context import Context
+from gpu_steps.device import gpu_for_processes
 
 #: Views of an image on autotune's side, as in naive.py.
 VIEWS = 4
@@ -62,8 +63,8 @@ def compare(context: Context) -> None:
 
     file = naive.study_file(settings, plans, VIEWS, context.folder)
     for side in ("cold", "warm"):
-        gpus = "none" if context.dry else "0"
-        timed = naive.run_ours(file, side, plans, workers=1, gpus=gpus)
+        with gpu_for_processes(context.folder, context.dry):
+            timed = naive.run_ours(file, side, plans, workers=1, gpus="0")
         seconds = {plans[one.plan].depth: one.seconds for one in timed.results}
         words = _words(timed, timed.seconds, seconds, None)
         context.add("side", side=side, plans=len(plans), **words)

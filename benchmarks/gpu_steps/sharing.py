@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from autotune.study import record
 from autotune.study.launcher import run_study
 from gpu_steps.context import Context
+from gpu_steps.device import gpu_for_processes
 from gpu_steps.material import configure
 
 #: How often nvidia-smi is asked, in milliseconds.
@@ -88,13 +89,8 @@ def _run(context: Context, workers: int) -> None:
         files=str(context.folder / f"files-{workers}"),
         storage=f"sqlite:///{context.folder}/study-{workers}.db",
     )
-    with _watched() as usage:
-        # Worker processes do not see the simulated device.
-        result = (
-            run_study(config, gpus="none", workers=workers)
-            if context.dry
-            else run_study(config, gpus="0", workers_per_gpu=workers)
-        )
+    with _watched() as usage, gpu_for_processes(context.folder, context.dry):
+        result = run_study(config, gpus="0", workers_per_gpu=workers)
     trials = result.opened.study.get_trials(deepcopy=False)
     done = [one for one in trials if one.state == TrialState.COMPLETE]
     starts = [one.datetime_start for one in done if one.datetime_start is not None]

@@ -76,6 +76,7 @@ def _config(context: Context, name: str) -> StudyConfig:
         cache__features="off",
         training__amp="off",
         training__epochs=1,
+        training__batch_size=sizes.memory_batch,
         training__views=1,
         search__trials=2,
     )
@@ -104,7 +105,7 @@ def _neighbor(context: Context, left: int) -> Iterator[None]:
 
 def _tell(context: Context, case: str, opened: OpenStudy, **values: Any) -> None:
     """Write down how the trials of a study ended."""
-    batch = context.sizes.batch
+    batch = context.sizes.memory_batch
     trials = opened.study.get_trials(deepcopy=False)
     context.add(
         "memory",

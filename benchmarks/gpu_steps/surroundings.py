@@ -21,8 +21,6 @@ from gpu_steps.context import Context
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "torchvision", "timm", "optuna", "numpy")
-#: The tests that need a GPU: what is quick first, so that little is lost when time runs out.
-TESTS = ("tests/training", "tests/study", "tests/results", "tests/data", "tests/models")
 #: What pytest needs for them beside itself.
 PLUGINS = ("pytest", "pytest_timeout")
 SMI_FIELDS = "name,driver_version,memory.total,memory.used,compute_mode,mig.mode.current"
@@ -105,7 +103,17 @@ def run_tests(context: Context) -> None:
     options = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     if context.dry:
         options += ["--collect-only"]
-    folders = [name for name in TESTS if (ROOT / name).is_dir()]
     os.chdir(ROOT)
-    code = pytest.main([*options, *folders], plugins=[recorder])
+    code = pytest.main([*options, *_test_files()], plugins=[recorder])
     context.add("tests", found=recorder.found, code=int(code), ran=not context.dry)
+
+
+def _test_files() -> list[str]:
+    """List the files with tests that need a GPU; what is quick first, for time may run out."""
+    found = [
+        path
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if "mark.gpu" in path.read_text(encoding="utf-8")
+    ]
+    found.sort(key=lambda path: path.parent.name == "study")
+    return [str(path.relative_to(ROOT)) for path in found]

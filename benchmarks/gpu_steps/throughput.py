@@ -19,15 +19,15 @@ from autotune.study.preparing import Workbench, prepare_training
 from autotune.study.worker import prepare
 from autotune.training.loop import Training
 from gpu_steps.context import Context
-from gpu_steps.device import Watch
+from gpu_steps.device import Watch, mode_of
 from gpu_steps.material import configure, open_study, plan_of_depth
 
-#: Ways to feed a training.
-RESIDENT, ON_DISK, WHOLE = "resident", "not resident", "whole"
+#: Ways to feed a training: what it takes lies on the GPU, or does not fit there.
+RESIDENT, NOT_RESIDENT = "resident", "not resident"
 
 
 def measure(context: Context) -> None:
-    """Measure every depth, with features on the device and on disk, and whole networks."""
+    """Measure every depth on features, and the deepest on images: its whole network."""
     sizes = context.sizes
     bench = prepare(open_study(configure(context, "tails")))
     whole = bench.config.cache.model_copy(update={"features": "off"})
@@ -35,8 +35,9 @@ def measure(context: Context) -> None:
     for depth in sizes.depths:
         _measure(context, bench, depth, RESIDENT)
     for depth in sizes.depths:
-        _measure(context, bench, depth, ON_DISK)
-    _measure(context, without, max(sizes.depths), WHOLE)
+        _measure(context, bench, depth, NOT_RESIDENT)
+    for way in (NOT_RESIDENT, RESIDENT):  # in this order: views that lie on the GPU stay there
+        _measure(context, without, max(sizes.depths), way)
 
 
 def _measure(context: Context, bench: Workbench, depth: int, way: str) -> None:
@@ -45,7 +46,7 @@ def _measure(context: Context, bench: Workbench, depth: int, way: str) -> None:
     plan = plan_of_depth(sizes.backbone, depth)
     watch = Watch(context.gpu)
     with ExitStack() as stack:
-        if way == ON_DISK:  # as where they take more than their share of the device
+        if way == NOT_RESIDENT:  # as where they take more than their share of the device
             stack.enter_context(patch("autotune.training.features._DEVICE_SHARE", 0.0))
         real = prepare_training(plan, bench, watch.mark)
         synthetic = prepare_training(plan, bench)
@@ -63,7 +64,7 @@ def _measure(context: Context, bench: Workbench, depth: int, way: str) -> None:
         depth=depth,
         way=way,
         given=IMAGES if not isinstance(synthetic.train.batch, tuple) else "features",
-        autocast=str(real.autocast.dtype).removeprefix("torch."),
+        autocast=mode_of(real.autocast),
         real=round(images / best[0], 1),
         resident=round(images / best[1], 1),
         share=round(best[1] / best[0], 4),
