@@ -244,7 +244,10 @@ class State:
         if event["event"] == "no device":
             return f"worker {event['worker']} is not started again: {event['message']}"
         code = event["code"]
-        if code == 0 or self.stopping or self.workers[event["worker"]].state == _NO_DEVICE:
+        told = event["worker"] in self.workers and (
+            self.workers[event["worker"]].state == _NO_DEVICE
+        )
+        if code == 0 or self.stopping or told:
             return ""
         if code is None:
             how = "was lost"

@@ -12,7 +12,7 @@ import torch
 
 from autotune.errors import DeviceError, NoDeviceError, UserError
 from autotune.interpreter import prefer_gpu_settings
-from autotune.study import devices
+from autotune.study import devices, record
 from autotune.study.launcher import resolve_gpus
 from autotune.study.memory import device_bytes
 from autotune.study.worker import Job, prepare, serve
@@ -28,7 +28,7 @@ from tests.support.driver import (
     pretend_gpus,
     refuse_gpus,
 )
-from tests.support.runs import autotune
+from tests.support.runs import autotune, trials_of
 from tests.support.small import open_small
 
 UUIDS = ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "GPU-8a32f937-d72c-4106-c12f-20bd9faed9f6")
@@ -276,6 +276,142 @@ def test_a_worker_without_its_gpu_says_so_and_trains_nothing(
     assert event["message"].startswith("the GPU 1 cannot be used: The NVIDIA driver")
     assert not opened.study.get_trials(states=[], deepcopy=False)
     assert opened.progress().attempts == 0
+
+
+#: The driver lists two GPUs, and CUDA itself says what it says on a machine without any.
+LISTED = """
+import torch
+torch.cuda._raw_device_count_nvml = lambda: 2
+"""
+
+
+def with_site(folder: Path, code: str) -> dict[str, str]:
+    """Return the environment of processes that run some code when they begin."""
+    site = folder / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": f"{site}{os.pathsep}{Path(__file__).parents[2]}"}
+
+
+@without_gpu
+@pytest.mark.slow
+def test_a_run_whose_gpus_cannot_be_used_ends_before_there_is_a_study(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    ended = autotune("run", "digits", "--name", "tiny", cwd=work, **with_site(tmp_path, LISTED))
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith("error: the GPUs 0, 1 cannot be used: Found no NVIDIA driver")
+    assert ended.stderr.count("Found no NVIDIA driver") == 1
+    assert "--gpus none" in ended.stderr
+    assert list(work.iterdir()) == []
+
+
+#: Worker processes with GPU 0 train (on the CPU); those with GPU 1 find it lost.
+ONE_LOST = (
+    LISTED
+    + """
+import os, sys
+if sys.orig_argv[1:3] == ['-m', 'autotune.study.process']:
+    import autotune.study.devices as devices
+    find = devices.find_device
+    devices.find_device = lambda gpu=None: devices.CPU if gpu == '0' else find(gpu)
+"""
+)
+#: The same; but GPU 1 is lost in the middle of the second trial that trains on it.
+LOST_LATER = (
+    LISTED
+    + """
+import os, pathlib, sys
+if sys.orig_argv[1:3] == ['-m', 'autotune.study.process']:
+    import torch
+    import autotune.study.devices as devices
+    from tests.support.cuda import accelerator_error
+    lost = pathlib.Path(__file__).with_name('lost')
+    mine, find = os.environ['CUDA_VISIBLE_DEVICES'], devices.find_device
+    forward = torch.nn.CrossEntropyLoss.forward
+    calls = 0
+    def found(gpu=None):
+        return devices.CPU if gpu == '0' or not lost.exists() else find(gpu)
+    def computed(self, *given):
+        global calls
+        calls += 1
+        if mine == '1' and calls > 20:
+            lost.touch()
+            raise accelerator_error('unspecified launch failure', 'cudaErrorLaunchFailure')
+        return forward(self, *given)
+    devices.find_device = found
+    torch.nn.CrossEntropyLoss.forward = computed
+"""
+)
+SMALL = (
+    *("data.train_per_class=5", "data.image_size=16", "training.views=1", "training.epochs=4"),
+    *("search.known_good=false", "search.trials=5", "space.layers={}", "training.batch_size=10"),
+)
+
+
+@without_gpu
+@pytest.mark.slow
+def test_a_run_names_the_gpu_that_cannot_be_used(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    ended = autotune(
+        "run", "digits", *SMALL, "--name", "tiny", cwd=work, **with_site(tmp_path, ONE_LOST)
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith("error: the GPU 1 cannot be used: Found no NVIDIA driver")
+    assert ended.stderr.splitlines()[-1] == "CUDA_VISIBLE_DEVICES=0 uses the others alone"
+    assert list(work.iterdir()) == []
+
+
+@without_gpu
+@pytest.mark.slow
+def test_a_gpu_that_is_lost_leaves_the_others_at_work(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    environment = with_site(tmp_path, LOST_LATER)
+    ended = autotune("run", "digits", *SMALL, "--name", "tiny", cwd=work, **environment)
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    said = [line for line in ended.stdout.splitlines() if "is not started again" in line]
+    (line,) = said
+    assert line.startswith("worker 1 is not started again: the GPU 1 cannot be used: Found no")
+    assert ended.stdout.count("worker 1 died (exit code 75) and is replaced") == 1
+    progress = record.progress_of(trials_of(work, "tiny"), 5)
+    assert (progress.finished, progress.failed, progress.running) == (5, 0, 0)
+
+
+@without_gpu
+@pytest.mark.slow
+def test_a_run_ends_when_its_last_gpu_is_lost(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    environment = with_site(tmp_path, LOST_LATER)
+    given = ("run", "digits", *SMALL, "--name", "tiny", "--gpus", "1")
+    ended = autotune(*given, cwd=work, **environment)
+    assert ended.returncode == 2, ended.stderr + ended.stdout
+    assert ended.stderr.startswith("error: the GPU 1 cannot be used: Found no NVIDIA driver")
+    assert ended.stdout.count("is replaced") == 1
+    progress = record.progress_of(trials_of(work, "tiny"), 5)
+    assert (progress.failed, progress.running, progress.waiting > 0) == (0, 0, True)
+    # The CPU goes on with what is queued.
+    assert autotune(*given[:-1], "none", cwd=work, **environment).returncode == 0
+    assert record.progress_of(trials_of(work, "tiny"), 5).finished == 5
+
+
+@without_gpu
+@pytest.mark.parametrize("verb", ["worker", "fit", "confirm", "rerun"])
+@pytest.mark.slow
+def test_no_verb_falls_back_to_the_cpu(verb: str, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    environment = with_site(tmp_path, LISTED)
+    given = ("digits", *SMALL, "--name", "tiny")
+    ran = autotune("run", *given[:-3], "search.trials=2", *given[-2:], "--gpus", "none", cwd=work)
+    assert ran.returncode == 0, ran.stderr
+    more = ("0",) if verb == "rerun" else ()
+    ended = autotune(verb, "tiny", *more, cwd=work, **environment)
+    assert ended.returncode == 2, ended.stdout
+    assert "error: the GPU of this machine cannot be used: Found no NVIDIA driver" in ended.stderr
+    assert 'CUDA_VISIBLE_DEVICES=""' in ended.stderr
 
 
 @without_gpu
