@@ -102,7 +102,7 @@ def worker_name(launcher: int, index: int) -> str:
     That part is random: containers can share a host's name and have the same process numbers, and
     a machine gives out the number of a process that has ended again.
     """
-    return f"{socket.gethostname()}/{launcher}/{index}-{secrets.token_hex(3)}"
+    return f"{socket.gethostname()}/{launcher}/{index}-{secrets.token_hex(4)}"
 
 
 def prepare(opened: OpenStudy, workers: int = 1, gpu: str | None = None) -> Workbench:
