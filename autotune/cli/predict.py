@@ -46,9 +46,11 @@ def predict(
         from autotune.results.model import load_model
         from autotune.results.prediction import columns, find_images, predict_files, row
         from autotune.study.devices import find_device
+        from autotune.threads import keep_to_cores
 
         paths = find_images(images)
         loaded = load_model(model)
+        keep_to_cores()
         loaded.to(find_device())
         unreadable = []
         with _table(output, told) as stream:

@@ -15,8 +15,7 @@ from autotune.data.building import quiet, read_again
 from autotune.data.folders import image_paths
 from autotune.errors import DatasetError
 from autotune.results.model import Model
-
-_THREADS = max(2, os.cpu_count() or 1)
+from autotune.threads import cores
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +81,7 @@ def predict_files(
         What came of each batch of files, in their order.
     """
     parts = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    with ThreadPoolExecutor(_THREADS) as pool, quiet():
+    with ThreadPoolExecutor(max(2, cores())) as pool, quiet():
         coming = [pool.submit(_read, model, path) for path in parts[0]] if parts else []
         for number, part in enumerate(parts):
             tensors = [one.result() for one in coming]

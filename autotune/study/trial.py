@@ -27,6 +27,7 @@ from autotune.search import ranking
 from autotune.search.view import DEVICE_MEMORY
 from autotune.storage.artifacts import add_artifact
 from autotune.study import limits, memory, record
+from autotune.study.devices import gpu_name
 from autotune.study.identity import checkpoint_of
 from autotune.study.material import Material
 from autotune.study.pictures import draw_confusion, draw_curve, draw_worst, worst
@@ -163,6 +164,8 @@ def _run(
     training = prepare_trial(plan, bench, stopped, part)
     trial.set_user_attr(record.DEVICE, device_name(bench.device))
     trial.set_user_attr(record.COMPUTE, compute_of(parts_of(training)[0]))
+    if bench.device.type == "cuda":
+        trial.set_user_attr(record.GPU, gpu_name(bench.device))
     if bench.device.type == "cpu":  # sums are rounded by how many share them
         trial.set_user_attr(record.THREADS, torch.get_num_threads())
     if training.whole:
