@@ -32,9 +32,15 @@ from autotune.search.greedy import STAGE
 from autotune.search.samplers import CanonicalSampler
 from autotune.search.space import Space
 from autotune.storage.beats import Beats, read_beats
-from autotune.storage.database import GRACE_PERIOD_S, HEARTBEAT_INTERVAL_S, StudyStorage
+from autotune.storage.database import GRACE_PERIOD_S, HEARTBEAT_INTERVAL_S
 from autotune.storage.lock import study_lock
-from autotune.storage.patience import LockLostError, is_transient, patient, was_away
+from autotune.storage.patience import (
+    LockLostError,
+    PatientStorage,
+    is_transient,
+    patient,
+    was_away,
+)
 from autotune.storage.quick import Failure
 from autotune.study import record
 from autotune.study.budget import EXHAUSTED, Budget, Ending, could_start, ending, queue_of
@@ -92,7 +98,7 @@ class Claims:
     """
 
     study: Study
-    storage: StudyStorage
+    storage: PatientStorage
     url: str
     space: Space
     uuid: str | None = None

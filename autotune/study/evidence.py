@@ -131,7 +131,7 @@ def _read_database(
         return (
             take_snapshot(opened),
             _numbers(opened),
-            read_references(opened.database),
+            read_references(opened.storage),
             optuna.get_all_study_names(opened.storage),
             _database_bytes(opened),
         )
@@ -139,7 +139,7 @@ def _read_database(
 
 def _numbers(opened: OpenStudy) -> tuple[int, ...]:
     query = select(TrialModel.number).where(TrialModel.study_id == opened.study._study_id)
-    with opened.database.engine.connect() as connection:
+    with opened.storage.engine.connect() as connection:
         return tuple(connection.execute(query).scalars())
 
 
@@ -191,6 +191,6 @@ def _disks(opened: OpenStudy) -> tuple[Disk, ...]:
 def _database_bytes(opened: OpenStudy) -> int:
     if is_sqlite(opened.url):
         return database_path(opened.url).stat().st_size
-    with opened.database.engine.connect() as connection:
+    with opened.storage.engine.connect() as connection:
         query = sqlalchemy.text("SELECT pg_database_size(current_database())")
         return int(connection.execute(query).scalar_one())

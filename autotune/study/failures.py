@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-import grpc
 import torch
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -105,7 +104,7 @@ def kind_of(error: BaseException, device: torch.device) -> Kind:
     if isinstance(error, CrowdedError | CacheError):
         return Kind.TRANSIENT
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-    if is_transient(error) or isinstance(cause, OperationalError | InterfaceError | grpc.RpcError):
+    if is_transient(error) or isinstance(cause, OperationalError | InterfaceError):
         return Kind.STORAGE
     if isinstance(error, MemoryError) or _says(error, _OUT_OF_HOST_MEMORY):
         # Beside a GPU it is the machine that has too little, not the plan that wants too much.

@@ -24,7 +24,6 @@ from autotune.rules import is_own
 from autotune.search.own import Reference, references
 from autotune.search.space import Space
 from autotune.storage.database import (
-    StudyStorage,
     experimental,
     is_there,
     open_storage,
@@ -34,7 +33,7 @@ from autotune.storage.filesystem import refuse_network
 from autotune.storage.layout import Files
 from autotune.storage.lock import study_lock
 from autotune.storage.patience import PatientStorage
-from autotune.storage.url import absolute_url, database_path, is_sqlite, parse_database, redact
+from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
 from autotune.study import record
 from autotune.study.budget import Budget
 from autotune.study.claims import Claims
@@ -63,31 +62,19 @@ class OpenStudy:
         files: Where its files lie.
     """
 
-    def __init__(self, study: Study, storage: StudyStorage, url: str, files: Files) -> None:
+    def __init__(self, study: Study, storage: PatientStorage, url: str, files: Files) -> None:
         self.study = study
         self.storage = storage
         self.url = url
         self.files = files
         #: What tells the study from one that is made anew under its name, if it has it.
         self.uuid: str | None = study.user_attrs.get(record.UUID)
-        if isinstance(storage, PatientStorage):
-            storage.study_uuid = self.uuid
+        storage.study_uuid = self.uuid
 
     @property
     def name(self) -> str:
         """Name of the study."""
         return self.study.study_name
-
-    @property
-    def database(self) -> PatientStorage:
-        """The storage, for what must ask the database itself.
-
-        Raises:
-            StorageError: When the study was opened through a proxy.
-        """
-        parse_database(self.url)
-        assert isinstance(self.storage, PatientStorage)
-        return self.storage
 
     @property
     def artifacts(self) -> FileSystemArtifactStore:
@@ -165,7 +152,7 @@ def find_existing(name: str, url: str, files: str | None = None) -> OpenStudy | 
     return _load(name, storage, url, files)
 
 
-def _load(name: str, storage: StudyStorage, url: str, files: str | None) -> OpenStudy:
+def _load(name: str, storage: PatientStorage, url: str, files: str | None) -> OpenStudy:
     with storage_errors(url):
         study = optuna.load_study(study_name=name, storage=storage)
     if record.DEFINITION not in study.user_attrs:
@@ -254,7 +241,7 @@ def open_or_create(
     return opened
 
 
-def _create(config: StudyConfig, storage: StudyStorage) -> Study:
+def _create(config: StudyConfig, storage: PatientStorage) -> Study:
     return optuna.create_study(
         study_name=config.name,
         storage=storage,

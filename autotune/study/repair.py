@@ -52,7 +52,7 @@ def _give_back(opened: OpenStudy, claims: Claims, lost: Sequence[int]) -> list[s
 
 def _remove(opened: OpenStudy, finding: Finding) -> str:
     """Remove files; an artifact that is somebody's by now stays."""
-    kept = {one.artifact for one in read_references(opened.database)}
+    kept = {one.artifact for one in read_references(opened.storage)}
     removed, problems = 0, []
     for file in finding.files:
         if finding.kind == ORPHANS and file.path.name in kept:

@@ -264,7 +264,7 @@ def test_it_learns(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_a_training_on_a_gpu(amp: str) -> None:
-    cuda = torch.device("cuda")
+    cuda = torch.device("cuda", 0)
     found = plan("test_resnet", 5, 16, dropout=0.2, lr=0.01)
     net = build_network(backbone("test_resnet"), found, 10, seed=0).to(cuda)
     run: Training = training(found, net=net, count=100, epochs=15, amp=amp, ema=0.9)
