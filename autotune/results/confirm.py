@@ -7,8 +7,8 @@ the study: what was kept of them serves, and a locked layer is not computed agai
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -29,9 +29,14 @@ from autotune.results.verdict import Verdict
 from autotune.search import ranking
 from autotune.study import record
 from autotune.study.again import train_again
+from autotune.study.identity import digest
 from autotune.study.opening import OpenStudy
 from autotune.study.preparing import Workbench
 from autotune.study.worker import prepare
+
+logger = logging.getLogger(__name__)
+
+_CHECKSUM = "checksum"
 
 
 @dataclass(frozen=True)
@@ -245,7 +250,9 @@ def _score(
 ) -> _Score:
     """Train a plan under a seed, unless it has been."""
     path = opened.files.confirmed(opened.name) / f"{_key(opened, bench, entrant, step.seed)}.json"
-    kept = _read(path)
+    # As JSON gives it back: lists, not tuples.
+    asked = json.loads(json.dumps({"plan": entrant.plan.to_json(), "seed": step.seed}))
+    kept = _read(path, asked)
     known = kept is not None
     if kept is None:
         listener(step)
@@ -260,8 +267,8 @@ def _score(
             ).metrics.to_json()
         except DivergedError as error:
             failed = str(error)
-        kept = {"seed": step.seed, "metrics": metrics, "failed": failed}
-        _write(path, {"plan": entrant.plan.to_json(), **kept})
+        kept = {**asked, "metrics": metrics, "failed": failed}
+        _write(path, kept)
     value = kept["metrics"] and kept["metrics"][bench.config.training.objective]
     score = _Score(value, kept["failed"], known)
     listener(replace(step, done=step.done + 1, **asdict(score)))
@@ -281,19 +288,28 @@ def _key(opened: OpenStudy, bench: Workbench, entrant: _Entrant, seed: int) -> s
         attributes[record.DATASET]["fingerprint"],
         attributes[record.BACKBONES][entrant.plan.backbone]["weights_hash"],
     ]
-    text = json.dumps(decides, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return digest(decides)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """Read what a plan reached under a seed; ``None`` where it has to be trained (again)."""
     try:
         values: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):  # a power cut may leave an empty file
+        checksum = values.pop(_CHECKSUM, None)  # versions before it wrote none
+        whole = checksum in (None, digest(values)) and {"metrics", "failed"} <= values.keys()
+        if whole and all(values.get(key) == one for key, one in asked.items()):
+            return values
+        reason = "it is damaged"
+    except FileNotFoundError:
         return None
-    return values
+    except (ValueError, AttributeError, TypeError) as error:  # a power cut may leave it empty
+        reason = str(error)
+    logger.warning("%s is not used (%s); the plan is trained again", path, reason)
+    return None
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
+    values = {**values, _CHECKSUM: digest(values)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with disk_full_as_user_error(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
