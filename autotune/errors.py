@@ -11,6 +11,7 @@
     │   │   ├── SchemaError       its tables are those of another Optuna
     │   │   └── LockedError       another process holds the lock of a study, and holds it long
     │   ├── StudyError            no such study, or one with another definition
+    │   ├── FormatError           stored by another version of autotune, and not to be read here
     │   ├── ModelError            a folder is no model that this version can use
     │   └── DiskFullError         no space left where autotune has to write
     │       └── NoRoomError       known before anything was written
@@ -127,6 +128,10 @@ class LockedError(StorageError):
 
 class StudyError(UserError):
     """There is no such study, or it has another definition."""
+
+
+class FormatError(UserError):
+    """What another version of autotune has stored, and this one cannot read."""
 
 
 class ModelError(UserError):

@@ -21,6 +21,13 @@ from optuna.trial import FrozenTrial
 from autotune.data.opening import fetch_source
 from autotune.data.progress import Progress, silent
 from autotune.errors import DivergedError, StudyError, disk_full_as_user_error
+from autotune.formats import (
+    CONFIRMATION,
+    check_format,
+    reading,
+    refuse_unknown,
+    stamp,
+)
 from autotune.plan import TrialPlan
 from autotune.results.confidence import LEVEL, Interval, interval, judge
 from autotune.results.front import none_yet
@@ -36,7 +43,8 @@ from autotune.study.worker import prepare
 
 logger = logging.getLogger(__name__)
 
-_CHECKSUM = "checksum"
+#: What the file of one training holds.
+FIELDS = ("format", "autotune", "plan", "seed", "metrics", "failed", "checksum")
 
 
 @dataclass(frozen=True)
@@ -269,8 +277,9 @@ def _score(
             failed = str(error)
         kept = {**asked, "metrics": metrics, "failed": failed}
         _write(path, kept)
-    value = kept["metrics"] and kept["metrics"][bench.config.training.objective]
-    score = _Score(value, kept["failed"], known)
+    with reading(str(path), CONFIRMATION):
+        value = kept["metrics"] and kept["metrics"][bench.config.training.objective]
+        score = _Score(value, kept["failed"], known)
     listener(replace(step, done=step.done + 1, **asdict(score)))
     return score
 
@@ -294,22 +303,34 @@ def _key(opened: OpenStudy, bench: Workbench, entrant: _Entrant, seed: int) -> s
 def _read(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     """Read what a plan reached under a seed; ``None`` where it has to be trained (again)."""
     try:
-        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        checksum = values.pop(_CHECKSUM, None)  # versions before it wrote none
-        whole = checksum in (None, digest(values)) and {"metrics", "failed"} <= values.keys()
-        if whole and all(values.get(key) == one for key, one in asked.items()):
-            return values
-        reason = "it is damaged"
+        values: Any = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
-    except (ValueError, AttributeError, TypeError) as error:  # a power cut may leave it empty
-        reason = str(error)
-    logger.warning("%s is not used (%s); the plan is trained again", path, reason)
-    return None
+    except ValueError:  # a power cut may leave an empty file
+        values = None
+    if not isinstance(values, dict) or not _is_whole(values):
+        logger.warning("%s is damaged; the plan is trained again", path)
+        return None
+    check_format(values, CONFIRMATION, str(path))
+    with reading(str(path), CONFIRMATION):
+        refuse_unknown(values, FIELDS, "what was confirmed")
+    if any(values.get(key) != one for key, one in asked.items()):
+        logger.warning("%s is that of another plan or seed; the plan is trained again", path)
+        return None
+    return values
+
+
+def _is_whole(values: dict[str, Any]) -> bool:
+    """Compare what was read with its checksum; the first format has none."""
+    checksum = values.pop("checksum", None)
+    if checksum is None:
+        return values.get("format", 1) == 1
+    return bool(checksum == digest(values))
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
-    values = {**values, _CHECKSUM: digest(values)}
+    values = {**stamp(CONFIRMATION), **values}
+    values["checksum"] = digest(values)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with disk_full_as_user_error(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from optuna.distributions import (
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune.errors import FormatError
 from autotune.results.objective import Objective
 from autotune.results.style import (
     BLUE,
@@ -166,8 +167,8 @@ def parameter_names(study: Study) -> tuple[str, ...]:
 def space_of(study: Study) -> Space | None:
     """Return the space that a study remembers, or ``None`` when it cannot be read."""
     try:
-        return Space.from_json(study.user_attrs[record.SPACE])
-    except (KeyError, TypeError, ValueError):
+        return record.space_of(study)
+    except FormatError:
         return None  # made by another version of autotune: its trials can still be drawn
 
 

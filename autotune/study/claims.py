@@ -26,6 +26,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from autotune.errors import StudyError
+from autotune.formats import reading
 from autotune.plan import TrialPlan
 from autotune.search.dimensions import suggest
 from autotune.search.greedy import STAGE
@@ -450,7 +451,8 @@ def plan_of_trial(trial: Trial, space: Space) -> TrialPlan:
     """Return the plan of a trial, suggesting its parameters where it has none yet."""
     stored = trial.user_attrs.get(record.PLAN)
     if stored is not None:
-        plan = TrialPlan.from_json(stored)
+        with reading(f"the plan of trial {trial.number}"):
+            plan = TrialPlan.from_json(stored)
         if space.params(plan) is None:
             return plan
     params = {

@@ -38,7 +38,6 @@ from autotune.interpreter import keep_freed_memory
 from autotune.search.own import references
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
-from autotune.search.space import Space
 from autotune.storage.database import storage_errors
 from autotune.storage.heartbeat import Heartbeat
 from autotune.storage.patience import patiently
@@ -113,7 +112,7 @@ def prepare(opened: OpenStudy, workers: int = 1) -> Workbench:
     bench = Workbench(
         opened=opened,
         config=config,
-        space=Space.from_json(opened.study.user_attrs[record.SPACE]),
+        space=record.space_of(opened.study),
         materials=Materials(opened, config, workers),
         device=device,
         loader_workers=min(8, torch.get_num_threads()) if device.type == "cuda" else 0,

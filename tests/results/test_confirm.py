@@ -13,6 +13,7 @@ import pytest
 from optuna.trial import create_trial
 
 from autotune.errors import StudyError
+from autotune.formats import CONFIRMATION, stamp
 from autotune.plan import TrainingPolicy, TrialPlan
 from autotune.results.answer import confirmed
 from autotune.results.confirm import (
@@ -118,7 +119,8 @@ def test_a_kept_score_is_whole_and_its_own(tmp_path: Path) -> None:
     asked = {"plan": {"depth": 1, "lr": 0.1}, "seed": 3}
     kept = {**asked, "metrics": {"accuracy": 0.8125}, "failed": ""}
     _write(path, kept)
-    assert _read(path, asked) == kept
+    found = _read(path, asked)
+    assert found is not None and found == {**kept, **stamp(CONFIRMATION)}
     assert _read(path, {**asked, "seed": 4}) is None
     assert _read(path, {**asked, "plan": {"depth": 2, "lr": 0.1}}) is None
     whole = path.read_bytes()
@@ -126,7 +128,7 @@ def test_a_kept_score_is_whole_and_its_own(tmp_path: Path) -> None:
         changed = bytearray(whole)
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(changed)
-        # A flip may meet white space, or the name of the checksum: never what counts.
+        # A flip may meet white space: never what counts.
         found = _read(path, asked)
         assert found is None or {key: found.get(key) for key in kept} == kept
     for end in (0, 1, len(whole) // 2, len(whole) - 3):
@@ -134,6 +136,8 @@ def test_a_kept_score_is_whole_and_its_own(tmp_path: Path) -> None:
         assert _read(path, asked) is None
     path.write_text(json.dumps(kept))  # of a version before checksums
     assert _read(path, asked) == kept
+    path.write_text(json.dumps({**kept, **stamp(CONFIRMATION)}))  # which this version never wrote
+    assert _read(path, asked) is None
     assert _read(tmp_path / "none.json", asked) is None
 
 

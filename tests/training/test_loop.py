@@ -71,6 +71,41 @@ def test_a_step_that_overflows_in_fp16_is_left_out() -> None:
     )
 
 
+@pytest.mark.parametrize("scale", [2.0**18, 2.0**20, 2.0**40])
+def test_steps_that_overflow_are_counted_on_the_device_until_the_epoch_ends(scale: float) -> None:
+    """As on a GPU, where asking at once would wait for the device in every step."""
+    found = plan("test_resnet", 1, lr=0.01)
+
+    def trained(late: bool) -> tuple[Training, list[tuple[int, float, float]], int]:
+        run = training(found, amp="fp16", count=64, epochs=2, ema=0.9)
+        run.asks_late = late
+        run.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        steps = 0
+        step = run.schedule.step
+
+        def follow() -> None:
+            nonlocal steps
+            step()
+            steps += 1
+
+        run.schedule.step = follow  # type: ignore[method-assign]
+        ends = [
+            (
+                run.schedule.last_epoch,
+                run.optimizer.param_groups[0]["lr"],
+                run.scaler.get_scale(),
+            )
+            for _ in run.run()
+        ]
+        return run, ends, steps
+
+    at_once, expected, taken = trained(late=False)
+    late, ends, gone = trained(late=True)  # whose rate is a few steps ahead within an epoch
+    assert ends == expected  # the same steps were left out, and none of them counts
+    assert taken == at_once.schedule.last_epoch < gone == 8
+    assert late.epoch == 2
+
+
 def test_the_gradient_is_clipped() -> None:
     found = plan("test_resnet", 1, optimizer="sgd", lr=1.0, weight_decay=0.0)
 
