@@ -191,10 +191,12 @@ def _reporting(database: str) -> sqlalchemy.Insert:
     live = live.with_for_update(read=True, of=_TRIALS)  # SQLite has one writer anyway
     columns = ["trial_id", "step", "intermediate_value", "intermediate_value_type"]
     new = insert(_REPORTS).from_select(columns, live)
-    return new.on_conflict_do_update(
+    new = new.on_conflict_do_update(
         index_elements=["trial_id", "step"],
         set_={name: new.excluded[name] for name in columns[2:]},
     )
+    # Else it is read of a cursor that psycopg has closed by then: -1, whatever was written.
+    return new.execution_options(preserve_rowcount=True)
 
 
 def _rows(

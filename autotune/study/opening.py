@@ -69,8 +69,7 @@ class OpenStudy:
         self.files = files
         #: What tells the study from one that is made anew under its name, if it has it.
         self.uuid: str | None = study.user_attrs.get(record.UUID)
-        if isinstance(storage, PatientStorage):
-            storage.study_uuid = self.uuid
+        storage.study_uuid = self.uuid
 
     @property
     def name(self) -> str:
