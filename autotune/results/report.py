@@ -24,6 +24,7 @@ from plotly.offline import get_plotlyjs
 
 from autotune import __version__
 from autotune.data.survey import compared
+from autotune.garbage import collector_paused
 from autotune.results.answer import (
     cautions,
     confirmed,
@@ -84,7 +85,11 @@ def render_report(study: Study, storage_url: str = "") -> str:
         storage_url: URL of the storage, for the commands on the page. A password in it is left
             out.
     """
-    results = StudyResults.of(study)
+    with collector_paused():
+        return _render(StudyResults.of(study), storage_url)
+
+
+def _render(results: StudyResults, storage_url: str) -> str:
     study, objective, trials = results.study, results.objective, results.trials
     best, baseline, progress = results.best, results.baseline, results.progress
     edges = edges_of_space(results, best) if best and best is not baseline else ()

@@ -19,6 +19,8 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial
 from sqlalchemy import BindParameter, Connection, Select, Table, bindparam, select
 
+from autotune.garbage import collector_paused
+
 #: Trials that a statement names one by one: databases limit the values of a statement.
 CHUNK = 500
 
@@ -121,7 +123,11 @@ def read_trials(
     rows = list(connection.execute(_LATER, {"study": study_id, "after": after}))
     for ids in _chunks([one for one in known if one <= after]):
         rows += connection.execute(_KNOWN, {"study": study_id, "ids": ids})
-    return _with_parts(connection, study_id, sorted(rows, key=lambda row: row.trial_id))
+    rows.sort(key=lambda row: int(row.trial_id))
+    if len(rows) <= CHUNK:
+        return _with_parts(connection, study_id, rows)
+    with collector_paused():
+        return _with_parts(connection, study_id, rows)
 
 
 def read_trial(connection: Connection, trial_id: int) -> FrozenTrial | None:
