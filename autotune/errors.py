@@ -11,6 +11,7 @@
     │   │   ├── SchemaError       its tables are those of another Optuna
     │   │   └── LockedError       another process holds the lock of a study, and holds it long
     │   ├── StudyError            no such study, or one with another definition
+    │   ├── FormatError           stored by another version of autotune, and not to be read here
     │   ├── ModelError            a folder is no model that this version can use
     │   └── DiskFullError         no space left where autotune has to write
     │       └── NoRoomError       known before anything was written
@@ -21,6 +22,7 @@
     ├── SplitError                a network cannot be cut into prefix and tail; it trains whole
     ├── InterruptedTrial          a stop was asked for; the trial goes back to the queue
     ├── CrowdedError              others hold the memory of the device; the trial goes back as well
+    ├── CacheError                a file of the cache was removed; the trial goes back as well
     └── WorkerError               the workers of a study cannot go on
         └── DeviceError           a process cannot use its GPU any more, another one can (75)
 
@@ -128,6 +130,10 @@ class StudyError(UserError):
     """There is no such study, or it has another definition."""
 
 
+class FormatError(UserError):
+    """What another version of autotune has stored, and this one cannot read."""
+
+
 class ModelError(UserError):
     """A folder holds no model, a damaged one, or one of a newer version."""
 
@@ -166,6 +172,10 @@ class InterruptedTrial(AutotuneError):
 
 class CrowdedError(AutotuneError):
     """Other processes hold the memory that a trial needs on its device."""
+
+
+class CacheError(AutotuneError):
+    """A file of the cache was removed while it was needed; it can be made again."""
 
 
 class WorkerError(AutotuneError):

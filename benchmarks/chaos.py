@@ -1,16 +1,14 @@
 """Does a study come out right while everything around it breaks?
 
 Runs a small real study with worker processes, and meanwhile, at random moments, kills workers,
-freezes them, fills the disk of their files, restarts the Postgres server or kills the proxy before
-it, or holds SQLite's write lock. Then everything must be as if nothing had happened: the budget
-exact, no number twice, no plan trained to the end twice, nothing left running or queued, every
-finished trial with the values of an undisturbed training of its plan, bit by bit, every file
-whole, and every end of a run one message. Prints what was done and found; ends with exit code 1
-where something is wrong.
+freezes them, fills the disk of their files, restarts the Postgres server, or holds SQLite's write
+lock. Then everything must be as if nothing had happened: the budget exact, no number twice, no
+plan trained to the end twice, nothing left running or queued, every finished trial with the values
+of an undisturbed training of its plan, bit by bit, every file whole, and every end of a run one
+message. Prints what was done and found; ends with exit code 1 where something is wrong.
 
     python benchmarks/chaos.py --storage sqlite --kills 100 --locks 1 --long-locks 1 --fills 2
     python benchmarks/chaos.py --storage postgres --kills 100 --restarts 10 --freezes 1
-    python benchmarks/chaos.py --storage proxy --kills 100 --restarts 5 --proxy-kills 5
 
 Freezes begin as soon as trials run, before anything else is done. Whoever finds the frozen worker
 silent gives its trial back, at the latest 'autotune doctor --fix' just before it wakes. Disks are
@@ -23,7 +21,6 @@ import argparse
 import os
 import random
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -67,53 +64,11 @@ STUDY = (
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-#: What the proxy asks for.
-PASSWORD = "of-this-benchmark"
 #: Size of the disk that is filled: the doctor asks for 1 GB of free space.
 DISK_MIB = 1200
 #: So long a disk is full, and so often at most a run is started.
 FULL_S = 20.0
 STARTS = 60
-
-
-class Proxy:
-    """A proxy in a process of its own, always at the same port.
-
-    Args:
-        database: URL of its database.
-    """
-
-    def __init__(self, database: str) -> None:
-        self._database = database
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
-        self.start()
-
-    @property
-    def url(self) -> str:
-        """Its URL."""
-        return f"grpc://:{PASSWORD}@127.0.0.1:{self._port}"
-
-    def start(self) -> None:
-        """Start it."""
-        command = [sys.executable, "-m", "autotune.cli.main", "storage", "proxy"]
-        environment = {
-            **os.environ,
-            "AUTOTUNE_STORAGE": self._database,
-            "AUTOTUNE_PROXY_PASSWORD": PASSWORD,
-        }
-        self._process = subprocess.Popen(
-            [*command, "--port", str(self._port)], env=environment, stdout=subprocess.DEVNULL
-        )
-        while self._process.poll() is None:  # else the server is away: its clients wait
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 1):
-                return
-            time.sleep(0.1)
-
-    def kill(self) -> None:
-        """End it, as abruptly as can be."""
-        self._process.kill()
-        self._process.wait()
 
 
 @dataclass
@@ -122,7 +77,6 @@ class Chaos:
 
     Args:
         url: Its database.
-        proxy: What is between it and the workers, if anything.
         folder: Where the launcher runs, and the server's data are.
         files: Where the files of the study are.
         rng: Chooses moments and victims.
@@ -130,7 +84,6 @@ class Chaos:
     """
 
     url: str
-    proxy: Proxy | None
     folder: Path
     files: Path
     rng: random.Random
@@ -154,7 +107,6 @@ class Chaos:
             "kill": self._kill,
             "freeze": self._freeze,
             "restart": self._restart,
-            "proxy kill": self._kill_proxy,
             "lock": lambda _: self._lock(self.rng.uniform(20, 30)),
             # Longer than the busy timeout of 60 s, and than the grace period.
             "long lock": lambda _: self._lock(1.2 * GRACE_PERIOD_S),
@@ -230,13 +182,6 @@ class Chaos:
         local.start(self.folder / "postgres")
         return True
 
-    def _kill_proxy(self, launcher: int) -> bool:
-        assert self.proxy is not None
-        self.proxy.kill()
-        time.sleep(self.rng.uniform(0, 5))
-        self.proxy.start()
-        return True
-
     def _lock(self, seconds: float) -> bool:
         """Hold SQLite's write lock; before there is a database there is none."""
         if not database_path(self.url).exists():
@@ -288,8 +233,7 @@ def run(chaos: Chaos, workers: int, trials: int, pause_s: float) -> list[int]:
     command = [sys.executable, "-m", "autotune.cli.main", "run", "digits", *STUDY]
     command += [f"search.trials={trials}", f"files={chaos.files}"]
     command += ["--name", NAME, "--workers", str(workers)]
-    url = chaos.proxy.url if chaos.proxy else chaos.url
-    environment = {**os.environ, "AUTOTUNE_STORAGE": url, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "AUTOTUNE_STORAGE": chaos.url, "OMP_NUM_THREADS": "1"}
     codes: list[int] = []
     while not codes or (codes[-1] != 0 and len(codes) < STARTS):
         with output_of(chaos.folder, len(codes)).open("w") as output:
@@ -398,14 +342,13 @@ def differences(trial: FrozenTrial, bench: Workbench) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--storage", choices=["sqlite", "postgres", "proxy"], default="sqlite")
+    parser.add_argument("--storage", choices=["sqlite", "postgres"], default="sqlite")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--freezes", type=int, default=0, help="108 s each, at the beginning")
     parser.add_argument("--fills", type=int, default=0, help="of the disk of the files, 20 s each")
     parser.add_argument("--restarts", type=int, default=0, help="of the Postgres server")
-    parser.add_argument("--proxy-kills", type=int, default=0, help="with --storage proxy")
     parser.add_argument("--locks", type=int, default=0, help="of SQLite, 20 to 30 s each")
     parser.add_argument("--long-locks", type=int, default=0, help="of SQLite, 108 s each")
     parser.add_argument("--pause", type=float, default=3.0, help="mean seconds between two")
@@ -429,13 +372,11 @@ def main() -> None:
                 "freeze": options.freezes,
                 "fill": options.fills if mounted else 0,
                 "restart": options.restarts if postgres else 0,
-                "proxy kill": options.proxy_kills if options.storage == "proxy" else 0,
                 "lock": 0 if postgres else options.locks,
                 "long lock": 0 if postgres else options.long_locks,
             }
         )
-        proxy = Proxy(url) if options.storage == "proxy" else None
-        chaos = Chaos(url, proxy, folder, folder / "files", random.Random(options.seed), +left)
+        chaos = Chaos(url, folder, folder / "files", random.Random(options.seed), +left)
         start = time.perf_counter()
         try:
             codes = run(chaos, options.workers, options.trials, options.pause)
@@ -446,8 +387,6 @@ def main() -> None:
                 *broken_files(chaos.files, url),
             ]
         finally:
-            if proxy:
-                proxy.kill()
             if postgres:
                 local.stop(folder / "postgres")
         for start_, code in enumerate(codes):

@@ -93,7 +93,7 @@ def repeat(opened: OpenStudy, folder: Path, times: int) -> str:
     The browser asks for all trials from the first unfinished one on, every ten seconds: with one
     left in the queue it would never be done.
     """
-    with opened.database.engine.connect() as connection:
+    with opened.storage.engine.connect() as connection:
         once = read_study(connection, NAME)
     finished = [row for row in once.trials if row["state"].is_finished()]
     first, highest = finished[0]["number"], finished[-1]["trial_id"] + 1
@@ -210,7 +210,7 @@ def store_notes(opened: OpenStudy) -> None:
         for trial_id, body in bodies.items()
         for key, value in {note_ver_key(trial_id): 1, **split_body(body, trial_id)}.items()
     ]
-    with opened.database.engine.begin() as connection:
+    with opened.storage.engine.begin() as connection:
         connection.execute(sqlalchemy.insert(StudySystemAttributeModel), rows)
 
 

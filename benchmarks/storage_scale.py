@@ -1,10 +1,10 @@
 """How many trials a second can workers share, and how long does a worker wait for one?
 
 Worker processes with an objective that takes no time: 20 parameters drawn at random, 10 reports.
-autotune's claims on SQLite, on Postgres and on Postgres behind its proxy; beside each the same
-with plain Optuna and its documented settings, in the same run on the same machine. Every worker
-works for a fixed time; a part of the trials was queued before. Then: how long does one worker wait
-for a trial in a study of 1,000 finished trials?
+autotune's claims on SQLite and on Postgres; beside each the same with plain Optuna and
+its documented settings, in the same run on the same machine. Every worker works for a fixed time;
+a part of the trials was queued before. Then: how long does one worker wait for a trial in a study
+of 1,000 finished trials?
 
     python benchmarks/storage_scale.py [--workers 1 8 32 64] [--seconds 15]
 
@@ -18,8 +18,6 @@ import argparse
 import json
 import os
 import random
-import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -29,18 +27,16 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import cast
 
 import optuna
 import sqlalchemy
 from heading import date_and_machine
 from optuna.samplers import RandomSampler
-from optuna.storages import GrpcStorageProxy, RDBStorage, get_storage, run_grpc_proxy_server
+from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
 
 from autotune.config import StudyConfig
@@ -61,8 +57,6 @@ NAME = "scale"
 EPOCHS = 10
 #: The baseline and the known-good plans of a study.
 QUEUED = 10
-#: What SQLAlchemy's own errors and Optuna's are told apart by.
-PASSWORD = "of-this-benchmark"
 
 
 def make_config(sampler: str) -> StudyConfig:
@@ -119,13 +113,11 @@ class Side:
         name: What it is called.
         url: Where its workers find the study.
         ours: Whether they are autotune's.
-        database: URL of the database itself.
     """
 
     name: str
     url: str
     ours: bool
-    database: str
 
 
 def plain_storage(url: str) -> optuna.storages.BaseStorage:
@@ -134,9 +126,6 @@ def plain_storage(url: str) -> optuna.storages.BaseStorage:
     SQLite gets a longer timeout, a server a check before connections are used again and
     heartbeats: what the pages of ``RDBStorage`` and of SQLAlchemy's pools advise.
     """
-    if url.startswith("grpc"):
-        host, _, port = url.removeprefix("grpc://").rpartition(":")
-        return GrpcStorageProxy(host=host, port=int(port))
     if url.startswith("sqlite"):
         return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 100}})
     return RDBStorage(
@@ -314,42 +303,6 @@ def measure(side: Side, workers: int, seconds: float) -> Row:
     )
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
-
-
-@contextmanager
-def proxy_of(url: str, ours: bool) -> Iterator[str]:
-    """Run a proxy of a database in a process of its own."""
-    port = free_port()
-    if ours:
-        command = [sys.executable, "-m", "autotune.cli.main", "storage", "proxy"]
-        command += ["--port", str(port)]
-        found = f"grpc://:{PASSWORD}@127.0.0.1:{port}"
-    else:
-        command = [sys.executable, __file__, "--be-proxy", str(port)]
-        found = f"grpc://127.0.0.1:{port}"
-    environment = {**os.environ, "AUTOTUNE_STORAGE": url, "AUTOTUNE_PROXY_PASSWORD": PASSWORD}
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + 60
-        while socket.socket().connect_ex(("127.0.0.1", port)):
-            assert time.monotonic() < end, "the proxy does not start"
-            time.sleep(0.1)
-        yield found
-    finally:
-        server.send_signal(signal.SIGKILL)
-        server.wait()
-
-
-def be_proxy(port: int) -> None:
-    """Run Optuna's own proxy, as its documentation does."""
-    warnings.simplefilter("ignore")
-    storage = get_storage(plain_storage(os.environ["AUTOTUNE_STORAGE"]))
-    run_grpc_proxy_server(storage, host="127.0.0.1", port=port)
-
-
 class Databases:
     """Empty databases, one after the other.
 
@@ -374,24 +327,19 @@ class Databases:
         engine.dispose()
         return url.set(database=f"scale_{self._count}").render_as_string(hide_password=False)
 
-    @contextmanager
-    def side(self, kind: str, ours: bool, queued: int) -> Iterator[Side]:
+    def side(self, kind: str, ours: bool, queued: int) -> Side:
         """Make a study somewhere and return where its workers find it."""
         name = f"{'autotune' if ours else 'Optuna'}, {kind}"
-        url = self.fresh(kind.partition(" ")[0].lower())
+        url = self.fresh(kind.lower())
         new_study(url, ours, queued)
-        if "proxy" not in kind:
-            yield Side(name, url, ours, url)
-            return
-        with proxy_of(url, ours) as through:
-            yield Side(name, through, ours, url)
+        return Side(name, url, ours)
 
     def stop(self) -> None:
         """Stop the server."""
         local.stop(self._folder / "postgres")
 
 
-KINDS = ("SQLite", "Postgres", "Postgres + proxy")
+KINDS = ("SQLite", "Postgres")
 
 
 @dataclass(frozen=True)
@@ -414,7 +362,7 @@ class Wait:
 def wait_in_a_large_study(side: Side, sampler: str, finished: int, repeats: int) -> Wait:
     """Measure the wait in this process, after the trials that fill the study."""
     rng = random.Random(1)
-    study = optuna.load_study(study_name=NAME, storage=open_storage(side.database))
+    study = optuna.load_study(study_name=NAME, storage=open_storage(side.url))
     distributions = dict(the_space().distributions)
     filler = optuna.create_study(sampler=RandomSampler(seed=0), direction="maximize")
     for _ in range(finished):
@@ -436,7 +384,7 @@ def render(rows: Sequence[Row], waits: Sequence[Wait], seconds: float, finished:
     lines = [
         "# Many workers, one study",
         "",
-        date_and_machine("optuna", "sqlalchemy", "psycopg", "grpcio"),
+        date_and_machine("optuna", "sqlalchemy", "psycopg"),
         "",
         f"Workers are processes, 20 parameters drawn at random, {EPOCHS} reports, no time for "
         f"training; each row is {seconds:g} s, once, on an empty study with {QUEUED} queued "
@@ -492,12 +440,9 @@ def main() -> None:
     parser.add_argument("--finished", type=int, default=1000)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--be-worker", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--be-proxy", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.be_worker:
         return be_worker()
-    if options.be_proxy:
-        return be_proxy(cast(int, options.be_proxy))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     rows: list[Row] = []
@@ -508,8 +453,8 @@ def main() -> None:
             for workers in options.workers:
                 for kind in KINDS:
                     for ours in (True, False):
-                        with databases.side(kind, ours, QUEUED) as side:
-                            row = measure(side, workers, options.seconds)
+                        side = databases.side(kind, ours, QUEUED)
+                        row = measure(side, workers, options.seconds)
                         rows.append(row)
                         print(
                             f"{side.name}, {workers} workers: {row.rate:.1f} trials/s, wait "
@@ -519,8 +464,8 @@ def main() -> None:
             for kind in KINDS:
                 for sampler in ("random", "tpe"):
                     for ours in (True, False):
-                        with databases.side(kind, ours, 0) as side:
-                            found = wait_in_a_large_study(side, sampler, options.finished, 30)
+                        side = databases.side(kind, ours, 0)
+                        found = wait_in_a_large_study(side, sampler, options.finished, 30)
                         waits.append(found)
                         print(
                             f"{side.name}, {sampler}: {1000 * found.median_s:.0f} ms", flush=True

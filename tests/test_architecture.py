@@ -17,6 +17,7 @@ ROOT = PACKAGE.parent
 #: Rooms by level; a room imports from lower levels only, never from one beside it.
 LEVELS = (
     ("errors", "garbage", "interpreter", "threads"),
+    ("formats",),
     ("plan",),
     ("rules",),
     ("config",),

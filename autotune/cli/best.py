@@ -52,7 +52,8 @@ def best(
         if len(front) > FRONT_LINES:
             typer.echo(f"# and {len(front) - FRONT_LINES} cheaper ones; the report shows them all")
         values = {}
-    typer.echo(_in_yaml({**values, "plan": found.user_attrs[record.PLAN]}), nl=False)
+    plan = record.plan_of(found)
+    typer.echo(_in_yaml({**values, "plan": plan and plan.to_json()}), nl=False)
 
 
 def _outcome(trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:

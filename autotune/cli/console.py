@@ -36,9 +36,8 @@ StorageOption = Annotated[
     typer.Option(
         "--storage",
         envvar="AUTOTUNE_STORAGE",
-        help="Storage URL: sqlite:///file.db, postgresql://user:password@host/database, or "
-        "grpc://:password@host:port of a proxy. A password is better in the environment: others "
-        "can see a command line.",
+        help="Storage URL: sqlite:///file.db or postgresql://user:password@host/database. A "
+        "password is better in the environment: others can see a command line.",
         show_envvar=True,
     ),
 ]

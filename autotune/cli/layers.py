@@ -25,6 +25,7 @@ from autotune.cli.layer_table import (
     usage,
 )
 from autotune.errors import PlanError, StudyError, UserError
+from autotune.formats import MODEL, check_format
 
 if TYPE_CHECKING:
     from autotune.models.inspection import TriedPlan
@@ -174,6 +175,9 @@ def _of_file(path: Path) -> tuple[TrialPlan, int | None]:
         raise UserError(f"{rule}; {str(path)!r} is neither YAML nor JSON") from error
     values = values if isinstance(values, dict) else {}
     given = values.get("plan", values)
+    made = values.get("versions")
+    by = made.get("autotune") if isinstance(made, dict) else None
+    check_format({"format": values.get("format"), "autotune": by}, MODEL, str(path))
     try:
         found = TrialPlan.from_json(given)
         _check_types(found)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,13 +26,6 @@ app = typer.Typer(
 FilesOption = Annotated[
     str | None, typer.Option(help="Folder for the files of the studies there.")
 ]
-
-
-#: Where the password of a proxy comes from: the environment, or a file that is made.
-PROXY_PASSWORD = "AUTOTUNE_PROXY_PASSWORD"
-PROXY_FILE = Path("storage/proxy/password")
-#: So long a proxy that is to end waits for the calls that are being answered.
-GRACE_S = 2.0
 
 
 def _url(storage: str | None) -> str:
@@ -179,32 +168,6 @@ def check(storage: StorageOption = None) -> None:
     console().print(table)
     if any(one.problem for one in findings):
         raise typer.Exit(1)
-
-
-@app.command("proxy")
-def proxy(
-    storage: StorageOption = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any.")] = 13000,
-) -> None:
-    """Serve a storage to very many workers, which take its URL in place of the database's."""
-    from autotune.storage.password import find_password
-    from autotune.storage.proxy import server
-    from autotune.storage.url import redact
-
-    password, where = find_password(PROXY_PASSWORD, PROXY_FILE)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    running, bound = server.start(_url(storage), host, port, password)
-    reached = socket.gethostname() if host in ("0.0.0.0", "::", "[::]") else host
-    _say(f"a proxy of {redact(_url(storage))} listens on {host}:{bound}; the password is {where}")
-    said = f"${PROXY_PASSWORD}" if PROXY_PASSWORD in os.environ else f"$(cat {PROXY_FILE})"
-    _say(f'\n    export AUTOTUNE_STORAGE="grpc://:{said}@{reached}:{bound}"\n')
-    _say("makes it the storage of what a shell runs, such as autotune worker; Ctrl-C ends it")
-    while not stop.is_set():  # a wait without end would not see the signal
-        stop.wait(0.5)
-    running.stop(GRACE_S).wait()
 
 
 @app.command("local")

@@ -64,7 +64,7 @@ class _Beside:
         return _Beside(trial_note(trial, setting), numeric, _listed(attributes))
 
 
-class _SearchSpaces(_CachedExtraStudyProperty):
+class _SearchSpaces(_CachedExtraStudyProperty):  # type: ignore[misc]
     """The search spaces of a study's trials, of which each is looked at once.
 
     optuna-dashboard compares every parameter of a trial with every parameter known so far, for all

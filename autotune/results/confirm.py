@@ -21,6 +21,13 @@ from optuna.trial import FrozenTrial
 from autotune.data.opening import fetch_source
 from autotune.data.progress import Progress, silent
 from autotune.errors import DivergedError, StudyError, disk_full_as_user_error
+from autotune.formats import (
+    CONFIRMATION,
+    check_format,
+    reading,
+    refuse_unknown,
+    stamp,
+)
 from autotune.plan import TrialPlan
 from autotune.results.confidence import LEVEL, Interval, interval, judge
 from autotune.results.front import none_yet
@@ -32,6 +39,9 @@ from autotune.study.again import train_again
 from autotune.study.opening import OpenStudy
 from autotune.study.preparing import Workbench
 from autotune.study.worker import prepare
+
+#: What the file of one training holds.
+FIELDS = ("format", "autotune", "plan", "seed", "metrics", "failed")
 
 
 @dataclass(frozen=True)
@@ -261,9 +271,10 @@ def _score(
         except DivergedError as error:
             failed = str(error)
         kept = {"seed": step.seed, "metrics": metrics, "failed": failed}
-        _write(path, {"plan": entrant.plan.to_json(), **kept})
-    value = kept["metrics"] and kept["metrics"][bench.config.training.objective]
-    score = _Score(value, kept["failed"], known)
+        _write(path, {**stamp(CONFIRMATION), "plan": entrant.plan.to_json(), **kept})
+    with reading(str(path), CONFIRMATION):
+        value = kept["metrics"] and kept["metrics"][bench.config.training.objective]
+        score = _Score(value, kept["failed"], known)
     listener(replace(step, done=step.done + 1, **asdict(score)))
     return score
 
@@ -290,6 +301,9 @@ def _read(path: Path) -> dict[str, Any] | None:
         values: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, ValueError):  # a power cut may leave an empty file
         return None
+    check_format(values, CONFIRMATION, str(path))
+    with reading(str(path), CONFIRMATION):
+        refuse_unknown(values, FIELDS, "what was confirmed")
     return values
 
 

@@ -17,6 +17,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune.errors import FormatError
 from autotune.results.objective import Objective
 from autotune.search import ranking
 from autotune.search.space import Space
@@ -138,8 +139,8 @@ class StudyResults:
     def space(self) -> Space | None:
         """The space that the study remembers, or ``None`` when it cannot be read."""
         try:
-            return Space.from_json(self.attributes[record.SPACE])
-        except (KeyError, TypeError, ValueError):
+            return record.space_of(self.study)
+        except FormatError:
             return None  # of another version of autotune: its trials can still be drawn
 
     @property

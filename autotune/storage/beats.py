@@ -16,8 +16,7 @@ from datetime import datetime
 from optuna.storages._rdb.models import TrialHeartbeatModel
 from sqlalchemy import func, select
 
-from autotune.storage.database import StudyStorage
-from autotune.storage.proxy.client import ProxyStorage
+from autotune.storage.patience import PatientStorage
 
 
 @dataclass(frozen=True)
@@ -37,18 +36,13 @@ class Beats:
     age_s: Mapping[int, float]
 
 
-def read_beats(storage: StudyStorage, trial_ids: Iterable[int]) -> Beats:
-    """Read heartbeats: two statements, or one call of a proxy.
+def read_beats(storage: PatientStorage, trial_ids: Iterable[int]) -> Beats:
+    """Read heartbeats, in two statements.
 
     Args:
         storage: The open storage.
         trial_ids: Of the trials that run.
     """
-    if isinstance(storage, ProxyStorage):
-        before = time.time()
-        found = storage.read_beats(trial_ids)
-        here = (before + time.time()) / 2
-        return Beats(found["now"], found["now"] - here, found["age_s"])
     heartbeats = select(TrialHeartbeatModel.trial_id, TrialHeartbeatModel.heartbeat).where(
         TrialHeartbeatModel.trial_id.in_(list(trial_ids))
     )

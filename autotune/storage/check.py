@@ -26,7 +26,7 @@ from autotune.storage.database import (
 )
 from autotune.storage.filesystem import file_system_of, is_network
 from autotune.storage.snapshot import has_tables, schema_of, schemas
-from autotune.storage.url import database_path, is_sqlite, parse_database
+from autotune.storage.url import database_path, is_sqlite, parse_url
 
 #: The oldest server that is tested and still gets fixes (https://www.postgresql.org/support/).
 MIN_POSTGRES = 14
@@ -92,7 +92,7 @@ def _engine(url: str) -> sqlalchemy.Engine:
 
         return sqlalchemy.create_engine("sqlite://", creator=connect, poolclass=NullPool)
     return sqlalchemy.create_engine(
-        parse_database(url),
+        parse_url(url),
         connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
         poolclass=NullPool,
     )

@@ -15,7 +15,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
 import optuna
 import sqlalchemy
 from filelock import FileLock
@@ -36,18 +35,8 @@ from autotune.errors import (
 )
 from autotune.storage.filesystem import refuse_network
 from autotune.storage.patience import PatientStorage
-from autotune.storage.proxy import wire
-from autotune.storage.proxy.client import ProxyStorage
 from autotune.storage.transactions import begin
-from autotune.storage.url import (
-    database_path,
-    is_proxy,
-    is_sqlite,
-    parse_database,
-    parse_url,
-    redact,
-    template_of,
-)
+from autotune.storage.url import database_path, is_sqlite, parse_url, redact, template_of
 
 #: A live worker writes its heartbeat this often; silent for longer than the grace, it is dead.
 HEARTBEAT_INTERVAL_S = 15
@@ -62,8 +51,6 @@ POOL_OVERFLOW = 4
 _OLD_SCHEMA = re.compile(r" *Please execute `[^`]*` for upgrading the storage\.")
 
 StaleTrialCallback = Callable[[Study, FrozenTrial], None]
-#: What a study can be in: a database, or a proxy of one.
-StudyStorage = PatientStorage | ProxyStorage
 
 
 @contextmanager
@@ -79,7 +66,7 @@ def experimental() -> Iterator[None]:
 
 def open_storage(
     url: str, *, create: bool = False, on_stale_trial: StaleTrialCallback | None = None
-) -> StudyStorage:
+) -> PatientStorage:
     """Open the storage of studies.
 
     Args:
@@ -91,20 +78,7 @@ def open_storage(
         StorageError: When it cannot be reached, read or written, is of another Optuna, or is an
             SQLite file on a network file system.
     """
-    if is_proxy(url):
-        return _open_proxy(url, on_stale_trial)
-    return open_database(url, create=create, on_stale_trial=on_stale_trial)
-
-
-def open_database(
-    url: str, *, create: bool = False, on_stale_trial: StaleTrialCallback | None = None
-) -> PatientStorage:
-    """Open the storage of studies, which has to be a database; see :func:`open_storage`.
-
-    Raises:
-        StorageError: When it is a proxy, too.
-    """
-    parsed = parse_database(url)
+    parsed = parse_url(url)
     with storage_errors(url):
         if not is_sqlite(url):
             return _open_postgres(parsed, on_stale_trial)
@@ -118,19 +92,6 @@ def open_database(
             # Tables are made once: Optuna fails where two processes make them (issue 820).
             with FileLock(f"{path}.lock", timeout=BUSY_TIMEOUT_S):
                 return _open(parsed, on_stale_trial)
-
-
-def _open_proxy(url: str, on_stale_trial: StaleTrialCallback | None) -> ProxyStorage:
-    parsed = parse_url(url)
-    assert parsed.host is not None and parsed.port is not None
-    password = str(parsed.password or "")
-    with storage_errors(url):
-        with experimental():
-            storage = ProxyStorage(
-                parsed.host, parsed.port, password, HEARTBEAT_INTERVAL_S, on_stale_trial
-            )
-        storage.greet()
-    return storage
 
 
 def is_there(path: Path) -> bool:
@@ -229,7 +190,6 @@ def storage_errors(url: str) -> Iterator[None]:
     except (
         sqlalchemy.exc.SQLAlchemyError,
         sqlite3.Error,
-        grpc.RpcError,
         optuna.exceptions.StorageInternalError,
     ) as error:
         reason = _reason(error)
@@ -253,8 +213,6 @@ def storage_errors(url: str) -> Iterator[None]:
 def _reason(error: BaseException) -> str:
     while error.__cause__ is not None and not isinstance(error, sqlalchemy.exc.DBAPIError):
         error = error.__cause__
-    if isinstance(error, grpc.RpcError):
-        return _reason_of_call(error)
     original = getattr(error, "orig", None) or error
     text = hide_passwords(" ".join(str(original).split()))
     # psycopg tells one story for every address of the host, and again for every attempt.
@@ -263,20 +221,11 @@ def _reason(error: BaseException) -> str:
     return text
 
 
-def _reason_of_call(error: grpc.RpcError) -> str:
-    said = {
-        grpc.StatusCode.UNIMPLEMENTED: "it is no proxy that 'autotune storage proxy' has started",
-        grpc.StatusCode.DEADLINE_EXCEEDED: "timeout",
-    }
-    return said.get(error.code()) or hide_passwords(wire.reason_of(error))
-
-
 def _way_out(reason: str) -> str:
     ways = {
         "unable to open database file": "its folder must exist and be writable",
         "readonly database": "the file must be writable",
         "not a database": "the file is something else; name another with --storage",
-        "wrong password": "give that of the proxy, as in grpc://:password@host:port",
         "password authentication failed": "check the user and the password of the URL",
         "onnection refused": "is the server running, and are host and port right?",
         "does not exist": "create the database first, or check its name",

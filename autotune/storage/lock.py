@@ -15,9 +15,7 @@ import sqlalchemy
 from filelock import FileLock, Timeout
 
 from autotune.errors import LockedError
-from autotune.storage.database import StudyStorage
-from autotune.storage.patience import LockLostError, impatiently
-from autotune.storage.proxy.client import ProxyStorage
+from autotune.storage.patience import LockLostError, PatientStorage, impatiently
 from autotune.storage.url import database_path, is_sqlite
 
 #: How often it is looked whether the lock beside an SQLite database is free.
@@ -26,7 +24,7 @@ POLL_S = 0.01
 
 @contextmanager
 def study_lock(
-    storage: StudyStorage, url: str, study: str, timeout_s: float | None = None
+    storage: PatientStorage, url: str, study: str, timeout_s: float | None = None
 ) -> Iterator[None]:
     """Hold the lock of one study, across all processes and machines that share its storage.
 
@@ -41,10 +39,6 @@ def study_lock(
             it may have met what another holder did.
         LockedError: When another one holds it for longer than ``timeout_s``.
     """
-    if isinstance(storage, ProxyStorage):
-        with storage.hold(study, timeout_s):
-            yield
-        return
     if is_sqlite(url):
         lock = FileLock(f"{database_path(url)}.lock")
         try:

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
-import grpc
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from tenacity import (
@@ -30,7 +29,6 @@ from tenacity import (
 )
 
 from autotune.errors import StorageError, hide_passwords
-from autotune.storage.proxy import wire
 from autotune.storage.quick import QuickStorage
 from autotune.storage.transactions import reads
 
@@ -71,8 +69,6 @@ def is_transient(error: BaseException) -> bool:
         return True
     while isinstance(error, StorageError | StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
-    if wire.is_away(error):
-        return True
     if isinstance(error, sqlalchemy.exc.TimeoutError):  # no free connection in the pool
         return True
     if not isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError):
@@ -135,15 +131,14 @@ def _tell(state: RetryCallState) -> None:
     _last_met = time.monotonic()
     assert state.outcome is not None and state.next_action is not None
     error = state.outcome.exception()
-    words = wire.reason_of(error) if isinstance(error, grpc.RpcError) else str(error)
-    reason = " ".join(hide_passwords(words).split())[:300]
+    reason = " ".join(hide_passwords(str(error)).split())[:300]
     logger.warning(
         "the storage is away (%s); trying again in %.1f s", reason, state.next_action.sleep
     )
 
 
-#: What only reads.
-READS = (
+#: What only reads; the last two are what Optuna's cache and its search for stale trials read by.
+_READS = (
     "get_study_id_from_name",
     "get_study_name_from_id",
     "get_study_directions",
@@ -151,12 +146,14 @@ READS = (
     "get_study_system_attrs",
     "get_all_studies",
     "get_trial",
+    "_get_trials",
+    "_get_stale_trial_ids",
 )
 #: What may be done twice without harm. A report that was written although the answer got lost is
 #: written over with the same value; a trial that another worker has been given stays his, and says
 #: so (``UpdateFinishedTrialError``).
 _HARMLESS = (
-    *READS,
+    *_READS,
     "set_study_user_attr",
     "set_study_system_attr",
     "set_trial_param",
@@ -166,23 +163,15 @@ _HARMLESS = (
 )
 
 
-def waits(*also: str) -> Callable[[type[T]], type[T]]:
-    """Make a class of storages wait where nothing can go wrong by doing it twice.
-
-    Args:
-        also: Names of further methods that only read.
-    """
-
-    def made(storage: type[T]) -> type[T]:
-        for name in (*READS, *also):
-            setattr(storage, name, reads(getattr(storage, name)))
-        for name in (*_HARMLESS, *also):
-            setattr(storage, name, patient(getattr(storage, name)))
-        return storage
-
-    return made
+def _waits(storage: type[T]) -> type[T]:
+    """Make a class of storages wait where nothing can go wrong by doing it twice."""
+    for name in _READS:
+        setattr(storage, name, reads(getattr(storage, name)))
+    for name in _HARMLESS:
+        setattr(storage, name, patient(getattr(storage, name)))
+    return storage
 
 
-@waits("_get_trials", "_get_stale_trial_ids")  # the first is what Optuna's cache reads by
+@_waits
 class PatientStorage(QuickStorage):
     """Optuna's database storage, which waits while the database is away."""

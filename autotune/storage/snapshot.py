@@ -23,7 +23,7 @@ from autotune.storage.database import (
     check_is_there,
     storage_errors,
 )
-from autotune.storage.url import database_path, is_sqlite, parse_database, redact
+from autotune.storage.url import database_path, is_sqlite, parse_url, redact
 
 
 def reading_engine(url: str) -> sqlalchemy.Engine:
@@ -34,7 +34,7 @@ def reading_engine(url: str) -> sqlalchemy.Engine:
     """
     if not is_sqlite(url):
         return sqlalchemy.create_engine(
-            parse_database(url),
+            parse_url(url),
             connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
             poolclass=NullPool,
             isolation_level="REPEATABLE READ",

@@ -11,7 +11,7 @@ import sqlalchemy
 
 from autotune.errors import StorageError, StudyError
 from autotune.storage.belongings import Route, Taken, refuse_taken, taken_along
-from autotune.storage.database import open_database, storage_errors
+from autotune.storage.database import open_storage, storage_errors
 from autotune.storage.filesystem import refuse_network
 from autotune.storage.layout import ATTRIBUTE, Files
 from autotune.storage.rows import StudyRows, read_attribute, read_study, write_study
@@ -133,7 +133,7 @@ def writing(target: str) -> Iterator[sqlalchemy.Engine]:
         StorageError: When it cannot be used.
     """
     new = is_sqlite(target) and not database_path(target).exists()
-    engine = open_database(target, create=True).engine
+    engine = open_storage(target, create=True).engine
     try:
         yield engine
     except BaseException:

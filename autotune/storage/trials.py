@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -154,8 +155,8 @@ def _with_parts(connection: Connection, study_id: int, rows: Sequence[Any]) -> l
                 state=row.state,
                 value=None,
                 values=_values(values[trial_id]),
-                datetime_start=row.datetime_start,
-                datetime_complete=row.datetime_complete,
+                datetime_start=_local(row.datetime_start),
+                datetime_complete=_local(row.datetime_complete),
                 params=drawn,
                 distributions=distributions,
                 user_attrs=_attributes(user_attrs[trial_id]),
@@ -165,6 +166,13 @@ def _with_parts(connection: Connection, study_id: int, rows: Sequence[Any]) -> l
             )
         )
     return found
+
+
+def _local(stored: datetime | None) -> datetime | None:
+    """Return a stored time, which is UTC, as Optuna has it: local, without a zone."""
+    if stored is None:
+        return None
+    return stored.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
 
 
 def _params(rows: Sequence[Row]) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:

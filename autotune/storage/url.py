@@ -9,7 +9,6 @@ import sqlalchemy
 from sqlalchemy.engine import URL, make_url
 
 from autotune.errors import StorageError, hide_passwords, join_sentences
-from autotune.storage.proxy import wire
 
 
 def parse_url(url: str) -> URL:
@@ -25,20 +24,25 @@ def parse_url(url: str) -> URL:
         raise StorageError(
             join_sentences(
                 f"storage: {redact(url)!r} is no storage URL",
-                "allowed are sqlite:///path/to/file.db, postgresql://user:password@host/database "
-                "and grpc://:password@host:port",
+                "allowed are sqlite:///path/to/file.db and postgresql://user:password@host/database",
                 encoded if "@" in url else "",
             )
         ) from None
     backend = parsed.drivername.partition("+")[0]
     if backend in ("postgresql", "postgres"):
         return _parse_postgres(url, parsed)
-    if parsed.drivername == "grpc":
-        return _parse_proxy(url, parsed)
+    if backend == "grpc":
+        raise StorageError(
+            f"storage: autotune has no proxy any more, but got {redact(url)}; give the URL of the "
+            "database, postgresql://user:password@host/database, and where very many workers need "
+            "more connections than it has, that of a PgBouncer in session mode before it "
+            "(docs/storage.md)"
+        )
     if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
         raise StorageError(
-            f"storage: studies live in sqlite or postgresql, or are reached through grpc, but got "
-            f"{parsed.drivername!r} in {redact(url)}"
+            f"storage: studies live in sqlite or postgresql, but got {parsed.drivername!r} in "
+            f"{redact(url)}; give sqlite:///path/to/file.db or "
+            "postgresql://user:password@host/database"
         )
     database = parsed.database or ":memory:"
     if database == ":memory:" or database.startswith("file:"):
@@ -65,19 +69,6 @@ def _parse_postgres(url: str, parsed: URL) -> URL:
             f"storage: an @ in the user or the password must be written as %40, in {redact(url)}"
         )
     return parsed.set(drivername="postgresql+psycopg")
-
-
-def _parse_proxy(url: str, parsed: URL) -> URL:
-    if not parsed.host or "@" in parsed.host or parsed.database or parsed.query:
-        raise StorageError(
-            f"storage: the URL of a proxy is grpc://:password@host:port, but got {redact(url)}"
-        )
-    return parsed.set(port=parsed.port or wire.PORT)
-
-
-def is_proxy(url: str) -> bool:
-    """Tell whether a URL is that of a proxy (``autotune storage proxy``)."""
-    return parse_url(url).drivername == "grpc"
 
 
 def is_sqlite(url: str) -> bool:
@@ -117,21 +108,6 @@ def absolute_url(url: str) -> str:
     if is_sqlite(url):
         parsed = parsed.set(database=str(database_path(url)))
     return parsed.render_as_string(hide_password=False)
-
-
-def parse_database(url: str) -> URL:
-    """Parse the URL of a database; see :func:`parse_url`.
-
-    Raises:
-        StorageError: When it is that of a proxy, too.
-    """
-    parsed = parse_url(url)
-    if parsed.drivername == "grpc":
-        raise StorageError(
-            f"storage: this needs the database itself, but got the proxy {redact(url)}; name the "
-            "URL that the proxy was started with"
-        )
-    return parsed
 
 
 def template_of(url: URL) -> str:

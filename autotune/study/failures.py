@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-import grpc
 import torch
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from autotune.errors import (
+    CacheError,
     CrowdedError,
     InterruptedTrial,
     TrialError,
@@ -49,6 +49,9 @@ _OUT_OF_MEMORY = (
     "CUDA driver error: out of memory",
     "CUDA ran out of memory",
     "STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED",
+    # cuDNN has no room for the workspace of any of its kernels.
+    "unable to find an engine to execute this computation",
 )
 #: The same of the machine's memory.
 _OUT_OF_HOST_MEMORY = ("DefaultCPUAllocator: can't allocate memory",)
@@ -101,10 +104,10 @@ def kind_of(error: BaseException, device: torch.device) -> Kind:
         return Kind.USER
     if isinstance(error, TrialError):
         return Kind.OWN
-    if isinstance(error, CrowdedError):
+    if isinstance(error, CrowdedError | CacheError):
         return Kind.TRANSIENT
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-    if is_transient(error) or isinstance(cause, OperationalError | InterfaceError | grpc.RpcError):
+    if is_transient(error) or isinstance(cause, OperationalError | InterfaceError):
         return Kind.STORAGE
     if isinstance(error, MemoryError) or _says(error, _OUT_OF_HOST_MEMORY):
         # Beside a GPU it is the machine that has too little, not the plan that wants too much.

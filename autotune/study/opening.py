@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import platform
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore
@@ -18,11 +20,10 @@ from pydantic import ValidationError
 from autotune.config import StudyConfig
 from autotune.data.survey import missing_in_words
 from autotune.errors import StudyError, join_sentences, nearest
+from autotune.formats import STUDY, reading, stamp
 from autotune.rules import is_own
 from autotune.search.own import Reference, references
-from autotune.search.space import Space
 from autotune.storage.database import (
-    StudyStorage,
     experimental,
     is_there,
     open_storage,
@@ -32,10 +33,10 @@ from autotune.storage.filesystem import refuse_network
 from autotune.storage.layout import Files
 from autotune.storage.lock import study_lock
 from autotune.storage.patience import PatientStorage
-from autotune.storage.url import absolute_url, database_path, is_sqlite, parse_database, redact
+from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
 from autotune.study import record
 from autotune.study.budget import Budget
-from autotune.study.claims import Claims, sweep_stale
+from autotune.study.claims import Claims
 from autotune.study.remembered import write_manifest
 from autotune.study.starting import Starts, is_start_of, queue, starts_of
 from autotune.studyfile import apply_overrides, dotted
@@ -61,27 +62,20 @@ class OpenStudy:
         files: Where its files lie.
     """
 
-    def __init__(self, study: Study, storage: StudyStorage, url: str, files: Files) -> None:
+    def __init__(self, study: Study, storage: PatientStorage, url: str, files: Files) -> None:
         self.study = study
         self.storage = storage
         self.url = url
         self.files = files
+        #: What tells the study from one that is made anew under its name, if it has it.
+        self.uuid: str | None = study.user_attrs.get(record.UUID)
+        if isinstance(storage, PatientStorage):
+            storage.study_uuid = self.uuid
 
     @property
     def name(self) -> str:
         """Name of the study."""
         return self.study.study_name
-
-    @property
-    def database(self) -> PatientStorage:
-        """The storage, for what must ask the database itself.
-
-        Raises:
-            StorageError: When the study was opened through a proxy.
-        """
-        parse_database(self.url)
-        assert isinstance(self.storage, PatientStorage)
-        return self.storage
 
     @property
     def artifacts(self) -> FileSystemArtifactStore:
@@ -91,21 +85,24 @@ class OpenStudy:
 
     def config(self) -> StudyConfig:
         """Return the study's configuration as the study remembers it."""
-        return StudyConfig.model_validate(
-            {
-                **self.study.user_attrs[record.DEFINITION],
-                "name": self.name,
-                "fit": self.study.user_attrs.get(record.FIT, {}),
-                "cache": self.study.user_attrs.get(record.CACHE, {}),
-                "storage": self.url,
-                "files": str(self.files.root),
-            }
-        )
+        attributes = self.study.user_attrs
+        what = f"the definition of the study {self.name!r}"
+        with reading(what, by=record.written_by(attributes)):
+            return StudyConfig.model_validate(
+                {
+                    **attributes[record.DEFINITION],
+                    "name": self.name,
+                    "fit": attributes.get(record.FIT, {}),
+                    "cache": attributes.get(record.CACHE, {}),
+                    "storage": self.url,
+                    "files": str(self.files.root),
+                }
+            )
 
     def claims(self) -> Claims:
         """Return what gives out its trials."""
-        space = Space.from_json(self.study.user_attrs[record.SPACE])
-        return Claims(self.study, self.storage, self.url, space)
+        space = record.space_of(self.study)
+        return Claims(self.study, self.storage, self.url, space, self.uuid)
 
     def progress(self) -> record.Progress:
         """Count the trials."""
@@ -126,7 +123,7 @@ def open_existing(name: str, url: str, files: str | None = None) -> OpenStudy:
         StudyError: When the storage has no such study.
         StorageError: When the storage cannot be used.
     """
-    storage = open_storage(url, on_stale_trial=sweep_stale)
+    storage = open_storage(url)
     with storage_errors(url):
         names = optuna.get_all_study_names(storage)
         if name not in names:
@@ -152,16 +149,16 @@ def find_existing(name: str, url: str, files: str | None = None) -> OpenStudy | 
     """
     if is_sqlite(url) and not is_there(database_path(url)):
         return None
-    storage = open_storage(url, on_stale_trial=sweep_stale)
+    storage = open_storage(url)
     with storage_errors(url):
         if name not in optuna.get_all_study_names(storage):
             return None
     return _load(name, storage, url, files)
 
 
-def _load(name: str, storage: StudyStorage, url: str, files: str | None) -> OpenStudy:
+def _load(name: str, storage: PatientStorage, url: str, files: str | None) -> OpenStudy:
     with storage_errors(url):
-        study = optuna.load_study(study_name=name, storage=storage)
+        study = record.load_study(name, storage)
     if record.DEFINITION not in study.user_attrs:
         raise StudyError(f"the study {name!r} in {redact(url)} was not made by autotune")
     root = files or study.user_attrs.get(record.FILES)
@@ -214,7 +211,7 @@ def open_or_create(
     """
     config = definition.config
     assert config.name is not None
-    storage = open_storage(config.storage, create=True, on_stale_trial=sweep_stale)
+    storage = open_storage(config.storage, create=True)
     files = Files.of(config.storage, config.files)
     with (
         storage_errors(config.storage),
@@ -222,6 +219,7 @@ def open_or_create(
         study_lock(storage, absolute_url(config.storage), config.name),
     ):
         study = _create(config, storage)
+        record.check_version(study)
         if record.DEFINITION in study.user_attrs:
             check_same(study, definition)
             # Images, weights and files of one's own that were moved are found where they are now.
@@ -236,21 +234,38 @@ def open_or_create(
             if not is_start_of(study, starts):  # an earlier start broke off and had other plans
                 optuna.delete_study(study_name=config.name, storage=storage)
                 study = _create(config, storage)
+            _clear_files(config.name, files)
+            study.set_user_attr(record.UUID, uuid4().hex)
             _remember(study, definition, dataset, survey or {}, files, starts)
+        if record.UUID not in study.user_attrs:  # made before there was one
+            study.set_user_attr(record.UUID, uuid4().hex)
         opened = OpenStudy(study, storage, absolute_url(config.storage), files)
+        study.set_user_attr(record.FORMAT, stamp(STUDY))
         study.set_user_attr(record.FIT, config.fit.model_dump(mode="json"))
         study.set_user_attr(record.CACHE, config.cache.model_dump(mode="json"))
         opened.claims().begin(Budget.of_run(config.search, time.time()))
     return opened
 
 
-def _create(config: StudyConfig, storage: StudyStorage) -> Study:
+def _create(config: StudyConfig, storage: PatientStorage) -> Study:
     return optuna.create_study(
         study_name=config.name,
         storage=storage,
         directions=list(config.directions.values()),
         load_if_exists=True,
     )
+
+
+def _clear_files(name: str, files: Files) -> None:
+    """Remove what a deleted study of the same name has left and nobody wants any more.
+
+    What somebody paid for or may still read stays: reports, fitted models, what was confirmed.
+    The last two say whose they are.
+    """
+    for folder in (files.checkpoints(name), files.logs(name)):
+        if folder.is_dir():
+            logger.info("%s: removed, it is that of an earlier study %r", folder, name)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_existing(definition: Definition) -> bool:
@@ -271,7 +286,7 @@ def check_existing(definition: Definition) -> bool:
     storage = open_storage(config.storage)
     with storage_errors(config.storage):
         if config.name in optuna.get_all_study_names(storage):
-            study = optuna.load_study(study_name=config.name, storage=storage)
+            study = record.load_study(config.name, storage)
             if record.DEFINITION in study.user_attrs:
                 check_same(study, definition)
                 return True

@@ -11,15 +11,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import optuna
+from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autotune.data.survey import remarks
+from autotune.formats import STUDY, check_format, reading
 from autotune.plan import TrialPlan
 from autotune.search import greedy, ranking, view
-from autotune.storage import layout
+from autotune.search.space import Space
+from autotune.storage import layout, quick
 
 # Of a study
+UUID = quick.UUID  # str: drawn when it is made; a study made anew under its name has another
 DEFINITION = "definition"  # dict: what StudyConfig.definition() returned
 BUDGET = "budget"  # dict: Budget.to_json() of the last run
 CACHE = "cache"  # dict: CacheConfig of the last run
@@ -34,6 +39,7 @@ SPACE = "space"  # dict: what Space.to_json() returned
 FILES = layout.ATTRIBUTE  # str: folder of the study's files
 PRECISION = "precision"  # dict: backbone -> {device: "off", "bf16" or "fp16"}, for amp: auto
 ENVIRONMENT = "environment"  # dict: package -> version
+FORMAT = "format"  # dict: formats.stamp() of the version that opened it for a run last
 OWN = "own"  # dict: key such as "search.sampler" -> SHA-256 of the file that it names
 # list of dict: {"time", "trial", "test": Metrics.to_json(), "baseline": the same}, one a reading
 TEST_READS = "test_reads"
@@ -211,9 +217,55 @@ def image_remarks(study_attrs: Mapping[str, Any]) -> list[str]:
 
 
 def plan_of(trial: FrozenTrial) -> TrialPlan | None:
-    """Return the plan of a trial, or ``None`` when it never got one."""
+    """Return the plan of a trial, or ``None`` when it never got one.
+
+    Raises:
+        FormatError: When it was written by another version of autotune.
+    """
     values: Any = trial.user_attrs.get(PLAN)
-    return TrialPlan.from_json(values) if values else None
+    if not values:
+        return None
+    with reading(f"the plan of trial {trial.number}"):
+        return TrialPlan.from_json(values)
+
+
+def load_study(name: str, storage: BaseStorage) -> Study:
+    """Load a study.
+
+    Raises:
+        FormatError: When a later version of autotune has written it.
+    """
+    study = optuna.load_study(study_name=name, storage=storage)
+    check_version(study)
+    return study
+
+
+def check_version(study: Study) -> None:
+    """Refuse a study that a later version of autotune has written.
+
+    Raises:
+        FormatError: With the version.
+    """
+    check_format(study.user_attrs.get(FORMAT), STUDY, f"the study {study.study_name!r}")
+
+
+def space_of(study: Study) -> Space:
+    """Return the space of a study.
+
+    Raises:
+        FormatError: When it was written by another version of autotune.
+    """
+    with reading(f"the space of the study {study.study_name!r}", by=written_by(study.user_attrs)):
+        return Space.from_json(study.user_attrs[SPACE])
+
+
+def written_by(study_attrs: Mapping[str, Any]) -> str:
+    """Return the version of autotune that has written a study; empty where it is not known."""
+    for name in (FORMAT, ENVIRONMENT):
+        values = study_attrs.get(name)
+        if isinstance(values, Mapping) and "autotune" in values:
+            return str(values["autotune"])
+    return ""
 
 
 def layers_of(study_attrs: Mapping[str, Any], plan: TrialPlan | None) -> Sequence[dict[str, Any]]:
@@ -271,8 +323,13 @@ def ended_at(trial: FrozenTrial) -> float:
     """
     attributes = trial.user_attrs
     if CLAIMED in attributes and HELD in attributes:
-        return float(attributes[CLAIMED]) + float(attributes[HELD])
+        return last_sign(trial)
     return trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0
+
+
+def last_sign(trial: FrozenTrial) -> float:
+    """Return when the worker of a trial last gave a sign of life, in seconds of the Unix epoch."""
+    return started_at(trial) + float(trial.user_attrs.get(HELD, 0.0))
 
 
 def epochs_of(trial: FrozenTrial) -> int:

@@ -16,7 +16,8 @@ from autotune.plan import TrialPlan
 from autotune.search import ranking
 from autotune.search.space import Space
 from autotune.search.start import Dropped, Start, fit_into, known_good, without_repeats
-from autotune.storage.database import StudyStorage, open_storage, storage_errors
+from autotune.storage.database import open_storage, storage_errors
+from autotune.storage.patience import PatientStorage
 from autotune.storage.url import database_path, is_sqlite, redact
 from autotune.study import record
 
@@ -54,7 +55,7 @@ class Starts:
         return [self.baseline, *(one.plan for one in (*self.known_good, *self.warm))]
 
 
-def starts_of(definition: Definition, storage: StudyStorage) -> Starts:
+def starts_of(definition: Definition, storage: PatientStorage) -> Starts:
     """Choose what a study starts with.
 
     Args:
@@ -71,7 +72,7 @@ def starts_of(definition: Definition, storage: StudyStorage) -> Starts:
     fitting: list[Start] = []
     dropped: list[Dropped] = []
     for name in config.search.warm_start:
-        for one in _of_study(optuna.load_study(study_name=name, storage=storage), space):
+        for one in _of_study(record.load_study(name, storage), space):
             if isinstance(one, Start):
                 fitting.append(one)
             else:

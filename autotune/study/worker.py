@@ -38,13 +38,13 @@ from autotune.interpreter import keep_freed_memory
 from autotune.search.own import references
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
-from autotune.search.space import Space
 from autotune.storage.database import storage_errors
 from autotune.storage.heartbeat import Heartbeat
 from autotune.storage.patience import patiently
 from autotune.study import record
 from autotune.study.budget import Ending
 from autotune.study.claims import LOST, MAX_RETRIES, Claim, Claims, Wait
+from autotune.study.devices import find_device
 from autotune.study.failures import Kind, first_line, kind_of
 from autotune.study.material import Materials
 from autotune.study.opening import OpenStudy, open_existing
@@ -108,11 +108,11 @@ def prepare(opened: OpenStudy, workers: int = 1) -> Workbench:
     """
     keep_freed_memory()
     config = opened.config()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device()
     bench = Workbench(
         opened=opened,
         config=config,
-        space=Space.from_json(opened.study.user_attrs[record.SPACE]),
+        space=record.space_of(opened.study),
         materials=Materials(opened, config, workers),
         device=device,
         loader_workers=min(8, torch.get_num_threads()) if device.type == "cuda" else 0,

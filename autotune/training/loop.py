@@ -12,11 +12,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from autotune.config import TrainingConfig
@@ -24,8 +22,9 @@ from autotune.errors import DivergedError, InterruptedTrial
 from autotune.models.network import Network
 from autotune.models.split import Split
 from autotune.plan import TrainingPolicy
+from autotune.training.average import WeightAverage
 from autotune.training.batches import Batches, Inputs, in_channels_last, in_parts
-from autotune.training.checkpoint import load_checkpoint, save_checkpoint
+from autotune.training.checkpoint import Checkpoint
 from autotune.training.metrics import Metrics, measure
 from autotune.training.mixing import make_mixing
 from autotune.training.norms import measure_norms, sample
@@ -149,7 +148,13 @@ class Training:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.autocast.dtype is torch.float16
         )
-        self.ema = ModelEmaV3(network, decay=config.ema, use_warmup=True) if config.ema else None
+        #: Whether a step that fp16 leaves out is known on the device alone, until the epoch ends:
+        #: to ask at once would make the host wait for every step. The fused kernel leaves such a
+        #: step out by itself; for other optimizers the scaler asks in any case.
+        self.asks_late = self.device.type == "cuda" and bool(self.optimizer.defaults.get("fused"))
+        self._left_out = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._unit = torch.ones((), device=self.device)
+        self.ema = WeightAverage(network, config.ema) if config.ema else None
         self.epoch = 0
         # Of the last validate(): logits (N, classes) and scores.
         self.validation_logits: Tensor | None = None
@@ -173,18 +178,18 @@ class Training:
         """Bring what a batch holds to what the network takes: features are that already."""
         return batch if isinstance(batch, tuple) else self.normalise(batch)
 
-    def run(self, checkpoint: Path | None = None) -> Iterator[EpochResult]:
+    def run(self, checkpoint: Checkpoint | None = None) -> Iterator[EpochResult]:
         """Train to the last epoch, yielding after each; resume where a checkpoint ends.
 
         Args:
-            checkpoint: File that holds the state after the last finished epoch.
+            checkpoint: Where the state after the last finished epoch is kept.
 
         Raises:
             DivergedError: When the loss or the validation logits are not finite.
             InterruptedTrial: When a stop was asked for; the checkpoint keeps what was done.
         """
         if checkpoint is not None:
-            state = load_checkpoint(checkpoint)
+            state = checkpoint.load(self.state())
             if state is not None:
                 self.load_state(state)
         if self.epoch == 0:
@@ -198,7 +203,7 @@ class Training:
             # After the caller has taken the result in: a crash between the two repeats the
             # epoch, where the other order would lose its result.
             if checkpoint is not None:
-                save_checkpoint(checkpoint, self.state())
+                checkpoint.save(self.state(), self.epoch)
 
     def measure_norms(self) -> None:
         """Measure the norm statistics that the plan has made stale, on training images."""
@@ -210,7 +215,7 @@ class Training:
             )
             measure_norms(self.network, images)
         if self.ema is not None:
-            self.ema.set(self.network)  # type: ignore[no-untyped-call]
+            self.ema.set()
 
     def _train_epoch(self) -> float:
         torch.manual_seed(_mix(self.seed, self.epoch))
@@ -228,6 +233,7 @@ class Training:
                 inputs, targets = self.mixing(inputs, targets)
             total += self._step(inputs, targets) * len(labels)
         mean = float(total) / len(self.train)
+        self._take_back(int(self._left_out) if self.scaler.is_enabled() else 0)
         if not math.isfinite(mean):
             raise DivergedError(f"the loss is {mean} in epoch {self.epoch + 1}")
         return mean
@@ -251,17 +257,45 @@ class Training:
             self.scaler.unscale_(self.optimizer)
             tuned = [p for group in self.optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(tuned, self.config.clip_norm)
-        scale = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.scaler.get_scale() < scale:
-            return  # a gradient overflowed in fp16: the optimiser left this step out
+        if self._step_is_left_out():
+            return
         self.schedule.step()
         if self.ema is not None:
             # Counted from the unlocking: the average of the tuned layers must not be held back by
             # the steps in which they could not move.
-            step = self.phases.steps_of_phase(self.schedule.last_epoch)
-            self.ema.update(self.network, step=step)
+            self.ema.update(self.phases.steps_of_phase(self.schedule.last_epoch))
+
+    def _step_is_left_out(self) -> bool:
+        """Take the optimizer's step; tell whether it was left out, where that is known."""
+        if not self.scaler.is_enabled():
+            self.optimizer.step()
+            return False
+        scale = self.scaler.scale(self._unit)  # get_scale() would wait for the device
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        left_out = self.scaler.scale(self._unit) < scale  # a gradient overflowed in fp16
+        if not self.asks_late:
+            return bool(left_out)
+        self._left_out += left_out
+        return False
+
+    def _take_back(self, steps: int) -> None:
+        """Take back steps of the schedule that fp16 has left out in an epoch.
+
+        Until then the rate was that many steps ahead, and the average of the weights took in
+        unchanged weights as often.
+        """
+        if not steps:
+            return
+        self._left_out.zero_()
+        self.schedule.last_epoch -= steps
+        for group, peak, factor in zip(
+            self.optimizer.param_groups,
+            self.schedule.base_lrs,
+            self.schedule.lr_lambdas,
+            strict=True,
+        ):
+            group["lr"] = peak * factor(self.schedule.last_epoch)
 
     @property
     def result(self) -> Network:

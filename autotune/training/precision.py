@@ -17,6 +17,9 @@ from torch import Tensor, nn
 GAIN = 1.3
 #: Steps of each precision that are timed; the shortest counts.
 _ROUNDS = 3
+#: GPUs from here on (Ampere) compute bf16 and TF32 in hardware.
+#: https://docs.nvidia.com/cuda/cuda-c-programming-guide/#features-and-technical-specifications
+BF16_CAPABILITY = (8, 0)
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -44,9 +47,60 @@ class Autocast:
 
 def half_of(device: torch.device) -> str:
     """Name the half precision that suits a device: fp16 only where a GPU has no bf16."""
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < BF16_CAPABILITY:
         return "fp16"
     return "bf16"
+
+
+def set_float32_precision(device: torch.device, precision: str) -> None:
+    """Set how a GPU computes what stays in float32, for the whole process.
+
+    TF32 rounds the factors of a product to 10 bits and adds in float32. A matrix product takes an
+    eighth of the time on an A100 (https://pytorch.org/docs/stable/notes/cuda.html#tf32-on-ampere).
+    torch has it on for convolutions and off for matrix products. Older GPUs ignore it. The CPU is
+    left as it is.
+
+    Args:
+        device: Where networks train.
+        precision: ``tf32``, or ``ieee`` for all bits.
+    """
+    if device.type != "cuda":
+        return
+    if hasattr(torch.backends, "fp32_precision"):  # torch 2.9 and later
+        torch.backends.cuda.matmul.fp32_precision = precision
+        torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+    else:
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def float32_precision(device: torch.device) -> str:
+    """Return how matrix products in float32 are computed: ``ieee`` or ``tf32``."""
+    if device.type != "cuda":
+        return "ieee"
+    if hasattr(torch.backends, "fp32_precision"):  # torch 2.9 and later
+        set_to = str(torch.backends.cuda.matmul.fp32_precision)
+        return "ieee" if set_to == "none" else set_to
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def describe_compute(autocast: Autocast) -> tuple[str, ...]:
+    """Say by what the values of one network may differ from device to device.
+
+    Args:
+        autocast: The device, and the mixed precision in force on it.
+
+    Returns:
+        The type of the device and the half precision; of a GPU also its name, its capability and
+        the precision of what stays in float32.
+    """
+    device = autocast.device
+    said = (device.type, str(autocast.dtype))
+    if device.type != "cuda":
+        return said
+    major, minor = torch.cuda.get_device_capability(device)
+    name = torch.cuda.get_device_name(device)
+    return (*said, name, f"{major}.{minor}", float32_precision(device))
 
 
 def faster(network: nn.Module, images: Tensor) -> str:

@@ -49,7 +49,6 @@ SURFACE = {
     "storage restore": {"file", "--storage", "--files"},
     "storage upgrade": {"--storage"},
     "storage check": {"--storage"},
-    "storage proxy": {"--storage", "--host", "--port"},
     "storage local": {"--folder", "--stop"},
 }
 

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.errors import StorageError
 from autotune.storage.database import (
     GRACE_PERIOD_S,
-    StudyStorage,
     experimental,
-    open_database,
     open_storage,
     storage_errors,
 )
@@ -32,7 +29,6 @@ from autotune.storage.heartbeat import Heartbeat
 from autotune.storage.lock import study_lock
 from autotune.storage.patience import PatientStorage
 from autotune.storage.url import absolute_url
-from tests.support.proxy import Proxy
 
 #: What every child process starts with; the URL and the folder come as arguments.
 PROLOGUE = """
@@ -83,43 +79,29 @@ with study_lock(storage, url, sys.argv[3]):
 """
 
 
-DATABASES = pytest.mark.parametrize("kind", ["sqlite", "postgres"], indirect=True)
-
-
-@pytest.fixture(params=["sqlite", "postgres", "proxy"])
+@pytest.fixture(params=["sqlite", "postgres"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
-def database(
+def url(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, closed_connections: None
 ) -> str:
-    """The URL of the database itself."""
     if kind == "sqlite":
         return f"sqlite:///{tmp_path}/study.db"
     return str(request.getfixturevalue("postgres_url"))
 
 
 @pytest.fixture
-def url(kind: str, database: str) -> Iterator[str]:
-    """The URL that workers have."""
-    if kind != "proxy":
-        yield database
-        return
-    with Proxy(database) as proxy:
-        yield proxy.url
-
-
-@pytest.fixture
-def storage(url: str) -> StudyStorage:
+def storage(url: str) -> PatientStorage:
     return open_storage(url, create=True)
 
 
 @pytest.fixture
-def engine(database: str, storage: StudyStorage) -> sqlalchemy.Engine:
+def engine(url: str, storage: PatientStorage) -> sqlalchemy.Engine:
     """What reads and changes the database behind the back of the storage."""
-    return open_database(database).engine
+    return open_storage(url).engine
 
 
 def spawn(code: str, *arguments: str) -> subprocess.Popen[str]:
@@ -154,7 +136,7 @@ def run_together(code: str, count: int, *arguments: str) -> list[list[int]]:
             one.communicate()
 
 
-def new_study(storage: StudyStorage) -> optuna.Study:
+def new_study(storage: PatientStorage) -> optuna.Study:
     return optuna.create_study(study_name="s", storage=storage, direction="maximize")
 
 
@@ -173,7 +155,7 @@ def ask() -> Any:
 
 
 def test_a_study_is_there_when_it_is_opened_again(
-    url: str, storage: StudyStorage, ask: Any
+    url: str, storage: PatientStorage, ask: Any
 ) -> None:
     study = new_study(storage)
     trial = ask(study)
@@ -186,9 +168,9 @@ def test_a_study_is_there_when_it_is_opened_again(
         assert again.best_trial == study.best_trial
 
 
-def test_heartbeats_are_on(storage: StudyStorage, database: str) -> None:
+def test_heartbeats_are_on(storage: PatientStorage) -> None:
     assert storage.get_heartbeat_interval() == 15
-    assert open_database(database).grace_period == GRACE_PERIOD_S
+    assert storage.grace_period == GRACE_PERIOD_S
 
 
 def test_several_processes_make_the_same_study(url: str, tmp_path: Path) -> None:
@@ -196,7 +178,7 @@ def test_several_processes_make_the_same_study(url: str, tmp_path: Path) -> None
     assert optuna.get_all_study_names(open_storage(url)) == ["s"]
 
 
-def test_no_queued_trial_is_run_twice(url: str, storage: StudyStorage, tmp_path: Path) -> None:
+def test_no_queued_trial_is_run_twice(url: str, storage: PatientStorage, tmp_path: Path) -> None:
     study = new_study(storage)
     for number in range(30):
         study.enqueue_trial({}, user_attrs={"queued": number})
@@ -205,7 +187,7 @@ def test_no_queued_trial_is_run_twice(url: str, storage: StudyStorage, tmp_path:
 
 
 def test_the_study_lock_lets_one_in_at_a_time(
-    url: str, storage: StudyStorage, tmp_path: Path
+    url: str, storage: PatientStorage, tmp_path: Path
 ) -> None:
     (tmp_path / "count").write_text("0")
     run_together(COUNT, 3, url, str(tmp_path))
@@ -218,7 +200,7 @@ def in_time(action: threading.Thread, seconds: float) -> bool:
     return not action.is_alive()
 
 
-def take(storage: StudyStorage, url: str, study: str) -> threading.Thread:
+def take(storage: PatientStorage, url: str, study: str) -> threading.Thread:
     def run() -> None:
         with study_lock(storage, url, study):
             pass
@@ -227,7 +209,7 @@ def take(storage: StudyStorage, url: str, study: str) -> threading.Thread:
 
 
 def test_the_study_lock_goes_with_a_holder_that_is_killed(
-    url: str, storage: StudyStorage, tmp_path: Path
+    url: str, storage: PatientStorage, tmp_path: Path
 ) -> None:
     holder = spawn(HOLD, url, str(tmp_path), "s")
     try:
@@ -242,13 +224,13 @@ def test_the_study_lock_goes_with_a_holder_that_is_killed(
         holder.communicate()
 
 
-def test_the_study_lock_is_free_after_an_error(url: str, storage: StudyStorage) -> None:
+def test_the_study_lock_is_free_after_an_error(url: str, storage: PatientStorage) -> None:
     with pytest.raises(ValueError, match="inside"), study_lock(storage, url, "s"):
         raise ValueError("inside")
     assert in_time(take(storage, url, "s"), 20)
 
 
-def test_the_storage_can_be_used_under_the_lock(url: str, storage: StudyStorage) -> None:
+def test_the_storage_can_be_used_under_the_lock(url: str, storage: PatientStorage) -> None:
     with study_lock(storage, url, "s"):
         new_study(storage).set_user_attr("a", 1)
 
@@ -272,7 +254,7 @@ def wait_for(condition: Any, seconds: float = 20.0) -> None:
 
 
 def test_a_heartbeat_is_written_from_the_first_moment(
-    storage: StudyStorage, engine: sqlalchemy.Engine, ask: Any
+    storage: PatientStorage, engine: sqlalchemy.Engine, ask: Any
 ) -> None:
     trial = ask(new_study(storage))
     assert beats(engine, trial._trial_id) is None
@@ -280,7 +262,6 @@ def test_a_heartbeat_is_written_from_the_first_moment(
         wait_for(lambda: beats(engine, trial._trial_id) is not None)
 
 
-@DATABASES
 def test_a_heartbeat_outlives_a_write_that_fails(
     storage: PatientStorage, engine: sqlalchemy.Engine, ask: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -337,7 +318,6 @@ def test_stale_trials_are_found_and_told(url: str, engine: sqlalchemy.Engine, as
 # Errors
 
 
-@DATABASES
 def test_the_tables_of_another_optuna_are_refused(url: str, storage: PatientStorage) -> None:
     with storage.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v99.0.0.a'")
@@ -353,7 +333,7 @@ def test_other_errors_pass(url: str) -> None:
 
 
 def test_the_absolute_url_opens_the_same_database(
-    url: str, storage: StudyStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, storage: PatientStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new_study(storage)
     (tmp_path / "elsewhere").mkdir()

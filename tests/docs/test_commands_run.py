@@ -53,7 +53,6 @@ NOT_RUN = {
     r"PUBLIC=1|--public": "opens a port to others: tests/cli/test_dashboard_public.py",
     r"flowers102": "torchvision fetches it from its publisher alone",
     r"weights fetch": "needs the hub: tests/cli/test_data_verb.py",
-    r"grpc://": "needs a second machine: tests/study/test_proxy_run.py",
     r"leaves|climb\.py|floor\.py": "of a file on the page: tests/docs/test_extending.py",
     r"cuda\.device_count": "says what torch is there",
 }
@@ -80,10 +79,7 @@ INSTEAD = (
     (r"sqlite:////data/team.db", "sqlite:///{root}/team.db"),
 )
 #: What runs until it is interrupted, and what it says when it is there.
-UNTIL_INTERRUPTED = (
-    (r"dashboard", "http://127.0.0.1"),
-    (r"storage proxy", "grpc://"),
-)
+UNTIL_INTERRUPTED = ((r"dashboard", "http://127.0.0.1"),)
 #: What is changed in all study files that ship: a study of seconds.
 SMALL: dict[str, Any] = {
     "data": {"image_size": 32},

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -47,13 +49,19 @@ def refusal(url: str, *, create: bool = True) -> str:
         (
             "storage/autotune.db",
             "storage: 'storage/autotune.db' is no storage URL; allowed are "
-            "sqlite:///path/to/file.db, postgresql://user:password@host/database and "
-            "grpc://:password@host:port",
+            "sqlite:///path/to/file.db and postgresql://user:password@host/database",
         ),
         (
             "mysql://u:secret@h/db",
-            "storage: studies live in sqlite or postgresql, or are reached through grpc, but got "
-            "'mysql' in mysql://u:***@h/db",
+            "storage: studies live in sqlite or postgresql, but got 'mysql' in mysql://u:***@h/db"
+            "; give sqlite:///path/to/file.db or postgresql://user:password@host/database",
+        ),
+        (
+            "grpc://:secret@h:13000",
+            "storage: autotune has no proxy any more, but got grpc://:***@h:13000; give the URL "
+            "of the database, postgresql://user:password@host/database, and where very many "
+            "workers need more connections than it has, that of a PgBouncer in session mode "
+            "before it (docs/storage.md)",
         ),
         (
             "sqlite:///:memory:",
@@ -73,8 +81,7 @@ def refusal(url: str, *, create: bool = True) -> str:
         (
             "postgresql://u:secret@h:port/db",
             "storage: 'postgresql://***@h:port/db' is no storage URL; allowed are "
-            "sqlite:///path/to/file.db, postgresql://user:password@host/database and "
-            "grpc://:password@host:port; the "
+            "sqlite:///path/to/file.db and postgresql://user:password@host/database; the "
             "characters @ : / ? # % of a password are written %40 %3A %2F %3F %23 %25",
         ),
     ],
@@ -343,3 +350,16 @@ def test_a_connection_that_the_server_dropped_is_replaced(postgres_url: str) -> 
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
     assert optuna.get_all_study_names(storage) == ["s"]
+
+
+def test_no_part_needs_grpcio(tmp_path: Path) -> None:
+    """Optuna imports it only for its own proxy."""
+    code = (
+        "import sys; sys.modules['grpc'] = None\n"
+        "import autotune.results.dashboard, autotune.study.worker\n"
+        "from autotune.storage.database import open_storage\n"
+        "print(open_storage(sys.argv[1], create=True).get_all_studies())\n"
+    )
+    command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/a.db"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr

@@ -18,9 +18,8 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "chaos.py"
     [
         ("sqlite", {"kill": 8, "lock": 1, "fill": 1}),
         ("postgres", {"kill": 8, "restart": 2, "freeze": 1}),
-        ("proxy", {"kill": 8, "proxy kill": 2}),
     ],
-    ids=["sqlite", "postgres", "proxy"],
+    ids=["sqlite", "postgres"],
 )
 def test_nothing_is_lost(storage: str, things: dict[str, int]) -> None:
     options = [f"--{name.replace(' ', '-')}s={count}" for name, count in things.items()]

@@ -15,6 +15,7 @@ from autotune.models.split import Split, split
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.training import features as features_module
 from autotune.training.batches import in_parts
+from autotune.training.checkpoint import Checkpoint
 from autotune.training.features import FeatureCache, Features, kept_bytes
 from autotune.training.loop import Training
 from tests.support.backbones import (
@@ -61,7 +62,7 @@ def on_features(
 
 def course(run: Training, checkpoint: Path | None = None) -> list[tuple[float, float]]:
     found = []
-    for result in run.run(checkpoint):
+    for result in run.run(Checkpoint(checkpoint) if checkpoint else None):
         assert result.metrics is not None
         found.append((result.loss, result.metrics.log_loss))
     return found
@@ -193,7 +194,7 @@ def test_a_resumed_training_goes_on_bit_by_bit(tmp_path: Path) -> None:
     checkpoint = tmp_path / "a.pt"
     first = on_features(found, tmp_path / "cache", **named)
     begun = []
-    for result in first.run(checkpoint):
+    for result in first.run(Checkpoint(checkpoint)):
         assert result.metrics is not None
         begun.append((result.loss, result.metrics.log_loss))
         if result.epoch == 3:  # of which the checkpoint knows two

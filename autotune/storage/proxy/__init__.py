@@ -1,1 +1,0 @@
-"""A server between very many workers and the database of their studies."""
