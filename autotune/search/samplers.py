@@ -109,6 +109,8 @@ class CanonicalSampler(BaseSampler):
         writes: Whether the base sampler may want more of the trial that it samples for than its
             number, and to write its parameters to it.
         sees_running: Whether the base sampler keeps away from the plans of running trials.
+        ahead: Whether drawing takes so long that it is worth drawing before the study's lock is
+            taken.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class CanonicalSampler(BaseSampler):
         where: Callable[[Study, Sequence[FrozenTrial]], Course] | None = None,
         writes: bool = False,
         sees_running: bool = False,
+        ahead: bool = True,
     ) -> None:
         self._space = space
         self._base = base
@@ -132,6 +135,7 @@ class CanonicalSampler(BaseSampler):
         self._where = where
         self.writes = writes
         self._sees_running = sees_running
+        self.ahead = ahead and not writes
 
     def exhausted(self, study: Study, trials: Sequence[FrozenTrial] | None = None) -> str:
         """Say why no further plan can be drawn; empty while one can.
@@ -365,6 +369,7 @@ def make_sampler(
         where=where if greedy else None,
         writes=is_own(search.sampler),
         sees_running=search.sampler == "gp",
+        ahead=search.sampler != "random",
     )
 
 

@@ -122,7 +122,9 @@ class Claims:
             raise
 
     def _claim(self, worker: str) -> Claim | Wait | Ending:
-        for left in reversed(range(PROPOSALS)):
+        sampler = self.study.sampler
+        ahead = isinstance(sampler, CanonicalSampler) and sampler.ahead
+        for left in reversed(range(PROPOSALS if ahead else 1)):
             found = self._try_to_claim(worker, self._propose(), last=not left)
             if found is not None:
                 return found
@@ -135,11 +137,11 @@ class Claims:
         """
         try:  # the trials are remembered: there is less to read in the lock
             trials = self.study.get_trials(deepcopy=False)
+            sampler = self.study.sampler
+            if not isinstance(sampler, CanonicalSampler) or not sampler.ahead:
+                return None
             attributes = self.study.user_attrs
         except KeyError:  # the study was deleted, which is told under the lock
-            return None
-        sampler = self.study.sampler
-        if not isinstance(sampler, CanonicalSampler) or sampler.writes:
             return None
         if any(one.state == TrialState.WAITING for one in trials):
             return None
