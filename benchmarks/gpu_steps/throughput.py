@@ -29,7 +29,7 @@ RESIDENT, NOT_RESIDENT = "resident", "not resident"
 def measure(context: Context) -> None:
     """Measure every depth on features, and the deepest on images: its whole network."""
     sizes = context.sizes
-    bench = prepare(open_study(configure(context, "tails")))
+    bench = prepare(open_study(configure(context, "tails", training__views=1)))
     whole = bench.config.cache.model_copy(update={"features": "off"})
     without = replace(bench, config=bench.config.model_copy(update={"cache": whole}), roots={})
     for depth in sizes.depths:
@@ -47,7 +47,7 @@ def _measure(context: Context, bench: Workbench, depth: int, way: str) -> None:
     watch = Watch(context.gpu)
     with ExitStack() as stack:
         if way == NOT_RESIDENT:  # as where they take more than their share of the device
-            stack.enter_context(patch("autotune.training.features._DEVICE_SHARE", 0.0))
+            stack.enter_context(patch("autotune.training.transfer.DEVICE_SHARE", 0.0))
         real = prepare_training(plan, bench, watch.mark)
         synthetic = prepare_training(plan, bench)
         synthetic.train = resident(synthetic)  # type: ignore[assignment, unused-ignore]
