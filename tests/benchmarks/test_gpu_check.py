@@ -60,20 +60,22 @@ def test_every_step_has_a_function_and_a_section(module: Any) -> None:
         assert step.name in report._SECTIONS
 
 
-#: A step that writes a line, starts a process of its own and never ends.
+#: A step that writes a line, starts processes, one as a launcher starts workers, and never ends.
 HANGS = """
 import json, subprocess, sys, time
 told = json.loads(sys.argv[1])
-other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+hang = [sys.executable, "-c", "import time; time.sleep(600)"]
+pids = [subprocess.Popen(hang, start_new_session=one).pid for one in (False, True)]
 with open(told["lines"], "a") as file:
-    file.write(json.dumps({"step": told["step"], "kind": "row", "pid": other.pid}) + "\\n")
+    file.write(json.dumps({"step": told["step"], "kind": "row", "pids": pids}) + "\\n")
 time.sleep(600)
 """
 
 
 def test_a_step_that_hangs_is_ended_with_all_that_it_has_started(
-    tmp_path: Path, module: Any
+    tmp_path: Path, module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module("gpu"), "_GRACE_S", 0.3)
     given = context(module, tmp_path, limit_s=1.5)
     start = time.monotonic()
     assert module("gpu").run_step(given, [sys.executable, "-c", HANGS]) == "timed out"
@@ -81,7 +83,7 @@ def test_a_step_that_hangs_is_ended_with_all_that_it_has_started(
     started, row, ended = lines(tmp_path)
     assert (started["kind"], row["kind"], ended["kind"]) == ("started", "row", "ended")
     assert ended["ended"] == "timed out" and ended["seconds"] >= 1.5
-    assert not is_alive(row["pid"])
+    assert not any(map(is_alive, row["pids"]))
 
 
 @pytest.mark.parametrize(
