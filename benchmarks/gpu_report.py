@@ -136,7 +136,7 @@ def _pageable_goal(tails: Sequence[Line]) -> Goal:
 def _none_of(tails: Sequence[Line], what: str) -> tuple[str, str]:
     """Say in which trainings something happens, and how often a step."""
     some = [
-        f"depth {one['depth']}, {one['given']}, {one['way']}: {one[what] / max(1, one['steps']):.2f} a step"
+        f"depth {one['depth']}, {one['given']}, {one['way']}: {_each(one, what):.2f} a step"
         for one in tails
         if one[what]
     ]
@@ -337,6 +337,7 @@ def _throughput(lines: Sequence[Line]) -> list[str]:
             **one,
             "kernels_a_step": _each(one, "kernels"),
             "waits_a_step": _each(one, "waits"),
+            "elsewhere_a_step": _each(one, "waits_elsewhere"),
             "pageable_a_step": _each(one, "pageable"),
         }
         for one in tails
@@ -355,6 +356,7 @@ def _throughput(lines: Sequence[Line]) -> list[str]:
             ("GPU busy", "busy_share", 2),
             ("kernels", "kernels_a_step", 0),
             ("waits", "waits_a_step", 2),
+            ("of other threads", "elsewhere_a_step", 2),
             ("pageable copies", "pageable_a_step", 2),
         ],
         rows,

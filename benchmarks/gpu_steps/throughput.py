@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from unittest.mock import patch
 
-import torch
 from tail_efficiency import IMAGES, resident
 
 from autotune.study.preparing import Workbench, prepare_training
@@ -29,7 +28,7 @@ RESIDENT, NOT_RESIDENT = "resident", "not resident"
 def measure(context: Context) -> None:
     """Measure every depth on features, and the deepest on images: its whole network."""
     sizes = context.sizes
-    bench = prepare(open_study(configure(context, "tails")))
+    bench = prepare(open_study(configure(context, "tails", training__views=1)))
     whole = bench.config.cache.model_copy(update={"features": "off"})
     without = replace(bench, config=bench.config.model_copy(update={"cache": whole}), roots={})
     for depth in sizes.depths:
@@ -47,11 +46,10 @@ def _measure(context: Context, bench: Workbench, depth: int, way: str) -> None:
     watch = Watch(context.gpu)
     with ExitStack() as stack:
         if way == NOT_RESIDENT:  # as where they take more than their share of the device
-            stack.enter_context(patch("autotune.training.features._DEVICE_SHARE", 0.0))
+            stack.enter_context(patch("autotune.training.transfer.DEVICE_SHARE", 0.0))
         real = prepare_training(plan, bench, watch.mark)
         synthetic = prepare_training(plan, bench)
         synthetic.train = resident(synthetic)  # type: ignore[assignment, unused-ignore]
-        _place(synthetic)
         for one in (real, synthetic):
             one.validation = None
         seconds = list(_epochs(real, synthetic, watch))
@@ -71,19 +69,6 @@ def _measure(context: Context, bench: Workbench, depth: int, way: str) -> None:
         step_ms=round(1e3 * best[0] * sizes.batch / images, 3),
         **asdict(traffic),
     )
-
-
-def _place(training: Training) -> None:
-    """Put the batch of a resident training on the device, with its labels."""
-    train = training.train
-    device = training.device
-
-    def there(given: torch.Tensor) -> torch.Tensor:
-        return given.to(device)
-
-    batch = train.batch
-    moved = tuple(map(there, batch)) if isinstance(batch, tuple) else there(batch)
-    training.train = replace(train, batch=moved, of_batch=there(train.of_batch))
 
 
 def _epochs(real: Training, synthetic: Training, watch: Watch) -> Iterator[tuple[float, float]]:
