@@ -22,6 +22,7 @@
     ├── SplitError                a network cannot be cut into prefix and tail; it trains whole
     ├── InterruptedTrial          a stop was asked for; the trial goes back to the queue
     ├── CrowdedError              others hold the memory of the device; the trial goes back as well
+    ├── CacheError                a file of the cache was removed; the trial goes back as well
     └── WorkerError               the workers of a study cannot go on
         └── DeviceError           a process cannot use its GPU any more, another one can (75)
 
@@ -171,6 +172,10 @@ class InterruptedTrial(AutotuneError):
 
 class CrowdedError(AutotuneError):
     """Other processes hold the memory that a trial needs on its device."""
+
+
+class CacheError(AutotuneError):
+    """A file of the cache was removed while it was needed; it can be made again."""
 
 
 class WorkerError(AutotuneError):

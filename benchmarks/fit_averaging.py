@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 from heading import date_and_machine
-from timm.utils.model_ema import ModelEmaV3
 
 from autotune.config import FitConfig
 from autotune.data.task import Task, open_test_views
@@ -36,6 +35,7 @@ from autotune.study.preparing import Workbench, prepare_training
 from autotune.study.refit import views_of
 from autotune.study.worker import prepare
 from autotune.studyfile import load_study_file
+from autotune.training.average import WeightAverage
 from autotune.training.loop import Training
 from autotune.training.metrics import Metrics, measure
 
@@ -49,9 +49,7 @@ def train(
     """Train a plan with averages beside it; return what each scores, and the seconds."""
     training = prepare_training(plan, bench, refit=views)
     averages = {
-        share: ModelEmaV3(
-            training.network, 1 - 1 / max(1.0, share * training.steps), use_warmup=True
-        )
+        share: WeightAverage(training.network, 1 - 1 / max(1.0, share * training.steps))
         for share in SHARES
     }
     inner = training._update
@@ -59,7 +57,7 @@ def train(
     def update() -> None:
         inner()
         for one in averages.values():
-            one.update(training.network, step=training.schedule.last_epoch)
+            one.update(training.schedule.last_epoch)
 
     training._update = update  # type: ignore[method-assign]
     start = time.perf_counter()

@@ -42,16 +42,14 @@ def predict(
     # Beside a table on the terminal a moving line would be in the way.
     moving = error_console(quiet=output == "-" and sys.stdout.isatty())
     with moving.status("loading the model") as line:
-        import torch
-
         from autotune.data.folders import printable
         from autotune.results.model import load_model
         from autotune.results.prediction import columns, find_images, predict_files, row
+        from autotune.study.devices import find_device
 
         paths = find_images(images)
         loaded = load_model(model)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        loaded.to(device)
+        loaded.to(find_device())
         unreadable = []
         with _table(output, told) as stream:
             writer = csv.writer(stream, lineterminator="\n")

@@ -8,9 +8,10 @@ import json
 import logging
 import math
 import os
+import re
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,6 +20,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from autotune.errors import CacheError
+
 logger = logging.getLogger(__name__)
 
 #: The file of an entry that says what the others are.
@@ -26,6 +29,8 @@ RECORD = "record.json"
 #: The file of an unfinished entry that says how large it may become, in bytes.
 NEEDED = "needed"
 _CHUNK_BYTES = 1 << 24
+_CHECKSUM = "crc32"
+_LAST = re.compile(rf', "{_CHECKSUM}": (\d+)}}$'.encode())
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,10 +174,12 @@ def read_or_none(home: Path, what: str | None) -> Entry | None:
         _check(entry)
     except BlockingIOError:  # it is being dropped
         return None
+    except CacheError as error:
+        reason = str(error)  # not the error: its traceback would keep the mappings
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.EIO):  # such as too many open files
             raise
-        reason = str(error)  # not the error: its traceback would keep the mappings
+        reason = str(error)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
     else:
@@ -182,10 +189,43 @@ def read_or_none(home: Path, what: str | None) -> Entry | None:
     return None
 
 
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write the record of an entry: JSON, whose last value is the checksum of all before it."""
+    start = json.dumps(record).encode().removesuffix(b"}")
+    with open(path, "wb") as stream:
+        stream.write(start + f', "{_CHECKSUM}": {zlib.crc32(start)}}}'.encode())
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read the record of an entry.
+
+    Raises:
+        ValueError: When it is damaged. That of an entry of an earlier version has no checksum.
+    """
+    text = path.read_bytes()
+    last = _LAST.search(text)
+    if last is not None and int(last[1]) != zlib.crc32(text[: last.start()]):
+        raise ValueError(f"{path.name} has not the checksum that it says")
+    record: dict[str, Any] = json.loads(text)
+    if last is not None:
+        del record[_CHECKSUM]
+    return record
+
+
 def read_entry(home: Path) -> Entry:
-    """Open an entry that is there; its checksums are not compared."""
-    record = json.loads((home / RECORD).read_text(encoding="utf-8"))
-    arrays = {name: _map(home / name, about) for name, about in record["arrays"].items()}
+    """Open an entry that is there; the checksums of its arrays are not compared.
+
+    Raises:
+        CacheError: When a file of it is gone.
+        ValueError: When it is damaged.
+    """
+    try:
+        record = read_record(home / RECORD)
+        arrays = {name: _map(home / name, about) for name, about in record["arrays"].items()}
+    except FileNotFoundError as error:
+        raise CacheError(f"{error.filename} was removed") from error
     return Entry(home, record, arrays)
 
 
@@ -205,13 +245,17 @@ def _map(path: Path, about: dict[str, Any]) -> np.ndarray:
 def _check(entry: Entry) -> None:
     """Compare the content with the checksums, once after each start of the machine.
 
-    That is when a power cut may have left empty blocks. It is read, not mapped: a sector that
-    cannot be read is an error, no SIGBUS.
+    That is when a power cut may have left empty blocks; and when a file was written since. What a
+    disk changes by itself in between is not seen: that would mean to read everything whenever it
+    is opened. The content is read, not mapped: a sector that cannot be read is an error, no
+    SIGBUS.
     """
-    mark = entry.folder / f"checked-{this_start()}"
-    if mark.exists():
-        return
-    for name, about in entry.record["arrays"].items():
+    arrays = entry.record["arrays"]
+    mark = _mark_of(entry.folder)
+    with suppress(FileNotFoundError):
+        if mark.read_text(encoding="utf-8") == _written(entry.folder, arrays):
+            return
+    for name, about in arrays.items():
         crc = 0
         with open(entry.folder / name, "rb") as stream:
             while chunk := stream.read(_CHUNK_BYTES):
@@ -219,7 +263,21 @@ def _check(entry: Entry) -> None:
         if crc != about["crc32"]:
             raise ValueError(f"{name} has not the checksum that {RECORD} says")
     with suppress(OSError):  # a folder that may only be read
-        mark.touch()
+        mark_checked(entry.folder, arrays)
+
+
+def mark_checked(folder: Path, names: Iterable[str]) -> None:
+    """Remember that arrays are as their checksums say, and when they were written."""
+    _mark_of(folder).write_text(_written(folder, names), encoding="utf-8")
+
+
+def _mark_of(folder: Path) -> Path:
+    return folder / f"checked-{this_start()}"
+
+
+def _written(folder: Path, names: Iterable[str]) -> str:
+    """Say when each array was written, in nanoseconds."""
+    return json.dumps({name: (folder / name).stat().st_mtime_ns for name in names})
 
 
 @cache

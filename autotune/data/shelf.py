@@ -16,11 +16,12 @@ processes of other machines.
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -34,12 +35,13 @@ from autotune.data.entry import (
     RECORD,
     Entry,
     Writer,
+    mark_checked,
     read_entry,
     read_or_none,
-    this_start,
     try_lock,
+    write_record,
 )
-from autotune.errors import NoRoomError, UserError, disk_full_as_user_error
+from autotune.errors import CacheError, NoRoomError, UserError, disk_full_as_user_error
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ WAIT_SHOWN_S = 10.0
 #: Of what is free or taken by entries, the share that they may take where no limit is given.
 SHARE = 0.5
 _UNFINISHED = ".tmp-"
+#: Pauses before what was removed is made again: removing a large cache takes seconds.
+_PAUSES_S = (0.1, 0.3, 1.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ class Shelf:
 
         Processes that ask for the same entry at once wait for the one that makes it. It appears
         under its name only when it is whole. Others that have not been used for longest are
-        dropped for it where there is no room.
+        dropped for it where there is no room. Whoever wants the space may remove the shelf, or any
+        file of it, at any time: what is missing is made again.
 
         Args:
             key: Its name on the shelf, which may lead through folders: ``features/<digest>``.
@@ -89,7 +94,42 @@ class Shelf:
             NoRoomError: When there is no room for it; nothing has been made or dropped.
             DiskFullError: When the disk fills up meanwhile.
             UserError: When the folder cannot be written.
+            CacheError: When its files are removed again and again.
         """
+        for pause_s in _PAUSES_S:
+            try:
+                return self._open(key, make, needed_bytes, what)
+            except (CacheError, OSError) as error:
+                if not self._was_removed(error):
+                    raise
+                reason = str(error)
+            logger.warning("files in %s were removed (%s); making them again", self.folder, reason)
+            time.sleep(pause_s)
+        try:
+            return self._open(key, make, needed_bytes, what)
+        except OSError as error:
+            if not self._was_removed(error):
+                raise
+            raise CacheError(
+                f"{what} cannot be kept, because files in {self.folder} are removed again and "
+                f"again ({error}); it may be emptied, but not all the time"
+            ) from error
+
+    def _was_removed(self, error: Exception) -> bool:
+        """Tell whether an error comes of files of the shelf that somebody has removed.
+
+        With a lock that was removed, two processes may make the same entry; one of them is late.
+        """
+        if not isinstance(error, OSError):
+            return isinstance(error, CacheError)
+        paths = (error.filename, error.filename2)
+        return error.errno in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) and any(
+            Path(str(one)).is_relative_to(self.folder) for one in paths if one is not None
+        )
+
+    def _open(
+        self, key: str, make: Callable[[Writer], dict[str, Any]], needed_bytes: int, what: str
+    ) -> Entry:
         home = self._home(key)
         entry = self.find(key)
         if entry is None:
@@ -170,11 +210,8 @@ class Shelf:
             if "arrays" in record:
                 raise ValueError("'arrays' in a record is what the shelf knows of them")
             record = {**record, "arrays": writer.finish()}
-            with open(temporary / RECORD, "w", encoding="utf-8") as text:
-                json.dump(record, text)
-                text.flush()
-                os.fsync(text.fileno())
-            (temporary / f"checked-{this_start()}").touch()
+            write_record(temporary / RECORD, record)
+            mark_checked(temporary, record["arrays"])
             (temporary / NEEDED).unlink()
             os.replace(temporary, home)
         except BaseException:

@@ -35,12 +35,13 @@ from torch import Tensor, nn
 from autotune.data.archives.checksums import sha256_of
 from autotune.data.images import ImageSpec, decode, shrink
 from autotune.data.reading import read_image, to_rgb
-from autotune.errors import BackboneError, FormatError, ModelError, PlanError
+from autotune.errors import BackboneError, FormatError, ModelError, PlanError, UserError
 from autotune.formats import FORMATS, MODEL, check_format
 from autotune.models.backbone import Backbone, build, check_name, first_line
 from autotune.models.network import Network, build_network
 from autotune.models.shifted import kernel_offsets, set_kernel_offsets
 from autotune.plan import TrialPlan
+from autotune.study import memory
 from autotune.training.loop import Normalise
 
 FORMAT = FORMATS[MODEL]
@@ -106,6 +107,8 @@ class Model(nn.Module):
         self.classes = description.classes
         self.spec = description.spec
         self._normalise = Normalise.of(asdict(self.spec), torch.device("cpu"))
+        # Images at a time, once it is known that more do not fit into memory.
+        self._part: int | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits ``(N, classes)`` of normalised images ``(N, 3, size, size)``."""
@@ -170,15 +173,39 @@ class Model(nn.Module):
     def probabilities(self, images: Tensor) -> Tensor:
         """Return the probabilities ``(N, classes)`` of normalised images, on the CPU.
 
-        Whatever mode the network is in, it is judged in evaluation mode.
+        Whatever mode the network is in, it is judged in evaluation mode. Images that do not fit
+        into the memory of its device together go through it in halves, quarters and so on.
+
+        Raises:
+            UserError: When not even one image fits into memory.
         """
         training = self.training
         device = next(self.parameters()).device
+
+        def in_parts(part: int) -> Tensor:
+            return torch.cat([self(some.to(device)) for some in torch.split(images, part)])
+
         try:
-            logits: Tensor = self.eval()(images.to(device))
+            self.eval()
+            logits = memory.in_parts_that_fit(
+                in_parts,
+                min(len(images), self._part or len(images)),
+                device,
+                least=1,
+                on_halved=self._remember,
+            )
+        except memory.DoesNotFitError as error:
+            raise UserError(
+                f"an image must fit into memory, but {error}; take a larger device, or stop what "
+                "else is on this one"
+            ) from error
         finally:
             self.train(training)
         return logits.float().softmax(dim=1).cpu()
+
+    def _remember(self, part: int, need: memory.Need) -> None:
+        if not need.is_crowded:  # else there may be more room for the next images
+            self._part = part
 
 
 def save_model(

@@ -82,9 +82,13 @@ class Files:
             for path in (self.root / folder).iterdir()
         }
 
+    def logs(self, study: str) -> Path:
+        """Folder of the logs of a study."""
+        return self.root / "logs" / study
+
     def log(self, study: str, worker: str) -> Path:
         """Log file of a worker."""
-        return self.root / "logs" / study / f"{worker}.log"
+        return self.logs(study) / f"{worker}.log"
 
     def model(self, study: str) -> Path:
         """Folder of the fitted model of a study."""

@@ -3,19 +3,27 @@
 Optuna looks for everything before it writes it. A trial that is being made has nothing yet, and
 with dozens of parameters the looking is what all workers wait for: trials are made under the
 study's lock. And whether a report is a new one, the database can tell by itself.
+
+What must happen as a whole, and Optuna does in steps, is here too: a trial that is given back
+fails and has its successor in one transaction. This is the one module that writes through Optuna's
+private parts.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache
 from typing import Any
 
 import sqlalchemy
 from optuna.distributions import distribution_to_json
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
@@ -24,27 +32,93 @@ from autotune.storage.trials import read_trial, read_trials
 
 _TRIALS = models.TrialModel
 _REPORTS = models.TrialIntermediateValueModel
+_STUDY_ATTRIBUTES = models.StudyUserAttributeModel
 _LIVE = (TrialState.RUNNING, TrialState.WAITING)
+#: The user attribute that tells a study from others that had its name, or its id, before.
+UUID = "uuid"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What becomes of a running trial that is to fail.
+
+    Args:
+        attributes: User attributes that it gets.
+        successor: The trial that is to take its place, ``None`` where none is.
+    """
+
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    successor: FrozenTrial | None = None
 
 
 class QuickStorage(RDBStorage):
-    """Optuna's database storage, for SQLite and Postgres, without detours."""
+    """Optuna's database storage, for SQLite and Postgres, without detours.
+
+    Attributes:
+        study_uuid: Only the study with this uuid takes reports from here, if any has one. SQLite
+            gives the ids of what was deleted to what is made next.
+    """
+
+    study_uuid: str | None = None
 
     def set_trial_intermediate_value(
         self, trial_id: int, step: int, intermediate_value: float
     ) -> None:
         """Report a value, in place of an earlier one of that step.
 
+        The row of the trial is locked meanwhile: whoever fails it has seen the value, or it is
+        not written.
+
         Raises:
             KeyError: When there is no such trial.
-            UpdateFinishedTrialError: When it has ended.
+            UpdateFinishedTrialError: When it has ended, or its study was made anew.
         """
         value, kind = _REPORTS.intermediate_value_to_stored_repr(intermediate_value)
-        report = {"of": trial_id, "at": step, "value": value, "kind": kind}
+        uuid = None if self.study_uuid is None else json.dumps(self.study_uuid)
+        report = {"of": trial_id, "at": step, "value": value, "kind": kind, "uuid": uuid}
         with self.engine.begin() as connection:
             written = connection.execute(_reporting(self.engine.name), report).rowcount
-        if not written:  # Optuna says why
-            super().set_trial_intermediate_value(trial_id, step, intermediate_value)
+        if not written:
+            self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
+            raise UpdateFinishedTrialError(f"trial id {trial_id} is that of another study now")
+
+    def fail_trial(self, trial_id: int, decide: Callable[[FrozenTrial], Failure]) -> bool:
+        """Fail a running trial, and make its successor, in one transaction.
+
+        Args:
+            trial_id: The trial.
+            decide: Told the trial as it is now, with all that its worker has reported; nothing
+                more can be reported. Says what becomes of it.
+
+        Returns:
+            Whether it was running; if not, nothing has happened.
+
+        Raises:
+            KeyError: When there is no such trial.
+        """
+        with _create_scoped_session(self.scoped_session) as session:
+            study_id = session.scalar(
+                sqlalchemy.select(_TRIALS.study_id).where(_TRIALS.trial_id == trial_id)
+            )
+            if study_id is None:
+                raise KeyError(f"there is no trial id {trial_id}")
+            # In the order in which Optuna locks them, where it makes a trial.
+            models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+            trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+            if trial.state != TrialState.RUNNING:
+                return False
+            current = read_trial(session.connection(), trial_id)
+            assert current is not None, "its row is locked"
+            failure = decide(current)
+            for key, value in failure.attributes.items():
+                self._set_trial_attr_without_commit(
+                    session, models.TrialUserAttributeModel, trial_id, key, value
+                )
+            trial.state = TrialState.FAIL
+            trial.datetime_complete = datetime.now()
+            if failure.successor is not None:
+                self._get_prepared_new_trial(study_id, failure.successor, session)
+        return True
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Read a trial.
@@ -79,7 +153,7 @@ class QuickStorage(RDBStorage):
         self, study_id: int, template_trial: FrozenTrial | None, session: Session
     ) -> models.TrialModel:
         made = template_trial
-        if made is None or made.values is not None or made.intermediate_values:
+        if made is None or made.values is not None:
             return super()._get_prepared_new_trial(study_id, made, session)
         trial = models.TrialModel(
             study_id=study_id,
@@ -101,12 +175,20 @@ class QuickStorage(RDBStorage):
 def _reporting(database: str) -> sqlalchemy.Insert:
     """Make the statement that reports a value of a live trial; making it takes as long as it."""
     insert = sqlite.insert if database == "sqlite" else postgresql.insert
+    attributes = _STUDY_ATTRIBUTES
+    other = sqlalchemy.exists().where(
+        attributes.study_id == _TRIALS.study_id,
+        attributes.key == UUID,
+        # No row where there is no uuid to compare with.
+        attributes.value_json != sqlalchemy.bindparam("uuid", type_=attributes.value_json.type),
+    )
     live = sqlalchemy.select(
         _TRIALS.trial_id,
         sqlalchemy.bindparam("at", type_=_REPORTS.step.type),
         sqlalchemy.bindparam("value", type_=_REPORTS.intermediate_value.type),
         sqlalchemy.bindparam("kind", type_=_REPORTS.intermediate_value_type.type),
-    ).where(_TRIALS.trial_id == sqlalchemy.bindparam("of"), _TRIALS.state.in_(_LIVE))
+    ).where(_TRIALS.trial_id == sqlalchemy.bindparam("of"), _TRIALS.state.in_(_LIVE), ~other)
+    live = live.with_for_update(read=True, of=_TRIALS)  # SQLite has one writer anyway
     columns = ["trial_id", "step", "intermediate_value", "intermediate_value_type"]
     new = insert(_REPORTS).from_select(columns, live)
     return new.on_conflict_do_update(
@@ -139,3 +221,15 @@ def _rows(
             for key, value in attributes.items()
         ]
         yield model, rows
+    reports = []
+    for step, value in made.intermediate_values.items():
+        stored, kind = _REPORTS.intermediate_value_to_stored_repr(value)
+        reports.append(
+            {
+                "trial_id": trial_id,
+                "step": step,
+                "intermediate_value": stored,
+                "intermediate_value_type": kind,
+            }
+        )
+    yield _REPORTS, reports

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -82,8 +83,8 @@ def _with_parts(connection: Connection, rows: Sequence[Any]) -> list[FrozenTrial
             state=row.state,
             value=None,
             values=parts.values(row.trial_id),
-            datetime_start=row.datetime_start,
-            datetime_complete=row.datetime_complete,
+            datetime_start=_local(row.datetime_start),
+            datetime_complete=_local(row.datetime_complete),
             params={
                 one.param_name: _distribution(one.distribution_json).to_external_repr(
                     one.param_value
@@ -118,6 +119,13 @@ class _Parts:
         """Return the values of a trial, an objective each."""
         rows = sorted(self._values[trial_id], key=lambda row: row.objective)
         return [_value_of(row.value, row.value_type) for row in rows] or None
+
+
+def _local(stored: datetime | None) -> datetime | None:
+    """Return a stored time, which is UTC, as Optuna has it: local, without a zone."""
+    if stored is None:
+        return None
+    return stored.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
 
 
 def _by_trial(

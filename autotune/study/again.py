@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from autotune.errors import DivergedError, UserError
 from autotune.plan import TrialPlan
-from autotune.study import failures, memory
+from autotune.study import memory
 from autotune.study.preparing import Workbench, prepare_trial
-from autotune.study.trial import LEAST_PART, free_memory
+from autotune.training.folds import Folds
+from autotune.training.loop import EpochResult, Training
 from autotune.training.metrics import Metrics
 
 #: Told of an epoch.
@@ -46,7 +49,7 @@ def train_again(
     """Train a plan on the training part of a study and judge it on the validation part.
 
     Where a batch does not fit into the memory of the device, it goes through the network in
-    halves, quarters and so on, as that of a trial.
+    halves, quarters and so on, as that of a trial; the training goes on from its last epoch.
 
     Args:
         plan: The plan.
@@ -61,13 +64,38 @@ def train_again(
         UserError: When not even two images fit into memory.
     """
     part = bench.config.training.batch_size if part is None else part
+    reached = Reached()
+    curve: dict[int, float] = {}
     return in_parts_that_fit(
-        lambda part: _train(plan, bench, listener, seed, part, epochs), part, bench.device
+        lambda part: _train(plan, bench, listener, seed, part, epochs, reached, curve),
+        part,
+        bench.device,
     )
 
 
+@dataclass
+class Reached:
+    """How far a training has come, for another attempt to go on from there.
+
+    Args:
+        state: What :meth:`Training.state` returned after the last epoch, on the CPU.
+    """
+
+    state: dict[str, Any] | None = None
+
+    def go_on(self, training: Training | Folds) -> Iterator[EpochResult]:
+        """Train from where the last attempt ended, yielding after each epoch."""
+        if self.state is not None:
+            training.load_state(self.state)
+        for result in training.run():
+            yield result
+            self.state = tree_map_only(
+                Tensor, lambda one: one.detach().to("cpu", copy=True), training.state()
+            )
+
+
 def in_parts_that_fit(work: Callable[[int], T], part: int, device: torch.device) -> T:
-    """Do something with so many images at a time, with half as many where they do not fit.
+    """Do something apart from the search with so many images at a time, or as many as fit.
 
     Args:
         work: What to do, told how many images go through the network at a time.
@@ -77,21 +105,15 @@ def in_parts_that_fit(work: Callable[[int], T], part: int, device: torch.device)
     Raises:
         UserError: When not even two images fit into memory.
     """
-    while True:
-        try:
-            return work(part)
-        except Exception as error:
-            if failures.kind_of(error, device) != failures.Kind.MEMORY:
-                raise
-            need = memory.need_of(error, device)
-        finally:
-            free_memory()
-        if part <= LEAST_PART:
-            raise UserError(
-                f"the plan must fit into memory, but even with {LEAST_PART} images at a time "
-                f"{need.in_words()}; take a larger device, or stop what else is on this one"
-            )
-        part = max(LEAST_PART, part // 2)
+    try:
+        return memory.in_parts_that_fit(work, part, device)
+    except memory.DoesNotFitError as error:
+        raise UserError(
+            f"the plan must fit into memory, but even with {memory.LEAST_PART} images at a time "
+            f"{error}; take a larger device, or stop what else is on this one"
+        ) from error
+    finally:
+        memory.give_memory_back(device)
 
 
 def _train(
@@ -101,11 +123,12 @@ def _train(
     seed: int | None,
     part: int,
     epochs: int | None,
+    reached: Reached,
+    curve: dict[int, float],
 ) -> Trained:
     objective = bench.config.training.objective
     training = prepare_trial(plan, bench, part=part, seed=seed)
-    curve: dict[int, float] = {}
-    for result in training.run():
+    for result in reached.go_on(training):
         assert result.metrics is not None
         value = result.metrics.objective(objective)
         if not math.isfinite(value):

@@ -6,7 +6,8 @@
   claims next knows what is being tried.
 - A trial that was interrupted, that met a failure which may pass or whose worker is gone is failed
   and gets a successor in the queue, which goes on from its checkpoint with its curve; at most
-  ``MAX_RETRIES`` times in a row without a further epoch.
+  ``MAX_RETRIES`` times in a row without a further epoch. Both happen in one transaction, which
+  reads the curve: nothing is lost between the two, and no value that the worker reported last.
 - A trial that failed on its own account (it diverged, its plan does not fit) is not tried again.
 """
 
@@ -15,22 +16,24 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
-import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from autotune.errors import StudyError
 from autotune.formats import reading
 from autotune.plan import TrialPlan
 from autotune.search.dimensions import suggest
 from autotune.search.greedy import STAGE
 from autotune.search.samplers import CanonicalSampler
 from autotune.search.space import Space
-from autotune.storage.database import HEARTBEAT_INTERVAL_S, experimental
+from autotune.storage.beats import Beats, read_beats
+from autotune.storage.database import GRACE_PERIOD_S, HEARTBEAT_INTERVAL_S
 from autotune.storage.lock import study_lock
 from autotune.storage.patience import (
     LockLostError,
@@ -39,6 +42,7 @@ from autotune.storage.patience import (
     patient,
     was_away,
 )
+from autotune.storage.quick import Failure
 from autotune.study import record
 from autotune.study.budget import EXHAUSTED, Budget, Ending, could_start, ending, queue_of
 
@@ -90,12 +94,15 @@ class Claims:
         storage: Its storage.
         url: Absolute storage URL.
         space: Its static space.
+        uuid: What tells it from a study that is made anew under its name; ``None`` where it was
+            made before there was one.
     """
 
     study: Study
     storage: PatientStorage
     url: str
     space: Space
+    uuid: str | None = None
 
     @patient
     def claim(self, worker: str) -> Claim | Wait | Ending:
@@ -112,10 +119,10 @@ class Claims:
             raise
 
     def _claim(self, worker: str) -> Claim | Wait | Ending:
-        self.study.get_trials(deepcopy=False)  # is remembered: there is less to read in the lock
-        with self._lock():
+        with suppress(KeyError):  # it is remembered: there is less to read in the lock
+            self.study.get_trials(deepcopy=False)
+        with self._lock() as attributes:
             trials, now = self.study.get_trials(deepcopy=False), time.time()
-            attributes = self.study.user_attrs
             ended = self._ending(trials, now, Budget.from_attributes(attributes))
             queued = next(iter(queue_of(trials, ended)), None)
             if queued is None and ended is None:
@@ -207,8 +214,24 @@ class Claims:
         self.study._thread_local.cached_all_trials = None  # as ``Study.ask`` does
         return Trial(self.study, queued._trial_id)
 
-    def _lock(self) -> AbstractContextManager[None]:
-        return study_lock(self.storage, self.url, self.study.study_name)
+    @contextmanager
+    def _lock(self) -> Iterator[Mapping[str, Any]]:
+        """Hold the study's lock, and give its user attributes.
+
+        Raises:
+            StudyError: When the study has been deleted, whether or not it was made anew.
+        """
+        with study_lock(self.storage, self.url, self.study.study_name):
+            try:
+                attributes = self.study.user_attrs
+            except KeyError:
+                attributes = None
+            if attributes is None or self.uuid not in (None, attributes.get(record.UUID)):
+                raise StudyError(
+                    f"the study {self.study.study_name!r} was deleted while it ran, and its "
+                    "trials with it; 'autotune run' makes another one"
+                )
+            yield attributes
 
     def _ending(
         self, trials: Sequence[FrozenTrial], now: float, budget: Budget | None = None
@@ -328,12 +351,19 @@ class Claims:
     def _give_back(self, trial: FrozenTrial, reason: str) -> bool:
         if trial.state != TrialState.RUNNING:
             return False
-        queued = requeue(self.study, trial, counted=reason != INTERRUPTED)
-        self.storage.set_trial_user_attr(
-            trial._trial_id, record.REASON, reason if queued else f"{reason}, too often"
-        )
-        self.study.tell(trial.number, state=TrialState.FAIL)
-        return queued
+        # A version that gave back in steps may have been killed between them.
+        again = trial.number in record.superseded(self.study.get_trials(deepcopy=False))
+
+        def decide(current: FrozenTrial) -> Failure:
+            nonlocal again
+            upcoming = None if again else successor_of(current, counted=reason != INTERRUPTED)
+            again = again or upcoming is not None
+            words = reason if again else f"{reason}, too often"
+            return Failure({record.REASON: words}, upcoming)
+
+        failed = self.storage.fail_trial(trial._trial_id, decide)
+        self.study._thread_local.cached_all_trials = None  # as ``Study.tell`` does
+        return failed and again
 
     @patient
     def sweep(
@@ -348,17 +378,73 @@ class Claims:
         Returns:
             How many trials were given back.
         """
+        count = 0
         with self._lock():
-            before = self.progress().running
+            trials = self.study.get_trials(deepcopy=False)
+            running = [one for one in trials if one.state == TrialState.RUNNING]
+            beats = None
             # While the storage was away nobody could write a heartbeat.
-            if not was_away(within_s=2 * HEARTBEAT_INTERVAL_S):
-                with experimental():
-                    optuna.storages.fail_stale_trials(self.study)
-            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if running and not was_away(within_s=2 * HEARTBEAT_INTERVAL_S):
+                beats = read_beats(self.storage, [one._trial_id for one in running])
+            for trial in running:
                 worker = trial.user_attrs.get(record.WORKER)
-                if worker is None or is_gone(worker):
-                    self._give_back(trial, reason)
-            return before - self.progress().running
+                silent = beats is not None and is_silent(trial, beats)
+                if worker is None or silent or is_gone(worker):
+                    again = self._give_back(trial, reason)
+                    count += 1
+                    logger.warning(
+                        "trial %d: %s, that of %s; %s",
+                        trial.number,
+                        reason,
+                        worker or "nobody",
+                        "queued again" if again else "given up after too many losses",
+                    )
+            for number, upcoming in lost_for_good(trials).items():
+                self.study.add_trial(upcoming)
+                logger.warning("trial %d was lost without a retry; queued again", number)
+        return count
+
+
+def silent_s(trial: FrozenTrial, beats: Beats) -> float | None:
+    """Return for how many seconds the worker of a running trial has given no sign of life.
+
+    Before the first heartbeat, its claim is one; ``None`` where there is neither.
+    """
+    age = beats.age_s.get(trial._trial_id)
+    claimed = trial.user_attrs.get(record.CLAIMED)
+    if age is None and claimed is not None:
+        age = max(0.0, beats.now - float(claimed))
+    return age
+
+
+def is_silent(trial: FrozenTrial, beats: Beats) -> bool:
+    """Tell whether the worker of a running trial must be taken for dead."""
+    silent = silent_s(trial, beats)
+    return silent is None or silent > GRACE_PERIOD_S
+
+
+def lost_for_good(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
+    """Find trials that failed because their workers fell silent, and were never tried again.
+
+    Earlier versions failed a trial before they queued its successor, and could be killed between
+    the two. Such a trial has no reason, and its last sign of life is the grace period before its
+    end; who fails one by hand does it while its worker lives.
+
+    Returns:
+        The successors that they should have, by number.
+    """
+    replaced = record.superseded(trials)
+    found = {
+        one.number: successor_of(one)
+        for one in trials
+        if one.state == TrialState.FAIL
+        and one.number not in replaced
+        and record.WORKER in one.user_attrs
+        and not {record.REASON, record.FAILED_PLAN} & one.user_attrs.keys()
+        and one.datetime_complete is not None
+        and one.datetime_complete.timestamp() - record.last_sign(one) > GRACE_PERIOD_S / 2
+    }
+    return {number: upcoming for number, upcoming in found.items() if upcoming is not None}
 
 
 def plan_of_trial(trial: Trial, space: Space) -> TrialPlan:
@@ -379,29 +465,25 @@ def plan_of_trial(trial: Trial, space: Space) -> TrialPlan:
     return plan
 
 
-def requeue(study: Study, trial: FrozenTrial, counted: bool = True) -> bool:
-    """Queue the successor of a trial that is about to fail, or has.
+def successor_of(trial: FrozenTrial, counted: bool = True) -> FrozenTrial | None:
+    """Make the successor of a trial that is about to fail, or has.
 
-    The successor has its parameters, plan and curve, and resumes from its checkpoint. Of a trial
+    It has the trial's parameters, plan and curve, and resumes from its checkpoint. Of a trial
     that was lost before it had a plan, it has what the queue gave it, and draws the rest.
 
     Args:
-        study: The study.
         trial: The trial.
         counted: Whether this is one of the ``MAX_RETRIES``; a stop that was asked for is not.
 
     Returns:
-        Whether there is a successor (an earlier call may have queued it already).
+        The successor; ``None`` where the trial was lost too often.
     """
-    for other in study.get_trials(deepcopy=False):
-        if trial.number in record.retries(other):
-            return True
     # A trial that got further before it was lost is not what its workers die of.
     further = (trial.last_step or 0) > trial.user_attrs.get(record.RESUMED, 0)
     before = 0 if further else trial.user_attrs.get(record.LOSSES, 0)
     lost = before + int(counted)
     if lost > MAX_RETRIES:
-        return False
+        return None
     planned = record.PLAN in trial.user_attrs
     attributes = {
         key: value
@@ -413,25 +495,11 @@ def requeue(study: Study, trial: FrozenTrial, counted: bool = True) -> bool:
     attributes[record.LOSSES] = lost
     attributes[record.RESUMED] = trial.last_step or 0
     system = {key: value for key, value in trial.system_attrs.items() if key == "fixed_params"}
-    study.add_trial(
-        create_trial(
-            state=TrialState.WAITING,
-            params=trial.params if planned else {},
-            distributions=trial.distributions if planned else {},
-            user_attrs=attributes,
-            system_attrs=system,
-            intermediate_values=trial.intermediate_values,
-        )
-    )
-    return True
-
-
-def sweep_stale(study: Study, trial: FrozenTrial) -> None:
-    """Give a trial whose heartbeat has stopped a successor (called by Optuna's sweep)."""
-    queued = requeue(study, trial)
-    logger.warning(
-        "trial %d: its worker %s is silent; %s",
-        trial.number,
-        trial.user_attrs.get(record.WORKER, "(unknown)"),
-        "queued again" if queued else "given up after too many losses",
+    return create_trial(
+        state=TrialState.WAITING,
+        params=trial.params if planned else {},
+        distributions=trial.distributions if planned else {},
+        user_attrs=attributes,
+        system_attrs=system,
+        intermediate_values=trial.intermediate_values,
     )

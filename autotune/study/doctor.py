@@ -18,13 +18,16 @@ from autotune.errors import LockedError
 from autotune.storage.database import HEARTBEAT_INTERVAL_S
 from autotune.study import record
 from autotune.study.budget import queue_of
+from autotune.study.claims import lost_for_good
 from autotune.study.evidence import LOCK_TIMEOUT_S, Evidence, gather, in_words
 from autotune.study.finding import (
     BUDGET,
     CHAIN,
+    CURVE,
     DEFINITION,
     ENDED,
     LOCK,
+    LOST,
     NUMBERS,
     TWICE,
     ZOMBIE,
@@ -74,9 +77,11 @@ def examine(evidence: Evidence) -> list[Finding]:
     return [
         *unreadable(evidence),
         *zombies(snapshot),
+        *lost_trials(snapshot),
         *after_the_end(snapshot),
         *shared_numbers(evidence),
         *broken_chains(snapshot),
+        *cut_curves(snapshot),
         *trained_twice(snapshot),
         *over_budget(snapshot),
         *missing_artifacts(evidence),
@@ -118,6 +123,18 @@ def zombies(snapshot: Snapshot) -> Iterator[Finding]:
             "plan",
             fix="fail it and queue its successor, which goes on from its checkpoint",
             trial=trial.number,
+        )
+
+
+def lost_trials(snapshot: Snapshot) -> Iterator[Finding]:
+    """Find trials that were failed for their silent workers, and never tried again."""
+    for number in lost_for_good(snapshot.trials):
+        yield Finding(
+            LOST,
+            f"trial {number} failed because its worker was lost, and was never tried again: who "
+            "gave it back was killed before it had a successor. It counts as a finished trial",
+            fix="queue its successor, which goes on from its checkpoint",
+            trial=number,
         )
 
 
@@ -198,6 +215,27 @@ def broken_chains(snapshot: Snapshot) -> Iterator[Finding]:
                 CHAIN,
                 f"trials {in_words(followers)} all go on with trial {number}: the same plan may "
                 "run, or have run, more than once, with one checkpoint",
+            )
+
+
+def cut_curves(snapshot: Snapshot) -> Iterator[Finding]:
+    """Find trials that have ended with a value, and whose curves lack epochs."""
+    epochs = snapshot.attributes.get(record.DEFINITION, {}).get("training", {}).get("epochs")
+    for trial in snapshot.trials:
+        if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or not trial.user_attrs.get(
+            record.EPOCHS
+        ):
+            continue
+        last = max([*trial.intermediate_values, trial.user_attrs[record.EPOCHS]])
+        if trial.state == TrialState.COMPLETE and epochs is not None:
+            last = max(last, int(epochs))
+        missing = [one for one in range(1, last + 1) if one not in trial.intermediate_values]
+        if missing:
+            yield Finding(
+                CURVE,
+                f"the curve of trial {trial.number} lacks the epochs {in_words(missing)}: they "
+                "were trained, and their values are lost. A pruner compares other trials with "
+                f"what is there; 'autotune rerun' tells whether its value holds",
             )
 
 

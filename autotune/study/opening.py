@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import platform
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore
@@ -34,7 +36,7 @@ from autotune.storage.patience import PatientStorage
 from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
 from autotune.study import record
 from autotune.study.budget import Budget
-from autotune.study.claims import Claims, sweep_stale
+from autotune.study.claims import Claims
 from autotune.study.remembered import write_manifest
 from autotune.study.starting import Starts, is_start_of, queue, starts_of
 from autotune.studyfile import apply_overrides, dotted
@@ -65,6 +67,10 @@ class OpenStudy:
         self.storage = storage
         self.url = url
         self.files = files
+        #: What tells the study from one that is made anew under its name, if it has it.
+        self.uuid: str | None = study.user_attrs.get(record.UUID)
+        if isinstance(storage, PatientStorage):
+            storage.study_uuid = self.uuid
 
     @property
     def name(self) -> str:
@@ -95,7 +101,8 @@ class OpenStudy:
 
     def claims(self) -> Claims:
         """Return what gives out its trials."""
-        return Claims(self.study, self.storage, self.url, record.space_of(self.study))
+        space = record.space_of(self.study)
+        return Claims(self.study, self.storage, self.url, space, self.uuid)
 
     def progress(self) -> record.Progress:
         """Count the trials."""
@@ -116,7 +123,7 @@ def open_existing(name: str, url: str, files: str | None = None) -> OpenStudy:
         StudyError: When the storage has no such study.
         StorageError: When the storage cannot be used.
     """
-    storage = open_storage(url, on_stale_trial=sweep_stale)
+    storage = open_storage(url)
     with storage_errors(url):
         names = optuna.get_all_study_names(storage)
         if name not in names:
@@ -142,7 +149,7 @@ def find_existing(name: str, url: str, files: str | None = None) -> OpenStudy | 
     """
     if is_sqlite(url) and not is_there(database_path(url)):
         return None
-    storage = open_storage(url, on_stale_trial=sweep_stale)
+    storage = open_storage(url)
     with storage_errors(url):
         if name not in optuna.get_all_study_names(storage):
             return None
@@ -204,7 +211,7 @@ def open_or_create(
     """
     config = definition.config
     assert config.name is not None
-    storage = open_storage(config.storage, create=True, on_stale_trial=sweep_stale)
+    storage = open_storage(config.storage, create=True)
     files = Files.of(config.storage, config.files)
     with (
         storage_errors(config.storage),
@@ -227,7 +234,11 @@ def open_or_create(
             if not is_start_of(study, starts):  # an earlier start broke off and had other plans
                 optuna.delete_study(study_name=config.name, storage=storage)
                 study = _create(config, storage)
+            _clear_files(config.name, files)
+            study.set_user_attr(record.UUID, uuid4().hex)
             _remember(study, definition, dataset, survey or {}, files, starts)
+        if record.UUID not in study.user_attrs:  # made before there was one
+            study.set_user_attr(record.UUID, uuid4().hex)
         opened = OpenStudy(study, storage, absolute_url(config.storage), files)
         study.set_user_attr(record.FORMAT, stamp(STUDY))
         study.set_user_attr(record.FIT, config.fit.model_dump(mode="json"))
@@ -243,6 +254,18 @@ def _create(config: StudyConfig, storage: PatientStorage) -> Study:
         directions=list(config.directions.values()),
         load_if_exists=True,
     )
+
+
+def _clear_files(name: str, files: Files) -> None:
+    """Remove what a deleted study of the same name has left and nobody wants any more.
+
+    What somebody paid for or may still read stays: reports, fitted models, what was confirmed.
+    The last two say whose they are.
+    """
+    for folder in (files.checkpoints(name), files.logs(name)):
+        if folder.is_dir():
+            logger.info("%s: removed, it is that of an earlier study %r", folder, name)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_existing(definition: Definition) -> bool:

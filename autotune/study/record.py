@@ -21,9 +21,10 @@ from autotune.formats import STUDY, check_format, reading
 from autotune.plan import TrialPlan
 from autotune.search import greedy, ranking, view
 from autotune.search.space import Space
-from autotune.storage import layout
+from autotune.storage import layout, quick
 
 # Of a study
+UUID = quick.UUID  # str: drawn when it is made; a study made anew under its name has another
 DEFINITION = "definition"  # dict: what StudyConfig.definition() returned
 BUDGET = "budget"  # dict: Budget.to_json() of the last run
 CACHE = "cache"  # dict: CacheConfig of the last run
@@ -37,6 +38,7 @@ BACKBONES = "backbones"
 SPACE = "space"  # dict: what Space.to_json() returned
 FILES = layout.ATTRIBUTE  # str: folder of the study's files
 PRECISION = "precision"  # dict: backbone -> {device: "off", "bf16" or "fp16"}, for amp: auto
+FLOAT32 = "float32_precision"  # dict: GPU -> "tf32" or "ieee": how it computes in float32
 ENVIRONMENT = "environment"  # dict: package -> version
 FORMAT = "format"  # dict: formats.stamp() of the version that opened it for a run last
 OWN = "own"  # dict: key such as "search.sampler" -> SHA-256 of the file that it names
@@ -54,6 +56,9 @@ WORKER = "worker"  # str: host/process/index of the worker that runs it
 CLAIMED = "claimed"  # float: when it was claimed, in seconds of the Unix epoch (UTC)
 HELD = "held"  # float: seconds for which this attempt has held its device so far
 DEVICE = "device"  # str: e.g. "cpu" or "NVIDIA H200"
+# dict: {"half": "bf16", "fp16" or "off", "float32": "tf32" or "ieee"} and where some modules stay
+# in float32 because half precision gets them wrong, or slow, {"kept": their names}
+COMPUTE = "compute"
 THREADS = "threads"  # int: CPU threads that it trained on, where it trained on the CPU
 EPOCHS = "epochs"  # int: epochs trained, those of earlier attempts included
 SECONDS = "seconds"  # float: wall time of the training, that of earlier attempts included
@@ -322,8 +327,13 @@ def ended_at(trial: FrozenTrial) -> float:
     """
     attributes = trial.user_attrs
     if CLAIMED in attributes and HELD in attributes:
-        return float(attributes[CLAIMED]) + float(attributes[HELD])
+        return last_sign(trial)
     return trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0
+
+
+def last_sign(trial: FrozenTrial) -> float:
+    """Return when the worker of a trial last gave a sign of life, in seconds of the Unix epoch."""
+    return started_at(trial) + float(trial.user_attrs.get(HELD, 0.0))
 
 
 def epochs_of(trial: FrozenTrial) -> int:

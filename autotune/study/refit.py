@@ -18,7 +18,7 @@ from autotune.config import AUTO, ONLINE, FitConfig, StudyConfig
 from autotune.data.task import Task
 from autotune.data.views import Views
 from autotune.plan import TrialPlan
-from autotune.study.again import in_parts_that_fit
+from autotune.study.again import Reached, in_parts_that_fit
 from autotune.study.preparing import Workbench, prepare_training
 from autotune.training.loop import Training, batch_count
 
@@ -104,7 +104,7 @@ def refit(
     """Train a plan on the images of a final fit.
 
     Where a batch does not fit into the memory of the device, it goes through the network in
-    halves, quarters and so on, as that of a trial.
+    halves, quarters and so on, as that of a trial; the training goes on from its last epoch.
 
     Args:
         plan: The plan.
@@ -126,9 +126,11 @@ def refit(
     bench = dataclasses.replace(bench, config=changed)
     start = time.perf_counter()
 
+    reached = Reached()
+
     def train(part: int) -> Training:
         training = prepare_training(plan, bench, refit=views, part=part)
-        for result in training.run():
+        for result in reached.go_on(training):
             listener(result.epoch)
         return training
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from optuna.trial import TrialState
+
 from autotune.storage.artifacts import read_references
 from autotune.storage.database import storage_errors
-from autotune.study.claims import LOST, Claims
+from autotune.study.claims import Claims
 from autotune.study.finding import ENDED, ORPHANS, Finding
 from autotune.study.opening import OpenStudy
 from autotune.study.snapshot import take_snapshot
@@ -39,12 +41,8 @@ def repair(opened: OpenStudy, findings: Iterable[Finding]) -> list[str]:
 
 def _give_back(opened: OpenStudy, claims: Claims, lost: Sequence[int]) -> list[str]:
     claims.sweep()
-    # Optuna's sweep passes over trials that never had a heartbeat.
-    snapshot = take_snapshot(opened)
-    for trial in snapshot.running:
-        if trial.number in lost and snapshot.is_gone(trial):
-            claims.give_back(trial.number, LOST)
-    running = {one.number for one in take_snapshot(opened).running}
+    trials = take_snapshot(opened).trials
+    running = {one.number for one in trials if one.state == TrialState.RUNNING}
     return [
         f"trial {number} "
         + ("runs again: its worker came back" if number in running else "was given back")

@@ -11,9 +11,9 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.storage.beats import Beats, read_beats
-from autotune.storage.database import GRACE_PERIOD_S
 from autotune.study import record
 from autotune.study.budget import Budget, Ending
+from autotune.study.claims import is_silent, silent_s
 from autotune.study.opening import OpenStudy
 
 
@@ -54,20 +54,12 @@ class Snapshot:
         return tuple(one for one in self.trials if one.state == TrialState.RUNNING)
 
     def silent_s(self, trial: FrozenTrial) -> float | None:
-        """Return for how many seconds the worker of a trial has given no sign of life.
-
-        Before the first heartbeat, its claim is one; ``None`` where there is neither.
-        """
-        age = self.beats.age_s.get(trial._trial_id)
-        claimed = trial.user_attrs.get(record.CLAIMED)
-        if age is None and claimed is not None:
-            age = max(0.0, self.beats.now - float(claimed))
-        return age
+        """Return for how many seconds the worker of a trial has given no sign of life."""
+        return silent_s(trial, self.beats)
 
     def is_gone(self, trial: FrozenTrial) -> bool:
         """Tell whether the worker of a running trial must be taken for dead."""
-        silent = self.silent_s(trial)
-        return silent is None or silent > GRACE_PERIOD_S
+        return is_silent(trial, self.beats)
 
 
 def take_snapshot(opened: OpenStudy) -> Snapshot:

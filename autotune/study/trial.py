@@ -5,11 +5,11 @@ plan -> network -> train, report, prune -> attributes and artifacts -> tell
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,20 +26,20 @@ from autotune.models.network import Network
 from autotune.search import ranking
 from autotune.search.view import DEVICE_MEMORY
 from autotune.storage.artifacts import add_artifact
-from autotune.study import failures, limits, memory, record
+from autotune.study import limits, memory, record
+from autotune.study.identity import checkpoint_of
 from autotune.study.material import Material
 from autotune.study.pictures import draw_confusion, draw_curve, draw_worst, worst
 from autotune.study.preparing import Workbench, prepare_trial
 from autotune.study.tally import Tally
+from autotune.training.checkpoint import Checkpoint
 from autotune.training.expense import measure_costs
 from autotune.training.folds import Folds, parts_of
 from autotune.training.loop import Training
 from autotune.training.metrics import confusion
+from autotune.training.precision import float32_precision, is_kept_in_float32
 
 logger = logging.getLogger(__name__)
-
-#: Fewer images than these do not go through a network at a time: batch norm needs two.
-LEAST_PART = 2
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -78,7 +78,8 @@ def run_trial(
 
     Where a batch does not fit into the memory of the device, it goes through the network in
     halves, quarters and so on, whose gradients add up; the trial goes on from its checkpoint. A
-    plan of which not even two images fit is infeasible.
+    retry begins with the size that fitted, but for one that others on the device have forced. A
+    plan of which not even two images fit is infeasible, unless others hold the memory.
 
     Args:
         trial: A claimed trial.
@@ -97,37 +98,40 @@ def run_trial(
     part = int(trial.user_attrs.get(record.PART, whole))
     before_s = float(trial.user_attrs.get(record.SECONDS, 0.0))
     start = time.perf_counter()
-    while True:
-        try:
-            return _run(trial, bench, stopped, emit, part)
-        except Exception as error:
-            if failures.kind_of(error, bench.device) != failures.Kind.MEMORY:
-                raise
-            need, said = memory.need_of(error, bench.device), failures.first_line(error)
-        # Outside of the except block, which would keep the frames and their tensors alive.
-        free_memory()
-        if part > LEAST_PART:
-            part = max(LEAST_PART, part // 2)
-            logger.warning("trial %d goes on with %d images: %s", trial.number, part, said)
+
+    def remember(part: int, need: memory.Need) -> None:
+        if not need.is_crowded:  # else there may be more room the next time
             trial.set_user_attr(record.PART, part)
-            continue
-        logger.warning("trial %d does not fit: %s", trial.number, said)
-        if need.is_crowded or trial.user_attrs.get(record.ROLE) == record.BASELINE:
-            trial.set_user_attr(record.PART, whole)  # there may be more room the next time
-            raise _no_room(need)
+
+    try:
+        return memory.in_parts_that_fit(
+            lambda part: _run(trial, bench, stopped, emit, part),
+            part,
+            bench.device,
+            stopped=stopped,
+            on_halved=remember,
+        )
+    except memory.DoesNotFitError as error:
+        need = error.need
+        logger.warning("trial %d does not fit: %s", trial.number, need.in_words())
+        if need.is_crowded:
+            raise CrowdedError(
+                f"others hold the memory of the device: {need.in_words()}"
+            ) from error
+        if trial.user_attrs.get(record.ROLE) == record.BASELINE:
+            trial.set_user_attr(record.PART, whole)  # on a larger device
+            raise UserError(
+                "the baseline does not fit into memory: even with "
+                f"{memory.LEAST_PART} images at a time {need.in_words()}; every trial is compared "
+                "with it, so take a smaller data.image_size, another backbone, or a larger device"
+            ) from error
         trial.set_user_attr(record.SECONDS, round(before_s + time.perf_counter() - start, 3))
         return _infeasible(trial, bench, need)
-
-
-def _no_room(need: memory.Need) -> CrowdedError | UserError:
-    """Say why a trial cannot be told infeasible, although it does not fit."""
-    if need.is_crowded:
-        return CrowdedError(f"others hold the memory of the device: {need.in_words()}")
-    return UserError(
-        f"the baseline does not fit into memory: even with {LEAST_PART} images at a time "
-        f"{need.in_words()}; every trial is compared with it, so take a smaller data.image_size, "
-        "another backbone, or a larger device"
-    )
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the network, and what is its
+        raise
+    finally:
+        memory.give_memory_back(bench.device)
 
 
 def _infeasible(trial: Trial, bench: Workbench, need: memory.Need) -> Outcome:
@@ -135,19 +139,13 @@ def _infeasible(trial: Trial, bench: Workbench, need: memory.Need) -> Outcome:
     frozen = bench.opened.study.get_trials(deepcopy=False)[trial.number]
     trial.set_constraint(DEVICE_MEMORY, need.excess)
     trial.set_user_attr(record.PEAK_MEMORY_MB, round(need.wanted_bytes / memory.MIB, 1))
-    trial.set_user_attr(record.DEVICE_MEMORY_MB, round(need.device_bytes / memory.MIB, 1))
+    if need.device_bytes:
+        trial.set_user_attr(record.DEVICE_MEMORY_MB, round(need.device_bytes / memory.MIB, 1))
     trial.set_user_attr(record.REASON, f"{record.INFEASIBLE}: memory: {need.in_words()}")
     trial.set_user_attr(record.EPOCHS, frozen.last_step or 0)
     checkpoint = bench.opened.files.checkpoint(bench.opened.name, record.first_attempt(frozen))
     checkpoint.unlink(missing_ok=True)
     return Outcome(TrialState.PRUNED, None)
-
-
-def free_memory() -> None:
-    """Give back what the device's allocator keeps for a network that is gone."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _run(
@@ -157,13 +155,14 @@ def _run(
     frozen = bench.opened.study.get_trials(deepcopy=False)[trial.number]
     earlier_s = float(frozen.user_attrs.get(record.SECONDS, 0.0))
     before = bench.tally.copy()
-    checkpoint = bench.opened.files.checkpoint(bench.opened.name, record.first_attempt(frozen))
+    checkpoint = checkpoint_of(bench.opened, bench.config, frozen)
     plan = record.plan_of(frozen)
     assert plan is not None, "a claimed trial has its plan"
     words = plan.in_words(named=len(bench.space.backbones) > 1)
     emit({"event": "start", "trial": trial.number, "plan": words})
     training = prepare_trial(plan, bench, stopped, part)
     trial.set_user_attr(record.DEVICE, device_name(bench.device))
+    trial.set_user_attr(record.COMPUTE, compute_of(parts_of(training)[0]))
     if bench.device.type == "cpu":  # sums are rounded by how many share them
         trial.set_user_attr(record.THREADS, torch.get_num_threads())
     if training.whole:
@@ -193,15 +192,16 @@ def _run(
     if bench.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(bench.device) / memory.MIB
         trial.set_user_attr(record.PEAK_MEMORY_MB, round(peak, 1))
-        there = memory.device_bytes(bench.device) / memory.MIB
-        trial.set_user_attr(record.DEVICE_MEMORY_MB, round(there, 1))
+        there = memory.device_bytes(bench.device)
+        if there:
+            trial.set_user_attr(record.DEVICE_MEMORY_MB, round(there / memory.MIB, 1))
     outcome = Outcome(
         TrialState.PRUNED if pruned else TrialState.COMPLETE,
         metrics.objective(bench.config.training.objective),
         next((costs[name] for name in bench.config.directions if name in costs), None),
     )
     store_artifacts(trial, bench, bench.materials.of(plan.backbone), training, outcome)
-    checkpoint.unlink(missing_ok=True)
+    checkpoint.path.unlink(missing_ok=True)
     return outcome
 
 
@@ -250,7 +250,11 @@ def is_refused(trial: Trial, costs: Mapping[str, float], config: StudyConfig) ->
 
 
 def _train(
-    trial: Trial, training: Training | Folds, checkpoint: Path, reported: set[int], emit: Listener
+    trial: Trial,
+    training: Training | Folds,
+    checkpoint: Checkpoint,
+    reported: set[int],
+    emit: Listener,
 ) -> bool:
     """Train epoch by epoch; return whether the pruner ended it."""
     config = training.config
@@ -282,6 +286,16 @@ def _train(
 def tuned_parameters(network: Network) -> int:
     """Count the values that training changes."""
     return sum(parameter.numel() for _, parameter, _ in network.layer_of_parameters())
+
+
+def compute_of(training: Training) -> dict[str, Any]:
+    """Say in which precision a training computes, for the record."""
+    found: dict[str, Any] = {
+        "half": training.autocast.mode,
+        "float32": float32_precision(training.device),
+    }
+    kept = [name for name, one in training.network.named_modules() if is_kept_in_float32(one)]
+    return {**found, "kept": kept} if kept else found
 
 
 def device_name(device: torch.device) -> str:

@@ -44,6 +44,7 @@ from autotune.storage.patience import patiently
 from autotune.study import record
 from autotune.study.budget import Ending
 from autotune.study.claims import LOST, MAX_RETRIES, Claim, Claims, Wait
+from autotune.study.devices import find_device
 from autotune.study.failures import Kind, first_line, kind_of
 from autotune.study.material import Materials
 from autotune.study.opening import OpenStudy, open_existing
@@ -107,7 +108,7 @@ def prepare(opened: OpenStudy, workers: int = 1) -> Workbench:
     """
     keep_freed_memory()
     config = opened.config()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device()
     bench = Workbench(
         opened=opened,
         config=config,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from autotune.config import TrainingConfig
 from autotune.models.network import Network
 from autotune.models.split import Split
 from autotune.training.batches import Batches, Some
-from autotune.training.checkpoint import load_checkpoint, save_checkpoint
+from autotune.training.checkpoint import Checkpoint
 from autotune.training.loop import EpochResult, Training
 from autotune.training.metrics import Metrics, deviation, mean
 
@@ -72,17 +71,17 @@ class Folds:
         for one, trained, judged in zip(self.folds, self._train, self._validation, strict=True):
             one.use(split, Some(train, trained), Some(validation, judged))
 
-    def run(self, checkpoint: Path | None = None) -> Iterator[EpochResult]:
+    def run(self, checkpoint: Checkpoint | None = None) -> Iterator[EpochResult]:
         """Train to the last epoch, yielding after each one of all folds.
 
         See :meth:`Training.run`. What is interrupted between two folds of an epoch repeats the
         epoch from the first.
 
         Args:
-            checkpoint: File that holds the state after the last finished epoch.
+            checkpoint: Where the state after the last finished epoch is kept.
         """
         if checkpoint is not None:
-            state = load_checkpoint(checkpoint)
+            state = checkpoint.load(self.state())
             if state is not None:
                 self.load_state(state)
         for results in zip(*map(_epochs, self.folds), strict=True):
@@ -93,7 +92,7 @@ class Folds:
                 sum(one.seconds for one in results),
             )
             if checkpoint is not None:
-                save_checkpoint(checkpoint, self.state())
+                checkpoint.save(self.state(), results[0].epoch)
 
     def validate(self) -> Metrics:
         """Score every network on the images that it has not trained on; return the mean.

@@ -12,11 +12,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from autotune.config import TrainingConfig
@@ -24,13 +22,16 @@ from autotune.errors import DivergedError, InterruptedTrial
 from autotune.models.network import Network
 from autotune.models.split import Split
 from autotune.plan import TrainingPolicy
+from autotune.training.average import WeightAverage
 from autotune.training.batches import Batches, Inputs, in_channels_last, in_parts
-from autotune.training.checkpoint import load_checkpoint, save_checkpoint
+from autotune.training.checkpoint import Checkpoint
+from autotune.training.halving import Halving, halved
 from autotune.training.metrics import Metrics, measure
 from autotune.training.mixing import make_mixing
-from autotune.training.norms import measure_norms, sample
+from autotune.training.norms import BATCH, measure_norms, sample
 from autotune.training.optimizer import make_optimizer, make_schedule
 from autotune.training.phases import Phases
+from autotune.training.placement import give_back, place
 from autotune.training.precision import Autocast, spare
 from autotune.training.sampling import epoch_order
 
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 #: Training images on which stale norm statistics are measured.
 NORM_IMAGES = 512
+#: Fewer images are no batch for a norm that trains.
+LEAST_BATCH = 2
 
 
 @dataclass(frozen=True)
@@ -123,10 +126,6 @@ class Training:
         self.network = network
         self.policy = policy
         self.config = config
-        #: The training images themselves, also where features take their place.
-        self.images = train
-        self.train = train
-        self.validation = validation
         #: Why the backbone cannot be split, where it cannot.
         self.whole = ""
         self.normalise = normalise
@@ -135,6 +134,15 @@ class Training:
         self.loader_workers = loader_workers
         self.part = config.batch_size if part is None else part
         self.device = next(network.parameters()).device
+        # What did not fit as a whole batch leaves no memory for images that stay on the device.
+        stays = self.part >= config.batch_size
+        for one in (train, validation):
+            if one is not None and not stays:
+                give_back(one)
+        #: The training images themselves, also where features take their place.
+        self.images = place(train, self.device, stays)
+        self.train = self.images
+        self.validation = None if validation is None else place(validation, self.device, stays)
         self.autocast = Autocast.of(config.amp, self.device) if autocast is None else autocast
         spare(network, self.autocast)
         self.loss = nn.CrossEntropyLoss(label_smoothing=policy.label_smoothing)
@@ -149,8 +157,15 @@ class Training:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.autocast.dtype is torch.float16
         )
-        self.ema = ModelEmaV3(network, decay=config.ema, use_warmup=True) if config.ema else None
+        #: Whether a step that fp16 leaves out is known on the device alone, until the epoch ends:
+        #: to ask at once would make the host wait for every step. The fused kernel leaves such a
+        #: step out by itself; for other optimizers the scaler asks in any case.
+        self.asks_late = self.device.type == "cuda" and bool(self.optimizer.defaults.get("fused"))
+        self._left_out = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._unit = torch.ones((), device=self.device)
+        self.ema = WeightAverage(network, config.ema) if config.ema else None
         self.epoch = 0
+        self._judging = Halving("validation")
         # Of the last validate(): logits (N, classes) and scores.
         self.validation_logits: Tensor | None = None
         self.metrics: Metrics | None = None
@@ -173,18 +188,18 @@ class Training:
         """Bring what a batch holds to what the network takes: features are that already."""
         return batch if isinstance(batch, tuple) else self.normalise(batch)
 
-    def run(self, checkpoint: Path | None = None) -> Iterator[EpochResult]:
+    def run(self, checkpoint: Checkpoint | None = None) -> Iterator[EpochResult]:
         """Train to the last epoch, yielding after each; resume where a checkpoint ends.
 
         Args:
-            checkpoint: File that holds the state after the last finished epoch.
+            checkpoint: Where the state after the last finished epoch is kept.
 
         Raises:
             DivergedError: When the loss or the validation logits are not finite.
             InterruptedTrial: When a stop was asked for; the checkpoint keeps what was done.
         """
         if checkpoint is not None:
-            state = load_checkpoint(checkpoint)
+            state = checkpoint.load(self.state())
             if state is not None:
                 self.load_state(state)
         if self.epoch == 0:
@@ -198,19 +213,28 @@ class Training:
             # After the caller has taken the result in: a crash between the two repeats the
             # epoch, where the other order would lose its result.
             if checkpoint is not None:
-                save_checkpoint(checkpoint, self.state())
+                checkpoint.save(self.state(), self.epoch)
 
     def measure_norms(self) -> None:
-        """Measure the norm statistics that the plan has made stale, on training images."""
+        """Measure the norm statistics that the plan has made stale, on training images.
+
+        Where a batch does not fit into the memory of a GPU, it begins again with half as many
+        images in each. That is no matter of rounding alone, because the norms see other batches:
+        the statistics are means over more and smaller ones, as good an estimate of the same.
+        """
         if not self.network.stale_norms:
             return
-        with self.autocast():
+
+        def measured(batch: int) -> None:
             images = sample(
-                self.train, NORM_IMAGES, self.to_inputs, self.seed, self.loader_workers
+                self.train, NORM_IMAGES, self.to_inputs, self.seed, self.loader_workers, batch
             )
-            measure_norms(self.network, images)
+            with self.autocast():
+                measure_norms(self.network, images)
+
+        halved(measured, BATCH, LEAST_BATCH, "norm statistics")
         if self.ema is not None:
-            self.ema.set(self.network)  # type: ignore[no-untyped-call]
+            self.ema.set()
 
     def _train_epoch(self) -> float:
         torch.manual_seed(_mix(self.seed, self.epoch))
@@ -228,6 +252,7 @@ class Training:
                 inputs, targets = self.mixing(inputs, targets)
             total += self._step(inputs, targets) * len(labels)
         mean = float(total) / len(self.train)
+        self._take_back(int(self._left_out) if self.scaler.is_enabled() else 0)
         if not math.isfinite(mean):
             raise DivergedError(f"the loss is {mean} in epoch {self.epoch + 1}")
         return mean
@@ -251,17 +276,45 @@ class Training:
             self.scaler.unscale_(self.optimizer)
             tuned = [p for group in self.optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(tuned, self.config.clip_norm)
-        scale = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.scaler.get_scale() < scale:
-            return  # a gradient overflowed in fp16: the optimiser left this step out
+        if self._step_is_left_out():
+            return
         self.schedule.step()
         if self.ema is not None:
             # Counted from the unlocking: the average of the tuned layers must not be held back by
             # the steps in which they could not move.
-            step = self.phases.steps_of_phase(self.schedule.last_epoch)
-            self.ema.update(self.network, step=step)
+            self.ema.update(self.phases.steps_of_phase(self.schedule.last_epoch))
+
+    def _step_is_left_out(self) -> bool:
+        """Take the optimizer's step; tell whether it was left out, where that is known."""
+        if not self.scaler.is_enabled():
+            self.optimizer.step()
+            return False
+        scale = self.scaler.scale(self._unit)  # get_scale() would wait for the device
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        left_out = self.scaler.scale(self._unit) < scale  # a gradient overflowed in fp16
+        if not self.asks_late:
+            return bool(left_out)
+        self._left_out += left_out
+        return False
+
+    def _take_back(self, steps: int) -> None:
+        """Take back steps of the schedule that fp16 has left out in an epoch.
+
+        Until then the rate was that many steps ahead, and the average of the weights took in
+        unchanged weights as often.
+        """
+        if not steps:
+            return
+        self._left_out.zero_()
+        self.schedule.last_epoch -= steps
+        for group, peak, factor in zip(
+            self.optimizer.param_groups,
+            self.schedule.base_lrs,
+            self.schedule.lr_lambdas,
+            strict=True,
+        ):
+            group["lr"] = peak * factor(self.schedule.last_epoch)
 
     @property
     def result(self) -> Network:
@@ -289,14 +342,20 @@ class Training:
         """Return logits ``(N, classes)`` and labels ``(N,)`` of the evaluation views."""
         network = self.result.eval()
         order = torch.arange(len(views))
-        outputs = []
-        for images, _ in views.batches(
+        outputs: list[Tensor] = []
+
+        def judged(images: Inputs) -> Tensor:
+            with self.autocast():
+                logits: Tensor = network(self.to_inputs(images))
+            return logits.float()
+
+        there = place(views, self.device, stays=False)
+        for images, _ in there.batches(
             order, views.plan_views(None), self._judged_at_a_time, self.loader_workers
         ):
             if self.stopped():
                 raise InterruptedTrial(f"stopped in the validation of epoch {self.epoch}")
-            with self.autocast():
-                outputs.append(network(self.to_inputs(images)).float())
+            outputs += self._judging.run(judged, images)
         return torch.cat(outputs), views.labels
 
     def result_state(self) -> dict[str, Tensor]:

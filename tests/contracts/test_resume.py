@@ -11,6 +11,7 @@ from torch import Tensor
 
 from autotune.errors import InterruptedTrial
 from autotune.plan import TrainingPolicy, TrialPlan
+from autotune.training.checkpoint import Checkpoint
 from autotune.training.folds import Folds
 from autotune.training.loop import EpochResult, Training
 from tests.support.backbones import folds, plan, training
@@ -134,12 +135,12 @@ def test_interrupted_after_every_epoch(recipe: str, tmp_path: Path) -> None:
     found: list[tuple[Any, ...]] = []
     for epoch in range(1, EPOCHS + 1):
         part = make(recipe)
-        for result in part.run(path):
+        for result in part.run(Checkpoint(path)):
             if result.epoch > epoch:
                 break  # it is killed before it can save this one
             found += scores([result])
     last = make(recipe)
-    assert list(last.run(path)) == []
+    assert list(last.run(Checkpoint(path))) == []
     assert found == expected
     assert same(flat(whole.state()), flat(last.state())) == []
     assert last.validate() == expected[-1][-1]
@@ -173,10 +174,10 @@ def check_interrupted(recipe: str, batch: int, tmp_path: Path) -> None:
     found: list[tuple[Any, ...]] = []
     part = make(recipe, stopped=stopped)
     with pytest.raises(InterruptedTrial, match="stopped in"):
-        for result in part.run(path):
+        for result in part.run(Checkpoint(path)):
             found += scores([result])
     rest = make(recipe)
-    found += scores(list(rest.run(path)))
+    found += scores(list(rest.run(Checkpoint(path))))
     assert found == expected
     assert same(flat(whole.state()), flat(rest.state())) == []
 
@@ -201,7 +202,7 @@ def test_a_result_is_never_lost(tmp_path: Path) -> None:
     path = tmp_path / "0.pt"
     seen = []
     for _ in range(3):
-        run = make("sgd").run(path)
+        run = make("sgd").run(Checkpoint(path))
         seen.append(next(run).epoch)
         run.close()
     assert seen == [1, 1, 1]

@@ -21,12 +21,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from autotune.data import entry as entry_module
 from autotune.data import shelf as shelf_module
 from autotune.data.entry import RECORD, Entry, Writer
 from autotune.data.shelf import Shelf
-from autotune.errors import DiskFullError, UserError
+from autotune.errors import CacheError, DiskFullError, UserError
+from autotune.study.failures import Kind, kind_of
 
 #: a real process, made quickly; the parent has the same modules
 FORK = multiprocessing.get_context("fork")
@@ -73,8 +75,7 @@ def boot(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Start the machine anew, as far as entries can tell."""
 
     def start(name: str) -> None:
-        for module in (entry_module, shelf_module):
-            monkeypatch.setattr(module, "this_start", lambda: name)
+        monkeypatch.setattr(entry_module, "this_start", lambda: name)
 
     yield start
 
@@ -192,9 +193,11 @@ class TestDamage:
         boot("tuesday")
         assert shelf.find("a") is not None
         assert (path.parent / "checked-tuesday").exists()
+        written = path.stat().st_mtime_ns
         with path.open("r+b") as stream:
             stream.seek(1000)
             stream.write(bytes(512))
+        os.utime(path, ns=(written, written))  # as if the disk had done it
         assert shelf.find("a") is not None  # read once: it may be larger than the memory
         boot("wednesday")
         assert shelf.find("a") is None
@@ -517,3 +520,92 @@ def test_many_processes_that_are_killed_at_random(shelf: Shelf, tmp_path: Path) 
         assert int(put(shelf, f"some/{key}", key, size).array("numbers")[3, 5]) == key
     taken = sum(path.stat().st_size for path in shelf.folder.rglob("*") if path.is_file())
     assert taken <= shelf.limit_bytes
+
+
+# What somebody removes or changes while it is used
+
+
+@pytest.mark.parametrize("part", ["record", "array", "entry", "lock", "all"])
+def test_what_was_removed_is_made_again(shelf: Shelf, part: str) -> None:
+    entry = put(shelf, "features/a", 3)
+    mapped = entry.array("numbers")
+    home = entry.folder
+    {
+        "record": lambda: (home / RECORD).unlink(),
+        "array": lambda: (home / "numbers").unlink(),
+        "entry": lambda: shutil.rmtree(home),
+        "lock": lambda: home.with_name("a.lock").unlink(),
+        "all": lambda: shutil.rmtree(shelf.folder),
+    }[part]()
+    assert int(mapped[0, 0]) == 3  # who uses it goes on
+    assert int(put(shelf, "features/a", 3).array("numbers")[0, 0]) == 3
+
+
+@pytest.mark.parametrize("part", ["all", "array", "folder", "lock"])
+def test_what_is_removed_while_it_is_made_is_made_again(shelf: Shelf, part: str) -> None:
+    removed = []
+
+    def make(writer: Writer) -> dict[str, Any]:
+        made = numbers(7, SIZE)(writer)
+        if not removed:
+            (temporary,) = (shelf.folder / "features").glob("a.tmp-*")
+            removed.append(temporary)
+            if part == "array":
+                (temporary / "numbers").unlink()
+            elif part == "lock":  # and another process makes the same meanwhile
+                (shelf.folder / "features" / "a.lock").unlink()
+                put(Shelf(shelf.folder, shelf.limit_bytes), "features/a", 7)
+            else:
+                shutil.rmtree(shelf.folder if part == "all" else temporary)
+        return made
+
+    entry = shelf.open("features/a", make, SIZE)
+    assert removed and int(entry.array("numbers")[0, 0]) == 7
+    assert left(shelf.folder / "features") == {"a"}
+
+
+def test_a_shelf_that_is_emptied_all_the_time_may_work_later(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf_module, "_PAUSES_S", (0.0, 0.0))
+
+    def make(writer: Writer) -> dict[str, Any]:
+        made = numbers(7, SIZE)(writer)
+        shutil.rmtree(shelf.folder)
+        return made
+
+    with pytest.raises(CacheError, match="removed again and again") as caught:
+        shelf.open("a", make, SIZE)
+    assert kind_of(caught.value, torch.device("cpu")) == Kind.TRANSIENT
+    # What is missing elsewhere is no matter of the shelf.
+    with pytest.raises(FileNotFoundError):
+        shelf.open("a", lambda writer: {"is": (shelf.folder.parent / "x").read_text()}, SIZE)
+
+
+def test_an_entry_that_was_removed_before_another_process_opens_it(shelf: Shelf) -> None:
+    entry = put(shelf, "a")
+    sent = pickle.dumps(entry)
+    shutil.rmtree(entry.folder)
+    with pytest.raises(CacheError, match="was removed") as caught:
+        pickle.loads(sent)
+    assert kind_of(caught.value, torch.device("cpu")) == Kind.TRANSIENT
+
+
+def test_a_flipped_bit_is_found(shelf: Shelf) -> None:
+    """Whatever bit of whatever file of an entry somebody flips."""
+    before = put(shelf, "a", 3)
+    assert before.record["value"] == 3
+    for name in (RECORD, "numbers"):
+        path = before.folder / name
+        whole = path.read_bytes()
+        for bit in range(0, min(8 * len(whole), 900), 7):
+            changed = bytearray(whole)
+            changed[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(changed)
+            found = shelf.find("a")
+            if found is not None:  # a flip that means nothing, such as in the name of the checksum
+                assert name == RECORD
+                assert {key: found.record[key] for key in before.record} == before.record
+                assert np.array_equal(found.array("numbers"), before.array("numbers"))
+            path.write_bytes(whole)
+        assert shelf.find("a") is not None

@@ -87,7 +87,7 @@ def test_the_kind_of_a_failure(error: BaseException, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize(
-    "device", [CPU, torch.device("cuda")], ids=lambda device: str(device.type)
+    "device", [CPU, torch.device("cuda", 0)], ids=lambda device: str(device.type)
 )
 def test_host_memory_is_the_plan_s_matter_on_the_cpu_alone(device: torch.device) -> None:
     with pytest.raises(RuntimeError) as caught:

@@ -29,7 +29,7 @@ from tests.support.small import open_small, small_config
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 
-CUDA = torch.device("cuda")
+CUDA = torch.device("cuda", 0)
 ROOT = Path(__file__).parents[2]
 
 

@@ -12,7 +12,7 @@ import torch
 from autotune.config import FitConfig, StudyConfig
 from autotune.errors import UserError
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
-from autotune.study import again
+from autotune.study.again import train_again
 from autotune.study.preparing import Workbench
 from autotune.study.refit import AVERAGED, decay_of, refit, views_of
 from autotune.study.worker import prepare
@@ -116,6 +116,37 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(
     assert found.manner.part == 16
     logits, labels = found.predict(bench.materials.of(PLAN.backbone).validation)
     assert len(logits) == len(labels) and found.training.part == 8
-    monkeypatch.setattr(again, "LEAST_PART", 32)
-    with pytest.raises(UserError, match="even with 32 images at a time"):
+    monkeypatch.setattr(Training, "_step", out_of_memory)
+    with pytest.raises(UserError, match="even with 2 images at a time"):
         refit(PLAN, bench, views, FitConfig())
+
+
+def out_of_memory(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+
+
+def test_after_a_batch_that_does_not_fit_a_training_goes_on_from_its_last_epoch(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the values of a training that began with the small parts, but for the first epochs."""
+    views = views_of(bench.materials.of(PLAN.backbone).task, bench.config, FitConfig(), 0)
+    inner, begun, failed = Training._train_epoch, [], []
+
+    def short(self: Training) -> float:
+        begun.append((self.epoch, self.part))
+        if self.epoch == 1 and not failed:
+            failed.append(self.epoch)
+            out_of_memory()
+        return inner(self)
+
+    monkeypatch.setattr(Training, "_train_epoch", short)
+    epochs: list[int] = []
+    refit(PLAN, bench, views, FitConfig(), epochs.append, part=32)
+    count = bench.config.training.epochs
+    assert epochs == list(range(1, count + 1))
+    assert begun == [(0, 32), (1, 32), *((epoch, 16) for epoch in range(1, count))]
+    begun.clear()
+    failed.clear()
+    found = train_again(PLAN, bench, part=32)
+    assert begun == [(0, 32), (1, 32), *((epoch, 16) for epoch in range(1, count))]
+    assert sorted(found.curve) == list(range(1, count + 1))

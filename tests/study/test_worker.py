@@ -8,6 +8,7 @@ import math
 import re
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from autotune.errors import (
     CrowdedError,
     DeviceError,
     DiskFullError,
+    DivergedError,
     PlanError,
     StudyError,
     UserError,
@@ -34,7 +36,7 @@ from autotune.plan import TrialPlan
 from autotune.search import ranking
 from autotune.search.view import DEVICE_MEMORY
 from autotune.storage.layout import Files
-from autotune.study import preparing, record
+from autotune.study import memory, preparing, record
 from autotune.study import trial as trial_module
 from autotune.study import worker as worker_module
 from autotune.study.budget import Ending
@@ -486,7 +488,7 @@ def test_a_plan_that_does_not_fit_is_infeasible(
         assert said is not None
         numbers = [float(one.replace(",", "")) for one in said.groups()]
         assert numbers == pytest.approx([wanted, there], abs=0.6)  # of two roundings
-        assert trial.user_attrs[record.PART] == trial_module.LEAST_PART
+        assert trial.user_attrs[record.PART] == memory.LEAST_PART
         assert trial.user_attrs[record.EPOCHS] == len(trial.intermediate_values)
         assert trial.user_attrs[record.SECONDS] > 0
         assert record.FAILED_PLAN not in trial.user_attrs
@@ -520,6 +522,128 @@ def test_a_baseline_that_does_not_fit_ends_the_run(
     assert record.is_baseline(baseline)
     # In whole batches again.
     assert baseline.user_attrs[record.PART] == 4
+
+
+CROWDED = memory.Need(4 * memory.MIB, 2 * memory.MIB, 10 * memory.MIB)
+ALONE = memory.Need(12 * memory.MIB, 10 * memory.MIB, 10 * memory.MIB)
+
+
+@pytest.fixture
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CROWDED_WAITS_S", (0.0, 0.0))
+
+
+def short_of_memory(
+    monkeypatch: pytest.MonkeyPatch, needs: list[memory.Need]
+) -> list[tuple[int, int]]:
+    """Let a training fail for want of memory in its third epoch, once for each need.
+
+    Returns:
+        The epochs that it begins, as it does, and in which parts.
+    """
+    begun: list[tuple[int, int]] = []
+    coming = iter(needs)
+    met: list[memory.Need] = []
+    original = Training._train_epoch
+
+    def fail(self: Training) -> float:
+        begun.append((self.epoch, self.part))
+        need = next(coming, None) if self.epoch == 2 else None
+        if need is not None:
+            met.append(need)
+            raise torch.cuda.OutOfMemoryError(HUGE)
+        return original(self)
+
+    monkeypatch.setattr(Training, "_train_epoch", fail)
+    monkeypatch.setattr(memory, "need_of", lambda error, device: met[-1])
+    return begun
+
+
+@pytest.mark.usefixtures("no_waits")
+def test_beside_a_neighbor_a_trial_goes_on_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole batches are tried twice more before they are halved, from the checkpoint."""
+    opened = open_small(tmp_path, search__trials=1, training__epochs=4, training__batch_size=16)
+    begun = short_of_memory(monkeypatch, [CROWDED, CROWDED])
+    run(opened)
+    assert begun == [(0, 16), (1, 16), (2, 16), (2, 16), (2, 16), (3, 16)]
+    (trial,) = opened.study.trials
+    assert trial.state == TrialState.COMPLETE and record.PART not in trial.user_attrs
+
+
+@pytest.mark.usefixtures("no_waits")
+def test_a_size_that_a_neighbor_forces_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_small(tmp_path, search__trials=1, training__epochs=4, training__batch_size=16)
+    begun = short_of_memory(monkeypatch, [CROWDED] * 3)
+    run(opened)
+    assert begun[-2:] == [(2, 8), (3, 8)]
+    (trial,) = opened.study.trials
+    assert trial.state == TrialState.COMPLETE and record.PART not in trial.user_attrs
+
+
+@pytest.mark.usefixtures("no_waits")
+def test_a_size_of_the_plan_itself_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever else was there before."""
+    opened = open_small(tmp_path, search__trials=1, training__epochs=4, training__batch_size=16)
+    begun = short_of_memory(monkeypatch, [ALONE, *[CROWDED] * 3, ALONE])
+    run(opened)
+    assert [part for epoch, part in begun if epoch == 2] == [16, 8, 8, 8, 4, 2]
+    (trial,) = opened.study.trials
+    assert trial.user_attrs[record.PART] == 2
+
+
+@pytest.mark.usefixtures("no_waits", "no_pauses")
+def test_nothing_is_infeasible_because_of_a_neighbor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where two images do not fit, and the baseline does not end the study."""
+    opened = open_small(tmp_path, search__trials=1, training__epochs=4, training__batch_size=4)
+    short_of_memory(monkeypatch, [CROWDED] * 6)
+    run(opened)
+    first, second = opened.study.trials
+    assert first.state == TrialState.FAIL and second.state == TrialState.COMPLETE
+    assert first.user_attrs[record.REASON].startswith("CrowdedError: others hold the memory")
+    assert DEVICE_MEMORY not in first.constraints
+    assert record.PART not in second.user_attrs and record.is_baseline(second)
+
+
+def test_a_stop_is_heard_while_a_trial_waits_for_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_small(tmp_path, search__trials=1, training__epochs=4)
+    monkeypatch.setattr(memory, "CROWDED_WAITS_S", (600.0,))
+    begun = short_of_memory(monkeypatch, [CROWDED])
+    monkeypatch.setattr(memory, "_room", lambda device: stop.set() or 0)
+    stop = threading.Event()
+    work(job(opened), stop, lambda event: None)
+    assert begun[-1][0] == 2
+    assert opened.progress().waiting == 1
+
+
+def test_what_a_trial_held_is_free_when_it_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the error is handled, which keeps the frames that held it."""
+    opened = open_small(tmp_path, search__trials=1, training__epochs=1)
+    networks: list[weakref.ref[Network]] = []
+    left: list[bool] = []
+
+    def fail(self: Training) -> float:
+        networks.append(weakref.ref(self.network))
+        raise DivergedError("the loss is nan")
+
+    def look(device: torch.device, collect: bool = False) -> None:
+        left.extend(one() is not None for one in networks)
+
+    monkeypatch.setattr(Training, "_train_epoch", fail)
+    monkeypatch.setattr(memory, "give_memory_back", look)
+    run(opened)
+    assert left == [False]
 
 
 @pytest.fixture

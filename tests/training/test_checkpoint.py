@@ -2,66 +2,199 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from autotune.errors import DiskFullError
-from autotune.training.checkpoint import load_checkpoint, save_checkpoint
+from autotune.training.checkpoint import Checkpoint
 from tests.support.backbones import plan, training
 
 SAVING = """
 import sys, torch
 from pathlib import Path
-from autotune.training.checkpoint import save_checkpoint
+from autotune.training.checkpoint import Checkpoint
 number = 0
 while True:
     number += 1
-    save_checkpoint(Path(sys.argv[1]), {"a": torch.full((300_000,), number), "number": number})
+    state = {"a": torch.full((300_000,), number), "number": number}
+    Checkpoint(Path(sys.argv[1])).save(state, number)
     print(number, flush=True)
 """
+STATE: dict[str, Any] = {"a": torch.arange(3), "b": {"c": 1.5, "d": [torch.zeros(2), None]}}
+
+
+def checkpoint(path: Path, **options: Any) -> Checkpoint:
+    return Checkpoint(path / "3.pt", **options)
 
 
 def test_a_checkpoint_goes_round(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "3.pt"
-    save_checkpoint(path, {"a": torch.arange(3), "b": {"c": 1.5}})
-    save_checkpoint(path, {"a": torch.arange(4), "b": {"c": 2.5}})
-    found = load_checkpoint(path)
+    one = checkpoint(tmp_path / "new")
+    one.save(STATE, 1)
+    one.save({**STATE, "a": torch.arange(3) + 1}, 2)
+    found = one.load(STATE)
     assert found is not None
-    assert found["a"].tolist() == [0, 1, 2, 3]
-    assert found["b"] == {"c": 2.5}
-    assert [one.name for one in path.parent.iterdir()] == ["3.pt"]
+    assert found["a"].tolist() == [1, 2, 3]
+    assert found["b"]["c"] == 1.5 and found["b"]["d"][0].tolist() == [0, 0]
+    assert [one.name for one in (tmp_path / "new").iterdir()] == ["3.pt"]
 
 
 def test_there_is_no_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert load_checkpoint(tmp_path / "3.pt") is None
+    assert checkpoint(tmp_path).load(STATE) is None
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "garbage", "list", "number"])
+def torch_file(path: Path, state: object = STATE) -> None:
+    """Write what versions before checksums did."""
+    torch.save(state, path)
+
+
+def rewritten(path: Path, change: Callable[[bytes], bytes]) -> None:
+    checkpoint(path.parent).save(STATE, 1)
+    path.write_bytes(change(path.read_bytes()))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "garbage": lambda path: path.write_bytes(random.Random(0).randbytes(5000)),
+    "of an earlier version": torch_file,
+    "a list": lambda path: torch_file(path, [1, 2]),
+    "cut in the first line": lambda path: rewritten(path, lambda data: data[:10]),
+    "cut in the checksum": lambda path: rewritten(path, lambda data: data[:25]),
+    "cut in the middle": lambda path: rewritten(path, lambda data: data[: len(data) // 2]),
+    "cut at the end": lambda path: rewritten(path, lambda data: data[:-1]),
+    "longer": lambda path: rewritten(path, lambda data: data + b"\0"),
+    "a folder": lambda path: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
 def test_a_damaged_checkpoint_starts_afresh(
     how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = tmp_path / "3.pt"
-    torch.save({"list": [1, 2], "number": 3}.get(how, {"epoch": 1}), path)
-    if how in ("truncated", "empty"):
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 if how[0] == "t" else 0])
-    elif how == "garbage":
-        path.write_bytes(os.urandom(5000))
+    one = checkpoint(tmp_path)
+    DAMAGE[how](one.path)
     with caplog.at_level(logging.WARNING):
-        assert load_checkpoint(path) is None
-        run = training(plan("test_resnet"), epochs=1, count=20)
-        assert [result.epoch for result in run.run(path)] == [1]
-    assert "cannot be read" in caplog.text
-    found = load_checkpoint(path)
-    assert found is not None
-    assert found["epoch"] == 1
+        assert one.load(STATE) is None
+    (line,) = caplog.records
+    assert "starting afresh" in line.getMessage()
+    if one.path.exists():
+        one.path.rmdir()
+    run = training(plan("test_resnet"), epochs=1, count=20)
+    assert [result.epoch for result in run.run(one)] == [1]
+    assert one.load(run.state()) is not None
+
+
+def test_a_flipped_bit_starts_afresh(tmp_path: Path) -> None:
+    one = checkpoint(tmp_path, identity={"study": "a", "plan": 3})
+    one.save(STATE, 12)
+    whole = one.path.read_bytes()
+    for bit in [*range(8 * 120), *range(8 * 120, 8 * len(whole), 97)]:
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        one.path.write_bytes(changed)
+        assert one.load(STATE) is None, bit
+    one.path.write_bytes(whole)
+    assert one.load(STATE) is not None
+
+
+@pytest.mark.parametrize(
+    ("theirs", "named"),
+    [
+        ({"study": "b", "plan": 3}, "study"),
+        ({"study": "a", "plan": 4}, "plan"),
+        ({"study": "b", "plan": 4}, "study, plan"),
+        ({"study": "a"}, "plan"),
+        ({}, "study, plan"),
+        ({"study": "a", "plan": 3, "seed": 1}, "seed"),
+    ],
+)
+def test_that_of_another_training_is_not_used(
+    theirs: dict[str, Any], named: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint(tmp_path, identity=theirs).save(STATE, 1)
+    ours = checkpoint(tmp_path, identity={"study": "a", "plan": 3})
+    with caplog.at_level(logging.WARNING):
+        assert ours.load(STATE) is None
+    assert f"it is that of another training ({named}); starting afresh" in caplog.text
+    assert not ours.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("reported", "missing"), [([], 1), ([1, 2], 3), ([2, 3], 1), ([1, 3, 4], 2)]
+)
+def test_a_curve_has_no_gaps(
+    reported: list[int], missing: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint(tmp_path).save(STATE, 3)
+    with caplog.at_level(logging.WARNING):
+        assert checkpoint(tmp_path, reported=reported).load(STATE) is None
+    assert f"it is that of epoch 3, but no value is known of epoch {missing};" in caplog.text
+
+
+def test_a_checkpoint_may_lag_behind_its_curve(tmp_path: Path) -> None:
+    checkpoint(tmp_path).save(STATE, 3)
+    for reported in (None, [1, 2, 3], [1, 2, 3, 4], {3: 0.1, 2: 0.1, 1: 0.1}):
+        assert checkpoint(tmp_path, reported=reported).load(STATE) is not None
+
+
+@pytest.mark.parametrize(
+    ("saved", "where"),
+    [
+        ({"a": torch.arange(4), "b": STATE["b"]}, "state.a"),
+        ({"a": torch.arange(3.0), "b": STATE["b"]}, "state.a"),
+        ({"a": 3, "b": STATE["b"]}, "state.a"),
+        ({"a": STATE["a"]}, "state"),
+        ({**STATE, "c": 1}, "state"),
+        ({"a": STATE["a"], "b": [1, 2]}, "state.b"),
+        ({"a": STATE["a"], "b": {"c": 1, "d": [torch.zeros(2)]}}, "state.b.d"),
+    ],
+)
+def test_another_structure_starts_afresh(
+    saved: dict[str, Any], where: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint(tmp_path).save(saved, 1)
+    with caplog.at_level(logging.WARNING):
+        assert checkpoint(tmp_path).load(STATE) is None
+    assert f"it has another structure at {where};" in caplog.text
+
+
+def test_a_scaler_that_another_device_has_starts_afresh(tmp_path: Path) -> None:
+    """Half precision on one device and single on another: torch refuses such a state."""
+    one = checkpoint(tmp_path)
+    first = training(plan("test_resnet", 1), epochs=2, count=20)
+    next(iter(first.run()))
+    state = first.state()
+    one.save({**state, "scaler": {"scale": 65536.0, "growth_factor": 2.0}}, 1)
+    second = training(plan("test_resnet", 1), epochs=2, count=20)
+    assert [result.epoch for result in second.run(one)] == [1, 2]
+
+
+def test_two_machines_may_count_their_processes_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was taken for lost saves while its successor does."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    ours, theirs = checkpoint(tmp_path), checkpoint(tmp_path)
+    original = torch.save
+
+    def both(state: Any, file: Any) -> None:
+        monkeypatch.setattr(torch, "save", original)
+        theirs.save({**STATE, "a": torch.arange(3) + 7}, 1)
+        original(state, file)
+
+    monkeypatch.setattr(torch, "save", both)
+    ours.save(STATE, 2)
+    found = ours.load(STATE)
+    assert found is not None and found["a"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.slow
@@ -80,7 +213,7 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
         saver.send_signal(signal.SIGKILL)
         saver.wait()
         done = [int(line) for line in saver.stdout.read().split()]
-    found = load_checkpoint(path)
+    found = Checkpoint(path).load({"a": torch.full((300_000,), 0), "number": 0})
     assert found is not None
     assert found["number"] >= max(done, default=1)
     assert bool((found["a"] == found["number"]).all())
@@ -101,11 +234,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("numbers", [100_000, 300_000])
 def test_a_full_disk(small_disk: Path, numbers: int) -> None:
-    path = small_disk / "3.pt"
-    save_checkpoint(path, {"epoch": 1, "a": torch.zeros(170_000)})
+    one = checkpoint(small_disk)
+    state = {"epoch": 1, "a": torch.zeros(170_000)}
+    one.save(state, 1)
     with pytest.raises(DiskFullError, match=f"no space left on the disk of {small_disk}"):
-        save_checkpoint(path, {"epoch": 2, "a": torch.zeros(numbers)})
-    found = load_checkpoint(path)
+        one.save({"epoch": 2, "a": torch.zeros(numbers)}, 2)
+    found = one.load(state)
     assert found is not None
     assert found["epoch"] == 1
     assert [one.name for one in small_disk.iterdir()] == ["3.pt"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from autotune.errors import DivergedError, InterruptedTrial
 from autotune.models.network import build_network
+from autotune.training.checkpoint import Checkpoint
 from autotune.training.loop import Normalise, Training, batch_count, part_count
 from autotune.training.metrics import measure
 from tests.support.backbones import (
@@ -68,6 +69,41 @@ def test_a_step_that_overflows_in_fp16_is_left_out() -> None:
     assert all(
         torch.equal(before[key], value) for key, value in state_of(run.network.head).items()
     )
+
+
+@pytest.mark.parametrize("scale", [2.0**18, 2.0**20, 2.0**40])
+def test_steps_that_overflow_are_counted_on_the_device_until_the_epoch_ends(scale: float) -> None:
+    """As on a GPU, where asking at once would wait for the device in every step."""
+    found = plan("test_resnet", 1, lr=0.01)
+
+    def trained(late: bool) -> tuple[Training, list[tuple[int, float, float]], int]:
+        run = training(found, amp="fp16", count=64, epochs=2, ema=0.9)
+        run.asks_late = late
+        run.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        steps = 0
+        step = run.schedule.step
+
+        def follow() -> None:
+            nonlocal steps
+            step()
+            steps += 1
+
+        run.schedule.step = follow  # type: ignore[method-assign]
+        ends = [
+            (
+                run.schedule.last_epoch,
+                run.optimizer.param_groups[0]["lr"],
+                run.scaler.get_scale(),
+            )
+            for _ in run.run()
+        ]
+        return run, ends, steps
+
+    at_once, expected, taken = trained(late=False)
+    late, ends, gone = trained(late=True)  # whose rate is a few steps ahead within an epoch
+    assert ends == expected  # the same steps were left out, and none of them counts
+    assert taken == at_once.schedule.last_epoch < gone == 8
+    assert late.epoch == 2
 
 
 def test_the_gradient_is_clipped() -> None:
@@ -174,7 +210,7 @@ def test_the_learning_rate_ends_at_zero() -> None:
 def test_a_loss_that_is_no_number(tmp_path: Path) -> None:
     run = training(plan("test_resnet", 5, optimizer="sgd", lr=1e20), clip_norm=None, warmup=0.0)
     with pytest.raises(DivergedError, match=r"the loss is (nan|inf) in epoch 1"):
-        list(run.run(tmp_path / "0.pt"))
+        list(run.run(Checkpoint(tmp_path / "0.pt")))
     assert not (tmp_path / "0.pt").exists()
 
 
@@ -247,7 +283,7 @@ def test_it_learns(tmp_path: Path) -> None:
     found = plan("test_resnet", 5, lr=0.01)
     run = training(found, count=100, epochs=25, views=1, batch_size=20)
     run.validation = views
-    losses = [one.loss for one in run.run(tmp_path / "0.pt")]
+    losses = [one.loss for one in run.run(Checkpoint(tmp_path / "0.pt"))]
     assert losses[0] > 2.0 > 0.5 > losses[-1]
     assert run.metrics is not None
     assert run.metrics.accuracy > 0.95
@@ -263,7 +299,7 @@ def test_it_learns(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_a_training_on_a_gpu(amp: str) -> None:
-    cuda = torch.device("cuda")
+    cuda = torch.device("cuda", 0)
     found = plan("test_resnet", 5, 16, dropout=0.2, lr=0.01)
     net = build_network(backbone("test_resnet"), found, 10, seed=0).to(cuda)
     run: Training = training(found, net=net, count=100, epochs=15, amp=amp, ema=0.9)

@@ -86,7 +86,7 @@ def test_the_seed_of_the_global_generator_decides() -> None:
 @pytest.mark.parametrize("policy", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 1, "cutmix": 1}])
 def test_a_gpu_mixes_as_the_cpu_does(policy: dict[str, float]) -> None:
     for seed in range(10):
-        here, there = mixed(seed, **policy), mixed(seed, "cuda", **policy)
+        here, there = mixed(seed, **policy), mixed(seed, "cuda:0", **policy)
         assert there[2].is_cuda and there[3].is_cuda
         assert torch.allclose(here[2], there[2].cpu(), atol=1e-6)
         assert torch.allclose(here[3], there[3].cpu(), atol=1e-6)

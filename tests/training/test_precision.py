@@ -2,15 +2,39 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from autotune.training.precision import Autocast, faster, half_of, spare
+from autotune.training.precision import (
+    Autocast,
+    describe_compute,
+    faster,
+    float32_precision,
+    half_of,
+    set_float32_precision,
+    spare,
+)
 from tests.support.backbones import CPU, plan, training
 
 BF16 = Autocast(CPU, torch.bfloat16)
+CUDA = torch.device("cuda", 0)
+
+
+def pretend_card(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int]) -> None:
+    """Let torch name a card that is not there."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+
+@pytest.fixture
+def float32_as_before() -> Iterator[None]:
+    """Leave the precision of float32 as it was."""
+    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+    yield
+    torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = before
 
 
 @pytest.mark.parametrize(
@@ -52,8 +76,43 @@ def test_the_faster_precision_is_found(half: float, single: float, expected: str
     assert all(torch.equal(one, before[key]) for key, one in network.state_dict().items())
 
 
-def test_the_half_precision_of_the_cpu() -> None:
+@pytest.mark.parametrize(
+    ("capability", "half"),
+    [((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")],
+)
+def test_the_half_precision_of_a_device(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], half: str
+) -> None:
     assert half_of(CPU) == "bf16"
+    pretend_card(monkeypatch, "a card", capability)
+    assert half_of(CUDA) == half
+
+
+@pytest.mark.usefixtures("float32_as_before")
+def test_the_precision_of_float32_is_that_of_gpus_alone() -> None:
+    of_cpu = torch.backends.mkldnn.matmul.fp32_precision
+    set_float32_precision(CUDA, "ieee")
+    set_float32_precision(CPU, "tf32")
+    assert (float32_precision(CUDA), float32_precision(CPU)) == ("ieee", "ieee")
+    set_float32_precision(CUDA, "tf32")
+    assert (float32_precision(CUDA), float32_precision(CPU)) == ("tf32", "ieee")
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    assert torch.backends.mkldnn.matmul.fp32_precision == of_cpu
+
+
+@pytest.mark.usefixtures("float32_as_before")
+def test_devices_that_compute_otherwise_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert describe_compute(BF16) == ("cpu", "torch.bfloat16")
+    assert describe_compute(Autocast(CPU, None)) == ("cpu", "None")
+    found = set()
+    for name, capability in [("NVIDIA A100", (8, 0)), ("NVIDIA H100", (9, 0))]:
+        pretend_card(monkeypatch, name, capability)
+        for precision in ("ieee", "tf32"):
+            set_float32_precision(CUDA, precision)
+            for dtype in (None, torch.bfloat16):
+                found.add(describe_compute(Autocast(CUDA, dtype)))
+    assert len(found) == 8
+    assert ("cuda", "torch.bfloat16", "NVIDIA A100", "8.0", "tf32") in found
 
 
 def dtypes_of(network: nn.Module, inputs: Tensor, autocast: Autocast) -> dict[str, torch.dtype]:
@@ -100,7 +159,9 @@ def test_slow_convolutions_stay_in_single_precision() -> None:
     assert dtypes_of(copied, images, BF16) == found
 
 
-@pytest.mark.parametrize("autocast", [Autocast(CPU, None), Autocast(torch.device("cuda"), None)])
+@pytest.mark.parametrize(
+    "autocast", [Autocast(CPU, None), Autocast(torch.device("cuda", 0), None)]
+)
 def test_nothing_is_spared_without_half_precision_on_the_cpu(autocast: Autocast) -> None:
     network = convolutions()
     spare(network, autocast)

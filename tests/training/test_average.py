@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from timm.utils.model_ema import ModelEmaV3
+
+from autotune.training.average import WeightAverage
+from autotune.training.checkpoint import Checkpoint
+from tests.support.backbones import network, plan, state_of, training
+from tests.support.surgery import change
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])
+def test_the_decay_is_that_of_timm(decay: float) -> None:
+    net = network("test_resnet")
+    mine, theirs = WeightAverage(net, decay), ModelEmaV3(net, decay, use_warmup=True)
+    steps = [*range(1, 40), 1000, 10**6]
+    assert [mine.decay_of(step) for step in steps] == [theirs.get_decay(step) for step in steps]
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
+@pytest.mark.parametrize("head_epochs", [0, 1])
+def test_the_average_is_that_of_timm(name: str, head_epochs: int) -> None:
+    """Parameters, norm statistics and counters, over a whole training, bit by bit."""
+    run = training(
+        plan(name, 2, 8, dropout=0.2, lr=0.01, head_epochs=head_epochs), ema=0.9, dropping=True
+    )
+    timm_average = ModelEmaV3(run.network, decay=0.9, use_warmup=True)
+    update = run._update
+
+    def follow() -> None:
+        update()
+        step = run.phases.steps_of_phase(run.schedule.last_epoch)
+        timm_average.update(run.network, step=step)
+
+    run._update = follow  # type: ignore[method-assign]
+    list(run.run())
+    found, expected = state_of(run.result), state_of(timm_average.module)
+    assert [key for key, one in expected.items() if not torch.equal(one, found[key])] == []
+    assert run.result is not run.network
+    moved = state_of(run.network)
+    assert not torch.equal(found["head.0.weight"], moved["head.0.weight"])
+
+
+def test_after_the_norms_are_measured_the_average_begins_with_them() -> None:
+    run = training(change("test_resnet", {1: {"width": 0.5}}), ema=0.9, epochs=1)
+    run.measure_norms()
+    first, second = state_of(run.network), state_of(run.result)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_checkpoint_with_an_average_of_timm_is_loaded(tmp_path: Path) -> None:
+    """As one that was written before the average was made here."""
+    found = plan("test_resnet", 2, lr=0.01)
+    run = training(found, ema=0.9)
+    next(run.run())
+    timm_average = ModelEmaV3(run.network, decay=0.9, use_warmup=True)
+    with torch.no_grad():
+        for value in timm_average.module.state_dict().values():
+            if value.is_floating_point():
+                value.add_(0.125)
+    state = {**run.state(), "ema": timm_average.module.tuned_state()}
+    checkpoint = Checkpoint(tmp_path / "0.pt")
+    checkpoint.save(copy.deepcopy(state), 1)
+    later = training(found, ema=0.9)
+    loaded = checkpoint.load(later.state())
+    assert loaded is not None
+    later.load_state(loaded)
+    kept = later.result.tuned_state()
+    assert all(torch.equal(kept[key], value) for key, value in state["ema"].items())
+    assert later.epoch == 1
+    assert later.ema is not None
+    before = kept["head.0.weight"].clone()
+    later.ema.update(step=5)
+    assert not torch.equal(later.result.tuned_state()["head.0.weight"], before)
