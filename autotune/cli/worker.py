@@ -16,6 +16,7 @@ from autotune.cli.console import (
     NameOption,
     Overrides,
     StorageOption,
+    VisibleFormatter,
     console,
     images_in_words,
     locate,
@@ -59,7 +60,9 @@ def worker(
             opened.config().dataset,
             lambda step, done, total: line.update(images_in_words(step, done, total)),
         )
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    told = logging.StreamHandler()
+    told.setFormatter(VisibleFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[told])
     finished = 0
 
     def emit(event: dict[str, Any]) -> None:

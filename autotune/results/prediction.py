@@ -15,6 +15,7 @@ from autotune.data.building import quiet, read_again
 from autotune.data.folders import image_paths
 from autotune.errors import DatasetError
 from autotune.results.model import Model
+from autotune.texts import as_cell, one_line
 from autotune.threads import cores
 
 
@@ -140,15 +141,15 @@ def columns(classes: Sequence[str], top: int, every: bool) -> list[str]:
     names = ["path", "class", "probability"]
     for place in range(2, min(top, len(classes)) + 1):
         names += [f"class_{place}", f"probability_{place}"]
-    return names + [f"p_{name}" for name in classes] if every else names
+    return names + [one_line(f"p_{name}") for name in classes] if every else names
 
 
 def row(
     path: str, probabilities: Tensor, classes: Sequence[str], top: int, every: bool
 ) -> list[str]:
-    """Return the row of a file, in the order of :func:`columns`."""
-    values = [path]
+    """Return the row of a file, in the order of :func:`columns`; no cell is a formula."""
+    values = [str(as_cell(path))]
     best = probabilities.topk(min(top, len(classes)))
     for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-        values += [classes[index], f"{value:.6f}"]
+        values += [str(as_cell(classes[index])), f"{value:.6f}"]
     return values + [f"{value:.6f}" for value in probabilities.tolist()] if every else values

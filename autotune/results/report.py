@@ -55,6 +55,7 @@ from autotune.results.utilisation import utilisation_of
 from autotune.results.writing import write_whole
 from autotune.study import record
 from autotune.study.limits import NOUNS, amount, in_short
+from autotune.texts import visible
 
 
 def write_report(study: Study, path: Path, storage_url: str = "") -> Path:
@@ -159,6 +160,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("autotune.results"),
         autoescape=True,
+        finalize=_visible,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -167,6 +169,11 @@ def _environment() -> Environment:
     environment.filters["in_time"] = in_time
     environment.filters["wait"] = _wait
     return environment
+
+
+def _visible(value: Any) -> Any:
+    """Make visible what a text would do to the page; what is drawn here is as it is meant."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _wait(seconds: float) -> str:
@@ -247,5 +254,5 @@ def _plot(title: str, figure: go.Figure | None) -> _Plot | None:
     if figure is None:
         return None
     # "<" written as its escape sequence: "</script>" in a name must not end the element.
-    text = str(figure.to_json()).replace("<", "\\u003c")
+    text = visible(str(figure.to_json())).replace("<", "\\u003c")
     return _Plot(title, int(figure.layout.height or 340), Markup(text))

@@ -49,7 +49,8 @@ def test_a_folder(model: Path, photos: Path, tmp_path: Path) -> None:
     assert ended.err.endswith("4 images: out.csv\n")
     found = rows((tmp_path / "out.csv").read_text("utf-8"))
     names = ["a.jpg", "b.png", 'inner/"e",\n.png', "inner/c d.png"]
-    assert [row["path"] for row in found] == [f"photos/{name}" for name in names]
+    shown = [name.replace("\n", "\\n") for name in names]  # one line for each image
+    assert [row["path"] for row in found] == [f"photos/{name}" for name in shown]
     expected = load_model(model).predict([photos / name for name in names])
     assert [row["class"] for row in found] == [CLASSES[i] for i in expected.argmax(dim=1)]
     for row, most in zip(found, expected.max(dim=1).values, strict=True):
