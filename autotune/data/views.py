@@ -55,7 +55,8 @@ class Views:
         self.views = views
         self.labels = torch.from_numpy(store.labels[rows])
         self._maker = ViewMaker(store, rows, spec, augment, seed)
-        shape = (len(rows), views, 3, spec.size, spec.size)
+        self._shape = (3, spec.size, spec.size)
+        shape = (len(rows), views, *self._shape)
         self._kept: torch.Tensor | None = None
         if int(np.prod(shape)) <= memory_limit_bytes:
             self._kept = torch.empty(shape, dtype=torch.uint8)  # pages are taken when written
@@ -67,6 +68,25 @@ class Views:
     def kept_bytes(self) -> int:
         """Memory that the kept views take once all are made; 0 when none are kept."""
         return 0 if self._kept is None else self._kept.nbytes
+
+    @property
+    def kept(self) -> torch.Tensor | None:
+        """The views that are kept, uint8 ``(N, views, 3, size, size)``, each once it was made."""
+        return self._kept
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one view: ``(3, size, size)``."""
+        return self._shape
+
+    def are_made(self, positions: torch.Tensor, numbers: torch.Tensor) -> bool:
+        """Tell whether some views are kept and have been made.
+
+        Args:
+            positions: int64, ``(M,)``: positions of the images.
+            numbers: int64, ``(M,)``: number of the view of each.
+        """
+        return self._kept is not None and bool(self._filled[positions, numbers].all())
 
     def __len__(self) -> int:
         return len(self.labels)

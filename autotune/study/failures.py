@@ -25,6 +25,7 @@ from autotune.errors import (
     may_pass,
 )
 from autotune.storage.patience import is_transient
+from autotune.training.halving import is_out_of_memory
 
 
 class Kind(Enum):
@@ -42,18 +43,7 @@ class Kind(Enum):
     UNEXPECTED = "an error in autotune or in a library"
 
 
-#: What is said where the memory of a device does not suffice.
-_OUT_OF_MEMORY = (
-    "CUDA out of memory",
-    "CUDA error: out of memory",
-    "CUDA driver error: out of memory",
-    "CUDA ran out of memory",
-    "STATUS_ALLOC_FAILED",
-    "DEVICE_ALLOCATION_FAILED",
-    # cuDNN has no room for the workspace of any of its kernels.
-    "unable to find an engine to execute this computation",
-)
-#: The same of the machine's memory.
+#: What is said where the memory of the machine does not suffice.
 _OUT_OF_HOST_MEMORY = ("DefaultCPUAllocator: can't allocate memory",)
 #: After these every further call of the process fails.
 _POISON = (
@@ -129,7 +119,7 @@ def _kind_of_system_error(error: OSError) -> Kind:
 
 
 def _kind_of_runtime_error(error: RuntimeError, device: torch.device) -> Kind:
-    if isinstance(error, torch.cuda.OutOfMemoryError) or _says(error, _OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         return Kind.MEMORY
     of_gpu = isinstance(error, torch.AcceleratorError) or bool(_OF_A_GPU.search(str(error)))
     if of_gpu and _says(error, _POISON):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class WeightAverage:
     def decay_of(self, step: int) -> float:
         """Return the share of the average that a step leaves, the first step being 1."""
         # max: the first step takes the weights as they are
-        return min(self.decay, 1 - float(max(1, step)) ** -_POWER)
+        return min(self.decay, 1 - math.pow(max(1, step), -_POWER))
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -44,19 +44,21 @@ class Some:
 
     Attributes:
         labels: int64 tensor, ``(N,)``.
+        whole: The set.
+        positions: Which of its images.
     """
 
     def __init__(self, whole: Batches, positions: Tensor) -> None:
         self.labels = whole.labels[positions]
-        self._whole = whole
-        self._positions = positions
+        self.whole = whole
+        self.positions = positions
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def plan_views(self, epoch: int | None) -> Tensor:
         """Choose a view of each image of the whole set, as what is kept of an epoch has all."""
-        return self._whole.plan_views(epoch)
+        return self.whole.plan_views(epoch)
 
     def batches(
         self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0
@@ -72,7 +74,7 @@ class Some:
         Yields:
             What those of the whole set are.
         """
-        return self._whole.batches(self._positions[order], views, batch_size, num_workers)
+        return self.whole.batches(self.positions[order], views, batch_size, num_workers)
 
 
 def in_channels_last(tensor: Tensor) -> Tensor:

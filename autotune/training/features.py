@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,19 +29,21 @@ from autotune.data.views import Views, chunks
 from autotune.errors import DiskFullError
 from autotune.models.split import Prefix, Split
 from autotune.threads import cores, one_thread
-from autotune.training.batches import in_channels_last
+from autotune.training.batches import Inputs, in_channels_last
+from autotune.training.halving import Halving
 from autotune.training.loop import Normalise
-from autotune.training.precision import Autocast
+from autotune.training.precision import Autocast, describe_compute
+from autotune.training.transfer import Layout, copy_in_chunks, read_ahead, to_stay, upload
 
 logger = logging.getLogger(__name__)
 
 #: Raised whenever the same features would be computed otherwise.
 _FORMAT = 1
 #: Images that go through the prefix at a time: always the same, because a convolution rounds
-#: differently in another batch.
+#: differently in another batch. Only where the memory of a GPU gives out there are fewer. The
+#: features are those of the whole batch then, to the precision in which they are computed and
+#: kept, as they are on another GPU.
 _BATCH = 32
-#: Share of a GPU's free memory that the features of one trial may take.
-_DEVICE_SHARE = 0.25
 #: Memory that a set of images takes on the CPU for features: what heads of small data sets read.
 _CPU_BYTES = 32 << 20
 #: Bytes of kept features that are taken from an entry at a time, or one batch: they are still in
@@ -107,7 +109,7 @@ class FeatureCache:
     def _way(self) -> tuple[str, ...]:
         """Say by what features of the same network may differ."""
         root = self.root.keys if self.root is not None else ()
-        return self.autocast.device.type, str(self.autocast.dtype), *root
+        return *describe_compute(self.autocast), *root
 
     def _open(
         self,
@@ -147,15 +149,8 @@ class FeatureCache:
                 entry = self.open(root, views, positions, numbers)
                 wanted = [root.keys.index(key) for key in onward.needs]
                 arrays = [entry.array(str(index)) for index in wanted]
-                yield from self._mapped(
-                    onward,
-                    (
-                        tuple(
-                            torch.from_numpy(one[start : start + _BATCH].copy()) for one in arrays
-                        )
-                        for start in range(0, len(positions), _BATCH)
-                    ),
-                )
+                rows = torch.split(torch.arange(len(positions)), _BATCH)
+                yield from self._mapped(onward, self.rows(arrays, rows))
                 return
         first = split.prefix()
         assert first is not None, "the images suffice"
@@ -171,21 +166,46 @@ class FeatureCache:
         share well, and what is computed does not depend on how many threads there are.
         """
 
-        def work(block: Block) -> Block:
+        def work(block: Inputs) -> Block:
             with self.autocast():
-                return prefix(*(self.prepare(one) for one in block))
+                return prefix(*map(self.prepare, block))
 
         if self.autocast.device.type != "cpu":
-            yield from map(work, blocks)
+            halving = Halving("features")
+            for block in blocks:
+                yield from halving.run(work, block)
             return
         with one_thread(), ThreadPoolExecutor(cores(), initializer=_be_one_thread) as pool:
             yield from _ahead(pool, work, blocks)
 
+    def rows(self, arrays: Sequence[np.ndarray], wanted: Sequence[Tensor]) -> Iterator[Block]:
+        """Read rows of kept features, for a GPU ahead of their use.
+
+        Args:
+            arrays: What is kept of each crossing tensor.
+            wanted: int64, ``(B,)`` each: which rows, batch by batch.
+
+        Yields:
+            The rows, each ``(B, *shape)``; on a GPU where that computes.
+        """
+
+        def gather(rows: Tensor, out: Sequence[Tensor]) -> None:
+            for one, target in zip(arrays, out, strict=True):
+                # Without "clip" numpy would write to a buffer first; all rows are there.
+                np.take(one, rows.numpy(), axis=0, out=target.numpy(), mode="clip")
+
+        if self.autocast.device.type == "cuda":
+            yield from read_ahead(wanted, _layouts(arrays), gather, self.autocast.device)
+            return
+        for rows in wanted:
+            yield tuple(torch.from_numpy(one[rows.numpy()]) for one in arrays)
+
     def prepare(self, tensor: Tensor) -> Tensor:
         """Bring images or kept features to the device as the network takes them."""
+        moved = upload(tensor, self.autocast.device)
         if tensor.dtype == torch.uint8:
-            return self.normalise(tensor)
-        moved = in_channels_last(tensor.to(self.autocast.device, non_blocking=True))
+            return self.normalise(moved)
+        moved = in_channels_last(moved)
         return moved.float() if moved.is_floating_point() else moved
 
 
@@ -217,7 +237,8 @@ class Features:
         self._views = views
         self._online = online
         self._together = together
-        self._resident: OrderedDict[bytes, list[Tensor]] = OrderedDict()
+        self._halving = Halving("features")
+        self._resident: dict[bytes, list[Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -240,81 +261,113 @@ class Features:
             whole = self._together or len(order) >= len(self)
             positions = torch.arange(len(self)) if whole else torch.unique(order)
             try:
-                take = self._open(positions, views[positions])
+                arrays = self._open(positions, views[positions], whole)
             except DiskFullError as error:
                 logger.warning("features are computed anew in every epoch: %s", error)
                 self._online = True
             else:
-                yield from self._gathered(take, positions, chunks(order, batch_size))
+                parts = chunks(order, batch_size)
+                rows = [torch.searchsorted(positions, part) for part in parts]
+                features = self._batches(arrays, rows)
+                yield from zip(features, self._labels_of(order, parts), strict=True)
                 return
         prefix = self._split.prefix()
         assert prefix is not None, "the images suffice"
+
+        def work(images: Inputs) -> Block:
+            assert isinstance(images, Tensor), "nothing was computed of them before"
+            return prefix(self._cache.prepare(images))
+
         for images, labels in self._views.batches(order, views, batch_size, num_workers):
             with self._cache.autocast():
-                yield prefix(self._cache.normalise(images)), labels
+                block = _joined(self._halving.run(work, images))
+                yield block, self._there(labels)
 
-    def _gathered(
-        self, take: Callable[[Tensor], Block], positions: Tensor, batches: list[Tensor]
-    ) -> Iterator[tuple[Block, Tensor]]:
-        """Take several batches at a time where they are small: a taking has a price of its own."""
-        if not batches:
-            return
-        at_once = max(1, _GATHERED_BYTES // (kept_bytes(self._split) * len(batches[0])))
-        for start in range(0, len(batches), at_once):
-            some = batches[start : start + at_once]
-            sizes = [len(one) for one in some]
-            wanted = torch.cat(some) if len(some) > 1 else some[0]
-            features = take(torch.searchsorted(positions, wanted))
-            labels = torch.split(self.labels[wanted], sizes)
-            yield from zip(
-                zip(*(torch.split(one, sizes) for one in features), strict=True),
-                labels,
-                strict=True,
-            )
-
-    def _open(self, positions: Tensor, numbers: Tensor) -> Callable[[Tensor], Block]:
-        """Return what gives rows of the features of some views."""
+    def _open(
+        self, positions: Tensor, numbers: Tensor, whole: bool
+    ) -> Sequence[Tensor] | Sequence[np.ndarray]:
+        """Return the features of some views: where they stay, or as they lie on disk."""
         which = positions.numpy().tobytes() + numbers.numpy().tobytes()
-        here: Sequence[Tensor | np.ndarray]
         if which in self._resident:
-            self._resident.move_to_end(which)
-            here = self._resident[which]
-        else:
-            entry = self._cache.open(self._split, self._views, positions, numbers)
-            arrays = [entry.array(str(index)) for index in range(len(self._split.keys))]
-            here = self._keep(which, arrays) or arrays
-
-        def take(rows: Tensor) -> Block:
-            return tuple(self._cache.prepare(_rows(one, rows)) for one in here)
-
-        return take
-
-    def _keep(self, which: bytes, arrays: Sequence[np.ndarray]) -> list[Tensor] | None:
-        """Keep arrays on the device while they fit; the CPU keeps small ones and maps others."""
-        device = self._cache.autocast.device
-        size = sum(one.nbytes for one in arrays)
-        held = sum(one.nbytes for some in self._resident.values() for one in some)
-        limit = float(_CPU_BYTES)
-        if device.type == "cuda":
-            free = torch.cuda.mem_get_info(device)[0]
-            limit = _DEVICE_SHARE * (free + held) if self._cache.on_device else 0.0
-        if size > limit:
-            return None
-        while self._resident and held + size > limit:
-            _, dropped = self._resident.popitem(last=False)
-            held -= sum(one.nbytes for one in dropped)
-        kept = [torch.from_numpy(one.copy()).to(device) for one in arrays]
-        if device.type == "cpu":  # small ones: without the way from half precision in every epoch
-            kept = [self._cache.prepare(one) for one in kept]
+            return self._resident[which]
+        entry = self._cache.open(self._split, self._views, positions, numbers)
+        arrays = [entry.array(str(index)) for index in range(len(self._split.keys))]
+        kept = self._keep(arrays) if whole else None  # others are asked for once
+        if kept is None:
+            return arrays
         self._resident[which] = kept
         return kept
 
+    def _keep(self, arrays: Sequence[np.ndarray]) -> list[Tensor] | None:
+        """Keep an epoch on the device while there is room; the CPU keeps small ones.
 
-def _rows(kept: Tensor | np.ndarray, rows: Tensor) -> Tensor:
-    """Take rows of what lies on a device, or on disk."""
-    if isinstance(kept, Tensor):
-        return kept[rows.to(kept.device, non_blocking=True)]
-    return torch.from_numpy(kept[rows.numpy()])
+        What is kept stays. Epochs show the views in turn, so that giving one up for the next
+        would give up each before it comes again.
+        """
+        device = self._cache.autocast.device
+        if device.type == "cuda":
+            if not self._cache.on_device:
+                return None
+            kept = to_stay(_layouts(arrays), len(arrays[0]), device)
+            for array, target in zip(arrays, kept or (), strict=kept is not None):
+                copy_in_chunks(array, target)
+            return kept
+        size = sum(one.nbytes for one in arrays)
+        held = sum(one.nbytes for some in self._resident.values() for one in some)
+        if held + size > _CPU_BYTES:
+            return None
+        # Small ones: without the way from half precision in every epoch.
+        return [self._cache.prepare(torch.from_numpy(one.copy())) for one in arrays]
+
+    def _batches(
+        self, arrays: Sequence[Tensor] | Sequence[np.ndarray], wanted: list[Tensor]
+    ) -> Iterator[Block]:
+        """Take batches of rows.
+
+        Of what lies at hand, several small batches at a time: taking has a price of its own.
+        """
+        if not wanted:
+            return
+        of_batch = kept_bytes(self._split) * len(wanted[0])
+        at_once = max(1, _GATHERED_BYTES // max(1, of_batch))
+        groups = [wanted[start : start + at_once] for start in range(0, len(wanted), at_once)]
+        sizes = [[len(one) for one in some] for some in groups]
+        joined = [torch.cat(some) if len(some) > 1 else some[0] for some in groups]
+        for block, lengths in zip(self._taken(arrays, joined), sizes, strict=True):
+            prepared = [torch.split(self._cache.prepare(one), lengths) for one in block]
+            yield from zip(*prepared, strict=True)
+
+    def _taken(
+        self, arrays: Sequence[Tensor] | Sequence[np.ndarray], wanted: list[Tensor]
+    ) -> Iterator[Block]:
+        tensors = [one for one in arrays if isinstance(one, Tensor)]
+        if not tensors:
+            mapped = [one for one in arrays if isinstance(one, np.ndarray)]
+            yield from self._cache.rows(mapped, wanted)
+            return
+        device = tensors[0].device
+        # The numbers of all rows cross at once, before the first step.
+        there = torch.split(upload(torch.cat(wanted), device), [len(one) for one in wanted])
+        for rows in there:
+            yield tuple(one[rows] for one in tensors)
+
+    def _labels_of(self, order: Tensor, parts: list[Tensor]) -> Sequence[Tensor]:
+        return torch.split(self._there(self.labels[order]), [len(one) for one in parts])
+
+    def _there(self, labels: Tensor) -> Tensor:
+        return upload(labels, self._cache.autocast.device)
+
+
+def _layouts(arrays: Sequence[np.ndarray]) -> list[Layout]:
+    """Say what a row of each array is."""
+    return [(one.shape[1:], torch.from_numpy(one[:0].copy()).dtype) for one in arrays]
+
+
+def _joined(parts: list[Block]) -> Block:
+    """Put the features of the parts of a batch together."""
+    if len(parts) == 1:
+        return parts[0]
+    return tuple(torch.cat(one) for one in zip(*parts, strict=True))
 
 
 def kept_bytes(split: Split) -> int:

@@ -25,11 +25,13 @@ from autotune.plan import TrainingPolicy
 from autotune.training.average import WeightAverage
 from autotune.training.batches import Batches, Inputs, in_channels_last, in_parts
 from autotune.training.checkpoint import Checkpoint
+from autotune.training.halving import Halving, halved
 from autotune.training.metrics import Metrics, measure
 from autotune.training.mixing import make_mixing
-from autotune.training.norms import measure_norms, sample
+from autotune.training.norms import BATCH, measure_norms, sample
 from autotune.training.optimizer import make_optimizer, make_schedule
 from autotune.training.phases import Phases
+from autotune.training.placement import give_back, place
 from autotune.training.precision import Autocast, spare
 from autotune.training.sampling import epoch_order
 
@@ -37,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 #: Training images on which stale norm statistics are measured.
 NORM_IMAGES = 512
+#: Fewer images are no batch for a norm that trains.
+LEAST_BATCH = 2
 
 
 @dataclass(frozen=True)
@@ -122,10 +126,6 @@ class Training:
         self.network = network
         self.policy = policy
         self.config = config
-        #: The training images themselves, also where features take their place.
-        self.images = train
-        self.train = train
-        self.validation = validation
         #: Why the backbone cannot be split, where it cannot.
         self.whole = ""
         self.normalise = normalise
@@ -134,6 +134,15 @@ class Training:
         self.loader_workers = loader_workers
         self.part = config.batch_size if part is None else part
         self.device = next(network.parameters()).device
+        # What did not fit as a whole batch leaves no memory for images that stay on the device.
+        stays = self.part >= config.batch_size
+        for one in (train, validation):
+            if one is not None and not stays:
+                give_back(one)
+        #: The training images themselves, also where features take their place.
+        self.images = place(train, self.device, stays)
+        self.train = self.images
+        self.validation = None if validation is None else place(validation, self.device, stays)
         self.autocast = Autocast.of(config.amp, self.device) if autocast is None else autocast
         spare(network, self.autocast)
         self.loss = nn.CrossEntropyLoss(label_smoothing=policy.label_smoothing)
@@ -156,6 +165,7 @@ class Training:
         self._unit = torch.ones((), device=self.device)
         self.ema = WeightAverage(network, config.ema) if config.ema else None
         self.epoch = 0
+        self._judging = Halving("validation")
         # Of the last validate(): logits (N, classes) and scores.
         self.validation_logits: Tensor | None = None
         self.metrics: Metrics | None = None
@@ -206,14 +216,23 @@ class Training:
                 checkpoint.save(self.state(), self.epoch)
 
     def measure_norms(self) -> None:
-        """Measure the norm statistics that the plan has made stale, on training images."""
+        """Measure the norm statistics that the plan has made stale, on training images.
+
+        Where a batch does not fit into the memory of a GPU, it begins again with half as many
+        images in each. That is no matter of rounding alone, because the norms see other batches:
+        the statistics are means over more and smaller ones, as good an estimate of the same.
+        """
         if not self.network.stale_norms:
             return
-        with self.autocast():
+
+        def measured(batch: int) -> None:
             images = sample(
-                self.train, NORM_IMAGES, self.to_inputs, self.seed, self.loader_workers
+                self.train, NORM_IMAGES, self.to_inputs, self.seed, self.loader_workers, batch
             )
-            measure_norms(self.network, images)
+            with self.autocast():
+                measure_norms(self.network, images)
+
+        halved(measured, BATCH, LEAST_BATCH, "norm statistics")
         if self.ema is not None:
             self.ema.set()
 
@@ -323,14 +342,20 @@ class Training:
         """Return logits ``(N, classes)`` and labels ``(N,)`` of the evaluation views."""
         network = self.result.eval()
         order = torch.arange(len(views))
-        outputs = []
-        for images, _ in views.batches(
+        outputs: list[Tensor] = []
+
+        def judged(images: Inputs) -> Tensor:
+            with self.autocast():
+                logits: Tensor = network(self.to_inputs(images))
+            return logits.float()
+
+        there = place(views, self.device, stays=False)
+        for images, _ in there.batches(
             order, views.plan_views(None), self._judged_at_a_time, self.loader_workers
         ):
             if self.stopped():
                 raise InterruptedTrial(f"stopped in the validation of epoch {self.epoch}")
-            with self.autocast():
-                outputs.append(network(self.to_inputs(images)).float())
+            outputs += self._judging.run(judged, images)
         return torch.cat(outputs), views.labels
 
     def result_state(self) -> dict[str, Tensor]:

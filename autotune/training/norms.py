@@ -13,7 +13,7 @@ from autotune.training.batches import Batches, Inputs
 T = TypeVar("T")
 
 #: Images in a batch.
-_BATCH = 64
+BATCH = 64
 
 
 def sample(
@@ -22,6 +22,7 @@ def sample(
     normalise: Callable[[Any], T],
     seed: int,
     loader_workers: int = 0,
+    batch: int = BATCH,
 ) -> Iterator[T]:
     """Draw some images as they are evaluated, always the same ones.
 
@@ -31,12 +32,13 @@ def sample(
         normalise: Brings them to what the backbone expects.
         seed: Of the draw.
         loader_workers: Processes that prepare images which do not fit into memory.
+        batch: Images in a batch.
 
     Yields:
         What the network takes: normalised images ``(N, C, H, W)``, or features.
     """
     order = torch.randperm(len(views), generator=torch.Generator().manual_seed(seed))[:count]
-    for images, _ in views.batches(order, views.plan_views(None), _BATCH, loader_workers):
+    for images, _ in views.batches(order, views.plan_views(None), batch, loader_workers):
         yield normalise(images)
 
 

@@ -116,23 +116,28 @@ def training(
     dropping: bool = False,
     net: Network | None = None,
     part: int | None = None,
+    device: torch.device = CPU,
+    shown: Views | None = None,
     **config: Any,
 ) -> Training:
-    """Make a training of a plan on a few digits."""
+    """Make a training of a plan on a few digits, or on the images that are given."""
     settings = TrainingConfig(**{"epochs": 3, "batch_size": 16, "views": 1, **config})
     source = backbone(found.backbone, dropping)
     normalise = Normalise.of(source.data_config, CPU)
 
-    def shown() -> Tensor:
+    def some() -> Tensor:
         return next(sample(some_digits(count, seed=seed), 16, normalise, seed))
 
+    net = net or build_network(source, found, 10, seed, some)
+    if device != CPU:
+        net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Training(
-        net or build_network(source, found, 10, seed, shown),
+        net,
         found.policy,
         settings,
-        some_digits(count, settings.views, seed=seed),
+        some_digits(count, settings.views, seed=seed) if shown is None else shown,
         None if validation is None else some_digits(validation, start=600),
-        normalise,
+        Normalise.of(source.data_config, device),
         seed,
         stopped,
         part=part,

@@ -18,7 +18,9 @@ from autotune.training.batches import in_parts
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.features import FeatureCache, Features, kept_bytes
 from autotune.training.loop import Training
+from autotune.training.precision import Autocast
 from tests.support.backbones import (
+    CPU,
     SMALL,
     backbone,
     images,
@@ -231,3 +233,65 @@ def test_bytes_of_one_image() -> None:
     found = cut("test_resnet", 0)
     (shape,) = found.shapes
     assert kept_bytes(found) == 2 * Tensor(*shape).numel()
+
+
+def test_epochs_that_are_kept_in_memory_stay_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Views come in turn: each would be given up just before it is shown again."""
+    found = plan("test_resnet", 0, lr=0.01)
+    everything = course(on_features(found, tmp_path, views=3, epochs=6))
+    run = on_features(found, tmp_path, views=3, epochs=6)
+    assert isinstance(run.train, Features)
+    size = kept_bytes(run.train._split) * len(run.train) * 2  # float32 in memory
+    monkeypatch.setattr(features_module, "_CPU_BYTES", int(1.2 * size))
+    opened: list[bytes] = []
+    open_entry = FeatureCache.open
+
+    def count(cache: FeatureCache, parts: Split, views: Any, *which: Tensor) -> Any:
+        if views is run.images:
+            opened.append(which[1].numpy().tobytes())
+        return open_entry(cache, parts, views, *which)
+
+    monkeypatch.setattr(FeatureCache, "open", count)
+    assert course(run) == everything
+    # The first of three sets of views stays; the two others are read from disk every time.
+    assert [opened.count(one) for one in dict.fromkeys(opened)] == [1, 2, 2]
+
+
+def test_features_of_some_images_are_not_kept_in_memory(tmp_path: Path) -> None:
+    """As for norm statistics: they are asked for once, and would keep others out."""
+    run = on_features(plan("test_resnet", 0), tmp_path)
+    assert isinstance(run.train, Features)
+    planned = run.train.plan_views(None)
+    order = torch.tensor([3, 1, 2, 30])
+    (((few,), labels),) = run.train.batches(order, planned, 8)
+    assert not run.train._resident
+    ((whole,), _) = next(run.train.batches(torch.arange(44), planned, 44))
+    assert torch.equal(few, whole[order])
+    assert torch.equal(labels, run.train.labels[order])
+    assert len(run.train._resident) == 1
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(("amp", "rounding"), [("off", 2.0**-11), ("bf16", 2.0**-8)])
+def test_features_of_smaller_parts_are_the_same_to_half_precision(
+    name: str, amp: str, rounding: float
+) -> None:
+    """So those of a block that did not fit into memory may lie beside others.
+
+    They differ by less than one rounding of what they are computed in (bf16 has 8 bits) or kept
+    in (fp16 has 11).
+    """
+    autocast = Autocast.of(amp, CPU)
+    net = network(name, 1)
+    with autocast():
+        prefix = split(net, images(name, 2)).prefix()
+        assert prefix is not None
+        shown = images(name, 32)
+        whole = prefix(shown)
+        for size in (16, 7, 1):
+            parts = [prefix(one) for one in torch.split(shown, size)]
+            for one, *some in zip(whole, *parts, strict=True):
+                off = (torch.cat(some).float() - one.float()).norm() / one.float().norm()
+                assert float(off) < rounding
