@@ -47,11 +47,14 @@ def predict(
         from autotune.results.prediction import columns, find_images, predict_files, row
         from autotune.study.devices import find_device
         from autotune.threads import keep_to_cores
+        from autotune.training.precision import set_float32_precision
 
         paths = find_images(images)
         loaded = load_model(model)
         keep_to_cores()
-        loaded.to(find_device())
+        device = find_device()
+        set_float32_precision(device)
+        loaded.to(device)
         unreadable = []
         with _table(output, told) as stream:
             writer = csv.writer(stream, lineterminator="\n")
