@@ -24,6 +24,7 @@ from autotune.plan import TrialPlan
 from autotune.training import capture, loop, placement, transfer
 from autotune.training.batches import Some
 from autotune.training.capture import CapturedStep
+from autotune.training.checkpoint import Checkpoint
 from autotune.training.features import FeatureCache, Features
 from autotune.training.loop import Training
 from autotune.training.placement import give_back, place
@@ -129,6 +130,7 @@ def test_no_policy_makes_a_step_wait(
     assert slow_lines(gpu) == []
 
 
+@pytest.mark.slow
 def test_where_images_lie_changes_no_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -408,14 +410,14 @@ def test_a_resumed_training_captures_again(graphs: SimulatedGpu, tmp_path: Path)
     seen: list[float] = []
     for last in range(1, 5):
         run = on_features(tmp_path / "features", found, graphs=True)
-        for result in run.run(path):
+        for result in run.run(Checkpoint(path)):
             if result.epoch > last:
                 break
             seen.append(result.loss)
         assert run.record is not None
     assert seen == expected
     final = on_features(tmp_path / "features", found, graphs=True)
-    assert list(final.run(path)) == []
+    assert list(final.run(Checkpoint(path))) == []
     assert differing(flat(whole.state()), flat(final.state())) == []
 
 
