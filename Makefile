@@ -61,7 +61,7 @@ export AUTOTUNE_STORAGE := $(STORAGE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install study workers status doctor best report dashboard confirm fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long check format reference pictures bench wheel clean
+.PHONY: help install study workers status doctor best report dashboard confirm fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference pictures bench wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -185,6 +185,9 @@ test-slow: $(BIN)/pytest ## run the tests that take up to a minute each
 
 test-long: $(BIN)/pytest ## run the tests that take minutes each: chaos, Ray, every command of the docs
 	$(BIN)/python -m pytest -n 2 -m long $(ARGS)
+
+test-gpu: $(BIN)/pytest ## run the tests that need a GPU, one after the other
+	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 check: $(BIN)/pytest ## format, lint, types and tests; changes nothing
 	$(BIN)/ruff format --check autotune tests benchmarks docs

@@ -11,9 +11,11 @@
     │   │   ├── SchemaError       its tables are those of another Optuna
     │   │   └── LockedError       another process holds the lock of a study, and holds it long
     │   ├── StudyError            no such study, or one with another definition
+    │   ├── FormatError           stored by another version of autotune, and not to be read here
     │   ├── ModelError            a folder is no model that this version can use
-    │   └── DiskFullError         no space left where autotune has to write
-    │       └── NoRoomError       known before anything was written
+    │   ├── DiskFullError         no space left where autotune has to write
+    │   │   └── NoRoomError       known before anything was written
+    │   └── NoDeviceError         a GPU that cannot be used; a DeviceError as well
     ├── TrialError                one trial cannot be finished, the study goes on
     │   ├── DivergedError         its loss or its logits are no numbers any more
     │   └── PlanError             its plan does not fit the backbone
@@ -129,6 +131,10 @@ class StudyError(UserError):
     """There is no such study, or it has another definition."""
 
 
+class FormatError(UserError):
+    """What another version of autotune has stored, and this one cannot read."""
+
+
 class ModelError(UserError):
     """A folder holds no model, a damaged one, or one of a newer version."""
 
@@ -184,6 +190,10 @@ class DeviceError(WorkerError):
     """
 
     exit_code = 75
+
+
+class NoDeviceError(UserError, DeviceError):
+    """The GPU that a process was told to use, or that its machine lists, cannot be used."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+from autotune.formats import refuse_unknown
+
 KEEP = "keep"
 
 
@@ -219,6 +221,7 @@ class TrialPlan:
             KeyError: When a required field is missing.
             TypeError: When there is a field that no plan has.
         """
+        refuse_unknown(values, (one.name for one in dataclasses.fields(TrialPlan)), "a plan")
         head = values["head"]
         return TrialPlan(
             backbone=values["backbone"],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 from autotune.config import MAX_NAME, ORDERS, OWN_KEYS, SAMPLERS, StudyConfig
 from autotune.errors import ConfigError, Problem, StudyError, in_yaml, join_sentences, nearest
 from autotune.rules import is_own
+from autotune.yamlfile import LimitError, parse_yaml, read_yaml_text
 
 #: A change of one of these keys makes another study, and the study's name says so.
 NAMING_KEYS = ("dataset", "backbone", "inherit", "search.sampler", "search.order")
@@ -28,23 +29,6 @@ NAMING_KEYS = ("dataset", "backbone", "inherit", "search.sampler", "search.order
 _ENDINGS = re.compile(r"\.(csv|tsv|parquet|zip|tar|tar\.(gz|bz2|xz)|t(gz|bz|bz2|xz))$", re.I)
 #: What a study file means that does not give them.
 _DEFAULTS = {"inherit": "weights", "search.sampler": SAMPLERS[0], "search.order": ORDERS[0]}
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuse a key that is given twice; YAML would silently keep the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                continue  # refused below
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def presets_folder() -> Path:
@@ -100,10 +84,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: When the file cannot be read, is not YAML or does not hold a mapping.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        values = parse_yaml(read_yaml_text(path))
     except OSError as error:
         reason = f"cannot be read: {error.strerror}"
         raise ConfigError(str(path), [Problem("(file)", reason)]) from error
+    except LimitError as error:
+        raise ConfigError(str(path), [Problem("(file)", str(error))]) from error
     except (yaml.YAMLError, ValueError) as error:  # PyYAML lets the ValueError of a date through
         message = " ".join(str(error).split())
         raise ConfigError(
@@ -130,7 +116,9 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
             problems.append(Problem(override.strip() or "''", "an override must read key=value"))
             continue
         try:
-            parsed[key.strip()] = yaml.load(text, Loader=_UniqueKeyLoader)
+            parsed[key.strip()] = parse_yaml(text)
+        except LimitError as error:
+            problems.append(Problem(key.strip(), f"must be a YAML value, but {error}"))
         except (yaml.YAMLError, ValueError):
             problems.append(Problem(key.strip(), f"must be a YAML value, but got {text!r}"))
     if problems:

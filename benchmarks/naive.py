@@ -67,6 +67,7 @@ from autotune.study import record
 from autotune.study.opening import open_existing
 from autotune.study.preparing import prepare_training
 from autotune.study.worker import prepare
+from autotune.threads import cores
 
 HERE = Path(__file__).parent
 ROWS = HERE.parent / "storage" / "naive-rows.jsonl"
@@ -122,7 +123,7 @@ def run_naive(settings: Settings, plans: Sequence[Plan], folder: Path, workers: 
     for index, plan in enumerate(plans):
         study.enqueue_trial(asdict(plan), user_attrs={"plan": index})
     command = [sys.executable, str(HERE / "naive_study.py"), str(file)]
-    call_all([command] * workers, folder)
+    call_all([command] * workers, folder, settings.on_gpu)
     took, cpu = time.perf_counter() - start, cpu_of_children() - cpu
     results: dict[int, Result] = {}
     for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
@@ -210,12 +211,14 @@ def study_file(settings: Settings, plans: Sequence[Plan], views: int, folder: Pa
     return file
 
 
-def run_ours(file: Path, name: str, plans: Sequence[Plan], workers: int) -> Timed:
+def run_ours(
+    file: Path, name: str, plans: Sequence[Plan], workers: int, gpus: str = "none"
+) -> Timed:
     """Run the study under a name, with the files that are there."""
     command = [sys.executable, "-m", "autotune.cli.main", "run", str(file), "--name", name]
-    command += ["--workers", str(workers), "--gpus", "none"]
+    command += ["--workers", str(workers), "--gpus", gpus]
     start, cpu = time.perf_counter(), cpu_of_children()
-    call_all([command], file.parent)
+    call_all([command], file.parent, gpus != "none")
     took, cpu = time.perf_counter() - start, cpu_of_children() - cpu
     study = open_existing(name, f"sqlite:///{file.parent}/study.db").study
     trials = study.get_trials(deepcopy=False)
@@ -268,12 +271,13 @@ def cpu_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def call_all(commands: Sequence[list[str]], folder: Path) -> None:
+def call_all(commands: Sequence[list[str]], folder: Path, on_gpu: bool = False) -> None:
     """Run processes side by side until all have ended, and end if one of them failed."""
     # As in a plain shell: who has set such a variable has tuned the naive side too.
     tuned = ("MALLOC_", "OMP_", "MKL_")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(tuned)}
-    environment["CUDA_VISIBLE_DEVICES"] = ""
+    if not on_gpu:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     paths = [folder / f"output-{number}.txt" for number in range(len(commands))]
     processes = []
     try:
@@ -379,7 +383,7 @@ def kept(rows: Path, like: dict[str, Any]) -> list[Run]:
 def measure(options: argparse.Namespace, settings: Settings, plans: list[Plan]) -> str:
     """Run the sides and return the report."""
     started = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}"
-    fixed = ("images", "weights", "seed", "storage", "loader_workers")
+    fixed = ("images", "weights", "seed", "storage", "loader_workers", "device")
     like = {
         **{name: value for name, value in asdict(settings).items() if name not in fixed},
         "images": options.images.name,
@@ -512,7 +516,7 @@ def main() -> None:
         warmup=WARMUP,
         clip_norm=CLIP_NORM,
         seed=0,
-        threads=max(1, (os.cpu_count() or 1) // options.workers),
+        threads=max(1, cores() // options.workers),
         loader_workers=options.loader_workers or 0,
         storage="",
     )

@@ -36,6 +36,8 @@ LR = (1e-4, 1e-2)
 LAYER_DECAY = (0.5, 1.0)
 WEIGHT_DECAY = (1e-5, 1e-2)
 LABEL_SMOOTHING = (0.0, 0.1)
+#: Batches that each loader process keeps ready for a GPU.
+PREFETCH = 4
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Settings:
         threads: Of torch, in one process.
         loader_workers: Processes that prepare images for one worker; 0 prepares them in place.
         storage: URL of the study.
+        device: ``cpu``, or ``cuda`` with what a good user does there: pinned memory, images
+            fetched ahead, channels last, bf16 autocast, fused AdamW.
     """
 
     images: str
@@ -96,6 +100,12 @@ class Settings:
     threads: int
     loader_workers: int
     storage: str
+    device: str = "cpu"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU trains."""
+        return self.device != "cpu"
 
 
 def suggest(trial: Trial, max_depth: int) -> Plan:
@@ -133,7 +143,10 @@ def make_loaders(settings: Settings) -> tuple[DataLoader, DataLoader]:
     workers = {
         "num_workers": settings.loader_workers,
         "persistent_workers": settings.loader_workers > 0,
+        "pin_memory": settings.on_gpu,
     }
+    if settings.on_gpu and settings.loader_workers:
+        workers["prefetch_factor"] = PREFETCH
     single = len(train) % settings.batch_size == 1  # batch norm cannot train on one image
     return (
         DataLoader(train, settings.batch_size, shuffle=True, drop_last=single, **workers),
@@ -237,27 +250,49 @@ def train(
     model: Model, plan: Plan, settings: Settings, train_loader: DataLoader, val_loader: DataLoader
 ) -> Iterator[float]:
     """Train a model, yielding its validation accuracy after every epoch."""
-    optimizer = torch.optim.AdamW(model.groups(plan), lr=plan.lr)
+    optimizer = torch.optim.AdamW(model.groups(plan), lr=plan.lr, fused=settings.on_gpu)
     schedule = make_schedule(optimizer, settings.epochs * len(train_loader), settings.warmup)
     loss = nn.CrossEntropyLoss(label_smoothing=plan.label_smoothing)
     tuned = [one for one in model.parameters() if one.requires_grad]
     for _ in range(settings.epochs):
         model.train()
-        for images, labels in train_loader:
+        for images, labels in to_device(train_loader, settings):
             optimizer.zero_grad()
-            loss(model(images), labels).backward()
+            with half(settings):
+                mean = loss(model(images), labels)
+            mean.backward()
             nn.utils.clip_grad_norm_(tuned, settings.clip_norm)
             optimizer.step()
             schedule.step()
-        yield validate(model, val_loader)
+        yield validate(model, val_loader, settings)
 
 
 @torch.inference_mode()
-def validate(model: Model, loader: DataLoader) -> float:
+def validate(model: Model, loader: DataLoader, settings: Settings) -> float:
     """Return the share of images that a model recognises."""
     model.eval()
-    right = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in loader)
-    return right / len(loader.dataset)
+    right = []
+    for images, labels in to_device(loader, settings):
+        with half(settings):
+            right.append((model(images).argmax(1) == labels).sum())
+    return int(sum(right)) / len(loader.dataset)
+
+
+def to_device(loader: DataLoader, settings: Settings) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of a loader where the model is; on a GPU with their channels last."""
+    for images, labels in loader:
+        if settings.on_gpu:
+            images = images.to(settings.device, non_blocking=True)
+            images = images.contiguous(memory_format=torch.channels_last)
+            labels = labels.to(settings.device, non_blocking=True)
+        yield images, labels
+
+
+def half(settings: Settings) -> torch.autocast:
+    """Return the context of the forward pass: bf16 on a GPU."""
+    return torch.autocast(
+        torch.device(settings.device).type, dtype=torch.bfloat16, enabled=settings.on_gpu
+    )
 
 
 def work(settings: Settings) -> None:
@@ -274,6 +309,8 @@ def work(settings: Settings) -> None:
             raise optuna.TrialPruned
         torch.manual_seed(settings.seed)
         model = Model(settings, plan, len(train_loader.dataset.classes))
+        if settings.on_gpu:
+            model.to(settings.device, memory_format=torch.channels_last)
         tuned = sum(one.numel() for one in model.parameters() if one.requires_grad)
         trial.set_user_attr("parameters", tuned)
         accuracy = 0.0

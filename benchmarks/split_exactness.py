@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -80,15 +81,15 @@ def _depth(backbone: Any, depth: int) -> dict[str, Any]:
     assert prefix is not None
     features = prefix(images)
     rounded = tuple(one.half().to(one) if one.is_floating_point() else one for one in features)
-    whole = _outcome(network, images)
+    whole = outcome(network, images)
     bytes_of = [
         torch.Size(shape).numel() * dtype.itemsize
         for shape, dtype in zip(found.shapes, found.dtypes, strict=True)
     ]
     return {
         "layers": len(layers),
-        "float32": _differences(_outcome(network, features), whole),
-        "float16": _differences(_outcome(network, rounded), whole),
+        "float32": differences(outcome(network, features), whole),
+        "float16": differences(outcome(network, rounded), whole),
         "shapes": found.shapes,
         "bytes": sum(bytes_of),
         "image_bytes": torch.Size(size).numel(),
@@ -107,17 +108,25 @@ def _memory(reset: bool = False) -> int:
     return int(fields["VmRSS" if reset else "VmHWM"].split()[0]) * 1024
 
 
-def _outcome(network: Any, given: Any) -> Mapping[str, Any]:
-    """Evaluate and train on one batch; return logits, gradients and norm statistics."""
+def outcome(network: Any, given: Any, autocast: Any = nullcontext) -> Mapping[str, Any]:
+    """Evaluate and train on one batch; return logits, gradients and norm statistics.
+
+    Args:
+        network: The network; it is left as it was.
+        given: Normalised images, or features of them.
+        autocast: Makes the context in which the forward pass runs.
+    """
     import torch
 
     before = [one.clone() for one in network.buffers()]
-    with torch.no_grad():
-        logits = network.eval()(given)
+    with torch.no_grad(), autocast():
+        logits = network.eval()(given).float()
     network.train()
     torch.manual_seed(2)
-    goals = torch.arange(COUNT) % 10
-    torch.nn.functional.cross_entropy(network(given), goals).backward()
+    goals = torch.arange(len(logits), device=logits.device) % 10
+    with autocast():
+        trained = network(given).float()
+    torch.nn.functional.cross_entropy(trained, goals).backward()
     tuned = [
         parameter.grad.flatten()
         for name, parameter in network.named_parameters()
@@ -134,7 +143,7 @@ def _outcome(network: Any, given: Any) -> Mapping[str, Any]:
     }
 
 
-def _differences(found: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, float]:
+def differences(found: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, float]:
     """Return relative differences (Frobenius norm)."""
     return {
         key: float((found[key] - value).norm() / value.norm().clamp_min(1e-30))

@@ -10,6 +10,7 @@ import yaml
 
 from autotune.cli.console import ExistingArgument, NameOption, Overrides, StorageOption, locate
 from autotune.errors import StudyError
+from autotune.texts import visible
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -52,7 +53,8 @@ def best(
         if len(front) > FRONT_LINES:
             typer.echo(f"# and {len(front) - FRONT_LINES} cheaper ones; the report shows them all")
         values = {}
-    typer.echo(_in_yaml({**values, "plan": found.user_attrs[record.PLAN]}), nl=False)
+    plan = record.plan_of(found)
+    typer.echo(_in_yaml({**values, "plan": plan and plan.to_json()}), nl=False)
 
 
 def _outcome(trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
@@ -68,8 +70,7 @@ def _words(trial: FrozenTrial, named: bool) -> str:
 
 def _in_yaml(values: dict[str, Any], *, lines: bool = False) -> str:
     flow = None if lines else False  # None writes the innermost mappings into one line each
-    return str(
-        yaml.safe_dump(
-            values, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=flow
-        )
+    text: str = yaml.safe_dump(
+        values, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=flow
     )
+    return visible(text)

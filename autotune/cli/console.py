@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
 
 from autotune.config import FitConfig, StudyConfig
 from autotune.data.progress import COUNTED
 from autotune.errors import AutotuneError, ConfigError, StudyError, UserError
 from autotune.studyfile import find_study_file, load_study_file
+from autotune.texts import visible
 
 StudyArgument = Annotated[
     str, typer.Argument(help="A preset's name (see 'autotune ls') or the path of a study file.")
@@ -43,26 +47,55 @@ StorageOption = Annotated[
 ]
 
 
+class VisibleConsole(Console):
+    """A console that shows texts and obeys none: neither markup nor escape sequences in them.
+
+    All that autotune writes to a terminal goes through one. What rich itself sends to move the
+    cursor, and styles, are no texts.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "emoji": False, **options})
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render as rich does, and make visible what would act on the terminal."""
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield segment._replace(text=visible(segment.text))
+
+
+class VisibleFormatter(logging.Formatter):
+    """Formats what libraries log, of which nothing acts on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record."""
+        return visible(super().format(record))
+
+
 def console() -> Console:
     """Return the console for results."""
-    return Console(soft_wrap=not sys.stdout.isatty(), emoji=False)
+    return VisibleConsole(soft_wrap=not sys.stdout.isatty())
+
+
+def error_console(**options: Any) -> Console:
+    """Return the console for what is told beside results, on standard error."""
+    return VisibleConsole(stderr=True, **options)
 
 
 def plain_console() -> Console:
     """Return a console that writes lines of text, to a notebook too: its output is no terminal."""
-    return Console(soft_wrap=True, emoji=False, force_terminal=False, force_jupyter=False)
+    return VisibleConsole(soft_wrap=True, force_terminal=False, force_jupyter=False)
 
 
 def fail(error: AutotuneError) -> int:
     """Print an error to standard error and return its exit code."""
-    Console(stderr=True, soft_wrap=True, highlight=False, emoji=False).print(
-        f"[bold red]error:[/] {_escape(str(error))}"
-    )
+    shown = error_console(soft_wrap=True, highlight=False)
+    shown.print(Text.assemble(("error:", "bold red"), f" {error}"))
     return error.exit_code
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 def load(
@@ -156,6 +189,16 @@ def check_folder(path: Path) -> None:
     there = next(one for one in (absolute, *absolute.parents) if one.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UserError(f"{there} must be a folder that can be written, to write {path}")
+
+
+def tell_own_python(shown: Console, config: StudyConfig) -> None:
+    """Say that a study file runs Python of its own, and from which files."""
+    from autotune.search.own import references
+
+    own = references(config)
+    if own:
+        files = ", ".join(f"{one.path} ({key})" for key, one in own.items())
+        shown.print(Text(f"this study file runs its own Python: {files}"))
 
 
 def images_in_words(step: str, done: int, total: int | None) -> str:

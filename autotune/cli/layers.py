@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from autotune.cli.console import NameOption, StorageOption, console, locate
+from autotune.cli.console import NameOption, StorageOption, VisibleConsole, console, locate
 from autotune.cli.layer_table import (
     EDGELESS,
     print_legend,
@@ -25,10 +25,16 @@ from autotune.cli.layer_table import (
     usage,
 )
 from autotune.errors import PlanError, StudyError, UserError
+from autotune.formats import MODEL, check_format
+from autotune.yamlfile import LimitError, parse_yaml, read_yaml_text
 
 if TYPE_CHECKING:
     from autotune.models.inspection import TriedPlan
     from autotune.plan import TrialPlan
+
+
+#: Limits a record.json that is read for its plan.
+MAX_JSON_BYTES = 1 << 26
 
 
 def layers(
@@ -88,7 +94,7 @@ def _console() -> Console:
     """Return the console for results; a file has no edge."""
     if sys.stdout.isatty() or os.environ.get("COLUMNS"):
         return console()
-    return Console(soft_wrap=True, width=EDGELESS, emoji=False)
+    return VisibleConsole(soft_wrap=True, width=EDGELESS)
 
 
 # The layers of a backbone
@@ -98,7 +104,7 @@ def _show(
     backbone: str, image_size: int | None, last: int | None, why: bool, as_json: bool
 ) -> None:
     shown = _console()
-    with shown.status(f"looking at {backbone}"):
+    with shown.status(Text(f"looking at {backbone}")):
         from autotune.models.inspection import inspect_layers
 
         inspected = inspect_layers(backbone, image_size)
@@ -167,13 +173,18 @@ def _of_file(path: Path) -> tuple[TrialPlan, int | None]:
         "prints, the record.json of a fit, or TrialPlan.to_json()"
     )
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values: Any = _parsed(path)
     except OSError as error:
         raise UserError(f"{rule}; cannot read {str(path)!r}: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except LimitError as error:
+        raise UserError(f"{rule}; of {str(path)!r} {error}") from error
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{rule}; {str(path)!r} is neither YAML nor JSON") from error
     values = values if isinstance(values, dict) else {}
     given = values.get("plan", values)
+    made = values.get("versions")
+    by = made.get("autotune") if isinstance(made, dict) else None
+    check_format({"format": values.get("format"), "autotune": by}, MODEL, str(path))
     try:
         found = TrialPlan.from_json(given)
         _check_types(found)
@@ -183,6 +194,13 @@ def _of_file(path: Path) -> tuple[TrialPlan, int | None]:
         raise UserError(f"{rule}; {str(path)!r} holds another one ({error})") from error
     size = ((values.get("definition") or {}).get("data") or {}).get("image_size")
     return found, size
+
+
+def _parsed(path: Path) -> Any:
+    """Read JSON, which of a fit with many classes is large, or YAML."""
+    if path.suffix.lower() == ".json" and path.stat().st_size <= MAX_JSON_BYTES:
+        return json.loads(path.read_text(encoding="utf-8"))
+    return parse_yaml(read_yaml_text(path))
 
 
 def _check_types(plan: TrialPlan) -> None:
@@ -210,7 +228,7 @@ def _draw(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -
         UserError: When the backbone cannot become that.
     """
     shown = _console()
-    with shown.status(f"looking at {plan.backbone}"):
+    with shown.status(Text(f"looking at {plan.backbone}")):
         from autotune.models.inspection import try_plan
         from autotune.results.picture import as_text, rows
 

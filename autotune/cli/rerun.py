@@ -25,7 +25,10 @@ def rerun(
     name: NameOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Train one trial once more, as the study did, and compare every epoch with it."""
+    """Train one trial once more, as the study did, and compare every epoch with it.
+
+    Exit code 0: all values are equal, bit by bit. 1: some differ.
+    """
     located = locate(study, overrides, name, storage)
     shown = console()
     with shown.status("opening the study") as line:
@@ -50,6 +53,10 @@ def rerun(
         shown.print(Text(f"equal bit by bit, after each of {epochs} epochs"))
     else:
         last = "the last value is equal" if then == now else f"the last value by {now - then:+.2g}"
-        shown.print(Text(f"differs from epoch {found.differing} of {epochs} on; {last}"))
+        epoch, apart = found.furthest
+        most = f"epoch {epoch} differs the most, by {apart:+.2g}"
+        shown.print(Text(f"differs from epoch {found.differing} of {epochs} on; {last}; {most}"))
     for change in found.changes:
         shown.print(Text(f"not as it was: {change}"))
+    if found.differing is not None:
+        raise typer.Exit(1)

@@ -22,8 +22,9 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ WAIT_SHOWN_S = 10.0
 #: Of what is free or taken by entries, the share that they may take where no limit is given.
 SHARE = 0.5
 _UNFINISHED = ".tmp-"
+#: Where the entries are noted that this process makes, see :func:`noting_entries`.
+_NOTED: ContextVar[list[Path] | None] = ContextVar("noted entries", default=None)
 #: Pauses before what was removed is made again: removing a large cache takes seconds.
 _PAUSES_S = (0.1, 0.3, 1.0, 3.0)
 
@@ -166,6 +169,23 @@ class Shelf:
         kept, _ = _census(below)
         return sorted(one.home.relative_to(self.folder).as_posix() for one in kept)
 
+    def take_back(self, homes: Iterable[Path]) -> None:
+        """Remove entries, apart from those that another process uses by now.
+
+        Args:
+            homes: Their folders.
+        """
+        for home in homes:
+            with _unused(home) as ours:
+                if ours:
+                    _remove(home)
+                    _lock_of(home).unlink(missing_ok=True)
+        room = self.folder / ".room"
+        if _lock_of(room).exists() and not self.known():
+            with _lock_now(room) as ours:
+                if ours:
+                    _lock_of(room).unlink(missing_ok=True)
+
     def room(self, needed_bytes: int, what: str = "arrays") -> None:
         """Drop what has not been used for longest until there is room.
 
@@ -214,6 +234,8 @@ class Shelf:
             mark_checked(temporary, record["arrays"])
             (temporary / NEEDED).unlink()
             os.replace(temporary, home)
+            if (noted := _NOTED.get()) is not None:
+                noted.append(home)
         except BaseException:
             with self._room_lock(what):  # goes as well when it fails
                 raise
@@ -254,6 +276,17 @@ class Shelf:
                 _remove(one.home)
                 _lock_of(one.home).unlink(missing_ok=True)
                 logger.info("%s: dropped for want of room (%s)", one.home, _megabytes(one.bytes))
+
+
+@contextmanager
+def noting_entries() -> Iterator[list[Path]]:
+    """Note the folders of the entries that this process makes for as long as the context lasts."""
+    noted: list[Path] = []
+    token = _NOTED.set(noted)
+    try:
+        yield noted
+    finally:
+        _NOTED.reset(token)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ the study: what was kept of them serves, and a locked layer is not computed agai
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +21,13 @@ from optuna.trial import FrozenTrial
 from autotune.data.opening import fetch_source
 from autotune.data.progress import Progress, silent
 from autotune.errors import DivergedError, StudyError, disk_full_as_user_error
+from autotune.formats import (
+    CONFIRMATION,
+    check_format,
+    reading,
+    refuse_unknown,
+    stamp,
+)
 from autotune.plan import TrialPlan
 from autotune.results.confidence import LEVEL, Interval, interval, judge
 from autotune.results.front import none_yet
@@ -29,9 +36,15 @@ from autotune.results.verdict import Verdict
 from autotune.search import ranking
 from autotune.study import record
 from autotune.study.again import train_again
+from autotune.study.identity import digest
 from autotune.study.opening import OpenStudy
 from autotune.study.preparing import Workbench
 from autotune.study.worker import prepare
+
+logger = logging.getLogger(__name__)
+
+#: What the file of one training holds.
+FIELDS = ("format", "autotune", "plan", "seed", "metrics", "failed", "checksum")
 
 
 @dataclass(frozen=True)
@@ -245,7 +258,9 @@ def _score(
 ) -> _Score:
     """Train a plan under a seed, unless it has been."""
     path = opened.files.confirmed(opened.name) / f"{_key(opened, bench, entrant, step.seed)}.json"
-    kept = _read(path)
+    # As JSON gives it back: lists, not tuples.
+    asked = json.loads(json.dumps({"plan": entrant.plan.to_json(), "seed": step.seed}))
+    kept = _read(path, asked)
     known = kept is not None
     if kept is None:
         listener(step)
@@ -260,10 +275,11 @@ def _score(
             ).metrics.to_json()
         except DivergedError as error:
             failed = str(error)
-        kept = {"seed": step.seed, "metrics": metrics, "failed": failed}
-        _write(path, {"plan": entrant.plan.to_json(), **kept})
-    value = kept["metrics"] and kept["metrics"][bench.config.training.objective]
-    score = _Score(value, kept["failed"], known)
+        kept = {**asked, "metrics": metrics, "failed": failed}
+        _write(path, kept)
+    with reading(str(path), CONFIRMATION):
+        value = kept["metrics"] and kept["metrics"][bench.config.training.objective]
+        score = _Score(value, kept["failed"], known)
     listener(replace(step, done=step.done + 1, **asdict(score)))
     return score
 
@@ -281,19 +297,40 @@ def _key(opened: OpenStudy, bench: Workbench, entrant: _Entrant, seed: int) -> s
         attributes[record.DATASET]["fingerprint"],
         attributes[record.BACKBONES][entrant.plan.backbone]["weights_hash"],
     ]
-    text = json.dumps(decides, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return digest(decides)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """Read what a plan reached under a seed; ``None`` where it has to be trained (again)."""
     try:
-        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):  # a power cut may leave an empty file
+        values: Any = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:  # a power cut may leave an empty file
+        values = None
+    if not isinstance(values, dict) or not _is_whole(values):
+        logger.warning("%s is damaged; the plan is trained again", path)
+        return None
+    check_format(values, CONFIRMATION, str(path))
+    with reading(str(path), CONFIRMATION):
+        refuse_unknown(values, FIELDS, "what was confirmed")
+    if any(values.get(key) != one for key, one in asked.items()):
+        logger.warning("%s is that of another plan or seed; the plan is trained again", path)
         return None
     return values
 
 
+def _is_whole(values: dict[str, Any]) -> bool:
+    """Compare what was read with its checksum; the first format has none."""
+    checksum = values.pop("checksum", None)
+    if checksum is None:
+        return values.get("format", 1) == 1
+    return bool(checksum == digest(values))
+
+
 def _write(path: Path, values: dict[str, Any]) -> None:
+    values = {**stamp(CONFIRMATION), **values}
+    values["checksum"] = digest(values)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with disk_full_as_user_error(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)

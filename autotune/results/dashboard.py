@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from autotune.errors import UserError
 from autotune.results.annotated import annotated
+from autotune.results.guard import Passwords, behind_caddy, only_from_here, with_headers
 from autotune.study.opening import OpenStudy
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import WSGIApplication
 
 logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"
-#: The header in which a server in front shows its token.
-TOKEN_HEADER = "X-Autotune-Token"
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -52,23 +50,27 @@ def serve(opened: OpenStudy, port: int, announce: Callable[[str], None]) -> None
         server.serve_forever()
 
 
-def listen(opened: OpenStudy, port: int, token: str | None = None) -> WSGIServer:
+def listen(
+    opened: OpenStudy, port: int, token: str = "", passwords: Passwords | None = None
+) -> WSGIServer:
     """Make the server of the dashboard.
 
     Args:
         opened: A study of the storage; its artifacts are shown.
         port: Port on the loopback address; 0 for one that is free.
-        token: What requests must have in ``TOKEN_HEADER``. Every user of this machine reaches its
-            loopback address; without a token they all may read and write.
+        token: What Caddy has to show. Without one, all users of this machine may read and write,
+            and no page of another site.
+        passwords: Whom Caddy is to let in.
 
     Raises:
         UserError: When the port is taken.
     """
     # The storage above Optuna's cache: finished trials are not read again with every look.
     storage = opened.study._storage
-    app = annotated(storage, opened.artifacts, opened.url)
+    app: WSGIApplication = annotated(storage, opened.artifacts, opened.url)
+    app = only_from_here(app) if passwords is None else behind_caddy(app, token, passwords)
     try:
-        return make_server(HOST, port, _guarded(app, token) if token else app, _Server, _Handler)
+        return make_server(HOST, port, with_headers(app), _Server, _Handler)
     except OSError as error:
         raise port_error(port, error) from error
 
@@ -84,16 +86,3 @@ def port_error(port: int, error: OSError) -> UserError:
     return UserError(
         f"port {port} cannot be used ({reason}); choose another one with --port (make: PORT=...)"
     )
-
-
-def _guarded(app: WSGIApplication, token: str) -> WSGIApplication:
-    key = f"HTTP_{TOKEN_HEADER.upper().replace('-', '_')}"
-
-    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        shown = environ.get(key, "").encode("latin-1")
-        if not secrets.compare_digest(shown, token.encode("latin-1")):
-            start_response("403 Forbidden", [("Content-Type", "text/plain")])
-            return [b"this port is for the server in front alone\n"]
-        return app(environ, start_response)
-
-    return guarded

@@ -31,6 +31,7 @@ from autotune.results.table import Row, cost_names, failures_of, table_of
 from autotune.search import ranking
 from autotune.study import record
 from autotune.study.limits import NOUNS
+from autotune.texts import visible
 
 #: Trials in the table.
 BEST_SHOWN = 10
@@ -45,7 +46,7 @@ def render_markdown(study: Study, storage_url: str = "") -> str:
         study: The study, at any stage.
         storage_url: URL of the storage, for the commands. A password in it is left out.
     """
-    return "\n\n".join(_blocks(study, storage_url)) + "\n"
+    return visible("\n\n".join(_blocks(study, storage_url))) + "\n"
 
 
 def _blocks(study: Study, storage_url: str) -> Iterator[str]:

@@ -35,7 +35,8 @@ from torch import Tensor, nn
 from autotune.data.archives.checksums import sha256_of
 from autotune.data.images import ImageSpec, decode, shrink
 from autotune.data.reading import read_image, to_rgb
-from autotune.errors import BackboneError, ModelError, PlanError, UserError
+from autotune.errors import BackboneError, FormatError, ModelError, PlanError, UserError
+from autotune.formats import FORMATS, MODEL, check_format
 from autotune.models.backbone import Backbone, build, check_name, first_line
 from autotune.models.network import Network, build_network
 from autotune.models.shifted import kernel_offsets, set_kernel_offsets
@@ -43,9 +44,13 @@ from autotune.plan import TrialPlan
 from autotune.study import memory
 from autotune.training.loop import Normalise
 
-#: Raised when a folder is written that earlier versions cannot read.
-FORMAT = 1
+FORMAT = FORMATS[MODEL]
 WEIGHTS, RECORD = "model.safetensors", "record.json"
+#: What a record has of every model; a fit adds what it has measured.
+FIELDS = (
+    *("format", "versions", "weights_sha256", "parameters", "backbone", "image_size", "decode"),
+    *("plan", "kernel_offsets", "classes", "preprocessing"),
+)
 _PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 _PACKAGES = ("autotune", "timm", "torch", "torchvision", "pillow")
 
@@ -240,6 +245,7 @@ def save_model(
         "preprocessing": {key: description.data_config[key] for key in _PREPROCESSING},
         **facts,
     }
+    assert set(FIELDS) == record.keys() - facts.keys(), "a format that is not FORMAT"
     os.replace(weights, folder / WEIGHTS)
     write_text(folder / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return record
@@ -346,13 +352,12 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"{file} must have a 'format', but it has none: an earlier version of autotune has "
             "written it, or something else; fit the model again"
         )
-    if written > FORMAT:
-        made = record.get("versions", {})
-        by = made.get("autotune", "a newer version") if isinstance(made, dict) else "another one"
-        raise ModelError(
-            f"this autotune reads models of format {FORMAT}, but {folder} has format {written}, "
-            f"written by autotune {by}; install that version"
-        )
+    made = record.get("versions")
+    by = made.get("autotune") if isinstance(made, dict) else None
+    try:
+        check_format({"format": written, "autotune": by}, MODEL, f"the model in {folder}")
+    except FormatError as error:
+        raise ModelError(str(error)) from None
     return dict(record)
 
 

@@ -2,7 +2,8 @@
 
 Caddy listens on all addresses, speaks HTTPS with a certificate of its own, and hands on GET and
 HEAD alone: no GET of optuna-dashboard changes a study. The dashboard stays on the loopback address
-and answers nobody but this Caddy.
+and answers nobody but this Caddy, which first asks it whether a visitor knows the password: Caddy
+itself has no limit to wrong ones.
 """
 
 from __future__ import annotations
@@ -30,7 +31,14 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import AutotuneError, UserError
-from autotune.results.dashboard import HOST, TOKEN_HEADER, listen, page_of, port_error
+from autotune.results.dashboard import HOST, listen, page_of, port_error
+from autotune.results.guard import (
+    CLIENT_HEADER,
+    HEADERS,
+    PASSWORD_PATH,
+    TOKEN_HEADER,
+    Passwords,
+)
 from autotune.storage.password import find_password
 from autotune.study.opening import OpenStudy
 
@@ -39,9 +47,9 @@ USER = "autotune"
 VARIABLE = "AUTOTUNE_DASHBOARD_PASSWORD"
 #: The password that was made, and what Caddy keeps: its certificates and their keys.
 FOLDER = Path("storage/dashboard")
-#: bcrypt's own default, 0.08 s a try. Caddy's is 14, 0.8 s: everybody on the network could keep
-#: the cores busy that are there to train.
-BCRYPT_COST = 10
+#: For so long a browser that trusts the certificate uses HTTPS alone with this host. It holds for
+#: all ports of the host, so that it is a day, not the usual year.
+HSTS_S = 86400
 #: Caddy listens within a second; on a machine under load it may take longer.
 START_S = 60
 STOP_S = 5
@@ -89,8 +97,8 @@ def serve_public(
     password, where = find_password(VARIABLE, FOLDER / "password")
     token = secrets.token_urlsafe(24)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with listen(opened, 0, token) as server:
-        config = _config(name, port, _hashed(caddy, password), server.server_port, token)
+    with listen(opened, 0, token, Passwords(USER, password)) as server:
+        config = _config(name, port, server.server_port, token)
         with _running(caddy, config) as process:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             try:
@@ -105,7 +113,10 @@ def serve_public(
             finally:
                 server.shutdown()
     said = "".join(f"\n  {_words(line)}" for line in lines)
-    raise AutotuneError(f"{caddy} has ended with exit code {code}{':' if said else ''}{said}")
+    hint = "\n(autotune needs Caddy 2.11 or newer)" if code > 0 and said else ""
+    raise AutotuneError(
+        f"{caddy} has ended with exit code {code}{':' if said else ''}{said}{hint}"
+    )
 
 
 def find_caddy() -> str:
@@ -153,15 +164,28 @@ def check_port(port: int) -> None:
         raise port_error(port, error) from error
 
 
-def _config(name: str, port: int, password_hash: str, dashboard: int, token: str) -> str:
+def _config(name: str, port: int, dashboard: int, token: str) -> str:
     """Return what Caddy is to do.
 
     No route names a host: it answers under every name and address of this machine, always with
     the one certificate. That is signed by the root of Caddy's own authority; the usual one in
     between lasts a week, and with it what a browser has been told to accept.
     """
-    account = {"username": USER, "password": password_hash}
-    basic = {"hash": {"algorithm": "bcrypt"}, "hash_cache": {}, "accounts": [account]}
+    upstreams = [{"dial": f"{HOST}:{dashboard}"}]
+    # A visitor's own headers of these names are replaced.
+    shown = {TOKEN_HEADER: [token], CLIENT_HEADER: ["{http.request.remote.host}"]}
+    password = {
+        "handler": "reverse_proxy",
+        "upstreams": upstreams,
+        "rewrite": {"method": "GET", "uri": PASSWORD_PATH},
+        "headers": {"request": {"set": shown}},
+        # Whoever is let in goes on to the next route; any other answer is the visitor's.
+        "handle_response": [{"match": {"status_code": [2]}, "routes": [{"handle": []}]}],
+    }
+    security = {name: [value] for name, value in HEADERS.items()}
+    security["Strict-Transport-Security"] = [f"max-age={HSTS_S}"]
+    headers = {"handler": "headers", "response": {"set": security, "deferred": True}}
+    failure = {"handler": "static_response", "status_code": "{http.error.status_code}"}
     encodings = {"handler": "encode", "encodings": {"zstd": {}, "gzip": {}}}
     refusal = {
         "handler": "static_response",
@@ -171,11 +195,11 @@ def _config(name: str, port: int, password_hash: str, dashboard: int, token: str
     }
     proxy = {
         "handler": "reverse_proxy",
-        "upstreams": [{"dial": f"{HOST}:{dashboard}"}],
-        "headers": {"request": {"set": {TOKEN_HEADER: [token]}, "delete": ["Authorization"]}},
+        "upstreams": upstreams,
+        "headers": {"request": {"set": shown, "delete": ["Authorization"]}},
     }
     routes: list[dict[str, Any]] = [
-        {"handle": [{"handler": "authentication", "providers": {"http_basic": basic}}]},
+        {"handle": [headers, password]},
         {"match": [{"method": ["GET", "HEAD"]}], "handle": [encodings, proxy], "terminal": True},
         {"handle": [refusal]},
     ]
@@ -186,6 +210,7 @@ def _config(name: str, port: int, password_hash: str, dashboard: int, token: str
         "automatic_https": {"disable": True},
         "tls_connection_policies": [{"default_sni": name, "fallback_sni": name}],
         "routes": routes,
+        "errors": {"routes": [{"handle": [headers, failure]}]},
     }
     issuer = {"module": "internal", "lifetime": "90d", "sign_with_root": True}
     return json.dumps(
@@ -202,21 +227,6 @@ def _config(name: str, port: int, password_hash: str, dashboard: int, token: str
             },
         }
     )
-
-
-def _hashed(caddy: str, password: str) -> str:
-    command = [caddy, "hash-password", "--algorithm", "bcrypt", "--bcrypt-cost", str(BCRYPT_COST)]
-    done = subprocess.run(
-        command,
-        input=f"{password}\n",
-        env=_environment(),
-        capture_output=True,
-        encoding="utf-8",
-    )
-    if done.returncode:
-        said = done.stderr.strip()
-        raise UserError(f"{caddy} must be Caddy 2.11 or newer, but cannot hash a password: {said}")
-    return done.stdout.strip()
 
 
 def _environment() -> dict[str, str]:

@@ -48,6 +48,13 @@ class Rerun:
         return next((one for one in self.now if self.then.get(one) != self.now[one]), None)
 
     @property
+    def furthest(self) -> tuple[int, float]:
+        """The epoch whose values are furthest apart, and by how much: now minus then."""
+        apart = {one: self.now[one] - self.then[one] for one in self.now if one in self.then}
+        epoch = max(apart, key=lambda one: abs(apart[one]))
+        return epoch, apart[epoch]
+
+    @property
     def values(self) -> tuple[float, float]:
         """The value after the last epoch, then and now."""
         return self.then[max(self.now)], self.now[max(self.now)]

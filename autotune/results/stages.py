@@ -8,9 +8,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from autotune.config import StudyConfig
+from autotune.formats import reading
 from autotune.results.objective import Objective
 from autotune.search.greedy import StageResult, course
-from autotune.search.space import Space
 from autotune.study import record
 
 
@@ -49,8 +49,10 @@ def stage_rows(study: Study) -> tuple[StageRow, ...]:
     definition = study.user_attrs.get(record.DEFINITION)
     if not definition or definition.get("search", {}).get("order") != "greedy":
         return ()
-    config = StudyConfig.model_validate(definition)
-    space = Space.from_json(study.user_attrs[record.SPACE])
+    by = record.written_by(study.user_attrs)
+    with reading(f"the definition of the study {study.study_name!r}", by=by):
+        config = StudyConfig.model_validate(definition)
+    space = record.space_of(study)
     found = course(
         space,
         study.get_trials(deepcopy=False),

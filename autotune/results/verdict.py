@@ -8,6 +8,7 @@ from typing import Any
 
 from optuna.study import Study
 
+from autotune.formats import reading
 from autotune.results.objective import Objective
 from autotune.study import record
 
@@ -42,7 +43,11 @@ class Verdict:
     def of(study: Study) -> Verdict | None:
         """Return what was found for a study, or ``None``."""
         known: Mapping[str, Any] | None = study.user_attrs.get(record.CONFIRMED)
-        return Verdict(**{**known, "trials": tuple(known["trials"])}) if known else None
+        if not known:
+            return None
+        by = record.written_by(study.user_attrs)
+        with reading("what 'autotune confirm' has written with the study", by=by):
+            return Verdict(**{**known, "trials": tuple(known["trials"])})
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""

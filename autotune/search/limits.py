@@ -14,6 +14,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from autotune.config import POOLS
+from autotune.formats import refuse_unknown
 from autotune.plan import KEEP
 from autotune.rules import single_values
 
@@ -86,6 +87,7 @@ class Limits:
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Limits:
         """Build limits from what :meth:`to_json` returned."""
+        refuse_unknown(values, ("layers", "allowed"), "the limits of a backbone")
         allowed = {name: tuple(found) for name, found in values["allowed"].items()}
         return Limits(values["layers"], allowed)
 

@@ -15,6 +15,7 @@ Where a study has several backbones, ``backbone`` is the first parameter, and
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -27,6 +28,7 @@ from optuna.distributions import (
 )
 
 from autotune.config import BaselineConfig, SpaceConfig
+from autotune.formats import refuse_unknown
 from autotune.plan import (
     INHERITING,
     KEEP,
@@ -53,6 +55,12 @@ if TYPE_CHECKING:
 Params = dict[str, Any]
 LAYER_FIELDS = tuple(one.name for one in fields(LayerPlan))
 POLICY_FIELDS = tuple(one.name for one in fields(TrainingPolicy))
+
+#: The name of any parameter of a space.
+_PARAMETER = re.compile(
+    r"backbone|depth|inherit|head\.(pool|hidden_layers|activation|batch_norm|(units|dropout)\.\d+)"
+    rf"|layer\.\d+\.({'|'.join(LAYER_FIELDS)})|training\.({'|'.join(POLICY_FIELDS)})"
+)
 
 #: Fields of the policy that mean nothing without tuned layers (``momentum``: without SGD), with
 #: the value that they have then.
@@ -195,8 +203,13 @@ class Space:
 
         Raises:
             KeyError: When a part is missing.
+            TypeError: When there is a part or a parameter that no space has.
             ValueError: When there is a distribution that Optuna does not know.
         """
+        refuse_unknown(values, ("backbone", "limits", "fixed", "distributions"), "a space")
+        for name in (*values["distributions"], *values["fixed"]):
+            if not _PARAMETER.fullmatch(name):
+                raise TypeError(f"a space has no parameter {name!r}")
         distributions = {
             name: json_to_distribution(json.dumps(found))
             for name, found in values["distributions"].items()

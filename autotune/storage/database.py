@@ -10,7 +10,7 @@ import logging
 import re
 import sqlite3
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ from typing import Any
 import optuna
 import sqlalchemy
 from filelock import FileLock
-from optuna.study import Study
-from optuna.trial import FrozenTrial
 from sqlalchemy import event
 from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool
@@ -50,8 +48,6 @@ POOL_OVERFLOW = 4
 #: How Optuna says that tables are old; it names its own command.
 _OLD_SCHEMA = re.compile(r" *Please execute `[^`]*` for upgrading the storage\.")
 
-StaleTrialCallback = Callable[[Study, FrozenTrial], None]
-
 
 @contextmanager
 def experimental() -> Iterator[None]:
@@ -64,15 +60,12 @@ def experimental() -> Iterator[None]:
         yield
 
 
-def open_storage(
-    url: str, *, create: bool = False, on_stale_trial: StaleTrialCallback | None = None
-) -> PatientStorage:
+def open_storage(url: str, *, create: bool = False) -> PatientStorage:
     """Open the storage of studies.
 
     Args:
         url: Storage URL.
         create: Make the database file and the tables where there are none.
-        on_stale_trial: Called with every trial whose worker has gone silent.
 
     Raises:
         StorageError: When it cannot be reached, read or written, is of another Optuna, or is an
@@ -81,17 +74,17 @@ def open_storage(
     parsed = parse_url(url)
     with storage_errors(url):
         if not is_sqlite(url):
-            return _open_postgres(parsed, on_stale_trial)
+            return _open_postgres(parsed)
         path = database_path(url)
         refuse_network(path)
         if not create:
             check_is_there(path)
-            return _open(parsed, on_stale_trial)
+            return _open(parsed)
         with disk_full_as_user_error(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Tables are made once: Optuna fails where two processes make them (issue 820).
             with FileLock(f"{path}.lock", timeout=BUSY_TIMEOUT_S):
-                return _open(parsed, on_stale_trial)
+                return _open(parsed)
 
 
 def is_there(path: Path) -> bool:
@@ -125,17 +118,17 @@ def check_is_there(path: Path) -> None:
         )
 
 
-def _open_postgres(url: URL, on_stale_trial: StaleTrialCallback | None) -> PatientStorage:
+def _open_postgres(url: URL) -> PatientStorage:
     """Open under a lock, because any opening makes the tables where there are none (issue 820)."""
     options = {"connect_timeout": CONNECT_TIMEOUT_S}
     engine = sqlalchemy.create_engine(url, connect_args=options, poolclass=NullPool)
     with engine.connect() as connection:
         # Ends with this connection's transaction.
         connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(8232020)"))
-        return _open(url, on_stale_trial)
+        return _open(url)
 
 
-def _open(url: URL, on_stale_trial: StaleTrialCallback | None) -> PatientStorage:
+def _open(url: URL) -> PatientStorage:
     options: dict[str, Any]
     sqlite = url.drivername.startswith("sqlite")
     if sqlite:
@@ -156,7 +149,6 @@ def _open(url: URL, on_stale_trial: StaleTrialCallback | None) -> PatientStorage
             engine_kwargs=options,
             heartbeat_interval=HEARTBEAT_INTERVAL_S,
             grace_period=GRACE_PERIOD_S,
-            heartbeat_stale_trial_callback=on_stale_trial,
         )
     if sqlite:
         event.listen(storage.engine, "connect", _configure_sqlite)

@@ -120,6 +120,21 @@ class QuickStorage(RDBStorage):
                 self._get_prepared_new_trial(study_id, failure.successor, session)
         return True
 
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        """Read the user attributes of a study: one statement, where it has any.
+
+        Raises:
+            KeyError: When there is no such study.
+        """
+        attributes = sqlalchemy.select(_STUDY_ATTRIBUTES.key, _STUDY_ATTRIBUTES.value_json)
+        with self.engine.begin() as connection:
+            rows = connection.execute(
+                attributes.where(_STUDY_ATTRIBUTES.study_id == study_id)
+            ).all()
+        if not rows:  # there may be no such study
+            return super().get_study_user_attrs(study_id)
+        return {key: json.loads(text) for key, text in rows}
+
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Read a trial.
 
@@ -191,10 +206,12 @@ def _reporting(database: str) -> sqlalchemy.Insert:
     live = live.with_for_update(read=True, of=_TRIALS)  # SQLite has one writer anyway
     columns = ["trial_id", "step", "intermediate_value", "intermediate_value_type"]
     new = insert(_REPORTS).from_select(columns, live)
-    return new.on_conflict_do_update(
+    new = new.on_conflict_do_update(
         index_elements=["trial_id", "step"],
         set_={name: new.excluded[name] for name in columns[2:]},
     )
+    # Else it is read of a cursor that psycopg has closed by then: -1, whatever was written.
+    return new.execution_options(preserve_rowcount=True)
 
 
 def _rows(

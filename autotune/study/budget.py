@@ -14,6 +14,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config import SearchConfig
+from autotune.formats import reading
 from autotune.search import ranking
 from autotune.study import record
 
@@ -61,7 +62,8 @@ class Budget:
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Budget:
         """Build a budget from what :meth:`to_json` returned."""
-        return replace(Budget(0), **values)
+        with reading("the budget of the study"):
+            return replace(Budget(0), **values)
 
     def to_json(self) -> dict[str, Any]:
         """Return the budget as plain JSON values."""
@@ -94,7 +96,8 @@ class Ending:
     def from_attributes(attributes: Mapping[str, Any]) -> Ending | None:
         """Find in a study's user attributes what ended it; ``None`` while it goes on."""
         stored = attributes.get(record.ENDED)
-        return Ending(**stored) if stored else None
+        with reading("the end of the study"):
+            return Ending(**stored) if stored else None
 
     def to_json(self) -> dict[str, str]:
         """Return the ending as plain JSON values."""

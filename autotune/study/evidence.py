@@ -16,7 +16,7 @@ import sqlalchemy
 from optuna.storages._rdb.models import TrialModel
 from sqlalchemy import select
 
-from autotune.errors import StorageError
+from autotune.errors import FormatError, StorageError
 from autotune.search.space import Space
 from autotune.storage.artifacts import Reference, StoredFile, list_files, read_references
 from autotune.storage.database import storage_errors
@@ -30,7 +30,7 @@ from autotune.study.snapshot import Snapshot, take_snapshot
 #: For how long the doctor waits for the study's lock: a claim with the GP takes seconds.
 LOCK_TIMEOUT_S = 60.0
 #: What reading values of another version may end in.
-_WRONG_JSON = (AttributeError, KeyError, TypeError, ValueError)
+_WRONG_JSON = (FormatError, AttributeError, KeyError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,8 @@ def _unreadable(opened: OpenStudy, snapshot: Snapshot) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _in_a_line(error: Exception) -> str:
+def _in_a_line(error: BaseException) -> str:
+    error = error.__cause__ if isinstance(error, FormatError) and error.__cause__ else error
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 

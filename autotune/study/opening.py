@@ -20,9 +20,9 @@ from pydantic import ValidationError
 from autotune.config import StudyConfig
 from autotune.data.survey import missing_in_words
 from autotune.errors import StudyError, join_sentences, nearest
+from autotune.formats import STUDY, reading, stamp
 from autotune.rules import is_own
 from autotune.search.own import Reference, references
-from autotune.search.space import Space
 from autotune.storage.database import (
     experimental,
     is_there,
@@ -69,8 +69,7 @@ class OpenStudy:
         self.files = files
         #: What tells the study from one that is made anew under its name, if it has it.
         self.uuid: str | None = study.user_attrs.get(record.UUID)
-        if isinstance(storage, PatientStorage):
-            storage.study_uuid = self.uuid
+        storage.study_uuid = self.uuid
 
     @property
     def name(self) -> str:
@@ -85,20 +84,23 @@ class OpenStudy:
 
     def config(self) -> StudyConfig:
         """Return the study's configuration as the study remembers it."""
-        return StudyConfig.model_validate(
-            {
-                **self.study.user_attrs[record.DEFINITION],
-                "name": self.name,
-                "fit": self.study.user_attrs.get(record.FIT, {}),
-                "cache": self.study.user_attrs.get(record.CACHE, {}),
-                "storage": self.url,
-                "files": str(self.files.root),
-            }
-        )
+        attributes = self.study.user_attrs
+        what = f"the definition of the study {self.name!r}"
+        with reading(what, by=record.written_by(attributes)):
+            return StudyConfig.model_validate(
+                {
+                    **attributes[record.DEFINITION],
+                    "name": self.name,
+                    "fit": attributes.get(record.FIT, {}),
+                    "cache": attributes.get(record.CACHE, {}),
+                    "storage": self.url,
+                    "files": str(self.files.root),
+                }
+            )
 
     def claims(self) -> Claims:
         """Return what gives out its trials."""
-        space = Space.from_json(self.study.user_attrs[record.SPACE])
+        space = record.space_of(self.study)
         return Claims(self.study, self.storage, self.url, space, self.uuid)
 
     def progress(self) -> record.Progress:
@@ -155,7 +157,7 @@ def find_existing(name: str, url: str, files: str | None = None) -> OpenStudy | 
 
 def _load(name: str, storage: PatientStorage, url: str, files: str | None) -> OpenStudy:
     with storage_errors(url):
-        study = optuna.load_study(study_name=name, storage=storage)
+        study = record.load_study(name, storage)
     if record.DEFINITION not in study.user_attrs:
         raise StudyError(f"the study {name!r} in {redact(url)} was not made by autotune")
     root = files or study.user_attrs.get(record.FILES)
@@ -216,6 +218,7 @@ def open_or_create(
         study_lock(storage, absolute_url(config.storage), config.name),
     ):
         study = _create(config, storage)
+        record.check_version(study)
         if record.DEFINITION in study.user_attrs:
             check_same(study, definition)
             # Images, weights and files of one's own that were moved are found where they are now.
@@ -236,6 +239,7 @@ def open_or_create(
         if record.UUID not in study.user_attrs:  # made before there was one
             study.set_user_attr(record.UUID, uuid4().hex)
         opened = OpenStudy(study, storage, absolute_url(config.storage), files)
+        study.set_user_attr(record.FORMAT, stamp(STUDY))
         study.set_user_attr(record.FIT, config.fit.model_dump(mode="json"))
         study.set_user_attr(record.CACHE, config.cache.model_dump(mode="json"))
         opened.claims().begin(Budget.of_run(config.search, time.time()))
@@ -281,7 +285,7 @@ def check_existing(definition: Definition) -> bool:
     storage = open_storage(config.storage)
     with storage_errors(config.storage):
         if config.name in optuna.get_all_study_names(storage):
-            study = optuna.load_study(study_name=config.name, storage=storage)
+            study = record.load_study(config.name, storage)
             if record.DEFINITION in study.user_attrs:
                 check_same(study, definition)
                 return True

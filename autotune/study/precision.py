@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import logging
 import socket
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from autotune.data.entry import Writer
 from autotune.data.shelf import Shelf
+from autotune.errors import NoRoomError
 from autotune.models.layers import layers_of
-from autotune.models.network import build_network
+from autotune.models.network import Network, build_network
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.storage.lock import study_lock
-from autotune.study import record
+from autotune.study import memory, record
 from autotune.training.batches import in_channels_last
-from autotune.training.precision import Autocast, faster
+from autotune.training.half import Operation, identity_of, is_wrong, keep_wrong_in_float32
+from autotune.training.precision import FLOAT32, Autocast, faster, half_of, set_float32_precision
 
 if TYPE_CHECKING:
     from autotune.study.material import Material
@@ -29,36 +32,106 @@ logger = logging.getLogger(__name__)
 #: 224 x 224, which take a CPU core a second or two.
 _PIXELS = 8 * 224**2
 _FEWEST = 4
-_FOUND = "precision"
+_FOUND, _WRONG = "precision", "wrong"
 
 
 def precision_of(bench: Workbench, material: Material) -> Autocast:
     """Return the precision in which a backbone trains on the device of a worker.
 
-    With ``training.amp: auto`` the first worker that has such a device compares the precisions,
-    once for all studies of the machine. The study remembers the outcome, so that all trials of a
-    backbone on such devices, and their reruns, compute alike.
+    With ``training.amp: auto`` a GPU takes half precision: bf16 where it has it in hardware, else
+    fp16. On a CPU the first worker compares the precisions, once for all studies of the machine.
+    The study remembers the outcome, so that all trials of a backbone on such devices, and their
+    reruns, compute alike. What stays in float32 on a GPU is computed in TF32 from here on.
 
     Args:
         bench: What the worker has at hand.
         material: The backbone and its images.
     """
     mode, device = bench.config.training.amp, bench.device
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if device.type == "cuda":
+        single = _agreed(bench, record.FLOAT32, (kind,), lambda: FLOAT32)
+        set_float32_precision(device, single)
     if mode != "auto":
         return Autocast.of(mode, device)
-    study, backbone = bench.opened.study, material.backbone.name
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    known = study.user_attrs.get(record.PRECISION, {}).get(backbone, {}).get(kind)
-    if known is None:
-        found = _found(bench, material, kind)
-        with study_lock(bench.opened.storage, bench.opened.url, bench.opened.name):
-            remembered = study.user_attrs.get(record.PRECISION, {})
-            known = remembered.get(backbone, {}).get(kind)
-            if known is None:
-                of_backbone = {**remembered.get(backbone, {}), kind: found}
-                study.set_user_attr(record.PRECISION, {**remembered, backbone: of_backbone})
-                known = found
+
+    def find() -> str:
+        # Steps of a few images on a GPU would be a matter of launching kernels, of which autocast
+        # adds some: half precision would look slow that is several times as fast in a batch.
+        return half_of(device) if device.type == "cuda" else _found(bench, material, kind)
+
+    known = _agreed(bench, record.PRECISION, (material.backbone.name, kind), find)
     return Autocast.of(known, device)
+
+
+def _agreed(bench: Workbench, name: str, keys: tuple[str, ...], find: Callable[[], str]) -> str:
+    """Return what a study remembers under some keys of an attribute, or what is found first."""
+    study = bench.opened.study
+    known = _below(study.user_attrs.get(name, {}), keys)
+    if known is not None:
+        return known
+    found = find()
+    with study_lock(bench.opened.storage, bench.opened.url, bench.opened.name):
+        remembered = study.user_attrs.get(name, {})
+        known = _below(remembered, keys)
+        if known is not None:  # another worker was first
+            return known
+        inner = remembered
+        for key in keys[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[keys[-1]] = found
+        study.set_user_attr(name, remembered)
+    return found
+
+
+def _below(values: dict[str, Any], keys: tuple[str, ...]) -> str | None:
+    for key in keys[:-1]:
+        values = values.get(key, {})
+    value = values.get(keys[-1])
+    return None if value is None else str(value)
+
+
+def keep_in_float32(
+    network: Network, bench: Workbench, material: Material, autocast: Autocast
+) -> Autocast:
+    """Leave in float32 what half precision gets wrong on this machine, see training/half.py.
+
+    Each convolution and matrix product is compared once for all studies of the machine.
+
+    Args:
+        network: A network of the backbone, on its device.
+        bench: What the worker has at hand.
+        material: The backbone and its images.
+        autocast: The precision in which it is to train.
+
+    Returns:
+        The precision in which it can train.
+    """
+    size = material.task.spec.size
+    return keep_wrong_in_float32(
+        network, (3, size, size), autocast, lambda operation: _is_wrong(operation, bench)
+    )
+
+
+def _is_wrong(operation: Operation, bench: Workbench) -> bool:
+    """Compare an operation with float32, or take what was found on this machine before."""
+    identity = identity_of(operation)
+    if identity not in bench.wrong:
+        bench.wrong[identity] = _remembered(operation, identity, bench)
+    return bench.wrong[identity]
+
+
+def _remembered(operation: Operation, identity: str, bench: Workbench) -> bool:
+    shelf = Shelf(bench.opened.files.cache, bench.config.cache.disk_bytes)
+
+    def make(_writer: Writer) -> dict[str, bool]:
+        return {_WRONG: is_wrong(operation)}
+
+    try:
+        entry = shelf.open(f"half/{identity}", make, 0, "comparisons of precisions")
+    except NoRoomError:  # the next worker compares again
+        return is_wrong(operation)
+    return bool(entry.record[_WRONG])
 
 
 def _found(bench: Workbench, material: Material, kind: str) -> str:
@@ -87,6 +160,11 @@ def _compare(
     plan = TrialPlan(backbone.name, depth, (LayerPlan(),) * depth)
     network = build_network(backbone, plan, len(material.task.classes), seed=0)
     network.to(device).to(memory_format=torch.channels_last)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
-        return faster(network, in_channels_last(torch.randn(shape, device=device)))
+
+    def of_images(count: int) -> str:
+        images = torch.randn((count, *shape[1:]), generator=torch.Generator().manual_seed(0))
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            return faster(network, in_channels_last(images.to(device)))
+
+    return memory.in_parts_that_fit(of_images, shape[0], device)

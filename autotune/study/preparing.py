@@ -19,7 +19,7 @@ from autotune.plan import TrialPlan
 from autotune.search.space import Space
 from autotune.study.material import Materials
 from autotune.study.opening import OpenStudy
-from autotune.study.precision import precision_of
+from autotune.study.precision import keep_in_float32, precision_of
 from autotune.study.splitting import use_features
 from autotune.study.tally import Tally
 from autotune.training.batches import Batches, Some
@@ -44,6 +44,7 @@ class Workbench:
         loader_workers: Processes that prepare images which do not fit into memory.
         roots: Of the backbones that were met, the cuts from which features are computed.
         tally: What the worker has computed to be kept.
+        wrong: Of the operations that were met, whether half precision gets them wrong here.
     """
 
     opened: OpenStudy
@@ -54,6 +55,7 @@ class Workbench:
     loader_workers: int
     roots: dict[str, Split | None] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
+    wrong: dict[str, bool] = field(default_factory=dict)
 
 
 def prepare_trial(
@@ -127,6 +129,7 @@ def prepare_training(
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(bench.device)
     network.to(bench.device).to(memory_format=torch.channels_last)  # see in_channels_last
+    autocast = keep_in_float32(network, bench, material, autocast)
     training = Training(
         network,
         plan.policy,

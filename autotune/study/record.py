@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import optuna
+from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autotune.data.survey import remarks
+from autotune.formats import STUDY, check_format, reading
 from autotune.plan import TrialPlan
 from autotune.search import greedy, ranking, view
+from autotune.search.space import Space
 from autotune.storage import layout, quick
 
 # Of a study
@@ -34,7 +38,9 @@ BACKBONES = "backbones"
 SPACE = "space"  # dict: what Space.to_json() returned
 FILES = layout.ATTRIBUTE  # str: folder of the study's files
 PRECISION = "precision"  # dict: backbone -> {device: "off", "bf16" or "fp16"}, for amp: auto
+FLOAT32 = "float32_precision"  # dict: GPU -> "tf32" or "ieee": how it computes in float32
 ENVIRONMENT = "environment"  # dict: package -> version
+FORMAT = "format"  # dict: formats.stamp() of the version that opened it for a run last
 OWN = "own"  # dict: key such as "search.sampler" -> SHA-256 of the file that it names
 # list of dict: {"time", "trial", "test": Metrics.to_json(), "baseline": the same}, one a reading
 TEST_READS = "test_reads"
@@ -46,10 +52,14 @@ PLAN = "plan"  # dict: TrialPlan.to_json()
 ROLE = "role"  # "baseline" for trial 0 and its retries
 ORIGIN = "origin"  # str: why a trial was queued at the start, e.g. "warm start: trial 3 of x"
 STAGE = greedy.STAGE  # str: stage of a greedy search that it was drawn in
-WORKER = "worker"  # str: host/process/index of the worker that runs it
+WORKER = "worker"  # str: host/process/index-random of the worker; no random part in older ones
 CLAIMED = "claimed"  # float: when it was claimed, in seconds of the Unix epoch (UTC)
 HELD = "held"  # float: seconds for which this attempt has held its device so far
 DEVICE = "device"  # str: e.g. "cpu" or "NVIDIA H200"
+GPU = "gpu"  # str: which one of its machine, e.g. "GPU 2 (8932f937)", where it trained on a GPU
+# dict: {"half": "bf16", "fp16" or "off", "float32": "tf32" or "ieee"} and where some modules stay
+# in float32 because half precision gets them wrong, or slow, {"kept": their names}
+COMPUTE = "compute"
 THREADS = "threads"  # int: CPU threads that it trained on, where it trained on the CPU
 EPOCHS = "epochs"  # int: epochs trained, those of earlier attempts included
 SECONDS = "seconds"  # float: wall time of the training, that of earlier attempts included
@@ -109,6 +119,12 @@ class Progress:
     def attempts(self) -> int:
         """How often a worker has started at a trial."""
         return self.finished + self.retried + self.running
+
+
+def device_of(trial: FrozenTrial) -> str:
+    """Name the device that a trial trains on, and which one it is; empty before it has said so."""
+    named = (trial.user_attrs.get(DEVICE), trial.user_attrs.get(GPU))
+    return ", ".join(str(name) for name in named if name)
 
 
 def progress_of(trials: Sequence[FrozenTrial], budget: int) -> Progress:
@@ -212,9 +228,55 @@ def image_remarks(study_attrs: Mapping[str, Any]) -> list[str]:
 
 
 def plan_of(trial: FrozenTrial) -> TrialPlan | None:
-    """Return the plan of a trial, or ``None`` when it never got one."""
+    """Return the plan of a trial, or ``None`` when it never got one.
+
+    Raises:
+        FormatError: When it was written by another version of autotune.
+    """
     values: Any = trial.user_attrs.get(PLAN)
-    return TrialPlan.from_json(values) if values else None
+    if not values:
+        return None
+    with reading(f"the plan of trial {trial.number}"):
+        return TrialPlan.from_json(values)
+
+
+def load_study(name: str, storage: BaseStorage) -> Study:
+    """Load a study.
+
+    Raises:
+        FormatError: When a later version of autotune has written it.
+    """
+    study = optuna.load_study(study_name=name, storage=storage)
+    check_version(study)
+    return study
+
+
+def check_version(study: Study) -> None:
+    """Refuse a study that a later version of autotune has written.
+
+    Raises:
+        FormatError: With the version.
+    """
+    check_format(study.user_attrs.get(FORMAT), STUDY, f"the study {study.study_name!r}")
+
+
+def space_of(study: Study) -> Space:
+    """Return the space of a study.
+
+    Raises:
+        FormatError: When it was written by another version of autotune.
+    """
+    with reading(f"the space of the study {study.study_name!r}", by=written_by(study.user_attrs)):
+        return Space.from_json(study.user_attrs[SPACE])
+
+
+def written_by(study_attrs: Mapping[str, Any]) -> str:
+    """Return the version of autotune that has written a study; empty where it is not known."""
+    for name in (FORMAT, ENVIRONMENT):
+        values = study_attrs.get(name)
+        if isinstance(values, Mapping) and "autotune" in values:
+            return str(values["autotune"])
+    return ""
 
 
 def layers_of(study_attrs: Mapping[str, Any], plan: TrialPlan | None) -> Sequence[dict[str, Any]]:

@@ -85,7 +85,7 @@ def remembered_of(config: StudyConfig) -> Remembered:
         with storage_errors(config.storage):
             if config.name not in optuna.get_all_study_names(storage):
                 return Remembered()
-            study = optuna.load_study(study_name=config.name, storage=storage)
+            study = record.load_study(config.name, storage)
             files = config.files or study.user_attrs.get(record.FILES)
             manifest = _read(study, Files.of(config.storage, files))
             return Remembered(manifest, Ending.of(study) is not None)

@@ -15,6 +15,7 @@ from autotune.models.layers import layers_of
 from autotune.models.network import build_network
 from autotune.models.split import Split, split
 from autotune.plan import LayerPlan, TrialPlan
+from autotune.study.precision import keep_in_float32
 from autotune.study.tally import CountedShelf
 from autotune.training.features import FeatureCache, Features, kept_bytes
 from autotune.training.folds import Folds, parts_of
@@ -102,6 +103,7 @@ def _root(
         unchanged = TrialPlan(plan.backbone, depth, (LayerPlan(),) * depth)
         network = build_network(backbone, unchanged, training.network.head.classes, seed=0)
         network.to(training.device).to(memory_format=torch.channels_last)
+        keep_in_float32(network, bench, material, training.autocast)
         try:
             with training.autocast():
                 found = split(network, _images(training))

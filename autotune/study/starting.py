@@ -72,7 +72,7 @@ def starts_of(definition: Definition, storage: PatientStorage) -> Starts:
     fitting: list[Start] = []
     dropped: list[Dropped] = []
     for name in config.search.warm_start:
-        for one in _of_study(optuna.load_study(study_name=name, storage=storage), space):
+        for one in _of_study(record.load_study(name, storage), space):
             if isinstance(one, Start):
                 fitting.append(one)
             else:

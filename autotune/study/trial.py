@@ -27,6 +27,7 @@ from autotune.search import ranking
 from autotune.search.view import DEVICE_MEMORY
 from autotune.storage.artifacts import add_artifact
 from autotune.study import limits, memory, record
+from autotune.study.devices import gpu_name
 from autotune.study.identity import checkpoint_of
 from autotune.study.material import Material
 from autotune.study.pictures import draw_confusion, draw_curve, draw_worst, worst
@@ -37,6 +38,7 @@ from autotune.training.expense import measure_costs
 from autotune.training.folds import Folds, parts_of
 from autotune.training.loop import Training
 from autotune.training.metrics import confusion
+from autotune.training.precision import float32_precision, is_kept_in_float32
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +163,9 @@ def _run(
     emit({"event": "start", "trial": trial.number, "plan": words})
     training = prepare_trial(plan, bench, stopped, part)
     trial.set_user_attr(record.DEVICE, device_name(bench.device))
+    trial.set_user_attr(record.COMPUTE, compute_of(parts_of(training)[0]))
+    if bench.device.type == "cuda":
+        trial.set_user_attr(record.GPU, gpu_name(bench.device))
     if bench.device.type == "cpu":  # sums are rounded by how many share them
         trial.set_user_attr(record.THREADS, torch.get_num_threads())
     if training.whole:
@@ -284,6 +289,16 @@ def _train(
 def tuned_parameters(network: Network) -> int:
     """Count the values that training changes."""
     return sum(parameter.numel() for _, parameter, _ in network.layer_of_parameters())
+
+
+def compute_of(training: Training) -> dict[str, Any]:
+    """Say in which precision a training computes, for the record."""
+    found: dict[str, Any] = {
+        "half": training.autocast.mode,
+        "float32": float32_precision(training.device),
+    }
+    kept = [name for name, one in training.network.named_modules() if is_kept_in_float32(one)]
+    return {**found, "kept": kept} if kept else found
 
 
 def device_name(device: torch.device) -> str:

@@ -7,10 +7,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 #: So many times as fast has a step to be in half precision. On two cores of an EPYC with AVX-512
 #: bf16 it is 1.5 (MobileNetV2) to 2 times (ResNet-18, ViT, ConvNeXt) as fast.
@@ -20,6 +22,8 @@ _ROUNDS = 3
 #: GPUs from here on (Ampere) compute bf16 and TF32 in hardware.
 #: https://docs.nvidia.com/cuda/cuda-c-programming-guide/#features-and-technical-specifications
 BF16_CAPABILITY = (8, 0)
+#: How a GPU computes what is not in half precision: norms, losses, and all of it without autocast.
+FLOAT32 = "tf32"
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -40,6 +44,11 @@ class Autocast:
         """Make what a mode names: ``off``, ``bf16`` or ``fp16``."""
         return Autocast(device, _HALF.get(mode))
 
+    @property
+    def mode(self) -> str:
+        """What names it: ``off``, ``bf16`` or ``fp16``."""
+        return next((name for name, one in _HALF.items() if one is self.dtype), "off")
+
     def __call__(self) -> torch.autocast:
         """Return the context in which the forward pass runs."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
@@ -52,7 +61,7 @@ def half_of(device: torch.device) -> str:
     return "bf16"
 
 
-def set_float32_precision(device: torch.device, precision: str) -> None:
+def set_float32_precision(device: torch.device, precision: str = FLOAT32) -> None:
     """Set how a GPU computes what stays in float32, for the whole process.
 
     TF32 rounds the factors of a product to 10 bits and adds in float32. A matrix product takes an
@@ -150,18 +159,29 @@ def spare(network: nn.Module, autocast: Autocast) -> None:
     if autocast.device.type != "cpu" or autocast.dtype is None:
         return
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and _is_slow(module) and _enter not in _hooks(module):
-            module.register_forward_pre_hook(_enter)
-            module.register_forward_hook(_leave, always_call=True)
+        if isinstance(module, nn.Conv2d) and _is_slow(module):
+            keep_in_float32(module)
+
+
+def keep_in_float32(module: nn.Module) -> None:
+    """Have a module compute in float32 under autocast on the CPU; a second time changes nothing.
+
+    Args:
+        module: The module. Copies of it do so as well.
+    """
+    if not is_kept_in_float32(module):
+        module.register_forward_pre_hook(_enter, with_kwargs=True)
+        module.register_forward_hook(_leave, always_call=True)
+
+
+def is_kept_in_float32(module: nn.Module) -> bool:
+    """Tell whether a module computes in float32 under autocast."""
+    return _enter in module._forward_pre_hooks.values()
 
 
 def _is_slow(convolution: nn.Conv2d) -> bool:
     depthwise = convolution.groups == convolution.in_channels > 1
     return depthwise and (max(convolution.stride) > 1 or max(convolution.kernel_size) >= 5)
-
-
-def _hooks(module: nn.Module) -> list[Any]:
-    return list(module._forward_pre_hooks.values())
 
 
 class _Contexts(threading.local):
@@ -174,12 +194,17 @@ class _Contexts(threading.local):
 _contexts = _Contexts()
 
 
-def _enter(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _enter(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
     context = torch.autocast("cpu", enabled=False)
     context.__enter__()  # type: ignore[no-untyped-call]
     _contexts.open.append(context)
-    return tuple(one.float() for one in inputs)
+    in_single = partial(tree_map_only, Tensor, _single)
+    return in_single(args), in_single(kwargs)
 
 
-def _leave(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _leave(module: nn.Module, inputs: Any, output: Any) -> None:
     _contexts.open.pop().__exit__(None, None, None)

@@ -375,7 +375,47 @@ def test_without_caddy(finished: Path, tmp_path: Path, monkeypatch: pytest.Monke
     said = refused(finished, tmp_path, "--public", PATH=str(empty))
     assert "needs Caddy: pip install 'autotune[public]', or a caddy on the PATH" in said
     old = empty / "caddy"
-    old.write_text("#!/bin/sh\necho 'unknown flag: --bcrypt-cost' >&2; exit 1\n")
+    old.write_text("#!/bin/sh\necho 'loading config: unknown field' >&2; exit 1\n")
     old.chmod(0o755)
-    said = refused(finished, tmp_path, "--public", "--port", str(free_port()))
-    assert "must be Caddy 2.11 or newer, but cannot hash a password: unknown flag" in said
+    storage = f"sqlite:///{finished}/storage/autotune.db"
+    arguments = ("dashboard", "tiny", "--storage", storage, "--public", "--port")
+    ended = call(*arguments, str(free_port()), cwd=tmp_path, PATH=str(empty))
+    assert ended.code == 1
+    assert "has ended with exit code 1:\n  loading config: unknown field" in ended.err
+    assert "(autotune needs Caddy 2.11 or newer)" in ended.err
+
+
+HARDENED = {
+    "strict-transport-security": "max-age=86400",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "content-security-policy": "frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+}
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    ("path", "method"), [("/dashboard", "GET"), ("/none", "GET"), ("/", "PUT")]
+)
+def test_every_answer_is_hardened(public: Public, path: str, method: str, known: bool) -> None:
+    answer = public.ask(path, method, password=public.password if known else None)
+    assert {name: answer.headers.get(name) for name in HARDENED} == HARDENED
+
+
+def test_wrong_passwords_cost_ever_more_time(finished: Path) -> None:
+    """In a dashboard of its own: who has to wait is the address of all tests."""
+    public = serve(finished, "guessed")
+    try:
+        forged = {"X-Autotune-Client": "192.0.2.1", "X-Forwarded-For": "192.0.2.2"}
+        found = [public.ask("/", password="wrong", **forged) for _ in range(5)]
+        assert [one.status for one in found] == [401, 401, 401, 429, 429]
+        assert 1 <= int(found[-1].headers["retry-after"]) <= 3
+        known = public.ask("/", password=public.password)  # no password is looked at meanwhile
+        assert known.status == 429
+        wait_for(lambda: public.ask("/dashboard", password=public.password).status == 200, 20)
+        assert [public.ask("/", password="wrong").status for _ in range(3)] == [401] * 3
+    finally:
+        public.process.terminate()
+        public.process.wait(timeout=30)
+        public.process.kill()

@@ -19,7 +19,7 @@ from autotune.errors import SplitError
 from autotune.models.flow import from_parts, to_parts
 from autotune.models.layers import layers_of
 from autotune.models.network import Head, Network, build_network
-from autotune.models.split import Split, split
+from autotune.models.split import Split, _compare, split
 from autotune.plan import HeadPlan, LayerPlan, TrialPlan
 from autotune.training.norms import measure_norms
 from tests.support import surgery
@@ -594,6 +594,20 @@ def shapeless(self: Any, x: Tensor) -> Tensor:
 def test_what_cannot_be_split_says_why(flow: Callable[[Any, Tensor], Tensor], reason: str) -> None:
     with pytest.raises(SplitError, match=reason):
         split(made(flow), noise())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest"), [(None, 9e-4), (torch.float16, 4e-3), (torch.bfloat16, 1.5e-2)]
+)
+def test_what_a_precision_rounds_is_no_difference(
+    dtype: torch.dtype | None, largest: float
+) -> None:
+    """A tail may go on in another layout, and its kernels add in another order."""
+    whole = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+        _compare(whole * (1 + largest), whole)
+        with pytest.raises(SplitError, match="differ from the whole backbone by"):
+            _compare(whole * (1 + 2 * largest), whole)
 
 
 @pytest.mark.parametrize("before", [1, 2, 3, 6])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -12,9 +13,17 @@ import pytest
 from optuna.trial import create_trial
 
 from autotune.errors import StudyError
+from autotune.formats import CONFIRMATION, stamp
 from autotune.plan import TrainingPolicy, TrialPlan
 from autotune.results.answer import confirmed
-from autotune.results.confirm import Confirmation, Step, candidates, confirm
+from autotune.results.confirm import (
+    Confirmation,
+    Step,
+    _read,
+    _write,
+    candidates,
+    confirm,
+)
 from autotune.results.report import render_report
 from autotune.results.verdict import Verdict
 from autotune.study import record
@@ -103,6 +112,33 @@ def test_a_damaged_file_is_trained_again(opened: OpenStudy) -> None:
     trained, found = confirmed_again(opened)
     assert trained == 6
     assert [one.values for one in found.plans] == [one.values for one in before.plans]
+
+
+def test_a_kept_score_is_whole_and_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    asked = {"plan": {"depth": 1, "lr": 0.1}, "seed": 3}
+    kept = {**asked, "metrics": {"accuracy": 0.8125}, "failed": ""}
+    _write(path, kept)
+    found = _read(path, asked)
+    assert found is not None and found == {**kept, **stamp(CONFIRMATION)}
+    assert _read(path, {**asked, "seed": 4}) is None
+    assert _read(path, {**asked, "plan": {"depth": 2, "lr": 0.1}}) is None
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        # A flip may meet white space: never what counts.
+        found = _read(path, asked)
+        assert found is None or {key: found.get(key) for key in kept} == kept
+    for end in (0, 1, len(whole) // 2, len(whole) - 3):
+        path.write_bytes(whole[:end])
+        assert _read(path, asked) is None
+    path.write_text(json.dumps(kept))  # of a version before checksums
+    assert _read(path, asked) == kept
+    path.write_text(json.dumps({**kept, **stamp(CONFIRMATION)}))  # which this version never wrote
+    assert _read(path, asked) is None
+    assert _read(tmp_path / "none.json", asked) is None
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,20 @@ import pytest
 import torch
 from optuna.study import load_study
 
-from autotune.study import record
+from autotune.data.shelf import Shelf
+from autotune.errors import NoRoomError
+from autotune.study import precision, record
 from autotune.study.opening import OpenStudy
 from autotune.study.preparing import prepare_training
 from autotune.study.worker import prepare
+from autotune.training.half import Operation, operations_of
+from autotune.training.precision import Autocast, is_kept_in_float32
 from tests.study.test_worker import run
+from tests.support.backbones import CPU
 from tests.support.small import open_small
+from tests.training.test_precision import pretend_card
+
+BF16 = Autocast(CPU, torch.bfloat16)
 
 
 def small(folder: Path, amp: str = "auto") -> OpenStudy:
@@ -59,6 +68,100 @@ def test_what_a_study_remembers_holds_for_all(
     assert remembered(opened) == known
     run(opened)
     assert [one.state.name for one in opened.study.trials] == ["COMPLETE", "COMPLETE"]
+
+
+def test_networks_of_small_images_train_in_half_precision(tmp_path: Path) -> None:
+    """A stage of maps of 1x1 has wrong gradients in bf16 (oneDNN of torch 2.15)."""
+    opened = open_small(
+        tmp_path,
+        space__depth=2,
+        space__layers={},
+        search__trials=2,
+        search__sampler="random",
+        training__amp="bf16",
+        training__batch_size=16,
+    )
+    run(opened)
+    assert [one.state.name for one in opened.study.trials] == ["COMPLETE"] * 2
+    tuned = opened.study.trials[1]
+    plan = record.plan_of(tuned)
+    assert plan is not None and plan.depth == 2
+    computed = tuned.user_attrs[record.COMPUTE]
+    assert (computed["half"], computed["float32"]) == ("bf16", "ieee")
+
+
+def test_an_operation_is_compared_once_for_a_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[str] = []
+
+    def compare(operation: Operation) -> bool:
+        compared.append(operation.key)
+        return "192, 3, 3)" in operation.key
+
+    monkeypatch.setattr(precision, "is_wrong", compare)
+    opened = small(tmp_path, "bf16")
+    kept = []
+    for _ in range(2):  # two workers
+        bench = prepare(opened)
+        for plan in (bench.space.baseline(), bench.space.baseline()):
+            network = prepare_training(plan, bench).network
+            kept.append([name for name, one in network.named_modules() if is_kept_in_float32(one)])
+    assert len(kept[0]) == 1 and kept[0][0].endswith("conv1")
+    assert kept == [kept[0]] * 4
+    assert len(set(compared)) == len(compared) > 10
+
+
+def test_a_cache_without_room_costs_a_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object, **__: object) -> None:
+        raise NoRoomError("no room")
+
+    bench = prepare(small(tmp_path, "bf16"))
+    monkeypatch.setattr(Shelf, "open", no_room)
+    (operations,) = operations_of(torch.nn.Linear(4, 2), (3, 4, 4), BF16).values()
+    assert precision._is_wrong(operations[0], bench) is False
+    assert bench.wrong == {precision.identity_of(operations[0]): False}
+
+
+@pytest.mark.parametrize(("capability", "word"), [((8, 0), "bf16"), ((7, 5), "fp16")])
+def test_a_gpu_takes_half_precision_without_a_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], word: str
+) -> None:
+    opened = small(tmp_path)
+    bench = replace(prepare(opened), device=torch.device("cuda", 0))
+    pretend_card(monkeypatch, "a card", capability)
+    set_to: list[str] = []
+    monkeypatch.setattr(
+        precision, "set_float32_precision", lambda device, word: set_to.append(word)
+    )
+    material = bench.materials.of("test_resnet.letters")
+    assert precision.precision_of(bench, material).mode == word
+    assert remembered(opened) == {"test_resnet.letters": {"a card": word}}
+    assert opened.study.user_attrs[record.FLOAT32] == {"a card": "tf32"}
+    # A study goes on with what it remembers.
+    opened.study.set_user_attr(record.FLOAT32, {"a card": "ieee"})
+    opened.study.set_user_attr(record.PRECISION, {"test_resnet.letters": {"a card": "off"}})
+    assert precision.precision_of(bench, material).mode == "off"
+    assert set_to == ["tf32", "ieee"]
+
+
+def test_a_comparison_that_does_not_fit_into_memory_takes_fewer_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def compare(network: torch.nn.Module, images: torch.Tensor) -> str:
+        sizes.append(len(images))
+        if len(images) > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+        return "off"
+
+    monkeypatch.setattr(precision, "faster", compare)
+    bench = prepare(small(tmp_path))
+    prepare_training(bench.space.baseline(), bench)
+    assert sizes[-1] <= 16 < sizes[0]
 
 
 def test_devices_and_backbones_are_remembered_beside_each_other(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import re
+import socket
 import threading
 import time
 import weakref
@@ -43,7 +44,7 @@ from autotune.study.budget import Ending
 from autotune.study.claims import MAX_RETRIES, Claim
 from autotune.study.opening import OpenStudy
 from autotune.study.preparing import prepare_training
-from autotune.study.worker import Job, prepare, work
+from autotune.study.worker import Job, prepare, work, worker_name
 from autotune.training.batches import Inputs
 from autotune.training.loop import Training
 from autotune.training.metrics import Metrics
@@ -79,6 +80,15 @@ def picture(opened: OpenStudy, name: str, number: int = 0) -> bytes:
         one for one in get_all_artifact_meta(trial, storage=opened.storage) if one.filename == name
     ]
     return (opened.files.artifacts / found.artifact_id).read_bytes()
+
+
+def test_no_two_workers_have_one_name() -> None:
+    """Containers share a host's name and have the same process numbers."""
+    names = {worker_name(7, 0) for _ in range(10)}
+    assert len(names) == 10
+    for name in names:
+        host, process, place = name.rsplit("/", 2)
+        assert (host, process, place.partition("-")[0]) == (socket.gethostname(), "7", "0")
 
 
 def test_a_study_from_start_to_end(tmp_path: Path) -> None:

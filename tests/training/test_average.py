@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 
 from autotune.training.average import WeightAverage
+from autotune.training.checkpoint import Checkpoint
 from tests.support.backbones import network, plan, state_of, training
 from tests.support.surgery import change
 
@@ -61,9 +63,12 @@ def test_a_checkpoint_with_an_average_of_timm_is_loaded(tmp_path: Path) -> None:
             if value.is_floating_point():
                 value.add_(0.125)
     state = {**run.state(), "ema": timm_average.module.tuned_state()}
-    torch.save(state, tmp_path / "0.pt")
+    checkpoint = Checkpoint(tmp_path / "0.pt")
+    checkpoint.save(copy.deepcopy(state), 1)
     later = training(found, ema=0.9)
-    later.load_state(torch.load(tmp_path / "0.pt", weights_only=True))
+    loaded = checkpoint.load(later.state())
+    assert loaded is not None
+    later.load_state(loaded)
     kept = later.result.tuned_state()
     assert all(torch.equal(kept[key], value) for key, value in state["ema"].items())
     assert later.epoch == 1

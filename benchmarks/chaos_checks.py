@@ -1,0 +1,154 @@
+"""What must hold of a study after benchmarks/chaos.py is done with it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import torch
+from chaos_faults import NAME
+from optuna.artifacts import get_all_artifact_meta
+from optuna.trial import FrozenTrial, TrialState
+from PIL import Image
+from safetensors.torch import load_file
+
+from autotune.study import record
+from autotune.study.opening import open_existing
+from autotune.study.preparing import Workbench, prepare_training
+from autotune.study.worker import prepare
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+#: So long processes may take to see that their launcher is gone.
+STOPPING_S = 120.0
+
+
+def bad_ends(outputs: Sequence[Path], codes: Sequence[int], killed: Collection[int]) -> list[str]:
+    """Say which runs ended in another way than with a result or a message.
+
+    The message of a run whose workers died quotes a log, which may have tracebacks of its own.
+
+    Args:
+        outputs: What each run said.
+        codes: How each ended.
+        killed: The positions of those that were killed.
+    """
+    found = []
+    for start, (output, code) in enumerate(zip(outputs, codes, strict=True)):
+        said = output.read_text(encoding="utf-8")
+        before, message, _ = said.partition("\nerror: ")
+        if start in killed and code == -9:
+            continue
+        if code not in (0, 1, 2) or (code and not message) or "\nTraceback" in before:
+            found.append(f"start {start} ended with code {code}:\n{said[-3000:]}")
+    return found
+
+
+def still_running(folder: Path) -> list[str]:
+    """Say which processes of the runs have outlived them."""
+    until = time.monotonic() + STOPPING_S
+    while (found := _processes_in(folder)) and time.monotonic() < until:
+        time.sleep(1.0)
+    return [f"still running: {one}" for one in found]
+
+
+def _processes_in(folder: Path) -> list[str]:
+    found = []
+    for one in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            if Path(one.cwd()) == folder and any("autotune" in word for word in one.cmdline()):
+                found.append(" ".join(one.cmdline()))
+    return found
+
+
+def broken_files(files: Path, url: str) -> list[str]:
+    """Say what a full disk or a kill has left that is half, or not wanted any more."""
+    found = [f"left behind: {one}" for one in files.rglob("*.pt*") if one.is_file()]
+    opened = open_existing(NAME, url)
+    for trial in opened.study.get_trials(deepcopy=False):
+        for meta in get_all_artifact_meta(trial, storage=opened.storage):
+            path = opened.files.artifacts / meta.artifact_id
+            try:
+                if meta.filename.endswith(".safetensors"):
+                    load_file(path)
+                else:
+                    Image.open(path).load()
+            except Exception as error:
+                found.append(f"{meta.filename} of trial {trial.number} is broken: {error}")
+    command = [sys.executable, "-m", "autotune.cli.main", "doctor", NAME, "--storage", url]
+    doctor = subprocess.run(command, capture_output=True, text=True)
+    return found + ([f"the doctor says:\n{doctor.stdout}"] if doctor.returncode else [])
+
+
+def lines_in_logs(files: Path, words: str) -> int:
+    """Count how often workers said something."""
+    logs = (one.read_text(errors="replace") for one in files.rglob("worker-*.log"))
+    return sum(log.count(words) for log in logs)
+
+
+def faults(url: str, budget: int) -> list[str]:
+    """Say what is wrong with a study that has ended."""
+    opened = open_existing(NAME, url)
+    trials = opened.study.get_trials(deepcopy=False)
+    progress = record.progress_of(trials, budget)
+    found = []
+    if progress.finished != budget:
+        found.append(f"{progress.finished} finished trials, and the budget is {budget}")
+    if progress.running or progress.waiting:
+        found.append(f"{progress.running} trials are running and {progress.waiting} queued")
+    if [one.number for one in trials] != list(range(len(trials))):
+        found.append("trial numbers are missing or there twice")
+    if progress.failed:
+        reasons = [one.user_attrs.get(record.REASON) for one in trials if _failed(one, trials)]
+        found.append(f"{progress.failed} trials failed: {reasons}")
+    plans = Counter(record.plan_of(one) for one in trials if one.state in FINISHED)
+    found += [f"trained {count} times: {plan}" for plan, count in plans.items() if count > 1]
+    # No value may depend on how its features came to be.
+    shutil.rmtree(opened.files.cache, ignore_errors=True)
+    bench = prepare(opened)
+    torch.set_num_threads(1)  # as the workers: sums of more threads are rounded differently
+    return found + [
+        fault
+        for one in trials
+        if one.state in FINISHED
+        for fault in differences(one, trials, bench)
+    ]
+
+
+def _failed(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
+    return trial.state == TrialState.FAIL and trial.number not in record.superseded(trials)
+
+
+def differences(trial: FrozenTrial, trials: Sequence[FrozenTrial], bench: Workbench) -> list[str]:
+    """Train a trial's plan undisturbed; compare it and its earlier attempts, bit by bit.
+
+    Every epoch of the trial must be there, and of each attempt all up to its last one.
+    """
+    plan = record.plan_of(trial)
+    assert plan is not None
+    expected: dict[int, float] = {}
+    for result in prepare_training(plan, bench).run():
+        assert result.metrics is not None
+        expected[result.epoch] = result.metrics.objective(bench.config.training.objective)
+        if result.epoch == trial.last_step:
+            break
+    found = []
+    if trial.value != expected[max(expected)]:
+        found.append(f"trial {trial.number} has {trial.value}, undisturbed {expected}")
+    for one in (trial, *(trials[number] for number in record.retries(trial))):
+        curve, last = one.intermediate_values, one.last_step or 0
+        whole = {epoch: expected[epoch] for epoch in range(1, last + 1)}
+        if one is trial:
+            whole = expected
+        found += [
+            f"epoch {epoch} of trial {one.number} is {curve.get(epoch)}, undisturbed {value}"
+            for epoch, value in whole.items()
+            if curve.get(epoch) != value
+        ]
+    return found

@@ -1,0 +1,74 @@
+"""After a study: fit, load, predict, and how far apart two runs of one plan are."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from autotune.results.fit import fit
+from autotune.results.model import load_model
+from autotune.results.rerun import rerun
+from autotune.study import record
+from autotune.study.devices import find_device
+from gpu_steps.context import Context
+from gpu_steps.material import configure, open_study, work_here
+
+#: Images that are predicted.
+_IMAGES = 64
+
+
+def fit_and_rerun(context: Context) -> None:
+    """Run a small study, fit its best plan, predict with it, train its last trial again."""
+    device, sizes = find_device(), context.sizes
+    config = configure(
+        context, "final", search__trials=2, space__depth=max(sizes.depths), training__epochs=2
+    )
+    opened = open_study(config)
+    start = time.perf_counter()
+    work_here(context, opened, print)
+    trial = opened.study.get_trials(deepcopy=False)[-1]
+    context.add(
+        "trained",
+        seconds=round(time.perf_counter() - start, 2),
+        device=trial.user_attrs.get(record.DEVICE),
+        value=trial.value,
+    )
+    again = rerun(opened, trial.number)
+    apart = [abs(again.then[epoch] - again.now[epoch]) for epoch in again.now]
+    context.add(
+        "rerun",
+        epochs=len(apart),
+        differing=again.differing,
+        furthest=max(apart),
+        values=list(again.values),
+        changes=list(again.changes),
+    )
+    start = time.perf_counter()
+    fitted = fit(opened, trial.number, context.folder / "model")
+    context.add(
+        "fit",
+        seconds=round(time.perf_counter() - start, 2),
+        test_images=fitted.test_images,
+        trained_on=fitted.images,
+    )
+    _predict(context, device)
+
+
+def _predict(context: Context, device: torch.device) -> None:
+    """Compare the probabilities on the GPU with those on the CPU."""
+    images = sorted((context.images / "test").rglob("*.jpg"))[:_IMAGES]
+    model = load_model(context.folder / "model")
+    on_cpu = model.predict(images)
+    model.to(device)
+    model.predict(images[:2])  # chooses kernels
+    start = time.perf_counter()
+    on_gpu = model.predict(images)
+    seconds = time.perf_counter() - start
+    context.add(
+        "predict",
+        images=len(images),
+        seconds=round(seconds, 3),
+        furthest=float((on_gpu - on_cpu).abs().max()),
+        same_class=float((on_gpu.argmax(1) == on_cpu.argmax(1)).float().mean()),
+    )

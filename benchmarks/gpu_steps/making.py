@@ -1,0 +1,62 @@
+"""How fast features are made: images a second, from the images and from the root's features."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from autotune.study.preparing import Workbench, prepare_training
+from autotune.study.worker import prepare
+from gpu_steps.context import Context
+from gpu_steps.material import configure, open_study, plan_of_depth
+
+#: Strengths of color jitter, which takes most of the time of a view.
+JITTERS = (0.0, 0.4)
+
+
+def measure(context: Context) -> None:
+    """Make the features of two epochs at the deepest cut, then at that of the head alone."""
+    sizes = context.sizes
+    for jitter in JITTERS:
+        name = f"jitter-{jitter:g}"
+        config = configure(
+            context,
+            name,
+            training__augment__jitter=jitter,
+            training__views=2,
+            files=str(context.folder / name),
+        )
+        bench = prepare(open_study(config))
+        for depth in (max(sizes.depths), 0):
+            for epoch in range(2):
+                _make(context, bench, depth, epoch, jitter)
+
+
+def _make(context: Context, bench: Workbench, depth: int, epoch: int, jitter: float) -> None:
+    """Time until the features of an epoch are there: nobody has asked for them before."""
+    backbone = context.sizes.backbone
+    train = prepare_training(plan_of_depth(backbone, depth), bench).train
+    order = torch.arange(len(train))
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    next(
+        iter(
+            train.batches(
+                order, train.plan_views(epoch), context.sizes.batch, bench.loader_workers
+            )
+        )
+    )
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    context.add(
+        "making",
+        depth=depth,
+        made_from="images" if depth else "features of the root",
+        epoch=epoch + 1,
+        jitter=jitter,
+        loader_workers=bench.loader_workers,
+        images=len(train),
+        seconds=round(seconds, 3),
+        images_per_s=round(len(train) / seconds, 1),
+    )

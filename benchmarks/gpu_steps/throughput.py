@@ -1,0 +1,85 @@
+"""How much of a tail's speed is left in a real training: goal 0.95 of a resident batch.
+
+The real training goes through what a trial reads; the other one takes one batch that lies on the
+device again and again (tail_efficiency.py). Both go epoch by epoch in turn, and the last epoch of
+the real one is watched: how busy the GPU is, and where the host waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from unittest.mock import patch
+
+from tail_efficiency import IMAGES, resident
+
+from autotune.study.preparing import Workbench, prepare_training
+from autotune.study.worker import prepare
+from autotune.training.loop import Training
+from gpu_steps.context import Context
+from gpu_steps.device import Watch, mode_of
+from gpu_steps.material import configure, open_study, plan_of_depth
+
+#: Ways to feed a training: what it takes lies on the GPU, or does not fit there.
+RESIDENT, NOT_RESIDENT = "resident", "not resident"
+
+
+def measure(context: Context) -> None:
+    """Measure every depth on features, and the deepest on images: its whole network."""
+    sizes = context.sizes
+    bench = prepare(open_study(configure(context, "tails", training__views=1)))
+    whole = bench.config.cache.model_copy(update={"features": "off"})
+    without = replace(bench, config=bench.config.model_copy(update={"cache": whole}), roots={})
+    for depth in sizes.depths:
+        _measure(context, bench, depth, RESIDENT)
+    for depth in sizes.depths:
+        _measure(context, bench, depth, NOT_RESIDENT)
+    for way in (NOT_RESIDENT, RESIDENT):  # in this order: views that lie on the GPU stay there
+        _measure(context, without, max(sizes.depths), way)
+
+
+def _measure(context: Context, bench: Workbench, depth: int, way: str) -> None:
+    """Measure one depth in one way of feeding it."""
+    sizes = context.sizes
+    plan = plan_of_depth(sizes.backbone, depth)
+    watch = Watch(context.gpu)
+    with ExitStack() as stack:
+        if way == NOT_RESIDENT:  # as where they take more than their share of the device
+            stack.enter_context(patch("autotune.training.transfer.DEVICE_SHARE", 0.0))
+        real = prepare_training(plan, bench, watch.mark)
+        synthetic = prepare_training(plan, bench)
+        synthetic.train = resident(synthetic)  # type: ignore[assignment, unused-ignore]
+        for one in (real, synthetic):
+            one.validation = None
+        seconds = list(_epochs(real, synthetic, watch))
+    best = [min(side) for side in zip(*seconds, strict=True)]
+    images = len(real.train.labels)
+    traffic = watch.traffic
+    assert traffic is not None
+    context.add(
+        "tail",
+        depth=depth,
+        way=way,
+        given=IMAGES if not isinstance(synthetic.train.batch, tuple) else "features",
+        autocast=mode_of(real.autocast),
+        real=round(images / best[0], 1),
+        resident=round(images / best[1], 1),
+        share=round(best[1] / best[0], 4),
+        step_ms=round(1e3 * best[0] * sizes.batch / images, 3),
+        **asdict(traffic),
+    )
+
+
+def _epochs(real: Training, synthetic: Training, watch: Watch) -> Iterator[tuple[float, float]]:
+    """Train epoch by epoch in turn; yield the seconds of those that count, watch the last one."""
+    runs = real.run(), synthetic.run()
+    count = real.config.epochs
+    for epoch in range(count):
+        if epoch == count - 1:
+            with watch.watching():
+                next(runs[0])
+            return
+        took = [next(run).seconds for run in runs]
+        if epoch > 0:  # the first one may compute the features, and chooses kernels
+            yield took[0], took[1]

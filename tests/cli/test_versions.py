@@ -1,0 +1,140 @@
+"""What a later version of autotune has stored: one message, exit code 2, from every verb."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+from optuna.study import Study
+
+from autotune import __version__
+from autotune.errors import FormatError
+from autotune.storage.database import open_storage
+from autotune.study import record
+from tests.support.inside import Ended, call
+from tests.support.studies import make_study
+
+VERBS = {
+    "worker": ("worker", "made"),
+    "status": ("status", "made"),
+    "best": ("best", "made"),
+    "report": ("report", "made", "-o", "-", "--format", "json"),
+    "fit": ("fit", "made"),
+    "confirm": ("confirm", "made"),
+    "rerun": ("rerun", "made", "0"),
+    "layers": ("layers", "--study", "made", "--plan", "0"),
+    "doctor": ("doctor", "made"),
+    "run": ("run", "digits", "--name", "made"),
+}
+READERS_OF_PLANS = ("best", "fit", "confirm", "rerun", "layers", "report", "status")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, closed_connections: None) -> Path:
+    return tmp_path
+
+
+def make(folder: Path) -> Study:
+    url = f"sqlite:///{folder / 'storage/autotune.db'}"
+    study = make_study("made", trials=6, storage=open_storage(url, create=True))
+    study.set_user_attr(record.FILES, str(folder / "files"))
+    return study
+
+
+def change_plans(folder: Path, **changes: Any) -> None:
+    """Change the plans of all trials, as a later version would have written them."""
+    engine = sqlalchemy.create_engine(f"sqlite:///{folder / 'storage/autotune.db'}")
+    with engine.begin() as connection:
+        rows = connection.exec_driver_sql(
+            "SELECT trial_user_attribute_id, value_json FROM trial_user_attributes "
+            "WHERE key = 'plan'"
+        ).all()
+        for number, text in rows:
+            plan = {**json.loads(text), **changes}
+            connection.exec_driver_sql(
+                "UPDATE trial_user_attributes SET value_json = ? "
+                "WHERE trial_user_attribute_id = ?",
+                (json.dumps(plan), number),
+            )
+    engine.dispose()
+
+
+def refused(verb: str, folder: Path) -> str:
+    ended: Ended = call(*VERBS[verb], cwd=folder)
+    assert ended.code == 2, ended
+    assert ended.err.count("error: ") == 1 and "Traceback" not in ended.err, ended
+    said = " ".join(ended.err.split())
+    assert "cannot be read" in said and f"this is autotune {__version__}" in said
+    return said
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_study_of_a_later_version(verb: str, folder: Path) -> None:
+    make(folder).set_user_attr(record.FORMAT, {"format": 99, "autotune": "9.9"})
+    said = refused(verb, folder)
+    assert "the study 'made' was written by autotune 9.9" in said
+    assert "format 99" in said and "use autotune 9.9, or a later one" in said
+
+
+@pytest.mark.parametrize("verb", READERS_OF_PLANS)
+@pytest.mark.parametrize("changes", [{"attention": 3}, {"head": {"kind": "mlp"}}, {"layers": [3]}])
+def test_a_plan_that_this_version_does_not_know(
+    verb: str, changes: dict[str, Any], folder: Path
+) -> None:
+    """Nothing of a plan is dropped silently, wherever it stands."""
+    make(folder)
+    change_plans(folder, **changes)
+    assert "the plan of trial" in refused(verb, folder)
+
+
+@pytest.mark.parametrize("verb", ["worker", "fit", "confirm", "rerun", "layers"])
+def test_a_definition_that_this_version_does_not_know(verb: str, folder: Path) -> None:
+    study = make(folder)
+    study.set_user_attr(
+        record.DEFINITION, {**study.user_attrs[record.DEFINITION], "teacher": {"model": "x"}}
+    )
+    study.set_user_attr(record.ENVIRONMENT, {"autotune": "9.8"})
+    said = refused(verb, folder)
+    assert "the definition of the study 'made' was written by autotune 9.8" in said
+    assert "teacher" in said
+
+
+def test_a_space_that_this_version_does_not_know(folder: Path) -> None:
+    study = make(folder)
+    space = study.user_attrs[record.SPACE]
+    fixed = {**space["fixed"], "training.teacher": 0.5}
+    study.set_user_attr(record.SPACE, {**space, "fixed": fixed})
+    with pytest.raises(FormatError, match=r"no parameter 'training\.teacher'"):
+        record.space_of(study)
+    study.set_user_attr(record.SPACE, {**space, "stages": []})
+    with pytest.raises(FormatError, match="a space has no 'stages'"):
+        record.space_of(study)
+
+
+def test_a_plan_in_a_file(folder: Path) -> None:
+    path = folder / "record.json"
+    plan = {"backbone": "resnet18", "attention": 1}
+    path.write_text(json.dumps({"plan": plan}))
+    ended = call("layers", "--plan", str(path), cwd=folder)
+    assert ended.code == 2 and "'attention'" in ended.err
+    path.write_text(json.dumps({"format": 99, "versions": {"autotune": "9.9"}, "plan": plan}))
+    ended = call("layers", "--plan", str(path), cwd=folder)
+    assert ended.code == 2 and "was written by autotune 9.9" in " ".join(ended.err.split())
+
+
+@pytest.mark.parametrize(
+    ("attribute", "values", "verb"),
+    [
+        (record.BUDGET, {"trials": 3, "euros": 5}, "doctor"),
+        (record.ENDED, {"kind": "x", "words": "x", "since": 1}, "status"),
+        (record.CONFIRMED, {"trial": 1, "trials": [1]}, "report"),
+    ],
+)
+def test_what_a_study_remembers_besides(
+    attribute: str, values: dict[str, Any], verb: str, folder: Path
+) -> None:
+    make(folder).set_user_attr(attribute, values)
+    refused(verb, folder)

@@ -1,0 +1,171 @@
+"""Who may use the dashboard: its own pages, and visitors who know the password."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from autotune.results.dashboard import listen
+from autotune.results.guard import Passwords, is_here
+from autotune.storage.database import open_storage
+from autotune.study.opening import open_existing
+from tests.support.connections import connections_closed
+from tests.support.studies import make_study
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a plain dashboard."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('guard')}/study.db"
+    with connections_closed():
+        make_study("made", trials=3, storage=open_storage(url, create=True))
+        with listen(open_existing("made", url), 0) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield server.server_port
+            server.shutdown()
+
+
+def ask(port: int, method: str, path: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.putrequest(method, path, skip_host=True)
+    for name, value in headers.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer
+
+
+#: Requests of a page of the dashboard, and of programs, of which {} is the port.
+OWN: list[dict[str, str]] = [
+    {"Host": "127.0.0.1:{}"},
+    {"Host": "localhost:{}", "Origin": "http://localhost:{}", "Sec-Fetch-Site": "same-origin"},
+    {"Host": "LocalHost:9999", "Origin": "http://localhost:9999"},  # forwarded by SSH
+    {"Host": "localhost.:9999"},
+    {"Host": "localhost", "Origin": "http://localhost"},
+    {"Host": "localhost:80", "Origin": "http://localhost"},
+    {"Host": "[::1]:8080", "Origin": "http://[::1]:8080"},
+    {"Host": "127.0.0.2:{}"},
+    {"Host": "127.0.0.1:{}", "Sec-Fetch-Site": "none"},
+]
+FOREIGN: list[dict[str, str]] = [
+    {},
+    {"Host": ""},
+    {"Host": "evil.example:{}"},
+    {"Host": "127.0.0.1.evil.example:{}"},
+    {"Host": "localhost.evil.example"},
+    {"Host": "evil.localhost.example:{}"},
+    {"Host": "localhost@evil.example"},
+    {"Host": "evil.example#127.0.0.1"},
+    {"Host": "192.168.1.5:{}"},
+    {"Host": "0.0.0.0:{}"},
+    {"Host": "[::ffff:1.2.3.4]:{}"},
+    {"Host": "[fe80::1]"},
+    {"Host": "127.0.0.1:99999"},
+    {"Host": "2130706433"},
+    {"Host": "127.0.0.1:{}", "Origin": "http://evil.example"},
+    {"Host": "127.0.0.1:{}", "Origin": "null"},
+    {"Host": "127.0.0.1:{}", "Origin": ""},
+    {"Host": "127.0.0.1:{}", "Origin": "http://127.0.0.1:1"},  # another server of this machine
+    {"Host": "127.0.0.1:{}", "Origin": "http://localhost:{}"},
+    {"Host": "127.0.0.1:{}", "Origin": "file://"},
+    {"Host": "127.0.0.1:{}", "Sec-Fetch-Site": "cross-site"},
+    {"Host": "127.0.0.1:{}", "Sec-Fetch-Site": "same-site"},
+]
+
+
+def filled(headers: dict[str, str], port: int) -> dict[str, str]:
+    return {name: value.replace("{}", str(port)) for name, value in headers.items()}
+
+
+@pytest.mark.parametrize("headers", OWN)
+def test_its_own_pages_are_answered(headers: dict[str, str], port: int) -> None:
+    assert ask(port, "GET", "/api/studies", filled(headers, port)).status == 200
+    changed = ask(port, "POST", "/api/nothing", filled(headers, port))
+    assert changed.status == 404  # so it came to the dashboard
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+def test_pages_of_elsewhere_are_refused(method: str, headers: dict[str, str], port: int) -> None:
+    refused = ask(port, method, "/api/studies/1", filled(headers, port))
+    assert refused.status == 403
+    assert refused.headers["X-Frame-Options"] == "DENY"
+
+
+def test_a_link_may_be_followed_and_a_form_not_be_sent(port: int) -> None:
+    followed = {"Host": "127.0.0.1", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    assert ask(port, "GET", "/dashboard", followed).status == 200
+    assert ask(port, "POST", "/api/studies", followed).status == 403
+
+
+def test_two_hosts_are_none(port: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.putrequest("GET", "/api/studies")
+    connection.putheader("Host", "evil.example")
+    connection.endheaders()
+    assert connection.getresponse().status == 403
+    connection.close()
+
+
+def test_hosts() -> None:
+    assert not is_here("127.1") and not is_here("[127.0.0.1") and is_here("[::1]")
+
+
+# Wrong passwords
+
+
+def basic(password: str, user: str = "u") -> str:
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+
+
+def test_the_wait_grows_and_ends() -> None:
+    now = [0.0]
+    passwords = Passwords("u", "right", lambda: now[0])
+    waits = []
+    for _ in range(16):
+        wait_s = passwords.check("192.0.2.1", basic("wrong"))
+        assert wait_s is not None
+        waits.append(wait_s)
+        now[0] += wait_s
+    assert waits[:7] == [0, 0, 0, 2, 4, 8, 16] and waits[-1] == Passwords.LONGEST_S
+    assert passwords.check("192.0.2.1", basic("right")) is None
+    assert passwords.check("192.0.2.1", basic("wrong")) == 0
+
+
+def test_no_password_is_looked_at_meanwhile() -> None:
+    passwords = Passwords("u", "right", lambda: 0.0)
+    for _ in range(4):
+        passwords.check("192.0.2.1", basic("wrong"))
+    assert passwords.check("192.0.2.1", basic("right")) == 2
+    assert passwords.check("192.0.2.1", None) == 2
+    assert passwords.check("192.0.2.2", basic("right")) is None  # somebody else
+    assert passwords.check("192.0.2.3", None) == 0  # a browser's first request
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "Basic", "Basic !", "Bearer x", basic("right", "x"), basic("righ"), basic("é")]
+)
+def test_what_is_no_password(wrong: str) -> None:
+    passwords = Passwords("u", "right", lambda: 0.0)
+    assert [passwords.check("::1", wrong) for _ in range(4)] == [0, 0, 0, 2]
+
+
+def test_a_network_of_ipv6_is_one_visitor() -> None:
+    passwords = Passwords("u", "right", lambda: 0.0)
+    found = [passwords.check(f"2001:db8::{one}", basic("wrong")) for one in range(4)]
+    assert found == [0, 0, 0, 2]
+    mapped = [passwords.check(one, basic("x")) for one in ("::ffff:1.2.3.4", "1.2.3.4") * 2]
+    assert mapped == [0, 0, 0, 2]
+
+
+def test_its_memory_is_bounded() -> None:
+    passwords = Passwords("u", "right", lambda: 0.0)
+    for one in range(2 * Passwords.ADDRESSES):
+        passwords.check(f"10.{one // 65536}.{one // 256 % 256}.{one % 256}", basic("wrong"))
+    assert len(passwords._wrong) == Passwords.ADDRESSES

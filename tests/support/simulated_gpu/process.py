@@ -1,0 +1,71 @@
+"""The simulated device in processes that a test starts, and in those that they start.
+
+A ``sitecustomize`` module on the path of the processes installs it for as long as they live. Each
+has a device of its own: what others hold has to be simulated too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tests.support.simulated_gpu.simulation import simulated_gpu
+
+ROOT = Path(__file__).parents[3]
+_OPTIONS = "SIMULATED_GPU"
+_FAULTS = "SIMULATED_GPU_FAULTS"
+
+#: Processes of the command and its workers have the device; pip, git hooks and so on have none.
+_SITE = """
+import sys
+
+if any(word.startswith("autotune.") for word in sys.orig_argv):
+    from tests.support.simulated_gpu.process import install_for_good
+
+    install_for_good()
+"""
+
+
+def simulated_environment(folder: Path, **options: Any) -> dict[str, str]:
+    """Return the environment in which processes have a simulated device.
+
+    Args:
+        folder: Where what they need is written.
+        options: See :func:`tests.support.simulated_gpu.simulation.simulated_gpu`.
+    """
+    site = folder / "site"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text(_SITE)
+    return {
+        "PYTHONPATH": f"{site}{os.pathsep}{ROOT}",
+        _OPTIONS: json.dumps(options),
+        _FAULTS: str(folder / "faults.txt"),
+    }
+
+
+def faults_of(folder: Path) -> str:
+    """Return the faults that processes have noted."""
+    path = folder / "faults.txt"
+    return path.read_text() if path.exists() else ""
+
+
+class _Faults(list[str]):
+    """Faults of a process, which are written to a file too."""
+
+    def append(self, fault: str) -> None:
+        with Path(os.environ[_FAULTS]).open("a") as file:
+            file.write(f"{fault}\n")
+        super().append(fault)
+
+
+_installed = ExitStack()
+
+
+def install_for_good() -> None:
+    """Install the device that the environment describes, until this process ends."""
+    options = json.loads(os.environ[_OPTIONS])
+    gpu = _installed.enter_context(simulated_gpu(**options))
+    gpu.faults = _Faults()

@@ -1,0 +1,88 @@
+"""The names of everything that is stored, held against the number of its format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from autotune import formats
+from autotune.errors import FormatError
+from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
+from autotune.results import confirm, model
+from autotune.results.verdict import Verdict
+from autotune.search.limits import Limits
+from autotune.search.space import Space
+from autotune.study import record
+from autotune.study.budget import Budget, Ending
+from autotune.studyfile import all_keys
+from autotune.training.metrics import Metrics
+
+PLAN = (TrialPlan, LayerPlan, HiddenLayer, HeadPlan, TrainingPolicy)
+#: What each kind of thing stores, by name.
+STORED: dict[str, Sequence[Any]] = {
+    formats.STUDY: [
+        sorted(all_keys()),
+        sorted(
+            value
+            for name, value in vars(record).items()
+            if name.isupper() and not name.startswith("_") and isinstance(value, str)
+        ),
+        *(
+            [one.__name__, *(field.name for field in fields(one))]
+            for one in (*PLAN, Space, Limits, Budget, Ending, Verdict, Metrics)
+        ),
+    ],
+    formats.MODEL: [
+        *([one.__name__, *(field.name for field in fields(one))] for one in PLAN),
+        model.FIELDS,
+    ],
+    formats.CONFIRMATION: [
+        *([one.__name__, *(field.name for field in fields(one))] for one in PLAN),
+        confirm.FIELDS,
+    ],
+}
+#: Format and digest of the names. Where this test fails, raise the number of the format in
+#: autotune/formats.py, put both here, and say so in CHANGELOG.md.
+PINNED = {
+    formats.STUDY: (2, "7f28a2ddd5d0d865"),
+    formats.MODEL: (1, "8db0d4be26701ffc"),
+    formats.CONFIRMATION: (2, "b59a5c2e34b19ce1"),
+}
+
+
+@pytest.mark.parametrize("kind", PINNED)
+def test_a_change_of_what_is_stored_raises_the_format(kind: str) -> None:
+    digest = hashlib.sha256(json.dumps(STORED[kind]).encode()).hexdigest()[:16]
+    assert (formats.FORMATS[kind], digest) == PINNED[kind], (
+        f"the names of what a {kind} stores have changed: raise its number in "
+        "autotune/formats.py, pin both here, and say so in CHANGELOG.md"
+    )
+
+
+def test_what_was_written_before_there_were_formats_is_read() -> None:
+    for stored in (None, {}, "1", {"format": None}, {"format": 1}):
+        formats.check_format(stored, formats.STUDY, "it")
+
+
+def test_the_message_of_a_later_format() -> None:
+    with pytest.raises(FormatError) as caught:
+        formats.check_format({"format": 7, "autotune": "3.1"}, formats.MODEL, "the model in x")
+    assert str(caught.value) == (
+        "the model in x was written by autotune 3.1, and cannot be read (it has format 7); this "
+        f"is autotune {formats.version('autotune')}, which reads the format 1 of a model; use "
+        "autotune 3.1, or a later one"
+    )
+
+
+@pytest.mark.parametrize("error", [KeyError("depth"), TypeError("x"), ValueError("a\nb")])
+def test_reading_says_what_it_was(error: Exception) -> None:
+    with (
+        pytest.raises(FormatError, match="the plan was written by another version of autotune"),
+        formats.reading("the plan"),
+    ):
+        raise error
