@@ -429,6 +429,9 @@ class CacheConfig(_Section):
     container's) memory, divided by the number of workers."""
     features: Annotated[str, one_of(("auto", "off"))] = "auto"
     """Features of locked layers are kept; `off`: every trial computes the whole network."""
+    cuda_graphs: Annotated[str, one_of(("auto", "off"))] = "auto"
+    """On a GPU the steps of long trainings on features are captured once and replayed; `off`:
+    every step is launched anew."""
 
     @property
     def disk_bytes(self) -> int | None:

@@ -46,13 +46,15 @@ class Halving:
 
     Args:
         what: What is computed, for the log: ``features``.
+        device: Where.
 
     Attributes:
         parts: Parts of a batch; the batches to come have as many.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, device: torch.device) -> None:
         self.what = what
+        self.device = device
         self.parts = 1
 
     def run(self, work: Callable[[Inputs], T], batch: Inputs) -> list[T]:
@@ -85,10 +87,10 @@ class Halving:
                 -(-images // parts),
                 -(-images // self.parts),
             )
-            empty_cache()
+            give_cache_back(self.device)
 
 
-def halved(work: Callable[[int], T], count: int, least: int, what: str) -> T:
+def halved(work: Callable[[int], T], count: int, least: int, what: str, device: torch.device) -> T:
     """Do something with so many images at a time, from its beginning with half as many.
 
     Args:
@@ -96,6 +98,7 @@ def halved(work: Callable[[int], T], count: int, least: int, what: str) -> T:
         count: How many at first.
         least: Fewer are not tried.
         what: What is done, for the log.
+        device: Where.
 
     Raises:
         RuntimeError: When not even so few fit.
@@ -114,10 +117,10 @@ def halved(work: Callable[[int], T], count: int, least: int, what: str) -> T:
             max(least, count // 2),
         )
         count = max(least, count // 2)
-        empty_cache()
+        give_cache_back(device)
 
 
-def empty_cache() -> None:
+def give_cache_back(device: torch.device) -> None:
     """Give back what the allocator of a GPU keeps for later."""
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         torch.cuda.empty_cache()
