@@ -1,7 +1,7 @@
 """The simulated device in processes that a test starts, and in those that they start.
 
-A ``sitecustomize`` module on the path of the processes installs it for as long as they live. Each
-has a device of its own: what others hold has to be simulated too.
+A ``sitecustomize`` module on the path of the processes installs it when they load torch, for as
+long as they live. Each has a device of its own: what others hold has to be simulated too.
 """
 
 from __future__ import annotations
@@ -18,14 +18,32 @@ ROOT = Path(__file__).parents[3]
 _OPTIONS = "SIMULATED_GPU"
 _FAULTS = "SIMULATED_GPU_FAULTS"
 
-#: Processes of the command and its workers have the device; pip, git hooks and so on have none.
+#: The device is installed once torch is loaded: a process that never loads it pays nothing.
 _SITE = """
+import importlib.abc
+import importlib.machinery
 import sys
 
-if any(word.startswith("autotune.") for word in sys.orig_argv):
-    from tests.support.simulated_gpu.process import install_for_good
 
-    install_for_good()
+class AfterTorch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name != "torch":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        load = spec.loader.exec_module
+
+        def load_and_install(module):
+            load(module)
+            from tests.support.simulated_gpu.process import install_for_good
+
+            install_for_good()
+
+        spec.loader.exec_module = load_and_install
+        return spec
+
+
+sys.meta_path.insert(0, AfterTorch())
 """
 
 
