@@ -14,14 +14,12 @@ from autotune.errors import DeviceError, NoDeviceError, UserError
 from autotune.interpreter import prefer_gpu_settings
 from autotune.study import devices, record
 from autotune.study.launcher import resolve_gpus
-from autotune.study.memory import device_bytes
 from autotune.study.worker import Job, prepare, serve, work
 from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
 from tests.support.driver import (
     NO_DRIVER,
     NO_GPUS,
     TOO_OLD,
-    TOTAL_BYTES,
     UNEXPECTED,
     UNKNOWN,
     list_gpus,
@@ -61,7 +59,7 @@ def test_a_gpu_has_an_index_for_whatever_torch_asks_it(
     pretend_gpus(monkeypatch, "NVIDIA H200")
     device = prepare(opened).device
     assert device == torch.device("cuda", 0)
-    assert device_bytes(device) == TOTAL_BYTES
+    assert torch.cuda.get_per_process_memory_fraction(device) == 1.0
 
 
 @pytest.mark.parametrize(
