@@ -14,14 +14,12 @@ from autotune.errors import DeviceError, NoDeviceError, UserError
 from autotune.interpreter import prefer_gpu_settings
 from autotune.study import devices, record
 from autotune.study.launcher import resolve_gpus
-from autotune.study.memory import device_bytes
-from autotune.study.worker import Job, prepare, serve
+from autotune.study.worker import Job, prepare, serve, work
 from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
 from tests.support.driver import (
     NO_DRIVER,
     NO_GPUS,
     TOO_OLD,
-    TOTAL_BYTES,
     UNEXPECTED,
     UNKNOWN,
     list_gpus,
@@ -29,6 +27,7 @@ from tests.support.driver import (
     refuse_gpus,
 )
 from tests.support.runs import autotune, trials_of
+from tests.support.simulated_gpu import simulated_gpu
 from tests.support.small import open_small
 
 UUIDS = ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "GPU-8a32f937-d72c-4106-c12f-20bd9faed9f6")
@@ -60,7 +59,7 @@ def test_a_gpu_has_an_index_for_whatever_torch_asks_it(
     pretend_gpus(monkeypatch, "NVIDIA H200")
     device = prepare(opened).device
     assert device == torch.device("cuda", 0)
-    assert device_bytes(device) == TOTAL_BYTES
+    assert torch.cuda.get_per_process_memory_fraction(device) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -276,6 +275,24 @@ def test_a_worker_without_its_gpu_says_so_and_trains_nothing(
     assert event["message"].startswith("the GPU 1 cannot be used: The NVIDIA driver")
     assert not opened.study.get_trials(states=[], deepcopy=False)
     assert opened.progress().attempts == 0
+
+
+def test_a_worker_says_which_gpu_it_has(tmp_path: Path) -> None:
+    opened = open_small(tmp_path, search__trials=1, training__epochs=1)
+    told: list[dict[str, Any]] = []
+    with simulated_gpu():
+        work(
+            Job(opened.name, opened.url, None, "host/1/0", 0, 1, 1, "here", gpu="0"),
+            threading.Event(),
+            told.append,
+        )
+        name = torch.cuda.get_device_name()
+    ready = next(event for event in told if event["event"] == "ready")
+    assert ready["device"] == name
+    assert ready["gpu"].startswith("GPU 0 (")
+    (trial,) = opened.study.trials
+    assert trial.user_attrs[record.GPU] == ready["gpu"]
+    assert record.device_of(trial) == f"{name}, {ready['gpu']}"
 
 
 #: The driver lists two GPUs, and CUDA itself says what it says on a machine without any.
