@@ -324,7 +324,7 @@ def _is_whole(values: dict[str, Any]) -> bool:
     """Compare what was read with its checksum; the first format has none."""
     checksum = values.pop("checksum", None)
     if checksum is None:
-        return values.get("format", 1) == 1
+        return bool(values.get("format", 1) == 1)
     return bool(checksum == digest(values))
 
 
