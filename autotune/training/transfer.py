@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autotune.models.device_errors import is_out_of_memory
+
 logger = logging.getLogger(__name__)
 
 #: Share of a GPU's memory that images and features of one worker may take together: of what is
@@ -87,7 +89,9 @@ def to_stay(layouts: Sequence[Layout], rows: int, device: torch.device) -> list[
         made = [
             torch.empty((rows, *shape), dtype=dtype, device=device) for shape, dtype in layouts
         ]
-    except torch.OutOfMemoryError:  # taken meanwhile, or in pieces
+    except RuntimeError as error:  # taken meanwhile, or in pieces
+        if not is_out_of_memory(error):
+            raise
         return None
     _staying.update({id(one): one for one in made})
     return made
