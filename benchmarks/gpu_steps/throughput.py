@@ -13,11 +13,11 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from unittest.mock import patch
 
-from autotune.training.capture import is_usable
 from tail_efficiency import IMAGES, resident
 
 from autotune.study.preparing import Workbench, prepare_training
 from autotune.study.worker import prepare
+from autotune.training.capture import is_usable
 from autotune.training.loop import Training
 from gpu_steps.context import Context
 from gpu_steps.device import Watch, mode_of
