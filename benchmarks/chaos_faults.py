@@ -162,7 +162,8 @@ class Chaos:
         """Start another launcher beside those that run."""
         if not self._training() or len(self._alive()) > 1:
             return False
-        self.launch("--workers", "1")
+        # A worker for each core: with fewer, each has more threads, and sums are rounded otherwise.
+        self.launch("--workers", str(os.cpu_count() or 1))
         return True
 
     def _alive(self) -> list[int]:
