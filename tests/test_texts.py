@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import MarkupError
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autotune.cli.console import VisibleConsole, VisibleFormatter, fail
+from autotune.cli.console import VisibleConsole, VisibleFormatter, fail, in_lines
 from autotune.errors import UserError
 from autotune.results.forms import render
 from autotune.storage.database import open_storage
@@ -68,6 +69,33 @@ def test_the_console_shows_and_obeys_nothing(text: str, terminal: bool) -> None:
         said = re.sub(r"\x1b\[[0-9;?]*[mKAhl]|\r", "", said)
     assert not ACTING & set(said)
     assert "[bold]" in said and "[/wrong]" in said
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_line_break_in_a_name_makes_no_line(terminal: bool) -> None:
+    """What follows it would look like a message of autotune."""
+    stream = io.StringIO()
+    console = VisibleConsole(file=stream, force_terminal=terminal, width=90, no_color=True)
+    name = "cat\nerror: all is lost"
+    table = Table(name, title=name)
+    table.add_row(name)
+    table.add_row(Text(name, style="bold"))
+    styled = Text.assemble(("class", "bold"), f" {name}", style="red")
+    for shown in (name, Text(name), table, styled, Group(Text(name), Padding(Text(name), 1))):
+        console.print(shown)
+    with console.status(name) as status:
+        status.update(f"[/x] {name}")
+    lines = re.sub(r"\x1b\[[0-9;?]*[mKAhl]|\r", "", stream.getvalue()).splitlines()
+    assert not [line for line in lines if line.strip().startswith("error:")], lines
+    assert sum("cat\\nerror: all is lost" in line for line in lines) >= 8
+    console.print(in_lines("a\n  b"))
+    assert re.sub(r"\x1b\[[0-9;?]*m", "", stream.getvalue()).endswith("a\n  b\n")
+
+
+def test_a_line_break_in_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    fail(UserError("no folder /a\nerror: forged\n  a line of ours"))
+    said = capsys.readouterr().err
+    assert said == "error: no folder /a\n  error: forged\n  a line of ours\n"
 
 
 def test_rich_alone_would_fail() -> None:
