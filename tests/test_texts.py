@@ -6,6 +6,8 @@ import csv
 import io
 import logging
 import re
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autotune.cli.console import VisibleConsole, VisibleFormatter, fail, in_lines
+from autotune.cli.console import VisibleConsole, fail, in_lines
 from autotune.errors import UserError
 from autotune.results.forms import render
 from autotune.storage.database import open_storage
 from autotune.study import record
-from autotune.texts import as_cell, one_line, visible
+from autotune.texts import VisibleFormatter, as_cell, guard_standard_error, one_line, visible
 from tests.support.inside import call
 from tests.support.studies import make_study
 
@@ -111,6 +113,34 @@ def test_an_error_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_libraries_log() -> None:
     line = logging.LogRecord("lib", logging.WARNING, "", 0, "bad \x1b[2J %s", ("\u202e",), None)
     assert VisibleFormatter("%(message)s").format(line) == "bad \\x1b[2J \\u202e"
+
+
+def test_a_record_of_several_lines() -> None:
+    line = logging.LogRecord("lib", logging.WARNING, "", 0, "no a\nerror: b", (), None)
+    assert VisibleFormatter("%(message)s").format(line) == "no a\n  error: b"
+
+
+def test_what_python_writes_to_standard_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records without a handler, warnings and tracebacks have names in them too."""
+    text = "no \x1b[2J \u202e"
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(logging, "lastResort", logging._StderrHandler(logging.WARNING))
+    lone = logging.getLogger("lone")
+    monkeypatch.setattr(lone, "propagate", False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        guard_standard_error()
+        warnings.warn(text, stacklevel=1)
+        lone.warning(text)
+        try:
+            raise ValueError(text)
+        except ValueError as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+    said = capsys.readouterr().err
+    assert not ACTING & set(said) and said.count("no \\x1b[2J \\u202e") >= 3
+    assert "ValueError" in said and "UserWarning" in said
 
 
 @pytest.mark.parametrize(

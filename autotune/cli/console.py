@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -115,14 +114,6 @@ def _in_a_line(renderable: RenderableType) -> RenderableType:
 def in_lines(text: str) -> Group:
     """Return what prints a text of several lines, none of which has a name with a line break."""
     return Group(*map(Text, text.split("\n")))
-
-
-class VisibleFormatter(logging.Formatter):
-    """Formats what libraries log, of which nothing acts on a terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Format a record."""
-        return visible(super().format(record))
 
 
 def console() -> Console:
