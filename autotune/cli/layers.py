@@ -15,7 +15,14 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from autotune.cli.console import NameOption, StorageOption, VisibleConsole, console, locate
+from autotune.cli.console import (
+    NameOption,
+    StorageOption,
+    VisibleConsole,
+    console,
+    in_lines,
+    locate,
+)
 from autotune.cli.layer_table import (
     EDGELESS,
     print_legend,
@@ -125,9 +132,10 @@ def _show(
         Text(
             f"{backbone} at {width}x{height} px: {len(inspected.layers)} layers, "
             f"{in_short(inspected.parameters)} parameters, {in_short(inspected.macs)} "
-            "multiply-accumulates an image\n"
+            "multiply-accumulates an image"
         )
     )
+    shown.print()
     print_table(shown, inspected, chosen)
     shown.print()
     print_legend(shown, inspected, chosen)
@@ -241,8 +249,9 @@ def _draw(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -
         values = {"plan": plan.to_json(), "layers": [asdict(row) for row in picture]}
         typer.echo(json.dumps(values, indent=2))
         return
-    shown.print(Text(f"{plan.backbone}, {source}: {plan.in_words()}\n"))
-    shown.print(Text(as_text(picture)))
+    shown.print(Text(f"{plan.backbone}, {source}: {plan.in_words()}"))
+    shown.print()
+    shown.print(in_lines(as_text(picture)))
     shown.print()
     for line in _counts(plan, tried):
         shown.print(Text(line))
