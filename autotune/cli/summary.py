@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.cli.best import FRONT_LINES
+from autotune.cli.console import in_lines
 from autotune.cli.workers import failures_line, workers_table
 from autotune.config import StudyConfig
 from autotune.results.answer import confirmed
@@ -51,7 +52,7 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
         )
     console.print(_table(found, opened.name))
     if found.picture:
-        console.print(Text(as_text(found.picture)))
+        console.print(in_lines(as_text(found.picture)))
         console.print()
     if stages := stage_rows(opened.study):
         console.print(_stages_table(stages))

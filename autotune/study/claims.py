@@ -216,6 +216,8 @@ class Claims:
                 return None
             trial = self._create(drawn, worker, since)
         else:
+            if queued is not None:
+                record.plan_of(queued)  # one of a later version stays in the queue
             trial = self._ask() if queued is None else self._pop(queued)
             plan_of_trial(trial, self.space)
             trial.set_user_attr(record.CLAIMED, since)

@@ -53,6 +53,7 @@ from autotune.study.material import Materials
 from autotune.study.opening import OpenStudy, open_existing
 from autotune.study.preparing import Workbench
 from autotune.study.trial import Listener, device_name, run_trial
+from autotune.texts import VisibleFormatter, guard_standard_error
 from autotune.threads import keep_to_cores, one_thread
 
 logger = logging.getLogger(__name__)
@@ -420,11 +421,10 @@ def write_log(log: str) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    guard_standard_error()  # whoever looks at the log does it in a terminal
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _take_stdin() -> int:
