@@ -15,14 +15,16 @@ import warnings
 from types import TracebackType
 from typing import TextIO
 
-#: Control characters apart from tab and line feed, bidi controls, line and paragraph separators,
-#: and lone surrogates.
+#: Control characters apart from tab and line feed, bidi and other format controls, line and
+#: paragraph separators, and lone surrogates.
 _HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u206f\ufff9-\ufffb"
     "\ud800-\udfff]"
 )
 #: What begins a formula; the last four are full-width.
 _FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"
+#: What begins one behind a semicolon, which separates cells where a comma is in numbers.
+_LATER = re.compile(f"(;\\s*)(?=[{re.escape(_FORMULA)}])")
 
 
 def visible(text: str) -> str:
@@ -52,6 +54,7 @@ def as_cell(value: object) -> object:
     if not isinstance(value, str):
         return value
     text = one_line(value)
+    text = _LATER.sub(r"\1'", text)
     if not text.lstrip().startswith(tuple(_FORMULA)) and value[:1] not in ("\t", "\r", "\n"):
         return text
     try:

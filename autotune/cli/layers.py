@@ -195,7 +195,6 @@ def _of_file(path: Path) -> tuple[TrialPlan, int | None]:
     check_format({"format": values.get("format"), "autotune": by}, MODEL, str(path))
     try:
         found = TrialPlan.from_json(given)
-        _check_types(found)
     except KeyError as error:
         raise UserError(f"{rule}; {str(path)!r} has no {error}") from error
     except TypeError as error:
@@ -209,24 +208,6 @@ def _parsed(path: Path) -> Any:
     if path.suffix.lower() == ".json" and path.stat().st_size <= MAX_JSON_BYTES:
         return json.loads(path.read_text(encoding="utf-8"))
     return parse_yaml(read_yaml_text(path))
-
-
-def _check_types(plan: TrialPlan) -> None:
-    """Refuse values of a kind that no plan has.
-
-    Raises:
-        TypeError: With the first of them.
-    """
-    fields = {
-        f"layer {index}, {name}": value
-        for index, layer in enumerate(plan.layers, start=1)
-        for name, value in layer.changes().items()
-    }
-    for key, value in {"backbone": plan.backbone, "head.pool": plan.head.pool, **fields}.items():
-        if not isinstance(value, int | float | str) or isinstance(value, bool):
-            raise TypeError(f"{key} must be a number or a word, but got {value!r}")
-    if type(plan.depth) is not int:
-        raise TypeError(f"depth must be a whole number, but got {plan.depth!r}")
 
 
 def _draw(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -> None:

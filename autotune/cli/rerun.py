@@ -50,6 +50,7 @@ def rerun(
     pruned = f", pruned after epoch {max(found.now)}" if found.pruned else ""
     shown.print(Text(f"trial {trial}{pruned}: {found.plan.in_words()}"))
     shown.print(Text(f"{objective.words} {objective.show(then)} then, {objective.show(now)} now"))
+    shown.print(Text(f"trained on {found.computing}"))
     if found.differing is None:
         shown.print(Text(f"equal bit by bit, after each of {epochs} epochs"))
     else:

@@ -15,6 +15,7 @@ from autotune.data.opening import fetch_source
 from autotune.data.progress import Progress, silent
 from autotune.errors import StudyError
 from autotune.plan import TrialPlan
+from autotune.results.computing import compute_in_words
 from autotune.study import record
 from autotune.study.again import train_again
 from autotune.study.opening import OpenStudy
@@ -33,7 +34,8 @@ class Rerun:
         then: The objective after each epoch, as the study has it; after the last one, the value of
             the trial.
         now: The same of this training.
-        changes: What is not as it was, in words: device, threads, versions.
+        changes: What is not as it was, in words: device, precision, versions.
+        computing: On which device this training computed, and in which precision, in words.
     """
 
     trial: int
@@ -42,6 +44,7 @@ class Rerun:
     then: Mapping[int, float]
     now: Mapping[int, float]
     changes: tuple[str, ...]
+    computing: str
 
     @property
     def differing(self) -> int | None:
@@ -109,7 +112,8 @@ def rerun(
         trial.state == TrialState.PRUNED,
         _then(trial, epochs),
         trained.curve,
-        tuple(_changes(opened.study.user_attrs, trial, device)),
+        tuple(_changes(opened.study.user_attrs, trial, device, trained.compute)),
+        f"{device}: {compute_in_words(trained.compute)}",
     )
 
 
@@ -154,12 +158,18 @@ def _state(trial: FrozenTrial) -> str:
     return "queued" if trial.state == TrialState.WAITING else trial.state.name.lower()
 
 
-def _changes(study_attrs: Mapping[str, Any], trial: FrozenTrial, device: str) -> list[str]:
+def _changes(
+    study_attrs: Mapping[str, Any], trial: FrozenTrial, device: str, compute: Mapping[str, Any]
+) -> list[str]:
     """Say what is not as it was when the study was made, and the trial was trained."""
     found = []
     then = trial.user_attrs.get(record.DEVICE, device)
     if then != device:
         found.append(f"device {then} then, {device} now")
+    computed = trial.user_attrs.get(record.COMPUTE)
+    if computed and computed != compute:
+        old, new = compute_in_words(computed), compute_in_words(compute)
+        found.append(f"computed in {old} then, in {new} now")
     for name, old in study_attrs.get(record.ENVIRONMENT, {}).items():
         new = platform.python_version() if name == "python" else version(name)
         if old != new:

@@ -351,7 +351,9 @@ def store_artifacts(
             ):
                 weights = Path(folder) / "weights.safetensors"
                 state = training.result_state()
-                save_file({key: value.contiguous() for key, value in state.items()}, weights)
+                # On the host: to lay them out on a GPU would take memory of it.
+                laid_out = {key: value.cpu().contiguous() for key, value in state.items()}
+                save_file(laid_out, weights)
                 pictures.append(weights)
         opened.files.artifacts.mkdir(parents=True, exist_ok=True)
         for path in pictures:

@@ -366,17 +366,24 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 def _check_gpu() -> bool:
-    """Tell the launcher whether this process can use the GPU that it was given."""
+    """Tell the launcher whether this process can use the GPU that it was given.
+
+    A GPU without memory is none that cannot be used: others may have left when the job comes. If
+    not, this process ends then, and another one is started in its place.
+    """
     try:
         device = find_device(os.environ[VISIBLE])
-    except DeviceError as error:
+    except NoDeviceError as error:
         print(json.dumps(_no_device(error)), flush=True)
         return False
+    except DeviceError as error:
+        print(json.dumps({"event": "crowded", "message": str(error)}), flush=True)
+        return True
     print(json.dumps({"event": "gpu", "gpu": gpu_name(device)}), flush=True)
     return True
 
 
-def _no_device(error: DeviceError) -> dict[str, Any]:
+def _no_device(error: NoDeviceError) -> dict[str, Any]:
     return {"event": "no device", "message": str(error)}
 
 

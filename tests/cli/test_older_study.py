@@ -57,7 +57,9 @@ def test_it_goes_on(folder: Path) -> None:
     ended = autotune("run", "digits", *changed, cwd=folder)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     with connections_closed():
-        study = record.load_study("digits", open_storage(f"sqlite:///{folder}/storage/autotune.db"))
+        study = record.load_study(
+            "digits", open_storage(f"sqlite:///{folder}/storage/autotune.db")
+        )
         trials = study.get_trials()
         assert sum(one.state == TrialState.COMPLETE for one in trials) == 4
         assert study.user_attrs[record.FORMAT]["format"] > 1

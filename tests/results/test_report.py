@@ -281,6 +281,32 @@ def _lightness(colour: str) -> float:
     return sum(channels) / 3
 
 
+@pytest.mark.slow
+def test_a_page_has_its_figures_when_it_has_loaded(browser: Browser, tmp_path: Path) -> None:
+    """Whatever prints it then, such as ``chromium --print-to-pdf``, prints them too."""
+    path = write_report(make_study(trials=12), tmp_path / "report.html")
+    page, said, _ = open_page(browser, path.as_uri())
+    drawn = "[...document.querySelectorAll('.plot')].map(one => !!one.querySelector('.main-svg'))"
+    assert set(page.evaluate(drawn)) == {True} and not said
+    assert page.locator("iframe").count() == 0
+    empty = "getComputedStyle(document.querySelector('.plot'), '::after').content"
+    page.emulate_media(media="print")
+    assert page.evaluate(empty) == "none"
+    page.evaluate("document.querySelector('.plot').replaceChildren()")
+    assert "needs JavaScript" in page.evaluate(empty)
+    page.close()
+
+
+@pytest.mark.slow
+def test_a_page_without_javascript_says_so(browser: Browser, tmp_path: Path) -> None:
+    path = write_report(make_study(trials=12), tmp_path / "report.html")
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    assert page.get_by_text("The figures need JavaScript").is_visible()
+    context.close()
+
+
 def test_what_is_odd_about_the_images_is_on_the_page() -> None:
     study = make_study()
     assert not [one for one in Parsed(render_report(study, URL)).of("dt") if one == "duplicates"]

@@ -68,13 +68,21 @@ def test_what_differs_is_said(opened: OpenStudy) -> None:
     other = create_trial(
         value=0.123,
         intermediate_values={1: one.intermediate_values[1], 2: 0.123},
-        user_attrs={record.PLAN: one.user_attrs[record.PLAN], record.DEVICE: "NVIDIA H200"},
+        user_attrs={
+            record.PLAN: one.user_attrs[record.PLAN],
+            record.DEVICE: "NVIDIA H200",
+            record.COMPUTE: {"half": "bf16", "float32": "tf32"},
+        },
     )
     opened.study.add_trial(other)
     found = rerun(opened, len(opened.study.trials) - 1)
     assert found.differing == 2
     assert found.values == (0.123, one.value)
-    assert found.changes == ("device NVIDIA H200 then, cpu now",)
+    assert found.changes == (
+        "device NVIDIA H200 then, cpu now",
+        "computed in bf16, the rest in float32 with products in TF32 then, in float32 now",
+    )
+    assert found.computing == "cpu: float32"
 
 
 @pytest.mark.parametrize("left", [[], [1], [2]])
