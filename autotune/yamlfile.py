@@ -7,7 +7,6 @@ PyYAML's parser tell sizes and depths without building a value.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -84,7 +83,9 @@ def parse_yaml(text: str) -> Any:
         _check_size(text)
         return yaml.load(text, Loader=_StrictLoader)
     except _STRANGE as error:
-        reason = "".join(traceback.format_exception_only(error)).strip()
+        if isinstance(error, ValueError):  # it says in words what is wrong
+            raise yaml.YAMLError(str(error)) from error
+        reason = f"{type(error).__name__}: {error}"
         raise yaml.YAMLError(f"a value does not fit its type ({reason})") from error
 
 

@@ -65,4 +65,6 @@ def test_it_goes_on(folder: Path) -> None:
         assert study.user_attrs[record.FORMAT]["format"] > 1
     ended = autotune("rerun", "digits", "0", cwd=folder)
     assert ended.returncode in (0, 1), ended.stdout + ended.stderr  # 1: of another machine
-    assert call("doctor", "digits", cwd=folder).code == 0
+    # The pictures of its first trials are not among what is stored here.
+    ended = call("doctor", "digits", cwd=folder)
+    assert "1 finding" in ended.out and "missing artifacts" in ended.out, ended
