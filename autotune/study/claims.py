@@ -255,6 +255,16 @@ class Claims:
         self.study._thread_local.cached_all_trials = None  # as ``Study.ask`` does
         return Trial(self.study, queued._trial_id)
 
+    @patient
+    def check_is_there(self) -> None:
+        """Refuse a study that was deleted.
+
+        Raises:
+            StudyError: When it was, whether or not it was made anew.
+        """
+        with self._lock():
+            pass
+
     @contextmanager
     def _lock(self) -> Iterator[Mapping[str, Any]]:
         """Hold the study's lock, and give its user attributes.

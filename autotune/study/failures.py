@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from enum import Enum
 
@@ -30,6 +31,7 @@ class Kind(Enum):
     GIVEN_AWAY = "another worker has the trial"
     USER = "no trial can go on before the user has put something right"
     DISK_FULL = "the same: no space is left on a disk"
+    DENIED = "the same: a file or folder may not be used, or is not what it should be"
     STORAGE = "the storage was waited for in vain, or refuses for good"
     OWN = "the plan is bad, on every device and at any time"
     MEMORY = "the plan does not fit into the memory of its device"
@@ -38,6 +40,11 @@ class Kind(Enum):
     UNEXPECTED = "an error in autotune or in a library"
 
 
+#: A folder that may not be written, and a file in the place of a folder or the other way around.
+_DENIED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
+)
 #: After these every further call of the process fails.
 _POISON = (
     "device-side assert triggered",
@@ -107,6 +114,8 @@ def _kind_of_system_error(error: OSError) -> Kind:
         error = OSError(int(found.group(1)), "") if found else error
     if is_disk_full(error):
         return Kind.DISK_FULL
+    if error.errno in _DENIED:
+        return Kind.DENIED
     return Kind.TRANSIENT if may_pass(error) else Kind.UNEXPECTED
 
 

@@ -262,6 +262,9 @@ def _train(
     """Train epoch by epoch; return whether the pruner ended it."""
     config = training.config
     alone = len(trial.study.directions) == 1
+    # A pruner looks at the last value there is. Where epochs are trained again whose values are
+    # known, it would judge a later epoch than the one that the trial is at.
+    known = max(reported, default=0)
     for result in training.run(checkpoint):
         assert result.metrics is not None
         value = result.metrics.objective(config.objective)
@@ -281,7 +284,7 @@ def _train(
                 "value": value,
             }
         )
-        if alone and result.epoch < config.epochs and trial.should_prune():
+        if alone and known <= result.epoch < config.epochs and trial.should_prune():
             return True
     return False
 

@@ -35,6 +35,7 @@ from autotune.errors import (
     DiskFullError,
     NoDeviceError,
     StudyError,
+    UserError,
     WorkerError,
 )
 from autotune.interpreter import keep_freed_memory
@@ -238,7 +239,8 @@ def attempt(
         What kind of failure has ended it, ``None`` if none.
 
     Raises:
-        UserError: When no trial can go on; this one goes back to the queue.
+        UserError: When no trial can go on; this one goes back to the queue. Or when the study
+            was deleted.
         DeviceError: When this process cannot use its GPU any more; likewise.
     """
     trial = claim.trial
@@ -250,6 +252,8 @@ def attempt(
     except Exception as error:
         kind = kind_of(error, bench.device)
         reason = f"{type(error).__name__}: {first_line(error)}"
+        if kind in (Kind.GIVEN_AWAY, Kind.UNEXPECTED):  # what a study that was deleted looks like
+            claims.check_is_there()
         match kind:
             case Kind.INTERRUPTED:
                 claims.interrupt(claim)
@@ -263,6 +267,12 @@ def attempt(
             case Kind.DISK_FULL:
                 claims.interrupt(claim)
                 raise DiskFullError(f"{first_line(error)}; free some space") from error
+            case Kind.DENIED:
+                claims.interrupt(claim)
+                raise UserError(
+                    f"a trial needs its files and folders, but {first_line(error)}; put that "
+                    "right, or move the files of the study with 'files='"
+                ) from error
             case Kind.STORAGE:
                 with storage_errors(bench.opened.url):
                     raise
