@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,18 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from autotune.config import MAX_NAME, ORDERS, OWN_KEYS, SAMPLERS, StudyConfig
-from autotune.errors import ConfigError, Problem, StudyError, in_yaml, join_sentences, nearest
+from autotune.errors import (
+    MOST_PROBLEMS,
+    ConfigError,
+    Problem,
+    StudyError,
+    in_yaml,
+    join_sentences,
+    nearest,
+    shorten,
+)
 from autotune.rules import is_own
+from autotune.yamlfile import MAX_DEPTH, LimitError, parse_yaml, read_yaml_text
 
 #: A change of one of these keys makes another study, and the study's name says so.
 NAMING_KEYS = ("dataset", "backbone", "inherit", "search.sampler", "search.order")
@@ -28,23 +38,6 @@ NAMING_KEYS = ("dataset", "backbone", "inherit", "search.sampler", "search.order
 _ENDINGS = re.compile(r"\.(csv|tsv|parquet|zip|tar|tar\.(gz|bz2|xz)|t(gz|bz|bz2|xz))$", re.I)
 #: What a study file means that does not give them.
 _DEFAULTS = {"inherit": "weights", "search.sampler": SAMPLERS[0], "search.order": ORDERS[0]}
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuse a key that is given twice; YAML would silently keep the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                continue  # refused below
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def presets_folder() -> Path:
@@ -100,11 +93,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: When the file cannot be read, is not YAML or does not hold a mapping.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        values = parse_yaml(read_yaml_text(path))
     except OSError as error:
         reason = f"cannot be read: {error.strerror}"
         raise ConfigError(str(path), [Problem("(file)", reason)]) from error
-    except (yaml.YAMLError, ValueError) as error:  # PyYAML lets the ValueError of a date through
+    except LimitError as error:
+        raise ConfigError(str(path), [Problem("(file)", str(error))]) from error
+    except UnicodeDecodeError as error:
+        reason = f"must be text in UTF-8, but is not ({error.reason} at byte {error.start:,})"
+        raise ConfigError(str(path), [Problem("(file)", reason)]) from error
+    except yaml.YAMLError as error:
         message = " ".join(str(error).split())
         raise ConfigError(
             str(path), [Problem("(file)", f"is not valid YAML: {message}")]
@@ -129,10 +127,15 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             problems.append(Problem(override.strip() or "''", "an override must read key=value"))
             continue
+        if key.count(".") > MAX_DEPTH:
+            problems.append(Problem(key.strip(), f"must have at most {MAX_DEPTH} dots"))
+            continue
         try:
-            parsed[key.strip()] = yaml.load(text, Loader=_UniqueKeyLoader)
-        except (yaml.YAMLError, ValueError):
-            problems.append(Problem(key.strip(), f"must be a YAML value, but got {text!r}"))
+            parsed[key.strip()] = parse_yaml(text)
+        except LimitError as error:
+            problems.append(Problem(key.strip(), f"must be a YAML value, but {error}"))
+        except yaml.YAMLError:
+            problems.append(Problem(key.strip(), f"must be a YAML value, but got {in_yaml(text)}"))
     if problems:
         raise ConfigError("command line", problems)
     return parsed
@@ -182,7 +185,9 @@ def load_study_file(
         replaced, words = parse_overrides(overrides), list(overrides)
     values = with_own_paths(apply_overrides(base, replaced), replaced, path.parent)
     values["name"] = name or study_name(base, replaced, path.stem)
-    return check(values, str(path) if not replaced else f"{path} with {' '.join(words)}")
+    return check(
+        values, str(path) if not replaced else f"{path} with {' '.join(map(shorten, words))}"
+    )
 
 
 def with_own_paths(
@@ -281,7 +286,9 @@ def check(values: Mapping[str, Any], source: str) -> StudyConfig:
     try:
         config = StudyConfig.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(source, [_problem(one) for one in error.errors()]) from None
+        found = error.errors()
+        problems = [_problem(one) for one in found[:MOST_PROBLEMS]]
+        raise ConfigError(source, problems, len(found)) from None
     if problems := config.contradictions():
         raise ConfigError(source, problems)
     return config

@@ -10,11 +10,18 @@ other on one machine, each a process that starts for it, and that twice; the sho
 - few: ``autotune dashboard`` on a twentieth of the trials
 
     python benchmarks/dashboard_scale.py [--trials 2000] [--rounds 2]
+
+Without a browser: what ``autotune status``, the report and the first answer of the dashboard take,
+each in a process of its own, in turn with the same on a twentieth of the trials and with
+optuna-dashboard alone. CPU seconds tell more than wall seconds where a machine is busy.
+
+    python benchmarks/dashboard_scale.py --reading --trials 5000 [--rounds 3] [--storage URL]
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -32,6 +39,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
+from wsgiref.util import setup_testing_defaults
 
 import numpy as np
 import sqlalchemy
@@ -42,6 +50,7 @@ from optuna.storages._rdb.models import StudySystemAttributeModel
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna_dashboard import wsgi
 from optuna_dashboard._note import note_ver_key, split_body
+from rich.console import Console
 
 from autotune.data.task import Task
 from autotune.results.notes import Setting, study_note, trial_note
@@ -87,7 +96,7 @@ def make_study(folder: Path, trials: int) -> OpenStudy:
     return opened
 
 
-def repeat(opened: OpenStudy, folder: Path, times: int) -> str:
+def repeat(opened: OpenStudy, folder: Path, times: int, url: str = "") -> str:
     """Write the finished trials of a study several times over, at once; return the new URL.
 
     The browser asks for all trials from the first unfinished one on, every ten seconds: with one
@@ -112,7 +121,7 @@ def repeat(opened: OpenStudy, folder: Path, times: int) -> str:
         for name, rows in once.parts.items()
     }
     trials = [moved(row, time) for time in range(times) for row in finished]
-    url = f"sqlite:///{folder}/study.db"
+    url = url or f"sqlite:///{folder}/study.db"
     storage = open_storage(url, create=True)
     assert isinstance(storage, PatientStorage)
     write_study(storage.engine, StudyRows(NAME, trials, parts))
@@ -359,6 +368,69 @@ def until(page: Page, condition: str) -> float:
     raise TimeoutError(f"never came true: {condition}")
 
 
+# Reading without a browser
+
+
+READERS = ("status", "report", "answer", "plain answer")
+
+
+def read(what: str, url: str) -> None:
+    """Read a study in one way, and print what that took; the imports come before."""
+    from autotune.cli.summary import print_summary, print_workers
+    from autotune.results.annotated import annotated
+    from autotune.results.report import render_report
+
+    statements: list[str] = []
+    listen = sqlalchemy.event.listen
+    listen(
+        sqlalchemy.Engine, "before_cursor_execute", lambda *told: statements.append(str(told[2]))
+    )
+    wall, cpu = time.perf_counter(), time.process_time()
+    opened = open_existing(NAME, url)
+    if what == "status":
+        console = Console(file=io.StringIO(), width=120)
+        print_workers(console, opened)
+        print_summary(console, opened, trained=True)
+        size = 0
+    elif what == "report":
+        size = len(render_report(opened.study, url).encode())
+    else:
+        storage, environ = opened.study._storage, {}
+        made = (
+            wsgi(opened.storage, artifact_store=opened.artifacts)
+            if what == "plain answer"
+            else annotated(storage, opened.artifacts, url)
+        )
+        setup_testing_defaults(environ)
+        environ["PATH_INFO"] = f"/api/studies/{opened.study._study_id}"
+        size = sum(len(part) for part in made(environ, lambda *told: None))
+    took = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
+    print(json.dumps({**took, "bytes": size, "statements": len(statements)}))
+
+
+def measure_reading(urls: dict[str, str], rounds: int) -> str:
+    """Return a table of what reading takes; the shortest times of some rounds."""
+    lines = [
+        "| | trials | CPU, s | wall, s | MB | statements |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for _ in range(rounds):
+        for trials, url in urls.items():
+            for what in READERS:
+                command = [sys.executable, __file__, "--read", what, "--storage", url]
+                answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                told = json.loads(answer.stdout.splitlines()[-1])
+                found.setdefault((what, trials), []).append(told)
+    for (what, trials), told in sorted(found.items()):
+        cpu, wall = (min(one[name] for one in told) for name in ("cpu_s", "wall_s"))
+        size, statements = told[0]["bytes"] / 1e6, told[0]["statements"]
+        lines.append(
+            f"| {what} | {trials} | {cpu:.2f} | {wall:.2f} | {size:.2f} | {statements:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 # The report
 
 
@@ -397,10 +469,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--port", type=int, default=8471)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--reading", action="store_true")
+    parser.add_argument("--storage", default="", help="where the study is made; else in SQLite")
+    parser.add_argument("--read", choices=READERS, help=argparse.SUPPRESS)
     parser.add_argument("--serve", metavar="URL", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         return serve_plain(arguments.serve)
+    if arguments.read:
+        return read(arguments.read, arguments.storage)
+    if arguments.reading:
+        with tempfile.TemporaryDirectory() as folder:
+            few, many = arguments.trials // REPEATED, arguments.trials
+            made = make_study(Path(folder), few)
+            (Path(folder) / "many").mkdir()
+            urls = {f"{many:,}": repeat(made, Path(folder) / "many", REPEATED, arguments.storage)}
+            urls[f"{few:,}"] = made.url
+            print(measure_reading(urls, arguments.rounds))
+        return None
     from playwright.sync_api import sync_playwright
 
     with tempfile.TemporaryDirectory() as folder:

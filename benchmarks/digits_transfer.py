@@ -13,7 +13,6 @@ The test part is not read. Writes a dated report under ``benchmarks/results/``.
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from autotune.models.layers import layers_of
 from autotune.models.network import build_network
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.studyfile import load_study_file
+from autotune.threads import cores
 from autotune.training.loop import Normalise, Training
 
 SEEDS = (0, 1, 2)
@@ -75,7 +75,7 @@ def best_rate(folder: Path, weights: str, per_class: int) -> str:
 
 
 def main() -> None:
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(cores())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         heads = {lr: over_seeds(folder, "hub", 20, 0, lr) for lr in HEAD_RATES}

@@ -104,14 +104,42 @@ def run_step(context: Context, command: Sequence[str]) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a step and all that it has started: they are one session."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    """End a step and all that it has started: a worker that hangs would keep the GPU."""
+    started = _descendants(process.pid)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=_GRACE_S)
+    # Workers of a launcher have sessions of their own, and end by themselves when it is gone.
+    until = time.monotonic() + _GRACE_S
+    while any(_is_alive(one) for one in started) and time.monotonic() < until:
+        time.sleep(0.1)
+    for one in (process.pid, *filter(_is_alive, started)):
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=_GRACE_S)
-            if number == signal.SIGTERM:
-                time.sleep(0.2)  # for its workers, which end when it is gone
+            os.kill(one, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the processes that one has started, and those that they have."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            fields = path.read_text().rpartition(")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found[1:]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def be_step(text: str) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
+
+from autotune.threads import cores
 
 
 def date_and_machine(*packages: str) -> str:
     """Write date, machine and versions; no GPU is used."""
     return (
-        f"Date: {datetime.now(UTC):%Y-%m-%d}. Machine: {os.cpu_count()} cores, "
+        f"Date: {datetime.now(UTC):%Y-%m-%d}. Machine: {cores()} cores, "
         f"{platform.machine()}, no GPU used. Python {platform.python_version()}, "
         + ", ".join(f"{name} {version(name)}" for name in packages)
         + "."

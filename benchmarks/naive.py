@@ -67,6 +67,7 @@ from autotune.study import record
 from autotune.study.opening import open_existing
 from autotune.study.preparing import prepare_training
 from autotune.study.worker import prepare
+from autotune.threads import cores
 
 HERE = Path(__file__).parent
 ROWS = HERE.parent / "storage" / "naive-rows.jsonl"
@@ -515,7 +516,7 @@ def main() -> None:
         warmup=WARMUP,
         clip_norm=CLIP_NORM,
         seed=0,
-        threads=max(1, (os.cpu_count() or 1) // options.workers),
+        threads=max(1, cores() // options.workers),
         loader_workers=options.loader_workers or 0,
         storage="",
     )

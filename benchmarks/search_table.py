@@ -18,7 +18,6 @@ import hashlib
 import itertools
 import json
 import multiprocessing
-import os
 import platform
 import random
 import tempfile
@@ -44,7 +43,7 @@ from autotune.models.network import Network, build_network
 from autotune.plan import TrialPlan
 from autotune.search.space import Space
 from autotune.study.definition import Definition, define
-from autotune.threads import one_thread
+from autotune.threads import cores, one_thread
 from autotune.training.loop import Normalise, Training
 
 HERE = Path(__file__).parent
@@ -245,7 +244,7 @@ def make_table(params: list[Params], rows: list[dict[str, Any]]) -> Table:
         log_loss[row, : len(found["loss"])] = found["loss"]
     about = {
         "cpu_s": round(sum(row["cpu_s"] for row in rows)),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "machine": f"{cores()} cores, {platform.machine()}",
         "versions": {name: version(name) for name in ("torch", "timm", "optuna")},
         "python": platform.python_version(),
     }

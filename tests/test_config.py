@@ -171,6 +171,7 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "cache.disk_gb": ([(None, None), ("1e2", 100.0), (0.5, 0.5)], [0, -1, "1 GB", True]),
     "cache.memory_gb": ([(None, None), (0, 0.0), (2, 2.0)], [-1, "half", [1, 2]]),
     "cache.features": ([("auto", "auto"), (False, "off")], ["on", True, None, ["auto", "off"]]),
+    "cache.cuda_graphs": ([("auto", "auto"), (False, "off")], ["on", True, None]),
     "storage": ([("sqlite:///a.db", "sqlite:///a.db")], ["", None, 3]),
     "files": ([(None, None), ("/shared", "/shared")], [3]),
 }

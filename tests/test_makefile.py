@@ -98,6 +98,11 @@ def test_the_dashboard_for_others() -> None:
     assert told == ".venv/bin/autotune dashboard 'digits' --port 9000 --public"
 
 
+def test_the_tests_that_need_a_gpu_run_one_after_the_other() -> None:
+    told = make("-o", ".venv/bin/pytest", "test-gpu", "ARGS=-x")
+    assert told == ".venv/bin/python -m pytest -m gpu -x"
+
+
 def test_a_backup_has_a_name_of_its_own() -> None:
     told = make("backup", "STORAGE=postgresql://me:secret@host/db")
     name = r"'storage/backup-\d{8}-\d{6}\.db'"

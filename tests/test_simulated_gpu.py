@@ -101,6 +101,8 @@ def test_what_cuda_takes_of_the_host(gpu: SimulatedGpu) -> None:
     assert there.cpu().numpy().sum() == 6.0
     assert there.cpu().device.type == torch.zeros_like(there, device="cpu").device.type == "cpu"
     assert not torch.zeros_like(there, device="cpu").is_cuda
+    assert there.to("meta").is_meta and torch.ones(2).to("meta").is_meta
+    assert small_network().to("meta")[0].weight.is_meta
     with pytest.raises(torch.AcceleratorError, match="invalid device ordinal"):
         torch.ones(2, device="cuda:1")
 
@@ -292,10 +294,11 @@ def test_memory_gives_out() -> None:
 
 def test_a_neighbor_holds_memory_for_a_while() -> None:
     with simulated_gpu(total_bytes=8 * MIB) as gpu:
-        gpu.memory.crowd(6 * MIB, calls=2)
+        gpu.memory.crowd(6 * MIB)
         with pytest.raises(torch.OutOfMemoryError, match=r"Process \d+ has 6.00 MiB") as caught:
             torch.zeros(4 * MIB, dtype=torch.uint8, device=CUDA)
         assert need_of(caught.value, CUDA).is_crowded
+        gpu.memory.crowd(6 * MIB, calls=1)
         assert torch.cuda.mem_get_info() == (2 * MIB, 8 * MIB)
         assert torch.cuda.mem_get_info() == (8 * MIB, 8 * MIB)
         torch.zeros(4 * MIB, dtype=torch.uint8, device=CUDA)

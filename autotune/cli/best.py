@@ -10,6 +10,7 @@ import yaml
 
 from autotune.cli.console import ExistingArgument, NameOption, Overrides, StorageOption, locate
 from autotune.errors import StudyError
+from autotune.texts import visible
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -69,8 +70,7 @@ def _words(trial: FrozenTrial, named: bool) -> str:
 
 def _in_yaml(values: dict[str, Any], *, lines: bool = False) -> str:
     flow = None if lines else False  # None writes the innermost mappings into one line each
-    return str(
-        yaml.safe_dump(
-            values, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=flow
-        )
+    text: str = yaml.safe_dump(
+        values, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=flow
     )
+    return visible(text)

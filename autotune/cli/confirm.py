@@ -6,7 +6,6 @@ import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +15,7 @@ from autotune.cli.console import (
     Overrides,
     StorageOption,
     console,
+    error_console,
     images_in_words,
     locate,
 )
@@ -40,7 +40,7 @@ def confirm(
     Call it again to go on with what was interrupted, or with more seeds.
     """
     located = locate(study, overrides, name, storage)
-    told = Console(stderr=True, highlight=False, emoji=False)
+    told = error_console(highlight=False)
     with told.status("opening the study") as line:
         from autotune.results.confirm import confirm as confirm_study
         from autotune.results.objective import Objective

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.segment import Segment
+from rich.status import Status
+from rich.style import StyleType
+from rich.table import Table
+from rich.text import Text
 
 from autotune.config import FitConfig, StudyConfig
 from autotune.data.progress import COUNTED
 from autotune.errors import AutotuneError, ConfigError, StudyError, UserError
 from autotune.studyfile import find_study_file, load_study_file
+from autotune.texts import visible
 
 StudyArgument = Annotated[
     str, typer.Argument(help="A preset's name (see 'autotune ls') or the path of a study file.")
@@ -43,26 +49,96 @@ StorageOption = Annotated[
 ]
 
 
+class VisibleConsole(Console):
+    """A console that shows texts and obeys none: neither markup nor escape sequences in them.
+
+    All that autotune writes to a terminal goes through one. What rich itself sends to move the
+    cursor, and styles, are no texts. A text is one line, because a line break in a name would make
+    what follows look like a message of autotune: texts of several lines are printed with
+    :func:`in_lines`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "emoji": False, **options})
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render as rich does, and make visible what would act on the terminal."""
+        for segment in super().render(_in_a_line(renderable), options):
+            if segment.control:
+                yield segment
+            else:
+                yield segment._replace(text=visible(segment.text))
+
+    def status(self, status: RenderableType, **options: Any) -> Status:
+        """Show what goes on, without taking a text for markup."""
+        return _PlainStatus(status, console=self, **options)
+
+
+class _PlainStatus(Status):
+    """A status whose texts are no markup, which rich would make of any string."""
+
+    def __init__(self, status: RenderableType, **options: Any) -> None:
+        super().__init__(Text(status) if isinstance(status, str) else status, **options)
+
+    def update(
+        self,
+        status: RenderableType | None = None,
+        *,
+        spinner: str | None = None,
+        spinner_style: StyleType | None = None,
+        speed: float | None = None,
+    ) -> None:
+        super().update(
+            Text(status) if isinstance(status, str) else status,
+            spinner=spinner,
+            spinner_style=spinner_style,
+            speed=speed,
+        )
+
+
+def _in_a_line(renderable: RenderableType) -> RenderableType:
+    """Return a text with its line breaks written out, a table with those of its cells."""
+    if isinstance(renderable, str):
+        return renderable.replace("\n", "\\n")
+    if isinstance(renderable, Text) and "\n" in renderable.plain:
+        return renderable.blank_copy("\\n").join(renderable.split("\n", allow_blank=True))
+    if isinstance(renderable, Table):  # here already: a column is as wide as its cells
+        for column in renderable.columns:
+            column._cells = [_in_a_line(cell) for cell in column._cells]
+            column.header = _in_a_line(column.header)
+    return renderable
+
+
+def in_lines(text: str) -> Group:
+    """Return what prints a text of several lines, none of which has a name with a line break."""
+    return Group(*map(Text, text.split("\n")))
+
+
 def console() -> Console:
     """Return the console for results."""
-    return Console(soft_wrap=not sys.stdout.isatty(), emoji=False)
+    return VisibleConsole(soft_wrap=not sys.stdout.isatty())
+
+
+def error_console(**options: Any) -> Console:
+    """Return the console for what is told beside results, on standard error."""
+    return VisibleConsole(stderr=True, **options)
 
 
 def plain_console() -> Console:
     """Return a console that writes lines of text, to a notebook too: its output is no terminal."""
-    return Console(soft_wrap=True, emoji=False, force_terminal=False, force_jupyter=False)
+    return VisibleConsole(soft_wrap=True, force_terminal=False, force_jupyter=False)
 
 
 def fail(error: AutotuneError) -> int:
     """Print an error to standard error and return its exit code."""
-    Console(stderr=True, soft_wrap=True, highlight=False, emoji=False).print(
-        f"[bold red]error:[/] {_escape(str(error))}"
-    )
+    shown = error_console(soft_wrap=True, highlight=False)
+    first, *more = str(error).split("\n")
+    shown.print(Text.assemble(("error:", "bold red"), f" {first}"))
+    for line in more:  # no line break of a name makes a message
+        shown.print(Text(line if line.startswith("  ") else f"  {line}"))
     return error.exit_code
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 def load(
@@ -156,6 +232,16 @@ def check_folder(path: Path) -> None:
     there = next(one for one in (absolute, *absolute.parents) if one.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UserError(f"{there} must be a folder that can be written, to write {path}")
+
+
+def tell_own_python(shown: Console, config: StudyConfig) -> None:
+    """Say that a study file runs Python of its own, and from which files."""
+    from autotune.search.own import references
+
+    own = references(config)
+    if own:
+        files = ", ".join(f"{one.path} ({key})" for key, one in own.items())
+        shown.print(Text(f"this study file runs its own Python: {files}"))
 
 
 def images_in_words(step: str, done: int, total: int | None) -> str:

@@ -11,7 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autotune.cli.console import Overrides, check_writable, console, images_in_words, load
+from autotune.cli.console import (
+    Overrides,
+    check_writable,
+    console,
+    error_console,
+    images_in_words,
+    load,
+)
 from autotune.config import StudyConfig
 from autotune.errors import StudyError, disk_full_as_user_error
 from autotune.studyfile import find_study_file
@@ -45,7 +52,7 @@ def info(
     if output is not None:
         check_writable(str(output))
     shown = console()
-    with Console(stderr=True).status("finding the images") as line:
+    with error_console().status("finding the images") as line:
         from autotune.data.census import take_census
         from autotune.data.dataset import Dataset
         from autotune.study.remembered import manifest_of

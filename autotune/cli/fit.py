@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +18,7 @@ from autotune.cli.console import (
     StorageOption,
     check_folder,
     console,
+    error_console,
     images_in_words,
     locate,
 )
@@ -47,7 +47,7 @@ def fit(
     located = locate(study, overrides, name, storage)
     if output is not None:
         check_folder(output)
-    with Console(stderr=True, emoji=False).status("opening the study") as line:
+    with error_console().status("opening the study") as line:
         from autotune.cli.summary import shorten
         from autotune.data.dogs import PUBLICATION as DOGS
         from autotune.data.dogs import leak

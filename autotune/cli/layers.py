@@ -15,7 +15,14 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from autotune.cli.console import NameOption, StorageOption, console, locate
+from autotune.cli.console import (
+    NameOption,
+    StorageOption,
+    VisibleConsole,
+    console,
+    in_lines,
+    locate,
+)
 from autotune.cli.layer_table import (
     EDGELESS,
     print_legend,
@@ -26,10 +33,15 @@ from autotune.cli.layer_table import (
 )
 from autotune.errors import PlanError, StudyError, UserError
 from autotune.formats import MODEL, check_format
+from autotune.yamlfile import LimitError, parse_yaml, read_yaml_text
 
 if TYPE_CHECKING:
     from autotune.models.inspection import TriedPlan
     from autotune.plan import TrialPlan
+
+
+#: Limits a record.json that is read for its plan.
+MAX_JSON_BYTES = 1 << 26
 
 
 def layers(
@@ -89,7 +101,7 @@ def _console() -> Console:
     """Return the console for results; a file has no edge."""
     if sys.stdout.isatty() or os.environ.get("COLUMNS"):
         return console()
-    return Console(soft_wrap=True, width=EDGELESS, emoji=False)
+    return VisibleConsole(soft_wrap=True, width=EDGELESS)
 
 
 # The layers of a backbone
@@ -99,7 +111,7 @@ def _show(
     backbone: str, image_size: int | None, last: int | None, why: bool, as_json: bool
 ) -> None:
     shown = _console()
-    with shown.status(f"looking at {backbone}"):
+    with shown.status(Text(f"looking at {backbone}")):
         from autotune.models.inspection import inspect_layers
 
         inspected = inspect_layers(backbone, image_size)
@@ -120,9 +132,10 @@ def _show(
         Text(
             f"{backbone} at {width}x{height} px: {len(inspected.layers)} layers, "
             f"{in_short(inspected.parameters)} parameters, {in_short(inspected.macs)} "
-            "multiply-accumulates an image\n"
+            "multiply-accumulates an image"
         )
     )
+    shown.print()
     print_table(shown, inspected, chosen)
     shown.print()
     print_legend(shown, inspected, chosen)
@@ -168,10 +181,12 @@ def _of_file(path: Path) -> tuple[TrialPlan, int | None]:
         "prints, the record.json of a fit, or TrialPlan.to_json()"
     )
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values: Any = _parsed(path)
     except OSError as error:
         raise UserError(f"{rule}; cannot read {str(path)!r}: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except LimitError as error:
+        raise UserError(f"{rule}; of {str(path)!r} {error}") from error
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{rule}; {str(path)!r} is neither YAML nor JSON") from error
     values = values if isinstance(values, dict) else {}
     given = values.get("plan", values)
@@ -180,7 +195,6 @@ def _of_file(path: Path) -> tuple[TrialPlan, int | None]:
     check_format({"format": values.get("format"), "autotune": by}, MODEL, str(path))
     try:
         found = TrialPlan.from_json(given)
-        _check_types(found)
     except KeyError as error:
         raise UserError(f"{rule}; {str(path)!r} has no {error}") from error
     except TypeError as error:
@@ -189,22 +203,11 @@ def _of_file(path: Path) -> tuple[TrialPlan, int | None]:
     return found, size
 
 
-def _check_types(plan: TrialPlan) -> None:
-    """Refuse values of a kind that no plan has.
-
-    Raises:
-        TypeError: With the first of them.
-    """
-    fields = {
-        f"layer {index}, {name}": value
-        for index, layer in enumerate(plan.layers, start=1)
-        for name, value in layer.changes().items()
-    }
-    for key, value in {"backbone": plan.backbone, "head.pool": plan.head.pool, **fields}.items():
-        if not isinstance(value, int | float | str) or isinstance(value, bool):
-            raise TypeError(f"{key} must be a number or a word, but got {value!r}")
-    if type(plan.depth) is not int:
-        raise TypeError(f"depth must be a whole number, but got {plan.depth!r}")
+def _parsed(path: Path) -> Any:
+    """Read JSON, which of a fit with many classes is large, or YAML."""
+    if path.suffix.lower() == ".json" and path.stat().st_size <= MAX_JSON_BYTES:
+        return json.loads(path.read_text(encoding="utf-8"))
+    return parse_yaml(read_yaml_text(path))
 
 
 def _draw(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -> None:
@@ -214,7 +217,7 @@ def _draw(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -
         UserError: When the backbone cannot become that.
     """
     shown = _console()
-    with shown.status(f"looking at {plan.backbone}"):
+    with shown.status(Text(f"looking at {plan.backbone}")):
         from autotune.models.inspection import try_plan
         from autotune.results.picture import as_text, rows
 
@@ -227,8 +230,9 @@ def _draw(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -
         values = {"plan": plan.to_json(), "layers": [asdict(row) for row in picture]}
         typer.echo(json.dumps(values, indent=2))
         return
-    shown.print(Text(f"{plan.backbone}, {source}: {plan.in_words()}\n"))
-    shown.print(Text(as_text(picture)))
+    shown.print(Text(f"{plan.backbone}, {source}: {plan.in_words()}"))
+    shown.print()
+    shown.print(in_lines(as_text(picture)))
     shown.print()
     for line in _counts(plan, tried):
         shown.print(Text(line))

@@ -13,7 +13,7 @@ from typing import Annotated, TextIO
 import typer
 from rich.console import Console
 
-from autotune.cli.console import check_writable
+from autotune.cli.console import check_writable, error_console
 from autotune.errors import AutotuneError, disk_full_as_user_error
 
 ModelArgument = Annotated[
@@ -38,18 +38,23 @@ def predict(
     """Write the classes of images and their probabilities as CSV."""
     if output != "-":
         check_writable(output)
-    told = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+    told = error_console(soft_wrap=True, highlight=False)
     # Beside a table on the terminal a moving line would be in the way.
-    moving = Console(stderr=True, quiet=output == "-" and sys.stdout.isatty())
+    moving = error_console(quiet=output == "-" and sys.stdout.isatty())
     with moving.status("loading the model") as line:
         from autotune.data.folders import printable
         from autotune.results.model import load_model
         from autotune.results.prediction import columns, find_images, predict_files, row
         from autotune.study.devices import find_device
+        from autotune.threads import keep_to_cores
+        from autotune.training.precision import set_float32_precision
 
         paths = find_images(images)
         loaded = load_model(model)
-        loaded.to(find_device())
+        keep_to_cores()
+        device = find_device()
+        set_float32_precision(device)
+        loaded.to(device)
         unreadable = []
         with _table(output, told) as stream:
             writer = csv.writer(stream, lineterminator="\n")

@@ -13,6 +13,7 @@ from autotune.cli.console import (
     StudyArgument,
     console,
     load_checked,
+    tell_own_python,
 )
 
 
@@ -48,6 +49,7 @@ def run(
     from autotune.cli.view import make_view
 
     shown = console()
+    tell_own_python(shown, config)
     with make_view(shown, config) as view:
         # Within the view, which says what is going on: this imports torch.
         from autotune.study.launcher import run_study

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from autotune.cli.console import (
     NameOption,
     Overrides,
     StorageOption,
     StudyArgument,
     console,
+    error_console,
     images_in_words,
     load_checked,
+    tell_own_python,
 )
 
 
@@ -23,11 +23,12 @@ def validate(
 ) -> None:
     """Check a study file, its images, its backbones and their weights; write nothing."""
     config = load_checked(study, overrides, name, storage)
+    shown = console()
+    tell_own_python(shown, config)
     from autotune.search.dimensions import in_words
     from autotune.study.definition import define
 
-    shown = console()
-    with Console(stderr=True).status("looking at what the file names") as line:
+    with error_console().status("looking at what the file names") as line:
         definition = define(
             config,
             progress=lambda *done: line.update(images_in_words(*done)),

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from autotune.cli.console import images_in_words
+from autotune.cli.console import images_in_words, in_lines
 from autotune.config import StudyConfig
 from autotune.data.progress import COUNTED
 from autotune.errors import UserError
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 #: Without a terminal, how often a line says how far a long step before the study is.
 IMAGES_SHOWN_S = 10.0
+#: Events that tell of the end of a worker.
+_ENDS = ("exit", "sick", "no device")
+#: The state of a worker whose GPU cannot be used.
+_NO_DEVICE = "its GPU cannot be used"
 
 
 class View(Protocol):
@@ -166,7 +170,7 @@ class State:
     def _update_worker(self, worker: _Worker, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "ready":
-            worker.device, worker.state = event["device"], "ready"
+            worker.device, worker.state = _device(event), "ready"
             self.step = ""
         elif kind == "start":
             worker.trial, worker.plan = event["trial"], event["plan"]
@@ -179,7 +183,9 @@ class State:
             self._read_scores()
         elif kind == "waiting":
             worker.state = "waiting for the other trials"
-        elif kind == "exit":
+        elif kind == "no device":
+            worker.state = _NO_DEVICE
+        elif kind == "exit" and worker.state != _NO_DEVICE:
             worker.state = "replaced" if event.get("replaced") else "ended"
 
     def _read_scores(self) -> None:
@@ -235,8 +241,13 @@ class State:
                 f"worker {event['worker']} dies at everything and is not started again; its log "
                 f"is {event['log']}"
             )
+        if event["event"] == "no device":
+            return f"worker {event['worker']} is not started again: {event['message']}"
         code = event["code"]
-        if code == 0 or self.stopping:
+        told = event["worker"] in self.workers and (
+            self.workers[event["worker"]].state == _NO_DEVICE
+        )
+        if code == 0 or self.stopping or told:
             return ""
         if code is None:
             how = "was lost"
@@ -278,6 +289,12 @@ class State:
         return text
 
 
+def _device(event: dict[str, Any]) -> str:
+    """Name the device of a worker as short as tells it from the others."""
+    gpu = str(event.get("gpu", "")).partition(" (")[0]
+    return f"{event['device'].removeprefix('NVIDIA ')} {gpu}".strip()
+
+
 def duration(seconds: float | None) -> str:
     """Write a duration as minutes and seconds, of an hour or more as hours, minutes, seconds."""
     if seconds is None:
@@ -298,8 +315,8 @@ class LiveView:
     def __call__(self, event: dict[str, Any]) -> None:
         """Take in one event and redraw."""
         self._state.update(event)
-        if event["event"] in ("exit", "sick") and (line := self._state.obituary(event)):
-            self._live.console.print(line, highlight=False)
+        if event["event"] in _ENDS and (line := self._state.obituary(event)):
+            self._live.console.print(in_lines(line), highlight=False)
         if event["event"] == "left out":
             self._live.console.print(Text(self._state.left_out(event)))
         if event["event"] == "opened":
@@ -354,7 +371,7 @@ class PlainView:
         self._state.update(event)
         line = self._line(event)
         if line:
-            self._console.print(Text(line))
+            self._console.print(in_lines(line))
 
     def _line(self, event: dict[str, Any]) -> str:
         state = self._state
@@ -373,7 +390,8 @@ class PlainView:
             line = f"study {state.config.name}: {state.counts()}; {state.scores()}"
             return "\n".join([line, *state.start(event)])
         if kind == "ready":
-            return f"worker {event['worker']} is ready on {event['device']}"
+            on = ", ".join(event[key] for key in ("device", "gpu") if event.get(key))
+            return f"worker {event['worker']} is ready on {on}"
         if kind == "end":
             worker = state.workers[event["worker"]]
             ended = f"{event['state']} {state.show(event['value'])}".strip()
@@ -381,7 +399,7 @@ class PlainView:
                 f"trial {event['trial']}: {ended} | {worker.plan} | {state.scores()} | "
                 f"{state.counts()} | time left {duration(state.time_left_s())}"
             )
-        if kind in ("exit", "sick"):
+        if kind in _ENDS:
             return state.obituary(event)
         return state.step if kind in ("stopping", "pending") else ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from autotune.cli.console import console
 
@@ -32,7 +33,7 @@ def fetch(
     from autotune.models.backbone import fetch_weights
 
     for name in backbones:
-        with shown.status(f"fetching the weights of {name}"):
+        with shown.status(Text(f"fetching the weights of {name}")):
             path = fetch_weights(name)
         shown.print(
             f"{name}: {path or 'in the cache of the hub'}", highlight=False, soft_wrap=True

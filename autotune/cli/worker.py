@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import zlib
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +20,8 @@ from autotune.cli.console import (
     images_in_words,
     locate,
 )
+from autotune.interpreter import prefer_gpu_settings
+from autotune.texts import VisibleFormatter
 
 
 def worker(
@@ -36,6 +39,7 @@ def worker(
 ) -> None:
     """Attach one more worker to a study that 'autotune run' has made."""
     located = locate(study, overrides, name, storage)
+    prefer_gpu_settings(os.environ)  # torch may read them when it is imported
     from autotune.data.opening import fetch_source
     from autotune.results.objective import Objective
     from autotune.study.opening import await_existing
@@ -56,13 +60,16 @@ def worker(
             opened.config().dataset,
             lambda step, done, total: line.update(images_in_words(step, done, total)),
         )
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    told = logging.StreamHandler()
+    told.setFormatter(VisibleFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[told])
     finished = 0
 
     def emit(event: dict[str, Any]) -> None:
         nonlocal finished
         if event["event"] == "ready":
-            shown.print(f"ready on {event['device']}", highlight=False)
+            on = ", ".join(event[key] for key in ("device", "gpu") if event[key])
+            shown.print(f"ready on {on}", highlight=False)
         elif event["event"] == "waiting":
             shown.print("waiting for the trials of the other workers", highlight=False)
         elif event["event"] == "start":
@@ -72,12 +79,13 @@ def worker(
             value = "" if event["value"] is None else f" {objective.show(event['value'])}"
             shown.print(f"trial {event['trial']}: {event['state']}{value}", highlight=False)
 
+    called = worker_name(os.getpid(), 0)
     job = Job(
         study=located.name,
         storage=located.storage,
         files=files or located.files,
-        worker=worker_name(os.getpid(), 0),
-        index=os.getpid() % 997,
+        worker=called,
+        index=zlib.crc32(called.encode()) % 997,  # no two draw the same
         workers=1,
         threads=0,
         log="(this terminal)",

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from autotune.threads import CONTROL_GROUPS, control_groups
+
 #: Of the memory of the machine, the share that all workers together may fill where the study file
 #: does not say: the networks need theirs, and the system keeps files in the rest.
 SHARE = 0.25
-_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def share_of_memory(workers: int) -> int:
@@ -25,7 +26,7 @@ def machine_bytes() -> int:
     addresses, _ = resource.getrlimit(resource.RLIMIT_AS)
     limited = [] if addresses == resource.RLIM_INFINITY else [addresses]
     with suppress(OSError):  # not Linux
-        limited += _of_groups(Path("/proc/self/cgroup").read_text(), _CGROUPS)
+        limited += _of_groups(Path("/proc/self/cgroup").read_text(), CONTROL_GROUPS)
     return min(physical, *limited) if limited else physical
 
 
@@ -36,16 +37,7 @@ def _of_groups(membership: str, root: Path) -> Iterator[int]:
         membership: What ``/proc/self/cgroup`` says: hierarchy, controllers and path in each line.
         root: Where the groups are mounted.
     """
-    for line in membership.splitlines():
-        _, controllers, path = line.split(":", 2)
-        top, name = root, "memory.max"
-        if controllers:
-            top, name = root / "memory", "memory.limit_in_bytes"
-            if "memory" not in controllers.split(","):
-                continue
-        group = top / path.strip("/")
-        for folder in (group, *group.parents):
-            with suppress(OSError, ValueError):  # none here, or "max"
-                yield int((folder / name).read_text())
-            if folder == top:
-                break
+    names = {1: "memory.limit_in_bytes", 2: "memory.max"}
+    for folder, version in control_groups(membership, root, "memory"):
+        with suppress(OSError, ValueError):  # none here, or "max"
+            yield int((folder / names[version]).read_text())

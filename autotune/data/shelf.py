@@ -22,8 +22,9 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ WAIT_SHOWN_S = 10.0
 #: Of what is free or taken by entries, the share that they may take where no limit is given.
 SHARE = 0.5
 _UNFINISHED = ".tmp-"
+#: Where the entries are noted that this process makes, see :func:`noting_entries`.
+_NOTED: ContextVar[list[Path] | None] = ContextVar("noted entries", default=None)
 #: Pauses before what was removed is made again: removing a large cache takes seconds.
 _PAUSES_S = (0.1, 0.3, 1.0, 3.0)
 
@@ -166,6 +169,23 @@ class Shelf:
         kept, _ = _census(below)
         return sorted(one.home.relative_to(self.folder).as_posix() for one in kept)
 
+    def take_back(self, homes: Iterable[Path]) -> None:
+        """Remove entries, apart from those that another process uses by now.
+
+        Args:
+            homes: Their folders.
+        """
+        for home in homes:
+            with _unused(home) as ours:
+                if ours:
+                    _remove(home)
+                    _lock_of(home).unlink(missing_ok=True)
+        room = self.folder / ".room"
+        if _lock_of(room).exists() and not self.known():
+            with _lock_now(room) as ours:
+                if ours:
+                    _lock_of(room).unlink(missing_ok=True)
+
     def room(self, needed_bytes: int, what: str = "arrays") -> None:
         """Drop what has not been used for longest until there is room.
 
@@ -196,7 +216,7 @@ class Shelf:
     ) -> None:
         """Write into a temporary folder and give it its name when it is whole."""
         for left_over in home.parent.glob(f"{home.name}{_UNFINISHED}*"):
-            shutil.rmtree(left_over, ignore_errors=True)  # the lock is ours: nobody's now
+            _clear(left_over)  # the lock is ours: nobody's now
         _remove(home)
         temporary = _unfinished(home)
         writer = Writer(temporary)
@@ -214,6 +234,8 @@ class Shelf:
             mark_checked(temporary, record["arrays"])
             (temporary / NEEDED).unlink()
             os.replace(temporary, home)
+            if (noted := _NOTED.get()) is not None:
+                noted.append(home)
         except BaseException:
             with self._room_lock(what):  # goes as well when it fails
                 raise
@@ -254,6 +276,17 @@ class Shelf:
                 _remove(one.home)
                 _lock_of(one.home).unlink(missing_ok=True)
                 logger.info("%s: dropped for want of room (%s)", one.home, _megabytes(one.bytes))
+
+
+@contextmanager
+def noting_entries() -> Iterator[list[Path]]:
+    """Note the folders of the entries that this process makes for as long as the context lasts."""
+    noted: list[Path] = []
+    token = _NOTED.set(noted)
+    try:
+        yield noted
+    finally:
+        _NOTED.reset(token)
 
 
 @dataclass(frozen=True)
@@ -313,7 +346,8 @@ def _unused(home: Path) -> Iterator[bool]:
 def _lock_now(home: Path) -> Iterator[bool]:
     """Hold the lock of an entry, if it can be had without waiting."""
     lock = FileLock(_lock_of(home))
-    with suppress(Timeout, PermissionError):  # the second: another user's
+    # Another user's, or a folder in its place.
+    with suppress(Timeout, PermissionError, IsADirectoryError):
         lock.acquire(timeout=0)
     try:
         yield lock.is_locked
@@ -340,7 +374,16 @@ def _remove(home: Path) -> None:
     """Remove a folder so that no part of it is ever seen under its name."""
     with suppress(FileNotFoundError):
         os.replace(home, _unfinished(home))
-    shutil.rmtree(_unfinished(home), ignore_errors=True)
+    _clear(_unfinished(home))
+
+
+def _clear(path: Path) -> None:
+    """Remove a folder, or what somebody has put in its place."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _unfinished(home: Path) -> Path:
@@ -360,6 +403,8 @@ def _locked(home: Path, what: str) -> Iterator[None]:
     try:
         try:
             home.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():  # a folder in its place is nobody's lock
+                _clear(path)
             _acquire(lock, what)
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise UserError(

@@ -28,6 +28,8 @@ COLUMNS = {
     "group": ("group", "group_id"),
 }
 _NEEDED = ("path", "label")
+#: Limits a cell: no system has longer paths.
+MAX_CHARACTERS = 32_768
 _SHOWN = 5
 _THREADS = 16
 _CHUNK = 1000
@@ -64,6 +66,7 @@ def read_table(path: str, progress: Progress = silent) -> tuple[ImageFile, ...]:
         DatasetError: With everything that is wrong with the table.
     """
     table = _columns(path, _load(path))
+    _check_lengths(path, table)
     folder = os.path.dirname(path)
     places = [None if one is None else _place(folder, one) for one in table["path"]]
     # by number: pandas' own strings are all UTF-8, and names of files need not be
@@ -110,6 +113,21 @@ def _load(path: str) -> pd.DataFrame:
     except (ValueError, pd.errors.ParserWarning) as error:  # and kinds of them
         reason = str(error).strip().splitlines()[0]
         raise DatasetError(f"{path} must be a table, but cannot be read: {reason}") from error
+
+
+def _check_lengths(path: str, table: pd.DataFrame) -> None:
+    """Refuse cells that are no names, before one of them is quoted.
+
+    Raises:
+        DatasetError: With the lines.
+    """
+    for role in table.columns:
+        long = table[role].map(lambda text: text is not None and len(text) > MAX_CHARACTERS)
+        if long.any():
+            raise DatasetError(
+                f"a {role} must have at most {MAX_CHARACTERS:,} characters, but {path} has longer "
+                f"ones ({_lines(table.index[long])}); is a quotation mark not closed?"
+            )
 
 
 def _dialect(path: str) -> tuple[str, str]:
@@ -281,5 +299,5 @@ def _lines(index: pd.Index) -> str:
 
 def _quoted(names: Iterable[str]) -> str:
     every = list(names)
-    text = ", ".join(repr(printable(name)) for name in every[:20])
+    text = ", ".join(repr(printable(name[:200])) for name in every[:20])
     return text + (f" and {len(every) - 20} more" if len(every) > 20 else "")

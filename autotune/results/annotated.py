@@ -14,14 +14,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from optuna.artifacts import FileSystemArtifactStore
+from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.study import Study
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard import wsgi
+from optuna_dashboard._inmemory_cache import InMemoryCache, _CachedExtraStudyProperty
 
+from autotune.errors import FormatError
+from autotune.garbage import collector_paused
 from autotune.results.attributes import of_study, of_trial
-from autotune.results.notes import Setting, study_note, trial_note
+from autotune.results.notes import Setting, shown_as_text, study_note, trial_note
 from autotune.study import record
+from autotune.texts import one_line
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -41,7 +46,7 @@ def annotated(
         url: URL of the storage; a password in it is left out.
     """
     bottle = wsgi(storage, artifact_store=artifacts)
-    bottle.install(_Annotations(storage, url))
+    bottle.install(_Annotations(storage, url, bottle._inmemory_cache))
     app: WSGIApplication = bottle
     return app
 
@@ -61,15 +66,50 @@ class _Beside:
         return _Beside(trial_note(trial, setting), numeric, _listed(attributes))
 
 
+class _SearchSpaces(_CachedExtraStudyProperty):  # type: ignore[misc]
+    """The search spaces of a study's trials, of which each is looked at once.
+
+    optuna-dashboard compares every parameter of a trial with every parameter known so far, for all
+    trials, and again for every answer where none of them is unfinished. The trials of a study of
+    ours have the same distributions, which ``storage/trials.py`` shares, and a second trial with
+    them adds nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ended: set[int] = set()
+        self._compared: dict[tuple[tuple[str, int], ...], dict[str, BaseDistribution]] = {}
+
+    def update(self, trials: list[FrozenTrial]) -> None:
+        """Look at the trials that are new, or had not ended."""
+        for trial in reversed(trials):
+            if trial._trial_id in self._ended:
+                continue
+            if trial.state.is_finished():
+                self._ended.add(trial._trial_id)
+            self._update_user_attrs(trial)
+            if trial.state != TrialState.FAIL:
+                self._update_intermediate_values(trial)
+                self._update_search_space(trial)
+
+    def _update_search_space(self, trial: FrozenTrial) -> None:
+        # Kept, because another distribution could have the id of one that is gone.
+        key = tuple((name, id(found)) for name, found in trial.distributions.items())
+        if key not in self._compared:
+            self._compared[key] = trial.distributions
+            super()._update_search_space(trial)
+
+
 class _Annotations:
     """A plug-in of Bottle, which gets answers before they become text: 17 MB of 2,000 trials."""
 
     name = "annotations"
     api = 2
 
-    def __init__(self, storage: BaseStorage, url: str) -> None:
+    def __init__(self, storage: BaseStorage, url: str, cache: InMemoryCache) -> None:
         self._storage = storage
         self._url = url
+        self._cache = cache
         self._lock = threading.Lock()
         self._known: dict[tuple[int, float | None], _Beside] = {}
 
@@ -79,9 +119,18 @@ class _Annotations:
             return answer
 
         def annotated_answer(study_id: int) -> Any:
-            shown = answer(study_id)
-            if "trials" in shown:  # no error
-                self._annotate(study_id, shown)
+            with self._cache._cached_extra_study_property_cache_lock:
+                spaces = self._cache._cached_extra_study_property_cache
+                spaces.setdefault(study_id, _SearchSpaces())
+            with collector_paused():
+                shown = answer(study_id)
+                if "trials" in shown:  # no error
+                    try:
+                        self._annotate(study_id, shown)
+                    except (
+                        FormatError
+                    ) as error:  # optuna-dashboard shows such a study all the same
+                        _fill_in(shown, shown_as_text(str(error)))
             return shown
 
         return annotated_answer
@@ -91,6 +140,7 @@ class _Annotations:
         attributes = study.user_attrs
         if record.DEFINITION not in attributes:  # not a study of ours
             return
+        record.check_version(study)
         beside = self._beside(study)
         _fill_in(shown, study_note(study, self._url))
         shown["user_attrs"] = _listed(of_study(attributes))
@@ -125,7 +175,9 @@ def _fill_in(shown: dict[str, Any], note: str) -> None:
 
 
 def _listed(attributes: Mapping[str, str | float]) -> list[dict[str, str]]:
-    return [{"key": key, "value": str(value)} for key, value in attributes.items()]
+    return [
+        {"key": one_line(key), "value": one_line(str(value))} for key, value in attributes.items()
+    ]
 
 
 def _columns(found: Iterable[_Beside]) -> list[dict[str, Any]]:
@@ -134,4 +186,4 @@ def _columns(found: Iterable[_Beside]) -> list[dict[str, Any]]:
     for one in found:
         for key, numeric in one.numeric.items():
             columns[key] = columns.get(key, True) and numeric
-    return [{"key": key, "sortable": numeric} for key, numeric in columns.items()]
+    return [{"key": one_line(key), "sortable": numeric} for key, numeric in columns.items()]

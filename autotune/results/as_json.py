@@ -22,6 +22,7 @@ from autotune.results.verdict import Verdict
 from autotune.search import ranking
 from autotune.storage.url import redact
 from autotune.study import record
+from autotune.texts import escaped
 
 #: Raised when a key gets another meaning or goes; further keys do not raise it.
 FORMAT = 1
@@ -62,7 +63,8 @@ def render_json(study: Study, storage_url: str = "") -> str:
         study: The study, at any stage.
         storage_url: URL of the storage. A password in it is left out.
     """
-    return json.dumps(_document(study, storage_url), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(_document(study, storage_url), indent=2, ensure_ascii=False)
+    return escaped(text) + "\n"
 
 
 def _document(study: Study, storage_url: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ _LEFT_OUT = frozenset(
     {
         *(record.PLAN, record.COSTS, record.METRICS, record.DEVIATIONS, record.RETRIES),
         *(record.CLAIMED, record.HELD, record.LOSSES, record.RESUMED, record.FAILED_PLAN),
-        *(record.DEVICE_MEMORY_MB, record.THREADS),
+        *(record.DEVICE_MEMORY_MB, record.THREADS, record.COMPUTE),
     }
 )
 #: Of a study: what its note says, or only autotune needs.
@@ -28,7 +28,8 @@ _LEFT_OUT_OF_STUDY = frozenset(
     {
         *(record.DEFINITION, record.BUDGET, record.CACHE, record.ENDED, record.DATASET),
         *(record.SPLIT, record.SURVEY, record.BACKBONES, record.SPACE, record.OWN),
-        *(record.CONFIRMED, record.WARM_START, record.PRECISION, record.ENVIRONMENT),
+        *(record.CONFIRMED, record.WARM_START, record.PRECISION, record.FLOAT32),
+        *(record.ENVIRONMENT, record.FORMAT, record.FIT, record.UUID),
     }
 )
 #: Digits that are shown of a number that was measured.
@@ -62,6 +63,8 @@ def of_study(stored: Mapping[str, Any]) -> dict[str, str | float]:
     for backbone, devices in stored.get(record.PRECISION, {}).items():
         for device, precision in devices.items():
             shown[f"precision of {backbone} on {device}"] = str(precision)
+    for device, precision in stored.get(record.FLOAT32, {}).items():
+        shown[f"float32 on {device}"] = str(precision)
     return shown | {
         key: _short(value)
         for key, value in stored.items()

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from autotune.models.backbone import SHIPPED, Backbone
 from autotune.plan import TrialPlan
 from autotune.results.model import write_text
+from autotune.texts import as_cell, visible
 
 CARD, MATRIX = "README.md", "confusion_matrix.csv"
 #: Classes whose recall is listed; the matrix beside the card has those of all.
@@ -61,9 +62,9 @@ def write_card(folder: Path, record: Mapping[str, Any], matrix: npt.NDArray[np.i
     """
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["true \\ predicted", *record["classes"]])
+    writer.writerow(["true \\ predicted", *map(as_cell, record["classes"])])
     for name, row in zip(record["classes"], matrix.tolist(), strict=True):
-        writer.writerow([name, *row])
+        writer.writerow([as_cell(name), *row])
     write_text(folder / MATRIX, table.getvalue())
     write_text(folder / CARD, model_card(record, matrix))
 
@@ -262,4 +263,5 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 def _plain(text: str) -> str:
     """Take from a name what Markdown would read as its own, line ends among it."""
     spaced = " ".join(text.split())
-    return "".join(f"\\{one}" if one in "\\`*_{}[]<>#|!" else one for one in spaced)
+    special = "\\`*_{}[]<>#|!"
+    return visible("".join(f"\\{one}" if one in special else one for one in spaced))

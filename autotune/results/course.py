@@ -15,6 +15,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.results.objective import Objective
+from autotune.results.study_results import StudyResults
 from autotune.results.style import (
     BLUE,
     GREEN,
@@ -26,6 +27,13 @@ from autotune.results.style import (
     is_finite,
     label_axes,
     new_figure,
+)
+from autotune.results.thinning import (
+    MOST_BARS,
+    MOST_CURVES,
+    MOST_POINTS,
+    count_in_words,
+    thin,
 )
 from autotune.search import ranking
 from autotune.study import record
@@ -41,22 +49,30 @@ _STATES = {
 }
 
 
-def history_figure(study: Study) -> go.Figure | None:
+def history_figure(study: Study | StudyResults) -> go.Figure | None:
     """Draw the value of every trial, the best so far and the baseline.
 
     Args:
         study: The study.
     """
-    objective = Objective.of(study)
-    trials = study.get_trials(deepcopy=False)
-    several = record.has_several(study.user_attrs)
+    results = StudyResults.of(study)
+    objective, trials = results.objective, results.trials
+    several = results.has_several_backbones
     complete = [one for one in trials if is_finite(one, TrialState.COMPLETE)]
     if not complete:
         return None
     figure = new_figure()
+    allowed = [one for one in complete if not ranking.is_infeasible(one)]
     pruned = [
         one for one in trials if is_finite(one, TrialState.PRUNED) and not record.is_untrained(one)
     ]
+    total = len(complete) + len(pruned)
+    if total > MOST_POINTS:
+        allowed = _improvements(allowed, objective)
+        improved = {one.number for one in allowed}
+        pruned = thin(results, pruned, MOST_POINTS * len(pruned) // total)
+        complete = thin(results, complete, MOST_POINTS * len(complete) // total, improved)
+    drawn_of = count_in_words(len(complete) + len(pruned), total)
     # Those within sight first: the legend has the symbol of the first.
     pruned = _nearest_first(pruned, objective)
     values = [value for one in pruned if (value := record.metric_of(one)) is not None]
@@ -89,7 +105,6 @@ def history_figure(study: Study) -> go.Figure | None:
                 ),
             )
     last = trials[-1].number
-    allowed = [one for one in complete if not ranking.is_infeasible(one)]
     if allowed:
         so_far = _running_best(allowed, objective)
         figure.add_scatter(
@@ -100,7 +115,7 @@ def history_figure(study: Study) -> go.Figure | None:
             line={"color": ORANGE, "width": 2, "shape": "hv"},
             hoverinfo="skip",
         )
-    baseline = record.baseline_of(trials)
+    baseline = results.baseline
     if baseline is not None:
         figure.add_scatter(
             x=[0, max(last, 1)],
@@ -110,7 +125,7 @@ def history_figure(study: Study) -> go.Figure | None:
             line={"color": PURPLE, "width": 2, "dash": "dash"},
             hovertemplate=hover("baseline", objective),
         )
-    label_axes(figure, "trial", objective)
+    label_axes(figure, f"trial{drawn_of}", objective)
     return figure
 
 
@@ -134,18 +149,21 @@ def _up_to_sight(
     return [min(value, max(complete) + room) for value in values]
 
 
-def curves_figure(study: Study) -> go.Figure | None:
+def curves_figure(study: Study | StudyResults) -> go.Figure | None:
     """Draw the objective of every trial after each epoch.
 
     Args:
         study: The study.
     """
-    objective = Objective.of(study)
-    trials = [one for one in study.get_trials(deepcopy=False) if one.intermediate_values]
-    if not trials:
+    results = StudyResults.of(study)
+    objective = results.objective
+    curved = [one for one in results.trials if one.intermediate_values]
+    if not curved:
         return None
-    best = ranking.best_of(trials, objective.direction)
-    baseline = record.baseline_of(trials)
+    best = ranking.best_of(curved, objective.direction)
+    baseline = record.baseline_of(curved)
+    running = {one.number for one in curved if one.state == TrialState.RUNNING}
+    trials = thin(results, curved, MOST_CURVES, running)
     figure = new_figure()
     groups = (
         ("pruned", {"color": GREY, "width": 0.8}, 0.7),
@@ -169,26 +187,30 @@ def curves_figure(study: Study) -> go.Figure | None:
     if best is not None and best is not baseline:
         line = {"color": ORANGE, "width": 3.5}
         _add_curves(figure, f"best (trial {best.number})", [best], line, objective)
-    label_axes(figure, "epoch", objective)
+    label_axes(figure, f"epoch{count_in_words(len(trials), len(curved))}", objective)
     # Whole epochs only; a short training would be given ticks at halves.
-    epochs = max(max(one.intermediate_values) for one in trials)
+    epochs = max(max(one.intermediate_values) for one in curved)
     figure.update_xaxes(range=[0.8, epochs + 0.2], dtick=1 if epochs <= 12 else None)
     return figure
 
 
-def timeline_figure(study: Study) -> go.Figure | None:
+def timeline_figure(study: Study | StudyResults) -> go.Figure | None:
     """Draw who did what when: a lane per worker, a bar per trial.
 
     Args:
         study: The study.
     """
-    trials = [one for one in study.get_trials(deepcopy=False) if one.datetime_start]
-    now = last_moment(trials)
+    results = StudyResults.of(study)
+    started = [one for one in results.trials if one.datetime_start]
+    now = last_moment(started)
     if now is None:
         return None
+    # The last ones without a gap: with every tenth, workers would look idle.
+    running = [one for one in started[:-MOST_BARS] if one.state == TrialState.RUNNING]
+    trials = [*running, *started[-MOST_BARS:]]
     begin = min(one.datetime_start for one in trials if one.datetime_start)
     least = (now - begin).total_seconds() / 500  # a bar one can see
-    superseded = record.superseded(trials)
+    superseded = results.superseded
     lanes = sorted({_lane(one) for one in trials}, reverse=True)
     figure = new_figure()
     for name, (colour, pattern) in _STATES.items():
@@ -213,6 +235,8 @@ def timeline_figure(study: Study) -> go.Figure | None:
         )
     figure.update_layout(barmode="overlay", bargap=0.35, height=110 + 42 * len(lanes))
     figure.update_xaxes(type="date")
+    if drawn_of := count_in_words(len(trials), len(started)):
+        figure.update_xaxes(title=f"the newest trials{drawn_of}")
     figure.update_yaxes(categoryorder="array", categoryarray=lanes, showgrid=False)
     return figure
 
@@ -265,6 +289,15 @@ def _duration_s(trial: FrozenTrial, now: datetime) -> float:
 
 def _lane(trial: FrozenTrial) -> str:
     return escape(str(trial.user_attrs.get(record.WORKER, "unknown worker")))
+
+
+def _improvements(complete: Sequence[FrozenTrial], objective: Objective) -> list[FrozenTrial]:
+    """Return the trials that were better than all before them."""
+    found: list[FrozenTrial] = []
+    for one, best in zip(complete, _running_best(complete, objective), strict=True):
+        if not found or best != found[-1].values[0]:
+            found.append(one)
+    return found
 
 
 def _running_best(complete: Sequence[FrozenTrial], objective: Objective) -> list[float]:

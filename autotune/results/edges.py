@@ -22,7 +22,8 @@ from optuna.trial import FrozenTrial
 from pydantic import ValidationError
 
 from autotune.config import SpaceConfig
-from autotune.results.parameters import has_meaning, space_of
+from autotune.results.parameters import has_meaning
+from autotune.results.study_results import StudyResults
 from autotune.study import record
 
 
@@ -45,7 +46,7 @@ class Edge:
     can_be_widened: bool
 
 
-def edges_of_space(study: Study, trial: FrozenTrial) -> tuple[Edge, ...]:
+def edges_of_space(study: Study | StudyResults, trial: FrozenTrial) -> tuple[Edge, ...]:
     """Find the parameters that say: look further out.
 
     A number is at the edge within 5 % of the range (in decades where the range is logarithmic);
@@ -55,9 +56,10 @@ def edges_of_space(study: Study, trial: FrozenTrial) -> tuple[Edge, ...]:
         study: The study.
         trial: Its best trial.
     """
-    space = space_of(study)
-    layers = len(record.layers_of(study.user_attrs, record.plan_of(trial)))
-    epochs = study.user_attrs.get(record.DEFINITION, {}).get("training", {}).get("epochs", 0)
+    results = StudyResults.of(study)
+    space = results.space
+    layers = len(record.layers_of(results.attributes, record.plan_of(trial)))
+    epochs = results.attributes.get(record.DEFINITION, {}).get("training", {}).get("epochs", 0)
     # What bounds them is not a rule of the key: the backbone, the rest of the study file.
     most = {"depth": layers, "training.head_epochs": epochs - 1}
     edges = []

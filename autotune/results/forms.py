@@ -17,6 +17,7 @@ from autotune.results.report import render_report
 from autotune.results.writing import write_whole
 from autotune.storage.layout import REPORT_FORMS
 from autotune.storage.url import redact
+from autotune.texts import as_cell
 
 if TYPE_CHECKING:
     from autotune.study.opening import OpenStudy
@@ -96,9 +97,18 @@ def render(study: Study, form: str, storage_url: str = "") -> bytes:
         "html": lambda: render_report(study, storage_url),
         "md": lambda: render_markdown(study, storage_url),
         "json": lambda: render_json(study, storage_url),
-        "csv": lambda: trials_frame(study).to_csv(index=False, lineterminator="\n"),
+        "csv": lambda: _csv(study),
     }[form]()
     return text.encode()
+
+
+def _csv(study: Study) -> str:
+    """Write the table for spreadsheets too: no text in it is taken for a formula."""
+    frame = trials_frame(study)
+    for name in frame.columns:
+        if frame[name].dtype == "string":
+            frame[name] = frame[name].map(as_cell, na_action="ignore")
+    return str(frame.rename(columns=as_cell).to_csv(index=False, lineterminator="\n"))
 
 
 def _parquet(study: Study) -> bytes:

@@ -22,6 +22,7 @@ from autotune.results.answer import (
     headline,
     notes,
 )
+from autotune.results.computing import computing_of
 from autotune.results.front import front_of
 from autotune.results.objective import Objective
 from autotune.results.picture import as_text, rows
@@ -31,6 +32,7 @@ from autotune.results.table import Row, cost_names, failures_of, table_of
 from autotune.search import ranking
 from autotune.study import record
 from autotune.study.limits import NOUNS
+from autotune.texts import visible
 
 #: Trials in the table.
 BEST_SHOWN = 10
@@ -45,7 +47,7 @@ def render_markdown(study: Study, storage_url: str = "") -> str:
         study: The study, at any stage.
         storage_url: URL of the storage, for the commands. A password in it is left out.
     """
-    return "\n\n".join(_blocks(study, storage_url)) + "\n"
+    return visible("\n\n".join(_blocks(study, storage_url))) + "\n"
 
 
 def _blocks(study: Study, storage_url: str) -> Iterator[str]:
@@ -94,6 +96,8 @@ def _blocks(study: Study, storage_url: str) -> Iterator[str]:
         )
     if file := study_file(study, storage_url):
         yield "## Again"
+        if computing := computing_of(trials):
+            yield "\n".join(f"- {escape(one)}" for one in computing)
         yield "<details><summary>The study file</summary>"
         yield _fenced(file, "yaml")
         yield "</details>"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from itertools import islice
 from typing import Any
@@ -23,8 +23,7 @@ from optuna.distributions import (
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.errors import FormatError
-from autotune.results.objective import Objective
+from autotune.results.study_results import StudyResults
 from autotune.results.style import (
     BLUE,
     ORANGE,
@@ -34,7 +33,8 @@ from autotune.results.style import (
     label_axes,
     new_figure,
 )
-from autotune.search import ranking
+from autotune.results.thinning import MOST_SLICE_POINTS, count_in_words, thin
+from autotune.search import space as search_space
 from autotune.search.space import Space
 from autotune.study import record
 
@@ -42,7 +42,7 @@ from autotune.study import record
 EFFECTIVE = 5
 
 
-def importances(study: Study) -> dict[str, float]:
+def importances(study: Study | StudyResults) -> dict[str, float]:
     """Measure how much each parameter matters (PED-ANOVA, Optuna's default).
 
     A parameter that had an effect in hardly any complete trial is left out: it would be as
@@ -54,21 +54,21 @@ def importances(study: Study) -> dict[str, float]:
     Returns:
         The importance of each parameter, the largest first; nothing where it cannot be told.
     """
-    complete = [
-        one for one in study.get_trials(deepcopy=False) if is_finite(one, TrialState.COMPLETE)
-    ]
+    results = StudyResults.of(study)
+    complete = [one for one in results.trials if is_finite(one, TrialState.COMPLETE)]
     if len({record.metric_of(one) for one in complete}) < 2:
         return {}
-    if not any(_varies(complete, name) for name in parameter_names(study)):
+    if not any(_varies(complete, name) for name in results.parameter_names):
         return {}
     with warnings.catch_warnings():
         # Optuna warns of the one trial that has no parameters, a baseline outside the space, and
         # leaves it out, which is right; and that a target is minimised, which the sign sees to.
         warnings.simplefilter("ignore", UserWarning)
-        found = optuna.importance.get_param_importances(study, target=_metric_to_minimise(study))
+        target = _metric_to_minimise(results)
+        found = optuna.importance.get_param_importances(results.study, target=target)
     if not found or len(set(found.values())) < 2 <= len(found):
         return {}  # Optuna's way of saying that it could not tell
-    space, drawn = space_of(study), [one for one in complete if one.params]
+    space, drawn = results.space, [one for one in complete if one.params]
     known = {name: value for name, value in found.items() if _has_effect(space, drawn, name)}
     total = sum(known.values())
     return {name: value / total for name, value in known.items()} if total else {}
@@ -81,17 +81,20 @@ def _has_effect(space: Space | None, trials: Sequence[FrozenTrial], name: str) -
     return sum(1 for _ in islice(effective, enough)) == enough
 
 
-def importances_figure(study: Study) -> go.Figure | None:
+def importances_figure(
+    study: Study | StudyResults, found: Mapping[str, float] | None = None
+) -> go.Figure | None:
     """Draw how much each parameter matters.
 
     Args:
         study: The study.
+        found: Its :func:`importances`, where they are at hand.
     """
-    found = importances(study)
+    found = importances(study) if found is None else found
     if not found:
         return None
     # Drawn here: Optuna's own figure copies all trials for every bar.
-    names, values = list(reversed(found.keys())), list(reversed(found.values()))
+    names, values = list(found)[::-1], list(found.values())[::-1]
     figure = new_figure()
     figure.add_bar(
         x=values,
@@ -109,7 +112,7 @@ def importances_figure(study: Study) -> go.Figure | None:
     return figure
 
 
-def slice_figure(study: Study, parameter: str) -> go.Figure | None:
+def slice_figure(study: Study | StudyResults, parameter: str) -> go.Figure | None:
     """Draw the values of the complete trials over one parameter.
 
     Trials in which the parameter has no meaning (the units of a hidden layer that is not there)
@@ -119,19 +122,19 @@ def slice_figure(study: Study, parameter: str) -> go.Figure | None:
         study: The study.
         parameter: Name of a searched parameter.
     """
-    objective = Objective.of(study)
-    space = space_of(study)
-    trials = study.get_trials(deepcopy=False)
-    shown = [
+    results = StudyResults.of(study)
+    objective, space = results.objective, results.space
+    meant = [
         one
-        for one in trials
+        for one in results.trials
         if is_finite(one, TrialState.COMPLETE) and has_meaning(space, one, parameter)
     ]
-    if len(shown) < 2:
+    if len(meant) < 2:
         return None
+    shown = thin(results, meant, MOST_SLICE_POINTS)
     numbers = {one.number for one in shown}
     found = shown[-1].distributions[parameter]
-    best, baseline = ranking.best_of(trials, objective.direction), record.baseline_of(trials)
+    best, baseline = results.best, results.baseline
     figure = new_figure()
     rest = [one for one in shown if one is not best and one is not baseline]
     for name, group, marker in (
@@ -152,24 +155,21 @@ def slice_figure(study: Study, parameter: str) -> go.Figure | None:
                     "trial %{customdata[0]}", objective, f"{escape(parameter)} %{{x}}"
                 ),
             )
-    label_axes(figure, escape(parameter), objective)
+    drawn_of = count_in_words(len(shown), len(meant))
+    label_axes(figure, escape(parameter) + drawn_of, objective)
     figure.update_layout(showlegend=False, height=250)
     figure.update_xaxes(**_parameter_axis(found))
     return figure
 
 
-def parameter_names(study: Study) -> tuple[str, ...]:
+def parameter_names(study: Study | StudyResults) -> tuple[str, ...]:
     """Return the searched parameters of a study, in the order of its space."""
-    trials = study.get_trials(deepcopy=False)
-    return tuple(dict.fromkeys(name for one in trials for name in one.distributions))
+    return StudyResults.of(study).parameter_names
 
 
-def space_of(study: Study) -> Space | None:
+def space_of(study: Study | StudyResults) -> Space | None:
     """Return the space that a study remembers, or ``None`` when it cannot be read."""
-    try:
-        return record.space_of(study)
-    except FormatError:
-        return None  # made by another version of autotune: its trials can still be drawn
+    return StudyResults.of(study).space
 
 
 def has_meaning(space: Space | None, trial: FrozenTrial, parameter: str) -> bool:
@@ -187,6 +187,11 @@ def has_meaning(space: Space | None, trial: FrozenTrial, parameter: str) -> bool
     if space is None or set(trial.params) != set(space.distributions):
         return True
     found = space.distributions[parameter]
+    if not space.limits and parameter != "inherit":
+        # The same as below at a fiftieth of the time: what a parameter means does not depend on
+        # its own value, and equal values have equal forms.
+        values_of_trial = {**space.fixed, **trial.params}
+        return not found.single() and search_space.has_meaning(parameter, values_of_trial)
     if isinstance(found, CategoricalDistribution):
         values: Sequence[Any] = found.choices  # to a backbone, some of them may mean the same
     else:
@@ -196,11 +201,11 @@ def has_meaning(space: Space | None, trial: FrozenTrial, parameter: str) -> bool
     return any(form != first for form in others)
 
 
-def _metric_to_minimise(study: Study) -> Callable[[FrozenTrial], float] | None:
+def _metric_to_minimise(results: StudyResults) -> Callable[[FrozenTrial], float] | None:
     """Return what importances are of in a study of two objectives: the metric alone."""
-    if len(study.directions) == 1:
+    if results.cost is None:
         return None
-    sign = -1.0 if Objective.of(study).maximised else 1.0
+    sign = -1.0 if results.objective.maximised else 1.0
     return lambda trial: sign * trial.values[0]
 
 

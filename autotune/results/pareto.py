@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
+from typing import Any
 
 import plotly.graph_objects as go
 from optuna.study import Study
 from optuna.trial import TrialState
 
 from autotune.results.course import plan_in_words
-from autotune.results.front import front_of
 from autotune.results.objective import Objective
+from autotune.results.study_results import StudyResults
 from autotune.results.style import (
     BLUE,
     GREY,
@@ -21,6 +23,7 @@ from autotune.results.style import (
     label_axes,
     new_figure,
 )
+from autotune.results.thinning import MOST_POINTS, count_in_words, thin
 from autotune.search import ranking
 from autotune.study import record
 
@@ -28,7 +31,7 @@ _TICKS = {"parameters": ".3~s", "latency_ms": "", "memory_mb": ","}
 _AXES = {"parameters": "parameters", "latency_ms": "latency (ms)", "memory_mb": "memory (MB)"}
 
 
-def front_figure(study: Study) -> go.Figure | None:
+def front_figure(study: Study | StudyResults) -> go.Figure | None:
     """Draw the metric of the complete trials over their cost, and the front.
 
     Trials that are pruned or infeasible are not there: they have no metric. Only the baseline is
@@ -37,18 +40,20 @@ def front_figure(study: Study) -> go.Figure | None:
     Args:
         study: The study.
     """
-    objective, cost = Objective.of(study), Objective.cost_of(study)
+    results = StudyResults.of(study)
+    objective, cost = results.objective, results.cost
     if cost is None:
         return None
-    trials = study.get_trials(deepcopy=False)
-    several = record.has_several(study.user_attrs)
-    front, baseline = front_of(study), record.baseline_of(trials)
-    complete = [one for one in trials if is_finite(one, TrialState.COMPLETE)]
+    several = results.has_several_backbones
+    front, baseline = results.front, results.baseline
+    complete = [one for one in results.trials if is_finite(one, TrialState.COMPLETE)]
     if not complete:
         return None
     figure = new_figure()
     chosen = {one.number for one in front}
-    rest = [one for one in complete if one.number not in chosen and one is not baseline]
+    every = [one for one in complete if one.number not in chosen and one is not baseline]
+    rest = thin(results, every, MOST_POINTS)
+    drawn_of = count_in_words(len(complete) - len(every) + len(rest), len(complete))
     # From the cheapest to the best: what a budget buys stays the same up to the next trial.
     steps = list(reversed(front))
     dearest = max(one.values[1] for one in complete)
@@ -62,7 +67,7 @@ def front_figure(study: Study) -> go.Figure | None:
             hoverinfo="skip",
             showlegend=False,
         )
-    limit = _limit_of(study, cost)
+    limit = _limit_of(results.attributes, cost)
     if limit is not None and limit <= 1.5 * dearest:
         figure.add_vline(
             x=limit,
@@ -102,13 +107,13 @@ def front_figure(study: Study) -> go.Figure | None:
                     "%{customdata[2]}",
                 ),
             )
-    label_axes(figure, _AXES[cost.name], objective)
+    label_axes(figure, _AXES[cost.name] + drawn_of, objective)
     figure.update_layout(height=400, showlegend=True)
     figure.update_xaxes(tickformat=_TICKS[cost.name])
     return figure
 
 
-def _limit_of(study: Study, cost: Objective) -> float | None:
-    limits = study.user_attrs.get(record.DEFINITION, {}).get("constraints", {})
+def _limit_of(attributes: Mapping[str, Any], cost: Objective) -> float | None:
+    limits = attributes.get(record.DEFINITION, {}).get("constraints", {})
     found: float | None = limits.get(f"max_{cost.name}")
     return found

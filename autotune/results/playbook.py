@@ -9,7 +9,7 @@ A question that a study cannot answer yet is left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -23,7 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.errors import DivergedError
 from autotune.results.edges import edges_of_space
 from autotune.results.objective import Objective
-from autotune.results.parameters import has_meaning, importances, space_of
+from autotune.results.parameters import has_meaning, importances
+from autotune.results.study_results import StudyResults
 from autotune.results.verdict import Verdict, show_gain
 from autotune.search import ranking
 from autotune.search.promise import ENOUGH, Promises
@@ -62,16 +63,19 @@ class Answer:
     advice: str = ""
 
 
-def answers(study: Study) -> tuple[Answer, ...]:
+def answers(
+    study: Study | StudyResults, matter: Mapping[str, float] | None = None
+) -> tuple[Answer, ...]:
     """Ask a study the questions of the playbook.
 
     Args:
         study: The study, at any stage.
+        matter: The importances of its parameters, where they are at hand.
 
     Returns:
         The answers that its trials give so far. Of two objectives the metric is asked about.
     """
-    seen = _Seen(study)
+    seen = _Seen(StudyResults.of(study), matter)
     return tuple(one for ask in _QUESTIONS if (one := ask(seen)) is not None)
 
 
@@ -79,16 +83,17 @@ def answers(study: Study) -> tuple[Answer, ...]:
 class _Seen:
     """What the questions are asked of."""
 
-    study: Study
+    results: StudyResults
+    matter: Mapping[str, float] | None
 
     @cached_property
     def trials(self) -> list[FrozenTrial]:
-        replaced = record.superseded(self.study.get_trials(deepcopy=False))
-        return [one for one in self.study.get_trials(deepcopy=False) if one.number not in replaced]
+        replaced = self.results.superseded
+        return [one for one in self.results.trials if one.number not in replaced]
 
-    @cached_property
+    @property
     def objective(self) -> Objective:
-        return Objective.of(self.study)
+        return self.results.objective
 
     @cached_property
     def ranked(self) -> list[FrozenTrial]:
@@ -132,7 +137,7 @@ class _Seen:
         assert self.best is not None
         value = self.best.values[0]
         deviation = record.deviation_of(self.best, self.objective.name)
-        dataset = self.study.user_attrs.get(record.DATASET, {})
+        dataset = self.results.attributes.get(record.DATASET, {})
         folds, images = len(dataset.get("folds") or ()), int(dataset.get("validation") or 0)
         if deviation and folds > 1:
             return deviation / math.sqrt(folds), f"the standard error of the mean of {folds} folds"
@@ -160,7 +165,7 @@ def _at_an_edge(seen: _Seen) -> Answer | None:
     best = seen.best
     if best is None or best is seen.baseline or not best.params:
         return None
-    edges = edges_of_space(seen.study, best)
+    edges = edges_of_space(seen.results, best)
     outwards = [edge for edge in edges if edge.can_be_widened]
     if outwards:
         named = ", ".join(
@@ -188,7 +193,7 @@ def _is_dense(seen: _Seen) -> Answer | None:
     best = seen.best
     if best is None or best is seen.baseline or not best.params or len(seen.trained) < _ENOUGH:
         return None
-    space = space_of(seen.study)
+    space = seen.results.space
     names = [name for name in best.distributions if has_meaning(space, best, name)]
     others = [one for one in seen.trained if one is not best and one.params]
     near = sum(_distance(one, best, names) <= _NEAR for one in others)
@@ -387,7 +392,7 @@ def _epochs(count: int) -> str:
 def _which_matter(seen: _Seen) -> Answer | None:
     """Scientific, nuisance and fixed parameters."""
     question = "Which parameters matter, and which could be fixed?"
-    found = importances(seen.study)
+    found = importances(seen.results) if seen.matter is None else seen.matter
     total = sum(found.values())
     if len(found) < 2 or total <= 0:
         return None
@@ -463,7 +468,7 @@ def _did_pruning_cut_winners(seen: _Seen) -> Answer | None:
 
 def _is_it_more_than_noise(seen: _Seen) -> Answer | None:
     question = "Is the gain over the baseline larger than the noise?"
-    verdict = Verdict.of(seen.study)
+    verdict = Verdict.of(seen.results.study)
     if verdict is not None:
         said = f"{verdict.in_words(seen.objective)}."
         if verdict.beats:
@@ -489,7 +494,7 @@ def _is_it_more_than_choosing(seen: _Seen) -> Answer | None:
     """The best of many values is too good by what the luckiest of so many is."""
     question = "Is the gain larger than what choosing among so many trials brings?"
     best, baseline = seen.best, seen.baseline
-    verdict = Verdict.of(seen.study)
+    verdict = Verdict.of(seen.results.study)
     if verdict is not None:
         worse = "worse" if verdict.shrank > 0 else "better"
         said = (

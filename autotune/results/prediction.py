@@ -15,8 +15,8 @@ from autotune.data.building import quiet, read_again
 from autotune.data.folders import image_paths
 from autotune.errors import DatasetError
 from autotune.results.model import Model
-
-_THREADS = max(2, os.cpu_count() or 1)
+from autotune.texts import as_cell, one_line
+from autotune.threads import cores
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ def predict_files(
         What came of each batch of files, in their order.
     """
     parts = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    with ThreadPoolExecutor(_THREADS) as pool, quiet():
+    with ThreadPoolExecutor(max(2, cores())) as pool, quiet():
         coming = [pool.submit(_read, model, path) for path in parts[0]] if parts else []
         for number, part in enumerate(parts):
             tensors = [one.result() for one in coming]
@@ -141,15 +141,15 @@ def columns(classes: Sequence[str], top: int, every: bool) -> list[str]:
     names = ["path", "class", "probability"]
     for place in range(2, min(top, len(classes)) + 1):
         names += [f"class_{place}", f"probability_{place}"]
-    return names + [f"p_{name}" for name in classes] if every else names
+    return names + [one_line(f"p_{name}") for name in classes] if every else names
 
 
 def row(
     path: str, probabilities: Tensor, classes: Sequence[str], top: int, every: bool
 ) -> list[str]:
-    """Return the row of a file, in the order of :func:`columns`."""
-    values = [path]
+    """Return the row of a file, in the order of :func:`columns`; no cell is a formula."""
+    values = [str(as_cell(path))]
     best = probabilities.topk(min(top, len(classes)))
     for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-        values += [classes[index], f"{value:.6f}"]
+        values += [str(as_cell(classes[index])), f"{value:.6f}"]
     return values + [f"{value:.6f}" for value in probabilities.tolist()] if every else values

@@ -7,8 +7,11 @@ any other host for anything. It opens from a disk, from a mail and behind a prox
 from __future__ import annotations
 
 import base64
+import gzip
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +24,23 @@ from plotly.offline import get_plotlyjs
 
 from autotune import __version__
 from autotune.data.survey import compared
+from autotune.garbage import collector_paused
 from autotune.results.answer import (
     cautions,
     confirmed,
-    ended_by,
     facts,
     fitted,
     headline,
     notes,
 )
 from autotune.results.backbones import backbones_of
+from autotune.results.computing import computing_of
 from autotune.results.course import curves_figure, history_figure, timeline_figure
 from autotune.results.edges import edges_of_space
-from autotune.results.front import front_of
-from autotune.results.objective import Objective, in_time, show_values
+from autotune.results.objective import in_time, show_values
 from autotune.results.parameters import (
     importances,
     importances_figure,
-    parameter_names,
     slice_figure,
 )
 from autotune.results.pareto import front_figure
@@ -47,12 +49,14 @@ from autotune.results.playbook import FEW_FOR_IMPORTANCES, answers
 from autotune.results.reproduce import commands, file_name, study_file
 from autotune.results.saved import saved_of
 from autotune.results.stages import stage_rows
+from autotune.results.study_results import StudyResults
 from autotune.results.table import cost_names, failures_of, metric_names, table_of
+from autotune.results.thinning import MOST_ROWS, choose_rows
 from autotune.results.utilisation import utilisation_of
 from autotune.results.writing import write_whole
-from autotune.search import ranking
 from autotune.study import record
 from autotune.study.limits import NOUNS, amount, in_short
+from autotune.texts import visible
 
 
 def write_report(study: Study, path: Path, storage_url: str = "") -> Path:
@@ -83,16 +87,21 @@ def render_report(study: Study, storage_url: str = "") -> str:
         storage_url: URL of the storage, for the commands on the page. A password in it is left
             out.
     """
-    objective = Objective.of(study)
-    trials = study.get_trials(deepcopy=False)
-    best = ranking.best_of(trials, record.direction_of(study))
-    baseline = record.baseline_of(trials)
-    progress = record.progress_of(trials, record.budget_of(study))
-    edges = edges_of_space(study, best) if best and best is not baseline else ()
-    asked = answers(study)
+    with collector_paused():
+        return _render(StudyResults.of(study), storage_url)
+
+
+def _render(results: StudyResults, storage_url: str) -> str:
+    study, objective, trials = results.study, results.objective, results.trials
+    best, baseline, progress = results.best, results.baseline, results.progress
+    edges = edges_of_space(results, best) if best and best is not baseline else ()
+    matter = importances(results)
+    asked = answers(results, matter)
+    rows_shown = choose_rows(results)
     file = study_file(study, storage_url)
-    dataset = study.user_attrs.get(record.DATASET, {})
-    costs, several = cost_names(study), record.has_several(study.user_attrs)
+    attributes = results.attributes
+    dataset = attributes.get(record.DATASET, {})
+    costs, several = cost_names(study), results.has_several_backbones
     return (
         _environment()
         .get_template("report.html.j2")
@@ -106,12 +115,12 @@ def render_report(study: Study, storage_url: str = "") -> str:
             fitted=fitted(study),
             cautions=cautions(objective, best, baseline, dataset),
             notes=[
-                *notes(progress, asked, ended_by(study, progress)),
-                *record.image_remarks(study.user_attrs),
+                *notes(progress, asked, results.ended),
+                *record.image_remarks(attributes),
             ],
-            pictures=_pictures(study, best, baseline),
+            pictures=_pictures(results),
             stages=stage_rows(study),
-            figures=_figures(study),
+            figures=_figures(results, matter),
             few_complete=progress.complete < FEW_FOR_IMPORTANCES,
             edges=edges,
             utilisation=utilisation_of(trials),
@@ -119,30 +128,41 @@ def render_report(study: Study, storage_url: str = "") -> str:
             asked=asked,
             metrics=[objective.other(one).words for one in metric_names(trials, objective)],
             costs=[NOUNS[name] for name in costs],
-            table=table_of(trials, objective, best, costs, several),
-            front=table_of(front_of(study), objective, best, costs, several),
+            table=table_of(rows_shown, objective, best, costs, several, trials),
+            total=len(trials),
+            most_rows=MOST_ROWS,
+            front=table_of(results.front, objective, best, costs, several, trials),
             failures=failures_of(trials),
             warm_start=record.warm_start_in_words(study),
             dataset=dataset,
-            compared=compared(study.user_attrs.get(record.SURVEY, {})),
+            compared=compared(attributes.get(record.SURVEY, {})),
             backbones=backbones_of(study, trials, best),
-            environment=study.user_attrs.get(record.ENVIRONMENT, {}),
+            environment=attributes.get(record.ENVIRONMENT, {}),
+            computing=computing_of(trials),
             file=file,
             # The bytes of the file in its own address: a download that needs no server.
             file_base64=base64.b64encode(file.encode()).decode(),
             file_name=file_name(study),
             commands=commands(study, storage_url),
-            plotly=Markup(get_plotlyjs()),
+            plotly=_plotly_compressed(),
             version=__version__,
             written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         )
     )
 
 
+@cache
+def _plotly_compressed() -> str:
+    """Return plotly's code, gzip in base64: 1.9 MB in place of 4.8."""
+    packed = gzip.compress(get_plotlyjs().encode(), compresslevel=9, mtime=0)
+    return base64.b64encode(packed).decode()
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("autotune.results"),
         autoescape=True,
+        finalize=_visible,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -151,6 +171,11 @@ def _environment() -> Environment:
     environment.filters["in_time"] = in_time
     environment.filters["wait"] = _wait
     return environment
+
+
+def _visible(value: Any) -> Any:
+    """Make visible what a text would do to the page; what is drawn here is as it is meant."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _wait(seconds: float) -> str:
@@ -165,12 +190,10 @@ class _Picture:
     size: str
 
 
-def _pictures(
-    study: Study, best: FrozenTrial | None, baseline: FrozenTrial | None
-) -> list[_Picture]:
+def _pictures(results: StudyResults) -> list[_Picture]:
     """Draw the plans that are compared; before anything is complete, nothing."""
-    attributes = study.user_attrs
-    objective, cost = Objective.of(study), Objective.cost_of(study)
+    attributes, objective, cost = results.attributes, results.objective, results.cost
+    best, baseline = results.best, results.baseline
     shown = [] if baseline is None else [("Baseline", baseline)]
     if best is not None and best is not baseline:
         shown.append((f"Best: trial {best.number}", best))
@@ -214,16 +237,17 @@ class _Plot:
     json: Markup
 
 
-def _figures(study: Study) -> dict[str, Any]:
-    matter = importances(study)
-    names = sorted(parameter_names(study), key=lambda name: -matter.get(name, 0.0))
-    slices = ((name, slice_figure(study, name)) for name in names)
+def _figures(results: StudyResults, matter: Mapping[str, float]) -> dict[str, Any]:
+    names = sorted(results.parameter_names, key=lambda name: -matter.get(name, 0.0))
+    slices = ((name, slice_figure(results, name)) for name in names)
     return {
-        "front": _plot("The metric of every trial over its cost", front_figure(study)),
-        "history": _plot("The value of every trial", history_figure(study)),
-        "curves": _plot("The objective after each epoch", curves_figure(study)),
-        "importances": _plot("The importance of each parameter", importances_figure(study)),
-        "timeline": _plot("What each worker did when", timeline_figure(study)),
+        "front": _plot("The metric of every trial over its cost", front_figure(results)),
+        "history": _plot("The value of every trial", history_figure(results)),
+        "curves": _plot("The objective after each epoch", curves_figure(results)),
+        "importances": _plot(
+            "The importance of each parameter", importances_figure(results, matter)
+        ),
+        "timeline": _plot("What each worker did when", timeline_figure(results)),
         "slices": [_plot(f"Values over {name}", figure) for name, figure in slices if figure],
     }
 
@@ -232,5 +256,5 @@ def _plot(title: str, figure: go.Figure | None) -> _Plot | None:
     if figure is None:
         return None
     # "<" written as its escape sequence: "</script>" in a name must not end the element.
-    text = str(figure.to_json()).replace("<", "\\u003c")
+    text = visible(str(figure.to_json())).replace("<", "\\u003c")
     return _Plot(title, int(figure.layout.height or 340), Markup(text))

@@ -78,8 +78,9 @@ def table_of(
     best: FrozenTrial | None,
     costs: Sequence[str] = (),
     several: bool = False,
+    among: Sequence[FrozenTrial] | None = None,
 ) -> list[Row]:
-    """Return a row for every trial.
+    """Return a row for every trial that is given.
 
     Args:
         trials: The trials.
@@ -87,9 +88,11 @@ def table_of(
         best: The best of them, if there is one.
         costs: Names of the costs to show.
         several: Whether there are several backbones, so that a plan is shown with its own.
+        among: All trials of the study, where the given ones are a part of them.
     """
-    superseded = record.superseded(trials)
-    names = metric_names(trials, objective)
+    every = trials if among is None else among
+    superseded = record.superseded(every)
+    names = metric_names(every, objective)
     return [_row(one, objective, names, costs, superseded, best, several) for one in trials]
 
 

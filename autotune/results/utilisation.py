@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -29,6 +29,7 @@ class Utilised:
             times the places for a worker.
         longest_s: The longest wait between two trials.
         before: Number of the trial that it waited for the longest, ``None`` when it had but one.
+        device: What it trained on; empty where no trial says so, and of all workers.
     """
 
     worker: str
@@ -37,6 +38,7 @@ class Utilised:
     there_s: float
     longest_s: float = 0.0
     before: int | None = None
+    device: str = ""
 
     @property
     def share(self) -> float:
@@ -66,6 +68,7 @@ class _Held:
     number: int
     begin: float
     end: float
+    device: str
 
 
 def utilisation_of(trials: Sequence[FrozenTrial]) -> Utilisation | None:
@@ -81,7 +84,7 @@ def utilisation_of(trials: Sequence[FrozenTrial]) -> Utilisation | None:
     workers = tuple(_row(worker, some, rests) for worker, some in sorted(held.items()))
     begin = min(one.begin for some in held.values() for one in some)
     end = max(one.end for some in held.values() for one in some)
-    places = len({_place(worker) for worker in held})
+    places = _count_places(held)
     longest = max(workers, key=lambda row: row.longest_s)
     whole = Utilised(
         "",
@@ -109,7 +112,9 @@ def _by_worker(trials: Sequence[FrozenTrial]) -> dict[str, list[_Held]]:
             end = record.ended_at(one)
         else:
             end = (one.datetime_complete or now).timestamp()
-        found.setdefault(str(worker), []).append(_Held(one.number, begin, max(begin, end)))
+        found.setdefault(str(worker), []).append(
+            _Held(one.number, begin, max(begin, end), record.device_of(one))
+        )
     return {
         worker: sorted(some, key=lambda held: (held.begin, held.end))
         for worker, some in found.items()
@@ -145,10 +150,23 @@ def _row(worker: str, held: Sequence[_Held], rests: Sequence[tuple[float, float]
         end - begin - _within(rests, begin, end),
         max(0.0, longest),
         number,
+        next((one.device for one in reversed(held) if one.device), ""),
     )
 
 
-def _place(worker: str) -> tuple[str, str]:
-    """Return host and position of a worker: who takes its place has another process."""
-    parts = worker.split("/")
-    return parts[0], parts[-1]
+def _count_places(held: Mapping[str, Sequence[_Held]]) -> int:
+    """Count the workers that there were at a time.
+
+    One that follows another of the same host and position has taken its place. Two that were
+    there at once are two: every ``autotune worker`` is the first of its process, and containers
+    may share the name of a host.
+    """
+    spans: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for worker, some in held.items():
+        host, _, rest = worker.partition("/")
+        place = (host, rest.rpartition("/")[2].partition("-")[0])
+        spans.setdefault(place, []).append((some[0].begin, max(one.end for one in some)))
+    return sum(
+        max(sum(begin <= moment < end for begin, end in of_place) for moment, _ in of_place) or 1
+        for of_place in spans.values()
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ class WorkerRow:
     """One worker.
 
     Args:
-        worker: Its name: host, process that started it, position.
-        device: What it trains on; empty before it has said so.
+        worker: Its name, see :func:`autotune.study.worker.worker_name`.
+        device: What it trains on, and which one of its machine; empty before it has said so.
         trial: Number of the trial that it is at; ``None`` between two trials.
         plan: The trial's plan in a few words.
         epoch: Epochs of the trial so far, those of earlier attempts included.
@@ -119,7 +120,7 @@ def _row(trial: FrozenTrial, snapshot: Snapshot) -> WorkerRow:
     last = trial.last_step
     return WorkerRow(
         worker=str(attributes.get(record.WORKER, "?")),
-        device=str(attributes.get(record.DEVICE, "")),
+        device=record.device_of(trial),
         trial=trial.number,
         plan=plan.in_words(several) if plan else "",
         epoch=last or 0,
@@ -167,7 +168,7 @@ def _between_trials(snapshot: Snapshot) -> Iterable[WorkerRow]:
     return [
         WorkerRow(
             worker=worker,
-            device=str(trial.user_attrs.get(record.DEVICE, "")),
+            device=record.device_of(trial),
             trial=None,
             silent_s=max(0.0, snapshot.beats.now - record.ended_at(trial)),
         )
@@ -177,4 +178,6 @@ def _between_trials(snapshot: Snapshot) -> Iterable[WorkerRow]:
 
 def _sorted_as(worker: str) -> tuple[tuple[int, str], ...]:
     """Sort positions as numbers: worker 10 comes after worker 9."""
-    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in worker.split("/"))
+    host, _, place = worker.partition("/")
+    parts = re.split("[/-]", place)
+    return ((-1, host), *((int(one), "") if one.isdecimal() else (-1, one) for one in parts))

@@ -18,7 +18,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.config import StudyConfig
 from autotune.rules import is_own
@@ -64,6 +64,21 @@ class Draw:
     stage: str | None
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """Parameters that were drawn ahead, without the study's lock.
+
+    Args:
+        draw: The parameters, and the stage.
+        focus: The part of the space that they vary.
+        trials: How many trials the study had.
+    """
+
+    draw: Draw
+    focus: _Focus
+    trials: int
+
+
 class _GP(GPSampler):
     """Optuna's GP, for studies that get a further constraint on the way.
 
@@ -93,6 +108,9 @@ class CanonicalSampler(BaseSampler):
             samples all parameters together.
         writes: Whether the base sampler may want more of the trial that it samples for than its
             number, and to write its parameters to it.
+        sees_running: Whether the base sampler keeps away from the plans of running trials.
+        ahead: Whether drawing takes so long that it is worth drawing before the study's lock is
+            taken.
     """
 
     def __init__(
@@ -105,6 +123,8 @@ class CanonicalSampler(BaseSampler):
         impute: bool = False,
         where: Callable[[Study, Sequence[FrozenTrial]], Course] | None = None,
         writes: bool = False,
+        sees_running: bool = False,
+        ahead: bool = True,
     ) -> None:
         self._space = space
         self._base = base
@@ -114,6 +134,8 @@ class CanonicalSampler(BaseSampler):
         self._impute = impute
         self._where = where
         self.writes = writes
+        self._sees_running = sees_running
+        self.ahead = ahead and not writes
 
     def exhausted(self, study: Study, trials: Sequence[FrozenTrial] | None = None) -> str:
         """Say why no further plan can be drawn; empty while one can.
@@ -179,17 +201,89 @@ class CanonicalSampler(BaseSampler):
                 number alone counts, and the study need not have it yet.
             trials: The trials of the study.
         """
+        return self._draw(study, trial, trials, self._focus_or_all(study, trials))
+
+    def propose(self, study: Study, trials: Sequence[FrozenTrial]) -> Proposal:
+        """Sample all parameters of the next trial ahead.
+
+        This takes what a sampler takes, seconds for a GP, and needs no lock: what has changed in
+        between, :meth:`settle` finds out.
+
+        Args:
+            study: The study.
+            trials: Its trials.
+        """
+        upcoming = create_trial(state=TrialState.RUNNING)
+        upcoming.number = len(trials)
+        focus = self._focus_or_all(study, trials)
+        return Proposal(self._draw(study, upcoming, trials, focus), focus, len(trials))
+
+    def settle(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        trials: Sequence[FrozenTrial],
+        proposal: Proposal,
+        *,
+        last: bool,
+    ) -> Draw | None:
+        """Take a proposal if it still holds; the caller has the study's lock.
+
+        It does not hold when the search has gone on to another stage, when another worker has
+        taken the plan, and, where the sampler keeps away from plans that others train, when there
+        is a further trial. Trials that have ended in between are no reason: the next proposal
+        learns from them.
+
+        Args:
+            study: The study.
+            trial: The trial that is to have the parameters.
+            trials: The trials of the study now.
+            proposal: What was proposed.
+            last: Whether this is not to be tried again. A plan that another worker has taken is
+                then replaced by the nearest one that is left, and further trials count no more,
+                as with Optuna, whose workers do not see what is drawn at the same time.
+
+        Returns:
+            The parameters, or ``None`` when they should be proposed anew.
+        """
+        focus = self._focus_or_all(study, trials)
+        if focus != proposal.focus:
+            return self._draw(study, trial, trials, focus) if last else None
+        if self._sees_running and len(trials) > proposal.trials and not last:
+            return None
+        seen = drawn(self._space, trials, self._keys)
+        if key_of(self._space, proposal.draw.params) not in seen:
+            return proposal.draw
+        if not last:
+            return None
+        return self._nearest_left(trial, proposal.draw.params, seen, focus)
+
+    def _focus_or_all(self, study: Study, trials: Sequence[FrozenTrial]) -> _Focus:
+        """Return what is sampled; everything when nothing is left and nobody asked whether."""
+        focus = self._focus(study, trials)
+        return focus or _Focus(tuple(self._space.distributions), self._start)
+
+    def _draw(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        trials: Sequence[FrozenTrial],
+        focus: _Focus,
+    ) -> Draw:
         others = [one for one in trials if one.number != trial.number]
         seen = drawn(self._space, others, self._keys)
-        focus = self._focus(study, trials)
-        if focus is None:  # the caller did not ask whether there is anything left
-            focus = _Focus(tuple(self._space.distributions), self._start)
         view = self._view(study, trials, focus)
         params: Params = {}
         for _ in range(ATTEMPTS):
             params = self._sample(view, trial, focus)
             if key_of(self._space, params) not in seen:
                 return Draw(params, focus.stage)
+        return self._nearest_left(trial, params, seen, focus)
+
+    def _nearest_left(
+        self, trial: FrozenTrial, params: Params, seen: set[Key], focus: _Focus
+    ) -> Draw:
+        """Return the plan nearest to one that has been drawn, or that one if none is left."""
         # A seed of the trial's own: workers of one seed must not make the same choices.
         rng = random.Random(f"{self._seed} {trial.number}")
         left = nearest_unseen(self._space, params, seen, rng, focus.free)
@@ -274,6 +368,8 @@ def make_sampler(
         impute=search.sampler == "gp",
         where=where if greedy else None,
         writes=is_own(search.sampler),
+        sees_running=search.sampler == "gp",
+        ahead=search.sampler != "random",
     )
 
 

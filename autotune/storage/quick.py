@@ -55,8 +55,8 @@ class QuickStorage(RDBStorage):
     """Optuna's database storage, for SQLite and Postgres, without detours.
 
     Attributes:
-        study_uuid: Only the study with this uuid takes reports from here, if any has one. SQLite
-            gives the ids of what was deleted to what is made next.
+        study_uuid: Only the trials of the study with this uuid take anything from here; ``None``
+            where it has none. SQLite gives the ids of what was deleted to what is made next.
     """
 
     study_uuid: str | None = None
@@ -80,7 +80,43 @@ class QuickStorage(RDBStorage):
             written = connection.execute(_reporting(self.engine.name), report).rowcount
         if not written:
             self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
-            raise UpdateFinishedTrialError(f"trial id {trial_id} is that of another study now")
+            raise _given_again(trial_id)
+
+    def _set_trial_attr_without_commit(
+        self,
+        session: Session,
+        model_cls: type[models.TrialUserAttributeModel | models.TrialSystemAttributeModel],
+        trial_id: int,
+        key: str,
+        value: Any,
+    ) -> None:
+        """Write an attribute; a worker of a deleted study leaves none with another study's trial.
+
+        Raises:
+            KeyError: When there is no such trial.
+            UpdateFinishedTrialError: When it has ended, or its study was made anew.
+        """
+        if self.study_uuid is not None:  # one more statement, for about twenty attributes a trial
+            trial = models.TrialModel.find_or_raise_by_id(trial_id, session)
+            ours = sqlalchemy.select(_is_of(trial.study_id, json.dumps(self.study_uuid)))
+            if not session.scalar(ours):
+                raise _given_again(trial_id)
+        super()._set_trial_attr_without_commit(session, model_cls, trial_id, key, value)
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Say that the worker of a trial is alive; not for a trial of another study.
+
+        Without a trial, SQLite would keep the heartbeat for the next one of that id.
+        """
+        if self.study_uuid is not None:
+            ours = _is_of(_TRIALS.study_id, json.dumps(self.study_uuid))
+            with self.engine.begin() as connection:
+                known = sqlalchemy.select(_TRIALS.trial_id).where(
+                    _TRIALS.trial_id == trial_id, ours
+                )
+                if connection.scalar(known) is None:
+                    return
+        super().record_heartbeat(trial_id)
 
     def fail_trial(self, trial_id: int, decide: Callable[[FrozenTrial], Failure]) -> bool:
         """Fail a running trial, and make its successor, in one transaction.
@@ -119,6 +155,21 @@ class QuickStorage(RDBStorage):
             if failure.successor is not None:
                 self._get_prepared_new_trial(study_id, failure.successor, session)
         return True
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        """Read the user attributes of a study: one statement, where it has any.
+
+        Raises:
+            KeyError: When there is no such study.
+        """
+        attributes = sqlalchemy.select(_STUDY_ATTRIBUTES.key, _STUDY_ATTRIBUTES.value_json)
+        with self.engine.begin() as connection:
+            rows = connection.execute(
+                attributes.where(_STUDY_ATTRIBUTES.study_id == study_id)
+            ).all()
+        if not rows:  # there may be no such study
+            return super().get_study_user_attrs(study_id)
+        return {key: json.loads(text) for key, text in rows}
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Read a trial.
@@ -171,23 +222,30 @@ class QuickStorage(RDBStorage):
         return trial
 
 
+def _given_again(trial_id: int) -> UpdateFinishedTrialError:
+    return UpdateFinishedTrialError(f"trial id {trial_id} is that of another study now")
+
+
+def _is_of(study_id: Any, uuid: Any) -> sqlalchemy.Exists:
+    """Make the condition that a study has a uuid, as its JSON text."""
+    attributes = _STUDY_ATTRIBUTES
+    return sqlalchemy.exists().where(
+        attributes.study_id == study_id, attributes.key == UUID, attributes.value_json == uuid
+    )
+
+
 @cache
 def _reporting(database: str) -> sqlalchemy.Insert:
     """Make the statement that reports a value of a live trial; making it takes as long as it."""
     insert = sqlite.insert if database == "sqlite" else postgresql.insert
-    attributes = _STUDY_ATTRIBUTES
-    other = sqlalchemy.exists().where(
-        attributes.study_id == _TRIALS.study_id,
-        attributes.key == UUID,
-        # No row where there is no uuid to compare with.
-        attributes.value_json != sqlalchemy.bindparam("uuid", type_=attributes.value_json.type),
-    )
+    uuid = sqlalchemy.bindparam("uuid", type_=_STUDY_ATTRIBUTES.value_json.type)
+    ours = sqlalchemy.or_(uuid.is_(None), _is_of(_TRIALS.study_id, uuid))
     live = sqlalchemy.select(
         _TRIALS.trial_id,
         sqlalchemy.bindparam("at", type_=_REPORTS.step.type),
         sqlalchemy.bindparam("value", type_=_REPORTS.intermediate_value.type),
         sqlalchemy.bindparam("kind", type_=_REPORTS.intermediate_value_type.type),
-    ).where(_TRIALS.trial_id == sqlalchemy.bindparam("of"), _TRIALS.state.in_(_LIVE), ~other)
+    ).where(_TRIALS.trial_id == sqlalchemy.bindparam("of"), _TRIALS.state.in_(_LIVE), ours)
     live = live.with_for_update(read=True, of=_TRIALS)  # SQLite has one writer anyway
     columns = ["trial_id", "step", "intermediate_value", "intermediate_value_type"]
     new = insert(_REPORTS).from_select(columns, live)

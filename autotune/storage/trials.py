@@ -1,8 +1,9 @@
 """Trials as they are read: one statement a table, and every distribution parsed once.
 
-Workers read the trials that run before each of theirs, under the study's lock. Through Optuna's
-mapped classes, most of that time goes into making an object of every row and into parsing the
-distributions of every parameter anew.
+Workers read the trials that run before each of theirs, under the study's lock, and the report and
+the dashboard read all of them. Through Optuna's mapped classes, most of that time goes into making
+an object of every row and into parsing the distributions of every parameter anew. Here rows stay
+tuples: a study of 5,000 trials has a quarter of a million of them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial
-from sqlalchemy import BindParameter, Connection, Select, bindparam, select
+from sqlalchemy import BindParameter, Connection, Select, Table, bindparam, select
 
-#: Trials of which one statement asks for the parts: databases limit the values of a statement.
+from autotune.garbage import collector_paused
+
+#: Trials that a statement names one by one: databases limit the values of a statement.
 CHUNK = 500
 
 _TABLES = models.BaseModel.metadata.tables
@@ -30,20 +33,75 @@ _OF_STUDY = select(_TRIALS).where(_TRIALS.c.study_id == bindparam("study"))
 _LATER = _OF_STUDY.where(_TRIALS.c.trial_id > bindparam("after"))
 _KNOWN = _OF_STUDY.where(_TRIALS.c.trial_id.in_(_IDS))
 _ONE = select(_TRIALS).where(_TRIALS.c.trial_id == bindparam("id"))
-#: Of each of the other tables the rows of some trials, in the order in which they were written.
-_OF_TRIALS = [
-    select(table).where(table.c.trial_id.in_(_IDS)).order_by(next(iter(table.primary_key)))
-    for table in (
-        _TABLES[model.__tablename__]
-        for model in (
-            models.TrialParamModel,
-            models.TrialValueModel,
-            models.TrialUserAttributeModel,
-            models.TrialSystemAttributeModel,
-            models.TrialIntermediateValueModel,
+_FINITE = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
+
+Row = Sequence[Any]
+
+
+class _PartTable:
+    """A table whose rows belong to trials.
+
+    The columns that are read: the row's own id, which tells in which order rows were written, the
+    trial's id, and what else is asked for.
+
+    Args:
+        model: Optuna's class of the table.
+        names: The other columns to read.
+    """
+
+    def __init__(self, model: type[models.BaseModel], *names: str) -> None:
+        table: Table = _TABLES[model.__tablename__]
+        columns = [
+            next(iter(table.primary_key)),
+            *(table.c[name] for name in ("trial_id", *names)),
+        ]
+        self._named = select(*columns).where(table.c.trial_id.in_(_IDS))
+        between = _TRIALS.c.trial_id.between(bindparam("first"), bindparam("last"))
+        self._between: Select[Any] = (
+            select(*columns)
+            .join(_TRIALS, _TRIALS.c.trial_id == table.c.trial_id)
+            .where(_TRIALS.c.study_id == bindparam("study"), between)
         )
-    )
-]
+
+    def read(
+        self, connection: Connection, study_id: int, ids: Sequence[int]
+    ) -> defaultdict[int, list[Row]]:
+        """Read the rows of trials in one statement.
+
+        Args:
+            connection: A connection to the database, in a transaction.
+            study_id: Id of the study of the trials.
+            ids: Ids of the trials, in order.
+
+        Returns:
+            The rows by the trial's id, in the order in which they were written.
+        """
+        rows: Sequence[Row]
+        if len(ids) <= CHUNK:
+            rows = connection.execute(self._named, {"ids": ids}).all()
+        else:
+            # Rows of trials in between that are not asked for are read as well, and not used.
+            limits = {"study": study_id, "first": ids[0], "last": ids[-1]}
+            rows = connection.execute(self._between, limits).all()
+        found: defaultdict[int, list[Row]] = defaultdict(list)
+        for row in rows:
+            found[row[1]].append(row)
+        for some in found.values():
+            some.sort(key=_own_id)
+        return found
+
+
+def _own_id(row: Row) -> int:
+    return int(row[0])
+
+
+_PARAMS = _PartTable(models.TrialParamModel, "param_name", "param_value", "distribution_json")
+_VALUES = _PartTable(models.TrialValueModel, "objective", "value", "value_type")
+_USER_ATTRS = _PartTable(models.TrialUserAttributeModel, "key", "value_json")
+_SYSTEM_ATTRS = _PartTable(models.TrialSystemAttributeModel, "key", "value_json")
+_REPORTS = _PartTable(
+    models.TrialIntermediateValueModel, "step", "intermediate_value", "intermediate_value_type"
+)
 
 _value_of = models.TrialValueModel.stored_repr_to_value
 _report_of = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
@@ -66,59 +124,48 @@ def read_trials(
     rows = list(connection.execute(_LATER, {"study": study_id, "after": after}))
     for ids in _chunks([one for one in known if one <= after]):
         rows += connection.execute(_KNOWN, {"study": study_id, "ids": ids})
-    return _with_parts(connection, sorted(rows, key=lambda row: row.trial_id))
+    rows.sort(key=lambda row: int(row.trial_id))
+    if len(rows) <= CHUNK:
+        return _with_parts(connection, study_id, rows)
+    with collector_paused():
+        return _with_parts(connection, study_id, rows)
 
 
 def read_trial(connection: Connection, trial_id: int) -> FrozenTrial | None:
     """Read one trial; ``None`` when there is no such one."""
     rows = list(connection.execute(_ONE, {"id": trial_id}))
-    return next(iter(_with_parts(connection, rows)), None)
+    return next(iter(_with_parts(connection, rows[0].study_id, rows)), None) if rows else None
 
 
-def _with_parts(connection: Connection, rows: Sequence[Any]) -> list[FrozenTrial]:
-    parts = _Parts(connection, [row.trial_id for row in rows])
-    return [
-        FrozenTrial(
-            number=row.number,
-            state=row.state,
-            value=None,
-            values=parts.values(row.trial_id),
-            datetime_start=_local(row.datetime_start),
-            datetime_complete=_local(row.datetime_complete),
-            params={
-                one.param_name: _distribution(one.distribution_json).to_external_repr(
-                    one.param_value
-                )
-                for one in parts.params[row.trial_id]
-            },
-            distributions={
-                one.param_name: _distribution(one.distribution_json)
-                for one in parts.params[row.trial_id]
-            },
-            user_attrs=_attributes(parts.user_attrs[row.trial_id]),
-            system_attrs=_attributes(parts.system_attrs[row.trial_id]),
-            intermediate_values={
-                one.step: _report_of(one.intermediate_value, one.intermediate_value_type)
-                for one in parts.reports[row.trial_id]
-            },
-            trial_id=row.trial_id,
+def _with_parts(connection: Connection, study_id: int, rows: Sequence[Any]) -> list[FrozenTrial]:
+    ids = [row.trial_id for row in rows]
+    if not ids:
+        return []
+    params, values, user_attrs, system_attrs, reports = (
+        table.read(connection, study_id, ids)
+        for table in (_PARAMS, _VALUES, _USER_ATTRS, _SYSTEM_ATTRS, _REPORTS)
+    )
+    found = []
+    for row in rows:
+        trial_id = row.trial_id
+        drawn, distributions = _params(params[trial_id])
+        found.append(
+            FrozenTrial(
+                number=row.number,
+                state=row.state,
+                value=None,
+                values=_values(values[trial_id]),
+                datetime_start=_local(row.datetime_start),
+                datetime_complete=_local(row.datetime_complete),
+                params=drawn,
+                distributions=distributions,
+                user_attrs=_attributes(user_attrs[trial_id]),
+                system_attrs=_attributes(system_attrs[trial_id]),
+                intermediate_values=_curve(reports[trial_id]),
+                trial_id=trial_id,
+            )
         )
-        for row in rows
-    ]
-
-
-class _Parts:
-    """What the other tables know of some trials: their rows by the trial's id."""
-
-    def __init__(self, connection: Connection, ids: Sequence[int]) -> None:
-        self.params, self._values, self.user_attrs, self.system_attrs, self.reports = (
-            _by_trial(connection, statement, ids) for statement in _OF_TRIALS
-        )
-
-    def values(self, trial_id: int) -> list[float] | None:
-        """Return the values of a trial, an objective each."""
-        rows = sorted(self._values[trial_id], key=lambda row: row.objective)
-        return [_value_of(row.value, row.value_type) for row in rows] or None
+    return found
 
 
 def _local(stored: datetime | None) -> datetime | None:
@@ -128,14 +175,28 @@ def _local(stored: datetime | None) -> datetime | None:
     return stored.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
 
 
-def _by_trial(
-    connection: Connection, statement: Select[Any], ids: Sequence[int]
-) -> defaultdict[int, list[Any]]:
-    found: defaultdict[int, list[Any]] = defaultdict(list)
-    for some in _chunks(ids):
-        for row in connection.execute(statement, {"ids": some}):
-            found[row.trial_id].append(row)
-    return found
+def _params(rows: Sequence[Row]) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+    """Return the parameters of a trial and their distributions, by name."""
+    params: dict[str, Any] = {}
+    distributions: dict[str, BaseDistribution] = {}
+    for _, _, name, value, text in rows:
+        distributions[name] = found = _distribution(text)
+        params[name] = found.to_external_repr(value)
+    return params, distributions
+
+
+def _values(rows: Sequence[Row]) -> list[float] | None:
+    """Return the values of a trial, one for each objective."""
+    in_order = sorted(rows, key=lambda row: int(row[2]))
+    return [_value_of(value, kind) for _, _, _, value, kind in in_order] or None
+
+
+def _curve(rows: Sequence[Row]) -> dict[int, float]:
+    """Return what a trial reported, by step."""
+    return {
+        step: value if kind is _FINITE else _report_of(value, kind)
+        for _, _, step, value, kind in rows
+    }
 
 
 def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
@@ -143,8 +204,8 @@ def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
         yield ids[start : start + CHUNK]
 
 
-def _attributes(rows: Sequence[Any]) -> dict[str, Any]:
-    return {row.key: json.loads(row.value_json) for row in rows}
+def _attributes(rows: Sequence[Row]) -> dict[str, Any]:
+    return {key: json.loads(text) for _, _, key, text in rows}
 
 
 @lru_cache(maxsize=4096)

@@ -30,7 +30,7 @@ from autotune.formats import reading
 from autotune.plan import TrialPlan
 from autotune.search.dimensions import suggest
 from autotune.search.greedy import STAGE
-from autotune.search.samplers import CanonicalSampler
+from autotune.search.samplers import CanonicalSampler, Draw, Proposal
 from autotune.search.space import Space
 from autotune.storage.beats import Beats, read_beats
 from autotune.storage.database import GRACE_PERIOD_S, HEARTBEAT_INTERVAL_S
@@ -48,6 +48,9 @@ from autotune.study.budget import EXHAUSTED, Budget, Ending, could_start, ending
 
 logger = logging.getLogger(__name__)
 
+#: How often a new trial is drawn without the lock before a claim takes what it has; between two
+#: of them another worker has made a trial.
+PROPOSALS = 3
 #: How often a trial is given back to the queue after its worker was lost, without a new epoch.
 MAX_RETRIES = 3
 INTERRUPTED = "interrupted"
@@ -119,8 +122,37 @@ class Claims:
             raise
 
     def _claim(self, worker: str) -> Claim | Wait | Ending:
-        with suppress(KeyError):  # it is remembered: there is less to read in the lock
-            self.study.get_trials(deepcopy=False)
+        sampler = self.study.sampler
+        ahead = isinstance(sampler, CanonicalSampler) and sampler.ahead
+        for left in reversed(range(PROPOSALS if ahead else 1)):
+            found = self._try_to_claim(worker, self._propose(), last=not left)
+            if found is not None:
+                return found
+        raise AssertionError("the last proposal is taken")
+
+    def _propose(self) -> Proposal | None:
+        """Draw the next trial without the lock, where a new one would be started now.
+
+        A GP takes seconds; under the lock, all other workers would wait for them.
+        """
+        try:  # the trials are remembered: there is less to read in the lock
+            trials = self.study.get_trials(deepcopy=False)
+            sampler = self.study.sampler
+            if not isinstance(sampler, CanonicalSampler) or not sampler.ahead:
+                return None
+            attributes = self.study.user_attrs
+        except KeyError:  # the study was deleted, which is told under the lock
+            return None
+        if any(one.state == TrialState.WAITING for one in trials):
+            return None
+        if self._ending(trials, time.time(), Budget.from_attributes(attributes)) is not None:
+            return None
+        return None if self._exhausted(trials) else sampler.propose(self.study, trials)
+
+    def _try_to_claim(
+        self, worker: str, proposal: Proposal | None, *, last: bool
+    ) -> Claim | Wait | Ending | None:
+        """Claim a trial under the lock; ``None`` where the proposal does not hold any more."""
         with self._lock() as attributes:
             trials, now = self.study.get_trials(deepcopy=False), time.time()
             ended = self._ending(trials, now, Budget.from_attributes(attributes))
@@ -132,7 +164,7 @@ class Claims:
             try:
                 if Ending.from_attributes(attributes) is not None:
                     self._remember(None)
-                return self._start(queued, trials, worker, now)
+                return self._start(queued, trials, worker, now, proposal, last=last)
             except UpdateFinishedTrialError as error:
                 raise LockLostError("the trial was given back by somebody else") from error
 
@@ -163,15 +195,29 @@ class Claims:
         trials: Sequence[FrozenTrial],
         worker: str,
         since: float,
-    ) -> Claim:
+        proposal: Proposal | None,
+        *,
+        last: bool,
+    ) -> Claim | None:
         running = [one for one in trials if one.state == TrialState.RUNNING]
         workers = {one.user_attrs.get(record.WORKER) for one in running} - {None}
         sampler = self.study.sampler
         # What waits without a plan is drawn as a new trial is, and ``ask`` takes it.
         new = queued is None and all(one.state != TrialState.WAITING for one in trials)
         if new and isinstance(sampler, CanonicalSampler) and not sampler.writes:
-            trial = self._create(sampler, trials, worker, since)
+            upcoming = create_trial(state=TrialState.RUNNING)
+            upcoming.number = len(trials)
+            drawn: Draw | None = None
+            if proposal is not None:
+                drawn = sampler.settle(self.study, upcoming, trials, proposal, last=last)
+            elif last:
+                drawn = sampler.draw(self.study, upcoming, trials)
+            if drawn is None:
+                return None
+            trial = self._create(drawn, worker, since)
         else:
+            if queued is not None:
+                record.plan_of(queued)  # one of a later version stays in the queue
             trial = self._ask() if queued is None else self._pop(queued)
             plan_of_trial(trial, self.space)
             trial.set_user_attr(record.CLAIMED, since)
@@ -179,13 +225,8 @@ class Claims:
             trial.set_user_attr(record.WORKER, worker)
         return Claim(trial, since, len(workers | {worker}))
 
-    def _create(
-        self, sampler: CanonicalSampler, trials: Sequence[FrozenTrial], worker: str, since: float
-    ) -> Trial:
-        """Draw a trial and write it down whole, in one transaction."""
-        upcoming = create_trial(state=TrialState.RUNNING)
-        upcoming.number = len(trials)
-        drawn = sampler.draw(self.study, upcoming, trials)
+    def _create(self, drawn: Draw, worker: str, since: float) -> Trial:
+        """Write a trial down whole, in one transaction."""
         stage = {} if drawn.stage is None else {STAGE: drawn.stage}
         trial = create_trial(
             state=TrialState.RUNNING,
@@ -213,6 +254,16 @@ class Claims:
             raise LockLostError(f"trial {queued.number} was taken by somebody else")
         self.study._thread_local.cached_all_trials = None  # as ``Study.ask`` does
         return Trial(self.study, queued._trial_id)
+
+    @patient
+    def check_is_there(self) -> None:
+        """Refuse a study that was deleted.
+
+        Raises:
+            StudyError: When it was, whether or not it was made anew.
+        """
+        with self._lock():
+            pass
 
     @contextmanager
     def _lock(self) -> Iterator[Mapping[str, Any]]:

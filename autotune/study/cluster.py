@@ -26,9 +26,11 @@ from typing import Any
 from autotune.errors import UserError
 from autotune.storage.url import is_sqlite, redact
 from autotune.study.desk import Desk
-from autotune.study.pool import MAX_RESTARTS, Placed, environment_of, last_lines
+from autotune.study.devices import VISIBLE
+from autotune.study.pool import MAX_RESTARTS, Placed, last_lines, threads_in_environment
 from autotune.study.trial import Listener
 from autotune.study.worker import Job, serve, worker_name, write_log
+from autotune.threads import cores
 
 #: How often the launcher looks what its workers have said.
 LOOK_EVERY_S = 0.5
@@ -42,6 +44,8 @@ KILLED_WITHIN_S = 30.0
 REMOVED_WITHIN_S = 10.0
 #: Memory of a Ray of our own for objects; a worker's events are all that it ever holds.
 OBJECT_BYTES = 100 << 20
+#: A GPU of which Ray alone knows which one it will be.
+_OF_RAY = "that Ray gives"
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,13 @@ def _connect(ray: Any, folder: str) -> bool:
         address = find_bootstrap_address(None) or "local"
     own = address == "local"
     # In a folder of its own nobody else takes it for a cluster to join.
-    options = {"_temp_dir": folder, "object_store_memory": OBJECT_BYTES} if own else {}
+    options: dict[str, Any] = {}
+    if own:
+        options = {
+            "_temp_dir": folder,
+            "object_store_memory": OBJECT_BYTES,
+            "num_cpus": cores(),  # Ray itself does not heed affinity
+        }
     try:
         if not own:
             _knock(address)
@@ -222,9 +232,9 @@ class Tasks:
     def start(self, place: int, job: Job, tell: Listener) -> None:
         """Hand a worker to Ray; see :class:`autotune.study.pool.Crew`."""
         self._tell = tell
-        environment = environment_of(job.threads) | (
-            {} if self._gpus else {"CUDA_VISIBLE_DEVICES": ""}
-        )
+        # What GPUs are used with is the affair of the machine that has them: see find_device.
+        environment = threads_in_environment(job.threads) | ({} if self._gpus else {VISIBLE: ""})
+        job = replace(job, gpu=_OF_RAY if self._gpus else "")
         task = self._ray.remote(
             num_gpus=self._gpus,
             num_cpus=self._cpus,
@@ -354,7 +364,8 @@ def _work(job: Job, place: int, desk: Any) -> int:
 
     # Not ray.get: Ray would give the CPUs of a task that waits in it to another.
     number = desk.enter.remote().future().result()
-    job = replace(job, worker=worker_name(os.getpid(), number), index=number)
+    gpu = os.environ.get(VISIBLE) or job.gpu if job.gpu else ""
+    job = replace(job, worker=worker_name(os.getpid(), number), index=number, gpu=gpu)
     said: list[Any] = []
 
     def emit(event: dict[str, Any]) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import traceback
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from filelock import FileLock, Timeout
 
 from autotune.config import StudyConfig
 from autotune.data.progress import Progress as DataProgress
+from autotune.data.shelf import Shelf, noting_entries
 from autotune.data.survey import survey
 from autotune.data.task import Task
 from autotune.errors import DiskFullError, UserError, disk_full_as_user_error
@@ -23,12 +25,14 @@ from autotune.storage.url import database_path, is_sqlite
 from autotune.study.budget import Ending
 from autotune.study.cluster import Share, ray_crew
 from autotune.study.definition import Definition, define
+from autotune.study.devices import VISIBLE, find_device, visible_gpus
 from autotune.study.opening import OpenStudy, check_existing, open_or_create
 from autotune.study.pool import Placed, WorkerPool
 from autotune.study.processes import local_crew
 from autotune.study.record import Progress
 from autotune.study.remembered import remembered_of
 from autotune.study.trial import Listener
+from autotune.threads import cores
 
 #: Free space below which a study is not started: database, logs, checkpoints of small networks.
 MIN_FREE_BYTES = 64 << 20
@@ -70,27 +74,36 @@ def resolve_gpus(gpus: str | None) -> tuple[str, ...]:
     Args:
         gpus: ``all``, ``none``, indices such as ``0,2``, or ``None`` for all there are.
 
+    Indices count among the GPUs that are visible, see
+    :func:`autotune.study.devices.visible_gpus`.
+
     Returns:
         The devices, as ``CUDA_VISIBLE_DEVICES`` names them; empty for the CPU.
 
     Raises:
-        UserError: When an index is no number, or there is no such GPU.
+        UserError: When an index is no number, or there is no such GPU; when the environment names
+            GPUs that are not there, or the driver of the machine does not work.
     """
-    count = torch.cuda.device_count()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [one.strip() for one in visible.split(",")] if visible else []
-    names = names[:count] if names else [str(index) for index in range(count)]
-    if gpus is None or gpus == "all":
-        if gpus == "all" and not count:
-            raise UserError("--gpus all: this machine has no CUDA device; leave --gpus out")
-        return tuple(names)
     if gpus in ("none", ""):
         return ()
+    names = visible_gpus()
+    if not names:
+        find_device()  # fails where there are to be some
+    if gpus is None or gpus == "all":
+        if gpus == "all" and not names:
+            raise UserError("--gpus all: this machine has no CUDA device; leave --gpus out")
+        return names
     chosen = []
     for part in gpus.split(","):
-        if not part.strip().isdigit() or int(part) >= count:
+        if not part.strip().isdigit() or int(part) >= len(names):
+            shown = (
+                f" ({VISIBLE}={','.join(names)} is what is visible)"
+                if VISIBLE in os.environ
+                else ""
+            )
             raise UserError(
-                f"--gpus: must be 'all', 'none' or indices below {count}, but got {part!r}"
+                f"--gpus: must be 'all', 'none' or indices below {len(names)}, but got "
+                f"{part.strip()!r}{shown}"
             )
         chosen.append(names[int(part)])
     if len(set(chosen)) < len(chosen):
@@ -113,7 +126,7 @@ def count_places(gpus: int, workers: int | None, workers_per_gpu: int | None) ->
         if value is not None and value < 1:
             raise UserError(f"{option}: must be at least 1, but got {value}")
     if workers_per_gpu is None:
-        return workers or gpus or min(2, os.cpu_count() or 1)
+        return workers or gpus or min(2, cores())
     if workers is not None:
         raise UserError(
             f"--workers {workers} and --workers-per-gpu {workers_per_gpu} say the same thing "
@@ -201,6 +214,8 @@ def run_study(
         if placed is not None and not known.over:
             placed.prepare()
         definition = define(config, known.manifest, _told(listener), fetch=True)
+        if placed is not None:
+            placed.check()
         return _run(definition, placed or stack.enter_context(crew), listener)
 
 
@@ -236,51 +251,93 @@ def _run(definition: Definition, placed: Placed, listener: Listener) -> RunResul
 
 
 def _open(definition: Definition, listener: Listener) -> OpenStudy:
-    """Decode the images and open the study, in this order: a study has images that work."""
+    """Decode the images and open the study; what fails leaves no file of its own behind."""
     config = definition.config
     files = Files.of(config.storage, config.files)
     check_space(config, files)
     is_new = not check_existing(definition)
-    dataset = definition.dataset
-    if dataset.left_out:
-        listener({"event": "left out", "count": dataset.left_out})
+    if definition.dataset.left_out:
+        listener({"event": "left out", "count": definition.dataset.left_out})
+    made = _make_folders(files.root)
+    with noting_entries() as entries:
+        try:
+            return _open_with_images(definition, files, is_new, listener)
+        except (UserError, KeyboardInterrupt) as error:
+            _forget_frames(error)
+            _remove_made(made, entries, files, config.storage)
+            raise
+
+
+def _open_with_images(
+    definition: Definition, files: Files, is_new: bool, listener: Listener
+) -> OpenStudy:
+    """Decode the images and open the study, in this order: a study has images that work."""
+    config, dataset = definition.config, definition.dataset
 
     def progress(done: int, total: int) -> None:
         listener({"event": "decoding", "done": done, "total": total})
 
-    made = [path for path in (files.root, *files.root.parents) if not path.exists()]
-    try:
-        with disk_full_as_user_error(files.root):
-            first, *_ = [
-                Task.open(
-                    config.dataset,
-                    config.data,
-                    spec,
-                    files.cache,
-                    progress,
-                    config.cache.disk_bytes,
-                    dataset.manifest,
-                )
-                for spec in definition.specs
-            ]
-        looks = _told(listener)
-        found = survey(dataset, config.data.duplicates, looks) if is_new else None
-        return open_or_create(definition, first.info.to_json(), found)
-    except (UserError, KeyboardInterrupt):
-        _remove_made(made, config.storage)
-        raise
+    with disk_full_as_user_error(files.root):
+        first, *_ = [
+            Task.open(
+                config.dataset,
+                config.data,
+                spec,
+                files.cache,
+                progress,
+                config.cache.disk_bytes,
+                dataset.manifest,
+            )
+            for spec in definition.specs
+        ]
+    looks = _told(listener)
+    found = survey(dataset, config.data.duplicates, looks) if is_new else None
+    return open_or_create(definition, first.info.to_json(), found)
 
 
-def _remove_made(made: Sequence[Path], storage: str) -> None:
-    """Take away the folders that a run which could not start has made."""
+def _make_folders(folder: Path) -> list[Path]:
+    """Make a folder and those above it; return what was made, the outermost first.
+
+    Of two launchers that start at once, one makes a folder.
+    """
+    made = []
+    for path in reversed([folder, *folder.parents]):
+        with suppress(OSError):  # it is there; or cannot be made, which is told when it is used
+            path.mkdir()
+            made.append(path)
+    return made
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of what an error's frames hold: images that are mapped are in use."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _remove_made(
+    made: Sequence[Path], entries: Sequence[Path], files: Files, storage: str
+) -> None:
+    """Take away what a run that could not start has made, and nothing of another one.
+
+    Args:
+        made: The folders that it made; they go if they are empty.
+        entries: The entries of the cache that it made; they go if nobody uses them by now.
+        files: Where it keeps its files.
+        storage: Storage URL.
+    """
     if is_sqlite(storage) and not database_path(storage).exists():
-        lock = Path(f"{database_path(storage)}.lock")
-        if lock.is_file():
-            lock.unlink()
-    if made and made[0].exists():
-        shutil.rmtree(made[0])
-    for path in made[1:]:
-        if path.is_dir() and not any(path.iterdir()):
+        lock = FileLock(f"{database_path(storage)}.lock")
+        if Path(lock.lock_file).is_file():
+            with suppress(Timeout), lock.acquire(timeout=0):  # else another one makes a study
+                if not database_path(storage).exists():
+                    Path(lock.lock_file).unlink()
+    if files.root not in made:
+        return
+    Shelf(files.cache).take_back(entries)
+    below = [Path(folder) for folder, _, _ in os.walk(files.root, topdown=False)]
+    for path in (*below, *reversed(made)):
+        with suppress(OSError):  # it is gone, or has something in it
             path.rmdir()
 
 

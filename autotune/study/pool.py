@@ -6,6 +6,7 @@ this machine, :mod:`autotune.study.cluster` has tasks of a Ray cluster.
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import threading
@@ -17,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from autotune.errors import UserError, WorkerError
+from autotune.errors import NoDeviceError, UserError, WorkerError
+from autotune.interpreter import prefer_gpu_settings
 from autotune.storage.database import storage_errors
 from autotune.storage.url import absolute_url
 from autotune.study.claims import INTERRUPTED, LOST, MAX_RETRIES
@@ -75,12 +77,14 @@ class Placed:
         places: How many there are at a time.
         threads: CPU threads of each.
         prepare: Has workers get ready before there is a study for them, where they can.
+        check: Waits until those have tried their GPUs, and fails when one cannot be used.
     """
 
     crew: Crew
     places: int
     threads: int
     prepare: Callable[[], None] = lambda: None
+    check: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -113,10 +117,12 @@ class WorkerPool:
         self._places: dict[int, _Place] = {}
         self._stops = 0
         self._sick: set[int] = set()
+        self._without_device: dict[int, str] = {}  # why places have no GPU that can be used
         self._error: dict[str, Any] | None = None
 
     def run(self) -> bool:
         """Run workers until no trial is left; return whether a signal stopped them."""
+        places = set(range(self._count))
         try:
             restarts = 0
             while True:
@@ -127,7 +133,11 @@ class WorkerPool:
                 if self._stops or self._error or self._could_start() < 1:
                     break
                 restarts += 1
-                if restarts > MAX_RESTARTS or len(self._sick) == self._count:
+                if self._without_device.keys() == places:
+                    message = "\n".join(dict.fromkeys(self._without_device.values()))
+                    self._error = {"message": message, "exit_code": NoDeviceError.exit_code}
+                    break
+                if restarts > MAX_RESTARTS or self._sick == places:
                     self._error = {"message": self._obituary(), "exit_code": 1}
                     break
         finally:
@@ -199,6 +209,8 @@ class WorkerPool:
                 if self._error is None:
                     self._error = event
                 self._crew.stop()
+            elif event["event"] == "no device":
+                self._without_device[event["worker"]] = event["message"]
             elif event["event"] == "epoch":
                 self._places[event["worker"]].further = True
             elif event["event"] == "restarted":
@@ -218,6 +230,9 @@ class WorkerPool:
         old = self._places[index]
         restarts = 0 if old.further else old.restarts
         self._sweep()
+        if index in self._without_device:  # so would be the next one
+            self._sick.add(index)
+            return False
         if not old.further and restarts >= (0 if self._crew.restarts else MAX_RESTARTS):
             self._sick.add(index)
             self._listener({"event": "sick", "worker": index, "log": str(self._log(index))})
@@ -249,5 +264,13 @@ def environment_of(count: int) -> dict[str, str]:
     Args:
         count: CPU threads that it may use.
     """
+    environment = dict(os.environ)
+    prefer_gpu_settings(environment)
+    settings = {name: value for name, value in environment.items() if name not in os.environ}
+    return settings | threads_in_environment(count)
+
+
+def threads_in_environment(count: int) -> dict[str, str]:
+    """Return how an environment says how many CPU threads a process may use."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     return dict.fromkeys(names, str(count))

@@ -20,7 +20,7 @@ from autotune.storage.lock import study_lock
 from autotune.study import memory, record
 from autotune.training.batches import in_channels_last
 from autotune.training.half import Operation, identity_of, is_wrong, keep_wrong_in_float32
-from autotune.training.precision import Autocast, faster, half_of, set_float32_precision
+from autotune.training.precision import FLOAT32, Autocast, faster, half_of, set_float32_precision
 
 if TYPE_CHECKING:
     from autotune.study.material import Material
@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 _PIXELS = 8 * 224**2
 _FEWEST = 4
 _FOUND, _WRONG = "precision", "wrong"
-#: How a GPU computes what is left in float32: losses, norms, and all of it with ``amp: off``.
-_FLOAT32 = "tf32"
 
 
 def precision_of(bench: Workbench, material: Material) -> Autocast:
@@ -52,7 +50,7 @@ def precision_of(bench: Workbench, material: Material) -> Autocast:
     mode, device = bench.config.training.amp, bench.device
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if device.type == "cuda":
-        single = _agreed(bench, record.FLOAT32, (kind,), lambda: _FLOAT32)
+        single = _agreed(bench, record.FLOAT32, (kind,), lambda: FLOAT32)
         set_float32_precision(device, single)
     if mode != "auto":
         return Autocast.of(mode, device)

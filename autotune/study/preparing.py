@@ -142,6 +142,7 @@ def prepare_training(
         bench.loader_workers,
         part,
         autocast,
+        graphs=bench.config.cache.cuda_graphs != "off",
     )
     if refit is None and fold is None:
         training.whole = use_features(training, plan, material, bench)

@@ -9,19 +9,28 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from autotune.errors import NoDeviceError
+from autotune.study.devices import VISIBLE
 from autotune.study.pool import Placed, environment_of, last_lines
 from autotune.study.trial import Listener
-from autotune.study.worker import Job, worker_name
+from autotune.study.worker import CHECK_GPU, Job, worker_name
+from autotune.threads import cores
+
+#: For how long the first call of a GPU is waited for, the import of torch before it included.
+TRIED_WITHIN_S = 300.0
 
 
 class Processes:
@@ -47,10 +56,38 @@ class Processes:
         """
         self._waiting = {place: self._open(place, threads) for place in range(places)}
 
+    def check(self) -> None:
+        """Wait until the processes that wait for a job have tried their GPUs.
+
+        Raises:
+            NoDeviceError: When one cannot be used; with all that cannot, and the reasons.
+        """
+        if not self._devices:
+            return
+        until = time.monotonic() + TRIED_WITHIN_S
+        refused = {
+            self._device_of(place): why
+            for place, popen in self._waiting.items()
+            if (why := _refusal_of(popen, until))
+        }
+        if not refused:
+            return
+        by_reason: dict[str, list[str]] = {}
+        for gpu, why in refused.items():
+            by_reason.setdefault(why.removeprefix(f"the GPU {gpu} "), []).append(gpu)
+        lines = [
+            f"the GPU{'s' if len(gpus) > 1 else ''} {', '.join(gpus)} {why}"
+            for why, gpus in by_reason.items()
+        ]
+        if left := [gpu for gpu in dict.fromkeys(self._devices) if gpu not in refused]:
+            lines.append(f"{VISIBLE}={','.join(left)} uses the others alone")
+        raise NoDeviceError("\n".join(lines))
+
     def start(self, place: int, job: Job, tell: Listener) -> None:
         """Start a process; see :class:`autotune.study.pool.Crew`."""
         number = len(self._started)  # a replacement has a name and random draws of its own
-        job = replace(job, worker=worker_name(os.getpid(), number), index=number)
+        gpu = self._device_of(place)
+        job = replace(job, worker=worker_name(os.getpid(), number), index=number, gpu=gpu)
         popen = self._waiting.pop(place, None)
         if popen is not None and popen.poll() is not None:
             _dismiss(popen)
@@ -67,11 +104,10 @@ class Processes:
 
     def _open(self, place: int, threads: int) -> subprocess.Popen[str]:
         environment = os.environ | environment_of(threads)
-        environment["CUDA_VISIBLE_DEVICES"] = (
-            self._devices[place % len(self._devices)] if self._devices else ""
-        )
+        environment[VISIBLE] = self._device_of(place)
+        check = [CHECK_GPU] if self._devices else []
         return subprocess.Popen(
-            [sys.executable, "-m", "autotune.study.process"],
+            [sys.executable, "-m", "autotune.study.process", *check],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # the worker opens its own log
@@ -79,6 +115,9 @@ class Processes:
             text=True,
             start_new_session=True,  # a Ctrl-C is for the launcher alone
         )
+
+    def _device_of(self, place: int) -> str:
+        return self._devices[place % len(self._devices)] if self._devices else ""
 
     def is_gone(self, worker: str) -> bool:
         """Tell whether a worker is one of these that has ended."""
@@ -116,12 +155,36 @@ def local_crew(devices: Sequence[str], places: int) -> Iterator[Placed]:
         devices: See :class:`Processes`.
         places: How many workers there are at a time.
     """
-    threads = max(1, (os.cpu_count() or 1) // places)
+    threads = max(1, cores() // places)
     crew = Processes(devices)
     try:
-        yield Placed(crew, places, threads, partial(crew.prepare, places, threads))
+        yield Placed(crew, places, threads, partial(crew.prepare, places, threads), crew.check)
     finally:
         crew.close()
+
+
+def _refusal_of(popen: subprocess.Popen[str], until: float) -> str:
+    """Read why a process cannot use its GPU, which it says first; empty if it can.
+
+    One that dies over it says nothing, and is replaced like any other.
+    """
+    assert popen.stdout is not None
+    ready, _, _ = select.select([popen.stdout], [], [], max(0.0, until - time.monotonic()))
+    if not ready:
+        return f"does not answer within {TRIED_WITHIN_S:.0f} s; see what nvidia-smi says of it"
+    for line in popen.stdout:
+        if (event := _event(line)) is not None:
+            return str(event.get("message", ""))
+    return ""
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    """Read an event; ``None`` for half a line of a worker that was killed, or what is none."""
+    try:
+        event = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None
 
 
 def _dismiss(popen: subprocess.Popen[str]) -> None:
@@ -135,11 +198,8 @@ def _read(place: int, popen: subprocess.Popen[str], log: Path, tell: Listener) -
     assert popen.stdout is not None and popen.stdin is not None
     with popen.stdout:
         for line in popen.stdout:
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:  # half a line of a worker that was killed
-                continue
-            tell({**event, "worker": place})
+            if (event := _event(line)) is not None:
+                tell({**event, "worker": place})
     code = popen.wait()
     with suppress(BrokenPipeError):  # of a job that it did not read
         popen.stdin.close()

@@ -17,6 +17,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autotune.data.survey import remarks
+from autotune.formats import ATTRIBUTE as _FORMAT
 from autotune.formats import STUDY, check_format, reading
 from autotune.plan import TrialPlan
 from autotune.search import greedy, ranking, view
@@ -40,7 +41,7 @@ FILES = layout.ATTRIBUTE  # str: folder of the study's files
 PRECISION = "precision"  # dict: backbone -> {device: "off", "bf16" or "fp16"}, for amp: auto
 FLOAT32 = "float32_precision"  # dict: GPU -> "tf32" or "ieee": how it computes in float32
 ENVIRONMENT = "environment"  # dict: package -> version
-FORMAT = "format"  # dict: formats.stamp() of the version that opened it for a run last
+FORMAT = _FORMAT  # dict: formats.stamp() of the version that opened it for a run last
 OWN = "own"  # dict: key such as "search.sampler" -> SHA-256 of the file that it names
 # list of dict: {"time", "trial", "test": Metrics.to_json(), "baseline": the same}, one a reading
 TEST_READS = "test_reads"
@@ -52,10 +53,11 @@ PLAN = "plan"  # dict: TrialPlan.to_json()
 ROLE = "role"  # "baseline" for trial 0 and its retries
 ORIGIN = "origin"  # str: why a trial was queued at the start, e.g. "warm start: trial 3 of x"
 STAGE = greedy.STAGE  # str: stage of a greedy search that it was drawn in
-WORKER = "worker"  # str: host/process/index of the worker that runs it
+WORKER = "worker"  # str: host/process/index-random of the worker; no random part in older ones
 CLAIMED = "claimed"  # float: when it was claimed, in seconds of the Unix epoch (UTC)
 HELD = "held"  # float: seconds for which this attempt has held its device so far
 DEVICE = "device"  # str: e.g. "cpu" or "NVIDIA H200"
+GPU = "gpu"  # str: which one of its machine, e.g. "GPU 2 (8932f937)", where it trained on a GPU
 # dict: {"half": "bf16", "fp16" or "off", "float32": "tf32" or "ieee"} and where some modules stay
 # in float32 because half precision gets them wrong, or slow, {"kept": their names}
 COMPUTE = "compute"
@@ -118,6 +120,12 @@ class Progress:
     def attempts(self) -> int:
         """How often a worker has started at a trial."""
         return self.finished + self.retried + self.running
+
+
+def device_of(trial: FrozenTrial) -> str:
+    """Name the device that a trial trains on, and which one it is; empty before it has said so."""
+    named = (trial.user_attrs.get(DEVICE), trial.user_attrs.get(GPU))
+    return ", ".join(str(name) for name in named if name)
 
 
 def progress_of(trials: Sequence[FrozenTrial], budget: int) -> Progress:

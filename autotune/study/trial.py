@@ -27,6 +27,7 @@ from autotune.search import ranking
 from autotune.search.view import DEVICE_MEMORY
 from autotune.storage.artifacts import add_artifact
 from autotune.study import limits, memory, record
+from autotune.study.devices import gpu_name
 from autotune.study.identity import checkpoint_of
 from autotune.study.material import Material
 from autotune.study.pictures import draw_confusion, draw_curve, draw_worst, worst
@@ -163,6 +164,8 @@ def _run(
     training = prepare_trial(plan, bench, stopped, part)
     trial.set_user_attr(record.DEVICE, device_name(bench.device))
     trial.set_user_attr(record.COMPUTE, compute_of(parts_of(training)[0]))
+    if bench.device.type == "cuda":
+        trial.set_user_attr(record.GPU, gpu_name(bench.device))
     if bench.device.type == "cpu":  # sums are rounded by how many share them
         trial.set_user_attr(record.THREADS, torch.get_num_threads())
     if training.whole:
@@ -259,6 +262,9 @@ def _train(
     """Train epoch by epoch; return whether the pruner ended it."""
     config = training.config
     alone = len(trial.study.directions) == 1
+    # A pruner looks at the last value there is. Where epochs are trained again whose values are
+    # known, it would judge a later epoch than the one that the trial is at.
+    known = max(reported, default=0)
     for result in training.run(checkpoint):
         assert result.metrics is not None
         value = result.metrics.objective(config.objective)
@@ -278,7 +284,7 @@ def _train(
                 "value": value,
             }
         )
-        if alone and result.epoch < config.epochs and trial.should_prune():
+        if alone and known <= result.epoch < config.epochs and trial.should_prune():
             return True
     return False
 
@@ -345,7 +351,9 @@ def store_artifacts(
             ):
                 weights = Path(folder) / "weights.safetensors"
                 state = training.result_state()
-                save_file({key: value.contiguous() for key, value in state.items()}, weights)
+                # On the host: to lay them out on a GPU would take memory of it.
+                laid_out = {key: value.cpu().contiguous() for key, value in state.items()}
+                save_file(laid_out, weights)
                 pictures.append(weights)
         opened.files.artifacts.mkdir(parents=True, exist_ok=True)
         for path in pictures:

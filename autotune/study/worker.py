@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +33,9 @@ from autotune.errors import (
     AutotuneError,
     DeviceError,
     DiskFullError,
+    NoDeviceError,
     StudyError,
+    UserError,
     WorkerError,
 )
 from autotune.interpreter import keep_freed_memory
@@ -44,13 +48,14 @@ from autotune.storage.patience import patiently
 from autotune.study import record
 from autotune.study.budget import Ending
 from autotune.study.claims import LOST, MAX_RETRIES, Claim, Claims, Wait
-from autotune.study.devices import find_device
+from autotune.study.devices import VISIBLE, find_device, gpu_name
 from autotune.study.failures import Kind, first_line, kind_of
 from autotune.study.material import Materials
 from autotune.study.opening import OpenStudy, open_existing
 from autotune.study.preparing import Workbench
-from autotune.study.trial import Listener, run_trial
-from autotune.threads import one_thread
+from autotune.study.trial import Listener, device_name, run_trial
+from autotune.texts import VisibleFormatter, guard_standard_error
+from autotune.threads import keep_to_cores, one_thread
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +64,8 @@ logger = logging.getLogger(__name__)
 SICK_AFTER = {Kind.UNEXPECTED: 3, Kind.TRANSIENT: MAX_RETRIES + 2}
 #: For how long a worker waits after the first passing failure; then for four times as long.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 120.0
+#: An argument of a worker's process, see :func:`main`.
+CHECK_GPU = "--check-gpu"
 #: How often a worker asks again while it waits for what the trials of the others bring.
 ASK_AGAIN_S = 1.0
 
@@ -76,6 +83,7 @@ class Job:
         workers: How many workers the launcher starts.
         threads: CPU threads to use, 0 for torch's default.
         log: Log file.
+        gpu: The GPU that it was given, see :func:`autotune.study.devices.find_device`.
     """
 
     study: str
@@ -86,14 +94,19 @@ class Job:
     workers: int
     threads: int
     log: str
+    gpu: str | None = None
 
 
 def worker_name(launcher: int, index: int) -> str:
-    """Name a worker: host, process that started it, position."""
-    return f"{socket.gethostname()}/{launcher}/{index}"
+    """Name a worker: host, process that started it, position and a part of its own.
+
+    That part is random: containers can share a host's name and have the same process numbers, and
+    a machine gives out the number of a process that has ended again.
+    """
+    return f"{socket.gethostname()}/{launcher}/{index}-{secrets.token_hex(4)}"
 
 
-def prepare(opened: OpenStudy, workers: int = 1) -> Workbench:
+def prepare(opened: OpenStudy, workers: int = 1, gpu: str | None = None) -> Workbench:
     """Lay out what a worker needs for the trials of a study.
 
     Beside a GPU, processes make the views that do not fit into memory; on the CPU they would
@@ -102,13 +115,16 @@ def prepare(opened: OpenStudy, workers: int = 1) -> Workbench:
     Args:
         opened: The study.
         workers: Among how many workers this machine shares its memory.
+        gpu: See :func:`autotune.study.devices.find_device`.
 
     Raises:
+        DeviceError: When there is to be a GPU, and it cannot be used.
         StudyError: When the images or the weights are not those of the study.
     """
+    device = find_device(gpu)  # before anything that takes its time
     keep_freed_memory()
+    keep_to_cores()
     config = opened.config()
-    device = find_device()
     bench = Workbench(
         opened=opened,
         config=config,
@@ -154,12 +170,12 @@ def work(job: Job, stop: threading.Event, emit: Listener) -> Ending | None:
     Raises:
         UserError: When the study cannot be worked at: other images, a full disk.
         WorkerError: When several trials in a row failed for no reason of their own.
-        DeviceError: When this process cannot use its GPU any more.
+        DeviceError: When this process cannot use its GPU, or not any more.
     """
     if job.threads:
         torch.set_num_threads(job.threads)
     opened = patiently(open_existing, job.study, job.storage, job.files)
-    bench = prepare(opened, job.workers)
+    bench = prepare(opened, job.workers, job.gpu)
     check_own(opened, bench.config)
     study = opened.study
     # A worker that is started again must not draw the same trials again.
@@ -167,7 +183,7 @@ def work(job: Job, stop: threading.Event, emit: Listener) -> Ending | None:
     seed = (bench.config.search.seed * 1_000_003 + draws * 1009 + job.index) % 2**31
     study.sampler = make_sampler(bench.config, bench.space, seed, record.budget_of)
     claims = opened.claims()
-    emit({"event": "ready", "device": str(bench.device)})
+    emit({"event": "ready", "device": device_name(bench.device), "gpu": gpu_name(bench.device)})
     failures = workers = 0
     waiting = False
     while not stop.is_set():
@@ -223,7 +239,8 @@ def attempt(
         What kind of failure has ended it, ``None`` if none.
 
     Raises:
-        UserError: When no trial can go on; this one goes back to the queue.
+        UserError: When no trial can go on; this one goes back to the queue. Or when the study
+            was deleted.
         DeviceError: When this process cannot use its GPU any more; likewise.
     """
     trial = claim.trial
@@ -235,6 +252,8 @@ def attempt(
     except Exception as error:
         kind = kind_of(error, bench.device)
         reason = f"{type(error).__name__}: {first_line(error)}"
+        if kind in (Kind.GIVEN_AWAY, Kind.UNEXPECTED):  # what a study that was deleted looks like
+            claims.check_is_there()
         match kind:
             case Kind.INTERRUPTED:
                 claims.interrupt(claim)
@@ -248,6 +267,12 @@ def attempt(
             case Kind.DISK_FULL:
                 claims.interrupt(claim)
                 raise DiskFullError(f"{first_line(error)}; free some space") from error
+            case Kind.DENIED:
+                claims.interrupt(claim)
+                raise UserError(
+                    f"a trial needs its files and folders, but {first_line(error)}; put that "
+                    "right, or move the files of the study with 'files='"
+                ) from error
             case Kind.STORAGE:
                 with storage_errors(bench.opened.url):
                     raise
@@ -312,8 +337,14 @@ def _drop(trial: Trial, bench: Workbench, emit: Listener) -> None:
     _tell_end(trial, "lost", emit)
 
 
-def main() -> int:
-    """Run the worker that a launcher has started; see the module's docstring."""
+def main(arguments: Sequence[str] = ()) -> int:
+    """Run the worker that a launcher has started; see the module's docstring.
+
+    Args:
+        arguments: ``--check-gpu`` to find out, before there is a job, whether the GPU can be used.
+    """
+    if CHECK_GPU in arguments and not _check_gpu():
+        return NoDeviceError.exit_code
     given = sys.stdin.readline()
     if not given:  # the launcher has ended without a job for it
         return 0
@@ -334,6 +365,28 @@ def main() -> int:
     return serve(job, stop, emit)
 
 
+def _check_gpu() -> bool:
+    """Tell the launcher whether this process can use the GPU that it was given.
+
+    A GPU without memory is none that cannot be used: others may have left when the job comes. If
+    not, this process ends then, and another one is started in its place.
+    """
+    try:
+        device = find_device(os.environ[VISIBLE])
+    except NoDeviceError as error:
+        print(json.dumps(_no_device(error)), flush=True)
+        return False
+    except DeviceError as error:
+        print(json.dumps({"event": "crowded", "message": str(error)}), flush=True)
+        return True
+    print(json.dumps({"event": "gpu", "gpu": gpu_name(device)}), flush=True)
+    return True
+
+
+def _no_device(error: NoDeviceError) -> dict[str, Any]:
+    return {"event": "no device", "message": str(error)}
+
+
 def serve(job: Job, stop: threading.Event, emit: Listener) -> int:
     """Do the work of a launcher's worker, and tell the launcher why it cannot be done.
 
@@ -347,6 +400,10 @@ def serve(job: Job, stop: threading.Event, emit: Listener) -> int:
     """
     try:
         work(job, stop, emit)
+    except NoDeviceError as error:
+        logger.error("%s", error)
+        emit(_no_device(error))  # the other workers may have GPUs that can be used
+        return error.exit_code
     except DeviceError as error:
         logger.error("%s", error)
         return error.exit_code  # and no event: the launcher starts another process in this place
@@ -374,11 +431,10 @@ def write_log(log: str) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    guard_standard_error()  # whoever looks at the log does it in a terminal
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _take_stdin() -> int:

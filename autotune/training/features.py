@@ -171,7 +171,7 @@ class FeatureCache:
                 return prefix(*map(self.prepare, block))
 
         if self.autocast.device.type != "cpu":
-            halving = Halving("features")
+            halving = Halving("features", self.autocast.device)
             for block in blocks:
                 yield from halving.run(work, block)
             return
@@ -237,7 +237,7 @@ class Features:
         self._views = views
         self._online = online
         self._together = together
-        self._halving = Halving("features")
+        self._halving = Halving("features", cache.autocast.device)
         self._resident: dict[bytes, list[Tensor]] = {}
 
     def __len__(self) -> int:
@@ -281,7 +281,8 @@ class Features:
         for images, labels in self._views.batches(order, views, batch_size, num_workers):
             with self._cache.autocast():
                 block = _joined(self._halving.run(work, images))
-                yield block, self._there(labels)
+            # Outside of the context: it would last until the next batch, over a whole step.
+            yield block, self._there(labels)
 
     def _open(
         self, positions: Tensor, numbers: Tensor, whole: bool

@@ -35,7 +35,8 @@ from autotune.training.precision import Autocast, keep_in_float32
 logger = logging.getLogger(__name__)
 
 #: Largest relative difference from float32. Sound kernels are off by 1.4e-3 to 3.3e-3 in bf16 and
-#: by 2e-4 to 6e-4 in fp16 (20 networks, torch 2.15), wrong ones by 1 and more.
+#: by 2e-4 to 6e-4 in fp16 (13 networks in bf16, fewer in fp16, torch 2.15), wrong ones by 1 or
+#: more.
 _TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 5e-3}
 #: How often an operation is tried: uninitialised memory may hold the right values by chance.
 _ROUNDS = 3

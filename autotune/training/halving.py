@@ -14,31 +14,12 @@ from typing import TypeVar
 
 import torch
 
+from autotune.models.device_errors import is_out_of_memory
 from autotune.training.batches import Inputs, in_parts
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-#: What is said where the memory of a device does not suffice. The texts are those of the CUDA
-#: runtime (https://docs.nvidia.com/cuda/cuda-runtime-api/, ``cudaError``), of cuDNN and of cuBLAS.
-_OUT_OF_MEMORY = (
-    "CUDA out of memory",
-    "CUDA error: out of memory",
-    "CUDA driver error: out of memory",
-    "CUDA ran out of memory",
-    "STATUS_ALLOC_FAILED",
-    "DEVICE_ALLOCATION_FAILED",
-    # cuDNN has no room for the workspace of any of its kernels.
-    "unable to find an engine to execute this computation",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that the memory of a GPU did not suffice."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(one in str(error) for one in _OUT_OF_MEMORY)
 
 
 class Halving:
@@ -46,13 +27,15 @@ class Halving:
 
     Args:
         what: What is computed, for the log: ``features``.
+        device: Where.
 
     Attributes:
         parts: Parts of a batch; the batches to come have as many.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, device: torch.device) -> None:
         self.what = what
+        self.device = device
         self.parts = 1
 
     def run(self, work: Callable[[Inputs], T], batch: Inputs) -> list[T]:
@@ -85,10 +68,10 @@ class Halving:
                 -(-images // parts),
                 -(-images // self.parts),
             )
-            empty_cache()
+            give_cache_back(self.device)
 
 
-def halved(work: Callable[[int], T], count: int, least: int, what: str) -> T:
+def halved(work: Callable[[int], T], count: int, least: int, what: str, device: torch.device) -> T:
     """Do something with so many images at a time, from its beginning with half as many.
 
     Args:
@@ -96,6 +79,7 @@ def halved(work: Callable[[int], T], count: int, least: int, what: str) -> T:
         count: How many at first.
         least: Fewer are not tried.
         what: What is done, for the log.
+        device: Where.
 
     Raises:
         RuntimeError: When not even so few fit.
@@ -114,10 +98,10 @@ def halved(work: Callable[[int], T], count: int, least: int, what: str) -> T:
             max(least, count // 2),
         )
         count = max(least, count // 2)
-        empty_cache()
+        give_cache_back(device)
 
 
-def empty_cache() -> None:
+def give_cache_back(device: torch.device) -> None:
     """Give back what the allocator of a GPU keeps for later."""
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         torch.cuda.empty_cache()

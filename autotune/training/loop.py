@@ -24,8 +24,17 @@ from autotune.models.split import Split
 from autotune.plan import TrainingPolicy
 from autotune.training.average import WeightAverage
 from autotune.training.batches import Batches, Inputs, in_channels_last, in_parts
+from autotune.training.capture import (
+    LEAST_STEPS,
+    CapturedStep,
+    CaptureError,
+    Record,
+    is_usable,
+    recorder,
+    tell,
+)
 from autotune.training.checkpoint import Checkpoint
-from autotune.training.halving import Halving, halved
+from autotune.training.halving import Halving, give_cache_back, halved
 from autotune.training.metrics import Metrics, measure
 from autotune.training.mixing import make_mixing
 from autotune.training.norms import BATCH, measure_norms, sample
@@ -104,6 +113,10 @@ class Training:
         part: Images that go through the network at a time; by default the whole batch. Gradients
             of the parts of a batch add up to that of the batch; batch norm sees one part.
         autocast: Mixed precision; by default what ``config.amp`` names, and none for ``auto``.
+        graphs: Whether steps may be captured in CUDA graphs, see
+            :class:`autotune.training.capture.CapturedStep`: of trainings that are long enough, on
+            a GPU, of batches that go through the network as a whole. Not with fp16, whose scaler
+            decides on the host what a step does.
 
     Raises:
         PlanError: When the policy would never train the tuned layers.
@@ -122,6 +135,7 @@ class Training:
         loader_workers: int = 0,
         part: int | None = None,
         autocast: Autocast | None = None,
+        graphs: bool = False,
     ) -> None:
         self.network = network
         self.policy = policy
@@ -164,8 +178,13 @@ class Training:
         self._left_out = torch.zeros((), dtype=torch.int64, device=self.device)
         self._unit = torch.ones((), device=self.device)
         self.ema = WeightAverage(network, config.ema) if config.ema else None
+        fits = graphs and self.device.type == "cuda" and stays and self.steps >= LEAST_STEPS
+        plain = self.mixing is not None or self.scaler.is_enabled()
+        #: Captures a step; ``None`` where all steps are plain.
+        self.record: Record | None = recorder(self.device) if fits and not plain else None
+        self._captured: dict[bool, CapturedStep] = {}
         self.epoch = 0
-        self._judging = Halving("validation")
+        self._judging = Halving("validation", self.device)
         # Of the last validate(): logits (N, classes) and scores.
         self.validation_logits: Tensor | None = None
         self.metrics: Metrics | None = None
@@ -232,7 +251,7 @@ class Training:
             with self.autocast():
                 measure_norms(self.network, images)
 
-        halved(measured, BATCH, LEAST_BATCH, "norm statistics")
+        halved(measured, BATCH, LEAST_BATCH, "norm statistics", self.device)
         if self.ema is not None:
             self.ema.set()
 
@@ -258,24 +277,71 @@ class Training:
         return mean
 
     def _step(self, inputs: Inputs, targets: Tensor) -> Tensor:
-        """Take one step on a batch, part by part; return its mean loss."""
+        """Take one step on a batch; return its mean loss."""
+        loss = self._gradients_again(inputs, targets)
+        if loss is None:
+            loss = self._gradients(inputs, targets)
+        self._update()
+        return loss
+
+    def _gradients_again(self, inputs: Inputs, targets: Tensor) -> Tensor | None:
+        """Compute the gradients of a batch by a captured step, where there can be one.
+
+        Returns:
+            Its mean loss, or ``None`` where a plain step has to be taken.
+        """
+        if (
+            self.record is None
+            or not is_usable(self.device)
+            or not isinstance(inputs, tuple)
+            or len(targets) != self.config.batch_size
+            # Weights in half precision, which autocast keeps while it lasts, would be captured.
+            or torch.is_autocast_enabled(self.device.type)
+        ):
+            return None
+        alone = self.phases.head_alone(self.epoch)
+        if alone not in self._captured:
+            self._captured.clear()  # of the phase before
+            tuned = [p for group in self.optimizer.param_groups for p in group["params"]]
+            single = self.autocast.dtype is None
+            try:
+                self._captured[alone] = CapturedStep(
+                    self._gradients, self.network, tuned, inputs, targets, self.record, single
+                )
+            except CaptureError as error:
+                tell(str(error))
+                self.record = None
+            if self.record is None:  # outside of the except block, which holds its memory
+                give_cache_back(self.device)
+                return None
+        return self._captured[alone](inputs, targets)
+
+    def _gradients(self, inputs: Inputs, targets: Tensor) -> Tensor:
+        """Compute the gradients of a batch, part by part, and clip them; return its mean loss.
+
+        This is captured where it can be: what changes from step to step on the host belongs into
+        :meth:`_update`.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         parts = part_count(len(targets), self.part)
-        total = torch.zeros((), device=self.device)
+        total: Tensor | None = None
         for some, goals in zip(in_parts(inputs, parts), targets.tensor_split(parts), strict=True):
             with self.autocast():
                 logits = self.network(some)
             loss = self.loss(logits.float(), goals) * (len(goals) / len(targets))
             self.scaler.scale(loss).backward()
-            total += loss.detach()
-        self._update()
+            total = loss.detach() if total is None else total + loss.detach()
+        self._clip()
+        assert total is not None, "a batch has at least one part"
         return total
 
-    def _update(self) -> None:
+    def _clip(self) -> None:
         if self.config.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             tuned = [p for group in self.optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(tuned, self.config.clip_norm)
+
+    def _update(self) -> None:
         if self._step_is_left_out():
             return
         self.schedule.step()

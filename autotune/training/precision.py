@@ -22,6 +22,8 @@ _ROUNDS = 3
 #: GPUs from here on (Ampere) compute bf16 and TF32 in hardware.
 #: https://docs.nvidia.com/cuda/cuda-c-programming-guide/#features-and-technical-specifications
 BF16_CAPABILITY = (8, 0)
+#: How a GPU computes what is not in half precision: norms, losses, and all of it without autocast.
+FLOAT32 = "tf32"
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -59,7 +61,7 @@ def half_of(device: torch.device) -> str:
     return "bf16"
 
 
-def set_float32_precision(device: torch.device, precision: str) -> None:
+def set_float32_precision(device: torch.device, precision: str = FLOAT32) -> None:
     """Set how a GPU computes what stays in float32, for the whole process.
 
     TF32 rounds the factors of a product to 10 bits and adds in float32. A matrix product takes an

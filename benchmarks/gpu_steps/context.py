@@ -43,6 +43,7 @@ class Sizes:
             than there are cores.
         views: Views of an image.
         memory_batch: Images in a batch where memory is to give out.
+        memory_px: Their sides.
         neighbor_s: For how long a neighbor holds the memory of the GPU.
     """
 
@@ -82,6 +83,7 @@ class Sizes:
     loader_workers: int | None = None
     views: int = 2
     memory_batch: int = 64
+    memory_px: int = 224
     neighbor_s: float = 15.0
 
 
@@ -107,6 +109,7 @@ DRY = Sizes(
     loader_workers=0,
     views=2,
     memory_batch=32,
+    memory_px=64,
     neighbor_s=1.0,
 )
 

@@ -17,9 +17,8 @@ from unittest.mock import patch
 
 import torch
 
-from gpu_steps.trace import STEP, Traffic, read_trace
-
 from autotune.training.precision import Autocast
+from gpu_steps.trace import STEP, Traffic, read_trace
 
 if TYPE_CHECKING:
     from tests.support.simulated_gpu import SimulatedGpu
@@ -122,13 +121,15 @@ class Watch:
 
         assert self.gpu is not None
         records = self.gpu.traffic.records[self._from : self._to]
-        waits = [one for one in records if one.kind is Kind.WAIT and one.in_main_thread]
+        all_waits = [one for one in records if one.kind is Kind.WAIT]
+        waits = [one for one in all_waits if one.in_main_thread]
         pageable = [one for one in records if one.kind is Kind.PAGEABLE_TO_DEVICE]
         return Traffic(
             steps=self.steps - 1,
             busy_share=None,
             kernels=None,
             waits=len(waits),
+            waits_elsewhere=len(all_waits) - len(waits),
             pageable=len(pageable),
             lines=tuple(sorted({one.line for one in [*waits, *pageable]})),
         )

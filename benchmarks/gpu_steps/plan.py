@@ -7,7 +7,7 @@ from dataclasses import dataclass
 #: Seconds that a half takes at most.
 HALF_S = 360
 #: A dry run is on the CPU, often beside other programs: its steps are small, its limits wide.
-DRY_LIMIT_S = 150
+DRY_LIMIT_S = 240
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,16 @@ class Step:
 
 STEPS = (
     Step("environment", 1, 20, "surroundings.describe", "Environment"),
-    Step("tests", 1, 100, "surroundings.run_tests", "Tests with the marker `gpu`"),
+    Step("tests", 1, 95, "surroundings.run_tests", "Tests with the marker `gpu`"),
     Step("split", 1, 75, "splitting.compare", "Split against whole"),
-    Step("precision", 1, 65, "precision.time_modes", "Precision"),
-    Step("throughput", 1, 100, "throughput.measure", "Training against a resident batch"),
-    Step("features", 2, 40, "making.measure", "Making features"),
-    Step("workers", 2, 80, "sharing.compare", "Two workers against one"),
-    Step("memory", 2, 55, "shortage.provoke", "When memory does not suffice"),
+    Step("precision", 1, 60, "precision.time_modes", "Precision"),
+    Step("throughput", 1, 95, "throughput.measure", "Training against a resident batch"),
+    Step("features", 2, 35, "making.measure", "Making features"),
+    Step("workers", 2, 75, "sharing.compare", "Two workers against one"),
+    Step("memory", 2, 50, "shortage.provoke", "When memory does not suffice"),
     Step("missing", 2, 20, "shortage.name_missing", "A GPU that is not there"),
-    Step("naive", 2, 115, "rivals.compare", "Naive study against autotune"),
-    Step("fit", 2, 50, "final.fit_and_rerun", "Fit, load, predict, rerun"),
+    Step("naive", 2, 120, "rivals.compare", "Naive study against autotune"),
+    Step("fit", 2, 45, "final.fit_and_rerun", "Fit, load, predict, rerun"),
 )
 
 

@@ -30,16 +30,17 @@ def time_modes(context: Context) -> None:
     sizes, device = context.sizes, find_device()
     opened = open_study(configure(context, "auto", backbone=list(sizes.timed_backbones)))
     bench = prepare(opened)
-    automatic = float32_precision(device)
+    before = float32_precision(device)
     for name in sizes.timed_backbones:
         material = bench.materials.of(name)
+        set_float32_precision(device, before)
         start = time.perf_counter()
         chosen = precision_of(bench, material)
         context.add(
             "auto",
             backbone=name,
             chosen=mode_of(chosen),
-            float32=automatic,
+            float32=float32_precision(device),
             seconds=round(time.perf_counter() - start, 3),
         )
         network = _whole(material.backbone, device)

@@ -67,7 +67,7 @@ def provoke(context: Context) -> None:
 def _config(context: Context, name: str) -> StudyConfig:
     """Make a study whose plans tune all layers: they need the most memory."""
     sizes = context.sizes
-    depth = len(layers_of(build(sizes.backbone, sizes.image_px, "meta")))
+    depth = len(layers_of(build(sizes.backbone, sizes.memory_px, "meta")))
     return configure(
         context,
         name,
@@ -77,6 +77,7 @@ def _config(context: Context, name: str) -> StudyConfig:
         training__amp="off",
         training__epochs=1,
         training__batch_size=sizes.memory_batch,
+        data__image_size=sizes.memory_px,
         training__views=1,
         search__trials=2,
     )

@@ -77,18 +77,24 @@ class Recorder:
         """Take down how many tests there are."""
         self.found = len(session.items)
 
+    def pytest_collectreport(self, report: Any) -> None:
+        """Write down why a file of tests cannot be read."""
+        if report.failed:
+            self._add(report, 0.0)
+
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Write the outcome of a test down."""
         if report.when == "call" or report.outcome != "passed":
-            if report.when == "teardown" and report.outcome == "passed":
-                return
-            self.context.add(
-                "test",
-                name=report.nodeid,
-                outcome=report.outcome,
-                seconds=round(report.duration, 2),
-                said=report.longreprtext[-1500:] if report.failed else "",
-            )
+            self._add(report, report.duration)
+
+    def _add(self, report: Any, seconds: float) -> None:
+        self.context.add(
+            "test",
+            name=report.nodeid,
+            outcome=report.outcome,
+            seconds=round(seconds, 2),
+            said=report.longreprtext[-1500:] if report.failed else "",
+        )
 
 
 def run_tests(context: Context) -> None:
@@ -100,7 +106,8 @@ def run_tests(context: Context) -> None:
     import pytest
 
     recorder = Recorder(context)
-    options = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    options = ["-m", "gpu", "-q", "--continue-on-collection-errors"]
+    options += ["-p", "no:cacheprovider", "-p", "no:xdist"]
     if context.dry:
         options += ["--collect-only"]
     os.chdir(ROOT)

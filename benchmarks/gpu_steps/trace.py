@@ -14,7 +14,9 @@ from typing import Any
 STEP = "gpu.py step"
 #: What runs on the GPU.
 _ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
-#: Calls after which the host waits until the GPU is done.
+#: Calls of CUDA by the host.
+_CALLS = ("cuda_runtime", "cuda_driver")
+#: Those after which the host waits until the GPU is done.
 _WAITS = (
     "cudaDeviceSynchronize",
     "cudaEventSynchronize",
@@ -32,6 +34,7 @@ class Traffic:
         busy_share: Share of the time in which the GPU worked; ``None`` on the simulated one.
         kernels: How many it ran.
         waits: How often the thread that trains waited for the GPU.
+        waits_elsewhere: How often other threads did, such as those that read ahead.
         pageable: Copies from memory that is not pinned to the GPU.
         lines: What waited or copied so.
     """
@@ -40,6 +43,7 @@ class Traffic:
     busy_share: float | None
     kernels: int | None
     waits: int
+    waits_elsewhere: int
     pageable: int
     lines: tuple[str, ...]
 
@@ -57,13 +61,13 @@ def read_trace(trace: dict[str, Any]) -> Traffic:
     start, end = (edge(float(one["ts"]) for one in marks) for edge in (min, max))
     inside = [one for one in events if start <= float(one["ts"]) < end]
     on_gpu = [one for one in inside if one["cat"] in _ON_GPU]
-    waits = [
-        one
-        for one in inside
-        if one["cat"] in ("cuda_runtime", "cuda_driver")
-        and one["name"] in _WAITS
-        and one["tid"] == marks[0]["tid"]
-    ]
+    calls = [one for one in inside if one["cat"] in _CALLS]
+    trains = marks[0]["tid"]
+    if not any(one["tid"] == trains for one in calls):
+        # A trace that numbers threads differently here and there: every wait counts.
+        calls = [{**one, "tid": trains} for one in calls]
+    all_waits = [one for one in calls if one["name"] in _WAITS]
+    waits = [one for one in all_waits if one["tid"] == trains]
     pageable = [one for one in on_gpu if "HtoD" in one["name"] and "Pageable" in one["name"]]
     counts = Counter(one["name"] for one in [*waits, *pageable])
     return Traffic(
@@ -71,6 +75,7 @@ def read_trace(trace: dict[str, Any]) -> Traffic:
         busy_share=_covered(on_gpu, start, end) / (end - start),
         kernels=sum(one["cat"] == "kernel" for one in on_gpu),
         waits=len(waits),
+        waits_elsewhere=len(all_waits) - len(waits),
         pageable=len(pageable),
         lines=tuple(f"{name} ({count} times)" for name, count in sorted(counts.items())),
     )

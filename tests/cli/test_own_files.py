@@ -144,3 +144,15 @@ def test_a_sampler_that_fails_in_the_middle_ends_the_run_with_one_message(tmp_pa
     assert ended.err.strip() == f"error: {tmp_path}/mine.py:5 raises ValueError: no idea"
     trials = trials_of(tmp_path, "digits-Late")
     assert "RUNNING" not in [one.state.name for one in trials]
+
+
+def test_what_is_run_is_said(ran: Path) -> None:
+    """Once, with the files, before anything of them runs; a file without any says nothing."""
+    arguments = ("files/my.yaml", *SMALL)
+    for verb, more in (("validate", ()), ("run", ("--workers", "1", "search.trials=7"))):
+        ended = call(verb, *arguments, *more, cwd=ran)
+        (line,) = (one for one in ended.out.splitlines() if "its own Python" in one)
+        assert line.startswith("this study file runs its own Python: ")
+        assert line.count(str(ran / "files/mine.py")) == 3 and "search.sampler" in line
+        assert ended.out.index(line) == 0
+    assert "Python" not in call("validate", "digits", cwd=ran).out

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from autotune.results.model import load_model
+from tests.support.driver import TOO_OLD, list_gpus, refuse_gpus
 from tests.support.images import photo
 from tests.support.inside import call
 from tests.support.models import CLASSES, kept, saved
@@ -48,12 +49,29 @@ def test_a_folder(model: Path, photos: Path, tmp_path: Path) -> None:
     assert ended.err.endswith("4 images: out.csv\n")
     found = rows((tmp_path / "out.csv").read_text("utf-8"))
     names = ["a.jpg", "b.png", 'inner/"e",\n.png', "inner/c d.png"]
-    assert [row["path"] for row in found] == [f"photos/{name}" for name in names]
+    shown = [name.replace("\n", "\\n") for name in names]  # one line for each image
+    assert [row["path"] for row in found] == [f"photos/{name}" for name in shown]
     expected = load_model(model).predict([photos / name for name in names])
     assert [row["class"] for row in found] == [CLASSES[i] for i in expected.argmax(dim=1)]
     for row, most in zip(found, expected.max(dim=1).values, strict=True):
         assert float(row["probability"]) == pytest.approx(float(most), abs=2e-6)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["out.csv", "photos"]
+
+
+def test_a_gpu_that_cannot_be_used_is_no_cpu(
+    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # put back afterwards
+        monkeypatch.delenv(name)
+    list_gpus(monkeypatch, "GPU-8932f937")
+    refuse_gpus(monkeypatch, RuntimeError(TOO_OLD))
+    ended = call("predict", str(model), "photos", "-o", "out.csv", cwd=tmp_path)
+    assert ended.code == 2
+    assert "error: the GPU of this machine cannot be used: The NVIDIA driver" in ended.err
+    assert not (tmp_path / "out.csv").exists()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert call("predict", str(model), "photos", "-o", "out.csv", cwd=tmp_path).code == 0
 
 
 def test_printed_with_all_classes(model: Path, photos: Path, tmp_path: Path) -> None:

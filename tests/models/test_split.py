@@ -19,11 +19,12 @@ from autotune.errors import SplitError
 from autotune.models.flow import from_parts, to_parts
 from autotune.models.layers import layers_of
 from autotune.models.network import Head, Network, build_network
-from autotune.models.split import Split, split
+from autotune.models.split import Split, _compare, split
 from autotune.plan import HeadPlan, LayerPlan, TrialPlan
 from autotune.training.norms import measure_norms
 from tests.support import surgery
 from tests.support.backbones import SMALL, backbone, images, network, state_of
+from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
 
 DEPTHS = [0, 1, 2, 99]
 
@@ -594,6 +595,44 @@ def shapeless(self: Any, x: Tensor) -> Tensor:
 def test_what_cannot_be_split_says_why(flow: Callable[[Any, Tensor], Tensor], reason: str) -> None:
     with pytest.raises(SplitError, match=reason):
         split(made(flow), noise())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(OUT_OF_MEMORY),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("CUDA driver error: out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+        accelerator_error("an illegal memory access was encountered"),
+    ],
+    ids=lambda error: str(error)[:40],
+)
+def test_what_a_device_fails_with_is_no_verdict_on_the_backbone(error: Exception) -> None:
+    """It would train whole, and be as slow as that, because of a moment without memory."""
+
+    def fails(self: Any, x: Tensor) -> Tensor:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        split(made(fails), noise())
+    assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest"), [(None, 9e-4), (torch.float16, 4e-3), (torch.bfloat16, 1.5e-2)]
+)
+def test_what_a_precision_rounds_is_no_difference(
+    dtype: torch.dtype | None, largest: float
+) -> None:
+    """A tail may go on in another layout, and its kernels add in another order."""
+    whole = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+        _compare(whole * (1 + largest), whole)
+        with pytest.raises(SplitError, match="differ from the whole backbone by"):
+            _compare(whole * (1 + 2 * largest), whole)
 
 
 @pytest.mark.parametrize("before", [1, 2, 3, 6])

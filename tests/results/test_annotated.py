@@ -11,10 +11,18 @@ from wsgiref.util import setup_testing_defaults
 import optuna
 import pytest
 from optuna.artifacts import FileSystemArtifactStore
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.storages import InMemoryStorage
 from optuna.study import Study
 from optuna.trial import Trial, TrialState, create_trial
 from optuna_dashboard import save_note, wsgi
 
+from autotune.results import annotated as annotated_module
 from autotune.results.annotated import annotated
 from autotune.storage.backup import backup, restore
 from autotune.storage.database import open_storage
@@ -136,3 +144,75 @@ def test_other_studies_and_pages_are_as_they_were(study: Study, tmp_path: Path) 
         assert ours.ask(path)[0] == plain.ask(path)[0]
         assert ours.ask(path)[2] == plain.ask(path)[2]
     assert ours.ask("/api/studies/1", "after=-1")[0].startswith("400")
+
+
+def test_search_spaces_are_those_of_the_dashboard(tmp_path: Path) -> None:
+    """Of trials with other distributions too, and however often one asks."""
+    storage = InMemoryStorage()
+    study = optuna.create_study(storage=storage, study_name="any")
+    for high in (3, 3, 5, 4):
+        pools = CategoricalDistribution(["avg", "max"] if high < 5 else ["avg", "all"])
+        found: dict[str, BaseDistribution] = {"depth": IntDistribution(0, high), "pool": pools}
+        if high == 4:
+            found["rate"] = FloatDistribution(0.1, 0.5)
+        params = {"depth": 2, "pool": "avg", "rate": 0.2}
+        drawn = {name: params[name] for name in found}
+        study.add_trial(create_trial(value=0.5, params=drawn, distributions=found))
+    study.add_trial(create_trial(state=TrialState.FAIL))
+    boards = [Dashboard(study, tmp_path, plain=True), Dashboard(study, tmp_path)]
+    for _ in range(2):
+        plain, ours = (sorted_choices(one.study(study._study_id)) for one in boards)
+        assert ours == plain
+        running = study.ask({"late": IntDistribution(0, 9)})
+        running.set_user_attr("late", "x")
+        for board in boards:
+            board.app._inmemory_cache._trials_cache.clear()  # else it asks every 2 s
+
+
+def sorted_choices(shown: dict[str, Any]) -> dict[str, Any]:
+    """Bring into order what the dashboard has in the order of a set."""
+    for key in ("intersection_search_space", "union_search_space"):
+        for one in shown[key]:
+            one["distribution"].get("choices", []).sort(key=str)
+    shown["union_user_attrs"].sort(key=str)
+    return shown
+
+
+def test_a_trial_that_has_ended_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    base = annotated_module._CachedExtraStudyProperty
+    monkeypatch.setattr(
+        base, "_update_user_attrs", lambda self, trial: looked.append(trial.number)
+    )
+    study = make_study(trials=6, running=1)
+    spaces = annotated_module._SearchSpaces()
+    trials = study.get_trials(deepcopy=False)
+    spaces.update(trials)
+    assert sorted(looked) == [one.number for one in trials]
+    looked.clear()
+    spaces.update(trials)
+    assert sorted(looked) == [one.number for one in trials if not one.state.is_finished()]
+
+
+@pytest.mark.parametrize("of", ["study", "trial"])
+def test_a_study_of_a_later_version_is_shown_without_our_notes(of: str, tmp_path: Path) -> None:
+    study = make_study("made", trials=4)
+    if of == "study":
+        study.set_user_attr(record.FORMAT, {"format": 99, "autotune": "9.9"})
+    else:
+        plan = study.trials[0].user_attrs[record.PLAN]
+        study.enqueue_trial({}, user_attrs={record.PLAN: {**plan, "attention": 3}})
+    shown = Dashboard(study, tmp_path).study(study._study_id)
+    assert len(shown["trials"]) == len(study.trials)
+    assert "was written by" in shown["note"]["body"] and "cannot be read" in shown["note"]["body"]
+
+
+def test_names_from_outside_act_on_no_page(tmp_path: Path) -> None:
+    study = make_study("made", trials=4)
+    dataset = study.user_attrs[record.DATASET]
+    study.set_user_attr(record.DATASET, {**dataset, "classes": ["a\u202eb", "<b>\nc\x1b[2J"]})
+    study.set_user_attr("told\u202e", "x\u2066\ny")
+    shown = Dashboard(study, tmp_path).study(study._study_id)
+    said = json.dumps([shown["note"], shown["user_attrs"]], ensure_ascii=False)
+    assert not set("\u202e\u2066\x1b") & set(said) and "u001b" not in said
+    assert "<b>" not in said.replace("\\\\<b\\\\>", "") and "\\\\u202e" in said

@@ -43,12 +43,14 @@ def test_deviations_over_folds_have_names_of_their_own() -> None:
 def test_attributes_of_a_study() -> None:
     study = make_study()
     study.set_user_attr(record.PRECISION, {"resnet": {"NVIDIA H200": "bf16"}})
+    study.set_user_attr(record.FLOAT32, {"NVIDIA H200": "tf32"})
     study.set_user_attr("mine", "kept")
     assert of_study(study.user_attrs) == {
         "python": "3.11.7",
         "torch": "2.9.0",
         "timm": "1.0.31",
         "precision of resnet on NVIDIA H200": "bf16",
+        "float32 on NVIDIA H200": "tf32",
         "files": "/data/digits-files",
         "mine": "kept",
     }

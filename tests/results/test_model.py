@@ -14,8 +14,9 @@ import autotune
 from autotune.config import AugmentConfig, DataConfig
 from autotune.data.images import ImageSpec
 from autotune.data.task import Task
-from autotune.errors import ModelError
+from autotune.errors import ModelError, UserError
 from autotune.results.model import FORMAT, RECORD, WEIGHTS, Model, load_model
+from autotune.study import memory
 from autotune.training.loop import Normalise
 from tests.support.images import make_class_folders, photo
 from tests.support.models import CLASSES, RESHAPED, kept, saved
@@ -92,6 +93,46 @@ def test_probabilities(folder: Path, tmp_path: Path) -> None:
     assert torch.equal(found, model.predict(images, batch_size=2)) and model.training
 
 
+@pytest.mark.parametrize(("crowded", "expected"), [(False, [5, 2, 2, 1, 2, 2, 1]), (True, [])])
+def test_images_that_do_not_fit_together_go_through_in_parts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, crowded: bool, expected: list[int]
+) -> None:
+    """The next ones as well, unless it was others that held the memory."""
+    model = load_model(folder)
+    images = pictures("test_resnet")[:1].expand(5, -1, -1, -1)
+    whole = model.probabilities(images)
+    need = memory.Need(5, 1, 10) if crowded else memory.Need(11, 10, 10)
+    monkeypatch.setattr(memory, "need_of", lambda error, device: need)
+    monkeypatch.setattr(memory, "CROWDED_WAITS_S", ())
+    sizes: list[int] = []
+    forward, left = Model.forward, iter([3, 3]) if crowded else None
+
+    def short(self: Model, some: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(some))
+        gives_out = len(some) > 2 if left is None else next(left, None) is not None
+        if gives_out:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+        return forward(self, some)
+
+    monkeypatch.setattr(Model, "forward", short)
+    for _ in range(2):
+        with torch.no_grad():
+            assert torch.allclose(model.probabilities(images), whole, atol=1e-5)
+    assert sizes == (expected or [5, 2, 1, 1, 1, 1, 1, 5])
+
+
+def test_an_image_that_does_not_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(folder).train()
+
+    def none_fits(self: Model, some: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 90000.00 GiB")
+
+    monkeypatch.setattr(Model, "forward", none_fits)
+    with pytest.raises(UserError, match="an image must fit into memory, but it wanted at least"):
+        model.probabilities(pictures("test_resnet"))
+    assert model.training
+
+
 def test_modes_of_images(folder: Path) -> None:
     model = load_model(folder)
     grey = photo(100, 80).convert("L")
@@ -124,6 +165,8 @@ def test_what_is_no_model(folder: Path, tmp_path: Path) -> None:
     empty.mkdir()
     assert "has a record.json, but X has none; give the folder" in refused(empty)
     (empty / RECORD).write_text("{")
+    assert "X/record.json cannot be read" in refused(empty)
+    (empty / RECORD).write_text("[" * 200_000)
     assert "X/record.json cannot be read" in refused(empty)
     (empty / RECORD).write_text("[]")
     assert "must have a 'format', but it has none" in refused(empty)

@@ -48,6 +48,29 @@ def test_importances_leave_out_what_had_hardly_an_effect() -> None:
     assert sum(shown.values()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("others", [None, {"small": 3}], ids=["one backbone", "two"])
+def test_a_parameter_has_a_meaning_where_its_value_changes_the_plan(
+    others: dict[str, int] | None,
+) -> None:
+    study = make_study(trials=60, others=others)
+    space = parameters.space_of(study)
+    assert space is not None
+    told = set()
+    drawn = [one for one in study.get_trials(states=(TrialState.COMPLETE,)) if one.params]
+    for one in drawn:
+        for name, found in space.distributions.items():
+            values: list[object] = (
+                list(found.choices)
+                if isinstance(found, CategoricalDistribution)
+                else [found.low, found.high]  # type: ignore[attr-defined]
+            )
+            forms = [space.canonical({**one.params, name: value}) for value in values]
+            expected = any(form != forms[0] for form in forms)
+            assert parameters.has_meaning(space, one, name) == expected, name
+            told.add((name, expected))
+    assert len({name for name, expected in told if not expected}) >= 3
+
+
 def test_slices(study: Study) -> None:
     best = best_of(study)
     found = traces(parameters.slice_figure(study, "training.lr"))

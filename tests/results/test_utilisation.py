@@ -59,6 +59,16 @@ def test_a_night_between_two_runs_is_no_waiting() -> None:
     assert found.whole.share == pytest.approx(100 / 101)
 
 
+@pytest.mark.parametrize("names", [("a/7/0", "a/8/0"), ("a/7/0-0f0f0f", "a/7/0-1e1e1e")])
+def test_two_at_once_are_two_places(names: tuple[str, str]) -> None:
+    """Workers that join one by one are the first of their processes; containers share names."""
+    found = utilisation_of([held(0, names[0], 0, 40), held(1, names[1], 10, 50)])
+    assert found is not None
+    assert (found.places, len(found.workers)) == (2, 2)
+    after = utilisation_of([held(0, names[0], 0, 40), held(1, names[1], 41, 50)])
+    assert after is not None and after.places == 1
+
+
 def test_what_runs_counts_until_the_study_was_last_heard_of() -> None:
     running = held(1, "a/1/0", 45, 45)
     running.state, running.datetime_complete = TrialState.RUNNING, None
@@ -74,6 +84,11 @@ def test_nothing_ran() -> None:
 
 
 def test_the_page_has_a_row_for_each_worker() -> None:
-    text = Parsed(render_report(make_study(workers=3))).text
+    study = make_study(workers=3)
+    text = Parsed(render_report(study)).text
+    found = utilisation_of(study.trials)
+    assert found is not None
+    assert {row.device for row in found.workers} == {"NVIDIA H200"}
+    assert text.count("NVIDIA H200") >= 3
     assert "3 workers held a trial for 9" in text
     assert all(f"gpu-box/{4100 + place}/{place}" in text for place in range(3))

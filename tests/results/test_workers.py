@@ -67,6 +67,31 @@ def test_the_speed_of_a_retry_is_that_of_its_own_epochs(opened: OpenStudy) -> No
     assert row.epochs_per_s == pytest.approx(0.1, rel=0.2)
 
 
+def test_names_with_a_random_part_and_without(opened: OpenStudy) -> None:
+    """Older studies have workers without; where two are at the same place, both are shown."""
+    names = ("box/1/10-0000ff", "box/1/9-ffffff", "box/1/9", "box/1/10-0000aa", "a/b-c/7/0-123456")
+    for name in names:
+        claim(opened, name)
+    rows = worker_rows(take_snapshot(opened))
+    assert [row.worker for row in rows] == [
+        *("a/b-c/7/0-123456", "box/1/9", "box/1/9-ffffff"),
+        *("box/1/10-0000aa", "box/1/10-0000ff"),
+    ]
+    assert (rows[1].host, rows[1].place) == ("box", "1/9")
+
+
+def test_which_gpu_a_worker_has(opened: OpenStudy) -> None:
+    for place, (device, gpu) in enumerate(
+        [("NVIDIA H200", "GPU 0 (8932f937)"), ("NVIDIA A100 MIG 1g.5gb", "MIG-8a32f937")]
+    ):
+        trial = claim(opened, f"box/1/{place}")
+        set_attribute(opened, trial.number, record.DEVICE, device)
+        set_attribute(opened, trial.number, record.GPU, gpu)
+    first, second = worker_rows(take_snapshot(opened))
+    assert first.device == "NVIDIA H200, GPU 0 (8932f937)"
+    assert second.device == "NVIDIA A100 MIG 1g.5gb, MIG-8a32f937"
+
+
 def test_workers_between_two_trials_are_shown_for_a_while(opened: OpenStudy) -> None:
     for worker in ("box/1/10", "box/1/9"):
         opened.study.tell(claim(opened, worker).number, 0.5)

@@ -1,22 +1,56 @@
-"""Which device a process trains on."""
+"""Which device a process trains on, which GPUs there are for it, and why one cannot be used."""
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from autotune.study import devices
-from autotune.study.memory import device_bytes
-from autotune.study.worker import prepare
-from tests.support.driver import TOTAL_BYTES, pretend_gpus
+from autotune.errors import DeviceError, NoDeviceError, UserError
+from autotune.interpreter import prefer_gpu_settings
+from autotune.study import devices, record
+from autotune.study.launcher import resolve_gpus
+from autotune.study.worker import CHECK_GPU, Job, main, prepare, serve, work
+from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
+from tests.support.driver import (
+    NO_DRIVER,
+    NO_GPUS,
+    TOO_OLD,
+    UNEXPECTED,
+    UNKNOWN,
+    list_gpus,
+    pretend_gpus,
+    refuse_gpus,
+)
+from tests.support.runs import autotune, trials_of
+from tests.support.simulated_gpu import simulated_gpu
 from tests.support.small import open_small
 
+UUIDS = ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "GPU-8a32f937-d72c-4106-c12f-20bd9faed9f6")
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about no usable GPU")
 
-def test_without_a_gpu_it_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend_gpus(monkeypatch)
-    assert devices.find_device() == torch.device("cpu")
+
+@pytest.fixture(autouse=True)
+def nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the environment of the machine out, and put back what is set in it."""
+    for name in (
+        *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS"),
+        *("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"),
+    ):
+        monkeypatch.setenv(name, "")  # or what a test sets would stay
+        monkeypatch.delenv(name)
+
+
+@without_gpu
+def test_without_a_gpu_it_is_the_cpu() -> None:
+    assert devices.find_device() == devices.CPU
+    assert devices.gpu_name(devices.CPU) == ""
 
 
 def test_a_gpu_has_an_index_for_whatever_torch_asks_it(
@@ -27,4 +61,404 @@ def test_a_gpu_has_an_index_for_whatever_torch_asks_it(
     pretend_gpus(monkeypatch, "NVIDIA H200")
     device = prepare(opened).device
     assert device == torch.device("cuda", 0)
-    assert device_bytes(device) == TOTAL_BYTES
+    assert torch.cuda.get_per_process_memory_fraction(device) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("error", "way_out"),
+    [
+        (RuntimeError(TOO_OLD), "update the driver"),
+        (RuntimeError(NO_DRIVER), "start the container with its GPUs"),
+        (RuntimeError(NO_GPUS), "see what CUDA_VISIBLE_DEVICES names"),
+        (RuntimeError(UNKNOWN), "see what nvidia-smi says"),
+        (RuntimeError(UNEXPECTED.format("802: system not yet initialized")), "fabric manager"),
+        (
+            RuntimeError(
+                UNEXPECTED.format("304: OS call failed or operation not supported on this OS")
+            ),
+            "access to /dev/nvidia",
+        ),
+        (
+            RuntimeError(
+                UNEXPECTED.format(
+                    "803: system has unsupported display driver / cuda driver combination"
+                )
+            ),
+            "that fit each other",
+        ),
+        (
+            accelerator_error("CUDA-capable device(s) is/are busy or unavailable"),
+            "compute mode",
+        ),
+        (AssertionError("Torch not compiled with CUDA enabled"), "install a torch with CUDA"),
+    ],
+    ids=lambda value: str(value)[-40:],
+)
+def test_a_gpu_that_is_listed_and_cannot_be_used_is_no_cpu(
+    error: Exception, way_out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list_gpus(monkeypatch, *UUIDS)
+    refuse_gpus(monkeypatch, error)
+    assert torch.cuda.device_count() == 2 and not torch.cuda.is_available()
+    with pytest.raises(DeviceError) as caught:
+        devices.find_device()
+    message = str(caught.value)
+    assert message.startswith(f"the GPU of this machine cannot be used: {str(error)[:30]}")
+    assert way_out in message
+    assert message.endswith('--gpus none or CUDA_VISIBLE_DEVICES="" trains on the CPU')
+    assert isinstance(caught.value, UserError) and caught.value.exit_code == 2
+    with pytest.raises(NoDeviceError, match="the GPU 1 cannot be used: "):
+        devices.find_device("1")
+    assert devices.find_device("") == devices.CPU
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert devices.find_device() == devices.CPU
+
+
+def test_a_gpu_on_which_nothing_runs_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = accelerator_error("no kernel image is available for execution on the device")
+    pretend_gpus(monkeypatch, "Tesla K80", fails=error)
+    with pytest.raises(NoDeviceError, match="too old or too new for this torch"):
+        devices.find_device()
+
+
+def test_a_gpu_that_others_fill_may_be_free_in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpus(monkeypatch, "NVIDIA H200", fails=torch.cuda.OutOfMemoryError(OUT_OF_MEMORY))
+    with pytest.raises(
+        DeviceError, match="the GPU 0 has no memory left for this process"
+    ) as caught:
+        devices.find_device("0")
+    assert caught.value.exit_code == 75
+
+
+@pytest.mark.parametrize(
+    ("fails", "event", "code"),
+    [
+        (torch.cuda.OutOfMemoryError(OUT_OF_MEMORY), "crowded", 0),
+        (accelerator_error("unspecified launch failure"), "no device", 2),
+    ],
+)
+def test_a_process_that_finds_its_gpu_full_waits_for_its_job(
+    fails: Exception,
+    event: str,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its place would stay empty for all of a study, because of a neighbor of a moment."""
+    pretend_gpus(monkeypatch, "NVIDIA H200", fails=fails)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))  # the launcher has no job after all
+    assert main([CHECK_GPU]) == code
+    told = json.loads(capsys.readouterr().out)
+    assert told["event"] == event and told["message"].startswith("the GPU 0 ")
+
+
+def test_a_driver_that_does_not_work_is_no_machine_without_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A container without nvidia-smi has no NVML either, and nothing lists its GPU."""
+    monkeypatch.setattr(torch.cuda, "_raw_device_count_nvml", lambda: -1)
+    refuse_gpus(monkeypatch, RuntimeError(TOO_OLD))
+    with pytest.raises(NoDeviceError, match="driver on your system is too old"):
+        devices.find_device()
+    with pytest.raises(NoDeviceError, match="driver on your system is too old"):
+        resolve_gpus(None)
+    assert resolve_gpus("none") == ()
+    refuse_gpus(monkeypatch, RuntimeError(NO_GPUS))
+    assert devices.find_device() == devices.CPU
+    assert resolve_gpus(None) == ()
+
+
+@without_gpu
+@pytest.mark.parametrize("visible", ["7", "GPU-8932", "MIG-8932"])
+def test_a_gpu_that_is_named_must_be_there(visible: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(
+        NoDeviceError, match=f"the GPU of CUDA_VISIBLE_DEVICES={visible} cannot be"
+    ):
+        devices.find_device()
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "-1,0", "NoDevFiles", " "])
+def test_naming_no_gpu_is_the_cpu(visible: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    list_gpus(monkeypatch, *UUIDS)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert devices.find_device() == devices.CPU
+    assert resolve_gpus(None) == ()
+
+
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [
+        ("0,1", ("0", "1")),
+        ("1", ("1",)),
+        (" 1 , 0 ", ("1", "0")),
+        ("1,1", ("1",)),
+        ("1,0,1", ("1", "0")),
+        ("1,-1,0", ("1",)),
+        ("0,7,1", ("0",)),
+        ("0,,1", ("0",)),
+        ("01", ("1",)),
+        ("GPU-8a", ("GPU-8a",)),
+        (f"{UUIDS[1]}, {UUIDS[0]}", (UUIDS[1], UUIDS[0])),
+        ("GPU-89,GPU-77", ("GPU-89",)),
+        ("1,GPU-89", ("1", "GPU-89")),
+        ("MIG-a,MIG-b,MIG-c", ("MIG-a", "MIG-b", "MIG-c")),
+        (
+            "MIG-GPU-8932f937/7/0,MIG-GPU-8932f937/8/0",
+            ("MIG-GPU-8932f937/7/0", "MIG-GPU-8932f937/8/0"),
+        ),
+        ("GPU-8a,MIG-b,MIG-c", ("GPU-8a", "MIG-b", "MIG-c")),
+        ("MIG-b,0,MIG-c", ("MIG-b", "0", "MIG-c")),
+        ("MIG-b,MIG-b", ("MIG-b",)),
+    ],
+)
+def test_gpus_by_the_names_that_the_environment_gives(
+    visible: str, found: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list_gpus(monkeypatch, *UUIDS)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert resolve_gpus(None) == resolve_gpus("all") == found
+    assert resolve_gpus(str(len(found) - 1)) == found[-1:]
+    with pytest.raises(UserError, match=f"indices below {len(found)}, but got '{len(found)}'"):
+        resolve_gpus(str(len(found)))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
+
+
+def test_an_allocation_of_slurm_is_kept_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    list_gpus(monkeypatch, *(f"GPU-{number}" for number in range(8)))
+    monkeypatch.setenv("SLURM_JOB_GPUS", "4,6,7")
+    assert resolve_gpus(None) == ("4", "6", "7")
+    assert resolve_gpus("1") == ("6",)
+    monkeypatch.setenv("SLURM_STEP_GPUS", "6")  # a step has a part of the job
+    assert resolve_gpus(None) == ("6",)
+    # SLURM has hidden the others, and what is left is numbered anew.
+    list_gpus(monkeypatch, "GPU-6")
+    assert resolve_gpus(None) == ("0",)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert resolve_gpus("0") == ("0",)
+    with pytest.raises(UserError, match=r"below 1, but got '6' \(CUDA_VISIBLE_DEVICES=0 is"):
+        resolve_gpus("6")
+
+
+@pytest.mark.parametrize(
+    ("visible", "uuid", "called"),
+    [
+        (None, "", "GPU 0"),
+        (None, "8932f937-d72c-4106", "GPU 0 (8932f937)"),
+        ("3", "8932f937-d72c-4106", "GPU 3 (8932f937)"),
+        (UUIDS[0], "8932f937-d72c-4106", "GPU-8932f937"),
+        ("GPU-89", "8932f937-d72c-4106", "GPU-89"),
+        ("MIG-8a32f937-d72c-4106-c12f-20bd9faed9f6", "8a32f937", "MIG-8a32f937"),
+        (f"MIG-{UUIDS[0]}/7/0", "", "MIG-GPU-8932f937/7/0"),
+    ],
+)
+def test_a_gpu_has_a_name_by_which_it_is_told_from_others(
+    visible: str | None, uuid: str, called: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    pretend_gpus(monkeypatch, "NVIDIA A100", uuid=uuid)
+    assert devices.gpu_name(devices.find_device()) == called
+
+
+def test_what_the_user_has_set_is_kept() -> None:
+    environment: dict[str, str] = {}
+    prefer_gpu_settings(environment)
+    assert environment == {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    }
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        given = {"CUDA_DEVICE_ORDER": "FASTEST_FIRST", name: "max_split_size_mb:64"}
+        environment = dict(given)
+        prefer_gpu_settings(environment)
+        assert environment == given
+
+
+def test_gpus_are_numbered_before_cuda_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    list_gpus(monkeypatch, *UUIDS)
+    refuse_gpus(monkeypatch, RuntimeError(NO_GPUS))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, 1")  # of which CUDA would show none
+    with pytest.raises(NoDeviceError):
+        devices.find_device()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def test_a_worker_without_its_gpu_says_so_and_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_small(tmp_path)
+    list_gpus(monkeypatch, *UUIDS)
+    refuse_gpus(monkeypatch, RuntimeError(TOO_OLD))
+    told: list[dict[str, Any]] = []
+    job = Job(opened.name, opened.url, None, "host/1/0", 0, 1, 1, "here", gpu="1")
+    assert serve(job, threading.Event(), told.append) == 2
+    (event,) = told
+    assert event["event"] == "no device"
+    assert event["message"].startswith("the GPU 1 cannot be used: The NVIDIA driver")
+    assert not opened.study.get_trials(states=[], deepcopy=False)
+    assert opened.progress().attempts == 0
+
+
+def test_a_worker_says_which_gpu_it_has(tmp_path: Path) -> None:
+    opened = open_small(tmp_path, search__trials=1, training__epochs=1)
+    told: list[dict[str, Any]] = []
+    with simulated_gpu():
+        work(
+            Job(opened.name, opened.url, None, "host/1/0", 0, 1, 1, "here", gpu="0"),
+            threading.Event(),
+            told.append,
+        )
+        name = torch.cuda.get_device_name()
+    ready = next(event for event in told if event["event"] == "ready")
+    assert ready["device"] == name
+    assert ready["gpu"].startswith("GPU 0 (")
+    (trial,) = opened.study.trials
+    assert trial.user_attrs[record.GPU] == ready["gpu"]
+    assert record.device_of(trial) == f"{name}, {ready['gpu']}"
+
+
+#: The driver lists two GPUs, and CUDA itself says what it says on a machine without any.
+LISTED = """
+import torch
+torch.cuda._raw_device_count_nvml = lambda: 2
+"""
+
+
+def with_site(folder: Path, code: str) -> dict[str, str]:
+    """Return the environment of processes that run some code when they begin."""
+    site = folder / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": f"{site}{os.pathsep}{Path(__file__).parents[2]}"}
+
+
+@without_gpu
+@pytest.mark.slow
+def test_a_run_whose_gpus_cannot_be_used_ends_before_there_is_a_study(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    ended = autotune("run", "digits", "--name", "tiny", cwd=work, **with_site(tmp_path, LISTED))
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith("error: the GPUs 0, 1 cannot be used: Found no NVIDIA driver")
+    assert ended.stderr.count("Found no NVIDIA driver") == 1
+    assert "--gpus none" in ended.stderr
+    assert list(work.iterdir()) == []
+
+
+#: Worker processes with GPU 0 train (on the CPU); those with GPU 1 find it lost.
+ONE_LOST = (
+    LISTED
+    + """
+import os, sys
+if sys.orig_argv[1:3] == ['-m', 'autotune.study.process']:
+    import autotune.study.devices as devices
+    find = devices.find_device
+    devices.find_device = lambda gpu=None: devices.CPU if gpu == '0' else find(gpu)
+"""
+)
+#: The same; but GPU 1 is lost in the middle of the second trial that trains on it.
+LOST_LATER = (
+    LISTED
+    + """
+import os, pathlib, sys
+if sys.orig_argv[1:3] == ['-m', 'autotune.study.process']:
+    import torch
+    import autotune.study.devices as devices
+    from tests.support.cuda import accelerator_error
+    lost = pathlib.Path(__file__).with_name('lost')
+    mine, find = os.environ['CUDA_VISIBLE_DEVICES'], devices.find_device
+    forward = torch.nn.CrossEntropyLoss.forward
+    calls = 0
+    def found(gpu=None):
+        return devices.CPU if gpu == '0' or not lost.exists() else find(gpu)
+    def computed(self, *given):
+        global calls
+        calls += 1
+        if mine == '1' and calls > 20:
+            lost.touch()
+            raise accelerator_error('unspecified launch failure', 'cudaErrorLaunchFailure')
+        return forward(self, *given)
+    devices.find_device = found
+    torch.nn.CrossEntropyLoss.forward = computed
+"""
+)
+SMALL = (
+    *("data.train_per_class=5", "data.image_size=16", "training.views=1", "training.epochs=4"),
+    *("search.known_good=false", "search.trials=5", "space.layers={}", "training.batch_size=10"),
+)
+
+
+@without_gpu
+@pytest.mark.slow
+def test_a_run_names_the_gpu_that_cannot_be_used(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    ended = autotune(
+        "run", "digits", *SMALL, "--name", "tiny", cwd=work, **with_site(tmp_path, ONE_LOST)
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith("error: the GPU 1 cannot be used: Found no NVIDIA driver")
+    assert ended.stderr.splitlines()[-1] == "CUDA_VISIBLE_DEVICES=0 uses the others alone"
+    assert list(work.iterdir()) == []
+
+
+@without_gpu
+@pytest.mark.slow
+def test_a_gpu_that_is_lost_leaves_the_others_at_work(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    environment = with_site(tmp_path, LOST_LATER)
+    ended = autotune("run", "digits", *SMALL, "--name", "tiny", cwd=work, **environment)
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    said = [line for line in ended.stdout.splitlines() if "is not started again" in line]
+    (line,) = said
+    assert line.startswith("worker 1 is not started again: the GPU 1 cannot be used: Found no")
+    assert ended.stdout.count("worker 1 died (exit code 75) and is replaced") == 1
+    progress = record.progress_of(trials_of(work, "tiny"), 5)
+    assert (progress.finished, progress.failed, progress.running) == (5, 0, 0)
+
+
+@without_gpu
+@pytest.mark.slow
+def test_a_run_ends_when_its_last_gpu_is_lost(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    environment = with_site(tmp_path, LOST_LATER)
+    given = ("run", "digits", *SMALL, "--name", "tiny", "--gpus", "1")
+    ended = autotune(*given, cwd=work, **environment)
+    assert ended.returncode == 2, ended.stderr + ended.stdout
+    assert ended.stderr.startswith("error: the GPU 1 cannot be used: Found no NVIDIA driver")
+    assert ended.stdout.count("is replaced") == 1
+    progress = record.progress_of(trials_of(work, "tiny"), 5)
+    assert (progress.failed, progress.running, progress.waiting > 0) == (0, 0, True)
+    # The CPU goes on with what is queued.
+    assert autotune(*given[:-1], "none", cwd=work, **environment).returncode == 0
+    assert record.progress_of(trials_of(work, "tiny"), 5).finished == 5
+
+
+@without_gpu
+@pytest.mark.parametrize("verb", ["worker", "fit", "confirm", "rerun"])
+@pytest.mark.slow
+def test_no_verb_falls_back_to_the_cpu(verb: str, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    environment = with_site(tmp_path, LISTED)
+    given = ("digits", *SMALL, "--name", "tiny")
+    ran = autotune("run", *given[:-3], "search.trials=2", *given[-2:], "--gpus", "none", cwd=work)
+    assert ran.returncode == 0, ran.stderr
+    more = ("0",) if verb == "rerun" else ()
+    ended = autotune(verb, "tiny", *more, cwd=work, **environment)
+    assert ended.returncode == 2, ended.stdout
+    assert "error: the GPU of this machine cannot be used: Found no NVIDIA driver" in ended.stderr
+    assert 'CUDA_VISIBLE_DEVICES=""' in ended.stderr
+
+
+@without_gpu
+def test_a_run_on_a_gpu_that_is_not_there_writes_nothing(tmp_path: Path) -> None:
+    ended = autotune("run", "digits", "--name", "tiny", cwd=tmp_path, CUDA_VISIBLE_DEVICES="7")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: the GPU of CUDA_VISIBLE_DEVICES=7 cannot be used: ")
+    assert list(tmp_path.iterdir()) == []

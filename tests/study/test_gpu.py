@@ -131,7 +131,7 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(tmp_path: Path) -> None
         "space__depth": 5,
         "space__layers": {},
         "space__head__hidden_layers": 0,
-        "data__image_size": 192,
+        "data__image_size": 448,  # beside a gigabyte, what cuBLAS takes for itself is little
         "training__batch_size": 50,
         "training__amp": "off",
         "search__trials": 2,
@@ -139,6 +139,7 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(tmp_path: Path) -> None
     whole = open_small(tmp_path / "a", **options)
     run(whole)
     peak = max(float(one.user_attrs[record.PEAK_MEMORY_MB]) for one in whole.study.trials)
+    assert peak > 1024
     opened = open_small(tmp_path / "b", **options)
     limit_to(0.7 * peak)
     run(opened)
@@ -157,6 +158,8 @@ def test_two_workers_share_a_device(tmp_path: Path) -> None:
     assert len({one.user_attrs[record.WORKER] for one in trials}) == 2
     name = torch.cuda.get_device_name(CUDA)
     assert {one.user_attrs[record.DEVICE] for one in trials} == {name}
+    (gpu,) = {one.user_attrs[record.GPU] for one in trials}
+    assert gpu.startswith(("GPU 0 (", "GPU-", "MIG-"))
 
 
 @pytest.mark.parametrize("visible", ["0", "uuid", ""])

@@ -26,6 +26,7 @@ from autotune.study.budget import held_hours, since_best
 from autotune.study.launcher import count_places, resolve_gpus, run_study
 from autotune.study.processes import Processes, local_crew
 from autotune.study.worker import Job
+from autotune.threads import cores
 from tests.support.inside import call
 from tests.support.runs import (
     SMALL,
@@ -479,7 +480,7 @@ def test_a_place_that_kills_its_workers_is_named_and_the_others_go_on(
 
 
 def test_workers_are_counted() -> None:
-    assert count_places(0, None, None) == min(2, os.cpu_count() or 1)
+    assert count_places(0, None, None) == min(2, cores())
     assert count_places(4, None, None) == 4
     assert count_places(4, 3, None) == 3
     assert count_places(2, None, 3) == 6

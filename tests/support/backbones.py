@@ -118,6 +118,7 @@ def training(
     part: int | None = None,
     device: torch.device = CPU,
     shown: Views | None = None,
+    graphs: bool = False,
     **config: Any,
 ) -> Training:
     """Make a training of a plan on a few digits, or on the images that are given."""
@@ -141,6 +142,7 @@ def training(
         seed,
         stopped,
         part=part,
+        graphs=graphs,
     )
 
 
@@ -184,4 +186,5 @@ def step(run: Training, loss: Tensor) -> None:
     """Take one step of a training with a loss of one's own."""
     run.optimizer.zero_grad()
     run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    run._clip()
     run._update()

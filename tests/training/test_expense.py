@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import copy
+import os
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from autotune.config import COSTS, OPTIMIZERS
+from autotune.training import expense
 from autotune.training.expense import (
     count_parameters,
     latency_ms,
     measure_costs,
     memory_mb,
+    quick,
     saved_bytes,
 )
 from tests.support.backbones import SMALL, plan, state_of, training
+from tests.support.driver import pretend_gpus
 
 
 class Chain(nn.Module):
@@ -60,6 +67,44 @@ def test_measuring_leaves_no_trace(name: str, amp: str) -> None:
     assert all(parameter.grad is None for parameter in made.network.parameters())
     other = training(plan(name, 2, 8, dropout=0.2), dropping=True, amp=amp, epochs=1, net=twin)
     assert [one.loss for one in made.run()] == [one.loss for one in other.run()]
+
+
+def test_the_time_of_a_pass_that_nothing_made_late() -> None:
+    """A neighbor on the GPU makes nine passes of ten late, or all but one of a few."""
+    assert quick([2.0] * 10) == 2.0
+    assert quick([9.0] * 180 + [2.0] * 20) == 2.0
+    assert quick([9.0, 2.0, 9.0]) == 2.0
+    assert quick([1.0] + [2.0] * 199) == 2.0  # and not the luckiest one of many
+    assert quick([5.0]) == 5.0
+
+
+@pytest.mark.parametrize("measuring", [False, True])
+def test_one_process_times_its_network_on_a_gpu_at_a_time(
+    measuring: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(expense, "ALONE_WITHIN_S", 0.05)
+    pretend_gpus(monkeypatch, "NVIDIA H200", uuid="8932f937")
+    device = torch.device("cuda", 0)
+    lock = FileLock(tmp_path / f"autotune-{os.getuid()}-8932f937.lock")
+    if measuring:
+        lock.acquire()
+    # Where another process measures, it is waited for in vain, and measured all the same.
+    with expense._only_one(device), pytest.raises(Timeout):
+        FileLock(lock.lock_file).acquire(timeout=0)
+    lock.release(force=True)
+    with FileLock(lock.lock_file).acquire(timeout=0):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_keeps_nobody_from_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    (tmp_path / "none").touch()
+    pretend_gpus(monkeypatch, "NVIDIA H200")
+    with expense._only_one(torch.device("cuda", 0)):
+        pass
 
 
 def test_memory_grows_linearly_with_the_batch() -> None:

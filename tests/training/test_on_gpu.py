@@ -5,7 +5,9 @@ Real kernels, streams and speed are not seen here: see :mod:`tests.support.simul
 
 from __future__ import annotations
 
+import functools
 import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,15 @@ from autotune.data.shelf import Shelf
 from autotune.data.views import Views
 from autotune.models.split import split
 from autotune.plan import TrialPlan
-from autotune.training import placement, transfer
+from autotune.training import capture, loop, placement, transfer
 from autotune.training.batches import Some
+from autotune.training.capture import CapturedStep
+from autotune.training.checkpoint import Checkpoint
 from autotune.training.features import FeatureCache, Features
 from autotune.training.loop import Training
 from autotune.training.placement import give_back, place
 from tests.support.backbones import backbone, plan, some_digits, state_of, training
+from tests.support.cuda import accelerator_error
 from tests.support.simulated_gpu import Kind, SimulatedGpu, simulated_gpu
 from tests.support.surgery import change
 
@@ -126,6 +131,7 @@ def test_no_policy_makes_a_step_wait(
     assert slow_lines(gpu) == []
 
 
+@pytest.mark.slow
 def test_where_images_lie_changes_no_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +253,23 @@ def test_what_fails_while_reading_ahead_is_told(gpu: SimulatedGpu) -> None:
 OOM = 3  # more images than these find no memory
 
 
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_machine_without_memory_to_pin_trains_all_the_same(
+    stays: bool, gpu: SimulatedGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no lack of memory of the GPU: a plan would be halved, and called infeasible for it."""
+    expected = losses(on_features(tmp_path / "pinned", stays=stays))
+    empty = torch.empty
+
+    def refuse(*args: Any, pin_memory: bool = False, **named: Any) -> Tensor:
+        if pin_memory:
+            raise accelerator_error("out of memory", "cudaErrorMemoryAllocation")
+        return empty(*args, **named)
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    assert losses(on_features(tmp_path / "pageable", stays=stays)) == expected
+
+
 def test_features_are_computed_in_smaller_parts_where_memory_gives_out(
     tmp_path: Path, gpu: SimulatedGpu, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -318,3 +341,233 @@ def test_not_even_one_image_fits(gpu: SimulatedGpu, tmp_path: Path) -> None:
     gpu.memory.provoke(0, inside="FeatureCache._mapped")
     with pytest.raises(torch.OutOfMemoryError):
         losses(on_features(tmp_path))
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedGpu]:
+    """A device that captures steps, also of trainings as short as these."""
+    monkeypatch.setattr(loop, "LEAST_STEPS", 1)
+    monkeypatch.setattr(capture, "_broken", set())
+    capture.tell.cache_clear()
+    gc.collect()
+    with simulated_gpu(graphs=True) as device:
+        yield device
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Lay a state out as path -> tensor or number."""
+    if isinstance(value, dict):
+        items = [(str(key), one) for key, one in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(str(index), one) for index, one in enumerate(value)]
+    else:
+        return {path: value.detach().cpu().clone() if isinstance(value, Tensor) else value}
+    return {key: one for name, part in items for key, one in flat(part, f"{path}/{name}").items()}
+
+
+def differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    assert first.keys() == second.keys()
+    return [
+        key
+        for key, one in first.items()
+        if not (torch.equal(one, second[key]) if isinstance(one, Tensor) else one == second[key])
+    ]
+
+
+#: Everything that a step can be made of; 44 images are two batches of 16 and one of 12.
+CAPTURED: dict[str, tuple[TrialPlan, dict[str, Any]]] = {
+    "head": (plan("test_resnet", 0, lr=0.01), {}),
+    "hidden": (plan("test_resnet", 0, 8, dropout=0.3, label_smoothing=0.1), {"ema": None}),
+    "tail": (plan("test_resnet", 2, 8, dropout=0.3, lr=0.01), {}),
+    "drops": (plan("test_vit", 2, lr=0.01), {"dropping": True, "clip_norm": None}),
+    "phases": (plan("test_resnet", 2, 8, dropout=0.3, head_epochs=2), {}),
+    "sgd": (plan("test_resnet", 1, optimizer="sgd", lr=0.01, momentum=0.5), {}),
+    "adagrad": (plan("test_efficientnet", 1, optimizer="adagrad", lr=0.01), {}),
+    "pulled": (plan("test_resnet", 2, l2_sp=0.1, layer_decay=0.7), {}),
+    "bf16": (plan("test_resnet", 2, 8, dropout=0.3), {"amp": "bf16"}),
+}
+
+
+@pytest.mark.parametrize("case", CAPTURED)
+def test_captured_steps_give_the_values_of_plain_ones(
+    case: str, graphs: SimulatedGpu, tmp_path: Path
+) -> None:
+    """Weights, optimizer, average and random numbers, bit by bit on the simulated device."""
+    found, named = CAPTURED[case]
+    plain = on_features(tmp_path, found, **named)
+    assert plain.record is None
+    expected = losses(plain)
+    run = on_features(tmp_path, found, graphs=True, **named)
+    again = 0
+    replay = CapturedStep.__call__
+
+    def count(step: CapturedStep, features: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        nonlocal again
+        again += 1
+        return replay(step, features, labels)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CapturedStep, "__call__", count)
+        graphs.traffic.reset()
+        assert losses(run) == expected
+    assert run.record is not None
+    captures = 2 if found.policy.head_epochs else 1
+    assert again == 4 * 2 + 2 * captures  # two full batches an epoch, and two comparisons
+    assert differing(flat(plain.state()), flat(run.state())) == []
+    assert differing(flat(plain.result_state()), flat(run.result_state())) == []
+    # Comparing waits, once; no step does.
+    waits = [one for one in slow_lines(graphs) if "capture.py" not in one]
+    assert waits == []
+
+
+def test_a_resumed_training_captures_again(graphs: SimulatedGpu, tmp_path: Path) -> None:
+    found, _ = CAPTURED["phases"]
+    whole = on_features(tmp_path / "features", found, graphs=True)
+    expected = losses(whole)
+    path = tmp_path / "0.pt"
+    seen: list[float] = []
+    for last in range(1, 5):
+        run = on_features(tmp_path / "features", found, graphs=True)
+        for result in run.run(Checkpoint(path)):
+            if result.epoch > last:
+                break
+            seen.append(result.loss)
+        assert run.record is not None
+    assert seen == expected
+    final = on_features(tmp_path / "features", found, graphs=True)
+    assert list(final.run(Checkpoint(path))) == []
+    assert differing(flat(whole.state()), flat(final.state())) == []
+
+
+def test_a_captured_step_that_differs_is_not_used(
+    graphs: SimulatedGpu,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one whose network computes something on the host, which a capture would fix."""
+    found = plan("test_resnet", 1, lr=0.01)
+    expected = losses(on_features(tmp_path, found))
+
+    def wrong(device: torch.device, compute: Any) -> Any:
+        replay = capture.record_graph(device, compute)
+        parameters = [one for one in run.network.parameters() if one.requires_grad]
+
+        def work() -> None:
+            replay()
+            for gradient in held:
+                gradient.mul_(1.1)
+
+        held = [one.grad for one in parameters if one.grad is not None]
+        return work
+
+    for _ in range(2):
+        run = on_features(tmp_path, found, graphs=True)
+        run.record = functools.partial(wrong, GPU)
+        assert losses(run) == expected
+        assert run.record is None
+    # Said once, though it happened twice.
+    assert caplog.text.count("steps are launched one by one") == 1
+    assert "its gradients differ by 1.0e-01 from those of a plain step" in caplog.text
+
+
+def test_random_numbers_of_the_host_cannot_be_captured(
+    graphs: SimulatedGpu, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = plan("test_resnet", 0, 8)
+
+    class Noisy(torch.nn.Module):
+        def forward(self, values: Tensor) -> Tensor:
+            return values * (1 + 0.5 * float(torch.rand(())))
+
+    def noisy(graphs: bool) -> Training:
+        run = on_features(tmp_path, found, graphs=graphs)
+        run.network.head.insert(0, Noisy())
+        return run
+
+    expected = losses(noisy(False))
+    run = noisy(True)
+    assert losses(run) == expected
+    assert run.record is None
+    assert "steps are launched one by one" in caplog.text
+
+
+def test_a_device_that_captures_nothing_takes_plain_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loop, "LEAST_STEPS", 1)
+    monkeypatch.setattr(capture, "_broken", set())
+    capture.tell.cache_clear()
+    with simulated_gpu(graphs=False):
+        found, _ = CAPTURED["tail"]
+        plain = on_features(tmp_path, found)
+        expected = losses(plain)
+        run = on_features(tmp_path, found, graphs=True)
+        assert losses(run) == expected
+        assert differing(flat(plain.state()), flat(run.state())) == []
+    assert run.record is None
+    assert caplog.text.count("operation not supported") == 1
+
+
+def test_a_capture_that_breaks_off_ends_all_replays_of_the_process(
+    graphs: SimulatedGpu, tmp_path: Path
+) -> None:
+    found, _ = CAPTURED["tail"]
+    expected = losses(on_features(tmp_path, found))
+    first = on_features(tmp_path, found, graphs=True)
+    course = first.run()
+    seen = [next(course).loss]
+    assert first._captured
+
+    def broken(device: torch.device, compute: Any) -> Any:
+        def half() -> None:
+            compute()
+            if torch.cuda.is_current_stream_capturing():
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+        return capture.record_graph(device, half)
+
+    second = on_features(tmp_path, found, graphs=True)
+    second.record = functools.partial(broken, GPU)
+    assert losses(second) == expected
+    assert not capture.is_usable(GPU)
+    seen += [one.loss for one in course]
+    assert seen == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "named"),
+    [
+        (plan("test_resnet", 1), {"amp": "fp16"}),
+        (plan("test_resnet", 1), {"part": 8}),
+        (plan("test_resnet", 1, mixup=0.2), {}),
+        (plan("test_resnet", 1), {"graphs": False}),
+    ],
+)
+def test_what_is_not_captured(
+    found: TrialPlan, named: dict[str, Any], graphs: SimulatedGpu, tmp_path: Path
+) -> None:
+    assert on_features(tmp_path, found, **{"graphs": True, **named}).record is None
+
+
+def test_images_are_not_captured(graphs: SimulatedGpu) -> None:
+    run = on_gpu(graphs=True)
+    losses(run)
+    assert not run._captured
+
+
+def test_short_trainings_are_not_captured(gpu: SimulatedGpu, tmp_path: Path) -> None:
+    assert on_features(tmp_path, graphs=True).record is None  # 12 steps
+    assert on_features(tmp_path, graphs=True, epochs=100).record is not None
+
+
+def test_a_training_of_captured_steps_leaves_nothing_behind(
+    graphs: SimulatedGpu, tmp_path: Path
+) -> None:
+    run = on_features(tmp_path, graphs=True)
+    losses(run)
+    assert run._captured
+    networks = [weakref.ref(run.network), weakref.ref(run.result)]
+    del run
+    gc.collect()
+    assert [one() for one in networks] == [None, None]

@@ -6,6 +6,9 @@ alone: no links, modes, owners or devices. All members are checked before the fi
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import lzma
 import os
 import shutil
@@ -14,10 +17,10 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
+from typing import IO, Protocol, cast
 
 from filelock import FileLock
 
@@ -28,7 +31,29 @@ SUFFIXES = (
     *(".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2"),
     *(".tar.xz", ".txz"),
 )
+#: Archives and compressed files for which neither the standard library nor a dependency has a
+#: reader, by how they begin.
+_OTHERS = {
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"7z\xbc\xaf\x27\x1c": "7-Zip",
+    b"Rar!\x1a\x07": "RAR",
+    b"LZIP": "lzip",
+    b"\x04\x22\x4d\x18": "LZ4",
+    b"\x1f\x9d": "compress (.Z)",
+    b"xar!": "xar",
+    b"MSCF": "CAB",
+}
 _CHUNK_BYTES = 1 << 20
+#: Limits what an archive may hold for its size, from so many bytes on. Files of images hardly
+#: shrink; deflate makes a thousand bytes of zeros one.
+MAX_RATIO = 100
+_FREE_BYTES = 1 << 23
+#: Limits its members, folders among them, of which each is a value in memory, and most are files.
+MAX_MEMBERS = 2_000_000
+#: Limits the folders that are inside of each other.
+MAX_LEVELS = 64
+#: Limits what is read at once: a header of a tar file can claim any size.
+_AT_ONCE_BYTES = 1 << 26
 #: What a file takes on disk beside its content, on average.
 _BLOCK_BYTES = 4096
 #: What the readers of the standard library raise of damaged archives.
@@ -49,6 +74,8 @@ Progress = Callable[[int, int], None]
 def is_archive(path: Path) -> bool:
     """Tell whether a file is to be unpacked: by its name, or else by its content.
 
+    One in a format that is not read here is no archive; :func:`other_format` names it.
+
     Args:
         path: Anything; a folder and what is not there are no archives. A damaged file that is
             called ``.zip`` is one, so that it is named as damaged.
@@ -58,9 +85,30 @@ def is_archive(path: Path) -> bool:
     if path.name.lower().endswith(SUFFIXES):
         return True
     try:
-        return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+        return zipfile.is_zipfile(path) or _is_tar(path)
     except (OSError, *_DAMAGE):
         return False
+
+
+def other_format(path: Path) -> str:
+    """Return the name of the format of an archive that cannot be read here; empty for others."""
+    with suppress(OSError), path.open("rb") as stream:
+        start = stream.read(8)
+        for magic, name in _OTHERS.items():
+            if start.startswith(magic):
+                return name
+    return ""
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        with (
+            _decompressed(path) as stream,
+            tarfile.open(fileobj=_Limited(stream, most_of(path)), mode="r:"),
+        ):
+            return True
+    except _TooMuch:
+        return True
 
 
 def extract(archive: Path, into: Path, progress: Progress | None = None) -> None:
@@ -74,7 +122,8 @@ def extract(archive: Path, into: Path, progress: Progress | None = None) -> None
 
     Raises:
         DatasetError: When the archive is damaged, or a member would be written outside of the
-            folder, over another one, or as anything but a file or a folder.
+            folder, over another one, or as anything but a file or a folder; when it holds more
+            than :data:`MAX_RATIO` times its size, or more than :data:`MAX_MEMBERS` files.
         NoRoomError: When the disk has less space than the archive needs.
         DiskFullError: When the disk fills up meanwhile.
     """
@@ -110,7 +159,7 @@ class _Member:
         name: As the archive has it.
         path: Where it goes, relative to the folder.
         size: Of its content, in bytes.
-        token: What the reader opens it by.
+        token: What the reader opens it by; ``None`` of a folder, which is made for its files.
     """
 
     name: str
@@ -122,8 +171,8 @@ class _Member:
 class _Reader(Protocol):
     """An open archive."""
 
-    def files(self) -> Iterator[_Member]:
-        """Yield its files.
+    def members(self) -> Iterator[_Member]:
+        """Yield its files and folders.
 
         Raises:
             DatasetError: At a member that is neither file nor folder, or has no place inside.
@@ -137,7 +186,7 @@ class _Zip:
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
 
-    def files(self) -> Iterator[_Member]:
+    def members(self) -> Iterator[_Member]:
         for info in self._archive.infolist():
             name = info.filename.replace("\\", "/")  # as Windows wrote it, against the format
             path = _inside(name)
@@ -146,8 +195,8 @@ class _Zip:
                 raise _Refused(name, "is a link or a device")
             if info.flag_bits & 1:
                 raise _Refused(name, "is encrypted")
-            if not (info.is_dir() or name.endswith("/")):
-                yield _Member(name, path, info.file_size, info)
+            folder = info.is_dir() or name.endswith("/")
+            yield _Member(name, path, info.file_size, None if folder else info)
 
     def open(self, member: _Member) -> IO[bytes]:
         assert isinstance(member.token, zipfile.ZipInfo)
@@ -158,12 +207,14 @@ class _Tar:
     def __init__(self, archive: tarfile.TarFile) -> None:
         self._archive = archive
 
-    def files(self) -> Iterator[_Member]:
+    def members(self) -> Iterator[_Member]:
         for info in self._archive:
             path = _inside(info.name)
             if info.isreg():
                 yield _Member(info.name, path, info.size, info)
-            elif not info.isdir():
+            elif info.isdir():
+                yield _Member(info.name, path, 0, None)
+            else:
                 raise _Refused(info.name, "is a link or a device")
         # tarfile takes anything that is no header for the end; the end is a block of zeros
         stream = self._archive.fileobj
@@ -188,14 +239,77 @@ class _Refused(Exception):
         super().__init__(f"its member {name!r} {why}")
 
 
+class _TooMuch(Exception):
+    """An archive holds more than any archive of images would."""
+
+
 @contextmanager
 def _open(archive: Path) -> Iterator[_Reader]:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
             yield _Zip(opened)
     else:
-        with tarfile.open(archive) as opened_tar:
+        with (
+            _decompressed(archive) as stream,
+            tarfile.open(fileobj=_Limited(stream, most_of(archive)), mode="r:") as opened_tar,
+        ):
             yield _Tar(opened_tar)
+
+
+def most_of(archive: Path) -> int:
+    """Return how many bytes an archive may hold."""
+    return max(_FREE_BYTES, MAX_RATIO * archive.stat().st_size)
+
+
+def _decompressed(archive: Path) -> IO[bytes]:
+    with archive.open("rb") as stream:
+        start = stream.read(6)
+    if start.startswith(b"\x1f\x8b"):
+        return cast(IO[bytes], gzip.open(archive))
+    if start.startswith(b"BZh"):
+        return bz2.open(archive)
+    if start.startswith((b"\xfd7zXZ\x00", b"\x5d\x00\x00")):
+        return lzma.open(archive)
+    return archive.open("rb")
+
+
+class _Limited(io.RawIOBase):
+    """A stream that ends in an error where it goes on for too long.
+
+    Args:
+        stream: What is read, decompressed on the way.
+        most: So many bytes it may have.
+    """
+
+    def __init__(self, stream: IO[bytes], most: int) -> None:
+        self._stream = stream
+        self._most = most
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _AT_ONCE_BYTES:
+            raise tarfile.ReadError(f"a header claims {size:,} bytes")
+        found = self._stream.read(size)
+        self._check(self._stream.tell())
+        return found
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        assert whence == os.SEEK_SET
+        self._check(offset)  # before what is in between is decompressed
+        return self._stream.seek(offset)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def _check(self, place: int) -> None:
+        if place > self._most:
+            raise _TooMuch(_over_ratio(self._most))
+
+
+def _over_ratio(most: int) -> str:
+    return (
+        f"it holds more than {most / 1e6:,.0f} MB, {MAX_RATIO} times its size (small ones: 8 MB), "
+        "as images never do: it may be made to fill the disk"
+    )
 
 
 def _inside(name: str) -> PurePosixPath:
@@ -203,13 +317,23 @@ def _inside(name: str) -> PurePosixPath:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name:
         raise _Refused(name, "would be written outside of the folder")
+    if len(path.parts) > MAX_LEVELS:
+        raise _Refused(name[:200], f"is more than {MAX_LEVELS} folders deep")
     return path
 
 
 def _write(reader: _Reader, archive: Path, part: Path, progress: Progress | None) -> None:
-    members = list(reader.files())
+    members: list[_Member] = []
+    total, most = 0, most_of(archive)
+    for count, member in enumerate(reader.members(), start=1):
+        if count > MAX_MEMBERS:
+            raise _TooMuch(f"it has more than {MAX_MEMBERS:,} files and folders")
+        if member.token is not None:
+            members.append(member)
+        total += member.size
+        if total > most:
+            raise _TooMuch(_over_ratio(most))
     _check_names(members)
-    total = sum(member.size for member in members)
     needed = total + _BLOCK_BYTES * len(members)
     free = shutil.disk_usage(part.parent).free
     if needed > free:
@@ -255,6 +379,11 @@ def _as_user_errors(archive: Path, into: Path) -> Iterator[None]:
         raise DatasetError(
             f"an archive has files and folders alone, each inside of it and once, but of "
             f"{archive} {error}; nothing was unpacked, get the archive from elsewhere"
+        ) from error
+    except _TooMuch as error:
+        raise DatasetError(
+            f"{archive} is not unpacked: {error}. Where you know it to be all right, unpack it "
+            "yourself and name the folder"
         ) from error
     except OSError as error:
         if is_disk_full(error):

@@ -11,12 +11,15 @@ import signal
 import subprocess
 import tarfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from autotune.data.archives.extract import extract, is_archive
+from autotune.data.archives import extract as extracting
+from autotune.data.archives.extract import MAX_RATIO, extract, is_archive
+from autotune.data.own import open_own
 from autotune.errors import DatasetError, DiskFullError, NoRoomError
 from tests.support.archives import tar_bytes, zip_bytes
 
@@ -116,6 +119,8 @@ MALICIOUS = {
     "symlink zip": (zip_bytes({"link": b"/etc"}, mode=0o120777), "is a link or a device"),
     "twice": (tar_bytes({"a": b"1"}, member("./a", tarfile.REGTYPE)), "be written over another"),
     "file and folder": (tar_bytes({"a": b"1", "a/b": b"2"}), "'a' is a file and the folder of"),
+    "deep": (tar_bytes({f"{'a/' * 1500}b": b"1"}), "is more than 64 folders deep"),
+    "deep zip": (zip_bytes({f"{'a/' * 1500}b": b"1"}), "is more than 64 folders deep"),
     "no name": (tar_bytes({".": b"1"}), "would be written over another one"),
 }
 
@@ -186,8 +191,11 @@ def test_an_encrypted_zip(tmp_path: Path) -> None:
         extract(put(tmp_path / "a.zip", bytes(data)), tmp_path / "out")
 
 
-def test_an_archive_larger_than_the_disk(small_disk: Path, tmp_path: Path) -> None:
-    """A megabyte that unpacks to a gigabyte is refused before anything is written."""
+def test_an_archive_larger_than_the_disk(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused before anything is written."""
+    monkeypatch.setattr(extracting, "MAX_RATIO", 10_000)
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w:gz", compresslevel=9) as tar:
         info = tarfile.TarInfo("zeros")
@@ -252,3 +260,115 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
         one.join(30)
     assert [one.exitcode for one in both] == [0, 0]
     assert len(set(log.read_text().split())) == 1
+
+
+# Archives that are made to fill the disk
+
+
+def _tar_bomb(path: Path, mode: str, size: int) -> Path:
+    with tarfile.open(path, mode) as archive:
+        info = tarfile.TarInfo("a/zeros.png")
+        info.size = size
+        archive.addfile(info, _Zeros(size))
+    return path
+
+
+class _Zeros(io.RawIOBase):
+    def __init__(self, left: int) -> None:
+        self._left = left
+
+    def read(self, size: int = -1) -> bytes:
+        size = min(size, self._left)
+        self._left -= size
+        return bytes(size)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.bz2", "tar.xz"])
+def test_an_archive_that_is_made_to_fill_the_disk(kind: str, tmp_path: Path) -> None:
+    size = 40 << 20
+    path = tmp_path / f"bomb.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for number in range(4):
+                archive.writestr(f"a/{number}.png", bytes(size // 4))
+    else:
+        _tar_bomb(path, f"w:{kind.partition('.')[2]}", size)  # type: ignore[arg-type]
+    assert path.stat().st_size * MAX_RATIO < size
+    with pytest.raises(DatasetError, match=r"100 times its size.*unpack it yourself and name"):
+        extract(path, tmp_path / "out")
+    assert sorted(one.name for one in tmp_path.iterdir() if one.is_dir()) == []
+
+
+def test_zeros_behind_the_end_of_a_tar_file(tmp_path: Path) -> None:
+    path = tmp_path / "tail.tar.gz"
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("a/b.png"))
+    path.write_bytes(gzip.compress(plain.getvalue() + bytes(40 << 20)))
+    with pytest.raises(DatasetError, match="100 times its size"):
+        extract(path, tmp_path / "out")
+
+
+def test_a_header_that_claims_to_be_huge(tmp_path: Path) -> None:
+    """tarfile reads such a header whole, into memory."""
+    info = tarfile.TarInfo("././@PaxHeader")
+    info.type, info.size = tarfile.XHDTYPE, 1 << 32
+    path = tmp_path / "header.tar"
+    path.write_bytes(info.tobuf() + bytes(1 << 20))
+    with pytest.raises(DatasetError):
+        extract(path, tmp_path / "out")
+    unnamed = path.rename(tmp_path / "header")
+    assert not is_archive(unnamed)
+
+
+def test_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extracting, "MAX_MEMBERS", 3)
+    path = tmp_path / "many.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(4):
+            archive.writestr(f"{number}.png", b"x")
+    with pytest.raises(DatasetError, match=r"more than 3 files.*unpack it yourself"):
+        extract(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_too_many_empty_folders(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders are values in memory as files are, and a tar file of them shrinks a lot."""
+    monkeypatch.setattr(extracting, "MAX_MEMBERS", 3)
+    path = tmp_path / f"many.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as packed:
+            for number in range(4):
+                packed.writestr(f"{number}/", b"")
+    else:
+        with tarfile.open(path, "w") as archive:
+            for number in range(4):
+                archive.addfile(member(str(number), tarfile.DIRTYPE))
+    with pytest.raises(DatasetError, match=r"more than 3 files and folders.*unpack it yourself"):
+        extract(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (b"\x28\xb5\x2f\xfd", "Zstandard"),
+        (b"7z\xbc\xaf\x27\x1c", "7-Zip"),
+        (b"Rar!\x1a\x07\x01\x00", "RAR"),
+        (b"\x1f\x9d\x90", "compress"),
+    ],
+)
+def test_a_format_that_is_not_read_here(start: bytes, name: str, tmp_path: Path) -> None:
+    path = put(tmp_path / "photos.tar.zst", start + bytes(600))
+    with pytest.raises(DatasetError, match=f"{name}.*pack it as .tar.gz or .zip"):
+        open_own(str(path))
+
+
+def test_blank_images_are_no_bomb(tmp_path: Path) -> None:
+    """A few of them shrink a thousand times."""
+    path = tmp_path / "blank.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/b.bmp", bytes(1 << 20))
+    extract(path, tmp_path / "out")
+    assert (tmp_path / "out/a/b.bmp").stat().st_size == 1 << 20

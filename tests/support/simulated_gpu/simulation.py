@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -14,7 +15,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import _pop_mode_temporarily
 from torch.utils import _foreach_utils
+from torch.utils._python_dispatch import _disable_current_modes
 
 from tests.support.simulated_gpu import streams, tensor
 from tests.support.simulated_gpu.memory import GIB, DeviceMemory
@@ -278,6 +281,8 @@ def _replacements(gpu: SimulatedGpu) -> list[tuple[Any, str, Any]]:
         (torch, "Generator", _generator()),
         (torch.autocast, "__init__", _autocast(torch.autocast.__init__)),
         (threading.Thread, "start", _thread_start(threading.Thread.start)),
+        (torch.export, "export", _of_host(torch.export.export)),
+        (torch.onnx, "export", _of_host(torch.onnx.export)),
         (
             _foreach_utils,
             "_foreach_supported_types",
@@ -351,6 +356,17 @@ def _autocast(of_torch: Callable[..., None]) -> Callable[..., None]:
             of_torch(self, "cpu", *args, **{**kwargs, "dtype": dtype})
 
     return init
+
+
+def _of_host(trace: Callable[..., Any]) -> Callable[..., Any]:
+    """Let tracers, which have modes of their own, do without the device."""
+
+    @wraps(trace)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes(), _pop_mode_temporarily():
+            return trace(*args, **kwargs)
+
+    return traced
 
 
 def _thread_start(of_python: Callable[[threading.Thread], None]) -> Callable[..., None]:

@@ -309,10 +309,12 @@ def _move(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     tensor, target, options = _parsed(func, args, kwargs)
     target = tensor.device if target is None else target
     here, there = isinstance(tensor, GpuTensor), is_cuda(target)
-    if here == there:
-        return torch.Tensor.to(tensor, **options) if options else tensor
-    if not there and target.type != "cpu":
+    if not here and not there:  # between the CPU and "meta", say
         return func(*args, **kwargs)
+    if here and there:
+        return torch.Tensor.to(tensor, **options) if options else tensor
+    if here and target.type != "cpu":
+        return func(off_device(tensor), *args[1:], **kwargs)
     if there:
         torch.cuda._lazy_init()
     return _Move.apply(tensor, there, options)

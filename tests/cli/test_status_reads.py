@@ -1,0 +1,56 @@
+"""What ``autotune status`` reads of a large study."""
+
+from __future__ import annotations
+
+import os
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from sqlalchemy import event
+
+from autotune.cli.summary import print_summary, print_workers
+from autotune.storage import trials
+from autotune.storage.database import open_storage
+from autotune.study import record
+from autotune.study.opening import open_existing
+from tests.support.studies import make_study
+
+
+@pytest.mark.usefixtures("closed_connections")
+def test_a_status_takes_the_same_number_of_statements_for_any_number_of_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "CHUNK", 8)  # a study of more trials than that is a large one
+    statements = []
+    for count in (12, 60):
+        url = f"sqlite:///{tmp_path}/{count}.db"
+        make_study(storage=open_storage(url, create=True), trials=count, running=2, waiting=1)
+        opened = open_existing("digits", url)
+        seen: list[str] = []
+
+        def note(*arguments: object, seen: list[str] = seen) -> None:
+            seen.append(str(arguments[2]))
+
+        event.listen(opened.storage.engine, "before_cursor_execute", note)
+        shown = Console(file=StringIO(), width=120)
+        print_workers(shown, opened)
+        print_summary(shown, opened, trained=True)
+        statements.append([one for one in seen if not one.startswith("BEGIN")])
+    assert statements[0] == statements[1]
+
+
+def test_a_report_of_an_earlier_study_of_that_name_is_not_shown(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    make_study(storage=open_storage(url, create=True), trials=4)
+    opened = open_existing("digits", url)
+    begun = min(record.started_at(one) for one in opened.study.get_trials())
+    report = opened.files.report(opened.name)
+    report.parent.mkdir(parents=True)
+    report.write_text("")
+    for later_s, shown in ((-60, False), (60, True)):
+        os.utime(report, (begun + later_s, begun + later_s))
+        text = StringIO()
+        print_summary(Console(file=text, width=200), opened, trained=True)
+        assert ("report         " in text.getvalue()) is shown

@@ -1,0 +1,141 @@
+"""Plans that are drawn ahead of the study's lock, and what becomes of them under it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+import pytest
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from autotune.config import StudyConfig
+from autotune.search.samplers import CanonicalSampler, Draw, make_sampler
+from autotune.search.space import Space
+from autotune.studyfile import check
+
+SPACE: dict[str, Any] = {
+    "depth": {"low": 0, "high": 3},
+    "training": {"lr": {"low": 1e-4, "high": 1e-1, "log": True}, "mixup": [0.0, 0.2]},
+}
+SMALL: dict[str, Any] = {"depth": {"low": 0, "high": 2}}
+
+
+def config_of(space: dict[str, Any], **search: Any) -> StudyConfig:
+    values = {"dataset": "digits", "backbone": "resnet18", "space": space, "search": search}
+    return check(values, "test")
+
+
+def sampler_of(config: StudyConfig, seed: int = 0) -> tuple[CanonicalSampler, Space]:
+    space = Space.from_config("resnet18", config.space, "weights", ())
+    return make_sampler(config, space, seed), space
+
+
+def new_study() -> Study:
+    return optuna.create_study(direction="maximize")
+
+
+def upcoming(trials: list[FrozenTrial]) -> FrozenTrial:
+    made = create_trial(state=TrialState.RUNNING)
+    made.number = len(trials)
+    return made
+
+
+def add(
+    study: Study, space: Space, draw: Draw, state: TrialState = TrialState.COMPLETE
+) -> FrozenTrial:
+    value = None if state == TrialState.RUNNING else draw.params["depth"] - len(study.trials) / 50
+    study.add_trial(
+        create_trial(
+            state=state,
+            value=value,
+            params=draw.params,
+            distributions=dict(space.distributions),
+            user_attrs={} if draw.stage is None else {"stage": draw.stage},
+        )
+    )
+    return study.trials[-1]
+
+
+@pytest.mark.parametrize("name", ["random", "tpe", "gp"])
+def test_one_worker_draws_ahead_what_it_would_draw_under_the_lock(name: str) -> None:
+    drawn: list[list[dict[str, Any]]] = []
+    for ahead in (False, True):
+        sampler, space = sampler_of(config_of(SPACE, sampler=name))
+        study = new_study()
+        for _ in range(14):
+            trials = study.get_trials(deepcopy=False)
+            if ahead:
+                proposal = sampler.propose(study, trials)
+                found = sampler.settle(study, upcoming(trials), trials, proposal, last=False)
+                assert found is not None
+            else:
+                found = sampler.draw(study, upcoming(trials), trials)
+            add(study, space, found)
+        drawn.append([one.params for one in study.trials])
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("state", [TrialState.RUNNING, TrialState.COMPLETE])
+def test_a_plan_that_another_worker_has_taken_is_not_drawn_again(state: TrialState) -> None:
+    sampler, space = sampler_of(config_of(SMALL, sampler="random"))
+    study = new_study()
+    proposal = sampler.propose(study, [])
+    add(study, space, proposal.draw, state)
+    trials = study.get_trials(deepcopy=False)
+    assert sampler.settle(study, upcoming(trials), trials, proposal, last=False) is None
+    found = sampler.settle(study, upcoming(trials), trials, proposal, last=True)
+    assert found is not None
+    assert found.params != proposal.draw.params
+
+
+@pytest.mark.parametrize(("name", "holds"), [("random", True), ("tpe", True), ("gp", False)])
+def test_a_further_trial_counts_where_the_sampler_keeps_away_from_it(
+    name: str, holds: bool
+) -> None:
+    sampler, space = sampler_of(config_of(SPACE, sampler=name))
+    other, _ = sampler_of(config_of(SPACE, sampler="random"), seed=1)
+    study = new_study()
+    for _ in range(12):
+        trials = study.get_trials(deepcopy=False)
+        add(study, space, other.draw(study, upcoming(trials), trials))
+    trials = study.get_trials(deepcopy=False)
+    proposal = sampler.propose(study, trials)
+    add(study, space, other.draw(study, upcoming(trials), trials), TrialState.RUNNING)
+    trials = study.get_trials(deepcopy=False)
+    found = sampler.settle(study, upcoming(trials), trials, proposal, last=False)
+    assert found == (proposal.draw if holds else None)
+    # Not for ever: with many workers there is always a further trial.
+    assert sampler.settle(study, upcoming(trials), trials, proposal, last=True) == proposal.draw
+
+
+def test_a_trial_that_has_ended_in_between_is_no_reason_to_draw_anew() -> None:
+    sampler, space = sampler_of(config_of(SPACE, sampler="gp"))
+    study = new_study()
+    for _ in range(12):
+        trials = study.get_trials(deepcopy=False)
+        add(study, space, sampler.draw(study, upcoming(trials), trials))
+    running = study.ask(dict(space.distributions))
+    proposal = sampler.propose(study, study.get_trials(deepcopy=False))
+    study.tell(running, 0.5)
+    trials = study.get_trials(deepcopy=False)
+    found = sampler.settle(study, upcoming(trials), trials, proposal, last=False)
+    assert found == proposal.draw
+
+
+def test_a_search_in_stages_draws_in_the_stage_of_now() -> None:
+    greedy = {"order": "greedy", "greedy": {"trials_per_stage": 1}, "trials": 9}
+    sampler, space = sampler_of(config_of(SPACE, sampler="random", **greedy))
+    study = new_study()
+    start = Draw(space.nearest(space.baseline()), None)
+    add(study, space, start)
+    trials = study.get_trials(deepcopy=False)
+    proposal = sampler.propose(study, trials)
+    assert proposal.draw.stage == "layer 1"
+    # Another worker has the only trial of that stage, which gains.
+    add(study, space, sampler.draw(study, upcoming(trials), trials))
+    trials = study.get_trials(deepcopy=False)
+    assert sampler.settle(study, upcoming(trials), trials, proposal, last=False) is None
+    found = sampler.settle(study, upcoming(trials), trials, proposal, last=True)
+    assert found is not None
+    assert found.stage == "layer 2"

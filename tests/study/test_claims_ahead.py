@@ -1,0 +1,166 @@
+"""Plans are drawn before the study's lock is taken, and looked at again under it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.samplers import RandomSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.config import SpaceConfig
+from autotune.search.samplers import CanonicalSampler
+from autotune.search.space import Space
+from autotune.storage.database import open_storage
+from autotune.storage.lock import study_lock
+from autotune.study import record
+from autotune.study.budget import Budget, Ending
+from autotune.study.claims import PROPOSALS, Claim, Claims
+
+pytestmark = pytest.mark.usefixtures("closed_connections")
+
+DEPTHS = SpaceConfig.model_validate({"depth": {"low": 0, "high": 9}})
+SPACE = Space.from_config("resnet18", DEPTHS, "weights", ())
+
+
+class Base(RandomSampler):
+    """Draws fixed depths, and lets something happen while it draws."""
+
+    def __init__(self, depths: Sequence[int], meanwhile: Callable[[int], None]) -> None:
+        super().__init__(seed=0)
+        self.depths = list(depths)
+        self.meanwhile = meanwhile
+        self.asked = 0
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, Any]
+    ) -> dict[str, Any]:
+        self.asked += 1
+        self.meanwhile(self.asked)
+        return {"depth": self.depths[min(self.asked, len(self.depths)) - 1]}
+
+
+def claims_of(
+    url: str,
+    depths: Sequence[int],
+    meanwhile: Callable[[int], None] = lambda asked: None,
+    sees_running: bool = False,
+) -> Claims:
+    storage = open_storage(url, create=True)
+    base = Base(depths, meanwhile)
+    sampler = CanonicalSampler(SPACE, base, {"depth": 0}, sees_running=sees_running)
+    study = optuna.create_study(
+        study_name="s",
+        storage=storage,
+        sampler=sampler,
+        direction="maximize",
+        load_if_exists=True,
+    )
+    return Claims(study, storage, url, SPACE)
+
+
+def depth_of(claim: object) -> int:
+    assert isinstance(claim, Claim)
+    return int(claim.trial.params["depth"])
+
+
+def asked(claims: Claims) -> int:
+    base = claims.study.sampler._base  # type: ignore[attr-defined]
+    assert isinstance(base, Base)
+    return base.asked
+
+
+def test_others_can_claim_while_a_sampler_draws(url: str) -> None:
+    other = claims_of(url, [1])
+    other.begin(Budget(10))
+    held: list[bool] = []
+
+    def look(asked: int) -> None:
+        with study_lock(other.storage, url, "s", timeout_s=1):
+            held.append(True)
+
+    assert depth_of(claims_of(url, [2], look).claim("host/1/0")) == 2
+    assert held == [True]
+
+
+@pytest.mark.parametrize("sees_running", [False, True])
+def test_a_plan_that_another_worker_takes_meanwhile_is_not_trained_twice(
+    url: str, sees_running: bool
+) -> None:
+    other = claims_of(url, [3])
+    other.begin(Budget(10))
+
+    def take(asked: int) -> None:
+        if asked == 1:
+            assert depth_of(other.claim("host/2/0")) == 3
+
+    claims = claims_of(url, [3, 4], take, sees_running)
+    assert depth_of(claims.claim("host/1/0")) == 4
+    assert asked(claims) == 2
+
+
+def test_where_others_are_always_quicker_a_claim_still_ends(url: str) -> None:
+    depths = list(range(1, PROPOSALS + 1))
+    other = claims_of(url, depths)
+    other.begin(Budget(20))
+    claims = claims_of(
+        url, depths, lambda asked: depth_of(other.claim(f"host/2/{asked}")), sees_running=True
+    )
+    found = depth_of(claims.claim("host/1/0"))
+    assert asked(claims) == PROPOSALS
+    trained = [one.params["depth"] for one in claims.study.trials]
+    assert found not in depths and sorted(trained) == sorted({*depths, found})
+
+
+def test_the_last_trial_of_a_budget_is_started_once(url: str) -> None:
+    other = claims_of(url, [3])
+    other.begin(Budget(1))
+    claims = claims_of(url, [4], lambda asked: depth_of(other.claim("host/2/0")))
+    ended = claims.claim("host/1/0")
+    assert isinstance(ended, Ending) and ended.kind == "trials"
+    assert [one.params["depth"] for one in claims.study.trials] == [3]
+
+
+def test_what_is_queued_meanwhile_comes_first(url: str) -> None:
+    other = claims_of(url, [3])
+    other.begin(Budget(10))
+    claims = claims_of(
+        url, [4], lambda asked: other.study.enqueue_trial({"depth": 7}, skip_if_exists=True)
+    )
+    assert depth_of(claims.claim("host/1/0")) == 7
+
+
+@pytest.mark.parametrize("over", ["budget", "exhausted"])
+def test_nothing_is_drawn_where_nothing_can_start(url: str, over: str) -> None:
+    claims = claims_of(url, range(10))
+    claims.begin(Budget(10 if over == "exhausted" else 1))
+    for depth in range(10 if over == "exhausted" else 1):
+        claims.study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.COMPLETE,
+                value=0.5,
+                params={"depth": depth},
+                distributions=dict(SPACE.distributions),
+            )
+        )
+    claims.begin(Budget(20 if over == "exhausted" else 1))
+    assert isinstance(claims.claim("host/1/0"), Ending)
+    assert asked(claims) == 0
+
+
+def test_a_worker_that_meets_a_queue_draws_nothing(url: str) -> None:
+    claims = claims_of(url, [4])
+    claims.begin(Budget(10))
+    claims.study.enqueue_trial({"depth": 7})
+    assert depth_of(claims.claim("host/1/0")) == 7
+    assert asked(claims) == 0
+    assert record.PLAN in claims.study.trials[0].user_attrs
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/study.db"
