@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import optuna
 import pytest
@@ -121,3 +122,21 @@ def test_a_trial_that_is_made_whole_is_what_was_asked_for(url: str) -> None:
     assert (found.distributions, found.user_attrs) == (asked.distributions, asked.user_attrs)
     assert found.system_attrs == asked.system_attrs
     assert found.datetime_start == asked.datetime_start
+
+
+def test_times_are_local_as_those_of_optuna(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database has them in UTC."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        storage, study_id = fill(url)
+        with storage.engine.begin() as connection:
+            found = trials.read_trials(connection, study_id)
+        expected = [RDBStorage.get_trial(storage, one._trial_id) for one in found]
+        times = [(one.datetime_start, one.datetime_complete) for one in expected]
+        assert [(one.datetime_start, one.datetime_complete) for one in found] == times
+        started = found[5].datetime_start
+        assert started is not None and abs(started.timestamp() - time.time()) < 3600
+    finally:
+        monkeypatch.undo()
+        time.tzset()
