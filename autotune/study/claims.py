@@ -372,15 +372,15 @@ class Claims:
             StudyError: When the study has been deleted.
         """
         trial_id = claim.trial._trial_id
-        try:
+        trial: FrozenTrial | None = None
+        with suppress(KeyError):
             trial = self.storage.get_trial(trial_id)
-        except KeyError:
-            trial = None
         if trial is None or trial.state != TrialState.RUNNING:
-            with self._lock():  # says so if the study was deleted
-                return
+            self._check_is_there()
+            return
         told = self._told(trial, state, values)
         self.study._thread_local.cached_all_trials = None  # as ``Study.tell`` does
+        ended = False
         try:
             view = _filter_study(self.study, trial)
             self.study.sampler.after_trial(view, trial, state, told)
@@ -388,9 +388,13 @@ class Claims:
             with study_lock(self.storage, self.url, self.study.study_name):
                 held = round(max(0.0, time.time() - claim.since), 6)
                 ended = self.storage.end_trial(trial_id, state, told, {record.HELD: held})
-            if not ended:
-                with self._lock():
-                    pass
+        if not ended:
+            self._check_is_there()
+
+    def _check_is_there(self) -> None:
+        """Say so when the study has been deleted."""
+        with self._lock():
+            pass
 
     def _told(
         self, trial: FrozenTrial, state: TrialState, values: float | Sequence[float] | None
@@ -399,20 +403,16 @@ class Claims:
 
         That of a pruned one is what it reported last.
         """
-        given = [values] if isinstance(values, int | float) else values
-        if given is None and state == TrialState.PRUNED and trial.last_step is not None:
-            given = [trial.intermediate_values[trial.last_step]]
-            if len(self.study.directions) > 1 or math.isnan(given[0]):
-                return None
-        if (given is not None) != (state in (TrialState.COMPLETE, TrialState.PRUNED)) and (
-            state != TrialState.PRUNED
-        ):
-            raise ValueError(f"a trial that is {state.name} cannot end with {values}")
-        if given is None:
+        if state == TrialState.PRUNED and trial.last_step is not None:
+            last = trial.intermediate_values[trial.last_step]
+            alone = len(self.study.directions) == 1
+            return [last] if alone and not math.isnan(last) else None
+        if state != TrialState.COMPLETE:
             return None
-        if len(given) != len(self.study.directions) or any(math.isnan(one) for one in given):
-            raise ValueError(f"{values} cannot be what a trial ends with")
-        return [float(one) for one in given]
+        told = [values] if isinstance(values, int | float) else list(values or ())
+        if len(told) != len(self.study.directions) or any(math.isnan(one) for one in told):
+            raise ValueError(f"trial {trial.number} cannot be complete with {values}")
+        return [float(one) for one in told]
 
     def note_time(self, claim: Claim) -> None:
         """Write down for how long a trial has held its device so far."""
