@@ -39,6 +39,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from autotune.texts import one_line
+
 _PASSING = (
     errno.EIO,
     errno.ESTALE,
@@ -53,6 +55,10 @@ _PASSING = (
     errno.EHOSTUNREACH,
     errno.ENOTCONN,
 )
+
+
+#: Limits the mistakes of a study file that a message lists.
+MOST_PROBLEMS = 50
 
 
 class AutotuneError(Exception):
@@ -80,7 +86,7 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return hide_passwords(f"{self.key}: {self.message}")
+        return one_line(hide_passwords(f"{shorten(self.key)}: {self.message}"))
 
 
 class ConfigError(UserError):
@@ -89,14 +95,22 @@ class ConfigError(UserError):
     Args:
         source: Where the values came from, e.g. the path of the study file.
         problems: The mistakes, in the order of the file.
+        count: How many there are, where ``problems`` are not all of them.
     """
 
-    def __init__(self, source: str, problems: Iterable[Problem]) -> None:
+    def __init__(self, source: str, problems: Iterable[Problem], count: int = 0) -> None:
         self.source = source
         self.problems = tuple(problems)
-        count = len(self.problems)
-        title = hide_passwords(f"{source}: {count} mistake{'s' if count != 1 else ''}")
-        super().__init__("\n".join([title, *(f"  {problem}" for problem in self.problems)]))
+        self.count = max(count, len(self.problems))
+        shown = self.problems[:MOST_PROBLEMS]
+        mistakes = f"{self.count:,} mistake{'s' if self.count != 1 else ''}"
+        lines = [
+            f"{one_line(hide_passwords(source))}: {mistakes}",
+            *(f"  {problem}" for problem in shown),
+        ]
+        if self.count > len(shown):
+            lines.append(f"  and {self.count - len(shown):,} more")
+        super().__init__("\n".join(lines))
 
 
 class DatasetError(UserError):
@@ -216,7 +230,24 @@ def in_yaml(value: object) -> str:
     """Show a value of a study file as the file has it: ``true``, ``null``, ``'text'``."""
     if value is None:
         return "null"
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a number of more than 19 digits"  # Python writes none of thousands of digits
+    try:
+        return shorten(repr(value))
+    except (ValueError, RecursionError):  # of such a number, or a value in itself, inside
+        return f"a {type(value).__name__}"
+
+
+def shorten(text: str, most: int = 300) -> str:
+    """Return a text that is quoted in a message, without the rest of a long one.
+
+    Args:
+        text: The text.
+        most: Characters that it may have.
+    """
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
 def hide_passwords(text: str) -> str:

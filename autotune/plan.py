@@ -8,6 +8,7 @@ report) starts from it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -16,6 +17,15 @@ from typing import Any
 from autotune.formats import refuse_unknown
 
 KEEP = "keep"
+#: By annotation of a field: what a stored value may be, and how a message says it.
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "true or false"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "a word"),
+    "int | str": ((int, str), "a whole number or a word"),
+    "float | str": ((int, float, str), "a number or a word"),
+}
 
 
 #: A width below this is a ratio (0.5: half as many channels), from it on a number of channels.
@@ -219,20 +229,26 @@ class TrialPlan:
 
         Raises:
             KeyError: When a required field is missing.
-            TypeError: When there is a field that no plan has.
+            TypeError: When there is a field that no plan has, or a value of another type.
         """
         refuse_unknown(values, (one.name for one in dataclasses.fields(TrialPlan)), "a plan")
         head = values["head"]
-        return TrialPlan(
+        hidden = tuple(HiddenLayer(**layer) for layer in head["hidden"])
+        plan = TrialPlan(
             backbone=values["backbone"],
             depth=values["depth"],
             layers=tuple(LayerPlan(**layer) for layer in values["layers"]),
-            head=HeadPlan(
-                **{**head, "hidden": tuple(HiddenLayer(**hidden) for hidden in head["hidden"])}
-            ),
+            head=HeadPlan(**{**head, "hidden": hidden}),
             policy=TrainingPolicy(**values["policy"]),
             inherit=values["inherit"],
         )
+        for index, layer in enumerate(plan.layers, start=1):
+            _check_types(layer, f"layer {index}, ")
+        for unit in plan.head.hidden:
+            _check_types(unit, "head.hidden.")
+        for part, where in ((plan.head, "head."), (plan.policy, "policy."), (plan, "")):
+            _check_types(part, where)
+        return plan
 
     def in_words(self, named: bool = False) -> str:
         """Describe the plan in one line.
@@ -275,3 +291,19 @@ class TrialPlan:
         if self.inherit == "data" and "width" in changed:
             words.append("channels chosen by activity")
         return "; ".join(words)
+
+
+def _check_types(part: Any, where: str) -> None:
+    """Refuse a part of a plan with a value that is not of the type of its field.
+
+    Raises:
+        TypeError: With the first of them.
+    """
+    for one in dataclasses.fields(part):
+        if one.type not in _KINDS:  # the parts of a plan, which are checked by themselves
+            continue
+        kinds, words = _KINDS[str(one.type)]
+        value = getattr(part, one.name)
+        fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+        if not fits or (isinstance(value, float) and not math.isfinite(value)):
+            raise TypeError(f"{where}{one.name} must be {words}, but got {value!r}")

@@ -19,9 +19,18 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from autotune.config import MAX_NAME, ORDERS, OWN_KEYS, SAMPLERS, StudyConfig
-from autotune.errors import ConfigError, Problem, StudyError, in_yaml, join_sentences, nearest
+from autotune.errors import (
+    MOST_PROBLEMS,
+    ConfigError,
+    Problem,
+    StudyError,
+    in_yaml,
+    join_sentences,
+    nearest,
+    shorten,
+)
 from autotune.rules import is_own
-from autotune.yamlfile import LimitError, parse_yaml, read_yaml_text
+from autotune.yamlfile import MAX_DEPTH, LimitError, parse_yaml, read_yaml_text
 
 #: A change of one of these keys makes another study, and the study's name says so.
 NAMING_KEYS = ("dataset", "backbone", "inherit", "search.sampler", "search.order")
@@ -90,7 +99,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(str(path), [Problem("(file)", reason)]) from error
     except LimitError as error:
         raise ConfigError(str(path), [Problem("(file)", str(error))]) from error
-    except (yaml.YAMLError, ValueError) as error:  # PyYAML lets the ValueError of a date through
+    except UnicodeDecodeError as error:
+        reason = f"must be text in UTF-8, but is not ({error.reason} at byte {error.start:,})"
+        raise ConfigError(str(path), [Problem("(file)", reason)]) from error
+    except yaml.YAMLError as error:
         message = " ".join(str(error).split())
         raise ConfigError(
             str(path), [Problem("(file)", f"is not valid YAML: {message}")]
@@ -115,12 +127,15 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             problems.append(Problem(override.strip() or "''", "an override must read key=value"))
             continue
+        if key.count(".") > MAX_DEPTH:
+            problems.append(Problem(key.strip(), f"must have at most {MAX_DEPTH} dots"))
+            continue
         try:
             parsed[key.strip()] = parse_yaml(text)
         except LimitError as error:
             problems.append(Problem(key.strip(), f"must be a YAML value, but {error}"))
-        except (yaml.YAMLError, ValueError):
-            problems.append(Problem(key.strip(), f"must be a YAML value, but got {text!r}"))
+        except yaml.YAMLError:
+            problems.append(Problem(key.strip(), f"must be a YAML value, but got {in_yaml(text)}"))
     if problems:
         raise ConfigError("command line", problems)
     return parsed
@@ -170,7 +185,9 @@ def load_study_file(
         replaced, words = parse_overrides(overrides), list(overrides)
     values = with_own_paths(apply_overrides(base, replaced), replaced, path.parent)
     values["name"] = name or study_name(base, replaced, path.stem)
-    return check(values, str(path) if not replaced else f"{path} with {' '.join(words)}")
+    return check(
+        values, str(path) if not replaced else f"{path} with {' '.join(map(shorten, words))}"
+    )
 
 
 def with_own_paths(
@@ -269,7 +286,9 @@ def check(values: Mapping[str, Any], source: str) -> StudyConfig:
     try:
         config = StudyConfig.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(source, [_problem(one) for one in error.errors()]) from None
+        found = error.errors()
+        problems = [_problem(one) for one in found[:MOST_PROBLEMS]]
+        raise ConfigError(source, problems, len(found)) from None
     if problems := config.contradictions():
         raise ConfigError(source, problems)
     return config

@@ -19,14 +19,27 @@ MAX_BYTES = 1 << 20
 MAX_CHARACTERS = 10_000
 MAX_DEPTH = 32
 MAX_VALUES = 20_000
+#: Limit of a whole number: that of 64 bits. Python refuses to write one of thousands of digits.
+MAX_INTEGER = 2**63
+#: What PyYAML's constructors raise beside its own errors, of a tag such as ``!!int ''``.
+_STRANGE = (ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
 
 
 class LimitError(yaml.YAMLError):
     """A YAML text is larger than any that is meant for autotune."""
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuse a key that is given twice; YAML would silently keep the last one."""
+class _StrictLoader(yaml.SafeLoader):
+    """Refuse a key that is given twice, of which YAML would keep the last, and a huge number."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value: int = super().construct_yaml_int(node)
+        if abs(value) >= MAX_INTEGER:
+            raise LimitError(
+                f"a whole number must have at most 18 digits, but that of line "
+                f"{node.start_mark.line + 1} has more"
+            )
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -40,6 +53,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
 
 
 def read_yaml_text(path: Path) -> str:
@@ -62,35 +78,41 @@ def parse_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: When it is none, has a key twice, or is larger than the limits.
-        ValueError: When a date or a number in it is none.
     """
-    _check_size(text)
-    return yaml.load(text, Loader=_UniqueKeyLoader)
+    try:
+        _check_size(text)
+        return yaml.load(text, Loader=_StrictLoader)
+    except _STRANGE as error:
+        if isinstance(error, ValueError):  # it says in words what is wrong
+            raise yaml.YAMLError(str(error)) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise yaml.YAMLError(f"a value does not fit its type ({reason})") from error
 
 
 def _check_size(text: str) -> None:
     if len(text) > MAX_BYTES:
         raise LimitError(f"it must have at most {MAX_BYTES:,} characters, but has {len(text):,}")
-    sizes: dict[str, int] = {}
+    sizes: dict[str, tuple[int, int]] = {}  # the values behind each anchor, and their levels
     open_ones: list[tuple[str | None, int]] = []  # the anchor of each, and the values before it
+    heights: list[int] = []  # the levels inside each of them, so far
     values = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
             open_ones.append((event.anchor, values))
+            heights.append(0)
             values += 1
-            if len(open_ones) > MAX_DEPTH:
-                raise LimitError(
-                    f"it must be nested at most {MAX_DEPTH} levels deep, but is deeper in line "
-                    f"{_line_of(event)}"
-                )
+            _check_depth(len(open_ones), event)
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, before = open_ones.pop()
+            height = heights.pop() + 1
+            if heights:
+                heights[-1] = max(heights[-1], height)
             if anchor is not None:
-                sizes[anchor] = values - before
+                sizes[anchor] = (values - before, height)
         elif isinstance(event, yaml.ScalarEvent):
             values += 1
             if event.anchor is not None:
-                sizes[event.anchor] = 1
+                sizes[event.anchor] = (1, 0)
             if len(event.value) > MAX_CHARACTERS:
                 raise LimitError(
                     f"a value must have at most {MAX_CHARACTERS:,} characters, but that of line "
@@ -102,12 +124,24 @@ def _check_size(text: str) -> None:
                     f"the alias *{event.anchor} of line {_line_of(event)} stands for "
                     "what it is in, without end"
                 )
-            values += sizes.get(event.anchor or "", 1)
+            size, height = sizes.get(event.anchor or "", (1, 0))
+            values += size
+            _check_depth(len(open_ones) + height, event)
+            if heights:
+                heights[-1] = max(heights[-1], height)
         if values > MAX_VALUES:
             raise LimitError(
                 f"it must have at most {MAX_VALUES:,} values, those behind aliases counted each "
                 f"time, but has more by line {_line_of(event)}"
             )
+
+
+def _check_depth(depth: int, event: yaml.Event) -> None:
+    if depth > MAX_DEPTH:
+        raise LimitError(
+            f"it must be nested at most {MAX_DEPTH} levels deep, but is deeper in line "
+            f"{_line_of(event)}"
+        )
 
 
 def _line_of(event: yaml.Event) -> int:

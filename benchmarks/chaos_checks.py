@@ -138,10 +138,14 @@ def differences(trial: FrozenTrial, trials: Sequence[FrozenTrial], bench: Workbe
         expected[result.epoch] = result.metrics.objective(bench.config.training.objective)
         if result.epoch == trial.last_step:
             break
+    attempts = (trial, *(trials[number] for number in record.retries(trial)))
+    threads = {one.user_attrs.get(record.THREADS, 1) for one in attempts} - {1}
+    if threads:
+        return [f"trial {trial.number} cannot be compared: it trained on {threads} threads"]
     found = []
     if trial.value != expected[max(expected)]:
         found.append(f"trial {trial.number} has {trial.value}, undisturbed {expected}")
-    for one in (trial, *(trials[number] for number in record.retries(trial))):
+    for one in attempts:
         curve, last = one.intermediate_values, one.last_step or 0
         whole = {epoch: expected[epoch] for epoch in range(1, last + 1)}
         if one is trial:

@@ -162,7 +162,8 @@ class Chaos:
         """Start another launcher beside those that run."""
         if not self._training() or len(self._alive()) > 1:
             return False
-        self.launch("--workers", "1")
+        # One for each core: fewer would have more threads each, which round sums differently.
+        self.launch("--workers", str(os.cpu_count() or 1))
         return True
 
     def _alive(self) -> list[int]:

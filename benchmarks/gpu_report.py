@@ -103,8 +103,8 @@ def _tail_goal(tails: Sequence[Line]) -> Goal:
         return Goal(title, "", UNKNOWN)
     worst = min(found, key=lambda one: float(one["share"]))
     words = (
-        f"{worst['share']:.2f} at depth {worst['depth']} on {worst['given']}, the least of "
-        f"{len(found)}"
+        f"{worst['share']:.2f} at depth {worst['depth']} on {worst['given']}, steps "
+        f"{worst['form']}, the least of {len(found)}"
     )
     if max(one["share"] for one in found) > TAIL_MOST:
         return Goal(title, words, f"no verdict: a share above {TAIL_MOST:g} is noise")
@@ -136,7 +136,8 @@ def _pageable_goal(tails: Sequence[Line]) -> Goal:
 def _none_of(tails: Sequence[Line], what: str) -> tuple[str, str]:
     """Say in which trainings something happens, and how often a step."""
     some = [
-        f"depth {one['depth']}, {one['given']}, {one['way']}: {_each(one, what):.2f} a step"
+        f"{one['given']}, {one['way']}, {one['form']}, depth {one['depth']}: "
+        f"{_each(one, what):.2f} a step"
         for one in tails
         if one[what]
     ]
@@ -347,7 +348,7 @@ def _throughput(lines: Sequence[Line]) -> list[str]:
             ("depth", "depth", None),
             ("given", "given", None),
             ("on the GPU", "way", None),
-            ("step", "form", None),
+            ("steps", "form", None),
             ("precision", "autocast", None),
             ("images/s", "real", 0),
             ("resident batch", "resident", 0),
@@ -369,8 +370,24 @@ def _throughput(lines: Sequence[Line]) -> list[str]:
         "between the first and the last step of an epoch.",
         "",
         *table,
+        *_captured(tails),
         *(said if where else []),
     ]
+
+
+def _captured(tails: Sequence[Line]) -> list[str]:
+    """Say what capturing steps brings, depth by depth."""
+    speeds: dict[int, dict[str, float]] = {}
+    for one in tails:
+        if one["given"] == "features" and one["way"] == "resident":
+            speeds.setdefault(one["depth"], {})[one["form"]] = float(one["real"])
+    gains = [
+        f"depth {depth}: {of_depth['captured'] / of_depth['plain']:.2f}"
+        for depth, of_depth in sorted(speeds.items())
+        if {"captured", "plain"} <= of_depth.keys()
+    ]
+    words = f"A captured step, times as fast as a plain one: {'; '.join(gains)}."
+    return ["", words] if gains else []
 
 
 def _each(line: Line, key: str) -> float | None:

@@ -16,7 +16,8 @@ PACKAGE = Path(autotune.__file__).parent
 ROOT = PACKAGE.parent
 #: Rooms by level; a room imports from lower levels only, never from one beside it.
 LEVELS = (
-    ("errors", "garbage", "interpreter", "texts", "threads", "yamlfile"),
+    ("garbage", "interpreter", "texts", "threads", "yamlfile"),
+    ("errors",),
     ("formats",),
     ("plan",),
     ("rules",),

@@ -184,3 +184,37 @@ def test_from_json_refuses_what_no_plan_has() -> None:
     del values["head"]
     with pytest.raises(KeyError):
         TrialPlan.from_json(values)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (("backbone",), "a word"),
+        (("depth",), "a whole number"),
+        (("inherit",), "a word"),
+        (("layers", 0, "kernel"), "a whole number or a word"),
+        (("layers", 0, "width"), "a number or a word"),
+        (("layers", 0, "pool"), "a word"),
+        (("head", "pool"), "a word"),
+        (("head", "batch_norm"), "true or false"),
+        (("head", "hidden", 0, "units"), "a whole number"),
+        (("head", "hidden", 0, "dropout"), "a number"),
+        (("policy", "optimizer"), "a word"),
+        (("policy", "lr"), "a number"),
+        (("policy", "head_epochs"), "a whole number"),
+    ],
+)
+def test_from_json_refuses_values_of_other_types(path: tuple[str | int, ...], words: str) -> None:
+    """They would be tracebacks later, wherever a plan is shown or built."""
+    plan = TrialPlan(
+        "resnet18", 1, (LayerPlan(kernel=5, width=0.5),), HeadPlan((HiddenLayer(8, 0.1),))
+    )
+    for wrong in (None, [], {}, [1], float("nan"), float("inf")):
+        values = json.loads(json.dumps(plan.to_json()))
+        part = values
+        for key in path[:-1]:
+            part = part[key]
+        part[path[-1]] = wrong
+        with pytest.raises(TypeError, match=f"{path[-1]} must be {words}, but got"):
+            TrialPlan.from_json(values)
+    assert TrialPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan

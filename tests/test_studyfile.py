@@ -117,7 +117,7 @@ def test_what_is_no_study_file(text: str, message: str, study: Path) -> None:
 
 def test_other_encodings_and_folders(study: Path) -> None:
     study.write_bytes("description: é".encode("latin-1"))
-    with pytest.raises(ConfigError, match="is not valid YAML: 'utf-8' codec can't decode"):
+    with pytest.raises(ConfigError, match="must be text in UTF-8, but is not"):
         load_study_file(str(study))
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         read_yaml(study.parent)

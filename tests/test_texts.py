@@ -6,21 +6,24 @@ import csv
 import io
 import logging
 import re
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import MarkupError
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autotune.cli.console import VisibleConsole, VisibleFormatter, fail
+from autotune.cli.console import VisibleConsole, fail, in_lines
 from autotune.errors import UserError
 from autotune.results.forms import render
 from autotune.storage.database import open_storage
 from autotune.study import record
-from autotune.texts import as_cell, one_line, visible
+from autotune.texts import VisibleFormatter, as_cell, guard_standard_error, one_line, visible
 from tests.support.inside import call
 from tests.support.studies import make_study
 
@@ -70,6 +73,33 @@ def test_the_console_shows_and_obeys_nothing(text: str, terminal: bool) -> None:
     assert "[bold]" in said and "[/wrong]" in said
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_line_break_in_a_name_makes_no_line(terminal: bool) -> None:
+    """What follows it would look like a message of autotune."""
+    stream = io.StringIO()
+    console = VisibleConsole(file=stream, force_terminal=terminal, width=90, no_color=True)
+    name = "cat\nerror: all is lost"
+    table = Table(name, title=name)
+    table.add_row(name)
+    table.add_row(Text(name, style="bold"))
+    styled = Text.assemble(("class", "bold"), f" {name}", style="red")
+    for shown in (name, Text(name), table, styled, Group(Text(name), Padding(Text(name), 1))):
+        console.print(shown)
+    with console.status(name) as status:
+        status.update(f"[/x] {name}")
+    lines = re.sub(r"\x1b\[[0-9;?]*[mKAhl]|\r", "", stream.getvalue()).splitlines()
+    assert not [line for line in lines if line.strip().startswith("error:")], lines
+    assert sum("cat\\nerror: all is lost" in line for line in lines) >= 8
+    console.print(in_lines("a\n  b"))
+    assert re.sub(r"\x1b\[[0-9;?]*m", "", stream.getvalue()).endswith("a\n  b\n")
+
+
+def test_a_line_break_in_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    fail(UserError("no folder /a\nerror: forged\n  a line of ours"))
+    said = capsys.readouterr().err
+    assert said == "error: no folder /a\n  error: forged\n  a line of ours\n"
+
+
 def test_rich_alone_would_fail() -> None:
     with pytest.raises(MarkupError):
         Console(file=io.StringIO()).print("[/wrong]")
@@ -83,6 +113,34 @@ def test_an_error_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_libraries_log() -> None:
     line = logging.LogRecord("lib", logging.WARNING, "", 0, "bad \x1b[2J %s", ("\u202e",), None)
     assert VisibleFormatter("%(message)s").format(line) == "bad \\x1b[2J \\u202e"
+
+
+def test_a_record_of_several_lines() -> None:
+    line = logging.LogRecord("lib", logging.WARNING, "", 0, "no a\nerror: b", (), None)
+    assert VisibleFormatter("%(message)s").format(line) == "no a\n  error: b"
+
+
+def test_what_python_writes_to_standard_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records without a handler, warnings and tracebacks have names in them too."""
+    text = "no \x1b[2J \u202e"
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(logging, "lastResort", logging._StderrHandler(logging.WARNING))
+    lone = logging.getLogger("lone")
+    monkeypatch.setattr(lone, "propagate", False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        guard_standard_error()
+        warnings.warn(text, stacklevel=1)
+        lone.warning(text)
+        try:
+            raise ValueError(text)
+        except ValueError as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+    said = capsys.readouterr().err
+    assert not ACTING & set(said) and said.count("no \\x1b[2J \\u202e") >= 3
+    assert "ValueError" in said and "UserWarning" in said
 
 
 @pytest.mark.parametrize(
@@ -102,6 +160,10 @@ def test_what_libraries_log() -> None:
         ("-1e-5", "-1e-5"),
         ("-inf", "-inf"),
         ("a=b", "a=b"),
+        ("cat;=1+1", "cat;'=1+1"),
+        ("cat; @SUM(A1);b", "cat; '@SUM(A1);b"),
+        ("=1;=2", "'=1;'=2"),
+        ("a; b", "a; b"),
         ("", ""),
         (-0.5, -0.5),
         (None, None),

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autotune.errors import ConfigError, UserError
-from autotune.studyfile import parse_overrides, presets, read_yaml
+from autotune.errors import MOST_PROBLEMS, ConfigError, UserError
+from autotune.studyfile import load_study_file, parse_overrides, presets, read_yaml
 from autotune.yamlfile import MAX_BYTES, LimitError, parse_yaml
 from tests.support.inside import call
 
@@ -40,6 +40,17 @@ BOMBS = {
     "many values": ("a: [" + "1, " * 30_000 + "1]", "values"),
     "a long value": ("a: " + "x" * 20_000, "characters"),
     "a number in base 60": ("a: 1" + ":59" * 20_000, "characters"),
+    "a chain of aliases": (
+        "\n".join(f"a{i}: &a{i} [{f'*a{i - 1}' if i else 1}]" for i in range(150)),
+        "levels deep",
+    ),
+    "a chain of aliases in a list": (
+        "a0: &a0 {b: 1}\n" + "\n".join(f"a{i}: &a{i} {{b: *a{i - 1}}}" for i in range(1, 40)),
+        "levels deep",
+    ),
+    "a number of base 16": ("search: {trials: 0x" + "f" * 9_000 + "}", "at most 18 digits"),
+    "a name that is a number": ("name: 0b" + "1" * 9_000, "at most 18 digits"),
+    "a number of base 60, not too long": ("a: 1" + ":59" * 3_000, "at most 18 digits"),
     "a huge file": ("# " + "x" * (MAX_BYTES + 1), "bytes"),
 }
 
@@ -55,6 +66,65 @@ def test_a_study_file_that_is_too_much(text: str, words: str, tmp_path: Path) ->
     assert after.ru_utime - before.ru_utime < 10  # 34 s and 2.4 GB once
     assert after.ru_maxrss - before.ru_maxrss < 200 * 1024
     assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("!!int ''", "!!int x", "!!float ''", "!!float x", "!!bool x", "!!timestamp x"),
+        *("1" + ":1" * 4_000 + ".5", '"\\Uffffffff"', "1" * 9_000, "2001-99-99", "!!binary a"),
+        *("!!python/name:os.system", "!!python/object/apply:os.system [x]", "!!python/tuple [1]"),
+        *("{<<: 1}", "{[1]: 2}", "{{a: b}: c}", "*nothing", "a\0b"),
+    ],
+)
+def test_a_value_that_does_not_fit_its_type(value: str, tmp_path: Path) -> None:
+    """PyYAML raises errors of all kinds; they are one message, wherever the value is."""
+    path = tmp_path / "study.yaml"
+    path.write_text(f"name: {value}\n")
+    with pytest.raises(ConfigError, match="is not valid YAML") as caught:
+        read_yaml(path)
+    assert len(str(caught.value).splitlines()) == 2
+    with pytest.raises(ConfigError, match="name: must be a YAML value"):
+        parse_overrides([f"name={value}"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "latin-1"])
+def test_a_file_in_another_encoding(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_bytes("dataset: digits\nname: é\n".encode(encoding))
+    with pytest.raises(ConfigError, match="must be text in UTF-8"):
+        read_yaml(path)
+    path.write_bytes("dataset: digits\n".encode("utf-8-sig"))
+    assert read_yaml(path) == {"dataset": "digits"}
+
+
+@pytest.mark.parametrize("key", ["." * 3_000, "a.b" + ".c" * 5_000])
+def test_a_key_of_thousands_of_parts(key: str) -> None:
+    with pytest.raises(ConfigError, match="at most 32 dots") as caught:
+        load_study_file("digits", [f"{key}=1"])
+    assert len(str(caught.value)) < 1_000
+
+
+def test_messages_stay_short_and_in_their_lines(tmp_path: Path) -> None:
+    """Of thousands of mistakes some are shown; no key or value makes lines of its own."""
+    path = tmp_path / "study.yaml"
+    base = "dataset: digits\nbackbone: resnet18\n"
+    path.write_text(base + "".join(f"k{i}: 1\n" for i in range(3_000)))
+    with pytest.raises(ConfigError, match="3,000 mistakes") as caught:
+        load_study_file(str(path))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == MOST_PROBLEMS + 2 and lines[-1] == "  and 2,950 more"
+    path.write_text(base + 'search: {seed: "' + "x" * 9_000 + '"}\n"a\\e[2J\\nerror: b": 1\n')
+    with pytest.raises(ConfigError, match="2 mistakes") as caught:
+        load_study_file(str(path))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3 and max(map(len, lines)) < 1_000
+    assert lines[2].startswith("  a\\x1b[2J\\nerror: b: unknown key")
+
+
+def test_a_huge_number_of_python() -> None:
+    with pytest.raises(ConfigError, match="got a number of more than 19 digits"):
+        load_study_file("digits", {"search.trials": 10**5_000})
 
 
 @pytest.mark.parametrize("name", ["aliases", "deep lists", "a list in itself", "a long value"])

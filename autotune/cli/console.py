@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,8 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.segment import Segment
+from rich.status import Status
+from rich.style import StyleType
+from rich.table import Table
 from rich.text import Text
 
 from autotune.config import FitConfig, StudyConfig
@@ -51,7 +53,9 @@ class VisibleConsole(Console):
     """A console that shows texts and obeys none: neither markup nor escape sequences in them.
 
     All that autotune writes to a terminal goes through one. What rich itself sends to move the
-    cursor, and styles, are no texts.
+    cursor, and styles, are no texts. A text is one line, because a line break in a name would make
+    what follows look like a message of autotune: texts of several lines are printed with
+    :func:`in_lines`.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -61,19 +65,55 @@ class VisibleConsole(Console):
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
         """Render as rich does, and make visible what would act on the terminal."""
-        for segment in super().render(renderable, options):
+        for segment in super().render(_in_a_line(renderable), options):
             if segment.control:
                 yield segment
             else:
                 yield segment._replace(text=visible(segment.text))
 
+    def status(self, status: RenderableType, **options: Any) -> Status:
+        """Show what goes on, without taking a text for markup."""
+        return _PlainStatus(status, console=self, **options)
 
-class VisibleFormatter(logging.Formatter):
-    """Formats what libraries log, of which nothing acts on a terminal."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Format a record."""
-        return visible(super().format(record))
+class _PlainStatus(Status):
+    """A status whose texts are no markup, which rich would make of any string."""
+
+    def __init__(self, status: RenderableType, **options: Any) -> None:
+        super().__init__(Text(status) if isinstance(status, str) else status, **options)
+
+    def update(
+        self,
+        status: RenderableType | None = None,
+        *,
+        spinner: str | None = None,
+        spinner_style: StyleType | None = None,
+        speed: float | None = None,
+    ) -> None:
+        super().update(
+            Text(status) if isinstance(status, str) else status,
+            spinner=spinner,
+            spinner_style=spinner_style,
+            speed=speed,
+        )
+
+
+def _in_a_line(renderable: RenderableType) -> RenderableType:
+    """Return a text with its line breaks written out, a table with those of its cells."""
+    if isinstance(renderable, str):
+        return renderable.replace("\n", "\\n")
+    if isinstance(renderable, Text) and "\n" in renderable.plain:
+        return renderable.blank_copy("\\n").join(renderable.split("\n", allow_blank=True))
+    if isinstance(renderable, Table):  # here already: a column is as wide as its cells
+        for column in renderable.columns:
+            column._cells = [_in_a_line(cell) for cell in column._cells]
+            column.header = _in_a_line(column.header)
+    return renderable
+
+
+def in_lines(text: str) -> Group:
+    """Return what prints a text of several lines, none of which has a name with a line break."""
+    return Group(*map(Text, text.split("\n")))
 
 
 def console() -> Console:
@@ -94,7 +134,10 @@ def plain_console() -> Console:
 def fail(error: AutotuneError) -> int:
     """Print an error to standard error and return its exit code."""
     shown = error_console(soft_wrap=True, highlight=False)
-    shown.print(Text.assemble(("error:", "bold red"), f" {error}"))
+    first, *more = str(error).split("\n")
+    shown.print(Text.assemble(("error:", "bold red"), f" {first}"))
+    for line in more:  # no line break of a name makes a message
+        shown.print(Text(line if line.startswith("  ") else f"  {line}"))
     return error.exit_code
 
 

@@ -15,7 +15,14 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from autotune.cli.console import NameOption, StorageOption, VisibleConsole, console, locate
+from autotune.cli.console import (
+    NameOption,
+    StorageOption,
+    VisibleConsole,
+    console,
+    in_lines,
+    locate,
+)
 from autotune.cli.layer_table import (
     EDGELESS,
     print_legend,
@@ -125,9 +132,10 @@ def _show(
         Text(
             f"{backbone} at {width}x{height} px: {len(inspected.layers)} layers, "
             f"{in_short(inspected.parameters)} parameters, {in_short(inspected.macs)} "
-            "multiply-accumulates an image\n"
+            "multiply-accumulates an image"
         )
     )
+    shown.print()
     print_table(shown, inspected, chosen)
     shown.print()
     print_legend(shown, inspected, chosen)
@@ -187,7 +195,6 @@ def _of_file(path: Path) -> tuple[TrialPlan, int | None]:
     check_format({"format": values.get("format"), "autotune": by}, MODEL, str(path))
     try:
         found = TrialPlan.from_json(given)
-        _check_types(found)
     except KeyError as error:
         raise UserError(f"{rule}; {str(path)!r} has no {error}") from error
     except TypeError as error:
@@ -201,24 +208,6 @@ def _parsed(path: Path) -> Any:
     if path.suffix.lower() == ".json" and path.stat().st_size <= MAX_JSON_BYTES:
         return json.loads(path.read_text(encoding="utf-8"))
     return parse_yaml(read_yaml_text(path))
-
-
-def _check_types(plan: TrialPlan) -> None:
-    """Refuse values of a kind that no plan has.
-
-    Raises:
-        TypeError: With the first of them.
-    """
-    fields = {
-        f"layer {index}, {name}": value
-        for index, layer in enumerate(plan.layers, start=1)
-        for name, value in layer.changes().items()
-    }
-    for key, value in {"backbone": plan.backbone, "head.pool": plan.head.pool, **fields}.items():
-        if not isinstance(value, int | float | str) or isinstance(value, bool):
-            raise TypeError(f"{key} must be a number or a word, but got {value!r}")
-    if type(plan.depth) is not int:
-        raise TypeError(f"depth must be a whole number, but got {plan.depth!r}")
 
 
 def _draw(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -> None:
@@ -241,8 +230,9 @@ def _draw(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -
         values = {"plan": plan.to_json(), "layers": [asdict(row) for row in picture]}
         typer.echo(json.dumps(values, indent=2))
         return
-    shown.print(Text(f"{plan.backbone}, {source}: {plan.in_words()}\n"))
-    shown.print(Text(as_text(picture)))
+    shown.print(Text(f"{plan.backbone}, {source}: {plan.in_words()}"))
+    shown.print()
+    shown.print(in_lines(as_text(picture)))
     shown.print()
     for line in _counts(plan, tried):
         shown.print(Text(line))

@@ -33,6 +33,7 @@ from autotune.cli.console import fail
 from autotune.cli.interrupts import interrupt_between_imports
 from autotune.errors import AutotuneError
 from autotune.interpreter import collect_rarely, leave
+from autotune.texts import guard_standard_error
 
 app = typer.Typer(
     name="autotune",
@@ -91,6 +92,7 @@ def main() -> None:
 def process() -> NoReturn:
     """Be the process of the command."""
     collect_rarely()
+    guard_standard_error()
     try:
         main()
     except SystemExit as end:

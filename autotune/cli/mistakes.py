@@ -44,7 +44,7 @@ def with_later_mistakes(
             define(config)
         except ConfigError as later:
             problems += later.problems
-    return ConfigError(error.source, dict.fromkeys(problems))
+    return ConfigError(error.source, dict.fromkeys(problems), error.count)
 
 
 def _without_wrong_keys(

@@ -27,13 +27,14 @@ def rerun(
 ) -> None:
     """Train one trial once more, as the study did, and compare every epoch with it.
 
-    Exit code 0: all values are equal, bit by bit. 1: some differ.
+    Exit code 0: all values are equal, bit by bit. 1: some differ, or the study lacks some.
     """
     located = locate(study, overrides, name, storage)
     shown = console()
     with shown.status("opening the study") as line:
         from autotune.results.objective import Objective
         from autotune.results.rerun import rerun as rerun_trial
+        from autotune.study.evidence import in_words
         from autotune.study.opening import open_existing
 
         opened = open_existing(located.name, located.storage, located.files)
@@ -49,6 +50,7 @@ def rerun(
     pruned = f", pruned after epoch {max(found.now)}" if found.pruned else ""
     shown.print(Text(f"trial {trial}{pruned}: {found.plan.in_words()}"))
     shown.print(Text(f"{objective.words} {objective.show(then)} then, {objective.show(now)} now"))
+    shown.print(Text(f"trained on {found.computing}"))
     if found.differing is None:
         shown.print(Text(f"equal bit by bit, after each of {epochs} epochs"))
     else:
@@ -56,6 +58,15 @@ def rerun(
         epoch, apart = found.furthest
         most = f"epoch {epoch} differs the most, by {apart:+.2g}"
         shown.print(Text(f"differs from epoch {found.differing} of {epochs} on; {last}; {most}"))
+        if found.missing:
+            shown.print(Text(f"the study has no value of the epochs {in_words(found.missing)}"))
+        if not found.changes:
+            shown.print(
+                Text(
+                    "device and versions are those of then; another kind of processor, or an "
+                    "earlier attempt on another device, rounds otherwise"
+                )
+            )
     for change in found.changes:
         shown.print(Text(f"not as it was: {change}"))
     if found.differing is not None:

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from autotune.cli.console import StorageOption, check_folder, check_writable, console
+from autotune.cli.console import StorageOption, check_folder, check_writable, console, in_lines
 from autotune.config import StudyConfig
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def _url(storage: str | None) -> str:
 
 
 def _say(text: str) -> None:
-    console().print(text, highlight=False, markup=False)
+    console().print(in_lines(text), highlight=False)
 
 
 def _many(count: int, one: str, more: str = "") -> str:

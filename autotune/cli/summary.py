@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
 import sys
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.cli.best import FRONT_LINES
+from autotune.cli.console import in_lines
 from autotune.cli.workers import failures_line, workers_table
 from autotune.config import StudyConfig
 from autotune.results.answer import confirmed
@@ -51,7 +53,7 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
         )
     console.print(_table(found, opened.name))
     if found.picture:
-        console.print(Text(as_text(found.picture)))
+        console.print(in_lines(as_text(found.picture)))
         console.print()
     if stages := stage_rows(opened.study):
         console.print(_stages_table(stages))
@@ -144,11 +146,22 @@ def _words(trial: FrozenTrial, named: bool) -> str:
     return (plan.in_words(named) if plan else "") + (f" ({origin})" if origin else "")
 
 
+def _report_of(opened: OpenStudy) -> Path | None:
+    """Find the report of a study; not that of an earlier study of its name, which was deleted."""
+    report = opened.files.report(opened.name)
+    try:
+        written_s = report.stat().st_mtime
+    except OSError:
+        return None
+    trials = opened.study.get_trials(deepcopy=False)
+    begun_s = min((start for one in trials if (start := record.started_at(one))), default=math.inf)
+    return report if written_s >= begun_s else None
+
+
 def _print_next(console: Console, opened: OpenStudy, *, has_best: bool) -> None:
     """Print where the report lies and what to call next, in words that can be pasted."""
     lines = []
-    report = opened.files.report(opened.name)
-    if report.exists():
+    if report := _report_of(opened):
         lines.append(("report", shorten(report)))
     call = f"{command()} {{}} {opened.name}{_storage_option(opened)}"
     lines.append(("look around", call.format("dashboard")))

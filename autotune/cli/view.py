@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from autotune.cli.console import images_in_words
+from autotune.cli.console import images_in_words, in_lines
 from autotune.config import StudyConfig
 from autotune.data.progress import COUNTED
 from autotune.errors import UserError
@@ -316,7 +316,7 @@ class LiveView:
         """Take in one event and redraw."""
         self._state.update(event)
         if event["event"] in _ENDS and (line := self._state.obituary(event)):
-            self._live.console.print(line, highlight=False)
+            self._live.console.print(in_lines(line), highlight=False)
         if event["event"] == "left out":
             self._live.console.print(Text(self._state.left_out(event)))
         if event["event"] == "opened":
@@ -371,7 +371,7 @@ class PlainView:
         self._state.update(event)
         line = self._line(event)
         if line:
-            self._console.print(Text(line))
+            self._console.print(in_lines(line))
 
     def _line(self, event: dict[str, Any]) -> str:
         state = self._state

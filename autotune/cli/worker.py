@@ -16,12 +16,12 @@ from autotune.cli.console import (
     NameOption,
     Overrides,
     StorageOption,
-    VisibleFormatter,
     console,
     images_in_words,
     locate,
 )
 from autotune.interpreter import prefer_gpu_settings
+from autotune.texts import VisibleFormatter
 
 
 def worker(

@@ -30,6 +30,8 @@ RECORD = "record.json"
 NEEDED = "needed"
 _CHUNK_BYTES = 1 << 24
 _CHECKSUM = "crc32"
+#: What the system says of files that are gone, cannot be read, or are not what they should be.
+_DAMAGED = (errno.ENOENT, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _LAST = re.compile(rf', "{_CHECKSUM}": (\d+)}}$'.encode())
 
 
@@ -177,7 +179,7 @@ def read_or_none(home: Path, what: str | None) -> Entry | None:
     except CacheError as error:
         reason = str(error)  # not the error: its traceback would keep the mappings
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.EIO):  # such as too many open files
+        if error.errno not in _DAMAGED:  # such as too many open files
             raise
         reason = str(error)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

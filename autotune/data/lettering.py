@@ -9,6 +9,8 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from autotune.texts import visible
+
 
 def tile(view: Tensor, side: int) -> Image.Image:
     """Draw a view ``(3, H, W)``, uint8, as a square of some side, in pixels."""
@@ -37,7 +39,7 @@ def write(
         width: What the line may take, in pixels.
     """
     font = _font(size)
-    line = " ".join(text.split())
+    line = visible(" ".join(text.split()))
     while pen.textlength(line, font) > width and len(line) > 1:
         line = f"{line.rstrip('…')[:-1]}…"
     pen.text(place, line, ink, font)

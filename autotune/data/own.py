@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from autotune.data.archives.extract import is_archive
+from autotune.data.archives.extract import is_archive, other_format
 from autotune.data.hub_dataset import SCHEME, HubSource
 from autotune.data.known import known_names
 from autotune.data.packed import open_packed
@@ -45,6 +45,11 @@ def open_own(name: str, progress: Progress = silent) -> Source:
         if os.path.exists(path):
             if is_archive(Path(path)):
                 return open_packed(name, path, progress)
+            if kind := other_format(Path(path)):
+                raise DatasetError(
+                    f"a dataset is {_PATHS}, but {name!r} is a file of {kind}, which cannot be "
+                    "read here; unpack it and name the folder, or pack it as .tar.gz or .zip"
+                )
             raise DatasetError(f"a dataset is {_PATHS}, but {name!r} is none of these")
     raise DatasetError(
         join_sentences(

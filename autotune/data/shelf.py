@@ -216,7 +216,7 @@ class Shelf:
     ) -> None:
         """Write into a temporary folder and give it its name when it is whole."""
         for left_over in home.parent.glob(f"{home.name}{_UNFINISHED}*"):
-            shutil.rmtree(left_over, ignore_errors=True)  # the lock is ours: nobody's now
+            _clear(left_over)  # the lock is ours: nobody's now
         _remove(home)
         temporary = _unfinished(home)
         writer = Writer(temporary)
@@ -346,7 +346,8 @@ def _unused(home: Path) -> Iterator[bool]:
 def _lock_now(home: Path) -> Iterator[bool]:
     """Hold the lock of an entry, if it can be had without waiting."""
     lock = FileLock(_lock_of(home))
-    with suppress(Timeout, PermissionError):  # the second: another user's
+    # Another user's, or a folder in its place.
+    with suppress(Timeout, PermissionError, IsADirectoryError):
         lock.acquire(timeout=0)
     try:
         yield lock.is_locked
@@ -373,7 +374,16 @@ def _remove(home: Path) -> None:
     """Remove a folder so that no part of it is ever seen under its name."""
     with suppress(FileNotFoundError):
         os.replace(home, _unfinished(home))
-    shutil.rmtree(_unfinished(home), ignore_errors=True)
+    _clear(_unfinished(home))
+
+
+def _clear(path: Path) -> None:
+    """Remove a folder, or what somebody has put in its place."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _unfinished(home: Path) -> Path:
@@ -393,6 +403,8 @@ def _locked(home: Path, what: str) -> Iterator[None]:
     try:
         try:
             home.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():  # a folder in its place is nobody's lock
+                _clear(path)
             _acquire(lock, what)
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise UserError(

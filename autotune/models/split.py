@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from autotune.errors import SplitError
 from autotune.models.backbone import first_line
 from autotune.models.cutting import cheapest_cut, differs, needed_for, output_of, places, stored
+from autotune.models.device_errors import is_of_device
 from autotune.models.flow import (
     Constant,
     Count,
@@ -164,9 +165,11 @@ def split(network: Network, images: Tensor) -> Split:
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):
         try:
             return _split(network, images.clone())
-        except (torch.OutOfMemoryError, torch.AcceleratorError, SplitError):
+        except SplitError:
             raise
         except Exception as error:  # each architecture fails in its own way
+            if is_of_device(error):
+                raise
             raise SplitError(
                 f"the backbone cannot be taken apart ({type(error).__name__}: {first_line(error)})"
             ) from error

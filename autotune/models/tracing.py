@@ -26,6 +26,7 @@ from torch.fx import Node
 
 from autotune.errors import SplitError
 from autotune.models.backbone import first_line
+from autotune.models.device_errors import is_of_device
 from autotune.models.network import Network
 
 #: Modules of these files of torch without tensors do the same in both modes, but for the random.
@@ -101,6 +102,8 @@ def trace(shadow: Shadow) -> fx.Graph:
     try:
         graph = _Tracer().trace(shadow)
     except Exception as error:  # each architecture fails in its own way
+        if is_of_device(error):
+            raise
         raise SplitError(
             f"the backbone cannot be traced ({type(error).__name__}: {first_line(error)})"
         ) from error

@@ -21,10 +21,12 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard import wsgi
 from optuna_dashboard._inmemory_cache import InMemoryCache, _CachedExtraStudyProperty
 
+from autotune.errors import FormatError
 from autotune.garbage import collector_paused
 from autotune.results.attributes import of_study, of_trial
-from autotune.results.notes import Setting, study_note, trial_note
+from autotune.results.notes import Setting, shown_as_text, study_note, trial_note
 from autotune.study import record
+from autotune.texts import one_line
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -123,7 +125,12 @@ class _Annotations:
             with collector_paused():
                 shown = answer(study_id)
                 if "trials" in shown:  # no error
-                    self._annotate(study_id, shown)
+                    try:
+                        self._annotate(study_id, shown)
+                    except (
+                        FormatError
+                    ) as error:  # optuna-dashboard shows such a study all the same
+                        _fill_in(shown, shown_as_text(str(error)))
             return shown
 
         return annotated_answer
@@ -133,6 +140,7 @@ class _Annotations:
         attributes = study.user_attrs
         if record.DEFINITION not in attributes:  # not a study of ours
             return
+        record.check_version(study)
         beside = self._beside(study)
         _fill_in(shown, study_note(study, self._url))
         shown["user_attrs"] = _listed(of_study(attributes))
@@ -167,7 +175,9 @@ def _fill_in(shown: dict[str, Any], note: str) -> None:
 
 
 def _listed(attributes: Mapping[str, str | float]) -> list[dict[str, str]]:
-    return [{"key": key, "value": str(value)} for key, value in attributes.items()]
+    return [
+        {"key": one_line(key), "value": one_line(str(value))} for key, value in attributes.items()
+    ]
 
 
 def _columns(found: Iterable[_Beside]) -> list[dict[str, Any]]:
@@ -176,4 +186,4 @@ def _columns(found: Iterable[_Beside]) -> list[dict[str, Any]]:
     for one in found:
         for key, numeric in one.numeric.items():
             columns[key] = columns.get(key, True) and numeric
-    return [{"key": key, "sortable": numeric} for key, numeric in columns.items()]
+    return [{"key": one_line(key), "sortable": numeric} for key, numeric in columns.items()]

@@ -29,7 +29,7 @@ _LEFT_OUT_OF_STUDY = frozenset(
         *(record.DEFINITION, record.BUDGET, record.CACHE, record.ENDED, record.DATASET),
         *(record.SPLIT, record.SURVEY, record.BACKBONES, record.SPACE, record.OWN),
         *(record.CONFIRMED, record.WARM_START, record.PRECISION, record.FLOAT32),
-        record.ENVIRONMENT,
+        *(record.ENVIRONMENT, record.FORMAT, record.FIT, record.UUID),
     }
 )
 #: Digits that are shown of a number that was measured.

@@ -306,7 +306,7 @@ def _read(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
         values: Any = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError:  # a power cut may leave an empty file
+    except (ValueError, RecursionError):  # a power cut may leave an empty file
         values = None
     if not isinstance(values, dict) or not _is_whole(values):
         logger.warning("%s is damaged; the plan is trained again", path)

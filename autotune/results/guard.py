@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -33,12 +32,18 @@ PASSWORD_PATH = "/-/password"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Content-Security-Policy": "frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
 }
+#: The same of frames, for browsers of now. It is added to the policy that optuna-dashboard sends
+#: with its page, which says whose scripts may run: a browser keeps to every policy.
+POLICY = ("Content-Security-Policy", "frame-ancestors 'none'")
+#: Files of trials, which others may have put there: a page among them runs no script.
+_SANDBOX = ("Content-Security-Policy", "sandbox")
+_FILES = "/artifacts/"
 #: Methods that change nothing.
 _READING = ("GET", "HEAD", "OPTIONS")
-_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::(?P<port>\d{1,5}))?")
+_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::(?P<port>[0-9]{1,5}))?")
+_ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<host>[^/?#@\s]+)")
 
 
 def only_from_here(app: WSGIApplication) -> WSGIApplication:
@@ -67,6 +72,10 @@ def foreign(environ: WSGIEnvironment) -> str:
             f"{host!r}; a server in front of it must send the header Host: 127.0.0.1"
         )
     origin = environ.get("HTTP_ORIGIN")
+    referer = environ.get("HTTP_REFERER")
+    if origin is None and referer and environ["REQUEST_METHOD"] not in _READING:
+        # A browser of before 2020 sends no Origin with a form, and no Sec-Fetch-Site.
+        origin = "/".join(str(referer).split("/")[:3])
     if origin is not None and not _same_address(str(origin).lower(), host):
         return f"the dashboard answers its own pages alone, but was asked by {origin!r}"
     site = str(environ.get("HTTP_SEC_FETCH_SITE", "none")).lower()
@@ -92,11 +101,11 @@ def is_here(host: str) -> bool:
 
 def _same_address(origin: str, host: str) -> bool:
     """Compare an ``Origin`` with a ``Host``; one without a port means that of its scheme."""
-    parts = urlsplit(origin)
-    standard = {"http": ":80", "https": ":443"}.get(parts.scheme)
-    if standard is None or parts.path or parts.query or parts.fragment:
+    found = _ORIGIN.fullmatch(origin)
+    if found is None:
         return False
-    return parts.netloc.removesuffix(standard) == host.removesuffix(standard)
+    standard = {"http": ":80", "https": ":443"}[found["scheme"]]
+    return found["host"].removesuffix(standard) == host.removesuffix(standard)
 
 
 class Passwords:
@@ -225,13 +234,16 @@ def behind_caddy(app: WSGIApplication, token: str, passwords: Passwords) -> WSGI
 
 
 def with_headers(app: WSGIApplication) -> WSGIApplication:
-    """Put :data:`HEADERS` into all answers of an application."""
+    """Put :data:`HEADERS` and :data:`POLICY` into all answers of an application."""
 
     def answering(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         def start(status: str, headers: list[tuple[str, str]], *failed: Any) -> Any:
             names = {name.lower() for name in HEADERS}
             kept = [one for one in headers if one[0].lower() not in names]
-            return start_response(status, [*kept, *HEADERS.items()], *failed)
+            kept += [*HEADERS.items(), POLICY]
+            if environ.get("PATH_INFO", "").startswith(_FILES):
+                kept.append(_SANDBOX)
+            return start_response(status, kept, *failed)
 
         return app(environ, start)
 

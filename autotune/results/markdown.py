@@ -22,6 +22,7 @@ from autotune.results.answer import (
     headline,
     notes,
 )
+from autotune.results.computing import computing_of
 from autotune.results.front import front_of
 from autotune.results.objective import Objective
 from autotune.results.picture import as_text, rows
@@ -95,6 +96,8 @@ def _blocks(study: Study, storage_url: str) -> Iterator[str]:
         )
     if file := study_file(study, storage_url):
         yield "## Again"
+        if computing := computing_of(trials):
+            yield "\n".join(f"- {escape(one)}" for one in computing)
         yield "<details><summary>The study file</summary>"
         yield _fenced(file, "yaml")
         yield "</details>"

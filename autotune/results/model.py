@@ -344,7 +344,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise ModelError(
             f"the folder of a model has a {RECORD}, but {folder} has none; {way_out}"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read ({first_line(error)}); {way_out}") from error
     written = record.get("format") if isinstance(record, dict) else None
     if not isinstance(written, int) or isinstance(written, bool):

@@ -18,6 +18,7 @@ from autotune.results.reproduce import commands, next_commands, study_file
 from autotune.search import ranking
 from autotune.study import record
 from autotune.study.limits import NOUNS, amount, in_short
+from autotune.texts import visible
 
 #: So many classes are named.
 _NAMED_CLASSES = 12
@@ -34,10 +35,10 @@ def study_note(study: Study, storage_url: str) -> str:
     trials = study.get_trials(deepcopy=False)
     attributes = study.user_attrs
     best = ranking.best_of(trials, record.direction_of(study))
-    answer = [f"**{_plain(headline(study))}**", _plain(_so_far(study, trials))]
+    answer = [f"**{shown_as_text(headline(study))}**", shown_as_text(_so_far(study, trials))]
     if said := confirmed(study, best):
-        answer.append(_plain(said))
-    answer += [f"- {_plain(one)}" for one in record.image_remarks(attributes)]
+        answer.append(shown_as_text(said))
+    answer += [f"- {shown_as_text(one)}" for one in record.image_remarks(attributes)]
     return "\n\n".join(
         [
             *answer,
@@ -158,15 +159,15 @@ def trial_note(trial: FrozenTrial, setting: Setting) -> str:
         setting: That of its study.
     """
     plan = record.plan_of(trial)
-    said = [f"**{_plain(_outcome(trial, setting))}**"]
+    said = [f"**{shown_as_text(_outcome(trial, setting))}**"]
     if plan is not None:
-        said.append(_plain(plan.in_words(record.has_several(setting.attributes))))
+        said.append(shown_as_text(plan.in_words(record.has_several(setting.attributes))))
         if layers := record.layers_of(setting.attributes, plan):
             said.append(_fenced(as_text(rows(layers, plan)), "text"))
     if sizes := ", ".join(_sizes(trial)):
-        said.append(_plain(sizes))
+        said.append(shown_as_text(sizes))
     if origin := record.origin_of(trial):
-        said.append(_plain(f"queued at the start: {origin}"))
+        said.append(shown_as_text(f"queued at the start: {origin}"))
     if earlier := record.retries(trial):
         said.append(f"goes on from trial {', '.join(map(str, earlier))}")
     return "\n\n".join(said)
@@ -211,17 +212,17 @@ def _sizes(trial: FrozenTrial) -> Iterator[str]:
         yield f"for {in_time(record.held_s(trial, time.time()))}"
 
 
-def _plain(text: str) -> str:
-    """Have Markdown show a text as it is, in one line."""
-    return _MARKS.sub(r"\\\1", " ".join(text.split()))
+def shown_as_text(text: str) -> str:
+    """Have Markdown show a text as it is, in one line, and nothing in it act on the page."""
+    return _MARKS.sub(r"\\\1", visible(" ".join(text.split())))
 
 
 def _table(found: Iterator[tuple[str, str]]) -> str:
-    lines = [f"| {name} | {_plain(value)} |" for name, value in found]
+    lines = [f"| {name} | {shown_as_text(value)} |" for name, value in found]
     return "\n".join(["| | |", "| --- | --- |", *lines])
 
 
 def _fenced(text: str, language: str) -> str:
     """Put lines in a block of code, whose fence is longer than any in them."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+    return f"{fence}{language}\n{visible(text).rstrip()}\n{fence}"

@@ -36,6 +36,7 @@ from autotune.results.guard import (
     CLIENT_HEADER,
     HEADERS,
     PASSWORD_PATH,
+    POLICY,
     TOKEN_HEADER,
     Passwords,
 )
@@ -184,7 +185,9 @@ def _config(name: str, port: int, dashboard: int, token: str) -> str:
     }
     security = {name: [value] for name, value in HEADERS.items()}
     security["Strict-Transport-Security"] = [f"max-age={HSTS_S}"]
-    headers = {"handler": "headers", "response": {"set": security, "deferred": True}}
+    # Added: the page's own policy stays, which says whose scripts may run.
+    changed = {"set": security, "add": {POLICY[0]: [POLICY[1]]}, "deferred": True}
+    headers = {"handler": "headers", "response": changed}
     failure = {"handler": "static_response", "status_code": "{http.error.status_code}"}
     encodings = {"handler": "encode", "encodings": {"zstd": {}, "gzip": {}}}
     refusal = {

@@ -34,6 +34,7 @@ from autotune.results.answer import (
     notes,
 )
 from autotune.results.backbones import backbones_of
+from autotune.results.computing import computing_of
 from autotune.results.course import curves_figure, history_figure, timeline_figure
 from autotune.results.edges import edges_of_space
 from autotune.results.objective import in_time, show_values
@@ -137,6 +138,7 @@ def _render(results: StudyResults, storage_url: str) -> str:
             compared=compared(attributes.get(record.SURVEY, {})),
             backbones=backbones_of(study, trials, best),
             environment=attributes.get(record.ENVIRONMENT, {}),
+            computing=computing_of(trials),
             file=file,
             # The bytes of the file in its own address: a download that needs no server.
             file_base64=base64.b64encode(file.encode()).decode(),

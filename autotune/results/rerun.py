@@ -15,6 +15,7 @@ from autotune.data.opening import fetch_source
 from autotune.data.progress import Progress, silent
 from autotune.errors import StudyError
 from autotune.plan import TrialPlan
+from autotune.results.computing import compute_in_words
 from autotune.study import record
 from autotune.study.again import train_again
 from autotune.study.opening import OpenStudy
@@ -30,9 +31,11 @@ class Rerun:
         trial: Its number.
         plan: Its plan.
         pruned: Whether it was pruned; then it was trained up to that epoch.
-        then: The objective after each epoch, as the study has it.
+        then: The objective after each epoch, as the study has it; after the last one, the value of
+            the trial.
         now: The same of this training.
-        changes: What is not as it was, in words: device, threads, versions.
+        changes: What is not as it was, in words: device, precision, versions.
+        computing: On which device this training computed, and in which precision, in words.
     """
 
     trial: int
@@ -41,11 +44,17 @@ class Rerun:
     then: Mapping[int, float]
     now: Mapping[int, float]
     changes: tuple[str, ...]
+    computing: str
 
     @property
     def differing(self) -> int | None:
         """The first epoch whose values differ, ``None`` where all are equal bit by bit."""
         return next((one for one in self.now if self.then.get(one) != self.now[one]), None)
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The epochs of which the study has no value: its curve was cut."""
+        return tuple(one for one in self.now if one not in self.then)
 
     @property
     def furthest(self) -> tuple[int, float]:
@@ -101,9 +110,10 @@ def rerun(
         number,
         plan,
         trial.state == TrialState.PRUNED,
-        dict(trial.intermediate_values),
+        _then(trial, epochs),
         trained.curve,
-        tuple(_changes(opened.study.user_attrs, trial, device)),
+        tuple(_changes(opened.study.user_attrs, trial, device, trained.compute)),
+        f"{device}: {compute_in_words(trained.compute)}",
     )
 
 
@@ -130,21 +140,36 @@ def reproducible(opened: OpenStudy, number: int) -> tuple[FrozenTrial, TrialPlan
         raise StudyError(f"{what} has failed and has no value to compare with: {reason}")
     if record.is_untrained(trial):
         raise StudyError(f"{what} was not trained, and has no value to compare with: {reason}")
-    if plan is None or not trial.intermediate_values:
+    # A trial that is complete has its value of the last epoch, even where its curve was cut.
+    epochs = max(trial.intermediate_values, default=0)
+    if trial.state == TrialState.COMPLETE:
+        epochs = opened.config().training.epochs
+    if plan is None or not epochs:
         raise StudyError(f"{what} has no epoch to compare with")
-    return trial, plan, max(trial.intermediate_values)
+    return trial, plan, epochs
+
+
+def _then(trial: FrozenTrial, epochs: int) -> dict[int, float]:
+    value = record.metric_of(trial) if trial.state == TrialState.COMPLETE else None
+    return {**trial.intermediate_values, **({} if value is None else {epochs: value})}
 
 
 def _state(trial: FrozenTrial) -> str:
     return "queued" if trial.state == TrialState.WAITING else trial.state.name.lower()
 
 
-def _changes(study_attrs: Mapping[str, Any], trial: FrozenTrial, device: str) -> list[str]:
+def _changes(
+    study_attrs: Mapping[str, Any], trial: FrozenTrial, device: str, compute: Mapping[str, Any]
+) -> list[str]:
     """Say what is not as it was when the study was made, and the trial was trained."""
     found = []
     then = trial.user_attrs.get(record.DEVICE, device)
     if then != device:
         found.append(f"device {then} then, {device} now")
+    computed = trial.user_attrs.get(record.COMPUTE)
+    if computed and computed != compute:
+        old, new = compute_in_words(computed), compute_in_words(compute)
+        found.append(f"computed in {old} then, in {new} now")
     for name, old in study_attrs.get(record.ENVIRONMENT, {}).items():
         new = platform.python_version() if name == "python" else version(name)
         if old != new:

@@ -77,8 +77,8 @@ class QuickStorage(RDBStorage):
     """Optuna's database storage, for SQLite and Postgres, without detours.
 
     Attributes:
-        study_uuid: Only the study with this uuid takes reports from here, if any has one. SQLite
-            gives the ids of what was deleted to what is made next.
+        study_uuid: Only the trials of the study with this uuid take anything from here; ``None``
+            where it has none. SQLite gives the ids of what was deleted to what is made next.
     """
 
     study_uuid: str | None = None
@@ -249,6 +249,21 @@ class QuickStorage(RDBStorage):
             connection.execute(_ENDING, ended)
         return True
 
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Say that the worker of a trial is alive; not for a trial of another study.
+
+        Without a trial, SQLite would keep the heartbeat for the next one of that id.
+        """
+        if self.study_uuid is not None:
+            ours = _is_of(_TRIALS.study_id, json.dumps(self.study_uuid))
+            with self._alone() as connection:
+                known = sqlalchemy.select(_TRIALS.trial_id).where(
+                    _TRIALS.trial_id == trial_id, ours
+                )
+                if connection.scalar(known) is None:
+                    return
+        super().record_heartbeat(trial_id)
+
     def fail_trial(self, trial_id: int, decide: Callable[[FrozenTrial], Failure]) -> bool:
         """Fail a running trial, and make its successor, in one transaction.
 
@@ -408,21 +423,24 @@ def _make_trial(connection: Connection, study_id: int, made: FrozenTrial) -> tup
     return trial_id, number
 
 
+def _is_of(study_id: Any, uuid: Any) -> sqlalchemy.Exists:
+    """Make the condition that a study has a uuid, as its JSON text."""
+    attributes = _STUDY_ATTRIBUTES
+    return sqlalchemy.exists().where(
+        attributes.study_id == study_id, attributes.key == UUID, attributes.value_json == uuid
+    )
+
+
 def _live(
     states: Sequence[TrialState], *columns: sqlalchemy.ColumnElement[Any]
 ) -> sqlalchemy.Select[Any]:
     """Make a statement that finds a trial of this study in one of these states."""
-    attributes = _STUDY_ATTRIBUTES
-    other = sqlalchemy.exists().where(
-        attributes.study_id == _TRIALS.study_id,
-        attributes.key == UUID,
-        # No row where there is no uuid to compare with.
-        attributes.value_json != sqlalchemy.bindparam("uuid", type_=attributes.value_json.type),
-    )
+    uuid = sqlalchemy.bindparam("uuid", type_=_STUDY_ATTRIBUTES.value_json.type)
+    ours = sqlalchemy.or_(uuid.is_(None), _is_of(_TRIALS.study_id, uuid))
     # Not "in", which a statement that is executed for many rows may not have.
     live = sqlalchemy.or_(*(_TRIALS.state == state for state in states))
     found = sqlalchemy.select(_TRIALS.trial_id, *columns)
-    return found.where(_TRIALS.trial_id == sqlalchemy.bindparam("of"), live, ~other)
+    return found.where(_TRIALS.trial_id == sqlalchemy.bindparam("of"), live, ours)
 
 
 @cache

@@ -10,6 +10,8 @@ from pathlib import Path
 import sqlalchemy
 
 from autotune.errors import StorageError, StudyError
+from autotune.formats import ATTRIBUTE as FORMAT
+from autotune.formats import STUDY, check_format
 from autotune.storage.belongings import Route, Taken, refuse_taken, taken_along
 from autotune.storage.database import open_storage, storage_errors
 from autotune.storage.filesystem import refuse_network
@@ -66,6 +68,7 @@ def copy_studies(
     Raises:
         StudyError: When the source lacks one of the studies, or the target has one already.
         StorageError: When a storage cannot be used, or files are in the way.
+        FormatError: When a later version of autotune has written one of the studies.
     """
     if absolute_url(source) == absolute_url(target):
         raise StorageError(
@@ -78,6 +81,8 @@ def copy_studies(
         refuse_existing(target, names)
         routes: dict[str, Route] = {}
         for name in names:
+            # A later version may keep files that this one would leave behind.
+            check_format(read_attribute(connection, name, FORMAT), STUDY, f"the study {name!r}")
             remembered = read_attribute(connection, name, ATTRIBUTE)
             routes[name] = Route.of(remembered, beside, goal, files is not None)
             if routes[name].goal:

@@ -15,7 +15,8 @@ from autotune.errors import DivergedError, UserError
 from autotune.plan import TrialPlan
 from autotune.study import memory
 from autotune.study.preparing import Workbench, prepare_trial
-from autotune.training.folds import Folds
+from autotune.study.trial import compute_of
+from autotune.training.folds import Folds, parts_of
 from autotune.training.loop import EpochResult, Training
 from autotune.training.metrics import Metrics
 
@@ -31,10 +32,12 @@ class Trained:
     Args:
         metrics: Scores on the validation part after the last epoch; with folds, means over them.
         curve: The objective after each epoch, counted from 1.
+        compute: In which precision, see :func:`autotune.study.trial.compute_of`.
     """
 
     metrics: Metrics
     curve: dict[int, float]
+    compute: dict[str, Any]
 
 
 def train_again(
@@ -139,4 +142,4 @@ def _train(
             break
     metrics = training.metrics
     assert metrics is not None
-    return Trained(metrics, curve)
+    return Trained(metrics, curve, compute_of(parts_of(training)[0]))

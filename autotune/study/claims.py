@@ -231,6 +231,8 @@ class Claims:
             if drawn is None:
                 return None
             return self._create(drawn, worker, since)
+        if queued is not None:
+            record.plan_of(queued)  # one of a later version stays in the queue
         trial = self._ask() if queued is None else self._pop(queued)
         params, plan = plan_of_trial(trial, self.space)
         # Last: a trial without them broke off above, and whoever holds the lock can see that.
@@ -267,6 +269,16 @@ class Claims:
             raise LockLostError(f"trial {queued.number} was taken by somebody else")
         self.study._thread_local.cached_all_trials = None  # as ``Study.ask`` does
         return Trial(self.study, queued._trial_id)
+
+    @patient
+    def check_is_there(self) -> None:
+        """Refuse a study that was deleted.
+
+        Raises:
+            StudyError: When it was, whether or not it was made anew.
+        """
+        with self._lock():
+            pass
 
     @contextmanager
     def _lock(self) -> Iterator[Mapping[str, Any]]:
@@ -376,7 +388,7 @@ class Claims:
         with suppress(KeyError):
             trial = self.storage.get_trial(trial_id)
         if trial is None or trial.state != TrialState.RUNNING:
-            self._check_is_there()
+            self.check_is_there()
             return
         told = self._told(trial, state, values)
         self.study._thread_local.cached_all_trials = None  # as ``Study.tell`` does
@@ -389,12 +401,7 @@ class Claims:
                 held = round(max(0.0, time.time() - claim.since), 6)
                 ended = self.storage.end_trial(trial_id, state, told, {record.HELD: held})
         if not ended:
-            self._check_is_there()
-
-    def _check_is_there(self) -> None:
-        """Say so when the study has been deleted."""
-        with self._lock():
-            pass
+            self.check_is_there()
 
     def _told(
         self, trial: FrozenTrial, state: TrialState, values: float | Sequence[float] | None

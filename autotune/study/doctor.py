@@ -222,11 +222,11 @@ def cut_curves(snapshot: Snapshot) -> Iterator[Finding]:
     """Find trials that have ended with a value, and whose curves lack epochs."""
     epochs = snapshot.attributes.get(record.DEFINITION, {}).get("training", {}).get("epochs")
     for trial in snapshot.trials:
-        if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or not trial.user_attrs.get(
-            record.EPOCHS
-        ):
+        trained = trial.user_attrs.get(record.EPOCHS)
+        whole = trial.state == TrialState.COMPLETE and trained is not None
+        if not whole and (trial.state != TrialState.PRUNED or not trained):
             continue
-        last = max([*trial.intermediate_values, trial.user_attrs[record.EPOCHS]])
+        last = max([*trial.intermediate_values, int(trained or 0)])
         if trial.state == TrialState.COMPLETE and epochs is not None:
             last = max(last, int(epochs))
         missing = [one for one in range(1, last + 1) if one not in trial.intermediate_values]

@@ -1,12 +1,8 @@
-"""What kind of failure is this? Says it in one place; :mod:`autotune.study.worker` acts on it.
-
-torch and its libraries tell most failures by the text of a ``RuntimeError`` alone. The texts are
-those of the CUDA runtime (https://docs.nvidia.com/cuda/cuda-runtime-api/, ``cudaError``), of cuDNN
-and of cuBLAS.
-"""
+"""What kind of failure is this? Says it in one place; :mod:`autotune.study.worker` acts on it."""
 
 from __future__ import annotations
 
+import errno
 import re
 from enum import Enum
 
@@ -24,8 +20,8 @@ from autotune.errors import (
     is_disk_full,
     may_pass,
 )
+from autotune.models.device_errors import is_of_gpu, is_out_of_host_memory, is_out_of_memory
 from autotune.storage.patience import is_transient
-from autotune.training.halving import is_out_of_memory
 
 
 class Kind(Enum):
@@ -35,6 +31,7 @@ class Kind(Enum):
     GIVEN_AWAY = "another worker has the trial"
     USER = "no trial can go on before the user has put something right"
     DISK_FULL = "the same: no space is left on a disk"
+    DENIED = "the same: a file or folder may not be used, or is not what it should be"
     STORAGE = "the storage was waited for in vain, or refuses for good"
     OWN = "the plan is bad, on every device and at any time"
     MEMORY = "the plan does not fit into the memory of its device"
@@ -43,8 +40,11 @@ class Kind(Enum):
     UNEXPECTED = "an error in autotune or in a library"
 
 
-#: What is said where the memory of the machine does not suffice.
-_OUT_OF_HOST_MEMORY = ("DefaultCPUAllocator: can't allocate memory",)
+#: A folder that may not be written, and a file in the place of a folder or the other way around.
+_DENIED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
+)
 #: After these every further call of the process fails.
 _POISON = (
     "device-side assert triggered",
@@ -72,7 +72,6 @@ _DETERMINISTIC = (
     "INVALID_VALUE",
     "ARCH_MISMATCH",
 )
-_OF_A_GPU = re.compile(r"CUDA (driver )?error|cuDNN error|CUDNN_STATUS|CUBLAS_STATUS")
 _LOADER_DIED = re.compile(r"DataLoader worker .*(exited unexpectedly|is killed by signal)")
 #: torch makes an error of a loading process anew, with its text alone.
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
@@ -99,7 +98,7 @@ def kind_of(error: BaseException, device: torch.device) -> Kind:
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     if is_transient(error) or isinstance(cause, OperationalError | InterfaceError):
         return Kind.STORAGE
-    if isinstance(error, MemoryError) or _says(error, _OUT_OF_HOST_MEMORY):
+    if is_out_of_host_memory(error):
         # Beside a GPU it is the machine that has too little, not the plan that wants too much.
         return Kind.MEMORY if device.type == "cpu" else Kind.TRANSIENT
     if isinstance(error, OSError):
@@ -115,13 +114,15 @@ def _kind_of_system_error(error: OSError) -> Kind:
         error = OSError(int(found.group(1)), "") if found else error
     if is_disk_full(error):
         return Kind.DISK_FULL
+    if error.errno in _DENIED:
+        return Kind.DENIED
     return Kind.TRANSIENT if may_pass(error) else Kind.UNEXPECTED
 
 
 def _kind_of_runtime_error(error: RuntimeError, device: torch.device) -> Kind:
     if is_out_of_memory(error):
         return Kind.MEMORY
-    of_gpu = isinstance(error, torch.AcceleratorError) or bool(_OF_A_GPU.search(str(error)))
+    of_gpu = is_of_gpu(error)
     if of_gpu and _says(error, _POISON):
         return Kind.POISONED
     if of_gpu and not _says(error, _DETERMINISTIC):

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from autotune.data.lettering import tile, write
+from autotune.texts import one_line
 
 #: More classes than this get no names at the axes, and no counts in the cells.
 NAMED_CLASSES = 25
@@ -65,7 +66,7 @@ def draw_confusion(folder: Path, matrix: npt.NDArray[np.int64], classes: Sequenc
     axes.set_ylabel("true")
     if count <= NAMED_CLASSES:
         # A dollar sign in a class name must not start a formula.
-        names = [name.replace("$", r"\$") for name in classes]
+        names = [one_line(name).replace("$", r"\$") for name in classes]
         axes.set_xticks(range(count), names, rotation=90)
         axes.set_yticks(range(count), names)
         for row, column in zip(*np.nonzero(matrix), strict=True):

@@ -17,6 +17,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autotune.data.survey import remarks
+from autotune.formats import ATTRIBUTE as _FORMAT
 from autotune.formats import STUDY, check_format, reading
 from autotune.plan import TrialPlan
 from autotune.search import greedy, ranking, view
@@ -40,7 +41,7 @@ FILES = layout.ATTRIBUTE  # str: folder of the study's files
 PRECISION = "precision"  # dict: backbone -> {device: "off", "bf16" or "fp16"}, for amp: auto
 FLOAT32 = "float32_precision"  # dict: GPU -> "tf32" or "ieee": how it computes in float32
 ENVIRONMENT = "environment"  # dict: package -> version
-FORMAT = "format"  # dict: formats.stamp() of the version that opened it for a run last
+FORMAT = _FORMAT  # dict: formats.stamp() of the version that opened it for a run last
 OWN = "own"  # dict: key such as "search.sampler" -> SHA-256 of the file that it names
 # list of dict: {"time", "trial", "test": Metrics.to_json(), "baseline": the same}, one a reading
 TEST_READS = "test_reads"

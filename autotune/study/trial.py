@@ -274,6 +274,9 @@ def _train(
     """Train epoch by epoch; return whether the pruner ended it."""
     config = training.config
     alone = len(trial.study.directions) == 1
+    # A pruner looks at the last value there is. Where epochs are trained again whose values are
+    # known, it would judge a later epoch than the one that the trial is at.
+    known = max(reported, default=0)
     for result in training.run(checkpoint):
         assert result.metrics is not None
         value = result.metrics.objective(config.objective)
@@ -293,7 +296,7 @@ def _train(
                 "value": value,
             }
         )
-        if alone and result.epoch < config.epochs and trial.should_prune():
+        if alone and known <= result.epoch < config.epochs and trial.should_prune():
             return True
     return False
 
@@ -360,7 +363,9 @@ def store_artifacts(
             ):
                 weights = Path(folder) / "weights.safetensors"
                 state = training.result_state()
-                save_file({key: value.contiguous() for key, value in state.items()}, weights)
+                # On the host: to lay them out on a GPU would take memory of it.
+                laid_out = {key: value.cpu().contiguous() for key, value in state.items()}
+                save_file(laid_out, weights)
                 pictures.append(weights)
         opened.files.artifacts.mkdir(parents=True, exist_ok=True)
         for path in pictures:

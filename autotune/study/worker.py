@@ -35,6 +35,7 @@ from autotune.errors import (
     DiskFullError,
     NoDeviceError,
     StudyError,
+    UserError,
     WorkerError,
 )
 from autotune.interpreter import keep_freed_memory
@@ -53,6 +54,7 @@ from autotune.study.material import Materials
 from autotune.study.opening import OpenStudy, open_existing
 from autotune.study.preparing import Workbench
 from autotune.study.trial import Listener, device_name, run_trial
+from autotune.texts import VisibleFormatter, guard_standard_error
 from autotune.threads import keep_to_cores, one_thread
 
 logger = logging.getLogger(__name__)
@@ -237,7 +239,8 @@ def attempt(
         What kind of failure has ended it, ``None`` if none.
 
     Raises:
-        UserError: When no trial can go on; this one goes back to the queue.
+        UserError: When no trial can go on; this one goes back to the queue. Or when the study
+            was deleted.
         DeviceError: When this process cannot use its GPU any more; likewise.
     """
     trial = claim.trial
@@ -249,6 +252,8 @@ def attempt(
     except Exception as error:
         kind = kind_of(error, bench.device)
         reason = f"{type(error).__name__}: {first_line(error)}"
+        if kind in (Kind.GIVEN_AWAY, Kind.UNEXPECTED):  # what a study that was deleted looks like
+            claims.check_is_there()
         match kind:
             case Kind.INTERRUPTED:
                 claims.interrupt(claim)
@@ -262,6 +267,12 @@ def attempt(
             case Kind.DISK_FULL:
                 claims.interrupt(claim)
                 raise DiskFullError(f"{first_line(error)}; free some space") from error
+            case Kind.DENIED:
+                claims.interrupt(claim)
+                raise UserError(
+                    f"a trial needs its files and folders, but {first_line(error)}; put that "
+                    "right, or move the files of the study with 'files='"
+                ) from error
             case Kind.STORAGE:
                 with storage_errors(bench.opened.url):
                     raise
@@ -357,17 +368,24 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 def _check_gpu() -> bool:
-    """Tell the launcher whether this process can use the GPU that it was given."""
+    """Tell the launcher whether this process can use the GPU that it was given.
+
+    A GPU without memory is none that cannot be used: others may have left when the job comes. If
+    not, this process ends then, and another one is started in its place.
+    """
     try:
         device = find_device(os.environ[VISIBLE])
-    except DeviceError as error:
+    except NoDeviceError as error:
         print(json.dumps(_no_device(error)), flush=True)
         return False
+    except DeviceError as error:
+        print(json.dumps({"event": "crowded", "message": str(error)}), flush=True)
+        return True
     print(json.dumps({"event": "gpu", "gpu": gpu_name(device)}), flush=True)
     return True
 
 
-def _no_device(error: DeviceError) -> dict[str, Any]:
+def _no_device(error: NoDeviceError) -> dict[str, Any]:
     return {"event": "no device", "message": str(error)}
 
 
@@ -415,11 +433,10 @@ def write_log(log: str) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    guard_standard_error()  # whoever looks at the log does it in a terminal
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _take_stdin() -> int:

@@ -17,6 +17,7 @@ import glob
 import json
 import logging
 import os
+import shutil
 import uuid
 import zlib
 from collections.abc import Container, Mapping
@@ -27,6 +28,7 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from autotune.errors import disk_full_as_user_error, may_pass
 
@@ -76,6 +78,8 @@ class Checkpoint:
                 _write(file, {"epoch": epoch, "identity": dict(self.identity)}, state)
                 file.flush()
                 os.fsync(file.fileno())
+            if path.is_dir():  # nothing of ours, and a file cannot replace it
+                _remove(path)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -93,7 +97,7 @@ class Checkpoint:
         """
         path = self.path
         for left in path.parent.glob(f".{glob.escape(path.name)}.*"):  # by one killed while saving
-            left.unlink(missing_ok=True)
+            _remove(left)
         try:
             with path.open("rb") as file:
                 return self._read(file, current)
@@ -106,8 +110,7 @@ class Checkpoint:
         except _UnusableError as error:
             reason = str(error)
         logger.warning("the checkpoint %s is not used: %s; starting afresh", path, reason)
-        with suppress(OSError):  # what cannot be removed is replaced after the next epoch
-            path.unlink(missing_ok=True)
+        _remove(path)
         return None
 
     def _read(self, file: BinaryIO, current: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,6 +137,9 @@ class Checkpoint:
             raise _UnusableError(f"it cannot be read ({error})") from error
         if where := _difference(found, current):
             raise _UnusableError(f"it has another structure at {where}")
+        # A training that went on from there would diverge, and its plan would be to blame.
+        if not all(_is_finite(one) for one in tree_leaves(found)):
+            raise _UnusableError("some of its numbers are not finite")
         return dict(found)
 
     def _check(self, about: Mapping[str, Any]) -> None:
@@ -148,6 +154,15 @@ class Checkpoint:
                 raise _UnusableError(
                     f"it is that of epoch {epoch}, but no value is known of epoch {missing[0]}"
                 )
+
+
+def _remove(path: Path) -> None:
+    """Remove what is in the way; where that cannot be, the next save replaces it or says why."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 class _Summed:
@@ -218,6 +233,18 @@ def _difference(found: Any, current: Any, where: str = "state") -> str:
             return where
         names = list(range(len(current)))
     else:
-        return ""
+        return "" if _is_alike(found, current) else where
     wrong = (_difference(found[name], current[name], f"{where}.{name}") for name in names)
     return next((one for one in wrong if one), "")
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, Tensor) or bool(value.isfinite().all())
+
+
+def _is_alike(found: Any, current: Any) -> bool:
+    """Tell whether a value can take the place of another one; what is None may be set later."""
+    for kind in (bool, int | float, str):
+        if isinstance(current, kind):
+            return isinstance(found, kind) and isinstance(found, bool) == isinstance(current, bool)
+    return True

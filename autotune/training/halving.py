@@ -14,31 +14,12 @@ from typing import TypeVar
 
 import torch
 
+from autotune.models.device_errors import is_out_of_memory
 from autotune.training.batches import Inputs, in_parts
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-#: What is said where the memory of a device does not suffice. The texts are those of the CUDA
-#: runtime (https://docs.nvidia.com/cuda/cuda-runtime-api/, ``cudaError``), of cuDNN and of cuBLAS.
-_OUT_OF_MEMORY = (
-    "CUDA out of memory",
-    "CUDA error: out of memory",
-    "CUDA driver error: out of memory",
-    "CUDA ran out of memory",
-    "STATUS_ALLOC_FAILED",
-    "DEVICE_ALLOCATION_FAILED",
-    # cuDNN has no room for the workspace of any of its kernels.
-    "unable to find an engine to execute this computation",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that the memory of a GPU did not suffice."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(one in str(error) for one in _OUT_OF_MEMORY)
 
 
 class Halving:

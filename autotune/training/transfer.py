@@ -15,11 +15,14 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from autotune.models.device_errors import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +54,31 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
-    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return pinned.copy_(tensor).to(device, non_blocking=True)
+    return pinned(tensor.shape, tensor.dtype).copy_(tensor).to(device, non_blocking=True)
+
+
+def pinned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Make a tensor in memory of the host that a GPU can read by itself.
+
+    Where the machine has none left for that, it is ordinary memory: copies from it make the host
+    wait, and are as right. That is no lack of memory of the GPU, though CUDA says the same.
+
+    Args:
+        shape: Its shape.
+        dtype: Its type.
+    """
+    try:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        _tell_of_pageable()
+        return torch.empty(shape, dtype=dtype)
+
+
+@cache
+def _tell_of_pageable() -> None:
+    logger.warning("the machine has no memory left to pin: copies to the GPU are slow")
 
 
 def staying_bytes(device: torch.device) -> int:
@@ -87,7 +113,9 @@ def to_stay(layouts: Sequence[Layout], rows: int, device: torch.device) -> list[
         made = [
             torch.empty((rows, *shape), dtype=dtype, device=device) for shape, dtype in layouts
         ]
-    except torch.OutOfMemoryError:  # taken meanwhile, or in pieces
+    except RuntimeError as error:  # taken meanwhile, or in pieces
+        if not is_out_of_memory(error):
+            raise
         return None
     _staying.update({id(one): one for one in made})
     return made
@@ -104,9 +132,9 @@ def copy_in_chunks(array: np.ndarray, target: Tensor) -> None:
     step = max(1, CHUNK_BYTES // row)
     for start in range(0, len(array), step):
         some = array[start : start + step]
-        pinned = torch.empty(some.shape, dtype=target.dtype, pin_memory=True)
-        np.copyto(pinned.numpy(), some)
-        target[start : start + step].copy_(pinned, non_blocking=True)
+        chunk = pinned(some.shape, target.dtype)
+        np.copyto(chunk.numpy(), some)
+        target[start : start + step].copy_(chunk, non_blocking=True)
 
 
 def read_ahead(
@@ -132,17 +160,14 @@ def read_ahead(
     pool = ThreadPoolExecutor(1, "gather", torch.set_num_threads, (threads,))
 
     def begin(rows: Tensor) -> None:
-        pinned = [
-            torch.empty((len(rows), *shape), dtype=dtype, pin_memory=True)
-            for shape, dtype in layouts
-        ]
-        waiting.append((pinned, pool.submit(gather, rows, pinned)))
+        batch = [pinned((len(rows), *shape), dtype) for shape, dtype in layouts]
+        waiting.append((batch, pool.submit(gather, rows, batch)))
 
     def send() -> tuple[tuple[Tensor, ...], torch.cuda.Event]:
-        pinned, gathered = waiting.popleft()
+        batch, gathered = waiting.popleft()
         gathered.result()
         with torch.cuda.stream(side):
-            sent = tuple(one.to(device, non_blocking=True) for one in pinned)
+            sent = tuple(one.to(device, non_blocking=True) for one in batch)
             return sent, side.record_event()
 
     def receive(sent: tuple[Tensor, ...], copied: torch.cuda.Event) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 #: Seconds that a half takes at most.
 HALF_S = 360
 #: A dry run is on the CPU, often beside other programs: its steps are small, its limits wide.
-DRY_LIMIT_S = 150
+DRY_LIMIT_S = 240
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 The real training goes through what a trial reads; the other one takes one batch that lies on the
 device again and again (tail_efficiency.py). Both go epoch by epoch in turn, and the last epoch of
-the real one is watched: how busy the GPU is, and where the host waits.
+the real one is watched: how busy the GPU is, and where the host waits. Where features lie on the
+GPU, steps are also captured in CUDA graphs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tail_efficiency import IMAGES, resident
 
 from autotune.study.preparing import Workbench, prepare_training
 from autotune.study.worker import prepare
+from autotune.training.capture import is_usable
 from autotune.training.loop import Training
 from gpu_steps.context import Context
 from gpu_steps.device import Watch, mode_of
@@ -23,20 +25,32 @@ from gpu_steps.material import configure, open_study, plan_of_depth
 
 #: Ways to feed a training: what it takes lies on the GPU, or does not fit there.
 RESIDENT, NOT_RESIDENT = "resident", "not resident"
+#: How its steps are taken.
+CAPTURED, PLAIN = "captured", "plain"
 
 
 def measure(context: Context) -> None:
     """Measure every depth on features, and the deepest on images: its whole network."""
     sizes = context.sizes
     bench = prepare(open_study(configure(context, "tails", training__views=1)))
-    whole = bench.config.cache.model_copy(update={"features": "off"})
-    without = replace(bench, config=bench.config.model_copy(update={"cache": whole}), roots={})
+    plain, whole = (
+        _with_cache(bench, **values)
+        for values in ({"cuda_graphs": "off"}, {"features": "off", "cuda_graphs": "off"})
+    )
     for depth in sizes.depths:
+        _measure(context, plain, depth, RESIDENT)
         _measure(context, bench, depth, RESIDENT)
     for depth in sizes.depths:
-        _measure(context, bench, depth, NOT_RESIDENT)
+        _measure(context, plain, depth, NOT_RESIDENT)
     for way in (NOT_RESIDENT, RESIDENT):  # in this order: views that lie on the GPU stay there
-        _measure(context, without, max(sizes.depths), way)
+        _measure(context, whole, max(sizes.depths), way)
+
+
+def _with_cache(bench: Workbench, **values: str) -> Workbench:
+    """Return what a worker has at hand, with another configuration of what is kept."""
+    cache = bench.config.cache.model_copy(update=values)
+    config = bench.config.model_copy(update={"cache": cache})
+    return replace(bench, config=config, roots={})
 
 
 def _measure(context: Context, bench: Workbench, depth: int, way: str) -> None:
@@ -45,6 +59,8 @@ def _measure(context: Context, bench: Workbench, depth: int, way: str) -> None:
     plan = plan_of_depth(sizes.backbone, depth)
     watch = Watch(context.gpu)
     with ExitStack() as stack:
+        # These trainings are short; those of a study are long enough to capture their steps.
+        stack.enter_context(patch("autotune.training.loop.LEAST_STEPS", 1))
         if way == NOT_RESIDENT:  # as where they take more than their share of the device
             stack.enter_context(patch("autotune.training.transfer.DEVICE_SHARE", 0.0))
         real = prepare_training(plan, bench, watch.mark)
@@ -53,6 +69,7 @@ def _measure(context: Context, bench: Workbench, depth: int, way: str) -> None:
         for one in (real, synthetic):
             one.validation = None
         seconds = list(_epochs(real, synthetic, watch))
+    captured = real.record is not None and is_usable(real.device)
     best = [min(side) for side in zip(*seconds, strict=True)]
     images = len(real.train.labels)
     traffic = watch.traffic
@@ -62,6 +79,7 @@ def _measure(context: Context, bench: Workbench, depth: int, way: str) -> None:
         depth=depth,
         way=way,
         given=IMAGES if not isinstance(synthetic.train.batch, tuple) else "features",
+        form=CAPTURED if captured else PLAIN,
         autocast=mode_of(real.autocast),
         real=round(images / best[0], 1),
         resident=round(images / best[1], 1),

@@ -186,7 +186,8 @@ def test_a_trace_without_steps_is_refused(module: Any) -> None:
 def tail(**changed: Any) -> dict[str, Any]:
     line = {
         **{"step": "throughput", "kind": "tail", "dry": False, "depth": 2, "way": "resident"},
-        **{"given": "features", "autocast": "bfloat16", "real": 950.0, "resident": 1000.0},
+        **{"given": "features", "form": "plain", "autocast": "bfloat16"},
+        **{"real": 950.0, "resident": 1000.0},
         **{"share": 0.96, "step_ms": 5.0, "steps": 20, "busy_share": 0.4, "kernels": 2000},
         **{"waits": 0, "waits_elsewhere": 0, "pageable": 0, "lines": []},
     }
@@ -220,6 +221,12 @@ def test_verdicts_of_a_training(
 ) -> None:
     page = module("gpu_report").render([started("throughput"), tail(**changed)], "2030-01-01")
     assert verdict(page, title) == expected
+
+
+def test_what_capturing_steps_brings(module: Any) -> None:
+    both = [tail(), tail(form="captured", real=2850.0), tail(depth=4)]
+    page = module("gpu_report").render([started("throughput"), *both], "2030-01-01")
+    assert "A captured step, times as fast as a plain one: depth 2: 3.00." in page
 
 
 @pytest.mark.parametrize(("times", "expected"), [(10.0, "reached"), (9.9, "MISSED")])
@@ -402,6 +409,8 @@ def first_half(found: dict[str, list[dict[str, Any]]]) -> None:
         (given, way) for given in ("features", "images") for way in ("resident", "not resident")
     }
     assert all(line["steps"] > 2 and line["waits"] == 0 for line in tails)
+    on_gpu = [line for line in tails if (line["given"], line["way"]) == ("features", "resident")]
+    assert {line["form"] for line in on_gpu} == {"captured", "plain"}
 
 
 def second_half(found: dict[str, list[dict[str, Any]]]) -> None:

@@ -243,7 +243,7 @@ def changed(**values: Any) -> dict[str, Any]:
         (changed(depth="3"), "depth must be a whole number, but got '3'"),
         (
             changed(layers=[{"kernel": [3]}, {}, {}]),
-            "layer 1, kernel must be a number or a word, but got [3]",
+            "layer 1, kernel must be a whole number or a word, but got [3]",
         ),
         (changed(layers=[{"kernl": 3}, {}, {}]), "unexpected keyword argument 'kernl'"),
         ({"plan": {"backbone": NAME}}, "'plan.json' has no 'head'"),

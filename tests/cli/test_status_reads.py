@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from io import StringIO
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sqlalchemy import event
 from autotune.cli.summary import print_summary, print_workers
 from autotune.storage import trials
 from autotune.storage.database import open_storage
+from autotune.study import record
 from autotune.study.opening import open_existing
 from tests.support.studies import make_study
 
@@ -37,3 +39,18 @@ def test_a_status_takes_the_same_number_of_statements_for_any_number_of_trials(
         print_summary(shown, opened, trained=True)
         statements.append([one for one in seen if not one.startswith("BEGIN")])
     assert statements[0] == statements[1]
+
+
+def test_a_report_of_an_earlier_study_of_that_name_is_not_shown(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    make_study(storage=open_storage(url, create=True), trials=4)
+    opened = open_existing("digits", url)
+    begun = min(record.started_at(one) for one in opened.study.get_trials())
+    report = opened.files.report(opened.name)
+    report.parent.mkdir(parents=True)
+    report.write_text("")
+    for later_s, shown in ((-60, False), (60, True)):
+        os.utime(report, (begun + later_s, begun + later_s))
+        text = StringIO()
+        print_summary(Console(file=text, width=200), opened, trained=True)
+        assert ("report         " in text.getvalue()) is shown

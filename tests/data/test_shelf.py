@@ -541,6 +541,42 @@ def test_what_was_removed_is_made_again(shelf: Shelf, part: str) -> None:
     assert int(put(shelf, "features/a", 3).array("numbers")[0, 0]) == 3
 
 
+REPLACED: dict[str, Callable[[Path], object]] = {
+    "an entry by a file": lambda home: (shutil.rmtree(home), home.write_bytes(b"")),
+    "an entry by a dangling link": lambda home: (shutil.rmtree(home), home.symlink_to("nowhere")),
+    "an entry by a link to itself": lambda home: (shutil.rmtree(home), home.symlink_to(home.name)),
+    "an entry by a link to a file": lambda home: (
+        shutil.rmtree(home),
+        home.with_name("b").write_bytes(b""),
+        home.symlink_to("b"),
+    ),
+    "a record by a folder": lambda home: ((home / RECORD).unlink(), (home / RECORD).mkdir()),
+    "a record by nothing": lambda home: (home / RECORD).write_bytes(b""),
+    "an array by a folder": lambda home: (
+        (home / "numbers").unlink(),
+        (home / "numbers" / "a").mkdir(parents=True),
+    ),
+    "an array by a link to itself": lambda home: (
+        (home / "numbers").unlink(),
+        (home / "numbers").symlink_to("numbers"),
+    ),
+    "a lock by a folder": lambda home: (
+        shutil.rmtree(home),
+        home.with_name("a.lock").unlink(),
+        (home.with_name("a.lock") / "b").mkdir(parents=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REPLACED)
+def test_what_was_replaced_is_made_again(shelf: Shelf, what: str) -> None:
+    entry = put(shelf, "features/a", 3)
+    REPLACED[what](entry.folder)
+    for _ in range(2):
+        assert int(put(shelf, "features/a", 3).array("numbers")[0, 0]) == 3
+    assert not list(entry.folder.parent.glob("*.tmp-*"))
+
+
 @pytest.mark.parametrize("part", ["all", "array", "folder", "lock"])
 def test_what_is_removed_while_it_is_made_is_made_again(shelf: Shelf, part: str) -> None:
     removed = []

@@ -37,6 +37,12 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not wrong, f"{page.relative_to(ROOT)} links to what is not there: {', '.join(wrong)}"
 
 
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_merge_left_its_marks(page: Path) -> None:
+    marks = re.findall(r"^(?:<{7} |>{7} |={7}$).*", page.read_text(), re.MULTILINE)
+    assert not marks, f"{page.relative_to(ROOT)}: {marks}"
+
+
 def test_the_readme_lists_every_page() -> None:
     readme = (ROOT / "README.md").read_text()
     table = readme[readme.index("## Documentation") :]

@@ -24,6 +24,7 @@ from autotune.plan import HeadPlan, LayerPlan, TrialPlan
 from autotune.training.norms import measure_norms
 from tests.support import surgery
 from tests.support.backbones import SMALL, backbone, images, network, state_of
+from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
 
 DEPTHS = [0, 1, 2, 99]
 
@@ -594,6 +595,30 @@ def shapeless(self: Any, x: Tensor) -> Tensor:
 def test_what_cannot_be_split_says_why(flow: Callable[[Any, Tensor], Tensor], reason: str) -> None:
     with pytest.raises(SplitError, match=reason):
         split(made(flow), noise())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(OUT_OF_MEMORY),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("CUDA driver error: out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+        accelerator_error("an illegal memory access was encountered"),
+    ],
+    ids=lambda error: str(error)[:40],
+)
+def test_what_a_device_fails_with_is_no_verdict_on_the_backbone(error: Exception) -> None:
+    """It would train whole, and be as slow as that, because of a moment without memory."""
+
+    def fails(self: Any, x: Tensor) -> Tensor:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        split(made(fails), noise())
+    assert raised.value is error
 
 
 @pytest.mark.parametrize(

@@ -192,3 +192,27 @@ def test_a_trial_that_has_ended_is_looked_at_once(monkeypatch: pytest.MonkeyPatc
     looked.clear()
     spaces.update(trials)
     assert sorted(looked) == [one.number for one in trials if not one.state.is_finished()]
+
+
+@pytest.mark.parametrize("of", ["study", "trial"])
+def test_a_study_of_a_later_version_is_shown_without_our_notes(of: str, tmp_path: Path) -> None:
+    study = make_study("made", trials=4)
+    if of == "study":
+        study.set_user_attr(record.FORMAT, {"format": 99, "autotune": "9.9"})
+    else:
+        plan = study.trials[0].user_attrs[record.PLAN]
+        study.enqueue_trial({}, user_attrs={record.PLAN: {**plan, "attention": 3}})
+    shown = Dashboard(study, tmp_path).study(study._study_id)
+    assert len(shown["trials"]) == len(study.trials)
+    assert "was written by" in shown["note"]["body"] and "cannot be read" in shown["note"]["body"]
+
+
+def test_names_from_outside_act_on_no_page(tmp_path: Path) -> None:
+    study = make_study("made", trials=4)
+    dataset = study.user_attrs[record.DATASET]
+    study.set_user_attr(record.DATASET, {**dataset, "classes": ["a\u202eb", "<b>\nc\x1b[2J"]})
+    study.set_user_attr("told\u202e", "x\u2066\ny")
+    shown = Dashboard(study, tmp_path).study(study._study_id)
+    said = json.dumps([shown["note"], shown["user_attrs"]], ensure_ascii=False)
+    assert not set("\u202e\u2066\x1b") & set(said) and "u001b" not in said
+    assert "<b>" not in said.replace("\\\\<b\\\\>", "") and "\\\\u202e" in said

@@ -74,6 +74,10 @@ FOREIGN: list[dict[str, str]] = [
     {"Host": "127.0.0.1:{}", "Origin": "http://127.0.0.1:1"},  # another server of this machine
     {"Host": "127.0.0.1:{}", "Origin": "http://localhost:{}"},
     {"Host": "127.0.0.1:{}", "Origin": "file://"},
+    {"Host": "127.0.0.1:{}", "Origin": "http://["},
+    {"Host": "127.0.0.1:{}", "Origin": "http://[::1"},
+    {"Host": "127.0.0.1:{}", "Origin": "http://127.0.0.1:{}?"},
+    {"Host": "127.0.0.1:{}", "Origin": "http://127.0.0.1:{}@evil.example"},
     {"Host": "127.0.0.1:{}", "Sec-Fetch-Site": "cross-site"},
     {"Host": "127.0.0.1:{}", "Sec-Fetch-Site": "same-site"},
 ]
@@ -102,6 +106,31 @@ def test_a_link_may_be_followed_and_a_form_not_be_sent(port: int) -> None:
     followed = {"Host": "127.0.0.1", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
     assert ask(port, "GET", "/dashboard", followed).status == 200
     assert ask(port, "POST", "/api/studies", followed).status == 403
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+def test_a_form_of_an_old_browser(method: str, port: int) -> None:
+    """It sends neither an Origin nor Sec-Fetch-Site, but says where it was."""
+    host = {"Host": f"127.0.0.1:{port}"}
+    for foreign in ("http://evil.example/form", "https://127.0.0.1/", "http://127.0.0.1:1/", "x"):
+        assert ask(port, method, "/api/studies/1", {**host, "Referer": foreign}).status == 403
+    own = {**host, "Referer": f"http://127.0.0.1:{port}/dashboard/studies/1"}
+    assert ask(port, method, "/api/nothing", own).status == 404
+    assert (
+        ask(port, "GET", "/dashboard", {**host, "Referer": "http://evil.example/"}).status == 200
+    )
+
+
+def test_the_page_keeps_its_own_policy(port: int) -> None:
+    """optuna-dashboard says whose scripts may run; ours is beside it, in every answer."""
+    page = ask(port, "GET", "/dashboard", {"Host": "localhost"})
+    policies = page.headers.get_all("Content-Security-Policy")
+    assert any("script-src 'self'" in one for one in policies), policies
+    assert policies.count("frame-ancestors 'none'") == 1
+    file = ask(port, "GET", "/artifacts/0/1/some-page", {"Host": "localhost"})
+    assert "sandbox" in file.headers.get_all("Content-Security-Policy")
+    refused = ask(port, "GET", "/dashboard", {"Host": "evil.example"})
+    assert refused.headers.get_all("Content-Security-Policy") == ["frame-ancestors 'none'"]
 
 
 def test_two_hosts_are_none(port: int) -> None:

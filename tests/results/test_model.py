@@ -166,6 +166,8 @@ def test_what_is_no_model(folder: Path, tmp_path: Path) -> None:
     assert "has a record.json, but X has none; give the folder" in refused(empty)
     (empty / RECORD).write_text("{")
     assert "X/record.json cannot be read" in refused(empty)
+    (empty / RECORD).write_text("[" * 200_000)
+    assert "X/record.json cannot be read" in refused(empty)
     (empty / RECORD).write_text("[]")
     assert "must have a 'format', but it has none" in refused(empty)
 

@@ -24,6 +24,8 @@ from autotune.errors import DiskFullError
 from autotune.results import writing
 from autotune.results.backbones import backbones_of
 from autotune.results.report import render_report, write_report
+from autotune.results.study_results import StudyResults
+from autotune.results.thinning import choose_rows
 from autotune.search import ranking
 from autotune.study import record
 from tests.support.browser import open_page, until
@@ -251,7 +253,10 @@ def test_two_thousand_trials_can_be_looked_at(browser: Browser, tmp_path: Path) 
     assert time.process_time() - start < 20
     assert path.stat().st_size < 9e6
     page, said, _ = report_page(browser, path, viewport={"width": 1200, "height": 900})
-    assert page.locator(".trials tbody tr").count() == len(study.trials)
+    # The best and the newest ones: what is left out is said above the table.
+    rows = page.locator(".trials tbody tr").count()
+    assert rows == len(choose_rows(StudyResults.of(study))) < len(study.trials)
+    assert f"{rows:,} of {len(study.trials):,} trials" in page.locator("main").inner_text()
     # The table scrolls by itself, below its head: what follows it is not thousands of rows away.
     assert page.evaluate("document.documentElement.scrollHeight") < 12_000
     page.locator(".trials th:nth-child(1) button").click()
@@ -279,6 +284,32 @@ def test_the_page_follows_the_colour_scheme(browser: Browser, tmp_path: Path) ->
 def _lightness(colour: str) -> float:
     channels = [float(one) for one in re.findall(r"\d+", colour)[:3]]
     return sum(channels) / 3
+
+
+@pytest.mark.slow
+def test_a_page_has_its_figures_when_it_has_loaded(browser: Browser, tmp_path: Path) -> None:
+    """Whatever prints it then, such as ``chromium --print-to-pdf``, prints them too."""
+    path = write_report(make_study(trials=12), tmp_path / "report.html")
+    page, said, _ = open_page(browser, path.as_uri())
+    drawn = "[...document.querySelectorAll('.plot')].map(one => !!one.querySelector('.main-svg'))"
+    assert set(page.evaluate(drawn)) == {True} and not said
+    assert page.locator("iframe").count() == 0
+    empty = "getComputedStyle(document.querySelector('.plot'), '::after').content"
+    page.emulate_media(media="print")
+    assert page.evaluate(empty) == "none"
+    page.evaluate("document.querySelector('.plot').replaceChildren()")
+    assert "needs JavaScript" in page.evaluate(empty)
+    page.close()
+
+
+@pytest.mark.slow
+def test_a_page_without_javascript_says_so(browser: Browser, tmp_path: Path) -> None:
+    path = write_report(make_study(trials=12), tmp_path / "report.html")
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    assert "The figures need JavaScript" in page.locator("body").inner_text()
+    context.close()
 
 
 def test_what_is_odd_about_the_images_is_on_the_page() -> None:

@@ -68,13 +68,45 @@ def test_what_differs_is_said(opened: OpenStudy) -> None:
     other = create_trial(
         value=0.123,
         intermediate_values={1: one.intermediate_values[1], 2: 0.123},
-        user_attrs={record.PLAN: one.user_attrs[record.PLAN], record.DEVICE: "NVIDIA H200"},
+        user_attrs={
+            record.PLAN: one.user_attrs[record.PLAN],
+            record.DEVICE: "NVIDIA H200",
+            record.COMPUTE: {"half": "bf16", "float32": "tf32"},
+        },
     )
     opened.study.add_trial(other)
     found = rerun(opened, len(opened.study.trials) - 1)
     assert found.differing == 2
     assert found.values == (0.123, one.value)
-    assert found.changes == ("device NVIDIA H200 then, cpu now",)
+    assert found.changes == (
+        "device NVIDIA H200 then, cpu now",
+        "computed in bf16, the rest in float32 with products in TF32 then, in float32 now",
+    )
+    assert found.computing == "cpu: float32"
+
+
+@pytest.mark.parametrize("left", [[], [1], [2]])
+def test_a_cut_curve_and_its_value_are_compared(opened: OpenStudy, left: list[int]) -> None:
+    one = opened.study.trials[1]
+    curve = {epoch: one.intermediate_values[epoch] for epoch in left}
+    plan = {record.PLAN: one.user_attrs[record.PLAN], record.THREADS: 1}
+    cut = create_trial(value=one.value, intermediate_values=curve, user_attrs=plan)
+    opened.study.add_trial(cut)
+    found = rerun(opened, len(opened.study.trials) - 1)
+    assert list(found.now) == [1, 2]
+    assert found.missing == (() if left == [1] else (1,))
+    assert found.differing == (None if left == [1] else 1)
+    assert found.values == (one.value, one.value) and found.furthest[1] == 0.0
+
+
+def test_a_value_that_is_not_that_of_its_curve_differs(opened: OpenStudy) -> None:
+    one = opened.study.trials[1]
+    plan = {record.PLAN: one.user_attrs[record.PLAN], record.THREADS: 1}
+    opened.study.add_trial(
+        create_trial(value=0.123, intermediate_values=one.intermediate_values, user_attrs=plan)
+    )
+    found = rerun(opened, len(opened.study.trials) - 1)
+    assert found.differing == 2 and found.values == (0.123, one.value)
 
 
 def test_what_cannot_be_rerun(tmp_path: Path) -> None:

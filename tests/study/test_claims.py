@@ -19,6 +19,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autotune.config import SpaceConfig
+from autotune.errors import FormatError
 from autotune.plan import TrialPlan
 from autotune.search.samplers import CanonicalSampler
 from autotune.search.space import Space
@@ -543,3 +544,12 @@ def test_a_lowered_budget_leaves_queued_trials_in_the_queue(url: str) -> None:
     assert over(claims) == "trials"
     assert claims.conclude() is not None
     assert claims.progress().waiting == 1
+
+
+def test_a_queued_plan_of_a_later_version_stays_in_the_queue(url: str) -> None:
+    claims = make_claims(url)
+    plan = {**SPACE.baseline().to_json(), "attention": 3}
+    claims.study.enqueue_trial({}, user_attrs={record.PLAN: plan})
+    with pytest.raises(FormatError, match="the plan of trial 0 was written by another version"):
+        claims.claim("w/1/0")
+    assert [one.state for one in claims.study.get_trials()] == [TrialState.WAITING]

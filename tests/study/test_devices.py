@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import threading
 from pathlib import Path
@@ -14,7 +16,7 @@ from autotune.errors import DeviceError, NoDeviceError, UserError
 from autotune.interpreter import prefer_gpu_settings
 from autotune.study import devices, record
 from autotune.study.launcher import resolve_gpus
-from autotune.study.worker import Job, prepare, serve, work
+from autotune.study.worker import CHECK_GPU, Job, main, prepare, serve, work
 from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
 from tests.support.driver import (
     NO_DRIVER,
@@ -126,6 +128,29 @@ def test_a_gpu_that_others_fill_may_be_free_in_a_moment(monkeypatch: pytest.Monk
     ) as caught:
         devices.find_device("0")
     assert caught.value.exit_code == 75
+
+
+@pytest.mark.parametrize(
+    ("fails", "event", "code"),
+    [
+        (torch.cuda.OutOfMemoryError(OUT_OF_MEMORY), "crowded", 0),
+        (accelerator_error("unspecified launch failure"), "no device", 2),
+    ],
+)
+def test_a_process_that_finds_its_gpu_full_waits_for_its_job(
+    fails: Exception,
+    event: str,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its place would stay empty for all of a study, because of a neighbor of a moment."""
+    pretend_gpus(monkeypatch, "NVIDIA H200", fails=fails)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))  # the launcher has no job after all
+    assert main([CHECK_GPU]) == code
+    told = json.loads(capsys.readouterr().out)
+    assert told["event"] == event and told["message"].startswith("the GPU 0 ")
 
 
 def test_a_driver_that_does_not_work_is_no_machine_without_gpus(

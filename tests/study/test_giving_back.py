@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,16 @@ import optuna
 import pytest
 import sqlalchemy
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages._rdb.models import TrialIntermediateValueModel, TrialModel
+from optuna.storages._rdb.models import (
+    TrialHeartbeatModel,
+    TrialIntermediateValueModel,
+    TrialModel,
+)
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import func, select
 
 from autotune.errors import StudyError
+from autotune.storage.beats import read_beats
 from autotune.storage.database import GRACE_PERIOD_S
 from autotune.storage.quick import Failure, _reporting
 from autotune.study import record
@@ -235,7 +243,7 @@ def curve(
 ) -> None:
     for epoch in epochs:
         trial.report(0.5, epoch)
-    trial.set_user_attr(record.EPOCHS, trained or max(epochs))
+    trial.set_user_attr(record.EPOCHS, trained or max(epochs, default=0))
     opened.study.tell(trial, 0.5 if state == TrialState.COMPLETE else None, state=state)
 
 
@@ -248,6 +256,7 @@ def curve(
         ([1, 2, 3], TrialState.COMPLETE, "4"),
         ([2], TrialState.PRUNED, "1"),
         ([4], TrialState.COMPLETE, "1, 2, 3"),
+        ([], TrialState.COMPLETE, "1, 2, 3, 4"),
     ],
 )
 def test_the_doctor_finds_gaps_in_curves(
@@ -297,8 +306,16 @@ def test_a_worker_of_a_deleted_study_writes_nothing_into_the_next(
         running = claim(anew.claims(), "host/2/0")
         if kind == "sqlite":  # gives the ids of what was deleted again
             assert running._trial_id == before.trial._trial_id
-    with pytest.raises((UpdateFinishedTrialError, KeyError)):
-        before.trial.report(0.2, 2)
+    for writing in (
+        lambda: before.trial.report(0.2, 2),
+        lambda: before.trial.set_user_attr(record.COSTS, {"latency": 7.0}),
+        lambda: before.trial.set_system_attr("constraints", [1.0]),
+        lambda: claims.note_time(before),
+        lambda: opened.storage.record_heartbeat(before.trial._trial_id),
+    ):
+        with suppress(UpdateFinishedTrialError, KeyError), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            writing()
     for writing in (
         lambda: claims.finish(before, TrialState.COMPLETE, 0.9),
         lambda: claims.give_back(0, LOST),
@@ -310,4 +327,28 @@ def test_a_worker_of_a_deleted_study_writes_nothing_into_the_next(
     if again:
         (trial,) = [one for one in anew.study.get_trials() if one.number == running.number]
         assert trial.state == TrialState.RUNNING and trial.intermediate_values == {}
+        assert not {record.COSTS, record.HELD} & trial.user_attrs.keys()
+        assert "constraints" not in trial.system_attrs
+        assert read_beats(anew.storage, [trial._trial_id]).age_s == {}
+    with opened.storage.engine.connect() as connection:
+        assert connection.scalar(select(func.count()).select_from(TrialHeartbeatModel)) == 0
         running.report(0.3, 1)
+
+
+def test_a_worker_of_a_deleted_study_writes_nothing_into_one_that_is_not_ours(
+    tmp_path: Path,
+) -> None:
+    """A plain study has no uuid; SQLite gives it the ids of the deleted one all the same."""
+    opened = open_small(tmp_path)
+    before = opened.claims().claim("host/1/0")
+    assert isinstance(before, Claim)
+    other = deleted(opened)
+    plain = optuna.create_study(study_name="plain", storage=other.storage)
+    theirs = plain.ask()
+    assert theirs._trial_id == before.trial._trial_id
+    with pytest.raises(UpdateFinishedTrialError, match="is that of another study now"):
+        before.trial.report(0.2, 1)
+    with pytest.raises(UpdateFinishedTrialError, match="is that of another study now"):
+        before.trial.set_user_attr(record.COSTS, {"latency": 7.0})
+    (trial,) = plain.get_trials()
+    assert not trial.intermediate_values and not trial.user_attrs

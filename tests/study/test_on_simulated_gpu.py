@@ -29,6 +29,8 @@ from autotune.study import record
 from autotune.study.memory import MIB
 from autotune.study.opening import OpenStudy
 from autotune.study.worker import prepare, work
+from autotune.training import loop
+from autotune.training.capture import CapturedStep
 from autotune.training.loop import Training
 from tests.study.test_launcher import BARE
 from tests.study.test_worker import job, run
@@ -115,7 +117,10 @@ def search(opened: OpenStudy, **options: Any) -> list[FrozenTrial]:
 
 
 def test_a_trial_trains_on_a_gpu(tmp_path: Path) -> None:
-    """Fails where a device has no index: torch refuses it when asked for its memory limit."""
+    """Fails where the device has no index: what names the GPU goes by that.
+
+    torch's own refusal of such a device stands in ``tests/study/test_devices.py``.
+    """
     opened = opened_study(tmp_path, training__amp="bf16", space__depth=1, training__epochs=1)
     with simulated_gpu() as gpu:
         run(opened)
@@ -204,6 +209,65 @@ def test_no_step_waits_for_the_device(tmp_path: Path, amp: str) -> None:
     ]
     assert counts[0] == counts[1]
     assert all(count <= 2 for count in counts[0].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", ["whole", "online views", "folds", "mixup and CutMix", "balanced classes"]
+)
+def test_no_step_copies_from_pageable_memory(tmp_path: Path, kind: str) -> None:
+    """Such a copy makes the host wait; nothing counts that is made once, before the last epoch."""
+    lines: list[str] = []
+    with simulated_gpu() as gpu:
+
+        def listen(event: dict[str, Any]) -> None:
+            if event["event"] == "epoch":
+                if event["epoch"] == event["epochs"]:
+                    found = gpu.traffic.of(Kind.PAGEABLE_TO_DEVICE, within="_train_epoch")
+                    lines.extend(one.line for one in found)
+                    assert gpu.traffic.operations
+                gpu.traffic.reset()
+
+        opened = opened_study(tmp_path, **KINDS[kind])
+        work(job(opened), threading.Event(), listen)
+    completed(opened)
+    assert lines == []
+
+
+#: Trials whose steps are captured.
+CAPTURED: dict[str, dict[str, Any]] = {
+    "a tail": {"space__depth": 1},
+    "bf16": {"training__amp": "bf16", "space__depth": 1},
+    "folds": {"space__depth": 1, "data__folds": 2},
+    "the head first": {"space__depth": 1, "space__training__head_epochs": 1},
+    "no average": {"space__depth": 1, "training__ema": None, "training__clip_norm": None},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", CAPTURED.values(), ids=CAPTURED)
+def test_a_worker_replays_its_steps_with_the_same_values(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of both trials, and of each fold."""
+    monkeypatch.setattr(loop, "LEAST_STEPS", 4)
+    replays = 0
+    replay = CapturedStep.__call__
+
+    def counted(self: CapturedStep, *batch: Any) -> Tensor:
+        nonlocal replays
+        replays += 1
+        return replay(self, *batch)
+
+    monkeypatch.setattr(CapturedStep, "__call__", counted)
+    values = []
+    for graphs in (False, True):
+        replays = 0
+        folder = tmp_path / str(graphs)
+        trials = search(opened_study(folder, **{"training__amp": "off", **options}), graphs=graphs)
+        assert bool(replays) == graphs
+        values.append([one.user_attrs[record.METRICS]["log_loss"] for one in trials])
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
 
 
 #: Where memory gives out for more than six images, although the training itself would fit.

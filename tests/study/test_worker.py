@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 import torch
 from optuna.artifacts import get_all_artifact_meta
 from optuna.study import Study
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 from safetensors.torch import load_file
 
 from autotune.errors import (
@@ -42,7 +43,7 @@ from autotune.study import trial as trial_module
 from autotune.study import worker as worker_module
 from autotune.study.budget import Ending
 from autotune.study.claims import MAX_RETRIES, Claim
-from autotune.study.opening import OpenStudy
+from autotune.study.opening import OpenStudy, open_existing
 from autotune.study.preparing import prepare_training
 from autotune.study.worker import Job, prepare, work, worker_name
 from autotune.training.batches import Inputs
@@ -863,6 +864,81 @@ def test_a_full_disk_stops_the_worker_and_keeps_the_trial(
     monkeypatch.undo()
     run(opened)
     assert opened.progress().complete == 3
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST])
+def test_a_folder_that_cannot_be_written_stops_the_worker_and_keeps_the_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    opened = open_small(tmp_path, search__trials=1)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, "is refused", "/here")
+
+    monkeypatch.setattr(trial_module, "store_artifacts", refuse)
+    with pytest.raises(UserError, match="is refused: '/here'; put that right, or move"):
+        run(opened)
+    progress = opened.progress()
+    assert (progress.failed, progress.running, progress.waiting) == (0, 0, 1)
+
+
+def test_a_file_in_the_place_of_the_checkpoints_keeps_the_trial(tmp_path: Path) -> None:
+    opened = open_small(tmp_path, search__trials=1)
+    folder = opened.files.checkpoints(opened.name)
+    folder.parent.mkdir(parents=True)
+    folder.write_bytes(b"")
+    with pytest.raises(UserError, match="a trial needs its files and folders, but"):
+        run(opened)
+    assert opened.progress().waiting == 1
+    folder.unlink()
+    run(opened)
+    assert opened.progress().complete == 1
+
+
+@pytest.mark.parametrize("when", ["start", "epoch"])
+@pytest.mark.parametrize("anew", [True, False], ids=["made anew", "gone"])
+def test_a_study_that_is_deleted_while_a_worker_trains(
+    when: str, anew: bool, tmp_path: Path
+) -> None:
+    opened = open_small(tmp_path, search__trials=2)
+
+    def emit(event: dict[str, Any]) -> None:
+        if event["event"] == when and event.get("epoch", 1) == 1:
+            other = open_existing(opened.name, opened.url)
+            optuna.delete_study(study_name=opened.name, storage=other.storage)
+            if anew:
+                open_small(tmp_path, search__trials=2, baseline__lr=0.5)
+
+    with pytest.raises(StudyError, match="the study 'small' was deleted while it ran"):
+        work(job(opened), threading.Event(), emit)
+
+
+def test_a_retry_that_begins_again_is_not_pruned_for_later_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its curve is known, its checkpoint is gone: a pruner would judge the curve's end."""
+    opened = open_small(tmp_path, search__trials=1, training__epochs=4)
+    asked: list[int] = []
+
+    def prune(pruner: object, study: Study, trial: FrozenTrial) -> bool:
+        asked.append(trial.last_step or 0)
+        return False
+
+    monkeypatch.setattr(optuna.pruners.NopPruner, "prune", prune)
+    stop = threading.Event()
+
+    def emit(event: dict[str, Any]) -> None:
+        if event.get("epoch") == 3:
+            stop.set()
+
+    monkeypatch.setattr(worker_module, "make_pruner", lambda *_: optuna.pruners.NopPruner())
+    work(job(opened), stop, emit)
+    assert asked == [1, 2, 3]
+    opened.files.checkpoint(opened.name, 0).unlink()
+    asked.clear()
+    events = run(opened)
+    assert [one["epoch"] for one in events if one["event"] == "epoch"] == [1, 2, 3, 4]
+    assert asked == [3]
 
 
 def test_changed_weights_are_refused(tmp_path: Path) -> None:

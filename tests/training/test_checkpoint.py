@@ -73,6 +73,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "cut at the end": lambda path: rewritten(path, lambda data: data[:-1]),
     "longer": lambda path: rewritten(path, lambda data: data + b"\0"),
     "a folder": lambda path: path.mkdir(),
+    "a folder with something in it": lambda path: (path / "a" / "b").mkdir(parents=True),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "a link to a folder": lambda path: path.symlink_to(path.parent.parent),
 }
 
 
@@ -86,11 +89,24 @@ def test_a_damaged_checkpoint_starts_afresh(
         assert one.load(STATE) is None
     (line,) = caplog.records
     assert "starting afresh" in line.getMessage()
-    if one.path.exists():
-        one.path.rmdir()
     run = training(plan("test_resnet"), epochs=1, count=20)
     assert [result.epoch for result in run.run(one)] == [1]
     assert one.load(run.state()) is not None
+
+
+@pytest.mark.parametrize("what", ["an empty folder", "a full folder", "a dangling link"])
+def test_what_appears_in_its_place_while_it_trains_is_replaced(what: str, tmp_path: Path) -> None:
+    one = checkpoint(tmp_path)
+    one.save(STATE, 1)
+    one.path.unlink()
+    if what == "a dangling link":
+        one.path.symlink_to(tmp_path / "nowhere")
+    else:
+        (one.path / "a" if what == "a full folder" else one.path).mkdir(parents=True)
+    one.save(STATE, 2)
+    assert one.path.is_file() and not one.path.is_symlink()
+    assert one.load(STATE) is not None
+    assert [one.name for one in tmp_path.iterdir()] == ["3.pt"]
 
 
 def test_a_flipped_bit_starts_afresh(tmp_path: Path) -> None:
@@ -156,6 +172,8 @@ def test_a_checkpoint_may_lag_behind_its_curve(tmp_path: Path) -> None:
         ({**STATE, "c": 1}, "state"),
         ({"a": STATE["a"], "b": [1, 2]}, "state.b"),
         ({"a": STATE["a"], "b": {"c": 1, "d": [torch.zeros(2)]}}, "state.b.d"),
+        ({"a": STATE["a"], "b": {"c": "1.5", "d": [torch.zeros(2), 1]}}, "state.b.c"),
+        ({"a": STATE["a"], "b": {"c": None, "d": [torch.zeros(2), 1]}}, "state.b.c"),
     ],
 )
 def test_another_structure_starts_afresh(
@@ -165,6 +183,18 @@ def test_another_structure_starts_afresh(
     with caplog.at_level(logging.WARNING):
         assert checkpoint(tmp_path).load(STATE) is None
     assert f"it has another structure at {where};" in caplog.text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_starts_afresh(
+    value: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = {"a": torch.zeros(2), "b": [torch.arange(3), torch.zeros(3)]}
+    one = checkpoint(tmp_path)
+    one.save({**state, "b": [torch.arange(3), torch.tensor([0.0, value, 0.0])]}, 1)
+    with caplog.at_level(logging.WARNING):
+        assert one.load(state) is None
+    assert "some of its numbers are not finite; starting afresh" in caplog.text
 
 
 def test_a_scaler_that_another_device_has_starts_afresh(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from autotune.training.features import FeatureCache, Features
 from autotune.training.loop import Training
 from autotune.training.placement import give_back, place
 from tests.support.backbones import backbone, plan, some_digits, state_of, training
+from tests.support.cuda import accelerator_error
 from tests.support.simulated_gpu import Kind, SimulatedGpu, simulated_gpu
 from tests.support.surgery import change
 
@@ -250,6 +251,23 @@ def test_what_fails_while_reading_ahead_is_told(gpu: SimulatedGpu) -> None:
 
 
 OOM = 3  # more images than these find no memory
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_machine_without_memory_to_pin_trains_all_the_same(
+    stays: bool, gpu: SimulatedGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no lack of memory of the GPU: a plan would be halved, and called infeasible for it."""
+    expected = losses(on_features(tmp_path / "pinned", stays=stays))
+    empty = torch.empty
+
+    def refuse(*args: Any, pin_memory: bool = False, **named: Any) -> Tensor:
+        if pin_memory:
+            raise accelerator_error("out of memory", "cudaErrorMemoryAllocation")
+        return empty(*args, **named)
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    assert losses(on_features(tmp_path / "pageable", stays=stays)) == expected
 
 
 def test_features_are_computed_in_smaller_parts_where_memory_gives_out(

@@ -17,7 +17,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol, cast
@@ -31,13 +31,27 @@ SUFFIXES = (
     *(".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2"),
     *(".tar.xz", ".txz"),
 )
+#: Archives and compressed files for which neither the standard library nor a dependency has a
+#: reader, by how they begin.
+_OTHERS = {
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"7z\xbc\xaf\x27\x1c": "7-Zip",
+    b"Rar!\x1a\x07": "RAR",
+    b"LZIP": "lzip",
+    b"\x04\x22\x4d\x18": "LZ4",
+    b"\x1f\x9d": "compress (.Z)",
+    b"xar!": "xar",
+    b"MSCF": "CAB",
+}
 _CHUNK_BYTES = 1 << 20
 #: Limits what an archive may hold for its size, from so many bytes on. Files of images hardly
 #: shrink; deflate makes a thousand bytes of zeros one.
 MAX_RATIO = 100
 _FREE_BYTES = 1 << 23
-#: Limits its members, of which each is a file and a value in memory.
+#: Limits its members, folders among them, of which each is a value in memory, and most are files.
 MAX_MEMBERS = 2_000_000
+#: Limits the folders that are inside of each other.
+MAX_LEVELS = 64
 #: Limits what is read at once: a header of a tar file can claim any size.
 _AT_ONCE_BYTES = 1 << 26
 #: What a file takes on disk beside its content, on average.
@@ -60,6 +74,8 @@ Progress = Callable[[int, int], None]
 def is_archive(path: Path) -> bool:
     """Tell whether a file is to be unpacked: by its name, or else by its content.
 
+    One in a format that is not read here is no archive; :func:`other_format` names it.
+
     Args:
         path: Anything; a folder and what is not there are no archives. A damaged file that is
             called ``.zip`` is one, so that it is named as damaged.
@@ -72,6 +88,16 @@ def is_archive(path: Path) -> bool:
         return zipfile.is_zipfile(path) or _is_tar(path)
     except (OSError, *_DAMAGE):
         return False
+
+
+def other_format(path: Path) -> str:
+    """Return the name of the format of an archive that cannot be read here; empty for others."""
+    with suppress(OSError), path.open("rb") as stream:
+        start = stream.read(8)
+        for magic, name in _OTHERS.items():
+            if start.startswith(magic):
+                return name
+    return ""
 
 
 def _is_tar(path: Path) -> bool:
@@ -133,7 +159,7 @@ class _Member:
         name: As the archive has it.
         path: Where it goes, relative to the folder.
         size: Of its content, in bytes.
-        token: What the reader opens it by.
+        token: What the reader opens it by; ``None`` of a folder, which is made for its files.
     """
 
     name: str
@@ -145,8 +171,8 @@ class _Member:
 class _Reader(Protocol):
     """An open archive."""
 
-    def files(self) -> Iterator[_Member]:
-        """Yield its files.
+    def members(self) -> Iterator[_Member]:
+        """Yield its files and folders.
 
         Raises:
             DatasetError: At a member that is neither file nor folder, or has no place inside.
@@ -160,7 +186,7 @@ class _Zip:
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
 
-    def files(self) -> Iterator[_Member]:
+    def members(self) -> Iterator[_Member]:
         for info in self._archive.infolist():
             name = info.filename.replace("\\", "/")  # as Windows wrote it, against the format
             path = _inside(name)
@@ -169,8 +195,8 @@ class _Zip:
                 raise _Refused(name, "is a link or a device")
             if info.flag_bits & 1:
                 raise _Refused(name, "is encrypted")
-            if not (info.is_dir() or name.endswith("/")):
-                yield _Member(name, path, info.file_size, info)
+            folder = info.is_dir() or name.endswith("/")
+            yield _Member(name, path, info.file_size, None if folder else info)
 
     def open(self, member: _Member) -> IO[bytes]:
         assert isinstance(member.token, zipfile.ZipInfo)
@@ -181,12 +207,14 @@ class _Tar:
     def __init__(self, archive: tarfile.TarFile) -> None:
         self._archive = archive
 
-    def files(self) -> Iterator[_Member]:
+    def members(self) -> Iterator[_Member]:
         for info in self._archive:
             path = _inside(info.name)
             if info.isreg():
                 yield _Member(info.name, path, info.size, info)
-            elif not info.isdir():
+            elif info.isdir():
+                yield _Member(info.name, path, 0, None)
+            else:
                 raise _Refused(info.name, "is a link or a device")
         # tarfile takes anything that is no header for the end; the end is a block of zeros
         stream = self._archive.fileobj
@@ -289,17 +317,20 @@ def _inside(name: str) -> PurePosixPath:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name:
         raise _Refused(name, "would be written outside of the folder")
+    if len(path.parts) > MAX_LEVELS:
+        raise _Refused(name[:200], f"is more than {MAX_LEVELS} folders deep")
     return path
 
 
 def _write(reader: _Reader, archive: Path, part: Path, progress: Progress | None) -> None:
     members: list[_Member] = []
     total, most = 0, most_of(archive)
-    for member in reader.files():
-        members.append(member)
+    for count, member in enumerate(reader.members(), start=1):
+        if count > MAX_MEMBERS:
+            raise _TooMuch(f"it has more than {MAX_MEMBERS:,} files and folders")
+        if member.token is not None:
+            members.append(member)
         total += member.size
-        if len(members) > MAX_MEMBERS:
-            raise _TooMuch(f"it has more than {MAX_MEMBERS:,} files")
         if total > most:
             raise _TooMuch(_over_ratio(most))
     _check_names(members)

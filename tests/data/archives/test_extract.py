@@ -19,6 +19,7 @@ import pytest
 
 from autotune.data.archives import extract as extracting
 from autotune.data.archives.extract import MAX_RATIO, extract, is_archive
+from autotune.data.own import open_own
 from autotune.errors import DatasetError, DiskFullError, NoRoomError
 from tests.support.archives import tar_bytes, zip_bytes
 
@@ -118,6 +119,8 @@ MALICIOUS = {
     "symlink zip": (zip_bytes({"link": b"/etc"}, mode=0o120777), "is a link or a device"),
     "twice": (tar_bytes({"a": b"1"}, member("./a", tarfile.REGTYPE)), "be written over another"),
     "file and folder": (tar_bytes({"a": b"1", "a/b": b"2"}), "'a' is a file and the folder of"),
+    "deep": (tar_bytes({f"{'a/' * 1500}b": b"1"}), "is more than 64 folders deep"),
+    "deep zip": (zip_bytes({f"{'a/' * 1500}b": b"1"}), "is more than 64 folders deep"),
     "no name": (tar_bytes({".": b"1"}), "would be written over another one"),
 }
 
@@ -326,6 +329,40 @@ def test_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             archive.writestr(f"{number}.png", b"x")
     with pytest.raises(DatasetError, match=r"more than 3 files.*unpack it yourself"):
         extract(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_too_many_empty_folders(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders are values in memory as files are, and a tar file of them shrinks a lot."""
+    monkeypatch.setattr(extracting, "MAX_MEMBERS", 3)
+    path = tmp_path / f"many.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as packed:
+            for number in range(4):
+                packed.writestr(f"{number}/", b"")
+    else:
+        with tarfile.open(path, "w") as archive:
+            for number in range(4):
+                archive.addfile(member(str(number), tarfile.DIRTYPE))
+    with pytest.raises(DatasetError, match=r"more than 3 files and folders.*unpack it yourself"):
+        extract(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (b"\x28\xb5\x2f\xfd", "Zstandard"),
+        (b"7z\xbc\xaf\x27\x1c", "7-Zip"),
+        (b"Rar!\x1a\x07\x01\x00", "RAR"),
+        (b"\x1f\x9d\x90", "compress"),
+    ],
+)
+def test_a_format_that_is_not_read_here(start: bytes, name: str, tmp_path: Path) -> None:
+    path = put(tmp_path / "photos.tar.zst", start + bytes(600))
+    with pytest.raises(DatasetError, match=f"{name}.*pack it as .tar.gz or .zip"):
+        open_own(str(path))
 
 
 def test_blank_images_are_no_bomb(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""In which precision trials computed: on the report, and where one is trained again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from optuna.study import Study
+from optuna.trial import create_trial
+
+from autotune.results.computing import compute_in_words, computing_of
+from autotune.results.markdown import render_markdown
+from autotune.results.report import render_report
+from autotune.study import record
+from tests.support.page import Parsed
+from tests.support.studies import make_study
+
+KEPT = ["stem.conv1", "layer4.0.conv1", "layer4.0.conv2", "layer4.1.conv1"]
+
+
+@pytest.mark.parametrize(
+    ("compute", "words"),
+    [
+        ({"half": "off", "float32": "ieee"}, "float32"),
+        ({"half": "off", "float32": "tf32"}, "float32 with products in TF32"),
+        ({"half": "bf16", "float32": "ieee"}, "bf16, the rest in float32"),
+        (
+            {"half": "fp16", "float32": "tf32"},
+            "fp16, the rest in float32 with products in TF32",
+        ),
+        (
+            {"half": "bf16", "float32": "ieee", "kept": KEPT[:1]},
+            "bf16, the rest in float32, 1 layer of it where bf16 is slow or wrong on that "
+            "machine: stem.conv1",
+        ),
+        (
+            {"half": "bf16", "float32": "ieee", "kept": KEPT},
+            "bf16, the rest in float32, 4 layers of it where bf16 is slow or wrong on that "
+            "machine: stem.conv1, layer4.0.conv1, layer4.0.conv2 and others",
+        ),
+    ],
+)
+def test_a_precision_in_words(compute: dict[str, Any], words: str) -> None:
+    assert compute_in_words(compute) == words
+
+
+def study_of(*computed: tuple[str, dict[str, Any] | None]) -> Study:
+    study = make_study(trials=1)
+    for device, compute in computed:
+        attributes = {record.DEVICE: device, record.COMPUTE: compute}
+        study.add_trial(create_trial(value=0.5, user_attrs=attributes))
+    return study
+
+
+def test_the_report_says_what_the_trials_computed_in() -> None:
+    bf16 = {"half": "bf16", "float32": "tf32"}
+    study = study_of(
+        ("NVIDIA <H200>", bf16),
+        ("NVIDIA <H200>", bf16),
+        ("cpu", {"half": "bf16", "float32": "ieee", "kept": KEPT}),
+        ("cpu", None),  # of a study that was made before
+    )
+    lines = (
+        "2 trials on NVIDIA <H200>: bf16, the rest in float32 with products in TF32",
+        "1 trial on cpu: bf16, the rest in float32 (some layers are left in float32)",
+    )
+    assert computing_of(study.trials) == lines
+    page = Parsed(render_report(study))
+    assert [one for one in page.of("li") if one in lines] == list(lines)
+    assert "- 1 trial on cpu: bf16, the rest in float32" in render_markdown(study)
+
+
+def test_a_study_of_before_says_nothing_of_it() -> None:
+    study = study_of(("cpu", None))
+    assert computing_of(study.trials) == ()
+    assert "Precision" not in Parsed(render_report(study)).of("h3")
