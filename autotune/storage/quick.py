@@ -179,7 +179,8 @@ class QuickStorage(RDBStorage):
             return
         rows = _attribute_rows(trial_id, attributes, self._uuid())
         with self._alone() if len(rows) == 1 else self.engine.begin() as connection:
-            written = connection.execute(_attribute(self.engine.name, model), rows).rowcount
+            statement = _attribute(self.engine.name, model)  # type: ignore[arg-type]
+            written = connection.execute(statement, rows).rowcount
         if not written:
             self._refuse(trial_id)
 

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from optuna.distributions import BaseDistribution, json_to_distribution
@@ -125,8 +126,8 @@ _PARTS = text(
     FROM trial_intermediate_values WHERE trial_id = ANY(CAST(:ids AS int[]))
     """
 )
-_VALUE_KINDS = models.TrialValueModel.TrialValueType
-_REPORT_KINDS = models.TrialIntermediateValueModel.TrialIntermediateValueType
+_VALUE_KINDS = models.TrialValueModel.TrialValueType.__members__
+_REPORT_KINDS = models.TrialIntermediateValueModel.TrialIntermediateValueType.__members__
 
 _Parts = defaultdict[int, list[Row]]
 
@@ -165,7 +166,7 @@ def read_trials(
     study_id: int,
     known: Collection[int] = (),
     after: int = -1,
-    running: Mapping[int, FrozenTrial] | None = None,
+    running: Mapping[int, FrozenTrial] = MappingProxyType({}),
 ) -> list[FrozenTrial]:
     """Read trials of a study.
 
@@ -183,14 +184,14 @@ def read_trials(
     for ids in _chunks([one for one in known if one <= after]):
         rows += connection.execute(_KNOWN, {"study": study_id, "ids": ids})
     rows.sort(key=lambda row: int(row.trial_id))
-    same = {row.trial_id: running[row.trial_id] for row in rows if _runs_still(row, running or {})}
+    same = {row.trial_id: running[row.trial_id] for row in rows if _runs_still(row, running)}
     rows = [row for row in rows if row.trial_id not in same]
     with collector_paused() if len(rows) > CHUNK else nullcontext():
         found = _with_parts(connection, study_id, rows)
     return sorted([*found, *same.values()], key=lambda one: one._trial_id) if same else found
 
 
-def _runs_still(row: Row, running: Mapping[int, FrozenTrial]) -> bool:
+def _runs_still(row: Any, running: Mapping[int, FrozenTrial]) -> bool:
     known = running.get(row.trial_id)
     return (
         known is not None
