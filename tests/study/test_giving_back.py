@@ -14,14 +14,18 @@ import optuna
 import pytest
 import sqlalchemy
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages._rdb.models import TrialHeartbeatModel, TrialModel
+from optuna.storages._rdb.models import (
+    TrialHeartbeatModel,
+    TrialIntermediateValueModel,
+    TrialModel,
+)
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import func, select
 
 from autotune.errors import StudyError
 from autotune.storage.beats import read_beats
 from autotune.storage.database import GRACE_PERIOD_S
-from autotune.storage.quick import Failure
+from autotune.storage.quick import Failure, _reporting
 from autotune.study import record
 from autotune.study.claims import LOST, MAX_RETRIES, Claim, Claims
 from autotune.study.doctor import diagnose
@@ -33,6 +37,8 @@ from tests.study.test_claims import claim, frozen, make_claims, states
 from tests.support.broken import silence
 from tests.support.runs import wait_for
 from tests.support.small import open_small
+
+FINITE = TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
 
 
 def opened_anew(claims: Claims) -> Claims:
@@ -118,16 +124,11 @@ def test_a_report_that_is_being_written_is_waited_for(postgres_url: str) -> None
     giving = threading.Thread(
         target=lambda: written.append(opened_anew(claims).give_back(trial.number, LOST))
     )
-    executed: list[int] = []
-
-    def hold(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.startswith("INSERT INTO trial_intermediate_values") and not executed:
-            executed.append(1)
-            giving.start()
-            wait_for(lambda: waits_for_a_lock(claims))
-
-    sqlalchemy.event.listen(claims.storage.engine, "after_cursor_execute", hold)
-    trial.report(0.5, 1)
+    report = {"of": trial._trial_id, "at": 1, "value": 0.5, "kind": FINITE, "uuid": None}
+    with claims.storage.engine.begin() as connection:
+        connection.execute(_reporting("postgresql"), report)
+        giving.start()
+        wait_for(lambda: waits_for_a_lock(claims))
     giving.join(60)
     assert written == [True]
     assert frozen(claims, 1).intermediate_values == {1: 0.5}
