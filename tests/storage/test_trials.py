@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import optuna
 import pytest
@@ -178,3 +179,21 @@ def test_a_connection_that_the_server_has_dropped_is_made_anew(
     other.dispose()
     with impatiently():
         assert len(storage._get_trials(study_id, None, set(), -1)) == 6
+
+
+def test_times_are_local_as_those_of_optuna(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database has them in UTC."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        storage, study_id = fill(url)
+        with storage.engine.begin() as connection:
+            found = trials.read_trials(connection, study_id)
+        expected = [RDBStorage.get_trial(storage, one._trial_id) for one in found]
+        times = [(one.datetime_start, one.datetime_complete) for one in expected]
+        assert [(one.datetime_start, one.datetime_complete) for one in found] == times
+        started = found[5].datetime_start
+        assert started is not None and abs(started.timestamp() - time.time()) < 3600
+    finally:
+        monkeypatch.undo()
+        time.tzset()
