@@ -126,24 +126,6 @@ def test_a_trial_that_is_made_whole_is_what_was_asked_for(url: str) -> None:
     assert found.datetime_start == asked.datetime_start
 
 
-def test_times_are_local_as_those_of_optuna(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The database has them in UTC."""
-    monkeypatch.setenv("TZ", "Asia/Tokyo")
-    time.tzset()
-    try:
-        storage, study_id = fill(url)
-        with storage.engine.begin() as connection:
-            found = trials.read_trials(connection, study_id)
-        expected = [RDBStorage.get_trial(storage, one._trial_id) for one in found]
-        times = [(one.datetime_start, one.datetime_complete) for one in expected]
-        assert [(one.datetime_start, one.datetime_complete) for one in found] == times
-        started = found[5].datetime_start
-        assert started is not None and abs(started.timestamp() - time.time()) < 3600
-    finally:
-        monkeypatch.undo()
-        time.tzset()
-
-
 def test_what_is_known_to_run_is_asked_for_its_state_alone(url: str) -> None:
     storage, study_id = fill(url)
     claimed = made("keep")
@@ -197,3 +179,21 @@ def test_a_connection_that_the_server_has_dropped_is_made_anew(
     other.dispose()
     with impatiently():
         assert len(storage._get_trials(study_id, None, set(), -1)) == 6
+
+
+def test_times_are_local_as_those_of_optuna(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database has them in UTC."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        storage, study_id = fill(url)
+        with storage.engine.begin() as connection:
+            found = trials.read_trials(connection, study_id)
+        expected = [RDBStorage.get_trial(storage, one._trial_id) for one in found]
+        times = [(one.datetime_start, one.datetime_complete) for one in expected]
+        assert [(one.datetime_start, one.datetime_complete) for one in found] == times
+        started = found[5].datetime_start
+        assert started is not None and abs(started.timestamp() - time.time()) < 3600
+    finally:
+        monkeypatch.undo()
+        time.tzset()
