@@ -20,21 +20,19 @@ and less than 100 ms for a trial.
 from __future__ import annotations
 
 import argparse
-import json
+import multiprocessing
 import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import optuna
@@ -195,19 +193,17 @@ def work_plain(side: Side, seed: int, sampler: str) -> Callable[[], tuple[int, f
     return run
 
 
-def be_worker() -> None:
+def be_worker(side: Side, index: int, seconds: float, parent: Connection) -> None:
     """Work for as long as the parent says, and tell it what came of it."""
-    job = json.loads(sys.stdin.readline())
-    side = Side(**job["side"])
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     if side.ours:
-        run = work_ours(side, f"host/1/{job['index']}", job["index"], "random")
+        run = work_ours(side, f"host/1/{index}", index, "random")
     else:
-        run = work_plain(side, job["index"], "random")
-    print("ready", flush=True)
-    sys.stdin.readline()
-    end = time.monotonic() + job["seconds"]
+        run = work_plain(side, index, "random")
+    parent.send("ready")
+    parent.recv()
+    end = time.monotonic() + seconds
     numbers, waits, errors = [], [], Counter[str]()
     while time.monotonic() < end:
         try:
@@ -217,7 +213,7 @@ def be_worker() -> None:
         else:
             numbers.append(number)
             waits.append(waited)
-    print(json.dumps({"numbers": numbers, "waits": waits, "errors": errors}), flush=True)
+    parent.send({"numbers": numbers, "waits": waits, "errors": errors})
 
 
 # The run
@@ -259,41 +255,28 @@ def new_study(url: str, ours: bool, queued: int) -> None:
 
 def measure(side: Side, workers: int, seconds: float) -> Row:
     """Let workers work for a while."""
+    # Forked of a process that has imported everything: with many workers on few cores, importing
+    # would take longer than what is measured.
+    context = multiprocessing.get_context("forkserver")
+    pipes = [context.Pipe() for _ in range(workers)]
     processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, "--be-worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for _ in range(workers)
+        context.Process(target=be_worker, args=(side, index, seconds, theirs), daemon=True)
+        for index, (_, theirs) in enumerate(pipes)
     ]
-
-    def say(process: subprocess.Popen[str], line: str) -> None:
-        assert process.stdin is not None
-        process.stdin.write(line + "\n")
-        process.stdin.flush()
-
-    def hear(process: subprocess.Popen[str]) -> str:
-        assert process.stdout is not None
-        return process.stdout.readline().strip()
-
+    for process in processes:
+        process.start()
     try:
-        for index, one in enumerate(processes):
-            job = {"side": vars(side), "index": index, "seconds": seconds}
-            say(one, json.dumps(job))
-        assert {hear(one) for one in processes} == {"ready"}
+        for ours, _ in pipes:
+            assert ours.recv() == "ready"
         start = time.monotonic()
-        for one in processes:
-            say(one, "go")
-        with ThreadPoolExecutor(workers) as pool:
-            answers = [json.loads(line) for line in pool.map(hear, processes)]
+        for ours, _ in pipes:
+            ours.send("go")
+        answers = [ours.recv() for ours, _ in pipes]
         took = time.monotonic() - start
     finally:
-        for one in processes:
-            one.kill()
-            one.communicate()
+        for process in processes:
+            process.kill()
+            process.join()
     numbers = Counter(number for one in answers for number in one["numbers"])
     waits = [waited for one in answers for waited in one["waits"]]
     errors = sum((Counter(one["errors"]) for one in answers), Counter[str]())
@@ -470,10 +453,8 @@ def main() -> None:
     parser.add_argument("--finished", type=int, default=1000)
     parser.add_argument("--large-study", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--be-worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.be_worker:
-        return be_worker()
+    os.environ["OMP_NUM_THREADS"] = "1"
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     rows: list[Row] = []

@@ -1,17 +1,20 @@
 """Opening the database of a study: URL in, Optuna storage out.
 
-SQLite runs in WAL mode, see :mod:`autotune.storage.transactions`. Postgres connections are checked
-before use, because servers drop idle ones (optuna issue 5600).
+SQLite runs in WAL mode, see :mod:`autotune.storage.transactions`. Postgres connections that
+have rested are checked before use, because servers drop idle ones (optuna issue 5600).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import re
 import sqlite3
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,9 @@ import optuna
 import sqlalchemy
 from filelock import FileLock
 from sqlalchemy import event
-from sqlalchemy.engine import URL
-from sqlalchemy.pool import NullPool
+from sqlalchemy.engine import URL, Engine
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from autotune.errors import (
     DiskFullError,
@@ -42,6 +46,8 @@ GRACE_PERIOD_S = 90
 #: How long a connection waits for another one's transaction (SQLite) or for the server.
 BUSY_TIMEOUT_S = 60
 CONNECT_TIMEOUT_S = 10
+#: A connection that has rested for so many seconds is asked whether the server is still there.
+RESTED_S = 5.0
 #: Connections that one process keeps to a server, and how many more it may open for a moment.
 POOL_SIZE = 2
 POOL_OVERFLOW = 4
@@ -135,7 +141,6 @@ def _open(url: URL) -> PatientStorage:
         options = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
     else:
         options = {
-            "pool_pre_ping": True,
             "pool_recycle": 600,
             "pool_size": POOL_SIZE,
             "max_overflow": POOL_OVERFLOW,
@@ -156,7 +161,30 @@ def _open(url: URL) -> PatientStorage:
         storage.engine.dispose()  # connections made so far have none of these settings
         with storage.engine.begin() as connection:
             connection.exec_driver_sql("SELECT 1")
+    else:
+        event.listen(storage.engine, "checkin", _note_rest)
+        event.listen(storage.engine, "checkout", partial(_ask_whether_there, storage.engine))
     return storage
+
+
+def _note_rest(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.info["rests_since"] = time.monotonic()
+
+
+def _ask_whether_there(
+    engine: Engine, connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object
+) -> None:
+    """Ask a server for a sign of life when a connection has rested: it drops idle ones.
+
+    ``pool_pre_ping`` asks every time, a round trip more for every statement. A server that was
+    restarted a moment ago is met in mid-statement as well, and waited for there.
+    """
+    if time.monotonic() - record.info.get("rests_since", math.inf) < RESTED_S:
+        return
+    try:
+        engine.dialect.do_ping(connection)
+    except engine.dialect.loaded_dbapi.Error as error:
+        raise sqlalchemy.exc.DisconnectionError("the server has dropped it") from error
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:

@@ -158,7 +158,7 @@ _HARMLESS = (
     "set_study_system_attr",
     "set_trial_param",
     "set_trial_intermediate_value",
-    "set_trial_user_attr",
+    "set_trial_user_attrs",
     "set_trial_system_attr",
 )
 

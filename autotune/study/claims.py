@@ -14,14 +14,18 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.pruners import _filter_study
+from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
@@ -42,7 +46,7 @@ from autotune.storage.patience import (
     patient,
     was_away,
 )
-from autotune.storage.quick import Failure
+from autotune.storage.quick import Failure, StoredParam
 from autotune.study import record
 from autotune.study.budget import EXHAUSTED, Budget, Ending, could_start, ending, queue_of
 
@@ -135,11 +139,11 @@ class Claims:
 
         A GP takes seconds; under the lock, all other workers would wait for them.
         """
-        try:  # the trials are remembered: there is less to read in the lock
+        sampler = self.study.sampler
+        if not isinstance(sampler, CanonicalSampler) or not sampler.ahead:
+            return None
+        try:  # the trials are remembered: there is less to read under the lock
             trials = self.study.get_trials(deepcopy=False)
-            sampler = self.study.sampler
-            if not isinstance(sampler, CanonicalSampler) or not sampler.ahead:
-                return None
             attributes = self.study.user_attrs
         except KeyError:  # the study was deleted, which is told under the lock
             return None
@@ -153,8 +157,12 @@ class Claims:
         self, worker: str, proposal: Proposal | None, *, last: bool
     ) -> Claim | Wait | Ending | None:
         """Claim a trial under the lock; ``None`` where the proposal does not hold any more."""
+        sampler = self.study.sampler
         with self._lock() as attributes:
-            trials, now = self.study.get_trials(deepcopy=False), time.time()
+            # A sampler of one's own may want the curves of the trials that run.
+            known = isinstance(sampler, CanonicalSampler) and not sampler.writes
+            with self.storage.changes_alone() if known else nullcontext():
+                trials, now = self.study.get_trials(deepcopy=False), time.time()
             ended = self._ending(trials, now, Budget.from_attributes(attributes))
             queued = next(iter(queue_of(trials, ended)), None)
             if queued is None and ended is None:
@@ -164,9 +172,15 @@ class Claims:
             try:
                 if Ending.from_attributes(attributes) is not None:
                     self._remember(None)
-                return self._start(queued, trials, worker, now, proposal, last=last)
+                started = self._start(queued, trials, worker, now, proposal, last=last)
             except UpdateFinishedTrialError as error:
                 raise LockLostError("the trial was given back by somebody else") from error
+        if started is None:
+            return None
+        trial = started if isinstance(started, Trial) else Trial(self.study, started)
+        running = [one for one in trials if one.state == TrialState.RUNNING]
+        workers = {one.user_attrs.get(record.WORKER) for one in running} - {None}
+        return Claim(trial, now, len(workers | {worker}))
 
     @patient
     def _undo(self, worker: str) -> None:
@@ -198,9 +212,11 @@ class Claims:
         proposal: Proposal | None,
         *,
         last: bool,
-    ) -> Claim | None:
-        running = [one for one in trials if one.state == TrialState.RUNNING]
-        workers = {one.user_attrs.get(record.WORKER) for one in running} - {None}
+    ) -> Trial | int | None:
+        """Start a trial: a queued one, which is returned, or a new one, whose id is.
+
+        What only reads comes after the lock.
+        """
         sampler = self.study.sampler
         # What waits without a plan is drawn as a new trial is, and ``ask`` takes it.
         new = queued is None and all(one.state != TrialState.WAITING for one in trials)
@@ -214,19 +230,19 @@ class Claims:
                 drawn = sampler.draw(self.study, upcoming, trials)
             if drawn is None:
                 return None
-            trial = self._create(drawn, worker, since)
-        else:
-            if queued is not None:
-                record.plan_of(queued)  # one of a later version stays in the queue
-            trial = self._ask() if queued is None else self._pop(queued)
-            plan_of_trial(trial, self.space)
-            trial.set_user_attr(record.CLAIMED, since)
-            # Last: a trial without it broke off above, and whoever holds the lock can see that.
-            trial.set_user_attr(record.WORKER, worker)
-        return Claim(trial, since, len(workers | {worker}))
+            return self._create(drawn, worker, since)
+        if queued is not None:
+            record.plan_of(queued)  # one of a later version stays in the queue
+        trial = self._ask() if queued is None else self._pop(queued)
+        params, plan = plan_of_trial(trial, self.space)
+        # Last: a trial without them broke off above, and whoever holds the lock can see that.
+        attributes = {**plan, record.CLAIMED: since, record.WORKER: worker}
+        self.storage.fill_trial(trial._trial_id, params, attributes)
+        trial._cached_frozen_trial.user_attrs.update(attributes)
+        return trial
 
-    def _create(self, drawn: Draw, worker: str, since: float) -> Trial:
-        """Write a trial down whole, in one transaction."""
+    def _create(self, drawn: Draw, worker: str, since: float) -> int:
+        """Write a trial down whole, in one transaction, and return its id."""
         stage = {} if drawn.stage is None else {STAGE: drawn.stage}
         trial = create_trial(
             state=TrialState.RUNNING,
@@ -239,8 +255,7 @@ class Claims:
                 record.WORKER: worker,
             },
         )
-        study_id = self.study._study_id
-        return Trial(self.study, self.study._storage.create_new_trial(study_id, trial))
+        return self.study._storage.create_new_trial(self.study._study_id, trial)
 
     def _ask(self) -> Trial:
         with warnings.catch_warnings():
@@ -357,16 +372,54 @@ class Claims:
     ) -> None:
         """Tell the study how a trial has ended.
 
-        Under the lock, the time too: trials end in the order in which claims see it.
+        Under the lock, the time too: trials end in the order in which claims see it. A trial that
+        was given back meanwhile stays as it is.
 
         Args:
             claim: The trial.
             state: How it has ended.
             values: Of a complete one, a value for each objective of the study.
+
+        Raises:
+            StudyError: When the study has been deleted.
         """
-        with self._lock():
-            self.note_time(claim)
-            self.study.tell(claim.trial, values, state=state, skip_if_finished=True)
+        trial_id = claim.trial._trial_id
+        trial: FrozenTrial | None = None
+        with suppress(KeyError):
+            trial = self.storage.get_trial(trial_id)
+        if trial is None or trial.state != TrialState.RUNNING:
+            self.check_is_there()
+            return
+        told = self._told(trial, state, values)
+        self.study._thread_local.cached_all_trials = None  # as ``Study.tell`` does
+        ended = False
+        try:
+            view = _filter_study(self.study, trial)
+            self.study.sampler.after_trial(view, trial, state, told)
+        finally:
+            with study_lock(self.storage, self.url, self.study.study_name):
+                held = round(max(0.0, time.time() - claim.since), 6)
+                ended = self.storage.end_trial(trial_id, state, told, {record.HELD: held})
+        if not ended:
+            self.check_is_there()
+
+    def _told(
+        self, trial: FrozenTrial, state: TrialState, values: float | Sequence[float] | None
+    ) -> list[float] | None:
+        """Return the values that a trial ends with, as :meth:`optuna.Study.tell` does.
+
+        That of a pruned one is what it reported last.
+        """
+        if state == TrialState.PRUNED and trial.last_step is not None:
+            last = trial.intermediate_values[trial.last_step]
+            alone = len(self.study.directions) == 1
+            return [last] if alone and not math.isnan(last) else None
+        if state != TrialState.COMPLETE:
+            return None
+        told = [values] if isinstance(values, int | float) else list(values or ())
+        if len(told) != len(self.study.directions) or any(math.isnan(one) for one in told):
+            raise ValueError(f"trial {trial.number} cannot be complete with {values}")
+        return [float(one) for one in told]
 
     def note_time(self, claim: Claim) -> None:
         """Write down for how long a trial has held its device so far."""
@@ -498,22 +551,51 @@ def lost_for_good(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
     return {number: upcoming for number, upcoming in found.items() if upcoming is not None}
 
 
-def plan_of_trial(trial: Trial, space: Space) -> TrialPlan:
-    """Return the plan of a trial, suggesting its parameters where it has none yet."""
+class _Suggested:
+    """The storage of a trial that suggests its parameters, which are kept and not written.
+
+    Optuna writes one after the other, in a transaction each, and looks around in each of them:
+    a hundred round trips to a server for twenty parameters, under the study's lock.
+    """
+
+    def __init__(self, storage: BaseStorage) -> None:
+        self._storage = storage
+        self.params: dict[str, StoredParam] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def set_trial_param(
+        self, trial_id: int, name: str, value: float, distribution: BaseDistribution
+    ) -> None:
+        """Keep a parameter."""
+        self.params[name] = StoredParam(value, distribution)
+
+
+def plan_of_trial(trial: Trial, space: Space) -> tuple[dict[str, StoredParam], dict[str, Any]]:
+    """Suggest the parameters of a trial that has none yet, and work out its plan.
+
+    Returns:
+        What is to be written: its parameters, and the attribute of its plan. A trial from the
+        queue may have both.
+    """
     stored = trial.user_attrs.get(record.PLAN)
     if stored is not None:
         with reading(f"the plan of trial {trial.number}"):
-            plan = TrialPlan.from_json(stored)
-        if space.params(plan) is None:
-            return plan
-    params = {
-        name: suggest(trial, name, distribution)
-        for name, distribution in space.distributions.items()
-    }
-    plan = space.plan(params)
-    if stored is None:
-        trial.set_user_attr(record.PLAN, plan.to_json())
-    return plan
+            if space.params(TrialPlan.from_json(stored)) is None:
+                return {}, {}
+    storage = trial.storage
+    suggested = _Suggested(storage)
+    trial.storage = cast(BaseStorage, suggested)
+    try:
+        params = {
+            name: suggest(trial, name, distribution)
+            for name, distribution in space.distributions.items()
+        }
+    finally:
+        trial.storage = storage
+    plan = {} if stored is not None else {record.PLAN: space.plan(params).to_json()}
+    return suggested.params, plan
 
 
 def successor_of(trial: FrozenTrial, counted: bool = True) -> FrozenTrial | None:

@@ -139,11 +139,14 @@ def _infeasible(trial: Trial, bench: Workbench, need: memory.Need) -> Outcome:
     """Record that a plan does not fit, for the samplers to keep away from there."""
     frozen = bench.opened.study.get_trials(deepcopy=False)[trial.number]
     trial.set_constraint(DEVICE_MEMORY, need.excess)
-    trial.set_user_attr(record.PEAK_MEMORY_MB, round(need.wanted_bytes / memory.MIB, 1))
+    attributes = {
+        record.PEAK_MEMORY_MB: round(need.wanted_bytes / memory.MIB, 1),
+        record.REASON: f"{record.INFEASIBLE}: memory: {need.in_words()}",
+        record.EPOCHS: frozen.last_step or 0,
+    }
     if need.device_bytes:
-        trial.set_user_attr(record.DEVICE_MEMORY_MB, round(need.device_bytes / memory.MIB, 1))
-    trial.set_user_attr(record.REASON, f"{record.INFEASIBLE}: memory: {need.in_words()}")
-    trial.set_user_attr(record.EPOCHS, frozen.last_step or 0)
+        attributes[record.DEVICE_MEMORY_MB] = round(need.device_bytes / memory.MIB, 1)
+    _set_user_attrs(trial, bench, attributes)
     checkpoint = bench.opened.files.checkpoint(bench.opened.name, record.first_attempt(frozen))
     checkpoint.unlink(missing_ok=True)
     return Outcome(TrialState.PRUNED, None)
@@ -162,42 +165,45 @@ def _run(
     words = plan.in_words(named=len(bench.space.backbones) > 1)
     emit({"event": "start", "trial": trial.number, "plan": words})
     training = prepare_trial(plan, bench, stopped, part)
-    trial.set_user_attr(record.DEVICE, device_name(bench.device))
-    trial.set_user_attr(record.COMPUTE, compute_of(parts_of(training)[0]))
+    attributes: dict[str, Any] = {
+        record.DEVICE: device_name(bench.device),
+        record.COMPUTE: compute_of(parts_of(training)[0]),
+        record.PARAMETERS_TUNED: tuned_parameters(training.network),
+    }
     if bench.device.type == "cuda":
-        trial.set_user_attr(record.GPU, gpu_name(bench.device))
+        attributes[record.GPU] = gpu_name(bench.device)
     if bench.device.type == "cpu":  # sums are rounded by how many share them
-        trial.set_user_attr(record.THREADS, torch.get_num_threads())
+        attributes[record.THREADS] = torch.get_num_threads()
     if training.whole:
-        trial.set_user_attr(record.WHOLE, training.whole)
-    trial.set_user_attr(record.PARAMETERS_TUNED, tuned_parameters(training.network))
+        attributes[record.WHOLE] = training.whole
+    _set_user_attrs(trial, bench, attributes)
     costs = costs_of(trial, training, bench.config)
     if is_refused(trial, costs, bench.config):
-        trial.set_user_attr(record.SECONDS, round(time.perf_counter() - start, 3))
-        trial.set_user_attr(record.EPOCHS, 0)
+        seconds = round(time.perf_counter() - start, 3)
+        _set_user_attrs(trial, bench, {record.SECONDS: seconds, record.EPOCHS: 0})
         return Outcome(TrialState.PRUNED, None)
     try:
         pruned = _train(trial, training, checkpoint, set(frozen.intermediate_values), emit)
     finally:
         seconds = earlier_s + time.perf_counter() - start
-        trial.set_user_attr(record.SECONDS, round(seconds, 3))
         earlier = frozen.user_attrs.get(record.CACHES, {})
         store = bench.materials.of(plan.backbone).task.store
         caches = _of_caches(training, store, bench.tally.since(before), earlier)
-        trial.set_user_attr(record.CACHES, caches)
         last = bench.opened.study.get_trials(deepcopy=False)[trial.number].last_step
-        trial.set_user_attr(record.EPOCHS, last or 0)
+        attributes = {record.CACHES: caches, record.EPOCHS: last or 0}
+        _set_user_attrs(trial, bench, {record.SECONDS: round(seconds, 3), **attributes})
     metrics = training.validate() if training.validation_logits is None else training.metrics
     assert metrics is not None
-    trial.set_user_attr(record.METRICS, metrics.to_json())
+    attributes = {record.METRICS: metrics.to_json()}
     if isinstance(training, Folds) and training.deviation is not None:
-        trial.set_user_attr(record.DEVIATIONS, training.deviation.to_json())
+        attributes[record.DEVIATIONS] = training.deviation.to_json()
     if bench.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(bench.device) / memory.MIB
-        trial.set_user_attr(record.PEAK_MEMORY_MB, round(peak, 1))
+        attributes[record.PEAK_MEMORY_MB] = round(peak, 1)
         there = memory.device_bytes(bench.device)
         if there:
-            trial.set_user_attr(record.DEVICE_MEMORY_MB, round(there / memory.MIB, 1))
+            attributes[record.DEVICE_MEMORY_MB] = round(there / memory.MIB, 1)
+    _set_user_attrs(trial, bench, attributes)
     outcome = Outcome(
         TrialState.PRUNED if pruned else TrialState.COMPLETE,
         metrics.objective(bench.config.training.objective),
@@ -206,6 +212,12 @@ def _run(
     store_artifacts(trial, bench, bench.materials.of(plan.backbone), training, outcome)
     checkpoint.path.unlink(missing_ok=True)
     return outcome
+
+
+def _set_user_attrs(trial: Trial, bench: Workbench, attributes: Mapping[str, Any]) -> None:
+    """Write attributes of a trial in one transaction; Optuna has one for each."""
+    bench.opened.storage.set_trial_user_attrs(trial._trial_id, attributes)
+    trial._cached_frozen_trial.user_attrs.update(attributes)
 
 
 def _of_caches(

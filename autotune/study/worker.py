@@ -308,9 +308,11 @@ def _fail(
     trial = claim.trial
     logger.warning("trial %d failed: %s", trial.number, reason)
     try:
-        trial.set_user_attr(record.REASON, reason)
-        if own:  # before the trial is told: a sampler must never see it without
-            trial.set_user_attr(record.FAILED_PLAN, True)
+        # Before the trial is told: a sampler must never see it without.
+        plan_failed = {record.FAILED_PLAN: True} if own else {}
+        claims.storage.set_trial_user_attrs(
+            trial._trial_id, {record.REASON: reason, **plan_failed}
+        )
     except UpdateFinishedTrialError:
         _drop(trial, bench, emit)
         return

@@ -22,6 +22,8 @@ from tests.support.images import make_class_folders, photo
 from tests.support.models import CLASSES, RESHAPED, kept, saved
 from tests.support.surgery import built, pictures
 
+pytestmark = pytest.mark.usefixtures("idle_machine")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

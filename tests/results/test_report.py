@@ -297,6 +297,12 @@ def test_a_page_has_its_figures_when_it_has_loaded(browser: Browser, tmp_path: P
     empty = "getComputedStyle(document.querySelector('.plot'), '::after').content"
     page.emulate_media(media="print")
     assert page.evaluate(empty) == "none"
+    # Paper is narrower than the window: a figure becomes smaller, and is not cut off.
+    page.evaluate("document.querySelector('main').style.width = '300px'")
+    wide = "[...document.querySelectorAll('.plot')].some(one => one.scrollWidth > one.clientWidth)"
+    assert not page.evaluate(wide)
+    boxes = "[...document.querySelectorAll('.main-svg')].every(one => one.hasAttribute('viewBox'))"
+    assert page.evaluate(boxes)
     page.evaluate("document.querySelector('.plot').replaceChildren()")
     assert "needs JavaScript" in page.evaluate(empty)
     page.close()

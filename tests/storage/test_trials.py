@@ -5,6 +5,7 @@ import time
 
 import optuna
 import pytest
+import sqlalchemy
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -14,8 +15,9 @@ from optuna.distributions import (
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.storage import trials
+from autotune.storage import database, trials
 from autotune.storage.database import open_storage
+from autotune.storage.patience import PatientStorage, impatiently
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 
@@ -40,7 +42,7 @@ def made(pool: object, state: TrialState = TrialState.RUNNING, **named: object) 
     )
 
 
-def fill(url: str, directions: int = 1) -> tuple[RDBStorage, int]:
+def fill(url: str, directions: int = 1) -> tuple[PatientStorage, int]:
     """Make a study with trials in every state, with every kind of value."""
     storage = open_storage(url, create=True)
     study = optuna.create_study(storage=storage, directions=["maximize"] * directions)
@@ -122,6 +124,61 @@ def test_a_trial_that_is_made_whole_is_what_was_asked_for(url: str) -> None:
     assert (found.distributions, found.user_attrs) == (asked.distributions, asked.user_attrs)
     assert found.system_attrs == asked.system_attrs
     assert found.datetime_start == asked.datetime_start
+
+
+def test_what_is_known_to_run_is_asked_for_its_state_alone(url: str) -> None:
+    storage, study_id = fill(url)
+    claimed = made("keep")
+    claimed.set_user_attr("worker", "host/1/0")
+    first, second = (storage.create_new_trial(study_id, claimed) for _ in range(2))
+    before = {one._trial_id: one for one in storage._get_trials(study_id, None, set(), -1)}
+    for trial_id in (first, second):
+        storage.set_trial_intermediate_value(trial_id, 1, 0.5)
+    storage.set_trial_state_values(second, TrialState.COMPLETE, [0.5])
+    late = storage.create_new_trial(study_id, claimed)
+    with storage.changes_alone():
+        found = {one._trial_id: one for one in storage._get_trials(study_id, None, set(), -1)}
+    assert list(found) == sorted(found) == [*before, late]
+    assert found[first] is before[first]
+    assert (found[second].state, found[second].values) == (TrialState.COMPLETE, [0.5])
+    assert found[second].intermediate_values == {1: 0.5}
+    assert found[late].params == claimed.params
+    whole = {one._trial_id: one for one in storage._get_trials(study_id, None, set(), -1)}
+    assert whole[first].intermediate_values == {1: 0.5}
+
+
+def test_attributes_are_written_together(url: str) -> None:
+    storage, study_id = fill(url)
+    trial_id = storage.create_new_trial(study_id, made("keep"))
+    storage.set_trial_user_attrs(trial_id, {"claimed": 2.5, "a": [1], "b": {"ä": None}})
+    storage.set_trial_user_attrs(trial_id, {})
+    storage.set_trial_system_attr(trial_id, "note", 3)
+    found = storage.get_trial(trial_id)
+    attributes = made("keep").user_attrs
+    assert found.user_attrs == {**attributes, "claimed": 2.5, "a": [1], "b": {"ä": None}}
+    assert found.system_attrs == {"note": 3}
+    storage.set_trial_state_values(trial_id, TrialState.FAIL)
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        storage.set_trial_user_attrs(trial_id, {"a": 1, "c": 2})
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        storage.fill_trial(trial_id, {}, {"c": 2})
+    with pytest.raises(KeyError):
+        storage.set_trial_user_attr(10**6, "a", 1)
+    assert storage.get_trial(trial_id).user_attrs == found.user_attrs
+
+
+def test_a_connection_that_the_server_has_dropped_is_made_anew(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, study_id = fill(postgres_url)
+    monkeypatch.setattr(database, "RESTED_S", 0.0)
+    other = sqlalchemy.create_engine(storage.engine.url)
+    drop = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+    with other.connect() as connection:
+        connection.execute(sqlalchemy.text(f"{drop} AND datname = current_database()"))
+    other.dispose()
+    with impatiently():
+        assert len(storage._get_trials(study_id, None, set(), -1)) == 6
 
 
 def test_times_are_local_as_those_of_optuna(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

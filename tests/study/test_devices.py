@@ -401,7 +401,7 @@ def test_a_run_names_the_gpu_that_cannot_be_used(tmp_path: Path) -> None:
     )
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.startswith("error: the GPU 1 cannot be used: Found no NVIDIA driver")
-    assert ended.stderr.splitlines()[-1] == "CUDA_VISIBLE_DEVICES=0 uses the others alone"
+    assert ended.stderr.splitlines()[-1] == "  CUDA_VISIBLE_DEVICES=0 uses the others alone"
     assert list(work.iterdir()) == []
 
 

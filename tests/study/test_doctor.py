@@ -12,9 +12,11 @@ from typing import Any
 import optuna
 import pytest
 from optuna.artifacts import upload_artifact
+from optuna.storages import BaseStorage
 from optuna.trial import Trial, TrialState
 from optuna_dashboard import save_note
 
+from autotune.storage.database import open_storage
 from autotune.storage.lock import study_lock
 from autotune.study import finding, record, surroundings
 from autotune.study.budget import Budget, Ending
@@ -246,14 +248,16 @@ def test_finished_trials_beyond_the_budget(local: OpenStudy) -> None:
 # Files
 
 
-def uploaded(opened: OpenStudy, tmp_path: Path, whose: Any) -> Path:
+def uploaded(
+    opened: OpenStudy, tmp_path: Path, whose: Any, storage: BaseStorage | None = None
+) -> Path:
     source = tmp_path / "picture.png"
     source.write_text("picture")
     artifact = upload_artifact(
         artifact_store=opened.artifacts,
         file_path=str(source),
         study_or_trial=whose,
-        storage=opened.storage,
+        storage=opened.storage if storage is None else storage,
     )
     path = opened.files.artifacts / artifact
     os.utime(path, (1, 1))
@@ -261,10 +265,15 @@ def uploaded(opened: OpenStudy, tmp_path: Path, whose: Any) -> Path:
 
 
 def test_orphans_are_removed_and_nothing_else(opened: OpenStudy, tmp_path: Path) -> None:
-    other = optuna.create_study(study_name="other", storage=opened.storage)
+    # Whoever works at one study does not write to another.
+    storage = open_storage(opened.url)
+    other = optuna.create_study(study_name="other", storage=storage)
     trial = claim(opened)
-    elsewhere = Trial(other, opened.storage.create_new_trial(other._study_id))
-    kept = [uploaded(opened, tmp_path, one) for one in (trial, opened.study, other, elsewhere)]
+    elsewhere = Trial(other, storage.create_new_trial(other._study_id))
+    kept = [
+        *(uploaded(opened, tmp_path, one) for one in (trial, opened.study)),
+        *(uploaded(opened, tmp_path, one, storage) for one in (other, elsewhere)),
+    ]
     finish(opened, trial.number)
     young = write(opened.files.artifacts / "young", age_s=HOUR / 2)
     old = write(opened.files.artifacts / "old", age_s=2 * HOUR)

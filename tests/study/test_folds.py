@@ -30,6 +30,8 @@ from tests.study.test_worker import job, picture, run
 from tests.support.page import Parsed
 from tests.support.small import defined, open_small, small_config
 
+pytestmark = pytest.mark.usefixtures("idle_machine")
+
 
 def small(folder: Path, **named: Any) -> OpenStudy:
     return open_small(folder, data__folds=2, **named)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,14 +13,18 @@ import optuna
 import pytest
 import sqlalchemy
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages._rdb.models import TrialHeartbeatModel, TrialModel
+from optuna.storages._rdb.models import (
+    TrialHeartbeatModel,
+    TrialIntermediateValueModel,
+    TrialModel,
+)
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import func, select
 
 from autotune.errors import StudyError
 from autotune.storage.beats import read_beats
 from autotune.storage.database import GRACE_PERIOD_S
-from autotune.storage.quick import Failure
+from autotune.storage.quick import Failure, _reporting
 from autotune.study import record
 from autotune.study.claims import LOST, MAX_RETRIES, Claim, Claims
 from autotune.study.doctor import diagnose
@@ -33,6 +36,8 @@ from tests.study.test_claims import claim, frozen, make_claims, states
 from tests.support.broken import silence
 from tests.support.runs import wait_for
 from tests.support.small import open_small
+
+FINITE = TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
 
 
 def opened_anew(claims: Claims) -> Claims:
@@ -118,16 +123,11 @@ def test_a_report_that_is_being_written_is_waited_for(postgres_url: str) -> None
     giving = threading.Thread(
         target=lambda: written.append(opened_anew(claims).give_back(trial.number, LOST))
     )
-    executed: list[int] = []
-
-    def hold(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.startswith("INSERT INTO trial_intermediate_values") and not executed:
-            executed.append(1)
-            giving.start()
-            wait_for(lambda: waits_for_a_lock(claims))
-
-    sqlalchemy.event.listen(claims.storage.engine, "after_cursor_execute", hold)
-    trial.report(0.5, 1)
+    report = {"of": trial._trial_id, "at": 1, "value": 0.5, "kind": FINITE, "uuid": None}
+    with claims.storage.engine.begin() as connection:
+        connection.execute(_reporting("postgresql"), report)
+        giving.start()
+        wait_for(lambda: waits_for_a_lock(claims))
     giving.join(60)
     assert written == [True]
     assert frozen(claims, 1).intermediate_values == {1: 0.5}
@@ -299,6 +299,7 @@ def test_a_worker_of_a_deleted_study_writes_nothing_into_the_next(
     before = claims.claim("host/1/0")
     assert isinstance(before, Claim)
     before.trial.report(0.1, 1)
+    trial_id = before.trial._trial_id
     deleted(opened)
     if again:
         anew = open_small(tmp_path, baseline__lr=0.5, **place)
@@ -308,12 +309,11 @@ def test_a_worker_of_a_deleted_study_writes_nothing_into_the_next(
     for writing in (
         lambda: before.trial.report(0.2, 2),
         lambda: before.trial.set_user_attr(record.COSTS, {"latency": 7.0}),
-        lambda: before.trial.set_system_attr("constraints", [1.0]),
+        lambda: opened.storage.set_trial_system_attr(trial_id, "constraints", [1.0]),
         lambda: claims.note_time(before),
-        lambda: opened.storage.record_heartbeat(before.trial._trial_id),
+        lambda: opened.storage.record_heartbeat(trial_id),
     ):
-        with suppress(UpdateFinishedTrialError, KeyError), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+        with suppress(UpdateFinishedTrialError, KeyError):
             writing()
     for writing in (
         lambda: claims.finish(before, TrialState.COMPLETE, 0.9),
@@ -343,7 +343,8 @@ def test_a_worker_of_a_deleted_study_writes_nothing_into_one_that_is_not_ours(
     assert isinstance(before, Claim)
     other = deleted(opened)
     plain = optuna.create_study(study_name="plain", storage=other.storage)
-    theirs = plain.ask()
+    with pytest.warns(UserWarning, match="Heartbeat of storage"):
+        theirs = plain.ask()
     assert theirs._trial_id == before.trial._trial_id
     with pytest.raises(UpdateFinishedTrialError, match="is that of another study now"):
         before.trial.report(0.2, 1)

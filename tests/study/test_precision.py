@@ -23,6 +23,8 @@ from tests.support.backbones import CPU
 from tests.support.small import open_small
 from tests.training.test_precision import pretend_card
 
+pytestmark = pytest.mark.usefixtures("idle_machine")
+
 BF16 = Autocast(CPU, torch.bfloat16)
 
 

@@ -19,6 +19,8 @@ from autotune.study.worker import prepare
 from autotune.training.loop import Training
 from tests.support.small import open_small, small_config
 
+pytestmark = pytest.mark.usefixtures("idle_machine")
+
 PLAN = TrialPlan("test_resnet.letters", 2, (LayerPlan(),) * 2, policy=TrainingPolicy(lr=0.01))
 
 

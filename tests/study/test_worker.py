@@ -53,6 +53,8 @@ from tests.support.cuda import accelerator_error
 from tests.support.runs import wait_for
 from tests.support.small import open_small
 
+pytestmark = pytest.mark.usefixtures("idle_machine")
+
 
 def job(opened: OpenStudy, **changes: Any) -> Job:
     values: dict[str, Any] = {
