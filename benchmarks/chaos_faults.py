@@ -56,6 +56,7 @@ class Chaos:
         frozen: Processes that are stopped now.
         passing: What ends by itself: freezes, full disks.
         launchers: All runs that were started; those that were killed are in ``killed``.
+        spoiled: When checkpoints were spoiled, in nanoseconds, as their files have it.
     """
 
     url: str
@@ -69,6 +70,7 @@ class Chaos:
     passing: list[threading.Thread] = field(default_factory=list)
     launchers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     killed: set[int] = field(default_factory=set)
+    spoiled: set[int] = field(default_factory=set)
 
     def launch(self, *options: str) -> subprocess.Popen[bytes]:
         """Start a run of the study."""
@@ -233,8 +235,8 @@ class Chaos:
 
     def _corrupt(self) -> bool:
         """Flip a bit of a checkpoint, or cut it off, and kill those who wrote it."""
-        kept = list(Files(self.files).checkpoints(NAME).glob("*.pt"))
-        if not kept or len(self._workers()) < 1:
+        kept = self._fresh_checkpoints()
+        if not kept or not self._workers():
             return False
         path = self.rng.choice(kept)
         with suppress(FileNotFoundError):
@@ -248,12 +250,23 @@ class Chaos:
                 with suppress(psutil.NoSuchProcess):
                     one.suspend()
             path.write_bytes(content)
+            self.spoiled.add(path.stat().st_mtime_ns)
         return self._kill(len(self._workers()))
+
+    def _fresh_checkpoints(self) -> list[Path]:
+        """Return the checkpoints of live trials that were written since they were spoiled."""
+        kept = Files(self.files).checkpoints(NAME).glob("*.pt")
+        found = []
+        for one in kept:
+            with suppress(FileNotFoundError):
+                if one.stat().st_mtime_ns not in self.spoiled:
+                    found.append(one)
+        return found
 
     def _put_back(self) -> bool:
         """Put checkpoints of the deleted study in the place of those of live trials."""
         old = list((self.folder / "stale").glob("*.pt"))
-        kept = list(Files(self.files).checkpoints(NAME).glob("*.pt"))
+        kept = self._fresh_checkpoints()
         if not old or not kept:
             return False
         for one in self._workers():
@@ -261,6 +274,7 @@ class Chaos:
                 one.suspend()
         for path in kept:
             shutil.copy(self.rng.choice(old), path)
+            self.spoiled.add(path.stat().st_mtime_ns)
         return self._kill(len(self._workers()))
 
     def _fill(self) -> bool:
