@@ -263,6 +263,8 @@ def _running(caddy: str, config: str) -> Iterator[subprocess.Popen[str]]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
 
 
 def _tie_to_parent() -> Callable[[], None] | None:

@@ -57,12 +57,13 @@ def test_confirm(opened: OpenStudy) -> None:
 def test_rerun(opened: OpenStudy) -> None:
     ended = said(opened, "rerun", "small", "1")
     assert (ended.code, ended.err) == (0, "")
-    first, second, third = ended.out.splitlines()
+    first, second, where, last = ended.out.splitlines()
     plan = record.plan_of(opened.study.trials[1])
     assert plan is not None and first == f"trial 1: {plan.in_words()}"
     value = f"{100 * (opened.study.trials[1].value or 0.0):.1f} %"
     assert second == f"accuracy {value} then, {value} now"
-    assert third == "equal bit by bit, after each of 1 epochs"
+    assert where.startswith("trained on ")
+    assert last == "equal bit by bit, after each of 1 epochs"
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,8 @@ def test_a_status_takes_the_same_number_of_statements_for_any_number_of_trials(
 
 def test_a_report_of_an_earlier_study_of_that_name_is_not_shown(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
-    make_study(storage=open_storage(url, create=True), trials=4)
+    study = make_study(storage=open_storage(url, create=True), trials=4)
+    study.set_user_attr(record.FILES, str(tmp_path / "files"))
     opened = open_existing("digits", url)
     begun = min(record.started_at(one) for one in opened.study.get_trials())
     report = opened.files.report(opened.name)

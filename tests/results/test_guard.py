@@ -12,6 +12,7 @@ import pytest
 from autotune.results.dashboard import listen
 from autotune.results.guard import Passwords, is_here
 from autotune.storage.database import open_storage
+from autotune.study import record
 from autotune.study.opening import open_existing
 from tests.support.connections import connections_closed
 from tests.support.studies import make_study
@@ -20,9 +21,11 @@ from tests.support.studies import make_study
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a plain dashboard."""
-    url = f"sqlite:///{tmp_path_factory.mktemp('guard')}/study.db"
+    folder = tmp_path_factory.mktemp("guard")
+    url = f"sqlite:///{folder}/study.db"
     with connections_closed():
-        make_study("made", trials=3, storage=open_storage(url, create=True))
+        study = make_study("made", trials=3, storage=open_storage(url, create=True))
+        study.set_user_attr(record.FILES, str(folder / "files"))
         with listen(open_existing("made", url), 0) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             yield server.server_port

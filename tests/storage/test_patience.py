@@ -159,7 +159,7 @@ def test_nothing_is_repeated_under_a_lock(own_server: Server) -> None:
 
     trial = study.ask()
     sqlalchemy.event.listen(engine, "before_cursor_execute", fail)
-    with pytest.raises(StorageInternalError), study_lock(storage, url, "a"):
+    with pytest.raises(sqlalchemy.exc.OperationalError), study_lock(storage, url, "a"):
         trial.set_user_attr("a", 1)
     assert len(seen) == 1
     sqlalchemy.event.remove(engine, "before_cursor_execute", fail)

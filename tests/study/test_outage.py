@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from optuna.study import Study
-from optuna.trial import TrialState
+from optuna.trial import Trial, TrialState
 
 from autotune.errors import StorageError
 from autotune.storage import patience
@@ -81,14 +81,15 @@ def test_a_claim_whose_lock_was_lost_is_made_anew(
     original = type(claims)._start
     drops = []
 
-    def drop_and_start(self: Any, *given: Any) -> Claim:
-        claim = original(self, *given)
+    def drop_and_start(self: Any, *given: Any, **named: Any) -> Any:
+        started = original(self, *given, **named)
         if not drops:
-            drops.append(claim.trial.number)
+            trial_id = started._trial_id if isinstance(started, Trial) else started
+            drops.append(self.storage.get_trial(trial_id).number)
             own_server.run(
                 "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
             )
-        return claim
+        return started
 
     monkeypatch.setattr(type(claims), "_start", drop_and_start)
     claim = claims.claim("host/1/1")

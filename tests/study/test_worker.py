@@ -20,7 +20,7 @@ import pytest
 import torch
 from optuna.artifacts import get_all_artifact_meta
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 from safetensors.torch import load_file
 
 from autotune.errors import (
@@ -38,6 +38,7 @@ from autotune.plan import TrialPlan
 from autotune.search import ranking
 from autotune.search.view import DEVICE_MEMORY
 from autotune.storage.layout import Files
+from autotune.storage.patience import PatientStorage
 from autotune.study import memory, preparing, record
 from autotune.study import trial as trial_module
 from autotune.study import worker as worker_module
@@ -835,17 +836,17 @@ def test_a_failed_plan_is_marked_before_its_trial_is_told(
     """A sampler that sees the failure must see the mark with it."""
     opened = open_small(tmp_path, search__trials=1)
     marks: list[object] = []
-    tell = Study.tell
+    end = PatientStorage.end_trial
 
-    def told(self: Study, trial: Trial, *arguments: Any, **named: Any) -> Any:
-        marks.append(trial.user_attrs.get(record.FAILED_PLAN))
-        return tell(self, trial, *arguments, **named)
+    def ended(self: PatientStorage, trial_id: int, *arguments: Any, **named: Any) -> Any:
+        marks.append(self.get_trial(trial_id).user_attrs.get(record.FAILED_PLAN))
+        return end(self, trial_id, *arguments, **named)
 
     def unfit(*_: object, **__: object) -> None:
         raise PlanError("no such layer")
 
     monkeypatch.setattr(preparing, "build_network", unfit)
-    monkeypatch.setattr(Study, "tell", told)
+    monkeypatch.setattr(PatientStorage, "end_trial", ended)
     run(opened)
     assert marks == [True]
 
