@@ -26,7 +26,6 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
-from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql, sqlite
@@ -205,9 +204,8 @@ class QuickStorage(RDBStorage):
         Raises:
             UpdateFinishedTrialError: When it does not run, or is of another study.
         """
-        uuid = self._uuid()
         with self.engine.begin() as connection:
-            if connection.execute(_locked(), {"of": trial_id, "uuid": uuid}).first() is None:
+            if not self._lock_running(connection, trial_id):
                 raise UpdateFinishedTrialError(f"trial id {trial_id} does not run any more")
             if params:
                 rows = [
@@ -215,8 +213,7 @@ class QuickStorage(RDBStorage):
                     for name, one in params.items()
                 ]
                 connection.execute(sqlalchemy.insert(models.TrialParamModel), rows)
-            statement = _attribute(self.engine.name, models.TrialUserAttributeModel)
-            connection.execute(statement, _attribute_rows(trial_id, attributes, uuid))
+            self._attach(connection, trial_id, attributes)
 
     def end_trial(
         self,
@@ -236,19 +233,38 @@ class QuickStorage(RDBStorage):
         Returns:
             Whether it was running, and is of this study; if not, nothing has happened.
         """
-        uuid = self._uuid()
         with self.engine.begin() as connection:
-            if connection.execute(_locked(), {"of": trial_id, "uuid": uuid}).first() is None:
+            if not self._lock_running(connection, trial_id):
                 return False
-            if attributes:
-                rows = _attribute_rows(trial_id, attributes, uuid)
-                statement = _attribute(self.engine.name, models.TrialUserAttributeModel)
-                connection.execute(statement, rows)
             if values is not None:
                 connection.execute(sqlalchemy.insert(_VALUES), _value_rows(trial_id, values))
-            ended = {"of": trial_id, "ended": _stored(datetime.now()), "how": state}
-            connection.execute(_ENDING, ended)
+            self._end(connection, trial_id, state, attributes)
         return True
+
+    def _lock_running(self, connection: Connection, trial_id: int) -> bool:
+        """Lock the row of a trial; tell whether it runs, and is of this study."""
+        which = {"of": trial_id, "uuid": self._uuid()}
+        return connection.execute(_locked(), which).first() is not None
+
+    def _attach(
+        self, connection: Connection, trial_id: int, attributes: Mapping[str, Any]
+    ) -> None:
+        """Write user attributes of a trial whose row is locked."""
+        if attributes:
+            statement = _attribute(self.engine.name, models.TrialUserAttributeModel)
+            connection.execute(statement, _attribute_rows(trial_id, attributes, self._uuid()))
+
+    def _end(
+        self,
+        connection: Connection,
+        trial_id: int,
+        state: TrialState,
+        attributes: Mapping[str, Any],
+    ) -> None:
+        """End a trial whose row is locked."""
+        self._attach(connection, trial_id, attributes)
+        ended = {"of": trial_id, "ended": _stored(datetime.now()), "how": state}
+        connection.execute(_ENDING, ended)
 
     def record_heartbeat(self, trial_id: int) -> None:
         """Say that the worker of a trial is alive; not for a trial of another study.
@@ -274,33 +290,26 @@ class QuickStorage(RDBStorage):
                 more can be reported. Says what becomes of it.
 
         Returns:
-            Whether it was running; if not, nothing has happened.
+            Whether it was running, and is of this study; if not, nothing has happened.
 
         Raises:
             KeyError: When there is no such trial.
         """
-        with _create_scoped_session(self.scoped_session) as session:
-            study_id = session.scalar(
-                sqlalchemy.select(_TRIALS.study_id).where(_TRIALS.trial_id == trial_id)
-            )
+        of_trial = sqlalchemy.select(_TRIALS.study_id).where(_TRIALS.trial_id == trial_id)
+        with self.engine.begin() as connection:
+            study_id = connection.scalar(of_trial)
             if study_id is None:
                 raise KeyError(f"there is no trial id {trial_id}")
-            # In the order in which Optuna locks them, where it makes a trial.
-            models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
-            trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
-            if trial.state != TrialState.RUNNING:
+            # First the study's row, as where a trial is made: the other order could deadlock.
+            connection.execute(_STUDY_LOCK, {"study": study_id})
+            if not self._lock_running(connection, trial_id):
                 return False
-            current = read_trial(session.connection(), trial_id)
+            current = read_trial(connection, trial_id)
             assert current is not None, "its row is locked"
             failure = decide(current)
-            for key, value in failure.attributes.items():
-                self._set_trial_attr_without_commit(
-                    session, models.TrialUserAttributeModel, trial_id, key, value
-                )
-            trial.state = TrialState.FAIL
-            trial.datetime_complete = datetime.now()
+            self._end(connection, trial_id, TrialState.FAIL, failure.attributes)
             if failure.successor is not None:
-                _make_trial(session.connection(), study_id, failure.successor)
+                _make_trial(connection, study_id, failure.successor)
         return True
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
@@ -460,7 +469,7 @@ def _reporting(database: str) -> sqlalchemy.Insert:
         sqlalchemy.bindparam("kind", type_=_REPORTS.intermediate_value_type.type),
     )
     columns = ["trial_id", "step", "intermediate_value", "intermediate_value_type"]
-    return _upsert(database, _REPORTS, live, columns, keys=2)
+    return _upsert(database, _REPORTS, live, columns)
 
 
 @cache
@@ -471,7 +480,7 @@ def _attribute(database: str, model: _Attributes) -> sqlalchemy.Insert:
         sqlalchemy.bindparam("name", type_=model.key.type),
         sqlalchemy.bindparam("text", type_=model.value_json.type),
     )
-    return _upsert(database, model, live, ["trial_id", "key", "value_json"], keys=2)
+    return _upsert(database, model, live, ["trial_id", "key", "value_json"])
 
 
 def _upsert(
@@ -479,15 +488,17 @@ def _upsert(
     model: type[models.BaseModel],
     live: sqlalchemy.Select[Any],
     columns: Sequence[str],
-    keys: int,
 ) -> sqlalchemy.Insert:
-    """Make the statement that writes what was selected of a trial, whose row stays locked."""
+    """Make the statement that writes what was selected of a trial, whose row stays locked.
+
+    The first two columns are the key of the table.
+    """
     insert = sqlite.insert if database == "sqlite" else postgresql.insert
     live = live.with_for_update(read=True, of=_TRIALS)  # SQLite has one writer anyway
     new = insert(model).from_select(columns, live)
     new = new.on_conflict_do_update(
-        index_elements=columns[:keys],
-        set_={name: new.excluded[name] for name in columns[keys:]},
+        index_elements=columns[:2],
+        set_={name: new.excluded[name] for name in columns[2:]},
     )
     # Else it is read of a cursor that psycopg has closed by then: -1, whatever was written.
     return new.execution_options(preserve_rowcount=True)
