@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from autotune.errors import InterruptedTrial
 from autotune.plan import TrainingPolicy, TrialPlan
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.folds import Folds
 from autotune.training.loop import EpochResult, Training
-from tests.support.backbones import folds, plan, training
+from tests.support.backbones import differing, flat, folds, plan, training
 from tests.support.surgery import change
 
 EPOCHS = 4
@@ -101,27 +100,6 @@ def make(recipe: str, **more: Any) -> Training | Folds:
     return training(found, **{"count": 36, **named})
 
 
-def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Lay a state out as path -> tensor or number."""
-    if isinstance(value, dict):
-        items = [(str(key), one) for key, one in value.items()]
-    elif isinstance(value, list | tuple):
-        items = [(str(index), one) for index, one in enumerate(value)]
-    else:
-        return {path: value.clone() if isinstance(value, Tensor) else value}
-    return {key: one for name, part in items for key, one in flat(part, f"{path}/{name}").items()}
-
-
-def same(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    """List where two states differ, in any bit."""
-    assert first.keys() == second.keys()
-    return [
-        key
-        for key, one in first.items()
-        if not (torch.equal(one, second[key]) if isinstance(one, Tensor) else one == second[key])
-    ]
-
-
 def scores(results: list[EpochResult]) -> list[tuple[Any, ...]]:
     return [(one.epoch, one.loss, one.metrics) for one in results]
 
@@ -142,7 +120,7 @@ def test_interrupted_after_every_epoch(recipe: str, tmp_path: Path) -> None:
     last = make(recipe)
     assert list(last.run(Checkpoint(path))) == []
     assert found == expected
-    assert same(flat(whole.state()), flat(last.state())) == []
+    assert differing(flat(whole.state()), flat(last.state())) == []
     assert last.validate() == expected[-1][-1]
 
 
@@ -179,7 +157,7 @@ def check_interrupted(recipe: str, batch: int, tmp_path: Path) -> None:
     rest = make(recipe)
     found += scores(list(rest.run(Checkpoint(path))))
     assert found == expected
-    assert same(flat(whole.state()), flat(rest.state())) == []
+    assert differing(flat(whole.state()), flat(rest.state())) == []
 
 
 def test_equal_seeds_give_equal_trainings_and_others_do_not() -> None:
@@ -193,7 +171,7 @@ def test_equal_seeds_give_equal_trainings_and_others_do_not() -> None:
     third = make("dropout and ema", seed=2)
     three = scores(list(third.run()))
     assert one == two
-    assert same(flat(first.state()), flat(second.state())) == []
+    assert differing(flat(first.state()), flat(second.state())) == []
     assert all(a[1] != b[1] for a, b in zip(one, three, strict=True))
 
 

@@ -87,6 +87,27 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in tensors.items()}
 
 
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Lay a state out as path -> copy of a tensor on the CPU, or a number."""
+    if isinstance(value, dict):
+        items = [(str(key), one) for key, one in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(str(index), one) for index, one in enumerate(value)]
+    else:
+        return {path: value.detach().cpu().clone() if isinstance(value, Tensor) else value}
+    return {key: one for name, part in items for key, one in flat(part, f"{path}/{name}").items()}
+
+
+def differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """List where two flat states differ, in any bit."""
+    assert first.keys() == second.keys()
+    return [
+        key
+        for key, one in first.items()
+        if not (torch.equal(one, second[key]) if isinstance(one, Tensor) else one == second[key])
+    ]
+
+
 @functools.cache
 def digits() -> Task:
     """Open the digits at 32 pixels, once per process."""

@@ -28,7 +28,15 @@ from autotune.training.checkpoint import Checkpoint
 from autotune.training.features import FeatureCache, Features
 from autotune.training.loop import Training
 from autotune.training.placement import give_back, place
-from tests.support.backbones import backbone, plan, some_digits, state_of, training
+from tests.support.backbones import (
+    backbone,
+    differing,
+    flat,
+    plan,
+    some_digits,
+    state_of,
+    training,
+)
 from tests.support.cuda import accelerator_error
 from tests.support.simulated_gpu import Kind, SimulatedGpu, simulated_gpu
 from tests.support.surgery import change
@@ -352,26 +360,6 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedGpu]:
     gc.collect()
     with simulated_gpu(graphs=True) as device:
         yield device
-
-
-def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Lay a state out as path -> tensor or number."""
-    if isinstance(value, dict):
-        items = [(str(key), one) for key, one in value.items()]
-    elif isinstance(value, list | tuple):
-        items = [(str(index), one) for index, one in enumerate(value)]
-    else:
-        return {path: value.detach().cpu().clone() if isinstance(value, Tensor) else value}
-    return {key: one for name, part in items for key, one in flat(part, f"{path}/{name}").items()}
-
-
-def differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    assert first.keys() == second.keys()
-    return [
-        key
-        for key, one in first.items()
-        if not (torch.equal(one, second[key]) if isinstance(one, Tensor) else one == second[key])
-    ]
 
 
 #: Everything that a step can be made of; 44 images are two batches of 16 and one of 12.
