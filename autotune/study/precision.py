@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 #: 224 x 224, which take a CPU core a second or two.
 _PIXELS = 8 * 224**2
 _FEWEST = 4
-_FOUND, _WRONG = "precision", "wrong"
 
 
 def precision_of(bench: Workbench, material: Material) -> Autocast:
@@ -117,21 +116,10 @@ def _is_wrong(operation: Operation, bench: Workbench) -> bool:
     """Compare an operation with float32, or take what was found on this machine before."""
     identity = identity_of(operation)
     if identity not in bench.wrong:
-        bench.wrong[identity] = _remembered(operation, identity, bench)
+        key, what = f"half/{identity}", "comparisons of precisions"
+        wrong = _kept(bench, key, "wrong", what, lambda: is_wrong(operation))
+        bench.wrong[identity] = bool(wrong)
     return bench.wrong[identity]
-
-
-def _remembered(operation: Operation, identity: str, bench: Workbench) -> bool:
-    shelf = Shelf(bench.opened.files.cache, bench.config.cache.disk_bytes)
-
-    def make(_writer: Writer) -> dict[str, bool]:
-        return {_WRONG: is_wrong(operation)}
-
-    try:
-        entry = shelf.open(f"half/{identity}", make, 0, "comparisons of precisions")
-    except NoRoomError:  # the next worker compares again
-        return is_wrong(operation)
-    return bool(entry.record[_WRONG])
 
 
 def _found(bench: Workbench, material: Material, kind: str) -> str:
@@ -142,14 +130,38 @@ def _found(bench: Workbench, material: Material, kind: str) -> str:
     shape = (max(2, count), 3, size, size)
     identity = (socket.gethostname(), kind, torch.__version__, backbone.name, depth, shape)
 
-    def make(_writer: Writer) -> dict[str, str]:
+    def find() -> str:
         found = _compare(bench, material, depth, shape)
         logger.info("%s trains in precision %s on %s", backbone.name, found, kind)
-        return {_FOUND: found}
+        return found
 
     key = hashlib.blake2b(repr(identity).encode(), digest_size=16).hexdigest()
+    return str(_kept(bench, f"precision/{key}", "precision", "timings of precisions", find))
+
+
+def _kept(
+    bench: Workbench, key: str, name: str, what: str, find: Callable[[], str | bool]
+) -> str | bool:
+    """Return what is kept in the cache of the machine, or find it and keep it.
+
+    Args:
+        bench: What the worker has at hand.
+        key: Key of the entry.
+        name: What it is called in the record of the entry.
+        what: What is kept, for messages.
+        find: Finds it.
+    """
     shelf = Shelf(bench.opened.files.cache, bench.config.cache.disk_bytes)
-    return str(shelf.open(f"precision/{key}", make, 0, "timings of precisions").record[_FOUND])
+
+    def make(_writer: Writer) -> dict[str, str | bool]:
+        return {name: find()}
+
+    try:
+        entry = shelf.open(key, make, 0, what)
+    except NoRoomError:  # the next worker finds it again
+        return find()
+    value: str | bool = entry.record[name]
+    return value
 
 
 def _compare(

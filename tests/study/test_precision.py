@@ -125,6 +125,9 @@ def test_a_cache_without_room_costs_a_comparison(
     (operations,) = operations_of(torch.nn.Linear(4, 2), (3, 4, 4), BF16).values()
     assert precision._is_wrong(operations[0], bench) is False
     assert bench.wrong == {precision.identity_of(operations[0]): False}
+    monkeypatch.setattr(precision, "_compare", lambda *_: "bf16")
+    (backbone,) = bench.config.backbones
+    assert precision._found(bench, bench.materials.of(backbone), "cpu") == "bf16"
 
 
 @pytest.mark.parametrize(("capability", "word"), [((8, 0), "bf16"), ((7, 5), "fp16")])
