@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 
 from autotune.study import record
 from autotune.study.opening import open_existing
-from autotune.study.preparing import Workbench, prepare_training
+from autotune.study.context import Workbench
+from autotune.study.preparing import prepare_training
 from autotune.study.worker import prepare
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)

@@ -31,7 +31,8 @@ from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.storage.layout import Files
 from autotune.study.definition import define
 from autotune.study.opening import open_or_create
-from autotune.study.preparing import Workbench, prepare_training
+from autotune.study.context import Workbench
+from autotune.study.preparing import prepare_training
 from autotune.study.refit import views_of
 from autotune.study.worker import prepare
 from autotune.studyfile import load_study_file

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.study.launcher import run_study
-from autotune.study.preparing import Workbench, prepare_training
+from autotune.study.context import Workbench
+from autotune.study.preparing import prepare_training
 from autotune.study.worker import prepare
 from autotune.studyfile import load_study_file
 from autotune.training.loop import Training

@@ -13,13 +13,12 @@ from autotune.config import DataConfig
 from autotune.data.duplicates import Duplicates, find_duplicates, refuse_too_many
 from autotune.data.folds import Fold, folds_fingerprint, joined, make_folds
 from autotune.data.groups import find_groups
-from autotune.data.manifest import Manifest
+from autotune.data.manifest import Manifest, missing_in_words
 from autotune.data.opening import open_source
 from autotune.data.progress import Progress, silent
 from autotune.data.protocols import InParts, refuse_groups
 from autotune.data.sources import Source
 from autotune.data.splits import Split, make_split, split_fingerprint
-from autotune.data.survey import missing_in_words
 from autotune.errors import DatasetError
 
 logger = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -115,3 +116,12 @@ class Manifest:
         same = picked == source.samples
         chosen = source if same else SomeOf(source, self.classes, picked)
         return chosen, Split(**parts), groups
+
+
+def missing_in_words(missing: Sequence[str]) -> str:
+    """Say which images of a study are missing."""
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    return (
+        "images of the study are missing, or in another class: "
+        f"{', '.join(map(repr, missing[:5]))}{more}"
+    )

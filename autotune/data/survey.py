@@ -171,15 +171,6 @@ def _duplicates(values: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def missing_in_words(missing: Sequence[str]) -> str:
-    """Say which images of a study are missing."""
-    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-    return (
-        "images of the study are missing, or in another class: "
-        f"{', '.join(map(repr, missing[:5]))}{more}"
-    )
-
-
 def _many(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("s" if count != 1 else "")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,12 @@ from autotune.models.surgery import check_layers, reshape
 from autotune.models.trying import offers_for
 from autotune.plan import KEEP, HeadPlan, TrialPlan
 
-if TYPE_CHECKING:
-    from autotune.models.split import Split
+
+class Tail(Protocol):
+    """What computes the rest of a network from the tensors that cross a split."""
+
+    def tail(self, network: Network, crossing: tuple[Tensor, ...], training: bool) -> Tensor:
+        """Return the features of the backbone, ``(N, num_features)``."""
 
 
 class Head(nn.Sequential):
@@ -96,7 +100,7 @@ class Network(nn.Module):
         )
         self._tuned_names = frozenset(f"backbone.{name}" for name in tuned)
         self._head_alone = False
-        self._split: Split | None = None
+        self._split: Tail | None = None
 
     def train(self, mode: bool = True) -> Network:
         """Set the mode of the tuned part; the locked part stays in evaluation mode."""
@@ -115,7 +119,7 @@ class Network(nn.Module):
             parameter.requires_grad_(not alone and f"backbone.{name}" in self._tuned_names)
         return self.train()
 
-    def attach(self, split: Split) -> None:
+    def attach(self, split: Tail) -> None:
         """Let :meth:`forward` take the crossing tensors of a split; copies of the network too."""
         self._split = split
 

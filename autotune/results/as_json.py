@@ -12,7 +12,7 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from autotune import __version__
+from autotune.version import __version__
 from autotune.results.answer import ended_by, headline
 from autotune.results.frame import facts_of
 from autotune.results.front import front_of

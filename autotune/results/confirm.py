@@ -38,7 +38,7 @@ from autotune.study import record
 from autotune.study.again import train_again
 from autotune.study.identity import digest
 from autotune.study.opening import OpenStudy
-from autotune.study.preparing import Workbench
+from autotune.study.context import Workbench
 from autotune.study.worker import prepare
 
 logger = logging.getLogger(__name__)

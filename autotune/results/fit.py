@@ -32,7 +32,7 @@ from autotune.storage.patience import patiently
 from autotune.study import record
 from autotune.study.opening import OpenStudy
 from autotune.study.pictures import draw_confusion
-from autotune.study.preparing import Workbench
+from autotune.study.context import Workbench
 from autotune.study.refit import Manner, Refit, refit, views_of
 from autotune.study.remembered import read_manifest
 from autotune.study.worker import prepare
@@ -154,7 +154,7 @@ def fit(
     baseline = tuned
     if baseline_plan != plan:
         baseline = trained("baseline", baseline_plan, record.baseline_of(trials))
-    manifest = read_manifest(opened)
+    manifest = read_manifest(opened.study, opened.files)
     fingerprint = opened.study.user_attrs[record.DATASET].get("test_fingerprint")
     test = {
         name: open_test_views(

@@ -12,7 +12,7 @@ from datetime import datetime
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from autotune import __version__
+from autotune.version import __version__
 from autotune.results.answer import (
     cautions,
     confirmed,

@@ -22,7 +22,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
-from autotune import __version__
+from autotune.version import __version__
 from autotune.data.survey import compared
 from autotune.garbage import collector_paused
 from autotune.results.answer import (

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_map_only
 from autotune.errors import DivergedError, UserError
 from autotune.plan import TrialPlan
 from autotune.study import memory
-from autotune.study.preparing import Workbench, prepare_trial
+from autotune.study.context import Workbench
+from autotune.study.preparing import prepare_trial
 from autotune.study.trial import compute_of
 from autotune.training.folds import Folds, parts_of
 from autotune.training.loop import EpochResult, Training

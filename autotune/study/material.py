@@ -90,7 +90,7 @@ def _make(opened: OpenStudy, config: StudyConfig, name: str, memory_bytes: int) 
     spec = ImageSpec.from_data_config(backbone.data_config, size)
     cache = opened.files.cache
     limit = config.cache.disk_bytes
-    manifest = read_manifest(opened)
+    manifest = read_manifest(opened.study, opened.files)
     task = Task.open(
         config.dataset, config.data, spec, cache, limit_bytes=limit, manifest=manifest
     )

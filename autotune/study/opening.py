@@ -18,7 +18,7 @@ from optuna.study import Study
 from pydantic import ValidationError
 
 from autotune.config import StudyConfig
-from autotune.data.survey import missing_in_words
+from autotune.data.manifest import missing_in_words
 from autotune.errors import StudyError, join_sentences, nearest
 from autotune.formats import STUDY, reading, stamp
 from autotune.rules import is_own
@@ -229,7 +229,7 @@ def open_or_create(
                 "made by autotune; choose another name with --name"
             )
         else:
-            starts = starts_of(definition, storage)
+            starts = starts_of(config, definition.space, storage)
             if not is_start_of(study, starts):  # an earlier start broke off and had other plans
                 optuna.delete_study(study_name=config.name, storage=storage)
                 study = _create(config, storage)

@@ -24,7 +24,7 @@ from autotune.training.precision import FLOAT32, Autocast, faster, half_of, set_
 
 if TYPE_CHECKING:
     from autotune.study.material import Material
-    from autotune.study.preparing import Workbench
+    from autotune.study.context import Workbench
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What a worker has at hand, and what a trial trains with it: a network, or one a fold.
+"""What a trial trains: a network, or one a fold.
 
 plan -> network -> precision -> training, on images or on features of them
 """
@@ -6,22 +6,16 @@ plan -> network -> precision -> training, on images or on features of them
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 
-from autotune.config import StudyConfig
 from autotune.data.augment import seed_of
 from autotune.data.views import Views
 from autotune.models.network import build_network
-from autotune.models.split import Split
 from autotune.plan import TrialPlan
-from autotune.search.space import Space
-from autotune.study.material import Materials
-from autotune.study.opening import OpenStudy
+from autotune.study.context import Workbench
 from autotune.study.precision import keep_in_float32, precision_of
 from autotune.study.splitting import use_features
-from autotune.study.tally import Tally
 from autotune.training.batches import Batches, Some
 from autotune.training.folds import Folds
 from autotune.training.loop import Normalise, Training
@@ -29,33 +23,6 @@ from autotune.training.norms import sample
 
 #: Training images on which `inherit: data` measures how active channels are.
 ACTIVITY_IMAGES = 64
-
-
-@dataclass(frozen=True)
-class Workbench:
-    """What a worker has at hand for all of its trials.
-
-    Args:
-        opened: The study.
-        config: Its configuration.
-        space: Its static space.
-        materials: Backbones and images.
-        device: Where networks train.
-        loader_workers: Processes that prepare images which do not fit into memory.
-        roots: Of the backbones that were met, the cuts from which features are computed.
-        tally: What the worker has computed to be kept.
-        wrong: Of the operations that were met, whether half precision gets them wrong here.
-    """
-
-    opened: OpenStudy
-    config: StudyConfig
-    space: Space
-    materials: Materials
-    device: torch.device
-    loader_workers: int
-    roots: dict[str, Split | None] = field(default_factory=dict)
-    tally: Tally = field(default_factory=Tally)
-    wrong: dict[str, bool] = field(default_factory=dict)
 
 
 def prepare_trial(

@@ -19,7 +19,8 @@ from autotune.data.task import Task
 from autotune.data.views import Views
 from autotune.plan import TrialPlan
 from autotune.study.again import Reached, in_parts_that_fit
-from autotune.study.preparing import Workbench, prepare_training
+from autotune.study.context import Workbench
+from autotune.study.preparing import prepare_training
 from autotune.training.loop import Training, batch_count
 
 #: ``fit.ema: auto`` averages over this share of the steps in which the tuned layers train.

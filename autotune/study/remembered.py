@@ -23,7 +23,6 @@ from autotune.study.budget import Ending
 
 if TYPE_CHECKING:
     from autotune.data.manifest import Manifest
-    from autotune.study.opening import OpenStudy
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ def write_manifest(study: Study, manifest: Manifest, files: Files) -> None:
         study.set_user_attr(record.SPLIT, add_artifact(study, path, files.artifacts))
 
 
-def read_manifest(opened: OpenStudy) -> Manifest | None:
+def read_manifest(study: Study, files: Files) -> Manifest | None:
     """Read the split of a study.
 
     Returns:
@@ -57,7 +56,17 @@ def read_manifest(opened: OpenStudy) -> Manifest | None:
         artifacts is not at hand: the images are split anew then, and their fingerprint tells
         whether they are the same.
     """
-    return _read(opened.study, opened.files)
+    name = study.user_attrs.get(record.SPLIT)
+    if name is None:
+        return None
+    from autotune.data.manifest import Manifest  # imports scikit-learn: a look at a study need not
+
+    path = files.artifacts / name
+    try:
+        return Manifest.from_bytes(path.read_bytes())
+    except (OSError, ValueError) as error:
+        logger.info("the images are split anew, because %s cannot be read: %s", path, error)
+        return None
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ def remembered_of(config: StudyConfig) -> Remembered:
                 return Remembered()
             study = record.load_study(config.name, storage)
             files = config.files or study.user_attrs.get(record.FILES)
-            manifest = _read(study, Files.of(config.storage, files))
+            manifest = read_manifest(study, Files.of(config.storage, files))
             return Remembered(manifest, Ending.of(study) is not None)
     return Remembered()
 
@@ -95,17 +104,3 @@ def remembered_of(config: StudyConfig) -> Remembered:
 def manifest_of(config: StudyConfig) -> Manifest | None:
     """Read the split of the study that a study file names, where it has been made."""
     return remembered_of(config).manifest
-
-
-def _read(study: Study, files: Files) -> Manifest | None:
-    name = study.user_attrs.get(record.SPLIT)
-    if name is None:
-        return None
-    from autotune.data.manifest import Manifest  # imports scikit-learn: a look at a study need not
-
-    path = files.artifacts / name
-    try:
-        return Manifest.from_bytes(path.read_bytes())
-    except (OSError, ValueError) as error:
-        logger.info("the images are split anew, because %s cannot be read: %s", path, error)
-        return None

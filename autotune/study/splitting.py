@@ -24,7 +24,7 @@ from autotune.training.norms import sample
 
 if TYPE_CHECKING:
     from autotune.study.material import Material
-    from autotune.study.preparing import Workbench
+    from autotune.study.context import Workbench
 
 logger = logging.getLogger(__name__)
 

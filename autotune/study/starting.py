@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.study import Study
@@ -20,9 +20,6 @@ from autotune.storage.database import open_storage, storage_errors
 from autotune.storage.patience import PatientStorage
 from autotune.storage.url import database_path, is_sqlite, redact
 from autotune.study import record
-
-if TYPE_CHECKING:
-    from autotune.study.definition import Definition
 
 logger = logging.getLogger(__name__)
 
@@ -55,14 +52,14 @@ class Starts:
         return [self.baseline, *(one.plan for one in (*self.known_good, *self.warm))]
 
 
-def starts_of(definition: Definition, storage: PatientStorage) -> Starts:
+def starts_of(config: StudyConfig, space: Space, storage: PatientStorage) -> Starts:
     """Choose what a study starts with.
 
     Args:
-        definition: The definition of the study.
+        config: The configuration of the study.
+        space: Its static space.
         storage: Where the studies of a warm start are.
     """
-    config, space = definition.config, definition.space
     baseline = space.baseline(config.baseline)
     known = (
         known_good(space, config.baseline, config.training.epochs)

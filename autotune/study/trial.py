@@ -31,7 +31,8 @@ from autotune.study.devices import gpu_name
 from autotune.study.identity import checkpoint_of
 from autotune.study.material import Material
 from autotune.study.pictures import draw_confusion, draw_curve, draw_worst, worst
-from autotune.study.preparing import Workbench, prepare_trial
+from autotune.study.context import Workbench
+from autotune.study.preparing import prepare_trial
 from autotune.study.tally import Tally
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.expense import measure_costs

@@ -52,7 +52,7 @@ from autotune.study.devices import VISIBLE, find_device, gpu_name
 from autotune.study.failures import Kind, first_line, kind_of
 from autotune.study.material import Materials
 from autotune.study.opening import OpenStudy, open_existing
-from autotune.study.preparing import Workbench
+from autotune.study.context import Workbench
 from autotune.study.trial import Listener, device_name, run_trial
 from autotune.texts import VisibleFormatter, guard_standard_error
 from autotune.threads import keep_to_cores, one_thread

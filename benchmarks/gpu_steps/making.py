@@ -6,7 +6,8 @@ import time
 
 import torch
 
-from autotune.study.preparing import Workbench, prepare_training
+from autotune.study.context import Workbench
+from autotune.study.preparing import prepare_training
 from autotune.study.worker import prepare
 from gpu_steps.context import Context
 from gpu_steps.material import configure, open_study, plan_of_depth

@@ -15,7 +15,8 @@ from unittest.mock import patch
 
 from tail_efficiency import IMAGES, resident
 
-from autotune.study.preparing import Workbench, prepare_training
+from autotune.study.context import Workbench
+from autotune.study.preparing import prepare_training
 from autotune.study.worker import prepare
 from autotune.training.capture import is_usable
 from autotune.training.loop import Training

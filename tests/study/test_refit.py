@@ -13,7 +13,7 @@ from autotune.config import FitConfig, StudyConfig
 from autotune.errors import UserError
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.study.again import train_again
-from autotune.study.preparing import Workbench
+from autotune.study.context import Workbench
 from autotune.study.refit import AVERAGED, decay_of, refit, views_of
 from autotune.study.worker import prepare
 from autotune.training.loop import Training

@@ -46,7 +46,7 @@ def again(opened: OpenStudy) -> OpenStudy:
 def test_the_split_is_an_artifact_of_the_study(opened: OpenStudy, photos: Path) -> None:
     name = opened.study.user_attrs[record.SPLIT]
     assert [path.name for path in opened.files.artifacts.iterdir()] == [name]
-    manifest = read_manifest(opened)
+    manifest = read_manifest(opened.study, opened.files)
     assert manifest is not None
     parts = [line.part for line in manifest.lines]
     counts = {part: parts.count(part) for part in ("train", "validation", "test", "")}
@@ -101,7 +101,7 @@ def test_without_it_a_study_goes_on_as_before(how: str, opened: OpenStudy, photo
     else:
         path.unlink()
     study_file = config(photos, opened.files.root.parent)
-    assert read_manifest(again(opened)) is manifest_of(study_file) is None
+    assert read_manifest(opened.study, again(opened).files) is manifest_of(study_file) is None
     assert check_existing(define(study_file, None))
     assert len(prepare(again(opened)).materials.of("test_resnet.letters").task.train_rows) == 10
 
@@ -125,7 +125,7 @@ def test_there_is_none_before_there_is_a_study(photos: Path, tmp_path: Path) -> 
 
 
 def test_it_goes_along_to_another_storage(opened: OpenStudy, tmp_path: Path) -> None:
-    manifest = read_manifest(opened)
+    manifest = read_manifest(opened.study, opened.files)
     target = f"sqlite:///{tmp_path}/other/copy.db"
     (tmp_path / "other").mkdir()
     copy_studies(opened.url, target)
@@ -137,7 +137,7 @@ def test_it_goes_along_to_another_storage(opened: OpenStudy, tmp_path: Path) -> 
 
 
 def test_it_survives_a_backup(opened: OpenStudy, tmp_path: Path) -> None:
-    manifest = read_manifest(opened)
+    manifest = read_manifest(opened.study, opened.files)
     backup(opened.url, tmp_path / "saved.db")
     target = f"sqlite:///{tmp_path}/back.db"
     restore(tmp_path / "saved.db", target, str(opened.files.root))
@@ -154,7 +154,7 @@ def test_the_doctor_misses_it(opened: OpenStudy) -> None:
 def test_fit_looks_at_the_test_part_s_fingerprint_before_it_reads(
     opened: OpenStudy, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = read_manifest(opened)
+    manifest = read_manifest(opened.study, opened.files)
     assert isinstance(manifest, Manifest)
     bench = prepare(again(opened))
     bench.materials.of("test_resnet.letters")  # opened before the image changes
