@@ -6,30 +6,31 @@ Importing this package imports no torch; the names below are loaded when they ar
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from autotune.version import __version__
 
 if TYPE_CHECKING:
     from autotune.api import Study
-    from autotune.config import StudyConfig
+    from autotune.config.loading import load_study_file
+    from autotune.config.schema import StudyConfig
     from autotune.errors import AutotuneError, UserError
     from autotune.models.inspection import inspect_layers
     from autotune.plan import TrialPlan
-    from autotune.results.model import Model
-    from autotune.results.model import load_model as load
-    from autotune.studyfile import load_study_file
+    from autotune.results.model.model import Model
+    from autotune.results.model.model import load_model as load
 
 #: Public name -> its module, and its name there where that is another.
 _HOMES = {
     "AutotuneError": "autotune.errors",
-    "Model": "autotune.results.model",
+    "Model": "autotune.results.model.model",
     "Study": "autotune.api",
-    "StudyConfig": "autotune.config",
+    "StudyConfig": "autotune.config.schema",
     "TrialPlan": "autotune.plan",
     "UserError": "autotune.errors",
     "inspect_layers": "autotune.models.inspection",
-    "load": "autotune.results.model:load_model",
-    "load_study_file": "autotune.studyfile",
+    "load": "autotune.results.model.model:load_model",
+    "load_study_file": "autotune.config.loading",
 }
 
 __all__ = [
@@ -44,11 +45,6 @@ __all__ = [
     "load",
     "load_study_file",
 ]
-
-try:
-    __version__ = version("autotune")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
 
 
 def __getattr__(name: str) -> Any:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from autotune.cli.console import check_folder, check_writable, plain_console
-from autotune.config import BUDGETS, StudyConfig
+from autotune.config.loading import load_study_file
+from autotune.config.schema import BUDGETS, StudyConfig
+from autotune.display.console import check_folder, check_writable, plain_console
 from autotune.errors import AutotuneError, StudyError, UserError, join_sentences, nearest
 from autotune.plan import TrialPlan
 from autotune.storage.url import absolute_url, redact
-from autotune.studyfile import load_study_file
 
 if TYPE_CHECKING:
     import optuna
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from optuna.trial import FrozenTrial
 
-    from autotune.results.confirm import Confirmation, Step
-    from autotune.results.fit import FitResult
-    from autotune.study.opening import OpenStudy
+    from autotune.results.evaluation.confirm import Confirmation, Step
+    from autotune.results.evaluation.refit import FitResult
+    from autotune.study.setup.opening import OpenStudy
 
 #: The environment variable that names a storage, here and for the command.
 _STORAGE = "AUTOTUNE_STORAGE"
@@ -138,7 +138,7 @@ class Study:
             >>> autotune.Study.open("digits").best == study.best
             True
         """
-        from autotune.study.opening import open_existing
+        from autotune.study.setup.opening import open_existing
 
         default = StudyConfig.model_fields["storage"].default
         url = absolute_url(storage or os.environ.get(_STORAGE) or default)
@@ -200,7 +200,9 @@ class Study:
         config = self._config or self._remembered()
         self._interrupted = False
         with _told(progress, config) as (shown, listener):
-            from autotune.study.launcher import run_study  # within, because it imports torch
+            from autotune.study.engine.launcher import (
+                run_study,  # within, because it imports torch
+            )
 
             result = run_study(
                 config,
@@ -233,13 +235,13 @@ class Study:
             '...tuned..., adamw lr ...'
         """
         from autotune.search import ranking
-        from autotune.study import record
+        from autotune.study.state import attrs
 
         opened = self._find()
         if opened is None:
             return None
         trials = opened.study.get_trials(deepcopy=False)
-        return self._summary(ranking.best_of(trials, record.direction_of(opened.study)))
+        return self._summary(ranking.best_of(trials, attrs.direction_of(opened.study)))
 
     @property
     def baseline(self) -> TrialSummary | None:
@@ -249,12 +251,12 @@ class Study:
             >>> study.baseline.plan.depth
             0
         """
-        from autotune.study import record
+        from autotune.study.state import attrs
 
         opened = self._find()
         if opened is None:
             return None
-        return self._summary(record.baseline_of(opened.study.get_trials(deepcopy=False)))
+        return self._summary(attrs.baseline_of(opened.study.get_trials(deepcopy=False)))
 
     @property
     def optuna_study(self) -> optuna.Study:
@@ -272,8 +274,8 @@ class Study:
     def trials_dataframe(self) -> pd.DataFrame:
         """Return the trials as a table, a row a trial.
 
-        The columns are those of :mod:`autotune.results.frame`: typed, times in UTC, parameters as
-        ``param.<name>``, metrics as ``metric.<name>``, costs as ``cost.<name>``.
+        The columns are those of :mod:`autotune.results.report.dataframe`: typed, times in UTC,
+        parameters as ``param.<name>``, metrics as ``metric.<name>``, costs as ``cost.<name>``.
 
         Raises:
             StudyError: When the study has not been run yet.
@@ -285,7 +287,7 @@ class Study:
             >>> bool(frame["value"].max() == study.best.value)
             True
         """
-        from autotune.results.frame import trials_frame
+        from autotune.results.report.dataframe import trials_frame
 
         return trials_frame(self._opened().study)
 
@@ -310,7 +312,7 @@ class Study:
             >>> study.report("digits.md")
             PosixPath('digits.md')
         """
-        from autotune.results.forms import form_of, write_report_of
+        from autotune.results.report.formats import form_of, write_report_of
 
         form = form_of(path, format)
         if path is not None:
@@ -341,15 +343,14 @@ class Study:
             if value < least:
                 raise UserError(f"{name}: must be at least {least}, but got {value}")
         opened = self._opened()
-        from autotune.cli.confirm import end_in_words
-        from autotune.results.confirm import confirm  # imports torch, as fit does
-        from autotune.results.objective import Objective
+        from autotune.results.evaluation.confirm import confirm  # imports torch, as fit does
+        from autotune.results.values.objective import Objective
 
         objective = Objective.of(opened.study)
         say = _say(progress)
 
         def listen(step: Step) -> None:
-            if said := end_in_words(step, objective):
+            if said := step.describe(objective):
                 say(said)
 
         return confirm(opened, top, seeds, listen)
@@ -383,7 +384,7 @@ class Study:
         if folder is not None:
             check_folder(Path(folder))
         opened = self._opened()
-        from autotune.results.fit import fit
+        from autotune.results.evaluation.refit import fit
 
         say = _say(progress)
 
@@ -405,7 +406,7 @@ class Study:
             >>> [trace.name for trace in study.plot_history().data][-2:]
             ['best so far', 'baseline']
         """
-        from autotune.results.course import history_figure
+        from autotune.results.figures.history import history_figure
 
         return self._drawn(history_figure, "no trial is complete yet")
 
@@ -416,7 +417,7 @@ class Study:
             >>> study.plot_curves().layout.xaxis.title.text
             'epoch'
         """
-        from autotune.results.course import curves_figure
+        from autotune.results.figures.history import curves_figure
 
         return self._drawn(curves_figure, "no trial has finished an epoch yet")
 
@@ -427,7 +428,7 @@ class Study:
             >>> study.plot_timeline().layout.xaxis.type
             'date'
         """
-        from autotune.results.course import timeline_figure
+        from autotune.results.figures.history import timeline_figure
 
         return self._drawn(timeline_figure, "no trial has ended yet")
 
@@ -438,7 +439,7 @@ class Study:
             >>> study.plot_importances().layout.xaxis.title.text
             'importance'
         """
-        from autotune.results.parameters import importances_figure
+        from autotune.results.figures.parameters import importances_figure
 
         return self._drawn(
             importances_figure,
@@ -458,7 +459,7 @@ class Study:
             >>> study.plot_slice("training.lr").layout.xaxis.type
             'log'
         """
-        from autotune.results.parameters import parameter_names, slice_figure
+        from autotune.results.figures.parameters import parameter_names, slice_figure
 
         known = parameter_names(self._opened().study)
         if name not in known:
@@ -485,8 +486,8 @@ class Study:
             Traceback (most recent call last):
             autotune.errors.StudyError: the study 'digits' has one objective, and no front; ...
         """
-        from autotune.results.objective import Objective
-        from autotune.results.pareto import front_figure
+        from autotune.results.figures.pareto import front_figure
+        from autotune.results.values.objective import Objective
 
         if Objective.cost_of(self._opened().study) is None:
             raise StudyError(
@@ -506,14 +507,14 @@ class Study:
             opened = None
         if opened is None:
             return f"<p>Study <b>{escape(self._name)}</b>: {escape(self._in_words())}</p>"
-        from autotune.results.answer import confirmed, facts, headline
+        from autotune.results.diagnosis.headline import confirmed, facts, headline
         from autotune.search import ranking
-        from autotune.study import record
+        from autotune.study.state import attrs
 
         study = opened.study
         trials = study.get_trials(deepcopy=False)
-        best = ranking.best_of(trials, record.direction_of(study))
-        progress = record.progress_of(trials, record.budget_of(study))
+        best = ranking.best_of(trials, attrs.direction_of(study))
+        progress = attrs.progress_of(trials, attrs.budget_of(study))
         rows = [
             (name, f"{number} ({made_of})")
             for name, number, made_of in facts(study, trials, progress)
@@ -536,8 +537,8 @@ class Study:
             opened = self._find()
             if opened is None:
                 return "not run yet"
-            from autotune.results.objective import show_values
-            from autotune.results.summary import summarise
+            from autotune.results.report.summary import summarise
+            from autotune.results.values.objective import show_values
 
             found = summarise(opened)
         except AutotuneError as error:
@@ -554,15 +555,15 @@ class Study:
         return ", ".join(words)
 
     def _summary(self, trial: FrozenTrial | None) -> TrialSummary | None:
-        from autotune.results.frame import effective_params
-        from autotune.results.parameters import space_of
-        from autotune.study import record
+        from autotune.results.figures.parameters import space_of
+        from autotune.results.report.dataframe import effective_params
+        from autotune.study.state import attrs
 
-        plan = record.plan_of(trial) if trial is not None else None
+        plan = attrs.plan_of(trial) if trial is not None else None
         if trial is None or plan is None:
             return None
         study = self._opened().study
-        words = plan.in_words(record.has_several(study.user_attrs))
+        words = plan.in_words(attrs.has_several(study.user_attrs))
         params = effective_params(trial, space_of(study))
         value, *costs = trial.values
         return TrialSummary(trial.number, value, plan, words, params, *costs)
@@ -570,7 +571,7 @@ class Study:
     def _find(self) -> OpenStudy | None:
         """Open the study once it has been made."""
         if self._found is None:
-            from autotune.study.opening import find_existing
+            from autotune.study.setup.opening import find_existing
 
             self._found = find_existing(self._name, self._url, self._files)
         return self._found
@@ -583,11 +584,11 @@ class Study:
 
     def _remembered(self) -> StudyConfig:
         """Return the configuration of a study that was opened, with the budget of its last run."""
-        from autotune.study import record
+        from autotune.study.state import attrs
 
         opened = self._opened()
         values = opened.config().model_dump(mode="json")
-        budget = opened.study.user_attrs.get(record.BUDGET, {})
+        budget = opened.study.user_attrs.get(attrs.BUDGET, {})
         values["search"] |= {key: budget[key] for key in BUDGETS if key in budget}
         return StudyConfig.model_validate(values)
 
@@ -608,7 +609,7 @@ def _told(
     elif not progress:
         yield None, lambda event: None
     else:
-        from autotune.cli.view import make_view
+        from autotune.display.run_display import make_view
 
         shown = plain_console()
         with make_view(shown, config) as view:

@@ -39,7 +39,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from autotune.texts import one_line
+from autotune.text import one_line
 
 _PASSING = (
     errno.EIO,

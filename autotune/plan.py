@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from autotune.formats import refuse_unknown
+from autotune.format_versions import refuse_unknown
 
 KEEP = "keep"
 #: By annotation of a field: what a stored value may be, and how a message says it.

@@ -17,7 +17,7 @@ import sys
 STEPS = 4
 SCRIPT = f"""
 import json, resource, sys, timm, torch
-from autotune.interpreter import keep_freed_memory
+from autotune.runtime import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 torch.set_num_threads(1)

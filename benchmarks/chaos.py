@@ -39,7 +39,7 @@ from pathlib import Path
 from chaos_checks import bad_ends, broken_files, faults, lines_in_logs, still_running
 from chaos_faults import NAME, Chaos, of_storage
 
-from autotune.storage import local
+from autotune.storage.admin import local_postgres
 
 #: Small trainings of a few seconds, so that most kills meet a trial in the middle.
 STUDY = (
@@ -152,7 +152,7 @@ def main() -> None:
         folder = Path(name)
         url = f"sqlite:///{folder}/storage/chaos.db"
         if options.storage == "postgres":
-            url = local.start(folder / "postgres")
+            url = local_postgres.start(folder / "postgres")
         wanted = of_storage(url, wanted_of(options))
         if wanted["fill"] and not mounted:
             print("no disk is filled: this machine lets this user mount none")
@@ -176,7 +176,7 @@ def main() -> None:
             ]
         finally:
             if options.storage == "postgres":
-                local.stop(folder / "postgres")
+                local_postgres.stop(folder / "postgres")
         for number, code in enumerate(codes):
             if code and number not in chaos.killed:
                 *_, last = chaos.output_of(number).read_text().strip().splitlines()

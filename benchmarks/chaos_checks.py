@@ -19,11 +19,11 @@ from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
 from safetensors.torch import load_file
 
-from autotune.study import record
-from autotune.study.opening import open_existing
-from autotune.study.context import Workbench
-from autotune.study.preparing import prepare_training
-from autotune.study.worker import prepare
+from autotune.study.engine.worker import prepare
+from autotune.study.setup.opening import open_existing
+from autotune.study.state import attrs
+from autotune.study.trial.build import prepare_training
+from autotune.study.trial.context import Workbench
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 #: So long processes may take to see that their launcher is gone.
@@ -97,7 +97,7 @@ def faults(url: str, budget: int) -> list[str]:
     """Say what is wrong with a study that has ended."""
     opened = open_existing(NAME, url)
     trials = opened.study.get_trials(deepcopy=False)
-    progress = record.progress_of(trials, budget)
+    progress = attrs.progress_of(trials, budget)
     found = []
     if progress.finished != budget:
         found.append(f"{progress.finished} finished trials, and the budget is {budget}")
@@ -106,9 +106,9 @@ def faults(url: str, budget: int) -> list[str]:
     if [one.number for one in trials] != list(range(len(trials))):
         found.append("trial numbers are missing or there twice")
     if progress.failed:
-        reasons = [one.user_attrs.get(record.REASON) for one in trials if _failed(one, trials)]
+        reasons = [one.user_attrs.get(attrs.REASON) for one in trials if _failed(one, trials)]
         found.append(f"{progress.failed} trials failed: {reasons}")
-    plans = Counter(record.plan_of(one) for one in trials if one.state in FINISHED)
+    plans = Counter(attrs.plan_of(one) for one in trials if one.state in FINISHED)
     found += [f"trained {count} times: {plan}" for plan, count in plans.items() if count > 1]
     # No value may depend on how its features came to be.
     shutil.rmtree(opened.files.cache, ignore_errors=True)
@@ -123,7 +123,7 @@ def faults(url: str, budget: int) -> list[str]:
 
 
 def _failed(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
-    return trial.state == TrialState.FAIL and trial.number not in record.superseded(trials)
+    return trial.state == TrialState.FAIL and trial.number not in attrs.superseded(trials)
 
 
 def differences(trial: FrozenTrial, trials: Sequence[FrozenTrial], bench: Workbench) -> list[str]:
@@ -131,7 +131,7 @@ def differences(trial: FrozenTrial, trials: Sequence[FrozenTrial], bench: Workbe
 
     Every epoch of the trial must be there, and of each attempt all up to its last one.
     """
-    plan = record.plan_of(trial)
+    plan = attrs.plan_of(trial)
     assert plan is not None
     expected: dict[int, float] = {}
     for result in prepare_training(plan, bench).run():
@@ -139,8 +139,8 @@ def differences(trial: FrozenTrial, trials: Sequence[FrozenTrial], bench: Workbe
         expected[result.epoch] = result.metrics.objective(bench.config.training.objective)
         if result.epoch == trial.last_step:
             break
-    attempts = (trial, *(trials[number] for number in record.retries(trial)))
-    threads = {one.user_attrs.get(record.THREADS, 1) for one in attempts} - {1}
+    attempts = (trial, *(trials[number] for number in attrs.retries(trial)))
+    threads = {one.user_attrs.get(attrs.THREADS, 1) for one in attempts} - {1}
     if threads:
         return [f"trial {trial.number} cannot be compared: it trained on {threads} threads"]
     found = []

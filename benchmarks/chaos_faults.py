@@ -23,12 +23,12 @@ import psutil
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.errors import AutotuneError, StorageError, StudyError
-from autotune.storage import local
-from autotune.storage.database import GRACE_PERIOD_S, open_storage
-from autotune.storage.layout import Files
-from autotune.storage.lock import study_lock
+from autotune.storage.admin import local_postgres
+from autotune.storage.paths import Files
+from autotune.storage.rdb.connection import GRACE_PERIOD_S, open_storage
+from autotune.storage.rdb.study_lock import study_lock
 from autotune.storage.url import database_path, is_sqlite
-from autotune.study.opening import open_existing
+from autotune.study.setup.opening import open_existing
 
 NAME = "chaos"
 #: So long a disk is full.
@@ -133,7 +133,7 @@ class Chaos:
                 found += [
                     one
                     for one in psutil.Process(launcher.pid).children()
-                    if "autotune.study.process" in one.cmdline()
+                    if "autotune.study.engine.worker_main" in one.cmdline()
                     and one.status() != "zombie"
                     and one.pid not in self.frozen
                 ]
@@ -289,9 +289,9 @@ class Chaos:
     # Databases
 
     def _restart(self) -> bool:
-        local.stop(self.folder / "postgres")
+        local_postgres.stop(self.folder / "postgres")
         time.sleep(self.rng.uniform(0, 5))
-        local.start(self.folder / "postgres")
+        local_postgres.start(self.folder / "postgres")
         return True
 
     def _crash(self) -> bool:
@@ -301,7 +301,7 @@ class Chaos:
         server.send_signal(signal.SIGQUIT)
         server.wait(60)
         time.sleep(self.rng.uniform(0, 5))
-        local.start(self.folder / "postgres")
+        local_postgres.start(self.folder / "postgres")
         return True
 
     def _lock(self, seconds: float) -> bool:

@@ -54,7 +54,7 @@ def check(family: str, name: str) -> dict[str, Any]:
 
     from autotune.models.backbone import Backbone, data_config
     from autotune.models.layers import layers_of
-    from autotune.models.trying import offers_for
+    from autotune.models.surgery.probing import offers_for
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)

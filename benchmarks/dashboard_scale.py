@@ -52,18 +52,18 @@ from optuna_dashboard import wsgi
 from optuna_dashboard._note import note_ver_key, split_body
 from rich.console import Console
 
-from autotune.data.task import Task
-from autotune.results.notes import Setting, study_note, trial_note
+from autotune.config.loading import apply_overrides, check, presets, read_yaml
+from autotune.data.views.study_data import Task
+from autotune.results.dashboard.notes import Setting, study_note, trial_note
 from autotune.search.space import Space
-from autotune.storage.database import open_storage
-from autotune.storage.layout import Files
-from autotune.storage.patience import PatientStorage
-from autotune.storage.rows import Row, StudyRows, read_study, write_study
-from autotune.study import record
-from autotune.study.definition import define
-from autotune.study.opening import OpenStudy, open_existing, open_or_create
-from autotune.study.pictures import Judged, draw_confusion, draw_curve, draw_worst
-from autotune.studyfile import apply_overrides, check, presets, read_yaml
+from autotune.storage.admin.study_rows import Row, StudyRows, read_study, write_study
+from autotune.storage.paths import Files
+from autotune.storage.rdb.connection import open_storage
+from autotune.storage.rdb.retry import PatientStorage
+from autotune.study.setup.definition import define
+from autotune.study.setup.opening import OpenStudy, open_existing, open_or_create
+from autotune.study.state import attrs
+from autotune.study.trial.plots import Judged, draw_confusion, draw_curve, draw_worst
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -89,7 +89,7 @@ def make_study(folder: Path, trials: int) -> OpenStudy:
     task = Task.open(config.dataset, config.data, definition.specs[0], files.cache)
     opened = open_or_create(definition, task.info.to_json())
     references = draw_pictures(opened)
-    space = Space.from_json(opened.study.user_attrs[record.SPACE])
+    space = Space.from_json(opened.study.user_attrs[attrs.SPACE])
     rng = np.random.default_rng(0)
     numbers = range(trials)
     opened.study.add_trials([make_trial(one, space, references, rng) for one in numbers])
@@ -174,19 +174,19 @@ def make_trial(
         params=params,
         distributions=dict(space.distributions),
         user_attrs={
-            record.PLAN: plan.to_json(),
-            **({record.ROLE: record.BASELINE} if number == 0 else {}),
-            record.CLAIMED: 1.8e9 + 10 * number,
-            record.WORKER: f"machine/4711/{number % 8}",
-            record.DEVICE: "NVIDIA H200",
-            record.PARAMETERS_TUNED: 970 + 61_000 * plan.depth,
-            record.COSTS: {"parameters": 373_658},
-            record.SECONDS: 1.25 * epochs,
-            record.EPOCHS: epochs,
-            record.METRICS: metrics,
-            record.PEAK_MEMORY_MB: 512.5,
-            record.DEVICE_MEMORY_MB: 143_771.0,
-            record.HELD: 9.875123,
+            attrs.PLAN: plan.to_json(),
+            **({attrs.ROLE: attrs.BASELINE} if number == 0 else {}),
+            attrs.CLAIMED: 1.8e9 + 10 * number,
+            attrs.WORKER: f"machine/4711/{number % 8}",
+            attrs.DEVICE: "NVIDIA H200",
+            attrs.PARAMETERS_TUNED: 970 + 61_000 * plan.depth,
+            attrs.COSTS: {"parameters": 373_658},
+            attrs.SECONDS: 1.25 * epochs,
+            attrs.EPOCHS: epochs,
+            attrs.METRICS: metrics,
+            attrs.PEAK_MEMORY_MB: 512.5,
+            attrs.DEVICE_MEMORY_MB: 143_771.0,
+            attrs.HELD: 9.875123,
         },
         system_attrs=dict(list(references.items())[: 1 if pruned else None]),
         intermediate_values=curve,
@@ -376,9 +376,9 @@ READERS = ("status", "report", "answer", "plain answer")
 
 def read(what: str, url: str) -> None:
     """Read a study in one way, and print what that took; the imports come before."""
-    from autotune.cli.summary import print_summary, print_workers
-    from autotune.results.annotated import annotated
-    from autotune.results.report import render_report
+    from autotune.display.summary import print_summary, print_workers
+    from autotune.results.dashboard.annotations import annotated
+    from autotune.results.report.html import render_report
 
     statements: list[str] = []
     listen = sqlalchemy.event.listen

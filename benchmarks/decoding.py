@@ -26,8 +26,8 @@ import numpy as np
 from heading import date_and_machine
 from PIL import Image, features
 
-from autotune.data.images import ImageSpec, decode, shrink
-from autotune.data.reading import read_image
+from autotune.data.image_files import read_image
+from autotune.data.preprocessing import ImageSpec, decode, shrink
 
 WIDTH, HEIGHT = 4000, 3000
 EDGES = 60

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from heading import date_and_machine
 
-from autotune.results.fit import FitResult, fit
+from autotune.config.loading import load_study_file
+from autotune.results.evaluation.refit import FitResult, fit
 from autotune.search import ranking
-from autotune.study import record
-from autotune.study.launcher import run_study
-from autotune.studyfile import load_study_file
+from autotune.study.engine.launcher import run_study
+from autotune.study.state import attrs
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Row:
 
     seed: int
     seconds: float
-    progress: record.Progress
+    progress: attrs.Progress
     validation_baseline: float
     validation_best: float
     fitted: FitResult
@@ -51,7 +51,7 @@ def run_seed(seed: int, trials: int, folder: Path) -> Row:
     seconds = time.perf_counter() - start
     study = result.opened.study
     found = study.get_trials(deepcopy=False)
-    baseline, best = record.baseline_of(found), ranking.best_of(found, study.direction)
+    baseline, best = attrs.baseline_of(found), ranking.best_of(found, study.direction)
     assert baseline is not None and best is not None
     assert baseline.value is not None and best.value is not None
     return Row(seed, seconds, result.progress, baseline.value, best.value, fit(result.opened))

@@ -22,15 +22,15 @@ from pathlib import Path
 import torch
 from heading import date_and_machine
 
-from autotune.data.images import ImageSpec
-from autotune.data.task import Task
+from autotune.config.loading import load_study_file
+from autotune.data.preprocessing import ImageSpec
+from autotune.data.views.study_data import Task
 from autotune.models.backbone import load_backbone
 from autotune.models.layers import layers_of
 from autotune.models.network import build_network
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
-from autotune.studyfile import load_study_file
-from autotune.threads import cores
-from autotune.training.loop import Normalise, Training
+from autotune.runtime import cores
+from autotune.training.trainer import Normalise, Training
 
 SEEDS = (0, 1, 2)
 HEAD_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)

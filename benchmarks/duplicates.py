@@ -20,11 +20,11 @@ import numpy as np
 from heading import date_and_machine
 from PIL import Image
 
-from autotune.data.duplicates import NEAR_BITS, near_pairs
-from autotune.data.folders import EXTENSIONS
-from autotune.data.looks import HASH_SIDE, look_at
-from autotune.data.reading import read_image
-from autotune.data.sources import Sample, Shrink
+from autotune.data.image_files import read_image
+from autotune.data.source import Sample, Shrink
+from autotune.data.sources.folders import EXTENSIONS
+from autotune.data.splits.duplicates import NEAR_BITS, near_pairs
+from autotune.data.splits.image_hashes import HASH_SIDE, look_at
 
 HASHES: dict[str, Callable[[Image.Image], np.ndarray]] = {
     "pHash, 256 bits": lambda image: imagehash.phash(image, hash_size=HASH_SIDE).hash,

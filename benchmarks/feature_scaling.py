@@ -27,17 +27,17 @@ import torch
 from heading import date_and_machine
 from PIL import Image
 
-from autotune.config import DataConfig, TrainingConfig
-from autotune.data.images import ImageSpec
-from autotune.data.shelf import Shelf
-from autotune.data.task import Task
+from autotune.config.schema import DataConfig, TrainingConfig
+from autotune.data.cache.array_cache import Shelf
+from autotune.data.preprocessing import ImageSpec
+from autotune.data.views.study_data import Task
 from autotune.models.backbone import Backbone, build, data_config, hash_weights
 from autotune.models.network import build_network
-from autotune.models.split import Split, split
+from autotune.models.prefix.split import Split, split
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.training.features import FeatureCache, Features, kept_bytes
-from autotune.training.loop import Normalise, Training
-from autotune.training.norms import sample
+from autotune.training.optim.norm_recalibration import sample
+from autotune.training.trainer import Normalise, Training
 
 NAME = "resnet18"
 SIZE = 64

@@ -24,21 +24,21 @@ from pathlib import Path
 import torch
 from heading import date_and_machine
 
-from autotune.config import FitConfig
-from autotune.data.task import Task, open_test_views
-from autotune.data.views import Views
+from autotune.config.loading import load_study_file
+from autotune.config.schema import FitConfig
+from autotune.data.views.study_data import Task, open_test_views
+from autotune.data.views.views import Views
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
-from autotune.storage.layout import Files
-from autotune.study.definition import define
-from autotune.study.opening import open_or_create
-from autotune.study.context import Workbench
-from autotune.study.preparing import prepare_training
-from autotune.study.refit import views_of
-from autotune.study.worker import prepare
-from autotune.studyfile import load_study_file
-from autotune.training.average import WeightAverage
-from autotune.training.loop import Training
+from autotune.storage.paths import Files
+from autotune.study.engine.worker import prepare
+from autotune.study.setup.definition import define
+from autotune.study.setup.opening import open_or_create
+from autotune.study.trial.build import prepare_training
+from autotune.study.trial.context import Workbench
+from autotune.study.trial.refit import views_of
 from autotune.training.metrics import Metrics, measure
+from autotune.training.optim.ema import WeightAverage
+from autotune.training.trainer import Training
 
 #: How many steps an average is long, as a share of all.
 SHARES = (0.025, 0.05, 0.1, 0.2)

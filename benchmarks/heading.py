@@ -6,7 +6,7 @@ import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from autotune.threads import cores
+from autotune.runtime import cores
 
 
 def date_and_machine(*packages: str) -> str:

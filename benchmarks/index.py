@@ -26,10 +26,10 @@ import numpy as np
 from heading import date_and_machine
 from PIL import Image
 
-from autotune.config import DataConfig
-from autotune.data.opening import open_source
+from autotune.config.schema import DataConfig
 from autotune.data.progress import INDEXING
-from autotune.data.splits import make_split
+from autotune.data.sources.opening import open_source
+from autotune.data.splits.stratified import make_split
 
 CLASSES = 200
 ORIGINALS = 20  # a file system limits how many links a file may have

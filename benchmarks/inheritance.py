@@ -27,17 +27,17 @@ from typing import Any
 import torch
 from heading import date_and_machine
 
-from autotune.config import StudyConfig
-from autotune.data.task import Task
-from autotune.data.views import Views
+from autotune.config.schema import StudyConfig
+from autotune.data.views.study_data import Task
+from autotune.data.views.views import Views
 from autotune.models.backbone import Backbone, load_backbone
 from autotune.models.layers import layers_of
 from autotune.models.network import build_network
-from autotune.models.trying import offers_for
+from autotune.models.surgery.probing import offers_for
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
-from autotune.study.definition import define
-from autotune.training.loop import Normalise, Training
-from autotune.training.norms import sample
+from autotune.study.setup.definition import define
+from autotune.training.optim.norm_recalibration import sample
+from autotune.training.trainer import Normalise, Training
 
 AFTER = (0, 1, 3, 10)
 CHANGES: tuple[tuple[str, Any], ...] = (

@@ -63,11 +63,11 @@ from autotune.errors import UserError
 from autotune.models.backbone import build, check_name
 from autotune.models.layers import layers_of
 from autotune.plan import TrialPlan
-from autotune.study import record
-from autotune.study.opening import open_existing
-from autotune.study.preparing import prepare_training
-from autotune.study.worker import prepare
-from autotune.threads import cores
+from autotune.runtime import cores
+from autotune.study.engine.worker import prepare
+from autotune.study.setup.opening import open_existing
+from autotune.study.state import attrs
+from autotune.study.trial.build import prepare_training
 
 HERE = Path(__file__).parent
 ROWS = HERE.parent / "storage" / "naive-rows.jsonl"
@@ -226,14 +226,14 @@ def run_ours(
         raise SystemExit(f"{name}: the study was disturbed: {[trial.state for trial in trials]}")
     results = []
     for trial, plan in zip(trials, plans, strict=True):
-        found = record.plan_of(trial)
+        found = attrs.plan_of(trial)
         assert found is not None
         hidden = sum(layer.units for layer in found.head.hidden)
         trained = (found.depth, hidden, found.policy.lr, found.policy.weight_decay)
         assert trained == (plan.depth, plan.hidden, plan.lr, plan.weight_decay), (found, plan)
-        tuned = trial.user_attrs[record.PARAMETERS_TUNED]
+        tuned = trial.user_attrs[attrs.PARAMETERS_TUNED]
         results.append(result_of(trial.number, trial, tuned))
-    info = study.user_attrs[record.DATASET]
+    info = study.user_attrs[attrs.DATASET]
     return Timed(took, cpu, results, (info["train"], info["validation"]))
 
 
@@ -345,7 +345,7 @@ def profile(settings: Settings, plans: Sequence[Plan], file: Path | None) -> Ite
         list(prepare_training(plan, bench).run())
 
     for index in indices:
-        found = record.plan_of(opened.study.get_trials(deepcopy=False)[index])
+        found = attrs.plan_of(opened.study.get_trials(deepcopy=False)[index])
         assert found is not None
         shares = shares_of(partial(train_ours, found))
         yield Profile("autotune", found.depth, settings.epochs, shares)

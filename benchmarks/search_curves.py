@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from optuna.distributions import FloatDistribution
 
-from autotune.config import StudyConfig
+from autotune.config.loading import load_study_file
+from autotune.config.schema import StudyConfig
 from autotune.search.space import Space
-from autotune.studyfile import load_study_file
 
 TABLE = Path(__file__).parent / "search_table.npz"
 #: What differs from `studies/digits.yaml`: a space small enough to be trained whole. The learning

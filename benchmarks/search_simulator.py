@@ -18,13 +18,13 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 from search_curves import DIVERGED, Params, Table, load_config
 
-from autotune.config import StudyConfig
+from autotune.config.schema import StudyConfig
 from autotune.search.dimensions import suggest
+from autotune.search.initial_plans import known_good
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
 from autotune.search.space import Space
-from autotune.search.start import known_good
-from autotune.search.view import FAILED_PLAN
+from autotune.search.study_view import FAILED_PLAN
 
 #: An epoch of a plan with the last ``n`` layers tuned takes ``1 + n * COST_OF_LAYER``: roughly
 #: what the trainings of the table took on images.

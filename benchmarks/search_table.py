@@ -35,16 +35,16 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from search_curves import DIVERGED, OVERRIDES, TABLE, Params, Table, load_config
 from torch import Tensor, nn
 
-from autotune.data.task import Task
-from autotune.data.views import Views
+from autotune.data.views.study_data import Task
+from autotune.data.views.views import Views
 from autotune.errors import DivergedError
 from autotune.models.backbone import Backbone, load_backbone
 from autotune.models.network import Network, build_network
 from autotune.plan import TrialPlan
+from autotune.runtime import cores, one_thread
 from autotune.search.space import Space
-from autotune.study.definition import Definition, define
-from autotune.threads import cores, one_thread
-from autotune.training.loop import Normalise, Training
+from autotune.study.setup.definition import Definition, define
+from autotune.training.trainer import Normalise, Training
 
 HERE = Path(__file__).parent
 #: The values of the searched ranges that are trained; a simulated trial takes the nearest.

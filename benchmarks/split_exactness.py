@@ -62,7 +62,7 @@ def _depth(backbone: Any, depth: int) -> dict[str, Any]:
 
     from autotune.models.layers import layers_of
     from autotune.models.network import Head, Network, feature_count
-    from autotune.models.split import split
+    from autotune.models.prefix.split import split
     from autotune.plan import HeadPlan
 
     module = backbone.fresh()

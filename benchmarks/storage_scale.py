@@ -42,18 +42,18 @@ from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
 
-from autotune.config import StudyConfig
+from autotune.config.loading import check
+from autotune.config.schema import StudyConfig
 from autotune.search.dimensions import suggest
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
 from autotune.search.space import Space
-from autotune.storage import local
-from autotune.storage.database import open_storage
-from autotune.storage.heartbeat import Heartbeat
+from autotune.storage.admin import local_postgres
+from autotune.storage.rdb.connection import open_storage
+from autotune.storage.rdb.heartbeat import Heartbeat
 from autotune.storage.url import absolute_url
-from autotune.study import record
-from autotune.study.claims import Claim, Claims
-from autotune.studyfile import check
+from autotune.study.state import attrs
+from autotune.study.state.trial_queue import Claim, Claims
 
 RESULTS = Path(__file__).parent / "results"
 NAME = "scale"
@@ -246,7 +246,7 @@ def new_study(url: str, ours: bool, queued: int) -> None:
     """Make a study, with some trials in its queue."""
     storage = open_storage(url, create=True) if ours else plain_storage(url)
     study = optuna.create_study(study_name=NAME, storage=storage, direction="maximize")
-    study.set_user_attr(record.BUDGET, {"trials": 10**6})
+    study.set_user_attr(attrs.BUDGET, {"trials": 10**6})
     rng = random.Random(0)
     for _ in range(queued):
         number = rng.uniform(1e-4, 1e-1)
@@ -301,7 +301,7 @@ class Databases:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._count = 0
-        self._server = local.start(folder / "postgres")
+        self._server = local_postgres.start(folder / "postgres")
 
     def fresh(self, kind: str) -> str:
         """Make an empty one and return its URL."""
@@ -324,7 +324,7 @@ class Databases:
 
     def stop(self) -> None:
         """Stop the server."""
-        local.stop(self._folder / "postgres")
+        local_postgres.stop(self._folder / "postgres")
 
 
 KINDS = ("SQLite", "Postgres")
@@ -358,7 +358,7 @@ def wait_in_a_large_study(side: Side, sampler: str, finished: int, repeats: int)
         for epoch in range(1, EPOCHS + 1):
             trial.report(rng.random(), epoch)
         if side.ours:
-            trial.set_user_attr(record.PLAN, the_space().plan(trial.params).to_json())
+            trial.set_user_attr(attrs.PLAN, the_space().plan(trial.params).to_json())
         filler.tell(trial, rng.random())
     study.add_trials(filler.get_trials(deepcopy=False))
     run = work_ours(side, "host/1/0", 7, sampler) if side.ours else work_plain(side, 7, sampler)

@@ -20,11 +20,11 @@ import optuna
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
-from autotune.config import StudyConfig
+from autotune.config.loading import check
+from autotune.config.schema import StudyConfig
+from autotune.runtime import one_thread
 from autotune.search.samplers import CanonicalSampler, make_sampler
 from autotune.search.space import Space
-from autotune.studyfile import check
-from autotune.threads import one_thread
 
 EPOCHS = 20
 

@@ -26,13 +26,13 @@ import torch
 from heading import date_and_machine
 from torch import Tensor
 
+from autotune.config.loading import load_study_file
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
-from autotune.study.launcher import run_study
-from autotune.study.context import Workbench
-from autotune.study.preparing import prepare_training
-from autotune.study.worker import prepare
-from autotune.studyfile import load_study_file
-from autotune.training.loop import Training
+from autotune.study.engine.launcher import run_study
+from autotune.study.engine.worker import prepare
+from autotune.study.trial.build import prepare_training
+from autotune.study.trial.context import Workbench
+from autotune.training.trainer import Training
 
 GOAL = 0.95
 #: A share above this is no speed but noise: reading features costs something.

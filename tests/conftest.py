@@ -59,6 +59,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, closed_connections: None
 @pytest.fixture
 def idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have memory that gives out be nobody else's: what holds the machine's memory is luck."""
-    from autotune.study import memory
+    from autotune.study.state import oom
 
-    monkeypatch.setattr(memory, "_of_process", lambda: (2**30, 2**34, 2**34))
+    monkeypatch.setattr(oom, "_of_process", lambda: (2**30, 2**34, 2**34))

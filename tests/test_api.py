@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 import autotune
 from autotune import api
 from autotune.errors import ConfigError, StorageError, StudyError, UserError
-from autotune.storage.database import open_storage
+from autotune.storage.rdb.connection import open_storage
 from tests.support.connections import connections_closed
 from tests.support.runs import environment, trials_of, wait_for
 from tests.support.studies import HOSTILE, make_study

@@ -1,4 +1,4 @@
-"""The rules of the house, see docs and DESIGN: imports run one way."""
+"""The rules of the house, see docs/architecture.md: imports run one way, without circles."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,23 +15,71 @@ import autotune
 
 PACKAGE = Path(autotune.__file__).parent
 ROOT = PACKAGE.parent
-#: Rooms by level; a room imports from lower levels only, never from one beside it.
+#: Floors of the house: a room imports from lower floors only, never from one beside it.
 LEVELS = (
-    ("garbage", "interpreter", "texts", "threads", "yamlfile"),
+    ("runtime", "text", "version"),
     ("errors",),
-    ("formats",),
+    ("atomic", "format_versions"),
     ("plan",),
-    ("rules",),
     ("config",),
-    ("studyfile",),
     ("models", "data", "storage"),
     ("training", "search"),
     ("study",),
     ("results",),
-    ("cli",),
-    ("api",),
+    ("display",),
+    ("cli", "api"),
 )
-LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+#: The same inside each room: its packages and modules, lowest floor first.
+FLOORS = {
+    "config": (("fields", "safe_yaml"), ("schema",), ("loading",)),
+    "data": (
+        ("progress", "image_files", "memory_budget", "drawing"),
+        ("preprocessing", "source"),
+        ("download",),
+        ("sources",),
+        ("cache",),
+        ("splits",),
+        ("views",),
+        ("quality",),
+    ),
+    "models": (
+        ("backbone", "device_errors", "layers"),
+        ("flops", "surgery"),
+        ("network",),
+        ("inspection", "prefix"),
+    ),
+    "training": (
+        ("metrics", "checkpoint", "inputs"),
+        ("compute", "optim"),
+        ("trainer",),
+        ("cost_profile", "features", "folds"),
+    ),
+    "search": (
+        ("ranking", "dimensions", "extrapolation"),
+        ("backbone_limits", "study_view"),
+        ("space",),
+        ("deduplication", "initial_plans", "plugins"),
+        ("greedy", "pruners"),
+        ("samplers",),
+    ),
+    "storage": (("url", "filesystem", "artifacts"), ("paths", "rdb"), ("admin",)),
+    "study": (("state",), ("devices", "setup"), ("doctor", "trial"), ("engine",)),
+    "results": (
+        ("values",),
+        ("model", "study_results"),
+        ("evaluation", "figures"),
+        ("diagnosis",),
+        ("report",),
+        ("dashboard",),
+    ),
+    "display": (
+        ("config_errors", "download_progress", "worker_table", "layer_table"),
+        ("console",),
+        ("run_display", "summary"),
+        ("watch",),
+    ),
+    "cli": (("password_args", "sigint"), ("resources", "results", "running"), ("main",)),
+}
 MODULES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.parts[len(PACKAGE.parts)] != "presets"
 )
@@ -59,8 +108,34 @@ def run_python(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_rooms_are_those_of_the_design() -> None:
-    assert {room_of(path) for path in MODULES} == {"(package)", *LEVEL}
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def levels_of(floors: tuple[tuple[str, ...], ...]) -> dict[str, int]:
+    return {room: level for level, rooms in enumerate(floors) for room in rooms}
+
+
+def parts_inside(room: str) -> set[str]:
+    inside = {
+        path.relative_to(PACKAGE / room).parts[0].removesuffix(".py")
+        for path in MODULES
+        if path.is_relative_to(PACKAGE / room)
+    }
+    return inside - {"__init__"}
+
+
+def internal_imports(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield line and dotted parts below ``autotune`` of every import from the package."""
+    for line, name in imports(path):
+        if name.startswith("autotune.") and name != "autotune.__version__":
+            yield line, name.split(".")[1:]
+
+
+def test_the_rooms_are_those_of_the_map() -> None:
+    assert {room_of(path) for path in MODULES} == {"(package)", *levels_of(LEVELS)}
+    for room, floors in FLOORS.items():
+        assert parts_inside(room) == set(levels_of(floors)), room
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -68,25 +143,39 @@ def test_imports_run_one_way(path: Path) -> None:
     room = room_of(path)
     if room == "(package)":
         return
-    for line, name in imports(path):
-        head, _, rest = name.partition(".")
-        if head != "autotune" or rest == "__version__":
-            continue
-        other = rest.split(".")[0]
-        assert other == room or LEVEL[other] < LEVEL[room], (
-            f"{path.relative_to(ROOT)}:{line}: {room} imports {name}"
-        )
+    level, inside = levels_of(LEVELS), levels_of(FLOORS.get(room, ()))
+    part = module_name(path).split(".")[2:3]
+    for line, (other, *rest) in internal_imports(path):
+        place = f"{path.relative_to(ROOT)}:{line}"
+        assert other == room or level[other] < level[room], f"{place}: {room} imports {other}"
+        if other == room and part and rest and rest[:1] != part:
+            assert inside[rest[0]] < inside[part[0]], f"{place}: {part[0]} imports {rest[0]}"
 
 
-def test_the_package_itself_imports_none_of_its_modules() -> None:
+def test_no_circle_of_files() -> None:
+    """Imports for type checkers alone count too."""
+    modules = {module_name(path): path for path in MODULES}
+    graph = {name: set[str]() for name in modules}
+    for name, path in modules.items():
+        for _, parts in internal_imports(path):
+            full = ".".join(["autotune", *parts])
+            graph[name].add(full if full in modules else full.rpartition(".")[0])
+    graph["autotune"] = set()  # its names are for type checkers, and loaded on first use
+    TopologicalSorter(graph).prepare()
+
+
+def test_folders_stay_small() -> None:
+    for folder in (PACKAGE, *(path for path in PACKAGE.rglob("*") if path.is_dir())):
+        assert len([*folder.glob("*.py")]) <= 14, folder
+
+
+def test_the_package_itself_imports_its_version_alone() -> None:
     """For type checkers it names where its public names come from."""
-    code = (
-        "import sys, autotune; print([one for one in sys.modules if one.startswith('autotune.')])"
-    )
+    code = "import sys, autotune; print([m for m in sys.modules if m.startswith('autotune.')])"
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert found.stdout.strip() == "[]"
+    assert found.stdout.strip() == "['autotune.version']"
 
 
 @pytest.mark.parametrize("folder", ["studies", "storage"])

@@ -10,7 +10,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.config import (
+from autotune.config.fields import KERNELS
+from autotune.config.loading import all_keys, apply_overrides, check
+from autotune.config.schema import (
     ACTIVATIONS,
     COSTS,
     INHERIT,
@@ -23,8 +25,6 @@ from autotune.config import (
     StudyConfig,
 )
 from autotune.errors import ConfigError
-from autotune.rules import KERNELS
-from autotune.studyfile import all_keys, apply_overrides, check
 
 PARETO = ["accuracy", "latency_ms"]
 OBJECTIVE = ["objectives"]
@@ -298,12 +298,14 @@ def test_what_is_left_out_goes_with_what_is_given() -> None:
 
 def test_what_several_rooms_know_is_the_same_everywhere() -> None:
     """The ground floor has no imports beside itself, so some names are there twice."""
-    from autotune import config, plan, rules
-    from autotune.models import offers, parts
+    from autotune import plan
+    from autotune.config import fields as rules
+    from autotune.config import schema as config
+    from autotune.models.surgery import capabilities, components
 
-    assert tuple(parts.ACTIVATIONS) == ACTIVATIONS
-    assert offers.KERNELS == KERNELS
-    assert tuple(offers.POOLS) == LAYER_POOLS
+    assert tuple(components.ACTIVATIONS) == ACTIVATIONS
+    assert capabilities.KERNELS == KERNELS
+    assert tuple(capabilities.POOLS) == LAYER_POOLS
     assert rules.FIRST_ABSOLUTE == plan.FIRST_ABSOLUTE
     *fields, last = config.LayerSpace.model_fields
     assert (fields, last) == ([field.name for field in dataclasses.fields(plan.LayerPlan)], "last")

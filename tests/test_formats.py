@@ -10,26 +10,27 @@ from typing import Any
 
 import pytest
 
-from autotune import formats
+from autotune import format_versions
+from autotune.config.loading import all_keys
 from autotune.errors import FormatError
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
-from autotune.results import confirm, model
-from autotune.results.verdict import Verdict
-from autotune.search.limits import Limits
+from autotune.results.evaluation import confirm
+from autotune.results.model import model
+from autotune.results.values.verdict import Verdict
+from autotune.search.backbone_limits import Limits
 from autotune.search.space import Space
-from autotune.study import record
-from autotune.study.budget import Budget, Ending
-from autotune.studyfile import all_keys
+from autotune.study.state import attrs
+from autotune.study.state.budget import Budget, Ending
 from autotune.training.metrics import Metrics
 
 PLAN = (TrialPlan, LayerPlan, HiddenLayer, HeadPlan, TrainingPolicy)
 #: What each kind of thing stores, by name.
 STORED: dict[str, Sequence[Any]] = {
-    formats.STUDY: [
+    format_versions.STUDY: [
         sorted(all_keys()),
         sorted(
             value
-            for name, value in vars(record).items()
+            for name, value in vars(attrs).items()
             if name.isupper() and not name.startswith("_") and isinstance(value, str)
         ),
         *(
@@ -37,45 +38,47 @@ STORED: dict[str, Sequence[Any]] = {
             for one in (*PLAN, Space, Limits, Budget, Ending, Verdict, Metrics)
         ),
     ],
-    formats.MODEL: [
+    format_versions.MODEL: [
         *([one.__name__, *(field.name for field in fields(one))] for one in PLAN),
         model.FIELDS,
     ],
-    formats.CONFIRMATION: [
+    format_versions.CONFIRMATION: [
         *([one.__name__, *(field.name for field in fields(one))] for one in PLAN),
         confirm.FIELDS,
     ],
 }
 #: Format and digest of the names. Where this test fails, raise the number of the format in
-#: autotune/formats.py, put both here, and say so in CHANGELOG.md.
+#: autotune/format_versions.py, put both here, and say so in CHANGELOG.md.
 PINNED = {
-    formats.STUDY: (2, "e02a34769a4f3559"),
-    formats.MODEL: (1, "8db0d4be26701ffc"),
-    formats.CONFIRMATION: (2, "b59a5c2e34b19ce1"),
+    format_versions.STUDY: (2, "e02a34769a4f3559"),
+    format_versions.MODEL: (1, "8db0d4be26701ffc"),
+    format_versions.CONFIRMATION: (2, "b59a5c2e34b19ce1"),
 }
 
 
 @pytest.mark.parametrize("kind", PINNED)
 def test_a_change_of_what_is_stored_raises_the_format(kind: str) -> None:
     digest = hashlib.sha256(json.dumps(STORED[kind]).encode()).hexdigest()[:16]
-    assert (formats.FORMATS[kind], digest) == PINNED[kind], (
+    assert (format_versions.FORMATS[kind], digest) == PINNED[kind], (
         f"the names of what a {kind} stores have changed: raise its number in "
-        "autotune/formats.py, pin both here, and say so in CHANGELOG.md"
+        "autotune/format_versions.py, pin both here, and say so in CHANGELOG.md"
     )
 
 
 def test_what_was_written_before_there_were_formats_is_read() -> None:
     for stored in (None, {}, "1", {"format": None}, {"format": 1}):
-        formats.check_format(stored, formats.STUDY, "it")
+        format_versions.check_format(stored, format_versions.STUDY, "it")
 
 
 def test_the_message_of_a_later_format() -> None:
     with pytest.raises(FormatError) as caught:
-        formats.check_format({"format": 7, "autotune": "3.1"}, formats.MODEL, "the model in x")
+        format_versions.check_format(
+            {"format": 7, "autotune": "3.1"}, format_versions.MODEL, "the model in x"
+        )
     assert str(caught.value) == (
         "the model in x was written by autotune 3.1, and cannot be read (it has format 7); this "
-        f"is autotune {formats.version('autotune')}, which reads the format 1 of a model; use "
-        "autotune 3.1, or a later one"
+        f"is autotune {format_versions.version('autotune')}, which reads the format 1 of a model; "
+        "use autotune 3.1, or a later one"
     )
 
 
@@ -83,6 +86,6 @@ def test_the_message_of_a_later_format() -> None:
 def test_reading_says_what_it_was(error: Exception) -> None:
     with (
         pytest.raises(FormatError, match="the plan was written by another version of autotune"),
-        formats.reading("the plan"),
+        format_versions.reading("the plan"),
     ):
         raise error

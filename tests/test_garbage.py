@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from autotune.garbage import collector_paused
+from autotune.runtime import collector_paused
 
 
 def test_the_collector_rests_until_the_last_context_ends() -> None:

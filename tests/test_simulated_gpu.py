@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autotune.study.failures import Kind as Failure
-from autotune.study.failures import answers, kind_of
-from autotune.study.memory import need_of
-from autotune.training.loop import Normalise
+from autotune.study.state.failures import Kind as Failure
+from autotune.study.state.failures import answers, kind_of
+from autotune.study.state.oom import need_of
+from autotune.training.trainer import Normalise
 from tests.support.simulated_gpu import GpuTensor, Kind, SimulatedGpu, simulated_gpu
 from tests.support.simulated_gpu.traffic import COPIES
 

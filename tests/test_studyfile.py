@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from autotune.config import StudyConfig
-from autotune.errors import ConfigError, StudyError
-from autotune.studyfile import (
+from autotune.config.loading import (
     all_keys,
     apply_overrides,
     find_study_file,
@@ -22,6 +20,8 @@ from autotune.studyfile import (
     slug,
     study_name,
 )
+from autotune.config.schema import StudyConfig
+from autotune.errors import ConfigError, StudyError
 
 MINIMAL = "dataset: photos/ants\nbackbone: resnet18\n"
 STUDIES = sorted(presets_folder().rglob("*.y*ml"))
@@ -357,7 +357,7 @@ def test_the_public_names_resolve() -> None:
 
 
 def test_presets_are_plain_yaml() -> None:
-    code = "import autotune.studyfile, sys; print(sorted(autotune.studyfile.presets()))"
+    code = "import autotune.config.loading, sys; print(sorted(autotune.config.loading.presets()))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
     )

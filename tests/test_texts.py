@@ -18,12 +18,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autotune.cli.console import VisibleConsole, fail, in_lines
+from autotune.display.console import VisibleConsole, fail, in_lines
 from autotune.errors import UserError
-from autotune.results.forms import render
-from autotune.storage.database import open_storage
-from autotune.study import record
-from autotune.texts import VisibleFormatter, as_cell, guard_standard_error, one_line, visible
+from autotune.results.report.formats import render
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.state import attrs
+from autotune.text import VisibleFormatter, as_cell, guard_standard_error, one_line, visible
 from tests.support.inside import call
 from tests.support.studies import make_study
 
@@ -178,18 +178,18 @@ def test_reports_of_a_hostile_study(form: str) -> None:
     study = make_study("made", trials=6)
     text = "=1" + "".join(HOSTILE[name] for name in HOSTILE if name != "is no UTF-8")
     study.set_user_attr(
-        record.DATASET,
+        attrs.DATASET,
         {
-            **study.user_attrs[record.DATASET],
+            **study.user_attrs[attrs.DATASET],
             "name": text,
             "classes": [text, "=b"],
             "skipped": [[text, text]],
         },
     )
-    study.set_user_attr(record.ENVIRONMENT, {"python": text})
+    study.set_user_attr(attrs.ENVIRONMENT, {"python": text})
     trial = study.ask()
-    trial.set_user_attr(record.REASON, text)
-    trial.set_user_attr(record.WORKER, f"{text}/1/0")
+    trial.set_user_attr(attrs.REASON, text)
+    trial.set_user_attr(attrs.WORKER, f"{text}/1/0")
     study.tell(trial, state=TrialState.FAIL)
     said = render(study, form).decode()
     if form == "html":  # plotly's own script has characters of all kinds

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune import threads
+from autotune import runtime
 
 FILES = {
     "cpu.max": "max 100000",
@@ -46,7 +46,7 @@ def groups(tmp_path: Path) -> Path:
     ],
 )
 def test_quotas_of_control_groups(groups: Path, membership: str, quotas: list[float]) -> None:
-    assert list(threads.cpu_quotas(membership, groups)) == quotas
+    assert list(runtime.cpu_quotas(membership, groups)) == quotas
 
 
 @pytest.mark.parametrize(
@@ -56,15 +56,15 @@ def test_a_part_of_a_core_counts_as_one(
     quotas: list[float], cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
-    monkeypatch.setattr(threads, "cpu_quotas", lambda membership, root: iter(quotas))
-    assert threads.cores() == cores
+    monkeypatch.setattr(runtime, "cpu_quotas", lambda membership, root: iter(quotas))
+    assert runtime.cores() == cores
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="is about Linux")
 def test_affinity_counts_and_not_the_machine() -> None:
     code = (
         "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
-        "from autotune.threads import cores; print(cores())"
+        "from autotune.runtime import cores; print(cores())"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -76,10 +76,10 @@ def test_torch_uses_no_more_threads_than_there_are_cores(monkeypatch: pytest.Mon
     import torch
 
     before = torch.get_num_threads()
-    monkeypatch.setattr(threads, "cores", lambda: 1)
+    monkeypatch.setattr(runtime, "cores", lambda: 1)
     try:
         torch.set_num_threads(2)
-        threads.keep_to_cores()
+        runtime.keep_to_cores()
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from autotune.config.loading import load_study_file, parse_overrides, presets, read_yaml
+from autotune.config.safe_yaml import MAX_BYTES, LimitError, parse_yaml
 from autotune.errors import MOST_PROBLEMS, ConfigError, UserError
-from autotune.studyfile import load_study_file, parse_overrides, presets, read_yaml
-from autotune.yamlfile import MAX_BYTES, LimitError, parse_yaml
 from tests.support.inside import call
 
 

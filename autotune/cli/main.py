@@ -7,33 +7,15 @@ from typing import NoReturn
 
 import typer
 
-from autotune.cli import (
-    best,
-    confirm,
-    cp,
-    dashboard,
-    data,
-    doctor,
-    export,
-    fit,
-    layers,
-    ls,
-    predict,
-    report,
-    rerun,
-    run,
-    status,
-    storage,
-    validate,
-    weights,
-    worker,
-)
-from autotune.cli.command_line import conceal_passwords
-from autotune.cli.console import fail
-from autotune.cli.interrupts import interrupt_between_imports
+from autotune.cli.password_args import conceal_passwords
+from autotune.cli.resources import cp, data, layers, ls, storage, weights
+from autotune.cli.results import best, confirm, dashboard, export, fit, predict, report, rerun
+from autotune.cli.running import doctor, run, status, validate, worker
+from autotune.cli.sigint import interrupt_between_imports
+from autotune.display.console import fail
 from autotune.errors import AutotuneError
-from autotune.interpreter import collect_rarely, leave
-from autotune.texts import guard_standard_error
+from autotune.runtime import collect_rarely, leave
+from autotune.text import guard_standard_error
 
 app = typer.Typer(
     name="autotune",

@@ -1,1 +1,1 @@
-"""Images: where they come from, how they are split, decoded and augmented."""
+"""Images to tensors."""

@@ -26,7 +26,7 @@ from autotune.errors import BackboneError, join_sentences, nearest
 
 logger = logging.getLogger(__name__)
 
-#: Pretrained tags whose weights are part of the package; see ``autotune.models.letters``.
+#: Pretrained tags whose weights are part of the package; see ``benchmarks.letters_weights``.
 SHIPPED = {"test_resnet.letters": "test_resnet.letters.safetensors"}
 
 

@@ -13,21 +13,21 @@ from typing import Any
 from timm.layers.drop import DropPath
 from torch import nn
 
-from autotune.config import ACTIVATIONS, LAYER_POOLS, POOLS
+from autotune.config.fields import KERNELS
+from autotune.config.schema import ACTIVATIONS, LAYER_POOLS, POOLS
 from autotune.errors import PlanError
 from autotune.models.backbone import build, check_name, data_config
-from autotune.models.costs import NOWHERE, Pass
+from autotune.models.flops import NOWHERE, Pass
 from autotune.models.layers import Layer, layers_of
 from autotune.models.network import check_plan, pool_problem, set_pool
-from autotune.models.offers import LARGEST_RATIO, SMALLEST_RATIO, LayerOffer
-from autotune.models.surgery import check_layers, reshape
-from autotune.models.trying import offers_of
+from autotune.models.surgery.apply import check_layers, reshape
+from autotune.models.surgery.capabilities import LARGEST_RATIO, SMALLEST_RATIO, LayerOffer
+from autotune.models.surgery.probing import offers_of
 from autotune.plan import KEEP, LayerPlan, TrialPlan
-from autotune.rules import KERNELS
 
 #: Fields of a layer plan, in the order in which they are shown.
 FIELDS = tuple(LayerPlan.__dataclass_fields__)
-#: What a study file allows of a head, see ``autotune.config.HeadSpace``.
+#: What a study file allows of a head, see ``autotune.config.schema.HeadSpace``.
 MOST_HIDDEN, MOST_UNITS, MOST_DROPOUT = 3, 65536, 0.95
 
 Size = tuple[int, int, int]

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from autotune.errors import PlanError
 from autotune.models.backbone import Backbone
-from autotune.models.inheritance import channel_norms
 from autotune.models.layers import Layer, layers_of
-from autotune.models.parts import ACTIVATIONS
-from autotune.models.surgery import check_layers, reshape
-from autotune.models.trying import offers_for
+from autotune.models.surgery.apply import check_layers, reshape
+from autotune.models.surgery.components import ACTIVATIONS
+from autotune.models.surgery.inheritance import channel_norms
+from autotune.models.surgery.probing import offers_for
 from autotune.plan import KEEP, HeadPlan, TrialPlan
 
 

@@ -18,11 +18,11 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.errors import FormatError
-from autotune.results.objective import Objective
+from autotune.results.values.objective import Objective
 from autotune.search import ranking
 from autotune.search.space import Space
-from autotune.study import record
-from autotune.study.budget import Ending
+from autotune.study.state import attrs
+from autotune.study.state.budget import Ending
 
 
 class _Reading:
@@ -63,7 +63,7 @@ class StudyResults:
     Args:
         study: The study; its trials and user attributes are those of this moment.
         trials: All trials, in order.
-        attributes: What the study remembers, see :mod:`autotune.study.record`.
+        attributes: What the study remembers, see :mod:`autotune.study.state.attrs`.
         objective: What is optimized.
         cost: The second objective, or ``None``.
     """
@@ -110,13 +110,13 @@ class StudyResults:
     @cached_property
     def baseline(self) -> FrozenTrial | None:
         """The complete baseline, or ``None``."""
-        return record.baseline_of(self.trials)
+        return attrs.baseline_of(self.trials)
 
     @cached_property
-    def progress(self) -> record.Progress:
+    def progress(self) -> attrs.Progress:
         """How many trials ended how."""
-        budget = self.attributes.get(record.BUDGET, {})
-        return record.progress_of(self.trials, int(budget.get("trials", 0)))
+        budget = self.attributes.get(attrs.BUDGET, {})
+        return attrs.progress_of(self.trials, int(budget.get("trials", 0)))
 
     @property
     def ended(self) -> Ending | None:
@@ -126,7 +126,7 @@ class StudyResults:
     @cached_property
     def superseded(self) -> frozenset[int]:
         """Numbers of the attempts that have a successor."""
-        return frozenset(record.superseded(self.trials))
+        return frozenset(attrs.superseded(self.trials))
 
     @cached_property
     def front(self) -> tuple[FrozenTrial, ...]:
@@ -139,14 +139,14 @@ class StudyResults:
     def space(self) -> Space | None:
         """The space that the study remembers, or ``None`` when it cannot be read."""
         try:
-            return record.space_of(self.study)
+            return attrs.space_of(self.study)
         except FormatError:
             return None  # of another version of autotune: its trials can still be drawn
 
     @property
     def has_several_backbones(self) -> bool:
         """Whether a plan has to name its backbone."""
-        return record.has_several(self.attributes)
+        return attrs.has_several(self.attributes)
 
     @cached_property
     def parameter_names(self) -> tuple[str, ...]:

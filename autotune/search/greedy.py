@@ -21,12 +21,12 @@ from dataclasses import dataclass, replace
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.config import GreedyConfig
+from autotune.config.schema import GreedyConfig
 from autotune.search import ranking
+from autotune.search.deduplication import Key, drawn, nearest_unseen
 from autotune.search.dimensions import whole_numbers
 from autotune.search.space import Params, Space
-from autotune.search.unseen import Key, drawn, nearest_unseen
-from autotune.search.view import FAILED_PLAN
+from autotune.search.study_view import FAILED_PLAN
 
 #: User attribute of a trial: name of the stage that it was drawn in.
 STAGE = "stage"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, PercentilePruner
+import copy
+from typing import Any
 
-from autotune.rules import is_own
-from autotune.search.among import AmongAll
-from autotune.search.own import load_own_pruner
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, PercentilePruner
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.config.fields import is_own
+from autotune.search.plugins import load_own_pruner
 
 #: So many other trials must have a value at an epoch before they are a measure for it.
 MEASURE = 5
@@ -27,7 +31,7 @@ def make_pruner(name: str, epochs: int, workers: int, head_epochs: int = 0) -> B
         until the rate has come down far, the values of later epochs say as little of the last one
         (benchmarks/search_quality.py). ``median`` ends the worse half of the trials and
         ``percentile`` the worst quarter; both are measured by all trials, running ones included,
-        see :class:`autotune.search.among.AmongAll`. :data:`MEASURE` others must have come as far:
+        see :class:`AmongAll`. :data:`MEASURE` others must have come as far:
         so the first trials finish, and with many workers those that are ahead.
 
     Raises:
@@ -45,3 +49,56 @@ def make_pruner(name: str, epochs: int, workers: int, head_epochs: int = 0) -> B
     if name == "none":
         return NopPruner()
     raise KeyError(name)
+
+
+class AmongAll(BasePruner):
+    """Let a pruner compare a trial with every other that has a value at its epoch.
+
+    A pruned trial counts as one that would have stayed where it was: at later epochs it is among
+    the worst, so survivors have only to be better than what was given up. A running one counts as
+    far as it has come.
+
+    Args:
+        base: A pruner that compares with complete trials.
+        epochs: Epochs of an unpruned trial.
+    """
+
+    def __init__(self, base: BasePruner, epochs: int) -> None:
+        self._base = base
+        self._epochs = epochs
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Tell whether a trial is to end here."""
+        view: Any = _Others(study, trial, self._epochs)
+        return self._base.prune(view, trial)
+
+
+class _Others:
+    """A study in which all trials but one are complete."""
+
+    def __init__(self, study: Study, trial: FrozenTrial, epochs: int) -> None:
+        self._study = study
+        self._trial = trial
+        self._epochs = epochs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def get_trials(self, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
+        """Return the trials with a curve."""
+        states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        return [
+            self._extended(one)
+            for one in self._study.get_trials(deepcopy=False, states=states)
+            if one.intermediate_values and one.number != self._trial.number
+        ]
+
+    def _extended(self, trial: FrozenTrial) -> FrozenTrial:
+        if trial.state != TrialState.PRUNED:
+            return trial
+        shown = copy.copy(trial)
+        curve = trial.intermediate_values
+        last = max(curve)
+        later = dict.fromkeys(range(last + 1, self._epochs + 1), curve[last])
+        shown.intermediate_values = {**curve, **later}
+        return shown

@@ -20,13 +20,13 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.config import StudyConfig
-from autotune.rules import is_own
+from autotune.config.fields import is_own
+from autotune.config.schema import StudyConfig
+from autotune.search.deduplication import Key, drawn, key_of, nearest_unseen
 from autotune.search.greedy import STAGE, Course, course
-from autotune.search.own import load_own_sampler
+from autotune.search.plugins import load_own_sampler
 from autotune.search.space import Params, Space
-from autotune.search.unseen import Key, drawn, key_of, nearest_unseen
-from autotune.search.view import StudyView
+from autotune.search.study_view import StudyView
 
 #: Random trials before a model takes over, baseline included (Optuna's own default).
 STARTUP_TRIALS = 10

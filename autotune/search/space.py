@@ -9,7 +9,7 @@ A layer has only the values that it can take, and the one that it has already is
 What a layer can take is worked out once; a study stores its space.
 
 Where a study has several backbones, ``backbone`` is the first parameter, and
-:mod:`autotune.search.limits` says what the others mean to each of them.
+:mod:`autotune.search.backbone_limits` says what the others mean to each of them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from optuna.distributions import (
     json_to_distribution,
 )
 
-from autotune.config import BaselineConfig, SpaceConfig
-from autotune.formats import refuse_unknown
+from autotune.config.fields import Dimension, largest, single_values
+from autotune.config.schema import BaselineConfig, SpaceConfig
+from autotune.format_versions import refuse_unknown
 from autotune.plan import (
     INHERITING,
     KEEP,
@@ -38,7 +39,7 @@ from autotune.plan import (
     TrainingPolicy,
     TrialPlan,
 )
-from autotune.rules import Dimension, largest, single_values
+from autotune.search.backbone_limits import Candidate, Limits, Own, limits_of, share
 from autotune.search.dimensions import (
     contains,
     distribution,
@@ -47,10 +48,9 @@ from autotune.search.dimensions import (
     whole_numbers,
     within,
 )
-from autotune.search.limits import Candidate, Limits, Own, limits_of, share
 
 if TYPE_CHECKING:
-    from autotune.models.offers import LayerOffer
+    from autotune.models.surgery.capabilities import LayerOffer
 
 Params = dict[str, Any]
 LAYER_FIELDS = tuple(one.name for one in fields(LayerPlan))

@@ -18,8 +18,8 @@ from itertools import groupby
 import torch
 
 from autotune.errors import DeviceError, NoDeviceError
-from autotune.interpreter import prefer_gpu_settings
-from autotune.study import failures
+from autotune.runtime import prefer_gpu_settings
+from autotune.study.state import failures
 
 logger = logging.getLogger(__name__)
 

@@ -23,17 +23,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autotune.data.entry import Entry, Writer
-from autotune.data.shelf import Shelf
-from autotune.data.views import Views, chunks
+from autotune.data.cache.array_cache import Shelf
+from autotune.data.cache.entry import Entry, Writer
+from autotune.data.views.views import Views, chunks
 from autotune.errors import DiskFullError
-from autotune.models.split import Prefix, Split
-from autotune.threads import cores, one_thread
-from autotune.training.batches import Inputs, in_channels_last
-from autotune.training.halving import Halving
-from autotune.training.loop import Normalise
-from autotune.training.precision import Autocast, describe_compute
-from autotune.training.transfer import Layout, copy_in_chunks, read_ahead, to_stay, upload
+from autotune.models.prefix.split import Prefix, Split
+from autotune.runtime import cores, one_thread
+from autotune.training.compute.amp import Autocast, describe_compute
+from autotune.training.compute.micro_batches import Halving
+from autotune.training.inputs.batches import Inputs, in_channels_last
+from autotune.training.inputs.transfer import Layout, copy_in_chunks, read_ahead, to_stay, upload
+from autotune.training.trainer import Normalise
 
 logger = logging.getLogger(__name__)
 

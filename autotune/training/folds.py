@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autotune.config import TrainingConfig
+from autotune.config.schema import TrainingConfig
 from autotune.models.network import Network
-from autotune.models.split import Split
-from autotune.training.batches import Batches, Some
+from autotune.models.prefix.split import Split
 from autotune.training.checkpoint import Checkpoint
-from autotune.training.loop import EpochResult, Training
+from autotune.training.inputs.batches import Batches, Some
 from autotune.training.metrics import Metrics, deviation, mean
+from autotune.training.trainer import EpochResult, Training
 
 
 class Folds:

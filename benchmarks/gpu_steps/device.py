@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import torch
 
-from autotune.training.precision import Autocast
+from autotune.training.compute.amp import Autocast
 from gpu_steps.trace import STEP, Traffic, read_trace
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ import time
 
 import torch
 
-from autotune.results.fit import fit
-from autotune.results.model import load_model
-from autotune.results.rerun import rerun
-from autotune.study import record
+from autotune.results.evaluation.refit import fit
+from autotune.results.evaluation.reproduce import rerun
+from autotune.results.model.model import load_model
 from autotune.study.devices import find_device
+from autotune.study.state import attrs
 from gpu_steps.context import Context
 from gpu_steps.material import configure, open_study, work_here
 
@@ -31,7 +31,7 @@ def fit_and_rerun(context: Context) -> None:
     context.add(
         "trained",
         seconds=round(time.perf_counter() - start, 2),
-        device=trial.user_attrs.get(record.DEVICE),
+        device=trial.user_attrs.get(attrs.DEVICE),
         value=trial.value,
     )
     again = rerun(opened, trial.number)

@@ -6,9 +6,9 @@ import time
 
 import torch
 
-from autotune.study.context import Workbench
-from autotune.study.preparing import prepare_training
-from autotune.study.worker import prepare
+from autotune.study.engine.worker import prepare
+from autotune.study.trial.build import prepare_training
+from autotune.study.trial.context import Workbench
 from gpu_steps.context import Context
 from gpu_steps.material import configure, open_study, plan_of_depth
 

@@ -6,14 +6,14 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from autotune.config import StudyConfig
-from autotune.data.task import Task
+from autotune.config.loading import apply_overrides, check, presets, read_yaml
+from autotune.config.schema import StudyConfig
+from autotune.data.views.study_data import Task
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
-from autotune.storage.layout import Files
-from autotune.study.definition import define
-from autotune.study.opening import OpenStudy, open_or_create
-from autotune.study.worker import Job, work
-from autotune.studyfile import apply_overrides, check, presets, read_yaml
+from autotune.storage.paths import Files
+from autotune.study.engine.worker import Job, work
+from autotune.study.setup.definition import define
+from autotune.study.setup.opening import OpenStudy, open_or_create
 from gpu_steps.context import Context
 
 LR = 3e-4

@@ -12,10 +12,15 @@ from autotune.models.backbone import Backbone
 from autotune.models.layers import layers_of
 from autotune.models.network import Network, build_network
 from autotune.study.devices import find_device
-from autotune.study.precision import precision_of
-from autotune.study.worker import prepare
-from autotune.training.batches import in_channels_last
-from autotune.training.precision import Autocast, float32_precision, half_of, set_float32_precision
+from autotune.study.engine.worker import prepare
+from autotune.study.trial.amp_choice import precision_of
+from autotune.training.compute.amp import (
+    Autocast,
+    float32_precision,
+    half_of,
+    set_float32_precision,
+)
+from autotune.training.inputs.batches import in_channels_last
 from gpu_steps.context import Context
 from gpu_steps.device import mode_of
 from gpu_steps.material import LR, configure, open_study, plan_of_depth

@@ -18,7 +18,7 @@ from naive_study import Plan, Settings
 
 from autotune.models.backbone import build
 from autotune.models.layers import layers_of
-from autotune.threads import cores
+from autotune.runtime import cores
 from gpu_steps.context import Context
 from gpu_steps.device import gpu_for_processes
 

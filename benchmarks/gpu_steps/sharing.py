@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from optuna.trial import TrialState
 
-from autotune.study import record
-from autotune.study.launcher import run_study
+from autotune.study.engine.launcher import run_study
+from autotune.study.state import attrs
 from gpu_steps.context import Context
 from gpu_steps.device import gpu_for_processes
 from gpu_steps.material import configure
@@ -104,8 +104,8 @@ def _run(context: Context, workers: int) -> None:
         failed=result.progress.failed,
         seconds=round(seconds, 2),
         trials_per_min=round(60 * len(done) / seconds, 2),
-        trial_s=round(statistics.mean(float(one.user_attrs[record.SECONDS]) for one in done), 2),
-        devices=sorted({str(one.user_attrs[record.DEVICE]) for one in done}),
+        trial_s=round(statistics.mean(float(one.user_attrs[attrs.SECONDS]) for one in done), 2),
+        devices=sorted({str(one.user_attrs[attrs.DEVICE]) for one in done}),
         busy_percent=round(statistics.mean(usage.busy), 1) if usage.busy else None,
         most_used_mib=max(usage.used_mib, default=None),
     )

@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from autotune.config import StudyConfig
+from autotune.config.schema import StudyConfig
 from autotune.errors import AutotuneError
 from autotune.models.backbone import build
 from autotune.models.layers import layers_of
-from autotune.study import record
 from autotune.study.devices import find_device
-from autotune.study.memory import MIB
-from autotune.study.opening import OpenStudy
-from autotune.study.pool import WorkerPool
-from autotune.study.processes import local_crew
+from autotune.study.engine.local_workers import local_crew
+from autotune.study.engine.pool import WorkerPool
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from autotune.study.state.oom import MIB
 from gpu_steps.context import Context
 from gpu_steps.material import configure, open_study, work_here
 
@@ -43,7 +43,7 @@ def provoke(context: Context) -> None:
     device = find_device()
     plain = open_study(_config(context, "plain"))
     work_here(context, plain, print)
-    peak = max(float(one.user_attrs[record.PEAK_MEMORY_MB]) for one in plain.study.trials)
+    peak = max(float(one.user_attrs[attrs.PEAK_MEMORY_MB]) for one in plain.study.trials)
     _tell(context, "plain", plain, peak_mib=peak)
 
     little = open_study(_config(context, "little"))
@@ -112,11 +112,9 @@ def _tell(context: Context, case: str, opened: OpenStudy, **values: Any) -> None
         "memory",
         case=case,
         states=[one.state.name for one in trials],
-        parts=[one.user_attrs.get(record.PART, batch) for one in trials],
+        parts=[one.user_attrs.get(attrs.PART, batch) for one in trials],
         batch=batch,
-        reasons=[
-            one.user_attrs[record.REASON] for one in trials if record.REASON in one.user_attrs
-        ],
+        reasons=[one.user_attrs[attrs.REASON] for one in trials if attrs.REASON in one.user_attrs],
         held_mib=round(torch.cuda.memory_allocated() / MIB, 1),
         **values,
     )
@@ -132,8 +130,8 @@ def name_missing(context: Context) -> None:
     except AutotuneError as error:
         said = f"{type(error).__name__}: {error}"
     trained = [
-        one.user_attrs.get(record.DEVICE)
+        one.user_attrs.get(attrs.DEVICE)
         for one in opened.study.get_trials(deepcopy=False)
-        if record.DEVICE in one.user_attrs
+        if attrs.DEVICE in one.user_attrs
     ]
     context.add("missing", gpu=MISSING, said=said, trained_on=trained)

@@ -12,10 +12,10 @@ from torch import Tensor
 from autotune.errors import SplitError
 from autotune.models.backbone import Backbone, load_backbone
 from autotune.models.network import build_network
-from autotune.models.split import split
+from autotune.models.prefix.split import split
 from autotune.study.devices import find_device
-from autotune.training.batches import in_channels_last
-from autotune.training.precision import Autocast, set_float32_precision
+from autotune.training.compute.amp import Autocast, set_float32_precision
+from autotune.training.inputs.batches import in_channels_last
 from gpu_steps.context import Context
 from gpu_steps.material import plan_of_depth
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from autotune.runtime import cores
 from autotune.study.devices import find_device
-from autotune.study.memory import device_bytes
-from autotune.threads import cores
-from autotune.training.precision import half_of
+from autotune.study.state.oom import device_bytes
+from autotune.training.compute.amp import half_of
 from gpu_steps.context import Context
 
 ROOT = Path(__file__).parents[2]

@@ -15,11 +15,11 @@ from unittest.mock import patch
 
 from tail_efficiency import IMAGES, resident
 
-from autotune.study.context import Workbench
-from autotune.study.preparing import prepare_training
-from autotune.study.worker import prepare
-from autotune.training.capture import is_usable
-from autotune.training.loop import Training
+from autotune.study.engine.worker import prepare
+from autotune.study.trial.build import prepare_training
+from autotune.study.trial.context import Workbench
+from autotune.training.compute.cuda_graphs import is_usable
+from autotune.training.trainer import Training
 from gpu_steps.context import Context
 from gpu_steps.device import Watch, mode_of
 from gpu_steps.material import configure, open_study, plan_of_depth
@@ -61,9 +61,9 @@ def _measure(context: Context, bench: Workbench, depth: int, way: str) -> None:
     watch = Watch(context.gpu)
     with ExitStack() as stack:
         # These trainings are short; those of a study are long enough to capture their steps.
-        stack.enter_context(patch("autotune.training.loop.LEAST_STEPS", 1))
+        stack.enter_context(patch("autotune.training.trainer.LEAST_STEPS", 1))
         if way == NOT_RESIDENT:  # as where they take more than their share of the device
-            stack.enter_context(patch("autotune.training.transfer.DEVICE_SHARE", 0.0))
+            stack.enter_context(patch("autotune.training.inputs.transfer.DEVICE_SHARE", 0.0))
         real = prepare_training(plan, bench, watch.mark)
         synthetic = prepare_training(plan, bench)
         synthetic.train = resident(synthetic)  # type: ignore[assignment, unused-ignore]

@@ -1,4 +1,4 @@
-"""Writes the tables of keys in docs/study-file.md, made of the models in autotune/config.py.
+"""Write the tables of keys in docs/study-file.md from the models of the configuration.
 
 A table stands between ``<!-- keys: section -->`` and ``<!-- end of keys -->``; all else on the
 page is written by hand. ``make reference`` runs this.
@@ -15,9 +15,9 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from autotune.config import StudyConfig
+from autotune.config.fields import Rule
+from autotune.config.schema import StudyConfig
 from autotune.errors import in_yaml
-from autotune.rules import Rule
 
 PAGE = Path(__file__).parents[1] / "study-file.md"
 _TABLE = re.compile(r"(<!-- keys: ([\w.]+) -->\n).*?(<!-- end of keys -->)", re.DOTALL)
@@ -50,7 +50,9 @@ def row(key: str, field: FieldInfo) -> str:
         ValueError: When the model does not say what the key means.
     """
     if not field.description:
-        raise ValueError(f"autotune/config.py says nothing of {key}; write it below the key")
+        raise ValueError(
+            f"autotune/config/schema.py says nothing of {key}; write it below the key"
+        )
     means = " ".join(field.description.split()).removesuffix(".")
     return f"| `{key}` | {takes(field)} | {default(field)} | {means} |"
 

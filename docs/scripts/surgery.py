@@ -17,13 +17,13 @@ from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 from torch import Tensor, nn
 
 from autotune.models.backbone import load_backbone
-from autotune.models.channels import ChannelGroup, Member
 from autotune.models.inspection import inspect_layers
-from autotune.models.kernels import change_kernel
-from autotune.models.widths import Width, change_widths
+from autotune.models.surgery.channel_groups import ChannelGroup, Member
+from autotune.models.surgery.kernels import change_kernel
+from autotune.models.surgery.widths import Width, change_widths
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
-from autotune.results.picture import LayerRow, rows
-from autotune.results.style import BLUE, GREEN, GREY, ORANGE, PURPLE
+from autotune.results.figures.layer_diagram import LayerRow, rows
+from autotune.results.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE
 
 IMAGES = Path(__file__).parents[1] / "images"
 #: Colours of the hidden units of the small network; a copy has that of its original.

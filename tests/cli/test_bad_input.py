@@ -15,7 +15,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from autotune.storage.database import open_storage
+from autotune.storage.rdb.connection import open_storage
 from tests.support.images import make_class_folders
 from tests.support.inside import Ended, call, contents
 from tests.support.runs import SMALL, autotune

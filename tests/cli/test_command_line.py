@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy.engine import make_url
 
-from autotune.cli.command_line import without_passwords
+from autotune.cli.password_args import without_passwords
 from tests.support.postgres import Server
 from tests.support.runs import SMALL, autotune, command, environment, start, wait_for
 
@@ -121,7 +121,7 @@ def test_the_password_of_a_storage_is_nowhere(postgres: Server, tmp_path: Path) 
             )
         assert launcher.wait(timeout=120) == 0, (tmp_path / "out.txt").read_text()
         assert joined.returncode == 0, (tmp_path / "joined.txt").read_text()
-    assert any(b"autotune.study.process" in line for line in lines)
+    assert any(b"autotune.study.engine.worker_main" in line for line in lines)
     assert any(b"\0worker\0tiny" in line for line in lines)
     secret = PASSWORD.encode()
     assert [line for line in lines if secret in line] == []

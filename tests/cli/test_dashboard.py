@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from autotune.study.opening import open_existing
+from autotune.study.setup.opening import open_existing
 from tests.support.browser import open_page, until
 from tests.support.network import free_port, other_addresses
 from tests.support.runs import start, wait_for

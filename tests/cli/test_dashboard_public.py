@@ -22,9 +22,9 @@ import psutil
 import pytest
 from optuna_dashboard import wsgi
 
-from autotune.cli.dashboard import _tell
-from autotune.results.public import VARIABLE, Served, check_host
-from autotune.study.opening import open_existing
+from autotune.cli.results.dashboard import _tell
+from autotune.results.dashboard.public import VARIABLE, Served, check_host
+from autotune.study.setup.opening import open_existing
 from tests.support.browser import open_page, until
 from tests.support.inside import call, contents
 from tests.support.network import free_port, other_addresses

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from autotune.config.loading import load_study_file
 from autotune.data.progress import READING
-from autotune.study.definition import define
-from autotune.studyfile import load_study_file
+from autotune.study.setup.definition import define
 from tests.support.archives import dogs_archives, sums_of
 from tests.support.hub import running_hub
 from tests.support.inside import call, contents

@@ -9,10 +9,10 @@ import pytest
 import sqlalchemy
 from optuna.trial import TrialState
 
-from autotune.storage.database import open_storage
-from autotune.study.budget import Ending
-from autotune.study.doctor import diagnose
-from autotune.study.opening import open_existing
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.doctor.checks import diagnose
+from autotune.study.setup.opening import open_existing
+from autotune.study.state.budget import Ending
 from tests.support.broken import claim, silence, trials_of
 from tests.support.inside import call, contents
 from tests.support.runs import SMALL, autotune, start, wait_for

@@ -15,8 +15,8 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 from autotune.plan import HeadPlan
-from autotune.results.export import TOLERANCE
-from autotune.results.model import load_model
+from autotune.results.model.export import TOLERANCE
+from autotune.results.model.model import load_model
 from tests.support.images import photo
 from tests.support.inside import Ended, call
 from tests.support.models import CLASSES, RESHAPED, kept, saved
@@ -140,7 +140,7 @@ def test_what_computes_something_else_is_not_kept(
 ) -> None:
     model = saved(tmp_path / "model", RESHAPED["test_resnet"])
     before = {one.name for one in model.iterdir()}
-    monkeypatch.setattr("autotune.results.export.TOLERANCE", -TOLERANCE)
+    monkeypatch.setattr("autotune.results.model.export.TOLERANCE", -TOLERANCE)
     ended = exported("torch-export", model, photos)
     assert (ended.code, ended.out) == (1, "")
     assert "must give the logits of PyTorch to -" in ended.err

@@ -36,7 +36,7 @@ def test_ctrl_c_waits_for_the_end_of_an_import(tmp_path: Path) -> None:
             sys.executable,
             "-c",
             "import sys, time\n"
-            "from autotune.cli.interrupts import interrupt_between_imports\n"
+            "from autotune.cli.sigint import interrupt_between_imports\n"
             "interrupt_between_imports()\n"
             f"sys.path.insert(0, {str(tmp_path)!r})\n"
             "try:\n"

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from autotune.config import SpaceConfig
+from autotune.config.schema import SpaceConfig
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrialPlan
-from autotune.study import record
+from autotune.study.state import attrs
 from tests.support.inside import Ended, call, contents
 from tests.support.studies import make_study
 
@@ -205,8 +205,8 @@ def test_the_plan_of_a_trial(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
     study = make_study("photos", trials=6, storage=url)
     which = ("--study", "photos", "--storage", url)
-    trial = max(study.get_trials(), key=lambda one: one.user_attrs[record.PLAN]["depth"])
-    depth = trial.user_attrs[record.PLAN]["depth"]
+    trial = max(study.get_trials(), key=lambda one: one.user_attrs[attrs.PLAN]["depth"])
+    depth = trial.user_attrs[attrs.PLAN]["depth"]
     assert depth > 1
     out = call("layers", "--plan", str(trial.number), *which, cwd=tmp_path).out
     assert out == shown("--plan", str(trial.number), *which, cwd=tmp_path)

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from autotune.storage.database import open_storage
-from autotune.study import record
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.state import attrs
 from tests.support.connections import connections_closed
 from tests.support.inside import call
 from tests.support.runs import autotune
@@ -57,12 +57,10 @@ def test_it_goes_on(folder: Path) -> None:
     ended = autotune("run", "digits", *changed, cwd=folder)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     with connections_closed():
-        study = record.load_study(
-            "digits", open_storage(f"sqlite:///{folder}/storage/autotune.db")
-        )
+        study = attrs.load_study("digits", open_storage(f"sqlite:///{folder}/storage/autotune.db"))
         trials = study.get_trials()
         assert sum(one.state == TrialState.COMPLETE for one in trials) == 4
-        assert study.user_attrs[record.FORMAT]["format"] > 1
+        assert study.user_attrs[attrs.FORMAT]["format"] > 1
     ended = autotune("rerun", "digits", "0", cwd=folder)
     assert ended.returncode in (0, 1), ended.stdout + ended.stderr  # 1: of another machine
     # The pictures of its first trials are not among what is stored here.

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from optuna.distributions import CategoricalDistribution
 
-from autotune.storage.database import open_storage
-from autotune.study import record
-from autotune.study.opening import open_existing
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.setup.opening import open_existing
+from autotune.study.state import attrs
 from tests.support.connections import connections_closed
 from tests.support.inside import call, contents
 from tests.support.runs import SMALL, trials_of
@@ -49,19 +49,19 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_example_of_the_documentation_runs(ran: Path) -> None:
     trials = trials_of(ran, "digits")
     assert [one.state.is_finished() for one in trials] == [True] * 7
-    origins = [record.origin_of(one) for one in trials[1:3]]
+    origins = [attrs.origin_of(one) for one in trials[1:3]]
     assert all(origin.startswith("known good: ") for origin in origins)
     kernels = CategoricalDistribution(["keep", 5, 7])
     for trial in trials[3:]:
         assert trial.distributions["layer.3.kernel"] == kernels
         assert 0.001 <= trial.params["training.lr"] <= 0.01
         assert "training.layer_decay" not in trial.params
-        plan = record.plan_of(trial)
+        plan = attrs.plan_of(trial)
         assert plan is not None and plan.policy.layer_decay == (0.7 if plan.depth else 1.0)
     opened = open_existing("digits", f"sqlite:///{ran}/storage/autotune.db")
     mine = f"{ran}/files/mine.py"
     assert opened.config().search.sampler == f"{mine}:MySampler"
-    assert set(opened.study.user_attrs[record.OWN]) == {
+    assert set(opened.study.user_attrs[attrs.OWN]) == {
         "search.sampler",
         "search.pruner",
         "space.custom",

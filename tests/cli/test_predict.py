@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.results.model import load_model
+from autotune.results.model.model import load_model
 from tests.support.driver import TOO_OLD, list_gpus, refuse_gpus
 from tests.support.images import photo
 from tests.support.inside import call

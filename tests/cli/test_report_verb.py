@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from autotune.storage.database import open_storage
-from autotune.storage.layout import Files
-from autotune.study import record
+from autotune.storage.paths import Files
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.state import attrs
 from tests.support.connections import connections_closed
 from tests.support.inside import call, contents
 from tests.support.studies import make_study
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with connections_closed():
         storage = open_storage(f"sqlite:///{folder / 'storage/autotune.db'}", create=True)
         study = make_study("made", trials=6, storage=storage)
-        study.set_user_attr(record.FILES, str(folder / FILES))
+        study.set_user_attr(attrs.FILES, str(folder / FILES))
     return folder
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import create_trial
 
-from autotune.study import record
+from autotune.study.state import attrs
 from tests.study.test_worker import run
 from tests.support.connections import connections_closed
 from tests.support.inside import call
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run(opened)
         done = opened.study.trials[0]
         curve = {**done.intermediate_values, 2: done.intermediate_values[2] - 0.25}
-        attributes = {key: done.user_attrs[key] for key in (record.PLAN, record.THREADS)}
+        attributes = {key: done.user_attrs[key] for key in (attrs.PLAN, attrs.THREADS)}
         other = create_trial(value=curve[2], intermediate_values=curve, user_attrs=attributes)
         opened.study.add_trial(other)
     return folder

@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 from sqlalchemy import event
 
-from autotune.cli.summary import print_summary, print_workers
-from autotune.storage import trials
-from autotune.storage.database import open_storage
-from autotune.study import record
-from autotune.study.opening import open_existing
+from autotune.display.summary import print_summary, print_workers
+from autotune.storage.rdb import trial_reader
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.setup.opening import open_existing
+from autotune.study.state import attrs
 from tests.support.studies import make_study
 
 
@@ -22,7 +22,9 @@ from tests.support.studies import make_study
 def test_a_status_takes_the_same_number_of_statements_for_any_number_of_trials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trials, "CHUNK", 8)  # a study of more trials than that is a large one
+    monkeypatch.setattr(
+        trial_reader, "CHUNK", 8
+    )  # a study of more trials than that is a large one
     statements = []
     for count in (12, 60):
         url = f"sqlite:///{tmp_path}/{count}.db"
@@ -44,9 +46,9 @@ def test_a_status_takes_the_same_number_of_statements_for_any_number_of_trials(
 def test_a_report_of_an_earlier_study_of_that_name_is_not_shown(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
     study = make_study(storage=open_storage(url, create=True), trials=4)
-    study.set_user_attr(record.FILES, str(tmp_path / "files"))
+    study.set_user_attr(attrs.FILES, str(tmp_path / "files"))
     opened = open_existing("digits", url)
-    begun = min(record.started_at(one) for one in opened.study.get_trials())
+    begun = min(attrs.started_at(one) for one in opened.study.get_trials())
     report = opened.files.report(opened.name)
     report.parent.mkdir(parents=True)
     report.write_text("")

@@ -10,9 +10,9 @@ import pytest
 from optuna.artifacts import get_all_artifact_meta
 
 from autotune.storage import filesystem
-from autotune.storage.database import open_storage
-from autotune.study import record
-from autotune.study.opening import open_existing
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.setup.opening import open_existing
+from autotune.study.state import attrs
 from tests.support.inside import Ended, call, contents
 from tests.support.postgres import Server
 from tests.support.rows import everything, rich_study
@@ -96,7 +96,7 @@ def test_what_a_copy_says_of_running_trials_and_missing_files(tmp_path: Path) ->
     assert said[1] == "  without 1 artifact that could not be found"
     assert said[2].startswith("  2 trials were running: the next 'autotune run' there starts them")
     opened = open_existing("rich", f"sqlite:///{tmp_path}/other.db")
-    assert opened.study.user_attrs[record.FILES] == str(tmp_path / "files")
+    assert opened.study.user_attrs[attrs.FILES] == str(tmp_path / "files")
 
 
 def test_backup_and_restore(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.studyfile import presets
+from autotune.config.loading import presets
 from tests.support.inside import call, contents
 from tests.support.runs import SMALL
 

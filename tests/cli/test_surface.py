@@ -120,8 +120,10 @@ def test_help_imports_nothing_heavy() -> None:
 def test_looking_at_a_study_imports_no_torch() -> None:
     """``status``, ``doctor`` and ``best`` answer in a second, ``run`` takes several to begin."""
     program = (
-        "import sys, autotune.cli.watch, autotune.cli.summary, autotune.results.front\n"
-        "import autotune.study.doctor, autotune.study.repair, autotune.study.opening\n"
+        "import sys, autotune.display.watch, autotune.display.summary\n"
+        "import autotune.results.values.pareto_front\n"
+        "import autotune.study.doctor.checks, autotune.study.doctor.repair\n"
+        "import autotune.study.setup.opening\n"
         "assert not {'torch', 'timm', 'sklearn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

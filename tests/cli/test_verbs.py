@@ -11,15 +11,15 @@ import torch
 import yaml
 from optuna.trial import TrialState
 
-from autotune.config import StudyConfig
-from autotune.data.task import open_test_views
+from autotune.config.schema import StudyConfig
+from autotune.data.views.study_data import open_test_views
 from autotune.plan import TrialPlan
-from autotune.results.model import load_model
-from autotune.storage.database import open_storage
-from autotune.study import record
-from autotune.study.opening import open_existing
-from autotune.training.loop import Normalise
+from autotune.results.model.model import load_model
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.setup.opening import open_existing
+from autotune.study.state import attrs
 from autotune.training.metrics import measure
+from autotune.training.trainer import Normalise
 from tests.support.inside import call, contents
 from tests.support.runs import trials_of
 from tests.support.studies import make_study
@@ -94,7 +94,7 @@ def test_best_is_yaml_and_a_plan(finished: Path) -> None:
     trial = trials_of(finished, "tiny")[values["trial"]]
     assert list(values) == ["study", "trial", "accuracy", "plan"]
     assert (values["study"], values["accuracy"]) == ("tiny", trial.value)
-    assert TrialPlan.from_json(values["plan"]) == record.plan_of(trial)
+    assert TrialPlan.from_json(values["plan"]) == attrs.plan_of(trial)
     assert contents(finished) == before
 
 
@@ -136,7 +136,7 @@ def test_fit_measures_twice_and_says_so(finished: Path, tmp_path: Path) -> None:
     assert second["trial"] == 0
     assert second["test"] == {**second["baseline_test"], "images": values["test"]["images"]}
     opened = open_existing("tiny", f"sqlite:///{finished / DATABASE}")
-    assert len(opened.study.user_attrs[record.TEST_READS]) == 2
+    assert len(opened.study.user_attrs[attrs.TEST_READS]) == 2
     check_model(folder, opened.files.cache)
 
 

@@ -12,8 +12,8 @@ from optuna.study import Study
 
 from autotune import __version__
 from autotune.errors import FormatError
-from autotune.storage.database import open_storage
-from autotune.study import record
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.state import attrs
 from tests.support.inside import Ended, call
 from tests.support.studies import make_study
 
@@ -40,7 +40,7 @@ def folder(tmp_path: Path, closed_connections: None) -> Path:
 def make(folder: Path) -> Study:
     url = f"sqlite:///{folder / 'storage/autotune.db'}"
     study = make_study("made", trials=6, storage=open_storage(url, create=True))
-    study.set_user_attr(record.FILES, str(folder / "files"))
+    study.set_user_attr(attrs.FILES, str(folder / "files"))
     return study
 
 
@@ -73,7 +73,7 @@ def refused(verb: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_study_of_a_later_version(verb: str, folder: Path) -> None:
-    make(folder).set_user_attr(record.FORMAT, {"format": 99, "autotune": "9.9"})
+    make(folder).set_user_attr(attrs.FORMAT, {"format": 99, "autotune": "9.9"})
     said = refused(verb, folder)
     assert "the study 'made' was written by autotune 9.9" in said
     assert "format 99" in said and "use autotune 9.9, or a later one" in said
@@ -94,9 +94,9 @@ def test_a_plan_that_this_version_does_not_know(
 def test_a_definition_that_this_version_does_not_know(verb: str, folder: Path) -> None:
     study = make(folder)
     study.set_user_attr(
-        record.DEFINITION, {**study.user_attrs[record.DEFINITION], "teacher": {"model": "x"}}
+        attrs.DEFINITION, {**study.user_attrs[attrs.DEFINITION], "teacher": {"model": "x"}}
     )
-    study.set_user_attr(record.ENVIRONMENT, {"autotune": "9.8"})
+    study.set_user_attr(attrs.ENVIRONMENT, {"autotune": "9.8"})
     said = refused(verb, folder)
     assert "the definition of the study 'made' was written by autotune 9.8" in said
     assert "teacher" in said
@@ -104,14 +104,14 @@ def test_a_definition_that_this_version_does_not_know(verb: str, folder: Path) -
 
 def test_a_space_that_this_version_does_not_know(folder: Path) -> None:
     study = make(folder)
-    space = study.user_attrs[record.SPACE]
+    space = study.user_attrs[attrs.SPACE]
     fixed = {**space["fixed"], "training.teacher": 0.5}
-    study.set_user_attr(record.SPACE, {**space, "fixed": fixed})
+    study.set_user_attr(attrs.SPACE, {**space, "fixed": fixed})
     with pytest.raises(FormatError, match=r"no parameter 'training\.teacher'"):
-        record.space_of(study)
-    study.set_user_attr(record.SPACE, {**space, "stages": []})
+        attrs.space_of(study)
+    study.set_user_attr(attrs.SPACE, {**space, "stages": []})
     with pytest.raises(FormatError, match="a space has no 'stages'"):
-        record.space_of(study)
+        attrs.space_of(study)
 
 
 def test_a_plan_in_a_file(folder: Path) -> None:
@@ -128,9 +128,9 @@ def test_a_plan_in_a_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("attribute", "values", "verb"),
     [
-        (record.BUDGET, {"trials": 3, "euros": 5}, "doctor"),
-        (record.ENDED, {"kind": "x", "words": "x", "since": 1}, "status"),
-        (record.CONFIRMED, {"trial": 1, "trials": [1]}, "report"),
+        (attrs.BUDGET, {"trials": 3, "euros": 5}, "doctor"),
+        (attrs.ENDED, {"kind": "x", "words": "x", "since": 1}, "status"),
+        (attrs.CONFIRMED, {"trial": 1, "trials": [1]}, "report"),
     ],
 )
 def test_what_a_study_remembers_besides(
@@ -142,7 +142,7 @@ def test_what_a_study_remembers_besides(
 
 def test_a_copy_leaves_a_study_of_a_later_version_where_it_is(folder: Path) -> None:
     """It may have files that this version would leave behind; a backup has rows as they are."""
-    make(folder).set_user_attr(record.FORMAT, {"format": 99, "autotune": "9.9"})
+    make(folder).set_user_attr(attrs.FORMAT, {"format": 99, "autotune": "9.9"})
     urls = ("--from", "sqlite:///storage/autotune.db", "--to", "sqlite:///copy.db")
     ended = call("storage", "copy", *urls, cwd=folder)
     assert ended.code == 2 and ended.err.count("error: ") == 1

@@ -12,16 +12,16 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
-from autotune.cli import view as view_module
-from autotune.cli.view import Left, State, draw, duration, make_view
-from autotune.config import StudyConfig
+from autotune.config.schema import StudyConfig
 from autotune.data.progress import COMPARING, INDEXING, READING
+from autotune.display import run_display as view_module
+from autotune.display.run_display import Left, State, draw, duration, make_view
 from autotune.search import ranking
-from autotune.storage.database import open_storage
-from autotune.storage.layout import Files
-from autotune.study import record
-from autotune.study.budget import Budget
-from autotune.study.opening import OpenStudy
+from autotune.storage.paths import Files
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from autotune.study.state.budget import Budget
 from tests.support.studies import make_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
@@ -37,14 +37,14 @@ def opened(tmp_path: Path) -> OpenStudy:
 
 
 def config_of(opened: OpenStudy) -> StudyConfig:
-    values = opened.study.user_attrs[record.DEFINITION]
+    values = opened.study.user_attrs[attrs.DEFINITION]
     return StudyConfig.model_validate(
         {**values, "name": "made", "search": {**values["search"], "trials": 40}}
     )
 
 
 def events(opened: OpenStudy) -> list[dict[str, Any]]:
-    before = record.progress_of(opened.study.get_trials(deepcopy=False)[:1], 40)
+    before = attrs.progress_of(opened.study.get_trials(deepcopy=False)[:1], 40)
     plan = "last 3 layers tuned, adamw lr 0.01"
     return [
         *({"event": "decoding", "done": done, "total": 8} for done in range(1, 9)),
@@ -72,7 +72,7 @@ def test_the_live_view_shows_all_there_is(opened: OpenStudy) -> None:
         state.update(event)
     text = drawn(state)
     trials = opened.study.get_trials(deepcopy=False)
-    progress = record.progress_of(trials, 40)
+    progress = attrs.progress_of(trials, 40)
     best = ranking.best_of(trials, opened.study.direction)
     assert best is not None and best.value is not None
     assert text.startswith("study made\n")
@@ -122,7 +122,7 @@ def test_the_bar_follows_the_budget_that_is_used_up_first(
 def test_the_live_view_of_a_study_that_is_over(opened: OpenStudy) -> None:
     for trial in opened.study.get_trials(states=(TrialState.RUNNING,)):
         opened.study.tell(trial.number, state=TrialState.FAIL)
-    opened.study.set_user_attr(record.BUDGET, Budget(40, patience=1).to_json())
+    opened.study.set_user_attr(attrs.BUDGET, Budget(40, patience=1).to_json())
     state = State(config_of(opened))
     for event in events(opened)[8:11]:
         state.update(event)
@@ -208,14 +208,14 @@ def test_without_a_terminal_a_long_opening_is_told_now_and_then(
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_warm_start_is_told_before_the_first_trial(opened: OpenStudy, terminal: bool) -> None:
     known = {"taken": ["warm start: trial 3 of study dogs"], "dropped": [["trial 5", "too deep"]]}
-    opened.study.set_user_attr(record.WARM_START, known)
+    opened.study.set_user_attr(attrs.WARM_START, known)
     for begun in (False, True):
         output = StringIO()
         trials = opened.study.get_trials(deepcopy=False)[: int(begun)]
         event = {"event": "opened", "opened": opened, "workers": 1}
         console = Console(file=output, width=100, force_terminal=terminal)
         with make_view(console, config_of(opened)) as view:
-            view({**event, "progress": record.progress_of(trials, 40)})
+            view({**event, "progress": attrs.progress_of(trials, 40)})
         told = "warm start: trial 3 of study dogs is queued" in output.getvalue()
         assert told is not begun
         assert ("trial 5 is dropped: too deep" in output.getvalue()) is not begun
@@ -259,7 +259,7 @@ def test_obituary(event: dict[str, Any], text: str, opened: OpenStudy) -> None:
 def test_what_is_odd_about_the_images_is_told_before_the_first_trial(
     opened: OpenStudy, terminal: bool
 ) -> None:
-    opened.study.set_user_attr(record.SURVEY, {"largest": ["ant", 99], "smallest": ["bee", 9]})
+    opened.study.set_user_attr(attrs.SURVEY, {"largest": ["ant", 99], "smallest": ["bee", 9]})
     output = StringIO()
     console = Console(force_terminal=terminal, width=200, file=output)
     with make_view(console, config_of(opened)) as view:
@@ -267,7 +267,7 @@ def test_what_is_odd_about_the_images_is_told_before_the_first_trial(
             view({"event": "images", "step": COMPARING, "done": done, "total": 8})
         view({"event": "left out", "count": 1})
         view({"event": "left out", "count": 1200})
-        nothing = record.progress_of([], 40)
+        nothing = attrs.progress_of([], 40)
         view({"event": "opened", "opened": opened, "workers": 2, "progress": nothing})
     text = output.getvalue()
     assert ("comparing the images: 8 of 8" in text) == terminal  # a line only after a while

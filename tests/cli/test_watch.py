@@ -16,14 +16,14 @@ import sqlalchemy
 from rich.console import Console
 from sqlalchemy import event
 
-from autotune.cli.watch import look, watch
+from autotune.display.watch import look, watch
 from autotune.errors import StudyError
-from autotune.storage.database import open_storage
-from autotune.storage.layout import Files
-from autotune.study import record
-from autotune.study.budget import Ending
-from autotune.study.claims import LOST
-from autotune.study.opening import OpenStudy
+from autotune.storage.paths import Files
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from autotune.study.state.budget import Ending
+from autotune.study.state.trial_queue import LOST
 from tests.support.broken import claim, set_attribute, silence, trials_of
 from tests.support.inside import call, contents
 from tests.support.postgres import Server
@@ -44,7 +44,7 @@ def end(opened: OpenStudy) -> None:
     for trial in trials_of(opened):
         if trial.state.name == "RUNNING":
             opened.study.tell(trial.number, 0.5)
-    opened.study.set_user_attr(record.ENDED, Ending("trials", "40 finished trials").to_json())
+    opened.study.set_user_attr(attrs.ENDED, Ending("trials", "40 finished trials").to_json())
 
 
 def watched(opened: OpenStudy, *steps: Callable[[], object], terminal: bool = False) -> list[str]:
@@ -65,12 +65,12 @@ def watched(opened: OpenStudy, *steps: Callable[[], object], terminal: bool = Fa
 
 def test_looks_are_printed_one_below_the_other(opened: OpenStudy) -> None:
     trial = claim(opened, "gpu-box/41/0")
-    set_attribute(opened, trial.number, record.DEVICE, "NVIDIA H200")
+    set_attribute(opened, trial.number, attrs.DEVICE, "NVIDIA H200")
 
     def report() -> None:
         for epoch in (1, 2):
             opened.storage.set_trial_intermediate_value(trial._trial_id, epoch, 0.25 * epoch)
-        set_attribute(opened, trial.number, record.HELD, 10.0)
+        set_attribute(opened, trial.number, attrs.HELD, 10.0)
 
     first, second, third, last = watched(
         opened,
@@ -103,7 +103,7 @@ def test_workers_add_up(opened: OpenStudy) -> None:
     for worker in ("box/1/0", "box/1/1"):
         trial = claim(opened, worker)
         opened.storage.set_trial_intermediate_value(trial._trial_id, 4, 0.5)
-        set_attribute(opened, trial.number, record.HELD, 10.0)
+        set_attribute(opened, trial.number, attrs.HELD, 10.0)
     first, _ = watched(opened)
     found = re.search(r"2 workers: (\d+) images/s", first)
     assert found and 25 <= int(found.group(1)) <= 40  # 2 x 4 epochs of 50 images in 10 s

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from autotune.models import widths
-from autotune.models.channels import ChannelGroup
 from autotune.models.network import Network
-from autotune.models.offers import channel_count
+from autotune.models.surgery import widths
+from autotune.models.surgery.capabilities import channel_count
+from autotune.models.surgery.channel_groups import ChannelGroup
 from tests.support.surgery import (
     FAMILIES,
     built,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from autotune.models.layers import layers_of
 from autotune.models.network import Network, build_network
-from autotune.training.norms import measure_norms
+from autotune.training.optim.norm_recalibration import measure_norms
 from tests.support.backbones import DROPPING, SMALL, backbone, images, plan, state_of
 from tests.support.surgery import FAMILIES, built, change, offers, pictures, source, values
 

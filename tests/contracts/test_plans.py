@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from autotune.errors import PlanError
 from autotune.models.layers import layers_of
 from autotune.models.network import Network
-from autotune.models.surgery import check_layers
+from autotune.models.surgery.apply import check_layers
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
 from tests.support.backbones import state_of
 from tests.support.surgery import (

@@ -12,7 +12,7 @@ from autotune.errors import InterruptedTrial
 from autotune.plan import TrainingPolicy, TrialPlan
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.folds import Folds
-from autotune.training.loop import EpochResult, Training
+from autotune.training.trainer import EpochResult, Training
 from tests.support.backbones import differing, flat, folds, plan, training
 from tests.support.surgery import change
 

@@ -14,15 +14,15 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.config import PRUNERS, SAMPLERS, SpaceConfig
+from autotune.config.loading import check
+from autotune.config.schema import PRUNERS, SAMPLERS, SpaceConfig
 from autotune.errors import ConfigError
 from autotune.plan import TrialPlan
 from autotune.search.dimensions import contains
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import ATTEMPTS, STARTUP_TRIALS, CanonicalSampler, make_sampler
 from autotune.search.space import Params, Space
-from autotune.search.view import DEVICE_MEMORY, FAILED_PLAN
-from autotune.studyfile import check
+from autotune.search.study_view import DEVICE_MEMORY, FAILED_PLAN
 from tests.support.offers import offers
 
 MODELS = tuple(name for name in SAMPLERS if name != "random")

@@ -19,15 +19,15 @@ import sqlalchemy
 from optuna.trial import TrialState
 
 from autotune.errors import StorageError
-from autotune.storage.database import (
+from autotune.storage.rdb.connection import (
     GRACE_PERIOD_S,
     experimental,
     open_storage,
     storage_errors,
 )
-from autotune.storage.heartbeat import Heartbeat
-from autotune.storage.lock import study_lock
-from autotune.storage.patience import PatientStorage
+from autotune.storage.rdb.heartbeat import Heartbeat
+from autotune.storage.rdb.retry import PatientStorage
+from autotune.storage.rdb.study_lock import study_lock
 from autotune.storage.url import absolute_url
 
 #: What every child process starts with; the URL and the folder come as arguments.
@@ -35,8 +35,8 @@ PROLOGUE = """
 import sys, time, warnings
 from pathlib import Path
 import optuna
-from autotune.storage.database import open_storage
-from autotune.storage.lock import study_lock
+from autotune.storage.rdb.connection import open_storage
+from autotune.storage.rdb.study_lock import study_lock
 url, folder = sys.argv[1], Path(sys.argv[2])
 """
 POP = """

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autotune.config import DataConfig
-from autotune.data import duplicates as duplicates_module
-from autotune.data.dataset import Dataset
-from autotune.data.duplicates import compare, find_duplicates, near_pairs, summary
-from autotune.data.looks import look_at
-from autotune.data.opening import open_source
-from autotune.data.survey import remarks, survey
+from autotune.config.schema import DataConfig
+from autotune.data.quality.checks import remarks, survey
+from autotune.data.sources.opening import open_source
+from autotune.data.splits import duplicates as duplicates_module
+from autotune.data.splits.dataset import Dataset
+from autotune.data.splits.duplicates import compare, find_duplicates, near_pairs, summary
+from autotune.data.splits.image_hashes import look_at
 from autotune.errors import DatasetError
 
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autotune.config import AugmentConfig, DataConfig
-from autotune.data.dataset import Dataset
-from autotune.data.folds import Fold, folds_fingerprint, joined, make_folds
-from autotune.data.groups import find_groups
-from autotune.data.images import ImageSpec
-from autotune.data.opening import open_source
-from autotune.data.sources import Source
-from autotune.data.splits import make_split
-from autotune.data.task import Task
+from autotune.config.schema import AugmentConfig, DataConfig
+from autotune.data.preprocessing import ImageSpec
+from autotune.data.source import Source
+from autotune.data.sources.opening import open_source
+from autotune.data.splits.dataset import Dataset
+from autotune.data.splits.folds import Fold, folds_fingerprint, joined, make_folds
+from autotune.data.splits.groups import find_groups
+from autotune.data.splits.stratified import make_split
+from autotune.data.views.study_data import Task
 from autotune.errors import DatasetError
 from tests.data.test_splits import Listed, listed
 from tests.support.images import make_class_folders, make_split_folder

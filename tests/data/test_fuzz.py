@@ -16,11 +16,11 @@ import pytest
 from optuna.trial import TrialState
 from PIL import Image, PngImagePlugin
 
-from autotune.data.images import ImageSpec
-from autotune.data.opening import open_source
-from autotune.data.store import ImageStore, open_store
-from autotune.study import record
-from autotune.study.worker import Job, work
+from autotune.data.cache.decoded_images import ImageStore, open_store
+from autotune.data.preprocessing import ImageSpec
+from autotune.data.sources.opening import open_source
+from autotune.study.engine.worker import Job, work
+from autotune.study.state import attrs
 from tests.support.images import photo
 from tests.support.small import open_small
 
@@ -218,5 +218,5 @@ def test_a_study_over_such_a_folder_ends(tmp_path: Path) -> None:
     work(job, threading.Event(), lambda event: None)
     trials = study.study.get_trials()
     assert [trial.state for trial in trials] == 2 * [TrialState.COMPLETE]
-    skipped = [key for key, _ in study.study.user_attrs[record.DATASET]["skipped"]]
+    skipped = [key for key, _ in study.study.user_attrs[attrs.DATASET]["skipped"]]
     assert len(skipped) == len(set(skipped)) > len(kinds["damaged"]) // 2  # the rest is in test

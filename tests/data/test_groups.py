@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.config import DataConfig
-from autotune.data.groups import find_groups
-from autotune.data.sources import Sample
-from autotune.data.splits import Split, make_split
+from autotune.config.schema import DataConfig
+from autotune.data.source import Sample
+from autotune.data.splits.groups import find_groups
+from autotune.data.splits.stratified import Split, make_split
 from autotune.errors import DatasetError
 from tests.data.test_splits import Listed, check_disjoint, labels, listed
 

@@ -9,8 +9,8 @@ import timm
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
-from autotune.data.images import ImageSpec, decode, shrink
-from autotune.data.reading import UnreadableImageError, read_image
+from autotune.data.image_files import UnreadableImageError, read_image
+from autotune.data.preprocessing import ImageSpec, decode, shrink
 from autotune.errors import BackboneError
 from tests.support.images import photo
 

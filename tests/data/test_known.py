@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autotune.data.caltech import CALTECH101, CALTECH256
-from autotune.data.dogs import PUBLICATION as DOGS
-from autotune.data.dogs import leak
-from autotune.data.known import is_missing, kept_of, known_names
-from autotune.data.loaders import LOADED, Loaded
-from autotune.data.opening import fetch_source, open_source
 from autotune.data.progress import silent
-from autotune.data.sources import Source
+from autotune.data.source import Source
+from autotune.data.sources.caltech import CALTECH101, CALTECH256
+from autotune.data.sources.opening import fetch_source, open_source
+from autotune.data.sources.registry import is_missing, kept_of, known_names
+from autotune.data.sources.stanford_dogs import PUBLICATION as DOGS
+from autotune.data.sources.stanford_dogs import leak
+from autotune.data.sources.torchvision_datasets import LOADED, Loaded
 from autotune.errors import DatasetError
 from tests.support.archives import (
     caltech101_archives,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from autotune.config import DataConfig
-from autotune.data.dataset import Dataset
-from autotune.data.manifest import Line, Manifest
+from autotune.config.schema import DataConfig
+from autotune.data.splits.dataset import Dataset
+from autotune.data.splits.manifest import Line, Manifest
 from autotune.errors import DatasetError
 from tests.support.images import make_class_folders
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.data.memory import SHARE, _of_groups, machine_bytes, share_of_memory
+from autotune.data.memory_budget import SHARE, _of_groups, machine_bytes, share_of_memory
 
 
 def test_a_share_of_the_machine_for_each_worker() -> None:
@@ -19,7 +19,7 @@ def test_a_share_of_the_machine_for_each_worker() -> None:
 
 
 def test_a_limit_of_addresses_counts() -> None:
-    code = "from autotune.data.memory import machine_bytes; print(machine_bytes())"
+    code = "from autotune.data.memory_budget import machine_bytes; print(machine_bytes())"
     limit = 1 << 32
     if machine_bytes() < limit:
         pytest.skip("a small machine")

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autotune.data.opening import open_source
 from autotune.data.progress import INDEXING, READING
+from autotune.data.sources.opening import open_source
 from autotune.errors import DatasetError
 from tests.support.archives import tar_bytes, zip_bytes
 from tests.support.images import make_class_folders, make_split_folder

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from autotune.config import DataConfig
-from autotune.data.dataset import Dataset
-from autotune.data.images import ImageSpec
-from autotune.data.opening import open_source
-from autotune.data.protocols import InParts
-from autotune.data.task import Task
+from autotune.config.schema import DataConfig
+from autotune.data.preprocessing import ImageSpec
+from autotune.data.sources.opening import open_source
+from autotune.data.splits.dataset import Dataset
+from autotune.data.splits.protocol import InParts
+from autotune.data.views.study_data import Task
 from autotune.errors import DatasetError
 from tests.support.images import make_class_folders, make_split_folder
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autotune.data.reading import UnreadableImageError, read_image
+from autotune.data.image_files import UnreadableImageError, read_image
 from tests.support.images import photo
 
 

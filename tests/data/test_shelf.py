@@ -23,12 +23,12 @@ import numpy as np
 import pytest
 import torch
 
-from autotune.data import entry as entry_module
-from autotune.data import shelf as shelf_module
-from autotune.data.entry import RECORD, Entry, Writer
-from autotune.data.shelf import Shelf
+from autotune.data.cache import array_cache as shelf_module
+from autotune.data.cache import entry as entry_module
+from autotune.data.cache.array_cache import Shelf
+from autotune.data.cache.entry import RECORD, Entry, Writer
 from autotune.errors import CacheError, DiskFullError, UserError
-from autotune.study.failures import Kind, kind_of
+from autotune.study.state.failures import Kind, kind_of
 
 #: a real process, made quickly; the parent has the same modules
 FORK = multiprocessing.get_context("fork")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from autotune.data.known import known_names
-from autotune.data.opening import open_source
 from autotune.data.progress import INDEXING, READING
-from autotune.data.sources import Sample
+from autotune.data.source import Sample
+from autotune.data.sources.opening import open_source
+from autotune.data.sources.registry import known_names
 from autotune.errors import DatasetError
 from tests.support.images import make_class_folders, make_split_folder, photo
 

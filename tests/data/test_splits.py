@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from autotune.config import DataConfig
-from autotune.data.opening import open_source
-from autotune.data.sources import Sample, Source
-from autotune.data.splits import Split, make_split, split_fingerprint
+from autotune.config.schema import DataConfig
+from autotune.data.source import Sample, Source
+from autotune.data.sources.opening import open_source
+from autotune.data.splits.stratified import Split, make_split, split_fingerprint
 from autotune.errors import DatasetError
 from tests.support.images import make_split_folder
 

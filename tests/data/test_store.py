@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autotune.data import building
-from autotune.data.images import ImageSpec, decode
-from autotune.data.opening import open_source
-from autotune.data.reading import read_image
-from autotune.data.sources import Source
-from autotune.data.store import ImageStore, open_store
+from autotune.data.cache import decoding
+from autotune.data.cache.decoded_images import ImageStore, open_store
+from autotune.data.image_files import read_image
+from autotune.data.preprocessing import ImageSpec, decode
+from autotune.data.source import Source
+from autotune.data.sources.opening import open_source
 from autotune.errors import DatasetError, DiskFullError, UserError
 from tests.support.images import make_class_folders, photo
 
@@ -91,7 +91,7 @@ def test_a_present_store_is_opened_and_not_decoded(
 ) -> None:
     source = open_source(str(photos))
     first = opened(source, folder)
-    monkeypatch.setattr(building, "decode", None)
+    monkeypatch.setattr(decoding, "decode", None)
     second = opened(source, folder)
     assert np.array_equal(first.images, second.images)
     assert first.key == second.key
@@ -287,7 +287,7 @@ class TestDisk:
         self, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 100))
-        monkeypatch.setattr(building, "decode", None)
+        monkeypatch.setattr(decoding, "decode", None)
         with pytest.raises(DiskFullError) as caught:
             opened(open_source(str(photos)), folder)
         assert str(caught.value) == (
@@ -355,7 +355,7 @@ class TestMoreThanThereIsRoomFor:
         assert store.skipped == (("b/000.png", "the file is empty"),)
         assert store.indices.tolist() == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10]
         assert np.array_equal(store.images[6], decode(source.read(source.samples[7]), SPEC))
-        monkeypatch.setattr(building, "decode", None)
+        monkeypatch.setattr(decoding, "decode", None)
         assert opened(source, folder, limit=0.2, limit_bytes=self.LIMIT).skipped == store.skipped
 
     def test_they_are_kept_once_there_is_room(self, photos: Path, folder: Path) -> None:
@@ -389,7 +389,7 @@ def test_an_image_that_the_disk_would_not_give_is_read_again(
             raise OSError(code, os.strerror(code))
         return read(self, sample, shrink)
 
-    monkeypatch.setattr(building, "READ_AGAIN_S", (0.01, 0.01))
+    monkeypatch.setattr(decoding, "READ_AGAIN_S", (0.01, 0.01))
     monkeypatch.setattr(type(source), "read", away)
     store = opened(source, folder, limit=0.5, workers=1)
     assert asked.count(source.samples[0].key) == reads

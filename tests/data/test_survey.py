@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from autotune.config import DataConfig
-from autotune.data.dataset import Dataset
-from autotune.data.survey import compared, remarks, survey
+from autotune.config.schema import DataConfig
+from autotune.data.quality.checks import compared, remarks, survey
+from autotune.data.splits.dataset import Dataset
 from tests.support.images import make_class_folders, make_split_folder
 
 UNEVEN = {"largest": ["b", 31], "smallest": ["a", 10]}

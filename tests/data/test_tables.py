@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autotune.config import DataConfig
-from autotune.data.opening import open_source
+from autotune.config.schema import DataConfig
 from autotune.data.progress import INDEXING, READING
-from autotune.data.sources import Sample, Source
-from autotune.data.splits import make_split
+from autotune.data.source import Sample, Source
+from autotune.data.sources.opening import open_source
+from autotune.data.splits.stratified import make_split
 from autotune.errors import DatasetError
 from tests.support.images import photo
 

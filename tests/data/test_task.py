@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from autotune.config import AugmentConfig, DataConfig
-from autotune.data import sources
-from autotune.data.dataset import Dataset
-from autotune.data.images import ImageSpec
-from autotune.data.opening import open_source
-from autotune.data.splits import make_split
-from autotune.data.task import Task, open_test_views
+from autotune.config.schema import AugmentConfig, DataConfig
+from autotune.data.preprocessing import ImageSpec
+from autotune.data.sources import base
+from autotune.data.sources.opening import open_source
+from autotune.data.splits.dataset import Dataset
+from autotune.data.splits.stratified import make_split
+from autotune.data.views.study_data import Task, open_test_views
 from autotune.errors import DatasetError
 from tests.support.images import make_class_folders, make_split_folder
 
@@ -52,13 +52,13 @@ def test_the_search_never_reads_a_test_image(photos: Path, tmp_path: Path) -> No
     source = open_source(str(photos))
     split = make_split(source, DATA)
     read: list[str] = []
-    real = sources.read_image
+    real = base.read_image
 
     def spy(path: str, shrink: object) -> object:
         read.append(Path(path).relative_to(photos).as_posix())
         return real(path, shrink)
 
-    with patch.object(sources, "read_image", spy):
+    with patch.object(base, "read_image", spy):
         Dataset.open(str(photos), DATA)
         assert read == []
         Task.open(str(photos), DATA, SPEC, tmp_path / "images")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from autotune.config import AugmentConfig
-from autotune.data.images import ImageSpec
-from autotune.data.opening import open_source
-from autotune.data.store import ImageStore, open_store
-from autotune.data.views import Views
+from autotune.config.schema import AugmentConfig
+from autotune.data.cache.decoded_images import ImageStore, open_store
+from autotune.data.preprocessing import ImageSpec
+from autotune.data.sources.opening import open_source
+from autotune.data.views.views import Views
 from tests.support.images import make_class_folders
 
 SPEC = ImageSpec(16, 24, "bicubic", 0.66, "center", (0.5, 0.4, 0.3), (0.5, 0.5, 0.5))
@@ -225,7 +225,9 @@ class TestBatches:
         views = make(store)
         first = [collect(views, epoch) for epoch in range(4)]
         made: list[int] = []
-        monkeypatch.setattr("autotune.data.augment.ViewMaker._one", lambda *place: made.append(1))
+        monkeypatch.setattr(
+            "autotune.data.views.augmentation.ViewMaker._one", lambda *place: made.append(1)
+        )
         for epoch in range(4):
             assert torch.equal(collect(views, epoch), first[epoch])
         assert torch.equal(views.view(0, int(views.plan_views(2)[0])), first[2][0])

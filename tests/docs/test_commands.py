@@ -19,7 +19,7 @@ import pytest
 import typer
 
 from autotune.cli.main import app
-from autotune.studyfile import load_study_file, presets
+from autotune.config.loading import load_study_file, presets
 from tests.support.commands import ROOT, Step, commands, pages, steps
 
 #: Programs that are not ours and take nothing of ours.

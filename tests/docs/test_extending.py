@@ -110,13 +110,13 @@ def test_the_changes_of_autotune(changed: Path) -> None:
     """A value more of an activation, and two data sets; in one process, which imports torch."""
     code = """
 import torch
-from autotune.data.known import known_names
+from autotune.data.sources.registry import known_names
 from autotune.models.backbone import load_backbone
 from autotune.models.layers import layers_of
 from autotune.models.network import build_network
-from autotune.models.trying import offers_for
+from autotune.models.surgery.probing import offers_for
 from autotune.plan import LayerPlan, TrialPlan
-from autotune.studyfile import load_study_file
+from autotune.config.loading import load_study_file
 
 assert {"gtsrb", "leaves"} <= set(known_names())
 load_study_file("digits", ["space.layers.activation=[keep,celu]"])
@@ -153,7 +153,10 @@ main()
             timeout=120,
         )
     assert told.returncode == 0, told.stderr
-    code = "from autotune.data.known import open_known; print(len(open_known('leaves').samples))"
+    code = (
+        "from autotune.data.sources.registry import open_known\n"
+        "print(len(open_known('leaves').samples))"
+    )
     assert python(code, changed, **where) == "24\n"
 
 

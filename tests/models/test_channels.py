@@ -8,9 +8,9 @@ import pytest
 import timm
 import torch
 
-from autotune.models.channels import FEWEST, ChannelGroup, Channels, find_channels
 from autotune.models.layers import layers_of
-from autotune.models.trying import without_weights
+from autotune.models.surgery.channel_groups import FEWEST, ChannelGroup, Channels, find_channels
+from autotune.models.surgery.probing import without_weights
 from tests.support.surgery import FAMILIES, source
 
 NORM = ("weight", "bias", "running_mean", "running_var")

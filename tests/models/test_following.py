@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autotune.models.following import Followed, follow
+from autotune.models.surgery.channel_tracing import Followed, follow
 
 IMAGE = (1, 3, 8, 8)
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from timm.layers import LayerNorm2d, RmsNorm
 from torch import Tensor, nn
 
-from autotune.models.channels import ChannelGroup, Member
-from autotune.models.inheritance import (
+from autotune.models.surgery.channel_groups import ChannelGroup, Member
+from autotune.models.surgery.inheritance import (
     activity,
     channel_norms,
     magnitude,

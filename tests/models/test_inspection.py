@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from autotune.config import SpaceConfig
+from autotune.config.schema import SpaceConfig
 from autotune.errors import BackboneError, PlanError
 from autotune.models.inspection import (
     FIELDS,

@@ -16,14 +16,14 @@ from timm.models import create_feature_extractor
 from torch import Tensor, nn
 
 from autotune.errors import PlanError
-from autotune.models.kernels import (
+from autotune.models.surgery.aligned_conv import ShiftedConv2d
+from autotune.models.surgery.kernels import (
     CORRELATION,
     change_kernel,
     effective_weight,
     is_spatial,
     kernel_problem,
 )
-from autotune.models.shifted import ShiftedConv2d
 from tests.support.backbones import backbone, images
 
 # What torch says of padding='same' with an even kernel in the base convolution.

@@ -7,10 +7,10 @@ import timm
 
 from autotune.models.backbone import Backbone, data_config
 from autotune.models.layers import layers_of
-from autotune.models.offers import KERNELS, POOLS, LayerOffer, channel_count
-from autotune.models.parts import ACTIVATIONS
-from autotune.models.pooling import POOLS as POOLINGS
-from autotune.models.trying import offers_for, offers_of, without_weights
+from autotune.models.surgery.aligned_pool import POOLS as POOLINGS
+from autotune.models.surgery.capabilities import KERNELS, POOLS, LayerOffer, channel_count
+from autotune.models.surgery.components import ACTIVATIONS
+from autotune.models.surgery.probing import offers_for, offers_of, without_weights
 from autotune.plan import KEEP, LayerPlan
 from tests.support.surgery import FAMILIES, offers, source, values
 

@@ -8,7 +8,7 @@ from timm.layers.drop import DropPath
 from timm.models.nfnet import GammaAct
 from torch import nn
 
-from autotune.models.parts import (
+from autotune.models.surgery.components import (
     ACTIVATIONS,
     ScaledActivation,
     activation_name,

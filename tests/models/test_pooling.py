@@ -15,7 +15,7 @@ from timm.models.metaformer import Pooling
 from torch import Tensor, nn
 
 from autotune.errors import PlanError
-from autotune.models.pooling import POOLS, SamePool2d, change_pool, is_pool
+from autotune.models.surgery.aligned_pool import POOLS, SamePool2d, change_pool, is_pool
 from tests.support.backbones import backbone, images
 
 TARGETS = st.sampled_from(sorted(POOLS))

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autotune.errors import SplitError
-from autotune.models.flow import from_parts, to_parts
 from autotune.models.layers import layers_of
 from autotune.models.network import Head, Network, build_network
-from autotune.models.split import Split, _compare, split
+from autotune.models.prefix.batch_analysis import from_parts, to_parts
+from autotune.models.prefix.split import Split, _compare, split
 from autotune.plan import HeadPlan, LayerPlan, TrialPlan
-from autotune.training.norms import measure_norms
+from autotune.training.optim.norm_recalibration import measure_norms
 from tests.support import surgery
 from tests.support.backbones import SMALL, backbone, images, network, state_of
 from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
@@ -234,7 +234,7 @@ def test_keys_are_the_same_in_every_process() -> None:
     names = ("test_resnet", "test_vit", "levit_128s")
     code = (
         "from tests.support.backbones import images, network\n"
-        "from autotune.models.split import split\n"
+        "from autotune.models.prefix.split import split\n"
         f"for name in {names}:\n"
         "    print(*split(network(name, 2), images(name, 3)).keys)"
     )

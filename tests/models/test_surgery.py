@@ -6,10 +6,10 @@ from timm.layers.drop import DropPath
 from torch import nn
 
 from autotune.errors import PlanError
-from autotune.models.inheritance import channel_norms
-from autotune.models.parts import activation_name
-from autotune.models.pooling import SamePool2d
-from autotune.models.surgery import check_layers, reshape
+from autotune.models.surgery.aligned_pool import SamePool2d
+from autotune.models.surgery.apply import check_layers, reshape
+from autotune.models.surgery.components import activation_name
+from autotune.models.surgery.inheritance import channel_norms
 from autotune.plan import TrialPlan
 from tests.support.backbones import state_of
 from tests.support.surgery import change, offers, pictures, source

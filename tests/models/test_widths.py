@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from timm.layers.std_conv import ScaledStdConv2d
 from torch import Tensor, nn
 
-from autotune.models.channels import ChannelGroup, Member
-from autotune.models.offers import channel_count
-from autotune.models.widths import Width, bridge, change_widths
+from autotune.models.surgery.capabilities import channel_count
+from autotune.models.surgery.channel_groups import ChannelGroup, Member
+from autotune.models.surgery.widths import Width, bridge, change_widths
 from tests.support.backbones import state_of
 from tests.support.surgery import FAMILIES, offers, pictures, source
 

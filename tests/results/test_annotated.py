@@ -22,12 +22,12 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState, create_trial
 from optuna_dashboard import save_note, wsgi
 
-from autotune.results import annotated as annotated_module
-from autotune.results.annotated import annotated
-from autotune.storage.backup import backup, restore
-from autotune.storage.database import open_storage
-from autotune.storage.transfer import copy_studies
-from autotune.study import record
+from autotune.results.dashboard import annotations as annotated_module
+from autotune.results.dashboard.annotations import annotated
+from autotune.storage.admin.backup import backup, restore
+from autotune.storage.admin.copy_study import copy_studies
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.state import attrs
 from tests.support.connections import connections_closed
 from tests.support.studies import make_study
 
@@ -130,7 +130,7 @@ def test_a_trial_that_ends_meanwhile_has_a_new_note(study: Study, tmp_path: Path
     running = next(one for one in study.trials if one.state == TrialState.RUNNING)
     (before,) = board.study(query=f"after={running.number}")["trials"]
     assert before["note"]["body"].startswith("**running**")
-    study._storage.set_trial_user_attr(running._trial_id, record.REASON, "lost")
+    study._storage.set_trial_user_attr(running._trial_id, attrs.REASON, "lost")
     study.tell(running.number, state=TrialState.FAIL)
     (after,) = Dashboard(study, tmp_path).study(query=f"after={running.number}")["trials"]
     assert after["note"]["body"].startswith("**failed: lost**")
@@ -198,10 +198,10 @@ def test_a_trial_that_has_ended_is_looked_at_once(monkeypatch: pytest.MonkeyPatc
 def test_a_study_of_a_later_version_is_shown_without_our_notes(of: str, tmp_path: Path) -> None:
     study = make_study("made", trials=4)
     if of == "study":
-        study.set_user_attr(record.FORMAT, {"format": 99, "autotune": "9.9"})
+        study.set_user_attr(attrs.FORMAT, {"format": 99, "autotune": "9.9"})
     else:
-        plan = study.trials[0].user_attrs[record.PLAN]
-        study.enqueue_trial({}, user_attrs={record.PLAN: {**plan, "attention": 3}})
+        plan = study.trials[0].user_attrs[attrs.PLAN]
+        study.enqueue_trial({}, user_attrs={attrs.PLAN: {**plan, "attention": 3}})
     shown = Dashboard(study, tmp_path).study(study._study_id)
     assert len(shown["trials"]) == len(study.trials)
     assert "was written by" in shown["note"]["body"] and "cannot be read" in shown["note"]["body"]
@@ -209,8 +209,8 @@ def test_a_study_of_a_later_version_is_shown_without_our_notes(of: str, tmp_path
 
 def test_names_from_outside_act_on_no_page(tmp_path: Path) -> None:
     study = make_study("made", trials=4)
-    dataset = study.user_attrs[record.DATASET]
-    study.set_user_attr(record.DATASET, {**dataset, "classes": ["a\u202eb", "<b>\nc\x1b[2J"]})
+    dataset = study.user_attrs[attrs.DATASET]
+    study.set_user_attr(attrs.DATASET, {**dataset, "classes": ["a\u202eb", "<b>\nc\x1b[2J"]})
     study.set_user_attr("told\u202e", "x\u2066\ny")
     shown = Dashboard(study, tmp_path).study(study._study_id)
     said = json.dumps([shown["note"], shown["user_attrs"]], ensure_ascii=False)

@@ -11,8 +11,8 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import top_k_accuracy_score
 from torch import Tensor
 
-from autotune.results import assessment
-from autotune.results.assessment import (
+from autotune.results.evaluation import bootstrap
+from autotune.results.evaluation.bootstrap import (
     BINS,
     CALIBRATION_ERROR,
     TOP_ACCURACY,
@@ -45,7 +45,7 @@ def test_values_are_those_of_scikit_learn() -> None:
     expected = (np.abs(shares - means) * counts[counts > 0]).sum() / 300
     assert found[CALIBRATION_ERROR] == pytest.approx(expected)
     # What is drawn is computed from sums of its own: of every image once it is the same.
-    own = assessment._Answers.of(logits, labels).figures(np.ones((300, 1)))[0]
+    own = bootstrap._Answers.of(logits, labels).figures(np.ones((300, 1)))[0]
     assert list(found.values()) == pytest.approx(own.tolist())
 
 
@@ -72,7 +72,7 @@ def test_equal_draws_for_equal_seeds_and_in_any_portions(monkeypatch: pytest.Mon
     logits, labels = answers(60, 3, seed=0)
     first = compare(logits, -logits, labels)
     assert compare(logits, -logits, labels) == first
-    monkeypatch.setattr(assessment, "_AT_A_TIME", 60 * 37)
+    monkeypatch.setattr(bootstrap, "_AT_A_TIME", 60 * 37)
     others = compare(logits, -logits, labels, seed=1)
     for name, figure in others.model.figures.items():
         assert figure.value == first.model.figures[name].value
@@ -111,7 +111,7 @@ def test_bins_hold_every_image_once() -> None:
 
 def test_intervals_hold_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """Test parts of 200 images of 10 classes; docs/models.md has more of such."""
-    monkeypatch.setattr(assessment, "RESAMPLES", 250)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 250)
     truth = _found(40000, seed=0)
     tries = 100
     names = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from optuna.trial import create_trial
 
-from autotune.results.attributes import of_study, of_trial
-from autotune.study import record
+from autotune.results.dashboard.attributes import of_study, of_trial
+from autotune.study.state import attrs
 from tests.support.studies import make_study
 
 
@@ -15,7 +15,7 @@ def test_attributes_of_a_trial_are_flat_and_short() -> None:
         shown = of_trial(trial)
         assert all(isinstance(one, str | int | float) for one in shown.values())
         assert all(len(str(one)) <= 80 for one in shown.values())
-        assert record.PLAN not in shown and record.METRICS not in shown
+        assert attrs.PLAN not in shown and attrs.METRICS not in shown
     shown = of_trial(study.trials[0])
     assert (shown["accuracy"], shown["parameters"]) == (0.8417, 24_000)
     assert (shown["role"], shown["device"]) == ("baseline", "NVIDIA H200")
@@ -35,15 +35,15 @@ def test_what_is_not_ours_stays() -> None:
 
 
 def test_deviations_over_folds_have_names_of_their_own() -> None:
-    attributes = {record.METRICS: {"accuracy": 0.5}, record.DEVIATIONS: {"accuracy": 0.01234567}}
+    attributes = {attrs.METRICS: {"accuracy": 0.5}, attrs.DEVIATIONS: {"accuracy": 0.01234567}}
     trial = create_trial(value=0.5, user_attrs=attributes)
     assert of_trial(trial) == {"accuracy": 0.5, "accuracy_deviation": 0.01235}
 
 
 def test_attributes_of_a_study() -> None:
     study = make_study()
-    study.set_user_attr(record.PRECISION, {"resnet": {"NVIDIA H200": "bf16"}})
-    study.set_user_attr(record.FLOAT32, {"NVIDIA H200": "tf32"})
+    study.set_user_attr(attrs.PRECISION, {"resnet": {"NVIDIA H200": "bf16"}})
+    study.set_user_attr(attrs.FLOAT32, {"NVIDIA H200": "tf32"})
     study.set_user_attr("mine", "kept")
     assert of_study(study.user_attrs) == {
         "python": "3.11.7",

@@ -9,8 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.results.card import LISTED_CLASSES, in_doubt, model_card, origin_of, write_card
-from autotune.results.model import Description, save_model
+from autotune.results.evaluation.model_card import (
+    LISTED_CLASSES,
+    in_doubt,
+    model_card,
+    origin_of,
+    write_card,
+)
+from autotune.results.model.model import Description, save_model
 from tests.support.models import kept
 from tests.support.surgery import FAMILIES, built, source
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from autotune.errors import StudyError
-from autotune.results.choice import choose
-from autotune.results.confirm import candidates
-from autotune.results.verdict import Verdict
+from autotune.results.evaluation.confirm import candidates
+from autotune.results.evaluation.plan_selection import choose
+from autotune.results.values.verdict import Verdict
 from autotune.search import ranking
-from autotune.storage.layout import Files
-from autotune.study import record
-from autotune.study.opening import OpenStudy
+from autotune.storage.paths import Files
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
 from tests.support.studies import make_study
 
 LUCKY = "The best of a search is good and lucky; 'autotune confirm' tells how much was luck."
@@ -30,7 +30,7 @@ def confirmed(opened: OpenStudy, top: int = 3, **changes: Any) -> Verdict:
     trials = tuple(one.number for one, _ in candidates(opened, top))
     verdict = Verdict(trials[-1], 0.949, 0.928, 0.021, 0.009, 0.033, 0.008, 5, trials)
     verdict = replace(verdict, **changes)
-    opened.study.set_user_attr(record.CONFIRMED, verdict.to_json())
+    opened.study.set_user_attr(attrs.CONFIRMED, verdict.to_json())
     return verdict
 
 
@@ -39,7 +39,7 @@ def test_without_a_confirmation_the_best_of_the_search() -> None:
     best = ranking.best_of(opened.study.trials, opened.study.direction)
     assert best is not None
     found = choose(opened)
-    assert (found.trial, found.plan) == (best.number, record.plan_of(best))
+    assert (found.trial, found.plan) == (best.number, attrs.plan_of(best))
     assert found.in_words() == f"trial {best.number}, the best of the search"
     assert found.remarks == (LUCKY,)
 

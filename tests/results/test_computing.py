@@ -8,10 +8,10 @@ import pytest
 from optuna.study import Study
 from optuna.trial import create_trial
 
-from autotune.results.computing import compute_in_words, computing_of
-from autotune.results.markdown import render_markdown
-from autotune.results.report import render_report
-from autotune.study import record
+from autotune.results.report.html import render_report
+from autotune.results.report.markdown import render_markdown
+from autotune.results.values.precision import compute_in_words, computing_of
+from autotune.study.state import attrs
 from tests.support.page import Parsed
 from tests.support.studies import make_study
 
@@ -47,7 +47,7 @@ def test_a_precision_in_words(compute: dict[str, Any], words: str) -> None:
 def study_of(*computed: tuple[str, dict[str, Any] | None]) -> Study:
     study = make_study(trials=1)
     for device, compute in computed:
-        attributes = {record.DEVICE: device, record.COMPUTE: compute}
+        attributes = {attrs.DEVICE: device, attrs.COMPUTE: compute}
         study.add_trial(create_trial(value=0.5, user_attrs=attributes))
     return study
 

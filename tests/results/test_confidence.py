@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, ttest_1samp
 
-from autotune.results.confidence import LEVEL, Interval, interval, judge
+from autotune.results.values.intervals import LEVEL, Interval, interval, judge
 
 STUDIES = 2_000
 PLANS = 5

@@ -13,10 +13,10 @@ import pytest
 from optuna.trial import create_trial
 
 from autotune.errors import StudyError
-from autotune.formats import CONFIRMATION, stamp
+from autotune.format_versions import CONFIRMATION, stamp
 from autotune.plan import TrainingPolicy, TrialPlan
-from autotune.results.answer import confirmed
-from autotune.results.confirm import (
+from autotune.results.diagnosis.headline import confirmed
+from autotune.results.evaluation.confirm import (
     Confirmation,
     Step,
     _read,
@@ -24,12 +24,12 @@ from autotune.results.confirm import (
     candidates,
     confirm,
 )
-from autotune.results.report import render_report
-from autotune.results.verdict import Verdict
-from autotune.study import record
-from autotune.study.opening import OpenStudy
-from autotune.study.preparing import prepare_trial
-from autotune.study.worker import prepare
+from autotune.results.report.html import render_report
+from autotune.results.values.verdict import Verdict
+from autotune.study.engine.worker import prepare
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from autotune.study.trial.build import prepare_trial
 from tests.study.test_worker import run
 from tests.support.inside import contents
 from tests.support.page import Parsed
@@ -169,8 +169,8 @@ def test_a_killed_confirming_goes_on(tmp_path: Path) -> None:
     made = open_small(tmp_path, search__trials=2, training__epochs=8)
     run(made)
     program = (
-        "from autotune.results.confirm import confirm\n"
-        "from autotune.study.opening import open_existing\n"
+        "from autotune.results.evaluation.confirm import confirm\n"
+        "from autotune.study.setup.opening import open_existing\n"
         f"confirm(open_existing('small', {made.url!r}), 1, 4)"
     )
     folder = made.files.confirmed("small")
@@ -203,7 +203,7 @@ def test_a_plan_that_diverges_is_named_and_not_ranked(tmp_path: Path) -> None:
     made = open_small(tmp_path, search__trials=2, training__epochs=1)
     run(made)
     wild = TrialPlan(made.config().backbones[0], policy=TrainingPolicy("sgd", lr=1e38))
-    plan = {record.PLAN: wild.to_json()}
+    plan = {attrs.PLAN: wild.to_json()}
     made.study.add_trial(create_trial(value=1.0, user_attrs=plan))
     found = confirm(made, 2, 2)
     assert [one.trial for one in found.plans] == [1, 2]
@@ -226,7 +226,7 @@ def test_two_objectives_confirm_the_front(tmp_path: Path) -> None:
         training__epochs=1,
     )
     run(made)
-    trials = {one.number for one in made.study.best_trials if not record.is_baseline(one)}
+    trials = {one.number for one in made.study.best_trials if not attrs.is_baseline(one)}
     if not trials:
         pytest.skip("the baseline is the whole front")
     assert {trial.number for trial, _ in candidates(made, 100)} <= trials

@@ -11,7 +11,8 @@ from optuna.distributions import IntDistribution
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.results import course, parameters
+from autotune.results.figures import history as course
+from autotune.results.figures import parameters
 from tests.support.figures import add, best_of, some, traces
 from tests.support.studies import EPOCHS, HOSTILE, ONE_PARAMETER, make_study
 

@@ -14,8 +14,8 @@ from optuna.distributions import (
 from optuna.trial import create_trial
 
 from autotune.plan import LayerPlan, TrialPlan
-from autotune.results.edges import edges_of_space
-from autotune.study import record
+from autotune.results.diagnosis.space_edges import edges_of_space
+from autotune.study.state import attrs
 from tests.support.studies import make_study
 
 
@@ -80,7 +80,7 @@ def test_depth_ends_at_the_layers_of_the_backbone(
         value=0.5,
         params={"depth": depth},
         distributions={"depth": found},
-        user_attrs={record.PLAN: plan.to_json()},
+        user_attrs={attrs.PLAN: plan.to_json()},
     )
     shown = [(one.value, one.side, one.can_be_widened) for one in edges_of_space(study, trial)]
     assert shown == edges

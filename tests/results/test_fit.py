@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from autotune.config import FitConfig
+from autotune.config.schema import FitConfig
 from autotune.errors import DiskFullError
-from autotune.results import fit as fit_module
-from autotune.results.fit import FitResult, fit
-from autotune.results.model import load_model
-from autotune.study import record
-from autotune.study.opening import OpenStudy
+from autotune.results.evaluation import refit as fit_module
+from autotune.results.evaluation.refit import FitResult, fit
+from autotune.results.model.model import load_model
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
 from tests.study.test_worker import run
 from tests.support.inside import contents
 from tests.support.small import open_small
@@ -45,7 +45,7 @@ def test_both_are_trained_alike_and_all_figures_are_kept(
     assert fitted.manner.ema == fitted.baseline_manner.ema == 0.5  # of the study's last run
     assert fitted.manner.views == fitted.baseline_manner.views == "online"
     values = json.loads((fitted.folder / "record.json").read_text("utf-8"))
-    (read,) = opened.study.user_attrs[record.TEST_READS]
+    (read,) = opened.study.user_attrs[attrs.TEST_READS]
     assert {name: values["test"][name] for name in read["test"]} == read["test"]
     assert values["baseline_test"] == read["baseline"]
     assert read["intervals"] == values["intervals"]["test"]
@@ -75,7 +75,7 @@ def test_settings_of_a_call_come_before_those_of_the_study(
 def test_a_full_disk_leaves_the_old_model_and_the_read_counts(
     opened: OpenStudy, fitted: FitResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, reads = contents(fitted.folder), len(opened.study.user_attrs[record.TEST_READS])
+    before, reads = contents(fitted.folder), len(opened.study.user_attrs[attrs.TEST_READS])
 
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -84,14 +84,14 @@ def test_a_full_disk_leaves_the_old_model_and_the_read_counts(
     with pytest.raises(DiskFullError):
         fit(opened, trial=0)
     assert contents(fitted.folder) == before
-    assert len(opened.study.user_attrs[record.TEST_READS]) == reads + 1
+    assert len(opened.study.user_attrs[attrs.TEST_READS]) == reads + 1
     assert load_model(fitted.folder).classes
 
 
 def test_what_is_stopped_in_training_has_read_nothing(
     opened: OpenStudy, fitted: FitResult
 ) -> None:
-    before, reads = contents(fitted.folder), len(opened.study.user_attrs[record.TEST_READS])
+    before, reads = contents(fitted.folder), len(opened.study.user_attrs[attrs.TEST_READS])
 
     def stop(what: str, epoch: int, epochs: int) -> None:
         if what == "baseline" and epoch == epochs:
@@ -100,4 +100,4 @@ def test_what_is_stopped_in_training_has_read_nothing(
     with pytest.raises(KeyboardInterrupt):
         fit(opened, trial=1, listener=stop)
     assert contents(fitted.folder) == before
-    assert len(opened.study.user_attrs[record.TEST_READS]) == reads
+    assert len(opened.study.user_attrs[attrs.TEST_READS]) == reads

@@ -17,11 +17,11 @@ import pytest
 from optuna.study import Study
 
 from autotune.errors import UserError
-from autotune.results import forms
-from autotune.results.forms import form_of, render
-from autotune.results.frame import trials_frame
-from autotune.results.markdown import BEST_SHOWN
-from autotune.study import record
+from autotune.results.report import formats
+from autotune.results.report.dataframe import trials_frame
+from autotune.results.report.formats import form_of, render
+from autotune.results.report.markdown import BEST_SHOWN
+from autotune.study.state import attrs
 from tests.support.studies import HOSTILE, make_study
 
 URL = "postgresql://me:secret@db.example.org/studies"
@@ -116,7 +116,7 @@ def test_a_study_that_remembers_nothing_has_every_form() -> None:
 
 def test_json_holds_everything(study: Study) -> None:
     read = {"trial": 7, "test": {"accuracy": 0.9}, "baseline": {"accuracy": 0.8}}
-    study.set_user_attr(record.TEST_READS, [read])
+    study.set_user_attr(attrs.TEST_READS, [read])
     values = json.loads(text_of(study, "json"))
     assert values["format"] == 1
     assert values["objectives"] == [{"name": "accuracy", "direction": "maximize"}]
@@ -137,7 +137,7 @@ def test_json_holds_everything(study: Study) -> None:
 
 def test_json_has_no_number_that_is_none() -> None:
     study = make_study(trials=2, running=0, failed=0, retried=0)
-    study.set_user_attr(record.DATASET, {"odd": float("nan")})
+    study.set_user_attr(attrs.DATASET, {"odd": float("nan")})
     text = text_of(study, "json")
     assert "NaN" not in text and "Infinity" not in text
     assert json.loads(text)["dataset"] == {"odd": None}
@@ -161,14 +161,15 @@ def test_no_form_has_the_password(study: Study) -> None:
 def test_parquet_without_pyarrow_says_what_to_install(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forms, "find_spec", lambda name: None)
+    monkeypatch.setattr(formats, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pyarrow, .* 'autotune\[parquet\]', or write csv"):
         render(study, "parquet")
 
 
 def test_no_form_imports_torch_and_the_page_no_pandas() -> None:
     program = (
-        "import sys, autotune.results.forms\nassert not {'torch', 'pandas'} & set(sys.modules)\n"
+        "import sys, autotune.results.report.formats\n"
+        "assert not {'torch', 'pandas'} & set(sys.modules)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from optuna.study import Study
 
-from autotune.results import course, parameters
-from autotune.results.answer import facts, headline, notes
-from autotune.results.backbones import backbones_of
-from autotune.results.front import front_of, nearest, none_yet
-from autotune.results.objective import Objective, show_values
-from autotune.results.pareto import front_figure
-from autotune.results.playbook import answers
-from autotune.results.report import render_report, write_report
-from autotune.results.table import cost_names, table_of
+from autotune.results.diagnosis.diagnostics import answers
+from autotune.results.diagnosis.headline import facts, headline, notes
+from autotune.results.figures import history as course
+from autotune.results.figures import parameters
+from autotune.results.figures.pareto import front_figure
+from autotune.results.report.backbones import backbones_of
+from autotune.results.report.html import render_report, write_report
+from autotune.results.report.trial_table import cost_names, table_of
+from autotune.results.values.objective import Objective, show_values
+from autotune.results.values.pareto_front import front_of, nearest, none_yet
 from autotune.search import ranking
-from autotune.study import record
+from autotune.study.state import attrs
 from tests.results.test_report import report_page
 from tests.support.figures import some, traces
 from tests.support.page import Parsed
@@ -125,12 +126,12 @@ def test_importances_are_those_of_the_metric(study: Study) -> None:
 
 def test_infeasible_trials_are_counted_and_say_why(limited: Study) -> None:
     trials = limited.trials
-    progress = record.progress_of(trials, 40)
+    progress = attrs.progress_of(trials, 40)
     assert progress.infeasible > 0
     counted = facts(limited, trials, progress)[0][2]
     assert f"{progress.infeasible} infeasible" in counted
     assert cost_names(limited) == ("latency_ms",)
-    best = ranking.best_of(trials, record.direction_of(limited))
+    best = ranking.best_of(trials, attrs.direction_of(limited))
     table = table_of(trials, Objective.of(limited), best, cost_names(limited))
     rows = [row for row in table if row.state == "infeasible"]
     assert len(rows) == progress.infeasible
@@ -155,7 +156,7 @@ def test_where_nothing_is_within_the_limits_the_page_says_so() -> None:
     text = "no complete trial within the limits; the nearest is trial 0, 0.800 ms latency, at most"
     assert headline(made).startswith(text)
     assert none_yet(made.trials) == headline(made)
-    progress = record.progress_of(made.trials, 20)
+    progress = attrs.progress_of(made.trials, 20)
     said = notes(progress, answers(made))
     assert any("were beyond the limits or the memory" in one for one in said)
     parsed = Parsed(render_report(made))
@@ -197,11 +198,11 @@ def test_the_page_works_in_a_browser(
 def test_several_backbones_are_named_with_both_values() -> None:
     study = make_study(objectives=["accuracy", "latency_ms"], others={"tiny": 3}, trials=30)
     trials = study.get_trials(deepcopy=False)
-    best = ranking.best_of(trials, record.direction_of(study))
+    best = ranking.best_of(trials, attrs.direction_of(study))
     for row in backbones_of(study, trials, best):
         assert " % at " in row.value and row.value.endswith(" ms")
     figure = front_figure(study)
     assert figure is not None
     plans = [point[2] for trace in figure.data if trace.customdata for point in trace.customdata]
-    names = tuple(study.user_attrs[record.BACKBONES])
+    names = tuple(study.user_attrs[attrs.BACKBONES])
     assert plans and all(one.startswith(names) for one in plans)

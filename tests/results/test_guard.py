@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from autotune.results.dashboard import listen
-from autotune.results.guard import Passwords, is_here
-from autotune.storage.database import open_storage
-from autotune.study import record
-from autotune.study.opening import open_existing
+from autotune.results.dashboard.access import Passwords, is_here
+from autotune.results.dashboard.server import listen
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.setup.opening import open_existing
+from autotune.study.state import attrs
 from tests.support.connections import connections_closed
 from tests.support.studies import make_study
 
@@ -25,7 +25,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     url = f"sqlite:///{folder}/study.db"
     with connections_closed():
         study = make_study("made", trials=3, storage=open_storage(url, create=True))
-        study.set_user_attr(record.FILES, str(folder / "files"))
+        study.set_user_attr(attrs.FILES, str(folder / "files"))
         with listen(open_existing("made", url), 0) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             yield server.server_port

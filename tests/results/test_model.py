@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 import autotune
-from autotune.config import AugmentConfig, DataConfig
-from autotune.data.images import ImageSpec
-from autotune.data.task import Task
+from autotune.config.schema import AugmentConfig, DataConfig
+from autotune.data.preprocessing import ImageSpec
+from autotune.data.views.study_data import Task
 from autotune.errors import ModelError, UserError
-from autotune.results.model import FORMAT, RECORD, WEIGHTS, Model, load_model
-from autotune.study import memory
-from autotune.training.loop import Normalise
+from autotune.results.model.model import FORMAT, RECORD, WEIGHTS, Model, load_model
+from autotune.study.state import oom
+from autotune.training.trainer import Normalise
 from tests.support.images import make_class_folders, photo
 from tests.support.models import CLASSES, RESHAPED, kept, saved
 from tests.support.surgery import built, pictures
@@ -103,9 +103,9 @@ def test_images_that_do_not_fit_together_go_through_in_parts(
     model = load_model(folder)
     images = pictures("test_resnet")[:1].expand(5, -1, -1, -1)
     whole = model.probabilities(images)
-    need = memory.Need(5, 1, 10) if crowded else memory.Need(11, 10, 10)
-    monkeypatch.setattr(memory, "need_of", lambda error, device: need)
-    monkeypatch.setattr(memory, "CROWDED_WAITS_S", ())
+    need = oom.Need(5, 1, 10) if crowded else oom.Need(11, 10, 10)
+    monkeypatch.setattr(oom, "need_of", lambda error, device: need)
+    monkeypatch.setattr(oom, "CROWDED_WAITS_S", ())
     sizes: list[int] = []
     forward, left = Model.forward, iter([3, 3]) if crowded else None
 

@@ -8,9 +8,9 @@ import pytest
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from autotune.results.notes import Setting, study_note, trial_note
-from autotune.study import record
-from autotune.study.budget import Ending
+from autotune.results.dashboard.notes import Setting, study_note, trial_note
+from autotune.study.state import attrs
+from autotune.study.state.budget import Ending
 from tests.support.studies import make_study
 
 URL = "postgresql://me:secret@db.example.org/studies"
@@ -51,7 +51,7 @@ def test_the_note_of_a_study_says_what_it_is_and_how_to_run_it(study: Study) -> 
 def test_the_note_of_a_study_that_is_over_or_has_nothing() -> None:
     study = make_study(trials=0, running=0, failed=0, retried=0)
     assert study_note(study, "").startswith("**nothing has run yet**\n\n0 of 40 trials finished")
-    study.set_user_attr(record.ENDED, Ending("patience", "no better one in 20 trials").to_json())
+    study.set_user_attr(attrs.ENDED, Ending("patience", "no better one in 20 trials").to_json())
     assert "The study has ended: no better one in 20 trials." in study_note(study, "")
 
 
@@ -59,8 +59,8 @@ def test_two_objectives_limits_and_folds_are_named() -> None:
     study = make_study(
         objectives=["accuracy", "latency_ms"], constraints={"max_parameters": 50_000.0}
     )
-    dataset = {**study.user_attrs[record.DATASET], "train": 360, "folds": [240, 240, 240]}
-    study.set_user_attr(record.DATASET, dataset)
+    dataset = {**study.user_attrs[attrs.DATASET], "train": 360, "folds": [240, 240, 240]}
+    study.set_user_attr(attrs.DATASET, dataset)
     note = study_note(study, "")
     assert "| objective | latency of the network, the less the better |" in note
     assert "| limits | parameters at most 50.0 k |" in note
@@ -88,17 +88,15 @@ def test_every_trial_has_a_note_with_its_plan_and_picture(study: Study) -> None:
 
 def test_an_infeasible_trial_says_by_how_much() -> None:
     study = make_study(constraints={"max_parameters": 40_000.0})
-    notes = [
-        trial_note(one, Setting.of(study)) for one in study.trials if record.is_untrained(one)
-    ]
+    notes = [trial_note(one, Setting.of(study)) for one in study.trials if attrs.is_untrained(one)]
     assert notes
     assert all(one.startswith("**infeasible: ") and "at most 40.0 k" in one for one in notes)
 
 
 def test_what_others_wrote_is_shown_as_it_is() -> None:
     study = make_study(hostile=True)
-    attributes = study.user_attrs[record.DATASET]
-    study.set_user_attr(record.DATASET, {**attributes, "classes": ["a|b", "**c**", "[d](e)", "$"]})
+    attributes = study.user_attrs[attrs.DATASET]
+    study.set_user_attr(attrs.DATASET, {**attributes, "classes": ["a|b", "**c**", "[d](e)", "$"]})
     note = study_note(study, "")
     assert r"4: a\|b, \*\*c\*\*, \[d\](e), \$ |" in note
     for one in study.trials:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from optuna.study import StudyDirection
 
-from autotune.results.objective import Objective
-from autotune.study import record
+from autotune.results.values.objective import Objective
+from autotune.study.state import attrs
 from tests.support.studies import make_study
 
 
@@ -48,5 +48,5 @@ def test_differences_follow_the_metric() -> None:
 
 def test_decimals_are_what_the_validation_part_resolves() -> None:
     study = make_study(trials=1, running=0, failed=0)
-    study.set_user_attr(record.DATASET, {"validation": 5000})
+    study.set_user_attr(attrs.DATASET, {"validation": 5000})
     assert Objective.of(study).show(0.84164) == "84.16 %"

@@ -7,10 +7,10 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.results import parameters
-from autotune.search.limits import Limits
+from autotune.results.figures import parameters
+from autotune.search.backbone_limits import Limits
 from autotune.search.space import Space
-from autotune.study import record
+from autotune.study.state import attrs
 from tests.support.figures import add, best_of, some, traces
 from tests.support.studies import ONE_PARAMETER, make_study
 
@@ -149,7 +149,7 @@ def test_slices_of_a_policy_show_the_trials_in_which_it_means_something() -> Non
 @pytest.mark.parametrize("stored", [None, {"colour": 3}, {"backbone": "r", "fixed": 3}])
 def test_a_space_that_cannot_be_read_does_not_hide_the_trials(stored: object) -> None:
     other = make_study()
-    other.set_user_attr(record.SPACE, stored)
+    other.set_user_attr(attrs.SPACE, stored)
     assert parameters.space_of(other) is None
     drawn = some(parameters.slice_figure(other, "head.units.2"))
     assert sum(len(trace.x) for trace in drawn.data) > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html.parser import HTMLParser
 
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrialPlan
-from autotune.results.picture import LayerRow, as_html, as_text, rows
+from autotune.results.figures.layer_diagram import LayerRow, as_html, as_text, rows
 
 
 def layers(count: int) -> list[dict[str, object]]:

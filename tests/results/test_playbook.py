@@ -13,10 +13,10 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.results.playbook import Answer, answers, luckiest
-from autotune.results.report import render_report
-from autotune.results.verdict import Verdict
-from autotune.study import record
+from autotune.results.diagnosis.diagnostics import Answer, answers, luckiest
+from autotune.results.report.html import render_report
+from autotune.results.values.verdict import Verdict
+from autotune.study.state import attrs
 from tests.support.page import Parsed
 from tests.support.studies import make_study
 
@@ -42,8 +42,8 @@ def study_of(direction: str = "maximize", metric: str = "accuracy") -> Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names([metric])
-    study.set_user_attr(record.DATASET, {"train": 200, "validation": IMAGES})
-    study.set_user_attr(record.DEFINITION, {"training": {"epochs": 10}})
+    study.set_user_attr(attrs.DATASET, {"train": 200, "validation": IMAGES})
+    study.set_user_attr(attrs.DEFINITION, {"training": {"epochs": 10}})
     return study
 
 
@@ -71,7 +71,7 @@ def add(
 
 
 def add_baseline(study: Study, value: float = 0.8) -> None:
-    add(study, value, lr=None, **{record.ROLE: record.BASELINE})
+    add(study, value, lr=None, **{attrs.ROLE: attrs.BASELINE})
 
 
 def asked(study: Study, question: str) -> Answer | None:
@@ -155,7 +155,7 @@ def test_feasibility(beyond: int, failed: int, mark: str) -> None:
     for _ in range(beyond):
         study.add_trial(create_trial(state=TrialState.PRUNED, constraints={"max_parameters": 1.0}))
     for _ in range(failed):
-        add(study, None, state=TrialState.FAIL, **{record.REASON: "PlanError: too wide"})
+        add(study, None, state=TrialState.FAIL, **{attrs.REASON: "PlanError: too wide"})
     found = answered(study, FEASIBLE)
     assert found[0] == mark
     assert f"{beyond} were beyond" in found[1] or not beyond + failed
@@ -166,14 +166,14 @@ def test_a_study_that_diverges_is_told_above_which_rate() -> None:
     for value in (0.7, 0.75, 0.8, 0.81):
         add(study, value, lr=0.01, curve=[value - 0.02, value - 0.01, value - 0.001, value])
     assert answered(study, STABLE)[0] == "fine"
-    reason = {record.REASON: "DivergedError: the loss is nan in epoch 2"}
+    reason = {attrs.REASON: "DivergedError: the loss is nan in epoch 2"}
     add(study, None, lr=0.5, state=TrialState.FAIL, **reason)
     mark, said = answered(study, STABLE)
     assert mark == "act"
     assert said.startswith("No: 1 of 5 trainings diverged")
     assert said.endswith("those that diverged had a learning rate of 0.5 or more.")
     # A retry of the same attempt brought it to its end.
-    add(study, 0.6, lr=0.5, curve=[0.5, 0.6], **{record.RETRIES: [4]})
+    add(study, 0.6, lr=0.5, curve=[0.5, 0.6], **{attrs.RETRIES: [4]})
     assert answered(study, STABLE)[1].startswith("Yes: none of 5 trainings diverged")
 
 
@@ -290,7 +290,7 @@ def test_what_was_confirmed_counts_more_than_what_is_estimated(low: float) -> No
     for value in (0.7, 0.75, 0.9):
         add(study, value)
     found = Verdict(3, 0.88, 0.8, 0.08, low, 0.15, 0.02, 5, (3, 2))
-    study.set_user_attr(record.CONFIRMED, found.to_json())
+    study.set_user_attr(attrs.CONFIRMED, found.to_json())
     assert answered(study, NOISE)[0] == ("fine" if low > 0 else "look")
     mark, said = answered(study, LUCK)
     assert mark == ("fine" if low > 0 else "look")
@@ -299,9 +299,9 @@ def test_what_was_confirmed_counts_more_than_what_is_estimated(low: float) -> No
 
 def test_noise_of_folds_is_the_error_of_their_mean() -> None:
     study = study_of()
-    study.set_user_attr(record.DATASET, {"train": 400, "validation": 400, "folds": [100] * 4})
+    study.set_user_attr(attrs.DATASET, {"train": 400, "validation": 400, "folds": [100] * 4})
     add_baseline(study)
-    add(study, 0.9, **{record.DEVIATIONS: {"accuracy": 0.02}})
+    add(study, 0.9, **{attrs.DEVIATIONS: {"accuracy": 0.02}})
     said = answered(study, NOISE)[1]
     assert "of 1.0 points, the standard error of the mean of 4 folds" in said
 

@@ -20,14 +20,14 @@ from optuna.study import Study
 from optuna.trial import TrialState
 from plotly.offline import get_plotlyjs
 
+from autotune import atomic
 from autotune.errors import DiskFullError
-from autotune.results import writing
-from autotune.results.backbones import backbones_of
-from autotune.results.report import render_report, write_report
+from autotune.results.figures.thinning import choose_rows
+from autotune.results.report.backbones import backbones_of
+from autotune.results.report.html import render_report, write_report
 from autotune.results.study_results import StudyResults
-from autotune.results.thinning import choose_rows
 from autotune.search import ranking
-from autotune.study import record
+from autotune.study.state import attrs
 from tests.support.browser import open_page, until
 from tests.support.page import Parsed
 from tests.support.studies import HOSTILE, ONE_PARAMETER, make_study
@@ -110,7 +110,7 @@ def test_several_backbones_are_compared() -> None:
     made = make_study(others={"small": 3})
     best = ranking.best_of(made.trials, made.direction)
     assert best is not None
-    plan = record.plan_of(best)
+    plan = attrs.plan_of(best)
     assert plan is not None
     parsed = Parsed(render_report(made))
     assert "Study digits, test_resnet.r160_in1k, small on digits" in parsed.text
@@ -127,14 +127,14 @@ def test_several_backbones_are_compared() -> None:
 
 def test_images_that_were_left_out_are_named() -> None:
     made = make_study(trials=1)
-    dataset = made.user_attrs[record.DATASET]
+    dataset = made.user_attrs[attrs.DATASET]
     skipped = [["ant/00.png", "not an image"], ["bee/01.png", "<b>cut off</b>"]]
-    made.set_user_attr(record.DATASET, {**dataset, "skipped": skipped})
+    made.set_user_attr(attrs.DATASET, {**dataset, "skipped": skipped})
     text = Parsed(render_report(made)).text
     assert (
         "2 that cannot be decoded: ant/00.png (not an image); bee/01.png (<b>cut off</b>)" in text
     )
-    made.set_user_attr(record.DATASET, {**dataset, "skipped": []})
+    made.set_user_attr(attrs.DATASET, {**dataset, "skipped": []})
     assert "cannot be decoded" not in Parsed(render_report(made)).text
 
 
@@ -174,7 +174,7 @@ def test_a_full_disk_leaves_the_old_report(study: Study, tmp_path: Path) -> None
     program = (
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
-        "from autotune.results.report import write_report\n"
+        "from autotune.results.report.html import write_report\n"
         "from tests.support.studies import make_study\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
@@ -200,7 +200,7 @@ def test_a_full_disk_leaves_the_old_report(study: Study, tmp_path: Path) -> None
 def test_a_full_disk_is_the_users_message(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing.secrets, "token_hex", lambda _: "full")
+    monkeypatch.setattr(atomic.secrets, "token_hex", lambda _: "full")
     (tmp_path / f".digits.html.{os.getpid()}-full").symlink_to("/dev/full")
     with pytest.raises(DiskFullError, match="no space left"):
         write_report(study, tmp_path / "digits.html")
@@ -208,7 +208,7 @@ def test_a_full_disk_is_the_users_message(
 
 
 def test_importing_the_report_imports_no_torch() -> None:
-    program = "import sys, autotune.results.report; sys.exit('torch' in sys.modules)"
+    program = "import sys, autotune.results.report.html; sys.exit('torch' in sys.modules)"
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
@@ -328,7 +328,7 @@ def test_what_is_odd_about_the_images_is_on_the_page() -> None:
         "examples": [["a/<1>.png", "train", "b/2.png", "test", "near"]],
     }
     study.set_user_attr(
-        record.SURVEY, {"largest": ["a", 90], "smallest": ["<b>", 9], "duplicates": found}
+        attrs.SURVEY, {"largest": ["a", 90], "smallest": ["<b>", 9], "duplicates": found}
     )
     page = Parsed(render_report(study, URL))
     notes = " ".join(page.of("li"))

@@ -8,11 +8,11 @@ import pytest
 import yaml
 from optuna.study import Study
 
-from autotune.config import StudyConfig
-from autotune.results.report import render_report
-from autotune.results.reproduce import study_file
-from autotune.study import record
-from autotune.study.budget import Budget
+from autotune.config.schema import StudyConfig
+from autotune.results.report.html import render_report
+from autotune.results.report.reproduction import study_file
+from autotune.study.state import attrs
+from autotune.study.state.budget import Budget
 from tests.support.page import Parsed
 from tests.support.studies import make_study
 
@@ -31,14 +31,14 @@ def page(study: Study) -> Parsed:
 
 def test_the_study_file_defines_the_same_study(study: Study) -> None:
     config = StudyConfig.model_validate(yaml.safe_load(study_file(study, "sqlite:///a.db")))
-    assert config.definition() == study.user_attrs[record.DEFINITION]
+    assert config.definition() == study.user_attrs[attrs.DEFINITION]
     assert (config.name, config.search.trials, config.storage) == ("digits", 40, "sqlite:///a.db")
 
 
 def test_the_study_file_has_the_budgets_of_the_last_run() -> None:
     study = make_study(trials=1)
     budget = Budget(7, timeout=60.0, until=1.8e9, device_hours=2.0, patience=3)
-    study.set_user_attr(record.BUDGET, budget.to_json())
+    study.set_user_attr(attrs.BUDGET, budget.to_json())
     search = StudyConfig.model_validate(yaml.safe_load(study_file(study))).search
     assert (search.trials, search.timeout) == (7, 60.0)
     assert (search.device_hours, search.patience) == (2.0, 3)
@@ -56,7 +56,7 @@ def test_commands_copy_a_preset_that_still_says_the_same(
 ) -> None:
     shipped = tmp_path / "digits.yaml"
     shipped.write_text(study_file(study), encoding="utf-8")
-    monkeypatch.setattr("autotune.studyfile.presets_folder", lambda: tmp_path)
+    monkeypatch.setattr("autotune.config.loading.presets_folder", lambda: tmp_path)
     assert "autotune cp digits digits.yaml" in render_report(study)
     shipped.write_text(study_file(study).replace("epochs: 10", "epochs: 11"), encoding="utf-8")
     assert "autotune cp" not in render_report(study)

@@ -10,10 +10,10 @@ import torch
 from optuna.trial import TrialState, create_trial
 
 from autotune.errors import StudyError
-from autotune.results.rerun import rerun
-from autotune.study import record
-from autotune.study.opening import OpenStudy
-from autotune.study.worker import work
+from autotune.results.evaluation.reproduce import rerun
+from autotune.study.engine.worker import work
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
 from tests.study.test_worker import job, run
 from tests.support.small import open_small
 
@@ -41,7 +41,7 @@ def test_a_rerun_has_the_threads_of_its_trial(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     try:
         work(job(made, threads=2), threading.Event(), lambda event: None)
-        assert made.study.trials[0].user_attrs[record.THREADS] == 2
+        assert made.study.trials[0].user_attrs[attrs.THREADS] == 2
         torch.set_num_threads(1)
         seen: list[int] = []
         found = rerun(made, 0, lambda *told: seen.append(torch.get_num_threads()))
@@ -56,7 +56,7 @@ def test_a_pruned_trial_is_trained_to_where_it_was_pruned(opened: OpenStudy) -> 
     pruned = create_trial(
         state=TrialState.PRUNED,
         intermediate_values={1: whole.intermediate_values[1]},
-        user_attrs={record.PLAN: whole.user_attrs[record.PLAN], record.THREADS: 1},
+        user_attrs={attrs.PLAN: whole.user_attrs[attrs.PLAN], attrs.THREADS: 1},
     )
     opened.study.add_trial(pruned)
     found = rerun(opened, len(opened.study.trials) - 1)
@@ -69,9 +69,9 @@ def test_what_differs_is_said(opened: OpenStudy) -> None:
         value=0.123,
         intermediate_values={1: one.intermediate_values[1], 2: 0.123},
         user_attrs={
-            record.PLAN: one.user_attrs[record.PLAN],
-            record.DEVICE: "NVIDIA H200",
-            record.COMPUTE: {"half": "bf16", "float32": "tf32"},
+            attrs.PLAN: one.user_attrs[attrs.PLAN],
+            attrs.DEVICE: "NVIDIA H200",
+            attrs.COMPUTE: {"half": "bf16", "float32": "tf32"},
         },
     )
     opened.study.add_trial(other)
@@ -89,7 +89,7 @@ def test_what_differs_is_said(opened: OpenStudy) -> None:
 def test_a_cut_curve_and_its_value_are_compared(opened: OpenStudy, left: list[int]) -> None:
     one = opened.study.trials[1]
     curve = {epoch: one.intermediate_values[epoch] for epoch in left}
-    plan = {record.PLAN: one.user_attrs[record.PLAN], record.THREADS: 1}
+    plan = {attrs.PLAN: one.user_attrs[attrs.PLAN], attrs.THREADS: 1}
     cut = create_trial(value=one.value, intermediate_values=curve, user_attrs=plan)
     opened.study.add_trial(cut)
     found = rerun(opened, len(opened.study.trials) - 1)
@@ -101,7 +101,7 @@ def test_a_cut_curve_and_its_value_are_compared(opened: OpenStudy, left: list[in
 
 def test_a_value_that_is_not_that_of_its_curve_differs(opened: OpenStudy) -> None:
     one = opened.study.trials[1]
-    plan = {record.PLAN: one.user_attrs[record.PLAN], record.THREADS: 1}
+    plan = {attrs.PLAN: one.user_attrs[attrs.PLAN], attrs.THREADS: 1}
     opened.study.add_trial(
         create_trial(value=0.123, intermediate_values=one.intermediate_values, user_attrs=plan)
     )
@@ -112,7 +112,7 @@ def test_a_value_that_is_not_that_of_its_curve_differs(opened: OpenStudy) -> Non
 def test_what_cannot_be_rerun(tmp_path: Path) -> None:
     made = open_small(tmp_path)
     study = made.study
-    plan = {record.PLAN: study.trials[0].user_attrs.get(record.PLAN)}
+    plan = {attrs.PLAN: study.trials[0].user_attrs.get(attrs.PLAN)}
 
     def refused(number: int) -> str:
         with pytest.raises(StudyError) as error:
@@ -126,19 +126,19 @@ def test_what_cannot_be_rerun(tmp_path: Path) -> None:
     )
     assert "but got -1" in refused(-1)
     study.add_trial(
-        create_trial(state=TrialState.FAIL, user_attrs={**plan, record.REASON: "diverged: nan"})
+        create_trial(state=TrialState.FAIL, user_attrs={**plan, attrs.REASON: "diverged: nan"})
     )
     said = f"trial {count} of 'small' has failed and has no value to compare with: diverged: nan"
     assert refused(count) == said
     study.add_trial(
         create_trial(
             state=TrialState.PRUNED,
-            user_attrs={**plan, record.REASON: "infeasible: 3 ms latency, at most 1 ms"},
+            user_attrs={**plan, attrs.REASON: "infeasible: 3 ms latency, at most 1 ms"},
             constraints={"max_latency_ms": 2.0},
         )
     )
     assert refused(count + 1).endswith("compare with: infeasible: 3 ms latency, at most 1 ms")
-    study.add_trial(create_trial(value=0.5, user_attrs={record.RETRIES: [count]}))
+    study.add_trial(create_trial(value=0.5, user_attrs={attrs.RETRIES: [count]}))
     assert refused(count) == (
         f"trial {count} of 'small' was given back and tried again; rerun trial {count + 2} instead"
     )

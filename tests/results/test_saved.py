@@ -6,9 +6,9 @@ from typing import Any
 
 from optuna.trial import TrialState, create_trial
 
-from autotune.results.report import render_report
-from autotune.results.saved import Saving, saved_of
-from autotune.study import record
+from autotune.results.diagnosis.savings import Saving, saved_of
+from autotune.results.report.html import render_report
+from autotune.study.state import attrs
 from tests.support.page import Parsed
 from tests.support.studies import make_study
 
@@ -24,16 +24,14 @@ def test_pruning_is_priced_by_each_trial_s_own_epochs() -> None:
             create_trial(
                 state=TrialState.PRUNED,
                 value=0.5,
-                user_attrs={record.EPOCHS: epochs, record.SECONDS: seconds},
+                user_attrs={attrs.EPOCHS: epochs, attrs.SECONDS: seconds},
             )
         )
     found = by(study, "pruning")
     assert found is not None
     assert found.counted == "13 of 30 epochs (43 %)"  # of ten epochs each
     assert found.time.startswith("an estimated 42 s, ")  # 8 x 4 s and 5 x 2 s
-    study.add_trial(
-        create_trial(state=TrialState.PRUNED, value=0.5, user_attrs={record.EPOCHS: 5})
-    )
+    study.add_trial(create_trial(state=TrialState.PRUNED, value=0.5, user_attrs={attrs.EPOCHS: 5}))
     found = by(study, "pruning")
     assert found == Saving("pruning", "18 of 40 epochs (45 %)")
 
@@ -41,10 +39,10 @@ def test_pruning_is_priced_by_each_trial_s_own_epochs() -> None:
 def with_caches(*caches: dict[str, Any], folds: tuple[int, ...] = ()) -> Any:
     study = make_study(trials=1, running=0, failed=0)
     dataset = {"train": 200, "validation": 200 if folds else 100, "folds": list(folds)}
-    study.set_user_attr(record.DATASET, {**study.user_attrs[record.DATASET], **dataset})
-    plan = study.trials[0].user_attrs[record.PLAN]
+    study.set_user_attr(attrs.DATASET, {**study.user_attrs[attrs.DATASET], **dataset})
+    plan = study.trials[0].user_attrs[attrs.PLAN]
     for one in caches:
-        known = {record.EPOCHS: 10, record.CACHES: one, record.PLAN: plan}
+        known = {attrs.EPOCHS: 10, attrs.CACHES: one, attrs.PLAN: plan}
         study.add_trial(create_trial(value=0.5, user_attrs=known))
     return study
 
@@ -85,7 +83,7 @@ def test_an_attempt_that_was_given_back_counts_once() -> None:
     study.add_trial(
         create_trial(
             value=0.5,
-            user_attrs={**study.trials[-1].user_attrs, record.RETRIES: [study.trials[-1].number]},
+            user_attrs={**study.trials[-1].user_attrs, attrs.RETRIES: [study.trials[-1].number]},
         )
     )
     found = by(study, "kept features")

@@ -8,12 +8,12 @@ from optuna.distributions import FloatDistribution
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.config import StudyConfig
-from autotune.results.report import render_report
-from autotune.results.stages import StageRow, stage_rows
+from autotune.config.schema import StudyConfig
+from autotune.results.figures.greedy_stages import StageRow, stage_rows
+from autotune.results.report.html import render_report
 from autotune.search.greedy import STAGE
 from autotune.search.space import Space
-from autotune.study import record
+from autotune.study.state import attrs
 from tests.support.studies import make_study
 
 SPACE = {"depth": {"low": 0, "high": 3}, "training": {"weight_decay": {"low": 0, "high": 0.3}}}
@@ -22,15 +22,15 @@ SPACE = {"depth": {"low": 0, "high": 3}, "training": {"weight_decay": {"low": 0,
 def greedy_study(**greedy: Any) -> Study:
     """A study of the layers alone, with its baseline at 84.2 %."""
     study = make_study(trials=1, running=0, failed=0, retried=0, space=SPACE, budget=13)
-    definition = study.user_attrs[record.DEFINITION]
+    definition = study.user_attrs[attrs.DEFINITION]
     definition["search"] |= {"order": "greedy", "known_good": False, "greedy": greedy}
-    study.set_user_attr(record.DEFINITION, definition)
+    study.set_user_attr(attrs.DEFINITION, definition)
     assert StudyConfig.model_validate(definition).search.order == "greedy"
     return study
 
 
 def add(study: Study, stage: str, depth: int, value: float, decay: float | None = None) -> None:
-    space = Space.from_json(study.user_attrs[record.SPACE])
+    space = Space.from_json(study.user_attrs[attrs.SPACE])
     start = space.nearest(space.baseline())
     given = {"depth": depth} | ({} if decay is None else {"training.weight_decay": decay})
     study.add_trial(
@@ -39,7 +39,7 @@ def add(study: Study, stage: str, depth: int, value: float, decay: float | None 
             value=value,
             params=space.canonical({**start, **given}),
             distributions=dict(space.distributions),
-            user_attrs={STAGE: stage, record.PLAN: space.plan({**start, **given}).to_json()},
+            user_attrs={STAGE: stage, attrs.PLAN: space.plan({**start, **given}).to_json()},
         )
     )
 
@@ -94,11 +94,11 @@ def test_the_margin_is_stated(margin: float) -> None:
 
 def test_a_layer_brings_its_learning_rate_where_that_is_searched() -> None:
     study = greedy_study()
-    space = Space.from_json(study.user_attrs[record.SPACE])
+    space = Space.from_json(study.user_attrs[attrs.SPACE])
     rate = FloatDistribution(1e-4, 0.3, log=True)
     fixed = {name: value for name, value in space.fixed.items() if name != "training.lr"}
     searched = {**space.distributions, "training.lr": rate}
-    study.set_user_attr(record.SPACE, Space(space.backbone, fixed, searched).to_json())
+    study.set_user_attr(attrs.SPACE, Space(space.backbone, fixed, searched).to_json())
     assert stage_rows(study)[0].searched == "lr"
 
 

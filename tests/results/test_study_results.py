@@ -9,11 +9,11 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import event
 
-from autotune.results.report import render_report
+from autotune.results.report.html import render_report
 from autotune.results.study_results import StudyResults
 from autotune.search import ranking
-from autotune.storage.database import open_storage
-from autotune.study import record
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.state import attrs
 from tests.support.studies import make_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
@@ -24,10 +24,10 @@ def test_what_was_read_stays_what_it_was() -> None:
     results = StudyResults.of(study)
     count, best = len(study.trials), ranking.best_of(study.trials, study.direction)
     study.add_trial(create_trial(value=1.0))
-    study.set_user_attr(record.BUDGET, {"trials": 1})
+    study.set_user_attr(attrs.BUDGET, {"trials": 1})
     assert len(study.trials) == count + 1
     assert len(results.trials) == len(results.study.trials) == count
-    assert results.study.user_attrs[record.BUDGET]["trials"] == results.progress.budget == 40
+    assert results.study.user_attrs[attrs.BUDGET]["trials"] == results.progress.budget == 40
     assert best is not None and results.best is not None
     assert results.best.number == best.number
     assert StudyResults.of(results) is results
@@ -41,8 +41,8 @@ def test_values_follow_from_the_trials() -> None:
     results = StudyResults.of(study)
     assert results.cost is not None
     assert list(results.front) == ranking.front_of(results.trials, results.direction)
-    assert results.baseline is record.baseline_of(results.trials)
-    assert results.superseded == record.superseded(results.trials) != set()
+    assert results.baseline is attrs.baseline_of(results.trials)
+    assert results.superseded == attrs.superseded(results.trials) != set()
     assert results.space is not None
     assert set(results.parameter_names) == set(results.space.distributions)
     assert results.ended is None  # a trial runs

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from autotune.results.summary import summarise
-from autotune.storage.database import open_storage
-from autotune.storage.layout import Files
-from autotune.study import record
-from autotune.study.opening import OpenStudy
+from autotune.results.report.summary import summarise
+from autotune.storage.paths import Files
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
 from tests.support.studies import make_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
@@ -33,11 +33,11 @@ def test_summary(made: Maker) -> None:
     opened = made()
     found = summarise(opened)
     trials = opened.study.get_trials(deepcopy=False)
-    assert found.progress == record.progress_of(trials, 40)
+    assert found.progress == attrs.progress_of(trials, 40)
     assert found.baseline is not None and found.baseline.number == 0
     assert found.best is not None and found.best.value == opened.study.best_value
     assert found.difference == "+7.5 points"
-    plan = record.plan_of(found.best)
+    plan = attrs.plan_of(found.best)
     assert plan is not None
     assert [row.index for row in found.picture] == [5, 4, 3, 2, 1, 0]
     assert [row.index for row in found.picture if row.state == "tuned"] == [

@@ -6,8 +6,8 @@ import pytest
 from optuna.study import Study
 from optuna.trial import create_trial
 
-from autotune.results.report import render_report
-from autotune.study import record
+from autotune.results.report.html import render_report
+from autotune.study.state import attrs
 from tests.support.page import Parsed
 from tests.support.studies import make_study
 
@@ -37,11 +37,11 @@ def test_the_table_has_every_trial(study: Study, page: Parsed) -> None:
 def test_where_a_trial_came_from_is_shown() -> None:
     study = make_study(trials=3)
     known = {"taken": ["warm start: trial 1 of <b>"], "dropped": [["trial 2", "too deep"]]}
-    study.set_user_attr(record.WARM_START, known)
-    plan = study.trials[1].user_attrs[record.PLAN]
-    origin = {record.PLAN: plan, record.ORIGIN: "known good: last layer tuned"}
+    study.set_user_attr(attrs.WARM_START, known)
+    plan = study.trials[1].user_attrs[attrs.PLAN]
+    origin = {attrs.PLAN: plan, attrs.ORIGIN: "known good: last layer tuned"}
     study.add_trial(create_trial(value=0.5, user_attrs=origin))
-    study.add_trial(create_trial(value=0.6, user_attrs={**origin, record.RETRIES: [4]}))
+    study.add_trial(create_trial(value=0.6, user_attrs={**origin, attrs.RETRIES: [4]}))
     page = Parsed(render_report(study))
     assert "known good: last layer tuned" in page.of("td")
     assert "retry of 4; known good: last layer tuned" in page.of("td")

@@ -11,12 +11,13 @@ import pytest
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.results import course, thinning
-from autotune.results.parameters import slice_figure
-from autotune.results.report import render_report
+from autotune.results.figures import history as course
+from autotune.results.figures import thinning
+from autotune.results.figures.parameters import slice_figure
+from autotune.results.report.html import render_report
+from autotune.results.report.trial_table import table_of
 from autotune.results.study_results import StudyResults
-from autotune.results.table import table_of
-from autotune.study import record
+from autotune.study.state import attrs
 from tests.support.figures import some, traces
 from tests.support.studies import make_study
 
@@ -145,7 +146,7 @@ def test_a_report_of_5000_trials_has_less_than_4_mb() -> None:
             values=one.values,
             params=one.params,
             distributions=one.distributions,
-            user_attrs={**one.user_attrs, record.CLAIMED: begin.timestamp() + 10 * number},
+            user_attrs={**one.user_attrs, attrs.CLAIMED: begin.timestamp() + 10 * number},
             system_attrs=one.system_attrs,
             intermediate_values=one.intermediate_values,
         )

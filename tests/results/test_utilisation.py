@@ -7,9 +7,9 @@ from datetime import timedelta
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.results.report import render_report
-from autotune.results.utilisation import utilisation_of
-from autotune.study import record
+from autotune.results.diagnosis.utilization import utilisation_of
+from autotune.results.report.html import render_report
+from autotune.study.state import attrs
 from tests.support.page import Parsed
 from tests.support.studies import START, make_study
 
@@ -19,8 +19,8 @@ def held(
 ) -> FrozenTrial:
     """Make a trial that a worker held between two moments, in seconds after the start."""
     at = START.timestamp()
-    known = {record.CLAIMED: at + begin, record.HELD: end - begin} if claimed else {}
-    trial = create_trial(value=0.5, user_attrs={record.WORKER: worker, **known})
+    known = {attrs.CLAIMED: at + begin, attrs.HELD: end - begin} if claimed else {}
+    trial = create_trial(value=0.5, user_attrs={attrs.WORKER: worker, **known})
     trial.number = number
     trial.datetime_start = START + timedelta(seconds=begin)
     trial.datetime_complete = START + timedelta(seconds=end)

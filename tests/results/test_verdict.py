@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from optuna.study import StudyDirection
 
-from autotune.results.answer import confirmed
-from autotune.results.objective import Objective
-from autotune.results.verdict import Verdict, show_gain
+from autotune.results.diagnosis.headline import confirmed
+from autotune.results.values.objective import Objective
+from autotune.results.values.verdict import Verdict, show_gain
 from autotune.search import ranking
-from autotune.study import record
+from autotune.study.state import attrs
 from tests.support.studies import make_study
 
 SHARE = Objective("accuracy", StudyDirection.MAXIMIZE)
@@ -62,8 +62,8 @@ def test_a_study_has_it_in_its_answer() -> None:
     best = ranking.best_of(study.trials, study.direction)
     assert best is not None
     assert Verdict.of(study) is None and confirmed(study, best) == ""
-    study.set_user_attr(record.CONFIRMED, replace(WON, trials=(best.number,)).to_json())
+    study.set_user_attr(attrs.CONFIRMED, replace(WON, trials=(best.number,)).to_json())
     assert confirmed(study, best).startswith("Confirmed over seeds: trial 12 beats the baseline")
-    study.set_user_attr(record.CONFIRMED, replace(WON, trials=(1, 2)).to_json())
+    study.set_user_attr(attrs.CONFIRMED, replace(WON, trials=(1, 2)).to_json())
     later = f"; trial {best.number}, the best one now, was not among them."
     assert confirmed(study, best).endswith(later)

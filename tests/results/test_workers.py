@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from autotune.results.workers import failures_by_reason, worker_rows
-from autotune.study import record
-from autotune.study.budget import Ending
-from autotune.study.claims import INTERRUPTED, LOST
-from autotune.study.opening import OpenStudy
-from autotune.study.snapshot import take_snapshot
+from autotune.results.report.workers import failures_by_reason, worker_rows
+from autotune.study.doctor.snapshot import take_snapshot
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from autotune.study.state.budget import Ending
+from autotune.study.state.trial_queue import INTERRUPTED, LOST
 from tests.support.broken import claim, set_attribute, silence, trials_of
 from tests.support.small import open_small
 
@@ -33,8 +33,8 @@ def report(opened: OpenStudy, number: int, *epochs: int) -> None:
 def test_a_worker_s_row(opened: OpenStudy) -> None:
     trial = claim(opened, "gpu-box/41/10")
     report(opened, trial.number, 1, 2, 3)
-    set_attribute(opened, trial.number, record.HELD, 50.0)
-    set_attribute(opened, trial.number, record.DEVICE, "NVIDIA H200")
+    set_attribute(opened, trial.number, attrs.HELD, 50.0)
+    set_attribute(opened, trial.number, attrs.DEVICE, "NVIDIA H200")
     silence(opened.storage, trial, 10)
     (row,) = worker_rows(take_snapshot(opened))
     assert (row.host, row.place, row.device) == ("gpu-box", "41/10", "NVIDIA H200")
@@ -62,7 +62,7 @@ def test_the_speed_of_a_retry_is_that_of_its_own_epochs(opened: OpenStudy) -> No
     (row,) = worker_rows(take_snapshot(opened))
     assert (row.epoch, row.epochs_per_s) == (10, None)
     report(opened, retry.number, 11, 12)
-    set_attribute(opened, retry.number, record.HELD, 20.0)
+    set_attribute(opened, retry.number, attrs.HELD, 20.0)
     (row,) = worker_rows(take_snapshot(opened))
     assert row.epochs_per_s == pytest.approx(0.1, rel=0.2)
 
@@ -85,8 +85,8 @@ def test_which_gpu_a_worker_has(opened: OpenStudy) -> None:
         [("NVIDIA H200", "GPU 0 (8932f937)"), ("NVIDIA A100 MIG 1g.5gb", "MIG-8a32f937")]
     ):
         trial = claim(opened, f"box/1/{place}")
-        set_attribute(opened, trial.number, record.DEVICE, device)
-        set_attribute(opened, trial.number, record.GPU, gpu)
+        set_attribute(opened, trial.number, attrs.DEVICE, device)
+        set_attribute(opened, trial.number, attrs.GPU, gpu)
     first, second = worker_rows(take_snapshot(opened))
     assert first.device == "NVIDIA H200, GPU 0 (8932f937)"
     assert second.device == "NVIDIA A100 MIG 1g.5gb, MIG-8a32f937"
@@ -100,7 +100,7 @@ def test_workers_between_two_trials_are_shown_for_a_while(opened: OpenStudy) -> 
     assert (nine.worker, nine.trial) == ("box/1/9", None)
     assert (ten.worker, ten.trial) == ("box/1/10", busy.number)
     opened.study.tell(busy.number, 0.5)
-    opened.study.set_user_attr(record.ENDED, Ending("trials", "3 finished trials").to_json())
+    opened.study.set_user_attr(attrs.ENDED, Ending("trials", "3 finished trials").to_json())
     assert worker_rows(take_snapshot(opened)) == ()
 
 
@@ -114,7 +114,7 @@ def test_failures_by_reason(opened: OpenStudy) -> None:
     )
     for reason in reasons:
         trial = claim(opened)
-        set_attribute(opened, trial.number, record.REASON, reason)
+        set_attribute(opened, trial.number, attrs.REASON, reason)
         opened.study.tell(trial.number, state=TrialState.FAIL)
     opened.claims().give_back(claim(opened).number, INTERRUPTED)
     silence(opened.storage, claim(opened), 1000)

@@ -8,7 +8,7 @@ import pytest
 from optuna.pruners import MedianPruner, PercentilePruner
 from optuna.trial import TrialState, create_trial
 
-from autotune.search.among import AmongAll
+from autotune.search.pruners import AmongAll
 
 EPOCHS = 10
 

@@ -9,14 +9,14 @@ import pytest
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.config import GreedyConfig, SpaceConfig
+from autotune.config.loading import check
+from autotune.config.schema import GreedyConfig, SpaceConfig
 from autotune.plan import KEEP
 from autotune.search.dimensions import suggest
 from autotune.search.greedy import STAGE, Course, course, stages_of
 from autotune.search.samplers import CanonicalSampler, make_sampler
 from autotune.search.space import Params, Space
-from autotune.search.view import FAILED_PLAN
-from autotune.studyfile import check
+from autotune.search.study_view import FAILED_PLAN
 from tests.support.offers import offers
 
 LAYERS = {"kernel": ["keep", 1, 5], "width": ["keep", 0.5]}

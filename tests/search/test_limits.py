@@ -16,10 +16,10 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from autotune.config import SpaceConfig
+from autotune.config.schema import SpaceConfig
 from autotune.plan import HeadPlan, LayerPlan, TrialPlan
+from autotune.search.backbone_limits import Candidate, Limits, share
 from autotune.search.dimensions import contains, inert_value
-from autotune.search.limits import Candidate, Limits, share
 from autotune.search.space import Params, Space
 from tests.support.offers import PlainOffer, offers
 

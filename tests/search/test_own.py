@@ -11,9 +11,9 @@ import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from autotune.config import StudyConfig
+from autotune.config.schema import StudyConfig
 from autotune.errors import UserError
-from autotune.search.own import (
+from autotune.search.plugins import (
     Reference,
     load_own_pruner,
     load_own_sampler,

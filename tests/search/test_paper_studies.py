@@ -11,15 +11,15 @@ import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from torch import nn
 
+from autotune.config.loading import load_study_file, presets
 from autotune.models.backbone import build, data_config
 from autotune.models.layers import layers_of
-from autotune.models.offers import LayerOffer
-from autotune.models.surgery import check_layers, reshape
-from autotune.models.trying import offers_of
+from autotune.models.surgery.apply import check_layers, reshape
+from autotune.models.surgery.capabilities import LayerOffer
+from autotune.models.surgery.probing import offers_of
 from autotune.plan import TrialPlan
 from autotune.search.greedy import stages_of
 from autotune.search.space import Space, reach
-from autotune.studyfile import load_study_file, presets
 
 PAPER = ("paper-densenet121", "paper-resnet50", "paper-vgg16")
 ACTIVATIONS = {"keep", "relu", "sigmoid", "tanh", "elu", "selu"}

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from autotune.search.promise import Promises, last_value
+from autotune.search.extrapolation import Promises, last_value
 
 
 def test_the_last_value_that_is_one() -> None:

@@ -9,10 +9,10 @@ import pytest
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.config import StudyConfig
+from autotune.config.loading import check
+from autotune.config.schema import StudyConfig
 from autotune.search.samplers import CanonicalSampler, Draw, make_sampler
 from autotune.search.space import Space
-from autotune.studyfile import check
 
 SPACE: dict[str, Any] = {
     "depth": {"low": 0, "high": 3},

@@ -8,7 +8,7 @@ import pytest
 from optuna.pruners import BasePruner, HyperbandPruner
 from optuna.trial import TrialState
 
-from autotune.config import PRUNERS
+from autotune.config.schema import PRUNERS
 from autotune.search.pruners import MEASURE, make_pruner
 
 EPOCHS = 20

@@ -12,7 +12,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from autotune.config import BaselineConfig, SpaceConfig
+from autotune.config.schema import BaselineConfig, SpaceConfig
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
 from autotune.search.dimensions import contains, inert_value
 from autotune.search.space import Params, Space, reach

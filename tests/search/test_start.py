@@ -8,12 +8,19 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from autotune.config import BaselineConfig, SpaceConfig
+from autotune.config.loading import load_study_file
+from autotune.config.schema import BaselineConfig, SpaceConfig
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
-from autotune.search.limits import Candidate
+from autotune.search.backbone_limits import Candidate
+from autotune.search.initial_plans import (
+    Dropped,
+    Start,
+    fit_into,
+    known_good,
+    misfit,
+    without_repeats,
+)
 from autotune.search.space import Space
-from autotune.search.start import Dropped, Start, fit_into, known_good, misfit, without_repeats
-from autotune.studyfile import load_study_file
 from tests.support.offers import offers
 from tests.support.spaces import space_of, spaces
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
-from autotune.config import SpaceConfig
+from autotune.config.schema import SpaceConfig
+from autotune.search.deduplication import Key, _walk, drawn, key_of, nearest_unseen
 from autotune.search.space import Params, Space
-from autotune.search.unseen import Key, _walk, drawn, key_of, nearest_unseen
 from tests.support.offers import offers
 
 

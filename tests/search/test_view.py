@@ -9,7 +9,7 @@ from optuna.distributions import FloatDistribution
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.search.view import (
+from autotune.search.study_view import (
     DEVICE_MEMORY,
     DEVICE_MEMORY_MB,
     FAILED_PLAN,

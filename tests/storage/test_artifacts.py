@@ -12,7 +12,7 @@ from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upl
 from optuna.trial import Trial
 
 from autotune.storage.artifacts import Reference, add_artifact, list_files, read_references
-from autotune.storage.database import open_storage
+from autotune.storage.rdb.connection import open_storage
 
 
 def test_references_of_trials_and_studies(url: str, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from optuna.trial import TrialState
 
 from autotune.errors import StorageError, StudyError
-from autotune.storage.backup import Restored, backup, restore
-from autotune.storage.database import open_storage
+from autotune.storage.admin.backup import Restored, backup, restore
+from autotune.storage.rdb.connection import open_storage
 from tests.storage.conftest import NewUrl
 from tests.support.postgres import Server
 from tests.support.rows import everything, rich_study

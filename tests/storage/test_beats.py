@@ -10,8 +10,8 @@ import pytest
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 
-from autotune.storage.beats import read_beats
-from autotune.storage.database import open_storage
+from autotune.storage.rdb.connection import open_storage
+from autotune.storage.rdb.heartbeat import read_beats
 from tests.support.broken import silence
 from tests.support.postgres import Server
 

@@ -8,10 +8,10 @@ import pytest
 import sqlalchemy
 
 from autotune.errors import StorageError
-from autotune.storage import check as checks
 from autotune.storage import filesystem
-from autotune.storage.check import check
-from autotune.storage.database import open_storage
+from autotune.storage.admin import check as checks
+from autotune.storage.admin.check import check
+from autotune.storage.rdb.connection import open_storage
 from autotune.storage.url import parse_url
 from tests.storage.conftest import NewUrl
 from tests.support.inside import contents

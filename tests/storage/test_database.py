@@ -14,9 +14,9 @@ import optuna
 import pytest
 
 from autotune.errors import DiskFullError, StorageError
-from autotune.storage import database
-from autotune.storage.database import open_storage, storage_errors
-from autotune.storage.heartbeat import Heartbeat
+from autotune.storage.rdb import connection as database
+from autotune.storage.rdb.connection import open_storage, storage_errors
+from autotune.storage.rdb.heartbeat import Heartbeat
 from autotune.storage.url import absolute_url, database_path, is_sqlite, parse_url, redact
 from tests.support.postgres import Server
 
@@ -356,8 +356,8 @@ def test_no_part_needs_grpcio(tmp_path: Path) -> None:
     """Optuna imports it only for its own proxy."""
     code = (
         "import sys; sys.modules['grpc'] = None\n"
-        "import autotune.results.dashboard, autotune.study.worker\n"
-        "from autotune.storage.database import open_storage\n"
+        "import autotune.results.dashboard.server, autotune.study.engine.worker\n"
+        "from autotune.storage.rdb.connection import open_storage\n"
         "print(open_storage(sys.argv[1], create=True).get_all_studies())\n"
     )
     command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/a.db"]

@@ -6,8 +6,8 @@ import pytest
 
 from autotune.errors import StorageError
 from autotune.storage import filesystem
-from autotune.storage.database import open_storage
 from autotune.storage.filesystem import file_system_of, is_network, refuse_network
+from autotune.storage.rdb.connection import open_storage
 
 MOUNTS = r"""
 22 27 0:21 / /proc rw,relatime - proc proc rw

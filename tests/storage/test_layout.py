@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from autotune.errors import StorageError
-from autotune.storage.layout import Files
+from autotune.storage.paths import Files
 
 
 def test_the_files_of_sqlite_lie_beside_it(

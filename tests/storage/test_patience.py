@@ -15,10 +15,11 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from autotune.errors import StorageError
-from autotune.storage import database, patience
-from autotune.storage.database import open_storage
-from autotune.storage.lock import study_lock
-from autotune.storage.patience import LockLostError, is_transient, patiently, was_away
+from autotune.storage.rdb import connection as database
+from autotune.storage.rdb import retry
+from autotune.storage.rdb.connection import open_storage
+from autotune.storage.rdb.retry import LockLostError, is_transient, patiently, was_away
+from autotune.storage.rdb.study_lock import study_lock
 from tests.support.postgres import Server, start_server
 
 #: ``ask`` outside of ``optimize``, as in autotune itself.
@@ -67,7 +68,7 @@ def test_what_may_be_over_in_a_moment(error: Exception, transient: bool) -> None
 def test_a_call_is_repeated_while_it_helps(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(patience, "_last_met", float("-inf"))
+    monkeypatch.setattr(retry, "_last_met", float("-inf"))
     assert not was_away(within_s=60)
     left = [operational(psycopg.OperationalError("password=geheim closed"))] * 2
 
@@ -83,7 +84,7 @@ def test_a_call_is_repeated_while_it_helps(
 
 
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(retry, "PATIENCE_S", 0.5)
     calls = []
 
     def call() -> None:

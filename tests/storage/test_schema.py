@@ -4,8 +4,8 @@ import pytest
 import sqlalchemy
 
 from autotune.errors import StorageError
-from autotune.storage.database import open_storage
-from autotune.storage.schema import pending_upgrade, upgrade_tables
+from autotune.storage.admin.schema import pending_upgrade, upgrade_tables
+from autotune.storage.rdb.connection import open_storage
 from tests.storage.conftest import NewUrl
 from tests.support.postgres import Server
 from tests.support.rows import everything, rich_study

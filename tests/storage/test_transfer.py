@@ -12,11 +12,11 @@ from optuna.trial import TrialState
 
 from autotune.errors import StorageError, StudyError
 from autotune.storage import filesystem
-from autotune.storage.database import GRACE_PERIOD_S, experimental, open_storage
-from autotune.storage.layout import REPORT_FORMS, Files
-from autotune.storage.rows import read_study
-from autotune.storage.snapshot import reading
-from autotune.storage.transfer import Copied, add_study, copy_studies
+from autotune.storage.admin.copy_study import Copied, add_study, copy_studies
+from autotune.storage.admin.read_only import reading
+from autotune.storage.admin.study_rows import read_study
+from autotune.storage.paths import REPORT_FORMS, Files
+from autotune.storage.rdb.connection import GRACE_PERIOD_S, experimental, open_storage
 from tests.storage.conftest import NewUrl
 from tests.support.postgres import Server
 from tests.support.rows import everything, rich_study, trials_of
@@ -232,7 +232,7 @@ def test_an_sqlite_file_that_was_made_for_nothing_goes_again(
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("autotune.storage.transfer.write_study", fail)
+    monkeypatch.setattr("autotune.storage.admin.copy_study.write_study", fail)
     with pytest.raises(KeyboardInterrupt):
         copy(old, new)
     assert list(Path(new.removeprefix("sqlite:///")).parent.iterdir()) == []

@@ -15,9 +15,10 @@ from optuna.distributions import (
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.storage import database, trials
-from autotune.storage.database import open_storage
-from autotune.storage.patience import PatientStorage, impatiently
+from autotune.storage.rdb import connection as database
+from autotune.storage.rdb import trial_reader
+from autotune.storage.rdb.connection import open_storage
+from autotune.storage.rdb.retry import PatientStorage, impatiently
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 
@@ -110,7 +111,7 @@ def test_many_trials_are_read_in_pieces(url: str, monkeypatch: pytest.MonkeyPatc
     storage, study_id = fill(url)
     whole = as_text(storage._get_trials(study_id, None, set(), -1))
     known = {one._trial_id for one in storage._get_trials(study_id, None, set(), -1)}
-    monkeypatch.setattr(trials, "CHUNK", 2)
+    monkeypatch.setattr(trial_reader, "CHUNK", 2)
     assert as_text(storage._get_trials(study_id, None, set(), -1)) == whole
     assert as_text(storage._get_trials(study_id, None, known, max(known))) == whole
 
@@ -188,7 +189,7 @@ def test_times_are_local_as_those_of_optuna(url: str, monkeypatch: pytest.Monkey
     try:
         storage, study_id = fill(url)
         with storage.engine.begin() as connection:
-            found = trials.read_trials(connection, study_id)
+            found = trial_reader.read_trials(connection, study_id)
         expected = [RDBStorage.get_trial(storage, one._trial_id) for one in found]
         times = [(one.datetime_start, one.datetime_complete) for one in expected]
         assert [(one.datetime_start, one.datetime_complete) for one in found] == times

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.config import SearchConfig
-from autotune.study import record
-from autotune.study.budget import Budget, Ending, could_start, ending, held_hours, queue_of
-from autotune.study.budget import since_best as count_since
+from autotune.config.schema import SearchConfig
+from autotune.study.state import attrs
+from autotune.study.state.budget import Budget, Ending, could_start, ending, held_hours, queue_of
+from autotune.study.state.budget import since_best as count_since
 
 NOW = 1_800_000_000.0
 MAXIMIZE, MINIMIZE = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
@@ -27,8 +27,8 @@ def a_trial(
     state: TrialState, value: float = 0.5, claimed: float = 0.0, held: float = 0.0, **more: Any
 ) -> FrozenTrial:
     """Make a trial; ``claimed`` and ``held`` are seconds, the former since a while ago."""
-    times = {record.CLAIMED: NOW - 1000 + claimed, record.HELD: held, record.WORKER: "h/1/0"}
-    attributes = {record.PLAN: {}, **({} if state == WAITING else times), **more}
+    times = {attrs.CLAIMED: NOW - 1000 + claimed, attrs.HELD: held, attrs.WORKER: "h/1/0"}
+    attributes = {attrs.PLAN: {}, **({} if state == WAITING else times), **more}
     return create_trial(
         state=state, value=value if state == COMPLETE else None, user_attrs=attributes
     )
@@ -82,9 +82,9 @@ def test_one_is_written_as_one() -> None:
 
 def test_device_hours_count_every_attempt_once() -> None:
     trials = study_of(
-        a_trial(FAIL, held=100, **{record.SECONDS: 100.0}),
+        a_trial(FAIL, held=100, **{attrs.SECONDS: 100.0}),
         # SECONDS of a retry are those of its earlier attempts too.
-        a_trial(COMPLETE, held=50, **{record.SECONDS: 150.0, record.RETRIES: [0]}),
+        a_trial(COMPLETE, held=50, **{attrs.SECONDS: 150.0, attrs.RETRIES: [0]}),
         a_trial(RUNNING, claimed=700, held=15),  # its worker wrote 15 s at its last heartbeat
         a_trial(WAITING),
     )
@@ -97,12 +97,12 @@ def test_the_time_after_a_loss_is_not_held() -> None:
     lost.datetime_start = datetime(2026, 1, 1)
     lost.datetime_complete = lost.datetime_start + timedelta(days=7)  # found by the next run
     at_once = a_trial(FAIL)
-    del at_once.user_attrs[record.HELD]
+    del at_once.user_attrs[attrs.HELD]
     unsigned = create_trial(state=FAIL)
-    older = create_trial(state=FAIL, user_attrs={record.WORKER: "h/1/0"})
+    older = create_trial(state=FAIL, user_attrs={attrs.WORKER: "h/1/0"})
     older.datetime_start = datetime(2026, 1, 1)
     older.datetime_complete = older.datetime_start + timedelta(seconds=7)
-    held = [record.held_s(one, NOW) for one in study_of(lost, at_once, unsigned, older)]
+    held = [attrs.held_s(one, NOW) for one in study_of(lost, at_once, unsigned, older)]
     assert held == [40, 0, 0, 7]
 
 
@@ -114,7 +114,7 @@ def test_patience_counts_in_the_order_of_the_ends() -> None:
         a_trial(COMPLETE, 0.9, claimed=0, held=200),  # as good and earlier
         a_trial(FAIL, claimed=250, held=1),
         a_trial(FAIL, claimed=250, held=2),  # has a successor
-        a_trial(RUNNING, **{record.RETRIES: [5]}),
+        a_trial(RUNNING, **{attrs.RETRIES: [5]}),
         a_trial(WAITING),
     )
     assert count_since(trials, MAXIMIZE) == 3  # 4, 2, 0
@@ -146,8 +146,8 @@ def test_what_is_beyond_the_limits_is_never_the_best_and_counts_like_the_others(
 def test_what_may_start_of_the_queue() -> None:
     known = a_trial(WAITING)
     enqueued = create_trial(state=WAITING, system_attrs={"fixed_params": {"depth": 1}})
-    blank = create_trial(state=WAITING, user_attrs={record.RETRIES: [0]})
-    retry = a_trial(WAITING, **{record.RETRIES: [1]})
+    blank = create_trial(state=WAITING, user_attrs={attrs.RETRIES: [0]})
+    retry = a_trial(WAITING, **{attrs.RETRIES: [1]})
     trials = study_of(a_trial(FAIL), a_trial(FAIL), known, enqueued, blank, retry)
     assert [one.number for one in queue_of(trials, None)] == [5, 2, 3]
     budget = Budget(9)
@@ -168,7 +168,7 @@ def studies(draw: st.DrawFn) -> list[FrozenTrial]:
     for number, state in enumerate(states):
         attributes: dict[str, Any] = {}
         if free and draw(st.booleans()):
-            attributes[record.RETRIES] = [free.pop()]
+            attributes[attrs.RETRIES] = [free.pop()]
         value = draw(st.integers(0, 4)) / 4
         claimed, held = draw(st.integers(0, 500)), draw(st.integers(0, 500))
         trials.append(a_trial(state, value, claimed, held, **attributes))
@@ -190,7 +190,7 @@ DIRECTIONS = st.sampled_from([MAXIMIZE, MINIMIZE])
 
 def improvements(trials: Sequence[FrozenTrial], direction: StudyDirection) -> int:
     """Count the finished trials since the best one, one after the other."""
-    successors = {number for one in trials for number in one.user_attrs.get(record.RETRIES, ())}
+    successors = {number for one in trials for number in one.user_attrs.get(attrs.RETRIES, ())}
     ended = [one for one in trials if one.state.is_finished()]
     ended = [one for one in ended if one.number not in successors]
     ended.sort(key=lambda one: (one.user_attrs["claimed"] + one.user_attrs["held"], one.number))
@@ -208,7 +208,7 @@ def improvements(trials: Sequence[FrozenTrial], direction: StudyDirection) -> in
 def test_a_study_is_over_when_one_budget_is_used_up(
     trials: list[FrozenTrial], budget: Budget, direction: StudyDirection
 ) -> None:
-    progress = record.progress_of(trials, budget.trials)
+    progress = attrs.progress_of(trials, budget.trials)
     seconds = sum(
         NOW - one.user_attrs["claimed"] if one.state == RUNNING else one.user_attrs["held"]
         for one in trials
@@ -231,7 +231,7 @@ def test_a_study_is_over_when_one_budget_is_used_up(
     assert (startable > 0) >= (found is None)
     if found is not None:
         assert startable == len(queue_of(trials, found))
-        assert all(record.retries(one) for one in queue_of(trials, found))
+        assert all(attrs.retries(one) for one in queue_of(trials, found))
 
 
 @given(studies(), LIMITS, DIRECTIONS)
@@ -258,6 +258,6 @@ def test_saved_epochs_are_those_that_pruned_trials_lack(
     trials: list[FrozenTrial], epochs: int
 ) -> None:
     for number, trial in enumerate(trials):
-        trial.user_attrs[record.EPOCHS] = min(epochs, number)
+        trial.user_attrs[attrs.EPOCHS] = min(epochs, number)
     lacking = [epochs - min(epochs, one.number) for one in trials if one.state == PRUNED]
-    assert record.saved_epochs(trials, epochs) == sum(lacking)
+    assert attrs.saved_epochs(trials, epochs) == sum(lacking)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from autotune.study.opening import OpenStudy
-from autotune.study.worker import work
+from autotune.study.engine.worker import work
+from autotune.study.setup.opening import OpenStudy
 from tests.study.test_worker import job
 from tests.support.small import open_small
 

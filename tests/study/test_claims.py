@@ -18,15 +18,15 @@ from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from autotune.config import SpaceConfig
+from autotune.config.schema import SpaceConfig
 from autotune.errors import FormatError
 from autotune.plan import TrialPlan
 from autotune.search.samplers import CanonicalSampler
 from autotune.search.space import Space
-from autotune.storage.database import open_storage
-from autotune.study import record
-from autotune.study.budget import Budget, Ending, since_best
-from autotune.study.claims import (
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.state import attrs
+from autotune.study.state.budget import Budget, Ending, since_best
+from autotune.study.state.trial_queue import (
     INTERRUPTED,
     LOST,
     MAX_RETRIES,
@@ -68,7 +68,7 @@ def make_claims(url: str, budget: int = 100, **limits: Any) -> Claims:
     study = optuna.create_study(
         study_name="s", storage=storage, sampler=Sampler(), direction="maximize"
     )
-    study.set_user_attr(record.SPACE, SPACE.to_json())
+    study.set_user_attr(attrs.SPACE, SPACE.to_json())
     claims = Claims(study, storage, url, SPACE)
     claims.begin(Budget(budget, **limits))
     return claims
@@ -137,10 +137,10 @@ def test_a_claim_has_all_that_there_is_to_know(url: str) -> None:
     assert isinstance(claimed, Claim)
     trial = frozen(claims, 0)
     assert trial.state == TrialState.RUNNING
-    assert trial.user_attrs[record.WORKER] == "host/7/3"
-    assert before <= trial.user_attrs[record.CLAIMED] == claimed.since <= time.time()
+    assert trial.user_attrs[attrs.WORKER] == "host/7/3"
+    assert before <= trial.user_attrs[attrs.CLAIMED] == claimed.since <= time.time()
     assert trial.distributions == SPACE.distributions
-    assert record.plan_of(trial) == SPACE.plan(trial.params)
+    assert attrs.plan_of(trial) == SPACE.plan(trial.params)
     assert claimed.workers == 1
     for worker, workers in (("host/7/4", 2), ("other/9/0", 3), ("host/7/3", 3)):
         more = claims.claim(worker)
@@ -150,9 +150,9 @@ def test_a_claim_has_all_that_there_is_to_know(url: str) -> None:
 def test_a_queued_plan_outside_of_the_space_is_kept(url: str) -> None:
     claims = make_claims(url)
     outside = json.loads(json.dumps(TrialPlan("resnet34", depth=0).to_json()))
-    claims.study.enqueue_trial({}, user_attrs={record.PLAN: outside})
+    claims.study.enqueue_trial({}, user_attrs={attrs.PLAN: outside})
     trial = frozen(claims, claim(claims).number)
-    assert trial.user_attrs[record.PLAN] == outside
+    assert trial.user_attrs[attrs.PLAN] == outside
     assert trial.params == {}
 
 
@@ -165,24 +165,24 @@ def test_a_worker_that_dies_in_the_middle_of_a_claim(
 
     def killed(trial: Trial, *_: Any) -> None:
         trial.suggest_int("depth", 0, 5)
-        trial.set_user_attr(record.STAGE, "layer 1")
+        trial.set_user_attr(attrs.STAGE, "layer 1")
         raise KeyboardInterrupt  # as abrupt as a kill
 
     for _ in range(2):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("autotune.study.claims.plan_of_trial", killed)
+            patch.setattr("autotune.study.state.trial_queue.plan_of_trial", killed)
             claims.claim("host/1/0")
     assert states(claims) == ["RUNNING", "RUNNING"]
     assert claims.sweep() == 2
     assert claims.progress().waiting == 2
     queued, drawn = (frozen(claims, claim(claims).number) for _ in range(2))
-    assert (record.retries(queued), record.retries(drawn)) == ([0], [1])
+    assert (attrs.retries(queued), attrs.retries(drawn)) == ([0], [1])
     assert queued.params["depth"] == 3  # as it was queued
     for trial in (queued, drawn):
         # Drawn as a whole: one half of one plan and one of another would be neither.
         assert trial.params == SPACE.canonical(trial.params)
-        assert record.plan_of(trial) == SPACE.plan(trial.params)
-        assert record.STAGE not in trial.user_attrs  # it belongs to what was drawn in it
+        assert attrs.plan_of(trial) == SPACE.plan(trial.params)
+        assert attrs.STAGE not in trial.user_attrs  # it belongs to what was drawn in it
 
 
 def test_a_new_trial_is_there_as_a_whole_or_not_at_all(
@@ -194,13 +194,13 @@ def test_a_new_trial_is_there_as_a_whole_or_not_at_all(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("autotune.storage.quick._rows", killed)
+        patch.setattr("autotune.storage.rdb.fast_rdb._rows", killed)
         claims.claim("host/1/0")
     assert states(claims) == []
     claim(claims)
     (trial,) = claims.study.trials
-    assert trial.state == TrialState.RUNNING and trial.user_attrs[record.WORKER] == "host/1/0"
-    assert record.plan_of(trial) == SPACE.plan(trial.params)
+    assert trial.state == TrialState.RUNNING and trial.user_attrs[attrs.WORKER] == "host/1/0"
+    assert attrs.plan_of(trial) == SPACE.plan(trial.params)
     assert list(trial.params) == list(SPACE.distributions)
 
 
@@ -211,7 +211,7 @@ def test_after_the_moment_nothing_starts(url: str) -> None:
     claims = make_claims(url, timeout=60.0, until=time.time() + 60)
     first, second = claim(claims), claim(claims)
     claims.give_back(first.number, LOST)
-    claims.study.set_user_attr(record.BUDGET, Budget(100, 60.0, time.time()).to_json())
+    claims.study.set_user_attr(attrs.BUDGET, Budget(100, 60.0, time.time()).to_json())
     assert over(claims) == "timeout"
     assert claims.could_start() == 0
     assert Ending.of(claims.study) is None  # one runs
@@ -221,25 +221,25 @@ def test_after_the_moment_nothing_starts(url: str) -> None:
     assert claims.progress().waiting == 1
     claims.begin(Budget(100))  # the next run has no limit of time, and goes on with the retry
     assert Ending.of(claims.study) is None
-    assert record.retries(frozen(claims, claim(claims).number)) == [0]
+    assert attrs.retries(frozen(claims, claim(claims).number)) == [0]
 
 
 def test_device_hours_end_a_study(url: str) -> None:
     claims = make_claims(url, device_hours=1.0)
     for hours, worker in ((0.5, "host/1/0"), (0.3, "host/1/1")):
         trial = claim(claims, worker)
-        trial.set_user_attr(record.HELD, 3600 * hours)
+        trial.set_user_attr(attrs.HELD, 3600 * hours)
         finish(claims, trial)
     running = claim(claims)
     assert claims.could_start() == 97
-    running.set_user_attr(record.CLAIMED, time.time() - 0.21 * 3600)
+    running.set_user_attr(attrs.CLAIMED, time.time() - 0.21 * 3600)
     assert claims.claim("host/1/1") == Ending("device hours", "1.01 of 1 device-hours used")
     assert claims.could_start() == 0
     assert claims.conclude() is None
     # Its worker was gone long before anyone saw: what it held counts, not the time since.
-    running.set_user_attr(record.HELD, 60.0)
+    running.set_user_attr(attrs.HELD, 60.0)
     claims.give_back(running.number, LOST)
-    assert record.retries(frozen(claims, claim(claims).number)) == [2]
+    assert attrs.retries(frozen(claims, claim(claims).number)) == [2]
 
 
 def test_patience_waits_for_what_runs(url: str) -> None:
@@ -271,7 +271,7 @@ def test_patience_runs_retries_and_leaves_what_else_is_queued(url: str) -> None:
     assert claims.could_start() == 1
     assert claims.conclude() is None
     retry = claim(claims)
-    assert record.retries(frozen(claims, retry.number)) == [third.number]
+    assert attrs.retries(frozen(claims, retry.number)) == [third.number]
     assert claims.claim("host/1/1") == Wait()
     finish(claims, retry, 0.4)
     assert over(claims) == "patience"
@@ -291,7 +291,7 @@ def test_an_exhausted_space_ends_a_study_when_nothing_runs(url: str) -> None:
     third = claim(claims)
     exhaust(claims)
     claims.give_back(third.number, LOST)
-    assert record.retries(frozen(claims, claim(claims).number)) == [third.number]
+    assert attrs.retries(frozen(claims, claim(claims).number)) == [third.number]
     finish(claims, queued)
     assert claims.claim("host/1/2") == Wait()
     claims.study.tell(3, 0.4)
@@ -319,7 +319,7 @@ def test_retries_come_first(url: str) -> None:
     first = claim(claims)
     claims.study.enqueue_trial({"depth": 1, "training.lr": 0.5})
     claims.give_back(first.number, LOST)
-    assert record.retries(frozen(claims, claim(claims).number)) == [first.number]
+    assert attrs.retries(frozen(claims, claim(claims).number)) == [first.number]
     assert frozen(claims, claim(claims).number).params["depth"] == 1
 
 
@@ -329,14 +329,14 @@ SCRIPT = """
 import json, sys, time, optuna
 from autotune.search.samplers import CanonicalSampler
 from autotune.search.space import Space
-from autotune.storage.database import open_storage
-from autotune.storage.lock import study_lock
-from autotune.study import record
-from autotune.study.claims import Claims, Wait
+from autotune.storage.rdb.connection import open_storage
+from autotune.storage.rdb.study_lock import study_lock
+from autotune.study.state import attrs
+from autotune.study.state.trial_queue import Claims, Wait
 url, worker, seconds = sys.argv[1:]
 storage = open_storage(url)
 study = optuna.load_study(study_name="s", storage=storage)
-space = Space.from_json(study.user_attrs[record.SPACE])
+space = Space.from_json(study.user_attrs[attrs.SPACE])
 random, start = optuna.samplers.RandomSampler(int(worker[-1])), space.nearest(space.baseline())
 study.sampler = CanonicalSampler(space, random, start)
 claims = Claims(study, storage, url, space)
@@ -348,7 +348,7 @@ while not hasattr(claim := claims.claim(worker), "words"):
     with study_lock(storage, url, "s"):
         for one in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
             assert len(one.params) == len(space.distributions), one
-            assert {record.PLAN, record.CLAIMED, record.WORKER} <= one.user_attrs.keys(), one
+            assert {attrs.PLAN, attrs.CLAIMED, attrs.WORKER} <= one.user_attrs.keys(), one
     claims.finish(claim, optuna.trial.TrialState.COMPLETE, claim.trial.params["training.lr"])
 print(json.dumps(claim.to_json()))
 """
@@ -387,9 +387,9 @@ def test_patience_is_exact_over_processes(url: str) -> None:
     assert Ending.of(claims.study) == Ending("patience", f"no better trial in the last {since}")
     # Two others ran when the sixth in a row came in without a better one.
     assert 6 <= since <= 8
-    ended = sorted(trials, key=record.ended_at)
+    ended = sorted(trials, key=attrs.ended_at)
     for trial in trials:
-        before = [one for one in ended if record.ended_at(one) < trial.user_attrs[record.CLAIMED]]
+        before = [one for one in ended if attrs.ended_at(one) < trial.user_attrs[attrs.CLAIMED]]
         assert since_best(before, StudyDirection.MAXIMIZE) < 6
 
 
@@ -397,15 +397,15 @@ def test_device_hours_are_exact_over_processes(url: str) -> None:
     claims = make_claims(url, device_hours=1.5 / 3600)
     assert run_processes(url, 3, 0.3) == ["device hours"] * 3
     trials = claims.study.get_trials(deepcopy=False)
-    held = [one.user_attrs[record.HELD] for one in trials]
+    held = [one.user_attrs[attrs.HELD] for one in trials]
     assert all(0.3 <= one < 2 for one in held)
     assert sum(held) >= 1.5
     for trial in trials:  # none started when the limit was reached
-        start = trial.user_attrs[record.CLAIMED]
+        start = trial.user_attrs[attrs.CLAIMED]
         used = sum(
-            min(record.ended_at(one), start) - one.user_attrs[record.CLAIMED]
+            min(attrs.ended_at(one), start) - one.user_attrs[attrs.CLAIMED]
             for one in trials
-            if one.user_attrs[record.CLAIMED] < start
+            if one.user_attrs[attrs.CLAIMED] < start
         )
         assert used < 1.5
 
@@ -420,7 +420,7 @@ def test_the_moment_holds_for_every_process(url: str) -> None:
     until = claims.budget().until
     trials = claims.study.get_trials(deepcopy=False)
     assert until is not None
-    assert all(one.user_attrs[record.CLAIMED] <= until for one in trials)
+    assert all(one.user_attrs[attrs.CLAIMED] <= until for one in trials)
     assert Ending.of(claims.study) == Ending("timeout", "the 1 s of the run are over")
 
 
@@ -430,16 +430,16 @@ def test_the_moment_holds_for_every_process(url: str) -> None:
 def test_given_back_trials_come_next_with_all_they_had(url: str) -> None:
     claims = make_claims(url, budget=3)
     trial = claim(claims)
-    params, plan = trial.params, frozen(claims, 0).user_attrs[record.PLAN]
-    trial.set_user_attr(record.ROLE, record.BASELINE)
+    params, plan = trial.params, frozen(claims, 0).user_attrs[attrs.PLAN]
+    trial.set_user_attr(attrs.ROLE, attrs.BASELINE)
     kept = {
-        record.ORIGIN: "known good: the last layer",
-        record.STAGE: "layer 2",
-        record.COSTS: {"parameters": 10},
-        record.SECONDS: 1.5,
-        record.CACHES: {"decoded": "once", "computed": 300, "seconds": 0.5},
+        attrs.ORIGIN: "known good: the last layer",
+        attrs.STAGE: "layer 2",
+        attrs.COSTS: {"parameters": 10},
+        attrs.SECONDS: 1.5,
+        attrs.CACHES: {"decoded": "once", "computed": 300, "seconds": 0.5},
     }
-    for key, what in {**kept, record.DEVICE: "cpu", record.FAILED_PLAN: True}.items():
+    for key, what in {**kept, attrs.DEVICE: "cpu", attrs.FAILED_PLAN: True}.items():
         trial.set_user_attr(key, what)
     trial.report(0.3, 1)
     trial.report(0.4, 2)
@@ -453,11 +453,11 @@ def test_given_back_trials_come_next_with_all_they_had(url: str) -> None:
     successor = frozen(claims, 1)
     assert successor.params == params
     assert successor.intermediate_values == {1: 0.3, 2: 0.4}
-    assert successor.user_attrs[record.PLAN] == plan
-    assert record.is_baseline(successor)
+    assert successor.user_attrs[attrs.PLAN] == plan
+    assert attrs.is_baseline(successor)
     assert {key: successor.user_attrs[key] for key in kept} == kept
-    assert not {record.DEVICE, record.FAILED_PLAN} & successor.user_attrs.keys()
-    assert record.first_attempt(successor) == 0
+    assert not {attrs.DEVICE, attrs.FAILED_PLAN} & successor.user_attrs.keys()
+    assert attrs.first_attempt(successor) == 0
     finish(claims, again)
     assert claims.progress().finished == 1
 
@@ -470,7 +470,7 @@ def test_losses_are_capped_and_stops_are_not(url: str) -> None:
         assert claims.give_back(claim(claims).number, LOST)
     last = claim(claims)
     assert not claims.give_back(last.number, LOST)
-    assert claims.study.trials[last.number].user_attrs[record.REASON] == f"{LOST}, too often"
+    assert claims.study.trials[last.number].user_attrs[attrs.REASON] == f"{LOST}, too often"
     assert claims.progress().failed == 1
     assert over(claims) == "trials"
 
@@ -513,7 +513,7 @@ def test_a_sweep_finds_the_trials_of_lost_workers(url: str) -> None:
     assert claims.sweep(lambda worker: worker.startswith("host/1/")) == 2
     trials = claims.study.get_trials(deepcopy=False)
     assert trials[ours.number].state == TrialState.FAIL
-    assert trials[ours.number].user_attrs[record.REASON] == LOST
+    assert trials[ours.number].user_attrs[attrs.REASON] == LOST
     assert trials[2]._trial_id == unsigned
     assert trials[2].state == TrialState.FAIL
     assert trials[others.number].state == TrialState.RUNNING
@@ -532,7 +532,7 @@ def test_a_sweep_finds_silent_workers(url: str) -> None:
         )
     assert claims.sweep() == 1
     assert states(claims) == ["FAIL", "WAITING"]
-    assert record.retries(claims.study.trials[1]) == [0]
+    assert attrs.retries(claims.study.trials[1]) == [0]
 
 
 def test_a_lowered_budget_leaves_queued_trials_in_the_queue(url: str) -> None:
@@ -549,7 +549,7 @@ def test_a_lowered_budget_leaves_queued_trials_in_the_queue(url: str) -> None:
 def test_a_queued_plan_of_a_later_version_stays_in_the_queue(url: str) -> None:
     claims = make_claims(url)
     plan = {**SPACE.baseline().to_json(), "attention": 3}
-    claims.study.enqueue_trial({}, user_attrs={record.PLAN: plan})
+    claims.study.enqueue_trial({}, user_attrs={attrs.PLAN: plan})
     with pytest.raises(FormatError, match="the plan of trial 0 was written by another version"):
         claims.claim("w/1/0")
     assert [one.state for one in claims.study.get_trials()] == [TrialState.WAITING]

@@ -12,14 +12,14 @@ from optuna.samplers import RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.config import SpaceConfig
+from autotune.config.schema import SpaceConfig
 from autotune.search.samplers import CanonicalSampler
 from autotune.search.space import Space
-from autotune.storage.database import open_storage
-from autotune.storage.lock import study_lock
-from autotune.study import record
-from autotune.study.budget import Budget, Ending
-from autotune.study.claims import PROPOSALS, Claim, Claims
+from autotune.storage.rdb.connection import open_storage
+from autotune.storage.rdb.study_lock import study_lock
+from autotune.study.state import attrs
+from autotune.study.state.budget import Budget, Ending
+from autotune.study.state.trial_queue import PROPOSALS, Claim, Claims
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 
@@ -158,7 +158,7 @@ def test_a_worker_that_meets_a_queue_draws_nothing(url: str) -> None:
     claims.study.enqueue_trial({"depth": 7})
     assert depth_of(claims.claim("host/1/0")) == 7
     assert asked(claims) == 0
-    assert record.PLAN in claims.study.trials[0].user_attrs
+    assert attrs.PLAN in claims.study.trials[0].user_attrs
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from autotune.errors import ConfigError, Problem
-from autotune.study.definition import define
+from autotune.study.setup.definition import define
 from tests.support.small import small_config
 
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from autotune.errors import DeviceError, NoDeviceError, UserError
-from autotune.interpreter import prefer_gpu_settings
-from autotune.study import devices, record
-from autotune.study.launcher import resolve_gpus
-from autotune.study.worker import CHECK_GPU, Job, main, prepare, serve, work
+from autotune.runtime import prefer_gpu_settings
+from autotune.study import devices
+from autotune.study.engine.launcher import resolve_gpus
+from autotune.study.engine.worker import CHECK_GPU, Job, main, prepare, serve, work
+from autotune.study.state import attrs
 from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
 from tests.support.driver import (
     NO_DRIVER,
@@ -316,8 +317,8 @@ def test_a_worker_says_which_gpu_it_has(tmp_path: Path) -> None:
     assert ready["device"] == name
     assert ready["gpu"].startswith("GPU 0 (")
     (trial,) = opened.study.trials
-    assert trial.user_attrs[record.GPU] == ready["gpu"]
-    assert record.device_of(trial) == f"{name}, {ready['gpu']}"
+    assert trial.user_attrs[attrs.GPU] == ready["gpu"]
+    assert attrs.device_of(trial) == f"{name}, {ready['gpu']}"
 
 
 #: The driver lists two GPUs, and CUDA itself says what it says on a machine without any.
@@ -353,7 +354,7 @@ ONE_LOST = (
     LISTED
     + """
 import os, sys
-if sys.orig_argv[1:3] == ['-m', 'autotune.study.process']:
+if sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']:
     import autotune.study.devices as devices
     find = devices.find_device
     devices.find_device = lambda gpu=None: devices.CPU if gpu == '0' else find(gpu)
@@ -364,7 +365,7 @@ LOST_LATER = (
     LISTED
     + """
 import os, pathlib, sys
-if sys.orig_argv[1:3] == ['-m', 'autotune.study.process']:
+if sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']:
     import torch
     import autotune.study.devices as devices
     from tests.support.cuda import accelerator_error
@@ -417,7 +418,7 @@ def test_a_gpu_that_is_lost_leaves_the_others_at_work(tmp_path: Path) -> None:
     (line,) = said
     assert line.startswith("worker 1 is not started again: the GPU 1 cannot be used: Found no")
     assert ended.stdout.count("worker 1 died (exit code 75) and is replaced") == 1
-    progress = record.progress_of(trials_of(work, "tiny"), 5)
+    progress = attrs.progress_of(trials_of(work, "tiny"), 5)
     assert (progress.finished, progress.failed, progress.running) == (5, 0, 0)
 
 
@@ -432,11 +433,11 @@ def test_a_run_ends_when_its_last_gpu_is_lost(tmp_path: Path) -> None:
     assert ended.returncode == 2, ended.stderr + ended.stdout
     assert ended.stderr.startswith("error: the GPU 1 cannot be used: Found no NVIDIA driver")
     assert ended.stdout.count("is replaced") == 1
-    progress = record.progress_of(trials_of(work, "tiny"), 5)
+    progress = attrs.progress_of(trials_of(work, "tiny"), 5)
     assert (progress.failed, progress.running, progress.waiting > 0) == (0, 0, True)
     # The CPU goes on with what is queued.
     assert autotune(*given[:-1], "none", cwd=work, **environment).returncode == 0
-    assert record.progress_of(trials_of(work, "tiny"), 5).finished == 5
+    assert attrs.progress_of(trials_of(work, "tiny"), 5).finished == 5
 
 
 @without_gpu

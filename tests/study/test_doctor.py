@@ -16,17 +16,18 @@ from optuna.storages import BaseStorage
 from optuna.trial import Trial, TrialState
 from optuna_dashboard import save_note
 
-from autotune.storage.database import open_storage
-from autotune.storage.lock import study_lock
-from autotune.study import finding, record, surroundings
-from autotune.study.budget import Budget, Ending
-from autotune.study.claims import LOST
-from autotune.study.doctor import Diagnosis, diagnose
-from autotune.study.evidence import gather
-from autotune.study.finding import Finding
-from autotune.study.opening import OpenStudy, open_existing
-from autotune.study.repair import repair
-from autotune.study.snapshot import take_snapshot
+from autotune.storage.rdb.connection import open_storage
+from autotune.storage.rdb.study_lock import study_lock
+from autotune.study.doctor import file_checks, finding
+from autotune.study.doctor.checks import Diagnosis, diagnose
+from autotune.study.doctor.collect import gather
+from autotune.study.doctor.finding import Finding
+from autotune.study.doctor.repair import repair
+from autotune.study.doctor.snapshot import take_snapshot
+from autotune.study.setup.opening import OpenStudy, open_existing
+from autotune.study.state import attrs
+from autotune.study.state.budget import Budget, Ending
+from autotune.study.state.trial_queue import LOST
 from tests.support.broken import claim, renumber, set_attribute, silence, trials_of
 from tests.support.inside import contents
 from tests.support.small import open_small
@@ -86,7 +87,7 @@ def test_nothing_is_wrong_with_a_study_at_any_healthy_stage(opened: OpenStudy) -
     write(opened.files.checkpoint(opened.name, second.number), age_s=5 * HOUR)  # of the retry
     assert kinds(opened) == []
     retry = claim(opened)
-    assert record.retries(retry) == [second.number]
+    assert attrs.retries(retry) == [second.number]
     assert kinds(opened) == []
     opened.claims().begin(Budget(1))
     finish(opened, retry.number, 0.4)
@@ -119,22 +120,22 @@ def test_a_silent_worker_s_trial_is_given_back(opened: OpenStudy) -> None:
     assert kinds(opened) == []
     states = [one.state for one in trials_of(fresh(opened))]
     assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
-    assert record.retries(trials_of(fresh(opened))[2]) == [0]
+    assert attrs.retries(trials_of(fresh(opened))[2]) == [0]
     assert other.number == 1
 
 
 def test_a_worker_that_died_before_its_first_heartbeat(opened: OpenStudy) -> None:
     trial = claim(opened, beat=False)
     assert kinds(opened) == []  # it may be about to write it
-    set_attribute(opened, trial.number, record.CLAIMED, time.time() - 200)
+    set_attribute(opened, trial.number, attrs.CLAIMED, time.time() - 200)
     (found,) = findings(opened)
     assert found.kind == finding.ZOMBIE
     assert re.search(r"box/1/0, which never gave a sign of life in 20\d s", found.message)
     repair(fresh(opened), [found])
     assert kinds(opened) == []
     first, retry = trials_of(fresh(opened))
-    assert (first.state, first.user_attrs[record.REASON]) == (TrialState.FAIL, LOST)
-    assert (retry.state, record.retries(retry)) == (TrialState.WAITING, [0])
+    assert (first.state, first.user_attrs[attrs.REASON]) == (TrialState.FAIL, LOST)
+    assert (retry.state, attrs.retries(retry)) == (TrialState.WAITING, [0])
 
 
 def test_a_claim_that_broke_off(opened: OpenStudy) -> None:
@@ -169,7 +170,7 @@ def test_a_trial_that_was_lost_too_often_is_failed_for_good(local: OpenStudy) ->
 def test_what_waits_after_the_end_of_a_study_that_could_go_on(local: OpenStudy) -> None:
     trial = claim(local)
     local.claims().give_back(trial.number, LOST)
-    local.study.set_user_attr(record.ENDED, Ending("patience", "no better trial").to_json())
+    local.study.set_user_attr(attrs.ENDED, Ending("patience", "no better trial").to_json())
     (found,) = findings(local)
     assert (found.kind, found.fixable) == (finding.ENDED, True)
     repair(fresh(local), [found])
@@ -179,7 +180,7 @@ def test_what_waits_after_the_end_of_a_study_that_could_go_on(local: OpenStudy) 
 
 def test_what_runs_after_the_end(local: OpenStudy) -> None:
     trial = claim(local)
-    local.study.set_user_attr(record.ENDED, Ending("trials", "6 finished trials").to_json())
+    local.study.set_user_attr(attrs.ENDED, Ending("trials", "6 finished trials").to_json())
     (found,) = findings(local)
     assert (found.kind, found.fixable) == (finding.ENDED, False)
     silence(local.storage, trial, 1000)
@@ -204,7 +205,7 @@ def test_trials_that_share_a_number_or_are_missing(local: OpenStudy) -> None:
 
 def test_a_plan_that_was_trained_twice(local: OpenStudy) -> None:
     first, second, third = (claim(local, f"box/1/{worker}") for worker in range(3))
-    set_attribute(local, third.number, record.PLAN, second.user_attrs[record.PLAN])
+    set_attribute(local, third.number, attrs.PLAN, second.user_attrs[attrs.PLAN])
     for trial in (first, second, third):
         finish(local, trial.number)
     (found,) = findings(local)
@@ -229,7 +230,7 @@ def test_retries_that_are_broken(
         local.study.tell(trial.number, 0.5 if done else None, state=state)
     claim(local)
     for number, earlier in retries.items():
-        set_attribute(local, number, record.RETRIES, earlier)
+        set_attribute(local, number, attrs.RETRIES, earlier)
     found = findings(local)
     assert [one.kind for one in found] == [finding.CHAIN]
     assert said in found[0].message and not found[0].fixable
@@ -372,10 +373,10 @@ def test_a_folder_that_is_on_other_machines_alone(postgres_url: str, tmp_path: P
 
 def test_what_this_version_cannot_read(local: OpenStudy) -> None:
     attributes = local.study.user_attrs
-    definition = {**attributes[record.DEFINITION], "invented": {"later": 1}}
-    local.study.set_user_attr(record.DEFINITION, definition)
-    local.study.set_user_attr(record.SPACE, {"version": 99})
-    set_attribute(local, 0, record.PLAN, {"depth": 1})
+    definition = {**attributes[attrs.DEFINITION], "invented": {"later": 1}}
+    local.study.set_user_attr(attrs.DEFINITION, definition)
+    local.study.set_user_attr(attrs.SPACE, {"version": 99})
+    set_attribute(local, 0, attrs.PLAN, {"depth": 1})
     found = findings(local)
     assert [one.kind for one in found] == [finding.DEFINITION] * 3
     for one, what in zip(
@@ -402,9 +403,9 @@ def diagnose_in_thread(opened: OpenStudy) -> Diagnosis:
 
 def test_the_clock_of_a_worker(opened: OpenStudy) -> None:
     trial = claim(opened)
-    ahead = surroundings.worker_ahead_s(take_snapshot(opened), trial)
+    ahead = file_checks.worker_ahead_s(take_snapshot(opened), trial)
     assert ahead is not None and abs(ahead) < 3
-    set_attribute(opened, trial.number, record.CLAIMED, time.time() + 120)
+    set_attribute(opened, trial.number, attrs.CLAIMED, time.time() + 120)
     (found,) = findings(opened)
     assert found.kind == finding.CLOCK
     assert re.search(r"clock of box/1/0 is 1[12]\d s ahead of", found.message)
@@ -413,9 +414,9 @@ def test_the_clock_of_a_worker(opened: OpenStudy) -> None:
 def test_the_clock_of_this_machine(opened: OpenStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time
     with monkeypatch.context() as patch:
-        patch.setattr("autotune.storage.beats.time.time", lambda: now() - 60)
+        patch.setattr("autotune.storage.rdb.heartbeat.time.time", lambda: now() - 60)
         evidence = gather(fresh(opened))
-    found = list(surroundings.skewed_clocks(evidence.snapshot))
+    found = list(file_checks.skewed_clocks(evidence.snapshot))
     if opened.url.startswith("sqlite"):
         assert found == []
     else:
@@ -425,6 +426,6 @@ def test_the_clock_of_this_machine(opened: OpenStudy, monkeypatch: pytest.Monkey
 def test_a_disk_that_is_nearly_full(local: OpenStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     free = diagnose(local).evidence
     assert free is not None and sum(one.free_bytes for one in free.disks) > 0
-    monkeypatch.setattr(surroundings, "FREE_BYTES", 1 << 60)
+    monkeypatch.setattr(file_checks, "FREE_BYTES", 1 << 60)
     (found,) = findings(local)
     assert found.kind == finding.DISK and "files of the study and database" in found.message

@@ -18,7 +18,7 @@ from autotune.errors import (
     PlanError,
     StudyError,
 )
-from autotune.study.failures import Kind, answers, first_line, kind_of
+from autotune.study.state.failures import Kind, answers, first_line, kind_of
 from tests.support.backbones import CPU
 from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
 

@@ -15,15 +15,15 @@ from optuna.trial import TrialState
 from PIL import Image
 from safetensors.torch import load_file
 
-from autotune.data.shelf import Shelf
+from autotune.data.cache.array_cache import Shelf
 from autotune.errors import StudyError
-from autotune.results.fit import fit
-from autotune.results.report import render_report
-from autotune.study import record
-from autotune.study import trial as trial_module
-from autotune.study.opening import OpenStudy, open_or_create
-from autotune.study.preparing import prepare_trial
-from autotune.study.worker import prepare, work
+from autotune.results.evaluation.refit import fit
+from autotune.results.report.html import render_report
+from autotune.study.engine.worker import prepare, work
+from autotune.study.setup.opening import OpenStudy, open_or_create
+from autotune.study.state import attrs
+from autotune.study.trial import run as trial_module
+from autotune.study.trial.build import prepare_trial
 from autotune.training.folds import Folds
 from autotune.training.metrics import Metrics
 from tests.study.test_worker import job, picture, run
@@ -50,17 +50,15 @@ def test_a_study_in_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     events = run(opened)
     epochs = [(one["trial"], one["epoch"]) for one in events if one["event"] == "epoch"]
     assert epochs[:2] == [(0, 1), (0, 2)]
-    dataset = opened.study.user_attrs[record.DATASET]
+    dataset = opened.study.user_attrs[attrs.DATASET]
     assert dataset["folds"] == [50, 50]  # data.train_per_class=5, of ten classes
     for trial in opened.study.trials:
         attributes = trial.user_attrs
         assert trial.state == TrialState.COMPLETE
         assert sorted(trial.intermediate_values) == [1, 2]
-        assert (
-            trial.value == trial.intermediate_values[2] == attributes[record.METRICS]["accuracy"]
-        )
-        assert attributes[record.EPOCHS] == 2
-        assert set(attributes[record.DEVIATIONS]) == set(attributes[record.METRICS])
+        assert trial.value == trial.intermediate_values[2] == attributes[attrs.METRICS]["accuracy"]
+        assert attributes[attrs.EPOCHS] == 2
+        assert set(attributes[attrs.DEVIATIONS]) == set(attributes[attrs.METRICS])
         with Image.open(BytesIO(picture(opened, "worst_images.jpg", trial.number))) as sheet:
             assert (sheet.format, sheet.size) == ("JPEG", (656, 820))
     # Every image is judged once.
@@ -83,7 +81,7 @@ def test_weights_of_all_folds_give_the_value_again(tmp_path: Path) -> None:
         for one in get_all_artifact_meta(trial, storage=opened.storage)
         if one.filename == "weights.safetensors"
     ]
-    plan = record.plan_of(trial)
+    plan = attrs.plan_of(trial)
     assert plan is not None
     again = prepare_trial(plan, prepare(opened))
     assert isinstance(again, Folds)
@@ -95,7 +93,7 @@ def test_weights_of_all_folds_give_the_value_again(tmp_path: Path) -> None:
             if name.startswith(f"fold{number}.")
         }
         one.network.load_tuned_state(own)
-    assert again.validate().to_json() == trial.user_attrs[record.METRICS]
+    assert again.validate().to_json() == trial.user_attrs[attrs.METRICS]
 
 
 def test_a_trial_is_pruned_with_all_its_folds(tmp_path: Path) -> None:
@@ -107,13 +105,13 @@ def test_a_trial_is_pruned_with_all_its_folds(tmp_path: Path) -> None:
             return True
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autotune.study.worker._pruner", lambda *args: Always())
+        patch.setattr("autotune.study.engine.worker._pruner", lambda *args: Always())
         run(opened)
     for trial in study.trials:
         assert trial.state == TrialState.PRUNED
         assert list(trial.intermediate_values) == [1]
-        assert trial.user_attrs[record.EPOCHS] == 1
-        assert trial.user_attrs[record.DEVIATIONS]["accuracy"] >= 0
+        assert trial.user_attrs[attrs.EPOCHS] == 1
+        assert trial.user_attrs[attrs.DEVIATIONS]["accuracy"] >= 0
 
 
 def test_an_interrupted_trial_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -133,7 +131,7 @@ def test_an_interrupted_trial_goes_on_where_it_was(tmp_path: Path) -> None:
     (expected,) = undisturbed.study.trials
     _, second = opened.study.trials
     assert second.intermediate_values == expected.intermediate_values
-    for name in (record.METRICS, record.DEVIATIONS):
+    for name in (attrs.METRICS, attrs.DEVIATIONS):
         assert second.user_attrs[name] == expected.user_attrs[name]
 
 
@@ -181,7 +179,7 @@ def test_the_final_fit_trains_on_all_images_of_the_folds(tmp_path: Path) -> None
     opened = small(tmp_path, search__trials=1)
     run(opened)
     result = fit(opened)
-    dataset = opened.study.user_attrs[record.DATASET]
+    dataset = opened.study.user_attrs[attrs.DATASET]
     assert (result.images, result.test_images) == (dataset["train"], dataset["test"])
     assert isinstance(result.test, Metrics)
 

@@ -22,16 +22,16 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import func, select
 
 from autotune.errors import StudyError
-from autotune.storage.beats import read_beats
-from autotune.storage.database import GRACE_PERIOD_S
-from autotune.storage.quick import Failure, _reporting
-from autotune.study import record
-from autotune.study.claims import LOST, MAX_RETRIES, Claim, Claims
-from autotune.study.doctor import diagnose
-from autotune.study.finding import CURVE
-from autotune.study.finding import LOST as LOST_TRIAL
-from autotune.study.opening import OpenStudy, open_existing
-from autotune.study.repair import repair
+from autotune.storage.rdb.connection import GRACE_PERIOD_S
+from autotune.storage.rdb.fast_rdb import Failure, _reporting
+from autotune.storage.rdb.heartbeat import read_beats
+from autotune.study.doctor.checks import diagnose
+from autotune.study.doctor.finding import CURVE
+from autotune.study.doctor.finding import LOST as LOST_TRIAL
+from autotune.study.doctor.repair import repair
+from autotune.study.setup.opening import OpenStudy, open_existing
+from autotune.study.state import attrs
+from autotune.study.state.trial_queue import LOST, MAX_RETRIES, Claim, Claims
 from tests.study.test_claims import claim, frozen, make_claims, states
 from tests.support.broken import silence
 from tests.support.runs import wait_for
@@ -63,10 +63,10 @@ def test_a_worker_that_reports_while_another_trial_is_given_back(url: str) -> No
         return True
 
     assert claims.sweep(is_gone) == 2
-    successors = {record.retries(one)[0]: one for one in claims.study.trials[2:]}
+    successors = {attrs.retries(one)[0]: one for one in claims.study.trials[2:]}
     assert successors[0].intermediate_values == {1: 0.1}
     assert successors[1].intermediate_values == {1: 0.2, 2: 0.3}
-    assert successors[1].user_attrs[record.RESUMED] == 2
+    assert successors[1].user_attrs[attrs.RESUMED] == 2
 
 
 def test_nothing_is_reported_while_a_trial_is_given_back(
@@ -150,14 +150,14 @@ def test_a_kill_between_failing_and_queueing_loses_nothing(
 
     for _ in range(2):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("autotune.storage.quick._rows", killed)
+            patch.setattr("autotune.storage.rdb.fast_rdb._rows", killed)
             claims.sweep(lambda worker: worker == "host/2/0")
         assert states(claims) == ["RUNNING", "RUNNING"]
-        assert record.REASON not in frozen(claims, 0).user_attrs
+        assert attrs.REASON not in frozen(claims, 0).user_attrs
     assert claims.sweep(lambda worker: worker == "host/2/0") == 2
     assert states(claims) == ["FAIL", "FAIL", "WAITING", "WAITING"]
-    assert [record.retries(frozen(claims, one)) for one in (2, 3)] == [[0], [1]]
-    assert {frozen(claims, one).user_attrs[record.REASON] for one in (0, 1)} == {LOST}
+    assert [attrs.retries(frozen(claims, one)) for one in (2, 3)] == [[0], [1]]
+    assert {frozen(claims, one).user_attrs[attrs.REASON] for one in (0, 1)} == {LOST}
     assert frozen(claims, 2).intermediate_values == {1: 0.4}
     assert gone.number == 1 and claims.progress().retried == 2
 
@@ -178,7 +178,7 @@ def test_a_claim_without_a_heartbeat_is_given_back(url: str) -> None:
     """Its worker died between the two, and nobody else can tell."""
     claims = make_claims(url)
     old, new = claim(claims, "host/1/0"), claim(claims, "host/1/1")
-    old.set_user_attr(record.CLAIMED, time.time() - GRACE_PERIOD_S - 5)
+    old.set_user_attr(attrs.CLAIMED, time.time() - GRACE_PERIOD_S - 5)
     assert claims.sweep() == 1
     assert states(claims) == ["FAIL", "RUNNING", "WAITING"]
     assert new.number == 1
@@ -189,11 +189,11 @@ def test_a_claim_without_a_heartbeat_is_given_back(url: str) -> None:
 
 def fail_as_earlier_versions(claims: Claims, trial: Trial, held_s: float = 30.0) -> None:
     """Do what Optuna's sweep does first; the process is killed before the rest."""
-    claims.storage.set_trial_user_attr(trial._trial_id, record.HELD, held_s)
+    claims.storage.set_trial_user_attr(trial._trial_id, attrs.HELD, held_s)
     claims.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     with claims.storage.engine.begin() as connection:
         ended = datetime.utcfromtimestamp(  # as Optuna stores it
-            trial.user_attrs[record.CLAIMED]
+            trial.user_attrs[attrs.CLAIMED]
         ) + timedelta(seconds=30 + GRACE_PERIOD_S)
         connection.execute(
             sqlalchemy.update(TrialModel)
@@ -211,16 +211,16 @@ def test_a_trial_that_was_lost_is_found_and_queued(url: str) -> None:
     by_hand = claim(claims)
     fail_as_earlier_versions(claims, by_hand, held_s=30 + GRACE_PERIOD_S - 5)
     own = claim(claims)
-    own.set_user_attr(record.REASON, "diverged: the loss is nan in epoch 1")
+    own.set_user_attr(attrs.REASON, "diverged: the loss is nan in epoch 1")
     fail_as_earlier_versions(claims, own)
     tired = claim(claims)
-    tired.set_user_attr(record.LOSSES, MAX_RETRIES)
+    tired.set_user_attr(attrs.LOSSES, MAX_RETRIES)
     fail_as_earlier_versions(claims, tired)
     assert claims.progress().failed == 4
     assert claims.sweep() == 0
     assert states(claims) == ["FAIL"] * 4 + ["WAITING"]
     successor = frozen(claims, 4)
-    assert record.retries(successor) == [0]
+    assert attrs.retries(successor) == [0]
     assert successor.intermediate_values == {1: 0.3}
     assert claims.sweep() == 0 and len(states(claims)) == 5
     assert claims.progress().failed == 3
@@ -242,7 +242,7 @@ def curve(
 ) -> None:
     for epoch in epochs:
         trial.report(0.5, epoch)
-    trial.set_user_attr(record.EPOCHS, trained or max(epochs, default=0))
+    trial.set_user_attr(attrs.EPOCHS, trained or max(epochs, default=0))
     opened.study.tell(trial, 0.5 if state == TrialState.COMPLETE else None, state=state)
 
 
@@ -308,7 +308,7 @@ def test_a_worker_of_a_deleted_study_writes_nothing_into_the_next(
             assert running._trial_id == before.trial._trial_id
     for writing in (
         lambda: before.trial.report(0.2, 2),
-        lambda: before.trial.set_user_attr(record.COSTS, {"latency": 7.0}),
+        lambda: before.trial.set_user_attr(attrs.COSTS, {"latency": 7.0}),
         lambda: opened.storage.set_trial_system_attr(trial_id, "constraints", [1.0]),
         lambda: claims.note_time(before),
         lambda: opened.storage.record_heartbeat(trial_id),
@@ -326,7 +326,7 @@ def test_a_worker_of_a_deleted_study_writes_nothing_into_the_next(
     if again:
         (trial,) = [one for one in anew.study.get_trials() if one.number == running.number]
         assert trial.state == TrialState.RUNNING and trial.intermediate_values == {}
-        assert not {record.COSTS, record.HELD} & trial.user_attrs.keys()
+        assert not {attrs.COSTS, attrs.HELD} & trial.user_attrs.keys()
         assert "constraints" not in trial.system_attrs
         assert read_beats(anew.storage, [trial._trial_id]).age_s == {}
     with opened.storage.engine.connect() as connection:
@@ -350,6 +350,6 @@ def test_a_worker_of_a_deleted_study_writes_nothing_into_one_that_is_not_ours(
     with pytest.raises(UpdateFinishedTrialError, match="is that of another study now"):
         before.trial.report(0.2, 1)
     with pytest.raises(UpdateFinishedTrialError, match="is that of another study now"):
-        before.trial.set_user_attr(record.COSTS, {"latency": 7.0})
+        before.trial.set_user_attr(attrs.COSTS, {"latency": 7.0})
     (trial,) = plain.get_trials()
     assert not trial.intermediate_values and not trial.user_attrs

@@ -15,13 +15,13 @@ import torch
 from optuna.trial import TrialState
 
 from autotune.errors import UserError
-from autotune.search.view import DEVICE_MEMORY
-from autotune.study import record
-from autotune.study.failures import Kind, answers, kind_of
-from autotune.study.launcher import run_study
-from autotune.study.memory import MIB, need_of
-from autotune.study.opening import OpenStudy
-from autotune.study.worker import work
+from autotune.search.study_view import DEVICE_MEMORY
+from autotune.study.engine.launcher import run_study
+from autotune.study.engine.worker import work
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from autotune.study.state.failures import Kind, answers, kind_of
+from autotune.study.state.oom import MIB, need_of
 from tests.study.test_launcher import BARE
 from tests.study.test_worker import job
 from tests.support.runs import autotune, trials_of
@@ -102,15 +102,15 @@ def test_a_plan_that_does_not_fit_is_infeasible_and_the_worker_lives_on(tmp_path
     small = [one for one in trials if one not in big]
     assert big and len(small) > 1
     for trial in big:
-        assert trial.state == TrialState.PRUNED and record.is_untrained(trial)
+        assert trial.state == TrialState.PRUNED and attrs.is_untrained(trial)
         assert trial.constraints[DEVICE_MEMORY] > 0
-        assert float(trial.user_attrs[record.PEAK_MEMORY_MB]) >= 1024
-        assert float(trial.user_attrs[record.DEVICE_MEMORY_MB]) == pytest.approx(1024, abs=1)
-        assert ", the device has 1,024 MiB" in trial.user_attrs[record.REASON]
+        assert float(trial.user_attrs[attrs.PEAK_MEMORY_MB]) >= 1024
+        assert float(trial.user_attrs[attrs.DEVICE_MEMORY_MB]) == pytest.approx(1024, abs=1)
+        assert ", the device has 1,024 MiB" in trial.user_attrs[attrs.REASON]
     for trial in small:
         assert trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
         assert trial.constraints == {}
-        assert 0 < float(trial.user_attrs[record.PEAK_MEMORY_MB]) < 1024
+        assert 0 < float(trial.user_attrs[attrs.PEAK_MEMORY_MB]) < 1024
     assert opened.progress().finished == 6
     # Nothing of what did not fit is held on to.
     assert torch.cuda.memory_allocated(CUDA) < 256 * MIB
@@ -138,16 +138,16 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(tmp_path: Path) -> None
     }
     whole = open_small(tmp_path / "a", **options)
     run(whole)
-    peak = max(float(one.user_attrs[record.PEAK_MEMORY_MB]) for one in whole.study.trials)
+    peak = max(float(one.user_attrs[attrs.PEAK_MEMORY_MB]) for one in whole.study.trials)
     assert peak > 1024
     opened = open_small(tmp_path / "b", **options)
     limit_to(0.7 * peak)
     run(opened)
     trials = opened.study.trials
     assert [one.state for one in trials] == [TrialState.COMPLETE] * 2
-    parts = [one.user_attrs.get(record.PART, 50) for one in trials]
+    parts = [one.user_attrs.get(attrs.PART, 50) for one in trials]
     assert 2 <= min(parts) < 50
-    assert all(float(one.user_attrs[record.PEAK_MEMORY_MB]) < 0.7 * peak for one in trials)
+    assert all(float(one.user_attrs[attrs.PEAK_MEMORY_MB]) < 0.7 * peak for one in trials)
 
 
 def test_two_workers_share_a_device(tmp_path: Path) -> None:
@@ -155,10 +155,10 @@ def test_two_workers_share_a_device(tmp_path: Path) -> None:
     result = run_study(config, gpus="0", workers_per_gpu=2)
     assert (result.progress.finished, result.progress.failed) == (6, 0)
     trials = result.opened.study.trials
-    assert len({one.user_attrs[record.WORKER] for one in trials}) == 2
+    assert len({one.user_attrs[attrs.WORKER] for one in trials}) == 2
     name = torch.cuda.get_device_name(CUDA)
-    assert {one.user_attrs[record.DEVICE] for one in trials} == {name}
-    (gpu,) = {one.user_attrs[record.GPU] for one in trials}
+    assert {one.user_attrs[attrs.DEVICE] for one in trials} == {name}
+    (gpu,) = {one.user_attrs[attrs.GPU] for one in trials}
     assert gpu.startswith(("GPU 0 (", "GPU-", "MIG-"))
 
 
@@ -174,7 +174,7 @@ def test_workers_see_the_devices_that_are_visible(tmp_path: Path, visible: str) 
     assert ended.returncode == 0, ended.stderr
     (trial,) = trials_of(tmp_path, "tiny")
     expected = torch.cuda.get_device_name(CUDA) if visible else "cpu"
-    assert trial.user_attrs[record.DEVICE] == expected
+    assert trial.user_attrs[attrs.DEVICE] == expected
 
 
 def test_no_gpu_is_used_when_none_is_wanted(tmp_path: Path) -> None:
@@ -183,13 +183,13 @@ def test_no_gpu_is_used_when_none_is_wanted(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert ended.returncode == 0, ended.stderr
-    assert trials_of(tmp_path, "tiny")[0].user_attrs[record.DEVICE] == "cpu"
+    assert trials_of(tmp_path, "tiny")[0].user_attrs[attrs.DEVICE] == "cpu"
 
 
 #: In a worker process, the labels of one batch are beyond all classes: the kernel asserts.
 ASSERTING = """
 import pathlib, sys
-if sys.orig_argv[1:3] == ['-m', 'autotune.study.process']:
+if sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']:
     import torch
     calls, forward = 0, torch.nn.CrossEntropyLoss.forward
     def beyond(self, logits, labels):
@@ -219,7 +219,7 @@ def test_a_real_assert_costs_a_process_and_not_the_trial(tmp_path: Path) -> None
     assert ended.returncode == 0, ended.stderr + ended.stdout
     assert not (site / "left").exists()
     assert "and is replaced" in ended.stdout
-    progress = record.progress_of(trials_of(tmp_path, "tiny"), 2)
+    progress = attrs.progress_of(trials_of(tmp_path, "tiny"), 2)
     assert (progress.finished, progress.failed, progress.retried) == (2, 0, 1)
     lost = next(one for one in trials_of(tmp_path, "tiny") if one.state == TrialState.FAIL)
-    assert lost.user_attrs[record.REASON].startswith("its worker was lost")
+    assert lost.user_attrs[attrs.REASON].startswith("its worker was lost")

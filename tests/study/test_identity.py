@@ -13,12 +13,12 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.storage.backup import backup, restore
-from autotune.storage.transfer import copy_studies
-from autotune.study import record
-from autotune.study.identity import checkpoint_of
-from autotune.study.opening import OpenStudy, open_existing
-from autotune.study.worker import work
+from autotune.storage.admin.backup import backup, restore
+from autotune.storage.admin.copy_study import copy_studies
+from autotune.study.engine.worker import work
+from autotune.study.setup.opening import OpenStudy, open_existing
+from autotune.study.state import attrs
+from autotune.study.trial.identity import checkpoint_of
 from tests.study.test_worker import job
 from tests.support.small import open_small
 
@@ -169,4 +169,4 @@ def test_a_run_that_goes_on_keeps_its_identity(tmp_path: Path) -> None:
     (trial,) = second.study.get_trials()
     identities = [checkpoint_of(one, one.config(), trial).identity for one in (first, second)]
     assert identities[0] == identities[1]
-    assert identities[0]["study"] == first.study.user_attrs[record.UUID]
+    assert identities[0]["study"] == first.study.user_attrs[attrs.UUID]

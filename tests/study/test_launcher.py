@@ -20,13 +20,14 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.errors import UserError
-from autotune.storage.database import GRACE_PERIOD_S
-from autotune.study import pool, record
-from autotune.study.budget import held_hours, since_best
-from autotune.study.launcher import count_places, resolve_gpus, run_study
-from autotune.study.processes import Processes, local_crew
-from autotune.study.worker import Job
-from autotune.threads import cores
+from autotune.runtime import cores
+from autotune.storage.rdb.connection import GRACE_PERIOD_S
+from autotune.study.engine import pool
+from autotune.study.engine.launcher import count_places, resolve_gpus, run_study
+from autotune.study.engine.local_workers import Processes, local_crew
+from autotune.study.engine.worker import Job
+from autotune.study.state import attrs
+from autotune.study.state.budget import held_hours, since_best
 from tests.support.inside import call
 from tests.support.runs import (
     SMALL,
@@ -76,9 +77,9 @@ def test_budget_is_exact_and_a_second_run_trains_nothing(tmp_path: Path) -> None
     assert first.code == 0, first.err
     trials = trials_of(tmp_path, "tiny")
     assert [one.state.is_finished() for one in trials] == [True] * 4
-    assert record.is_baseline(trials[0])
+    assert attrs.is_baseline(trials[0])
     assert trials[0].params["depth"] == 0
-    assert len({one.user_attrs[record.WORKER] for one in trials}) > 1
+    assert len({one.user_attrs[attrs.WORKER] for one in trials}) > 1
 
     again = call(*arguments, "search.trials=4", cwd=tmp_path)
     assert again.code == 0, again.err
@@ -102,18 +103,18 @@ def test_ctrl_c_gives_trials_back_and_the_next_run_resumes_them(tmp_path: Path) 
     assert by_state(tmp_path, "tiny", TrialState.RUNNING) == []
     waiting = by_state(tmp_path, "tiny", TrialState.WAITING)
     trials = trials_of(tmp_path, "tiny")
-    assert sorted(record.first_attempt(trials[number]) for number in waiting) == [0, 1]
+    assert sorted(attrs.first_attempt(trials[number]) for number in waiting) == [0, 1]
     assert all(trials[number].intermediate_values for number in waiting)
-    assert record.progress_of(trials, 2).failed == 0
+    assert attrs.progress_of(trials, 2).failed == 0
 
     reached = {
-        record.first_attempt(trials[number]): max(trials[number].intermediate_values)
+        attrs.first_attempt(trials[number]): max(trials[number].intermediate_values)
         for number in waiting
     }
     process = start(*arguments, cwd=tmp_path)
     wait_for(
         lambda: any(
-            max(one.intermediate_values, default=0) > reached.get(record.first_attempt(one), 0)
+            max(one.intermediate_values, default=0) > reached.get(attrs.first_attempt(one), 0)
             for one in trials_of(tmp_path, "tiny")
             if one.state == TrialState.RUNNING
         )
@@ -152,8 +153,8 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> No
     assert (progress.finished, progress.retried) == (2, 1)
     assert (progress.failed, progress.running, progress.waiting) == (0, 0, 0)
     (lost,) = [one for one in trials if one.state == TrialState.FAIL]
-    assert lost.user_attrs[record.REASON] == "its worker was lost"
-    (successor,) = [one for one in trials if record.retries(one) == [lost.number]]
+    assert lost.user_attrs[attrs.REASON] == "its worker was lost"
+    (successor,) = [one for one in trials if attrs.retries(one) == [lost.number]]
     assert successor.state == TrialState.COMPLETE
     assert successor.params == lost.params
     assert sorted(successor.intermediate_values) == list(range(1, 31))
@@ -200,9 +201,9 @@ def test_the_end_of_the_time_holds_for_a_worker_that_joins(tmp_path: Path) -> No
         if event["event"] == "opened":
             studies.append(event["opened"].study)
         if event["event"] == "epoch" and event["epoch"] == 1:
-            budget = studies[0].user_attrs[record.BUDGET]
+            budget = studies[0].user_attrs[attrs.BUDGET]
             over = {**budget, "until": 1.0, "timeout": 5.0}  # long ago
-            studies[0].set_user_attr(record.BUDGET, over)
+            studies[0].set_user_attr(attrs.BUDGET, over)
 
     result = run_study(config, workers=1, listener=end)
     words = "the 5 s of the run are over"
@@ -247,7 +248,7 @@ def test_device_hours_end_a_study_of_two_workers(tmp_path: Path) -> None:
     assert all(one.state != TrialState.RUNNING for one in trials)
     assert held_hours(trials, 0.0) >= limit
     for trial in (one for one in trials if one.state != TrialState.WAITING):
-        assert record.held_s(trial, 0.0) == pytest.approx(record.seconds_of(trial), abs=2)
+        assert attrs.held_s(trial, 0.0) == pytest.approx(attrs.seconds_of(trial), abs=2)
     again = autotune(*arguments, cwd=tmp_path)
     assert "device-hours used); nothing was trained." in again.stdout
     assert len(trials_of(tmp_path, "tiny")) == len(trials)
@@ -262,7 +263,7 @@ def test_workers_that_cannot_start_end_the_run_with_their_log(
     # Imported at the start of every process that has the marker; the launcher has not.
     (poison / "sitecustomize.py").write_text(
         "import sys\n"
-        "if sys.orig_argv[1:3] == ['-m', 'autotune.study.process']: raise SystemExit(9)"
+        "if sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']: raise SystemExit(9)"
     )
     result = call(
         *("run", "digits", *SMALL, "--name", "tiny", "--workers", "1"),
@@ -316,7 +317,7 @@ def test_processes_wait_for_their_jobs(tmp_path: Path) -> None:
 
 
 def test_a_process_whose_launcher_ends_without_a_job_for_it_ends(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "autotune.study.process"]
+    command = [sys.executable, "-m", "autotune.study.engine.worker_main"]
     ended = subprocess.run(command, input="", capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
@@ -324,7 +325,7 @@ def test_a_process_whose_launcher_ends_without_a_job_for_it_ends(tmp_path: Path)
 #: In a worker process, the loss fails as it does on a GPU that is lost; once for each file.
 LOST_GPU = """
 import pathlib, sys
-if sys.orig_argv[1:3] == ['-m', 'autotune.study.process']:
+if sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']:
     import torch
     from tests.support.cuda import accelerator_error
     calls, forward = 0, torch.nn.CrossEntropyLoss.forward
@@ -357,10 +358,10 @@ def test_a_process_that_lost_its_gpu_is_replaced_and_its_trial_goes_on(tmp_path:
     assert ended.out.count("worker 0 died (exit code 75) and is replaced") == 1
     assert "device-side assert triggered" in ended.out  # the end of its log
     first, second = trials_of(tmp_path, "tiny")
-    reason = first.user_attrs[record.REASON]
+    reason = first.user_attrs[attrs.REASON]
     assert reason.startswith("its worker was lost: AcceleratorError: CUDA error: device-side")
     assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
-    assert record.retries(second) == [0]
+    assert attrs.retries(second) == [0]
     assert sorted(second.intermediate_values) == list(range(1, 16))
     assert first.intermediate_values.items() <= second.intermediate_values.items()
 
@@ -369,7 +370,9 @@ def test_a_process_that_lost_its_gpu_is_replaced_and_its_trial_goes_on(tmp_path:
 def test_a_worker_in_the_foreground_that_lost_its_gpu_says_so(tmp_path: Path) -> None:
     site = tmp_path / "site"
     site.mkdir()
-    script = LOST_GPU.replace("sys.orig_argv[1:3] == ['-m', 'autotune.study.process']", "True")
+    script = LOST_GPU.replace(
+        "sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']", "True"
+    )
     (site / "sitecustomize.py").write_text(script)
     (site / "left-0").touch()
     open_small(tmp_path, search__trials=1, training__epochs=40, training__batch_size=16)
@@ -404,7 +407,7 @@ def test_a_plan_that_wants_more_than_the_machine_has_is_infeasible(tmp_path: Pat
     for trial in trials_of(tmp_path, "tiny")[1:]:
         assert re.match(
             r"infeasible: memory: it wanted at least [12]\d,\d{3} MiB, the device has 14,336 MiB",
-            trial.user_attrs[record.REASON],
+            trial.user_attrs[attrs.REASON],
         )
 
 
@@ -438,7 +441,7 @@ def test_a_full_disk_of_the_database_ends_the_run_and_the_next_one_goes_on(tmp_p
         (disk / "filler").unlink()
         time.sleep(GRACE_PERIOD_S)  # nobody could write down that the trial was given back
         process = start(*arguments, cwd=tmp_path)
-        wait_for(lambda: any(record.retries(one) for one in trials()), timeout=180)
+        wait_for(lambda: any(attrs.retries(one) for one in trials()), timeout=180)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
     finally:
@@ -454,7 +457,7 @@ def test_a_place_that_kills_its_workers_is_named_and_the_others_go_on(
     # The worker that comes first lives, every other one dies and leaves a line in its log.
     (poison / "sitecustomize.py").write_text(
         "import os, pathlib, sys\n"
-        "if sys.orig_argv[1:3] == ['-m', 'autotune.study.process']:\n"
+        "if sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']:\n"
         "    try:\n"
         f"        os.close(os.open({str(poison / 'taken')!r}, os.O_CREAT | os.O_EXCL))\n"
         "    except FileExistsError:\n"

@@ -7,8 +7,8 @@ import pytest
 from optuna.trial import TrialState
 
 from autotune.search import ranking
-from autotune.study.limits import amount, excess, in_short, set_constraints
-from autotune.study.starting import best_plans
+from autotune.study.setup.initial_trials import best_plans
+from autotune.study.state.constraints import amount, excess, in_short, set_constraints
 from tests.support.studies import make_study
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from autotune.errors import InterruptedTrial
-from autotune.study import memory
-from autotune.study.memory import (
+from autotune.study.state import oom
+from autotune.study.state.oom import (
     LEAST_EXCESS,
     MIB,
     DoesNotFitError,
@@ -150,7 +150,7 @@ def test_what_cannot_be_measured_does_not_hide_the_error(
 
 
 def test_a_machine_that_does_not_tell_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_of_process", lambda: Path("/nowhere").read_text())
+    monkeypatch.setattr(oom, "_of_process", lambda: Path("/nowhere").read_text())
     need = need_of(RuntimeError("you tried to allocate 4096 bytes. Error code 12"), CPU)
     assert need == Need(4096, 0, 0)
 
@@ -159,7 +159,7 @@ def failing(sizes: int, needs: Sequence[Need], monkeypatch: pytest.MonkeyPatch) 
     """Run something that fits in parts of so many; return the parts that were tried."""
     tried: list[int] = []
     coming = iter(needs)
-    monkeypatch.setattr(memory, "need_of", lambda error, device: next(coming))
+    monkeypatch.setattr(oom, "need_of", lambda error, device: next(coming))
 
     def work(part: int) -> str:
         tried.append(part)
@@ -175,7 +175,7 @@ CROWDED, ALONE = Need(5, 1, 10), Need(11, 10, 10)
 
 
 def test_parts_are_halved_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "CROWDED_WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(oom, "CROWDED_WAITS_S", (0.0, 0.0))
     assert failing(8, [ALONE] * 2, monkeypatch) == [32, 16, 8]
     assert failing(32, [], monkeypatch) == [32]
     # Beside others, each size is tried three times.
@@ -193,7 +193,7 @@ def test_what_does_not_fit_at_all(monkeypatch: pytest.MonkeyPatch, least: int) -
         tried.append(part)
         raise torch.OutOfMemoryError(TEXT)
 
-    monkeypatch.setattr(memory, "need_of", lambda error, device: ALONE)
+    monkeypatch.setattr(oom, "need_of", lambda error, device: ALONE)
     with pytest.raises(DoesNotFitError) as caught:
         in_parts_that_fit(
             work, 5, CPU, least=least, on_halved=lambda part, need: told.append(part)
@@ -217,10 +217,10 @@ def test_other_errors_are_not_tried_again() -> None:
 def test_a_wait_ends_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     rooms = iter([5, 5, 7])
     asked: list[int] = []
-    monkeypatch.setattr(memory, "CROWDED_WAITS_S", (600.0,))
-    monkeypatch.setattr(memory, "_LOOK_AGAIN_S", 0.0)
-    monkeypatch.setattr(memory, "_room", lambda device: asked.append(1) or next(rooms))
-    monkeypatch.setattr(memory, "need_of", lambda error, device: CROWDED)
+    monkeypatch.setattr(oom, "CROWDED_WAITS_S", (600.0,))
+    monkeypatch.setattr(oom, "_LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(oom, "_room", lambda device: asked.append(1) or next(rooms))
+    monkeypatch.setattr(oom, "need_of", lambda error, device: CROWDED)
     tried: list[int] = []
 
     def work(part: int) -> None:
@@ -233,8 +233,8 @@ def test_a_wait_ends_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_stop_ends_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "CROWDED_WAITS_S", (600.0,))
-    monkeypatch.setattr(memory, "need_of", lambda error, device: CROWDED)
+    monkeypatch.setattr(oom, "CROWDED_WAITS_S", (600.0,))
+    monkeypatch.setattr(oom, "need_of", lambda error, device: CROWDED)
 
     def work(part: int) -> None:
         raise torch.OutOfMemoryError(TEXT)

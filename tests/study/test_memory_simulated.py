@@ -11,10 +11,10 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from autotune.search.view import DEVICE_MEMORY
-from autotune.study import memory, record
-from autotune.study.opening import OpenStudy
-from autotune.study.worker import work
+from autotune.search.study_view import DEVICE_MEMORY
+from autotune.study.engine.worker import work
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs, oom
 from tests.study.test_worker import job
 from tests.support.simulated_gpu import simulated_gpu
 from tests.support.small import open_small
@@ -25,7 +25,7 @@ GIB = 2**30
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No long waits, and the precision of float32 as it was."""
-    monkeypatch.setattr(memory, "CROWDED_WAITS_S", (0.01, 0.01))
+    monkeypatch.setattr(oom, "CROWDED_WAITS_S", (0.01, 0.01))
     before = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
     yield
     torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = before
@@ -44,7 +44,7 @@ def run(opened: OpenStudy) -> None:
 def test_a_neighbor_that_leaves_costs_no_size(tmp_path: Path, times: int, part: int) -> None:
     opened = small(tmp_path)
     parts: list[int] = []
-    original = memory.in_parts_that_fit
+    original = oom.in_parts_that_fit
 
     def noted(work: Any, *args: Any, **named: Any) -> Any:
         return original(lambda part: parts.append(part) or work(part), *args, **named)
@@ -52,12 +52,12 @@ def test_a_neighbor_that_leaves_costs_no_size(tmp_path: Path, times: int, part: 
     with pytest.MonkeyPatch.context() as patched, simulated_gpu() as gpu:
         gpu.memory.crowd(100 * GIB)
         gpu.memory.provoke(8, inside="_step", times=times)
-        patched.setattr(memory, "in_parts_that_fit", noted)
+        patched.setattr(oom, "in_parts_that_fit", noted)
         run(opened)
     (trial,) = opened.study.trials
     assert trial.state == TrialState.COMPLETE
     assert parts == [16] * min(3, times + (part == 16)) + [8] * (part == 8)
-    assert record.PART not in trial.user_attrs and DEVICE_MEMORY not in trial.constraints
+    assert attrs.PART not in trial.user_attrs and DEVICE_MEMORY not in trial.constraints
 
 
 def test_a_plan_alone_on_its_device_is_halved_at_once(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_plan_alone_on_its_device_is_halved_at_once(tmp_path: Path) -> None:
         gpu.memory.provoke(4, inside="_step")
         run(opened)
     (trial,) = opened.study.trials
-    assert trial.state == TrialState.COMPLETE and trial.user_attrs[record.PART] == 4
+    assert trial.state == TrialState.COMPLETE and trial.user_attrs[attrs.PART] == 4
 
 
 def test_what_a_trial_kept_is_given_back(tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_how_a_gpu_computes_is_recorded(
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     (trial,) = opened.study.trials
     assert trial.state == TrialState.COMPLETE
-    assert trial.user_attrs[record.COMPUTE] == {"half": half, "float32": "tf32"}
-    assert opened.study.user_attrs[record.FLOAT32] == {"Simulated GPU": "tf32"}
-    remembered = opened.study.user_attrs.get(record.PRECISION)
+    assert trial.user_attrs[attrs.COMPUTE] == {"half": half, "float32": "tf32"}
+    assert opened.study.user_attrs[attrs.FLOAT32] == {"Simulated GPU": "tf32"}
+    remembered = opened.study.user_attrs.get(attrs.PRECISION)
     expected = {"test_resnet.letters": {"Simulated GPU": half}} if amp == "auto" else None
     assert remembered == expected

@@ -20,18 +20,18 @@ from PIL import Image
 from torch import Tensor
 
 import autotune as package
-from autotune.results.confirm import confirm
-from autotune.results.export import FORMATS, export, made_up_images
-from autotune.results.fit import FitResult, fit
-from autotune.results.prediction import predict_files
-from autotune.results.rerun import rerun
-from autotune.study import record
-from autotune.study.memory import MIB
-from autotune.study.opening import OpenStudy
-from autotune.study.worker import prepare, work
-from autotune.training import loop
-from autotune.training.capture import CapturedStep
-from autotune.training.loop import Training
+from autotune.results.evaluation.confirm import confirm
+from autotune.results.evaluation.refit import FitResult, fit
+from autotune.results.evaluation.reproduce import rerun
+from autotune.results.model.export import FORMATS, export, made_up_images
+from autotune.results.model.prediction import predict_files
+from autotune.study.engine.worker import prepare, work
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from autotune.study.state.oom import MIB
+from autotune.training import trainer
+from autotune.training.compute.cuda_graphs import CapturedStep
+from autotune.training.trainer import Training
 from tests.study.test_launcher import BARE
 from tests.study.test_worker import job, run
 from tests.support.runs import autotune, trials_of
@@ -101,7 +101,7 @@ def opened_study(folder: Path, **options: Any) -> OpenStudy:
 def completed(opened: OpenStudy) -> list[FrozenTrial]:
     """Return the trials of a study, all of which have to be complete."""
     trials = opened.study.get_trials(deepcopy=False)
-    ends = [(one.state, one.user_attrs.get(record.REASON)) for one in trials]
+    ends = [(one.state, one.user_attrs.get(attrs.REASON)) for one in trials]
     assert ends == [(TrialState.COMPLETE, None)] * len(trials)
     assert all(one.value is not None and math.isfinite(one.value) for one in trials)
     return trials
@@ -112,7 +112,7 @@ def search(opened: OpenStudy, **options: Any) -> list[FrozenTrial]:
     with simulated_gpu(**options):
         run(opened)
     trials = completed(opened)
-    assert {one.user_attrs[record.DEVICE] for one in trials} == {"Simulated GPU"}
+    assert {one.user_attrs[attrs.DEVICE] for one in trials} == {"Simulated GPU"}
     return trials
 
 
@@ -126,9 +126,9 @@ def test_a_trial_trains_on_a_gpu(tmp_path: Path) -> None:
         run(opened)
         assert prepare(opened).device == torch.device("cuda", 0)
     for trial in completed(opened):
-        assert trial.user_attrs[record.DEVICE] == "Simulated GPU"
-        assert 0 < trial.user_attrs[record.PEAK_MEMORY_MB] < 64
-        assert trial.user_attrs[record.DEVICE_MEMORY_MB] == 139 * 1024
+        assert trial.user_attrs[attrs.DEVICE] == "Simulated GPU"
+        assert 0 < trial.user_attrs[attrs.PEAK_MEMORY_MB] < 64
+        assert trial.user_attrs[attrs.DEVICE_MEMORY_MB] == 139 * 1024
     assert gpu.traffic.of(*Kind, within="Training._train_epoch")
 
 
@@ -148,7 +148,7 @@ def test_a_tensor_that_was_left_on_the_host_is_found(
         gpu.faults.clear()
     for trial in opened.study.trials:
         assert trial.state == TrialState.FAIL
-        assert "Expected all tensors to be on the same device" in trial.user_attrs[record.REASON]
+        assert "Expected all tensors to be on the same device" in trial.user_attrs[attrs.REASON]
 
 
 @pytest.mark.slow
@@ -172,7 +172,7 @@ def test_values_are_those_of_the_cpu(tmp_path: Path, kind: str) -> None:
     run(here)
     for one, other in zip(there, completed(here), strict=True):
         assert one.value == pytest.approx(other.value, abs=1e-3)
-        mine, theirs = one.user_attrs[record.METRICS], other.user_attrs[record.METRICS]
+        mine, theirs = one.user_attrs[attrs.METRICS], other.user_attrs[attrs.METRICS]
         assert mine["log_loss"] == pytest.approx(theirs["log_loss"], rel=1e-3)
 
 
@@ -250,7 +250,7 @@ def test_a_worker_replays_its_steps_with_the_same_values(
     tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of both trials, and of each fold."""
-    monkeypatch.setattr(loop, "LEAST_STEPS", 4)
+    monkeypatch.setattr(trainer, "LEAST_STEPS", 4)
     replays = 0
     replay = CapturedStep.__call__
 
@@ -266,7 +266,7 @@ def test_a_worker_replays_its_steps_with_the_same_values(
         folder = tmp_path / str(graphs)
         trials = search(opened_study(folder, **{"training__amp": "off", **options}), graphs=graphs)
         assert bool(replays) == graphs
-        values.append([one.user_attrs[record.METRICS]["log_loss"] for one in trials])
+        values.append([one.user_attrs[attrs.METRICS]["log_loss"] for one in trials])
     assert values[0] == pytest.approx(values[1], rel=1e-4)
 
 
@@ -294,7 +294,7 @@ def test_a_place_with_a_batch_of_its_own_halves_it(tmp_path: Path, place: dict[s
         run(opened)
         assert rule.count
     for trial in completed(opened):
-        assert record.PART not in trial.user_attrs
+        assert attrs.PART not in trial.user_attrs
 
 
 @pytest.mark.slow
@@ -305,7 +305,7 @@ def test_memory_gives_out_once_where_a_network_is_split(tmp_path: Path) -> None:
         run(opened)
         assert rule.count == 1
     for trial in completed(opened):
-        assert record.WHOLE not in trial.user_attrs
+        assert attrs.WHOLE not in trial.user_attrs
 
 
 @pytest.mark.slow
@@ -317,7 +317,7 @@ def test_a_step_that_does_not_fit_is_taken_in_parts(tmp_path: Path, inside: str)
         gpu.memory.provoke(6, inside)
         run(opened)
     trials = completed(opened)
-    assert [one.user_attrs[record.PART] for one in trials] == [5, 5]
+    assert [one.user_attrs[attrs.PART] for one in trials] == [5, 5]
 
 
 @pytest.mark.slow
@@ -337,8 +337,8 @@ def test_a_plan_that_never_fits_is_infeasible_and_holds_nothing(tmp_path: Path) 
     baseline, *others = opened.study.trials
     assert baseline.state == TrialState.COMPLETE
     for trial in others:
-        assert trial.state == TrialState.PRUNED and record.is_untrained(trial)
-        assert trial.user_attrs[record.REASON].startswith("infeasible: memory")
+        assert trial.state == TrialState.PRUNED and attrs.is_untrained(trial)
+        assert trial.user_attrs[attrs.REASON].startswith("infeasible: memory")
 
 
 @pytest.mark.slow
@@ -357,7 +357,7 @@ def test_a_neighbor_that_leaves_costs_no_trial_its_batch(tmp_path: Path) -> None
         work(job(opened), threading.Event(), listen)
         assert crowded and not gpu.memory.neighbor_bytes
     for trial in completed(opened):
-        assert record.PART not in trial.user_attrs
+        assert attrs.PART not in trial.user_attrs
 
 
 @pytest.mark.slow
@@ -391,8 +391,8 @@ def test_two_workers_share_a_gpu(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr + ended.stdout
     trials = trials_of(tmp_path, "tiny")
     assert [one.state for one in trials] == [TrialState.COMPLETE] * 4
-    assert len({one.user_attrs[record.WORKER] for one in trials}) == 2
-    assert {one.user_attrs[record.DEVICE] for one in trials} == {"Simulated GPU"}
+    assert len({one.user_attrs[attrs.WORKER] for one in trials}) == 2
+    assert {one.user_attrs[attrs.DEVICE] for one in trials} == {"Simulated GPU"}
     assert faults_of(tmp_path) == ""
 
 

@@ -17,16 +17,17 @@ import autotune.models
 from autotune.errors import ConfigError, StudyError
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.search.space import Space
-from autotune.study import opening, record
-from autotune.study.budget import Budget, Ending
-from autotune.study.claims import Claim
-from autotune.study.definition import define
-from autotune.study.opening import (
+from autotune.study.setup import opening
+from autotune.study.setup.definition import define
+from autotune.study.setup.opening import (
     await_existing,
     check_existing,
     differences,
     open_existing,
 )
+from autotune.study.state import attrs
+from autotune.study.state.budget import Budget, Ending
+from autotune.study.state.trial_queue import Claim
 from tests.support.images import make_class_folders
 from tests.support.small import open_defined, open_small, small_config
 
@@ -35,14 +36,14 @@ def test_a_new_study_remembers_everything(tmp_path: Path) -> None:
     opened = open_small(tmp_path)
     attributes = opened.study.user_attrs
     config = small_config(tmp_path)
-    assert attributes[record.DEFINITION] == config.definition()
-    assert Space.from_json(attributes[record.SPACE]) == define(config).space
+    assert attributes[attrs.DEFINITION] == config.definition()
+    assert Space.from_json(attributes[attrs.SPACE]) == define(config).space
     assert Budget.of(opened.study) == Budget(trials=3)
     assert Ending.of(opened.study) is None
-    assert attributes[record.DATASET]["train"] == 50
-    assert list(attributes[record.BACKBONES]) == ["test_resnet.letters"]
-    assert len(attributes[record.BACKBONES]["test_resnet.letters"]["layers"]) == 5
-    assert attributes[record.ENVIRONMENT]["optuna"] == optuna.__version__
+    assert attributes[attrs.DATASET]["train"] == 50
+    assert list(attributes[attrs.BACKBONES]) == ["test_resnet.letters"]
+    assert len(attributes[attrs.BACKBONES]["test_resnet.letters"]["layers"]) == 5
+    assert attributes[attrs.ENVIRONMENT]["optuna"] == optuna.__version__
     assert opened.study.metric_names == ["accuracy"]
     assert opened.study.direction == StudyDirection.MAXIMIZE
     assert opened.config().definition() == config.definition()
@@ -53,8 +54,8 @@ def test_the_baseline_is_queued_first_and_once(tmp_path: Path) -> None:
     opened = open_small(tmp_path)
     (trial,) = opened.study.get_trials()
     assert trial.state == TrialState.WAITING
-    assert record.is_baseline(trial)
-    plan = TrialPlan.from_json(trial.user_attrs[record.PLAN])
+    assert attrs.is_baseline(trial)
+    plan = TrialPlan.from_json(trial.user_attrs[attrs.PLAN])
     assert (plan.depth, plan.head.hidden, plan.policy.lr) == (0, (), 0.03)
     assert trial.system_attrs["fixed_params"]["depth"] == 0
 
@@ -63,7 +64,7 @@ def test_a_baseline_outside_the_space_has_no_parameters(tmp_path: Path) -> None:
     opened = open_small(tmp_path, space__depth={"low": 2, "high": 3})
     (trial,) = opened.study.get_trials()
     assert trial.system_attrs["fixed_params"] == {}
-    assert TrialPlan.from_json(trial.user_attrs[record.PLAN]).depth == 0
+    assert TrialPlan.from_json(trial.user_attrs[attrs.PLAN]).depth == 0
 
 
 def test_log_loss_is_minimised(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_log_loss_is_minimised(tmp_path: Path) -> None:
 
 def test_the_budget_may_change_and_the_space_may_not(tmp_path: Path) -> None:
     open_small(tmp_path)
-    assert record.budget_of(open_small(tmp_path, search__trials=9).study) == 9
+    assert attrs.budget_of(open_small(tmp_path, search__trials=9).study) == 9
     changed = define(
         small_config(tmp_path, space__depth={"low": 0, "high": 4}, training__epochs=3)
     )
@@ -100,13 +101,13 @@ def test_what_is_kept_may_change_and_workers_hear_of_it(tmp_path: Path) -> None:
 
 def test_a_key_that_came_later_is_no_difference_while_it_has_its_default(tmp_path: Path) -> None:
     opened = open_small(tmp_path)
-    older = opened.study.user_attrs[record.DEFINITION]
+    older = opened.study.user_attrs[attrs.DEFINITION]
     del older["constraints"], older["search"]["greedy"], older["space"]["training"]["mixup"]
-    opened.study.set_user_attr(record.DEFINITION, older)
+    opened.study.set_user_attr(attrs.DEFINITION, older)
     check_existing(define(small_config(tmp_path)))
     with pytest.raises(StudyError, match=r"\n  space.training.mixup: 0.0 in the study, 0.2 now\n"):
         check_existing(define(small_config(tmp_path, space__training__mixup=0.2)))
-    opened.study.set_user_attr(record.DEFINITION, {**older, "later": 1})
+    opened.study.set_user_attr(attrs.DEFINITION, {**older, "later": 1})
     with pytest.raises(StudyError, match="\n  later: 1 in the study, None now\n"):
         check_existing(define(small_config(tmp_path)))
 
@@ -170,7 +171,7 @@ TITLES = [
 
 
 def titles(study: Study) -> list[str]:
-    return [record.origin_of(one) for one in study.get_trials()]
+    return [attrs.origin_of(one) for one in study.get_trials()]
 
 
 def test_known_good_plans_are_queued_after_the_baseline(tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_known_good_plans_are_queued_after_the_baseline(tmp_path: Path) -> None:
     assert titles(opened.study) == TITLES
     space = define(opened.config()).space
     for trial in opened.study.get_trials()[1:]:
-        plan = record.plan_of(trial)
+        plan = attrs.plan_of(trial)
         assert trial.state == TrialState.WAITING and plan is not None
         assert trial.system_attrs["fixed_params"] == space.params(plan)
     claims = opened.claims()
@@ -229,7 +230,7 @@ def test_a_start_that_broke_off_may_be_followed_by_another_definition(
         "known good: last 3 layers tuned with layer-wise decay",
     ]
     assert [one.number for one in opened.study.get_trials()] == [0, 1, 2]
-    plan = record.plan_of(opened.study.get_trials()[0])
+    plan = attrs.plan_of(opened.study.get_trials()[0])
     assert plan is not None and plan.policy.lr == 0.01
 
 
@@ -239,7 +240,7 @@ def test_a_start_that_broke_off_may_be_followed_by_another_definition(
 def complete(study: Study, values: dict[TrialPlan, float]) -> None:
     for plan, value in values.items():
         study.add_trial(
-            optuna.trial.create_trial(value=value, user_attrs={record.PLAN: plan.to_json()})
+            optuna.trial.create_trial(value=value, user_attrs={attrs.PLAN: plan.to_json()})
         )
 
 
@@ -273,7 +274,7 @@ def test_the_best_plans_of_other_studies_are_taken(tmp_path: Path) -> None:
         "warm start: trial 1 of study dogs",
         "warm start: trial 2 of study cats",
     ]
-    assert record.warm_start_in_words(opened.study) == [
+    assert attrs.warm_start_in_words(opened.study) == [
         "warm start: trial 2 of study dogs is queued",
         "warm start: trial 1 of study dogs is queued",
         "warm start: trial 2 of study cats is queued",
@@ -284,7 +285,7 @@ def test_the_best_plans_of_other_studies_are_taken(tmp_path: Path) -> None:
         "warm start: trial 3 of study cats is dropped: the same plan is queued already",
     ]
     for trial in opened.study.get_trials()[1:]:
-        plan = record.plan_of(trial)
+        plan = attrs.plan_of(trial)
         assert plan is not None
         assert trial.system_attrs["fixed_params"] == definition.space.params(plan)
     # The study goes on without those that it began with.

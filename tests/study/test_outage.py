@@ -12,11 +12,11 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
 from autotune.errors import StorageError
-from autotune.storage import patience
-from autotune.study import record
-from autotune.study.claims import Claim
-from autotune.study.opening import OpenStudy
-from autotune.study.worker import work
+from autotune.storage.rdb import retry
+from autotune.study.engine.worker import work
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from autotune.study.state.trial_queue import Claim
 from tests.study.test_worker import job
 from tests.support.postgres import Server, start_server
 from tests.support.small import open_small
@@ -97,9 +97,9 @@ def test_a_claim_whose_lock_was_lost_is_made_anew(
     (broken,) = drops
     trials = opened.study.get_trials()
     assert trials[broken].state == TrialState.FAIL
-    assert record.retries(trials[claim.trial.number]) == [broken]
+    assert attrs.retries(trials[claim.trial.number]) == [broken]
     assert trials[claim.trial.number].params == trials[broken].params
-    assert trials[claim.trial.number].user_attrs[record.LOSSES] == 0
+    assert trials[claim.trial.number].user_attrs[attrs.LOSSES] == 0
     # The budget is as it was: what broke off does not count.
     progress = claims.progress()
     assert (progress.running, progress.waiting, progress.retried) == (1, 0, 1)
@@ -117,7 +117,7 @@ def test_a_trial_that_somebody_else_has_taken_is_not_run(
         if not taken:
             taken.append(queued.number)
             self.storage.set_trial_state_values(queued._trial_id, TrialState.RUNNING)
-            self.storage.set_trial_user_attr(queued._trial_id, record.WORKER, "other/1/0")
+            self.storage.set_trial_user_attr(queued._trial_id, attrs.WORKER, "other/1/0")
         return original(self, queued)
 
     monkeypatch.setattr(type(claims), "_pop", take_first)
@@ -126,7 +126,7 @@ def test_a_trial_that_somebody_else_has_taken_is_not_run(
     assert taken == [0]
     assert claim.trial.number == 1
     running = opened.study.get_trials(states=(TrialState.RUNNING,))
-    assert [one.user_attrs[record.WORKER] for one in running] == ["other/1/0", "host/1/0"]
+    assert [one.user_attrs[attrs.WORKER] for one in running] == ["other/1/0", "host/1/0"]
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_a_database_that_stays_away_ends_the_run_with_one_message(
         storage=own_server.fresh_database(),
         files=str(tmp_path),
     )
-    monkeypatch.setattr(patience, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(retry, "PATIENCE_S", 0.5)
 
     def stop(event: dict[str, Any]) -> None:
         if event["event"] == "epoch" and event["epoch"] == 1:

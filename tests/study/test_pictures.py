@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from autotune.study.pictures import WORST, Judged, draw_worst, worst
+from autotune.study.trial.plots import WORST, Judged, draw_worst, worst
 
 
 def test_the_worst_images_are_those_with_the_highest_loss() -> None:

@@ -13,10 +13,10 @@ import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.storage.database import open_storage
-from autotune.study import record
-from autotune.study.opening import open_existing
-from autotune.study.record import progress_of
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.setup.opening import open_existing
+from autotune.study.state import attrs
+from autotune.study.state.attrs import progress_of
 from tests.support.runs import SMALL, command, environment, start, wait_for
 
 FEW = ("run", "digits", *SMALL, "training.epochs=60", "search.trials=4", "search.pruner=none")
@@ -31,7 +31,7 @@ def trials(storage: RDBStorage) -> list[FrozenTrial]:
 def workers(storage: RDBStorage) -> set[str]:
     """Return the workers of all trials that have reported; a queued retry has none."""
     reported = [one for one in trials(storage) if one.intermediate_values]
-    return {one.user_attrs[record.WORKER] for one in reported if record.WORKER in one.user_attrs}
+    return {one.user_attrs[attrs.WORKER] for one in reported if attrs.WORKER in one.user_attrs}
 
 
 @pytest.mark.slow
@@ -68,8 +68,8 @@ def test_workers_share_a_study_and_one_is_killed(tmp_path: Path, postgres_url: s
     assert (progress.complete, progress.failed) == (4, 0)
     assert (progress.running, progress.waiting) == (0, 0)
     assert progress.retried == 1
-    assert len({one.user_attrs[record.WORKER] for one in found}) == 3
+    assert len({one.user_attrs[attrs.WORKER] for one in found}) == 3
     for trial in found:
         if trial.state == TrialState.COMPLETE:
             assert sorted(trial.intermediate_values) == list(range(1, 61))
-    assert open_existing("tiny", url).study.user_attrs[record.BUDGET]["trials"] == 4
+    assert open_existing("tiny", url).study.user_attrs[attrs.BUDGET]["trials"] == 4

@@ -10,14 +10,15 @@ import pytest
 import torch
 from optuna.study import load_study
 
-from autotune.data.shelf import Shelf
+from autotune.data.cache.array_cache import Shelf
 from autotune.errors import NoRoomError
-from autotune.study import precision, record
-from autotune.study.opening import OpenStudy
-from autotune.study.preparing import prepare_training
-from autotune.study.worker import prepare
-from autotune.training.half import Operation, operations_of
-from autotune.training.precision import Autocast, is_kept_in_float32
+from autotune.study.engine.worker import prepare
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from autotune.study.trial import amp_choice
+from autotune.study.trial.build import prepare_training
+from autotune.training.compute.amp import Autocast, is_kept_in_float32
+from autotune.training.compute.half_products import Operation, operations_of
 from tests.study.test_worker import run
 from tests.support.backbones import CPU
 from tests.support.small import open_small
@@ -34,7 +35,7 @@ def small(folder: Path, amp: str = "auto") -> OpenStudy:
 
 def remembered(opened: OpenStudy) -> Any:
     study = load_study(study_name=opened.name, storage=opened.storage)
-    return study.user_attrs.get(record.PRECISION)
+    return study.user_attrs.get(attrs.PRECISION)
 
 
 @pytest.mark.parametrize(("amp", "dtype"), [("off", None), ("bf16", torch.bfloat16)])
@@ -64,7 +65,7 @@ def test_what_a_study_remembers_holds_for_all(
     """Whatever this machine would find: another one was first."""
     opened = small(tmp_path)
     known = {"test_resnet.letters": {"cpu": word, "NVIDIA H200": "fp16"}, "other": {"cpu": "off"}}
-    opened.study.set_user_attr(record.PRECISION, known)
+    opened.study.set_user_attr(attrs.PRECISION, known)
     bench = prepare(opened)
     assert prepare_training(bench.space.baseline(), bench).autocast.dtype is dtype
     assert remembered(opened) == known
@@ -86,9 +87,9 @@ def test_networks_of_small_images_train_in_half_precision(tmp_path: Path) -> Non
     run(opened)
     assert [one.state.name for one in opened.study.trials] == ["COMPLETE"] * 2
     tuned = opened.study.trials[1]
-    plan = record.plan_of(tuned)
+    plan = attrs.plan_of(tuned)
     assert plan is not None and plan.depth == 2
-    computed = tuned.user_attrs[record.COMPUTE]
+    computed = tuned.user_attrs[attrs.COMPUTE]
     assert (computed["half"], computed["float32"]) == ("bf16", "ieee")
 
 
@@ -101,7 +102,7 @@ def test_an_operation_is_compared_once_for_a_machine(
         compared.append(operation.key)
         return "192, 3, 3)" in operation.key
 
-    monkeypatch.setattr(precision, "is_wrong", compare)
+    monkeypatch.setattr(amp_choice, "is_wrong", compare)
     opened = small(tmp_path, "bf16")
     kept = []
     for _ in range(2):  # two workers
@@ -123,11 +124,11 @@ def test_a_cache_without_room_costs_a_comparison(
     bench = prepare(small(tmp_path, "bf16"))
     monkeypatch.setattr(Shelf, "open", no_room)
     (operations,) = operations_of(torch.nn.Linear(4, 2), (3, 4, 4), BF16).values()
-    assert precision._is_wrong(operations[0], bench) is False
-    assert bench.wrong == {precision.identity_of(operations[0]): False}
-    monkeypatch.setattr(precision, "_compare", lambda *_: "bf16")
+    assert amp_choice._is_wrong(operations[0], bench) is False
+    assert bench.wrong == {amp_choice.identity_of(operations[0]): False}
+    monkeypatch.setattr(amp_choice, "_compare", lambda *_: "bf16")
     (backbone,) = bench.config.backbones
-    assert precision._found(bench, bench.materials.of(backbone), "cpu") == "bf16"
+    assert amp_choice._found(bench, bench.materials.of(backbone), "cpu") == "bf16"
 
 
 @pytest.mark.parametrize(("capability", "word"), [((8, 0), "bf16"), ((7, 5), "fp16")])
@@ -139,16 +140,16 @@ def test_a_gpu_takes_half_precision_without_a_comparison(
     pretend_card(monkeypatch, "a card", capability)
     set_to: list[str] = []
     monkeypatch.setattr(
-        precision, "set_float32_precision", lambda device, word: set_to.append(word)
+        amp_choice, "set_float32_precision", lambda device, word: set_to.append(word)
     )
     material = bench.materials.of("test_resnet.letters")
-    assert precision.precision_of(bench, material).mode == word
+    assert amp_choice.precision_of(bench, material).mode == word
     assert remembered(opened) == {"test_resnet.letters": {"a card": word}}
-    assert opened.study.user_attrs[record.FLOAT32] == {"a card": "tf32"}
+    assert opened.study.user_attrs[attrs.FLOAT32] == {"a card": "tf32"}
     # A study goes on with what it remembers.
-    opened.study.set_user_attr(record.FLOAT32, {"a card": "ieee"})
-    opened.study.set_user_attr(record.PRECISION, {"test_resnet.letters": {"a card": "off"}})
-    assert precision.precision_of(bench, material).mode == "off"
+    opened.study.set_user_attr(attrs.FLOAT32, {"a card": "ieee"})
+    opened.study.set_user_attr(attrs.PRECISION, {"test_resnet.letters": {"a card": "off"}})
+    assert amp_choice.precision_of(bench, material).mode == "off"
     assert set_to == ["tf32", "ieee"]
 
 
@@ -163,7 +164,7 @@ def test_a_comparison_that_does_not_fit_into_memory_takes_fewer_images(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
         return "off"
 
-    monkeypatch.setattr(precision, "faster", compare)
+    monkeypatch.setattr(amp_choice, "faster", compare)
     bench = prepare(small(tmp_path))
     prepare_training(bench.space.baseline(), bench)
     assert sizes[-1] <= 16 < sizes[0]
@@ -172,7 +173,7 @@ def test_a_comparison_that_does_not_fit_into_memory_takes_fewer_images(
 def test_devices_and_backbones_are_remembered_beside_each_other(tmp_path: Path) -> None:
     opened = small(tmp_path)
     known = {"test_resnet.letters": {"NVIDIA H200": "fp16"}, "other": {"cpu": "off"}}
-    opened.study.set_user_attr(record.PRECISION, known)
+    opened.study.set_user_attr(attrs.PRECISION, known)
     bench = prepare(opened)
     prepare_training(bench.space.baseline(), bench)
     found = remembered(opened)

@@ -18,12 +18,13 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.errors import UserError
-from autotune.storage.database import open_storage
-from autotune.study import pool, record
-from autotune.study.cluster import Share, _cpus_beside
-from autotune.study.desk import Desk
-from autotune.study.launcher import run_study
-from autotune.study.opening import open_existing
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.engine import pool
+from autotune.study.engine.launcher import run_study
+from autotune.study.engine.ray_mailbox import Desk
+from autotune.study.engine.ray_workers import Share, _cpus_beside
+from autotune.study.setup.opening import open_existing
+from autotune.study.state import attrs
 from tests.support.cluster import QUIET, start_cluster, worker_pids
 from tests.support.runs import SMALL, autotune, epochs_running, start, wait_for
 from tests.support.small import small_config
@@ -86,21 +87,21 @@ def test_a_killed_worker_is_replaced_by_ray_and_the_budget_is_exact(
     assert {one.strip() for one in shown} == {"ray::autotune tiny 0", "ray::autotune tiny 1"}
     running = [one for one in trials_in(url) if one.state == TrialState.RUNNING]
     reported = next(one for one in running if one.intermediate_values)
-    pid = int(reported.user_attrs[record.WORKER].split("/")[1])
+    pid = int(reported.user_attrs[attrs.WORKER].split("/")[1])
     assert pid in worker_pids("tiny")
     os.kill(pid, signal.SIGKILL)
     said = tmp_path / "out.txt"
     assert process.wait(timeout=240) == 0, said.read_text()
     trials = trials_in(url)
-    progress = record.progress_of(trials, 4)
+    progress = attrs.progress_of(trials, 4)
     assert (progress.complete, progress.retried) == (4, 1)
     assert (progress.failed, progress.running, progress.waiting) == (0, 0, 0)
     (lost,) = [one for one in trials if one.state == TrialState.FAIL]
     assert lost.number == reported.number
-    assert lost.user_attrs[record.REASON] == "its worker was lost"
-    (successor,) = [one for one in trials if record.retries(one) == [lost.number]]
+    assert lost.user_attrs[attrs.REASON] == "its worker was lost"
+    (successor,) = [one for one in trials if attrs.retries(one) == [lost.number]]
     assert sorted(successor.intermediate_values) == list(range(1, 26))
-    assert len({one.user_attrs[record.WORKER] for one in trials}) == 3
+    assert len({one.user_attrs[attrs.WORKER] for one in trials}) == 3
     text = said.read_text()
     assert "was lost and is replaced" in text
     assert "raylet" not in text
@@ -124,7 +125,7 @@ def test_ctrl_c_gives_trials_back_and_a_second_one_kills(
     assert "Traceback" not in said
     states = [one.state for one in trials_in(url)]
     assert states.count(TrialState.WAITING) == 2 and TrialState.RUNNING not in states
-    reasons = {one.user_attrs.get(record.REASON) for one in trials_in(url)[:2]}
+    reasons = {one.user_attrs.get(attrs.REASON) for one in trials_in(url)[:2]}
     assert reasons == {"interrupted"}
     assert worker_pids("tiny") == []
 
@@ -156,7 +157,7 @@ def test_a_worker_whose_machine_goes_hands_its_trial_back_and_starts_elsewhere(
     assert process.wait(timeout=120) == 0, (tmp_path / "out.txt").read_text()
     trials = trials_in(url)
     assert [one.state for one in trials] == [TrialState.FAIL, TrialState.COMPLETE]
-    assert trials[0].user_attrs[record.REASON] == "interrupted"
+    assert trials[0].user_attrs[attrs.REASON] == "interrupted"
     assert sorted(trials[1].intermediate_values) == list(range(1, 41))
 
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from autotune.config import FitConfig, StudyConfig
+from autotune.config.schema import FitConfig, StudyConfig
 from autotune.errors import UserError
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
-from autotune.study.again import train_again
-from autotune.study.context import Workbench
-from autotune.study.refit import AVERAGED, decay_of, refit, views_of
-from autotune.study.worker import prepare
-from autotune.training.loop import Training
+from autotune.study.engine.worker import prepare
+from autotune.study.trial.context import Workbench
+from autotune.study.trial.refit import AVERAGED, decay_of, refit, views_of
+from autotune.study.trial.retrain import train_again
+from autotune.training.trainer import Training
 from tests.support.small import open_small, small_config
 
 pytestmark = pytest.mark.usefixtures("idle_machine")

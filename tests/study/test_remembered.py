@@ -7,20 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from autotune.config import StudyConfig
-from autotune.data.manifest import Manifest
+from autotune.config.schema import StudyConfig
+from autotune.data.splits.manifest import Manifest
 from autotune.errors import DatasetError, StudyError
-from autotune.results import fit as fit_module
-from autotune.storage.backup import backup, restore
-from autotune.storage.layout import Files
-from autotune.storage.transfer import copy_studies
-from autotune.study import record
-from autotune.study.budget import Ending
-from autotune.study.definition import define
-from autotune.study.doctor import diagnose
-from autotune.study.opening import OpenStudy, check_existing, open_existing
-from autotune.study.remembered import Remembered, manifest_of, read_manifest, remembered_of
-from autotune.study.worker import prepare
+from autotune.results.evaluation import refit as fit_module
+from autotune.storage.admin.backup import backup, restore
+from autotune.storage.admin.copy_study import copy_studies
+from autotune.storage.paths import Files
+from autotune.study.doctor.checks import diagnose
+from autotune.study.engine.worker import prepare
+from autotune.study.setup.definition import define
+from autotune.study.setup.manifest_store import (
+    Remembered,
+    manifest_of,
+    read_manifest,
+    remembered_of,
+)
+from autotune.study.setup.opening import OpenStudy, check_existing, open_existing
+from autotune.study.state import attrs
+from autotune.study.state.budget import Ending
 from tests.support.images import make_class_folders
 from tests.support.small import open_defined, small_config
 
@@ -44,19 +49,19 @@ def again(opened: OpenStudy) -> OpenStudy:
 
 
 def test_the_split_is_an_artifact_of_the_study(opened: OpenStudy, photos: Path) -> None:
-    name = opened.study.user_attrs[record.SPLIT]
+    name = opened.study.user_attrs[attrs.SPLIT]
     assert [path.name for path in opened.files.artifacts.iterdir()] == [name]
     manifest = read_manifest(opened.study, opened.files)
     assert manifest is not None
     parts = [line.part for line in manifest.lines]
     counts = {part: parts.count(part) for part in ("train", "validation", "test", "")}
     assert counts == {"train": 10, "validation": 4, "test": 20, "": 6}
-    assert len(str(opened.study.user_attrs[record.SURVEY])) < 200
+    assert len(str(opened.study.user_attrs[attrs.SURVEY])) < 200
     # Continued, it stays the one that it is.
     folder = opened.files.root.parent
     assert manifest_of(config(photos, folder)) == manifest
     open_defined(define(config(photos, folder), manifest))
-    assert again(opened).study.user_attrs[record.SPLIT] == name
+    assert again(opened).study.user_attrs[attrs.SPLIT] == name
 
 
 def test_images_that_come_later_are_left_out(opened: OpenStudy, photos: Path) -> None:
@@ -90,12 +95,12 @@ def test_a_missing_image_is_named(opened: OpenStudy, photos: Path) -> None:
 
 @pytest.mark.parametrize("how", ["older", "damaged", "away"])
 def test_without_it_a_study_goes_on_as_before(how: str, opened: OpenStudy, photos: Path) -> None:
-    path = opened.files.artifacts / opened.study.user_attrs[record.SPLIT]
+    path = opened.files.artifacts / opened.study.user_attrs[attrs.SPLIT]
     if how == "older":
         attributes = opened.storage.get_study_user_attrs(opened.study._study_id)
-        attributes[record.DATASET].pop("test_fingerprint")
-        opened.study.set_user_attr(record.DATASET, attributes[record.DATASET])
-        opened.study.set_user_attr(record.SPLIT, None)
+        attributes[attrs.DATASET].pop("test_fingerprint")
+        opened.study.set_user_attr(attrs.DATASET, attributes[attrs.DATASET])
+        opened.study.set_user_attr(attrs.SPLIT, None)
     elif how == "damaged":
         path.write_bytes(path.read_bytes()[:50])
     else:
@@ -110,7 +115,7 @@ def test_a_study_that_has_ended_says_so(opened: OpenStudy, photos: Path, tmp_pat
     study_file = config(photos, tmp_path)
     assert not remembered_of(study_file).over
     ended = Ending("trials", "2 finished trials").to_json()
-    opened.study.set_user_attr(record.ENDED, ended)
+    opened.study.set_user_attr(attrs.ENDED, ended)
     assert remembered_of(study_file) == Remembered(manifest_of(study_file), over=True)
 
 
@@ -146,7 +151,7 @@ def test_it_survives_a_backup(opened: OpenStudy, tmp_path: Path) -> None:
 
 def test_the_doctor_misses_it(opened: OpenStudy) -> None:
     assert diagnose(opened).findings == ()
-    (opened.files.artifacts / opened.study.user_attrs[record.SPLIT]).unlink()
+    (opened.files.artifacts / opened.study.user_attrs[attrs.SPLIT]).unlink()
     (found,) = diagnose(again(opened)).findings
     assert found.message.startswith("the artifacts split.csv.gz of the study itself are not in ")
 
@@ -166,4 +171,4 @@ def test_fit_looks_at_the_test_part_s_fingerprint_before_it_reads(
     assert str(caught.value).startswith(
         f"the test images of {str(photos)!r} must be those with which the study was made"
     )
-    assert record.TEST_READS not in again(opened).study.user_attrs
+    assert attrs.TEST_READS not in again(opened).study.user_attrs

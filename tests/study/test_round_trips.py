@@ -11,9 +11,9 @@ import pytest
 import sqlalchemy
 from optuna.trial import Trial, TrialState
 
-from autotune.study import record
-from autotune.study.budget import Budget
-from autotune.study.claims import LOST, Claim, Claims
+from autotune.study.state import attrs
+from autotune.study.state.budget import Budget
+from autotune.study.state.trial_queue import LOST, Claim, Claims
 from tests.study.test_claims import SPACE, Sampler, frozen, make_claims
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
@@ -65,7 +65,7 @@ def test_a_queued_trial_is_a_few_statements_for_any_number_of_parameters(
     assert trial.params["training.lr"] == 0.5
     assert list(trial.params) == list(SPACE.distributions)
     assert trial.distributions == SPACE.distributions
-    assert record.plan_of(trial) == SPACE.plan(trial.params)
+    assert attrs.plan_of(trial) == SPACE.plan(trial.params)
 
 
 def test_the_end_of_a_trial_is_a_few_statements(postgres_url: str) -> None:
@@ -116,7 +116,7 @@ def test_a_trial_ends_as_one_that_optuna_is_told_of(
     assert (found.state, found.values) == (wanted.state, wanted.values)
     assert found.datetime_complete is not None and wanted.datetime_complete is not None
     assert abs((found.datetime_complete - wanted.datetime_complete).total_seconds()) < 30
-    assert found.user_attrs[record.HELD] >= 0
+    assert found.user_attrs[attrs.HELD] >= 0
 
 
 def test_two_objectives_have_a_value_each(url: str) -> None:

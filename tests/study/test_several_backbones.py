@@ -12,15 +12,17 @@ import torch
 from optuna.trial import TrialState
 
 from autotune.errors import ConfigError, Problem, StudyError
-from autotune.results.edges import edges_of_space
-from autotune.results.fit import fit
-from autotune.results.report import render_report
-from autotune.results.summary import summarise
+from autotune.results.diagnosis.space_edges import edges_of_space
+from autotune.results.evaluation.refit import fit
+from autotune.results.report.html import render_report
+from autotune.results.report.summary import summarise
 from autotune.search.space import Space
-from autotune.study import launcher, material, record
-from autotune.study.definition import define
-from autotune.study.opening import OpenStudy, check_existing
-from autotune.study.worker import Job, prepare, work
+from autotune.study.engine import launcher
+from autotune.study.engine.worker import Job, prepare, work
+from autotune.study.setup import resources
+from autotune.study.setup.definition import define
+from autotune.study.setup.opening import OpenStudy, check_existing
+from autotune.study.state import attrs
 from tests.support.inside import call
 from tests.support.page import Parsed
 from tests.support.small import open_small, small_config
@@ -121,16 +123,16 @@ def opened(tmp_path: Path) -> OpenStudy:
 
 def test_the_study_remembers_all_of_them(opened: OpenStudy, tmp_path: Path) -> None:
     attributes = opened.study.user_attrs
-    assert {name: len(one["layers"]) for name, one in attributes[record.BACKBONES].items()} == {
+    assert {name: len(one["layers"]) for name, one in attributes[attrs.BACKBONES].items()} == {
         RESNET: 5,
         EFFICIENTNET: 6,
     }
     assert opened.config().backbones == BOTH
-    space = Space.from_json(attributes[record.SPACE])
+    space = Space.from_json(attributes[attrs.SPACE])
     assert space == define(small_config(tmp_path, **TWO)).space
-    plan = record.plan_of(opened.study.get_trials()[0])
+    plan = attrs.plan_of(opened.study.get_trials()[0])
     assert plan is not None and plan.backbone == RESNET
-    assert len(record.layers_of(attributes, plan)) == 5
+    assert len(attrs.layers_of(attributes, plan)) == 5
     for other, key in (
         ({"backbone": [RESNET, "test_vit"]}, "backbone: "),
         ({"backbone": [EFFICIENTNET, RESNET]}, "backbone: "),
@@ -149,9 +151,9 @@ def test_the_hash_of_every_backbone_is_compared(opened: OpenStudy, tmp_path: Pat
 
 
 def change_weights(opened: OpenStudy, name: str) -> None:
-    remembered = opened.study.user_attrs[record.BACKBONES]
+    remembered = opened.study.user_attrs[attrs.BACKBONES]
     changed = {**remembered[name], "weights_hash": "0" * 32}
-    opened.study.set_user_attr(record.BACKBONES, {**remembered, name: changed})
+    opened.study.set_user_attr(attrs.BACKBONES, {**remembered, name: changed})
 
 
 # What trials train with
@@ -161,13 +163,13 @@ def test_each_is_loaded_when_it_is_needed_and_sees_the_same_images_in_its_own_wa
     opened: OpenStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = []
-    load = material.load_backbone
+    load = resources.load_backbone
 
     def noted(name: str, *arguments: Any) -> Any:
         loaded.append(name)
         return load(name, *arguments)
 
-    monkeypatch.setattr(material, "load_backbone", noted)
+    monkeypatch.setattr(resources, "load_backbone", noted)
     bench = prepare(opened)
     assert loaded == []
     second, first = (bench.materials.of(name) for name in reversed(BOTH))
@@ -193,7 +195,7 @@ def test_their_views_share_the_memory_of_a_worker(opened: OpenStudy) -> None:
     enough = first.train.kept_bytes + first.validation.kept_bytes
     assert min(first.train.kept_bytes, first.validation.kept_bytes) > 0
     for given, kept in ((enough, enough), (enough - 1, first.validation.kept_bytes), (0, 0)):
-        opened.study.set_user_attr(record.CACHE, {"memory_gb": given / 1e9})
+        opened.study.set_user_attr(attrs.CACHE, {"memory_gb": given / 1e9})
         materials = prepare(opened).materials
         assert sum(materials.of(name).kept_bytes for name in (RESNET, EFFICIENTNET)) <= given
         assert materials.of(RESNET).kept_bytes == kept
@@ -230,9 +232,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
 def test_both_are_trained(finished: OpenStudy) -> None:
     trials = finished.study.get_trials()
     assert [one.state for one in trials] == [TrialState.COMPLETE] * 3
-    plans = [record.plan_of(one) for one in trials]
+    plans = [attrs.plan_of(one) for one in trials]
     assert {plan.backbone for plan in plans if plan} == {*BOTH}
-    space = Space.from_json(finished.study.user_attrs[record.SPACE])
+    space = Space.from_json(finished.study.user_attrs[attrs.SPACE])
     for trial, plan in zip(trials, plans, strict=True):
         assert plan is not None
         assert trial.params == space.params(plan)
@@ -242,9 +244,9 @@ def test_both_are_trained(finished: OpenStudy) -> None:
 def test_summary_and_report_name_them(finished: OpenStudy) -> None:
     found = summarise(finished)
     assert found.best is not None and found.several
-    plan = record.plan_of(found.best)
+    plan = attrs.plan_of(found.best)
     assert plan is not None
-    assert len(found.picture) == len(record.layers_of(finished.study.user_attrs, plan)) + 1
+    assert len(found.picture) == len(attrs.layers_of(finished.study.user_attrs, plan)) + 1
     page = Parsed(render_report(finished.study))
     assert f"{RESNET}, {EFFICIENTNET} on digits" in page.text
     assert plan.in_words(named=True) in page.text
@@ -260,7 +262,7 @@ def test_fit_gives_each_its_own_images(finished: OpenStudy, tmp_path: Path) -> N
     result = fit(finished, number, tmp_path / "model")
     assert result.plan.backbone == EFFICIENTNET
     assert result.test != result.baseline
-    values = json.loads((tmp_path / "model/record.json").read_text())
+    values = json.loads((tmp_path / "model/attrs.json").read_text())
     assert values["preprocessing"]["interpolation"] == "bicubic"
     assert values["definition"]["backbone"] == [*BOTH]
 

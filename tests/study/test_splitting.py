@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from autotune.data.shelf import Shelf
+from autotune.data.cache.array_cache import Shelf
 from autotune.errors import SplitError
 from autotune.plan import TrainingPolicy
 from autotune.search.dimensions import inert_value
 from autotune.search.space import Space
-from autotune.study import record, splitting
-from autotune.study.opening import OpenStudy
-from autotune.study.preparing import prepare_training
-from autotune.study.worker import prepare
+from autotune.study.engine.worker import prepare
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from autotune.study.trial import feature_reuse
+from autotune.study.trial.build import prepare_training
 from autotune.training.features import Features
 from tests.study.test_worker import run
 from tests.support.small import open_small
@@ -42,19 +43,19 @@ def test_features_change_no_value_but_by_rounding(tmp_path: Path) -> None:
     run(on)
     run(off)
     assert kept(on) and not kept(off)
-    assert [record.plan_of(one) for one in on.study.trials] == [
-        record.plan_of(one) for one in off.study.trials
+    assert [attrs.plan_of(one) for one in on.study.trials] == [
+        attrs.plan_of(one) for one in off.study.trials
     ]
     assert values(on) == pytest.approx(values(off), abs=0.06)
-    assert all(record.WHOLE not in one.user_attrs for one in on.study.trials)
-    assert all(one.user_attrs[record.CACHES] == {"decoded": "once"} for one in off.study.trials)
+    assert all(attrs.WHOLE not in one.user_attrs for one in on.study.trials)
+    assert all(one.user_attrs[attrs.CACHES] == {"decoded": "once"} for one in off.study.trials)
 
 
 def test_what_is_computed_to_be_kept_is_counted(tmp_path: Path) -> None:
     opened = small(tmp_path, space__depth=0, space__layers={}, search__trials=2)
     run(opened)
-    images = opened.study.user_attrs[record.DATASET]
-    first, second = (one.user_attrs[record.CACHES] for one in opened.study.trials)
+    images = opened.study.user_attrs[attrs.DATASET]
+    first, second = (one.user_attrs[attrs.CACHES] for one in opened.study.trials)
     # In two epochs two views of the training images, and one of the others.
     assert first.pop("seconds") > 0
     assert first == {"decoded": "once", "computed": 2 * images["train"] + images["validation"]}
@@ -65,7 +66,7 @@ def test_where_there_is_no_room_nothing_is_counted(tmp_path: Path) -> None:
     opened = small(tmp_path, search__trials=1, cache__disk_gb=2e-5)
     run(opened)
     assert not kept(opened)
-    assert opened.study.trials[0].user_attrs[record.CACHES] == {"decoded": "anew"}
+    assert opened.study.trials[0].user_attrs[attrs.CACHES] == {"decoded": "anew"}
 
 
 def test_all_cuts_come_from_the_deepest(tmp_path: Path) -> None:
@@ -104,11 +105,11 @@ def test_what_cannot_be_split_trains_whole_and_says_so(
     def refuse(network: Any, images: Tensor) -> None:
         raise SplitError("the backbone cannot be traced (of this test)")
 
-    monkeypatch.setattr(splitting, "split", refuse)
+    monkeypatch.setattr(feature_reuse, "split", refuse)
     opened = small(tmp_path, search__trials=2)
     with caplog.at_level(logging.WARNING):
         run(opened)
-    reasons = {one.user_attrs.get(record.WHOLE) for one in opened.study.trials}
+    reasons = {one.user_attrs.get(attrs.WHOLE) for one in opened.study.trials}
     assert reasons == {"the backbone cannot be traced (of this test)"}
     assert not kept(opened)
     said = [one.getMessage() for one in caplog.records if "trains whole" in one.getMessage()]

@@ -11,13 +11,14 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
 
 from autotune.plan import TrialPlan
-from autotune.results.report import render_report
-from autotune.results.summary import summarise
+from autotune.results.report.html import render_report
+from autotune.results.report.summary import summarise
 from autotune.search import ranking
-from autotune.study import preparing, record
-from autotune.study.budget import Ending
-from autotune.study.opening import OpenStudy
-from autotune.study.worker import prepare, work
+from autotune.study.engine.worker import prepare, work
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from autotune.study.state.budget import Ending
+from autotune.study.trial import build
 from tests.study.test_worker import job, run
 from tests.support.page import Parsed
 from tests.support.small import open_small
@@ -30,7 +31,7 @@ def limit(tmp_path_factory: pytest.TempPathFactory) -> int:
     """Return how many parameters the baseline has."""
     opened = open_small(tmp_path_factory.mktemp("limit"), search__trials=1, training__epochs=1)
     run(opened)
-    return int(opened.study.trials[0].user_attrs[record.COSTS]["parameters"])
+    return int(opened.study.trials[0].user_attrs[attrs.COSTS]["parameters"])
 
 
 def test_parameters_are_recorded_without_being_asked_for(tmp_path: Path) -> None:
@@ -38,11 +39,11 @@ def test_parameters_are_recorded_without_being_asked_for(tmp_path: Path) -> None
     run(opened)
     bench = prepare(opened)
     (trial,) = opened.study.trials
-    plan = record.plan_of(trial)
+    plan = attrs.plan_of(trial)
     assert plan is not None
-    network = preparing.prepare_training(plan, bench).network
+    network = build.prepare_training(plan, bench).network
     parameters = sum(one.numel() for one in network.parameters())
-    assert trial.user_attrs[record.COSTS] == {"parameters": parameters}
+    assert trial.user_attrs[attrs.COSTS] == {"parameters": parameters}
     assert trial.constraints == {}
 
 
@@ -67,12 +68,12 @@ def test_an_infeasible_plan_is_not_trained_and_never_best(tmp_path: Path, limit:
     within = [one for one in trials if not ranking.is_infeasible(one)]
     assert beyond and len(within) > 1
     for trial in beyond:
-        has = trial.user_attrs[record.COSTS]["parameters"]
+        has = trial.user_attrs[attrs.COSTS]["parameters"]
         assert trial.constraints["max_parameters"] == pytest.approx(has / limit - 1)
         assert trial.state == TrialState.PRUNED
         assert (trial.values, trial.intermediate_values) == (None, {})
-        assert trial.user_attrs[record.EPOCHS] == 0
-        assert trial.user_attrs[record.REASON].startswith("infeasible: ")
+        assert trial.user_attrs[attrs.EPOCHS] == 0
+        assert trial.user_attrs[attrs.REASON].startswith("infeasible: ")
         assert get_all_artifact_meta(trial, storage=opened.storage) == []
         of_trial = [one["event"] for one in events if one.get("trial") == trial.number]
         assert of_trial == ["start", "end"]
@@ -82,7 +83,7 @@ def test_an_infeasible_plan_is_not_trained_and_never_best(tmp_path: Path, limit:
     assert (progress.infeasible, progress.finished) == (len(beyond), 8)
     ended = Ending.of(opened.study)
     assert ended is not None and ended.kind == "trials"
-    best = ranking.best_of(trials, record.direction_of(opened.study))
+    best = ranking.best_of(trials, attrs.direction_of(opened.study))
     assert best is not None and best in within
 
 
@@ -92,14 +93,14 @@ def test_a_study_without_a_plan_within_its_limits_ends_and_says_so(tmp_path: Pat
     trials = opened.study.trials
     # The baseline is what everything is compared with: it is trained, and is not the best.
     assert [one.state for one in trials] == [TrialState.COMPLETE] + [TrialState.PRUNED] * 3
-    assert trials[0].user_attrs[record.REASON].endswith("k parameters, at most 1.00 k")
+    assert trials[0].user_attrs[attrs.REASON].endswith("k parameters, at most 1.00 k")
     names = [one.filename for one in get_all_artifact_meta(trials[0], storage=opened.storage)]
     assert "weights.safetensors" not in names
     assert Ending.of(opened.study) == Ending("trials", "4 finished trials")
     found = summarise(opened)
     assert found.best is None
     assert found.nearest is not None
-    least = min(trials, key=lambda one: float(one.user_attrs[record.COSTS]["parameters"])).number
+    least = min(trials, key=lambda one: float(one.user_attrs[attrs.COSTS]["parameters"])).number
     assert found.nearest.number == least
     text = Parsed(render_report(opened.study)).text
     assert f"No complete trial within the limits; the nearest is trial {least}, " in text
@@ -134,14 +135,14 @@ def test_a_study_of_two_objectives(tmp_path: Path) -> None:
     for trial in study.trials:
         assert trial.state == TrialState.COMPLETE
         assert trial.values == [
-            trial.user_attrs[record.METRICS]["accuracy"],
-            trial.user_attrs[record.COSTS]["latency_ms"],
+            trial.user_attrs[attrs.METRICS]["accuracy"],
+            trial.user_attrs[attrs.COSTS]["latency_ms"],
         ]
         # The learning curve, which Optuna's own report refuses here.
         assert sorted(trial.intermediate_values) == [1, 2]
         assert trial.intermediate_values[2] == trial.values[0]
-        assert trial.user_attrs[record.EPOCHS] == 2
-    front = ranking.front_of(study.trials, record.direction_of(study))
+        assert trial.user_attrs[attrs.EPOCHS] == 2
+    front = ranking.front_of(study.trials, attrs.direction_of(study))
     assert {one.number for one in front} == {one.number for one in study.best_trials}
     kept = [
         one.number
@@ -175,8 +176,8 @@ def test_an_interrupted_trial_of_two_objectives_goes_on_where_it_was(tmp_path: P
     assert second.intermediate_values == expected.intermediate_values
     assert second.values[0] == expected.values[0]
     # Measured once: a latency is never twice the same.
-    assert second.user_attrs[record.COSTS] == first.user_attrs[record.COSTS]
-    assert second.values[1] == first.user_attrs[record.COSTS]["latency_ms"]
+    assert second.user_attrs[attrs.COSTS] == first.user_attrs[attrs.COSTS]
+    assert second.values[1] == first.user_attrs[attrs.COSTS]["latency_ms"]
 
 
 def test_limits_do_not_change_what_is_trained(tmp_path: Path) -> None:
@@ -189,11 +190,11 @@ def test_limits_do_not_change_what_is_trained(tmp_path: Path) -> None:
         run(opened)
     found = [
         [
-            (TrialPlan.from_json(one.user_attrs[record.PLAN]), one.intermediate_values)
+            (TrialPlan.from_json(one.user_attrs[attrs.PLAN]), one.intermediate_values)
             for one in opened.study.trials
         ]
         for opened in studies
     ]
     assert found[0] == found[1]
-    (costs,) = {tuple(one.user_attrs[record.COSTS]) for one in studies[1].study.trials}
+    (costs,) = {tuple(one.user_attrs[attrs.COSTS]) for one in studies[1].study.trials}
     assert costs == ("parameters", "latency_ms", "memory_mb")

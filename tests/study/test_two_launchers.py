@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from autotune.data.task import Task
+from autotune.data.views.study_data import Task
 from autotune.errors import StudyError
-from autotune.storage.layout import Files
-from autotune.study import launcher
-from autotune.study.definition import Definition
-from autotune.study.launcher import _open
-from autotune.study.opening import OpenStudy, open_or_create
-from autotune.study.remembered import read_manifest
+from autotune.storage.paths import Files
+from autotune.study.engine import launcher
+from autotune.study.engine.launcher import _open
+from autotune.study.setup.definition import Definition
+from autotune.study.setup.manifest_store import read_manifest
+from autotune.study.setup.opening import OpenStudy, open_or_create
 from tests.support.small import defined, small_config
 
 pytestmark = pytest.mark.usefixtures("closed_connections")

@@ -36,20 +36,21 @@ from autotune.errors import (
 from autotune.models.network import Network, build_network
 from autotune.plan import TrialPlan
 from autotune.search import ranking
-from autotune.search.view import DEVICE_MEMORY
-from autotune.storage.layout import Files
-from autotune.storage.patience import PatientStorage
-from autotune.study import memory, preparing, record
-from autotune.study import trial as trial_module
-from autotune.study import worker as worker_module
-from autotune.study.budget import Ending
-from autotune.study.claims import MAX_RETRIES, Claim
-from autotune.study.opening import OpenStudy, open_existing
-from autotune.study.preparing import prepare_training
-from autotune.study.worker import Job, prepare, work, worker_name
-from autotune.training.batches import Inputs
-from autotune.training.loop import Training
+from autotune.search.study_view import DEVICE_MEMORY
+from autotune.storage.paths import Files
+from autotune.storage.rdb.retry import PatientStorage
+from autotune.study.engine import worker as worker_module
+from autotune.study.engine.worker import Job, prepare, work, worker_name
+from autotune.study.setup.opening import OpenStudy, open_existing
+from autotune.study.state import attrs, oom
+from autotune.study.state.budget import Ending
+from autotune.study.state.trial_queue import MAX_RETRIES, Claim
+from autotune.study.trial import build
+from autotune.study.trial import run as trial_module
+from autotune.study.trial.build import prepare_training
+from autotune.training.inputs.batches import Inputs
 from autotune.training.metrics import Metrics
+from autotune.training.trainer import Training
 from tests.support.cuda import accelerator_error
 from tests.support.runs import wait_for
 from tests.support.small import open_small
@@ -108,17 +109,17 @@ def test_a_study_from_start_to_end(tmp_path: Path) -> None:
     for trial in trials:
         attributes = trial.user_attrs
         assert set(trial.params) == space
-        assert trial.value == attributes[record.METRICS]["accuracy"]
+        assert trial.value == attributes[attrs.METRICS]["accuracy"]
         assert trial.value == trial.intermediate_values[2]
-        assert attributes[record.EPOCHS] == 2
-        assert attributes[record.SECONDS] > 0
-        assert attributes[record.DEVICE] == "cpu"
+        assert attributes[attrs.EPOCHS] == 2
+        assert attributes[attrs.SECONDS] > 0
+        assert attributes[attrs.DEVICE] == "cpu"
         names = [one.filename for one in get_all_artifact_meta(trial, storage=opened.storage)]
         pictures = {"learning_curve.png", "confusion_matrix.png", "worst_images.jpg"}
         assert pictures <= set(names)
         # Short attributes: the dashboard reads them all.
         assert len(json.dumps(attributes)) < 2000
-    assert trials[0].user_attrs[record.PARAMETERS_TUNED] == 970
+    assert trials[0].user_attrs[attrs.PARAMETERS_TUNED] == 970
     files = Files.of(opened.url)
     assert not list(files.root.glob("checkpoints/*/*.pt"))
 
@@ -134,7 +135,7 @@ def test_weights_of_the_best_can_be_loaded_into_its_network(tmp_path: Path) -> N
         if one.filename == "weights.safetensors"
     ]
     bench = prepare(opened)
-    plan = record.plan_of(best)
+    plan = attrs.plan_of(best)
     assert plan is not None
     backbone = bench.materials.of(plan.backbone).backbone
     network = build_network(backbone, plan, 10, seed=99)
@@ -149,13 +150,13 @@ def test_equal_plans_have_equal_values(tmp_path: Path) -> None:
     opened = open_small(tmp_path)
     run(opened)
     trial = opened.study.get_trials()[2]
-    plan = record.plan_of(trial)
+    plan = attrs.plan_of(trial)
     assert plan is not None
     training = prepare_training(plan, prepare(opened))
     values = {result.epoch: result.metrics.accuracy for result in training.run() if result.metrics}
     assert values == trial.intermediate_values
     assert training.metrics is not None
-    assert training.metrics.to_json() == trial.user_attrs[record.METRICS]
+    assert training.metrics.to_json() == trial.user_attrs[attrs.METRICS]
 
 
 def test_images_that_there_is_no_room_for_give_the_same_values(tmp_path: Path) -> None:
@@ -165,7 +166,7 @@ def test_images_that_there_is_no_room_for_give_the_same_values(tmp_path: Path) -
     for opened in (plenty, open_small(tmp_path / "little", cache=little, search__trials=1)):
         run(opened)
         (trial,) = opened.study.trials
-        values.append((trial.intermediate_values, trial.user_attrs[record.METRICS]))
+        values.append((trial.intermediate_values, trial.user_attrs[attrs.METRICS]))
         pictures.append(picture(opened, "worst_images.jpg"))
     assert values[0] == values[1]
     assert pictures[0] == pictures[1]
@@ -195,12 +196,12 @@ def test_a_diverged_trial_is_recorded_and_the_study_goes_on(tmp_path: Path) -> N
     failed = [one for one in trials if one.state == TrialState.FAIL]
     assert len(failed) == 2
     for trial in failed:
-        assert trial.user_attrs[record.REASON].startswith("diverged: ")
-        assert trial.user_attrs[record.FAILED_PLAN] is True
-        assert record.PLAN in trial.user_attrs
+        assert trial.user_attrs[attrs.REASON].startswith("diverged: ")
+        assert trial.user_attrs[attrs.FAILED_PLAN] is True
+        assert attrs.PLAN in trial.user_attrs
         assert all(math.isfinite(one) for one in trial.intermediate_values.values())
     assert ranking.best_of(trials, opened.study.direction) is trials[0]
-    assert record.saved_epochs(trials, 2) == 0
+    assert attrs.saved_epochs(trials, 2) == 0
     assert opened.progress().finished == 3
 
 
@@ -218,7 +219,7 @@ def test_a_value_that_is_no_number_fails_the_trial_and_is_not_reported(
     trials = opened.study.get_trials()
     assert [one.state for one in trials] == [TrialState.COMPLETE] + [TrialState.FAIL] * 2
     for trial in trials[1:]:
-        assert trial.user_attrs[record.REASON] == "diverged: the log_loss is inf in epoch 1"
+        assert trial.user_attrs[attrs.REASON] == "diverged: the log_loss is inf in epoch 1"
         assert trial.intermediate_values == {}
     assert ranking.best_of(trials, opened.study.direction) == trials[0]
 
@@ -235,10 +236,10 @@ def test_time_on_the_device_is_that_of_each_attempt(tmp_path: Path) -> None:
     run(opened)
     first, second = opened.study.get_trials()
     for trial in (first, second):
-        seconds = record.seconds_of(trial)
+        seconds = attrs.seconds_of(trial)
         assert seconds is not None
-        assert record.held_s(trial, 0.0) == pytest.approx(seconds, abs=0.5)
-    assert second.user_attrs[record.SECONDS] > first.user_attrs[record.SECONDS]
+        assert attrs.held_s(trial, 0.0) == pytest.approx(seconds, abs=0.5)
+    assert second.user_attrs[attrs.SECONDS] > first.user_attrs[attrs.SECONDS]
     assert Ending.of(opened.study) == Ending("trials", "1 finished trial")
 
 
@@ -272,7 +273,7 @@ def test_a_worker_waits_for_what_others_bring(tmp_path: Path) -> None:
     assert ended is not None and ended.kind == "patience"
     assert [one["trial"] for one in events if one["event"] == "start"] == [3]
     trials = opened.study.get_trials()
-    assert record.retries(trials[3]) == [other.trial.number]
+    assert attrs.retries(trials[3]) == [other.trial.number]
     assert trials[3].state == TrialState.COMPLETE
     assert events.count({"event": "waiting"}) == 1
 
@@ -331,8 +332,8 @@ def test_a_stop_gives_the_trial_back_and_another_worker_resumes_it(tmp_path: Pat
     assert trials[1].state == TrialState.COMPLETE
     assert trials[1].value == expected.value
     assert trials[1].intermediate_values == expected.intermediate_values
-    assert trials[1].user_attrs[record.METRICS] == expected.user_attrs[record.METRICS]
-    assert trials[1].user_attrs[record.SECONDS] > trials[0].user_attrs[record.SECONDS]
+    assert trials[1].user_attrs[attrs.METRICS] == expected.user_attrs[attrs.METRICS]
+    assert trials[1].user_attrs[attrs.SECONDS] > trials[0].user_attrs[attrs.SECONDS]
 
 
 def test_a_trial_lost_after_its_last_epoch_is_only_told(
@@ -352,8 +353,8 @@ def test_a_trial_lost_after_its_last_epoch_is_only_told(
     assert [one["event"] for one in events] == ["ready", "start", "end"]
     done = opened.study.get_trials()[1]
     assert done.state == TrialState.COMPLETE
-    plan = record.plan_of(done)
-    assert plan == TrialPlan.from_json(done.user_attrs[record.PLAN])
+    plan = attrs.plan_of(done)
+    assert plan == TrialPlan.from_json(done.user_attrs[attrs.PLAN])
     assert plan == bench.space.baseline(bench.config.baseline)
     assert done.value == done.intermediate_values[2]
 
@@ -364,11 +365,11 @@ def test_a_trial_that_fails_after_it_was_given_away_is_dropped(
 ) -> None:
     opened = open_small(tmp_path, search__trials=2)
     claims = opened.claims()
-    original = preparing.build_network
+    original = build.build_network
     checkpoints = []
 
     def hang(*args: Any, **named: Any) -> Any:
-        monkeypatch.setattr(preparing, "build_network", original)
+        monkeypatch.setattr(build, "build_network", original)
         checkpoint = opened.files.checkpoint(opened.name, 0)
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write_bytes(b"")  # the successor's by now
@@ -377,7 +378,7 @@ def test_a_trial_that_fails_after_it_was_given_away_is_dropped(
         with checkpoint.open():
             raise error("too late")
 
-    monkeypatch.setattr(preparing, "build_network", hang)
+    monkeypatch.setattr(build, "build_network", hang)
     kept: list[bool] = []
 
     def emit(event: dict[str, Any]) -> None:
@@ -392,8 +393,8 @@ def test_a_trial_that_fails_after_it_was_given_away_is_dropped(
     assert ends == [(0, "lost"), (1, "complete"), (2, "complete")]
     assert kept == [True]
     trials = opened.study.get_trials()
-    assert record.retries(trials[1]) == [0]
-    assert record.FAILED_PLAN not in trials[0].user_attrs
+    assert attrs.retries(trials[1]) == [0]
+    assert attrs.FAILED_PLAN not in trials[0].user_attrs
 
 
 def test_what_a_worker_wrote_after_its_trial_was_finished_elsewhere_is_removed(
@@ -401,10 +402,10 @@ def test_what_a_worker_wrote_after_its_trial_was_finished_elsewhere_is_removed(
 ) -> None:
     """As one does that was frozen between its report and its checkpoint."""
     opened = open_small(tmp_path, search__trials=1)
-    original = preparing.build_network
+    original = build.build_network
 
     def freeze(*_: Any, **__: Any) -> Any:
-        monkeypatch.setattr(preparing, "build_network", original)
+        monkeypatch.setattr(build, "build_network", original)
         assert opened.claims().sweep(lambda worker: True) == 1
         run(opened)
         checkpoint = opened.files.checkpoint(opened.name, 0)
@@ -412,7 +413,7 @@ def test_what_a_worker_wrote_after_its_trial_was_finished_elsewhere_is_removed(
         checkpoint.write_bytes(b"")
         raise PlanError("too late")
 
-    monkeypatch.setattr(preparing, "build_network", freeze)
+    monkeypatch.setattr(build, "build_network", freeze)
     events = run(opened)
     assert [one["state"] for one in events if one["event"] == "end"] == ["lost"]
     assert opened.study.trials[1].state == TrialState.COMPLETE
@@ -426,7 +427,7 @@ def test_bad_trials_prune(tmp_path: Path) -> None:
     assert pruned
     for trial in pruned:
         assert max(trial.intermediate_values) < 6
-        assert trial.user_attrs[record.EPOCHS] == max(trial.intermediate_values)
+        assert trial.user_attrs[attrs.EPOCHS] == max(trial.intermediate_values)
         names = [one.filename for one in get_all_artifact_meta(trial, storage=opened.storage)]
         assert names == ["learning_curve.png"]
 
@@ -439,14 +440,14 @@ def test_a_worker_that_fails_at_everything_stops(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("the device is on fire")
 
-    monkeypatch.setattr(preparing, "build_network", broken)
+    monkeypatch.setattr(build, "build_network", broken)
     with pytest.raises(WorkerError, match="3 trials in a row failed; the log says why: here"):
         run(opened)
     trials = opened.study.get_trials()
     assert [one.state for one in trials] == [TrialState.FAIL] * 3
-    assert trials[0].user_attrs[record.REASON] == "RuntimeError: the device is on fire"
+    assert trials[0].user_attrs[attrs.REASON] == "RuntimeError: the device is on fire"
     # Nothing that a sampler should hold against their plans.
-    assert not any(record.FAILED_PLAN in one.user_attrs for one in trials)
+    assert not any(attrs.FAILED_PLAN in one.user_attrs for one in trials)
 
 
 #: More than any machine has.
@@ -470,7 +471,7 @@ def test_a_plan_that_does_not_fit_is_infeasible(
         training__batch_size=4,
     )
     name, owner = {
-        "building": ("build_network", preparing),
+        "building": ("build_network", build),
         "measuring": ("measure_costs", trial_module),
         "training": ("_step", Training),
         "validating": ("predict", Training),
@@ -480,32 +481,32 @@ def test_a_plan_that_does_not_fit_is_infeasible(
     def hungry(*arguments: Any, **named: Any) -> Any:
         trial = opened.study.trials[-1]
         late = where != "validating" or bool(trial.intermediate_values)
-        if on_the_device(record.plan_of(trial)) and late:
+        if on_the_device(attrs.plan_of(trial)) and late:
             raise torch.cuda.OutOfMemoryError(HUGE)
         return original(*arguments, **named)
 
     monkeypatch.setattr(owner, name, hungry)
     events = run(opened)
     trials = opened.study.trials
-    plans = [record.plan_of(one) for one in trials]
+    plans = [attrs.plan_of(one) for one in trials]
     hungry_ones = [one for one, plan in zip(trials, plans, strict=True) if on_the_device(plan)]
     for trial in hungry_ones:
-        assert trial.state == TrialState.PRUNED and record.is_untrained(trial)
+        assert trial.state == TrialState.PRUNED and attrs.is_untrained(trial)
         assert trial.constraints[DEVICE_MEMORY] > 100
-        wanted = float(trial.user_attrs[record.PEAK_MEMORY_MB])
-        there = float(trial.user_attrs[record.DEVICE_MEMORY_MB])
+        wanted = float(trial.user_attrs[attrs.PEAK_MEMORY_MB])
+        there = float(trial.user_attrs[attrs.DEVICE_MEMORY_MB])
         assert wanted > 90_000 * 1024 > there
         said = re.fullmatch(
             r"infeasible: memory: it wanted at least ([\d,]+) MiB, the device has ([\d,]+) MiB",
-            trial.user_attrs[record.REASON],
+            trial.user_attrs[attrs.REASON],
         )
         assert said is not None
         numbers = [float(one.replace(",", "")) for one in said.groups()]
         assert numbers == pytest.approx([wanted, there], abs=0.6)  # of two roundings
-        assert trial.user_attrs[record.PART] == memory.LEAST_PART
-        assert trial.user_attrs[record.EPOCHS] == len(trial.intermediate_values)
-        assert trial.user_attrs[record.SECONDS] > 0
-        assert record.FAILED_PLAN not in trial.user_attrs
+        assert trial.user_attrs[attrs.PART] == oom.LEAST_PART
+        assert trial.user_attrs[attrs.EPOCHS] == len(trial.intermediate_values)
+        assert trial.user_attrs[attrs.SECONDS] > 0
+        assert attrs.FAILED_PLAN not in trial.user_attrs
     ends = {one["trial"]: one["state"] for one in events if one["event"] == "end"}
     assert {ends[one.number] for one in hungry_ones} == {"infeasible"}
     progress = opened.progress()
@@ -525,7 +526,7 @@ def test_a_baseline_that_does_not_fit_ends_the_run(
     def hungry(*_: object, **__: object) -> None:
         raise torch.cuda.OutOfMemoryError(HUGE)
 
-    monkeypatch.setattr(preparing, "build_network", hungry)
+    monkeypatch.setattr(build, "build_network", hungry)
     with pytest.raises(UserError, match="the baseline does not fit into memory: even with 2"):
         run(opened)
     progress = opened.progress()
@@ -533,22 +534,22 @@ def test_a_baseline_that_does_not_fit_ends_the_run(
     monkeypatch.undo()  # a larger device
     run(opened)
     baseline = next(one for one in opened.study.trials if one.state == TrialState.COMPLETE)
-    assert record.is_baseline(baseline)
+    assert attrs.is_baseline(baseline)
     # In whole batches again.
-    assert baseline.user_attrs[record.PART] == 4
+    assert baseline.user_attrs[attrs.PART] == 4
 
 
-CROWDED = memory.Need(4 * memory.MIB, 2 * memory.MIB, 10 * memory.MIB)
-ALONE = memory.Need(12 * memory.MIB, 10 * memory.MIB, 10 * memory.MIB)
+CROWDED = oom.Need(4 * oom.MIB, 2 * oom.MIB, 10 * oom.MIB)
+ALONE = oom.Need(12 * oom.MIB, 10 * oom.MIB, 10 * oom.MIB)
 
 
 @pytest.fixture
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "CROWDED_WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(oom, "CROWDED_WAITS_S", (0.0, 0.0))
 
 
 def short_of_memory(
-    monkeypatch: pytest.MonkeyPatch, needs: list[memory.Need]
+    monkeypatch: pytest.MonkeyPatch, needs: list[oom.Need]
 ) -> list[tuple[int, int]]:
     """Let a training fail for want of memory in its third epoch, once for each need.
 
@@ -557,7 +558,7 @@ def short_of_memory(
     """
     begun: list[tuple[int, int]] = []
     coming = iter(needs)
-    met: list[memory.Need] = []
+    met: list[oom.Need] = []
     original = Training._train_epoch
 
     def fail(self: Training) -> float:
@@ -569,7 +570,7 @@ def short_of_memory(
         return original(self)
 
     monkeypatch.setattr(Training, "_train_epoch", fail)
-    monkeypatch.setattr(memory, "need_of", lambda error, device: met[-1])
+    monkeypatch.setattr(oom, "need_of", lambda error, device: met[-1])
     return begun
 
 
@@ -583,7 +584,7 @@ def test_beside_a_neighbor_a_trial_goes_on_as_it_was(
     run(opened)
     assert begun == [(0, 16), (1, 16), (2, 16), (2, 16), (2, 16), (3, 16)]
     (trial,) = opened.study.trials
-    assert trial.state == TrialState.COMPLETE and record.PART not in trial.user_attrs
+    assert trial.state == TrialState.COMPLETE and attrs.PART not in trial.user_attrs
 
 
 @pytest.mark.usefixtures("no_waits")
@@ -595,7 +596,7 @@ def test_a_size_that_a_neighbor_forces_is_not_remembered(
     run(opened)
     assert begun[-2:] == [(2, 8), (3, 8)]
     (trial,) = opened.study.trials
-    assert trial.state == TrialState.COMPLETE and record.PART not in trial.user_attrs
+    assert trial.state == TrialState.COMPLETE and attrs.PART not in trial.user_attrs
 
 
 @pytest.mark.usefixtures("no_waits")
@@ -608,7 +609,7 @@ def test_a_size_of_the_plan_itself_is_remembered(
     run(opened)
     assert [part for epoch, part in begun if epoch == 2] == [16, 8, 8, 8, 4, 2]
     (trial,) = opened.study.trials
-    assert trial.user_attrs[record.PART] == 2
+    assert trial.user_attrs[attrs.PART] == 2
 
 
 @pytest.mark.usefixtures("no_waits", "no_pauses")
@@ -621,18 +622,18 @@ def test_nothing_is_infeasible_because_of_a_neighbor(
     run(opened)
     first, second = opened.study.trials
     assert first.state == TrialState.FAIL and second.state == TrialState.COMPLETE
-    assert first.user_attrs[record.REASON].startswith("CrowdedError: others hold the memory")
+    assert first.user_attrs[attrs.REASON].startswith("CrowdedError: others hold the memory")
     assert DEVICE_MEMORY not in first.constraints
-    assert record.PART not in second.user_attrs and record.is_baseline(second)
+    assert attrs.PART not in second.user_attrs and attrs.is_baseline(second)
 
 
 def test_a_stop_is_heard_while_a_trial_waits_for_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = open_small(tmp_path, search__trials=1, training__epochs=4)
-    monkeypatch.setattr(memory, "CROWDED_WAITS_S", (600.0,))
+    monkeypatch.setattr(oom, "CROWDED_WAITS_S", (600.0,))
     begun = short_of_memory(monkeypatch, [CROWDED])
-    monkeypatch.setattr(memory, "_room", lambda device: stop.set() or 0)
+    monkeypatch.setattr(oom, "_room", lambda device: stop.set() or 0)
     stop = threading.Event()
     work(job(opened), stop, lambda event: None)
     assert begun[-1][0] == 2
@@ -655,7 +656,7 @@ def test_what_a_trial_held_is_free_when_it_has_failed(
         left.extend(one() is not None for one in networks)
 
     monkeypatch.setattr(Training, "_train_epoch", fail)
-    monkeypatch.setattr(memory, "give_memory_back", look)
+    monkeypatch.setattr(oom, "give_memory_back", look)
     run(opened)
     assert left == [False]
 
@@ -702,9 +703,9 @@ def test_a_passing_failure_is_tried_again_from_the_checkpoint(
     assert begun == [0, 1, 2, 2, 3]
     first, second = opened.study.trials
     assert first.state == TrialState.FAIL and second.state == TrialState.COMPLETE
-    assert first.user_attrs[record.REASON].startswith(f"{type(error).__name__}: ")
-    assert record.FAILED_PLAN not in first.user_attrs
-    assert record.retries(second) == [0]
+    assert first.user_attrs[attrs.REASON].startswith(f"{type(error).__name__}: ")
+    assert attrs.FAILED_PLAN not in first.user_attrs
+    assert attrs.retries(second) == [0]
     assert sorted(second.intermediate_values) == [1, 2, 3, 4]
     assert "queued again" in [one.get("state") for one in events]
     assert (opened.progress().finished, opened.progress().failed) == (1, 0)
@@ -716,19 +717,19 @@ def test_a_failure_that_does_not_pass_is_given_up(
 ) -> None:
     """The trial, and not the worker, where the next trial is sound."""
     opened = open_small(tmp_path, search__trials=3, training__epochs=1)
-    original = preparing.build_network
+    original = build.build_network
 
     def stale(*arguments: Any, **named: Any) -> Any:
-        if record.first_attempt(opened.study.trials[-1]) == 1:
+        if attrs.first_attempt(opened.study.trials[-1]) == 1:
             raise OSError(errno.ESTALE, "Stale file handle")
         return original(*arguments, **named)
 
-    monkeypatch.setattr(preparing, "build_network", stale)
+    monkeypatch.setattr(build, "build_network", stale)
     run(opened)
     progress = opened.progress()
     assert (progress.complete, progress.failed, progress.retried) == (2, 1, MAX_RETRIES)
     last = opened.study.trials[1 + MAX_RETRIES]
-    assert last.user_attrs[record.REASON] == ("OSError: [Errno 116] Stale file handle, too often")
+    assert last.user_attrs[attrs.REASON] == ("OSError: [Errno 116] Stale file handle, too often")
 
 
 @pytest.mark.usefixtures("no_pauses")
@@ -740,7 +741,7 @@ def test_a_worker_for_which_nothing_passes_ends(
     def away(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(preparing, "build_network", away)
+    monkeypatch.setattr(build, "build_network", away)
     with pytest.raises(WorkerError, match=f"{MAX_RETRIES + 2} trials in a row failed"):
         run(opened)
     assert opened.progress().running == 0
@@ -773,10 +774,10 @@ def test_a_process_that_lost_its_gpu_gives_its_trial_back_and_ends(
     assert end.value.exit_code == 75
     assert (opened.progress().running, opened.progress().waiting) == (0, 1)
     (first, second) = opened.study.trials
-    assert first.user_attrs[record.REASON] == (
+    assert first.user_attrs[attrs.REASON] == (
         "its worker was lost: AcceleratorError: CUDA error: device-side assert triggered"
     )
-    assert second.user_attrs[record.LOSSES] == 1
+    assert second.user_attrs[attrs.LOSSES] == 1
     run(opened)  # another process
     assert begun == [0, 1, 2, 2, 3]
     assert opened.study.trials[1].state == TrialState.COMPLETE
@@ -826,7 +827,7 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(
     run(opened)
     first, second = opened.study.get_trials()
     assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
-    assert first.user_attrs[record.PART] == second.user_attrs[record.PART] == 4
+    assert first.user_attrs[attrs.PART] == second.user_attrs[attrs.PART] == 4
     assert sorted(second.intermediate_values) == [1, 2, 3, 4]
 
 
@@ -839,13 +840,13 @@ def test_a_failed_plan_is_marked_before_its_trial_is_told(
     end = PatientStorage.end_trial
 
     def ended(self: PatientStorage, trial_id: int, *arguments: Any, **named: Any) -> Any:
-        marks.append(self.get_trial(trial_id).user_attrs.get(record.FAILED_PLAN))
+        marks.append(self.get_trial(trial_id).user_attrs.get(attrs.FAILED_PLAN))
         return end(self, trial_id, *arguments, **named)
 
     def unfit(*_: object, **__: object) -> None:
         raise PlanError("no such layer")
 
-    monkeypatch.setattr(preparing, "build_network", unfit)
+    monkeypatch.setattr(build, "build_network", unfit)
     monkeypatch.setattr(PatientStorage, "end_trial", ended)
     run(opened)
     assert marks == [True]
@@ -946,9 +947,9 @@ def test_a_retry_that_begins_again_is_not_pruned_for_later_epochs(
 
 def test_changed_weights_are_refused(tmp_path: Path) -> None:
     opened = open_small(tmp_path)
-    ((name, remembered),) = opened.study.user_attrs[record.BACKBONES].items()
+    ((name, remembered),) = opened.study.user_attrs[attrs.BACKBONES].items()
     changed = {name: {**remembered, "weights_hash": "0" * 32}}
-    opened.study.set_user_attr(record.BACKBONES, changed)
+    opened.study.set_user_attr(attrs.BACKBONES, changed)
     with pytest.raises(
         StudyError, match=r"the weights 'hub' of 'test_resnet.letters' have changed"
     ):
@@ -964,7 +965,7 @@ def test_a_space_with_nothing_to_search_still_runs(tmp_path: Path) -> None:
     run(opened)
     trials = opened.study.get_trials()
     assert [one.state for one in trials] == [TrialState.COMPLETE] * 2
-    plans = [record.plan_of(one) for one in trials]
+    plans = [attrs.plan_of(one) for one in trials]
     assert [plan.depth for plan in plans if plan] == [0, 1]
     assert Ending.of(opened.study) == Ending("exhausted", "every plan of the space has been tried")
 
@@ -979,7 +980,7 @@ def test_a_greedy_search_ends_with_its_last_stage(tmp_path: Path) -> None:
         training__epochs=1,
     )
     run(opened)
-    stages = [one.user_attrs.get(record.STAGE) for one in opened.study.trials]
+    stages = [one.user_attrs.get(attrs.STAGE) for one in opened.study.trials]
     assert stages[:2] == [None, "layer 1"] and len(stages) < 5
     ended = Ending.of(opened.study)
     assert ended is not None and ended.kind == "exhausted"

@@ -12,17 +12,17 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from autotune.config import AugmentConfig, DataConfig, TrainingConfig
-from autotune.data.images import ImageSpec
-from autotune.data.task import Task
-from autotune.data.views import Views
+from autotune.config.schema import AugmentConfig, DataConfig, TrainingConfig
+from autotune.data.preprocessing import ImageSpec
+from autotune.data.views.study_data import Task
+from autotune.data.views.views import Views
 from autotune.models.backbone import Backbone, data_config, hash_weights
 from autotune.models.network import Network, build_network
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
-from autotune.training.batches import Some
 from autotune.training.folds import Folds
-from autotune.training.loop import Normalise, Training
-from autotune.training.norms import sample
+from autotune.training.inputs.batches import Some
+from autotune.training.optim.norm_recalibration import sample
+from autotune.training.trainer import Normalise, Training
 
 SIZE = 32
 CPU = torch.device("cpu")

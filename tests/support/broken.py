@@ -11,8 +11,8 @@ from optuna.storages._rdb.models import TrialHeartbeatModel, TrialModel, TrialUs
 from optuna.trial import FrozenTrial
 from sqlalchemy import delete, func, insert, select, update
 
-from autotune.study.claims import Claim
-from autotune.study.opening import OpenStudy
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state.trial_queue import Claim
 
 
 def claim(opened: OpenStudy, worker: str = "box/1/0", *, beat: bool = True) -> FrozenTrial:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from autotune.plan import HeadPlan, HiddenLayer, TrialPlan
-from autotune.results.model import Description, save_model
+from autotune.results.model.model import Description, save_model
 from tests.support.surgery import FAMILIES, built, change, source
 
 CLASSES = ("cat", "dog", "käse, alt")

@@ -12,9 +12,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
-from autotune.storage.database import open_storage
-from autotune.storage.rows import read_study
-from autotune.storage.snapshot import reading
+from autotune.storage.admin.read_only import reading
+from autotune.storage.admin.study_rows import read_study
+from autotune.storage.rdb.connection import open_storage
 from tests.support.studies import make_study
 
 

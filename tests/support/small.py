@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autotune.config import StudyConfig
-from autotune.data.task import Task
-from autotune.search.own import references
-from autotune.storage.layout import Files
-from autotune.study.definition import Definition, define
-from autotune.study.opening import OpenStudy, open_or_create
-from autotune.studyfile import apply_overrides, check, presets, read_yaml
+from autotune.config.loading import apply_overrides, check, presets, read_yaml
+from autotune.config.schema import StudyConfig
+from autotune.data.views.study_data import Task
+from autotune.search.plugins import references
+from autotune.storage.paths import Files
+from autotune.study.setup.definition import Definition, define
+from autotune.study.setup.opening import OpenStudy, open_or_create
 
 OVERRIDES: dict[str, Any] = {
     "name": "small",

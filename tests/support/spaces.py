@@ -12,7 +12,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from autotune.config import SpaceConfig
+from autotune.config.schema import SpaceConfig
 from autotune.search.space import LAYER_FIELDS, Params, Space
 from tests.support.offers import PlainOffer, offers
 

@@ -1,7 +1,7 @@
 """Studies as a run leaves them behind, made in a moment: material for tests that read studies.
 
 Everything goes through Optuna's public API; attributes carry the names of
-``autotune.study.record``, and parameters and plans come from ``autotune.search.space``.
+``autotune.study.state.attrs``, and parameters and plans come from ``autotune.search.space``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.config import StudyConfig
+from autotune.config.schema import StudyConfig
 from autotune.plan import TrialPlan
-from autotune.search.limits import Candidate
+from autotune.search.backbone_limits import Candidate
 from autotune.search.space import Params, Space
-from autotune.study import limits, record
+from autotune.study.state import attrs
+from autotune.study.state import constraints as limits
 from tests.support.offers import offers
 
 START = datetime(2026, 1, 5, 9, 0, 0)
@@ -81,7 +82,7 @@ def make_study(
         failed: Trials that diverged.
         retried: Attempts that were given back; the first retry of each is among ``trials``, so
             that there are at most ``trials - 1``.
-        objective: One of ``autotune.config.OBJECTIVES``; it decides the direction.
+        objective: One of ``autotune.config.schema.OBJECTIVES``; it decides the direction.
         objectives: A metric and a cost for a Pareto study; nothing is pruned then.
         constraints: The ``constraints`` section of the study file; plans beyond it are not
             trained. See :func:`_costs` for what plans cost.
@@ -124,7 +125,7 @@ def make_study(
         config, counts, budget, HOSTILE if hostile else ""
     ).items():
         study.set_user_attr(key, value)
-    study.set_user_attr(record.SPACE, made.to_json())
+    study.set_user_attr(attrs.SPACE, made.to_json())
     maker = _Maker(study, config, made, gain, workers, HOSTILE if hostile else "", seed)
     maker.add_all(trials, failed, min(retried, max(0, trials - 1)), running, waiting)
     return study
@@ -134,9 +135,9 @@ def _study_attributes(
     config: StudyConfig, counts: Mapping[str, int], budget: int, hostile: str
 ) -> dict[str, Any]:
     return {
-        record.DEFINITION: config.definition(),
-        record.BUDGET: {"trials": budget, "timeout": None},
-        record.DATASET: {
+        attrs.DEFINITION: config.definition(),
+        attrs.BUDGET: {"trials": budget, "timeout": None},
+        attrs.DATASET: {
             "name": "digits" + hostile,
             "fingerprint": "0f" * 16,
             "classes": [f"digit {i}{hostile}" for i in range(10)],
@@ -145,9 +146,9 @@ def _study_attributes(
             "test": 360,
             "skipped": [["3/7.png", "truncated file" + hostile]],
         },
-        record.BACKBONES: {name: _described(layers, hostile) for name, layers in counts.items()},
-        record.FILES: "/data/digits-files",
-        record.ENVIRONMENT: {"python": "3.11.7", "torch": "2.9.0", "timm": "1.0.31" + hostile},
+        attrs.BACKBONES: {name: _described(layers, hostile) for name, layers in counts.items()},
+        attrs.FILES: "/data/digits-files",
+        attrs.ENVIRONMENT: {"python": "3.11.7", "torch": "2.9.0", "timm": "1.0.31" + hostile},
     }
 
 
@@ -214,7 +215,7 @@ class _Maker:
         curve = self._curve(plan)
         costs = _costs(plan)
         beyond = limits.excess(costs, self.config.constraints.limits)
-        reason = {record.REASON: f"{record.INFEASIBLE}: {beyond}"} if beyond else {}
+        reason = {attrs.REASON: f"{attrs.INFEASIBLE}: {beyond}"} if beyond else {}
         if beyond and not baseline:
             self._add(TrialState.PRUNED, params or {}, plan, {}, attributes=reason)
             return
@@ -227,19 +228,19 @@ class _Maker:
             plan,
             curve,
             baseline=baseline,
-            attributes={record.RETRIES: earlier} if earlier else reason,
+            attributes={attrs.RETRIES: earlier} if earlier else reason,
         )
 
     def _give_back(self, params: Params | None) -> int:
         assert params is not None
         plan = self.space.plan(params)
         curve = {step: value for step, value in self._curve(plan).items() if step <= 2}
-        reason = {record.REASON: "the worker was lost: no heartbeat for 120 s" + self.hostile}
+        reason = {attrs.REASON: "the worker was lost: no heartbeat for 120 s" + self.hostile}
         return self._add(TrialState.FAIL, params, plan, curve, attributes=reason)
 
     def _fail(self) -> None:
         params = self._draw()
-        reason = {record.REASON: "DivergedError: the loss is nan in epoch 2" + self.hostile}
+        reason = {attrs.REASON: "DivergedError: the loss is nan in epoch 2" + self.hostile}
         plan = self.space.plan(params)
         first = {1: self._curve(plan)[1]}
         self._add(TrialState.FAIL, params, plan, first, attributes=reason)
@@ -291,23 +292,23 @@ class _Maker:
         costs = _costs(plan)
         second = [costs[name] for name in self.config.directions if name in costs]
         known = {
-            record.PLAN: plan.to_json(),
-            record.WORKER: f"gpu-box/{4100 + worker}/{worker}{self.hostile}",
-            record.DEVICE: "NVIDIA H200" + self.hostile,
-            record.PARAMETERS_TUNED: 5130 + 7200 * plan.depth,
-            record.COSTS: {
+            attrs.PLAN: plan.to_json(),
+            attrs.WORKER: f"gpu-box/{4100 + worker}/{worker}{self.hostile}",
+            attrs.DEVICE: "NVIDIA H200" + self.hostile,
+            attrs.PARAMETERS_TUNED: 5130 + 7200 * plan.depth,
+            attrs.COSTS: {
                 name: costs[name] for name in costs if name in ("parameters", *self.config.costs)
             },
-            **({record.ROLE: record.BASELINE} if baseline else {}),
+            **({attrs.ROLE: attrs.BASELINE} if baseline else {}),
         }
         if ended:
             known |= {
-                record.EPOCHS: len(curve),
-                record.SECONDS: seconds - 5.0,
-                record.PEAK_MEMORY_MB: 512.5 + 40 * plan.depth,
+                attrs.EPOCHS: len(curve),
+                attrs.SECONDS: seconds - 5.0,
+                attrs.PEAK_MEMORY_MB: 512.5 + 40 * plan.depth,
             }
         if ended and state != TrialState.FAIL and last is not None:
-            known[record.METRICS] = _metrics(_accuracy(self.config.training.objective, last))
+            known[attrs.METRICS] = _metrics(_accuracy(self.config.training.objective, last))
         told = last is not None and state in (TrialState.COMPLETE, TrialState.PRUNED)
         frozen = create_trial(
             state=state,

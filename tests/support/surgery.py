@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from autotune.models.backbone import Backbone, data_config, hash_weights
 from autotune.models.layers import layers_of
 from autotune.models.network import Network, build_network
-from autotune.models.offers import KERNELS, LayerOffer
-from autotune.models.parts import ACTIVATIONS
-from autotune.models.pooling import POOLS
-from autotune.models.trying import offers_for
+from autotune.models.surgery.aligned_pool import POOLS
+from autotune.models.surgery.capabilities import KERNELS, LayerOffer
+from autotune.models.surgery.components import ACTIVATIONS
+from autotune.models.surgery.probing import offers_for
 from autotune.plan import LayerPlan, TrialPlan
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from timm.utils.model_ema import ModelEmaV3
 
-from autotune.training.average import WeightAverage
 from autotune.training.checkpoint import Checkpoint
+from autotune.training.optim.ema import WeightAverage
 from tests.support.backbones import network, plan, state_of, training
 from tests.support.surgery import change
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from autotune.data.shelf import Shelf
+from autotune.data.cache.array_cache import Shelf
 from autotune.models.network import build_network
-from autotune.models.split import Split, split
+from autotune.models.prefix.split import Split, split
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.training import features as features_module
-from autotune.training.batches import in_parts
 from autotune.training.checkpoint import Checkpoint
+from autotune.training.compute.amp import Autocast
 from autotune.training.features import FeatureCache, Features, kept_bytes
-from autotune.training.loop import Training
-from autotune.training.precision import Autocast
+from autotune.training.inputs.batches import in_parts
+from autotune.training.trainer import Training
 from tests.support.backbones import (
     CPU,
     SMALL,

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autotune.data.shelf import Shelf
+from autotune.data.cache.array_cache import Shelf
 from autotune.models.network import Network
-from autotune.models.split import split
+from autotune.models.prefix.split import split
 from autotune.plan import TrialPlan
-from autotune.training.batches import Some
-from autotune.training.expense import memory_mb
+from autotune.training.cost_profile import memory_mb
 from autotune.training.features import FeatureCache, Features
 from autotune.training.folds import Folds, parts_of
-from autotune.training.loop import Training
+from autotune.training.inputs.batches import Some
+from autotune.training.trainer import Training
 from tests.support.backbones import backbone, folds, images, plan, some_digits, training
 
 

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from autotune.training.half import (
+from autotune.training.compute.amp import Autocast, is_kept_in_float32
+from autotune.training.compute.half_products import (
     Operation,
     _Form,
     identity_of,
@@ -19,7 +20,6 @@ from autotune.training.half import (
     keep_wrong_in_float32,
     operations_of,
 )
-from autotune.training.precision import Autocast, is_kept_in_float32
 from tests.support.backbones import CPU
 
 BF16, FP16 = Autocast(CPU, torch.bfloat16), Autocast(CPU, torch.float16)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from autotune.errors import DivergedError, InterruptedTrial
 from autotune.models.network import build_network
 from autotune.training.checkpoint import Checkpoint
-from autotune.training.loop import Normalise, Training, batch_count, part_count
 from autotune.training.metrics import measure
+from autotune.training.trainer import Normalise, Training, batch_count, part_count
 from tests.support.backbones import (
     CPU,
     backbone,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from autotune.training.mixing import make_mixing
+from autotune.training.inputs.mixup import make_mixing
 from tests.support.backbones import plan, some_digits, state_of, training
 
 CLASSES = 5

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from autotune.models.network import Network, build_network
-from autotune.training.loop import NORM_IMAGES, Normalise
-from autotune.training.norms import measure_norms, sample
+from autotune.training.optim.norm_recalibration import measure_norms, sample
+from autotune.training.trainer import NORM_IMAGES, Normalise
 from tests.support.backbones import CPU, backbone, plan, some_digits, state_of, training
 from tests.support.surgery import built, change, pictures, source
 

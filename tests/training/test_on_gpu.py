@@ -17,17 +17,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from autotune.data.shelf import Shelf
-from autotune.data.views import Views
-from autotune.models.split import split
+from autotune.data.cache.array_cache import Shelf
+from autotune.data.views.views import Views
+from autotune.models.prefix.split import split
 from autotune.plan import TrialPlan
-from autotune.training import capture, loop, placement, transfer
-from autotune.training.batches import Some
-from autotune.training.capture import CapturedStep
+from autotune.training import trainer
 from autotune.training.checkpoint import Checkpoint
+from autotune.training.compute import cuda_graphs
+from autotune.training.compute.cuda_graphs import CapturedStep
 from autotune.training.features import FeatureCache, Features
-from autotune.training.loop import Training
-from autotune.training.placement import give_back, place
+from autotune.training.inputs import placement, transfer
+from autotune.training.inputs.batches import Some
+from autotune.training.inputs.placement import give_back, place
+from autotune.training.trainer import Training
 from tests.support.backbones import (
     backbone,
     differing,
@@ -354,9 +356,9 @@ def test_not_even_one_image_fits(gpu: SimulatedGpu, tmp_path: Path) -> None:
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedGpu]:
     """A device that captures steps, also of trainings as short as these."""
-    monkeypatch.setattr(loop, "LEAST_STEPS", 1)
-    monkeypatch.setattr(capture, "_broken", set())
-    capture.tell.cache_clear()
+    monkeypatch.setattr(trainer, "LEAST_STEPS", 1)
+    monkeypatch.setattr(cuda_graphs, "_broken", set())
+    cuda_graphs.tell.cache_clear()
     gc.collect()
     with simulated_gpu(graphs=True) as device:
         yield device
@@ -438,7 +440,7 @@ def test_a_captured_step_that_differs_is_not_used(
     expected = losses(on_features(tmp_path, found))
 
     def wrong(device: torch.device, compute: Any) -> Any:
-        replay = capture.record_graph(device, compute)
+        replay = cuda_graphs.record_graph(device, compute)
         parameters = [one for one in run.network.parameters() if one.requires_grad]
 
         def work() -> None:
@@ -483,9 +485,9 @@ def test_random_numbers_of_the_host_cannot_be_captured(
 def test_a_device_that_captures_nothing_takes_plain_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(loop, "LEAST_STEPS", 1)
-    monkeypatch.setattr(capture, "_broken", set())
-    capture.tell.cache_clear()
+    monkeypatch.setattr(trainer, "LEAST_STEPS", 1)
+    monkeypatch.setattr(cuda_graphs, "_broken", set())
+    cuda_graphs.tell.cache_clear()
     with simulated_gpu(graphs=False):
         found, _ = CAPTURED["tail"]
         plain = on_features(tmp_path, found)
@@ -513,12 +515,12 @@ def test_a_capture_that_breaks_off_ends_all_replays_of_the_process(
             if torch.cuda.is_current_stream_capturing():
                 raise RuntimeError("operation failed due to a previous error during capture")
 
-        return capture.record_graph(device, half)
+        return cuda_graphs.record_graph(device, half)
 
     second = on_features(tmp_path, found, graphs=True)
     second.record = functools.partial(broken, GPU)
     assert losses(second) == expected
-    assert not capture.is_usable(GPU)
+    assert not cuda_graphs.is_usable(GPU)
     seen += [one.loss for one in course]
     assert seen == expected
 

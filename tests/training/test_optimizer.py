@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autotune.models.network import build_network
-from autotune.training.optimizer import make_optimizer, make_schedule, parameter_groups
+from autotune.training.optim.optimizer import make_optimizer, make_schedule, parameter_groups
 from tests.support.backbones import SMALL, backbone, plan
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from autotune.errors import PlanError
 from autotune.models.network import Network
 from autotune.plan import TrialPlan
-from autotune.training.loop import EpochResult, Training
-from autotune.training.phases import Phases
+from autotune.training.optim.phases import Phases
+from autotune.training.trainer import EpochResult, Training
 from tests.support.backbones import network, plan, state_of, training
 from tests.support.surgery import change
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autotune.training.precision import (
+from autotune.training.compute.amp import (
     Autocast,
     describe_compute,
     faster,

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from autotune.models.network import Network, build_network
 from autotune.plan import TrialPlan
-from autotune.training.loop import Training
-from autotune.training.optimizer import make_optimizer
-from autotune.training.pull import Pull
+from autotune.training.optim.l2_sp import Pull
+from autotune.training.optim.optimizer import make_optimizer
+from autotune.training.trainer import Training
 from tests.support.backbones import backbone, network, plan, state_of, step, training
 from tests.support.surgery import change
 

@@ -6,12 +6,12 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from autotune.config import AugmentConfig, DataConfig
-from autotune.data.augment import ViewMaker
-from autotune.data.images import ImageSpec
-from autotune.data.task import Task
+from autotune.config.schema import AugmentConfig, DataConfig
+from autotune.data.preprocessing import ImageSpec
+from autotune.data.views.augmentation import ViewMaker
+from autotune.data.views.study_data import Task
 from autotune.training.features import FeatureCache
-from autotune.training.sampling import epoch_order
+from autotune.training.inputs.epoch_sampler import epoch_order
 from tests.support.backbones import plan
 from tests.support.images import make_class_folders
 from tests.training.test_features import on_features

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from autotune.data.archives import extract as extracting
-from autotune.data.archives.extract import MAX_RATIO, extract, is_archive
-from autotune.data.own import open_own
+from autotune.data.download import extraction as extracting
+from autotune.data.download.extraction import MAX_RATIO, extract, is_archive
+from autotune.data.sources.local import open_own
 from autotune.errors import DatasetError, DiskFullError, NoRoomError
 from tests.support.archives import tar_bytes, zip_bytes
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from autotune.data.archives.fetching import Fetched
-from autotune.data.archives.home import Place, data_folder
-from autotune.data.archives.publication import Archive, Publication, addresses
-from autotune.data.archives.transfer import Patience, transfer
-from autotune.data.dogs import read_dogs
+from autotune.data.download.archived_dataset import Fetched
+from autotune.data.download.http import Patience, transfer
+from autotune.data.download.paths import Place, data_folder
+from autotune.data.download.spec import Archive, Publication, addresses
 from autotune.data.progress import silent
+from autotune.data.sources.stanford_dogs import read_dogs
 from autotune.errors import DatasetError, DiskFullError, NoRoomError, UserError
 from tests.support.archives import dogs_archives, sums_of, tar_bytes
 from tests.support.publisher import Publisher, running_publisher

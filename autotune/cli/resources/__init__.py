@@ -1,0 +1,1 @@
+"""Verbs about study files, data sets, backbones and storages."""

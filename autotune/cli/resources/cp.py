@@ -1,0 +1,34 @@
+"""``autotune cp``: copy a preset to a file of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autotune.config.loading import presets
+from autotune.display.console import check_writable, console
+from autotune.errors import StudyError, join_sentences, nearest
+
+
+def cp(
+    preset: Annotated[str, typer.Argument(help="A preset's name, see 'autotune ls'.")],
+    target: Annotated[Path, typer.Argument(help="The file to write.")],
+) -> None:
+    """Copy a preset, comments and all, to a file of your own."""
+    known = presets()
+    if preset not in known:
+        raise StudyError(
+            join_sentences(
+                f"there is no preset {preset!r}; there are {', '.join(known)}",
+                nearest(preset, known),
+            )
+        )
+    if target.is_dir():
+        target = target / f"{preset}.yaml"
+    if target.exists():
+        raise StudyError(f"the file {target} exists and is not overwritten; name another one")
+    check_writable(str(target))
+    target.write_text(known[preset].read_text(encoding="utf-8"), encoding="utf-8")
+    console().print(f"{target}: run it with 'autotune run {target}'", highlight=False)

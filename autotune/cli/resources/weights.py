@@ -1,0 +1,40 @@
+"""``autotune weights``: pretrained weights before a study needs them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from autotune.display.console import console
+
+app = typer.Typer(
+    help="Fetch pretrained weights.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Fetch pretrained weights."""  # without it Typer makes one command of the group
+
+
+@app.command("fetch")
+def fetch(
+    backbones: Annotated[
+        list[str],
+        typer.Argument(metavar="BACKBONE", help="timm models with their pretrained tags."),
+    ],
+) -> None:
+    """Fetch the weights of backbones into the hub's cache (HF_HOME), from HF_ENDPOINT."""
+    shown = console()
+    from autotune.models.backbone import fetch_weights
+
+    for name in backbones:
+        with shown.status(Text(f"fetching the weights of {name}")):
+            path = fetch_weights(name)
+        shown.print(
+            f"{name}: {path or 'in the cache of the hub'}", highlight=False, soft_wrap=True
+        )

@@ -1,0 +1,1 @@
+"""Verbs about the results of a study."""

@@ -1,0 +1,66 @@
+"""``autotune dashboard``: optuna-dashboard on the storage of a study."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autotune.display.console import (
+    ExistingArgument,
+    NameOption,
+    Overrides,
+    StorageOption,
+    check_folder,
+    console,
+    locate,
+)
+from autotune.errors import UserError
+
+if TYPE_CHECKING:
+    from autotune.results.dashboard.public import Served
+
+
+def dashboard(
+    study: ExistingArgument = "digits",
+    overrides: Overrides = None,
+    name: NameOption = None,
+    storage: StorageOption = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8080,
+    public: Annotated[
+        bool,
+        typer.Option("--public", help="For others too: read-only, by HTTPS, with a password."),
+    ] = False,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="With --public: name or address of this machine for others; default: host name."
+        ),
+    ] = None,
+) -> None:
+    """Open optuna-dashboard on this machine's loopback address, until Ctrl-C."""
+    if host is not None and not public:
+        raise UserError("--host is for --public; without it the dashboard is on 127.0.0.1 alone")
+    located = locate(study, overrides, name, storage)
+    from autotune.results.dashboard.server import serve
+    from autotune.study.setup.opening import open_existing
+
+    opened = open_existing(located.name, located.storage, located.files)
+    if not public:
+        serve(opened, port, lambda url: console().print(f"dashboard: {url} (Ctrl-C ends it)"))
+        return
+    from autotune.results.dashboard.public import FOLDER, serve_public
+
+    check_folder(FOLDER)
+    serve_public(opened, port, host, _tell)
+
+
+def _tell(served: Served) -> None:
+    lines = (
+        f"dashboard: {served.url} (read-only; Ctrl-C ends it)",
+        f"user {served.user}, password {served.password}",
+        "a browser warns of the certificate, which was made here; its SHA-256 fingerprint is",
+        served.fingerprint,
+    )
+    for line in lines:
+        console().print(line, highlight=False, markup=False)

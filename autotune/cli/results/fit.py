@@ -1,0 +1,120 @@
+"""``autotune fit``: train the best plan anew and measure it on the test part."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from autotune.display.console import (
+    ExistingArgument,
+    NameOption,
+    Overrides,
+    StorageOption,
+    check_folder,
+    console,
+    error_console,
+    images_in_words,
+    locate,
+)
+
+if TYPE_CHECKING:
+    from autotune.results.evaluation.bootstrap import Assessment
+    from autotune.results.evaluation.refit import FitResult
+    from autotune.results.values.objective import Objective
+
+
+def fit(
+    study: ExistingArgument = "digits",
+    overrides: Overrides = None,
+    trial: Annotated[
+        int | None,
+        typer.Option(help="Number of the trial; default: the best confirmed one, or the best."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder; default: beside the study.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    name: NameOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Train the best plan and the baseline anew, and measure both on the test part."""
+    located = locate(study, overrides, name, storage)
+    if output is not None:
+        check_folder(output)
+    with error_console().status("opening the study") as line:
+        from autotune.data.sources.stanford_dogs import PUBLICATION as DOGS
+        from autotune.data.sources.stanford_dogs import leak
+        from autotune.display.summary import shorten
+        from autotune.results.evaluation.model_card import in_doubt
+        from autotune.results.evaluation.refit import fit as fit_study
+        from autotune.results.values.objective import Objective
+        from autotune.study.setup.opening import open_existing
+
+        opened = open_existing(located.name, located.storage, located.files)
+        result = fit_study(
+            opened,
+            trial,
+            output,
+            lambda what, epoch, epochs: line.update(f"{what}: epoch {epoch} of {epochs}"),
+            lambda step, done, total: line.update(images_in_words(step, done, total)),
+            located.fit,
+        )
+    if as_json:
+        typer.echo(json.dumps(result.to_json(), indent=2))
+        return
+    shown = console()
+    for sentence in (f"Fitted: {result.choice.in_words()}.", *result.choice.remarks):
+        shown.print(Text(sentence))
+    shown.print(
+        f"On the {result.test_images} images of the test part, trained on {result.images} others:",
+        highlight=False,
+    )
+    decimals = 2 if result.test_images >= 1000 else 1
+    objective = replace(Objective.of(opened.study), decimals=decimals)
+    shown.print(_table(result, objective))
+    if not result.is_baseline:
+        differences = result.comparison.to_json()["difference"]
+        shown.print(Text(in_doubt(objective.name, differences)))
+    config = opened.config()
+    pretrained = config.dataset == DOGS.name and config.weights != "none"
+    if pretrained and (remark := leak(result.plan.backbone)):
+        shown.print(remark, highlight=False)
+    if result.reads > 1:
+        shown.print(
+            f"The test part has now been read {result.reads} times; choosing by it makes it a "
+            "validation part.",
+            highlight=False,
+        )
+    shown.print(f"model: {shorten(result.folder)}", highlight=False, soft_wrap=True)
+
+
+def _table(result: FitResult, objective: Objective) -> Table:
+    """Write all figures with their intervals; no box, so that they fit into 80 columns."""
+    from autotune.results.values.verdict import show_gain
+
+    found = result.comparison
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for title in (f"trial {result.trial}", "95 %", "baseline", "95 %", "gain"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, difference in found.difference.items():
+        metric = objective.other(name)
+        table.add_row(
+            metric.words,
+            *_cells(metric, found.model),
+            *_cells(metric, found.baseline),
+            show_gain(metric, difference.value, unit=False),
+        )
+    return table
+
+
+def _cells(metric: Objective, assessed: Assessment) -> tuple[str, str]:
+    figure = assessed.figures[metric.name]
+    low, high = (metric.show(one).removesuffix(" %") for one in (figure.low, figure.high))
+    return metric.show(figure.value), f"{low} to {high}"

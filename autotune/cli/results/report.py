@@ -1,0 +1,69 @@
+"""``autotune report``: a study as one self-contained page, as Markdown, JSON or a table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from autotune.display.console import (
+    ExistingArgument,
+    NameOption,
+    Overrides,
+    StorageOption,
+    check_writable,
+    console,
+    locate,
+)
+from autotune.errors import UserError
+
+#: Forms that a terminal or a pipe can take.
+_STREAMED = ("md", "json", "csv")
+
+
+def report(
+    study: ExistingArgument = "digits",
+    overrides: Overrides = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write, - for standard output; default: beside the study.",
+        ),
+    ] = None,
+    form: Annotated[
+        Literal["html", "md", "json", "csv", "parquet"] | None,
+        typer.Option(
+            "--format", help="What to write; default: what the file's ending says, else html."
+        ),
+    ] = None,
+    name: NameOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Write the report of a study: one self-contained HTML page, or what --format says.
+
+    md: to read in an issue or a wiki. json: everything, for programs. csv, parquet: a row a trial.
+    """
+    located = locate(study, overrides, name, storage)
+    if output is not None and output != "-":
+        check_writable(output)
+    from autotune.display.summary import shorten
+    from autotune.results.report.formats import form_of, render, write_report_of
+    from autotune.storage.url import redact
+    from autotune.study.setup.opening import open_existing
+
+    chosen = form_of(output, form)
+    if output == "-" and chosen not in _STREAMED:
+        raise UserError(
+            f"--output -: standard output takes {', '.join(_STREAMED)}, but got {chosen}; name "
+            "one, as in --format md, or a file"
+        )
+    opened = open_existing(located.name, located.storage, located.files)
+    if output == "-":
+        sys.stdout.write(render(opened.study, chosen, redact(opened.url)).decode())
+        return
+    path = write_report_of(opened, None if output is None else Path(output), chosen)
+    console().print(f"report: {shorten(path)}", highlight=False)

@@ -1,0 +1,73 @@
+"""``autotune rerun``: train one trial once more, as the study did."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from autotune.display.console import (
+    ExistingArgument,
+    NameOption,
+    Overrides,
+    StorageOption,
+    console,
+    images_in_words,
+    locate,
+)
+
+
+def rerun(
+    study: ExistingArgument,
+    trial: Annotated[int, typer.Argument(help="Number of the trial.")],
+    overrides: Overrides = None,
+    name: NameOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Train one trial once more, as the study did, and compare every epoch with it.
+
+    Exit code 0: all values are equal, bit by bit. 1: some differ, or the study lacks some.
+    """
+    located = locate(study, overrides, name, storage)
+    shown = console()
+    with shown.status("opening the study") as line:
+        from autotune.results.evaluation.reproduce import rerun as rerun_trial
+        from autotune.results.values.objective import Objective
+        from autotune.study.doctor.collect import in_words
+        from autotune.study.setup.opening import open_existing
+
+        opened = open_existing(located.name, located.storage, located.files)
+        found = rerun_trial(
+            opened,
+            trial,
+            lambda epoch, epochs: line.update(f"trial {trial}: epoch {epoch} of {epochs}"),
+            lambda step, done, total: line.update(images_in_words(step, done, total)),
+        )
+    objective = Objective.of(opened.study)
+    then, now = found.values
+    epochs = len(found.now)
+    pruned = f", pruned after epoch {max(found.now)}" if found.pruned else ""
+    shown.print(Text(f"trial {trial}{pruned}: {found.plan.in_words()}"))
+    shown.print(Text(f"{objective.words} {objective.show(then)} then, {objective.show(now)} now"))
+    shown.print(Text(f"trained on {found.computing}"))
+    if found.differing is None:
+        shown.print(Text(f"equal bit by bit, after each of {epochs} epochs"))
+    else:
+        last = "the last value is equal" if then == now else f"the last value by {now - then:+.2g}"
+        epoch, apart = found.furthest
+        most = f"epoch {epoch} differs the most, by {apart:+.2g}"
+        shown.print(Text(f"differs from epoch {found.differing} of {epochs} on; {last}; {most}"))
+        if found.missing:
+            shown.print(Text(f"the study has no value of the epochs {in_words(found.missing)}"))
+        if not found.changes:
+            shown.print(
+                Text(
+                    "device and versions are those of then; another kind of processor, or an "
+                    "earlier attempt on another device, rounds otherwise"
+                )
+            )
+    for change in found.changes:
+        shown.print(Text(f"not as it was: {change}"))
+    if found.differing is not None:
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""Verbs that run a study or look after a running one."""

@@ -1,0 +1,76 @@
+"""``autotune run``: run a study until its budget is used up."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from autotune.display.console import (
+    NameOption,
+    Overrides,
+    StorageOption,
+    StudyArgument,
+    console,
+    load_checked,
+    tell_own_python,
+)
+
+
+def run(
+    study: StudyArgument = "digits",
+    overrides: Overrides = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Where workers run: on this machine, or in a Ray cluster."),
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Workers; default: one per GPU, or 2 on the CPU.")
+    ] = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="'all', 'none', or indices such as 0,2. Default: all.")
+    ] = None,
+    workers_per_gpu: Annotated[
+        int | None, typer.Option(help="Workers that share a GPU, in place of --workers.")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(help="With Ray: 0, 1, or a fraction. Default: 1 if the cluster has any."),
+    ] = None,
+    cpus_per_worker: Annotated[
+        int | None,
+        typer.Option(help="With Ray; default: its share of those beside its GPU, or 1."),
+    ] = None,
+    name: NameOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Run a study until its budget is used up; run again to continue it."""
+    config = load_checked(study, overrides, name, storage)
+    from autotune.display.run_display import make_view
+
+    shown = console()
+    tell_own_python(shown, config)
+    with make_view(shown, config) as view:
+        # Within the view, which says what is going on: this imports torch.
+        from autotune.study.engine.launcher import run_study
+
+        result = run_study(
+            config,
+            engine=engine,
+            workers=workers,
+            gpus=gpus,
+            workers_per_gpu=workers_per_gpu,
+            gpus_per_worker=gpus_per_worker,
+            cpus_per_worker=cpus_per_worker,
+            listener=view,
+        )
+    from autotune.display.summary import print_summary
+    from autotune.results.report.formats import write_report_of
+
+    write_report_of(result.opened)
+    print_summary(shown, result.opened, trained=result.trained)
+    if result.interrupted:
+        shown.print(
+            "Stopped. The trials that were running are queued; the same command goes on with them."
+        )
+        raise typer.Exit(130)

@@ -1,0 +1,1 @@
+"""The study file: its fields, their rules, how one is read."""

@@ -1,0 +1,1 @@
+"""Arrays that are computed once and kept on disk for all workers."""

@@ -1,0 +1,191 @@
+"""Decoded images on disk: made once, mapped into the memory of every worker.
+
+Where there is no room for them, every image is decoded whenever it is needed. Which images can be
+decoded is found out once in either case, before anything trains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autotune.data.cache.array_cache import Shelf
+from autotune.data.cache.decoding import IMAGES, build, check_skipped, decode_sample, quiet
+from autotune.data.cache.entry import Entry
+from autotune.data.preprocessing import ImageSpec
+from autotune.data.source import Source
+from autotune.errors import DatasetError, NoRoomError
+
+logger = logging.getLogger(__name__)
+
+#: Raised whenever the same images would be stored otherwise.
+_FORMAT = 2
+_LIST = "-list"
+_LIST_BYTES = 64  # of an image in a record, skipped ones with their reasons included
+
+
+@dataclass(frozen=True, eq=False)
+class Undecoded:
+    """Images that are decoded whenever they are asked for, to the same pixels as stored ones.
+
+    Args:
+        source: The images.
+        indices: int64, ``(N,)``: indices into its samples.
+        spec: What the backbone wants.
+        fast: Whether large JPEGs are decoded at a part of their size.
+    """
+
+    source: Source
+    indices: np.ndarray
+    spec: ImageSpec
+    fast: bool
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """Return an image, uint8 ``(3, T, T)``.
+
+        Raises:
+            DatasetError: When it could be read at the start, and cannot now.
+        """
+        sample = self.source.samples[self.indices[row]]
+        with quiet():
+            image = decode_sample(self.source, sample, self.spec, self.fast)
+        if isinstance(image, str):
+            raise DatasetError(
+                f"the images of {self.source.name!r} must stay while a study runs, but "
+                f"{sample.key} cannot be read any more ({image}); bring it back"
+            )
+        return image
+
+
+@dataclass(frozen=True, eq=False)
+class ImageStore:
+    """Decoded images, read-only and shared.
+
+    Args:
+        entry: Where they lie on the shelf, or the list of them alone.
+        images: uint8, ``(N, 3, T, T)``, mapped from disk; or decoded when a row is asked for.
+        labels: int64, ``(N,)``.
+        indices: int64, ``(N,)``: indices into the source's samples.
+        skipped: Key and reason of each image that could not be decoded.
+    """
+
+    entry: Entry
+    images: np.ndarray | Undecoded
+    labels: np.ndarray
+    indices: np.ndarray
+    skipped: tuple[tuple[str, str], ...]
+
+    @property
+    def key(self) -> str:
+        """Digest of the source's content, the indices and the specification."""
+        return self.entry.folder.name.removesuffix(_LIST)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the images are kept decoded; otherwise each is decoded whenever it is needed."""
+        return not isinstance(self.images, Undecoded)
+
+    def rows(self, indices: Sequence[int]) -> np.ndarray:
+        """Find the rows of source indices.
+
+        Args:
+            indices: Indices into the source's samples.
+
+        Returns:
+            int64 rows in the same order; indices without a row are left out.
+        """
+        known = self._rows
+        return np.array([known[index] for index in indices if index in known], dtype=np.int64)
+
+    @cached_property
+    def _rows(self) -> dict[int, int]:
+        return {int(index): row for row, index in enumerate(self.indices)}
+
+    def __reduce__(self) -> tuple[Callable[..., ImageStore], tuple[Any, ...]]:
+        # pickling the mapped array would copy every image into each data-loading process
+        return _of, (self.entry, self.images if isinstance(self.images, Undecoded) else None)
+
+
+def open_store(
+    source: Source,
+    indices: Sequence[int],
+    spec: ImageSpec,
+    folder: Path,
+    *,
+    unreadable_limit: float,
+    progress: Callable[[int, int], None] | None = None,
+    workers: int | None = None,
+    limit_bytes: int | None = None,
+    fast: bool = False,
+) -> ImageStore:
+    """Open the decoded images of a source, and decode them first if nobody has.
+
+    Processes that ask for the same images at once wait for the one that decodes them. Where the
+    decoded images are larger than the limit or the disk, they are decoded when they are needed.
+
+    Args:
+        source: The images.
+        indices: Which of its samples.
+        spec: What the backbone wants.
+        folder: Where all stores lie.
+        unreadable_limit: Largest share of ``indices`` that may fail to decode.
+        progress: Called with the number of images done and their total.
+        workers: Decoding threads; None takes one for each core.
+        limit_bytes: What everything in ``folder`` may take, see :class:`Shelf`.
+        fast: Whether large JPEGs are decoded at a part of their size, see
+            :func:`autotune.data.preprocessing.shrink`.
+
+    Returns:
+        The images that could be decoded.
+
+    Raises:
+        DatasetError: When too many images, or all of a class, cannot be decoded.
+        DiskFullError: When the disk is full, or fills up meanwhile.
+    """
+    shelf = Shelf(folder, limit_bytes)
+    key = _key(source, indices, spec, fast)
+    size, count = spec.store_size, len(indices)
+    make = partial(
+        build,
+        source=source,
+        indices=indices,
+        spec=spec,
+        unreadable_limit=unreadable_limit,
+        progress=progress,
+        workers=workers,
+        fast=fast,
+    )
+    try:
+        what = f"{count} decoded images of {size}x{size}"
+        store = _of(shelf.open(key, partial(make, keep=True), count * 3 * size**2, what))
+    except NoRoomError as error:
+        logger.warning("%s; until then each is decoded whenever it is needed, slower", error)
+        what = f"keys and labels of {count} images"
+        entry = shelf.open(f"{key}{_LIST}", partial(make, keep=False), count * _LIST_BYTES, what)
+        store = _of(entry, Undecoded(source, np.array(entry.record["indices"]), spec, fast))
+    check_skipped(source, indices, store.indices, store.skipped, unreadable_limit)
+    return store
+
+
+def _key(source: Source, indices: Sequence[int], spec: ImageSpec, fast: bool) -> str:
+    identity = [_FORMAT, source.fingerprint, [int(index) for index in indices], asdict(spec)]
+    identity += ["fast"] if fast else []
+    return hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()
+
+
+def _of(entry: Entry, undecoded: Undecoded | None = None) -> ImageStore:
+    return ImageStore(
+        entry=entry,
+        images=entry.array(IMAGES) if undecoded is None else undecoded,
+        labels=np.array(entry.record["labels"], dtype=np.int64),
+        indices=np.array(entry.record["indices"], dtype=np.int64),
+        skipped=tuple((str(name), str(reason)) for name, reason in entry.record["skipped"]),
+    )

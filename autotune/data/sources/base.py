@@ -1,0 +1,167 @@
+"""What a source of images is, and some: the digits, image files, some images of another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
+
+from autotune.data.image_files import read_image
+from autotune.data.progress import Progress, silent
+from autotune.data.source import Sample, Shrink, Source
+from autotune.data.sources.folders import ImageFile, digest_files, printable, scan_folder
+from autotune.errors import DatasetError
+
+
+class DigitsSource:
+    """The 1,797 handwritten digits of scikit-learn, 8x8 grey; they need no download."""
+
+    name = "digits"
+
+    def __init__(self) -> None:
+        digits = load_digits()
+        # 17 grey levels, 0..16
+        self._images = np.rint(digits.images * (255.0 / 16.0)).astype(np.uint8)
+        self.classes = tuple(str(name) for name in digits.target_names)
+        self.samples = tuple(
+            Sample(f"digits/{index:04d}", int(label), None)
+            for index, label in enumerate(digits.target)
+        )
+        self._index = {sample.key: index for index, sample in enumerate(self.samples)}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of the pixels and labels."""
+        return self.fingerprint_of(self.samples)
+
+    def fingerprint_of(self, samples: Sequence[Sample]) -> str:
+        """Return a hexadecimal digest of the pixels and labels of some images."""
+        rows = [self._index[sample.key] for sample in samples]
+        digest = hashlib.blake2b(self._images[rows].tobytes(), digest_size=16)
+        digest.update(bytes(sample.label for sample in samples))
+        return digest.hexdigest()
+
+    def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
+        """Return the 8x8 image of a sample, in mode RGB."""
+        return Image.fromarray(self._images[self._index[sample.key]]).convert("RGB")
+
+
+class FileSource:
+    """Image files, each of a class.
+
+    Args:
+        name: What the user calls them.
+        files: The files, sorted by key.
+        labelled: Whether something else than their keys says which class, part and group they
+            are of.
+        progress: Told of the files read for the fingerprint.
+
+    Raises:
+        DatasetError: When two files have the same key.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[ImageFile],
+        labelled: bool = False,
+        progress: Progress = silent,
+    ) -> None:
+        self.name = name
+        names = sorted({file.class_name for file in files})
+        labels = {class_name: label for label, class_name in enumerate(names)}
+        self.classes = tuple(printable(class_name) for class_name in names)
+        self.samples = tuple(
+            Sample(file.key, labels[file.class_name], file.part, file.group) for file in files
+        )
+        self._paths = {file.key: file.path for file in files}
+        if len(self._paths) < len(files):
+            keys = [file.key for file in files]
+            doubled = next(key for key, after in pairwise(keys) if key == after)
+            raise DatasetError(
+                f"every image needs a name of its own, but two of {name!r} are written "
+                f"{doubled!r}; rename one of them"
+            )
+        self._labelled = labelled
+        self._digests = digest_files(self._paths, progress)
+        self.fingerprint = self.fingerprint_of(self.samples)
+
+    def fingerprint_of(self, samples: Sequence[Sample]) -> str:
+        """Return a hexadecimal digest of the keys, sizes and ends of some files."""
+        places = list(range(len(samples)))
+        if samples is not self.samples:
+            place_of = {sample.key: place for place, sample in enumerate(self.samples)}
+            places = [place_of[sample.key] for sample in samples]
+        digest = hashlib.blake2b(self._digests[places].tobytes(), digest_size=16)
+        if not self._labelled:
+            return digest.hexdigest()
+        digest = hashlib.blake2b(digest.hexdigest().encode(), digest_size=16)
+        for place in places:
+            one = self.samples[place]
+            digest.update(json.dumps([self.classes[one.label], one.part, one.group]).encode())
+        return digest.hexdigest()
+
+    def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
+        """Return the image of a sample, upright, in mode RGB.
+
+        Raises:
+            OSError: When the file cannot be decoded.
+        """
+        return read_image(self._paths[sample.key], shrink)
+
+
+class FolderSource(FileSource):
+    """The image files of a folder of class folders, split into parts or not.
+
+    Args:
+        name: What the user calls the folder.
+        root: Its path.
+        progress: Told of the images found, and read for the fingerprint.
+
+    Raises:
+        DatasetError: When the folder is not laid out as a dataset.
+    """
+
+    def __init__(self, name: str, root: str, progress: Progress = silent) -> None:
+        super().__init__(name, scan_folder(root, progress), progress=progress)
+
+
+class SomeOf:
+    """Some images of another source, under the classes that they had when they were chosen.
+
+    Args:
+        source: The other source.
+        classes: Names of the classes.
+        samples: The images; a label is an index into ``classes``.
+    """
+
+    def __init__(
+        self, source: Source, classes: tuple[str, ...], samples: tuple[Sample, ...]
+    ) -> None:
+        self.name = source.name
+        self.classes = classes
+        self.samples = samples
+        self._source = source
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of the keys and contents of these images alone."""
+        return self.fingerprint_of(self.samples)
+
+    def fingerprint_of(self, samples: Sequence[Sample]) -> str:
+        """Return a hexadecimal digest of the keys and contents of some images."""
+        return self._source.fingerprint_of(samples)
+
+    def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
+        """Return the image of a sample, upright, in mode RGB.
+
+        Raises:
+            OSError: When the image cannot be decoded.
+        """
+        return self._source.read(sample, shrink)

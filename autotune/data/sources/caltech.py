@@ -1,0 +1,133 @@
+"""Caltech-101 and Caltech-256: photographs of objects, in no official parts.
+
+Li, Andreeto, Ranzato, Perona: Caltech 101 (1.0), doi:10.22002/D1.20086. Griffin, Holub, Perona:
+Caltech 256 (1.0), doi:10.22002/D1.20087. Each has one more class of other pictures, to be
+rejected, which results usually leave out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from autotune.data.download.spec import Archive, Publication
+from autotune.data.progress import Progress, silent
+from autotune.data.sources.base import FileSource
+from autotune.data.sources.folders import ImageFile
+from autotune.errors import DatasetError
+
+BACKGROUND = "BACKGROUND_Google"
+CLUTTER = "clutter"
+_RECORDS = "https://data.caltech.edu"
+_TERMS = "Creative Commons Attribution 4.0 (CC BY 4.0), as CaltechDATA states it"
+
+# Size and checksum: tensorflow/datasets, datasets/caltech101/checksums.tsv (commit 46e70c8).
+CALTECH101 = Publication(
+    name="caltech101",
+    title="Caltech-101",
+    page=f"{_RECORDS}/records/mzrjq-6wc02",
+    terms=_TERMS,
+    archives=(
+        Archive(
+            "caltech-101.zip",
+            (
+                f"{_RECORDS}/records/mzrjq-6wc02/files/caltech-101.zip?download=1",
+                f"{_RECORDS}/api/records/mzrjq-6wc02/files/caltech-101.zip/content",
+                "https://huggingface.co/datasets/HuggingFaceM4/Caltech-101/resolve/main/"
+                "caltech-101.zip",
+            ),
+            "331234750fc7f77520e50d9565e8b6907b03565e30320da1401130db08c61f91",
+            137_414_764,
+            "images",
+            inner="caltech-101/101_ObjectCategories.tar.gz",
+        ),
+    ),
+    images=9_144,
+    classes=102,
+)
+
+# Checksum: pytorch/vision, prototype/datasets/_builtin/caltech.py. No source states the size.
+CALTECH256 = Publication(
+    name="caltech256",
+    title="Caltech-256",
+    page=f"{_RECORDS}/records/nyy15-4j048",
+    terms=_TERMS,
+    archives=(
+        Archive(
+            "256_ObjectCategories.tar",
+            (
+                f"{_RECORDS}/records/nyy15-4j048/files/256_ObjectCategories.tar?download=1",
+                f"{_RECORDS}/api/records/nyy15-4j048/files/256_ObjectCategories.tar/content",
+            ),
+            "08ff01b03c65566014ae88eb0490dbe4419fc7ac4de726ee1163e39fd809543e",
+            None,
+            "images",
+        ),
+    ),
+    images=30_607,
+    classes=257,
+)
+
+
+def read_caltech101(
+    root: Path, progress: Progress = silent, *, background: bool = True
+) -> FileSource:
+    """Open the unpacked Caltech-101.
+
+    Args:
+        root: The folder with ``images/101_ObjectCategories/``.
+        progress: Told of the files read for the fingerprint.
+        background: Whether the class of other pictures is one of them.
+
+    Raises:
+        DatasetError: When it is not laid out as published.
+    """
+    files = [
+        ImageFile(key, path, folder, None)
+        for folder, key, path in _images(root / "images" / "101_ObjectCategories")
+        if background or folder != BACKGROUND
+    ]
+    name = "caltech101-background" if background else "caltech101"
+    return FileSource(name, files, progress=progress)
+
+
+def read_caltech256(
+    root: Path, progress: Progress = silent, *, clutter: bool = True
+) -> FileSource:
+    """Open the unpacked Caltech-256.
+
+    Args:
+        root: The folder with ``images/256_ObjectCategories/``.
+        progress: Told of the files read for the fingerprint.
+        clutter: Whether the class of other pictures is one of them.
+
+    Raises:
+        DatasetError: When it is not laid out as published.
+    """
+    files = [
+        ImageFile(key, path, folder.partition(".")[2], None)  # 001.ak47
+        for folder, key, path in _images(root / "images" / "256_ObjectCategories")
+        if clutter or folder.partition(".")[2] != CLUTTER
+    ]
+    name = "caltech256-clutter" if clutter else "caltech256"
+    return FileSource(name, files, progress=progress)
+
+
+def _images(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield class folder, key and path of every image, sorted by key.
+
+    Folders within a class, and files without ``.jpg``, are remains that are no part of the set.
+    """
+    if not folder.is_dir():
+        raise DatasetError(
+            f"{folder} must be the folder of classes, but it is not there; remove "
+            f"{folder.parent.parent} and the archive, and they are fetched again"
+        )
+    for class_folder in sorted(os.listdir(folder)):
+        if not (folder / class_folder).is_dir():
+            continue
+        for name in sorted(os.listdir(folder / class_folder)):
+            path = folder / class_folder / name
+            if name.endswith(".jpg") and path.is_file():
+                yield class_folder, f"{class_folder}/{name}", str(path)

@@ -1,0 +1,117 @@
+"""Stanford Dogs: 120 breeds, 20,580 photographs of ImageNet, with official lists.
+
+Khosla, Jayadevaprakash, Yao, Fei-Fei: Novel Dataset for Fine-Grained Image Categorization, FGVC
+at CVPR 2011. Its images are ImageNet's: a backbone trained with ImageNet's labels has learned
+these breeds from these very images, those of the test list among them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
+
+from autotune.data.download.spec import Archive, Publication
+from autotune.data.progress import Progress, silent
+from autotune.data.sources.base import FileSource
+from autotune.data.sources.folders import ImageFile
+from autotune.errors import DatasetError
+
+_BASE = "vision.stanford.edu/aditya86/ImageNetDogs"
+
+# Sizes and checksums: tensorflow/datasets, url_checksums/stanford_dogs.txt (commit 24211da).
+PUBLICATION = Publication(
+    name="dogs",
+    title="Stanford Dogs",
+    page=f"http://{_BASE}/",
+    terms="images of ImageNet, whose terms hold: for non-commercial research and education",
+    archives=(
+        Archive(
+            "images.tar",
+            (f"http://{_BASE}/images.tar", f"https://{_BASE}/images.tar"),
+            "a443fc2f9a851aa1a7b8e4fa4af94b8459fce2c9f5a2f4dd4669cf9673a4ec58",
+            793_579_520,
+            "images",
+        ),
+        Archive(
+            "lists.tar",
+            (f"http://{_BASE}/lists.tar", f"https://{_BASE}/lists.tar"),
+            "34b47cacd9a98b5d150e084f24d29391c084c55272295ec65c85651bc35f4d6c",
+            481_280,
+            "lists",
+        ),
+    ),
+    images=20_580,
+    classes=120,
+)
+
+
+def read_dogs(root: Path, progress: Progress = silent) -> FileSource:
+    """Open the unpacked archives.
+
+    Args:
+        root: The folder with ``images/Images/`` and ``lists/``.
+        progress: Told of the files read for the fingerprint.
+
+    Returns:
+        All images, in the parts ``train`` and ``test`` of the official lists.
+
+    Raises:
+        DatasetError: When a list cannot be read, or names an image that is not there.
+    """
+    folder = root / "images" / "Images"
+    there = {
+        f"{breed.name}/{name}"
+        for breed in (folder.iterdir() if folder.is_dir() else ())
+        if breed.is_dir()
+        for name in os.listdir(breed)
+    }
+    files = []
+    for part in ("train", "test"):
+        for key in _listed(root / "lists" / f"{part}_list.mat"):
+            if key not in there:
+                raise DatasetError(
+                    f"every image of Stanford Dogs' lists must be there, but {folder / key} is "
+                    f"not; remove {root}, and it is fetched again"
+                )
+            files.append(ImageFile(key, str(folder / key), _breed(key), part))
+    files.sort(key=lambda file: file.key)
+    return FileSource("dogs", files, labelled=True, progress=progress)
+
+
+def leak(backbone: str) -> str:
+    """Say why a test accuracy on Stanford Dogs is too good, if it is.
+
+    Args:
+        backbone: timm model name with its pretrained tag.
+
+    Returns:
+        A sentence for backbones whose tag names labels of ImageNet, else nothing.
+    """
+    if not re.search(r"in(1|12|21|22)k", backbone.partition(".")[2]):
+        return ""
+    return (
+        f"Stanford Dogs is a part of ImageNet, with whose labels {backbone} was trained: these "
+        "scores are too good for new photographs."
+    )
+
+
+def _listed(path: Path) -> list[str]:
+    """Return the images of a list, such as ``n02085620-Chihuahua/n02085620_5927.jpg``."""
+    try:
+        cells = np.atleast_1d(loadmat(path, squeeze_me=True)["file_list"])
+        return [str(cell) for cell in cells]
+    except (OSError, ValueError, KeyError, TypeError, MatReadError) as error:
+        raise DatasetError(
+            f"{path} must be a list of Stanford Dogs in MATLAB's format ({error}); remove the "
+            "archives and the folder, and they are fetched again"
+        ) from error
+
+
+def _breed(key: str) -> str:
+    """Return the class of an image: ``n02085782-Japanese_spaniel/...`` -> ``Japanese spaniel``."""
+    return key.partition("/")[0].partition("-")[2].replace("_", " ")

@@ -1,0 +1,1 @@
+"""Which image trains, which validates, which tests."""

@@ -1,0 +1,125 @@
+"""A data set as a study uses it: the images, and which of them are in which part."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from autotune.config.schema import DataConfig
+from autotune.data.progress import Progress, silent
+from autotune.data.source import Source
+from autotune.data.sources.opening import open_source
+from autotune.data.splits.duplicates import Duplicates, find_duplicates, refuse_too_many
+from autotune.data.splits.folds import Fold, folds_fingerprint, joined, make_folds
+from autotune.data.splits.groups import find_groups
+from autotune.data.splits.manifest import Manifest, missing_in_words
+from autotune.data.splits.protocol import InParts, refuse_groups
+from autotune.data.splits.stratified import Split, make_split, split_fingerprint
+from autotune.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images and their split.
+
+    Args:
+        source: The images.
+        split: Which of them are in which part.
+        groups: int64, ``(N,)``: number of the group of every image; ``None`` where no two belong
+            together.
+        folds: What ``data.folds`` cuts the training part into; empty without it.
+        duplicates: What was found while the split was made; only ``data.duplicates: together``
+            has to look before.
+        left_out: How many images there are besides, which came after the study was made.
+        missing: Keys of images of the study that are not there any more: so this is another split.
+    """
+
+    source: Source
+    split: Split
+    groups: np.ndarray | None = None
+    folds: tuple[Fold, ...] = ()
+    duplicates: Duplicates | None = None
+    left_out: int = 0
+    missing: tuple[str, ...] = ()
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        data: DataConfig,
+        manifest: Manifest | None = None,
+        progress: Progress = silent,
+    ) -> Dataset:
+        """Find images and split them; none is decoded unless duplicates are to stay together.
+
+        Args:
+            name: What a study file says.
+            data: How the images are to be split.
+            manifest: The split of an earlier run. It holds as long as all its images are there.
+            progress: Told how far the opening is.
+
+        Raises:
+            DatasetError: When there is no such data set, it is not laid out as one, or it cannot
+                be split.
+        """
+        source = open_source(name, progress)
+        missing = () if manifest is None else manifest.missing(source)
+        if manifest is not None and not missing:
+            picked, split, groups = manifest.pick(source)
+            left_out = len(source.samples) - len(picked.samples)
+            if left_out:
+                logger.info("%s: %d images came after the study was made", name, left_out)
+            folds = make_folds(picked, split, data, groups)
+            return cls(picked, split, groups, folds, left_out=left_out)
+        if data.protocol is not None:
+            source = InParts(source, data.protocol, data.seed)
+        duplicates = None
+        if data.duplicates == "together":
+            duplicates = find_duplicates(source, progress)
+            refuse_too_many(duplicates)
+        alike = None if duplicates is None else duplicates.pairs
+        try:
+            groups = find_groups(source, data.group, alike)
+            if groups is not None and data.protocol is not None:
+                refuse_groups(source, data.protocol)
+            split = make_split(source, data, groups)
+            if data.folds is not None:
+                split = joined(source, split)
+            folds = make_folds(source, split, data, groups)
+        except DatasetError as error:
+            if missing:
+                raise DatasetError(
+                    f"{missing_in_words(missing)}; and without them {error}"
+                ) from error
+            raise
+        return cls(source, split, groups, folds, duplicates, missing=missing)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of all images, their classes and the split."""
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (self.source.fingerprint, split_fingerprint(self.split), *self.source.classes):
+            digest.update(part.encode() + b"\0")
+        if self.folds:
+            digest.update(folds_fingerprint(self.folds).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def test_fingerprint(self) -> str:
+        """Hexadecimal digest of the images of the test part and their classes."""
+        samples = [self.source.samples[index] for index in self.split.test]
+        digest = hashlib.blake2b(self.source.fingerprint_of(samples).encode(), digest_size=16)
+        for sample in samples:
+            digest.update(self.source.classes[sample.label].encode() + b"\0")
+        return digest.hexdigest()
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The split, to be written down."""
+        return Manifest.of(self.source, self.split, self.groups)

@@ -1,0 +1,1 @@
+"""Apply layer plans to a backbone: kernels, widths, pools, and what the new shapes inherit."""

@@ -1,0 +1,1 @@
+"""optuna-dashboard with notes, for one user or for others."""

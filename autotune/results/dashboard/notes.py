@@ -1,0 +1,228 @@
+"""What a study and its trials are, in Markdown: the notes that the dashboard shows beside them."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.results.diagnosis.headline import confirmed, ended_by, headline
+from autotune.results.figures.layer_diagram import as_text, rows
+from autotune.results.report.reproduction import commands, next_commands, study_file
+from autotune.results.values.objective import Objective, in_time, show_values
+from autotune.search import ranking
+from autotune.study.state import attrs
+from autotune.study.state.constraints import NOUNS, amount, in_short
+from autotune.text import visible
+
+#: So many classes are named.
+_NAMED_CLASSES = 12
+_MARKS = re.compile(r"([\\`*_{}\[\]<>#|~!&$])")
+
+
+def study_note(study: Study, storage_url: str) -> str:
+    """Describe a study: its answer so far, its definition, its images, how to run it again.
+
+    Args:
+        study: The study, at any stage.
+        storage_url: URL of the storage; a password in it is left out.
+    """
+    trials = study.get_trials(deepcopy=False)
+    attributes = study.user_attrs
+    best = ranking.best_of(trials, attrs.direction_of(study))
+    answer = [f"**{shown_as_text(headline(study))}**", shown_as_text(_so_far(study, trials))]
+    if said := confirmed(study, best):
+        answer.append(shown_as_text(said))
+    answer += [f"- {shown_as_text(one)}" for one in attrs.image_remarks(attributes)]
+    return "\n\n".join(
+        [
+            *answer,
+            "### Definition",
+            _table(_definition(study)),
+            "### Images",
+            _table(_images(attributes.get(attrs.DATASET, {}))),
+            "### To go on",
+            _fenced(next_commands(study, storage_url), "sh"),
+            "### To run it again",
+            _fenced(study_file(study, storage_url), "yaml"),
+            _fenced(commands(study, storage_url), "sh"),
+        ]
+    )
+
+
+def _so_far(study: Study, trials: Sequence[FrozenTrial]) -> str:
+    progress = attrs.progress_of(trials, attrs.budget_of(study))
+    counts = {
+        "complete": progress.complete,
+        "pruned": progress.pruned,
+        "infeasible": progress.infeasible,
+        "failed": progress.failed,
+        "running": progress.running,
+        "waiting": progress.waiting,
+    }
+    parts = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    of_budget = f" of {progress.budget:,}" if progress.budget else ""
+    ended = ended_by(study, progress)
+    end = f". The study has ended: {ended.words}" if ended else ""
+    return f"{progress.finished:,}{of_budget} trials finished ({parts or 'none yet'}){end}."
+
+
+def _definition(study: Study) -> Iterator[tuple[str, str]]:
+    attributes = study.user_attrs
+    definition = attributes[attrs.DEFINITION]
+    for name, known in attributes.get(attrs.BACKBONES, {}).items():
+        layers, size = len(known["layers"]), in_short(known["parameters"])
+        yield "backbone", f"{name}: {layers} layers, {size} parameters"
+    names = study.metric_names or ()
+    for name, direction in zip(names, study.directions, strict=False):
+        one = Objective(name, direction)
+        where = "of the network" if one.is_cost else "on the validation part"
+        yield (
+            "objective",
+            f"{one.words} {where}, the {'more' if one.maximised else 'less'} the better",
+        )
+    limits: Mapping[str, Any] = definition.get("constraints") or {}
+    within = [
+        f"{NOUNS[cost]} at most {amount(cost, limits[key])}"
+        for cost in NOUNS
+        if limits.get(key := f"max_{cost}") is not None
+    ]
+    if within:
+        yield "limits", ", ".join(within)
+    searched = attributes.get(attrs.SPACE, {}).get("distributions", {})
+    if searched:
+        yield "searched", ", ".join(searched)
+    search, training = definition.get("search", {}), definition.get("training", {})
+    yield (
+        "search",
+        f"sampler {search.get('sampler')}, pruner {search.get('pruner')}, "
+        f"{training.get('epochs')} epochs a trial, seed {search.get('seed')}",
+    )
+    baseline = attrs.baseline_of(study.get_trials(deepcopy=False))
+    plan = attrs.plan_of(baseline) if baseline is not None else None
+    if baseline is not None and plan is not None:
+        value = Objective.of(study).show(baseline.values[0])
+        yield (
+            "baseline",
+            f"trial {baseline.number}, {value}: {plan.in_words(attrs.has_several(attributes))}",
+        )
+
+
+def _images(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "data set", str(dataset.get("name", ""))
+    classes = list(dataset.get("classes", ()))
+    more = f" and {len(classes) - _NAMED_CLASSES:,} more" * (len(classes) > _NAMED_CLASSES)
+    yield "classes", f"{len(classes):,}: {', '.join(classes[:_NAMED_CLASSES])}{more}"
+    if folds := dataset.get("folds"):
+        split = f"{dataset['train']:,} take turns in {len(folds)} folds"
+    else:
+        split = f"{dataset.get('train', 0):,} train, {dataset.get('validation', 0):,} validate"
+    yield "images", f"{split}, {dataset.get('test', 0):,} are the test part"
+    if skipped := dataset.get("skipped"):
+        yield "unreadable", f"{len(skipped):,}"
+    yield "fingerprint", str(dataset.get("fingerprint", ""))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the notes of all trials of a study refer to, read once.
+
+    Args:
+        attributes: User attributes of the study.
+        objective: What it optimises.
+        cost: Its second objective, where there is one.
+        baseline: Its completed baseline.
+    """
+
+    attributes: Mapping[str, Any]
+    objective: Objective
+    cost: Objective | None
+    baseline: FrozenTrial | None
+
+    @staticmethod
+    def of(study: Study) -> Setting:
+        """Read it."""
+        baseline = attrs.baseline_of(study.get_trials(deepcopy=False))
+        return Setting(study.user_attrs, Objective.of(study), Objective.cost_of(study), baseline)
+
+
+def trial_note(trial: FrozenTrial, setting: Setting) -> str:
+    """Describe a trial: how it ended, its plan in words and as a picture, what it took.
+
+    Args:
+        trial: The trial, at any stage.
+        setting: That of its study.
+    """
+    plan = attrs.plan_of(trial)
+    said = [f"**{shown_as_text(_outcome(trial, setting))}**"]
+    if plan is not None:
+        said.append(shown_as_text(plan.in_words(attrs.has_several(setting.attributes))))
+        if layers := attrs.layers_of(setting.attributes, plan):
+            said.append(_fenced(as_text(rows(layers, plan)), "text"))
+    if sizes := ", ".join(_sizes(trial)):
+        said.append(shown_as_text(sizes))
+    if origin := attrs.origin_of(trial):
+        said.append(shown_as_text(f"queued at the start: {origin}"))
+    if earlier := attrs.retries(trial):
+        said.append(f"goes on from trial {', '.join(map(str, earlier))}")
+    return "\n\n".join(said)
+
+
+def _outcome(trial: FrozenTrial, setting: Setting) -> str:
+    reason = str(trial.user_attrs.get(attrs.REASON, ""))
+    role = "the baseline, " if attrs.is_baseline(trial) else ""
+    epochs = attrs.epochs_of(trial)
+    if trial.state == TrialState.COMPLETE:
+        shown, start = show_values(trial, setting.objective, setting.cost), setting.baseline
+        if start is not None and not attrs.is_baseline(trial):
+            gained = setting.objective.difference(trial.values[0], start.values[0])
+            shown += f", {gained} against the baseline"
+        # A baseline beyond the limits is trained all the same.
+        return f"{role}{shown}" + (f"; {reason}" if reason else "")
+    if attrs.is_untrained(trial):
+        return f"{role}{reason or attrs.INFEASIBLE}"
+    if trial.state == TrialState.PRUNED:
+        return f"{role}pruned after epoch {epochs}"
+    if trial.state == TrialState.FAIL:
+        return f"{role}failed: {reason}" if reason else f"{role}failed"
+    return f"{role}{trial.state.name.lower()}"
+
+
+def _sizes(trial: FrozenTrial) -> Iterator[str]:
+    known = trial.user_attrs
+    costs: Mapping[str, float] = known.get(attrs.COSTS, {})
+    if (tuned := known.get(attrs.PARAMETERS_TUNED)) is not None:
+        of = f" of {amount('parameters', costs['parameters'])}" if "parameters" in costs else ""
+        yield f"{in_short(tuned)}{of} parameters tuned"
+    yield from (
+        f"{NOUNS[cost]} {amount(cost, value)}"
+        for cost, value in costs.items()
+        if cost != "parameters"
+    )
+    if attrs.SECONDS in known:
+        epochs = attrs.epochs_of(trial)
+        on = f" on {known[attrs.DEVICE]}" if attrs.DEVICE in known else ""
+        yield f"{epochs} epoch{'s' * (epochs != 1)} in {in_time(known[attrs.SECONDS])}{on}"
+    elif trial.state == TrialState.RUNNING:
+        yield f"for {in_time(attrs.held_s(trial, time.time()))}"
+
+
+def shown_as_text(text: str) -> str:
+    """Have Markdown show a text as it is, in one line, and nothing in it act on the page."""
+    return _MARKS.sub(r"\\\1", visible(" ".join(text.split())))
+
+
+def _table(found: Iterator[tuple[str, str]]) -> str:
+    lines = [f"| {name} | {shown_as_text(value)} |" for name, value in found]
+    return "\n".join(["| | |", "| --- | --- |", *lines])
+
+
+def _fenced(text: str, language: str) -> str:
+    """Put lines in a block of code, whose fence is longer than any in them."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return f"{fence}{language}\n{visible(text).rstrip()}\n{fence}"

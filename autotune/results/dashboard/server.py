@@ -1,0 +1,88 @@
+"""optuna-dashboard on the storage of a study, on the loopback address alone.
+
+The dashboard has no authentication and can delete studies, so it is never offered to a network by
+itself: ``public`` puts a server in front that asks for a password and lets nothing be written.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from autotune.errors import UserError
+from autotune.results.dashboard.access import Passwords, behind_caddy, only_from_here, with_headers
+from autotune.results.dashboard.annotations import annotated
+from autotune.study.setup.opening import OpenStudy
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+logger = logging.getLogger(__name__)
+HOST = "127.0.0.1"
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        logger.debug(format, *args)
+
+
+def serve(opened: OpenStudy, port: int, announce: Callable[[str], None]) -> None:
+    """Serve the dashboard until the process is interrupted.
+
+    Args:
+        opened: A study of the storage; its artifacts are shown.
+        port: Port on the loopback address.
+        announce: Told the address of the study once the server listens.
+
+    Raises:
+        UserError: When the port is taken.
+    """
+    with listen(opened, port) as server:
+        announce(f"http://{HOST}:{port}{page_of(opened)}")
+        server.serve_forever()
+
+
+def listen(
+    opened: OpenStudy, port: int, token: str = "", passwords: Passwords | None = None
+) -> WSGIServer:
+    """Make the server of the dashboard.
+
+    Args:
+        opened: A study of the storage; its artifacts are shown.
+        port: Port on the loopback address; 0 for one that is free.
+        token: What Caddy has to show. Without one, all users of this machine may read and write,
+            and no page of another site.
+        passwords: Whom Caddy is to let in.
+
+    Raises:
+        UserError: When the port is taken.
+    """
+    # The storage above Optuna's cache: finished trials are not read again with every look.
+    storage = opened.study._storage
+    app: WSGIApplication = annotated(storage, opened.artifacts, opened.url)
+    app = only_from_here(app) if passwords is None else behind_caddy(app, token, passwords)
+    try:
+        return make_server(HOST, port, with_headers(app), _Server, _Handler)
+    except OSError as error:
+        raise port_error(port, error) from error
+
+
+def page_of(opened: OpenStudy) -> str:
+    """Return the path of a study's page."""
+    return f"/dashboard/studies/{opened.study._study_id}"
+
+
+def port_error(port: int, error: OSError) -> UserError:
+    """Say that a port cannot be used, and the way out."""
+    reason = os.strerror(error.errno) if error.errno else error
+    return UserError(
+        f"port {port} cannot be used ({reason}); choose another one with --port (make: PORT=...)"
+    )

@@ -1,0 +1,1 @@
+"""What a study says and what its user should do next."""

@@ -1,0 +1,1 @@
+"""Train plans again and measure them: refit, confirm, reproduce."""

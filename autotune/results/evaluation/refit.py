@@ -1,0 +1,275 @@
+"""The final fit: the best plan and the baseline, trained anew, measured on the test part.
+
+This is the only code that reads the test part, and every time it does is written down with the
+study: a test part that was looked at often is a validation part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from optuna.trial import FrozenTrial
+
+from autotune.config.schema import FitConfig
+from autotune.data.progress import Progress, silent
+from autotune.data.sources.opening import fetch_source
+from autotune.data.views.study_data import open_test_views
+from autotune.errors import disk_full_as_user_error
+from autotune.plan import TrialPlan
+from autotune.results.evaluation.bootstrap import Comparison, compare
+from autotune.results.evaluation.model_card import origin_of, write_card
+from autotune.results.evaluation.plan_selection import Choice, choose
+from autotune.results.evaluation.reliability import draw_reliability
+from autotune.results.model.model import Description, replacing, save_model
+from autotune.storage.rdb.retry import patiently
+from autotune.storage.rdb.study_lock import study_lock
+from autotune.study.engine.worker import prepare
+from autotune.study.setup.manifest_store import read_manifest
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from autotune.study.trial.context import Workbench
+from autotune.study.trial.plots import draw_confusion
+from autotune.study.trial.refit import Manner, Refit, refit, views_of
+from autotune.training.metrics import Metrics, confusion, measure
+
+TEST_READS = attrs.TEST_READS
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What the final fit brought.
+
+    Args:
+        choice: The plan that was trained, and why this one.
+        test: Its scores on the test part.
+        baseline: Scores of the baseline on the test part.
+        comparison: All figures of both with their intervals.
+        manner: How the plan was trained.
+        baseline_manner: How the baseline was.
+        test_images: Images of the test part.
+        reads: How often the test part has been read, this time included.
+        folder: Where the model was written.
+    """
+
+    choice: Choice
+    test: Metrics
+    baseline: Metrics
+    comparison: Comparison
+    manner: Manner
+    baseline_manner: Manner
+    test_images: int
+    reads: int
+    folder: Path
+
+    @property
+    def trial(self) -> int:
+        """Number of the trial whose plan was trained."""
+        return self.choice.trial
+
+    @property
+    def plan(self) -> TrialPlan:
+        """The plan that was trained."""
+        return self.choice.plan
+
+    @property
+    def images(self) -> int:
+        """Training images of both: the training and the validation part together."""
+        return self.manner.images
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the plan is that of the baseline: there was one training then."""
+        return self.manner is self.baseline_manner
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {
+            "trial": self.trial,
+            "chosen": self.choice.in_words(),
+            "remarks": list(self.choice.remarks),
+            "plan": self.plan.to_json(),
+            **_figures_of(self.comparison, self.test_images),
+            "trained_on": self.manner.to_json(),
+            "baseline_trained_on": self.baseline_manner.to_json(),
+            "times_the_test_part_was_read": self.reads,
+            "folder": str(self.folder),
+        }
+
+
+def fit(
+    opened: OpenStudy,
+    trial: int | None = None,
+    folder: Path | None = None,
+    listener: Callable[[str, int, int], None] = lambda what, epoch, epochs: None,
+    fetching: Progress = silent,
+    settings: FitConfig | None = None,
+) -> FitResult:
+    """Train the chosen plan and the baseline on training + validation and measure both.
+
+    Args:
+        opened: The study.
+        trial: Number of the trial to take; by default see
+        :mod:`autotune.results.evaluation.plan_selection`.
+        folder: Where the model goes; by default beside the study.
+        listener: Told of every epoch: what is trained, the epoch, how many there are.
+        fetching: Told how far the fetching of a known dataset is that is not on this machine.
+        settings: How to train; by default as the study's last run had it.
+
+    Raises:
+        StudyError: When there is no such trial, or none that is complete.
+        DivergedError: When one of the two trainings diverges.
+        DiskFullError: When the model cannot be written.
+    """
+    choice = choose(opened, trial)
+    plan = choice.plan
+    fetch_source(opened.config().dataset, fetching)
+    bench = prepare(opened)
+    config = bench.config
+    settings = config.fit if settings is None else settings
+    baseline_plan = bench.space.baseline(config.baseline)
+    backbones = dict.fromkeys((plan.backbone, baseline_plan.backbone))
+    tasks = {name: bench.materials.of(name).task for name in backbones}
+    memory_bytes = bench.materials.memory_bytes // len(tasks)
+    train = {name: views_of(task, config, settings, memory_bytes) for name, task in tasks.items()}
+
+    trials = opened.study.get_trials(deepcopy=False)
+
+    def trained(what: str, plan: TrialPlan, trial: FrozenTrial | None) -> Refit:
+        epochs = config.training.epochs
+        return refit(
+            plan,
+            bench,
+            train[plan.backbone],
+            settings,
+            lambda epoch: listener(what, epoch, epochs),
+            _part_of(trial),
+        )
+
+    tuned = trained("best plan", plan, trials[choice.trial])
+    baseline = tuned
+    if baseline_plan != plan:
+        baseline = trained("baseline", baseline_plan, attrs.baseline_of(trials))
+    manifest = read_manifest(opened.study, opened.files)
+    fingerprint = opened.study.user_attrs[attrs.DATASET].get("test_fingerprint")
+    test = {
+        name: open_test_views(
+            config.dataset,
+            config.data,
+            task.spec,
+            opened.files.cache,
+            config.cache.disk_bytes,
+            manifest,
+            fingerprint,
+        )
+        for name, task in tasks.items()
+    }
+    logits, labels = tuned.predict(test[plan.backbone])
+    others = logits
+    if baseline is not tuned:
+        others, _ = baseline.predict(test[baseline_plan.backbone])
+    comparison = compare(logits, others, labels)
+    reads = _note_read(opened, choice.trial, comparison)
+    result = FitResult(
+        choice=choice,
+        test=measure(logits, labels),
+        baseline=measure(others, labels),
+        comparison=comparison,
+        manner=tuned.manner,
+        baseline_manner=baseline.manner,
+        test_images=len(labels),
+        reads=reads,
+        folder=folder or opened.files.model(opened.name),
+    )
+    with disk_full_as_user_error(result.folder):
+        classes = tasks[plan.backbone].classes
+        _write(result, opened, bench, tuned, confusion(logits, labels, classes))
+    return result
+
+
+def _part_of(trial: FrozenTrial | None) -> int | None:
+    """Return how many images of a trial fitted into memory, where a whole batch did not."""
+    part = None if trial is None else trial.user_attrs.get(attrs.PART)
+    return None if part is None else int(part)
+
+
+def _figures_of(comparison: Comparison, images: int) -> dict[str, Any]:
+    """Return all figures as plain JSON values: the same names in the record and in ``--json``."""
+    return {
+        "test": {"images": images, **comparison.model.values},
+        "baseline_test": comparison.baseline.values,
+        "intervals": comparison.to_json(),
+        "calibration": {
+            "test": [asdict(one) for one in comparison.model.bins],
+            "baseline": [asdict(one) for one in comparison.baseline.bins],
+        },
+    }
+
+
+def _note_read(opened: OpenStudy, trial: int, comparison: Comparison) -> int:
+    """Write down with the study that the test part was read; return how often it has been."""
+    gain = comparison.difference[opened.config().training.objective]
+    entry = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "trial": trial,
+        "test": comparison.model.values,
+        "baseline": comparison.baseline.values,
+        "gain": {"mean": gain.value, "low": gain.low, "high": gain.high},
+        "intervals": comparison.model.intervals,
+    }
+
+    def note() -> int:
+        # Under the lock, for two fits at once; what the storage was away for is not noted twice.
+        with study_lock(opened.storage, opened.url, opened.name):
+            reads = list(opened.study.user_attrs.get(attrs.TEST_READS, ()))
+            if entry not in reads:
+                reads.append(entry)
+                opened.study.set_user_attr(attrs.TEST_READS, reads)
+            return len(reads)
+
+    return patiently(note)
+
+
+def _write(
+    result: FitResult,
+    opened: OpenStudy,
+    bench: Workbench,
+    trained: Refit,
+    matrix: npt.NDArray[np.int64],
+) -> None:
+    """Write the model, and for people what it is and how good."""
+    config = bench.config
+    material = bench.materials.of(result.plan.backbone)
+    classes = material.task.classes
+    description = Description(
+        result.plan,
+        classes,
+        material.backbone.data_config,
+        config.data.image_size,
+        fast=config.data.decode == "fast",
+    )
+    facts = {
+        "study": opened.name,
+        "trial": result.trial,
+        "chosen": result.choice.in_words(),
+        "remarks": list(result.choice.remarks),
+        "dataset": config.dataset,
+        "objective": config.training.objective,
+        "is_baseline": result.is_baseline,
+        "trained_on": {"parts": ["train", "validation"], **result.manner.to_json()},
+        "baseline_trained_on": result.baseline_manner.to_json(),
+        **_figures_of(result.comparison, result.test_images),
+        "times_the_test_part_was_read": result.reads,
+        "pretrained": origin_of(material.backbone, config.weights),
+        "definition": config.definition(),
+    }
+    with replacing(result.folder) as folder:
+        record_of_model = save_model(folder, trained.training.result, description, facts)
+        draw_confusion(folder, matrix, classes)
+        draw_reliability(folder, result.comparison.model.bins)
+        write_card(folder, record_of_model, matrix)

@@ -1,0 +1,76 @@
+"""How the figures of a study look.
+
+Paper and plot area are transparent, and the colours read on a light and on a dark page. They
+stay apart for colour-blind readers (after Okabe and Ito 2008, "Color universal design",
+https://jfly.uni-koeln.de/color/), and what a colour says, a shape or a pattern says too.
+"""
+
+from __future__ import annotations
+
+import math
+from html import escape
+
+import plotly.graph_objects as go
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.results.values.objective import Objective
+from autotune.study.state import attrs
+
+BLUE, ORANGE, PURPLE = "#3f88c5", "#d9822b", "#b0609f"
+GREEN, RED, GREY = "#2a9d78", "#d1495b", "#8b919a"
+
+_GRID = "rgba(128, 128, 128, 0.25)"
+_AXIS = {
+    "gridcolor": _GRID,
+    "linecolor": GREY,
+    "zeroline": False,
+    "automargin": True,
+    "title": {"standoff": 8, "font": {"size": 13}},
+    "ticks": "outside",
+    "tickcolor": _GRID,
+    # Beside each other "0.01" and "100μ" do not read as one scale.
+    "exponentformat": "power",
+}
+THEME = go.layout.Template(
+    layout={
+        "paper_bgcolor": "rgba(0, 0, 0, 0)",
+        "plot_bgcolor": "rgba(0, 0, 0, 0)",
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": GREY},
+        "margin": {"l": 8, "r": 12, "t": 12, "b": 8},
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "hovermode": "closest",
+    }
+)
+
+
+def new_figure() -> go.Figure:
+    """Return an empty figure."""
+    return go.Figure(layout={"template": THEME, "height": 340})
+
+
+def label_axes(figure: go.Figure, x: str, objective: Objective) -> None:
+    """Name the axes of a figure that has the objective upwards."""
+    figure.update_xaxes(title=x)
+    share = {"tickformat": ".1~%"} if objective.is_share else {}
+    figure.update_yaxes(title=escape(objective.words), **share)
+
+
+def hover(title: str, objective: Objective, *more: str, of: str = "y") -> str:
+    """Return what plotly shows beside a point.
+
+    Args:
+        title: The first line.
+        objective: What the second line has the value of.
+        more: Further lines.
+        of: Where plotly finds the value.
+    """
+    value = f"{objective.words} %{{{of}:{objective.tick_format}}}"
+    return "<br>".join([title, value, *more]) + "<extra></extra>"
+
+
+def is_finite(trial: FrozenTrial, state: TrialState) -> bool:
+    """Tell whether a trial is in a state and has a value that can be drawn."""
+    value = attrs.metric_of(trial)
+    return trial.state == state and value is not None and math.isfinite(value)

@@ -1,0 +1,1 @@
+"""Values in numbers and words: objectives, intervals, verdicts, Pareto fronts."""

@@ -1,0 +1,114 @@
+"""What ``autotune confirm`` found, in short: kept with the study, and said in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from optuna.study import Study
+
+from autotune.format_versions import reading
+from autotune.results.values.objective import Objective
+from autotune.study.state import attrs
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the best of some plans beats the baseline over seeds.
+
+    Args:
+        trial: The trial with the best mean.
+        mean: Its mean over the seeds.
+        baseline: Mean of the baseline.
+        gain: By how much it is better, positive where less is better too.
+        low: Lower end of the interval of the gain.
+        high: Upper end.
+        shrank: By how much the mean is worse than the value in the search.
+        seeds: How many seeds.
+        trials: All trials that were compared.
+    """
+
+    trial: int
+    mean: float
+    baseline: float
+    gain: float
+    low: float
+    high: float
+    shrank: float
+    seeds: int
+    trials: tuple[int, ...]
+
+    @staticmethod
+    def of(study: Study) -> Verdict | None:
+        """Return what was found for a study, or ``None``."""
+        known: Mapping[str, Any] | None = study.user_attrs.get(attrs.CONFIRMED)
+        if not known:
+            return None
+        by = attrs.written_by(study.user_attrs)
+        with reading("what 'autotune confirm' has written with the study", by=by):
+            return Verdict(**{**known, "trials": tuple(known["trials"])})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {**asdict(self), "trials": list(self.trials)}
+
+    @property
+    def beats(self) -> bool:
+        """Whether the plan is shown to be better than the baseline."""
+        return self.low > 0.0
+
+    def in_words(self, objective: Objective) -> str:
+        """Say it in a sentence.
+
+        Args:
+            objective: How values of the study are written.
+
+        Example:
+            ``trial 12 beats the baseline by 2.1 points (95 % interval 0.9 to 3.3, 5 seeds,
+            corrected for choosing among 5); its mean is 0.8 points worse than its value in the
+            search``
+        """
+        chosen = f", corrected for choosing among {len(self.trials)}"
+        known = (
+            f"95 % interval {show_gain(objective, self.low, unit=False)} to "
+            f"{show_gain(objective, self.high, unit=False)}, {self.seeds} seeds"
+            + (chosen if len(self.trials) > 1 else "")
+        )
+        if self.beats:
+            gained = show_gain(objective, self.gain)
+            return (
+                f"trial {self.trial} beats the baseline by {gained} ({known}); "
+                f"{self._shrunk(objective)}"
+            )
+        mean = objective.show(self.mean)
+        where = f"the best mean is that of trial {self.trial} with {mean}"
+        if len(self.trials) == 1:
+            where = f"trial {self.trial} has a mean of {mean}"
+        return (
+            f"no plan is shown to beat the baseline ({objective.show(self.baseline)}): {where}, a "
+            f"gain of {show_gain(objective, self.gain)} ({known}); {self._shrunk(objective)}"
+        )
+
+    def _shrunk(self, objective: Objective) -> str:
+        worse = show_gain(objective, abs(self.shrank))
+        if worse == show_gain(objective, 0.0):
+            return "its mean is its value in the search"
+        side = "worse" if self.shrank > 0 else "better"
+        return f"its mean is {worse} {side} than its value in the search"
+
+
+def show_gain(objective: Objective, gain: float, *, unit: bool = True) -> str:
+    """Write by how much something is better: ``2.1 points``, or ``0.0310``.
+
+    Args:
+        objective: What is compared.
+        gain: The difference, positive for better.
+        unit: Whether to name the unit.
+    """
+    if not objective.is_share:
+        return f"{gain:.4f}".replace("-", "−")
+    shown = f"{100 * gain:.{objective.decimals}f}"
+    if float(shown) == 0.0:
+        shown = shown.removeprefix("-")
+    return shown.replace("-", "−") + (" points" if unit else "")

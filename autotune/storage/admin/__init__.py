@@ -1,0 +1,1 @@
+"""Look after a storage: copy, check, upgrade, a local server."""

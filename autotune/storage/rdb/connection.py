@@ -1,0 +1,257 @@
+"""Opening the database of a study: URL in, Optuna storage out.
+
+SQLite runs in WAL mode, see :mod:`autotune.storage.rdb.sqlite_locking`. Postgres connections that
+have rested are checked before use, because servers drop idle ones (optuna issue 5600).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import sqlite3
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from filelock import FileLock
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Engine
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
+
+from autotune.errors import (
+    DiskFullError,
+    SchemaError,
+    StorageError,
+    UserError,
+    disk_full_as_user_error,
+    hide_passwords,
+    join_sentences,
+)
+from autotune.storage.filesystem import refuse_network
+from autotune.storage.rdb.retry import PatientStorage
+from autotune.storage.rdb.sqlite_locking import begin
+from autotune.storage.url import database_path, is_sqlite, parse_url, redact, template_of
+
+#: A live worker writes its heartbeat this often; silent for longer than the grace, it is dead.
+HEARTBEAT_INTERVAL_S = 15
+GRACE_PERIOD_S = 90
+#: How long a connection waits for another one's transaction (SQLite) or for the server.
+BUSY_TIMEOUT_S = 60
+CONNECT_TIMEOUT_S = 10
+#: A connection that has rested for so many seconds is asked whether the server is still there.
+RESTED_S = 5.0
+#: Connections that one process keeps to a server, and how many more it may open for a moment.
+POOL_SIZE = 2
+POOL_OVERFLOW = 4
+#: How Optuna says that tables are old; it names its own command.
+_OLD_SCHEMA = re.compile(r" *Please execute `[^`]*` for upgrading the storage\.")
+
+
+@contextmanager
+def experimental() -> Iterator[None]:
+    """Use a part of Optuna that it calls experimental without its warning.
+
+    The constraints file pins the version whose behaviour was tested.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def open_storage(url: str, *, create: bool = False) -> PatientStorage:
+    """Open the storage of studies.
+
+    Args:
+        url: Storage URL.
+        create: Make the database file and the tables where there are none.
+
+    Raises:
+        StorageError: When it cannot be reached, read or written, is of another Optuna, or is an
+            SQLite file on a network file system.
+    """
+    parsed = parse_url(url)
+    with storage_errors(url):
+        if not is_sqlite(url):
+            return _open_postgres(parsed)
+        path = database_path(url)
+        refuse_network(path)
+        if not create:
+            check_is_there(path)
+            return _open(parsed)
+        with disk_full_as_user_error(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Tables are made once: Optuna fails where two processes make them (issue 820).
+            with FileLock(f"{path}.lock", timeout=BUSY_TIMEOUT_S):
+                return _open(parsed)
+
+
+def is_there(path: Path) -> bool:
+    """Tell whether there is a file that is more than empty.
+
+    An empty one is what a full disk has left of a database that was to be made.
+    """
+    return path.exists() and path.stat().st_size > 0
+
+
+def check_is_there(path: Path) -> None:
+    """Refuse a file that is no SQLite database of studies; nothing is made or changed.
+
+    Raises:
+        StorageError: With what it is instead.
+        sqlite3.Error: When it cannot be read, or is no database.
+    """
+    if not path.exists():
+        raise StorageError(
+            f"storage: there is no database {path}; 'autotune run' makes one, or name yours "
+            "with --storage"
+        )
+    with closing(
+        sqlite3.connect(f"{path.as_uri()}?mode=ro", BUSY_TIMEOUT_S, uri=True)
+    ) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    if "studies" not in tables:
+        raise StorageError(
+            f"storage: the database {path} holds no studies; 'autotune run' makes them, or name "
+            "yours with --storage"
+        )
+
+
+def _open_postgres(url: URL) -> PatientStorage:
+    """Open under a lock, because any opening makes the tables where there are none (issue 820)."""
+    options = {"connect_timeout": CONNECT_TIMEOUT_S}
+    engine = sqlalchemy.create_engine(url, connect_args=options, poolclass=NullPool)
+    with engine.connect() as connection:
+        # Ends with this connection's transaction.
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(8232020)"))
+        return _open(url)
+
+
+def _open(url: URL) -> PatientStorage:
+    options: dict[str, Any]
+    sqlite = url.drivername.startswith("sqlite")
+    if sqlite:
+        options = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
+    else:
+        options = {
+            "pool_recycle": 600,
+            "pool_size": POOL_SIZE,
+            "max_overflow": POOL_OVERFLOW,
+            "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S},
+        }
+    # Optuna says at every start that it would create tables.
+    logging.getLogger("optuna.storages").setLevel(logging.WARNING)
+    with experimental():
+        storage = PatientStorage(
+            template_of(url),
+            engine_kwargs=options,
+            heartbeat_interval=HEARTBEAT_INTERVAL_S,
+            grace_period=GRACE_PERIOD_S,
+        )
+    if sqlite:
+        event.listen(storage.engine, "connect", _configure_sqlite)
+        event.listen(storage.engine, "begin", begin)
+        storage.engine.dispose()  # connections made so far have none of these settings
+        with storage.engine.begin() as connection:
+            connection.exec_driver_sql("SELECT 1")
+    else:
+        event.listen(storage.engine, "checkin", _note_rest)
+        event.listen(storage.engine, "checkout", partial(_ask_whether_there, storage.engine))
+    return storage
+
+
+def _note_rest(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.info["rests_since"] = time.monotonic()
+
+
+def _ask_whether_there(
+    engine: Engine, connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object
+) -> None:
+    """Ask a server for a sign of life when a connection has rested: it drops idle ones.
+
+    ``pool_pre_ping`` asks every time, a round trip more for every statement. A server that was
+    restarted a moment ago is met in mid-statement as well, and waited for there.
+    """
+    if time.monotonic() - record.info.get("rests_since", math.inf) < RESTED_S:
+        return
+    try:
+        engine.dialect.do_ping(connection)
+    except engine.dialect.loaded_dbapi.Error as error:
+        raise sqlalchemy.exc.DisconnectionError("the server has dropped it") from error
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # transactions begin where SQLAlchemy says, see below
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
+
+
+@contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """Turn what a database says into one message that names the storage, not its password.
+
+    Raises:
+        StorageError: With the reason and the way out.
+    """
+    shown = redact(url)
+    try:
+        yield
+    except (UserError, optuna.exceptions.DuplicatedStudyError):
+        raise
+    except (
+        sqlalchemy.exc.SQLAlchemyError,
+        sqlite3.Error,
+        optuna.exceptions.StorageInternalError,
+    ) as error:
+        reason = _reason(error)
+        if "disk is full" in reason or "No space left" in reason:
+            raise DiskFullError(f"no space left on the disk of the storage {shown}") from error
+        raise StorageError(
+            f"storage: {shown} cannot be used: {reason}{_way_out(reason)}"
+        ) from error
+    except (OSError, UnicodeError) as error:  # the latter for a host that cannot be one
+        raise StorageError(f"storage: {shown} cannot be used: {error}") from error
+    except RuntimeError as error:
+        if "schema" not in str(error) and "version" not in str(error):
+            raise
+        said, old = _OLD_SCHEMA.subn("", str(error))
+        way_out = "'autotune storage upgrade' brings it up to date" if old else ""
+        raise SchemaError(
+            join_sentences(f"storage: {shown} was made by another Optuna: {said}", way_out)
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None and not isinstance(error, sqlalchemy.exc.DBAPIError):
+        error = error.__cause__
+    original = getattr(error, "orig", None) or error
+    text = hide_passwords(" ".join(str(original).split()))
+    # psycopg tells one story for every address of the host, and again for every attempt.
+    for hint in (" Multiple connection attempts failed", " Is the server running"):
+        text = text.partition(hint)[0]
+    return text
+
+
+def _way_out(reason: str) -> str:
+    ways = {
+        "unable to open database file": "its folder must exist and be writable",
+        "readonly database": "the file must be writable",
+        "not a database": "the file is something else; name another with --storage",
+        "password authentication failed": "check the user and the password of the URL",
+        "onnection refused": "is the server running, and are host and port right?",
+        "does not exist": "create the database first, or check its name",
+        "could not translate host name": "check the host of the URL",
+        "failed to resolve host": "check the host of the URL",
+        "too many": "the server has no free connection; raise its max_connections",
+        "timeout": "is the server running, and are host and port right?",
+    }
+    return next((f"; {way}" for sign, way in ways.items() if sign in reason), "")

@@ -1,0 +1,572 @@
+"""What workers read and write most, with fewer statements than Optuna takes.
+
+Optuna looks for everything before it writes it. A trial that is being made has nothing yet, and
+with dozens of parameters the looking is what all workers wait for: trials are made under the
+study's lock. And whether a report is a new one, the database can tell by itself.
+
+What must happen as a whole, and Optuna does in steps, is here too: a trial that is given back
+fails and has its successor in one transaction. This is the one module that writes through Optuna's
+private parts.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+import sqlalchemy
+from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection
+from sqlalchemy.dialects import postgresql, sqlite
+
+from autotune.storage.rdb.trial_reader import read_trial, read_trials
+
+_STUDIES = models.StudyModel
+_TRIALS = models.TrialModel
+_VALUES = models.TrialValueModel
+_REPORTS = models.TrialIntermediateValueModel
+_STUDY_ATTRIBUTES = models.StudyUserAttributeModel
+_LIVE = (TrialState.RUNNING, TrialState.WAITING)
+#: The user attribute that tells a study from others that had its name, or its id, before.
+UUID = "uuid"
+#: The user attribute that a trial gets last when it is claimed: its parameters are all there.
+WORKER = "worker"
+
+_Attributes = type[models.TrialUserAttributeModel | models.TrialSystemAttributeModel]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What becomes of a running trial that is to fail.
+
+    Args:
+        attributes: User attributes that it gets.
+        successor: The trial that is to take its place, ``None`` where none is.
+    """
+
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    successor: FrozenTrial | None = None
+
+
+@dataclass(frozen=True)
+class StoredParam:
+    """A parameter as it is stored.
+
+    Args:
+        value: Its value, as the distribution stores it.
+        distribution: Where it is drawn from.
+    """
+
+    value: float
+    distribution: BaseDistribution
+
+
+class QuickStorage(RDBStorage):
+    """Optuna's database storage, for SQLite and Postgres, without detours.
+
+    Attributes:
+        study_uuid: Only the trials of the study with this uuid take anything from here; ``None``
+            where it has none. SQLite gives the ids of what was deleted to what is made next.
+    """
+
+    study_uuid: str | None = None
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        #: Trials that ran when they were read, by id, with all of their parameters.
+        self._running: dict[int, FrozenTrial] = {}
+        self._local = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to a process."""
+        state = super().__getstate__()
+        del state["_local"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make anew what belongs to a process."""
+        super().__setstate__(state)
+        self._local = threading.local()
+
+    @contextmanager
+    def _alone(self) -> Iterator[Connection]:
+        """Give a connection for statements of which each stands for itself.
+
+        A server commits each of them; a transaction would be two round trips more.
+        """
+        if self.engine.name == "sqlite":
+            with self.engine.begin() as connection:
+                yield connection
+            return
+        with self.engine.connect() as connection:
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
+
+    @contextmanager
+    def changes_alone(self) -> Iterator[None]:
+        """Read of trials that are known to run only whether they still do.
+
+        In this thread. Their parameters stay as they are; their curves are those of the last
+        time. Who claims a trial counts those that run, and reads them under the study's lock.
+        """
+        self._local.changes_alone = True
+        try:
+            yield
+        finally:
+            self._local.changes_alone = False
+
+    def set_trial_intermediate_value(
+        self, trial_id: int, step: int, intermediate_value: float
+    ) -> None:
+        """Report a value, in place of an earlier one of that step.
+
+        The row of the trial is locked meanwhile: whoever fails it has seen the value, or it is
+        not written.
+
+        Raises:
+            KeyError: When there is no such trial.
+            UpdateFinishedTrialError: When it has ended, or its study was made anew.
+        """
+        value, kind = _REPORTS.intermediate_value_to_stored_repr(intermediate_value)
+        report = {"of": trial_id, "at": step, "value": value, "kind": kind, "uuid": self._uuid()}
+        with self._alone() as connection:
+            written = connection.execute(_reporting(self.engine.name), report).rowcount
+        if not written:
+            self._refuse(trial_id)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Write a user attribute of a live trial.
+
+        Raises:
+            KeyError: When there is no such trial.
+            UpdateFinishedTrialError: When it has ended, or its study was made anew.
+        """
+        self.set_trial_user_attrs(trial_id, {key: value})
+
+    def set_trial_user_attrs(self, trial_id: int, attributes: Mapping[str, Any]) -> None:
+        """Write user attributes of a live trial, all of them or none.
+
+        Raises:
+            KeyError: When there is no such trial.
+            UpdateFinishedTrialError: When it has ended, or its study was made anew.
+        """
+        self._write_attributes(models.TrialUserAttributeModel, trial_id, attributes)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Write a system attribute of a live trial.
+
+        Raises:
+            KeyError: When there is no such trial.
+            UpdateFinishedTrialError: When it has ended, or its study was made anew.
+        """
+        self._write_attributes(models.TrialSystemAttributeModel, trial_id, {key: value})
+
+    def _write_attributes(
+        self, model: _Attributes, trial_id: int, attributes: Mapping[str, Any]
+    ) -> None:
+        if not attributes:
+            return
+        rows = _attribute_rows(trial_id, attributes, self._uuid())
+        with self._alone() if len(rows) == 1 else self.engine.begin() as connection:
+            statement = _attribute(self.engine.name, model)  # type: ignore[arg-type]
+            written = connection.execute(statement, rows).rowcount
+        if not written:
+            self._refuse(trial_id)
+
+    def _uuid(self) -> str | None:
+        return None if self.study_uuid is None else json.dumps(self.study_uuid)
+
+    def _refuse(self, trial_id: int) -> None:
+        """Say why nothing was written to a trial."""
+        self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
+        raise UpdateFinishedTrialError(f"trial id {trial_id} is that of another study now")
+
+    def fill_trial(
+        self, trial_id: int, params: Mapping[str, StoredParam], attributes: Mapping[str, Any]
+    ) -> None:
+        """Give a running trial its parameters and user attributes, in one transaction.
+
+        Args:
+            trial_id: The trial.
+            params: Parameters that it does not have yet.
+            attributes: User attributes.
+
+        Raises:
+            UpdateFinishedTrialError: When it does not run, or is of another study.
+        """
+        with self.engine.begin() as connection:
+            if not self._lock_running(connection, trial_id):
+                raise UpdateFinishedTrialError(f"trial id {trial_id} does not run any more")
+            if params:
+                rows = [
+                    _param_row(trial_id, name, one.value, one.distribution)
+                    for name, one in params.items()
+                ]
+                connection.execute(sqlalchemy.insert(models.TrialParamModel), rows)
+            self._attach(connection, trial_id, attributes)
+
+    def end_trial(
+        self,
+        trial_id: int,
+        state: TrialState,
+        values: Sequence[float] | None,
+        attributes: Mapping[str, Any],
+    ) -> bool:
+        """End a running trial, in one transaction.
+
+        Args:
+            trial_id: The trial.
+            state: How it has ended.
+            values: A value for each objective, ``None`` where it has none.
+            attributes: User attributes that it gets.
+
+        Returns:
+            Whether it was running, and is of this study; if not, nothing has happened.
+        """
+        with self.engine.begin() as connection:
+            if not self._lock_running(connection, trial_id):
+                return False
+            if values is not None:
+                connection.execute(sqlalchemy.insert(_VALUES), _value_rows(trial_id, values))
+            self._end(connection, trial_id, state, attributes)
+        return True
+
+    def _lock_running(self, connection: Connection, trial_id: int) -> bool:
+        """Lock the row of a trial; tell whether it runs, and is of this study."""
+        which = {"of": trial_id, "uuid": self._uuid()}
+        return connection.execute(_locked(), which).first() is not None
+
+    def _attach(
+        self, connection: Connection, trial_id: int, attributes: Mapping[str, Any]
+    ) -> None:
+        """Write user attributes of a trial whose row is locked."""
+        if attributes:
+            statement = _attribute(self.engine.name, models.TrialUserAttributeModel)
+            connection.execute(statement, _attribute_rows(trial_id, attributes, self._uuid()))
+
+    def _end(
+        self,
+        connection: Connection,
+        trial_id: int,
+        state: TrialState,
+        attributes: Mapping[str, Any],
+    ) -> None:
+        """End a trial whose row is locked."""
+        self._attach(connection, trial_id, attributes)
+        ended = {"of": trial_id, "ended": _stored(datetime.now()), "how": state}
+        connection.execute(_ENDING, ended)
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Say that the worker of a trial is alive; not for a trial of another study.
+
+        Without a trial, SQLite would keep the heartbeat for the next one of that id.
+        """
+        if self.study_uuid is not None:
+            ours = _is_of(_TRIALS.study_id, json.dumps(self.study_uuid))
+            with self._alone() as connection:
+                known = sqlalchemy.select(_TRIALS.trial_id).where(
+                    _TRIALS.trial_id == trial_id, ours
+                )
+                if connection.scalar(known) is None:
+                    return
+        super().record_heartbeat(trial_id)
+
+    def fail_trial(self, trial_id: int, decide: Callable[[FrozenTrial], Failure]) -> bool:
+        """Fail a running trial, and make its successor, in one transaction.
+
+        Args:
+            trial_id: The trial.
+            decide: Told the trial as it is now, with all that its worker has reported; nothing
+                more can be reported. Says what becomes of it.
+
+        Returns:
+            Whether it was running, and is of this study; if not, nothing has happened.
+
+        Raises:
+            KeyError: When there is no such trial.
+        """
+        of_trial = sqlalchemy.select(_TRIALS.study_id).where(_TRIALS.trial_id == trial_id)
+        with self.engine.begin() as connection:
+            study_id = connection.scalar(of_trial)
+            if study_id is None:
+                raise KeyError(f"there is no trial id {trial_id}")
+            # First the study's row, as where a trial is made: the other order could deadlock.
+            connection.execute(_STUDY_LOCK, {"study": study_id})
+            if not self._lock_running(connection, trial_id):
+                return False
+            current = read_trial(connection, trial_id)
+            assert current is not None, "its row is locked"
+            failure = decide(current)
+            self._end(connection, trial_id, TrialState.FAIL, failure.attributes)
+            if failure.successor is not None:
+                _make_trial(connection, study_id, failure.successor)
+        return True
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        """Read the user attributes of a study: one statement, where it has any.
+
+        Raises:
+            KeyError: When there is no such study.
+        """
+        with self._alone() as connection:
+            rows = connection.execute(_OF_STUDY, {"study": study_id}).all()
+        if not rows:  # there may be no such study
+            return super().get_study_user_attrs(study_id)
+        return {key: json.loads(text) for key, text in rows}
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """Read a trial.
+
+        Raises:
+            KeyError: When there is no such one.
+        """
+        with self._alone() as connection:
+            found = read_trial(connection, trial_id)
+        # Optuna says why there is none.
+        return super().get_trial(trial_id) if found is None else found
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        """Read what Optuna's cache asks for: trials with these ids, and those after another.
+
+        Raises:
+            KeyError: When there is no such study.
+        """
+        known = self._running if getattr(self._local, "changes_alone", False) else {}
+        with self._alone() as connection:
+            found = read_trials(
+                connection, study_id, included_trial_ids, trial_id_greater_than, known
+            )
+        for one in found:
+            if one.state == TrialState.RUNNING and WORKER in one.user_attrs:
+                self._running[one._trial_id] = one
+            else:
+                self._running.pop(one._trial_id, None)
+        if not found:
+            self.get_study_name_from_id(study_id)  # there may be no such study
+        return [one for one in found if states is None or one.state in states]
+
+    def _create_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None = None
+    ) -> FrozenTrial:
+        made = template_trial
+        if made is None or made.values is not None:
+            return super()._create_new_trial(study_id, made)
+        with self.engine.begin() as connection:
+            # Numbers are counted: one trial is made at a time.
+            if connection.execute(_STUDY_LOCK, {"study": study_id}).first() is None:
+                raise KeyError(f"there is no study id {study_id}")
+            trial_id, number = _make_trial(connection, study_id, made)
+        new = copy(made)
+        new._trial_id, new.number = trial_id, number
+        new.user_attrs = dict(made.user_attrs)
+        new.system_attrs = dict(made.system_attrs)
+        new.intermediate_values = dict(made.intermediate_values)
+        return new
+
+
+_OF_STUDY = sqlalchemy.select(_STUDY_ATTRIBUTES.key, _STUDY_ATTRIBUTES.value_json).where(
+    _STUDY_ATTRIBUTES.study_id == sqlalchemy.bindparam("study")
+)
+_STUDY_LOCK = (
+    sqlalchemy.select(_STUDIES.study_id)
+    .where(_STUDIES.study_id == sqlalchemy.bindparam("study"))
+    .with_for_update()
+)
+_TABLE = models.BaseModel.metadata.tables[_TRIALS.__tablename__]
+_COUNT = (
+    sqlalchemy.select(sqlalchemy.func.count())
+    .select_from(_TABLE)
+    .where(_TABLE.c.study_id == sqlalchemy.bindparam("of_study"))
+)
+_NEW = (
+    sqlalchemy.insert(_TABLE)
+    .values(number=_COUNT.scalar_subquery())
+    .returning(_TABLE.c.trial_id, _TABLE.c.number)
+)
+_ENDING = (
+    sqlalchemy.update(_TABLE)
+    .where(_TABLE.c.trial_id == sqlalchemy.bindparam("of"))
+    .values(
+        state=sqlalchemy.bindparam("how", type_=_TABLE.c.state.type),
+        datetime_complete=sqlalchemy.bindparam("ended", type_=_TABLE.c.datetime_complete.type),
+    )
+)
+
+
+def _stored(moment: datetime | None) -> datetime | None:
+    """Return a local time as Optuna stores it: in UTC, without a zone."""
+    return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def _make_trial(connection: Connection, study_id: int, made: FrozenTrial) -> tuple[int, int]:
+    """Write down a trial that has no value yet; return its id and its number.
+
+    The caller has locked the row of the study.
+    """
+    row = {
+        "of_study": study_id,
+        "study_id": study_id,
+        "state": made.state,
+        "datetime_start": _stored(made.datetime_start),
+        "datetime_complete": _stored(made.datetime_complete),
+    }
+    trial_id, number = connection.execute(_NEW, row).one()
+    for model, rows in _rows(made, trial_id):
+        if rows:
+            connection.execute(sqlalchemy.insert(model), rows)
+    return trial_id, number
+
+
+def _is_of(study_id: Any, uuid: Any) -> sqlalchemy.Exists:
+    """Make the condition that a study has a uuid, as its JSON text."""
+    attributes = _STUDY_ATTRIBUTES
+    return sqlalchemy.exists().where(
+        attributes.study_id == study_id, attributes.key == UUID, attributes.value_json == uuid
+    )
+
+
+def _live(
+    states: Sequence[TrialState], *columns: sqlalchemy.ColumnElement[Any]
+) -> sqlalchemy.Select[Any]:
+    """Make a statement that finds a trial of this study in one of these states."""
+    uuid = sqlalchemy.bindparam("uuid", type_=_STUDY_ATTRIBUTES.value_json.type)
+    ours = sqlalchemy.or_(uuid.is_(None), _is_of(_TRIALS.study_id, uuid))
+    # Not "in", which a statement that is executed for many rows may not have.
+    live = sqlalchemy.or_(*(_TRIALS.state == state for state in states))
+    found = sqlalchemy.select(_TRIALS.trial_id, *columns)
+    return found.where(_TRIALS.trial_id == sqlalchemy.bindparam("of"), live, ours)
+
+
+@cache
+def _locked() -> sqlalchemy.Select[Any]:
+    """Make the statement that locks the row of a running trial."""
+    return _live([TrialState.RUNNING]).with_for_update(of=_TRIALS)
+
+
+@cache
+def _reporting(database: str) -> sqlalchemy.Insert:
+    """Make the statement that reports a value of a live trial; making it takes as long as it."""
+    live = _live(
+        _LIVE,
+        sqlalchemy.bindparam("at", type_=_REPORTS.step.type),
+        sqlalchemy.bindparam("value", type_=_REPORTS.intermediate_value.type),
+        sqlalchemy.bindparam("kind", type_=_REPORTS.intermediate_value_type.type),
+    )
+    columns = ["trial_id", "step", "intermediate_value", "intermediate_value_type"]
+    return _upsert(database, _REPORTS, live, columns)
+
+
+@cache
+def _attribute(database: str, model: _Attributes) -> sqlalchemy.Insert:
+    """Make the statement that writes an attribute of a live trial."""
+    live = _live(
+        _LIVE,
+        sqlalchemy.bindparam("name", type_=model.key.type),
+        sqlalchemy.bindparam("text", type_=model.value_json.type),
+    )
+    return _upsert(database, model, live, ["trial_id", "key", "value_json"])
+
+
+def _upsert(
+    database: str,
+    model: type[models.BaseModel],
+    live: sqlalchemy.Select[Any],
+    columns: Sequence[str],
+) -> sqlalchemy.Insert:
+    """Make the statement that writes what was selected of a trial, whose row stays locked.
+
+    The first two columns are the key of the table.
+    """
+    insert = sqlite.insert if database == "sqlite" else postgresql.insert
+    live = live.with_for_update(read=True, of=_TRIALS)  # SQLite has one writer anyway
+    new = insert(model).from_select(columns, live)
+    new = new.on_conflict_do_update(
+        index_elements=columns[:2],
+        set_={name: new.excluded[name] for name in columns[2:]},
+    )
+    # Else it is read of a cursor that psycopg has closed by then: -1, whatever was written.
+    return new.execution_options(preserve_rowcount=True)
+
+
+def _attribute_rows(
+    trial_id: int, attributes: Mapping[str, Any], uuid: str | None
+) -> list[dict[str, Any]]:
+    return [
+        {"of": trial_id, "name": key, "text": json.dumps(value), "uuid": uuid}
+        for key, value in attributes.items()
+    ]
+
+
+def _param_row(
+    trial_id: int, name: str, value: float, distribution: BaseDistribution
+) -> dict[str, Any]:
+    return {
+        "trial_id": trial_id,
+        "param_name": name,
+        "param_value": value,
+        "distribution_json": distribution_to_json(distribution),
+    }
+
+
+def _value_rows(trial_id: int, values: Sequence[float]) -> list[dict[str, Any]]:
+    rows = []
+    for objective, value in enumerate(values):
+        stored, kind = _VALUES.value_to_stored_repr(value)
+        rows.append(
+            {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
+        )
+    return rows
+
+
+def _rows(
+    made: FrozenTrial, trial_id: int
+) -> Iterator[tuple[type[models.BaseModel], list[dict[str, Any]]]]:
+    yield (
+        models.TrialParamModel,
+        [
+            _param_row(
+                trial_id,
+                name,
+                made.distributions[name].to_internal_repr(value),
+                made.distributions[name],
+            )
+            for name, value in made.params.items()
+        ],
+    )
+    for model, attributes in (
+        (models.TrialUserAttributeModel, made.user_attrs),
+        (models.TrialSystemAttributeModel, made.system_attrs),
+    ):
+        rows = [
+            {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+            for key, value in attributes.items()
+        ]
+        yield model, rows
+    reports = []
+    for step, value in made.intermediate_values.items():
+        stored, kind = _REPORTS.intermediate_value_to_stored_repr(value)
+        reports.append(
+            {
+                "trial_id": trial_id,
+                "step": step,
+                "intermediate_value": stored,
+                "intermediate_value_type": kind,
+            }
+        )
+    yield _REPORTS, reports

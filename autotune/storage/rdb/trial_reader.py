@@ -1,0 +1,279 @@
+"""Trials as they are read: one statement a table, and every distribution parsed once.
+
+Workers read the trials that run before each of theirs, under the study's lock, and the report and
+the dashboard read all of them. Through Optuna's mapped classes, most of that time goes into making
+an object of every row and into parsing the distributions of every parameter anew. Here rows stay
+tuples: a study of 5,000 trials has a quarter of a million of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
+
+from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import BindParameter, Connection, Select, Table, bindparam, select, text
+
+from autotune.runtime import collector_paused
+
+#: Trials that a statement names one by one: databases limit the values of a statement.
+CHUNK = 500
+
+_TABLES = models.BaseModel.metadata.tables
+_TRIALS = _TABLES[models.TrialModel.__tablename__]
+_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
+_OF_STUDY = select(_TRIALS).where(_TRIALS.c.study_id == bindparam("study"))
+# Making a statement takes as long as running it.
+_LATER = _OF_STUDY.where(_TRIALS.c.trial_id > bindparam("after"))
+_KNOWN = _OF_STUDY.where(_TRIALS.c.trial_id.in_(_IDS))
+_ONE = select(_TRIALS).where(_TRIALS.c.trial_id == bindparam("id"))
+_FINITE = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
+
+Row = Sequence[Any]
+
+
+class _PartTable:
+    """A table whose rows belong to trials.
+
+    The columns that are read: the row's own id, which tells in which order rows were written, the
+    trial's id, and what else is asked for.
+
+    Args:
+        model: Optuna's class of the table.
+        names: The other columns to read.
+    """
+
+    def __init__(self, model: type[models.BaseModel], *names: str) -> None:
+        table: Table = _TABLES[model.__tablename__]
+        columns = [
+            next(iter(table.primary_key)),
+            *(table.c[name] for name in ("trial_id", *names)),
+        ]
+        self._named = select(*columns).where(table.c.trial_id.in_(_IDS))
+        between = _TRIALS.c.trial_id.between(bindparam("first"), bindparam("last"))
+        self._between: Select[Any] = (
+            select(*columns)
+            .join(_TRIALS, _TRIALS.c.trial_id == table.c.trial_id)
+            .where(_TRIALS.c.study_id == bindparam("study"), between)
+        )
+
+    def read(
+        self, connection: Connection, study_id: int, ids: Sequence[int]
+    ) -> defaultdict[int, list[Row]]:
+        """Read the rows of trials in one statement.
+
+        Args:
+            connection: A connection to the database, in a transaction.
+            study_id: Id of the study of the trials.
+            ids: Ids of the trials, in order.
+
+        Returns:
+            The rows by the trial's id, in the order in which they were written.
+        """
+        rows: Sequence[Row]
+        if len(ids) <= CHUNK:
+            rows = connection.execute(self._named, {"ids": ids}).all()
+        else:
+            # Rows of trials in between that are not asked for are read as well, and not used.
+            limits = {"study": study_id, "first": ids[0], "last": ids[-1]}
+            rows = connection.execute(self._between, limits).all()
+        found: defaultdict[int, list[Row]] = defaultdict(list)
+        for row in rows:
+            found[row[1]].append(row)
+        for some in found.values():
+            some.sort(key=_own_id)
+        return found
+
+
+def _own_id(row: Row) -> int:
+    return int(row[0])
+
+
+_PARAMS = _PartTable(models.TrialParamModel, "param_name", "param_value", "distribution_json")
+_VALUES = _PartTable(models.TrialValueModel, "objective", "value", "value_type")
+_USER_ATTRS = _PartTable(models.TrialUserAttributeModel, "key", "value_json")
+_SYSTEM_ATTRS = _PartTable(models.TrialSystemAttributeModel, "key", "value_json")
+_REPORTS = _PartTable(
+    models.TrialIntermediateValueModel, "step", "intermediate_value", "intermediate_value_type"
+)
+
+#: All that belongs to trials, in one statement: a server is asked once in place of five times.
+#: What a table does not have is null. Postgres finds the rows by the list, however long it is.
+_PARTS = text(
+    """
+    SELECT 0, param_id, trial_id, param_name, NULL::int, param_value, NULL, distribution_json
+    FROM trial_params WHERE trial_id = ANY(CAST(:ids AS int[]))
+    UNION ALL
+    SELECT 1, trial_value_id, trial_id, NULL, objective, value, value_type::text, NULL
+    FROM trial_values WHERE trial_id = ANY(CAST(:ids AS int[]))
+    UNION ALL
+    SELECT 2, trial_user_attribute_id, trial_id, key, NULL, NULL, NULL, value_json
+    FROM trial_user_attributes WHERE trial_id = ANY(CAST(:ids AS int[]))
+    UNION ALL
+    SELECT 3, trial_system_attribute_id, trial_id, key, NULL, NULL, NULL, value_json
+    FROM trial_system_attributes WHERE trial_id = ANY(CAST(:ids AS int[]))
+    UNION ALL
+    SELECT 4, trial_intermediate_value_id, trial_id, NULL, step, intermediate_value,
+           intermediate_value_type::text, NULL
+    FROM trial_intermediate_values WHERE trial_id = ANY(CAST(:ids AS int[]))
+    """
+)
+_VALUE_KINDS = models.TrialValueModel.TrialValueType.__members__
+_REPORT_KINDS = models.TrialIntermediateValueModel.TrialIntermediateValueType.__members__
+
+_Parts = defaultdict[int, list[Row]]
+
+
+def _read_parts(connection: Connection, study_id: int, ids: Sequence[int]) -> list[_Parts]:
+    """Read parameters, values, user and system attributes and reports of trials, by trial id."""
+    if connection.dialect.name != "postgresql" or len(ids) > CHUNK:
+        tables = (_PARAMS, _VALUES, _USER_ATTRS, _SYSTEM_ATTRS, _REPORTS)
+        return [table.read(connection, study_id, ids) for table in tables]
+    parts: list[_Parts] = [defaultdict(list) for _ in range(5)]
+    rows = connection.execute(_PARTS, {"ids": list(ids)}).all()
+    for which, own_id, trial_id, name, step, value, kind, words in sorted(rows, key=_place):
+        row: Row
+        if which == 0:
+            row = (own_id, trial_id, name, value, words)
+        elif which == 1:
+            row = (own_id, trial_id, step, value, _VALUE_KINDS[kind])
+        elif which == 4:
+            row = (own_id, trial_id, step, value, _REPORT_KINDS[kind])
+        else:
+            row = (own_id, trial_id, name, words)
+        parts[which][trial_id].append(row)
+    return parts
+
+
+def _place(row: Row) -> tuple[int, int]:
+    return row[0], row[1]
+
+
+_value_of = models.TrialValueModel.stored_repr_to_value
+_report_of = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
+
+
+def read_trials(
+    connection: Connection,
+    study_id: int,
+    known: Collection[int] = (),
+    after: int = -1,
+    running: Mapping[int, FrozenTrial] = MappingProxyType({}),
+) -> list[FrozenTrial]:
+    """Read trials of a study.
+
+    Args:
+        connection: A connection to the database, in a transaction.
+        study_id: Id of the study.
+        known: Ids of trials to read besides those ``after``.
+        after: Trials with a higher id are read; -1 reads all.
+        running: Trials by id that need not be read again if they run still.
+
+    Returns:
+        The trials, by id. Their distributions are shared: they are not to be changed.
+    """
+    rows = list(connection.execute(_LATER, {"study": study_id, "after": after}))
+    for ids in _chunks([one for one in known if one <= after]):
+        rows += connection.execute(_KNOWN, {"study": study_id, "ids": ids})
+    rows.sort(key=lambda row: int(row.trial_id))
+    same = {row.trial_id: running[row.trial_id] for row in rows if _runs_still(row, running)}
+    rows = [row for row in rows if row.trial_id not in same]
+    with collector_paused() if len(rows) > CHUNK else nullcontext():
+        found = _with_parts(connection, study_id, rows)
+    return sorted([*found, *same.values()], key=lambda one: one._trial_id) if same else found
+
+
+def _runs_still(row: Any, running: Mapping[int, FrozenTrial]) -> bool:
+    known = running.get(row.trial_id)
+    return (
+        known is not None
+        and row.state == TrialState.RUNNING
+        and (known.number, known.datetime_start) == (row.number, _local(row.datetime_start))
+    )
+
+
+def read_trial(connection: Connection, trial_id: int) -> FrozenTrial | None:
+    """Read one trial; ``None`` when there is no such one."""
+    rows = list(connection.execute(_ONE, {"id": trial_id}))
+    return next(iter(_with_parts(connection, rows[0].study_id, rows)), None) if rows else None
+
+
+def _with_parts(connection: Connection, study_id: int, rows: Sequence[Any]) -> list[FrozenTrial]:
+    ids = [row.trial_id for row in rows]
+    if not ids:
+        return []
+    params, values, user_attrs, system_attrs, reports = _read_parts(connection, study_id, ids)
+    found = []
+    for row in rows:
+        trial_id = row.trial_id
+        drawn, distributions = _params(params[trial_id])
+        found.append(
+            FrozenTrial(
+                number=row.number,
+                state=row.state,
+                value=None,
+                values=_values(values[trial_id]),
+                datetime_start=_local(row.datetime_start),
+                datetime_complete=_local(row.datetime_complete),
+                params=drawn,
+                distributions=distributions,
+                user_attrs=_attributes(user_attrs[trial_id]),
+                system_attrs=_attributes(system_attrs[trial_id]),
+                intermediate_values=_curve(reports[trial_id]),
+                trial_id=trial_id,
+            )
+        )
+    return found
+
+
+def _local(stored: datetime | None) -> datetime | None:
+    """Return a stored time, which is UTC, as Optuna has it: local, without a zone."""
+    if stored is None:
+        return None
+    return stored.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
+
+
+def _params(rows: Sequence[Row]) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+    """Return the parameters of a trial and their distributions, by name."""
+    params: dict[str, Any] = {}
+    distributions: dict[str, BaseDistribution] = {}
+    for _, _, name, value, words in rows:
+        distributions[name] = found = _distribution(words)
+        params[name] = found.to_external_repr(value)
+    return params, distributions
+
+
+def _values(rows: Sequence[Row]) -> list[float] | None:
+    """Return the values of a trial, one for each objective."""
+    in_order = sorted(rows, key=lambda row: int(row[2]))
+    return [_value_of(value, kind) for _, _, _, value, kind in in_order] or None
+
+
+def _curve(rows: Sequence[Row]) -> dict[int, float]:
+    """Return what a trial reported, by step."""
+    return {
+        step: value if kind is _FINITE else _report_of(value, kind)
+        for _, _, step, value, kind in rows
+    }
+
+
+def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(ids), CHUNK):
+        yield ids[start : start + CHUNK]
+
+
+def _attributes(rows: Sequence[Row]) -> dict[str, Any]:
+    return {key: json.loads(text) for _, _, key, text in rows}
+
+
+@lru_cache(maxsize=4096)
+def _distribution(text: str) -> BaseDistribution:
+    return json_to_distribution(text)

@@ -1,0 +1,1 @@
+"""Build, train and record one trial."""

@@ -1,0 +1,81 @@
+"""What a worker computes for the shelf, counted: how much of a study was not computed again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from autotune.data.cache.array_cache import Shelf
+from autotune.data.cache.entry import Entry, Writer
+from autotune.errors import DiskFullError
+
+
+@dataclass
+class Tally:
+    """Counts since a worker started.
+
+    Args:
+        computed: Images whose features it computed. What is computed on the way counts once: a
+            cut's features come from those of the root.
+        seconds: What that took, reading and changing the images included.
+        refused: How often there was no room to keep features.
+    """
+
+    computed: int = 0
+    seconds: float = 0.0
+    refused: int = 0
+
+    def copy(self) -> Tally:
+        """Return the counts as they are now."""
+        return Tally(self.computed, self.seconds, self.refused)
+
+    def since(self, before: Tally) -> Tally:
+        """Return what has been counted after an earlier copy."""
+        return Tally(
+            self.computed - before.computed,
+            self.seconds - before.seconds,
+            self.refused - before.refused,
+        )
+
+
+@dataclass(frozen=True)
+class CountedShelf(Shelf):
+    """A shelf that counts the features made for it.
+
+    Args:
+        tally: Where they are counted.
+    """
+
+    tally: Tally = field(default_factory=Tally)
+    _making: list[str] = field(default_factory=list)  # an entry may need another one
+
+    def open(
+        self,
+        key: str,
+        make: Callable[[Writer], dict[str, Any]],
+        needed_bytes: int,
+        what: str = "arrays",
+    ) -> Entry:
+        """Open an entry, see :meth:`Shelf.open`."""
+        made: list[float] = []
+
+        def timed(writer: Writer) -> dict[str, Any]:
+            self._making.append(key)
+            start = time.perf_counter()
+            try:
+                return make(writer)
+            finally:
+                made.append(time.perf_counter() - start)
+                self._making.pop()
+
+        try:
+            entry = super().open(key, timed, needed_bytes, what)
+        except DiskFullError:
+            self.tally.refused += 1
+            raise
+        if made and not self._making:
+            self.tally.computed += len(entry.array("0"))
+            self.tally.seconds += made[0]
+        return entry

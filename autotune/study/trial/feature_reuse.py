@@ -1,0 +1,116 @@
+"""Whether a trial's network is split, and from which cut its features are computed."""
+
+from __future__ import annotations
+
+import logging
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from autotune.config.schema import ONLINE
+from autotune.errors import SplitError
+from autotune.models.layers import layers_of
+from autotune.models.network import build_network
+from autotune.models.prefix.split import Split, split
+from autotune.plan import LayerPlan, TrialPlan
+from autotune.study.trial.amp_choice import keep_in_float32
+from autotune.study.trial.cache_stats import CountedShelf
+from autotune.training.features import FeatureCache, Features, kept_bytes
+from autotune.training.folds import Folds, parts_of
+from autotune.training.optim.norm_recalibration import sample
+from autotune.training.trainer import Training
+
+if TYPE_CHECKING:
+    from autotune.study.setup.resources import Material
+    from autotune.study.trial.context import Workbench
+
+logger = logging.getLogger(__name__)
+
+#: Images from which a split learns what crosses it.
+_IMAGES = 2
+#: A root whose features take more than so many times the bytes of its images is not worth its
+#: space. ViT-B takes 2.01 times as much, ResNet-50 before its last stage 2.7.
+_LARGEST_ROOT = 4.0
+
+
+def use_features(
+    whole: Training | Folds, plan: TrialPlan, material: Material, bench: Workbench
+) -> str:
+    """Have a training go on from features that are kept, where its network can be split.
+
+    Mixed images (mixup, CutMix) are other images in every step: their features cannot be kept.
+    Folds share theirs: those of all images are computed together.
+
+    Args:
+        whole: The training, or those of all folds; before its first epoch.
+        plan: Its plan.
+        material: Backbone and images.
+        bench: What the worker has at hand.
+
+    Returns:
+        Why its backbone cannot be split, or an empty string.
+    """
+    training = parts_of(whole)[0]
+    if bench.config.cache.features == "off" or training.mixing is not None:
+        return ""
+    try:
+        with training.autocast():  # the types of what crosses are those of the training
+            found = split(training.network, _images(training))
+    except SplitError as error:
+        if plan.backbone not in bench.roots:
+            logger.warning("%s trains whole: %s", plan.backbone, error)
+            bench.roots[plan.backbone] = None
+        return str(error)
+    if found.trivial:
+        return ""
+    if plan.backbone not in bench.roots:
+        bench.roots[plan.backbone] = _root(training, plan, material, bench)
+    files, limit = bench.opened.files, bench.config.cache.disk_bytes
+    cache = FeatureCache(
+        CountedShelf(files.cache, limit, bench.tally),
+        material.backbone.weights_hash,
+        training.normalise,
+        training.autocast,
+        bench.roots[plan.backbone],
+        bench.loader_workers,
+        # Of a trial that ran out of memory they stay on the disk.
+        on_device=training.part >= bench.config.training.batch_size,
+    )
+    online, together = bench.config.training.views == ONLINE, isinstance(whole, Folds)
+    whole.use(
+        found,
+        Features(cache, found, material.train, online, together),
+        Features(cache, found, material.validation, together=together),
+    )
+    return ""
+
+
+def _images(training: Training) -> Tensor:
+    """Return some training images as the network takes them."""
+    return next(sample(training.images, _IMAGES, training.normalise, seed=0))
+
+
+def _root(
+    training: Training, plan: TrialPlan, material: Material, bench: Workbench
+) -> Split | None:
+    """Cut the backbone as the deepest plan of the study does, or later where that is large."""
+    backbone, space = material.backbone, bench.space
+    depth = min(space.deepest, len(layers_of(backbone.fresh())))
+    size = prod((3, material.task.spec.size, material.task.spec.size))
+    while depth > 0:
+        unchanged = TrialPlan(plan.backbone, depth, (LayerPlan(),) * depth)
+        network = build_network(backbone, unchanged, training.network.head.classes, seed=0)
+        network.to(training.device).to(memory_format=torch.channels_last)
+        keep_in_float32(network, bench, material, training.autocast)
+        try:
+            with training.autocast():
+                found = split(network, _images(training))
+        except SplitError as error:
+            logger.info("%s has no root at depth %d: %s", plan.backbone, depth, error)
+        else:
+            if not found.trivial and kept_bytes(found) <= _LARGEST_ROOT * size:
+                return found
+        depth = depth * 3 // 4  # of a deep space, few are tried
+    return None

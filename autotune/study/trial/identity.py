@@ -1,0 +1,52 @@
+"""Whose a file is: what tells the checkpoint of a trial from all others that had its name.
+
+Files outlive studies. A study that is deleted and made anew has trials of the same numbers; a
+study that is copied or restored has other ids, and its own files beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from autotune.config.schema import StudyConfig
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from autotune.training.checkpoint import Checkpoint
+
+#: What of a definition decides how a plan trains; the plan itself has the rest.
+_DECIDES = ("data", "training")
+
+
+def checkpoint_of(opened: OpenStudy, config: StudyConfig, trial: FrozenTrial) -> Checkpoint:
+    """Return where a trial keeps its state.
+
+    Args:
+        opened: The study.
+        config: Its configuration.
+        trial: The trial, with its plan and the values that it and its earlier attempts reported.
+    """
+    first = attrs.first_attempt(trial)
+    plan = trial.user_attrs[attrs.PLAN]
+    attributes = opened.study.user_attrs
+    definition = config.definition()
+    identity = {
+        "study": opened.uuid,
+        "trial": first,
+        "plan": digest(plan),
+        "definition": digest({key: definition[key] for key in _DECIDES}),
+        "images": attributes[attrs.DATASET]["fingerprint"],
+        "weights": attributes[attrs.BACKBONES][plan["backbone"]]["weights_hash"],
+        "seed": config.search.seed,
+    }
+    path = opened.files.checkpoint(opened.name, first)
+    return Checkpoint(path, identity, trial.intermediate_values.keys())
+
+
+def digest(values: Any) -> str:
+    """Return a digest of JSON values."""
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,179 @@
+"""A plan trained for good: on training and validation images, the way a final fit trains.
+
+What differs from a trial: what is judged is an average of the weights over the last steps, and the
+images may be augmented anew in every epoch. Both are the same for the best plan and the baseline.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from autotune.config.schema import AUTO, ONLINE, FitConfig, StudyConfig
+from autotune.data.views.study_data import Task
+from autotune.data.views.views import Views
+from autotune.plan import TrialPlan
+from autotune.study.trial.build import prepare_training
+from autotune.study.trial.context import Workbench
+from autotune.study.trial.retrain import Reached, in_parts_that_fit
+from autotune.training.trainer import Training, batch_count
+
+#: ``fit.ema: auto`` averages over this share of the steps in which the tuned layers train.
+AVERAGED = 0.05
+
+#: Told of an epoch.
+Listener = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a plan was trained.
+
+    Args:
+        images: Training images.
+        views: ``online``, or how many views each image has; 1 is no augmentation.
+        epochs: Epochs.
+        ema: Decay of the average of the weights, ``None`` where there is none.
+        part: Images that went through the network at a time.
+        seconds: Wall time.
+    """
+
+    images: int
+    views: int | str
+    epochs: int
+    ema: float | None
+    part: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Refit:
+    """A plan that is trained.
+
+    Args:
+        training: Its training, at its end.
+        manner: How it was trained.
+    """
+
+    training: Training
+    manner: Manner
+
+    def predict(self, views: Views) -> tuple[Tensor, Tensor]:
+        """Return logits and labels on the CPU, in parts that fit into memory."""
+
+        def in_parts(part: int) -> tuple[Tensor, Tensor]:
+            self.training.part = part
+            logits, labels = self.training.predict(views)
+            return logits.cpu(), labels.cpu()
+
+        return in_parts_that_fit(in_parts, self.training.part, self.training.device)
+
+
+def views_of(task: Task, config: StudyConfig, fit: FitConfig, memory_bytes: int) -> Views:
+    """Return training and validation images as a final fit sees them.
+
+    Args:
+        task: The images.
+        config: The study's configuration.
+        fit: How a final fit trains.
+        memory_bytes: Most memory that kept views may take; new ones are not kept.
+    """
+    training = config.training
+    online = _is_online(config, fit)
+    count = training.epochs if online else training.view_count
+    left = 0 if online else memory_bytes
+    return task.train_validation_views(training.augment, count, config.search.seed, left)
+
+
+def refit(
+    plan: TrialPlan,
+    bench: Workbench,
+    views: Views,
+    fit: FitConfig,
+    listener: Listener = lambda epoch: None,
+    part: int | None = None,
+) -> Refit:
+    """Train a plan on the images of a final fit.
+
+    Where a batch does not fit into the memory of the device, it goes through the network in
+    halves, quarters and so on, as that of a trial; the training goes on from its last epoch.
+
+    Args:
+        plan: The plan.
+        bench: What the study trains with.
+        views: What :func:`views_of` returned.
+        fit: How a final fit trains.
+        listener: Told of every epoch.
+        part: Images that go through the network at a time; by default the whole batch.
+
+    Raises:
+        DivergedError: When the training diverges.
+        UserError: When not even two images fit into memory.
+    """
+    config = bench.config
+    ema = decay_of(config, fit, plan, len(views))
+    changed = config.model_copy(
+        update={"training": config.training.model_copy(update={"ema": ema})}
+    )
+    bench = dataclasses.replace(bench, config=changed)
+    start = time.perf_counter()
+
+    reached = Reached()
+
+    def train(part: int) -> Training:
+        training = prepare_training(plan, bench, refit=views, part=part)
+        for result in reached.go_on(training):
+            listener(result.epoch)
+        return training
+
+    whole = config.training.batch_size
+    training = in_parts_that_fit(train, whole if part is None else part, bench.device)
+    manner = Manner(
+        images=len(views),
+        views=ONLINE if _is_online(config, fit) else views.views,
+        epochs=config.training.epochs,
+        ema=ema,
+        part=min(whole, training.part),
+        seconds=round(time.perf_counter() - start, 3),
+    )
+    return Refit(training, manner)
+
+
+def decay_of(config: StudyConfig, fit: FitConfig, plan: TrialPlan, images: int) -> float | None:
+    """Return the decay of the average of the weights, or ``None`` for none.
+
+    By itself it is that of the study, or as long as suits the steps: too long an average would
+    hold what was learnt at a high learning rate.
+
+    Args:
+        config: The study's configuration.
+        fit: How a final fit trains.
+        plan: The plan; epochs in which its head trains alone are not averaged over.
+        images: Training images.
+    """
+    training = config.training
+    if fit.ema == "off":
+        return None
+    if fit.ema != AUTO:
+        return float(fit.ema)
+    if training.ema is not None:
+        return training.ema
+    epochs = training.epochs - (plan.policy.head_epochs if plan.depth else 0)
+    steps = AVERAGED * epochs * batch_count(images, training.batch_size)
+    return 1 - 1 / steps if steps >= 2 else None
+
+
+def _is_online(config: StudyConfig, fit: FitConfig) -> bool:
+    """Tell whether images are augmented anew in every epoch: not where they never are."""
+    return config.training.views == ONLINE or (
+        fit.views == ONLINE and config.training.view_count > 1
+    )

@@ -1,0 +1,146 @@
+"""A plan trained once more, apart from the search: as its trial was, or under another seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from autotune.errors import DivergedError, UserError
+from autotune.plan import TrialPlan
+from autotune.study.state import oom
+from autotune.study.trial.build import prepare_trial
+from autotune.study.trial.context import Workbench
+from autotune.study.trial.run import compute_of
+from autotune.training.folds import Folds, parts_of
+from autotune.training.metrics import Metrics
+from autotune.training.trainer import EpochResult, Training
+
+#: Told of an epoch.
+Listener = Callable[[int], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training has reached.
+
+    Args:
+        metrics: Scores on the validation part after the last epoch; with folds, means over them.
+        curve: The objective after each epoch, counted from 1.
+        compute: In which precision, see :func:`autotune.study.trial.run.compute_of`.
+    """
+
+    metrics: Metrics
+    curve: dict[int, float]
+    compute: dict[str, Any]
+
+
+def train_again(
+    plan: TrialPlan,
+    bench: Workbench,
+    listener: Listener = lambda epoch: None,
+    *,
+    seed: int | None = None,
+    part: int | None = None,
+    epochs: int | None = None,
+) -> Trained:
+    """Train a plan on the training part of a study and judge it on the validation part.
+
+    Where a batch does not fit into the memory of the device, it goes through the network in
+    halves, quarters and so on, as that of a trial; the training goes on from its last epoch.
+
+    Args:
+        plan: The plan.
+        bench: What the study trains with.
+        listener: Told of every epoch.
+        seed: Training seed; by default the study's.
+        part: Images that go through the network at a time; by default the whole batch.
+        epochs: After how many epochs it ends, the schedule being that of all; by default all.
+
+    Raises:
+        DivergedError: When the training does.
+        UserError: When not even two images fit into memory.
+    """
+    part = bench.config.training.batch_size if part is None else part
+    reached = Reached()
+    curve: dict[int, float] = {}
+    return in_parts_that_fit(
+        lambda part: _train(plan, bench, listener, seed, part, epochs, reached, curve),
+        part,
+        bench.device,
+    )
+
+
+@dataclass
+class Reached:
+    """How far a training has come, for another attempt to go on from there.
+
+    Args:
+        state: What :meth:`Training.state` returned after the last epoch, on the CPU.
+    """
+
+    state: dict[str, Any] | None = None
+
+    def go_on(self, training: Training | Folds) -> Iterator[EpochResult]:
+        """Train from where the last attempt ended, yielding after each epoch."""
+        if self.state is not None:
+            training.load_state(self.state)
+        for result in training.run():
+            yield result
+            self.state = tree_map_only(
+                Tensor, lambda one: one.detach().to("cpu", copy=True), training.state()
+            )
+
+
+def in_parts_that_fit(work: Callable[[int], T], part: int, device: torch.device) -> T:
+    """Do something apart from the search with so many images at a time, or as many as fit.
+
+    Args:
+        work: What to do, told how many images go through the network at a time.
+        part: How many at first.
+        device: Where the network is.
+
+    Raises:
+        UserError: When not even two images fit into memory.
+    """
+    try:
+        return oom.in_parts_that_fit(work, part, device)
+    except oom.DoesNotFitError as error:
+        raise UserError(
+            f"the plan must fit into memory, but even with {oom.LEAST_PART} images at a time "
+            f"{error}; take a larger device, or stop what else is on this one"
+        ) from error
+    finally:
+        oom.give_memory_back(device)
+
+
+def _train(
+    plan: TrialPlan,
+    bench: Workbench,
+    listener: Listener,
+    seed: int | None,
+    part: int,
+    epochs: int | None,
+    reached: Reached,
+    curve: dict[int, float],
+) -> Trained:
+    objective = bench.config.training.objective
+    training = prepare_trial(plan, bench, part=part, seed=seed)
+    for result in reached.go_on(training):
+        assert result.metrics is not None
+        value = result.metrics.objective(objective)
+        if not math.isfinite(value):
+            raise DivergedError(f"the {objective} is {value} in epoch {result.epoch}")
+        curve[result.epoch] = value
+        listener(result.epoch)
+        if result.epoch == epochs:
+            break
+    metrics = training.metrics
+    assert metrics is not None
+    return Trained(metrics, curve, compute_of(parts_of(training)[0]))

@@ -1,0 +1,295 @@
+"""Convolutions and matrix products in half precision on a CPU, compared with float32.
+
+Not every kernel can be trusted: oneDNN of torch 2.15 returns uninitialised memory for the gradient
+of the weights of a 3x3 convolution with stride 2 on maps of 1x1 in bf16, whether it is plain,
+grouped or depthwise. Which shapes are wrong depends on the machine and the version. So those that
+a network really has are tried: output and all gradients, several times, in memory that is full of
+NaN. What is wrong stays in float32.
+
+On a GPU nothing is compared: its libraries are what the field trains with in half precision, and
+shapes by the hundred would take seconds of every new study.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import get_notrace_modules
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+from autotune.training.compute.amp import Autocast, keep_in_float32
+from autotune.training.inputs.batches import in_channels_last
+
+logger = logging.getLogger(__name__)
+
+#: Largest relative difference from float32. Sound kernels are off by 1.4e-3 to 3.3e-3 in bf16 and
+#: by 2e-4 to 6e-4 in fp16 (13 networks in bf16, fewer in fp16, torch 2.15), wrong ones by 1 or
+#: more.
+_TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 5e-3}
+#: How often an operation is tried: uninitialised memory may hold the right values by chance.
+_ROUNDS = 3
+#: Blocks of NaN that are left in memory before a try, for each tensor of it.
+_BLOCKS = 3
+#: Pixels of the images with which a network is recorded: two images of 224 x 224, or up to
+#: sixteen small ones. Which kernels are wrong did not depend on their number.
+_PIXELS = 2 * 224**2
+_MOST_IMAGES = 16
+#: What autocast computes in half precision, as it arrives below autocast.
+#: https://docs.pytorch.org/docs/stable/amp.html#cpu-ops-that-autocast-to-bfloat16
+_PRODUCTS = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("convolution", "mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear"),
+        *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What decides how a tensor is computed with, whatever its values."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """A convolution or matrix product, without its values.
+
+    Args:
+        function: What is computed.
+        arguments: Its arguments, a form in place of each tensor.
+        options: Its arguments by name, likewise.
+        dtype: The half precision.
+    """
+
+    function: Any
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+    dtype: torch.dtype
+
+    @property
+    def key(self) -> str:
+        """What it is, in words that are the same in every process."""
+        return f"{self.function} {self.arguments!r} {sorted(self.options.items())!r}"
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the products in half precision, and in which module each is."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.dtype = dtype
+        self.inside: list[nn.Module] = []
+        self.found: dict[nn.Module, dict[str, Operation]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        options = kwargs or {}
+        tensors = [one for one in tree_leaves((args, options)) if isinstance(one, Tensor)]
+        if func._schema.name in _PRODUCTS and any(one.dtype == self.dtype for one in tensors):
+            operation = Operation(func, _forms_of(args), _forms_of(options), self.dtype)
+            self.found.setdefault(self.inside[-1], {})[operation.key] = operation
+        return func(*args, **options)
+
+
+def _forms_of(arguments: Any) -> Any:
+    return tree_map_only(
+        Tensor, lambda one: _Form(tuple(one.shape), one.stride(), one.dtype), arguments
+    )
+
+
+def operations_of(
+    network: nn.Module, image: tuple[int, int, int], autocast: Autocast
+) -> dict[nn.Module, list[Operation]]:
+    """Run a network once, and return its products in half precision by the modules they are in.
+
+    Args:
+        network: The network on its device; it is not changed.
+        image: Shape of an image, ``(C, H, W)``.
+        autocast: Mixed precision in which it trains.
+    """
+    assert autocast.dtype is not None, "products in half precision"
+    recorder = _Recorder(autocast.dtype)
+    count = max(2, min(_MOST_IMAGES, _PIXELS // (image[1] * image[2])))
+    images = torch.randn((count, *image), generator=torch.Generator().manual_seed(0))
+    handles = []
+    for module in network.modules():
+        handles += [
+            module.register_forward_pre_hook(lambda one, _: recorder.inside.append(one)),
+            module.register_forward_hook(
+                lambda *_: recorder.inside.pop() and None, always_call=True
+            ),
+        ]
+    try:
+        with _evaluated(network), torch.no_grad(), autocast(), recorder:
+            network(in_channels_last(images.to(autocast.device)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {module: list(found.values()) for module, found in recorder.found.items()}
+
+
+@contextmanager
+def _evaluated(network: nn.Module) -> Iterator[None]:
+    """Set a network to evaluation, in which no buffer changes, and then to what it was."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def is_wrong(operation: Operation) -> bool:
+    """Tell whether an operation or one of its gradients is wrong in half precision.
+
+    Args:
+        operation: The operation.
+    """
+    generator = torch.Generator().manual_seed(0)
+    arguments, options = (
+        tree_map(lambda one: _made(one, generator) if isinstance(one, _Form) else one, given)
+        for given in (operation.arguments, operation.options)
+    )
+    limit = _TOLERANCE[operation.dtype]
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        expected, grad = _computed(operation, arguments, options, torch.float32, None, generator)
+        for _ in range(_ROUNDS):
+            _fill_memory(expected)
+            found, _ = _computed(operation, arguments, options, operation.dtype, grad, generator)
+            for one, other in zip(found, expected, strict=True):
+                off = (one.float() - other).norm() / other.norm().clamp_min(1e-30)
+                if not off <= limit:  # NaN is no number that compares
+                    return True
+    return False
+
+
+def _computed(
+    operation: Operation,
+    arguments: Any,
+    options: Any,
+    dtype: torch.dtype,
+    grad: Tensor | None,
+    generator: torch.Generator,
+) -> tuple[list[Tensor], Tensor]:
+    """Return the output of an operation and its gradients, and the gradient of the output."""
+    inputs: list[Tensor] = []
+
+    def given(one: Tensor) -> Tensor:
+        if not one.is_floating_point():
+            return one
+        inputs.append(one.detach().to(dtype).requires_grad_())
+        return inputs[-1]
+
+    results = operation.function(
+        *tree_map_only(Tensor, given, arguments), **tree_map_only(Tensor, given, options)
+    )
+    output: Tensor = results[0] if isinstance(results, tuple | list) else results
+    if grad is None:  # with values that half precision has
+        grad = torch.empty_like(output, dtype=torch.float32).normal_(generator=generator)
+        grad = grad.to(operation.dtype)
+    gradients = torch.autograd.grad(output, inputs, grad.to(dtype), allow_unused=True)
+    return [output.detach(), *(one for one in gradients if one is not None)], grad
+
+
+def _made(form: _Form, generator: torch.Generator) -> Tensor:
+    """Make a tensor of a form, of random values that half precision has."""
+    if not form.dtype.is_floating_point:
+        return torch.ones(form.shape, dtype=form.dtype)
+    shape = [1 if step == 0 else size for size, step in zip(form.shape, form.strides, strict=True)]
+    try:
+        values = torch.empty_strided(shape, form.strides).normal_(generator=generator)
+    except RuntimeError:  # elements that share memory, of a window that slides
+        values = torch.randn(shape, generator=generator)
+    return values.to(form.dtype).expand(form.shape)
+
+
+def _fill_memory(expected: list[Tensor]) -> None:
+    """Leave NaN where the next results are going to lie, if their kernel leaves them as they are.
+
+    The allocator hands out what was freed last, of the same size.
+    """
+    blocks = [
+        torch.full((max(1, one.numel() * size // 4),), torch.nan)
+        for one in expected
+        for size in (2, 4)
+        for _ in range(_BLOCKS)
+    ]
+    del blocks
+
+
+def keep_wrong_in_float32(
+    network: nn.Module,
+    image: tuple[int, int, int],
+    autocast: Autocast,
+    is_wrong: Callable[[Operation], bool] = is_wrong,
+) -> Autocast:
+    """Leave those modules of a network in float32 that half precision gets wrong on a CPU.
+
+    Names and states of the network stay the same.
+
+    Args:
+        network: The network on its device.
+        image: Shape of an image, ``(C, H, W)``.
+        autocast: Mixed precision in which it is to train.
+        is_wrong: Tells whether an operation is wrong.
+
+    Returns:
+        The mixed precision in which it can train: none where something is wrong that is not done
+        by a module of its own.
+    """
+    if autocast.device.type != "cpu" or autocast.dtype is None:
+        return autocast
+    names = {module: name for name, module in network.named_modules()}
+    for module, operations in operations_of(network, image, autocast).items():
+        wrong = [one for one in operations if is_wrong(one)]
+        if not wrong:
+            continue
+        logger.info("%s is wrong in %s: %s", names[module], autocast.dtype, wrong[0].key)
+        if not _is_whole(module):
+            return replace(autocast, dtype=None)
+        keep_in_float32(module)
+    return autocast
+
+
+def _is_whole(module: nn.Module) -> bool:
+    """Tell whether a module is called as one when its network is split, so that hooks work."""
+    whole = tuple(get_notrace_modules())  # type: ignore[no-untyped-call]
+    return isinstance(module, whole) or fx.Tracer().is_leaf_module(module, "")
+
+
+@cache
+def describe_cpu() -> tuple[str, ...]:
+    """Say what decides which kernels a CPU computes with."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+        model = next(
+            (text.strip() for name, _, text in lines if name.strip() == "model name"), model
+        )
+    limits = (os.environ.get(name, "") for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"))
+    return (model, torch.backends.cpu.get_cpu_capability(), *limits)
+
+
+def identity_of(operation: Operation) -> str:
+    """Name an operation on this machine, with this version of torch: 32 hexadecimal digits."""
+    said = (*describe_cpu(), torch.__version__, torch.get_num_threads(), operation.key)
+    return hashlib.blake2b(repr(said).encode(), digest_size=16).hexdigest()

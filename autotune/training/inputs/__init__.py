@@ -1,0 +1,1 @@
+"""What goes into a training step: batches, and where they lie."""

@@ -1,0 +1,156 @@
+"""Where the images of a training lie: in the memory of its GPU, or on the way to it.
+
+A batch of a network that trains whole is a selection from views that stay on the GPU. Where they
+do not fit, a thread gathers them ahead. Neither makes the host wait in a step.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autotune.data.views.views import Views, chunks
+from autotune.training.inputs.batches import Batches, Some
+from autotune.training.inputs.transfer import read_ahead, to_stay, upload
+
+
+@dataclass(frozen=True, eq=False)
+class _Copy:
+    """The views of a set of images on a GPU.
+
+    Args:
+        views: uint8, ``(N * views, 3, size, size)``.
+        there: bool, ``(N, views)``, in the memory of the host: which of them have been copied.
+    """
+
+    views: Tensor
+    there: Tensor
+
+
+#: One copy serves all trials of a study, and all folds. It goes when its views do.
+_copies: weakref.WeakKeyDictionary[Views, _Copy] = weakref.WeakKeyDictionary()
+
+
+def place(batches: Batches, device: torch.device, stays: bool = True) -> Batches:
+    """Have the batches of a set of images come on the device that trains.
+
+    Args:
+        batches: The images. What is not made of views is returned as it is.
+        device: Where a network trains; for the CPU the images are returned as they are.
+        stays: Whether they may stay in the memory of the GPU.
+    """
+    if device.type != "cuda":
+        return batches
+    if isinstance(batches, Some):
+        return Some(place(batches.whole, device, stays), batches.positions)
+    return OnDevice(batches, device, stays) if isinstance(batches, Views) else batches
+
+
+def give_back(batches: Batches) -> None:
+    """Give the memory back that images take on a GPU: a training has run out of it."""
+    if isinstance(batches, Some):
+        give_back(batches.whole)
+    elif isinstance(batches, OnDevice):
+        give_back(batches.views)
+    elif isinstance(batches, Views):
+        _copies.pop(batches, None)
+
+
+class OnDevice:
+    """Views whose batches come on a GPU: what :class:`Views` is on the CPU.
+
+    Where there is room, all views that the host keeps stay on the GPU. Each is copied there with
+    the first batch that shows it. Views are made in the thread of the caller, or by loader
+    processes: they use torch's generator, which belongs to the steps as well.
+
+    Args:
+        views: The views.
+        device: The GPU.
+        stays: Whether they may stay there.
+
+    Attributes:
+        labels: int64 tensor, ``(N,)``, in the memory of the host.
+        views: The views.
+    """
+
+    def __init__(self, views: Views, device: torch.device, stays: bool = True) -> None:
+        self.labels = views.labels
+        self.views = views
+        self._device = device
+        self._stays = stays and views.kept is not None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def plan_views(self, epoch: int | None) -> Tensor:
+        """Choose a view of each image for an epoch, see :meth:`Views.plan_views`."""
+        return self.views.plan_views(epoch)
+
+    def batches(
+        self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Go through images in batches, see :meth:`Views.batches`.
+
+        Yields:
+            Images, uint8 ``(B, 3, size, size)``, and labels, int64 ``(B,)``, on the device.
+        """
+        parts = chunks(order, batch_size)
+        if not parts:
+            return
+        numbers = [views[part] for part in parts]
+        rows = [part * self.views.views + some for part, some in zip(parts, numbers, strict=True)]
+        labels = self._sent([self.labels[part] for part in parts])
+        shown = views[order]
+        copy = self._copy(len(parts) > 1)
+        if copy is not None and bool(copy.there[order, shown].all()):
+            for some, goals in zip(self._sent(rows), labels, strict=True):
+                yield copy.views.index_select(0, some), goals
+        elif copy is None and len(parts) > 1 and self.views.are_made(order, shown):
+            yield from zip(self._gathered(rows), labels, strict=True)
+        else:
+            made = self.views.batches(order, views, batch_size, num_workers)
+            there = self._sent(rows) if copy is not None else rows
+            for part, some, row, (images, _), goals in zip(
+                parts, numbers, there, made, labels, strict=True
+            ):
+                sent = upload(images, self._device)
+                if copy is not None:
+                    copy.views.index_copy_(0, row, sent)
+                    copy.there[part, some] = True
+                yield sent, goals
+
+    def _copy(self, several: bool) -> _Copy | None:
+        """Return the copy on the device; make it for more than a look at some images."""
+        if not self._stays:
+            return None
+        found = _copies.get(self.views)
+        if found is not None and found.views.device == self._device:
+            return found
+        if not several:
+            return None
+        count = len(self) * self.views.views
+        made = to_stay([(self.views.shape, torch.uint8)], count, self._device)
+        if made is None:
+            return None
+        there = torch.zeros((len(self), self.views.views), dtype=torch.bool)
+        _copies[self.views] = _Copy(made[0], there)
+        return _copies[self.views]
+
+    def _gathered(self, rows: list[Tensor]) -> Iterator[Tensor]:
+        assert self.views.kept is not None, "all of them are made"
+        kept = self.views.kept.flatten(0, 1)
+
+        def gather(some: Tensor, out: Sequence[Tensor]) -> None:
+            torch.index_select(kept, 0, some, out=out[0])
+
+        layout = (self.views.shape, torch.uint8)
+        for (images,) in read_ahead(rows, [layout], gather, self._device):
+            yield images
+
+    def _sent(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        """Send what belongs to all batches at once, before the first step."""
+        return torch.split(upload(torch.cat(tensors), self._device), [len(one) for one in tensors])

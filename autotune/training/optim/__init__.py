@@ -1,0 +1,1 @@
+"""What changes the weights: optimizer, phases, averages, statistics."""

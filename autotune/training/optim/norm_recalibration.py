@@ -1,0 +1,68 @@
+"""Norm statistics of reshaped layers, measured anew before they are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+from autotune.models.network import Network
+from autotune.training.inputs.batches import Batches, Inputs
+
+T = TypeVar("T")
+
+#: Images in a batch.
+BATCH = 64
+
+
+def sample(
+    views: Batches,
+    count: int,
+    normalise: Callable[[Any], T],
+    seed: int,
+    loader_workers: int = 0,
+    batch: int = BATCH,
+) -> Iterator[T]:
+    """Draw some images as they are evaluated, always the same ones.
+
+    Args:
+        views: The images, or their features.
+        count: How many, or all where there are fewer.
+        normalise: Brings them to what the backbone expects.
+        seed: Of the draw.
+        loader_workers: Processes that prepare images which do not fit into memory.
+        batch: Images in a batch.
+
+    Yields:
+        What the network takes: normalised images ``(N, C, H, W)``, or features.
+    """
+    order = torch.randperm(len(views), generator=torch.Generator().manual_seed(seed))[:count]
+    for images, _ in views.batches(order, views.plan_views(None), batch, loader_workers):
+        yield normalise(images)
+
+
+@torch.no_grad()
+def measure_norms(network: Network, batches: Iterable[Inputs]) -> None:
+    """Measure the statistics of batch norms that see other features than the pretrained ones.
+
+    As after a weight average (Izmailov et al. 2018, section 3.2): one pass, the mean over the
+    batches. Locked norms keep theirs.
+
+    Args:
+        network: The network; the buffers of ``network.stale_norms`` change.
+        batches: What the network takes, of at least two images in each.
+    """
+    momenta = [norm.momentum for norm in network.stale_norms]
+    network.eval()
+    for norm in network.stale_norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # counts every batch alike
+        norm.training = True  # alone: timm's norms hold activations and dropout
+    try:
+        for images in batches:
+            network(images)
+    finally:
+        for norm, momentum in zip(network.stale_norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.training = False
