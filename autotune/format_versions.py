@@ -18,7 +18,7 @@ from autotune.errors import FormatError, join_sentences, nearest
 STUDY, MODEL, CONFIRMATION = "study", "model", "confirmation"
 #: The format of each that this version writes, and the latest that it reads. Raised with every
 #: change of what is stored, also with a new key (an earlier version must not drop it silently).
-#: ``tests/test_formats.py`` holds the names of all fields against these numbers.
+#: ``tests/test_format_versions.py`` holds the names of all fields against these numbers.
 FORMATS = {STUDY: 2, MODEL: 1, CONFIRMATION: 2}
 #: The user attribute in which a study has what :func:`stamp` returned.
 ATTRIBUTE = "format"

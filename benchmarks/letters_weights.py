@@ -43,8 +43,6 @@ STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 100, 128, 4e-3, 0.05
 DEFAULT_OUT = (
     Path(autotune.__file__).parent / "models" / "weights" / f"{ARCHITECTURE}.letters.safetensors"
 )
-    Path(autotune.__file__).parent / "models" / "weights" / f"{ARCHITECTURE}.letters.safetensors"
-)
 
 
 def find_fonts() -> tuple[list[Path], list[Path]]:

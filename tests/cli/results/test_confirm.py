@@ -1,0 +1,83 @@
+"""``autotune confirm`` and ``autotune rerun`` as one calls them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from tests.study.engine.test_worker import run
+from tests.support.inside import Ended, call
+from tests.support.small import open_small
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
+    made = open_small(tmp_path_factory.mktemp("verbs"), search__pruner="none", training__epochs=1)
+    run(made)
+    return made
+
+
+def said(opened: OpenStudy, *arguments: str) -> Ended:
+    return call(*arguments, "--storage", opened.url, cwd=opened.files.root)
+
+
+def test_confirm(opened: OpenStudy) -> None:
+    first = said(opened, "confirm", "small", "--top", "2", "--seeds", "2")
+    assert first.code == 0
+    lines = first.err.splitlines()
+    assert lines[0].startswith("1 of 6: baseline, seed 1: ") and lines[0].endswith(" %")
+    assert lines[-1].startswith("6 of 6: trial ")
+    assert "study small, accuracy, seeds 1 to 2, 95 % intervals" in first.out
+    assert len([one for one in first.out.splitlines() if " ± " in one]) == 3
+    assert "\nbaseline: backbone locked" in first.out
+    assert "2 seeds, corrected for choosing among 2" in first.out
+    assert first.out.endswith("'autotune fit' measures on others.\n")
+
+    again = said(opened, "confirm", "small", "--top", "2", "--seeds", "2", "--json")
+    assert again.code == 0 and again.err.count("(known)") == 6
+    values = json.loads(again.out)
+    assert (values["level"], values["seeds"], values["trained"]) == (0.95, [1, 2], 0)
+    assert values["verdict"]["trial"] == values["plans"][0]["trial"]
+    for one in values["plans"]:
+        low, high = one["gain_interval"]
+        assert low <= one["gain"] <= high and one["beats"] == (low > 0)
+
+    for verb in ("best", "status"):
+        ended = said(opened, verb, "small")
+        assert (ended.code, ended.err) == (0, "")
+        assert "Confirmed over seeds: " in ended.out
+    best = yaml.safe_load(said(opened, "best", "small").out)
+    assert list(best) == ["study", "trial", "accuracy", "confirmed", "plan"]
+
+
+def test_rerun(opened: OpenStudy) -> None:
+    ended = said(opened, "rerun", "small", "1")
+    assert (ended.code, ended.err) == (0, "")
+    first, second, where, last = ended.out.splitlines()
+    plan = attrs.plan_of(opened.study.trials[1])
+    assert plan is not None and first == f"trial 1: {plan.in_words()}"
+    value = f"{100 * (opened.study.trials[1].value or 0.0):.1f} %"
+    assert second == f"accuracy {value} then, {value} now"
+    assert where.startswith("trained on ")
+    assert last == "equal bit by bit, after each of 1 epochs"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("confirm", "small", "--seeds", "1"), "Input should be greater than or equal to 2"),
+        (("confirm", "small", "--top", "0"), "Input should be greater than or equal to 1"),
+        (("confirm", "smal"), "did you mean 'small'?"),
+        (("rerun", "small", "99"), "has the trials 0 to "),
+        (("rerun", "small", "best"), "Input should be a valid integer"),
+        (("rerun", "small"), "Missing argument 'trial'"),
+    ],
+)
+def test_mistakes(opened: OpenStudy, arguments: tuple[str, ...], why: str) -> None:
+    ended = said(opened, *arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert why in ended.err

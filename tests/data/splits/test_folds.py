@@ -1,0 +1,185 @@
+"""Which images train and validate in which fold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autotune.config.schema import AugmentConfig, DataConfig
+from autotune.data.preprocessing import ImageSpec
+from autotune.data.source import Source
+from autotune.data.sources.opening import open_source
+from autotune.data.splits.dataset import Dataset
+from autotune.data.splits.folds import Fold, folds_fingerprint, joined, make_folds
+from autotune.data.splits.groups import find_groups
+from autotune.data.splits.stratified import make_split
+from autotune.data.views.study_data import Task
+from autotune.errors import DatasetError
+from tests.data.splits.test_stratified import Listed, listed
+from tests.support.images import make_class_folders, make_split_folder
+
+SPEC = ImageSpec(8, 12, "bicubic", 0.6, "center", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def cut(source: Source, **data: object) -> tuple[Fold, ...]:
+    config = DataConfig.model_validate({"folds": 3, **data})
+    groups = find_groups(source, config.group)
+    split = joined(source, make_split(source, config, groups))
+    return make_folds(source, split, config, groups)
+
+
+def classes_of(source: Source, indices: np.ndarray) -> dict[int, int]:
+    return dict(Counter(source.samples[index].label for index in indices))
+
+
+def grouped(sizes: dict[int, list[int]]) -> Listed:
+    """Make a source of groups of several images: label -> sizes of its groups."""
+    source = listed([sum(groups) for groups in sizes.values()])
+    names = [
+        f"{label}-{number}"
+        for label, groups in sizes.items()
+        for number, size in enumerate(groups)
+        for _ in range(size)
+    ]
+    samples = [replace(one, group=name) for one, name in zip(source.samples, names, strict=True)]
+    return replace(source, samples=tuple(samples))
+
+
+def refusal(source: Source, **data: object) -> str:
+    with pytest.raises(DatasetError) as caught:
+        cut(source, **data)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [None, 4])
+def test_every_image_outside_of_the_test_part_validates_once(limit: int | None) -> None:
+    source = listed([40, 20, 9])
+    folds = cut(source, train_per_class=limit)
+    split = make_split(source, DataConfig(train_per_class=limit))
+    judged = np.concatenate([one.validation for one in folds])
+    assert sorted(judged) == sorted({*range(69)} - {*split.test})
+    for one in folds:
+        assert not {*one.train} & {*one.validation, *split.test}
+        assert sorted(one.train) == list(one.train)
+        assert sorted(one.validation) == list(one.validation)
+        counts = classes_of(source, one.validation)
+        assert counts[0] in (10, 11) and counts[1] in (5, 6) and counts[2] in (2, 3)
+        if limit is None:
+            assert len(one.train) + len(one.validation) == len(judged)
+        else:
+            assert classes_of(source, one.train) == {0: 4, 1: 4, 2: 4}
+
+
+def test_folds_follow_the_seed() -> None:
+    source = listed([30, 30])
+    found = [folds_fingerprint(cut(source, seed=seed)) for seed in (0, 0, 1)]
+    assert found[0] == found[1] != found[2]
+
+
+def test_the_images_of_a_group_stay_together() -> None:
+    source = grouped({0: [3, 3, 4, 2, 5, 3], 1: [1, 2, 3, 4, 5, 6]})
+    for one in cut(source):
+        inside, outside = (
+            {source.samples[index].group for index in part} for part in (one.validation, one.train)
+        )
+        assert inside and not inside & outside
+        assert set(classes_of(source, one.validation)) == {0, 1}
+
+
+def test_too_few_images_are_refused() -> None:
+    assert refusal(listed([40, 6]), folds=8) == (
+        "every class needs at least 8 images outside of the test part for data.folds=8, but 'c1' "
+        "has 5; lower data.folds, add images or remove the class"
+    )
+    assert refusal(listed([40, 12]), folds=2, validation=0.1, train_per_class=6) == (
+        "every class needs at least 12 images outside of the test part for data.folds=2 with "
+        "data.train_per_class=6, but 'c1' has 10; lower data.folds or data.train_per_class, add "
+        "images or remove the class"
+    )
+    assert cut(listed([12, 10]), folds=8)
+
+
+def test_too_few_groups_are_refused() -> None:
+    assert "'c1' has 0 that validate; lower data.folds" in refusal(
+        grouped({0: [2] * 10, 1: [10, 10, 10]}), folds=4
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({}, "f762ba50797f86217b76eab4e6de48f8"),
+        (
+            {"test": 0.5, "validation": 0.3, "train_per_class": 20},
+            "018a79e038e5705810f8c8a7e665c85d",
+        ),
+    ],
+)
+def test_without_folds_a_fingerprint_is_what_it_was(data: dict[str, float], expected: str) -> None:
+    """Studies that were made before there were folds go on."""
+
+    def fingerprint(**more: object) -> str:
+        return Dataset.open("digits", DataConfig.model_validate({**data, **more})).fingerprint
+
+    assert fingerprint() == expected
+    folded = {fingerprint(folds=folds) for folds in (2, 3)}
+    assert len(folded) == 2 and expected not in folded
+
+
+def test_a_task_with_folds(tmp_path: Path) -> None:
+    photos = make_class_folders(tmp_path / "photos", {"a": 10, "b": 15})
+    (photos / "b" / "003.png").write_bytes(b"")
+    data = DataConfig(folds=3, unreadable_limit=0.2)
+    task = Task.open(str(photos), data, SPEC, tmp_path / "images")
+    source = open_source(str(photos))
+    found = cut(source)
+    lost = next(i for i, one in enumerate(source.samples) if one.key == "b/003.png")
+    assert lost in np.concatenate([one.validation for one in found])  # else another image will do
+    for ours, theirs in zip(task.folds, found, strict=True):
+        for name in ("train", "validation"):
+            rows = task.train_rows[getattr(ours, name)]
+            expected = [index for index in getattr(theirs, name) if index != lost]
+            assert task.store.indices[rows].tolist() == expected
+    assert np.array_equal(task.validation_rows, task.train_rows)
+    values = task.info.to_json()
+    assert (values["train"], values["validation"], values["test"]) == (19, 19, 5)
+    assert values["folds"] == [len(one.train) for one in task.folds]
+    assert len(task.train_validation_views(AugmentConfig(), 2, seed=0)) == 19
+
+
+def test_a_given_validation_part_joins_the_folds(tmp_path: Path) -> None:
+    parts = {"train": {"a": 3, "b": 3}, "val": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}}
+    photos = make_split_folder(tmp_path / "photos", parts)
+    info = Task.open(str(photos), DataConfig(folds=2), SPEC, tmp_path / "images").info
+    assert (info.train, info.test, len(info.folds)) == (10, 2, 2)
+
+
+def test_a_class_that_a_fold_loses_is_refused(tmp_path: Path) -> None:
+    parts = {"train": {"a": 4, "b": 2}, "test": {"a": 1, "b": 1}}
+    photos = make_split_folder(tmp_path / "photos", parts)
+    (photos / "train" / "b" / "000.png").write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"images of fold [12], but none is left of 'b'"):
+        data = DataConfig(folds=2, unreadable_limit=0.5)
+        Task.open(str(photos), data, SPEC, tmp_path / "images")
+
+
+def test_folds_are_those_of_the_manifest(tmp_path: Path) -> None:
+    """Images that came later change no fold, and groups stay whole without looking for them."""
+    photos = make_class_folders(tmp_path / "photos", {"a": 40, "b": 60})
+    data = DataConfig(folds=3, group=r"/(\d\d)\d")
+    made = Dataset.open(str(photos), data)
+    more = make_class_folders(tmp_path / "more", {"a": 8})
+    for file in more.rglob("*.png"):
+        file.rename(photos / "a" / f"1{file.name}")
+    later = Dataset.open(str(photos), data, made.manifest)
+    assert later.left_out == 8
+    assert later.fingerprint == made.fingerprint
+    for one, other in zip(made.folds, later.folds, strict=True):
+        assert np.array_equal(one.train, other.train)
+        assert np.array_equal(one.validation, other.validation)
+    assert later.groups is not None and made.groups is not None
+    assert len(set(later.groups.tolist())) == len(set(made.groups.tolist()))

@@ -1,0 +1,254 @@
+"""What make hands on to the command, and that its help tells the truth."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def make(*arguments: str) -> str:
+    """Return what make would do, with an environment that needs no installing."""
+    environment = {
+        key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")
+    }
+    result = subprocess.run(
+        ["make", "--no-print-directory", "-n", "-o", ".venv/bin/autotune", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return " ".join(result.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["study"], "run 'digits'"),
+        (["study", "DATASET=digits"], "run 'digits'"),
+        (["study", "TRIALS=60"], "run 'digits' 'search.trials=60'"),
+        (["study", "SAMPLER=gp"], "run 'digits' 'search.sampler=gp'"),
+        (["study", "WORKERS=4"], "run 'digits' --workers 4"),
+        (["study", "WORKERS_PER_GPU=2"], "run 'digits' --workers-per-gpu 2"),
+        (["study", "GPUS=0,2"], "run 'digits' --gpus 0,2"),
+        (
+            ["study", "ENGINE=ray", "WORKERS=32", "GPUS_PER_WORKER=0.5"],
+            "run 'digits' --engine ray --workers 32 --gpus-per-worker 0.5",
+        ),
+        (["study", "BACKBONE=resnet18"], "run 'digits' 'backbone=resnet18'"),
+        (["study", "BACKBONE=[a.b,c]"], "run 'digits' 'backbone=[a.b,c]'"),
+        (["study", "BACKBONE=[a.b, c]"], "run 'digits' 'backbone=[a.b, c]'"),
+        (["study", "DATASET=path/to/images"], "run 'folder' 'dataset=path/to/images'"),
+        (["study", "DATASET=my photos.csv"], "run 'folder' 'dataset=my photos.csv'"),
+        (["study", "DATASET=photos.zip"], "run 'folder' 'dataset=photos.zip'"),
+        (["study", "DATASET=hf://me/a?label=b"], "run 'folder' 'dataset=hf://me/a?label=b'"),
+        (["study", "DATASET=table.parquet"], "run 'folder' 'dataset=table.parquet'"),
+        (["study", "STUDY=my.yaml"], "run 'my.yaml'"),
+        (["study", "STUDY=my.yaml", "DATASET=x"], "run 'my.yaml' 'dataset=x'"),
+        (["study", "NAME=other"], "run 'digits' --name 'other'"),
+        (["study", "WEIGHTS=a.pth", "SEED=1"], "run 'digits' 'weights=a.pth' 'search.seed=1'"),
+        (["study", "ARGS=training.views=2"], "run 'digits' training.views=2"),
+        (["report", "SAMPLER=gp"], "report 'digits' 'search.sampler=gp'"),
+        (["report", "ARGS=--format md"], "report 'digits' --format md"),
+        (["best"], "best 'digits'"),
+        (["status"], "status 'digits'"),
+        (["status", "ARGS=--watch"], "status 'digits' --watch"),
+        (["doctor"], "doctor 'digits'"),
+        (["doctor", "FIX=1", "NAME=other"], "doctor 'digits' --name 'other' --fix"),
+        (["confirm"], "confirm 'digits'"),
+        (["confirm", "ARGS=--top 3 --seeds 8"], "confirm 'digits' --top 3 --seeds 8"),
+        (["fit"], "fit 'digits'"),
+        (
+            ["predict", "IMAGES=my photos", "ARGS=-o out.csv"],
+            "predict 'storage/autotune.files/models/digits' 'my photos' -o out.csv",
+        ),
+        (["predict", "MODEL=m", "IMAGES=a.jpg"], "predict 'm' 'a.jpg'"),
+        (
+            ["export", "FORMAT=timm", "DATASET=my/photos.zip"],
+            "export 'storage/autotune.files/models/photos' --format timm",
+        ),
+        (
+            ["export", "FORMAT=timm", "MODEL=m", "IMAGES=x"],
+            "export 'm' --format timm --images 'x'",
+        ),
+        (["workers", "STUDY=my.yaml"], "worker 'my.yaml'"),
+        (["dashboard", "PORT=9000"], "dashboard 'digits' --port 9000"),
+        (["validate"], "validate 'digits'"),
+        (["layers", "BACKBONE=resnet50.a1_in1k"], "layers 'resnet50.a1_in1k'"),
+        (["layers", "ARGS=--plan 3"], "layers --plan 3"),
+        (["backup", "OUTPUT=my.db"], "storage backup --output 'my.db'"),
+    ],
+)
+def test_variables_become_arguments(arguments: list[str], expected: str) -> None:
+    assert make(*arguments) == f".venv/bin/autotune {expected}"
+
+
+def test_the_dashboard_for_others() -> None:
+    told = make("-o", ".venv/public", "dashboard", "PUBLIC=1", "PORT=9000")
+    assert told == ".venv/bin/autotune dashboard 'digits' --port 9000 --public"
+
+
+def test_the_tests_that_need_a_gpu_run_one_after_the_other() -> None:
+    told = make("-o", ".venv/bin/pytest", "test-gpu", "ARGS=-x")
+    assert told == ".venv/bin/python -m pytest -m gpu -x"
+
+
+def test_a_backup_has_a_name_of_its_own() -> None:
+    told = make("backup", "STORAGE=postgresql://me:secret@host/db")
+    name = r"'storage/backup-\d{8}-\d{6}\.db'"
+    assert re.fullmatch(rf"\.venv/bin/autotune storage backup --output {name}", told)
+
+
+def test_the_local_server() -> None:
+    installed = ("-o", ".venv/postgres-local")
+    start = ".venv/bin/autotune storage local --folder storage/postgres"
+    assert make(*installed, "postgres-local") == start
+    assert make(*installed, "postgres-local-down") == f"{start} --stop"
+
+
+@pytest.fixture
+def docker(tmp_path: Path) -> Path:
+    """A program that stands for Docker and notes how it was called."""
+    program = tmp_path / "bin/docker"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
+    program.chmod(0o755)
+    return program
+
+
+def in_copy(target: str, root: Path, path: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run a target in a copy of what it needs."""
+    for name in ("Makefile", "storage/compose.yaml"):
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    return subprocess.run(
+        ["make", "--no-print-directory", target],
+        cwd=root,
+        env={"PATH": f"{path}:{os.environ['PATH']}", "HOME": str(root), **extra},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_postgres_in_docker(tmp_path: Path, docker: Path) -> None:
+    root = tmp_path / "checkout"
+    root.mkdir()
+    told = in_copy("postgres-up", root, str(docker.parent), POSTGRES_PORT="6000")
+    assert told.returncode == 0, told.stderr
+    password = root / "storage/postgres-password"
+    secret = password.read_text()
+    assert len(secret) >= 32 and stat.S_IMODE(password.stat().st_mode) == 0o600
+    assert secret not in told.stdout + told.stderr
+    assert (
+        'export AUTOTUNE_STORAGE="postgresql://autotune:$(cat storage/postgres-password)'
+        '@127.0.0.1:6000/autotune"'
+    ) in told.stdout
+    in_copy("postgres-up", root, str(docker.parent))
+    assert password.read_text() == secret
+    in_copy("postgres-down", root, str(docker.parent))
+    calls = (tmp_path / "calls").read_text()
+    assert secret not in calls
+    compose = "compose --file storage/compose.yaml"
+    up = [f"{compose} version", f"{compose} up --detach --wait"]
+    assert calls.splitlines() == [*up, *up, f"{compose} version", f"{compose} down"]
+
+
+def test_a_password_of_one_s_own(tmp_path: Path, docker: Path) -> None:
+    root = tmp_path / "checkout"
+    root.mkdir()
+    in_copy("postgres-up", root, str(docker.parent), POSTGRES_PASSWORD="mine")
+    assert (root / "storage/postgres-password").read_text() == "mine"
+    assert "mine" not in (tmp_path / "calls").read_text()
+
+
+@pytest.mark.parametrize("target", ["postgres-up", "postgres-down"])
+def test_without_docker(target: str, tmp_path: Path, docker: Path) -> None:
+    docker.write_text("#!/bin/sh\necho 'unknown command: docker compose'; exit 1\n")
+    root = tmp_path / "checkout"
+    root.mkdir()
+    told = in_copy(target, root, str(docker.parent))
+    assert told.returncode == 2
+    said = "this needs Docker with its compose plugin; without them: make postgres-local"
+    assert told.stdout.strip() == said
+    assert not (root / "storage/postgres-password").exists()
+
+
+def test_the_server_in_docker_is_for_this_machine_alone() -> None:
+    file = yaml.safe_load((ROOT / "storage/compose.yaml").read_text())
+    server = file["services"]["postgres"]
+    image, version = re.split(r"[:-]", server["image"])[:2]
+    assert image == "postgres" and int(version) >= 14
+    assert [port.split(":")[0] for port in server["ports"]] == ["127.0.0.1"]
+    assert "POSTGRES_PASSWORD" not in server["environment"]
+    assert server["environment"]["POSTGRES_PASSWORD_FILE"] == "/run/secrets/postgres-password"
+    assert file["secrets"]["postgres-password"]["file"].endswith(":-./postgres-password}")
+    assert [volume.split(":")[0] for volume in server["volumes"]] == list(file["volumes"])
+    assert "pg_isready" in server["healthcheck"]["test"]
+
+
+def test_git_ignores_what_the_servers_keep() -> None:
+    kept = [
+        *("storage/postgres/PG_VERSION", "storage/postgres-password", "storage/backup-1.db"),
+        "storage/dashboard/password",
+    ]
+    found = subprocess.run(
+        ["git", "check-ignore", *kept], cwd=ROOT, capture_output=True, text=True
+    )
+    if found.returncode == 128:
+        pytest.skip("no checkout")
+    assert found.stdout.split() == kept
+
+
+def test_the_storage_is_not_on_the_command_line() -> None:
+    assert "secret" not in make("study", "STORAGE=postgresql://me:secret@host/db")
+
+
+def test_help_has_a_line_for_every_target() -> None:
+    text = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    result = subprocess.run(
+        ["make", "--no-print-directory", "help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    listed = {line.split()[0] for line in result.stdout.splitlines()[:-3] if line.strip()}
+    assert listed == set(phony.split())
+    assert all(len(line.split()) > 2 for line in result.stdout.splitlines() if line.strip())
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    text = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    readme = (ROOT / "README.md").read_text()
+    used = set(re.findall(r"(?:^    |`|&& )make ([a-z-]+)", readme, re.MULTILINE))
+    assert used
+    assert used <= set(phony.split())
+
+
+def test_the_constraints_cover_what_setup_asks_for() -> None:
+    pinned = {
+        re.split(r"==", line)[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    setup = (ROOT / "setup.cfg").read_text()
+    block = setup.split("[options.extras_require]")
+    required = re.findall(
+        r"^    ([A-Za-z][\w-]*)(?:\[\w+\])?(?:>=[\d.]+)?$",
+        block[0].split("install_requires =")[1] + block[1].split("[tool:pytest]")[0],
+        re.MULTILINE,
+    )
+    assert len(required) > 20
+    assert {name.lower().replace("_", "-") for name in required} <= pinned

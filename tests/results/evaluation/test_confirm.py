@@ -1,0 +1,242 @@
+"""The best plans of a study and its baseline, trained under seeds of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from optuna.trial import create_trial
+
+from autotune.errors import StudyError
+from autotune.format_versions import CONFIRMATION, stamp
+from autotune.plan import TrainingPolicy, TrialPlan
+from autotune.results.diagnosis.headline import confirmed
+from autotune.results.evaluation.confirm import (
+    Confirmation,
+    Step,
+    _read,
+    _write,
+    candidates,
+    confirm,
+)
+from autotune.results.report.html import render_report
+from autotune.results.values.verdict import Verdict
+from autotune.study.engine.worker import prepare
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from autotune.study.trial.build import prepare_trial
+from tests.study.engine.test_worker import run
+from tests.support.inside import contents
+from tests.support.page import Parsed
+from tests.support.runs import wait_for
+from tests.support.small import open_small
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
+    """A small study that is over, and confirmed with two seeds."""
+    made = open_small(
+        tmp_path_factory.mktemp("confirm"), search__pruner="none", search__sampler="random"
+    )
+    run(made)
+    confirm(made, top=2, seeds=2)
+    return made
+
+
+def confirmed_again(opened: OpenStudy, top: int = 2, seeds: int = 2) -> tuple[int, Confirmation]:
+    steps: list[Step] = []
+    found = confirm(opened, top, seeds, steps.append)
+    ends = [one for one in steps if one.value is not None]
+    assert [one.done for one in ends] == list(range(1, ends[0].total + 1))
+    assert sum(not one.known for one in ends) == found.trained
+    return found.trained, found
+
+
+def test_every_plan_is_trained_under_every_seed(opened: OpenStudy) -> None:
+    trained, found = confirmed_again(opened)
+    assert trained == 0
+    assert found.seeds == (1, 2)
+    bench = prepare(opened)
+    for one in (found.baseline, *found.plans):
+        assert len(one.values) == 2 and one.mean is not None
+        assert one.mean.mean == statistics.fmean(value for value in one.values if value)
+        training = prepare_trial(one.plan, bench, seed=2)
+        last = [result.metrics for result in training.run()][-1]
+        assert last is not None and last.accuracy == one.values[1]
+    trials = opened.study.get_trials(deepcopy=False)
+    for one in found.plans:
+        assert one.trial is not None and one.gain is not None and one.mean is not None
+        assert trials[one.trial].value == one.searched
+        assert one.shrank == pytest.approx((one.searched or 0.0) - one.mean.mean)
+        gains = [
+            mine - other
+            for mine, other in zip(one.values, found.baseline.values, strict=True)
+            if mine is not None and other is not None
+        ]
+        assert one.gain.mean == pytest.approx(statistics.fmean(gains))
+    means = [one.mean.mean for one in found.plans if one.mean]
+    assert means == sorted(means, reverse=True)
+
+
+def test_seeds_differ_and_no_features_are_made(opened: OpenStudy) -> None:
+    before = {name for name in contents(opened.files.cache) if "features" in name}
+    assert before
+    trained, found = confirmed_again(opened, seeds=3)
+    assert trained == 3
+    assert {name for name in contents(opened.files.cache) if "features" in name} == before
+    bench = prepare(opened)
+    plan = found.plans[0].plan
+    first, second = (prepare_trial(plan, bench, seed=seed) for seed in (1, 2))
+    weights = [one.network.head[-1].weight for one in (first, second)]
+    assert (weights[0] != weights[1]).any()
+
+
+def test_more_seeds_and_plans_add_to_what_is_there(opened: OpenStudy) -> None:
+    top = len(candidates(opened, 100))
+    confirmed_again(opened, top=1, seeds=2)
+    trained, found = confirmed_again(opened, top=top + 5, seeds=2)
+    assert trained == 0 and len(found.plans) == top  # two of them, and no more there are
+
+
+@pytest.mark.slow
+def test_a_damaged_file_is_trained_again(opened: OpenStudy) -> None:
+    _, before = confirmed_again(opened)
+    folder = opened.files.confirmed(opened.name)
+    for path in folder.iterdir():
+        path.write_text("")
+    trained, found = confirmed_again(opened)
+    assert trained == 6
+    assert [one.values for one in found.plans] == [one.values for one in before.plans]
+
+
+def test_a_kept_score_is_whole_and_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    asked = {"plan": {"depth": 1, "lr": 0.1}, "seed": 3}
+    kept = {**asked, "metrics": {"accuracy": 0.8125}, "failed": ""}
+    _write(path, kept)
+    found = _read(path, asked)
+    assert found is not None and found == {**kept, **stamp(CONFIRMATION)}
+    assert _read(path, {**asked, "seed": 4}) is None
+    assert _read(path, {**asked, "plan": {"depth": 2, "lr": 0.1}}) is None
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        # A flip may meet white space: never what counts.
+        found = _read(path, asked)
+        assert found is None or {key: found.get(key) for key in kept} == kept
+    for end in (0, 1, len(whole) // 2, len(whole) - 3):
+        path.write_bytes(whole[:end])
+        assert _read(path, asked) is None
+    path.write_text(json.dumps(kept))  # of a version before checksums
+    assert _read(path, asked) == kept
+    path.write_text(json.dumps({**kept, **stamp(CONFIRMATION)}))  # which this version never wrote
+    assert _read(path, asked) is None
+    assert _read(tmp_path / "none.json", asked) is None
+
+
+@pytest.mark.slow
+def test_a_study_of_the_same_name_has_values_of_its_own(tmp_path: Path) -> None:
+    names = []
+    for folder, epochs in (("one", 1), ("two", 2)):
+        (tmp_path / folder).mkdir()
+        made = open_small(tmp_path / folder, search__trials=2, training__epochs=epochs)
+        run(made)
+        confirm(made, 1, 2)
+        names.append({path.name for path in made.files.confirmed("small").iterdir()})
+    assert len(names[0]) == 4 and not names[0] & names[1]
+
+
+def test_the_study_remembers_the_verdict(opened: OpenStudy) -> None:
+    _, found = confirmed_again(opened)
+    verdict = Verdict.of(opened.study)
+    assert verdict is not None and verdict == found.verdict
+    assert verdict.trial == found.plans[0].trial
+    said = confirmed(opened.study, None)
+    assert said.startswith("Confirmed over seeds: ")
+    assert "2 seeds, corrected for choosing among 2" in said
+    assert said in Parsed(render_report(opened.study)).of("p")
+
+
+@pytest.mark.slow
+def test_a_killed_confirming_goes_on(tmp_path: Path) -> None:
+    made = open_small(tmp_path, search__trials=2, training__epochs=8)
+    run(made)
+    program = (
+        "from autotune.results.evaluation.confirm import confirm\n"
+        "from autotune.study.setup.opening import open_existing\n"
+        f"confirm(open_existing('small', {made.url!r}), 1, 4)"
+    )
+    folder = made.files.confirmed("small")
+    process = subprocess.Popen([sys.executable, "-c", program], env=dict(os.environ))
+    wait_for(lambda: folder.is_dir() and any(folder.glob("*.json")))
+    process.kill()
+    process.wait()
+    there = len(list(folder.glob("*.json")))
+    trained, found = confirmed_again(made, top=1, seeds=4)
+    assert trained == 8 - there
+    assert len(list(folder.glob("*.json"))) == 8
+    assert found.verdict is not None
+
+
+@pytest.mark.slow
+def test_in_folds(tmp_path: Path) -> None:
+    made = open_small(tmp_path, data__folds=2, search__trials=2, training__epochs=1)
+    run(made)
+    confirm(made, 1, 2)
+    found = confirm(made, 1, 2)
+    assert found.trained == 0
+    training = prepare_trial(found.baseline.plan, prepare(made), seed=1)
+    (result,) = training.run()
+    assert result.metrics is not None
+    assert found.baseline.values[0] == result.metrics.accuracy
+
+
+@pytest.mark.slow
+def test_a_plan_that_diverges_is_named_and_not_ranked(tmp_path: Path) -> None:
+    made = open_small(tmp_path, search__trials=2, training__epochs=1)
+    run(made)
+    wild = TrialPlan(made.config().backbones[0], policy=TrainingPolicy("sgd", lr=1e38))
+    plan = {attrs.PLAN: wild.to_json()}
+    made.study.add_trial(create_trial(value=1.0, user_attrs=plan))
+    found = confirm(made, 2, 2)
+    assert [one.trial for one in found.plans] == [1, 2]
+    assert found.plans[1].mean is None and found.plans[1].values == (None, None)
+    assert found.plans[1].failed
+    assert found.verdict is not None and found.verdict.trials == (2, 1)
+    assert confirm(made, 2, 2).trained == 0
+    assert confirm(made, 1, 2).verdict is None
+    assert Verdict.of(made.study) is None
+
+
+@pytest.mark.slow
+def test_two_objectives_confirm_the_front(tmp_path: Path) -> None:
+    made = open_small(
+        tmp_path,
+        objectives=["accuracy", "parameters"],
+        search__pruner="none",
+        search__sampler="random",
+        search__trials=4,
+        training__epochs=1,
+    )
+    run(made)
+    trials = {one.number for one in made.study.best_trials if not attrs.is_baseline(one)}
+    if not trials:
+        pytest.skip("the baseline is the whole front")
+    assert {trial.number for trial, _ in candidates(made, 100)} <= trials
+
+
+def test_nothing_but_the_baseline(tmp_path: Path) -> None:
+    made = open_small(tmp_path, search__trials=1, training__epochs=1)
+    with pytest.raises(StudyError, match=r"has no complete trial yet; nothing can be confirmed"):
+        confirm(made, 5, 5)
+    run(made)
+    with pytest.raises(StudyError, match="has no complete trial but the baseline; nothing can"):
+        confirm(made, 5, 5)
+    assert not made.files.confirmed("small").exists()

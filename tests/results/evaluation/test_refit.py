@@ -1,0 +1,103 @@
+"""The final fit: what is remembered of it, and what is left when it is cut off."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.config.schema import FitConfig
+from autotune.errors import DiskFullError
+from autotune.results.evaluation import refit as fit_module
+from autotune.results.evaluation.refit import FitResult, fit
+from autotune.results.model.model import load_model
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from tests.study.engine.test_worker import run
+from tests.support.inside import contents
+from tests.support.small import open_small
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
+    made = open_small(
+        tmp_path_factory.mktemp("fit"),
+        search__trials=2,
+        training__views=2,
+        fit__ema=0.5,
+        fit__views="online",
+    )
+    run(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def fitted(opened: OpenStudy) -> FitResult:
+    return fit(opened, trial=1)
+
+
+def test_both_are_trained_alike_and_all_figures_are_kept(
+    opened: OpenStudy, fitted: FitResult
+) -> None:
+    assert fitted.manner.ema == fitted.baseline_manner.ema == 0.5  # of the study's last run
+    assert fitted.manner.views == fitted.baseline_manner.views == "online"
+    values = json.loads((fitted.folder / "record.json").read_text("utf-8"))
+    (read,) = opened.study.user_attrs[attrs.TEST_READS]
+    assert {name: values["test"][name] for name in read["test"]} == read["test"]
+    assert values["baseline_test"] == read["baseline"]
+    assert read["intervals"] == values["intervals"]["test"]
+    gap = values["intervals"]["difference"]["accuracy"]
+    assert read["gain"] == {"mean": gap["value"], "low": gap["low"], "high": gap["high"]}
+    assert gap["value"] == pytest.approx(fitted.test.accuracy - fitted.baseline.accuracy)
+    assert list(read["test"]) == [
+        *("accuracy", "balanced_accuracy", "macro_f1", "log_loss"),
+        *("top5_accuracy", "calibration_error"),
+    ]
+    told = json.loads(json.dumps(fitted.to_json()))
+    for key in ("test", "baseline_test", "intervals", "calibration"):
+        assert told[key] == values[key]
+    card = (fitted.folder / "README.md").read_text("utf-8")
+    assert "| average of the weights | decay 0.5000 | decay 0.5000 |\n" in card
+    assert "the plan of trial 1, as asked for: " in card
+
+
+def test_settings_of_a_call_come_before_those_of_the_study(
+    opened: OpenStudy, tmp_path: Path
+) -> None:
+    found = fit(opened, trial=0, folder=tmp_path, settings=FitConfig(views="study", ema="off"))
+    assert (found.manner.ema, found.manner.views) == (None, 2)
+    assert found.comparison.difference["accuracy"].value == 0.0  # the baseline is one training
+
+
+def test_a_full_disk_leaves_the_old_model_and_the_read_counts(
+    opened: OpenStudy, fitted: FitResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, reads = contents(fitted.folder), len(opened.study.user_attrs[attrs.TEST_READS])
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fit_module, "write_card", full)
+    with pytest.raises(DiskFullError):
+        fit(opened, trial=0)
+    assert contents(fitted.folder) == before
+    assert len(opened.study.user_attrs[attrs.TEST_READS]) == reads + 1
+    assert load_model(fitted.folder).classes
+
+
+def test_what_is_stopped_in_training_has_read_nothing(
+    opened: OpenStudy, fitted: FitResult
+) -> None:
+    before, reads = contents(fitted.folder), len(opened.study.user_attrs[attrs.TEST_READS])
+
+    def stop(what: str, epoch: int, epochs: int) -> None:
+        if what == "baseline" and epoch == epochs:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(opened, trial=1, listener=stop)
+    assert contents(fitted.folder) == before
+    assert len(opened.study.user_attrs[attrs.TEST_READS]) == reads

@@ -1,0 +1,145 @@
+"""One trial once more, as the study trained it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from optuna.trial import TrialState, create_trial
+
+from autotune.errors import StudyError
+from autotune.results.evaluation.reproduce import rerun
+from autotune.study.engine.worker import work
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from tests.study.engine.test_worker import job, run
+from tests.support.small import open_small
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
+    made = open_small(tmp_path_factory.mktemp("rerun"), search__pruner="none", training__views=2)
+    run(made)
+    return made
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_trial_is_reproduced_bit_by_bit(opened: OpenStudy, number: int) -> None:
+    epochs: list[tuple[int, int]] = []
+    found = rerun(opened, number, lambda *told: epochs.append(told))
+    assert epochs == [(1, 2), (2, 2)]
+    assert found.now == found.then and found.differing is None
+    value = opened.study.trials[number].value
+    assert found.values == (value, value)
+    assert found.changes == () and not found.pruned
+
+
+def test_a_rerun_has_the_threads_of_its_trial(tmp_path: Path) -> None:
+    made = open_small(tmp_path, search__trials=1, training__epochs=1)
+    before = torch.get_num_threads()
+    try:
+        work(job(made, threads=2), threading.Event(), lambda event: None)
+        assert made.study.trials[0].user_attrs[attrs.THREADS] == 2
+        torch.set_num_threads(1)
+        seen: list[int] = []
+        found = rerun(made, 0, lambda *told: seen.append(torch.get_num_threads()))
+        assert seen == [2] and torch.get_num_threads() == 1
+        assert found.differing is None
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_pruned_trial_is_trained_to_where_it_was_pruned(opened: OpenStudy) -> None:
+    whole = opened.study.trials[1]
+    pruned = create_trial(
+        state=TrialState.PRUNED,
+        intermediate_values={1: whole.intermediate_values[1]},
+        user_attrs={attrs.PLAN: whole.user_attrs[attrs.PLAN], attrs.THREADS: 1},
+    )
+    opened.study.add_trial(pruned)
+    found = rerun(opened, len(opened.study.trials) - 1)
+    assert found.pruned and found.differing is None and list(found.now) == [1]
+
+
+def test_what_differs_is_said(opened: OpenStudy) -> None:
+    one = opened.study.trials[1]
+    other = create_trial(
+        value=0.123,
+        intermediate_values={1: one.intermediate_values[1], 2: 0.123},
+        user_attrs={
+            attrs.PLAN: one.user_attrs[attrs.PLAN],
+            attrs.DEVICE: "NVIDIA H200",
+            attrs.COMPUTE: {"half": "bf16", "float32": "tf32"},
+        },
+    )
+    opened.study.add_trial(other)
+    found = rerun(opened, len(opened.study.trials) - 1)
+    assert found.differing == 2
+    assert found.values == (0.123, one.value)
+    assert found.changes == (
+        "device NVIDIA H200 then, cpu now",
+        "computed in bf16, the rest in float32 with products in TF32 then, in float32 now",
+    )
+    assert found.computing == "cpu: float32"
+
+
+@pytest.mark.parametrize("left", [[], [1], [2]])
+def test_a_cut_curve_and_its_value_are_compared(opened: OpenStudy, left: list[int]) -> None:
+    one = opened.study.trials[1]
+    curve = {epoch: one.intermediate_values[epoch] for epoch in left}
+    plan = {attrs.PLAN: one.user_attrs[attrs.PLAN], attrs.THREADS: 1}
+    cut = create_trial(value=one.value, intermediate_values=curve, user_attrs=plan)
+    opened.study.add_trial(cut)
+    found = rerun(opened, len(opened.study.trials) - 1)
+    assert list(found.now) == [1, 2]
+    assert found.missing == (() if left == [1] else (1,))
+    assert found.differing == (None if left == [1] else 1)
+    assert found.values == (one.value, one.value) and found.furthest[1] == 0.0
+
+
+def test_a_value_that_is_not_that_of_its_curve_differs(opened: OpenStudy) -> None:
+    one = opened.study.trials[1]
+    plan = {attrs.PLAN: one.user_attrs[attrs.PLAN], attrs.THREADS: 1}
+    opened.study.add_trial(
+        create_trial(value=0.123, intermediate_values=one.intermediate_values, user_attrs=plan)
+    )
+    found = rerun(opened, len(opened.study.trials) - 1)
+    assert found.differing == 2 and found.values == (0.123, one.value)
+
+
+def test_what_cannot_be_rerun(tmp_path: Path) -> None:
+    made = open_small(tmp_path)
+    study = made.study
+    plan = {attrs.PLAN: study.trials[0].user_attrs.get(attrs.PLAN)}
+
+    def refused(number: int) -> str:
+        with pytest.raises(StudyError) as error:
+            rerun(made, number)
+        return str(error.value)
+
+    assert refused(0) == "trial 0 of 'small' must have ended to be compared with, but is queued"
+    count = len(study.trials)
+    assert refused(count) == (
+        f"TRIAL: the study 'small' has the trials 0 to {count - 1}, but got {count}"
+    )
+    assert "but got -1" in refused(-1)
+    study.add_trial(
+        create_trial(state=TrialState.FAIL, user_attrs={**plan, attrs.REASON: "diverged: nan"})
+    )
+    said = f"trial {count} of 'small' has failed and has no value to compare with: diverged: nan"
+    assert refused(count) == said
+    study.add_trial(
+        create_trial(
+            state=TrialState.PRUNED,
+            user_attrs={**plan, attrs.REASON: "infeasible: 3 ms latency, at most 1 ms"},
+            constraints={"max_latency_ms": 2.0},
+        )
+    )
+    assert refused(count + 1).endswith("compare with: infeasible: 3 ms latency, at most 1 ms")
+    study.add_trial(create_trial(value=0.5, user_attrs={attrs.RETRIES: [count]}))
+    assert refused(count) == (
+        f"trial {count} of 'small' was given back and tried again; rerun trial {count + 2} instead"
+    )
+    assert refused(count + 2) == f"trial {count + 2} of 'small' has no epoch to compare with"

@@ -1,0 +1,72 @@
+"""The cache may be removed while a study runs, whole or in part: no value changes."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from autotune.study.engine.worker import work
+from autotune.study.setup.opening import OpenStudy
+from tests.study.engine.test_worker import job
+from tests.support.small import open_small
+
+STUDY: dict[str, Any] = {"search__trials": 4, "training__views": 2, "search__sampler": "random"}
+
+
+def every(folder: Path, pattern: str) -> None:
+    for path in folder.rglob(pattern):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+PARTS: dict[str, Callable[[Path], None]] = {
+    "whole": lambda cache: shutil.rmtree(cache),
+    "features": lambda cache: every(cache, "features"),
+    "single arrays": lambda cache: every(cache, "0"),
+    "records": lambda cache: every(cache, "record.json"),
+    "locks": lambda cache: every(cache, "*.lock"),
+    "images": lambda cache: every(cache, "images"),
+}
+
+
+def outcome(opened: OpenStudy) -> list[Any]:
+    return [
+        (one.number, one.state, one.value, one.intermediate_values, one.params)
+        for one in opened.study.get_trials()
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    opened = open_small(tmp_path_factory.mktemp("undisturbed"), **STUDY)
+    work(job(opened), threading.Event(), lambda event: None)
+    return outcome(opened)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["ready", "start", "epoch"])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_cache_that_is_removed_in_mid_run(
+    part: str, moment: str, tmp_path: Path, undisturbed: list[Any]
+) -> None:
+    opened = open_small(tmp_path, **STUDY)
+    removed = 0
+
+    def emit(event: dict[str, Any]) -> None:
+        nonlocal removed
+        if event["event"] == moment and opened.files.cache.exists():
+            PARTS[part](opened.files.cache)
+            removed += 1
+
+    work(job(opened), threading.Event(), emit)
+    assert removed
+    assert outcome(opened) == undisturbed
+    assert all(one.state != TrialState.FAIL for one in opened.study.get_trials())

@@ -1,0 +1,225 @@
+"""What only a GPU shows: memory that gives out, a context that is lost, a shared device."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from autotune.errors import UserError
+from autotune.search.study_view import DEVICE_MEMORY
+from autotune.study.engine.launcher import run_study
+from autotune.study.engine.worker import work
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from autotune.study.state.failures import Kind, answers, kind_of
+from autotune.study.state.oom import MIB, need_of
+from tests.study.engine.test_launcher import BARE
+from tests.study.engine.test_worker import job
+from tests.support.runs import autotune, trials_of
+from tests.support.small import open_small, small_config
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
+
+CUDA = torch.device("cuda", 0)
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def whole_device() -> Iterator[None]:
+    """Give back what a test has limited or held."""
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
+
+
+def limit_to(mib: float) -> None:
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(CUDA).total_memory
+    torch.cuda.set_per_process_memory_fraction(mib * MIB / total)
+
+
+def run(opened: OpenStudy) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
+    work(job(opened), threading.Event(), events.append)
+    return events
+
+
+def test_what_the_device_was_asked_for() -> None:
+    held = torch.zeros(64 * MIB, dtype=torch.uint8, device=CUDA)
+    with pytest.raises(torch.cuda.OutOfMemoryError) as caught:
+        torch.empty(1 << 45, dtype=torch.uint8, device=CUDA)
+    assert kind_of(caught.value, CUDA) == Kind.MEMORY
+    need = need_of(caught.value, CUDA)
+    assert need.wanted_bytes >= (1 << 45) + held.numel()
+    assert need.left_bytes <= need.device_bytes
+    assert need.device_bytes == torch.cuda.get_device_properties(CUDA).total_memory
+    assert not need.is_crowded
+    assert answers(CUDA)
+
+
+def test_a_device_whose_memory_others_hold_is_crowded() -> None:
+    free, total = torch.cuda.mem_get_info(CUDA)
+    hold = (
+        "import sys, torch; held = torch.zeros(int(sys.argv[1]), dtype=torch.uint8, device='cuda')"
+        "; print('held', flush=True); sys.stdin.read()"
+    )
+    arguments = [sys.executable, "-c", hold, str(int(free - 0.2 * total))]
+    with subprocess.Popen(
+        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(torch.cuda.OutOfMemoryError) as caught:
+            torch.empty(int(0.3 * total), dtype=torch.uint8, device=CUDA)
+        need = need_of(caught.value, CUDA)
+        other.kill()
+    assert need.is_crowded
+
+
+def test_a_plan_that_does_not_fit_is_infeasible_and_the_worker_lives_on(tmp_path: Path) -> None:
+    """Two hidden layers of 16,384 units are a gigabyte, before anything trains."""
+    opened = open_small(
+        tmp_path,
+        space__head__hidden_layers=[0, 2],
+        space__head__units=16384,
+        space__layers={},
+        search__sampler="random",
+        search__trials=6,
+    )
+    limit_to(1024)
+    run(opened)
+    trials = opened.study.trials
+    big = [one for one in trials if one.params.get("head.hidden_layers") == 2]
+    small = [one for one in trials if one not in big]
+    assert big and len(small) > 1
+    for trial in big:
+        assert trial.state == TrialState.PRUNED and attrs.is_untrained(trial)
+        assert trial.constraints[DEVICE_MEMORY] > 0
+        assert float(trial.user_attrs[attrs.PEAK_MEMORY_MB]) >= 1024
+        assert float(trial.user_attrs[attrs.DEVICE_MEMORY_MB]) == pytest.approx(1024, abs=1)
+        assert ", the device has 1,024 MiB" in trial.user_attrs[attrs.REASON]
+    for trial in small:
+        assert trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+        assert trial.constraints == {}
+        assert 0 < float(trial.user_attrs[attrs.PEAK_MEMORY_MB]) < 1024
+    assert opened.progress().finished == 6
+    # Nothing of what did not fit is held on to.
+    assert torch.cuda.memory_allocated(CUDA) < 256 * MIB
+
+
+def test_a_baseline_that_does_not_fit_ends_the_run(tmp_path: Path) -> None:
+    opened = open_small(tmp_path, search__trials=2)
+    limit_to(1)
+    with pytest.raises(UserError, match="the baseline does not fit into memory"):
+        run(opened)
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    run(opened)
+    assert opened.progress().complete == 2
+
+
+def test_a_batch_that_does_not_fit_goes_through_in_parts(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "space__depth": 5,
+        "space__layers": {},
+        "space__head__hidden_layers": 0,
+        "data__image_size": 448,  # beside a gigabyte, what cuBLAS takes for itself is little
+        "training__batch_size": 50,
+        "training__amp": "off",
+        "search__trials": 2,
+    }
+    whole = open_small(tmp_path / "a", **options)
+    run(whole)
+    peak = max(float(one.user_attrs[attrs.PEAK_MEMORY_MB]) for one in whole.study.trials)
+    assert peak > 1024
+    opened = open_small(tmp_path / "b", **options)
+    limit_to(0.7 * peak)
+    run(opened)
+    trials = opened.study.trials
+    assert [one.state for one in trials] == [TrialState.COMPLETE] * 2
+    parts = [one.user_attrs.get(attrs.PART, 50) for one in trials]
+    assert 2 <= min(parts) < 50
+    assert all(float(one.user_attrs[attrs.PEAK_MEMORY_MB]) < 0.7 * peak for one in trials)
+
+
+def test_two_workers_share_a_device(tmp_path: Path) -> None:
+    config = small_config(tmp_path, search__trials=6, training__epochs=10)
+    result = run_study(config, gpus="0", workers_per_gpu=2)
+    assert (result.progress.finished, result.progress.failed) == (6, 0)
+    trials = result.opened.study.trials
+    assert len({one.user_attrs[attrs.WORKER] for one in trials}) == 2
+    name = torch.cuda.get_device_name(CUDA)
+    assert {one.user_attrs[attrs.DEVICE] for one in trials} == {name}
+    (gpu,) = {one.user_attrs[attrs.GPU] for one in trials}
+    assert gpu.startswith(("GPU 0 (", "GPU-", "MIG-"))
+
+
+@pytest.mark.parametrize("visible", ["0", "uuid", ""])
+def test_workers_see_the_devices_that_are_visible(tmp_path: Path, visible: str) -> None:
+    if visible == "uuid":
+        visible = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+    ended = autotune(
+        *("run", "digits", *BARE, "--name", "tiny", "--workers", "1", "search.trials=1"),
+        cwd=tmp_path,
+        CUDA_VISIBLE_DEVICES=visible,
+    )
+    assert ended.returncode == 0, ended.stderr
+    (trial,) = trials_of(tmp_path, "tiny")
+    expected = torch.cuda.get_device_name(CUDA) if visible else "cpu"
+    assert trial.user_attrs[attrs.DEVICE] == expected
+
+
+def test_no_gpu_is_used_when_none_is_wanted(tmp_path: Path) -> None:
+    ended = autotune(
+        *("run", "digits", *BARE, "--name", "tiny", "--gpus", "none", "search.trials=1"),
+        cwd=tmp_path,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert trials_of(tmp_path, "tiny")[0].user_attrs[attrs.DEVICE] == "cpu"
+
+
+#: In a worker process, the labels of one batch are beyond all classes: the kernel asserts.
+ASSERTING = """
+import pathlib, sys
+if sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']:
+    import torch
+    calls, forward = 0, torch.nn.CrossEntropyLoss.forward
+    def beyond(self, logits, labels):
+        global calls
+        calls += 1
+        left = pathlib.Path(__file__).with_name('left')
+        if calls > 20 and left.exists():
+            left.unlink()
+            labels = labels + 1000
+        return forward(self, logits, labels)
+    torch.nn.CrossEntropyLoss.forward = beyond
+"""
+
+
+def test_a_real_assert_costs_a_process_and_not_the_trial(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(ASSERTING)
+    (site / "left").touch()
+    ended = autotune(
+        *("run", "digits", *BARE, "training.epochs=15"),
+        *("training.batch_size=16", "search.trials=2", "--name", "tiny"),
+        *("--gpus", "0", "--workers", "1"),
+        cwd=tmp_path,
+        PYTHONPATH=f"{site}{os.pathsep}{ROOT}",
+    )
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    assert not (site / "left").exists()
+    assert "and is replaced" in ended.stdout
+    progress = attrs.progress_of(trials_of(tmp_path, "tiny"), 2)
+    assert (progress.finished, progress.failed, progress.retried) == (2, 0, 1)
+    lost = next(one for one in trials_of(tmp_path, "tiny") if one.state == TrialState.FAIL)
+    assert lost.user_attrs[attrs.REASON].startswith("its worker was lost")

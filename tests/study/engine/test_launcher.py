@@ -1,0 +1,516 @@
+"""Studies run by real worker processes, which are stopped and killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.errors import UserError
+from autotune.runtime import cores
+from autotune.storage.rdb.connection import GRACE_PERIOD_S
+from autotune.study.engine import pool
+from autotune.study.engine.launcher import count_places, resolve_gpus, run_study
+from autotune.study.engine.local_workers import Processes, local_crew
+from autotune.study.engine.worker import Job
+from autotune.study.state import attrs
+from autotune.study.state.budget import held_hours, since_best
+from tests.support.inside import call
+from tests.support.runs import (
+    SMALL,
+    autotune,
+    environment,
+    epochs_running,
+    start,
+    trials_of,
+    wait_for,
+)
+from tests.support.small import open_small, small_config
+
+#: Nothing but the baseline is in the queue at first.
+BARE = (*SMALL, "search.known_good=false")
+#: Long enough to be caught in the middle.
+LONG = (*BARE, "training.epochs=400", "search.pruner=none")
+
+
+def worker_pids(folder: Path) -> list[int]:
+    """Find the worker processes of a study by the log they have open."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            log = os.readlink(process / "fd/2")
+        except OSError:
+            continue
+        if log.startswith(str(folder)) and "/logs/" in log:
+            found.append(int(process.name))
+    return found
+
+
+def by_state(folder: Path, study: str, state: TrialState) -> list[int]:
+    return [one.number for one in trials_of(folder, study) if one.state == state]
+
+
+def trials_running(folder: Path) -> int:
+    """Count the trials that have reported and still run."""
+    running = [one for one in trials_of(folder, "tiny") if one.state == TrialState.RUNNING]
+    return sum(bool(one.intermediate_values) for one in running)
+
+
+def test_budget_is_exact_and_a_second_run_trains_nothing(tmp_path: Path) -> None:
+    # Long enough for the worker that is ready last to find something to do.
+    arguments = ("run", "digits", *BARE, "training.epochs=30", "search.pruner=none")
+    arguments += ("--name", "tiny")
+    first = call(*arguments, "--workers", "2", "search.trials=4", cwd=tmp_path)
+    assert first.code == 0, first.err
+    trials = trials_of(tmp_path, "tiny")
+    assert [one.state.is_finished() for one in trials] == [True] * 4
+    assert attrs.is_baseline(trials[0])
+    assert trials[0].params["depth"] == 0
+    assert len({one.user_attrs[attrs.WORKER] for one in trials}) > 1
+
+    again = call(*arguments, "search.trials=4", cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert "nothing was trained" in again.out
+    assert len(trials_of(tmp_path, "tiny")) == 4
+
+    more = call(*arguments, "--workers", "1", "search.trials=6", cwd=tmp_path)
+    assert more.code == 0, more.err
+    assert len(trials_of(tmp_path, "tiny")) == 6
+
+
+def test_ctrl_c_gives_trials_back_and_the_next_run_resumes_them(tmp_path: Path) -> None:
+    """The next run is ended by a second Ctrl-C, with workers that do not react to the first."""
+    arguments = ("run", "digits", *LONG, "search.trials=2", "--name", "tiny", "--workers", "2")
+    process = start(*arguments, cwd=tmp_path)
+    wait_for(lambda: trials_running(tmp_path) == 2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert "Stopped" in (tmp_path / "out.txt").read_text()
+    assert worker_pids(tmp_path) == []
+    assert by_state(tmp_path, "tiny", TrialState.RUNNING) == []
+    waiting = by_state(tmp_path, "tiny", TrialState.WAITING)
+    trials = trials_of(tmp_path, "tiny")
+    assert sorted(attrs.first_attempt(trials[number]) for number in waiting) == [0, 1]
+    assert all(trials[number].intermediate_values for number in waiting)
+    assert attrs.progress_of(trials, 2).failed == 0
+
+    reached = {
+        attrs.first_attempt(trials[number]): max(trials[number].intermediate_values)
+        for number in waiting
+    }
+    process = start(*arguments, cwd=tmp_path)
+    wait_for(
+        lambda: any(
+            max(one.intermediate_values, default=0) > reached.get(attrs.first_attempt(one), 0)
+            for one in trials_of(tmp_path, "tiny")
+            if one.state == TrialState.RUNNING
+        )
+    )
+    resumed = [one for one in trials_of(tmp_path, "tiny") if one.state == TrialState.RUNNING]
+    # Not one epoch twice: those that were reported before are not reported again, later ones are.
+    for trial in resumed:
+        steps = sorted(trial.intermediate_values)
+        assert steps == list(range(1, len(steps) + 1))
+
+    for pid in worker_pids(tmp_path):
+        os.kill(pid, signal.SIGSTOP)  # workers that cannot react
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert worker_pids(tmp_path) == []
+    assert by_state(tmp_path, "tiny", TrialState.RUNNING) == []
+    assert by_state(tmp_path, "tiny", TrialState.WAITING) != []
+
+
+def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
+    config = small_config(tmp_path, search__trials=2, search__pruner="none", training__epochs=30)
+    pids = []
+
+    def kill(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch" and event["epoch"] == 3 and not pids:
+            pids.extend(worker_pids(tmp_path))
+            os.kill(pids[0], signal.SIGKILL)
+
+    result = run_study(config, workers=1, listener=kill)
+    assert len(pids) == 1
+    trials = result.opened.study.trials
+    progress = result.progress
+    assert (progress.finished, progress.retried) == (2, 1)
+    assert (progress.failed, progress.running, progress.waiting) == (0, 0, 0)
+    (lost,) = [one for one in trials if one.state == TrialState.FAIL]
+    assert lost.user_attrs[attrs.REASON] == "its worker was lost"
+    (successor,) = [one for one in trials if attrs.retries(one) == [lost.number]]
+    assert successor.state == TrialState.COMPLETE
+    assert successor.params == lost.params
+    assert sorted(successor.intermediate_values) == list(range(1, 31))
+    for epoch, value in lost.intermediate_values.items():
+        assert successor.intermediate_values[epoch] == value
+    assert list(result.opened.files.root.glob("checkpoints/*/*.pt")) == []
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
+    arguments = ("run", "digits", *LONG, "--name", "tiny", "--workers", "1")
+    process = start(*arguments, cwd=tmp_path)
+    wait_for(lambda: epochs_running(trials_of(tmp_path, "tiny")) >= 2)
+    process.kill()
+    process.wait()
+    wait_for(lambda: worker_pids(tmp_path) == [], timeout=60)
+    assert by_state(tmp_path, "tiny", TrialState.RUNNING) == []
+    assert by_state(tmp_path, "tiny", TrialState.WAITING) != []
+
+
+@pytest.mark.slow
+def test_a_timeout_ends_the_study_between_trials(tmp_path: Path) -> None:
+    arguments = ("run", "digits", *BARE, "search.trials=2", "--name", "tiny", "--workers", "1")
+    result = call(*arguments, "search.timeout=0.001", cwd=tmp_path)
+    assert result.code == 0, result.err
+    over = "The study 'tiny' is over (the 0.001 s of the run are over); nothing was trained."
+    assert over in result.out
+    assert by_state(tmp_path, "tiny", TrialState.WAITING) == [0]
+
+    more = call(*arguments, cwd=tmp_path)
+    assert more.code == 0, more.err
+    assert "ended: 2 finished trials" in more.out
+    assert [one.state.is_finished() for one in trials_of(tmp_path, "tiny")] == [True] * 2
+
+
+@pytest.mark.slow
+def test_the_end_of_the_time_holds_for_a_worker_that_joins(tmp_path: Path) -> None:
+    config = small_config(
+        tmp_path, search__timeout=1e9, search__pruner="none", training__epochs=30
+    )
+    studies = []
+
+    def end(event: dict[str, Any]) -> None:
+        if event["event"] == "opened":
+            studies.append(event["opened"].study)
+        if event["event"] == "epoch" and event["epoch"] == 1:
+            budget = studies[0].user_attrs[attrs.BUDGET]
+            over = {**budget, "until": 1.0, "timeout": 5.0}  # long ago
+            studies[0].set_user_attr(attrs.BUDGET, over)
+
+    result = run_study(config, workers=1, listener=end)
+    words = "the 5 s of the run are over"
+    assert result.ended is not None and result.ended.words == words
+    (trial,) = result.opened.study.trials
+    assert trial.state == TrialState.COMPLETE  # what runs is finished
+    assert len(trial.intermediate_values) == 30
+    joined = call("worker", "small", "--storage", config.storage, cwd=tmp_path)
+    assert joined.code == 0, joined.err
+    assert joined.out.splitlines()[-1] == (
+        f"0 trials finished here; the study 'small' has no more to do: {words}"
+    )
+
+
+@pytest.mark.slow
+def test_patience_ends_a_study_of_two_workers(tmp_path: Path) -> None:
+    arguments = ("run", "digits", *SMALL, "--name", "tiny", "--workers", "2")
+    ended = call(*arguments, "search.trials=60", "search.patience=2", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    trials = trials_of(tmp_path, "tiny")
+    assert all(one.state.is_finished() for one in trials)
+    assert 3 <= len(trials) < 60
+    since = since_best(trials, StudyDirection.MAXIMIZE)
+    assert 2 <= since <= 3  # one more may have run
+    words = f"no better trial in the last {since}"
+    assert f"ended: {words}" in ended.out
+    assert f"{since}/2 without a better one | time left 0:00" in ended.out
+    report = tmp_path / "storage/autotune.files/reports/tiny.html"
+    assert words in report.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_device_hours_end_a_study_of_two_workers(tmp_path: Path) -> None:
+    limit = 2 / 3600
+    arguments = ("run", "digits", *SMALL, "--name", "tiny", "--workers", "2")
+    arguments += ("search.trials=60", f"search.device_hours={limit}")
+    ended = autotune(*arguments, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"ended: \S+ of \S+ device-hours used", ended.stdout)
+    trials = trials_of(tmp_path, "tiny")
+    assert len(trials) < 60
+    assert all(one.state != TrialState.RUNNING for one in trials)
+    assert held_hours(trials, 0.0) >= limit
+    for trial in (one for one in trials if one.state != TrialState.WAITING):
+        assert attrs.held_s(trial, 0.0) == pytest.approx(attrs.seconds_of(trial), abs=2)
+    again = autotune(*arguments, cwd=tmp_path)
+    assert "device-hours used); nothing was trained." in again.stdout
+    assert len(trials_of(tmp_path, "tiny")) == len(trials)
+
+
+def test_workers_that_cannot_start_end_the_run_with_their_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "MAX_RESTARTS", 1)
+    poison = tmp_path / "site"
+    poison.mkdir()
+    # Imported at the start of every process that has the marker; the launcher has not.
+    (poison / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']: raise SystemExit(9)"
+    )
+    result = call(
+        *("run", "digits", *SMALL, "--name", "tiny", "--workers", "1"),
+        cwd=tmp_path,
+        PYTHONPATH=str(poison),
+    )
+    assert result.code == 1
+    assert "the workers die again and again" in result.err
+    assert by_state(tmp_path, "tiny", TrialState.RUNNING) == []
+
+
+def test_a_worker_that_dies_before_it_reads_its_job_ends_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    told: SimpleQueue[dict[str, Any]] = SimpleQueue()
+    crew = Processes(())
+    # More than a pipe holds: the launcher still writes when the process is gone.
+    job = Job("s" * 200_000, "sqlite:///a.db", None, "", 0, 1, 1, str(tmp_path / "worker.log"))
+    crew.start(0, job, told.put)
+    assert told.get(timeout=60) == {"event": "exit", "worker": 0, "code": 1, "lines": []}
+    crew.close()
+
+
+def test_processes_wait_for_their_jobs(tmp_path: Path) -> None:
+    """They begin without a study; one that died meanwhile is replaced; none is left behind."""
+    told: SimpleQueue[dict[str, Any]] = SimpleQueue()
+    with local_crew((), 3) as placed:
+        crew = placed.crew
+        assert isinstance(crew, Processes)
+        assert not crew._waiting
+        placed.prepare()
+        early = dict(crew._waiting)
+        assert sorted(early) == [0, 1, 2]
+        early[1].kill()
+        early[1].wait()
+        url = f"sqlite:///{tmp_path}/none.db"
+        for place in (0, 1):
+            job = Job("none", url, None, "", 0, 2, 1, str(tmp_path / f"worker-{place}.log"))
+            crew.start(place, job, told.put)
+        started = list(crew._started.values())
+        assert started[0] is early[0]
+        assert started[1] is not early[1]
+        ends = [told.get(timeout=60) for _ in range(4)]  # each says what is wrong, and ends
+        assert sorted((one["event"], one["worker"]) for one in ends) == [
+            *(("error", 0), ("error", 1)),
+            *(("exit", 0), ("exit", 1)),
+        ]
+        assert early[2].poll() is None
+    assert all(popen.poll() is not None for popen in (*early.values(), *started))
+
+
+def test_a_process_whose_launcher_ends_without_a_job_for_it_ends(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "autotune.study.engine.worker_main"]
+    ended = subprocess.run(command, input="", capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+#: In a worker process, the loss fails as it does on a GPU that is lost; once for each file.
+LOST_GPU = """
+import pathlib, sys
+if sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']:
+    import torch
+    from tests.support.cuda import accelerator_error
+    calls, forward = 0, torch.nn.CrossEntropyLoss.forward
+    def lost(self, *given):
+        global calls
+        calls += 1
+        left = next(pathlib.Path(__file__).parent.glob('left-*'), None)
+        if calls > 20 and left is not None:
+            left.unlink()
+            raise accelerator_error('device-side assert triggered')
+        return forward(self, *given)
+    torch.nn.CrossEntropyLoss.forward = lost
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_lost_its_gpu_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(LOST_GPU)
+    (site / "left-0").touch()
+    root = Path(__file__).parents[3]
+    ended = call(
+        *("run", "digits", *BARE, "training.epochs=15", "training.batch_size=16"),
+        *("search.trials=1", "--name", "tiny", "--workers", "1"),
+        cwd=tmp_path,
+        PYTHONPATH=f"{site}{os.pathsep}{root}",
+    )
+    assert ended.code == 0, ended.err + ended.out
+    assert ended.out.count("worker 0 died (exit code 75) and is replaced") == 1
+    assert "device-side assert triggered" in ended.out  # the end of its log
+    first, second = trials_of(tmp_path, "tiny")
+    reason = first.user_attrs[attrs.REASON]
+    assert reason.startswith("its worker was lost: AcceleratorError: CUDA error: device-side")
+    assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
+    assert attrs.retries(second) == [0]
+    assert sorted(second.intermediate_values) == list(range(1, 16))
+    assert first.intermediate_values.items() <= second.intermediate_values.items()
+
+
+@pytest.mark.slow
+def test_a_worker_in_the_foreground_that_lost_its_gpu_says_so(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    script = LOST_GPU.replace(
+        "sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']", "True"
+    )
+    (site / "sitecustomize.py").write_text(script)
+    (site / "left-0").touch()
+    open_small(tmp_path, search__trials=1, training__epochs=40, training__batch_size=16)
+    root = Path(__file__).parents[3]
+    url = f"sqlite:///{tmp_path}/study.db"
+    ended = autotune(
+        *("worker", "small", "--storage", url),
+        cwd=tmp_path,
+        PYTHONPATH=f"{site}{os.pathsep}{root}",
+    )
+    assert ended.returncode == 75
+    assert "the GPU does not answer this process any more" in ended.stderr
+    assert "start the worker again" in ended.stderr
+    assert "Traceback (most recent call last)" in ended.stderr  # of the error, in its log
+
+
+@pytest.mark.slow
+def test_a_plan_that_wants_more_than_the_machine_has_is_infeasible(tmp_path: Path) -> None:
+    """Two hidden layers of 65,536 units want 17 GB; the system refuses, for real."""
+    arguments = ("run", "digits", *SMALL, "search.known_good=false", "training.epochs=1")
+    arguments += ("space.head.hidden_layers=2", "space.head.units=65536", "search.trials=3")
+    command = f"ulimit -v {14 << 20}; exec {sys.executable} -m autotune.cli.main"
+    ended = subprocess.run(
+        ["bash", "-c", f'{command} "$@"', "bash", *arguments, "--name", "tiny", "--workers", "1"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    assert "3 of 3 finished: 1 complete, 0 pruned, 2 infeasible, 0 failed" in ended.stdout
+    for trial in trials_of(tmp_path, "tiny")[1:]:
+        assert re.match(
+            r"infeasible: memory: it wanted at least [12]\d,\d{3} MiB, the device has 14,336 MiB",
+            trial.user_attrs[attrs.REASON],
+        )
+
+
+@pytest.mark.long
+def test_a_full_disk_of_the_database_ends_the_run_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", str(disk)]
+    if subprocess.run(mounting, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    try:
+        arguments = ("run", "digits", *LONG, "search.trials=2", "--name", "tiny")
+        arguments += ("--workers", "1", f"storage=sqlite:///{disk}/a.db", "files=files")
+        process = start(*arguments, cwd=tmp_path)
+        url = f"sqlite:///{disk}/a.db"
+
+        def trials() -> list[FrozenTrial]:
+            return optuna.load_study(study_name="tiny", storage=url).get_trials(deepcopy=False)
+
+        wait_for(
+            lambda: (disk / "a.db").exists() and "ready" in (tmp_path / "out.txt").read_text()
+        )
+        wait_for(lambda: epochs_running(trials()) >= 3)
+        with (disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+        assert process.wait(timeout=120) == 2
+        said = (tmp_path / "out.txt").read_text()
+        assert "Traceback" not in said and "died" not in said
+        assert said.splitlines()[-1].startswith("error: no space left on the disk of the storage")
+        (disk / "filler").unlink()
+        time.sleep(GRACE_PERIOD_S)  # nobody could write down that the trial was given back
+        process = start(*arguments, cwd=tmp_path)
+        wait_for(lambda: any(attrs.retries(one) for one in trials()), timeout=180)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_a_place_that_kills_its_workers_is_named_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison = tmp_path / "site"
+    poison.mkdir()
+    # The worker that comes first lives, every other one dies and leaves a line in its log.
+    (poison / "sitecustomize.py").write_text(
+        "import os, pathlib, sys\n"
+        "if sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']:\n"
+        "    try:\n"
+        f"        os.close(os.open({str(poison / 'taken')!r}, os.O_CREAT | os.O_EXCL))\n"
+        "    except FileExistsError:\n"
+        f"        logs = pathlib.Path({str(tmp_path)!r}, 'study.files/logs/small')\n"
+        "        logs.mkdir(parents=True, exist_ok=True)\n"
+        "        for place in (0, 1):\n"  # it cannot know which one is its own
+        "            (logs / f'worker-{place}.log').write_text('one line\\nno such device\\n')\n"
+        "        os._exit(7)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(poison), prepend=os.pathsep)
+    monkeypatch.setattr(pool, "MAX_RESTARTS", 1)
+    events: list[dict[str, Any]] = []
+    config = small_config(tmp_path, search__trials=4)
+    result = run_study(config, workers=2, gpus="none", listener=events.append)
+    assert result.progress.complete == 4
+    (place,) = {one["worker"] for one in events if one["event"] == "exit" and one["code"] == 7}
+    exits = [one for one in events if one["event"] == "exit" and one["worker"] == place]
+    assert [(one["code"], one.get("replaced", False)) for one in exits] == [(7, True), (7, False)]
+    assert exits[0]["lines"] == ["one line", "no such device"]
+    (sick,) = [one for one in events if one["event"] == "sick"]
+    assert sick["worker"] == place
+    assert Path(sick["log"]).name == f"worker-{place}.log"
+
+
+def test_workers_are_counted() -> None:
+    assert count_places(0, None, None) == min(2, cores())
+    assert count_places(4, None, None) == 4
+    assert count_places(4, 3, None) == 3
+    assert count_places(2, None, 3) == 6
+    with pytest.raises(UserError, match="--workers: must be at least 1, but got 0"):
+        count_places(1, 0, None)
+    with pytest.raises(UserError, match="--workers-per-gpu: must be at least 1, but got -1"):
+        count_places(1, None, -1)
+    with pytest.raises(UserError, match="--workers 4 and --workers-per-gpu 2 say the same"):
+        count_places(1, 4, 2)
+    with pytest.raises(UserError, match="--workers-per-gpu 2: no GPU is used; give --workers"):
+        count_places(0, None, 2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
+def test_gpus_are_checked() -> None:
+    assert resolve_gpus(None) == ()
+    assert resolve_gpus("none") == ()
+    with pytest.raises(UserError, match="--gpus all: this machine has no CUDA device"):
+        resolve_gpus("all")
+    with pytest.raises(UserError, match="must be 'all', 'none' or indices below 0, but got '1'"):
+        resolve_gpus("1")
+
+
+def test_gpus_are_named_as_they_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,GPU-abc")  # read here, not by CUDA any more
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_gpus(None) == ("7", "GPU-abc")
+    assert resolve_gpus("1") == ("GPU-abc",)
+    with pytest.raises(UserError, match="indices below 2"):
+        resolve_gpus("2")

@@ -1,0 +1,486 @@
+"""The real worker on a simulated GPU: every kind of trial, and what is done with its outcome.
+
+What the simulation shows and what it cannot see stands in :mod:`tests.support.simulated_gpu`.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from optuna.trial import FrozenTrial, TrialState
+from PIL import Image
+from torch import Tensor
+
+import autotune as package
+from autotune.results.evaluation.confirm import confirm
+from autotune.results.evaluation.refit import FitResult, fit
+from autotune.results.evaluation.reproduce import rerun
+from autotune.results.model.export import FORMATS, export, made_up_images
+from autotune.results.model.prediction import predict_files
+from autotune.study.engine.worker import prepare, work
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from autotune.study.state.oom import MIB
+from autotune.training import trainer
+from autotune.training.compute.cuda_graphs import CapturedStep
+from autotune.training.trainer import Training
+from tests.study.engine.test_launcher import BARE
+from tests.study.engine.test_worker import job, run
+from tests.support.runs import autotune, trials_of
+from tests.support.simulated_gpu import Kind, simulated_gpu
+from tests.support.simulated_gpu.process import faults_of, simulated_environment
+from tests.support.small import open_small
+
+#: A study of the baseline and one plan that trains layers.
+BASE: dict[str, Any] = {
+    "training__batch_size": 20,
+    "training__ema": 0.9,
+    "search__trials": 2,
+    "space__layers": {},
+    "space__training__lr": {"low": 1e-3, "high": 2e-3},
+}
+#: Kinds of trials, by what of them is tensors on the device.
+KINDS: dict[str, dict[str, Any]] = {
+    "heads alone": {"space__depth": 0, "space__head__hidden_layers": [0, 1]},
+    "trainable layers": {"training__amp": "off", "space__depth": 2},
+    "whole": {"training__amp": "auto", "space__depth": 5, "cache__features": "off"},
+    "online views": {"training__amp": "bf16", "space__depth": 1, "training__views": "online"},
+    "folds": {"training__amp": "off", "space__depth": 2, "data__folds": 3},
+    "mixup and CutMix": {
+        "training__amp": "bf16",
+        "space__depth": 2,
+        "space__training__mixup": 0.4,
+        "space__training__cutmix": 1.0,
+    },
+    "surgery": {
+        "training__amp": "bf16",
+        "space__depth": 2,
+        "space__layers": {"kernel": [1, 5], "activation": ["gelu"]},
+        "inherit": "data",
+    },
+    "constraints": {
+        "training__amp": "bf16",
+        "space__depth": 2,
+        "constraints__max_memory_mb": 1000,
+        "constraints__max_latency_ms": 1e6,
+    },
+    "L2-SP with SGD, the head first": {
+        "training__amp": "off",
+        "space__depth": 2,
+        "space__training__optimizer": "sgd",
+        "space__training__l2_sp": 0.01,
+        "space__training__head_epochs": 1,
+    },
+    "Adagrad": {
+        "training__amp": "bf16",
+        "space__depth": 2,
+        "space__training__optimizer": "adagrad",
+    },
+    "no average, no clipping": {
+        "training__amp": "off",
+        "training__ema": None,
+        "training__clip_norm": None,
+        "space__depth": 2,
+    },
+    "balanced classes": {"space__depth": 1, "training__sampling": "balanced"},
+}
+
+
+def opened_study(folder: Path, **options: Any) -> OpenStudy:
+    return open_small(folder, **{**BASE, **options})
+
+
+def completed(opened: OpenStudy) -> list[FrozenTrial]:
+    """Return the trials of a study, all of which have to be complete."""
+    trials = opened.study.get_trials(deepcopy=False)
+    ends = [(one.state, one.user_attrs.get(attrs.REASON)) for one in trials]
+    assert ends == [(TrialState.COMPLETE, None)] * len(trials)
+    assert all(one.value is not None and math.isfinite(one.value) for one in trials)
+    return trials
+
+
+def search(opened: OpenStudy, **options: Any) -> list[FrozenTrial]:
+    """Run a study on a simulated GPU."""
+    with simulated_gpu(**options):
+        run(opened)
+    trials = completed(opened)
+    assert {one.user_attrs[attrs.DEVICE] for one in trials} == {"Simulated GPU"}
+    return trials
+
+
+def test_a_trial_trains_on_a_gpu(tmp_path: Path) -> None:
+    """Fails where the device has no index: what names the GPU goes by that.
+
+    torch's own refusal of such a device stands in ``tests/study/test_devices.py``.
+    """
+    opened = opened_study(tmp_path, training__amp="bf16", space__depth=1, training__epochs=1)
+    with simulated_gpu() as gpu:
+        run(opened)
+        assert prepare(opened).device == torch.device("cuda", 0)
+    for trial in completed(opened):
+        assert trial.user_attrs[attrs.DEVICE] == "Simulated GPU"
+        assert 0 < trial.user_attrs[attrs.PEAK_MEMORY_MB] < 64
+        assert trial.user_attrs[attrs.DEVICE_MEMORY_MB] == 139 * 1024
+    assert gpu.traffic.of(*Kind, within="Training._train_epoch")
+
+
+def test_a_tensor_that_was_left_on_the_host_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Training._step
+
+    def forgetful(self: Training, inputs: Any, targets: Tensor) -> Tensor:
+        return step(self, inputs, targets.cpu())
+
+    monkeypatch.setattr(Training, "_step", forgetful)
+    opened = opened_study(tmp_path, training__amp="off", space__depth=1, training__epochs=1)
+    with simulated_gpu() as gpu:
+        run(opened)
+        assert gpu.faults
+        gpu.faults.clear()
+    for trial in opened.study.trials:
+        assert trial.state == TrialState.FAIL
+        assert "Expected all tensors to be on the same device" in trial.user_attrs[attrs.REASON]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_every_kind_of_trial(tmp_path: Path, options: dict[str, Any]) -> None:
+    assert len(search(opened_study(tmp_path, **options))) == 2
+
+
+@pytest.mark.slow
+def test_a_card_without_bf16_trains_in_fp16(tmp_path: Path) -> None:
+    opened = opened_study(tmp_path, training__amp="fp16", space__depth=2)
+    search(opened, capability=(7, 5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["trainable layers", "whole", "folds"])
+def test_values_are_those_of_the_cpu(tmp_path: Path, kind: str) -> None:
+    options = {**KINDS[kind], "training__amp": "off"}
+    there = search(opened_study(tmp_path / "gpu", **options))
+    here = opened_study(tmp_path / "cpu", **options)
+    run(here)
+    for one, other in zip(there, completed(here), strict=True):
+        assert one.value == pytest.approx(other.value, abs=1e-3)
+        mine, theirs = one.user_attrs[attrs.METRICS], other.user_attrs[attrs.METRICS]
+        assert mine["log_loss"] == pytest.approx(theirs["log_loss"], rel=1e-3)
+
+
+def waits_of_an_epoch(opened: OpenStudy, **options: Any) -> dict[int, int]:
+    """Count how often the host waits in the last epoch of each trial.
+
+    By then all features are kept. Validation, reports and checkpoints are no part of it.
+    """
+    counts: dict[int, int] = {}
+    with simulated_gpu(**options) as gpu:
+
+        def listen(event: dict[str, Any]) -> None:
+            if event["event"] == "epoch":
+                within = gpu.traffic.of(Kind.WAIT, within="_train_epoch")
+                counts[event["trial"]] = sum(one.in_main_thread for one in within)
+                assert not gpu.traffic.of(Kind.WAIT, within="Training._step")
+                gpu.traffic.reset()
+
+        work(job(opened), threading.Event(), listen)
+    completed(opened)
+    return counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_no_step_waits_for_the_device(tmp_path: Path, amp: str) -> None:
+    """An epoch of more steps has no more waits: those that it has come once."""
+    counts = [
+        waits_of_an_epoch(
+            opened_study(tmp_path / str(size), training__amp=amp, training__batch_size=size),
+            capability=(7, 5) if amp == "fp16" else (9, 0),
+        )
+        for size in (25, 10)
+    ]
+    assert counts[0] == counts[1]
+    assert all(count <= 2 for count in counts[0].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", ["whole", "online views", "folds", "mixup and CutMix", "balanced classes"]
+)
+def test_no_step_copies_from_pageable_memory(tmp_path: Path, kind: str) -> None:
+    """Such a copy makes the host wait; nothing counts that is made once, before the last epoch."""
+    lines: list[str] = []
+    with simulated_gpu() as gpu:
+
+        def listen(event: dict[str, Any]) -> None:
+            if event["event"] == "epoch":
+                if event["epoch"] == event["epochs"]:
+                    found = gpu.traffic.of(Kind.PAGEABLE_TO_DEVICE, within="_train_epoch")
+                    lines.extend(one.line for one in found)
+                    assert gpu.traffic.operations
+                gpu.traffic.reset()
+
+        opened = opened_study(tmp_path, **KINDS[kind])
+        work(job(opened), threading.Event(), listen)
+    completed(opened)
+    assert lines == []
+
+
+#: Trials whose steps are captured.
+CAPTURED: dict[str, dict[str, Any]] = {
+    "a tail": {"space__depth": 1},
+    "bf16": {"training__amp": "bf16", "space__depth": 1},
+    "folds": {"space__depth": 1, "data__folds": 2},
+    "the head first": {"space__depth": 1, "space__training__head_epochs": 1},
+    "no average": {"space__depth": 1, "training__ema": None, "training__clip_norm": None},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", CAPTURED.values(), ids=CAPTURED)
+def test_a_worker_replays_its_steps_with_the_same_values(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of both trials, and of each fold."""
+    monkeypatch.setattr(trainer, "LEAST_STEPS", 4)
+    replays = 0
+    replay = CapturedStep.__call__
+
+    def counted(self: CapturedStep, *batch: Any) -> Tensor:
+        nonlocal replays
+        replays += 1
+        return replay(self, *batch)
+
+    monkeypatch.setattr(CapturedStep, "__call__", counted)
+    values = []
+    for graphs in (False, True):
+        replays = 0
+        folder = tmp_path / str(graphs)
+        trials = search(opened_study(folder, **{"training__amp": "off", **options}), graphs=graphs)
+        assert bool(replays) == graphs
+        values.append([one.user_attrs[attrs.METRICS]["log_loss"] for one in trials])
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+
+#: Where memory gives out for more than six images, although the training itself would fit.
+PLACES: dict[str, dict[str, Any]] = {
+    "prefix": {"inside": "FeatureCache"},
+    "norm recalibration": {"inside": "measure_norms"},
+    "validation": {"inside": "Training.predict"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_a_place_with_a_batch_of_its_own_halves_it(tmp_path: Path, place: dict[str, Any]) -> None:
+    """The training goes on with whole batches: it is not what does not fit."""
+    opened = opened_study(
+        tmp_path,
+        training__amp="off",
+        space__depth=2,
+        space__layers={"kernel": [1]},
+        search__sampler="random",
+    )
+    with simulated_gpu() as gpu:
+        rule = gpu.memory.provoke(6, **place)
+        run(opened)
+        assert rule.count
+    for trial in completed(opened):
+        assert attrs.PART not in trial.user_attrs
+
+
+@pytest.mark.slow
+def test_memory_gives_out_once_where_a_network_is_split(tmp_path: Path) -> None:
+    opened = opened_study(tmp_path, training__amp="off", space__depth=2)
+    with simulated_gpu() as gpu:
+        rule = gpu.memory.provoke(0, inside=" _split", times=1)
+        run(opened)
+        assert rule.count == 1
+    for trial in completed(opened):
+        assert attrs.WHOLE not in trial.user_attrs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inside", ["Training._step", ""], ids=["step", "everywhere"])
+def test_a_step_that_does_not_fit_is_taken_in_parts(tmp_path: Path, inside: str) -> None:
+    options = {"training__amp": "off", "space__depth": 5, "cache__features": "off"}
+    opened = opened_study(tmp_path, **options)
+    with simulated_gpu() as gpu:
+        gpu.memory.provoke(6, inside)
+        run(opened)
+    trials = completed(opened)
+    assert [one.user_attrs[attrs.PART] for one in trials] == [5, 5]
+
+
+@pytest.mark.slow
+def test_a_plan_that_never_fits_is_infeasible_and_holds_nothing(tmp_path: Path) -> None:
+    opened = opened_study(
+        tmp_path, training__amp="off", space__depth=5, cache__features="off", search__trials=3
+    )
+    with simulated_gpu() as gpu:
+
+        def listen(event: dict[str, Any]) -> None:
+            if event["event"] == "end" and not gpu.memory.provoked:
+                gpu.memory.provoke(0, inside="Training._step")  # after the baseline
+
+        work(job(opened), threading.Event(), listen)
+        gc.collect()
+        assert gpu.memory.allocated < MIB
+    baseline, *others = opened.study.trials
+    assert baseline.state == TrialState.COMPLETE
+    for trial in others:
+        assert trial.state == TrialState.PRUNED and attrs.is_untrained(trial)
+        assert trial.user_attrs[attrs.REASON].startswith("infeasible: memory")
+
+
+@pytest.mark.slow
+def test_a_neighbor_that_leaves_costs_no_trial_its_batch(tmp_path: Path) -> None:
+    """Nothing is halved, and no smaller part is stored, because others held memory for a while."""
+    opened = opened_study(tmp_path, training__amp="off", space__depth=5, cache__features="off")
+    with simulated_gpu(total_bytes=64 * MIB) as gpu:
+        crowded = False
+
+        def listen(event: dict[str, Any]) -> None:
+            nonlocal crowded
+            if event["event"] == "start" and event["trial"] == 1 and not crowded:
+                gpu.memory.crowd(62 * MIB, calls=4)
+                crowded = True
+
+        work(job(opened), threading.Event(), listen)
+        assert crowded and not gpu.memory.neighbor_bytes
+    for trial in completed(opened):
+        assert attrs.PART not in trial.user_attrs
+
+
+@pytest.mark.slow
+def test_a_worker_keeps_nothing_that_its_neighbor_needs(tmp_path: Path) -> None:
+    """Two workers in turn: what one had for a trial is free for the other after it."""
+    opened = opened_study(
+        tmp_path, training__amp="off", space__depth=5, cache__features="off", search__trials=3
+    )
+    kept = []
+    with simulated_gpu() as gpu:
+
+        def listen(event: dict[str, Any]) -> None:
+            if event["event"] == "end":
+                free, total = torch.cuda.mem_get_info()
+                kept.append(total - free)
+
+        work(job(opened), threading.Event(), listen)
+        assert gpu.memory.peak > 4 * MIB
+    completed(opened)
+    assert len(kept) == 3 and max(kept) < 2 * MIB
+
+
+@pytest.mark.slow
+def test_two_workers_share_a_gpu(tmp_path: Path) -> None:
+    ended = autotune(
+        *("run", "digits", *BARE, "training.epochs=4", "search.trials=4", "--name", "tiny"),
+        *("--gpus", "0", "--workers-per-gpu", "2"),
+        cwd=tmp_path,
+        **simulated_environment(tmp_path),
+    )
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    trials = trials_of(tmp_path, "tiny")
+    assert [one.state for one in trials] == [TrialState.COMPLETE] * 4
+    assert len({one.user_attrs[attrs.WORKER] for one in trials}) == 2
+    assert {one.user_attrs[attrs.DEVICE] for one in trials} == {"Simulated GPU"}
+    assert faults_of(tmp_path) == ""
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
+    """A study that was searched on the device."""
+    folder = tmp_path_factory.mktemp("searched")
+    made = opened_study(folder, training__amp="bf16", space__depth=2, fit__ema=0.9)
+    search(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def fitted(opened: OpenStudy) -> FitResult:
+    with simulated_gpu():
+        return fit(opened, trial=1)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[str]:
+    """Files of images that are no part of the study."""
+    drawn = np.random.default_rng(0).integers(0, 256, (4, 20, 20), dtype=np.uint8)
+    paths = [tmp_path / f"{index}.png" for index in range(len(drawn))]
+    for path, pixels in zip(paths, drawn, strict=True):
+        Image.fromarray(pixels).save(path)
+    return [str(path) for path in paths]
+
+
+@pytest.mark.slow
+def test_a_model_is_fitted_and_measured(fitted: FitResult) -> None:
+    assert math.isfinite(fitted.test.log_loss) and math.isfinite(fitted.baseline.log_loss)
+
+
+@pytest.mark.slow
+def test_a_fitted_model_predicts_on_the_device(fitted: FitResult, images: list[str]) -> None:
+    def probabilities(model: Any) -> Tensor:
+        batches = predict_files(model, images, 2)
+        return torch.stack([one.probabilities for batch in batches for one in batch])
+
+    here = probabilities(package.load(fitted.folder))
+    with simulated_gpu() as gpu:
+        model = package.load(fitted.folder).to("cuda")
+        assert {one.device for one in model.parameters()} == {torch.device("cuda", 0)}
+        there = probabilities(model)
+        assert gpu.traffic.operations
+        torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-5)
+        features = torch.rand(2, 3, model.spec.size, model.spec.size, device="cuda")
+        model(features).sum().backward()
+        model.to("cpu")
+        torch.testing.assert_close(probabilities(model), here)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_fitted_model_is_exported(tmp_path: Path, fitted: FitResult, form: str) -> None:
+    """Exporting is the CPU's, on a machine with a GPU too."""
+    with simulated_gpu() as gpu:
+        model = package.load(fitted.folder)
+        parity = export(model, FORMATS[form], tmp_path / "exported", made_up_images(model, 4))
+        assert parity.agreeing == parity.images
+        assert gpu.traffic.operations == 0
+
+
+@pytest.mark.slow
+def test_plans_are_confirmed(opened: OpenStudy) -> None:
+    with simulated_gpu():
+        confirmation = confirm(opened, top=1, seeds=2)
+    assert confirmation.trained == 4
+    assert all(value is not None for value in confirmation.plans[0].values)
+
+
+@pytest.mark.slow
+def test_a_rerun_has_the_same_values(opened: OpenStudy) -> None:
+    with simulated_gpu():
+        again = rerun(opened, 1)
+    assert again.differing is None and again.changes == ()
+
+
+@pytest.mark.slow
+def test_the_command_predicts_on_the_device(
+    tmp_path: Path, fitted: FitResult, images: list[str]
+) -> None:
+    ended = autotune(
+        *("predict", str(fitted.folder), *images, "--output", "out.csv"),
+        cwd=tmp_path,
+        **simulated_environment(tmp_path),
+    )
+    assert ended.returncode == 0, ended.stderr
+    with (tmp_path / "out.csv").open() as file:
+        assert len(list(csv.reader(file))) == 1 + len(images)
+    assert faults_of(tmp_path) == ""

@@ -1,0 +1,170 @@
+"""The database is restarted while workers are at their trials: nothing is lost or run twice."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.study import Study
+from optuna.trial import Trial, TrialState
+
+from autotune.errors import StorageError
+from autotune.storage.rdb import retry
+from autotune.study.engine.worker import work
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from autotune.study.state.trial_queue import Claim
+from tests.study.engine.test_worker import job
+from tests.support.postgres import Server, start_server
+from tests.support.small import open_small
+
+pytestmark = pytest.mark.usefixtures("closed_connections")
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[Server]:
+    with start_server() as server:
+        yield server
+
+
+def outcome(opened: OpenStudy) -> list[Any]:
+    """Everything of the trials that an undisturbed run would have as well."""
+    return [
+        (one.number, one.state, one.value, one.intermediate_values, one.params)
+        for one in opened.study.get_trials()
+    ]
+
+
+@pytest.mark.slow
+def test_a_study_outlives_restarts_of_its_database(tmp_path: Path, own_server: Server) -> None:
+    undisturbed = open_small(tmp_path / "a", search__trials=4, training__epochs=3)
+    work(job(undisturbed), threading.Event(), lambda event: None)
+    opened = open_small(
+        tmp_path / "b",
+        search__trials=4,
+        training__epochs=3,
+        storage=own_server.fresh_database(),
+        files=str(tmp_path / "b"),
+    )
+    restarts = []
+
+    def restart(event: dict[str, Any]) -> None:
+        at = event["event"], event.get("trial"), event.get("epoch")
+        if at in (("epoch", 0, 2), ("start", 2, None), ("end", 2, None)):
+            own_server.stop()
+            threading.Timer(0.5, own_server.start).start()
+            restarts.append(at)
+
+    work(job(opened, files=str(tmp_path / "b")), threading.Event(), restart)
+    assert len(restarts) == 3
+    assert outcome(opened) == outcome(undisturbed)
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_a_claim_whose_lock_was_lost_is_made_anew(
+    tmp_path: Path, own_server: Server, monkeypatch: pytest.MonkeyPatch, queued: bool
+) -> None:
+    opened = open_small(
+        tmp_path,
+        search__trials=2,
+        storage=own_server.fresh_database(),
+        files=str(tmp_path),
+    )
+    claims = opened.claims()
+    if not queued:
+        first = claims.claim("host/1/0")
+        assert isinstance(first, Claim)
+        claims.finish(first, TrialState.FAIL)
+    original = type(claims)._start
+    drops = []
+
+    def drop_and_start(self: Any, *given: Any, **named: Any) -> Any:
+        started = original(self, *given, **named)
+        if not drops:
+            trial_id = started._trial_id if isinstance(started, Trial) else started
+            drops.append(self.storage.get_trial(trial_id).number)
+            own_server.run(
+                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+            )
+        return started
+
+    monkeypatch.setattr(type(claims), "_start", drop_and_start)
+    claim = claims.claim("host/1/1")
+    assert isinstance(claim, Claim)
+    (broken,) = drops
+    trials = opened.study.get_trials()
+    assert trials[broken].state == TrialState.FAIL
+    assert attrs.retries(trials[claim.trial.number]) == [broken]
+    assert trials[claim.trial.number].params == trials[broken].params
+    assert trials[claim.trial.number].user_attrs[attrs.LOSSES] == 0
+    # The budget is as it was: what broke off does not count.
+    progress = claims.progress()
+    assert (progress.running, progress.waiting, progress.retried) == (1, 0, 1)
+
+
+def test_a_trial_that_somebody_else_has_taken_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_small(tmp_path, search__trials=2)
+    claims = opened.claims()
+    taken = []
+    original = type(claims)._pop
+
+    def take_first(self: Any, queued: Any) -> Any:
+        if not taken:
+            taken.append(queued.number)
+            self.storage.set_trial_state_values(queued._trial_id, TrialState.RUNNING)
+            self.storage.set_trial_user_attr(queued._trial_id, attrs.WORKER, "other/1/0")
+        return original(self, queued)
+
+    monkeypatch.setattr(type(claims), "_pop", take_first)
+    claim = claims.claim("host/1/0")
+    assert isinstance(claim, Claim)
+    assert taken == [0]
+    assert claim.trial.number == 1
+    running = opened.study.get_trials(states=(TrialState.RUNNING,))
+    assert [one.user_attrs[attrs.WORKER] for one in running] == ["other/1/0", "host/1/0"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_starts_meanwhile_waits(tmp_path: Path, own_server: Server) -> None:
+    opened = open_small(
+        tmp_path,
+        search__trials=1,
+        storage=own_server.fresh_database(),
+        files=str(tmp_path),
+    )
+    opened.storage.engine.dispose()
+    own_server.stop()
+    threading.Timer(1.0, own_server.start).start()
+    work(job(opened, files=str(tmp_path)), threading.Event(), lambda event: None)
+    assert [one.state for one in opened.study.get_trials()] == [TrialState.COMPLETE]
+
+
+def test_a_database_that_stays_away_ends_the_run_with_one_message(
+    tmp_path: Path, own_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_small(
+        tmp_path,
+        search__trials=1,
+        storage=own_server.fresh_database(),
+        files=str(tmp_path),
+    )
+    monkeypatch.setattr(retry, "PATIENCE_S", 0.5)
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch" and event["epoch"] == 1:
+            own_server.stop()
+
+    with pytest.raises(StorageError, match="cannot be used"):
+        work(job(opened, files=str(tmp_path)), threading.Event(), stop)
+    own_server.start()
+    monkeypatch.undo()
+    study: Study = opened.study
+    assert study.get_trials()[0].state == TrialState.RUNNING
+    assert opened.claims().sweep(lambda worker: True) == 1
+    work(job(opened, files=str(tmp_path)), threading.Event(), lambda event: None)
+    assert [one.state for one in study.get_trials()] == [TrialState.FAIL, TrialState.COMPLETE]

@@ -1,0 +1,355 @@
+"""A trial that is given back keeps all that its worker reported, and is never lost in between."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages._rdb.models import (
+    TrialHeartbeatModel,
+    TrialIntermediateValueModel,
+    TrialModel,
+)
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import func, select
+
+from autotune.errors import StudyError
+from autotune.storage.rdb.connection import GRACE_PERIOD_S
+from autotune.storage.rdb.fast_rdb import Failure, _reporting
+from autotune.storage.rdb.heartbeat import read_beats
+from autotune.study.doctor.checks import diagnose
+from autotune.study.doctor.finding import CURVE
+from autotune.study.doctor.finding import LOST as LOST_TRIAL
+from autotune.study.doctor.repair import repair
+from autotune.study.setup.opening import OpenStudy, open_existing
+from autotune.study.state import attrs
+from autotune.study.state.trial_queue import LOST, MAX_RETRIES, Claim, Claims
+from tests.study.state.test_trial_queue import claim, frozen, make_claims, states
+from tests.support.broken import silence
+from tests.support.runs import wait_for
+from tests.support.small import open_small
+
+FINITE = TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
+
+
+def opened_anew(claims: Claims) -> Claims:
+    """Open the study as another process does."""
+    storage = optuna.storages.get_storage(claims.storage.engine.url.render_as_string(False))
+    study = optuna.load_study(study_name="s", storage=storage)
+    return Claims(study, claims.storage, claims.url, claims.space)
+
+
+# The curve
+
+
+def test_a_worker_that_reports_while_another_trial_is_given_back(url: str) -> None:
+    """It was alive when the running trials were read, and is gone when it is asked for."""
+    claims = make_claims(url)
+    first, second = claim(claims, "host/1/0"), claim(claims, "host/1/1")
+    first.report(0.1, 1)
+    second.report(0.2, 1)
+
+    def is_gone(worker: str) -> bool:
+        if worker == "host/1/1":
+            second.report(0.3, 2)
+        return True
+
+    assert claims.sweep(is_gone) == 2
+    successors = {attrs.retries(one)[0]: one for one in claims.study.trials[2:]}
+    assert successors[0].intermediate_values == {1: 0.1}
+    assert successors[1].intermediate_values == {1: 0.2, 2: 0.3}
+    assert successors[1].user_attrs[attrs.RESUMED] == 2
+
+
+def test_nothing_is_reported_while_a_trial_is_given_back(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report that comes in the middle of it is refused, or is in the successor's curve."""
+    claims = make_claims(url)
+    trial = claim(claims)
+    trial.report(0.1, 1)
+    refused: list[bool] = []
+
+    def report() -> None:
+        try:
+            trial.report(0.2, 2)
+            refused.append(False)
+        except UpdateFinishedTrialError:
+            refused.append(True)
+
+    reporting = threading.Thread(target=report)
+    original = claims.storage.fail_trial
+
+    def fail_trial(trial_id: int, decide: Any) -> bool:
+        def late(current: FrozenTrial) -> Failure:
+            reporting.start()
+            if not url.startswith("sqlite"):  # there nobody else writes now
+                wait_for(lambda: waits_for_a_lock(claims))
+            return decide(current)  # type: ignore[no-any-return]
+
+        return original(trial_id, late)
+
+    monkeypatch.setattr(claims.storage, "fail_trial", fail_trial)
+    assert claims.give_back(trial.number, LOST)
+    reporting.join(60)
+    assert refused == [True]
+    assert frozen(claims, 0).intermediate_values == {1: 0.1}
+    assert frozen(claims, 1).intermediate_values == {1: 0.1}
+
+
+def waits_for_a_lock(claims: Claims) -> bool:
+    query = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    engine = sqlalchemy.create_engine(claims.storage.engine.url)
+    try:
+        with engine.connect() as connection:
+            return bool(connection.scalar(sqlalchemy.text(query)))
+    finally:
+        engine.dispose()
+
+
+def test_a_report_that_is_being_written_is_waited_for(postgres_url: str) -> None:
+    """Postgres shows the rows of before to whoever does not lock them."""
+    claims = make_claims(postgres_url)
+    trial = claim(claims)
+    written: list[bool] = []
+    giving = threading.Thread(
+        target=lambda: written.append(opened_anew(claims).give_back(trial.number, LOST))
+    )
+    report = {"of": trial._trial_id, "at": 1, "value": 0.5, "kind": FINITE, "uuid": None}
+    with claims.storage.engine.begin() as connection:
+        connection.execute(_reporting("postgresql"), report)
+        giving.start()
+        wait_for(lambda: waits_for_a_lock(claims))
+    giving.join(60)
+    assert written == [True]
+    assert frozen(claims, 1).intermediate_values == {1: 0.5}
+
+
+# One transaction
+
+
+def test_a_kill_between_failing_and_queueing_loses_nothing(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = make_claims(url, budget=2)
+    silent, gone = claim(claims, "host/1/0"), claim(claims, "host/2/0")
+    silent.report(0.4, 1)
+    claims.storage.record_heartbeat(silent._trial_id)
+    silence(claims.storage, frozen(claims, 0), GRACE_PERIOD_S + 5)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("autotune.storage.rdb.fast_rdb._rows", killed)
+            claims.sweep(lambda worker: worker == "host/2/0")
+        assert states(claims) == ["RUNNING", "RUNNING"]
+        assert attrs.REASON not in frozen(claims, 0).user_attrs
+    assert claims.sweep(lambda worker: worker == "host/2/0") == 2
+    assert states(claims) == ["FAIL", "FAIL", "WAITING", "WAITING"]
+    assert [attrs.retries(frozen(claims, one)) for one in (2, 3)] == [[0], [1]]
+    assert {frozen(claims, one).user_attrs[attrs.REASON] for one in (0, 1)} == {LOST}
+    assert frozen(claims, 2).intermediate_values == {1: 0.4}
+    assert gone.number == 1 and claims.progress().retried == 2
+
+
+def test_two_who_give_back_make_one_successor(url: str) -> None:
+    claims = make_claims(url)
+    trial = claim(claims)
+    others = [opened_anew(claims) for _ in range(3)]
+    threads = [threading.Thread(target=one.give_back, args=(trial.number, LOST)) for one in others]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join(60)
+    assert states(claims) == ["FAIL", "WAITING"]
+
+
+def test_a_claim_without_a_heartbeat_is_given_back(url: str) -> None:
+    """Its worker died between the two, and nobody else can tell."""
+    claims = make_claims(url)
+    old, new = claim(claims, "host/1/0"), claim(claims, "host/1/1")
+    old.set_user_attr(attrs.CLAIMED, time.time() - GRACE_PERIOD_S - 5)
+    assert claims.sweep() == 1
+    assert states(claims) == ["FAIL", "RUNNING", "WAITING"]
+    assert new.number == 1
+
+
+# What earlier versions left
+
+
+def fail_as_earlier_versions(claims: Claims, trial: Trial, held_s: float = 30.0) -> None:
+    """Do what Optuna's sweep does first; the process is killed before the rest."""
+    claims.storage.set_trial_user_attr(trial._trial_id, attrs.HELD, held_s)
+    claims.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    with claims.storage.engine.begin() as connection:
+        ended = datetime.utcfromtimestamp(  # as Optuna stores it
+            trial.user_attrs[attrs.CLAIMED]
+        ) + timedelta(seconds=30 + GRACE_PERIOD_S)
+        connection.execute(
+            sqlalchemy.update(TrialModel)
+            .where(TrialModel.trial_id == trial._trial_id)
+            .values({"_datetime_complete_utc": ended})
+        )
+
+
+@pytest.mark.filterwarnings("ignore:datetime.datetime.utcfromtimestamp")
+def test_a_trial_that_was_lost_is_found_and_queued(url: str) -> None:
+    claims = make_claims(url, budget=4)
+    lost = claim(claims)
+    lost.report(0.3, 1)
+    fail_as_earlier_versions(claims, lost)
+    by_hand = claim(claims)
+    fail_as_earlier_versions(claims, by_hand, held_s=30 + GRACE_PERIOD_S - 5)
+    own = claim(claims)
+    own.set_user_attr(attrs.REASON, "diverged: the loss is nan in epoch 1")
+    fail_as_earlier_versions(claims, own)
+    tired = claim(claims)
+    tired.set_user_attr(attrs.LOSSES, MAX_RETRIES)
+    fail_as_earlier_versions(claims, tired)
+    assert claims.progress().failed == 4
+    assert claims.sweep() == 0
+    assert states(claims) == ["FAIL"] * 4 + ["WAITING"]
+    successor = frozen(claims, 4)
+    assert attrs.retries(successor) == [0]
+    assert successor.intermediate_values == {1: 0.3}
+    assert claims.sweep() == 0 and len(states(claims)) == 5
+    assert claims.progress().failed == 3
+
+
+@pytest.mark.filterwarnings("ignore:datetime.datetime.utcfromtimestamp")
+def test_the_doctor_finds_a_lost_trial(tmp_path: Path) -> None:
+    opened = open_small(tmp_path)
+    claims = opened.claims()
+    fail_as_earlier_versions(claims, claim(claims))
+    found = diagnose(opened).findings
+    assert [one.kind for one in found] == [LOST_TRIAL]
+    assert repair(opened, found) == ["trial 0 was given back"]
+    assert states(claims)[-1] == "WAITING" and diagnose(opened).findings == ()
+
+
+def curve(
+    opened: OpenStudy, trial: Trial, epochs: list[int], state: TrialState, trained: int = 0
+) -> None:
+    for epoch in epochs:
+        trial.report(0.5, epoch)
+    trial.set_user_attr(attrs.EPOCHS, trained or max(epochs, default=0))
+    opened.study.tell(trial, 0.5 if state == TrialState.COMPLETE else None, state=state)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "state", "missing"),
+    [
+        ([1, 2, 3, 4], TrialState.COMPLETE, ""),
+        ([1, 2], TrialState.PRUNED, ""),
+        ([1, 2, 4], TrialState.COMPLETE, "3"),
+        ([1, 2, 3], TrialState.COMPLETE, "4"),
+        ([2], TrialState.PRUNED, "1"),
+        ([4], TrialState.COMPLETE, "1, 2, 3"),
+        ([], TrialState.COMPLETE, "1, 2, 3, 4"),
+    ],
+)
+def test_the_doctor_finds_gaps_in_curves(
+    epochs: list[int], state: TrialState, missing: str, tmp_path: Path
+) -> None:
+    opened = open_small(tmp_path, training__epochs=4)
+    curve(opened, claim(opened.claims()), epochs, state)
+    found = [one for one in diagnose(opened).findings if one.kind == CURVE]
+    assert [one.message.partition(":")[0] for one in found] == (
+        [f"the curve of trial 0 lacks the epochs {missing}"] if missing else []
+    )
+
+
+def test_a_curve_without_its_end_is_a_gap(tmp_path: Path) -> None:
+    opened = open_small(tmp_path, training__epochs=4)
+    curve(opened, claim(opened.claims()), [1, 2], TrialState.PRUNED, trained=3)
+    (found,) = [one for one in diagnose(opened).findings if one.kind == CURVE]
+    assert found.message.startswith("the curve of trial 0 lacks the epochs 3:")
+
+
+# A study that is deleted while somebody works at it
+
+
+def deleted(opened: OpenStudy) -> OpenStudy:
+    """Delete a study behind its worker, as ``optuna delete-study`` and the dashboard do."""
+    other = open_existing(opened.name, opened.url)
+    optuna.delete_study(study_name=opened.name, storage=other.storage)
+    return other
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+@pytest.mark.parametrize("again", [True, False], ids=["made anew", "gone"])
+def test_a_worker_of_a_deleted_study_writes_nothing_into_the_next(
+    kind: str, again: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    place = {}
+    if kind == "postgres":
+        place = {"storage": request.getfixturevalue("postgres_url"), "files": str(tmp_path)}
+    opened = open_small(tmp_path, **place)
+    claims = opened.claims()
+    before = claims.claim("host/1/0")
+    assert isinstance(before, Claim)
+    before.trial.report(0.1, 1)
+    trial_id = before.trial._trial_id
+    deleted(opened)
+    if again:
+        anew = open_small(tmp_path, baseline__lr=0.5, **place)
+        running = claim(anew.claims(), "host/2/0")
+        if kind == "sqlite":  # gives the ids of what was deleted again
+            assert running._trial_id == before.trial._trial_id
+    for writing in (
+        lambda: before.trial.report(0.2, 2),
+        lambda: before.trial.set_user_attr(attrs.COSTS, {"latency": 7.0}),
+        lambda: opened.storage.set_trial_system_attr(trial_id, "constraints", [1.0]),
+        lambda: claims.note_time(before),
+        lambda: opened.storage.record_heartbeat(trial_id),
+    ):
+        with suppress(UpdateFinishedTrialError, KeyError):
+            writing()
+    for writing in (
+        lambda: claims.finish(before, TrialState.COMPLETE, 0.9),
+        lambda: claims.give_back(0, LOST),
+        lambda: claims.claim("host/1/0"),
+        lambda: claims.sweep(lambda worker: True),
+    ):
+        with pytest.raises(StudyError, match="the study 'small' was deleted while it ran"):
+            writing()
+    if again:
+        (trial,) = [one for one in anew.study.get_trials() if one.number == running.number]
+        assert trial.state == TrialState.RUNNING and trial.intermediate_values == {}
+        assert not {attrs.COSTS, attrs.HELD} & trial.user_attrs.keys()
+        assert "constraints" not in trial.system_attrs
+        assert read_beats(anew.storage, [trial._trial_id]).age_s == {}
+    with opened.storage.engine.connect() as connection:
+        assert connection.scalar(select(func.count()).select_from(TrialHeartbeatModel)) == 0
+    if again:
+        running.report(0.3, 1)
+
+
+def test_a_worker_of_a_deleted_study_writes_nothing_into_one_that_is_not_ours(
+    tmp_path: Path,
+) -> None:
+    """A plain study has no uuid; SQLite gives it the ids of the deleted one all the same."""
+    opened = open_small(tmp_path)
+    before = opened.claims().claim("host/1/0")
+    assert isinstance(before, Claim)
+    other = deleted(opened)
+    plain = optuna.create_study(study_name="plain", storage=other.storage)
+    with pytest.warns(UserWarning, match="Heartbeat of storage"):
+        theirs = plain.ask()
+    assert theirs._trial_id == before.trial._trial_id
+    with pytest.raises(UpdateFinishedTrialError, match="is that of another study now"):
+        before.trial.report(0.2, 1)
+    with pytest.raises(UpdateFinishedTrialError, match="is that of another study now"):
+        before.trial.set_user_attr(attrs.COSTS, {"latency": 7.0})
+    (trial,) = plain.get_trials()
+    assert not trial.intermediate_values and not trial.user_attrs

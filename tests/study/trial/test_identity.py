@@ -1,0 +1,172 @@
+"""Files that are found by name are used by the study that they belong to, and by no other."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.storage.admin.backup import backup, restore
+from autotune.storage.admin.copy_study import copy_studies
+from autotune.study.engine.worker import work
+from autotune.study.setup.opening import OpenStudy, open_existing
+from autotune.study.state import attrs
+from autotune.study.trial.identity import checkpoint_of
+from tests.study.engine.test_worker import job
+from tests.support.small import open_small
+
+EPOCHS = 4
+
+
+def open_one(folder: Path, **overrides: Any) -> OpenStudy:
+    """Open a study of the baseline alone."""
+    return open_small(folder, **{"training__epochs": EPOCHS, "search__trials": 1, **overrides})
+
+
+def killed_after(opened: OpenStudy, epoch: int) -> None:
+    """Run trial 0, and kill its worker as it tells of an epoch: the checkpoint is one behind."""
+
+    def emit(event: dict[str, Any]) -> None:
+        if event.get("epoch") == epoch:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work(job(opened), threading.Event(), emit)
+
+
+def finished(opened: OpenStudy) -> tuple[FrozenTrial, list[int]]:
+    """Run a study to its end; return its trial and the epochs that were trained for it."""
+    events: list[dict[str, Any]] = []
+    opened.claims().sweep(lambda worker: True)
+    work(job(opened), threading.Event(), events.append)
+    (trial,) = [
+        one for one in opened.study.get_trials(deepcopy=False) if one.state == TrialState.COMPLETE
+    ]
+    return trial, [one["epoch"] for one in events if one["event"] == "epoch"]
+
+
+def checkpoint_file(opened: OpenStudy) -> Path:
+    return opened.files.checkpoint(opened.name, 0)
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "another rate": {"baseline__lr": 0.5},
+    "the same": {},
+    "another seed": {"search__seed": 5},
+    "other images": {"data__train_per_class": 4},
+    "another schedule": {"training__epochs": EPOCHS + 2},
+    "another optimizer": {"baseline__optimizer": "sgd", "baseline__lr": 0.1},
+}
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["file put back", "file left"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_study_made_anew_starts_at_its_first_epoch(
+    change: str, kept: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, _ = finished(open_one(tmp_path / "undisturbed", **CHANGES[change]))
+    opened = open_one(tmp_path)
+    killed_after(opened, 3)
+    file = checkpoint_file(opened)
+    shutil.copy(file, tmp_path / "copy")
+    log = opened.files.log(opened.name, "worker-0")
+    log.parent.mkdir(parents=True)
+    log.write_text("of the study before")
+    optuna.delete_study(study_name=opened.name, storage=opened.storage)
+    anew = open_one(tmp_path, **CHANGES[change])
+    assert not file.exists() and not log.exists()
+    if kept:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "copy", file)
+    with caplog.at_level(logging.WARNING):
+        trial, epochs = finished(anew)
+    assert epochs == list(range(1, anew.config().training.epochs + 1))
+    assert trial.intermediate_values == expected.intermediate_values
+    assert trial.value == expected.value
+    lines = [one.getMessage() for one in caplog.records if "starting afresh" in one.getMessage()]
+    assert len(lines) == int(kept)
+    assert all("it is that of another training (study" in line for line in lines)
+
+
+def copied(opened: OpenStudy, folder: Path) -> OpenStudy:
+    url = f"sqlite:///{folder}/other.db"
+    open_small(folder, storage=url, name="first")  # so that ids differ
+    copy_studies(opened.url, url)
+    return open_existing(opened.name, url)
+
+
+def restored(opened: OpenStudy, folder: Path) -> OpenStudy:
+    backup(opened.url, folder / "backup.db")
+    shutil.copytree(opened.files.root, folder / "files")
+    url = f"sqlite:///{folder}/other.db"
+    open_small(folder, storage=url, name="first")
+    restore(folder / "backup.db", url, str(folder / "files"))
+    return open_existing(opened.name, url)
+
+
+@pytest.mark.parametrize("way", [copied, restored])
+def test_a_copy_goes_on_from_its_checkpoint(
+    way: Callable[[OpenStudy, Path], OpenStudy], tmp_path: Path
+) -> None:
+    opened = open_one(tmp_path / "a")
+    killed_after(opened, 3)
+    (tmp_path / "b").mkdir()
+    other = way(opened, tmp_path / "b")
+    assert other.study._study_id != opened.study._study_id
+    assert other.files.root != opened.files.root
+    trial, epochs = finished(other)
+    assert epochs == [3, 4]  # the checkpoint has two
+    expected, _ = finished(opened)
+    assert trial.intermediate_values == expected.intermediate_values
+
+
+def test_an_older_backup_does_not_go_on_where_it_never_was(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The checkpoint is ahead of its curve: what the curve lacks would never be known."""
+    opened = open_one(tmp_path)
+    killed_after(opened, 2)
+    backup(opened.url, tmp_path / "backup.db")
+    opened.claims().sweep(lambda worker: True)
+    killed_after(opened, 4)
+    optuna.delete_study(study_name=opened.name, storage=opened.storage)
+    restore(tmp_path / "backup.db", opened.url)
+    with caplog.at_level(logging.WARNING):
+        trial, epochs = finished(open_existing(opened.name, opened.url))
+    assert "it is that of epoch 3, but no value is known of epoch 3" in caplog.text
+    assert epochs == sorted(trial.intermediate_values) == [1, 2, 3, 4]
+    expected, _ = finished(open_one(tmp_path / "undisturbed"))
+    assert trial.intermediate_values == expected.intermediate_values
+
+
+def test_a_study_of_before_goes_on_from_its_start(tmp_path: Path) -> None:
+    """It has no uuid, and its checkpoints do not say whose they are."""
+    opened = open_one(tmp_path)
+    killed_after(opened, 3)
+    with opened.storage.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM study_user_attributes WHERE key = 'uuid'")
+    checkpoint_file(opened).write_bytes(b"PK\x03\x04 as torch wrote it")
+    again = open_existing(opened.name, opened.url)
+    assert again.uuid is None
+    assert open_one(tmp_path).uuid is not None
+    trial, epochs = finished(open_existing(opened.name, opened.url))
+    assert epochs == [1, 2, 3, 4]
+    assert trial.state == TrialState.COMPLETE
+    assert not checkpoint_file(opened).exists()
+
+
+def test_a_run_that_goes_on_keeps_its_identity(tmp_path: Path) -> None:
+    first = open_one(tmp_path)
+    second = open_one(tmp_path, search__trials=2)
+    assert first.uuid == second.uuid
+    (trial,) = second.study.get_trials()
+    identities = [checkpoint_of(one, one.config(), trial).identity for one in (first, second)]
+    assert identities[0] == identities[1]
+    assert identities[0]["study"] == first.study.user_attrs[attrs.UUID]

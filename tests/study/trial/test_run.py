@@ -1,0 +1,200 @@
+"""Trials of studies with limits, and of two objectives."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.artifacts import get_all_artifact_meta
+from optuna.trial import TrialState
+
+from autotune.plan import TrialPlan
+from autotune.results.report.html import render_report
+from autotune.results.report.summary import summarise
+from autotune.search import ranking
+from autotune.study.engine.worker import prepare, work
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from autotune.study.state.budget import Ending
+from autotune.study.trial import build
+from tests.study.engine.test_worker import job, run
+from tests.support.page import Parsed
+from tests.support.small import open_small
+
+TWO = ["accuracy", "latency_ms"]
+
+
+@pytest.fixture(scope="module")
+def limit(tmp_path_factory: pytest.TempPathFactory) -> int:
+    """Return how many parameters the baseline has."""
+    opened = open_small(tmp_path_factory.mktemp("limit"), search__trials=1, training__epochs=1)
+    run(opened)
+    return int(opened.study.trials[0].user_attrs[attrs.COSTS]["parameters"])
+
+
+def test_parameters_are_recorded_without_being_asked_for(tmp_path: Path) -> None:
+    opened = open_small(tmp_path, search__trials=1, training__epochs=1)
+    run(opened)
+    bench = prepare(opened)
+    (trial,) = opened.study.trials
+    plan = attrs.plan_of(trial)
+    assert plan is not None
+    network = build.prepare_training(plan, bench).network
+    parameters = sum(one.numel() for one in network.parameters())
+    assert trial.user_attrs[attrs.COSTS] == {"parameters": parameters}
+    assert trial.constraints == {}
+
+
+def test_an_infeasible_plan_is_not_trained_and_never_best(tmp_path: Path, limit: int) -> None:
+    # A hidden layer has more parameters than the linear head that it replaces; nothing else has.
+    opened = open_small(
+        tmp_path,
+        constraints={"max_parameters": limit, "max_latency_ms": 10_000.0},
+        space__head__hidden_layers=[0, 1],
+        space__head__units=64,
+        space__layers={},
+        search__sampler="random",
+        search__trials=8,
+    )
+    events = run(opened)
+    trials = opened.study.trials
+    # Every trial has told how it lies to every limit, in the same order: the samplers need them.
+    keys = ["max_parameters", "max_latency_ms"]
+    assert sorted(keys) == sorted(trials[0].constraints)
+    assert len({tuple(one.constraints) for one in trials}) == 1
+    beyond = [one for one in trials if ranking.is_infeasible(one)]
+    within = [one for one in trials if not ranking.is_infeasible(one)]
+    assert beyond and len(within) > 1
+    for trial in beyond:
+        has = trial.user_attrs[attrs.COSTS]["parameters"]
+        assert trial.constraints["max_parameters"] == pytest.approx(has / limit - 1)
+        assert trial.state == TrialState.PRUNED
+        assert (trial.values, trial.intermediate_values) == (None, {})
+        assert trial.user_attrs[attrs.EPOCHS] == 0
+        assert trial.user_attrs[attrs.REASON].startswith("infeasible: ")
+        assert get_all_artifact_meta(trial, storage=opened.storage) == []
+        of_trial = [one["event"] for one in events if one.get("trial") == trial.number]
+        assert of_trial == ["start", "end"]
+    ends = {one["trial"]: one["state"] for one in events if one["event"] == "end"}
+    assert {ends[one.number] for one in beyond} == {"infeasible"}
+    progress = opened.progress()
+    assert (progress.infeasible, progress.finished) == (len(beyond), 8)
+    ended = Ending.of(opened.study)
+    assert ended is not None and ended.kind == "trials"
+    best = ranking.best_of(trials, attrs.direction_of(opened.study))
+    assert best is not None and best in within
+
+
+def test_a_study_without_a_plan_within_its_limits_ends_and_says_so(tmp_path: Path) -> None:
+    opened = open_small(tmp_path, constraints={"max_parameters": 1000}, search__trials=4)
+    run(opened)
+    trials = opened.study.trials
+    # The baseline is what everything is compared with: it is trained, and is not the best.
+    assert [one.state for one in trials] == [TrialState.COMPLETE] + [TrialState.PRUNED] * 3
+    assert trials[0].user_attrs[attrs.REASON].endswith("k parameters, at most 1.00 k")
+    names = [one.filename for one in get_all_artifact_meta(trials[0], storage=opened.storage)]
+    assert "weights.safetensors" not in names
+    assert Ending.of(opened.study) == Ending("trials", "4 finished trials")
+    found = summarise(opened)
+    assert found.best is None
+    assert found.nearest is not None
+    least = min(trials, key=lambda one: float(one.user_attrs[attrs.COSTS]["parameters"])).number
+    assert found.nearest.number == least
+    text = Parsed(render_report(opened.study)).text
+    assert f"No complete trial within the limits; the nearest is trial {least}, " in text
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", pytest.param("random", marks=pytest.mark.slow)])
+def test_samplers_go_on_past_their_start(tmp_path: Path, limit: int, sampler: str) -> None:
+    opened = two_objectives(
+        tmp_path,
+        objectives=["accuracy", "memory_mb"],
+        constraints={"max_parameters": limit + 300},
+        search__sampler=sampler,
+        search__trials=14,
+        training__epochs=1,
+    )
+    run(opened)
+    progress = opened.progress()
+    assert progress.finished == 14 and progress.failed == 0
+    assert progress.complete + progress.infeasible == 14
+
+
+def two_objectives(folder: Path, **overrides: Any) -> OpenStudy:
+    return open_small(folder, **{"objectives": TWO, "search__pruner": "none", **overrides})
+
+
+def test_a_study_of_two_objectives(tmp_path: Path) -> None:
+    opened = two_objectives(tmp_path)
+    events = run(opened)
+    study = opened.study
+    assert study.metric_names == TWO
+    assert [one.name for one in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    for trial in study.trials:
+        assert trial.state == TrialState.COMPLETE
+        assert trial.values == [
+            trial.user_attrs[attrs.METRICS]["accuracy"],
+            trial.user_attrs[attrs.COSTS]["latency_ms"],
+        ]
+        # The learning curve, which Optuna's own report refuses here.
+        assert sorted(trial.intermediate_values) == [1, 2]
+        assert trial.intermediate_values[2] == trial.values[0]
+        assert trial.user_attrs[attrs.EPOCHS] == 2
+    front = ranking.front_of(study.trials, attrs.direction_of(study))
+    assert {one.number for one in front} == {one.number for one in study.best_trials}
+    kept = [
+        one.number
+        for one in study.trials
+        if "weights.safetensors"
+        in [meta.filename for meta in get_all_artifact_meta(one, storage=opened.storage)]
+    ]
+    assert {one.number for one in front} <= set(kept)
+    assert [one["value"] for one in events if one["event"] == "end"] == [
+        one.values[0] for one in study.trials
+    ]
+
+
+def test_an_interrupted_trial_of_two_objectives_goes_on_where_it_was(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"search__trials": 1, "training__epochs": 4}
+    undisturbed = two_objectives(tmp_path / "a", **options)
+    run(undisturbed)
+    opened = two_objectives(tmp_path / "b", **options)
+    stop = threading.Event()
+
+    def emit(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch" and event["epoch"] == 2:
+            stop.set()
+
+    work(job(opened), stop, emit)
+    resumed = run(opened)
+    assert [one["epoch"] for one in resumed if one["event"] == "epoch"] == [3, 4]
+    (expected,) = undisturbed.study.trials
+    first, second = opened.study.trials
+    assert second.state == TrialState.COMPLETE
+    assert second.intermediate_values == expected.intermediate_values
+    assert second.values[0] == expected.values[0]
+    # Measured once: a latency is never twice the same.
+    assert second.user_attrs[attrs.COSTS] == first.user_attrs[attrs.COSTS]
+    assert second.values[1] == first.user_attrs[attrs.COSTS]["latency_ms"]
+
+
+def test_limits_do_not_change_what_is_trained(tmp_path: Path) -> None:
+    wide = {"max_parameters": 10**9, "max_latency_ms": 1e6, "max_memory_mb": 1e6}
+    studies = [
+        open_small(tmp_path / "a", search__sampler="random"),
+        open_small(tmp_path / "b", search__sampler="random", constraints=wide),
+    ]
+    for opened in studies:
+        run(opened)
+    found = [
+        [
+            (TrialPlan.from_json(one.user_attrs[attrs.PLAN]), one.intermediate_values)
+            for one in opened.study.trials
+        ]
+        for opened in studies
+    ]
+    assert found[0] == found[1]
+    (costs,) = {tuple(one.user_attrs[attrs.COSTS]) for one in studies[1].study.trials}
+    assert costs == ("parameters", "latency_ms", "memory_mb")
