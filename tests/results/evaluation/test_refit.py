@@ -82,7 +82,7 @@ def test_a_full_disk_leaves_the_old_model_and_the_read_counts(
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(fit_module, "write_card", full)
+    monkeypatch.setattr(fit_module, "write_model_card", full)
     with pytest.raises(DiskFullError):
         refit_study(opened, trial=0)
     assert contents(fitted.folder) == before
