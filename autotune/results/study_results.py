@@ -75,7 +75,7 @@ class StudyResults:
     cost: Objective | None
 
     @staticmethod
-    def of(study: Study | StudyResults) -> StudyResults:
+    def from_study(study: Study | StudyResults) -> StudyResults:
         """Read a study; return what was read before as it is.
 
         Args:
@@ -89,7 +89,11 @@ class StudyResults:
         reading: Any = _Reading(study._storage, trials, attributes)
         shown._storage = reading
         return StudyResults(
-            shown, trials, attributes, Objective.of(study), Objective.cost_of(study)
+            shown,
+            trials,
+            attributes,
+            Objective.from_study(study),
+            Objective.cost_from_study(study),
         )
 
     @property

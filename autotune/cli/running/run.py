@@ -65,9 +65,9 @@ def run(
             listener=view,
         )
     from autotune.display.summary import print_summary
-    from autotune.results.report.formats import write_report_of
+    from autotune.results.report.formats import write_report
 
-    write_report_of(result.opened)
+    write_report(result.opened)
     print_summary(shown, result.opened, trained=result.trained)
     if result.interrupted:
         shown.print(
