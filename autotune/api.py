@@ -199,7 +199,7 @@ class Study:
             raise UserError(f"gpus: must be text such as '0,2', 'all' or 'none', but got {gpus!r}")
         config = self._config or self._remembered()
         self._interrupted = False
-        with _told(progress, config) as (shown, listener):
+        with _told(progress, config) as (shown, on_event):
             from autotune.study.engine.launcher import (
                 run_study,  # within, because it imports torch
             )
@@ -212,9 +212,9 @@ class Study:
                 workers_per_gpu=workers_per_gpu,
                 gpus_per_worker=gpus_per_worker,
                 cpus_per_worker=cpus_per_worker,
-                listener=listener,
+                on_event=on_event,
             )
-        self._found, self._interrupted = result.opened, result.interrupted
+        self._found, self._interrupted = result.handle, result.interrupted
         if shown is not None and result.interrupted:
             shown.print(Text("Stopped. The trials that were running are queued; run() goes on."))
         return self

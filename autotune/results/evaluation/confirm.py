@@ -34,12 +34,12 @@ from autotune.results.values.objective import Objective
 from autotune.results.values.pareto_front import none_yet
 from autotune.results.values.verdict import Verdict
 from autotune.search import ranking
-from autotune.study.engine.worker import prepare
+from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.trial.context import Workbench
+from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.identity import digest
-from autotune.study.trial.retrain import train_again
+from autotune.study.trial.retrain import retrain
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def confirm(
     opened: OpenStudy,
     top: int,
     seeds: int,
-    listener: Callable[[Step], None] = lambda step: None,
+    on_epoch: Callable[[Step], None] = lambda step: None,
     fetching: Progress = silent,
 ) -> Confirmation:
     """Train the best plans of a study and its baseline under several seeds, and compare them.
@@ -172,7 +172,7 @@ def confirm(
         opened: The study.
         top: How many plans, besides the baseline; of two objectives the first of the Pareto front.
         seeds: How many seeds, at least two; none is the study's.
-        listener: Told of every epoch and every end.
+        on_epoch: Called after every epoch and every end.
         fetching: Told how far the fetching of a known data set is that is not on this machine.
 
     Raises:
@@ -181,12 +181,12 @@ def confirm(
     """
     chosen = candidates(opened, top)
     fetch_source(opened.config().dataset, fetching)
-    bench = prepare(opened)
-    config = bench.config
+    ctx = build_context(opened)
+    config = ctx.config
     numbers = tuple((config.search.seed + one) % 2**31 for one in range(1, seeds + 1))
     baseline = attrs.baseline_of(opened.study.get_trials(deepcopy=False))
     entrants = [
-        _Entrant.of(baseline, bench.space.baseline(config.baseline), None),
+        _Entrant.of(baseline, ctx.space.baseline(config.baseline), None),
         *(_Entrant.of(trial, plan, trial.number) for trial, plan in chosen),
     ]
     scores: dict[int | None, list[_Score]] = {one.number: [] for one in entrants}
@@ -195,7 +195,7 @@ def confirm(
     for seed in numbers:
         for one in entrants:
             step = Step(one.number, seed, done, total)
-            scores[one.number].append(_score(opened, bench, one, step, listener))
+            scores[one.number].append(_score(opened, ctx, one, step, on_epoch))
             done += 1
     return _compare(opened, entrants, scores, numbers)
 
@@ -262,25 +262,25 @@ class _Score:
 
 def _score(
     opened: OpenStudy,
-    bench: Workbench,
+    ctx: WorkerContext,
     entrant: _Entrant,
     step: Step,
-    listener: Callable[[Step], None],
+    on_epoch: Callable[[Step], None],
 ) -> _Score:
     """Train a plan under a seed, unless it has been."""
-    path = opened.files.confirmed(opened.name) / f"{_key(opened, bench, entrant, step.seed)}.json"
+    path = opened.files.confirmed(opened.name) / f"{_key(opened, ctx, entrant, step.seed)}.json"
     # As JSON gives it back: lists, not tuples.
     asked = json.loads(json.dumps({"plan": entrant.plan.to_json(), "seed": step.seed}))
     kept = _read(path, asked)
     known = kept is not None
     if kept is None:
-        listener(step)
+        on_epoch(step)
         metrics, failed = None, ""
         try:
-            metrics = train_again(
+            metrics = retrain(
                 entrant.plan,
-                bench,
-                lambda epoch: listener(replace(step, epoch=epoch)),
+                ctx,
+                lambda epoch: on_epoch(replace(step, epoch=epoch)),
                 seed=step.seed,
                 part=entrant.part,
             ).metrics.to_json()
@@ -289,20 +289,20 @@ def _score(
         kept = {**asked, "metrics": metrics, "failed": failed}
         _write(path, kept)
     with reading(str(path), CONFIRMATION):
-        value = kept["metrics"] and kept["metrics"][bench.config.training.objective]
+        value = kept["metrics"] and kept["metrics"][ctx.config.training.objective]
         score = _Score(value, kept["failed"], known)
-    listener(replace(step, done=step.done + 1, **asdict(score)))
+    on_epoch(replace(step, done=step.done + 1, **asdict(score)))
     return score
 
 
-def _key(opened: OpenStudy, bench: Workbench, entrant: _Entrant, seed: int) -> str:
+def _key(opened: OpenStudy, ctx: WorkerContext, entrant: _Entrant, seed: int) -> str:
     """Return a digest of all that decides about a value: of a study made anew it is another."""
     attributes = opened.study.user_attrs
-    definition = bench.config.definition()
+    definition = ctx.config.definition()
     decides = [
         entrant.plan.to_json(),
         seed,
-        bench.config.search.seed,
+        ctx.config.search.seed,
         definition["training"],
         definition["data"],
         attributes[attrs.DATASET]["fingerprint"],

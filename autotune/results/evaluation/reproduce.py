@@ -16,10 +16,10 @@ from autotune.data.sources.opening import fetch_source
 from autotune.errors import StudyError
 from autotune.plan import TrialPlan
 from autotune.results.values.precision import compute_in_words
-from autotune.study.engine.worker import prepare
+from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.trial.retrain import train_again
+from autotune.study.trial.retrain import retrain
 from autotune.study.trial.run import device_name
 
 
@@ -72,7 +72,7 @@ class Rerun:
 def rerun(
     opened: OpenStudy,
     number: int,
-    listener: Callable[[int, int], None] = lambda epoch, epochs: None,
+    on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
     fetching: Progress = silent,
 ) -> Rerun:
     """Train the plan of a trial as the study did.
@@ -82,7 +82,7 @@ def rerun(
     Args:
         opened: The study.
         number: Number of the trial.
-        listener: Told of every epoch, and how many there will be.
+        on_epoch: Called after every epoch, and how many there will be.
         fetching: Told how far the fetching of a known data set is that is not on this machine.
 
     Raises:
@@ -90,22 +90,22 @@ def rerun(
     """
     trial, plan, epochs = reproducible(opened, number)
     fetch_source(opened.config().dataset, fetching)
-    bench = prepare(opened)
+    ctx = build_context(opened)
     before = torch.get_num_threads()
     threads = int(trial.user_attrs.get(attrs.THREADS, before))
-    if bench.device.type == "cpu":
+    if ctx.device.type == "cpu":
         torch.set_num_threads(threads)
     try:
-        trained = train_again(
+        trained = retrain(
             plan,
-            bench,
-            lambda epoch: listener(epoch, epochs),
+            ctx,
+            lambda epoch: on_epoch(epoch, epochs),
             part=trial.user_attrs.get(attrs.PART),
             epochs=epochs,
         )
     finally:
         torch.set_num_threads(before)
-    device = device_name(bench.device)
+    device = device_name(ctx.device)
     return Rerun(
         number,
         plan,

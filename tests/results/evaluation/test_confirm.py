@@ -26,10 +26,10 @@ from autotune.results.evaluation.confirm import (
 )
 from autotune.results.report.html import render_report
 from autotune.results.values.verdict import Verdict
-from autotune.study.engine.worker import prepare
+from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.trial.build import prepare_trial
+from autotune.study.trial.build import build_trial
 from tests.study.engine.test_worker import run
 from tests.support.inside import contents
 from tests.support.page import Parsed
@@ -61,11 +61,11 @@ def test_every_plan_is_trained_under_every_seed(opened: OpenStudy) -> None:
     trained, found = confirmed_again(opened)
     assert trained == 0
     assert found.seeds == (1, 2)
-    bench = prepare(opened)
+    ctx = build_context(opened)
     for one in (found.baseline, *found.plans):
         assert len(one.values) == 2 and one.mean is not None
         assert one.mean.mean == statistics.fmean(value for value in one.values if value)
-        training = prepare_trial(one.plan, bench, seed=2)
+        training = build_trial(one.plan, ctx, seed=2)
         last = [result.metrics for result in training.run()][-1]
         assert last is not None and last.accuracy == one.values[1]
     trials = opened.study.get_trials(deepcopy=False)
@@ -89,9 +89,9 @@ def test_seeds_differ_and_no_features_are_made(opened: OpenStudy) -> None:
     trained, found = confirmed_again(opened, seeds=3)
     assert trained == 3
     assert {name for name in contents(opened.files.cache) if "features" in name} == before
-    bench = prepare(opened)
+    ctx = build_context(opened)
     plan = found.plans[0].plan
-    first, second = (prepare_trial(plan, bench, seed=seed) for seed in (1, 2))
+    first, second = (build_trial(plan, ctx, seed=seed) for seed in (1, 2))
     weights = [one.network.head[-1].weight for one in (first, second)]
     assert (weights[0] != weights[1]).any()
 
@@ -192,7 +192,7 @@ def test_in_folds(tmp_path: Path) -> None:
     confirm(made, 1, 2)
     found = confirm(made, 1, 2)
     assert found.trained == 0
-    training = prepare_trial(found.baseline.plan, prepare(made), seed=1)
+    training = build_trial(found.baseline.plan, build_context(made), seed=1)
     (result,) = training.run()
     assert result.metrics is not None
     assert found.baseline.values[0] == result.metrics.accuracy
