@@ -23,10 +23,10 @@ from autotune.data.views.study_data import open_test_views
 from autotune.errors import disk_full_as_user_error
 from autotune.plan import TrialPlan
 from autotune.results.evaluation.bootstrap import Comparison, compare
-from autotune.results.evaluation.model_card import origin_of, write_card
-from autotune.results.evaluation.plan_selection import Choice, choose
+from autotune.results.evaluation.model_card import weights_origin, write_model_card
+from autotune.results.evaluation.plan_selection import SelectedPlan, select_plan
 from autotune.results.evaluation.reliability import draw_reliability
-from autotune.results.model.model import Description, replacing, save_model
+from autotune.results.model.model import ModelSpec, replacing, save_model
 from autotune.storage.rdb.retry import patiently
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.study.engine.worker import build_context
@@ -42,7 +42,7 @@ TEST_READS = attrs.TEST_READS
 
 
 @dataclass(frozen=True)
-class FitResult:
+class RefitResult:
     """What the final fit brought.
 
     Args:
@@ -57,7 +57,7 @@ class FitResult:
         folder: Where the model was written.
     """
 
-    choice: Choice
+    selection: SelectedPlan
     test: Metrics
     baseline: Metrics
     comparison: Comparison
@@ -70,12 +70,12 @@ class FitResult:
     @property
     def trial(self) -> int:
         """Number of the trial whose plan was trained."""
-        return self.choice.trial
+        return self.selection.trial
 
     @property
     def plan(self) -> TrialPlan:
         """The plan that was trained."""
-        return self.choice.plan
+        return self.selection.plan
 
     @property
     def images(self) -> int:
@@ -91,8 +91,8 @@ class FitResult:
         """Return it as plain JSON values."""
         return {
             "trial": self.trial,
-            "chosen": self.choice.in_words(),
-            "remarks": list(self.choice.remarks),
+            "chosen": self.selection.in_words(),
+            "remarks": list(self.selection.remarks),
             "plan": self.plan.to_json(),
             **_figures_of(self.comparison, self.test_images),
             "trained_on": self.summary.to_json(),
@@ -102,14 +102,14 @@ class FitResult:
         }
 
 
-def fit(
+def refit_study(
     opened: OpenStudy,
     trial: int | None = None,
     folder: Path | None = None,
     on_epoch: Callable[[str, int, int], None] = lambda what, epoch, epochs: None,
     fetching: Progress = silent,
     settings: FitConfig | None = None,
-) -> FitResult:
+) -> RefitResult:
     """Train the chosen plan and the baseline on training + validation and measure both.
 
     Args:
@@ -126,8 +126,8 @@ def fit(
         DivergedError: When one of the two trainings diverges.
         DiskFullError: When the model cannot be written.
     """
-    choice = choose(opened, trial)
-    plan = choice.plan
+    selection = select_plan(opened, trial)
+    plan = selection.plan
     fetch_source(opened.config().dataset, fetching)
     ctx = build_context(opened)
     config = ctx.config
@@ -153,7 +153,7 @@ def fit(
             _part_of(trial),
         )
 
-    tuned = trained("best plan", plan, trials[choice.trial])
+    tuned = trained("best plan", plan, trials[selection.trial])
     baseline = tuned
     if baseline_plan != plan:
         baseline = trained("baseline", baseline_plan, attrs.baseline_of(trials))
@@ -176,9 +176,9 @@ def fit(
     if baseline is not tuned:
         others, _ = baseline.predict(test[baseline_plan.backbone])
     comparison = compare(logits, others, labels)
-    reads = _note_read(opened, choice.trial, comparison)
-    result = FitResult(
-        choice=choice,
+    reads = _note_read(opened, selection.trial, comparison)
+    result = RefitResult(
+        selection=selection,
         test=measure(logits, labels),
         baseline=measure(others, labels),
         comparison=comparison,
@@ -238,7 +238,7 @@ def _note_read(opened: OpenStudy, trial: int, comparison: Comparison) -> int:
 
 
 def _write(
-    result: FitResult,
+    result: RefitResult,
     opened: OpenStudy,
     ctx: WorkerContext,
     trained: Refit,
@@ -248,18 +248,18 @@ def _write(
     config = ctx.config
     material = ctx.resources.of(result.plan.backbone)
     classes = material.task.classes
-    description = Description(
+    description = ModelSpec(
         result.plan,
         classes,
         material.backbone.data_config,
         config.data.image_size,
-        fast=config.data.decode == "fast",
+        fast_decode=config.data.decode == "fast",
     )
     facts = {
         "study": opened.name,
         "trial": result.trial,
-        "chosen": result.choice.in_words(),
-        "remarks": list(result.choice.remarks),
+        "chosen": result.selection.in_words(),
+        "remarks": list(result.selection.remarks),
         "dataset": config.dataset,
         "objective": config.training.objective,
         "is_baseline": result.is_baseline,
@@ -267,11 +267,11 @@ def _write(
         "baseline_trained_on": result.baseline_summary.to_json(),
         **_figures_of(result.comparison, result.test_images),
         "times_the_test_part_was_read": result.reads,
-        "pretrained": origin_of(material.backbone, config.weights),
+        "pretrained": weights_origin(material.backbone, config.weights),
         "definition": config.definition(),
     }
     with replacing(result.folder) as folder:
         record_of_model = save_model(folder, trained.training.result, description, facts)
         draw_confusion(folder, matrix, classes)
         draw_reliability(folder, result.comparison.model.bins)
-        write_card(folder, record_of_model, matrix)
+        write_model_card(folder, record_of_model, matrix)

@@ -20,10 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 import autotune as package
-from autotune.results.evaluation.confirm import confirm
-from autotune.results.evaluation.refit import FitResult, fit
-from autotune.results.evaluation.reproduce import rerun
-from autotune.results.model.export import FORMATS, export, made_up_images
+from autotune.results.evaluation.confirm import confirm_plans
+from autotune.results.evaluation.refit import RefitResult, refit_study
+from autotune.results.evaluation.reproduce import reproduce_trial
+from autotune.results.model.export import FORMATS, export, random_images
 from autotune.results.model.prediction import predict_files
 from autotune.study.engine.worker import build_context, run_worker
 from autotune.study.setup.opening import OpenStudy
@@ -406,9 +406,9 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
 
 
 @pytest.fixture(scope="module")
-def fitted(handle: OpenStudy) -> FitResult:
+def fitted(handle: OpenStudy) -> RefitResult:
     with simulated_gpu():
-        return fit(handle, trial=1)
+        return refit_study(handle, trial=1)
 
 
 @pytest.fixture
@@ -422,12 +422,12 @@ def images(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_model_is_fitted_and_measured(fitted: FitResult) -> None:
+def test_a_model_is_fitted_and_measured(fitted: RefitResult) -> None:
     assert math.isfinite(fitted.test.log_loss) and math.isfinite(fitted.baseline.log_loss)
 
 
 @pytest.mark.slow
-def test_a_fitted_model_predicts_on_the_device(fitted: FitResult, images: list[str]) -> None:
+def test_a_fitted_model_predicts_on_the_device(fitted: RefitResult, images: list[str]) -> None:
     def probabilities(model: Any) -> Tensor:
         batches = predict_files(model, images, 2)
         return torch.stack([one.probabilities for batch in batches for one in batch])
@@ -447,19 +447,19 @@ def test_a_fitted_model_predicts_on_the_device(fitted: FitResult, images: list[s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_fitted_model_is_exported(tmp_path: Path, fitted: FitResult, form: str) -> None:
+def test_a_fitted_model_is_exported(tmp_path: Path, fitted: RefitResult, form: str) -> None:
     """Exporting is the CPU's, on a machine with a GPU too."""
     with simulated_gpu() as gpu:
         model = package.load(fitted.folder)
-        parity = export(model, FORMATS[form], tmp_path / "exported", made_up_images(model, 4))
-        assert parity.agreeing == parity.images
+        parity = export(model, FORMATS[form], tmp_path / "exported", random_images(model, 4))
+        assert parity.same_class == parity.images
         assert gpu.traffic.operations == 0
 
 
 @pytest.mark.slow
 def test_plans_are_confirmed(handle: OpenStudy) -> None:
     with simulated_gpu():
-        confirmation = confirm(handle, top=1, seeds=2)
+        confirmation = confirm_plans(handle, top=1, seeds=2)
     assert confirmation.trained == 4
     assert all(value is not None for value in confirmation.plans[0].values)
 
@@ -467,13 +467,13 @@ def test_plans_are_confirmed(handle: OpenStudy) -> None:
 @pytest.mark.slow
 def test_a_rerun_has_the_same_values(handle: OpenStudy) -> None:
     with simulated_gpu():
-        again = rerun(handle, 1)
-    assert again.differing is None and again.changes == ()
+        again = reproduce_trial(handle, 1)
+    assert again.first_difference is None and again.changes == ()
 
 
 @pytest.mark.slow
 def test_the_command_predicts_on_the_device(
-    tmp_path: Path, fitted: FitResult, images: list[str]
+    tmp_path: Path, fitted: RefitResult, images: list[str]
 ) -> None:
     ended = autotune(
         *("predict", str(fitted.folder), *images, "--output", "out.csv"),

@@ -169,7 +169,7 @@ def test_fit_looks_at_the_test_part_s_fingerprint_before_it_reads(
     (photos / key).write_bytes(b"another")
     monkeypatch.setattr(fit_module, "prepare", lambda handle: ctx)
     with pytest.raises(DatasetError) as caught:
-        fit_module.fit(again(handle), trial=0)
+        fit_module.refit_study(again(handle), trial=0)
     assert str(caught.value).startswith(
         f"the test images of {str(photos)!r} must be those with which the study was made"
     )

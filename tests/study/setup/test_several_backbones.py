@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from autotune.errors import ConfigError, Problem, StudyError
 from autotune.results.diagnosis.space_edges import edges_of_space
-from autotune.results.evaluation.refit import fit
+from autotune.results.evaluation.refit import refit_study
 from autotune.results.report.html import render_report
 from autotune.results.report.summary import summarise
 from autotune.search.space import Space
@@ -259,7 +259,7 @@ def test_fit_gives_each_its_own_images(finished: OpenStudy, tmp_path: Path) -> N
     number = next(
         one.number for one in finished.study.get_trials() if one.params["backbone"] == EFFICIENTNET
     )
-    result = fit(finished, number, tmp_path / "model")
+    result = refit_study(finished, number, tmp_path / "model")
     assert result.plan.backbone == EFFICIENTNET
     assert result.test != result.baseline
     values = json.loads((tmp_path / "model/attrs.json").read_text())

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from autotune.data.cache.array_cache import Shelf
 from autotune.errors import StudyError
-from autotune.results.evaluation.refit import fit
+from autotune.results.evaluation.refit import refit_study
 from autotune.results.report.html import render_report
 from autotune.study.engine.worker import build_context, run_worker
 from autotune.study.setup.opening import OpenStudy, open_or_create
@@ -178,7 +178,7 @@ def test_images_are_kept_once(tmp_path: Path, changes: dict[str, Any]) -> None:
 def test_the_final_fit_trains_on_all_images_of_the_folds(tmp_path: Path) -> None:
     handle = small(tmp_path, search__trials=1)
     run(handle)
-    result = fit(handle)
+    result = refit_study(handle)
     dataset = handle.study.user_attrs[attrs.DATASET]
     assert (result.images, result.test_images) == (dataset["train"], dataset["test"])
     assert isinstance(result.test, Metrics)
