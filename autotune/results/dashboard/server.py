@@ -13,6 +13,7 @@ from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+from autotune import optuna_private
 from autotune.errors import UserError
 from autotune.results.dashboard.access import Passwords, behind_caddy, only_from_here, with_headers
 from autotune.results.dashboard.annotations import annotated
@@ -66,7 +67,7 @@ def listen(
         UserError: When the port is taken.
     """
     # The storage above Optuna's cache: finished trials are not read again with every look.
-    storage = opened.study._storage
+    storage = optuna_private.storage(opened.study)
     app: WSGIApplication = annotated(storage, opened.artifacts, opened.url)
     app = only_from_here(app) if passwords is None else behind_caddy(app, token, passwords)
     try:
@@ -77,7 +78,7 @@ def listen(
 
 def page_of(opened: OpenStudy) -> str:
     """Return the path of a study's page."""
-    return f"/dashboard/studies/{opened.study._study_id}"
+    return f"/dashboard/studies/{optuna_private.study_id(opened.study)}"
 
 
 def port_error(port: int, error: OSError) -> UserError:

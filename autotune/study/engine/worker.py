@@ -29,6 +29,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.trial import Trial, TrialState
 
+from autotune import optuna_private
 from autotune.config.schema import StudyConfig
 from autotune.errors import (
     AutotuneError,
@@ -206,7 +207,7 @@ def work(job: Job, stop: threading.Event, emit: Listener) -> Ending | None:
             workers = max(job.workers, claim.workers)
             study.pruner = _pruner(bench, workers)
         beat = partial(claims.note_time, claim)
-        with Heartbeat(opened.storage, claim.trial._trial_id, beat):
+        with Heartbeat(opened.storage, optuna_private.trial_id(claim.trial), beat):
             kind = attempt(claim, bench, claims, stop, emit)
         failures = failures + 1 if kind in SICK_AFTER else 0
         if kind in SICK_AFTER and failures >= SICK_AFTER[kind]:
@@ -310,7 +311,9 @@ def _fail(
     try:
         # Before the trial is told: a sampler must never see it without.
         plan_failed = {attrs.FAILED_PLAN: True} if own else {}
-        claims.storage.set_trial_user_attrs(trial._trial_id, {attrs.REASON: reason, **plan_failed})
+        claims.storage.set_trial_user_attrs(
+            optuna_private.trial_id(trial), {attrs.REASON: reason, **plan_failed}
+        )
     except UpdateFinishedTrialError:
         _drop(trial, bench, emit)
         return
