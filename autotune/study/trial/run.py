@@ -19,6 +19,7 @@ import torch
 from optuna.trial import Trial, TrialState
 from safetensors.torch import save_file
 
+from autotune import optuna_private
 from autotune.config.schema import ONLINE, StudyConfig
 from autotune.data.cache.decoded_images import ImageStore
 from autotune.errors import CrowdedError, DivergedError, UserError, disk_full_as_user_error
