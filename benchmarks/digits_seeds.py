@@ -49,13 +49,13 @@ def run_seed(seed: int, trials: int, folder: Path) -> Row:
     start = time.perf_counter()
     result = run_study(config)
     seconds = time.perf_counter() - start
-    study = result.opened.study
+    study = result.handle.study
     found = study.get_trials(deepcopy=False)
     baseline, best = attrs.baseline_of(found), ranking.best_of(found, study.direction)
     assert baseline is not None and best is not None
     assert baseline.value is not None and best.value is not None
     return Row(
-        seed, seconds, result.progress, baseline.value, best.value, refit_study(result.opened)
+        seed, seconds, result.progress, baseline.value, best.value, refit_study(result.handle)
     )
 
 

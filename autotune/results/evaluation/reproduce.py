@@ -15,11 +15,11 @@ from autotune.data.progress import Progress, silent
 from autotune.data.sources.opening import fetch_source
 from autotune.errors import StudyError
 from autotune.plan import TrialPlan
-from autotune.results.values.precision import compute_in_words
-from autotune.study.engine.worker import prepare
+from autotune.results.values.precision import describe_precision
+from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.trial.retrain import train_again
+from autotune.study.trial.retrain import retrain
 from autotune.study.trial.run import device_name
 
 
@@ -79,7 +79,7 @@ class Reproduction:
 def reproduce_trial(
     opened: OpenStudy,
     number: int,
-    listener: Callable[[int, int], None] = lambda epoch, epochs: None,
+    on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
     fetching: Progress = silent,
 ) -> Reproduction:
     """Train the plan of a trial as the study did.
@@ -89,7 +89,7 @@ def reproduce_trial(
     Args:
         opened: The study.
         number: Number of the trial.
-        listener: Told of every epoch, and how many there will be.
+        on_epoch: Called after every epoch, and how many there will be.
         fetching: Told how far the fetching of a known data set is that is not on this machine.
 
     Raises:
@@ -97,22 +97,22 @@ def reproduce_trial(
     """
     trial, plan, epochs = find_reproducible(opened, number)
     fetch_source(opened.config().dataset, fetching)
-    bench = prepare(opened)
+    ctx = build_context(opened)
     before = torch.get_num_threads()
     threads = int(trial.user_attrs.get(attrs.THREADS, before))
-    if bench.device.type == "cpu":
+    if ctx.device.type == "cpu":
         torch.set_num_threads(threads)
     try:
-        trained = train_again(
+        trained = retrain(
             plan,
-            bench,
-            lambda epoch: listener(epoch, epochs),
+            ctx,
+            lambda epoch: on_epoch(epoch, epochs),
             part=trial.user_attrs.get(attrs.PART),
             epochs=epochs,
         )
     finally:
         torch.set_num_threads(before)
-    device = device_name(bench.device)
+    device = device_name(ctx.device)
     return Reproduction(
         number,
         plan,
@@ -120,7 +120,7 @@ def reproduce_trial(
         _then(trial, epochs),
         trained.curve,
         tuple(_changes(opened.study.user_attrs, trial, device, trained.compute)),
-        f"{device}: {compute_in_words(trained.compute)}",
+        f"{device}: {describe_precision(trained.compute)}",
     )
 
 
@@ -175,7 +175,7 @@ def _changes(
         found.append(f"device {then} then, {device} now")
     computed = trial.user_attrs.get(attrs.COMPUTE)
     if computed and computed != compute:
-        old, new = compute_in_words(computed), compute_in_words(compute)
+        old, new = describe_precision(computed), describe_precision(compute)
         found.append(f"computed in {old} then, in {new} now")
     for name, old in study_attrs.get(attrs.ENVIRONMENT, {}).items():
         new = platform.python_version() if name == "python" else version(name)

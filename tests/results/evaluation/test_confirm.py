@@ -15,7 +15,7 @@ from optuna.trial import create_trial
 from autotune.errors import StudyError
 from autotune.format_versions import CONFIRMATION, stamp
 from autotune.plan import TrainingPolicy, TrialPlan
-from autotune.results.diagnosis.headline import confirmed
+from autotune.results.diagnosis.headline import describe_confirmation
 from autotune.results.evaluation.confirm import (
     Confirmation,
     ConfirmProgress,
@@ -26,10 +26,10 @@ from autotune.results.evaluation.confirm import (
 )
 from autotune.results.report.html import render_report
 from autotune.results.values.verdict import Verdict
-from autotune.study.engine.worker import prepare
+from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.trial.build import prepare_trial
+from autotune.study.trial.build import build_trial
 from tests.study.engine.test_worker import run
 from tests.support.inside import contents
 from tests.support.page import Parsed
@@ -61,11 +61,11 @@ def test_every_plan_is_trained_under_every_seed(opened: OpenStudy) -> None:
     trained, found = confirmed_again(opened)
     assert trained == 0
     assert found.seeds == (1, 2)
-    bench = prepare(opened)
+    ctx = build_context(opened)
     for one in (found.baseline, *found.plans):
         assert len(one.values) == 2 and one.mean is not None
         assert one.mean.mean == statistics.fmean(value for value in one.values if value)
-        training = prepare_trial(one.plan, bench, seed=2)
+        training = build_trial(one.plan, ctx, seed=2)
         last = [result.metrics for result in training.run()][-1]
         assert last is not None and last.accuracy == one.values[1]
     trials = opened.study.get_trials(deepcopy=False)
@@ -89,9 +89,9 @@ def test_seeds_differ_and_no_features_are_made(opened: OpenStudy) -> None:
     trained, found = confirmed_again(opened, seeds=3)
     assert trained == 3
     assert {name for name in contents(opened.files.cache) if "features" in name} == before
-    bench = prepare(opened)
+    ctx = build_context(opened)
     plan = found.plans[0].plan
-    first, second = (prepare_trial(plan, bench, seed=seed) for seed in (1, 2))
+    first, second = (build_trial(plan, ctx, seed=seed) for seed in (1, 2))
     weights = [one.network.head[-1].weight for one in (first, second)]
     assert (weights[0] != weights[1]).any()
 
@@ -155,10 +155,10 @@ def test_a_study_of_the_same_name_has_values_of_its_own(tmp_path: Path) -> None:
 
 def test_the_study_remembers_the_verdict(opened: OpenStudy) -> None:
     _, found = confirmed_again(opened)
-    verdict = Verdict.of(opened.study)
+    verdict = Verdict.from_study(opened.study)
     assert verdict is not None and verdict == found.verdict
     assert verdict.trial == found.plans[0].trial
-    said = confirmed(opened.study, None)
+    said = describe_confirmation(opened.study, None)
     assert said.startswith("Confirmed over seeds: ")
     assert "2 seeds, corrected for choosing among 2" in said
     assert said in Parsed(render_report(opened.study)).of("p")
@@ -192,7 +192,7 @@ def test_in_folds(tmp_path: Path) -> None:
     confirm_plans(made, 1, 2)
     found = confirm_plans(made, 1, 2)
     assert found.trained == 0
-    training = prepare_trial(found.baseline.plan, prepare(made), seed=1)
+    training = build_trial(found.baseline.plan, build_context(made), seed=1)
     (result,) = training.run()
     assert result.metrics is not None
     assert found.baseline.values[0] == result.metrics.accuracy
@@ -212,7 +212,7 @@ def test_a_plan_that_diverges_is_named_and_not_ranked(tmp_path: Path) -> None:
     assert found.verdict is not None and found.verdict.trials == (2, 1)
     assert confirm_plans(made, 2, 2).trained == 0
     assert confirm_plans(made, 1, 2).verdict is None
-    assert Verdict.of(made.study) is None
+    assert Verdict.from_study(made.study) is None
 
 
 @pytest.mark.slow

@@ -42,8 +42,8 @@ def fitted(opened: OpenStudy) -> RefitResult:
 def test_both_are_trained_alike_and_all_figures_are_kept(
     opened: OpenStudy, fitted: RefitResult
 ) -> None:
-    assert fitted.manner.ema == fitted.baseline_manner.ema == 0.5  # of the study's last run
-    assert fitted.manner.views == fitted.baseline_manner.views == "online"
+    assert fitted.summary.ema == fitted.baseline_summary.ema == 0.5  # of the study's last run
+    assert fitted.summary.views == fitted.baseline_summary.views == "online"
     values = json.loads((fitted.folder / "record.json").read_text("utf-8"))
     (read,) = opened.study.user_attrs[attrs.TEST_READS]
     assert {name: values["test"][name] for name in read["test"]} == read["test"]
@@ -70,7 +70,7 @@ def test_settings_of_a_call_come_before_those_of_the_study(
     found = refit_study(
         opened, trial=0, folder=tmp_path, settings=FitConfig(views="study", ema="off")
     )
-    assert (found.manner.ema, found.manner.views) == (None, 2)
+    assert (found.summary.ema, found.summary.views) == (None, 2)
     assert found.comparison.difference["accuracy"].value == 0.0  # the baseline is one training
 
 
@@ -100,6 +100,6 @@ def test_what_is_stopped_in_training_has_read_nothing(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        refit_study(opened, trial=1, listener=stop)
+        refit_study(opened, trial=1, on_epoch=stop)
     assert contents(fitted.folder) == before
     assert len(opened.study.user_attrs[attrs.TEST_READS]) == reads

@@ -11,7 +11,7 @@ from optuna.trial import TrialState, create_trial
 
 from autotune.errors import StudyError
 from autotune.results.evaluation.reproduce import reproduce_trial
-from autotune.study.engine.worker import work
+from autotune.study.engine.worker import run_worker
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from tests.study.engine.test_worker import job, run
@@ -40,7 +40,7 @@ def test_a_rerun_has_the_threads_of_its_trial(tmp_path: Path) -> None:
     made = open_small(tmp_path, search__trials=1, training__epochs=1)
     before = torch.get_num_threads()
     try:
-        work(job(made, threads=2), threading.Event(), lambda event: None)
+        run_worker(job(made, threads=2), threading.Event(), lambda event: None)
         assert made.study.trials[0].user_attrs[attrs.THREADS] == 2
         torch.set_num_threads(1)
         seen: list[int] = []
