@@ -53,7 +53,7 @@ from optuna_dashboard._note import note_ver_key, split_body
 from rich.console import Console
 
 from autotune.config.loading import apply_overrides, check, presets, read_yaml
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.results.dashboard.notes import Setting, study_note, trial_note
 from autotune.search.space import Space
 from autotune.storage.admin.study_rows import Row, StudyRows, read_study, write_study
@@ -86,7 +86,7 @@ def make_study(folder: Path, trials: int) -> OpenStudy:
     config = check(apply_overrides(read_yaml(presets()["digits"]), given), "benchmark")
     definition = define(config)
     files = Files.of(config.storage, config.files)
-    task = Task.open(config.dataset, config.data, definition.specs[0], files.cache)
+    task = StudyData.open(config.dataset, config.data, definition.specs[0], files.cache)
     opened = open_or_create(definition, task.info.to_json())
     references = draw_pictures(opened)
     space = Space.from_json(opened.study.user_attrs[attrs.SPACE])

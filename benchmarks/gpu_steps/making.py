@@ -44,7 +44,7 @@ def _make(context: Context, bench: Workbench, depth: int, epoch: int, jitter: fl
     next(
         iter(
             train.batches(
-                order, train.plan_views(epoch), context.sizes.batch, bench.loader_workers
+                order, train.views_for_epoch(epoch), context.sizes.batch, bench.loader_workers
             )
         )
     )

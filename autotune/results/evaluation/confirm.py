@@ -18,8 +18,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from autotune.data.progress import Progress, silent
-from autotune.data.sources.opening import fetch_source
+from autotune.data.progress import Progress, no_progress
+from autotune.data.sources.registry import fetch_source
 from autotune.errors import DivergedError, StudyError, disk_full_as_user_error
 from autotune.format_versions import (
     CONFIRMATION,
@@ -161,7 +161,7 @@ def confirm(
     top: int,
     seeds: int,
     listener: Callable[[Step], None] = lambda step: None,
-    fetching: Progress = silent,
+    fetching: Progress = no_progress,
 ) -> Confirmation:
     """Train the best plans of a study and its baseline under several seeds, and compare them.
 

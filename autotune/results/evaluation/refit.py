@@ -17,8 +17,8 @@ import numpy.typing as npt
 from optuna.trial import FrozenTrial
 
 from autotune.config.schema import FitConfig
-from autotune.data.progress import Progress, silent
-from autotune.data.sources.opening import fetch_source
+from autotune.data.progress import Progress, no_progress
+from autotune.data.sources.registry import fetch_source
 from autotune.data.views.study_data import open_test_views
 from autotune.errors import disk_full_as_user_error
 from autotune.plan import TrialPlan
@@ -107,7 +107,7 @@ def fit(
     trial: int | None = None,
     folder: Path | None = None,
     listener: Callable[[str, int, int], None] = lambda what, epoch, epochs: None,
-    fetching: Progress = silent,
+    fetching: Progress = no_progress,
     settings: FitConfig | None = None,
 ) -> FitResult:
     """Train the chosen plan and the baseline on training + validation and measure both.

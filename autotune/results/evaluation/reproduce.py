@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.data.progress import Progress, silent
-from autotune.data.sources.opening import fetch_source
+from autotune.data.progress import Progress, no_progress
+from autotune.data.sources.registry import fetch_source
 from autotune.errors import StudyError
 from autotune.plan import TrialPlan
 from autotune.results.values.precision import compute_in_words
@@ -73,7 +73,7 @@ def rerun(
     opened: OpenStudy,
     number: int,
     listener: Callable[[int, int], None] = lambda epoch, epochs: None,
-    fetching: Progress = silent,
+    fetching: Progress = no_progress,
 ) -> Rerun:
     """Train the plan of a trial as the study did.
 

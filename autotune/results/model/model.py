@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from autotune.data.download.checksums import sha256_of
 from autotune.data.image_files import read_image, to_rgb
-from autotune.data.preprocessing import ImageSpec, decode, shrink
+from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
 from autotune.errors import BackboneError, FormatError, ModelError, PlanError, UserError
 from autotune.format_versions import FORMATS, MODEL, check_format
 from autotune.models.backbone import Backbone, build, check_name, first_line
@@ -128,7 +128,7 @@ class Model(nn.Module):
         Raises:
             OSError: When the image is far longer than wide.
         """
-        pixels = decode(to_rgb(image), self.spec)
+        pixels = to_store_array(to_rgb(image), self.spec)
         size = self.spec.size
         edge = (self.spec.store_size - size) // 2
         crop = np.ascontiguousarray(pixels[:, edge : edge + size, edge : edge + size])
@@ -140,7 +140,7 @@ class Model(nn.Module):
         Raises:
             OSError: When the file is no image, or damaged.
         """
-        smaller = partial(shrink, spec=self.spec) if self.description.fast else None
+        smaller = partial(draft_decode, spec=self.spec) if self.description.fast else None
         return self.transform(read_image(path, smaller))
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
 from autotune.atomic import write_whole
-from autotune.data.quality.checks import compared
+from autotune.data.quality.checks import duplicate_summary
 from autotune.results.diagnosis.diagnostics import FEW_FOR_IMPORTANCES, answers
 from autotune.results.diagnosis.headline import (
     cautions,
@@ -135,7 +135,7 @@ def _render(results: StudyResults, storage_url: str) -> str:
             failures=failures_of(trials),
             warm_start=attrs.warm_start_in_words(study),
             dataset=dataset,
-            compared=compared(attributes.get(attrs.SURVEY, {})),
+            compared=duplicate_summary(attributes.get(attrs.SURVEY, {})),
             backbones=backbones_of(study, trials, best),
             environment=attributes.get(attrs.ENVIRONMENT, {}),
             computing=computing_of(trials),

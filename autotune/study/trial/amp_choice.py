@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from autotune.data.cache.array_cache import Shelf
-from autotune.data.cache.entry import Writer
+from autotune.data.cache.array_cache import ArrayCache
+from autotune.data.cache.entry import EntryWriter
 from autotune.errors import NoRoomError
 from autotune.models.layers import layers_of
 from autotune.models.network import Network, build_network
@@ -156,13 +156,13 @@ def _kept(
         what: What is kept, for messages.
         find: Finds it.
     """
-    shelf = Shelf(bench.opened.files.cache, bench.config.cache.disk_bytes)
+    shelf = ArrayCache(bench.opened.files.cache, bench.config.cache.disk_bytes)
 
-    def make(_writer: Writer) -> dict[str, str | bool]:
+    def make(_writer: EntryWriter) -> dict[str, str | bool]:
         return {name: find()}
 
     try:
-        entry = shelf.open(key, make, 0, what)
+        entry = shelf.get_or_create(key, make, 0, what)
     except NoRoomError:  # the next worker finds it again
         return find()
     value: str | bool = entry.record[name]

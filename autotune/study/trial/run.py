@@ -229,7 +229,7 @@ def _of_caches(
 
     Of features that are not kept, or for some of which there was no room, nothing is said.
     """
-    found: dict[str, Any] = {"decoded": "once" if store.is_kept else "anew"}
+    found: dict[str, Any] = {"decoded": "once" if store.is_cached else "anew"}
     one = parts_of(training)[0]
     refused = tally.refused or (earlier and "computed" not in earlier)
     if one.train is one.images or one.config.views == ONLINE or refused:

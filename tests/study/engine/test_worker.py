@@ -173,7 +173,7 @@ def test_images_that_there_is_no_room_for_give_the_same_values(tmp_path: Path) -
     bench = prepare(opened)
     material = bench.materials.of(bench.space.backbone)
     assert not isinstance(material.task.store.images, np.ndarray)
-    assert material.kept_bytes == 0
+    assert material.cache_bytes == 0
 
 
 def test_the_test_part_is_not_decoded(tmp_path: Path) -> None:

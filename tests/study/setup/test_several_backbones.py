@@ -192,13 +192,13 @@ def test_their_views_share_the_memory_of_a_worker(opened: OpenStudy) -> None:
     shared = prepare(opened, workers=2).materials.memory_bytes
     assert shared == prepare(opened).materials.memory_bytes // 2
     first = prepare(opened).materials.of(RESNET)
-    enough = first.train.kept_bytes + first.validation.kept_bytes
-    assert min(first.train.kept_bytes, first.validation.kept_bytes) > 0
-    for given, kept in ((enough, enough), (enough - 1, first.validation.kept_bytes), (0, 0)):
+    enough = first.train.cache_bytes + first.validation.cache_bytes
+    assert min(first.train.cache_bytes, first.validation.cache_bytes) > 0
+    for given, kept in ((enough, enough), (enough - 1, first.validation.cache_bytes), (0, 0)):
         opened.study.set_user_attr(attrs.CACHE, {"memory_gb": given / 1e9})
         materials = prepare(opened).materials
-        assert sum(materials.of(name).kept_bytes for name in (RESNET, EFFICIENTNET)) <= given
-        assert materials.of(RESNET).kept_bytes == kept
+        assert sum(materials.of(name).cache_bytes for name in (RESNET, EFFICIENTNET)) <= given
+        assert materials.of(RESNET).cache_bytes == kept
 
 
 # From start to end

@@ -10,7 +10,7 @@ import pytest
 import torch
 from optuna.study import load_study
 
-from autotune.data.cache.array_cache import Shelf
+from autotune.data.cache.array_cache import ArrayCache
 from autotune.errors import NoRoomError
 from autotune.study.engine.worker import prepare
 from autotune.study.setup.opening import OpenStudy
@@ -122,7 +122,7 @@ def test_a_cache_without_room_costs_a_comparison(
         raise NoRoomError("no room")
 
     bench = prepare(small(tmp_path, "bf16"))
-    monkeypatch.setattr(Shelf, "open", no_room)
+    monkeypatch.setattr(ArrayCache, "get_or_create", no_room)
     (operations,) = operations_of(torch.nn.Linear(4, 2), (3, 4, 4), BF16).values()
     assert amp_choice._is_wrong(operations[0], bench) is False
     assert bench.wrong == {amp_choice.identity_of(operations[0]): False}
