@@ -91,7 +91,7 @@ def test_a_present_store_is_opened_and_not_decoded(
 ) -> None:
     source = open_source(str(photos))
     first = opened(source, folder)
-    monkeypatch.setattr(decoding, "decode", None)
+    monkeypatch.setattr(decoding, "to_store_array", None)
     second = opened(source, folder)
     assert np.array_equal(first.images, second.images)
     assert first.key == second.key
@@ -289,7 +289,7 @@ class TestDisk:
         self, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 100))
-        monkeypatch.setattr(decoding, "decode", None)
+        monkeypatch.setattr(decoding, "to_store_array", None)
         with pytest.raises(DiskFullError) as caught:
             opened(open_source(str(photos)), folder)
         assert str(caught.value) == (
@@ -359,7 +359,7 @@ class TestMoreThanThereIsRoomFor:
         assert np.array_equal(
             store.images[6], to_store_array(source.read(source.samples[7]), SPEC)
         )
-        monkeypatch.setattr(decoding, "decode", None)
+        monkeypatch.setattr(decoding, "to_store_array", None)
         assert opened(source, folder, limit=0.2, limit_bytes=self.LIMIT).skipped == store.skipped
 
     def test_they_are_kept_once_there_is_room(self, photos: Path, folder: Path) -> None:
