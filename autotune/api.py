@@ -6,6 +6,7 @@ What it shows while it works are the lines of ``autotune run`` without a termina
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from optuna.trial import FrozenTrial
 
-    from autotune.results.evaluation.confirm import Confirmation, Step
-    from autotune.results.evaluation.refit import FitResult
+    from autotune.results.evaluation.confirm import Confirmation, ConfirmProgress
+    from autotune.results.evaluation.refit import RefitResult
     from autotune.study.setup.opening import OpenStudy
 
 #: The environment variable that names a storage, here and for the command.
@@ -199,7 +200,7 @@ class Study:
             raise UserError(f"gpus: must be text such as '0,2', 'all' or 'none', but got {gpus!r}")
         config = self._config or self._remembered()
         self._interrupted = False
-        with _told(progress, config) as (shown, listener):
+        with _told(progress, config) as (shown, on_event):
             from autotune.study.engine.launcher import (
                 run_study,  # within, because it imports torch
             )
@@ -212,9 +213,9 @@ class Study:
                 workers_per_gpu=workers_per_gpu,
                 gpus_per_worker=gpus_per_worker,
                 cpus_per_worker=cpus_per_worker,
-                listener=listener,
+                on_event=on_event,
             )
-        self._found, self._interrupted = result.opened, result.interrupted
+        self._found, self._interrupted = result.handle, result.interrupted
         if shown is not None and result.interrupted:
             shown.print(Text("Stopped. The trials that were running are queued; run() goes on."))
         return self
@@ -312,12 +313,12 @@ class Study:
             >>> study.report("digits.md")
             PosixPath('digits.md')
         """
-        from autotune.results.report.formats import form_of, write_report_of
+        from autotune.results.report.formats import resolve_format, write_report
 
-        form = form_of(path, format)
+        form = resolve_format(path, format)
         if path is not None:
             check_writable(path)
-        return write_report_of(self._opened(), None if path is None else Path(path), form)
+        return write_report(self._opened(), None if path is None else Path(path), form)
 
     def confirm(self, top: int = 5, seeds: int = 5, *, progress: bool = True) -> Confirmation:
         """Train the best plans and the baseline under several seeds, and compare them.
@@ -343,25 +344,25 @@ class Study:
             if value < least:
                 raise UserError(f"{name}: must be at least {least}, but got {value}")
         opened = self._opened()
-        from autotune.results.evaluation.confirm import confirm  # imports torch, as fit does
+        from autotune.results.evaluation.confirm import confirm_plans  # imports torch
         from autotune.results.values.objective import Objective
 
-        objective = Objective.of(opened.study)
+        objective = Objective.from_study(opened.study)
         say = _say(progress)
 
-        def listen(step: Step) -> None:
+        def listen(step: ConfirmProgress) -> None:
             if said := step.describe(objective):
                 say(said)
 
-        return confirm(opened, top, seeds, listen)
+        return confirm_plans(opened, top, seeds, listen)
 
-    def fit(
+    def refit(
         self,
         trial: int | None = None,
         folder: str | Path | None = None,
         *,
         progress: bool = True,
-    ) -> FitResult:
+    ) -> RefitResult:
         """Train the best plan and the baseline anew and measure both on the test part.
 
         This reads the test part, and the study notes how often that was done. The trainings run
@@ -377,14 +378,14 @@ class Study:
             UserError: When the folder cannot be written.
 
         Example:
-            >>> study.fit(trial=99)
+            >>> study.refit(trial=99)
             Traceback (most recent call last):
             autotune.errors.StudyError: --trial: the study 'digits' has the trials 0 to 3, but ...
         """
         if folder is not None:
             check_folder(Path(folder))
         opened = self._opened()
-        from autotune.results.evaluation.refit import fit
+        from autotune.results.evaluation.refit import refit_study  # imports torch
 
         say = _say(progress)
 
@@ -394,7 +395,14 @@ class Study:
 
         settings = self._config.fit if self._config is not None else None
         where = None if folder is None else Path(folder)
-        return fit(opened, trial, where, listen, settings=settings)
+        return refit_study(opened, trial, where, listen, settings=settings)
+
+    def fit(
+        self, trial: int | None = None, folder: str | Path | None = None, *, progress: bool = True
+    ) -> RefitResult:
+        """Call :meth:`refit`, which this was called before."""
+        warnings.warn("Study.fit is called Study.refit now", DeprecationWarning, stacklevel=2)
+        return self.refit(trial, folder, progress=progress)
 
     def plot_history(self) -> go.Figure:
         """Draw the value of every trial, the best so far and the baseline.
@@ -489,7 +497,7 @@ class Study:
         from autotune.results.figures.pareto import front_figure
         from autotune.results.values.objective import Objective
 
-        if Objective.cost_of(self._opened().study) is None:
+        if Objective.cost_from_study(self._opened().study) is None:
             raise StudyError(
                 f"the study {self._name!r} has one objective, and no front; a study file with "
                 "'objectives: [accuracy, latency_ms]' has two"
@@ -507,7 +515,11 @@ class Study:
             opened = None
         if opened is None:
             return f"<p>Study <b>{escape(self._name)}</b>: {escape(self._in_words())}</p>"
-        from autotune.results.diagnosis.headline import confirmed, facts, headline
+        from autotune.results.diagnosis.headline import (
+            describe_confirmation,
+            headline,
+            key_figures,
+        )
         from autotune.search import ranking
         from autotune.study.state import attrs
 
@@ -517,9 +529,9 @@ class Study:
         progress = attrs.progress_of(trials, attrs.budget_of(study))
         rows = [
             (name, f"{number} ({made_of})")
-            for name, number, made_of in facts(study, trials, progress)
+            for name, number, made_of in key_figures(study, trials, progress)
         ]
-        if said := confirmed(study, best):
+        if said := describe_confirmation(study, best):
             rows.append(("confirmed", said))
         cells = "".join(
             f'<tr><th style="text-align: left">{escape(name)}</th>'
@@ -538,7 +550,7 @@ class Study:
             if opened is None:
                 return "not run yet"
             from autotune.results.report.summary import summarise
-            from autotune.results.values.objective import show_values
+            from autotune.results.values.objective import format_values
 
             found = summarise(opened)
         except AutotuneError as error:
@@ -548,15 +560,15 @@ class Study:
         if progress.running:
             words.append(f"{progress.running} running")
         if found.best is not None:
-            shown = show_values(found.best, found.objective, cost)
+            shown = format_values(found.best, found.objective, cost)
             words.append(f"best {shown} (trial {found.best.number})")
         if found.baseline is not None:
-            words.append(f"baseline {show_values(found.baseline, found.objective, cost)}")
+            words.append(f"baseline {format_values(found.baseline, found.objective, cost)}")
         return ", ".join(words)
 
     def _summary(self, trial: FrozenTrial | None) -> TrialSummary | None:
         from autotune.results.figures.parameters import space_of
-        from autotune.results.report.dataframe import effective_params
+        from autotune.results.report.dataframe import active_params
         from autotune.study.state import attrs
 
         plan = attrs.plan_of(trial) if trial is not None else None
@@ -564,7 +576,7 @@ class Study:
             return None
         study = self._opened().study
         words = plan.in_words(attrs.has_several(study.user_attrs))
-        params = effective_params(trial, space_of(study))
+        params = active_params(trial, space_of(study))
         value, *costs = trial.values
         return TrialSummary(trial.number, value, plan, words, params, *costs)
 

@@ -19,7 +19,7 @@ from autotune.config.schema import StudyConfig
 from autotune.data.progress import COUNTED_STEPS
 from autotune.display.console import images_in_words, in_lines
 from autotune.errors import UserError
-from autotune.results.values.objective import Objective, show_values
+from autotune.results.values.objective import Objective, format_values
 from autotune.search import ranking
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, ending, held_hours, since_best
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 #: Without a terminal, how often a line says how far a long step before the study is.
 IMAGES_SHOWN_S = 10.0
 #: Events that tell of the end of a worker.
-_ENDS = ("exit", "sick", "no device")
+_ENDS = ("exit", "worker_unhealthy", "no_device")
 #: The state of a worker whose GPU cannot be used.
 _NO_DEVICE = "its GPU cannot be used"
 
@@ -148,8 +148,8 @@ class State:
             self.step = f"decoding images: {event['done']} of {event['total']}"
         elif kind == "opened":
             self.opened, self.progress = event["opened"], event["progress"]
-            self.objective = Objective.of(event["opened"].study)
-            self.cost = Objective.cost_of(event["opened"].study)
+            self.objective = Objective.from_study(event["opened"].study)
+            self.cost = Objective.cost_from_study(event["opened"].study)
             self.finished_before = event["progress"].finished
             self.started = time.monotonic()
             self.step = "starting workers"
@@ -183,7 +183,7 @@ class State:
             self._read_scores()
         elif kind == "waiting":
             worker.state = "waiting for the other trials"
-        elif kind == "no device":
+        elif kind == "no_device":
             worker.state = _NO_DEVICE
         elif kind == "exit" and worker.state != _NO_DEVICE:
             worker.state = "replaced" if event.get("replaced") else "ended"
@@ -201,7 +201,7 @@ class State:
 
     def _values(self, trial: FrozenTrial) -> str:
         assert self.objective is not None
-        return show_values(trial, self.objective, self.cost)
+        return format_values(trial, self.objective, self.cost)
 
     def time_left_s(self) -> float | None:
         """Estimate the time left from the trials of this run, and from its limits of time."""
@@ -232,16 +232,18 @@ class State:
 
     def show(self, value: float | None) -> str:
         """Write a value of the objective; empty while there is none."""
-        return "" if value is None or self.objective is None else self.objective.show(value)
+        return (
+            "" if value is None or self.objective is None else self.objective.format_value(value)
+        )
 
     def obituary(self, event: dict[str, Any]) -> str:
         """Say how a worker died, and what its log says; nothing when it was told to end."""
-        if event["event"] == "sick":
+        if event["event"] == "worker_unhealthy":
             return (
                 f"worker {event['worker']} dies at everything and is not started again; its log "
                 f"is {event['log']}"
             )
-        if event["event"] == "no device":
+        if event["event"] == "no_device":
             return f"worker {event['worker']} is not started again: {event['message']}"
         code = event["code"]
         told = event["worker"] in self.workers and (
@@ -317,7 +319,7 @@ class LiveView:
         self._state.update(event)
         if event["event"] in _ENDS and (line := self._state.obituary(event)):
             self._live.console.print(in_lines(line), highlight=False)
-        if event["event"] == "left out":
+        if event["event"] == "images_skipped":
             self._live.console.print(Text(self._state.left_out(event)))
         if event["event"] == "opened":
             for line in self._state.start(event):
@@ -327,7 +329,7 @@ class LiveView:
 
 def draw(state: State) -> RenderableType:
     """Draw the study: a bar, the scores, a row per worker."""
-    objective = state.objective.words if state.objective else ""
+    objective = state.objective.label if state.objective else ""
     parts: list[RenderableType] = [Text(f"study {state.config.name}", style="bold")]
     if state.progress is not None:
         bar = Table.grid(padding=(0, 2))
@@ -384,7 +386,7 @@ class PlainView:
                 return ""
             self._told = share
             return state.step
-        if kind == "left out":
+        if kind == "images_skipped":
             return state.left_out(event)
         if kind == "opened":
             line = f"study {state.config.name}: {state.counts()}; {state.scores()}"

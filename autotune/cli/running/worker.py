@@ -42,18 +42,18 @@ def worker(
     prefer_gpu_settings(os.environ)  # torch may read them when it is imported
     from autotune.data.sources.registry import fetch_source
     from autotune.results.values.objective import Objective
-    from autotune.study.engine.worker import Job, work, worker_name
-    from autotune.study.setup.opening import await_existing
+    from autotune.study.engine.worker import Job, run_worker, worker_name
+    from autotune.study.setup.opening import wait_for_existing
 
     shown = console()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    opened = await_existing(located.name, located.storage, files or located.files, wait, stop)
+    opened = wait_for_existing(located.name, located.storage, files or located.files, wait, stop)
     if opened is None:
         shown.print("Stopped before there was a study.", highlight=False)
         raise typer.Exit(130)
-    objective = Objective.of(opened.study)
+    objective = Objective.from_study(opened.study)
     shown.print(f"study {opened.name}: preparing the images and the backbone", highlight=False)
     with shown.status("opening the images") as line:
         fetch_source(
@@ -76,7 +76,7 @@ def worker(
             shown.print(f"trial {event['trial']}: {event['plan']}", highlight=False, markup=False)
         elif event["event"] == "end":
             finished += event["state"] in ("complete", "pruned", "infeasible", "failed")
-            value = "" if event["value"] is None else f" {objective.show(event['value'])}"
+            value = "" if event["value"] is None else f" {objective.format_value(event['value'])}"
             shown.print(f"trial {event['trial']}: {event['state']}{value}", highlight=False)
 
     called = worker_name(os.getpid(), 0)
@@ -90,7 +90,7 @@ def worker(
         threads=0,
         log="(this terminal)",
     )
-    ended = work(job, stop, emit)
+    ended = run_worker(job, stop, emit)
     many = "s" if finished != 1 else ""
     if stop.is_set():
         shown.print(f"Stopped after {finished} trial{many}.", highlight=False)

@@ -11,10 +11,10 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.results.diagnosis.headline import confirmed, ended_by, headline
-from autotune.results.figures.layer_diagram import as_text, rows
+from autotune.results.diagnosis.headline import describe_confirmation, ended_by, headline
+from autotune.results.figures.layer_diagram import as_text, layer_rows
 from autotune.results.report.reproduction import commands, next_commands, study_file
-from autotune.results.values.objective import Objective, in_time, show_values
+from autotune.results.values.objective import Objective, format_duration, format_values
 from autotune.search import ranking
 from autotune.study.state import attrs
 from autotune.study.state.constraints import NOUNS, amount, in_short
@@ -35,10 +35,10 @@ def study_note(study: Study, storage_url: str) -> str:
     trials = study.get_trials(deepcopy=False)
     attributes = study.user_attrs
     best = ranking.best_of(trials, attrs.direction_of(study))
-    answer = [f"**{shown_as_text(headline(study))}**", shown_as_text(_so_far(study, trials))]
-    if said := confirmed(study, best):
-        answer.append(shown_as_text(said))
-    answer += [f"- {shown_as_text(one)}" for one in attrs.image_remarks(attributes)]
+    answer = [f"**{escape_markdown(headline(study))}**", escape_markdown(_so_far(study, trials))]
+    if said := describe_confirmation(study, best):
+        answer.append(escape_markdown(said))
+    answer += [f"- {escape_markdown(one)}" for one in attrs.image_remarks(attributes)]
     return "\n\n".join(
         [
             *answer,
@@ -84,7 +84,7 @@ def _definition(study: Study) -> Iterator[tuple[str, str]]:
         where = "of the network" if one.is_cost else "on the validation part"
         yield (
             "objective",
-            f"{one.words} {where}, the {'more' if one.maximised else 'less'} the better",
+            f"{one.label} {where}, the {'more' if one.is_maximized else 'less'} the better",
         )
     limits: Mapping[str, Any] = definition.get("constraints") or {}
     within = [
@@ -106,7 +106,7 @@ def _definition(study: Study) -> Iterator[tuple[str, str]]:
     baseline = attrs.baseline_of(study.get_trials(deepcopy=False))
     plan = attrs.plan_of(baseline) if baseline is not None else None
     if baseline is not None and plan is not None:
-        value = Objective.of(study).show(baseline.values[0])
+        value = Objective.from_study(study).format_value(baseline.values[0])
         yield (
             "baseline",
             f"trial {baseline.number}, {value}: {plan.in_words(attrs.has_several(attributes))}",
@@ -129,7 +129,7 @@ def _images(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class Setting:
+class NoteContext:
     """What the notes of all trials of a study refer to, read once.
 
     Args:
@@ -145,13 +145,18 @@ class Setting:
     baseline: FrozenTrial | None
 
     @staticmethod
-    def of(study: Study) -> Setting:
+    def of(study: Study) -> NoteContext:
         """Read it."""
         baseline = attrs.baseline_of(study.get_trials(deepcopy=False))
-        return Setting(study.user_attrs, Objective.of(study), Objective.cost_of(study), baseline)
+        return NoteContext(
+            study.user_attrs,
+            Objective.from_study(study),
+            Objective.cost_from_study(study),
+            baseline,
+        )
 
 
-def trial_note(trial: FrozenTrial, setting: Setting) -> str:
+def trial_note(trial: FrozenTrial, setting: NoteContext) -> str:
     """Describe a trial: how it ended, its plan in words and as a picture, what it took.
 
     Args:
@@ -159,28 +164,28 @@ def trial_note(trial: FrozenTrial, setting: Setting) -> str:
         setting: That of its study.
     """
     plan = attrs.plan_of(trial)
-    said = [f"**{shown_as_text(_outcome(trial, setting))}**"]
+    said = [f"**{escape_markdown(_outcome(trial, setting))}**"]
     if plan is not None:
-        said.append(shown_as_text(plan.in_words(attrs.has_several(setting.attributes))))
+        said.append(escape_markdown(plan.in_words(attrs.has_several(setting.attributes))))
         if layers := attrs.layers_of(setting.attributes, plan):
-            said.append(_fenced(as_text(rows(layers, plan)), "text"))
+            said.append(_fenced(as_text(layer_rows(layers, plan)), "text"))
     if sizes := ", ".join(_sizes(trial)):
-        said.append(shown_as_text(sizes))
+        said.append(escape_markdown(sizes))
     if origin := attrs.origin_of(trial):
-        said.append(shown_as_text(f"queued at the start: {origin}"))
+        said.append(escape_markdown(f"queued at the start: {origin}"))
     if earlier := attrs.retries(trial):
         said.append(f"goes on from trial {', '.join(map(str, earlier))}")
     return "\n\n".join(said)
 
 
-def _outcome(trial: FrozenTrial, setting: Setting) -> str:
+def _outcome(trial: FrozenTrial, setting: NoteContext) -> str:
     reason = str(trial.user_attrs.get(attrs.REASON, ""))
     role = "the baseline, " if attrs.is_baseline(trial) else ""
     epochs = attrs.epochs_of(trial)
     if trial.state == TrialState.COMPLETE:
-        shown, start = show_values(trial, setting.objective, setting.cost), setting.baseline
+        shown, start = format_values(trial, setting.objective, setting.cost), setting.baseline
         if start is not None and not attrs.is_baseline(trial):
-            gained = setting.objective.difference(trial.values[0], start.values[0])
+            gained = setting.objective.format_difference(trial.values[0], start.values[0])
             shown += f", {gained} against the baseline"
         # A baseline beyond the limits is trained all the same.
         return f"{role}{shown}" + (f"; {reason}" if reason else "")
@@ -207,18 +212,18 @@ def _sizes(trial: FrozenTrial) -> Iterator[str]:
     if attrs.SECONDS in known:
         epochs = attrs.epochs_of(trial)
         on = f" on {known[attrs.DEVICE]}" if attrs.DEVICE in known else ""
-        yield f"{epochs} epoch{'s' * (epochs != 1)} in {in_time(known[attrs.SECONDS])}{on}"
+        yield f"{epochs} epoch{'s' * (epochs != 1)} in {format_duration(known[attrs.SECONDS])}{on}"
     elif trial.state == TrialState.RUNNING:
-        yield f"for {in_time(attrs.held_s(trial, time.time()))}"
+        yield f"for {format_duration(attrs.held_s(trial, time.time()))}"
 
 
-def shown_as_text(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Have Markdown show a text as it is, in one line, and nothing in it act on the page."""
     return _MARKS.sub(r"\\\1", visible(" ".join(text.split())))
 
 
 def _table(found: Iterator[tuple[str, str]]) -> str:
-    lines = [f"| {name} | {shown_as_text(value)} |" for name, value in found]
+    lines = [f"| {name} | {escape_markdown(value)} |" for name, value in found]
     return "\n".join(["| | |", "| --- | --- |", *lines])
 
 
