@@ -148,11 +148,11 @@ def _plan(name: str, offers: Any, field: str, value: Any) -> Any:
 
 
 def _step(network: Any, images: Any) -> None:
-    """Do one optimiser step and check that it went well and touched the tuned part alone."""
+    """Do one optimiser step and check that it went well and touched the trainable part alone."""
     import torch
     from torch.nn import functional
 
-    tuned = {name for name, value in network.named_parameters() if value.requires_grad}
+    trainable = {name for name, value in network.named_parameters() if value.requires_grad}
     before = {
         name: value.clone()
         for name, value in [*network.named_parameters(), *network.named_buffers()]
@@ -166,9 +166,9 @@ def _step(network: Any, images: Any) -> None:
     optimizer.step()
     for name, value in [*network.named_parameters(), *network.named_buffers()]:
         if name not in own and not name.startswith("head."):
-            assert torch.equal(value, before[name]), f"{name} is locked but changed"
+            assert torch.equal(value, before[name]), f"{name} is frozen but changed"
     parameters = dict(network.named_parameters())
-    assert any(not torch.equal(parameters[name], before[name]) for name in tuned), "no training"
+    assert any(not torch.equal(parameters[name], before[name]) for name in trainable), "no training"
 
 
 def _depths(backbone: Any, layers: Any, images: Any) -> int:
@@ -183,10 +183,10 @@ def _depths(backbone: Any, layers: Any, images: Any) -> int:
     for depth in range(len(layers) + 1):
         module = backbone.fresh() if depth in _trained(layers) else backbone.pretrained
         network = Network(module, layers_of(module), depth, Head(HeadPlan(), features, 3))
-        tuned = {n for n, p in network.backbone.named_parameters() if p.requires_grad}
+        trainable = {n for n, p in network.backbone.named_parameters() if p.requires_grad}
         parameters = dict(network.backbone.named_parameters())
         wanted = {n for layer in layers[:depth] for n in layer.names if n in parameters}
-        assert tuned == wanted, f"depth {depth} tunes other parameters than its layers have"
+        assert trainable == wanted, f"depth {depth} trains other parameters than its layers have"
         if depth in _trained(layers):
             if 0 < depth < len(layers):
                 _prefix(network, images)
@@ -202,11 +202,11 @@ def _trained(layers: Any) -> set[int]:
 
 
 def _prefix(network: Any, images: Any) -> None:
-    """Check that the locked part gives the same in training as in evaluation, bit by bit."""
+    """Check that the frozen part gives the same in training as in evaluation, bit by bit."""
     import torch
 
     outputs: dict[bool, dict[str, Any]] = {True: {}, False: {}}
-    locked = [
+    frozen = [
         (name, network.backbone.get_submodule(name))
         for layer in network.layers[network.depth :]
         for name in layer.modules
@@ -215,7 +215,7 @@ def _prefix(network: Any, images: Any) -> None:
         network.train(training)
         hooks = [
             module.register_forward_hook(_note(name, found))
-            for name, module in locked
+            for name, module in frozen
             if any(True for _ in module.parameters(recurse=False))
         ]
         with torch.no_grad():
@@ -224,7 +224,7 @@ def _prefix(network: Any, images: Any) -> None:
             hook.remove()
     for name, value in outputs[True].items():
         if isinstance(value, torch.Tensor):
-            assert torch.equal(value, outputs[False][name]), f"{name} differs while it is locked"
+            assert torch.equal(value, outputs[False][name]), f"{name} differs while it is frozen"
 
 
 def _note(name: str, found: dict[str, Any]) -> Any:

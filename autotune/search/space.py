@@ -62,7 +62,7 @@ _PARAMETER = re.compile(
     rf"|layer\.\d+\.({'|'.join(LAYER_FIELDS)})|training\.({'|'.join(POLICY_FIELDS)})"
 )
 
-#: Fields of the policy that mean nothing without tuned layers (``momentum``: without SGD), with
+#: Fields of the policy that mean nothing without trainable layers (``momentum``: without SGD), with
 #: the value that they have then.
 INERT_POLICY = {
     name: getattr(TrainingPolicy(), name)
@@ -389,7 +389,7 @@ def has_meaning(name: str, values: Mapping[str, Any]) -> bool:
 
 
 def _changes(values: Mapping[str, Any], names: Sequence[str]) -> bool:
-    """Tell whether a tuned layer changes one of some fields."""
+    """Tell whether a trainable layer changes one of some fields."""
     return any(
         values.get(f"layer.{index}.{name}", KEEP) != KEEP
         for index in range(1, values["depth"] + 1)

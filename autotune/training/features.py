@@ -1,4 +1,4 @@
-"""Features: what the locked part of a network makes of its images, computed once for all.
+"""Features: what the frozen part of a network makes of its images, computed once for all.
 
 Trials that lock the same layers see the same features, in every epoch that shows the same views.
 They are kept on disk, a file for the images of an epoch, and mapped by all workers. The first

@@ -43,7 +43,7 @@ class Folds:
     ) -> None:
         self.folds: tuple[Training, ...] = ()
         for one in trainings:
-            _share_locked((self.folds or (one,))[0].network, one)
+            _share_frozen((self.folds or (one,))[0].network, one)
             self.folds += (one,)
         self._train = train
         self._validation = validation
@@ -158,10 +158,10 @@ def _epochs(training: Training) -> Iterator[EpochResult]:
         yield result
 
 
-def _share_locked(network: Network, training: Training) -> None:
-    """Have the networks of a training hold the locked tensors of another one of the plan."""
+def _share_frozen(network: Network, training: Training) -> None:
+    """Have the networks of a training hold the frozen tensors of another one of the plan."""
     theirs = dict(network.named_parameters()) | dict(network.named_buffers())
-    changing = network.tuned_state().keys()
+    changing = network.trainable_state().keys()
     for copy in {training.network, training.result}:
         for name, tensor in (*copy.named_parameters(), *copy.named_buffers()):
             if name not in changing:

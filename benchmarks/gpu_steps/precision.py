@@ -65,7 +65,7 @@ def time_modes(context: Context) -> None:
 
 
 def _whole(backbone: Backbone, device: torch.device) -> Network:
-    """Build a network all of whose layers are tuned."""
+    """Build a network all of whose layers are trainable."""
     depth = len(layers_of(backbone.fresh()))
     network = build_network(backbone, plan_of_depth(backbone.name, depth), 10, seed=0)
     return network.to(device).to(memory_format=torch.channels_last)

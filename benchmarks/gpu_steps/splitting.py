@@ -19,7 +19,7 @@ from autotune.training.inputs.batches import in_channels_last
 from gpu_steps.context import Context
 from gpu_steps.material import plan_of_depth
 
-#: What the networks that are compared have tuned.
+#: The layers that train in the networks that are compared.
 DEPTH = 2
 #: Images in a batch: another number than :func:`split` learns from or checks with.
 COUNT = 4

@@ -190,8 +190,8 @@ def network() -> Figure:
 
 
 def _layer(axes: Axes, row: LayerRow, y: int) -> None:
-    colour = {"locked": "#e9ebee", "tuned": "#cfe3f5", "reshaped": "#f7ddbd"}[row.state]
-    rim = {"locked": GREY, "tuned": BLUE, "reshaped": ORANGE}[row.state]
+    colour = {"frozen": "#e9ebee", "trainable": "#cfe3f5", "reshaped": "#f7ddbd"}[row.state]
+    rim = {"frozen": GREY, "trainable": BLUE, "reshaped": ORANGE}[row.state]
     axes.add_patch(
         FancyBboxPatch(
             (0, y + 0.1),

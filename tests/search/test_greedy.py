@@ -98,7 +98,7 @@ def test_the_stages_go_from_the_last_layer_to_the_first_then_head_and_training()
     assert stages[4].free == ("training.lr", "training.label_smoothing")
 
 
-def test_layers_that_have_nothing_to_search_are_tuned_as_they_are() -> None:
+def test_layers_that_have_nothing_to_search_are_trainable_as_they_are() -> None:
     plain = stages_of(space_of(depth={"low": 0, "high": 4, "step": 2}))
     assert [(one.name, one.free, one.depth) for one in plain] == [
         ("layers 1-2", (), 2),
@@ -164,7 +164,7 @@ def test_the_layers_end_with_the_first_that_does_not_help(stop: str) -> None:
     ]
     assert [one.accepted for one in found.results] == [True, False, False, False, False]
     assert found.incumbent["depth"] == 1
-    if stop == "never":  # what did not help is left as it was when the next layer is tuned
+    if stop == "never":  # what did not help is left as it was when the next layer is trainable
         third = study.trials[5].params
         assert (third["depth"], third["layer.2.kernel"]) == (3, KEEP)
 

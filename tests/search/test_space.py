@@ -177,7 +177,7 @@ def test_what_is_inherited_matters_to_changed_weights_alone(
     assert space.plan(_largest_params(space)).inherit == ("none" if found else "weights")
 
 
-def test_inherit_has_no_meaning_while_no_tuned_layer_changes_weights() -> None:
+def test_inherit_has_no_meaning_while_no_trainable_layer_changes_weights() -> None:
     space = space_of(["none", "weights", "data"], **SHAPES)
     plain = {name: inert_value(found) for name, found in space.distributions.items()}
 
@@ -195,7 +195,7 @@ def test_inherit_has_no_meaning_while_no_tuned_layer_changes_weights() -> None:
     assert canonical(depth=3, inherit="weights") == ("none", "weights")
 
 
-def test_locked_layers_have_inert_values() -> None:
+def test_frozen_layers_have_inert_values() -> None:
     space = space_of(**SHAPES)
     canonical = space.canonical({**_largest_params(space), "depth": 1})
     assert (canonical["layer.1.kernel"], canonical["layer.2.kernel"]) == (5, "keep")
@@ -351,10 +351,10 @@ def test_a_fixed_policy_that_means_nothing_has_its_default() -> None:
     training = {"momentum": 0.3, "head_epochs": 2, "l2_sp": 0.1, "mixup": 0.2}
     space = space_of(depth=[0, 1], training=training)
     assert space.plan({"depth": 0}).policy == TrainingPolicy(mixup=0.2)
-    tuned = space.plan({"depth": 1})
-    assert tuned.policy == TrainingPolicy(head_epochs=2, l2_sp=0.1, mixup=0.2)
-    assert space.params(tuned) == {"depth": 1}
-    assert space.params(replace(tuned, policy=TrainingPolicy(mixup=0.2))) is None
+    trainable = space.plan({"depth": 1})
+    assert trainable.policy == TrainingPolicy(head_epochs=2, l2_sp=0.1, mixup=0.2)
+    assert space.params(trainable) == {"depth": 1}
+    assert space.params(replace(trainable, policy=TrainingPolicy(mixup=0.2))) is None
 
 
 def test_the_plan_of_parameters() -> None:

@@ -252,7 +252,7 @@ class _Maker:
         self._add(TrialState.RUNNING, params, plan, curve)
 
     def _accuracies(self, plan: TrialPlan) -> dict[int, float]:
-        """Accuracy after each epoch: best at three tuned layers and a learning rate of 0.01."""
+        """Accuracy after each epoch: best at three trainable layers and a learning rate of 0.01."""
         bonus = 0.0
         if plan.depth:
             shape = math.exp(-(((plan.depth - 3) / 2.5) ** 2))
@@ -295,7 +295,7 @@ class _Maker:
             attrs.PLAN: plan.to_json(),
             attrs.WORKER: f"gpu-box/{4100 + worker}/{worker}{self.hostile}",
             attrs.DEVICE: "NVIDIA H200" + self.hostile,
-            attrs.PARAMETERS_TUNED: 5130 + 7200 * plan.depth,
+            attrs.TRAINABLE_PARAMETERS: 5130 + 7200 * plan.depth,
             attrs.COSTS: {
                 name: costs[name] for name in costs if name in ("parameters", *self.config.costs)
             },
@@ -332,7 +332,7 @@ class _Maker:
 
 
 def _costs(plan: TrialPlan) -> dict[str, float]:
-    """What a plan costs: more with every tuned layer and hidden unit; the baseline least."""
+    """What a plan costs: more with every trainable layer and hidden unit; the baseline least."""
     units = sum(hidden.units for hidden in plan.head.hidden)
     return {
         "parameters": 24_000 + 64 * units,

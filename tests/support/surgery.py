@@ -97,7 +97,7 @@ def offers(name: str) -> tuple[LayerOffer, ...]:
 
 
 def change(name: str, changes: Mapping[int, Mapping[str, Any]], **more: Any) -> TrialPlan:
-    """Make a plan from what becomes of some layers, tuned as deep as they go."""
+    """Make a plan from what becomes of some layers, trainable as deep as they go."""
     depth = more.pop("depth", max(changes, default=0))
     layers = tuple(LayerPlan(**changes.get(index, {})) for index in range(1, depth + 1))
     return TrialPlan(name, depth, layers, **more)

@@ -81,9 +81,9 @@ def test_training_on_features_is_training_on_images(name: str, depth: int, tmp_p
     # Half precision tells the two apart, so that it is features that were trained on.
     assert course(training(found, views=2)) == [tuple(one) for one in expected.tolist()]
     after = state_of(parted.network)
-    tuned = parted.network.tuned_state().keys()
+    trainable = parted.network.trainable_state().keys()
     for key, value in before.items():
-        assert torch.equal(value, after[key]) or key in tuned
+        assert torch.equal(value, after[key]) or key in trainable
     # An epoch shows a view of each image: two of training, and one of validation.
     assert len(Shelf(tmp_path).known("features")) == 3
 

@@ -245,13 +245,13 @@ def _counts(plan: TrialPlan, tried: TriedPlan) -> Iterator[str]:
     def parameters(layers: Sequence[Any]) -> str:
         return in_short(sum(layer.parameters for layer in layers))
 
-    locked = len(tried.before) - plan.depth
+    frozen = len(tried.before) - plan.depth
     yield (
-        f"□ locked: {locked} of {len(tried.before)} layers, "
+        f"□ frozen: {frozen} of {len(tried.before)} layers, "
         f"{parameters(tried.before[plan.depth :])} parameters"
     )
     yield (
-        f"■ tuned: the head on {tried.features} features"
+        f"■ trainable: the head on {tried.features} features"
         + (
             f" and {plan.depth} layer{'s' if plan.depth > 1 else ''}, "
             f"{parameters(tried.after[: plan.depth])} parameters"

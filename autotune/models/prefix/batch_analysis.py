@@ -1,4 +1,4 @@
-"""What the nodes of a network's graph give: which of them are locked, and what is per image.
+"""What the nodes of a network's graph give: which of them are frozen, and what is per image.
 
 The graph runs on two batches of random images, two and three of them, of which the last two of
 the three are the two. What has the same shape and values in both is a constant; a number in the
@@ -22,7 +22,7 @@ from torch.fx import Node
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves
 
-from autotune.models.prefix.graph import digest, is_tuned, run
+from autotune.models.prefix.graph import digest, is_trainable, run
 
 #: Images in the two batches.
 FEW, MANY = 2, 3
@@ -111,16 +111,16 @@ class Flow:
         root: The module that it belongs to.
         graph: The graph.
         digests: Digest of each node.
-        locked: The nodes that depend on the images and on locked state alone.
+        frozen: The nodes that depend on the images and on frozen state alone.
         rewritten: The nodes whose memory is written to by a later one.
-        effects: The nodes that are not locked and write to buffers.
-        kinds: What the locked nodes give, by digest.
+        effects: The nodes that are not frozen and write to buffers.
+        kinds: What the frozen nodes give, by digest.
     """
 
     root: nn.Module
     graph: fx.Graph
     digests: Mapping[Node, str]
-    locked: frozenset[Node]
+    frozen: frozenset[Node]
     rewritten: frozenset[Node]
     effects: tuple[Node, ...]
     kinds: Mapping[str, Kind]
@@ -134,7 +134,7 @@ def after(value: Any, _write: Any) -> Any:
 def follow(
     root: nn.Module,
     graph: fx.Graph,
-    tuned: frozenset[str],
+    trainable: frozenset[str],
     shape: tuple[int, ...],
     like: Tensor,
     known: Mapping[str, Kind] | None = None,
@@ -144,11 +144,11 @@ def follow(
     Args:
         root: The module that it belongs to, in the mode of the graph.
         graph: The graph.
-        tuned: Names of the parameters and buffers that training changes.
+        trainable: Names of the parameters and buffers that training changes.
         shape: Of one image.
         like: A tensor of the type and on the device of the images.
-        known: What locked nodes give, where another graph of the network has told; nodes that it
-            does not have are not locked then.
+        known: What frozen nodes give, where another graph of the network has told; nodes that it
+            does not have are not frozen then.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(MANY, *shape, generator=generator).to(like)
@@ -159,7 +159,7 @@ def follow(
     now: dict[Node, Node] = {}
     digests: dict[Node, str] = {}
     kinds: dict[str, Kind] = {}
-    locked: set[Node] = set()
+    frozen: set[Node] = set()
     rewritten: set[Node] = set()
     effects: list[Node] = []
     buffers = set[int]().union(*map(_addresses, root.buffers()))
@@ -170,20 +170,20 @@ def follow(
         """Take a node up, once its values are known."""
         digests[copied] = key = digest(copied, root, digests, shape)
         inputs = copied.all_input_nodes
-        if not free or not all(one in locked for one in inputs):
+        if not free or not all(one in frozen for one in inputs):
             return
         if known is None or key in known:
-            locked.add(copied)
+            frozen.add(copied)
 
     for node in graph.nodes:
         copied = now[node] = new.node_copy(node, now.__getitem__)
         if node.op == "output":
             digests[copied] = ""
             continue
-        add(copied, not is_tuned(node, root, tuned))
+        add(copied, not is_trainable(node, root, trainable))
         written: set[int] = set()
         for place, found in enumerate(values):
-            if place and copied not in locked:
+            if place and copied not in frozen:
                 continue
             if node.op == "placeholder":
                 found[node] = batches[place]
@@ -197,11 +197,11 @@ def follow(
                 for one, version in zip(operands, versions, strict=True)
                 if one._version != version
             }
-        if known is None and copied in locked:
+        if known is None and copied in frozen:
             own = node.op == "get_attr"
             kind = Constant(values[0][node]) if own else kind_of(*(one[node] for one in values))
             kinds.setdefault(digests[copied], kind)
-        if written & buffers and copied not in locked:
+        if written & buffers and copied not in frozen:
             effects.append(copied)
         if written:
             rewritten |= {one for one, places in memory.items() if places & written}
@@ -211,7 +211,7 @@ def follow(
                     now[earlier] = renewed
                     add(renewed, True)
                     memory[renewed] = _addresses(values[0][earlier])
-                    if known is None and renewed in locked:
+                    if known is None and renewed in frozen:
                         kind = kind_of(*(one[earlier] for one in values))
                         kinds.setdefault(digests[renewed], kind)
         memory[copied] = _addresses(values[0][node])
@@ -222,7 +222,7 @@ def follow(
         root,
         new,
         digests,
-        frozenset(locked),
+        frozenset(frozen),
         frozenset(rewritten),
         tuple(effects),
         kinds if known is None else known,
@@ -234,14 +234,14 @@ def in_mode_of(root: nn.Module, flow: Flow, shape: tuple[int, ...]) -> Flow:
 
     Args:
         root: The module in the other mode.
-        flow: The graph; nodes whose modules do something else in the other mode are not locked.
+        flow: The graph; nodes whose modules do something else in the other mode are not frozen.
         shape: Of one image.
     """
     digests: dict[Node, str] = {}
     for node in flow.graph.nodes:
         digests[node] = digest(node, root, digests, shape)
-    locked = frozenset(node for node in flow.locked if digests[node] == flow.digests[node])
-    return replace(flow, root=root, digests=digests, locked=locked)
+    frozen = frozenset(node for node in flow.frozen if digests[node] == flow.digests[node])
+    return replace(flow, root=root, digests=digests, frozen=frozen)
 
 
 def _last_uses(graph: fx.Graph) -> dict[Node, list[Node]]:

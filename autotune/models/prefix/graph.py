@@ -63,9 +63,9 @@ class Shadow(nn.Module):
         self.backbone: nn.Module = copy.deepcopy(network.backbone, own)
         self.train()  # forgets what some attention layers keep in evaluation mode
         if training:
-            locked = {id(module) for module in network.locked}
+            frozen = {id(module) for module in network.frozen}
             for name, module in network.backbone.named_modules():
-                if id(module) in locked:
+                if id(module) in frozen:
                     self.backbone.get_submodule(name).training = False
         else:
             self.eval()
@@ -155,22 +155,22 @@ def is_expensive(node: Node, root: nn.Module) -> bool:
     return node.op.startswith("call_") and str(name).strip("_") in _PRODUCTS
 
 
-def is_tuned(node: Node, root: nn.Module, tuned: frozenset[str]) -> bool:
+def is_trainable(node: Node, root: nn.Module, trainable: frozenset[str]) -> bool:
     """Say whether a node reads what training changes.
 
     Args:
         node: The node.
         root: The module that it belongs to.
-        tuned: The names of the parameters and buffers that it changes.
+        trainable: The names of the parameters and buffers that it changes.
     """
     target = str(node.target)
     if node.op == "get_attr":
-        return target in tuned
+        return target in trainable
     if node.op != "call_module":
         return False
     module = find(root, target)
     names = [*dict(module.named_parameters()), *dict(module.named_buffers())]
-    return any(f"{target}.{name}" in tuned for name in names)
+    return any(f"{target}.{name}" in trainable for name in names)
 
 
 def digest(

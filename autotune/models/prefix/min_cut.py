@@ -25,7 +25,7 @@ def stored(flow: Flow, key: str) -> PerImage:
 
 
 def differs(flow: Flow, node: Node) -> bool:
-    """Say whether a locked node gives something that differs from image to image."""
+    """Say whether a frozen node gives something that differs from image to image."""
     return holds_images(flow.kinds[flow.digests[node]])
 
 
@@ -35,7 +35,7 @@ def needed_for(flow: Flow, wanted: Iterable[Node], given: Iterable[str] = ()) ->
     Args:
         flow: The graph.
         wanted: The nodes.
-        given: Digests of locked nodes whose values are there.
+        given: Digests of frozen nodes whose values are there.
     """
     found: set[Node] = set()
     waiting = list(wanted)
@@ -43,7 +43,7 @@ def needed_for(flow: Flow, wanted: Iterable[Node], given: Iterable[str] = ()) ->
         node = waiting.pop()
         if node not in found:
             found.add(node)
-            known = node in flow.locked and (
+            known = node in flow.frozen and (
                 flow.digests[node] in given or not differs(flow, node)
             )
             if not known:
@@ -60,7 +60,7 @@ def places(flow: Flow, keys: Sequence[str]) -> list[Node]:
     """Find the first node of each key."""
     nodes: dict[str, Node] = {}
     for node in flow.graph.nodes:
-        if node in flow.locked:
+        if node in flow.frozen:
             nodes.setdefault(flow.digests[node], node)
     return [nodes[key] for key in keys]
 
@@ -68,7 +68,7 @@ def places(flow: Flow, keys: Sequence[str]) -> list[Node]:
 def cheapest_cut(flows: Sequence[Flow]) -> tuple[str, ...]:
     """Choose what crosses: the fewest bytes that separate all that is expensive from the tail.
 
-    A minimum cut of the locked nodes that differ from image to image, those of the graphs of both
+    A minimum cut of the frozen nodes that differ from image to image, those of the graphs of both
     modes in one. The images and the expensive nodes are its sources; what nodes of the tail read
     are its sinks.
 
@@ -85,7 +85,7 @@ def cheapest_cut(flows: Sequence[Flow]) -> tuple[str, ...]:
     for flow in flows:
         needed = needed_for(flow, [output_of(flow), *flow.effects])
         for node in [one for one in flow.graph.nodes if one in needed]:
-            key, inner = flow.digests[node], node in flow.locked
+            key, inner = flow.digests[node], node in flow.frozen
             if inner and not differs(flow, node):
                 continue
             if inner:
@@ -94,7 +94,7 @@ def cheapest_cut(flows: Sequence[Flow]) -> tuple[str, ...]:
                 if node.op == "placeholder" or is_expensive(node, flow.root):
                     sources.add(key)
             for one in node.all_input_nodes:
-                if one in flow.locked and differs(flow, one):
+                if one in flow.frozen and differs(flow, one):
                     if inner:
                         edges.add((flow.digests[one], key))
                     else:
@@ -127,7 +127,7 @@ def _minimum_cut(
     if not passing:
         raise SplitError("what the backbone gives does not depend on the images")
     if passing >= _ENDLESS:
-        raise SplitError("what the tuned layers read belongs to no image alone")
+        raise SplitError("what the trainable layers read belongs to no image alone")
     left = csr_array(capacity - flow)
     left.eliminate_zeros()
     behind = set(breadth_first_order(csr_array(left.T), sink, return_predecessors=False).tolist())

@@ -1,6 +1,6 @@
 """A network in two: the prefix, which never changes, and the tail, which trains.
 
-What depends on the images and on locked state alone is the same in every epoch. The prefix
+What depends on the images and on frozen state alone is the same in every epoch. The prefix
 computes it once for each image; the tail goes on from the tensors that cross, with the very
 modules and parameters of the network. Where several cuts would do, the one is taken whose
 tensors have the fewest bytes: cheap operations may lie on either side, or on both.
@@ -149,7 +149,7 @@ class Split:
         Args:
             network: The network that was split, or a copy of it.
             crossing: The crossing tensors, each ``(N, *shape)``. They are not changed.
-            training: Whether tuned layers train; else they work as in evaluation.
+            training: Whether trainable layers train; else they work as in evaluation.
         """
         part = self._training if training else self._evaluation
         features: Tensor = part(network, crossing)
@@ -183,11 +183,11 @@ def split(network: Network, images: Tensor) -> Split:
 
 
 def _split(network: Network, images: Tensor) -> Split:
-    tuned = frozenset(network.tuned_state())  # buffers that are not saved are tables
+    trainable = frozenset(network.trainable_state())  # buffers that are not saved are tables
     shape, one = tuple(images.shape[1:]), images[:1]
     shadow = Shadow(network, training=False)
     graph = trace(shadow)
-    flow = follow(shadow, graph, tuned, shape, images)
+    flow = follow(shadow, graph, trainable, shape, images)
     flows = [flow]
     if network.depth:
         active = Shadow(network, training=True)
@@ -195,7 +195,7 @@ def _split(network: Network, images: Tensor) -> Split:
         if same_graphs(trained, active, graph, shadow):
             flows.append(in_mode_of(active, flow, shape))
         else:
-            flows.append(follow(active, trained, tuned, shape, images, flow.kinds))
+            flows.append(follow(active, trained, trainable, shape, images, flow.kinds))
     keys = cheapest_cut(flows)
     kinds = [stored(flow, key) for key in keys]
     prefix = _prefix_part(flow, keys)
@@ -248,7 +248,7 @@ def _prefix_part(
     if known is None:
         known = [flow.digests[node] for node in flow.graph.nodes if node.op == "placeholder"]
     needed = needed_for(flow, wanted, known)
-    reached = {flow.digests[node] for node in needed if node in flow.locked}
+    reached = {flow.digests[node] for node in needed if node in flow.frozen}
     used = tuple(dict.fromkeys(key for key in known if key in reached))
     if any(node.op == "placeholder" and flow.digests[node] not in used for node in needed):
         return None
@@ -328,7 +328,7 @@ def _part(
         key = flow.digests[node]
         if node in fixed:
             made[node] = literal(fixed[node])
-        elif node in flow.locked and key in inputs:
+        elif node in flow.frozen and key in inputs:
             kind = stored(flow, key)
             made[node] = argument(inputs[key])
             if not kind.plain:
@@ -352,7 +352,7 @@ def _part(
 
 
 def _is_fixed(flow: Flow, node: Node) -> bool:
-    """Say whether a locked node gives constants and numbers of images alone."""
-    if node not in flow.locked or differs(flow, node):
+    """Say whether a frozen node gives constants and numbers of images alone."""
+    if node not in flow.frozen or differs(flow, node):
         return False
     return node.op != "get_attr" or not is_own(node)

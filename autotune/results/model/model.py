@@ -83,7 +83,7 @@ class Model(nn.Module):
     """A fitted network with everything that is between it and an image file.
 
     It is in evaluation mode and on the CPU when it is loaded; ``to`` and ``train`` are those of
-    any module, and ``train`` leaves the locked layers locked.
+    any module, and ``train`` leaves the frozen layers frozen.
 
     Example:
         >>> model = autotune.load("storage/autotune.files/models/digits")  # doctest: +SKIP

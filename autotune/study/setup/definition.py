@@ -280,7 +280,7 @@ def _depth_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Pr
     if not largest and given:
         yield Problem(
             "space.depth",
-            f"must be above 0 in some trials because space.layers.{given[0]} changes tuned layers "
+            f"must be above 0 in some trials because space.layers.{given[0]} changes trainable layers "
             f"alone, but got {in_yaml(space.depth)}; give a range such as {{low: 0, high: 4}}",
         )
 
@@ -306,7 +306,7 @@ def _layer_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Pr
 
 
 def _no_layer_takes(name: str, value: Any, offers: Sequence[LayerOffer]) -> str:
-    """Say why no layer of a backbone can take a value; empty when one can, or none is tuned."""
+    """Say why no layer of a backbone can take a value; empty when one can, or none is trainable."""
     if not offers or not all(offer.problem(name, value) for offer in offers):
         return ""
     others = {1: "", 2: "; nor can layer 2 take it"}.get(

@@ -23,7 +23,7 @@ from autotune.study.trial.context import Workbench
 from autotune.study.trial.retrain import Reached, in_parts_that_fit
 from autotune.training.trainer import Training, batch_count
 
-#: ``fit.ema: auto`` averages over this share of the steps in which the tuned layers train.
+#: ``fit.ema: auto`` averages over this share of the steps in which the trainable layers train.
 AVERAGED = 0.05
 
 #: Told of an epoch.

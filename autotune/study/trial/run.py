@@ -170,7 +170,7 @@ def _run(
     attributes: dict[str, Any] = {
         attrs.DEVICE: device_name(bench.device),
         attrs.COMPUTE: compute_of(parts_of(training)[0]),
-        attrs.PARAMETERS_TUNED: tuned_parameters(training.network),
+        attrs.TRAINABLE_PARAMETERS: trainable_parameters(training.network),
     }
     if bench.device.type == "cuda":
         attributes[attrs.GPU] = gpu_name(bench.device)
@@ -303,7 +303,7 @@ def _train(
     return False
 
 
-def tuned_parameters(network: Network) -> int:
+def trainable_parameters(network: Network) -> int:
     """Count the values that training changes."""
     return sum(parameter.numel() for _, parameter, _ in network.layer_of_parameters())
 

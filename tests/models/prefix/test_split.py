@@ -174,7 +174,7 @@ def test_a_copy_has_a_tail_of_its_own() -> None:
     average = ModelEmaV3(net, decay=0.5)
     with torch.no_grad():
         for name, parameter in average.module.named_parameters():
-            if name in average.module.tuned_state() and not name.startswith("head."):
+            if name in average.module.trainable_state() and not name.startswith("head."):
                 parameter.mul_(1.3)
     assert torch.equal(logits(net, parts), before)
     assert not torch.allclose(logits(average.module, parts), before)
@@ -427,7 +427,7 @@ class Table(nn.Module):
         return x * self.scale
 
 
-def table_of_a_tuned_layer(self: Any, x: Tensor) -> Tensor:
+def table_of_a_trainable_layer(self: Any, x: Tensor) -> Tensor:
     x = self.middle(self.stem(x) + self.end.table)
     return pooled(self.end(x))
 
@@ -507,12 +507,12 @@ def test_dropout_that_drops_nothing_does_not_move_the_cut() -> None:
     check_same(net, found, images("test_resnet", 3))
 
 
-def test_tables_that_are_no_state_are_locked_wherever_they_are() -> None:
+def test_tables_that_are_no_state_are_frozen_wherever_they_are() -> None:
     shown = noise()
     keys = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        net = made(table_of_a_tuned_layer, end=Table())
+        net = made(table_of_a_trainable_layer, end=Table())
         torch.manual_seed(seed)
         net.backbone.end.table.normal_()  # type: ignore[union-attr, operator]
         found = cut(net, shown)
