@@ -145,8 +145,9 @@ class TrainingPolicy:
         label_smoothing: As in Szegedy et al. 2016, section 7, which uses 0.1.
         head_epochs: Epochs at the start in which the head alone trains (linear probing, then
             fine-tuning: Kumar et al. 2022).
-        l2_sp: Strength of the pull of the trainable layers towards their pretrained weights, in place
-            of weight decay there (L2-SP, Li et al. 2018; they find 0.1 to 0.001 good). 0 is none.
+        l2_sp: Strength of the pull of the trainable layers towards their pretrained weights, in
+            place of weight decay there (L2-SP, Li et al. 2018; they find 0.1 to 0.001 good). 0 is
+            none.
         mixup: The parameter of the beta distribution of mixup (Zhang et al. 2018: 0.1 to 0.4). 0
             is none.
         cutmix: That of CutMix (Yun et al. 2019: 1). 0 is none; with both, each batch gets one of

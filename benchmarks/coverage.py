@@ -53,8 +53,8 @@ def check(family: str, name: str) -> dict[str, Any]:
     import torch
 
     from autotune.models.backbone import Backbone, data_config
-    from autotune.models.layers import layers_of
-    from autotune.models.surgery.probing import offers_for
+    from autotune.models.layers import list_layers
+    from autotune.models.surgery.probing import cached_capabilities
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
@@ -63,9 +63,9 @@ def check(family: str, name: str) -> dict[str, Any]:
     stir(model)
     model.eval().requires_grad_(False)
     backbone = Backbone(name, model, data_config(model, image_size(model)), "")
-    layers = layers_of(model)
+    layers = list_layers(model)
     start = time.perf_counter()
-    offers = offers_for(backbone, layers, min(LAST, len(layers)))[:LAST]
+    offers = cached_capabilities(backbone, layers, min(LAST, len(layers)))[:LAST]
     row: dict[str, Any] = {
         "family": family,
         "model": name,
@@ -135,7 +135,7 @@ def _plan(name: str, offers: Any, field: str, value: Any) -> Any:
 
     layers = tuple(
         LayerPlan(**{field: value})
-        if not offer.problem(field, value) and not offer.unchanged(field, value)
+        if not offer.reason_unsupported(field, value) and not offer.is_noop(field, value)
         else LayerPlan()
         for offer in offers
     )
@@ -168,21 +168,23 @@ def _step(network: Any, images: Any) -> None:
         if name not in own and not name.startswith("head."):
             assert torch.equal(value, before[name]), f"{name} is frozen but changed"
     parameters = dict(network.named_parameters())
-    assert any(not torch.equal(parameters[name], before[name]) for name in trainable), "no training"
+    assert any(not torch.equal(parameters[name], before[name]) for name in trainable), (
+        "no training"
+    )
 
 
 def _depths(backbone: Any, layers: Any, images: Any) -> int:
     """Build every depth; train a step at 0, 1, a middle one and all; return how many there are."""
     import torch
 
-    from autotune.models.layers import layers_of
+    from autotune.models.layers import list_layers
     from autotune.models.network import Head, Network, feature_count
     from autotune.plan import HeadPlan
 
     features = feature_count(backbone.pretrained, backbone.data_config["input_size"])
     for depth in range(len(layers) + 1):
         module = backbone.fresh() if depth in _trained(layers) else backbone.pretrained
-        network = Network(module, layers_of(module), depth, Head(HeadPlan(), features, 3))
+        network = Network(module, list_layers(module), depth, Head(HeadPlan(), features, 3))
         trainable = {n for n, p in network.backbone.named_parameters() if p.requires_grad}
         parameters = dict(network.backbone.named_parameters())
         wanted = {n for layer in layers[:depth] for n in layer.names if n in parameters}

@@ -26,7 +26,7 @@ from autotune.config.loading import load_study_file
 from autotune.data.preprocessing import ImageSpec
 from autotune.data.views.study_data import Task
 from autotune.models.backbone import load_backbone
-from autotune.models.layers import layers_of
+from autotune.models.layers import list_layers
 from autotune.models.network import build_network
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.runtime import cores
@@ -44,8 +44,10 @@ def accuracy(
     backbone = load_backbone(config.backbone, weights, config.data.image_size)
     spec = ImageSpec.from_data_config(backbone.data_config, config.data.image_size)
     task = Task.open(config.dataset, config.data, spec, folder)
-    trainable = min(depth, len(layers_of(backbone.pretrained)))
-    plan = TrialPlan(config.backbone, trainable, (LayerPlan(),) * trainable, policy=TrainingPolicy(lr=lr))
+    trainable = min(depth, len(list_layers(backbone.pretrained)))
+    plan = TrialPlan(
+        config.backbone, trainable, (LayerPlan(),) * trainable, policy=TrainingPolicy(lr=lr)
+    )
     training = Training(
         build_network(backbone, plan, len(task.classes), seed),
         plan.policy,
@@ -80,7 +82,7 @@ def main() -> None:
         folder = Path(name)
         heads = {lr: over_seeds(folder, "hub", 20, 0, lr) for lr in HEAD_RATES}
         few = over_seeds(folder, "hub", 5, 0, 3e-2)
-        trainable = {
+        trained = {
             (weights, count): best_rate(folder, weights, count)
             for weights in ("hub", "none")
             for count in (20, 5)
@@ -96,10 +98,10 @@ def main() -> None:
         "| --- | --- |",
         *(f"| lr {lr:g} | {spread(values)} |" for lr, values in heads.items()),
         "",
-        "| images a class | linear head, letters | all trainable, letters | all trainable, random start |",
+        "| images a class | linear head, letters | all layers, letters | all layers, random start |",
         "| --- | --- | --- | --- |",
-        f"| 20 | {spread(heads[3e-2])} (lr 0.03) | {trainable['hub', 20]} | {trainable['none', 20]} |",
-        f"| 5 | {spread(few)} (lr 0.03) | {trainable['hub', 5]} | {trainable['none', 5]} |",
+        f"| 20 | {spread(heads[3e-2])} (lr 0.03) | {trained['hub', 20]} | {trained['none', 20]} |",
+        f"| 5 | {spread(few)} (lr 0.03) | {trained['hub', 5]} | {trained['none', 5]} |",
     ]
     text = "\n".join(lines) + "\n"
     print(text)

@@ -60,8 +60,8 @@ from optuna.trial import FrozenTrial, TrialState
 from stack_shares import shares_of
 
 from autotune.errors import UserError
-from autotune.models.backbone import build, check_name
-from autotune.models.layers import layers_of
+from autotune.models.backbone import build_backbone, check_name
+from autotune.models.layers import list_layers
 from autotune.plan import TrialPlan
 from autotune.runtime import cores
 from autotune.study.engine.worker import prepare
@@ -474,7 +474,7 @@ def checked(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tup
         weights = str(Path(weights).resolve())
     try:
         check_name(options.backbone)
-        layers = len(layers_of(build(options.backbone, options.image_size, "meta")))
+        layers = len(list_layers(build_backbone(options.backbone, options.image_size, "meta")))
     except UserError as error:
         parser.error(f"--backbone: {error}")
     return weights, min(MOST_DEPTH, layers)

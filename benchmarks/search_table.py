@@ -52,8 +52,8 @@ GRID: Mapping[str, tuple[float, ...]] = {
     "training.lr": (0.001, 0.004, 0.017, 0.07, 0.3),
     "training.layer_decay": (0.6, 1.0),
 }
-#: Children of the backbone that are frozen unless all layers are trainable, and those that are unless
-#: as many of the last layers are.
+#: Children of the backbone that are frozen unless all layers are trainable, and those that are
+#: unless as many of the last layers are.
 STEM = ("conv1", "bn1", "act1", "maxpool")
 BLOCKS = ("layer1", "layer2", "layer3", "layer4")
 

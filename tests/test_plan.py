@@ -128,8 +128,8 @@ def test_in_words_is_one_line(plan: TrialPlan) -> None:
                 (LayerPlan(width=512),) * 2 + (LayerPlan(), LayerPlan(pool="max2")),
                 inherit="none",
             ),
-            "last 4 layers trainable (layers 1-2 width 512; layer 4 pool max2; changed layers drawn "
-            "anew), linear head, adamw lr 0.003",
+            "last 4 layers trainable (layers 1-2 width 512; layer 4 pool max2; changed layers "
+            "drawn anew), linear head, adamw lr 0.003",
         ),
         (
             TrialPlan("r", 1, (LayerPlan(width=1.5),), inherit="data"),

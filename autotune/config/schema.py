@@ -129,7 +129,7 @@ class _Section(BaseModel):
 
 
 class LayerSpace(_Section):
-    """``space.layers``: what every trainable layer may become; a layer takes the values that it can.
+    """``space.layers``: what trainable layers may become; a layer takes the values that it can.
 
     ``last`` is how many of the last layers have these fields, deeper ones keep their shape: every
     layer brings as many parameters as there are searched fields, and a sampler that has to model

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from autotune.errors import PlanError
 from autotune.models.backbone import Backbone
-from autotune.models.layers import Layer, layers_of
-from autotune.models.surgery.apply import check_layers, reshape
+from autotune.models.layers import Layer, list_layers
+from autotune.models.surgery.apply import apply_layer_plans, validate_plans
 from autotune.models.surgery.components import ACTIVATIONS
 from autotune.models.surgery.inheritance import channel_norms
-from autotune.models.surgery.probing import offers_for
+from autotune.models.surgery.probing import cached_capabilities
 from autotune.plan import KEEP, HeadPlan, TrialPlan
 
 
@@ -109,7 +109,7 @@ class Network(nn.Module):
             module.training = False
         return self
 
-    def train_head_alone(self, alone: bool) -> Network:
+    def freeze_all_but_head(self, alone: bool) -> Network:
         """Switch to training, with the trainable layers frozen like the others or not.
 
         While they are, nothing of the backbone needs a gradient, and none is computed for it.
@@ -198,12 +198,12 @@ def build_network(
         PlanError: When the plan does not fit the backbone.
     """
     module = backbone.fresh()
-    layers = layers_of(module)
+    layers = list_layers(module)
     check_plan(plan, backbone.name, len(layers))
     stale = 0
     if plan.reshaped:
-        offers = offers_for(backbone, layers, max(plan.reshaped))
-        check_layers(plan, offers)
+        offers = cached_capabilities(backbone, layers, max(plan.reshaped))
+        validate_plans(plan, offers)
         norms = None
         if plan.inherit == "data" and any(layer.width != KEEP for layer in plan.layers):
             assert sample is not None, "inherit: data needs images"
@@ -211,14 +211,14 @@ def build_network(
                 name for offer in offers for group in offer.groups for name in group.readers
             ]
             norms = channel_norms(module.eval(), readers, sample())
-        reshape(module, plan, offers, seed, norms)
+        apply_layer_plans(module, plan, offers, seed, norms)
         differing = [
             index
             for index in plan.reshaped
-            if not offers[index - 1].preserves(plan.layers[index - 1], plan.inherit)
+            if not offers[index - 1].is_function_preserving(plan.layers[index - 1], plan.inherit)
         ]
         stale = max(differing, default=0)
-        layers = layers_of(module)
+        layers = list_layers(module)
     set_pool(module, plan.head.pool, backbone.name)
     features = feature_count(module, backbone.data_config["input_size"])
     with torch.random.fork_rng(devices=[]):

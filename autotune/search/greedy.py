@@ -131,7 +131,8 @@ def _free(names: Sequence[str], low: int, high: int) -> tuple[str, ...]:
     """Return what a stage of some layers varies.
 
     What changed layers start from goes with them, and so does the learning rate where it is
-    searched: that of a head alone is too high for trainable layers, and with it no layer ever helps
+    searched: that of a head alone is too high for trainable layers, and with it no layer ever
+    helps
     (benchmarks/search_quality.py). The paper has one rate for all.
     """
     layers = [name for name in names if _is_layer(name) and low <= int(name.split(".")[1]) <= high]

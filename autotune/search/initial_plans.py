@@ -21,9 +21,9 @@ from autotune.plan import KEEP, TrialPlan
 from autotune.search.dimensions import contains, in_words, inert_value, whole_numbers, within
 from autotune.search.space import Params, Space, has_meaning, values_of
 
-#: Peak learning rates with which a whole pretrained network is fine-tuned, for batches of about 64.
-#: AdamW: 1e-3 for batches of 256, scaled linearly (He et al. 2022, Masked Autoencoders, table 9,
-#: which tunes with layer decay as well). SGD: the value of most fine-tuning studies (Li et al.
+#: Peak learning rates with which a whole pretrained network is fine-tuned, for batches of about
+#: 64. AdamW: 1e-3 for batches of 256, scaled linearly (He et al. 2022, Masked Autoencoders, table
+#: 9, which tunes with layer decay as well). SGD: the value of most fine-tuning studies (Li et al.
 #: 2020, Rethinking the Hyperparameters for Fine-tuning, section 1). Adagrad: that of AutoTune
 #: (Basha et al. 2020).
 FINE_TUNING_LR = {"adamw": 3e-4, "sgd": 1e-2, "adagrad": 1e-2}
@@ -222,5 +222,7 @@ def _nearest_to_keep(found: BaseDistribution) -> Any:
 
 
 def _trainable_in_words(plan: TrialPlan) -> str:
-    trainable = "last layer trainable" if plan.depth == 1 else f"last {plan.depth} layers trainable"
+    trainable = (
+        "last layer trainable" if plan.depth == 1 else f"last {plan.depth} layers trainable"
+    )
     return trainable if plan.policy.layer_decay == 1.0 else f"{trainable} with layer-wise decay"

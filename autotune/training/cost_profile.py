@@ -135,15 +135,15 @@ def memory_mb(training: Training, networks: int = 1) -> float:
     """Return what the training holds at the study's batch size, in MB of 2**20 bytes.
 
     That is the network (twice where a moving average of it is kept), the gradients and the
-    optimiser's state of its trainable part, with L2-SP what its trainable layers started from, and the
-    activations that are saved for the backward pass.
-    Not in it: what an operation needs for a moment, the space of CUDA's libraries, what the
-    allocator loses; a device has to have more.
+    optimiser's state of its trainable part, with L2-SP what its trainable layers started from, and
+    the activations that are saved for the backward pass. Not in it: what an operation needs for a
+    moment, the space of CUDA's libraries, what the allocator loses; a device has to have more.
 
     Args:
         training: The training.
-        networks: How many such networks train in turns (folds). Each has a trainable part of its own,
-            with what the optimiser keeps; gradients and activations are those of one at a time.
+        networks: How many such networks train in turns (folds). Each has a trainable part of its
+            own, with what the optimiser keeps; gradients and activations are those of one at a
+            time.
     """
     weights = _bytes([*training.network.parameters(), *training.network.buffers()])
     copies = 1 if training.ema is None else 2

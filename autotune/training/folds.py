@@ -15,7 +15,7 @@ from torch import Tensor
 
 from autotune.config.schema import TrainingConfig
 from autotune.models.network import Network
-from autotune.models.prefix.split import Split
+from autotune.models.prefix.split import PrefixSplit
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.inputs.batches import Batches, Some
 from autotune.training.metrics import Metrics, deviation, mean
@@ -60,7 +60,7 @@ class Folds:
         """What all trials of the study share."""
         return self.folds[0].config
 
-    def use(self, split: Split, train: Batches, validation: Batches) -> None:
+    def use(self, split: PrefixSplit, train: Batches, validation: Batches) -> None:
         """Train on features in place of images, with the same values to rounding.
 
         Args:

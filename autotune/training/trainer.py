@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from autotune.config.schema import TrainingConfig
 from autotune.errors import DivergedError, InterruptedTrial
 from autotune.models.network import Network
-from autotune.models.prefix.split import Split
+from autotune.models.prefix.split import PrefixSplit
 from autotune.plan import TrainingPolicy
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.compute.amp import Autocast, spare
@@ -189,7 +189,7 @@ class Training:
         self.validation_logits: Tensor | None = None
         self.metrics: Metrics | None = None
 
-    def use(self, split: Split, train: Batches, validation: Batches) -> None:
+    def use(self, split: PrefixSplit, train: Batches, validation: Batches) -> None:
         """Train on features in place of images, with the same values to rounding.
 
         Args:
@@ -259,7 +259,7 @@ class Training:
         torch.manual_seed(_mix(self.seed, self.epoch))
         order = epoch_order(self.train.labels, self.config.sampling)
         views = self.train.plan_views(self.epoch)
-        self.network.train_head_alone(self.phases.head_alone(self.epoch))
+        self.network.freeze_all_but_head(self.phases.head_alone(self.epoch))
         total = torch.zeros((), device=self.device)
         for images, labels in self.train.batches(
             order, views, self.config.batch_size, self.loader_workers
@@ -346,8 +346,8 @@ class Training:
             return
         self.schedule.step()
         if self.ema is not None:
-            # Counted from the unfreezing: the average of the trainable layers must not be held back by
-            # the steps in which they could not move.
+            # Counted from the unfreezing: the average of the trainable layers must not be held
+            # back by the steps in which they could not move.
             self.ema.update(self.phases.steps_of_phase(self.schedule.last_epoch))
 
     def _step_is_left_out(self) -> bool:

@@ -17,7 +17,7 @@ from autotune.search.greedy import STAGE, Course, course, stages_of
 from autotune.search.samplers import CanonicalSampler, make_sampler
 from autotune.search.space import Params, Space
 from autotune.search.study_view import FAILED_PLAN
-from tests.support.offers import offers
+from tests.support.capabilities import fake_capabilities
 
 LAYERS = {"kernel": ["keep", 1, 5], "width": ["keep", 0.5]}
 TRAINING = {"lr": {"low": 1e-4, "high": 1, "log": True}, "label_smoothing": [0, 0.1]}
@@ -26,7 +26,7 @@ HEAD = {"hidden_layers": [0, 1], "units": [8, 16]}
 
 def space_of(**config: Any) -> Space:
     return Space.from_config(
-        "resnet18", SpaceConfig.model_validate(config), ["weights", "none"], offers(3)
+        "resnet18", SpaceConfig.model_validate(config), ["weights", "none"], fake_capabilities(3)
     )
 
 

@@ -21,7 +21,7 @@ from autotune.search.initial_plans import (
     without_repeats,
 )
 from autotune.search.space import Space
-from tests.support.offers import offers
+from tests.support.capabilities import fake_capabilities
 from tests.support.spaces import space_of, spaces
 
 DEPTH = {"low": 0, "high": 5}
@@ -146,7 +146,7 @@ FIXED = Space.from_config(
         }
     ),
     "weights",
-    offers(3),
+    fake_capabilities(3),
 )
 GOOD = TrialPlan(
     "resnet18",
@@ -218,7 +218,7 @@ def test_the_first_parameter_that_does_not_fit_is_named(plan: TrialPlan, reason:
 
 
 def test_a_plan_of_any_of_several_backbones_fits() -> None:
-    both = [Candidate(name, 3, offers(3)) for name in ("resnet18", "resnet34")]
+    both = [Candidate(name, 3, fake_capabilities(3)) for name in ("resnet18", "resnet34")]
     config = SpaceConfig.model_validate({"depth": {"low": 0, "high": 3}})
     space = Space.of(both, config, "weights")
     for backbone in ("resnet18", "resnet34"):

@@ -16,7 +16,7 @@ from autotune.config.schema import BaselineConfig, SpaceConfig
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
 from autotune.search.dimensions import contains, inert_value
 from autotune.search.space import Params, Space, reach
-from tests.support.offers import PlainOffer
+from tests.support.capabilities import FakeCapabilities
 from tests.support.spaces import (
     FULL,
     SHAPES,
@@ -107,8 +107,8 @@ def test_reach(config: dict[str, Any], count: int) -> None:
 
 def test_a_layer_has_only_the_values_that_it_can_take() -> None:
     of = (
-        PlainOffer(1, present={"kernel": 3}, reasons={"pool": "it does not pool"}),
-        PlainOffer(2, refused={"kernel": (5,), "width": (0.5,)}),
+        FakeCapabilities(1, present={"kernel": 3}, reasons={"pool": "it does not pool"}),
+        FakeCapabilities(2, refused={"kernel": (5,), "width": (0.5,)}),
     )
     space = space_of(of=of, **SHAPES)
     assert space.distributions["layer.1.kernel"] == CategoricalDistribution(["keep", 5])
@@ -142,7 +142,7 @@ def _largest_params(space: Space) -> Params:
     ],
 )
 def test_what_a_layer_has_already_is_called_keep(given: Any, present: int, left: Any) -> None:
-    of = (PlainOffer(1, present={"kernel": present}),)
+    of = (FakeCapabilities(1, present={"kernel": present}),)
     space = space_of(of=of, depth=1, layers={"kernel": given})
     assert space.distributions.get("layer.1.kernel") == left
     assert "layer.1.kernel" not in space.fixed
@@ -150,7 +150,7 @@ def test_what_a_layer_has_already_is_called_keep(given: Any, present: int, left:
 
 @pytest.mark.parametrize("refused", [(), (0.1,)])
 def test_a_range_is_taken_as_a_whole_or_not_at_all(refused: tuple[float, ...]) -> None:
-    of = (PlainOffer(1, refused={"dropout": refused}),)
+    of = (FakeCapabilities(1, refused={"dropout": refused}),)
     space = space_of(of=of, depth=1, layers={"dropout": {"low": 0.1, "high": 0.5}})
     assert space.distributions.get("layer.1.dropout") == (
         None if refused else FloatDistribution(0.1, 0.5)

@@ -27,7 +27,7 @@ from autotune.search.backbone_limits import Candidate
 from autotune.search.space import Params, Space
 from autotune.study.state import attrs
 from autotune.study.state import constraints as limits
-from tests.support.offers import offers
+from tests.support.capabilities import fake_capabilities
 
 START = datetime(2026, 1, 5, 9, 0, 0)
 EPOCHS = 10
@@ -113,7 +113,7 @@ def make_study(
         }
     )
     counts = dict(zip(config.backbones, (layers, *(others or {}).values()), strict=True))
-    candidates = [Candidate(one, count, offers(count)) for one, count in counts.items()]  # type: ignore[arg-type]
+    candidates = [Candidate(one, count, fake_capabilities(count)) for one, count in counts.items()]  # type: ignore[arg-type]
     made = Space.of(candidates, config.space, config.inherit)
     study = optuna.create_study(
         study_name=name, storage=storage, directions=list(config.directions.values())
@@ -252,7 +252,7 @@ class _Maker:
         self._add(TrialState.RUNNING, params, plan, curve)
 
     def _accuracies(self, plan: TrialPlan) -> dict[int, float]:
-        """Accuracy after each epoch: best at three trainable layers and a learning rate of 0.01."""
+        """Accuracy after each epoch: best at three trainable layers and a rate of 0.01."""
         bonus = 0.0
         if plan.depth:
             shape = math.exp(-(((plan.depth - 3) / 2.5) ** 2))

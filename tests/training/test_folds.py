@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autotune.data.cache.array_cache import Shelf
 from autotune.models.network import Network
-from autotune.models.prefix.split import split
+from autotune.models.prefix.split import split_network
 from autotune.plan import TrialPlan
 from autotune.training.cost_profile import memory_mb
 from autotune.training.features import FeatureCache, Features
@@ -136,7 +136,7 @@ def on_features(found: TrialPlan, folder: Path, **named: Any) -> Folds:
     cache = FeatureCache(
         Shelf(folder), backbone("test_resnet").weights_hash, first.normalise, first.autocast, None
     )
-    parts = split(run.network, images(found.backbone, 2))
+    parts = split_network(run.network, images(found.backbone, 2))
     whole = some_digits(45, 2)
     both = (Features(cache, parts, whole, together=True) for _ in range(2))
     run.use(parts, *both)

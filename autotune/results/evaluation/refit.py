@@ -151,8 +151,8 @@ def fit(
             _part_of(trial),
         )
 
-    trainable = trained("best plan", plan, trials[choice.trial])
-    baseline = trainable
+    best = trained("best plan", plan, trials[choice.trial])
+    baseline = best
     if baseline_plan != plan:
         baseline = trained("baseline", baseline_plan, attrs.baseline_of(trials))
     manifest = read_manifest(opened.study, opened.files)
@@ -169,9 +169,9 @@ def fit(
         )
         for name, task in tasks.items()
     }
-    logits, labels = trainable.predict(test[plan.backbone])
+    logits, labels = best.predict(test[plan.backbone])
     others = logits
-    if baseline is not trainable:
+    if baseline is not best:
         others, _ = baseline.predict(test[baseline_plan.backbone])
     comparison = compare(logits, others, labels)
     reads = _note_read(opened, choice.trial, comparison)
@@ -180,7 +180,7 @@ def fit(
         test=measure(logits, labels),
         baseline=measure(others, labels),
         comparison=comparison,
-        manner=trainable.manner,
+        manner=best.manner,
         baseline_manner=baseline.manner,
         test_images=len(labels),
         reads=reads,
@@ -188,7 +188,7 @@ def fit(
     )
     with disk_full_as_user_error(result.folder):
         classes = tasks[plan.backbone].classes
-        _write(result, opened, bench, trainable, confusion(logits, labels, classes))
+        _write(result, opened, bench, best, confusion(logits, labels, classes))
     return result
 
 

@@ -1,4 +1,4 @@
-"""The picture of frozen and trainable layers: which layers a plan trains and reshapes, drawn like the network.
+"""Draw which layers a plan freezes, trains and reshapes, in the order of the network.
 
 The input is at the top and the head at the end, in a terminal and on a page alike.
 """
@@ -123,8 +123,8 @@ def as_text(picture: Sequence[LayerRow]) -> str:
         picture: What :func:`rows` returned.
 
     Returns:
-        Aligned lines without a line break at the end. Filled squares are trainable, those with a rim
-        also reshaped.
+        Aligned lines without a line break at the end. Filled squares are trainable, those with a
+        rim also reshaped.
     """
     lines = [
         (

@@ -37,7 +37,7 @@ from autotune.data.image_files import read_image, to_rgb
 from autotune.data.preprocessing import ImageSpec, decode, shrink
 from autotune.errors import BackboneError, FormatError, ModelError, PlanError, UserError
 from autotune.format_versions import FORMATS, MODEL, check_format
-from autotune.models.backbone import Backbone, build, check_name, first_line
+from autotune.models.backbone import Backbone, build_backbone, check_name, first_line
 from autotune.models.network import Network, build_network
 from autotune.models.surgery.aligned_conv import kernel_offsets, set_kernel_offsets
 from autotune.plan import TrialPlan
@@ -366,7 +366,7 @@ def _built(description: Description, folder: Path) -> Network:
     plan = description.plan
     try:
         check_name(plan.backbone)
-        module = build(plan.backbone, description.image_size).eval().requires_grad_(False)
+        module = build_backbone(plan.backbone, description.image_size).eval().requires_grad_(False)
         backbone = Backbone(plan.backbone, module, description.data_config, "")
         # Nothing is inherited: no images are needed, and no channel has to be chosen.
         return build_network(

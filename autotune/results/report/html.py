@@ -216,7 +216,9 @@ def _size_in_words(trial: FrozenTrial) -> str:
     attributes = trial.user_attrs
     parts = []
     if attrs.TRAINABLE_PARAMETERS in attributes:
-        parts.append(f"{in_short(int(attributes[attrs.TRAINABLE_PARAMETERS]))} parameters trainable")
+        parts.append(
+            f"{in_short(int(attributes[attrs.TRAINABLE_PARAMETERS]))} parameters trainable"
+        )
     if attrs.SECONDS in attributes:
         parts.append(f"{in_time(float(attributes[attrs.SECONDS]))} of training")
     if attrs.PEAK_MEMORY_MB in attributes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from autotune.config.schema import StudyConfig
-from autotune.models.prefix.split import Split
+from autotune.models.prefix.split import PrefixSplit
 from autotune.search.space import Space
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.setup.resources import Materials
@@ -36,6 +36,6 @@ class Workbench:
     materials: Materials
     device: torch.device
     loader_workers: int
-    roots: dict[str, Split | None] = field(default_factory=dict)
+    roots: dict[str, PrefixSplit | None] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
     wrong: dict[str, bool] = field(default_factory=dict)

@@ -13,9 +13,9 @@ from autotune.plan import TrainingPolicy
 class Phases:
     """Linear probing, then fine-tuning (Kumar et al. 2022): two trainings, one after the other.
 
-    With the head of a fresh network, the first steps of fine-tuning would undo in the trainable layers
-    what was pretrained. Each phase has its own schedule of the learning rate and its own moving
-    average; a training without head epochs is the second phase alone.
+    With the head of a fresh network, the first steps of fine-tuning would undo in the trainable
+    layers what was pretrained. Each phase has its own schedule of the learning rate and its own
+    moving average; a training without head epochs is the second phase alone.
 
     Args:
         head_epochs: Epochs of the first phase, in which the trainable layers are frozen.

@@ -133,8 +133,8 @@ def test_changes_of_layers_that_are_never_trainable(depth: Any, tmp_path: Path) 
     )
     assert problem.key == "space.depth"
     assert problem.message.startswith(
-        "must be above 0 in some trials because space.layers.width changes trainable layers alone, "
-        "but got "
+        "must be above 0 in some trials because space.layers.width changes trainable layers "
+        "alone, but got "
     )
     assert problem.message.endswith("; give a range such as {low: 0, high: 4}")
     define(small_config(tmp_path, space__depth=depth, space__layers={"kernel": ["keep"]}))

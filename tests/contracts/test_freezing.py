@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autotune.models.layers import layers_of
+from autotune.models.layers import list_layers
 from autotune.models.network import Network, build_network
 from autotune.training.optim.norm_recalibration import measure_norms
 from tests.support.backbones import DROPPING, SMALL, backbone, images, plan, state_of
@@ -14,7 +14,7 @@ from tests.support.surgery import FAMILIES, built, change, offers, pictures, sou
 
 
 def depths(name: str) -> range:
-    return range(len(layers_of(backbone(name).pretrained)) + 1)
+    return range(len(list_layers(backbone(name).pretrained)) + 1)
 
 
 def train(net: Network, name: str, steps: int = 3) -> None:
@@ -82,7 +82,7 @@ def test_trainable_layers_are_frozen_while_the_head_trains_alone(name: str) -> N
         modes = {key: module.training for key, module in net.named_modules()}
         trained = {key: one.requires_grad for key, one in net.named_parameters()}
         before = state_of(net)
-        assert net.train_head_alone(True) is net
+        assert net.freeze_all_but_head(True) is net
         optimizer = torch.optim.SGD(
             [one for _, one, _ in net.layer_of_parameters()], lr=0.05, weight_decay=0.05
         )
@@ -100,7 +100,7 @@ def test_trainable_layers_are_frozen_while_the_head_trains_alone(name: str) -> N
         changed = {key for key in before if not torch.equal(before[key], after[key])}
         assert changed and all(key.startswith("head.") for key in changed)
         # And unfrozen again, everything is as the plan says.
-        net.train_head_alone(False)
+        net.freeze_all_but_head(False)
         assert {key: module.training for key, module in net.named_modules()} == modes
         assert {key: one.requires_grad for key, one in net.named_parameters()} == trained
 
