@@ -98,7 +98,7 @@ def main() -> None:
         "| --- | --- |",
         *(f"| lr {lr:g} | {spread(values)} |" for lr, values in heads.items()),
         "",
-        "| images a class | linear head, letters | all layers, letters | all layers, random start |",
+        "| images a class | linear head, letters | all layers, letters | all layers, random |",
         "| --- | --- | --- | --- |",
         f"| 20 | {spread(heads[3e-2])} (lr 0.03) | {trained['hub', 20]} | {trained['none', 20]} |",
         f"| 5 | {spread(few)} (lr 0.03) | {trained['hub', 5]} | {trained['none', 5]} |",

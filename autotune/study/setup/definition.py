@@ -281,7 +281,8 @@ def _depth_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Pr
         yield Problem(
             "space.depth",
             f"must be above 0 in some trials because space.layers.{given[0]} changes trainable "
-            f"layers alone, but got {in_yaml(space.depth)}; give a range such as {{low: 0, high: 4}}",
+            f"layers alone, but got {in_yaml(space.depth)}; give a range such as "
+            "{low: 0, high: 4}",
         )
 
 

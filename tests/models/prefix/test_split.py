@@ -234,9 +234,9 @@ def test_keys_are_the_same_in_every_process() -> None:
     names = ("test_resnet", "test_vit", "levit_128s")
     code = (
         "from tests.support.backbones import images, network\n"
-        "from autotune.models.prefix.split import split\n"
+        "from autotune.models.prefix.split import split_network\n"
         f"for name in {names}:\n"
-        "    print(*split(network(name, 2), images(name, 3)).keys)"
+        "    print(*split_network(network(name, 2), images(name, 3)).keys)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -52,10 +52,10 @@ def test_depth_beyond_the_backbone_tunes_everything() -> None:
 
 def test_text_is_aligned_and_one_line_per_layer() -> None:
     assert as_text(rows(layers(3), plan(2, LayerPlan(kernel=5), LayerPlan()))) == (
-        "□ layer 3  frozen    3.00 k parameters  block.0\n"
-        "■ layer 2  trainable     2.00 k parameters  block.1\n"
+        "□ layer 3  frozen     3.00 k parameters  block.0\n"
+        "■ layer 2  trainable  2.00 k parameters  block.1\n"
         "▣ layer 1  reshaped  1.00 k parameters  block.2  kernel 5\n"
-        "■ head     trainable                                 linear"
+        "■ head     trainable                              linear"
     )
 
 
@@ -69,7 +69,7 @@ def test_the_picture_says_what_the_plan_says() -> None:
 
 def test_text_joins_a_long_run_of_frozen_layers() -> None:
     lines = as_text(rows(layers(60), plan(3))).splitlines()
-    assert lines[0] == "□ layers 4-60  frozen  1.82 M parameters  block.0 … block.56"
+    assert lines[0] == "□ layers 4-60  frozen     1.82 M parameters  block.0 … block.56"
     assert len(lines) == 5
 
 
