@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard import wsgi
 from optuna_dashboard._inmemory_cache import InMemoryCache, _CachedExtraStudyProperty
 
+from autotune import optuna_private
 from autotune.errors import FormatError
 from autotune.results.dashboard.attributes import study_attributes, trial_attributes
 from autotune.results.dashboard.notes import NoteContext, escape_markdown, study_note, trial_note
@@ -84,10 +85,10 @@ class _SearchSpaces(_CachedExtraStudyProperty):  # type: ignore[misc]
     def update(self, trials: list[FrozenTrial]) -> None:
         """Look at the trials that are new, or had not ended."""
         for trial in reversed(trials):
-            if trial._trial_id in self._ended:
+            if optuna_private.trial_id(trial) in self._ended:
                 continue
             if trial.state.is_finished():
-                self._ended.add(trial._trial_id)
+                self._ended.add(optuna_private.trial_id(trial))
             self._update_user_attrs(trial)
             if trial.state != TrialState.FAIL:
                 self._update_intermediate_values(trial)
@@ -159,13 +160,13 @@ class _Annotations:
         found = {}
         with self._lock:
             for trial in study.get_trials(deepcopy=False):
-                key = (trial._trial_id, value)
+                key = (optuna_private.trial_id(trial), value)
                 beside = self._known.get(key)
                 if beside is None:
                     beside = TrialAnnotation.of(trial, setting)
                     if trial.state.is_finished():
                         self._known[key] = beside
-                found[trial._trial_id] = beside
+                found[optuna_private.trial_id(trial)] = beside
         return found
 
 

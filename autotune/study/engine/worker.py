@@ -29,6 +29,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.trial import Trial, TrialState
 
+from autotune import optuna_private
 from autotune.config.schema import StudyConfig
 from autotune.errors import (
     AutotuneError,
@@ -206,7 +207,7 @@ def run_worker(job: Job, stop: threading.Event, on_event: EventCallback) -> Endi
             workers = max(job.workers, claim.workers)
             study.pruner = _pruner(ctx, workers)
         beat = partial(claims.note_time, claim)
-        with Heartbeat(handle.storage, claim.trial._trial_id, beat):
+        with Heartbeat(handle.storage, optuna_private.trial_id(claim.trial), beat):
             kind = run_claimed_trial(claim, ctx, claims, stop, on_event)
         failures = failures + 1 if kind in MAX_CONSECUTIVE_FAILURES else 0
         if kind in MAX_CONSECUTIVE_FAILURES and failures >= MAX_CONSECUTIVE_FAILURES[kind]:
@@ -321,7 +322,9 @@ def _fail(
     try:
         # Before the trial is told: a sampler must never see it without.
         plan_failed = {attrs.FAILED_PLAN: True} if own else {}
-        claims.storage.set_trial_user_attrs(trial._trial_id, {attrs.REASON: reason, **plan_failed})
+        claims.storage.set_trial_user_attrs(
+            optuna_private.trial_id(trial), {attrs.REASON: reason, **plan_failed}
+        )
     except UpdateFinishedTrialError:
         _drop(trial, ctx, on_event)
         return

@@ -19,6 +19,7 @@ import torch
 from optuna.trial import Trial, TrialState
 from safetensors.torch import save_file
 
+from autotune import optuna_private
 from autotune.config.schema import ONLINE, StudyConfig
 from autotune.data.cache.decoded_images import ImageStore
 from autotune.errors import CrowdedError, DivergedError, UserError, disk_full_as_user_error
@@ -222,8 +223,8 @@ def _run(
 
 def _set_user_attrs(trial: Trial, ctx: WorkerContext, attributes: Mapping[str, Any]) -> None:
     """Write attributes of a trial in one transaction; Optuna has one for each."""
-    ctx.handle.storage.set_trial_user_attrs(trial._trial_id, attributes)
-    trial._cached_frozen_trial.user_attrs.update(attributes)
+    ctx.handle.storage.set_trial_user_attrs(optuna_private.trial_id(trial), attributes)
+    optuna_private.update_user_attrs(trial, attributes)
 
 
 def _of_caches(
@@ -294,7 +295,9 @@ def _train(
             if alone:
                 trial.report(value, result.epoch)
             else:  # Trial.report refuses two objectives; the storage takes the curve all the same
-                trial.storage.set_trial_intermediate_value(trial._trial_id, result.epoch, value)
+                trial.storage.set_trial_intermediate_value(
+                    optuna_private.trial_id(trial), result.epoch, value
+                )
         on_event(
             {
                 "event": "epoch",
