@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.config.schema import StudyConfig
-from autotune.data.progress import COUNTED
+from autotune.data.progress import COUNTED_STEPS
 from autotune.display.console import images_in_words, in_lines
 from autotune.errors import UserError
 from autotune.results.values.objective import Objective, format_values
@@ -410,7 +410,7 @@ class PlainView:
         now = time.monotonic()
         if step != self._images_step:
             self._images_step, self._images_shown = step, now
-            return "" if step in COUNTED else step
+            return "" if step in COUNTED_STEPS else step
         if now - self._images_shown <= IMAGES_SHOWN_S:
             return ""
         self._images_shown = now

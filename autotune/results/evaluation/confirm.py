@@ -2,7 +2,7 @@
 
 The protocol is the study's: its images, its split, its validation part (with folds, all of them).
 A seed changes the initial weights, the order of the images and dropout. The views stay those of
-the study: what was kept of them serves, and a locked layer is not computed again.
+the study: what was kept of them serves, and a frozen layer is not computed again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from autotune.data.progress import Progress, silent
-from autotune.data.sources.opening import fetch_source
+from autotune.data.progress import Progress, no_progress
+from autotune.data.sources.registry import fetch_source
 from autotune.errors import DivergedError, StudyError, disk_full_as_user_error
 from autotune.format_versions import (
     CONFIRMATION,
@@ -174,7 +174,7 @@ def confirm_plans(
     top: int,
     seeds: int,
     on_epoch: Callable[[ConfirmProgress], None] = lambda step: None,
-    fetching: Progress = silent,
+    fetching: Progress = no_progress,
 ) -> Confirmation:
     """Train the best plans of a study and its baseline under several seeds, and compare them.
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.data.progress import Progress, silent
-from autotune.data.sources.opening import fetch_source
+from autotune.data.progress import Progress, no_progress
+from autotune.data.sources.registry import fetch_source
 from autotune.errors import StudyError
 from autotune.plan import TrialPlan
 from autotune.results.values.precision import describe_precision
@@ -80,7 +80,7 @@ def reproduce_trial(
     opened: OpenStudy,
     number: int,
     on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
-    fetching: Progress = silent,
+    fetching: Progress = no_progress,
 ) -> Reproduction:
     """Train the plan of a trial as the study did.
 

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
 from autotune.atomic import write_whole
-from autotune.data.quality.checks import compared
+from autotune.data.quality.checks import duplicate_summary
 from autotune.results.diagnosis.diagnostics import FEW_FOR_IMPORTANCES, diagnose
 from autotune.results.diagnosis.headline import (
     action_items,
@@ -135,7 +135,7 @@ def _render(results: StudyResults, storage_url: str) -> str:
             failures=failures_of(trials),
             warm_start=attrs.warm_start_in_words(study),
             dataset=dataset,
-            compared=compared(attributes.get(attrs.SURVEY, {})),
+            compared=duplicate_summary(attributes.get(attrs.SURVEY, {})),
             backbones=backbones_of(study, trials, best),
             environment=attributes.get(attrs.ENVIRONMENT, {}),
             computing=describe_precisions(trials),
@@ -215,8 +215,10 @@ def _pictures(results: StudyResults) -> list[_Picture]:
 def _size_in_words(trial: FrozenTrial) -> str:
     attributes = trial.user_attrs
     parts = []
-    if attrs.PARAMETERS_TUNED in attributes:
-        parts.append(f"{in_short(int(attributes[attrs.PARAMETERS_TUNED]))} parameters tuned")
+    if attrs.TRAINABLE_PARAMETERS in attributes:
+        parts.append(
+            f"{in_short(int(attributes[attrs.TRAINABLE_PARAMETERS]))} parameters trainable"
+        )
     if attrs.SECONDS in attributes:
         parts.append(f"{format_duration(float(attributes[attrs.SECONDS]))} of training")
     if attrs.PEAK_MEMORY_MB in attributes:
