@@ -24,7 +24,7 @@ from autotune.results.values.objective import Objective
 from autotune.search import ranking
 from autotune.search.space import Space
 from autotune.study.state import attrs
-from autotune.study.state.budget import Ending
+from autotune.study.state.budget import StopReason
 
 
 class _Reading(StorageProxy):
@@ -108,23 +108,23 @@ class StudyResults:
     @cached_property
     def baseline(self) -> FrozenTrial | None:
         """The complete baseline, or ``None``."""
-        return attrs.baseline_of(self.trials)
+        return attrs.find_baseline(self.trials)
 
     @cached_property
     def progress(self) -> attrs.Progress:
         """How many trials ended how."""
         budget = self.attributes.get(attrs.BUDGET, {})
-        return attrs.progress_of(self.trials, int(budget.get("trials", 0)))
+        return attrs.count_progress(self.trials, int(budget.get("trials", 0)))
 
     @property
-    def ended(self) -> Ending | None:
+    def ended(self) -> StopReason | None:
         """What has ended the study; ``None`` while something runs, or could."""
-        return None if self.progress.running else Ending.from_attributes(self.attributes)
+        return None if self.progress.running else StopReason.from_attributes(self.attributes)
 
     @cached_property
     def superseded(self) -> frozenset[int]:
         """Numbers of the attempts that have a successor."""
-        return frozenset(attrs.superseded(self.trials))
+        return frozenset(attrs.retried_numbers(self.trials))
 
     @cached_property
     def front(self) -> tuple[FrozenTrial, ...]:
@@ -137,14 +137,14 @@ class StudyResults:
     def space(self) -> Space | None:
         """The space that the study remembers, or ``None`` when it cannot be read."""
         try:
-            return attrs.space_of(self.study)
+            return attrs.study_space(self.study)
         except FormatError:
             return None  # of another version of autotune: its trials can still be drawn
 
     @property
     def has_several_backbones(self) -> bool:
         """Whether a plan has to name its backbone."""
-        return attrs.has_several(self.attributes)
+        return attrs.has_several_backbones(self.attributes)
 
     @cached_property
     def parameter_names(self) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ def front_of(study: Study) -> list[FrozenTrial]:
     """
     if Objective.cost_of(study) is None:
         return []
-    return ranking.front_of(study.get_trials(deepcopy=False), attrs.direction_of(study))
+    return ranking.front_of(study.get_trials(deepcopy=False), attrs.metric_direction(study))
 
 
 def nearest(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:

@@ -45,7 +45,7 @@ class Verdict:
         known: Mapping[str, Any] | None = study.user_attrs.get(attrs.CONFIRMED)
         if not known:
             return None
-        by = attrs.written_by(study.user_attrs)
+        by = attrs.written_by_version(study.user_attrs)
         with reading("what 'autotune confirm' has written with the study", by=by):
             return Verdict(**{**known, "trials": tuple(known["trials"])})
 
