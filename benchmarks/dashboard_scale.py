@@ -53,7 +53,7 @@ from optuna_dashboard._note import note_ver_key, split_body
 from rich.console import Console
 
 from autotune.config.loading import apply_overrides, check, presets, read_yaml
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.results.dashboard.notes import NoteContext, study_note, trial_note
 from autotune.search.space import Space
 from autotune.storage.admin.study_rows import Row, StudyRows, read_study, write_study
@@ -86,7 +86,7 @@ def make_study(folder: Path, trials: int) -> OpenStudy:
     config = check(apply_overrides(read_yaml(presets()["digits"]), given), "benchmark")
     definition = define(config)
     files = StudyPaths.from_url(config.storage, config.files)
-    task = Task.open(config.dataset, config.data, definition.specs[0], files.cache)
+    task = StudyData.open(config.dataset, config.data, definition.specs[0], files.cache)
     opened = open_or_create(definition, task.info.to_json())
     references = draw_pictures(opened)
     space = Space.from_json(opened.study.user_attrs[attrs.SPACE])
@@ -179,7 +179,7 @@ def make_trial(
             attrs.CLAIMED_AT: 1.8e9 + 10 * number,
             attrs.WORKER: f"machine/4711/{number % 8}",
             attrs.DEVICE: "NVIDIA H200",
-            attrs.PARAMETERS_TUNED: 970 + 61_000 * plan.depth,
+            attrs.TRAINABLE_PARAMETERS: 970 + 61_000 * plan.depth,
             attrs.COSTS: {"parameters": 373_658},
             attrs.SECONDS: 1.25 * epochs,
             attrs.EPOCHS: epochs,

@@ -8,7 +8,7 @@ from typing import Any
 
 from autotune.config.loading import apply_overrides, check, presets, read_yaml
 from autotune.config.schema import StudyConfig
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.storage.paths import StudyPaths
 from autotune.study.engine.worker import Job, run_worker
@@ -48,7 +48,7 @@ def open_study(config: StudyConfig) -> OpenStudy:
     definition = define(config)
     files = StudyPaths.from_url(config.storage, config.files)
     opened = [
-        Task.open(
+        StudyData.open(
             config.dataset,
             config.data,
             spec,

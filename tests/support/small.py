@@ -8,7 +8,7 @@ from typing import Any
 
 from autotune.config.loading import apply_overrides, check, presets, read_yaml
 from autotune.config.schema import StudyConfig
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.search.plugins import references
 from autotune.storage.paths import StudyPaths
 from autotune.study.setup.definition import Definition, define
@@ -64,5 +64,5 @@ def open_defined(definition: Definition) -> OpenStudy:
     files = StudyPaths.from_url(config.storage, config.files)
     for spec in definition.specs:
         limit = config.cache.disk_bytes
-        task = Task.open(config.dataset, config.data, spec, files.cache, limit_bytes=limit)
+        task = StudyData.open(config.dataset, config.data, spec, files.cache, limit_bytes=limit)
     return open_or_create(definition, task.info.to_json())

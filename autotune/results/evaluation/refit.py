@@ -17,8 +17,8 @@ import numpy.typing as npt
 from optuna.trial import FrozenTrial
 
 from autotune.config.schema import FitConfig
-from autotune.data.progress import Progress, silent
-from autotune.data.sources.opening import fetch_source
+from autotune.data.progress import Progress, no_progress
+from autotune.data.sources.registry import fetch_source
 from autotune.data.views.study_data import open_test_views
 from autotune.errors import disk_full_as_user_error
 from autotune.plan import TrialPlan
@@ -107,7 +107,7 @@ def refit_study(
     trial: int | None = None,
     folder: Path | None = None,
     on_epoch: Callable[[str, int, int], None] = lambda what, epoch, epochs: None,
-    fetching: Progress = silent,
+    fetching: Progress = no_progress,
     settings: FitConfig | None = None,
 ) -> RefitResult:
     """Train the chosen plan and the baseline on training + validation and measure both.
@@ -153,8 +153,8 @@ def refit_study(
             _part_of(trial),
         )
 
-    tuned = trained("best plan", plan, trials[selection.trial])
-    baseline = tuned
+    best = trained("best plan", plan, trials[selection.trial])
+    baseline = best
     if baseline_plan != plan:
         baseline = trained("baseline", baseline_plan, attrs.find_baseline(trials))
     manifest = read_manifest(opened.study, opened.files)
@@ -171,9 +171,9 @@ def refit_study(
         )
         for name, task in tasks.items()
     }
-    logits, labels = tuned.predict(test[plan.backbone])
+    logits, labels = best.predict(test[plan.backbone])
     others = logits
-    if baseline is not tuned:
+    if baseline is not best:
         others, _ = baseline.predict(test[baseline_plan.backbone])
     comparison = compare(logits, others, labels)
     reads = _note_read(opened, selection.trial, comparison)
@@ -182,7 +182,7 @@ def refit_study(
         test=measure(logits, labels),
         baseline=measure(others, labels),
         comparison=comparison,
-        summary=tuned.summary,
+        summary=best.summary,
         baseline_summary=baseline.summary,
         test_images=len(labels),
         reads=reads,
@@ -190,7 +190,7 @@ def refit_study(
     )
     with disk_full_as_user_error(result.folder):
         classes = tasks[plan.backbone].classes
-        _write(result, opened, ctx, tuned, confusion(logits, labels, classes))
+        _write(result, opened, ctx, best, confusion(logits, labels, classes))
     return result
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from autotune.config.schema import StudyConfig
-from autotune.data.cache.array_cache import Shelf, noting_entries
+from autotune.data.cache.array_cache import ArrayCache, record_new_entries
 from autotune.data.progress import Progress as DataProgress
-from autotune.data.quality.checks import survey
-from autotune.data.views.study_data import Task
+from autotune.data.quality.checks import check_dataset
+from autotune.data.views.study_data import StudyData
 from autotune.errors import DiskFullError, UserError, disk_full_as_user_error
 from autotune.runtime import cores
 from autotune.storage.paths import StudyPaths
@@ -257,10 +257,10 @@ def _open(definition: Definition, on_event: EventCallback) -> OpenStudy:
     files = StudyPaths.from_url(config.storage, config.files)
     check_space(config, files)
     is_new = not check_existing(definition)
-    if definition.dataset.left_out:
-        on_event({"event": "images_skipped", "count": definition.dataset.left_out})
+    if definition.dataset.num_added:
+        on_event({"event": "images_skipped", "count": definition.dataset.num_added})
     made = _make_folders(files.root)
-    with noting_entries() as entries:
+    with record_new_entries() as entries:
         try:
             return _open_with_images(definition, files, is_new, on_event)
         except (UserError, KeyboardInterrupt) as error:
@@ -280,7 +280,7 @@ def _open_with_images(
 
     with disk_full_as_user_error(files.root):
         first, *_ = [
-            Task.open(
+            StudyData.open(
                 config.dataset,
                 config.data,
                 spec,
@@ -292,7 +292,7 @@ def _open_with_images(
             for spec in definition.specs
         ]
     looks = _told(on_event)
-    found = survey(dataset, config.data.duplicates, looks) if is_new else None
+    found = check_dataset(dataset, config.data.duplicates, looks) if is_new else None
     return open_or_create(definition, first.info.to_json(), found)
 
 
@@ -335,7 +335,7 @@ def _remove_made(
                     Path(lock.lock_file).unlink()
     if files.root not in made:
         return
-    Shelf(files.cache).take_back(entries)
+    ArrayCache(files.cache).remove(entries)
     below = [Path(folder) for folder, _, _ in os.walk(files.root, topdown=False)]
     for path in (*below, *reversed(made)):
         with suppress(OSError):  # it is gone, or has something in it

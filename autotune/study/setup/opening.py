@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from autotune.config.fields import is_own
 from autotune.config.loading import apply_overrides, dotted
 from autotune.config.schema import StudyConfig
-from autotune.data.splits.manifest import missing_in_words
+from autotune.data.splits.manifest import describe_missing
 from autotune.errors import StudyError, join_sentences, nearest
 from autotune.format_versions import STUDY, reading, stamp
 from autotune.search.plugins import Reference, references
@@ -208,7 +208,7 @@ def open_or_create(
 
     Args:
         definition: The checked definition.
-        dataset: Facts of the images, as ``TaskInfo.to_json`` gives them.
+        dataset: Facts of the images, as ``DatasetInfo.to_json`` gives them.
         survey: What is odd about them, for a new study, see :mod:`autotune.data.quality.checks`.
 
     Raises:
@@ -364,7 +364,7 @@ def check_same(study: Study, definition: Definition) -> None:
     if changes:
         lines = [f"  {key}: {old!r} in the study, {new!r} now" for key, old, new in changes]
         if missing := definition.dataset.missing:
-            lines.append(f"  dataset: {missing_in_words(missing)}")
+            lines.append(f"  dataset: {describe_missing(missing)}")
         raise StudyError(
             f"the study {study.study_name!r} exists with another definition:\n"
             + "\n".join(lines)

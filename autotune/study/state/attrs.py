@@ -16,7 +16,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from autotune.data.quality.checks import remarks
+from autotune.data.quality.checks import dataset_warnings
 from autotune.format_versions import ATTRIBUTE as _FORMAT
 from autotune.format_versions import STUDY, check_format, reading
 from autotune.plan import TrialPlan
@@ -67,7 +67,7 @@ COMPUTE = "compute"
 THREADS = "threads"  # int: CPU threads that it trained on, where it trained on the CPU
 EPOCHS = "epochs"  # int: epochs trained, those of earlier attempts included
 SECONDS = "seconds"  # float: wall time of the training, that of earlier attempts included
-PARAMETERS_TUNED = "parameters_tuned"  # int
+TRAINABLE_PARAMETERS = "parameters_tuned"  # int
 # dict: {"decoded": "once" or "anew"}, and where features are kept {"computed": of how many images,
 # "seconds": what that took}, those of earlier attempts included
 CACHES = "caches"
@@ -232,7 +232,7 @@ def describe_warm_start(study: Study) -> list[str]:
 def image_warnings(study_attrs: Mapping[str, Any]) -> list[str]:
     """Say what should be known of the images of a study, in sentences."""
     training = study_attrs.get(DEFINITION, {}).get("training", {})
-    return remarks(study_attrs.get(SURVEY, {}), training)
+    return dataset_warnings(study_attrs.get(SURVEY, {}), training)
 
 
 def trial_plan(trial: FrozenTrial) -> TrialPlan | None:

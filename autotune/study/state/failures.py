@@ -20,7 +20,7 @@ from autotune.errors import (
     is_disk_full,
     may_pass,
 )
-from autotune.models.device_errors import is_of_gpu, is_out_of_host_memory, is_out_of_memory
+from autotune.models.device_errors import is_gpu_error, is_out_of_host_memory, is_out_of_memory
 from autotune.storage.rdb.retry import is_transient
 
 
@@ -122,7 +122,7 @@ def _kind_of_system_error(error: OSError) -> FailureKind:
 def _kind_of_runtime_error(error: RuntimeError, device: torch.device) -> FailureKind:
     if is_out_of_memory(error):
         return FailureKind.MEMORY
-    of_gpu = is_of_gpu(error)
+    of_gpu = is_gpu_error(error)
     if of_gpu and _says(error, _POISON):
         return FailureKind.DEVICE_LOST
     if of_gpu and not _says(error, _DETERMINISTIC):

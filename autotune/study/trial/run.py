@@ -176,7 +176,7 @@ def _run(
     attributes: dict[str, Any] = {
         attrs.DEVICE: device_name(ctx.device),
         attrs.COMPUTE: describe_precision(parts_of(training)[0]),
-        attrs.PARAMETERS_TUNED: count_trainable_parameters(training.network),
+        attrs.TRAINABLE_PARAMETERS: count_trainable_parameters(training.network),
     }
     if ctx.device.type == "cuda":
         attributes[attrs.GPU] = gpu_name(ctx.device)
@@ -235,7 +235,7 @@ def _of_caches(
 
     Of features that are not kept, or for some of which there was no room, nothing is said.
     """
-    found: dict[str, Any] = {"decoded": "once" if store.is_kept else "anew"}
+    found: dict[str, Any] = {"decoded": "once" if store.is_cached else "anew"}
     one = parts_of(training)[0]
     refused = stats.refused or (earlier and "computed" not in earlier)
     if one.train is one.images or one.config.views == ONLINE or refused:

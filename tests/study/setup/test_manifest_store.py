@@ -53,7 +53,7 @@ def test_the_split_is_an_artifact_of_the_study(handle: OpenStudy, photos: Path) 
     assert [path.name for path in handle.files.artifacts.iterdir()] == [name]
     manifest = read_manifest(handle.study, handle.files)
     assert manifest is not None
-    parts = [line.part for line in manifest.lines]
+    parts = [line.split for line in manifest.rows]
     counts = {part: parts.count(part) for part in ("train", "validation", "test", "")}
     assert counts == {"train": 10, "validation": 4, "test": 20, "": 6}
     assert len(str(handle.study.user_attrs[attrs.SURVEY])) < 200
@@ -71,7 +71,7 @@ def test_images_that_come_later_are_left_out(handle: OpenStudy, photos: Path) ->
     make_class_folders(photos / "more", {"x": 20})
     study_file = config(photos, folder)
     definition = define(study_file, stored_manifest(study_file))
-    assert definition.dataset.left_out == 21
+    assert definition.dataset.num_added == 21
     assert check_existing(definition)
     open_defined(definition)
     task = build_context(again(handle)).resources.of("test_resnet.letters").task
@@ -165,7 +165,7 @@ def test_fit_looks_at_the_test_part_s_fingerprint_before_it_reads(
     assert isinstance(manifest, Manifest)
     ctx = build_context(again(handle))
     ctx.resources.of("test_resnet.letters")  # opened before the image changes
-    key = next(line.key for line in manifest.lines if line.part == "test")
+    key = next(line.key for line in manifest.rows if line.split == "test")
     (photos / key).write_bytes(b"another")
     monkeypatch.setattr(fit_module, "prepare", lambda handle: ctx)
     with pytest.raises(DatasetError) as caught:

@@ -192,13 +192,13 @@ def test_their_views_share_the_memory_of_a_worker(handle: OpenStudy) -> None:
     shared = build_context(handle, workers=2).resources.memory_bytes
     assert shared == build_context(handle).resources.memory_bytes // 2
     first = build_context(handle).resources.of(RESNET)
-    enough = first.train.kept_bytes + first.validation.kept_bytes
-    assert min(first.train.kept_bytes, first.validation.kept_bytes) > 0
-    for given, kept in ((enough, enough), (enough - 1, first.validation.kept_bytes), (0, 0)):
+    enough = first.train.cache_bytes + first.validation.cache_bytes
+    assert min(first.train.cache_bytes, first.validation.cache_bytes) > 0
+    for given, kept in ((enough, enough), (enough - 1, first.validation.cache_bytes), (0, 0)):
         handle.study.set_user_attr(attrs.CACHE, {"memory_gb": given / 1e9})
         resources = build_context(handle).resources
-        assert sum(resources.of(name).kept_bytes for name in (RESNET, EFFICIENTNET)) <= given
-        assert resources.of(RESNET).kept_bytes == kept
+        assert sum(resources.of(name).cache_bytes for name in (RESNET, EFFICIENTNET)) <= given
+        assert resources.of(RESNET).cache_bytes == kept
 
 
 # From start to end

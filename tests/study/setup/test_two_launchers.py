@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.errors import StudyError
 from autotune.storage.paths import StudyPaths
 from autotune.study.engine import launcher
@@ -61,12 +61,12 @@ def test_a_start_that_fails_leaves_what_another_has_made_meanwhile(
     tmp_path: Path, fails: Callable[[Callable[[], Any]], None]
 ) -> None:
     good: list[OpenStudy] = []
-    tasks: list[Task] = []
+    tasks: list[StudyData] = []
 
     def other() -> None:
         good.append(start(tmp_path, "good"))
         config, (spec,) = definition(tmp_path, "good").config, definition(tmp_path, "good").specs
-        tasks.append(Task.open(config.dataset, config.data, spec, good[0].files.cache))
+        tasks.append(StudyData.open(config.dataset, config.data, spec, good[0].files.cache))
 
     fails(other)
     with pytest.raises(StudyError):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from autotune.data.cache.array_cache import Shelf
+from autotune.data.cache.array_cache import ArrayCache
 from autotune.errors import SplitError
 from autotune.plan import TrainingPolicy
 from autotune.search.dimensions import inert_value
@@ -26,7 +26,7 @@ from tests.support.small import open_small
 
 
 def kept(handle: OpenStudy) -> list[str]:
-    return Shelf(handle.files.cache).known("features")
+    return ArrayCache(handle.files.cache).keys("features")
 
 
 def values(handle: OpenStudy) -> list[float]:
