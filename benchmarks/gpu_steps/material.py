@@ -10,7 +10,7 @@ from autotune.config.loading import apply_overrides, check, presets, read_yaml
 from autotune.config.schema import StudyConfig
 from autotune.data.views.study_data import StudyData
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
-from autotune.storage.paths import Files
+from autotune.storage.paths import StudyPaths
 from autotune.study.engine.worker import Job, run_worker
 from autotune.study.setup.definition import define
 from autotune.study.setup.opening import OpenStudy, open_or_create
@@ -46,7 +46,7 @@ def configure(context: Context, name: str, **overrides: Any) -> StudyConfig:
 def open_study(config: StudyConfig) -> OpenStudy:
     """Decode the images of a study and make it; no worker is started."""
     definition = define(config)
-    files = Files.of(config.storage, config.files)
+    files = StudyPaths.from_url(config.storage, config.files)
     opened = [
         StudyData.open(
             config.dataset,

@@ -187,7 +187,7 @@ class Model(nn.Module):
 
         try:
             self.eval()
-            logits = oom.in_parts_that_fit(
+            logits = oom.with_oom_backoff(
                 in_parts,
                 min(len(images), self._part or len(images)),
                 device,
@@ -203,8 +203,8 @@ class Model(nn.Module):
             self.train(training)
         return logits.float().softmax(dim=1).cpu()
 
-    def _remember(self, part: int, need: oom.Need) -> None:
-        if not need.is_crowded:  # else there may be more room for the next images
+    def _remember(self, part: int, need: oom.MemoryShortage) -> None:
+        if not need.is_shared_device:  # else there may be more room for the next images
             self._part = part
 
 

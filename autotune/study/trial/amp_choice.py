@@ -184,4 +184,4 @@ def _compare(
             torch.manual_seed(0)
             return faster(network, in_channels_last(images.to(device)))
 
-    return oom.in_parts_that_fit(of_images, shape[0], device)
+    return oom.with_oom_backoff(of_images, shape[0], device)

@@ -103,9 +103,9 @@ def test_images_that_do_not_fit_together_go_through_in_parts(
     model = load_model(folder)
     images = pictures("test_resnet")[:1].expand(5, -1, -1, -1)
     whole = model.probabilities(images)
-    need = oom.Need(5, 1, 10) if crowded else oom.Need(11, 10, 10)
-    monkeypatch.setattr(oom, "need_of", lambda error, device: need)
-    monkeypatch.setattr(oom, "CROWDED_WAITS_S", ())
+    need = oom.MemoryShortage(5, 1, 10) if crowded else oom.MemoryShortage(11, 10, 10)
+    monkeypatch.setattr(oom, "measure_shortage", lambda error, device: need)
+    monkeypatch.setattr(oom, "SHARED_WAITS_S", ())
     sizes: list[int] = []
     forward, left = Model.forward, iter([3, 3]) if crowded else None
 

@@ -81,7 +81,7 @@ def test_weights_of_all_folds_give_the_value_again(tmp_path: Path) -> None:
         for one in get_all_artifact_meta(trial, storage=handle.storage)
         if one.filename == "weights.safetensors"
     ]
-    plan = attrs.plan_of(trial)
+    plan = attrs.trial_plan(trial)
     assert plan is not None
     again = build_trial(plan, build_context(handle))
     assert isinstance(again, Folds)
