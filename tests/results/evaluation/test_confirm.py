@@ -169,9 +169,9 @@ def test_a_killed_confirming_goes_on(tmp_path: Path) -> None:
     made = open_small(tmp_path, search__trials=2, training__epochs=8)
     run(made)
     program = (
-        "from autotune.results.evaluation.confirm import confirm\n"
+        "from autotune.results.evaluation.confirm import confirm_plans\n"
         "from autotune.study.setup.opening import open_existing\n"
-        f"confirm(open_existing('small', {made.url!r}), 1, 4)"
+        f"confirm_plans(open_existing('small', {made.url!r}), 1, 4)"
     )
     folder = made.files.confirmed("small")
     process = subprocess.Popen([sys.executable, "-c", program], env=dict(os.environ))
