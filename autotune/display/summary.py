@@ -142,7 +142,7 @@ def _front(found: Summary) -> Table:
 def _words(trial: FrozenTrial, named: bool) -> str:
     plan = attrs.plan_of(trial)
     origin = attrs.origin_of(trial)
-    return (plan.in_words(named) if plan else "") + (f" ({origin})" if origin else "")
+    return (plan.describe(named) if plan else "") + (f" ({origin})" if origin else "")
 
 
 def _report_of(opened: OpenStudy) -> Path | None:

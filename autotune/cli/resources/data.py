@@ -76,7 +76,7 @@ def _kept(name: str) -> Kept:
         DatasetError: When there is none of that name.
     """
     from autotune.data.sources.registry import kept_of, known_names
-    from autotune.errors import DatasetError, join_sentences, nearest
+    from autotune.errors import DatasetError, did_you_mean, join_sentences
 
     kept = kept_of(name)
     if kept is None:
@@ -84,7 +84,7 @@ def _kept(name: str) -> Kept:
         raise DatasetError(
             join_sentences(
                 f"the data sets that can be fetched are {', '.join(names)}, but got {name!r}",
-                nearest(name, names),
+                did_you_mean(name, names),
             )
         )
     return kept

@@ -71,12 +71,12 @@ def confirm(
     several = attrs.has_several(opened.study.user_attrs)
     shown.print(_table(found, opened.name, objective))
     for one in (found.baseline, *found.plans):  # their plans would not fit beside the numbers
-        shown.print(Text(f"{_who(one.trial)}: {one.plan.in_words(several)}"))
+        shown.print(Text(f"{_who(one.trial)}: {one.plan.describe(several)}"))
     for one in found.plans:
         if one.failed:
             shown.print(Text(f"{_who(one.trial)} has no mean: {one.failed}"))
     if found.verdict is not None:
-        shown.print(Text(f"{_sentence(found.verdict.in_words(objective))}."))
+        shown.print(Text(f"{_sentence(found.verdict.describe(objective))}."))
     images = opened.study.user_attrs[attrs.DATASET].get("validation")
     shown.print(
         Text(

@@ -45,13 +45,13 @@ def predict(
         from autotune.data.sources.folders import printable
         from autotune.results.model.model import load_model
         from autotune.results.model.prediction import columns, find_images, predict_files, row
-        from autotune.runtime import keep_to_cores
+        from autotune.runtime import limit_torch_threads
         from autotune.study.devices import find_device
         from autotune.training.compute.amp import set_float32_precision
 
         paths = find_images(images)
         loaded = load_model(model)
-        keep_to_cores()
+        limit_torch_threads()
         device = find_device()
         set_float32_precision(device)
         loaded.to(device)

@@ -48,7 +48,7 @@ def rerun(
     then, now = found.values
     epochs = len(found.now)
     pruned = f", pruned after epoch {max(found.now)}" if found.pruned else ""
-    shown.print(Text(f"trial {trial}{pruned}: {found.plan.in_words()}"))
+    shown.print(Text(f"trial {trial}{pruned}: {found.plan.describe()}"))
     shown.print(Text(f"{objective.words} {objective.show(then)} then, {objective.show(now)} now"))
     shown.print(Text(f"trained on {found.computing}"))
     if found.differing is None:

@@ -22,7 +22,7 @@ from autotune.data.cache.decoding import IMAGES, build, check_skipped, decode_sa
 from autotune.data.cache.entry import Entry
 from autotune.data.preprocessing import ImageSpec
 from autotune.data.source import Source
-from autotune.errors import DatasetError, NoRoomError
+from autotune.errors import DatasetError, InsufficientSpaceError
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def open_store(
     try:
         what = f"{count} decoded images of {size}x{size}"
         store = _of(shelf.open(key, partial(make, keep=True), count * 3 * size**2, what))
-    except NoRoomError as error:
+    except InsufficientSpaceError as error:
         logger.warning("%s; until then each is decoded whenever it is needed, slower", error)
         what = f"keys and labels of {count} images"
         entry = shelf.open(f"{key}{_LIST}", partial(make, keep=False), count * _LIST_BYTES, what)

@@ -13,7 +13,7 @@ from autotune.data.sources.base import FolderSource
 from autotune.data.sources.hub import SCHEME, HubSource
 from autotune.data.sources.registry import known_names
 from autotune.data.sources.tables import TABLE_ENDINGS, TableSource
-from autotune.errors import DatasetError, join_sentences, nearest
+from autotune.errors import DatasetError, did_you_mean, join_sentences
 
 _PATHS = (
     "the path of a folder with one folder of images for each class, of a zip or tar file of such "
@@ -56,7 +56,7 @@ def open_own(name: str, progress: Progress = silent) -> Source:
         join_sentences(
             f"a dataset is a known name ({', '.join(known_names())}), {_PATHS}, or "
             f"{SCHEME}owner/name, but {name!r} is none of these",
-            nearest(name, known_names()),
+            did_you_mean(name, known_names()),
             f"nothing is at {os.path.abspath(path)!r}" if "\0" not in path else "",
         )
     )

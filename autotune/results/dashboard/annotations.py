@@ -24,7 +24,7 @@ from optuna_dashboard._inmemory_cache import InMemoryCache, _CachedExtraStudyPro
 from autotune.errors import FormatError
 from autotune.results.dashboard.attributes import of_study, of_trial
 from autotune.results.dashboard.notes import Setting, shown_as_text, study_note, trial_note
-from autotune.runtime import collector_paused
+from autotune.runtime import gc_paused
 from autotune.study.state import attrs
 from autotune.text import one_line
 
@@ -122,7 +122,7 @@ class _Annotations:
             with self._cache._cached_extra_study_property_cache_lock:
                 spaces = self._cache._cached_extra_study_property_cache
                 spaces.setdefault(study_id, _SearchSpaces())
-            with collector_paused():
+            with gc_paused():
                 shown = answer(study_id)
                 if "trials" in shown:  # no error
                     try:

@@ -109,7 +109,7 @@ def _definition(study: Study) -> Iterator[tuple[str, str]]:
         value = Objective.of(study).show(baseline.values[0])
         yield (
             "baseline",
-            f"trial {baseline.number}, {value}: {plan.in_words(attrs.has_several(attributes))}",
+            f"trial {baseline.number}, {value}: {plan.describe(attrs.has_several(attributes))}",
         )
 
 
@@ -161,7 +161,7 @@ def trial_note(trial: FrozenTrial, setting: Setting) -> str:
     plan = attrs.plan_of(trial)
     said = [f"**{shown_as_text(_outcome(trial, setting))}**"]
     if plan is not None:
-        said.append(shown_as_text(plan.in_words(attrs.has_several(setting.attributes))))
+        said.append(shown_as_text(plan.describe(attrs.has_several(setting.attributes))))
         if layers := attrs.layers_of(setting.attributes, plan):
             said.append(_fenced(as_text(rows(layers, plan)), "text"))
     if sizes := ", ".join(_sizes(trial)):

@@ -470,7 +470,7 @@ def _is_it_more_than_noise(seen: _Seen) -> Answer | None:
     question = "Is the gain over the baseline larger than the noise?"
     verdict = Verdict.of(seen.results.study)
     if verdict is not None:
-        said = f"{verdict.in_words(seen.objective)}."
+        said = f"{verdict.describe(seen.objective)}."
         if verdict.beats:
             return Answer(question, f"Yes: {said}", "fine")
         advice = "More seeds (autotune confirm) make the interval shorter, or keep the baseline."

@@ -37,7 +37,7 @@ def headline(study: Study) -> str:
             return none_yet(trials)
         return _nothing_yet(attrs.progress_of(trials, attrs.budget_of(study)))
     plan = attrs.plan_of(best)
-    words = f": {plan.in_words(attrs.has_several(study.user_attrs))}" if plan else ""
+    words = f": {plan.describe(attrs.has_several(study.user_attrs))}" if plan else ""
     shown = show_values(best, objective, cost)
     if baseline is None:
         return f"best {shown} (trial {best.number}){words}; the baseline is not complete yet"
@@ -151,7 +151,7 @@ def confirmed(study: Study, best: FrozenTrial | None) -> str:
     verdict = Verdict.of(study)
     if verdict is None:
         return ""
-    said = f"Confirmed over seeds: {verdict.in_words(Objective.of(study))}"
+    said = f"Confirmed over seeds: {verdict.describe(Objective.of(study))}"
     if best is not None and best.number not in verdict.trials and not attrs.is_baseline(best):
         said += f"; trial {best.number}, the best one now, was not among them"
     return f"{said}."

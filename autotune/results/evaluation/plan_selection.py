@@ -39,7 +39,7 @@ class Choice:
     reason: str
     remarks: tuple[str, ...] = ()
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """Say it in a sentence: ``trial 12, confirmed over 5 seeds``."""
         return f"trial {self.trial}, {self.reason}"
 
@@ -92,7 +92,7 @@ def _confirmed(opened: OpenStudy, trials: Sequence[FrozenTrial], verdict: Verdic
         return _chosen(opened, baseline, f"the baseline, {seeds}", *known, *stale)
     doubt: tuple[str, ...] = ()
     if not verdict.beats:
-        doubt = (f"{_sentence(verdict.in_words(Objective.of(opened.study)))}.",)
+        doubt = (f"{_sentence(verdict.describe(Objective.of(opened.study)))}.",)
     return _chosen(opened, trials[verdict.trial], seeds, *doubt, *stale)
 
 

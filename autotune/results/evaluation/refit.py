@@ -91,7 +91,7 @@ class FitResult:
         """Return it as plain JSON values."""
         return {
             "trial": self.trial,
-            "chosen": self.choice.in_words(),
+            "chosen": self.choice.describe(),
             "remarks": list(self.choice.remarks),
             "plan": self.plan.to_json(),
             **_figures_of(self.comparison, self.test_images),
@@ -256,7 +256,7 @@ def _write(
     facts = {
         "study": opened.name,
         "trial": result.trial,
-        "chosen": result.choice.in_words(),
+        "chosen": result.choice.describe(),
         "remarks": list(result.choice.remarks),
         "dataset": config.dataset,
         "objective": config.training.objective,

@@ -317,7 +317,7 @@ def plan_in_words(trial: FrozenTrial, named: bool) -> str:
         named: Whether the plan is to name its backbone.
     """
     plan = attrs.plan_of(trial)
-    return escape(plan.in_words(named)) if plan else ""
+    return escape(plan.describe(named)) if plan else ""
 
 
 def _add_curves(

@@ -134,7 +134,7 @@ def _row(
         ),
         epochs=Cell(str(attrs.epochs_of(trial)), _key(attrs.epochs_of(trial))),
         seconds=Cell("–" if seconds is None else f"{float(seconds):,.1f}", _key(seconds)),
-        plan=plan.in_words(several) if plan else "",
+        plan=plan.describe(several) if plan else "",
         worker=str(attributes.get(attrs.WORKER, "")),
         reason=str(attributes.get(attrs.REASON, ""))
         or join_sentences(retry, attrs.origin_of(trial)),

@@ -58,7 +58,7 @@ class Verdict:
         """Whether the plan is shown to be better than the baseline."""
         return self.low > 0.0
 
-    def in_words(self, objective: Objective) -> str:
+    def describe(self, objective: Objective) -> str:
         """Say it in a sentence.
 
         Args:

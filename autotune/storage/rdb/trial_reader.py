@@ -22,7 +22,7 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import BindParameter, Connection, Select, Table, bindparam, select, text
 
-from autotune.runtime import collector_paused
+from autotune.runtime import gc_paused
 
 #: Trials that a statement names one by one: databases limit the values of a statement.
 CHUNK = 500
@@ -186,7 +186,7 @@ def read_trials(
     rows.sort(key=lambda row: int(row.trial_id))
     same = {row.trial_id: running[row.trial_id] for row in rows if _runs_still(row, running)}
     rows = [row for row in rows if row.trial_id not in same]
-    with collector_paused() if len(rows) > CHUNK else nullcontext():
+    with gc_paused() if len(rows) > CHUNK else nullcontext():
         found = _with_parts(connection, study_id, rows)
     return sorted([*found, *same.values()], key=lambda one: one._trial_id) if same else found
 

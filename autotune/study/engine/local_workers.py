@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import NoDeviceError
-from autotune.runtime import cores
+from autotune.runtime import available_cpus
 from autotune.study.devices import VISIBLE
 from autotune.study.engine.pool import Placed, environment_of, last_lines
 from autotune.study.engine.worker import CHECK_GPU, Job, worker_name
@@ -155,7 +155,7 @@ def local_crew(devices: Sequence[str], places: int) -> Iterator[Placed]:
         devices: See :class:`Processes`.
         places: How many workers there are at a time.
     """
-    threads = max(1, cores() // places)
+    threads = max(1, available_cpus() // places)
     crew = Processes(devices)
     try:
         yield Placed(crew, places, threads, partial(crew.prepare, places, threads), crew.check)

@@ -39,7 +39,7 @@ from autotune.errors import (
     UserError,
     WorkerError,
 )
-from autotune.runtime import keep_freed_memory, keep_to_cores, one_thread
+from autotune.runtime import limit_torch_threads, single_threaded, tune_malloc
 from autotune.search.plugins import references
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
@@ -122,8 +122,8 @@ def prepare(opened: OpenStudy, workers: int = 1, gpu: str | None = None) -> Work
         StudyError: When the images or the weights are not those of the study.
     """
     device = find_device(gpu)  # before anything that takes its time
-    keep_freed_memory()
-    keep_to_cores()
+    tune_malloc()
+    limit_torch_threads()
     config = opened.config()
     bench = Workbench(
         opened=opened,
@@ -188,7 +188,7 @@ def work(job: Job, stop: threading.Event, emit: Listener) -> Ending | None:
     waiting = False
     while not stop.is_set():
         # One thread: the small matrices of the GP only lose by more.
-        with one_thread(), storage_errors(opened.url):
+        with single_threaded(), storage_errors(opened.url):
             claim = claims.claim(job.worker)
             if isinstance(claim, Wait):
                 claims.sweep()  # for a trial whose worker is gone one would wait for ever

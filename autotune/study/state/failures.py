@@ -12,13 +12,13 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from autotune.errors import (
     CacheError,
-    CrowdedError,
-    InterruptedTrial,
+    DeviceBusyError,
     TrialError,
+    TrialInterruptedError,
     UserError,
     hide_passwords,
     is_disk_full,
-    may_pass,
+    is_transient_os_error,
 )
 from autotune.models.device_errors import is_of_gpu, is_out_of_host_memory, is_out_of_memory
 from autotune.storage.rdb.retry import is_transient
@@ -85,7 +85,7 @@ def kind_of(error: BaseException, device: torch.device) -> Kind:
         device: Where it trained. An error of CUDA that is not known to be the end of the process
             is told apart by asking the device for something simple.
     """
-    if isinstance(error, InterruptedTrial):
+    if isinstance(error, TrialInterruptedError):
         return Kind.INTERRUPTED
     if isinstance(error, UpdateFinishedTrialError):
         return Kind.GIVEN_AWAY
@@ -93,7 +93,7 @@ def kind_of(error: BaseException, device: torch.device) -> Kind:
         return Kind.USER
     if isinstance(error, TrialError):
         return Kind.OWN
-    if isinstance(error, CrowdedError | CacheError):
+    if isinstance(error, DeviceBusyError | CacheError):
         return Kind.TRANSIENT
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     if is_transient(error) or isinstance(cause, OperationalError | InterfaceError):
@@ -116,7 +116,7 @@ def _kind_of_system_error(error: OSError) -> Kind:
         return Kind.DISK_FULL
     if error.errno in _DENIED:
         return Kind.DENIED
-    return Kind.TRANSIENT if may_pass(error) else Kind.UNEXPECTED
+    return Kind.TRANSIENT if is_transient_os_error(error) else Kind.UNEXPECTED
 
 
 def _kind_of_runtime_error(error: RuntimeError, device: torch.device) -> Kind:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from autotune.config.schema import ONLINE, StudyConfig
 from autotune.data.cache.decoded_images import ImageStore
-from autotune.errors import CrowdedError, DivergedError, UserError, disk_full_as_user_error
+from autotune.errors import DeviceBusyError, DivergedError, UserError, disk_full_as_user_error
 from autotune.models.network import Network
 from autotune.search import ranking
 from autotune.search.study_view import DEVICE_MEMORY
@@ -93,8 +93,8 @@ def run_trial(
     Raises:
         PlanError: When the plan does not fit the backbone.
         DivergedError: When the training does.
-        InterruptedTrial: When a stop was asked for.
-        CrowdedError: When not even two images fit beside what others hold on the device.
+        TrialInterruptedError: When a stop was asked for.
+        DeviceBusyError: When not even two images fit beside what others hold on the device.
         UserError: When the baseline does not fit.
     """
     whole = bench.config.training.batch_size
@@ -116,16 +116,16 @@ def run_trial(
         )
     except oom.DoesNotFitError as error:
         need = error.need
-        logger.warning("trial %d does not fit: %s", trial.number, need.in_words())
+        logger.warning("trial %d does not fit: %s", trial.number, need.describe())
         if need.is_crowded:
-            raise CrowdedError(
-                f"others hold the memory of the device: {need.in_words()}"
+            raise DeviceBusyError(
+                f"others hold the memory of the device: {need.describe()}"
             ) from error
         if trial.user_attrs.get(attrs.ROLE) == attrs.BASELINE:
             trial.set_user_attr(attrs.PART, whole)  # on a larger device
             raise UserError(
                 "the baseline does not fit into memory: even with "
-                f"{oom.LEAST_PART} images at a time {need.in_words()}; every trial is compared "
+                f"{oom.LEAST_PART} images at a time {need.describe()}; every trial is compared "
                 "with it, so take a smaller data.image_size, another backbone, or a larger device"
             ) from error
         trial.set_user_attr(attrs.SECONDS, round(before_s + time.perf_counter() - start, 3))
@@ -143,7 +143,7 @@ def _infeasible(trial: Trial, bench: Workbench, need: oom.Need) -> Outcome:
     trial.set_constraint(DEVICE_MEMORY, need.excess)
     attributes = {
         attrs.PEAK_MEMORY_MB: round(need.wanted_bytes / oom.MIB, 1),
-        attrs.REASON: f"{attrs.INFEASIBLE}: memory: {need.in_words()}",
+        attrs.REASON: f"{attrs.INFEASIBLE}: memory: {need.describe()}",
         attrs.EPOCHS: frozen.last_step or 0,
     }
     if need.device_bytes:
@@ -164,7 +164,7 @@ def _run(
     checkpoint = checkpoint_of(bench.opened, bench.config, frozen)
     plan = attrs.plan_of(frozen)
     assert plan is not None, "a claimed trial has its plan"
-    words = plan.in_words(named=len(bench.space.backbones) > 1)
+    words = plan.describe(named=len(bench.space.backbones) > 1)
     emit({"event": "start", "trial": trial.number, "plan": words})
     training = prepare_trial(plan, bench, stopped, part)
     attributes: dict[str, Any] = {

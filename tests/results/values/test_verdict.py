@@ -21,7 +21,7 @@ WON = Verdict(12, 0.949, 0.928, 0.021, 0.009, 0.033, 0.008, 5, (12, 3, 4, 7, 9))
 
 def test_a_plan_that_beats_the_baseline() -> None:
     assert WON.beats
-    assert WON.in_words(SHARE) == (
+    assert WON.describe(SHARE) == (
         "trial 12 beats the baseline by 2.1 points (95 % interval 0.9 to 3.3, 5 seeds, corrected "
         "for choosing among 5); its mean is 0.8 points worse than its value in the search"
     )
@@ -30,13 +30,13 @@ def test_a_plan_that_beats_the_baseline() -> None:
 def test_a_plan_that_does_not() -> None:
     verdict = replace(WON, gain=0.002, low=-0.004, high=0.008, mean=0.93, shrank=0.0)
     assert not verdict.beats
-    assert verdict.in_words(SHARE) == (
+    assert verdict.describe(SHARE) == (
         "no plan is shown to beat the baseline (92.8 %): the best mean is that of trial 12 with "
         "93.0 %, a gain of 0.2 points (95 % interval −0.4 to 0.8, 5 seeds, corrected for choosing "
         "among 5); its mean is its value in the search"
     )
     alone = replace(verdict, trials=(12,), shrank=-0.01)
-    assert alone.in_words(SHARE) == (
+    assert alone.describe(SHARE) == (
         "no plan is shown to beat the baseline (92.8 %): trial 12 has a mean of 93.0 %, a gain of "
         "0.2 points (95 % interval −0.4 to 0.8, 5 seeds); its mean is 1.0 points better than its "
         "value in the search"
@@ -45,7 +45,7 @@ def test_a_plan_that_does_not() -> None:
 
 def test_a_loss() -> None:
     verdict = replace(WON, mean=0.2, baseline=0.4, gain=0.2, low=0.15, high=0.25)
-    assert verdict.in_words(LOSS).startswith(
+    assert verdict.describe(LOSS).startswith(
         "trial 12 beats the baseline by 0.2000 (95 % interval 0.1500 to 0.2500, 5 seeds"
     )
 

@@ -11,12 +11,12 @@ import torch
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
 from autotune.errors import (
-    CrowdedError,
+    DeviceBusyError,
     DiskFullError,
     DivergedError,
-    InterruptedTrial,
     PlanError,
     StudyError,
+    TrialInterruptedError,
 )
 from autotune.study.state.failures import Kind, answers, first_line, kind_of
 from tests.support.backbones import CPU
@@ -36,13 +36,13 @@ def caused_by(error: Exception, cause: Exception) -> Exception:
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (InterruptedTrial("stopped"), Kind.INTERRUPTED),
+        (TrialInterruptedError("stopped"), Kind.INTERRUPTED),
         (UpdateFinishedTrialError(), Kind.GIVEN_AWAY),
         (DiskFullError("no space"), Kind.USER),
         (StudyError("changed"), Kind.USER),
         (DivergedError("nan"), Kind.OWN),
         (PlanError("no such layer"), Kind.OWN),
-        (CrowdedError("others"), Kind.TRANSIENT),
+        (DeviceBusyError("others"), Kind.TRANSIENT),
         (caused_by(StorageInternalError("an error of the storage"), OPERATIONAL), Kind.STORAGE),
         (caused_by(StorageInternalError("an error of ours"), KeyError("x")), Kind.UNEXPECTED),
         (OPERATIONAL, Kind.STORAGE),

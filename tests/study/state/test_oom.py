@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from autotune.errors import InterruptedTrial
+from autotune.errors import TrialInterruptedError
 from autotune.study.state import oom
 from autotune.study.state.oom import (
     LEAST_EXCESS,
@@ -66,11 +66,11 @@ def test_the_excess_is_always_above_zero() -> None:
 
 
 def test_sizes_in_words() -> None:
-    found = Need(2000 * MIB, 1500 * MIB, 1500 * MIB).in_words()
+    found = Need(2000 * MIB, 1500 * MIB, 1500 * MIB).describe()
     assert found == "it wanted at least 2,000 MiB, the device has 1,500 MiB"
-    found = Need(900 * MIB, 1500 * MIB, 1500 * MIB).in_words()
+    found = Need(900 * MIB, 1500 * MIB, 1500 * MIB).describe()
     assert found == "it wanted at least 900 MiB and did not get it, the device has 1,500 MiB"
-    assert Need(900 * MIB, 0, 0).in_words() == "it wanted at least 900 MiB and did not get it"
+    assert Need(900 * MIB, 0, 0).describe() == "it wanted at least 900 MiB and did not get it"
 
 
 #: As torch 2.15 writes it.
@@ -146,7 +146,7 @@ def test_what_cannot_be_measured_does_not_hide_the_error(
     assert need.wanted_bytes == 6 * GIB
     assert need.device_bytes in (0, 16 * GIB)
     assert need.excess == LEAST_EXCESS
-    assert need.in_words().startswith("it wanted at least 6,144 MiB and did not get it")
+    assert need.describe().startswith("it wanted at least 6,144 MiB and did not get it")
 
 
 def test_a_machine_that_does_not_tell_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,5 +239,5 @@ def test_a_stop_ends_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(part: int) -> None:
         raise torch.OutOfMemoryError(TEXT)
 
-    with pytest.raises(InterruptedTrial):
+    with pytest.raises(TrialInterruptedError):
         in_parts_that_fit(work, 32, CPU, stopped=lambda: True)

@@ -11,7 +11,7 @@ import torch
 from optuna.study import load_study
 
 from autotune.data.cache.array_cache import Shelf
-from autotune.errors import NoRoomError
+from autotune.errors import InsufficientSpaceError
 from autotune.study.engine.worker import prepare
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
@@ -119,7 +119,7 @@ def test_a_cache_without_room_costs_a_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_room(*_: object, **__: object) -> None:
-        raise NoRoomError("no room")
+        raise InsufficientSpaceError("no room")
 
     bench = prepare(small(tmp_path, "bf16"))
     monkeypatch.setattr(Shelf, "open", no_room)
