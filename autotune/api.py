@@ -6,6 +6,7 @@ What it shows while it works are the lines of ``autotune run`` without a termina
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from optuna.trial import FrozenTrial
 
-    from autotune.results.evaluation.confirm import Confirmation, Step
-    from autotune.results.evaluation.refit import FitResult
+    from autotune.results.evaluation.confirm import Confirmation, ConfirmProgress
+    from autotune.results.evaluation.refit import RefitResult
     from autotune.study.setup.opening import OpenStudy
 
 #: The environment variable that names a storage, here and for the command.
@@ -199,7 +200,7 @@ class Study:
             raise UserError(f"gpus: must be text such as '0,2', 'all' or 'none', but got {gpus!r}")
         config = self._config or self._remembered()
         self._interrupted = False
-        with _told(progress, config) as (shown, listener):
+        with _told(progress, config) as (shown, on_event):
             from autotune.study.engine.launcher import (
                 run_study,  # within, because it imports torch
             )
@@ -212,9 +213,9 @@ class Study:
                 workers_per_gpu=workers_per_gpu,
                 gpus_per_worker=gpus_per_worker,
                 cpus_per_worker=cpus_per_worker,
-                listener=listener,
+                on_event=on_event,
             )
-        self._found, self._interrupted = result.opened, result.interrupted
+        self._found, self._interrupted = result.handle, result.interrupted
         if shown is not None and result.interrupted:
             shown.print(Text("Stopped. The trials that were running are queued; run() goes on."))
         return self
@@ -343,25 +344,25 @@ class Study:
             if value < least:
                 raise UserError(f"{name}: must be at least {least}, but got {value}")
         opened = self._opened()
-        from autotune.results.evaluation.confirm import confirm  # imports torch, as fit does
+        from autotune.results.evaluation.confirm import confirm_plans  # imports torch
         from autotune.results.values.objective import Objective
 
         objective = Objective.of(opened.study)
         say = _say(progress)
 
-        def listen(step: Step) -> None:
+        def listen(step: ConfirmProgress) -> None:
             if said := step.describe(objective):
                 say(said)
 
-        return confirm(opened, top, seeds, listen)
+        return confirm_plans(opened, top, seeds, listen)
 
-    def fit(
+    def refit(
         self,
         trial: int | None = None,
         folder: str | Path | None = None,
         *,
         progress: bool = True,
-    ) -> FitResult:
+    ) -> RefitResult:
         """Train the best plan and the baseline anew and measure both on the test part.
 
         This reads the test part, and the study notes how often that was done. The trainings run
@@ -377,14 +378,14 @@ class Study:
             UserError: When the folder cannot be written.
 
         Example:
-            >>> study.fit(trial=99)
+            >>> study.refit(trial=99)
             Traceback (most recent call last):
             autotune.errors.StudyError: --trial: the study 'digits' has the trials 0 to 3, but ...
         """
         if folder is not None:
             check_folder(Path(folder))
         opened = self._opened()
-        from autotune.results.evaluation.refit import fit
+        from autotune.results.evaluation.refit import refit_study  # imports torch
 
         say = _say(progress)
 
@@ -394,7 +395,14 @@ class Study:
 
         settings = self._config.fit if self._config is not None else None
         where = None if folder is None else Path(folder)
-        return fit(opened, trial, where, listen, settings=settings)
+        return refit_study(opened, trial, where, listen, settings=settings)
+
+    def fit(
+        self, trial: int | None = None, folder: str | Path | None = None, *, progress: bool = True
+    ) -> RefitResult:
+        """Call :meth:`refit`, which this was called before."""
+        warnings.warn("Study.fit is called Study.refit now", DeprecationWarning, stacklevel=2)
+        return self.refit(trial, folder, progress=progress)
 
     def plot_history(self) -> go.Figure:
         """Draw the value of every trial, the best so far and the baseline.

@@ -19,11 +19,11 @@ from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
 from safetensors.torch import load_file
 
-from autotune.study.engine.worker import prepare
+from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
-from autotune.study.trial.build import prepare_training
-from autotune.study.trial.context import Workbench
+from autotune.study.trial.build import build_trainer
+from autotune.study.trial.context import WorkerContext
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 #: So long processes may take to see that their launcher is gone.
@@ -112,13 +112,10 @@ def faults(url: str, budget: int) -> list[str]:
     found += [f"trained {count} times: {plan}" for plan, count in plans.items() if count > 1]
     # No value may depend on how its features came to be.
     shutil.rmtree(opened.files.cache, ignore_errors=True)
-    bench = prepare(opened)
+    ctx = build_context(opened)
     torch.set_num_threads(1)  # as the workers: sums of more threads are rounded differently
     return found + [
-        fault
-        for one in trials
-        if one.state in FINISHED
-        for fault in differences(one, trials, bench)
+        fault for one in trials if one.state in FINISHED for fault in differences(one, trials, ctx)
     ]
 
 
@@ -126,7 +123,9 @@ def _failed(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
     return trial.state == TrialState.FAIL and trial.number not in attrs.superseded(trials)
 
 
-def differences(trial: FrozenTrial, trials: Sequence[FrozenTrial], bench: Workbench) -> list[str]:
+def differences(
+    trial: FrozenTrial, trials: Sequence[FrozenTrial], ctx: WorkerContext
+) -> list[str]:
     """Train a trial's plan undisturbed; compare it and its earlier attempts, bit by bit.
 
     Every epoch of the trial must be there, and of each attempt all up to its last one.
@@ -134,9 +133,9 @@ def differences(trial: FrozenTrial, trials: Sequence[FrozenTrial], bench: Workbe
     plan = attrs.plan_of(trial)
     assert plan is not None
     expected: dict[int, float] = {}
-    for result in prepare_training(plan, bench).run():
+    for result in build_trainer(plan, ctx).run():
         assert result.metrics is not None
-        expected[result.epoch] = result.metrics.objective(bench.config.training.objective)
+        expected[result.epoch] = result.metrics.objective(ctx.config.training.objective)
         if result.epoch == trial.last_step:
             break
     attempts = (trial, *(trials[number] for number in attrs.retries(trial)))

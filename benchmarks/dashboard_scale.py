@@ -54,7 +54,7 @@ from rich.console import Console
 
 from autotune.config.loading import apply_overrides, presets, read_yaml, validate
 from autotune.data.views.study_data import Task
-from autotune.results.dashboard.notes import Setting, study_note, trial_note
+from autotune.results.dashboard.notes import NoteContext, study_note, trial_note
 from autotune.search.space import Space
 from autotune.storage.admin.study_rows import Row, StudyRows, read_study, write_study
 from autotune.storage.paths import Files
@@ -210,7 +210,7 @@ def draw(found: BaseDistribution, rng: np.random.Generator) -> Any:
 
 def store_notes(opened: OpenStudy) -> None:
     """Write the notes into the database, as ``save_note`` does, but in one transaction."""
-    study, setting = opened.study, Setting.of(opened.study)
+    study, setting = opened.study, NoteContext.of(opened.study)
     bodies: dict[int | None, str] = {None: study_note(study, opened.url)}
     for trial in study.get_trials(deepcopy=False):
         bodies[trial._trial_id] = trial_note(trial, setting)
@@ -377,7 +377,7 @@ READERS = ("status", "report", "answer", "plain answer")
 def read(what: str, url: str) -> None:
     """Read a study in one way, and print what that took; the imports come before."""
     from autotune.display.summary import print_summary, print_workers
-    from autotune.results.dashboard.annotations import annotated
+    from autotune.results.dashboard.annotations import annotated_app
     from autotune.results.report.html import render_report
 
     statements: list[str] = []
@@ -399,7 +399,7 @@ def read(what: str, url: str) -> None:
         made = (
             wsgi(opened.storage, artifact_store=opened.artifacts)
             if what == "plain answer"
-            else annotated(storage, opened.artifacts, url)
+            else annotated_app(storage, opened.artifacts, url)
         )
         setup_testing_defaults(environ)
         environ["PATH_INFO"] = f"/api/studies/{opened.study._study_id}"

@@ -20,7 +20,7 @@ from pathlib import Path
 from heading import date_and_machine
 
 from autotune.config.loading import load_study_file
-from autotune.results.evaluation.refit import FitResult, fit
+from autotune.results.evaluation.refit import RefitResult, refit_study
 from autotune.search import ranking
 from autotune.study.engine.launcher import run_study
 from autotune.study.state import attrs
@@ -35,7 +35,7 @@ class Row:
     progress: attrs.Progress
     validation_baseline: float
     validation_best: float
-    fitted: FitResult
+    fitted: RefitResult
 
 
 def run_seed(seed: int, trials: int, folder: Path) -> Row:
@@ -49,12 +49,14 @@ def run_seed(seed: int, trials: int, folder: Path) -> Row:
     start = time.perf_counter()
     result = run_study(config)
     seconds = time.perf_counter() - start
-    study = result.opened.study
+    study = result.handle.study
     found = study.get_trials(deepcopy=False)
     baseline, best = attrs.baseline_of(found), ranking.best_of(found, study.direction)
     assert baseline is not None and best is not None
     assert baseline.value is not None and best.value is not None
-    return Row(seed, seconds, result.progress, baseline.value, best.value, fit(result.opened))
+    return Row(
+        seed, seconds, result.progress, baseline.value, best.value, refit_study(result.handle)
+    )
 
 
 def spread(values: list[float]) -> str:

@@ -30,12 +30,12 @@ from autotune.data.views.study_data import Task, open_test_views
 from autotune.data.views.views import Views
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.storage.paths import Files
-from autotune.study.engine.worker import prepare
+from autotune.study.engine.worker import build_context
 from autotune.study.setup.definition import define
 from autotune.study.setup.opening import open_or_create
-from autotune.study.trial.build import prepare_training
-from autotune.study.trial.context import Workbench
-from autotune.study.trial.refit import views_of
+from autotune.study.trial.build import build_trainer
+from autotune.study.trial.context import WorkerContext
+from autotune.study.trial.refit import refit_views
 from autotune.training.metrics import Metrics, measure
 from autotune.training.optim.ema import WeightAverage
 from autotune.training.trainer import Training
@@ -45,10 +45,10 @@ SHARES = (0.025, 0.05, 0.1, 0.2)
 
 
 def train(
-    plan: TrialPlan, bench: Workbench, views: Views, test: Views
+    plan: TrialPlan, ctx: WorkerContext, views: Views, test: Views
 ) -> tuple[dict[str, Metrics], float]:
     """Train a plan with averages beside it; return what each scores, and the seconds."""
-    training = prepare_training(plan, bench, refit=views)
+    training = build_trainer(plan, ctx, refit=views)
     averages = {
         share: WeightAverage(training.network, 1 - 1 / max(1.0, share * training.steps))
         for share in SHARES
@@ -90,8 +90,8 @@ def run_seed(study: str, seed: int, overrides: list[str], folder: Path) -> dict[
     files = Files.of(config.storage, config.files)
     for spec in definition.specs:
         task = Task.open(config.dataset, config.data, spec, files.cache)
-    bench = prepare(open_or_create(definition, task.info.to_json()))
-    baseline = bench.space.baseline(bench.config.baseline)
+    ctx = build_context(open_or_create(definition, task.info.to_json()))
+    baseline = ctx.space.baseline(ctx.config.baseline)
     depth = 5 if study == "digits" else 3
     plan = replace(
         baseline,
@@ -99,13 +99,13 @@ def run_seed(study: str, seed: int, overrides: list[str], folder: Path) -> dict[
         layers=(LayerPlan(),) * depth,
         policy=TrainingPolicy(lr=5e-3 if study == "digits" else 1e-3, layer_decay=0.7),
     )
-    task = bench.materials.of(plan.backbone).task
+    task = ctx.resources.of(plan.backbone).task
     test = open_test_views(config.dataset, config.data, task.spec, files.cache)
     found = {}
     for views in ("study", "online"):
-        images = views_of(task, config, FitConfig(views=views), 1 << 30)
+        images = refit_views(task, config, FitConfig(views=views), 1 << 30)
         for name, one in (("plan", plan), ("baseline", baseline)):
-            scores, seconds = train(one, bench, images, test)
+            scores, seconds = train(one, ctx, images, test)
             print(f"seed {seed}, {views} views, {name}: {seconds:.1f} s", flush=True)
             found |= {(name, views, average): score for average, score in scores.items()}
             found[name, views, "seconds"] = seconds

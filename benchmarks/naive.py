@@ -64,10 +64,10 @@ from autotune.models.backbone import build, check_name
 from autotune.models.layers import layers_of
 from autotune.plan import TrialPlan
 from autotune.runtime import available_cpus
-from autotune.study.engine.worker import prepare
+from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
-from autotune.study.trial.build import prepare_training
+from autotune.study.trial.build import build_trainer
 
 HERE = Path(__file__).parent
 ROWS = HERE.parent / "storage" / "naive-rows.jsonl"
@@ -339,10 +339,10 @@ def profile(settings: Settings, plans: Sequence[Plan], file: Path | None) -> Ite
             yield Profile("naive", plan.depth, seen.epochs, shares)
         return
     opened = open_existing("warm", f"sqlite:///{file.parent}/study.db", str(file.parent / "files"))
-    bench = prepare(opened)
+    ctx = build_context(opened)
 
     def train_ours(plan: TrialPlan) -> None:
-        list(prepare_training(plan, bench).run())
+        list(build_trainer(plan, ctx).run())
 
     for index in indices:
         found = attrs.plan_of(opened.study.get_trials(deepcopy=False)[index])

@@ -29,9 +29,9 @@ from torch import Tensor
 from autotune.config.loading import load_study_file
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.study.engine.launcher import run_study
-from autotune.study.engine.worker import prepare
-from autotune.study.trial.build import prepare_training
-from autotune.study.trial.context import Workbench
+from autotune.study.engine.worker import build_context
+from autotune.study.trial.build import build_trainer
+from autotune.study.trial.context import WorkerContext
 from autotune.training.trainer import Training
 
 GOAL = 0.95
@@ -97,9 +97,9 @@ class Row:
     given: str
 
 
-def measure(bench: Workbench, backbone: str, depth: int) -> Row:
+def measure(ctx: WorkerContext, backbone: str, depth: int) -> Row:
     plan = TrialPlan(backbone, depth, (LayerPlan(),) * depth, policy=TrainingPolicy(lr=LR))
-    real, synthetic = prepare_training(plan, bench), prepare_training(plan, bench)
+    real, synthetic = build_trainer(plan, ctx), build_trainer(plan, ctx)
     synthetic.train = resident(synthetic)  # type: ignore[assignment, unused-ignore]
     for one in (real, synthetic):
         one.validation = None
@@ -113,10 +113,10 @@ def measure(bench: Workbench, backbone: str, depth: int) -> Row:
     return Row(depth, images / fastest[0], images / fastest[1], given)
 
 
-def render(rows: list[Row], options: argparse.Namespace, bench: Workbench) -> str:
+def render(rows: list[Row], options: argparse.Namespace, ctx: WorkerContext) -> str:
     device = "CPU"
-    if bench.device.type == "cuda":
-        device = torch.cuda.get_device_name(bench.device)
+    if ctx.device.type == "cuda":
+        device = torch.cuda.get_device_name(ctx.device)
     shares = [row.kept / row.synthetic for row in rows if row.given != IMAGES]
     verdict = "NO FEATURES WERE KEPT: the whole network trained on images."
     if shares and max(shares) > MOST:
@@ -180,12 +180,12 @@ def main() -> None:
             f"storage=sqlite:///{folder}/study.db",
         ]
         config = load_study_file("folder", overrides, "tail")
-        bench = prepare(run_study(config, workers=1).opened)
+        ctx = build_context(run_study(config, workers=1).handle)
         rows = []
         for depth in options.depths:
-            rows.append(measure(bench, options.backbone, depth))
+            rows.append(measure(ctx, options.backbone, depth))
             print(rows[-1], flush=True)
-        text = render(rows, options, bench)
+        text = render(rows, options, ctx)
     print(text)
     if options.write:
         results = Path(__file__).parent / "results"

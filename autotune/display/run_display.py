@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 #: Without a terminal, how often a line says how far a long step before the study is.
 IMAGES_SHOWN_S = 10.0
 #: Events that tell of the end of a worker.
-_ENDS = ("exit", "sick", "no device")
+_ENDS = ("exit", "worker_unhealthy", "no_device")
 #: The state of a worker whose GPU cannot be used.
 _NO_DEVICE = "its GPU cannot be used"
 
@@ -184,7 +184,7 @@ class State:
             self._read_scores()
         elif kind == "waiting":
             worker.state = "waiting for the other trials"
-        elif kind == "no device":
+        elif kind == "no_device":
             worker.state = _NO_DEVICE
         elif kind == "exit" and worker.state != _NO_DEVICE:
             worker.state = "replaced" if event.get("replaced") else "ended"
@@ -237,12 +237,12 @@ class State:
 
     def obituary(self, event: dict[str, Any]) -> str:
         """Say how a worker died, and what its log says; nothing when it was told to end."""
-        if event["event"] == "sick":
+        if event["event"] == "worker_unhealthy":
             return (
                 f"worker {event['worker']} dies at everything and is not started again; its log "
                 f"is {event['log']}"
             )
-        if event["event"] == "no device":
+        if event["event"] == "no_device":
             return f"worker {event['worker']} is not started again: {event['message']}"
         code = event["code"]
         told = event["worker"] in self.workers and (
@@ -308,7 +308,7 @@ class LiveView:
         self._state.update(event)
         if event["event"] in _ENDS and (line := self._state.obituary(event)):
             self._live.console.print(in_lines(line), highlight=False)
-        if event["event"] == "left out":
+        if event["event"] == "images_skipped":
             self._live.console.print(Text(self._state.left_out(event)))
         if event["event"] == "opened":
             for line in self._state.start(event):
@@ -375,7 +375,7 @@ class PlainView:
                 return ""
             self._told = share
             return state.step
-        if kind == "left out":
+        if kind == "images_skipped":
             return state.left_out(event)
         if kind == "opened":
             line = f"study {state.config.name}: {state.counts()}; {state.scores()}"

@@ -17,7 +17,9 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune import optuna_private
 from autotune.errors import FormatError
+from autotune.optuna_private import StorageProxy
 from autotune.results.values.objective import Objective
 from autotune.search import ranking
 from autotune.search.space import Space
@@ -25,7 +27,7 @@ from autotune.study.state import attrs
 from autotune.study.state.budget import Ending
 
 
-class _Reading:
+class _Reading(StorageProxy):
     """A storage that answers for one study from what was read of it.
 
     Args:
@@ -37,12 +39,9 @@ class _Reading:
     def __init__(
         self, storage: BaseStorage, trials: tuple[FrozenTrial, ...], attributes: Mapping[str, Any]
     ) -> None:
-        self._storage = storage
+        super().__init__(storage)
         self._trials = trials
         self._attributes = attributes
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._storage, name)
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
@@ -85,9 +84,8 @@ class StudyResults:
             return study
         trials = tuple(study.get_trials(deepcopy=False))
         attributes = study.user_attrs
-        shown = copy.copy(study)
-        reading: Any = _Reading(study._storage, trials, attributes)
-        shown._storage = reading
+        reading = _Reading(optuna_private.storage(study), trials, attributes)
+        shown = optuna_private.with_storage(study, reading)
         return StudyResults(
             shown, trials, attributes, Objective.of(study), Objective.cost_of(study)
         )

@@ -10,6 +10,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config.fields import is_plugin_ref
+from autotune.optuna_private import StudyProxy
 from autotune.search.plugins import load_own_pruner
 
 #: So many other trials must have a value at an epoch before they are a measure for it.
@@ -73,16 +74,13 @@ class AmongAll(BasePruner):
         return self._base.prune(view, trial)
 
 
-class _Others:
+class _Others(StudyProxy):
     """A study in which all trials but one are complete."""
 
     def __init__(self, study: Study, trial: FrozenTrial, epochs: int) -> None:
-        self._study = study
+        super().__init__(study)
         self._trial = trial
         self._epochs = epochs
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
 
     def get_trials(self, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
         """Return the trials with a curve."""

@@ -20,6 +20,7 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from autotune import optuna_private
 from autotune.config.fields import is_plugin_ref
 from autotune.config.schema import StudyConfig
 from autotune.search.deduplication import Key, drawn, key_of, nearest_unseen
@@ -189,7 +190,9 @@ class CanonicalSampler(BaseSampler):
             return {}
         found = self.draw(study, trial, study.get_trials(deepcopy=False))
         if found.stage is not None:
-            study._storage.set_trial_user_attr(trial._trial_id, STAGE, found.stage)
+            optuna_private.storage(study).set_trial_user_attr(
+                optuna_private.trial_id(trial), STAGE, found.stage
+            )
         return found.params
 
     def draw(self, study: Study, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> Draw:

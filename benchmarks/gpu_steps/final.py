@@ -6,8 +6,8 @@ import time
 
 import torch
 
-from autotune.results.evaluation.refit import fit
-from autotune.results.evaluation.reproduce import rerun
+from autotune.results.evaluation.refit import refit_study
+from autotune.results.evaluation.reproduce import reproduce_trial
 from autotune.results.model.model import load_model
 from autotune.study.devices import find_device
 from autotune.study.state import attrs
@@ -34,18 +34,18 @@ def fit_and_rerun(context: Context) -> None:
         device=trial.user_attrs.get(attrs.DEVICE),
         value=trial.value,
     )
-    again = rerun(opened, trial.number)
-    apart = [abs(again.then[epoch] - again.now[epoch]) for epoch in again.now]
+    again = reproduce_trial(opened, trial.number)
+    apart = [abs(again.recorded[epoch] - again.reproduced[epoch]) for epoch in again.reproduced]
     context.add(
         "rerun",
         epochs=len(apart),
-        differing=again.differing,
+        differing=again.first_difference,
         furthest=max(apart),
         values=list(again.values),
         changes=list(again.changes),
     )
     start = time.perf_counter()
-    fitted = fit(opened, trial.number, context.folder / "model")
+    fitted = refit_study(opened, trial.number, context.folder / "model")
     context.add(
         "fit",
         seconds=round(time.perf_counter() - start, 2),

@@ -6,9 +6,9 @@ import time
 
 import torch
 
-from autotune.study.engine.worker import prepare
-from autotune.study.trial.build import prepare_training
-from autotune.study.trial.context import Workbench
+from autotune.study.engine.worker import build_context
+from autotune.study.trial.build import build_trainer
+from autotune.study.trial.context import WorkerContext
 from gpu_steps.context import Context
 from gpu_steps.material import configure, open_study, plan_of_depth
 
@@ -28,24 +28,22 @@ def measure(context: Context) -> None:
             training__views=2,
             files=str(context.folder / name),
         )
-        bench = prepare(open_study(config))
+        ctx = build_context(open_study(config))
         for depth in (max(sizes.depths), 0):
             for epoch in range(2):
-                _make(context, bench, depth, epoch, jitter)
+                _make(context, ctx, depth, epoch, jitter)
 
 
-def _make(context: Context, bench: Workbench, depth: int, epoch: int, jitter: float) -> None:
+def _make(context: Context, ctx: WorkerContext, depth: int, epoch: int, jitter: float) -> None:
     """Time until the features of an epoch are there: nobody has asked for them before."""
     backbone = context.sizes.backbone
-    train = prepare_training(plan_of_depth(backbone, depth), bench).train
+    train = build_trainer(plan_of_depth(backbone, depth), ctx).train
     order = torch.arange(len(train))
     torch.cuda.synchronize()
     start = time.perf_counter()
     next(
         iter(
-            train.batches(
-                order, train.plan_views(epoch), context.sizes.batch, bench.loader_workers
-            )
+            train.batches(order, train.plan_views(epoch), context.sizes.batch, ctx.loader_workers)
         )
     )
     torch.cuda.synchronize()
@@ -56,7 +54,7 @@ def _make(context: Context, bench: Workbench, depth: int, epoch: int, jitter: fl
         made_from="images" if depth else "features of the root",
         epoch=epoch + 1,
         jitter=jitter,
-        loader_workers=bench.loader_workers,
+        loader_workers=ctx.loader_workers,
         images=len(train),
         seconds=round(seconds, 3),
         images_per_s=round(len(train) / seconds, 1),

@@ -11,7 +11,7 @@ from autotune.config.schema import StudyConfig
 from autotune.data.views.study_data import Task
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.storage.paths import Files
-from autotune.study.engine.worker import Job, work
+from autotune.study.engine.worker import Job, run_worker
 from autotune.study.setup.definition import define
 from autotune.study.setup.opening import OpenStudy, open_or_create
 from gpu_steps.context import Context
@@ -73,7 +73,7 @@ def work_here(context: Context, opened: OpenStudy, tell: Callable[[dict[str, Any
         threads=0,
         log=str(context.folder / "worker.log"),
     )
-    work(job, threading.Event(), tell)
+    run_worker(job, threading.Event(), tell)
 
 
 def plan_of_depth(backbone: str, depth: int) -> TrialPlan:

@@ -12,8 +12,8 @@ from autotune.models.backbone import Backbone
 from autotune.models.layers import layers_of
 from autotune.models.network import Network, build_network
 from autotune.study.devices import find_device
-from autotune.study.engine.worker import prepare
-from autotune.study.trial.amp_choice import precision_of
+from autotune.study.engine.worker import build_context
+from autotune.study.trial.amp_choice import choose_precision
 from autotune.training.compute.amp import (
     Autocast,
     float32_precision,
@@ -34,13 +34,13 @@ def time_modes(context: Context) -> None:
     """Time forward, backward and update of whole networks; then ask for ``auto``."""
     sizes, device = context.sizes, find_device()
     opened = open_study(configure(context, "auto", backbone=list(sizes.timed_backbones)))
-    bench = prepare(opened)
+    ctx = build_context(opened)
     before = float32_precision(device)
     for name in sizes.timed_backbones:
-        material = bench.materials.of(name)
+        material = ctx.resources.of(name)
         set_float32_precision(device, before)
         start = time.perf_counter()
-        chosen = precision_of(bench, material)
+        chosen = choose_precision(ctx, material)
         context.add(
             "auto",
             backbone=name,

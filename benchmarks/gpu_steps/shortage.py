@@ -16,7 +16,7 @@ from autotune.errors import AutotuneError
 from autotune.models.backbone import build
 from autotune.models.layers import layers_of
 from autotune.study.devices import find_device
-from autotune.study.engine.local_workers import local_crew
+from autotune.study.engine.local_workers import local_backend
 from autotune.study.engine.pool import WorkerPool
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
@@ -125,7 +125,7 @@ def name_missing(context: Context) -> None:
     opened = open_study(configure(context, "missing", search__trials=1))
     said = ""
     try:
-        with local_crew((MISSING,), 1) as placed:
+        with local_backend((MISSING,), 1) as placed:
             WorkerPool(opened, placed, print).run()
     except AutotuneError as error:
         said = f"{type(error).__name__}: {error}"

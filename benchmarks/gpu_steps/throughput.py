@@ -15,9 +15,9 @@ from unittest.mock import patch
 
 from tail_efficiency import IMAGES, resident
 
-from autotune.study.engine.worker import prepare
-from autotune.study.trial.build import prepare_training
-from autotune.study.trial.context import Workbench
+from autotune.study.engine.worker import build_context
+from autotune.study.trial.build import build_trainer
+from autotune.study.trial.context import WorkerContext
 from autotune.training.compute.cuda_graphs import is_usable
 from autotune.training.trainer import Training
 from gpu_steps.context import Context
@@ -33,28 +33,28 @@ CAPTURED, PLAIN = "captured", "plain"
 def measure(context: Context) -> None:
     """Measure every depth on features, and the deepest on images: its whole network."""
     sizes = context.sizes
-    bench = prepare(open_study(configure(context, "tails", training__views=1)))
+    ctx = build_context(open_study(configure(context, "tails", training__views=1)))
     plain, whole = (
-        _with_cache(bench, **values)
+        _with_cache(ctx, **values)
         for values in ({"cuda_graphs": "off"}, {"features": "off", "cuda_graphs": "off"})
     )
     for depth in sizes.depths:
         _measure(context, plain, depth, RESIDENT)
-        _measure(context, bench, depth, RESIDENT)
+        _measure(context, ctx, depth, RESIDENT)
     for depth in sizes.depths:
         _measure(context, plain, depth, NOT_RESIDENT)
     for way in (NOT_RESIDENT, RESIDENT):  # in this order: views that lie on the GPU stay there
         _measure(context, whole, max(sizes.depths), way)
 
 
-def _with_cache(bench: Workbench, **values: str) -> Workbench:
+def _with_cache(ctx: WorkerContext, **values: str) -> WorkerContext:
     """Return what a worker has at hand, with another configuration of what is kept."""
-    cache = bench.config.cache.model_copy(update=values)
-    config = bench.config.model_copy(update={"cache": cache})
-    return replace(bench, config=config, roots={})
+    cache = ctx.config.cache.model_copy(update=values)
+    config = ctx.config.model_copy(update={"cache": cache})
+    return replace(ctx, config=config, roots={})
 
 
-def _measure(context: Context, bench: Workbench, depth: int, way: str) -> None:
+def _measure(context: Context, ctx: WorkerContext, depth: int, way: str) -> None:
     """Measure one depth in one way of feeding it."""
     sizes = context.sizes
     plan = plan_of_depth(sizes.backbone, depth)
@@ -64,8 +64,8 @@ def _measure(context: Context, bench: Workbench, depth: int, way: str) -> None:
         stack.enter_context(patch("autotune.training.trainer.LEAST_STEPS", 1))
         if way == NOT_RESIDENT:  # as where they take more than their share of the device
             stack.enter_context(patch("autotune.training.inputs.transfer.DEVICE_SHARE", 0.0))
-        real = prepare_training(plan, bench, watch.mark)
-        synthetic = prepare_training(plan, bench)
+        real = build_trainer(plan, ctx, watch.mark)
+        synthetic = build_trainer(plan, ctx)
         synthetic.train = resident(synthetic)  # type: ignore[assignment, unused-ignore]
         for one in (real, synthetic):
             one.validation = None

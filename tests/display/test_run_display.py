@@ -233,7 +233,7 @@ def test_a_warm_start_is_told_before_the_first_trial(opened: OpenStudy, terminal
             "worker 2 died (exit code 1); its log ends:\n    Traceback\n    MemoryError",
         ),
         (
-            {"event": "sick", "log": "logs/worker-2.log"},
+            {"event": "worker_unhealthy", "log": "logs/worker-2.log"},
             "worker 2 dies at everything and is not started again; its log is logs/worker-2.log",
         ),
     ],
@@ -244,7 +244,7 @@ def test_obituary(event: dict[str, Any], text: str, opened: OpenStudy) -> None:
     for end in ({"event": "stopping", "now": False}, {"event": "error", "exit_code": 2}):
         state = State(config_of(opened))
         state.update(end)
-        if event.get("event") != "sick":
+        if event.get("event") != "worker_unhealthy":
             assert state.obituary({"event": "exit", "worker": 2, **event}) == ""
 
 
@@ -258,8 +258,8 @@ def test_what_is_odd_about_the_images_is_told_before_the_first_trial(
     with make_view(console, config_of(opened)) as view:
         for done in range(1, 9):
             view({"event": "images", "step": COMPARING, "done": done, "total": 8})
-        view({"event": "left out", "count": 1})
-        view({"event": "left out", "count": 1200})
+        view({"event": "images_skipped", "count": 1})
+        view({"event": "images_skipped", "count": 1200})
         nothing = attrs.progress_of([], 40)
         view({"event": "opened", "opened": opened, "workers": 2, "progress": nothing})
     text = output.getvalue()

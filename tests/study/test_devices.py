@@ -16,7 +16,14 @@ from autotune.errors import DeviceError, NoDeviceError, UserError
 from autotune.runtime import set_gpu_defaults
 from autotune.study import devices
 from autotune.study.engine.launcher import resolve_gpus
-from autotune.study.engine.worker import CHECK_GPU, Job, main, prepare, serve, work
+from autotune.study.engine.worker import (
+    CHECK_GPU,
+    Job,
+    build_context,
+    main,
+    run_worker,
+    worker_main,
+)
 from autotune.study.state import attrs
 from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
 from tests.support.driver import (
@@ -58,9 +65,9 @@ def test_a_gpu_has_an_index_for_whatever_torch_asks_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``get_per_process_memory_fraction`` refuses a device without one, after every trial."""
-    opened = open_small(tmp_path)
+    handle = open_small(tmp_path)
     pretend_gpus(monkeypatch, "NVIDIA H200")
-    device = prepare(opened).device
+    device = build_context(handle).device
     assert device == torch.device("cuda", 0)
     assert torch.cuda.get_per_process_memory_fraction(device) == 1.0
 
@@ -135,7 +142,7 @@ def test_a_gpu_that_others_fill_may_be_free_in_a_moment(monkeypatch: pytest.Monk
     ("fails", "event", "code"),
     [
         (torch.cuda.OutOfMemoryError(OUT_OF_MEMORY), "crowded", 0),
-        (accelerator_error("unspecified launch failure"), "no device", 2),
+        (accelerator_error("unspecified launch failure"), "no_device", 2),
     ],
 )
 def test_a_process_that_finds_its_gpu_full_waits_for_its_job(
@@ -290,25 +297,25 @@ def test_gpus_are_numbered_before_cuda_starts(monkeypatch: pytest.MonkeyPatch) -
 def test_a_worker_without_its_gpu_says_so_and_trains_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = open_small(tmp_path)
+    handle = open_small(tmp_path)
     list_gpus(monkeypatch, *UUIDS)
     refuse_gpus(monkeypatch, RuntimeError(TOO_OLD))
     told: list[dict[str, Any]] = []
-    job = Job(opened.name, opened.url, None, "host/1/0", 0, 1, 1, "here", gpu="1")
-    assert serve(job, threading.Event(), told.append) == 2
+    job = Job(handle.name, handle.url, None, "host/1/0", 0, 1, 1, "here", gpu="1")
+    assert worker_main(job, threading.Event(), told.append) == 2
     (event,) = told
-    assert event["event"] == "no device"
+    assert event["event"] == "no_device"
     assert event["message"].startswith("the GPU 1 cannot be used: The NVIDIA driver")
-    assert not opened.study.get_trials(states=[], deepcopy=False)
-    assert opened.progress().attempts == 0
+    assert not handle.study.get_trials(states=[], deepcopy=False)
+    assert handle.progress().attempts == 0
 
 
 def test_a_worker_says_which_gpu_it_has(tmp_path: Path) -> None:
-    opened = open_small(tmp_path, search__trials=1, training__epochs=1)
+    handle = open_small(tmp_path, search__trials=1, training__epochs=1)
     told: list[dict[str, Any]] = []
     with simulated_gpu():
-        work(
-            Job(opened.name, opened.url, None, "host/1/0", 0, 1, 1, "here", gpu="0"),
+        run_worker(
+            Job(handle.name, handle.url, None, "host/1/0", 0, 1, 1, "here", gpu="0"),
             threading.Event(),
             told.append,
         )
@@ -316,7 +323,7 @@ def test_a_worker_says_which_gpu_it_has(tmp_path: Path) -> None:
     ready = next(event for event in told if event["event"] == "ready")
     assert ready["device"] == name
     assert ready["gpu"].startswith("GPU 0 (")
-    (trial,) = opened.study.trials
+    (trial,) = handle.study.trials
     assert trial.user_attrs[attrs.GPU] == ready["gpu"]
     assert attrs.device_of(trial) == f"{name}, {ready['gpu']}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from autotune.plan import HeadPlan, HiddenLayer, TrialPlan
-from autotune.results.model.model import Description, save_model
+from autotune.results.model.model import ModelSpec, save_model
 from tests.support.surgery import FAMILIES, built, change, source
 
 CLASSES = ("cat", "dog", "käse, alt")
@@ -27,11 +27,11 @@ def kept(name: str, depth: int = 1) -> TrialPlan:
     return change(name, {1: {"drop_path": 0.1}} if name == "test_resnet" else {}, depth=depth)
 
 
-def saved(folder: Path, plan: TrialPlan, *, fast: bool = False) -> Path:
+def saved(folder: Path, plan: TrialPlan, *, fast_decode: bool = False) -> Path:
     """Write the folder of a model, with weights that no pretrained network has."""
     backbone = source(plan.backbone)
-    description = Description(
-        plan, CLASSES, backbone.data_config, FAMILIES[plan.backbone].size, fast
+    model_spec = ModelSpec(
+        plan, CLASSES, backbone.data_config, FAMILIES[plan.backbone].size, fast_decode
     )
-    save_model(folder, built(plan), description, {"study": "made"})
+    save_model(folder, built(plan), model_spec, {"study": "made"})
     return folder

@@ -55,12 +55,12 @@ def info(
     with error_console().status("finding the images") as line:
         from autotune.data.quality.statistics import take_census
         from autotune.data.splits.dataset import Dataset
-        from autotune.study.setup.manifest_store import manifest_of
+        from autotune.study.setup.manifest_store import stored_manifest
 
         def tell(done: int, total: int) -> None:
             line.update(f"looking at {done} of {total} images")
 
-        manifest = manifest_of(config) if _is_study(dataset) else None
+        manifest = stored_manifest(config) if _is_study(dataset) else None
         opened = Dataset.open(
             config.dataset,
             config.data,

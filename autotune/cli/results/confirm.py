@@ -21,7 +21,7 @@ from autotune.display.console import (
 )
 
 if TYPE_CHECKING:
-    from autotune.results.evaluation.confirm import Confirmation, Confirmed, Step
+    from autotune.results.evaluation.confirm import Confirmation, ConfirmProgress, PlanResult
     from autotune.results.values.intervals import Interval
     from autotune.results.values.objective import Objective
 
@@ -42,7 +42,7 @@ def confirm(
     located = locate(study, overrides, name, storage)
     told = error_console(highlight=False)
     with told.status("opening the study") as line:
-        from autotune.results.evaluation.confirm import confirm as confirm_study
+        from autotune.results.evaluation.confirm import confirm_plans
         from autotune.results.values.objective import Objective
         from autotune.study.setup.opening import open_existing
 
@@ -50,12 +50,12 @@ def confirm(
         objective = Objective.of(opened.study)
         epochs = opened.config().training.epochs
 
-        def listen(step: Step) -> None:
+        def listen(step: ConfirmProgress) -> None:
             line.update(f"{_who(step.trial)}, seed {step.seed}: epoch {step.epoch} of {epochs}")
             if said := step.describe(objective):
                 told.print(Text(said))
 
-        found = confirm_study(
+        found = confirm_plans(
             opened,
             top,
             seeds,
@@ -98,7 +98,7 @@ def _table(found: Confirmation, name: str, objective: Objective) -> Table:
         table.add_row(
             rank if one.mean else "–",
             "baseline" if one.trial is None else str(one.trial),
-            objective.show(one.searched),
+            objective.show(one.search_value),
             _mean(one, objective),
             _gain(one.gain, objective),
             _shrank(one, objective),
@@ -106,7 +106,7 @@ def _table(found: Confirmation, name: str, objective: Objective) -> Table:
     return table
 
 
-def _mean(one: Confirmed, objective: Objective) -> str:
+def _mean(one: PlanResult, objective: Objective) -> str:
     if one.mean is None:
         missing = sum(value is None for value in one.values)
         return f"diverged {missing} of {len(one.values)} times"
@@ -122,10 +122,12 @@ def _gain(gain: Interval | None, objective: Objective) -> str:
     return f"{show_gain(objective, gain.mean, unit=False)} ({low} to {high})"
 
 
-def _shrank(one: Confirmed, objective: Objective) -> str:
+def _shrank(one: PlanResult, objective: Objective) -> str:
     from autotune.results.values.verdict import show_gain
 
-    return "" if one.shrank is None else show_gain(objective, one.shrank, unit=False)
+    return (
+        "" if one.selection_bias is None else show_gain(objective, one.selection_bias, unit=False)
+    )
 
 
 def _who(trial: int | None) -> str:

@@ -18,7 +18,7 @@ from autotune.display.console import (
 from autotune.errors import UserError
 
 if TYPE_CHECKING:
-    from autotune.results.dashboard.public import Served
+    from autotune.results.dashboard.public import PublicEndpoint
 
 
 def dashboard(
@@ -55,7 +55,7 @@ def dashboard(
     serve_public(opened, port, host, _tell)
 
 
-def _tell(served: Served) -> None:
+def _tell(served: PublicEndpoint) -> None:
     lines = (
         f"dashboard: {served.url} (read-only; Ctrl-C ends it)",
         f"user {served.user}, password {served.password}",

@@ -40,14 +40,14 @@ def export(
         check(output)
     with shown.status("loading the model") as line:
         from autotune.display.summary import shorten
-        from autotune.results.model.export import FORMATS, check_packages, made_up_images
+        from autotune.results.model.export import FORMATS, check_packages, random_images
         from autotune.results.model.export import export as write
         from autotune.results.model.model import load_model
-        from autotune.results.model.prediction import some_images
+        from autotune.results.model.prediction import sample_images
 
         check_packages(FORMATS[form])
         loaded = load_model(model)
-        compared = some_images(loaded, images) if images else made_up_images(loaded)
+        compared = sample_images(loaded, images) if images else random_images(loaded)
         target = output or model / FORMATS[form].file
         check(target)
         line.update(f"writing {form}")
@@ -58,7 +58,7 @@ def export(
         f"images (N, 3, {size}, {size}) -> logits (N, {len(loaded.classes)}), any N",
         f"compared with PyTorch on {parity.images} {what}:",
         f"  largest difference of a logit {parity.difference:.1e} (allowed "
-        f"{parity.allowed:.1e}), same class for {parity.agreeing} of {parity.images}",
+        f"{parity.allowed:.1e}), same class for {parity.same_class} of {parity.images}",
         f"{form}: {shorten(target)}",
     ):
         shown.print(text, highlight=False, markup=False, soft_wrap=True)

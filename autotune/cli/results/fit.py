@@ -25,7 +25,7 @@ from autotune.display.console import (
 
 if TYPE_CHECKING:
     from autotune.results.evaluation.bootstrap import Assessment
-    from autotune.results.evaluation.refit import FitResult
+    from autotune.results.evaluation.refit import RefitResult
     from autotune.results.values.objective import Objective
 
 
@@ -51,13 +51,13 @@ def fit(
         from autotune.data.sources.stanford_dogs import PUBLICATION as DOGS
         from autotune.data.sources.stanford_dogs import leak
         from autotune.display.summary import shorten
-        from autotune.results.evaluation.model_card import in_doubt
-        from autotune.results.evaluation.refit import fit as fit_study
+        from autotune.results.evaluation.model_card import describe_difference
+        from autotune.results.evaluation.refit import refit_study
         from autotune.results.values.objective import Objective
         from autotune.study.setup.opening import open_existing
 
         opened = open_existing(located.name, located.storage, located.files)
-        result = fit_study(
+        result = refit_study(
             opened,
             trial,
             output,
@@ -69,7 +69,7 @@ def fit(
         typer.echo(json.dumps(result.to_json(), indent=2))
         return
     shown = console()
-    for sentence in (f"Fitted: {result.choice.describe()}.", *result.choice.remarks):
+    for sentence in (f"Fitted: {result.selection.describe()}.", *result.selection.remarks):
         shown.print(Text(sentence))
     shown.print(
         f"On the {result.test_images} images of the test part, trained on {result.images} others:",
@@ -80,7 +80,7 @@ def fit(
     shown.print(_table(result, objective))
     if not result.is_baseline:
         differences = result.comparison.to_json()["difference"]
-        shown.print(Text(in_doubt(objective.name, differences)))
+        shown.print(Text(describe_difference(objective.name, differences)))
     config = opened.config()
     pretrained = config.dataset == DOGS.name and config.weights != "none"
     if pretrained and (remark := leak(result.plan.backbone)):
@@ -94,7 +94,7 @@ def fit(
     shown.print(f"model: {shorten(result.folder)}", highlight=False, soft_wrap=True)
 
 
-def _table(result: FitResult, objective: Objective) -> Table:
+def _table(result: RefitResult, objective: Objective) -> Table:
     """Write all figures with their intervals; no box, so that they fit into 80 columns."""
     from autotune.results.values.verdict import show_gain
 
@@ -115,6 +115,6 @@ def _table(result: FitResult, objective: Objective) -> Table:
 
 
 def _cells(metric: Objective, assessed: Assessment) -> tuple[str, str]:
-    figure = assessed.figures[metric.name]
+    figure = assessed.estimates[metric.name]
     low, high = (metric.show(one).removesuffix(" %") for one in (figure.low, figure.high))
     return metric.show(figure.value), f"{low} to {high}"

@@ -44,7 +44,12 @@ def predict(
     with moving.status("loading the model") as line:
         from autotune.data.sources.folders import printable
         from autotune.results.model.model import load_model
-        from autotune.results.model.prediction import columns, find_images, predict_files, row
+        from autotune.results.model.prediction import (
+            csv_columns,
+            csv_row,
+            find_images,
+            predict_files,
+        )
         from autotune.runtime import limit_torch_threads
         from autotune.study.devices import find_device
         from autotune.training.compute.amp import set_float32_precision
@@ -58,7 +63,7 @@ def predict(
         unreadable = []
         with _table(output, told) as stream:
             writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(columns(loaded.classes, top, every))
+            writer.writerow(csv_columns(loaded.classes, top, every))
             done = 0
             for batch in predict_files(loaded, paths, batch_size):
                 for one in batch:
@@ -66,7 +71,7 @@ def predict(
                         unreadable.append(f"{one.path!r}: {one.problem}")
                         continue
                     writer.writerow(
-                        row(printable(one.path), one.probabilities, loaded.classes, top, every)
+                        csv_row(printable(one.path), one.probabilities, loaded.classes, top, every)
                     )
                 done += len(batch)
                 line.update(f"{done} of {len(paths)} images")

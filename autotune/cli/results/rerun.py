@@ -32,13 +32,13 @@ def rerun(
     located = locate(study, overrides, name, storage)
     shown = console()
     with shown.status("opening the study") as line:
-        from autotune.results.evaluation.reproduce import rerun as rerun_trial
+        from autotune.results.evaluation.reproduce import reproduce_trial
         from autotune.results.values.objective import Objective
         from autotune.study.doctor.collect import in_words
         from autotune.study.setup.opening import open_existing
 
         opened = open_existing(located.name, located.storage, located.files)
-        found = rerun_trial(
+        found = reproduce_trial(
             opened,
             trial,
             lambda epoch, epochs: line.update(f"trial {trial}: epoch {epoch} of {epochs}"),
@@ -46,20 +46,24 @@ def rerun(
         )
     objective = Objective.of(opened.study)
     then, now = found.values
-    epochs = len(found.now)
-    pruned = f", pruned after epoch {max(found.now)}" if found.pruned else ""
+    epochs = len(found.reproduced)
+    pruned = f", pruned after epoch {max(found.reproduced)}" if found.pruned else ""
     shown.print(Text(f"trial {trial}{pruned}: {found.plan.describe()}"))
     shown.print(Text(f"{objective.words} {objective.show(then)} then, {objective.show(now)} now"))
-    shown.print(Text(f"trained on {found.computing}"))
-    if found.differing is None:
+    shown.print(Text(f"trained on {found.compute}"))
+    if found.first_difference is None:
         shown.print(Text(f"equal bit by bit, after each of {epochs} epochs"))
     else:
         last = "the last value is equal" if then == now else f"the last value by {now - then:+.2g}"
-        epoch, apart = found.furthest
+        epoch, apart = found.largest_difference
         most = f"epoch {epoch} differs the most, by {apart:+.2g}"
-        shown.print(Text(f"differs from epoch {found.differing} of {epochs} on; {last}; {most}"))
-        if found.missing:
-            shown.print(Text(f"the study has no value of the epochs {in_words(found.missing)}"))
+        shown.print(
+            Text(f"differs from epoch {found.first_difference} of {epochs} on; {last}; {most}")
+        )
+        if found.missing_epochs:
+            shown.print(
+                Text(f"the study has no value of the epochs {in_words(found.missing_epochs)}")
+            )
         if not found.changes:
             shown.print(
                 Text(
@@ -69,5 +73,5 @@ def rerun(
             )
     for change in found.changes:
         shown.print(Text(f"not as it was: {change}"))
-    if found.differing is not None:
+    if found.first_difference is not None:
         raise typer.Exit(1)

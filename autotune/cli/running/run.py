@@ -62,13 +62,13 @@ def run(
             workers_per_gpu=workers_per_gpu,
             gpus_per_worker=gpus_per_worker,
             cpus_per_worker=cpus_per_worker,
-            listener=view,
+            on_event=view,
         )
     from autotune.display.summary import print_summary
     from autotune.results.report.formats import write_report_of
 
-    write_report_of(result.opened)
-    print_summary(shown, result.opened, trained=result.trained)
+    write_report_of(result.handle)
+    print_summary(shown, result.handle, trained=result.trained)
     if result.interrupted:
         shown.print(
             "Stopped. The trials that were running are queued; the same command goes on with them."

@@ -42,14 +42,14 @@ def worker(
     set_gpu_defaults(os.environ)  # torch may read them when it is imported
     from autotune.data.sources.opening import fetch_source
     from autotune.results.values.objective import Objective
-    from autotune.study.engine.worker import Job, work, worker_name
-    from autotune.study.setup.opening import await_existing
+    from autotune.study.engine.worker import Job, run_worker, worker_name
+    from autotune.study.setup.opening import wait_for_existing
 
     shown = console()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    opened = await_existing(located.name, located.storage, files or located.files, wait, stop)
+    opened = wait_for_existing(located.name, located.storage, files or located.files, wait, stop)
     if opened is None:
         shown.print("Stopped before there was a study.", highlight=False)
         raise typer.Exit(130)
@@ -90,7 +90,7 @@ def worker(
         threads=0,
         log="(this terminal)",
     )
-    ended = work(job, stop, emit)
+    ended = run_worker(job, stop, emit)
     many = "s" if finished != 1 else ""
     if stop.is_set():
         shown.print(f"Stopped after {finished} trial{many}.", highlight=False)

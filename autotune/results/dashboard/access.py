@@ -46,27 +46,27 @@ _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::(?P<port>[0-9]{1,5
 _ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<host>[^/?#@\s]+)")
 
 
-def only_from_here(app: WSGIApplication) -> WSGIApplication:
+def local_only(app: WSGIApplication) -> WSGIApplication:
     """Let an application answer pages of its own address alone, which is one of this machine.
 
     The port may be any: SSH forwards another one.
     """
 
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if problem := foreign(environ):
+        if problem := cross_site_problem(environ):
             return _answer(start_response, "403 Forbidden", problem)
         return app(environ, start_response)
 
     return guarded
 
 
-def foreign(environ: WSGIEnvironment) -> str:
+def cross_site_problem(environ: WSGIEnvironment) -> str:
     """Say why a request may come from a page of another site; empty where it does not.
 
     Programs without a page, such as curl, send neither ``Origin`` nor ``Sec-Fetch-Site``.
     """
     host = str(environ.get("HTTP_HOST", "")).lower()
-    if not is_here(host):
+    if not is_loopback_host(host):
         return (
             "the dashboard answers as localhost, 127.0.0.1 or [::1] alone, but was called "
             f"{host!r}; a server in front of it must send the header Host: 127.0.0.1"
@@ -86,7 +86,7 @@ def foreign(environ: WSGIEnvironment) -> str:
     return ""
 
 
-def is_here(host: str) -> bool:
+def is_loopback_host(host: str) -> bool:
     """Tell whether a ``Host`` names the loopback address of this machine, at any port."""
     found = _HOST.fullmatch(host)
     if found is None or int(found["port"] or 0) > 65535:
@@ -202,7 +202,7 @@ def _given(authorization: str) -> bytes:
     return b""
 
 
-def behind_caddy(app: WSGIApplication, token: str, passwords: Passwords) -> WSGIApplication:
+def caddy_only(app: WSGIApplication, token: str, passwords: Passwords) -> WSGIApplication:
     """Let an application answer Caddy alone, and tell Caddy who knows the password.
 
     Every user of this machine reaches the loopback address; the token is Caddy's alone.
@@ -233,7 +233,7 @@ def behind_caddy(app: WSGIApplication, token: str, passwords: Passwords) -> WSGI
     return guarded
 
 
-def with_headers(app: WSGIApplication) -> WSGIApplication:
+def add_security_headers(app: WSGIApplication) -> WSGIApplication:
     """Put :data:`HEADERS` and :data:`POLICY` into all answers of an application."""
 
     def answering(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

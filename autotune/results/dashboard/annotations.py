@@ -21,9 +21,10 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard import wsgi
 from optuna_dashboard._inmemory_cache import InMemoryCache, _CachedExtraStudyProperty
 
+from autotune import optuna_private
 from autotune.errors import FormatError
-from autotune.results.dashboard.attributes import of_study, of_trial
-from autotune.results.dashboard.notes import Setting, shown_as_text, study_note, trial_note
+from autotune.results.dashboard.attributes import study_attributes, trial_attributes
+from autotune.results.dashboard.notes import NoteContext, escape_markdown, study_note, trial_note
 from autotune.runtime import gc_paused
 from autotune.study.state import attrs
 from autotune.text import one_line
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _STUDY = ("GET", "/api/studies/<study_id:int>")
 
 
-def annotated(
+def annotated_app(
     storage: BaseStorage, artifacts: FileSystemArtifactStore, url: str
 ) -> WSGIApplication:
     """Make a dashboard whose studies and trials have notes and short attributes.
@@ -52,7 +53,7 @@ def annotated(
 
 
 @dataclass(frozen=True)
-class _Beside:
+class TrialAnnotation:
     """What is shown beside a trial: a note, and attributes by name and as the page takes them."""
 
     note: str
@@ -60,10 +61,11 @@ class _Beside:
     listed: Sequence[Mapping[str, str]]
 
     @staticmethod
-    def of(trial: FrozenTrial, setting: Setting) -> _Beside:
-        attributes = of_trial(trial)
+    def of(trial: FrozenTrial, setting: NoteContext) -> TrialAnnotation:
+        """Return the annotation of a trial."""
+        attributes = trial_attributes(trial)
         numeric = {key: not isinstance(value, str) for key, value in attributes.items()}
-        return _Beside(trial_note(trial, setting), numeric, _listed(attributes))
+        return TrialAnnotation(trial_note(trial, setting), numeric, _listed(attributes))
 
 
 class _SearchSpaces(_CachedExtraStudyProperty):  # type: ignore[misc]
@@ -83,10 +85,10 @@ class _SearchSpaces(_CachedExtraStudyProperty):  # type: ignore[misc]
     def update(self, trials: list[FrozenTrial]) -> None:
         """Look at the trials that are new, or had not ended."""
         for trial in reversed(trials):
-            if trial._trial_id in self._ended:
+            if optuna_private.trial_id(trial) in self._ended:
                 continue
             if trial.state.is_finished():
-                self._ended.add(trial._trial_id)
+                self._ended.add(optuna_private.trial_id(trial))
             self._update_user_attrs(trial)
             if trial.state != TrialState.FAIL:
                 self._update_intermediate_values(trial)
@@ -111,7 +113,7 @@ class _Annotations:
         self._url = url
         self._cache = cache
         self._lock = threading.Lock()
-        self._known: dict[tuple[int, float | None], _Beside] = {}
+        self._known: dict[tuple[int, float | None], TrialAnnotation] = {}
 
     def apply(self, answer: Callable[..., Any], route: Any) -> Callable[..., Any]:
         """Put what is ours into the answers of one route."""
@@ -130,7 +132,7 @@ class _Annotations:
                     except (
                         FormatError
                     ) as error:  # optuna-dashboard shows such a study all the same
-                        _fill_in(shown, shown_as_text(str(error)))
+                        _fill_in(shown, escape_markdown(str(error)))
             return shown
 
         return annotated_answer
@@ -143,28 +145,28 @@ class _Annotations:
         attrs.check_version(study)
         beside = self._beside(study)
         _fill_in(shown, study_note(study, self._url))
-        shown["user_attrs"] = _listed(of_study(attributes))
+        shown["user_attrs"] = _listed(study_attributes(attributes))
         for one in (*shown["trials"], *shown["best_trials"]):
             if (found := beside.get(one["trial_id"])) is not None:
                 _fill_in(one, found.note)
                 one["user_attrs"] = found.listed
         shown["union_user_attrs"] = _columns(beside.values())
 
-    def _beside(self, study: Study) -> dict[int, _Beside]:
+    def _beside(self, study: Study) -> dict[int, TrialAnnotation]:
         """Annotate the trials; what a finished one says changes with the baseline alone."""
-        setting = Setting.of(study)
+        setting = NoteContext.of(study)
         start = setting.baseline
         value = attrs.metric_of(start) if start is not None else None
         found = {}
         with self._lock:
             for trial in study.get_trials(deepcopy=False):
-                key = (trial._trial_id, value)
+                key = (optuna_private.trial_id(trial), value)
                 beside = self._known.get(key)
                 if beside is None:
-                    beside = _Beside.of(trial, setting)
+                    beside = TrialAnnotation.of(trial, setting)
                     if trial.state.is_finished():
                         self._known[key] = beside
-                found[trial._trial_id] = beside
+                found[optuna_private.trial_id(trial)] = beside
         return found
 
 
@@ -180,7 +182,7 @@ def _listed(attributes: Mapping[str, str | float]) -> list[dict[str, str]]:
     ]
 
 
-def _columns(found: Iterable[_Beside]) -> list[dict[str, Any]]:
+def _columns(found: Iterable[TrialAnnotation]) -> list[dict[str, Any]]:
     """Name the attributes that any trial has; those that are numbers in all can be sorted by."""
     columns: dict[str, bool] = {}
     for one in found:

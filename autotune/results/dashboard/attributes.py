@@ -39,7 +39,7 @@ _DIGITS = 4
 _LONGEST = 80
 
 
-def of_trial(trial: FrozenTrial) -> dict[str, str | float]:
+def trial_attributes(trial: FrozenTrial) -> dict[str, str | float]:
     """Return the attributes of a trial: texts and numbers, its metrics and costs first."""
     stored = trial.user_attrs
     shown: dict[str, str | float] = {}
@@ -56,7 +56,7 @@ def of_trial(trial: FrozenTrial) -> dict[str, str | float]:
     }
 
 
-def of_study(stored: Mapping[str, Any]) -> dict[str, str | float]:
+def study_attributes(stored: Mapping[str, Any]) -> dict[str, str | float]:
     """Return the attributes of a study, given as they are stored."""
     versions: Mapping[str, str] = stored.get(attrs.ENVIRONMENT, {})
     shown: dict[str, str | float] = dict(versions.items())

@@ -35,10 +35,10 @@ def study_note(study: Study, storage_url: str) -> str:
     trials = study.get_trials(deepcopy=False)
     attributes = study.user_attrs
     best = ranking.best_of(trials, attrs.direction_of(study))
-    answer = [f"**{shown_as_text(headline(study))}**", shown_as_text(_so_far(study, trials))]
+    answer = [f"**{escape_markdown(headline(study))}**", escape_markdown(_so_far(study, trials))]
     if said := confirmed(study, best):
-        answer.append(shown_as_text(said))
-    answer += [f"- {shown_as_text(one)}" for one in attrs.image_remarks(attributes)]
+        answer.append(escape_markdown(said))
+    answer += [f"- {escape_markdown(one)}" for one in attrs.image_remarks(attributes)]
     return "\n\n".join(
         [
             *answer,
@@ -129,7 +129,7 @@ def _images(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class Setting:
+class NoteContext:
     """What the notes of all trials of a study refer to, read once.
 
     Args:
@@ -145,13 +145,15 @@ class Setting:
     baseline: FrozenTrial | None
 
     @staticmethod
-    def of(study: Study) -> Setting:
+    def of(study: Study) -> NoteContext:
         """Read it."""
         baseline = attrs.baseline_of(study.get_trials(deepcopy=False))
-        return Setting(study.user_attrs, Objective.of(study), Objective.cost_of(study), baseline)
+        return NoteContext(
+            study.user_attrs, Objective.of(study), Objective.cost_of(study), baseline
+        )
 
 
-def trial_note(trial: FrozenTrial, setting: Setting) -> str:
+def trial_note(trial: FrozenTrial, setting: NoteContext) -> str:
     """Describe a trial: how it ended, its plan in words and as a picture, what it took.
 
     Args:
@@ -159,21 +161,21 @@ def trial_note(trial: FrozenTrial, setting: Setting) -> str:
         setting: That of its study.
     """
     plan = attrs.plan_of(trial)
-    said = [f"**{shown_as_text(_outcome(trial, setting))}**"]
+    said = [f"**{escape_markdown(_outcome(trial, setting))}**"]
     if plan is not None:
-        said.append(shown_as_text(plan.describe(attrs.has_several(setting.attributes))))
+        said.append(escape_markdown(plan.describe(attrs.has_several(setting.attributes))))
         if layers := attrs.layers_of(setting.attributes, plan):
             said.append(_fenced(as_text(rows(layers, plan)), "text"))
     if sizes := ", ".join(_sizes(trial)):
-        said.append(shown_as_text(sizes))
+        said.append(escape_markdown(sizes))
     if origin := attrs.origin_of(trial):
-        said.append(shown_as_text(f"queued at the start: {origin}"))
+        said.append(escape_markdown(f"queued at the start: {origin}"))
     if earlier := attrs.retries(trial):
         said.append(f"goes on from trial {', '.join(map(str, earlier))}")
     return "\n\n".join(said)
 
 
-def _outcome(trial: FrozenTrial, setting: Setting) -> str:
+def _outcome(trial: FrozenTrial, setting: NoteContext) -> str:
     reason = str(trial.user_attrs.get(attrs.REASON, ""))
     role = "the baseline, " if attrs.is_baseline(trial) else ""
     epochs = attrs.epochs_of(trial)
@@ -212,13 +214,13 @@ def _sizes(trial: FrozenTrial) -> Iterator[str]:
         yield f"for {in_time(attrs.held_s(trial, time.time()))}"
 
 
-def shown_as_text(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Have Markdown show a text as it is, in one line, and nothing in it act on the page."""
     return _MARKS.sub(r"\\\1", visible(" ".join(text.split())))
 
 
 def _table(found: Iterator[tuple[str, str]]) -> str:
-    lines = [f"| {name} | {shown_as_text(value)} |" for name, value in found]
+    lines = [f"| {name} | {escape_markdown(value)} |" for name, value in found]
     return "\n".join(["| | |", "| --- | --- |", *lines])
 
 

@@ -39,7 +39,7 @@ from autotune.results.dashboard.access import (
     TOKEN_HEADER,
     Passwords,
 )
-from autotune.results.dashboard.server import HOST, listen, page_of, port_error
+from autotune.results.dashboard.server import HOST, make_dashboard_server, port_error, study_path
 from autotune.storage.admin.password import find_password
 from autotune.study.setup.opening import OpenStudy
 
@@ -59,7 +59,7 @@ LAST_LINES = 5
 
 
 @dataclass(frozen=True)
-class Served:
+class PublicEndpoint:
     """Where the dashboard is, and what its visitors need.
 
     Args:
@@ -76,7 +76,7 @@ class Served:
 
 
 def serve_public(
-    opened: OpenStudy, port: int, host: str | None, announce: Callable[[Served], None]
+    opened: OpenStudy, port: int, host: str | None, announce: Callable[[PublicEndpoint], None]
 ) -> None:
     """Serve the dashboard to others until the process is interrupted, or Caddy ends.
 
@@ -98,7 +98,7 @@ def serve_public(
     password, where = find_password(VARIABLE, FOLDER / "password")
     token = secrets.token_urlsafe(24)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with listen(opened, 0, token, Passwords(USER, password)) as server:
+    with make_dashboard_server(opened, 0, token, Passwords(USER, password)) as server:
         config = _config(name, port, server.server_port, token)
         with _running(caddy, config) as process:
             threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -106,8 +106,8 @@ def serve_public(
                 fingerprint = _await(process, port)
                 if fingerprint:
                     site = f"[{name}]" if ":" in name else name
-                    url = f"https://{site}:{port}{page_of(opened)}"
-                    announce(Served(url, USER, where, fingerprint))
+                    url = f"https://{site}:{port}{study_path(opened)}"
+                    announce(PublicEndpoint(url, USER, where, fingerprint))
                 assert process.stderr is not None
                 lines = deque(process.stderr, maxlen=LAST_LINES)  # until Caddy ends
                 code = process.wait()

@@ -13,9 +13,15 @@ from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+from autotune import optuna_private
 from autotune.errors import UserError
-from autotune.results.dashboard.access import Passwords, behind_caddy, only_from_here, with_headers
-from autotune.results.dashboard.annotations import annotated
+from autotune.results.dashboard.access import (
+    Passwords,
+    add_security_headers,
+    caddy_only,
+    local_only,
+)
+from autotune.results.dashboard.annotations import annotated_app
 from autotune.study.setup.opening import OpenStudy
 
 if TYPE_CHECKING:
@@ -45,12 +51,12 @@ def serve(opened: OpenStudy, port: int, announce: Callable[[str], None]) -> None
     Raises:
         UserError: When the port is taken.
     """
-    with listen(opened, port) as server:
-        announce(f"http://{HOST}:{port}{page_of(opened)}")
+    with make_dashboard_server(opened, port) as server:
+        announce(f"http://{HOST}:{port}{study_path(opened)}")
         server.serve_forever()
 
 
-def listen(
+def make_dashboard_server(
     opened: OpenStudy, port: int, token: str = "", passwords: Passwords | None = None
 ) -> WSGIServer:
     """Make the server of the dashboard.
@@ -66,18 +72,18 @@ def listen(
         UserError: When the port is taken.
     """
     # The storage above Optuna's cache: finished trials are not read again with every look.
-    storage = opened.study._storage
-    app: WSGIApplication = annotated(storage, opened.artifacts, opened.url)
-    app = only_from_here(app) if passwords is None else behind_caddy(app, token, passwords)
+    storage = optuna_private.storage(opened.study)
+    app: WSGIApplication = annotated_app(storage, opened.artifacts, opened.url)
+    app = local_only(app) if passwords is None else caddy_only(app, token, passwords)
     try:
-        return make_server(HOST, port, with_headers(app), _Server, _Handler)
+        return make_server(HOST, port, add_security_headers(app), _Server, _Handler)
     except OSError as error:
         raise port_error(port, error) from error
 
 
-def page_of(opened: OpenStudy) -> str:
+def study_path(opened: OpenStudy) -> str:
     """Return the path of a study's page."""
-    return f"/dashboard/studies/{opened.study._study_id}"
+    return f"/dashboard/studies/{optuna_private.study_id(opened.study)}"
 
 
 def port_error(port: int, error: OSError) -> UserError:

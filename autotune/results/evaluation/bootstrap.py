@@ -43,7 +43,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A figure and its interval.
 
     Args:
@@ -57,7 +57,7 @@ class Figure:
     high: float
 
     @property
-    def has_zero(self) -> bool:
+    def contains_zero(self) -> bool:
         """Whether 0 lies in the interval: of a difference, that none is shown."""
         return self.low <= 0.0 <= self.high
 
@@ -90,18 +90,18 @@ class Assessment:
         bins: What its probabilities are worth, from the lowest to the highest.
     """
 
-    figures: Mapping[str, Figure]
+    estimates: Mapping[str, Estimate]
     bins: tuple[Bin, ...]
 
     @property
     def values(self) -> dict[str, float]:
         """The figures without their intervals."""
-        return {name: one.value for name, one in self.figures.items()}
+        return {name: one.value for name, one in self.estimates.items()}
 
     @property
     def intervals(self) -> dict[str, list[float]]:
         """The intervals alone."""
-        return {name: [one.low, one.high] for name, one in self.figures.items()}
+        return {name: [one.low, one.high] for name, one in self.estimates.items()}
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Comparison:
 
     model: Assessment
     baseline: Assessment
-    difference: Mapping[str, Figure]
+    difference: Mapping[str, Estimate]
 
     def to_json(self) -> dict[str, Any]:
         """Return intervals, differences and bins as plain JSON values."""
@@ -143,11 +143,11 @@ def compare(model: Tensor, baseline: Tensor, labels: Tensor, seed: int = 0) -> C
     """
     logits = (model, baseline)
     values = [_values(one, labels) for one in logits]
-    answers = [_Answers.of(one, labels) for one in logits]
+    answers = [_ImageSums.of(one, labels) for one in logits]
     drawn: tuple[list[Floats], list[Floats]] = ([], [])
     for weights in _draws(len(labels), seed):
         for one, found in zip(answers, drawn, strict=True):
-            found.append(one.figures(weights))
+            found.append(one.estimates(weights))
     mine, its = (np.concatenate(one) for one in drawn)
     names = list(values[0])
     mine_assessed, its_assessed = [
@@ -158,35 +158,35 @@ def compare(model: Tensor, baseline: Tensor, labels: Tensor, seed: int = 0) -> C
     return Comparison(mine_assessed, its_assessed, _figures(names, gaps, mine - its))
 
 
-def _figures(names: list[str], values: list[float], drawn: Floats) -> dict[str, Figure]:
+def _figures(names: list[str], values: list[float], drawn: Floats) -> dict[str, Estimate]:
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail], axis=0).tolist()
     found = {
-        name: Figure(value, one, other)
+        name: Estimate(value, one, other)
         for name, value, one, other in zip(names, values, low, high, strict=True)
     }
     error = found[CALIBRATION_ERROR]
-    mirrored = Figure(error.value, 2 * error.value - error.high, 2 * error.value - error.low)
+    mirrored = Estimate(error.value, 2 * error.value - error.high, 2 * error.value - error.low)
     return found | {CALIBRATION_ERROR: mirrored}
 
 
-def _of_an_error(figures: dict[str, Figure]) -> dict[str, Figure]:
+def _of_an_error(figures: dict[str, Estimate]) -> dict[str, Estimate]:
     """Cut the interval of the calibration error off at 0."""
     error = figures[CALIBRATION_ERROR]
     return figures | {
-        CALIBRATION_ERROR: Figure(error.value, max(0.0, error.low), max(0.0, error.high))
+        CALIBRATION_ERROR: Estimate(error.value, max(0.0, error.low), max(0.0, error.high))
     }
 
 
 def _values(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return all figures, in the order of :meth:`_Answers.figures`."""
+    """Return all figures, in the order of :meth:`_ImageSums.estimates`."""
     values = measure(logits, labels).to_json()
     classes = logits.shape[1]
     if classes > TOP:
         scores = logits.double().numpy()
         found = top_k_accuracy_score(labels.numpy(), scores, k=TOP, labels=np.arange(classes))
         values[TOP_ACCURACY] = float(found)
-    values[CALIBRATION_ERROR] = calibration_error(_Answers.of(logits, labels).bins())
+    values[CALIBRATION_ERROR] = calibration_error(_ImageSums.of(logits, labels).bins())
     return values
 
 
@@ -210,7 +210,7 @@ def _draws(images: int, seed: int) -> Iterator[Floats]:
 
 
 @dataclass(frozen=True)
-class _Answers:
+class _ImageSums:
     """What is summed over images.
 
     Args:
@@ -228,7 +228,7 @@ class _Answers:
     classes: int
 
     @staticmethod
-    def of(logits: Tensor, labels: Tensor) -> _Answers:
+    def of(logits: Tensor, labels: Tensor) -> _ImageSums:
         images, classes = logits.shape
         probabilities = logits.double().softmax(dim=1).numpy()
         truth, predicted = labels.numpy(), logits.argmax(dim=1).numpy()
@@ -254,9 +254,9 @@ class _Answers:
         numbers = np.concatenate([number for _, number in columns])
         shape = (3 + BINS + 3 * classes, images)
         sums = csr_array((numbers, (where, np.tile(rows, len(columns)))), shape=shape)
-        return _Answers(truth, right, probability, sums, classes)
+        return _ImageSums(truth, right, probability, sums, classes)
 
-    def figures(self, weights: Floats) -> Floats:
+    def estimates(self, weights: Floats) -> Floats:
         """Compute all figures for each of several draws.
 
         A class of which a draw has no image is left out of the means over classes.

@@ -34,12 +34,12 @@ from autotune.results.values.objective import Objective
 from autotune.results.values.pareto_front import none_yet
 from autotune.results.values.verdict import Verdict
 from autotune.search import ranking
-from autotune.study.engine.worker import prepare
+from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.trial.context import Workbench
+from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.identity import digest
-from autotune.study.trial.retrain import train_again
+from autotune.study.trial.retrain import retrain
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ FIELDS = ("format", "autotune", "plan", "seed", "metrics", "failed", "checksum")
 
 
 @dataclass(frozen=True)
-class Step:
+class ConfirmProgress:
     """How far the confirming is.
 
     Args:
@@ -84,45 +84,49 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Confirmed:
+class PlanResult:
     """What a plan reached over seeds.
 
     Args:
         trial: Its trial; ``None`` for the baseline.
         plan: The plan.
-        searched: Its value in the search, ``None`` where the baseline has none.
+        search_value: Its value in the search, ``None`` where the baseline has none.
         values: Under each seed, ``None`` where it diverged.
         failed: Why it diverged, where it did.
         mean: Mean of its values with an interval; ``None`` where one is missing.
         gain: By how much it is better than the baseline, with an interval that holds together
             with those of all others.
-        shrank: By how much its mean is worse than its value in the search.
+        selection_bias: By how much its mean is worse than its value in the search.
     """
 
     trial: int | None
     plan: TrialPlan
-    searched: float | None
+    search_value: float | None
     values: tuple[float | None, ...]
     failed: str = ""
     mean: Interval | None = None
     gain: Interval | None = None
-    shrank: float | None = None
+    selection_bias: float | None = None
 
     @property
-    def beats(self) -> bool:
+    def is_better(self) -> bool:
         """Whether it is shown to be better than the baseline."""
         return self.gain is not None and self.gain.low > 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         return {
-            **asdict(self),
+            "trial": self.trial,
             "plan": self.plan.to_json(),
+            "searched": self.search_value,
+            "values": list(self.values),
+            "failed": self.failed,
+            "shrank": self.selection_bias,
             "mean": self.mean and self.mean.mean,
             "mean_interval": self.mean and [self.mean.low, self.mean.high],
             "gain": self.gain and self.gain.mean,
             "gain_interval": self.gain and [self.gain.low, self.gain.high],
-            "beats": self.beats,
+            "beats": self.is_better,
         }
 
 
@@ -138,8 +142,8 @@ class Confirmation:
         verdict: In short; ``None`` where every plan diverged.
     """
 
-    baseline: Confirmed
-    plans: tuple[Confirmed, ...]
+    baseline: PlanResult
+    plans: tuple[PlanResult, ...]
     seeds: tuple[int, ...]
     trained: int
     verdict: Verdict | None
@@ -156,11 +160,11 @@ class Confirmation:
         }
 
 
-def confirm(
+def confirm_plans(
     opened: OpenStudy,
     top: int,
     seeds: int,
-    listener: Callable[[Step], None] = lambda step: None,
+    on_epoch: Callable[[ConfirmProgress], None] = lambda step: None,
     fetching: Progress = silent,
 ) -> Confirmation:
     """Train the best plans of a study and its baseline under several seeds, and compare them.
@@ -172,7 +176,7 @@ def confirm(
         opened: The study.
         top: How many plans, besides the baseline; of two objectives the first of the Pareto front.
         seeds: How many seeds, at least two; none is the study's.
-        listener: Told of every epoch and every end.
+        on_epoch: Called after every epoch and every end.
         fetching: Told how far the fetching of a known data set is that is not on this machine.
 
     Raises:
@@ -181,21 +185,21 @@ def confirm(
     """
     chosen = candidates(opened, top)
     fetch_source(opened.config().dataset, fetching)
-    bench = prepare(opened)
-    config = bench.config
+    ctx = build_context(opened)
+    config = ctx.config
     numbers = tuple((config.search.seed + one) % 2**31 for one in range(1, seeds + 1))
     baseline = attrs.baseline_of(opened.study.get_trials(deepcopy=False))
     entrants = [
-        _Entrant.of(baseline, bench.space.baseline(config.baseline), None),
-        *(_Entrant.of(trial, plan, trial.number) for trial, plan in chosen),
+        _Candidate.of(baseline, ctx.space.baseline(config.baseline), None),
+        *(_Candidate.of(trial, plan, trial.number) for trial, plan in chosen),
     ]
-    scores: dict[int | None, list[_Score]] = {one.number: [] for one in entrants}
+    scores: dict[int | None, list[_SeedResult]] = {one.number: [] for one in entrants}
     total, done = len(entrants) * len(numbers), 0
     # All plans under a seed before the next: what is interrupted leaves whole pairs.
     for seed in numbers:
         for one in entrants:
-            step = Step(one.number, seed, done, total)
-            scores[one.number].append(_score(opened, bench, one, step, listener))
+            step = ConfirmProgress(one.number, seed, done, total)
+            scores[one.number].append(_score(opened, ctx, one, step, on_epoch))
             done += 1
     return _compare(opened, entrants, scores, numbers)
 
@@ -222,31 +226,31 @@ def candidates(opened: OpenStudy, top: int) -> list[tuple[FrozenTrial, TrialPlan
 
 
 @dataclass(frozen=True)
-class _Entrant:
+class _Candidate:
     """A plan that is compared.
 
     Args:
         number: Its trial; ``None`` for the baseline.
         plan: The plan.
-        searched: Its value in the search.
+        search_value: Its value in the search.
         part: Images that go through its network at a time, where a batch does not fit.
     """
 
     number: int | None
     plan: TrialPlan
-    searched: float | None
+    search_value: float | None
     part: int | None
 
     @staticmethod
-    def of(trial: FrozenTrial | None, plan: TrialPlan, number: int | None) -> _Entrant:
+    def of(trial: FrozenTrial | None, plan: TrialPlan, number: int | None) -> _Candidate:
         if trial is None:
-            return _Entrant(number, plan, None, None)
+            return _Candidate(number, plan, None, None)
         part = trial.user_attrs.get(attrs.PART)
-        return _Entrant(number, plan, attrs.metric_of(trial), part)
+        return _Candidate(number, plan, attrs.metric_of(trial), part)
 
 
 @dataclass(frozen=True)
-class _Score:
+class _SeedResult:
     """What a plan reached under a seed.
 
     Args:
@@ -262,25 +266,25 @@ class _Score:
 
 def _score(
     opened: OpenStudy,
-    bench: Workbench,
-    entrant: _Entrant,
-    step: Step,
-    listener: Callable[[Step], None],
-) -> _Score:
+    ctx: WorkerContext,
+    entrant: _Candidate,
+    step: ConfirmProgress,
+    on_epoch: Callable[[ConfirmProgress], None],
+) -> _SeedResult:
     """Train a plan under a seed, unless it has been."""
-    path = opened.files.confirmed(opened.name) / f"{_key(opened, bench, entrant, step.seed)}.json"
+    path = opened.files.confirmed(opened.name) / f"{_key(opened, ctx, entrant, step.seed)}.json"
     # As JSON gives it back: lists, not tuples.
     asked = json.loads(json.dumps({"plan": entrant.plan.to_json(), "seed": step.seed}))
     kept = _read(path, asked)
     known = kept is not None
     if kept is None:
-        listener(step)
+        on_epoch(step)
         metrics, failed = None, ""
         try:
-            metrics = train_again(
+            metrics = retrain(
                 entrant.plan,
-                bench,
-                lambda epoch: listener(replace(step, epoch=epoch)),
+                ctx,
+                lambda epoch: on_epoch(replace(step, epoch=epoch)),
                 seed=step.seed,
                 part=entrant.part,
             ).metrics.to_json()
@@ -289,20 +293,20 @@ def _score(
         kept = {**asked, "metrics": metrics, "failed": failed}
         _write(path, kept)
     with reading(str(path), CONFIRMATION):
-        value = kept["metrics"] and kept["metrics"][bench.config.training.objective]
-        score = _Score(value, kept["failed"], known)
-    listener(replace(step, done=step.done + 1, **asdict(score)))
+        value = kept["metrics"] and kept["metrics"][ctx.config.training.objective]
+        score = _SeedResult(value, kept["failed"], known)
+    on_epoch(replace(step, done=step.done + 1, **asdict(score)))
     return score
 
 
-def _key(opened: OpenStudy, bench: Workbench, entrant: _Entrant, seed: int) -> str:
+def _key(opened: OpenStudy, ctx: WorkerContext, entrant: _Candidate, seed: int) -> str:
     """Return a digest of all that decides about a value: of a study made anew it is another."""
     attributes = opened.study.user_attrs
-    definition = bench.config.definition()
+    definition = ctx.config.definition()
     decides = [
         entrant.plan.to_json(),
         seed,
-        bench.config.search.seed,
+        ctx.config.search.seed,
         definition["training"],
         definition["data"],
         attributes[attrs.DATASET]["fingerprint"],
@@ -354,8 +358,8 @@ def _write(path: Path, values: dict[str, Any]) -> None:
 
 def _compare(
     opened: OpenStudy,
-    entrants: Sequence[_Entrant],
-    scores: Mapping[int | None, Sequence[_Score]],
+    entrants: Sequence[_Candidate],
+    scores: Mapping[int | None, Sequence[_SeedResult]],
     seeds: tuple[int, ...],
 ) -> Confirmation:
     """Judge the plans that trained under every seed, and write down what came of it."""
@@ -369,20 +373,20 @@ def _compare(
     }
 
     def line(
-        entrant: _Entrant, mean: Interval | None = None, gain: Interval | None = None
-    ) -> Confirmed:
+        entrant: _Candidate, mean: Interval | None = None, gain: Interval | None = None
+    ) -> PlanResult:
         its, shrank = scores[entrant.number], None
-        if mean is not None and entrant.searched is not None:
-            shrank = entrant.searched - mean.mean
-        return Confirmed(
+        if mean is not None and entrant.search_value is not None:
+            shrank = entrant.search_value - mean.mean
+        return PlanResult(
             trial=entrant.number,
             plan=entrant.plan,
-            searched=entrant.searched,
+            search_value=entrant.search_value,
             values=tuple(one.value for one in its),
             failed=next((one.failed for one in its if one.failed), ""),
             mean=mean,
             gain=gain,
-            shrank=shrank if shrank is None or objective.maximised else -shrank,
+            selection_bias=shrank if shrank is None or objective.maximised else -shrank,
         )
 
     first, *others = entrants
@@ -409,10 +413,10 @@ def _compare(
 
 
 def _verdict(
-    baseline: Confirmed, best: Confirmed, others: Sequence[_Entrant], seeds: Sequence[int]
+    baseline: PlanResult, best: PlanResult, others: Sequence[_Candidate], seeds: Sequence[int]
 ) -> Verdict:
     assert best.trial is not None and best.mean and best.gain and baseline.mean
-    assert best.shrank is not None, "a trial of a search has a value"
+    assert best.selection_bias is not None, "a trial of a search has a value"
     return Verdict(
         trial=best.trial,
         mean=best.mean.mean,
@@ -420,7 +424,7 @@ def _verdict(
         gain=best.gain.mean,
         low=best.gain.low,
         high=best.gain.high,
-        shrank=best.shrank,
+        shrank=best.selection_bias,
         seeds=len(seeds),
         trials=tuple(one.number for one in others if one.number is not None),
     )

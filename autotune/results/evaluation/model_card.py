@@ -29,7 +29,7 @@ _METRICS = {
 }
 
 
-def origin_of(backbone: Backbone, weights: str) -> dict[str, str]:
+def weights_origin(backbone: Backbone, weights: str) -> dict[str, str]:
     """Say where the weights of a backbone come from, and under which licence.
 
     Args:
@@ -52,7 +52,9 @@ def origin_of(backbone: Backbone, weights: str) -> dict[str, str]:
     return {"weights": kind, **origin}
 
 
-def write_card(folder: Path, record: Mapping[str, Any], matrix: npt.NDArray[np.int64]) -> None:
+def write_model_card(
+    folder: Path, record: Mapping[str, Any], matrix: npt.NDArray[np.int64]
+) -> None:
     """Write the card of a model and its confusion matrix as a table.
 
     Args:
@@ -93,7 +95,7 @@ def model_card(record: Mapping[str, Any], matrix: npt.NDArray[np.int64]) -> str:
         "training would. Log loss (in nats) and calibration error are better when lower.",
         "This model is the baseline."
         if record["is_baseline"]
-        else in_doubt(record["objective"], record["intervals"]["difference"]),
+        else describe_difference(record["objective"], record["intervals"]["difference"]),
         "![Confusion matrix of the test part](confusion_matrix.png)",
         *_classes(classes, matrix),
         "## What its probabilities are worth",
@@ -125,7 +127,7 @@ def model_card(record: Mapping[str, Any], matrix: npt.NDArray[np.int64]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def in_doubt(metric: str, differences: Mapping[str, Mapping[str, float]]) -> str:
+def describe_difference(metric: str, differences: Mapping[str, Mapping[str, float]]) -> str:
     """Say in a sentence whether the test part shows a difference to the baseline.
 
     Args:

@@ -24,7 +24,7 @@ from autotune.study.state import attrs
 
 
 @dataclass(frozen=True)
-class Choice:
+class SelectedPlan:
     """The plan that is fitted.
 
     Args:
@@ -44,7 +44,7 @@ class Choice:
         return f"trial {self.trial}, {self.reason}"
 
 
-def choose(opened: OpenStudy, trial: int | None = None) -> Choice:
+def select_plan(opened: OpenStudy, trial: int | None = None) -> SelectedPlan:
     """Choose the plan to fit.
 
     Args:
@@ -66,7 +66,7 @@ def choose(opened: OpenStudy, trial: int | None = None) -> Choice:
     return _searched(opened, trials) if verdict is None else _confirmed(opened, trials, verdict)
 
 
-def _searched(opened: OpenStudy, trials: Sequence[FrozenTrial]) -> Choice:
+def _searched(opened: OpenStudy, trials: Sequence[FrozenTrial]) -> SelectedPlan:
     best = ranking.best_of(trials, attrs.direction_of(opened.study))
     if best is None:
         raise StudyError(f"the study {opened.name!r} has {none_yet(trials)}")
@@ -80,7 +80,7 @@ def _searched(opened: OpenStudy, trials: Sequence[FrozenTrial]) -> Choice:
     )
 
 
-def _confirmed(opened: OpenStudy, trials: Sequence[FrozenTrial], verdict: Verdict) -> Choice:
+def _confirmed(opened: OpenStudy, trials: Sequence[FrozenTrial], verdict: Verdict) -> SelectedPlan:
     seeds = f"confirmed over {verdict.seeds} seeds"
     baseline = attrs.baseline_of(trials)
     stale = _stale(opened, verdict)
@@ -109,13 +109,13 @@ def _stale(opened: OpenStudy, verdict: Verdict) -> tuple[str, ...]:
     )
 
 
-def _chosen(opened: OpenStudy, trial: FrozenTrial, reason: str, *remarks: str) -> Choice:
+def _chosen(opened: OpenStudy, trial: FrozenTrial, reason: str, *remarks: str) -> SelectedPlan:
     plan = attrs.plan_of(trial)
     if plan is None:
         raise StudyError(
             f"--trial: trial {trial.number} of {opened.name!r} ended before it had a plan"
         )
-    return Choice(trial.number, plan, reason, remarks)
+    return SelectedPlan(trial.number, plan, reason, remarks)
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -23,26 +23,26 @@ from autotune.data.views.study_data import open_test_views
 from autotune.errors import disk_full_as_user_error
 from autotune.plan import TrialPlan
 from autotune.results.evaluation.bootstrap import Comparison, compare
-from autotune.results.evaluation.model_card import origin_of, write_card
-from autotune.results.evaluation.plan_selection import Choice, choose
+from autotune.results.evaluation.model_card import weights_origin, write_model_card
+from autotune.results.evaluation.plan_selection import SelectedPlan, select_plan
 from autotune.results.evaluation.reliability import draw_reliability
-from autotune.results.model.model import Description, replacing, save_model
+from autotune.results.model.model import ModelSpec, replacing, save_model
 from autotune.storage.rdb.retry import patiently
 from autotune.storage.rdb.study_lock import study_lock
-from autotune.study.engine.worker import prepare
+from autotune.study.engine.worker import build_context
 from autotune.study.setup.manifest_store import read_manifest
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.trial.context import Workbench
+from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.plots import draw_confusion
-from autotune.study.trial.refit import Manner, Refit, refit, views_of
+from autotune.study.trial.refit import Refit, TrainingSummary, refit, refit_views
 from autotune.training.metrics import Metrics, confusion, measure
 
 TEST_READS = attrs.TEST_READS
 
 
 @dataclass(frozen=True)
-class FitResult:
+class RefitResult:
     """What the final fit brought.
 
     Args:
@@ -50,19 +50,19 @@ class FitResult:
         test: Its scores on the test part.
         baseline: Scores of the baseline on the test part.
         comparison: All figures of both with their intervals.
-        manner: How the plan was trained.
-        baseline_manner: How the baseline was.
+        summary: How the plan was trained.
+        baseline_summary: How the baseline was.
         test_images: Images of the test part.
         reads: How often the test part has been read, this time included.
         folder: Where the model was written.
     """
 
-    choice: Choice
+    selection: SelectedPlan
     test: Metrics
     baseline: Metrics
     comparison: Comparison
-    manner: Manner
-    baseline_manner: Manner
+    summary: TrainingSummary
+    baseline_summary: TrainingSummary
     test_images: int
     reads: int
     folder: Path
@@ -70,46 +70,46 @@ class FitResult:
     @property
     def trial(self) -> int:
         """Number of the trial whose plan was trained."""
-        return self.choice.trial
+        return self.selection.trial
 
     @property
     def plan(self) -> TrialPlan:
         """The plan that was trained."""
-        return self.choice.plan
+        return self.selection.plan
 
     @property
     def images(self) -> int:
         """Training images of both: the training and the validation part together."""
-        return self.manner.images
+        return self.summary.images
 
     @property
     def is_baseline(self) -> bool:
         """Whether the plan is that of the baseline: there was one training then."""
-        return self.manner is self.baseline_manner
+        return self.summary is self.baseline_summary
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
         return {
             "trial": self.trial,
-            "chosen": self.choice.describe(),
-            "remarks": list(self.choice.remarks),
+            "chosen": self.selection.describe(),
+            "remarks": list(self.selection.remarks),
             "plan": self.plan.to_json(),
             **_figures_of(self.comparison, self.test_images),
-            "trained_on": self.manner.to_json(),
-            "baseline_trained_on": self.baseline_manner.to_json(),
+            "trained_on": self.summary.to_json(),
+            "baseline_trained_on": self.baseline_summary.to_json(),
             "times_the_test_part_was_read": self.reads,
             "folder": str(self.folder),
         }
 
 
-def fit(
+def refit_study(
     opened: OpenStudy,
     trial: int | None = None,
     folder: Path | None = None,
-    listener: Callable[[str, int, int], None] = lambda what, epoch, epochs: None,
+    on_epoch: Callable[[str, int, int], None] = lambda what, epoch, epochs: None,
     fetching: Progress = silent,
     settings: FitConfig | None = None,
-) -> FitResult:
+) -> RefitResult:
     """Train the chosen plan and the baseline on training + validation and measure both.
 
     Args:
@@ -117,7 +117,7 @@ def fit(
         trial: Number of the trial to take; by default see
         :mod:`autotune.results.evaluation.plan_selection`.
         folder: Where the model goes; by default beside the study.
-        listener: Told of every epoch: what is trained, the epoch, how many there are.
+        on_epoch: Called after every epoch: what is trained, the epoch, how many there are.
         fetching: Told how far the fetching of a known dataset is that is not on this machine.
         settings: How to train; by default as the study's last run had it.
 
@@ -126,17 +126,19 @@ def fit(
         DivergedError: When one of the two trainings diverges.
         DiskFullError: When the model cannot be written.
     """
-    choice = choose(opened, trial)
-    plan = choice.plan
+    selection = select_plan(opened, trial)
+    plan = selection.plan
     fetch_source(opened.config().dataset, fetching)
-    bench = prepare(opened)
-    config = bench.config
+    ctx = build_context(opened)
+    config = ctx.config
     settings = config.fit if settings is None else settings
-    baseline_plan = bench.space.baseline(config.baseline)
+    baseline_plan = ctx.space.baseline(config.baseline)
     backbones = dict.fromkeys((plan.backbone, baseline_plan.backbone))
-    tasks = {name: bench.materials.of(name).task for name in backbones}
-    memory_bytes = bench.materials.memory_bytes // len(tasks)
-    train = {name: views_of(task, config, settings, memory_bytes) for name, task in tasks.items()}
+    tasks = {name: ctx.resources.of(name).task for name in backbones}
+    memory_bytes = ctx.resources.memory_bytes // len(tasks)
+    train = {
+        name: refit_views(task, config, settings, memory_bytes) for name, task in tasks.items()
+    }
 
     trials = opened.study.get_trials(deepcopy=False)
 
@@ -144,14 +146,14 @@ def fit(
         epochs = config.training.epochs
         return refit(
             plan,
-            bench,
+            ctx,
             train[plan.backbone],
             settings,
-            lambda epoch: listener(what, epoch, epochs),
+            lambda epoch: on_epoch(what, epoch, epochs),
             _part_of(trial),
         )
 
-    tuned = trained("best plan", plan, trials[choice.trial])
+    tuned = trained("best plan", plan, trials[selection.trial])
     baseline = tuned
     if baseline_plan != plan:
         baseline = trained("baseline", baseline_plan, attrs.baseline_of(trials))
@@ -174,21 +176,21 @@ def fit(
     if baseline is not tuned:
         others, _ = baseline.predict(test[baseline_plan.backbone])
     comparison = compare(logits, others, labels)
-    reads = _note_read(opened, choice.trial, comparison)
-    result = FitResult(
-        choice=choice,
+    reads = _note_read(opened, selection.trial, comparison)
+    result = RefitResult(
+        selection=selection,
         test=measure(logits, labels),
         baseline=measure(others, labels),
         comparison=comparison,
-        manner=tuned.manner,
-        baseline_manner=baseline.manner,
+        summary=tuned.summary,
+        baseline_summary=baseline.summary,
         test_images=len(labels),
         reads=reads,
         folder=folder or opened.files.model(opened.name),
     )
     with disk_full_as_user_error(result.folder):
         classes = tasks[plan.backbone].classes
-        _write(result, opened, bench, tuned, confusion(logits, labels, classes))
+        _write(result, opened, ctx, tuned, confusion(logits, labels, classes))
     return result
 
 
@@ -236,40 +238,40 @@ def _note_read(opened: OpenStudy, trial: int, comparison: Comparison) -> int:
 
 
 def _write(
-    result: FitResult,
+    result: RefitResult,
     opened: OpenStudy,
-    bench: Workbench,
+    ctx: WorkerContext,
     trained: Refit,
     matrix: npt.NDArray[np.int64],
 ) -> None:
     """Write the model, and for people what it is and how good."""
-    config = bench.config
-    material = bench.materials.of(result.plan.backbone)
+    config = ctx.config
+    material = ctx.resources.of(result.plan.backbone)
     classes = material.task.classes
-    description = Description(
+    description = ModelSpec(
         result.plan,
         classes,
         material.backbone.data_config,
         config.data.image_size,
-        fast=config.data.decode == "fast",
+        fast_decode=config.data.decode == "fast",
     )
     facts = {
         "study": opened.name,
         "trial": result.trial,
-        "chosen": result.choice.describe(),
-        "remarks": list(result.choice.remarks),
+        "chosen": result.selection.describe(),
+        "remarks": list(result.selection.remarks),
         "dataset": config.dataset,
         "objective": config.training.objective,
         "is_baseline": result.is_baseline,
-        "trained_on": {"parts": ["train", "validation"], **result.manner.to_json()},
-        "baseline_trained_on": result.baseline_manner.to_json(),
+        "trained_on": {"parts": ["train", "validation"], **result.summary.to_json()},
+        "baseline_trained_on": result.baseline_summary.to_json(),
         **_figures_of(result.comparison, result.test_images),
         "times_the_test_part_was_read": result.reads,
-        "pretrained": origin_of(material.backbone, config.weights),
+        "pretrained": weights_origin(material.backbone, config.weights),
         "definition": config.definition(),
     }
     with replacing(result.folder) as folder:
         record_of_model = save_model(folder, trained.training.result, description, facts)
         draw_confusion(folder, matrix, classes)
         draw_reliability(folder, result.comparison.model.bins)
-        write_card(folder, record_of_model, matrix)
+        write_model_card(folder, record_of_model, matrix)

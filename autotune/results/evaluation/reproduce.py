@@ -16,15 +16,15 @@ from autotune.data.sources.opening import fetch_source
 from autotune.errors import StudyError
 from autotune.plan import TrialPlan
 from autotune.results.values.precision import compute_in_words
-from autotune.study.engine.worker import prepare
+from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.trial.retrain import train_again
+from autotune.study.trial.retrain import retrain
 from autotune.study.trial.run import device_name
 
 
 @dataclass(frozen=True)
-class Rerun:
+class Reproduction:
     """What a trial reached then and now.
 
     Args:
@@ -41,40 +41,47 @@ class Rerun:
     trial: int
     plan: TrialPlan
     pruned: bool
-    then: Mapping[int, float]
-    now: Mapping[int, float]
+    recorded: Mapping[int, float]
+    reproduced: Mapping[int, float]
     changes: tuple[str, ...]
-    computing: str
+    compute: str
 
     @property
-    def differing(self) -> int | None:
+    def first_difference(self) -> int | None:
         """The first epoch whose values differ, ``None`` where all are equal bit by bit."""
-        return next((one for one in self.now if self.then.get(one) != self.now[one]), None)
+        return next(
+            (one for one in self.reproduced if self.recorded.get(one) != self.reproduced[one]),
+            None,
+        )
 
     @property
-    def missing(self) -> tuple[int, ...]:
+    def missing_epochs(self) -> tuple[int, ...]:
         """The epochs of which the study has no value: its curve was cut."""
-        return tuple(one for one in self.now if one not in self.then)
+        return tuple(one for one in self.reproduced if one not in self.recorded)
 
     @property
-    def furthest(self) -> tuple[int, float]:
+    def largest_difference(self) -> tuple[int, float]:
         """The epoch whose values are furthest apart, and by how much: now minus then."""
-        apart = {one: self.now[one] - self.then[one] for one in self.now if one in self.then}
+        apart = {
+            one: self.reproduced[one] - self.recorded[one]
+            for one in self.reproduced
+            if one in self.recorded
+        }
         epoch = max(apart, key=lambda one: abs(apart[one]))
         return epoch, apart[epoch]
 
     @property
     def values(self) -> tuple[float, float]:
         """The value after the last epoch, then and now."""
-        return self.then[max(self.now)], self.now[max(self.now)]
+        return self.recorded[max(self.reproduced)], self.reproduced[max(self.reproduced)]
 
 
-def rerun(
+def reproduce_trial(
     opened: OpenStudy,
     number: int,
-    listener: Callable[[int, int], None] = lambda epoch, epochs: None,
+    on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
     fetching: Progress = silent,
-) -> Rerun:
+) -> Reproduction:
     """Train the plan of a trial as the study did.
 
     On the CPU that is on as many threads as then: sums are rounded by how many share them.
@@ -82,31 +89,31 @@ def rerun(
     Args:
         opened: The study.
         number: Number of the trial.
-        listener: Told of every epoch, and how many there will be.
+        on_epoch: Called after every epoch, and how many there will be.
         fetching: Told how far the fetching of a known data set is that is not on this machine.
 
     Raises:
         StudyError: When there is no such trial, or nothing that could be compared.
     """
-    trial, plan, epochs = reproducible(opened, number)
+    trial, plan, epochs = find_reproducible(opened, number)
     fetch_source(opened.config().dataset, fetching)
-    bench = prepare(opened)
+    ctx = build_context(opened)
     before = torch.get_num_threads()
     threads = int(trial.user_attrs.get(attrs.THREADS, before))
-    if bench.device.type == "cpu":
+    if ctx.device.type == "cpu":
         torch.set_num_threads(threads)
     try:
-        trained = train_again(
+        trained = retrain(
             plan,
-            bench,
-            lambda epoch: listener(epoch, epochs),
+            ctx,
+            lambda epoch: on_epoch(epoch, epochs),
             part=trial.user_attrs.get(attrs.PART),
             epochs=epochs,
         )
     finally:
         torch.set_num_threads(before)
-    device = device_name(bench.device)
-    return Rerun(
+    device = device_name(ctx.device)
+    return Reproduction(
         number,
         plan,
         trial.state == TrialState.PRUNED,
@@ -117,7 +124,7 @@ def rerun(
     )
 
 
-def reproducible(opened: OpenStudy, number: int) -> tuple[FrozenTrial, TrialPlan, int]:
+def find_reproducible(opened: OpenStudy, number: int) -> tuple[FrozenTrial, TrialPlan, int]:
     """Return a trial that can be trained again, its plan, and up to which epoch.
 
     Raises:

@@ -39,7 +39,7 @@ Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Parity:
+class ExportCheck:
     """How much a written model differs from PyTorch.
 
     Args:
@@ -52,16 +52,16 @@ class Parity:
     images: int
     difference: float
     allowed: float
-    agreeing: int
+    same_class: int
 
     @property
-    def is_rounding(self) -> bool:
+    def is_equal(self) -> bool:
         """Whether the two compute the same."""
         return self.difference <= self.allowed  # false for what is no number
 
 
 @dataclass(frozen=True)
-class Format:
+class ExportFormat:
     """A format to write.
 
     Args:
@@ -80,7 +80,7 @@ class Format:
     write: Callable[[Model, Path, Tensor], Forward]
 
 
-def export(model: Model, form: Format, target: Path, images: Tensor) -> Parity:
+def export(model: Model, form: ExportFormat, target: Path, images: Tensor) -> ExportCheck:
     """Write a model in another format and compare it with PyTorch.
 
     Args:
@@ -109,7 +109,7 @@ def export(model: Model, form: Format, target: Path, images: Tensor) -> Parity:
             warnings.simplefilter("ignore")  # of the exporters about their own code
             forward = form.write(model, folder / target.name, images)
         parity = compare(model, forward, images)
-        if not parity.is_rounding:
+        if not parity.is_equal:
             raise ExportError(
                 f"a model in the format {form.name} must give the logits of PyTorch to "
                 f"{parity.allowed:.1e}, but the largest difference on {parity.images} images is "
@@ -119,7 +119,7 @@ def export(model: Model, form: Format, target: Path, images: Tensor) -> Parity:
     return parity
 
 
-def check_packages(form: Format) -> None:
+def check_packages(form: ExportFormat) -> None:
     """Refuse a format whose packages are not installed.
 
     Raises:
@@ -134,26 +134,26 @@ def check_packages(form: Format) -> None:
 
 
 @torch.no_grad()
-def compare(model: Model, forward: Forward, images: Tensor) -> Parity:
+def compare(model: Model, forward: Forward, images: Tensor) -> ExportCheck:
     """Compare a written model with PyTorch, on a whole batch and on one image at a time."""
     expected = model(images)
     found = [forward(images), torch.cat([forward(one[None]) for one in images])]
     difference = max(float((one - expected).abs().max()) for one in found)
-    return Parity(
+    return ExportCheck(
         images=len(images),
         difference=difference,
         allowed=TOLERANCE * float(expected.abs().max()),
-        agreeing=int((found[0].argmax(dim=1) == expected.argmax(dim=1)).sum()),
+        same_class=int((found[0].argmax(dim=1) == expected.argmax(dim=1)).sum()),
     )
 
 
-def made_up_images(model: Model, count: int = 16) -> Tensor:
+def random_images(model: Model, count: int = 16) -> Tensor:
     """Draw images of random pixels, normalised, the same ones every time."""
     size = model.spec.size
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def metadata(model: Model) -> str:
+def export_metadata(model: Model) -> str:
     """Return what a single file has to tell of its input and output, as JSON."""
     spec = model.spec
     values = {
@@ -176,7 +176,7 @@ def _program(model: Model, images: Tensor) -> torch.export.ExportedProgram:
         return torch.export.export(model, (images[:2],), dynamic_shapes=shapes)
     except Exception as error:  # whatever tracing makes of a network
         raise ExportError(
-            f"{model.description.plan.backbone} cannot be traced for batches of any size "
+            f"{model.model_spec.plan.backbone} cannot be traced for batches of any size "
             f"({type(error).__name__}: {first_line(error)}); autotune.load gives the network "
             "itself"
         ) from error
@@ -184,7 +184,7 @@ def _program(model: Model, images: Tensor) -> torch.export.ExportedProgram:
 
 def _write_torch(model: Model, path: Path, images: Tensor) -> Forward:
     torch.export.save(
-        _program(model, images), path, extra_files={"autotune.json": metadata(model)}
+        _program(model, images), path, extra_files={"autotune.json": export_metadata(model)}
     )
     return torch.export.load(path).module()
 
@@ -202,11 +202,11 @@ def _write_onnx(model: Model, path: Path, images: Tensor) -> Forward:
             verbose=False,
         )
         assert written is not None
-        written.model.metadata_props["autotune"] = metadata(model)
+        written.model.metadata_props["autotune"] = export_metadata(model)
         written.save(path)
     except torch.onnx.OnnxExporterError as error:
         raise ExportError(
-            f"{model.description.plan.backbone} has an operation that ONNX does not have "
+            f"{model.model_spec.plan.backbone} has an operation that ONNX does not have "
             f"({first_line(error)}); --format torch-export may do"
         ) from error
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -219,7 +219,7 @@ def _write_timm(model: Model, folder: Path, images: Tensor) -> Forward:
     Raises:
         UserError: When timm has no such network.
     """
-    plan = model.description.plan
+    plan = model.model_spec.plan
     name, options, classifier = _timm_model(model)
     state = {
         key.removeprefix("backbone."): value
@@ -270,7 +270,7 @@ def _timm_model(model: Model) -> tuple[str, dict[str, Any], str]:
     Raises:
         UserError: When timm has no such network.
     """
-    plan = model.description.plan
+    plan = model.model_spec.plan
     for index in plan.reshaped:
         changes = plan.layers[index - 1].changes()
         others = [name for name in changes if name not in _TRAINING_ONLY]
@@ -283,7 +283,7 @@ def _timm_model(model: Model) -> tuple[str, dict[str, Any], str]:
     options: dict[str, Any] = {}
     if plan.head.pool != KEEP:
         options["global_pool"] = plan.head.pool
-    size = model.description.image_size
+    size = model.model_spec.image_size
     stated = timm.models.get_pretrained_cfg(name)
     if size is not None and stated is not None and stated.fixed_input_size:
         options["img_size"] = size
@@ -315,8 +315,10 @@ def _move(folder: Path, target: Path, is_folder: bool) -> None:
 FORMATS = {
     one.name: one
     for one in (
-        Format("onnx", "model.onnx", False, ("onnx", "onnxscript", "onnxruntime"), _write_onnx),
-        Format("torch-export", "model.pt2", False, (), _write_torch),
-        Format("timm", "timm", True, (), _write_timm),
+        ExportFormat(
+            "onnx", "model.onnx", False, ("onnx", "onnxscript", "onnxruntime"), _write_onnx
+        ),
+        ExportFormat("torch-export", "model.pt2", False, (), _write_torch),
+        ExportFormat("timm", "timm", True, (), _write_timm),
     )
 }

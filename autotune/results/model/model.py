@@ -56,7 +56,7 @@ _PACKAGES = ("autotune", "timm", "torch", "torchvision", "pillow")
 
 
 @dataclass(frozen=True)
-class Description:
+class ModelSpec:
     """How to build a network and how to show it images.
 
     Args:
@@ -71,7 +71,7 @@ class Description:
     classes: tuple[str, ...]
     data_config: Mapping[str, Any]
     image_size: int | None = None
-    fast: bool = False
+    fast_decode: bool = False
 
     @property
     def spec(self) -> ImageSpec:
@@ -91,7 +91,7 @@ class Model(nn.Module):
 
     Args:
         network: The network.
-        description: How it was built.
+        model_spec: How it was built.
         digest: SHA-256 of the file of its weights, hexadecimal; empty where there is none.
 
     Attributes:
@@ -99,13 +99,13 @@ class Model(nn.Module):
         spec: What the network wants to see.
     """
 
-    def __init__(self, network: Network, description: Description, digest: str = "") -> None:
+    def __init__(self, network: Network, model_spec: ModelSpec, digest: str = "") -> None:
         super().__init__()
         self.network = network
-        self.description = description
+        self.model_spec = model_spec
         self.digest = digest
-        self.classes = description.classes
-        self.spec = description.spec
+        self.classes = model_spec.classes
+        self.spec = model_spec.spec
         self._normalise = Normalise.of(asdict(self.spec), torch.device("cpu"))
         # Images at a time, once it is known that more do not fit into memory.
         self._part: int | None = None
@@ -140,7 +140,7 @@ class Model(nn.Module):
         Raises:
             OSError: When the file is no image, or damaged.
         """
-        smaller = partial(shrink, spec=self.spec) if self.description.fast else None
+        smaller = partial(shrink, spec=self.spec) if self.model_spec.fast_decode else None
         return self.transform(read_image(path, smaller))
 
     @torch.no_grad()
@@ -209,21 +209,21 @@ class Model(nn.Module):
 
 
 def save_model(
-    folder: Path, network: Network, description: Description, facts: Mapping[str, Any]
+    folder: Path, network: Network, model_spec: ModelSpec, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write a model; a process that is killed meanwhile leaves the old one or a refused one.
 
     Args:
         folder: Where; it is made if it is not there.
         network: The network.
-        description: How it was built.
+        model_spec: How it was built.
         facts: What else is to be remembered of it, as plain JSON values.
 
     Returns:
         The record that was written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    plan = description.plan.to_json()
+    plan = model_spec.plan.to_json()
     state = {
         key: value.to("cpu", copy=True, memory_format=torch.contiguous_format)
         for key, value in network.state_dict().items()
@@ -236,13 +236,13 @@ def save_model(
         | {"python": platform.python_version()},
         "weights_sha256": sha256_of(weights),
         "parameters": sum(one.numel() for one in network.parameters()),
-        "backbone": description.plan.backbone,
-        "image_size": description.image_size,
-        "decode": "fast" if description.fast else "exact",
+        "backbone": model_spec.plan.backbone,
+        "image_size": model_spec.image_size,
+        "decode": "fast" if model_spec.fast_decode else "exact",
         "plan": plan,
         "kernel_offsets": kernel_offsets(network),
-        "classes": list(description.classes),
-        "preprocessing": {key: description.data_config[key] for key in _PREPROCESSING},
+        "classes": list(model_spec.classes),
+        "preprocessing": {key: model_spec.data_config[key] for key in _PREPROCESSING},
         **facts,
     }
     assert set(FIELDS) == record.keys() - facts.keys(), "a format that is not FORMAT"
@@ -303,7 +303,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     record = read_record(folder)
     try:
         size = record["image_size"]
-        description = Description(
+        model_spec = ModelSpec(
             TrialPlan.from_json(record["plan"]),
             tuple(record["classes"]),
             record["preprocessing"],
@@ -311,20 +311,20 @@ def load_model(path: str | os.PathLike[str]) -> Model:
             record["decode"] == "fast",
         )
         digest, offsets = record["weights_sha256"], dict(record["kernel_offsets"])
-        description.spec  # noqa: B018 -- refuses what is no preprocessing
+        model_spec.spec  # noqa: B018 -- refuses what is no preprocessing
     except (KeyError, TypeError, ValueError, BackboneError) as error:
         raise ModelError(
             f"{folder / RECORD} must be what autotune fit has written, but it is not "
             f"({type(error).__name__}: {first_line(error)}); fit the model again"
         ) from error
     state = _read_weights(folder / WEIGHTS, digest)
-    network = _built(description, folder)
+    network = _built(model_spec, folder)
     try:
         network.load_state_dict(state)
         set_kernel_offsets(network, offsets)
     except (RuntimeError, ValueError) as error:
         raise ModelError(_misfit(folder, record, first_line(error))) from error
-    return Model(network, description, digest).eval()
+    return Model(network, model_spec, digest).eval()
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -361,16 +361,16 @@ def read_record(folder: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def _built(description: Description, folder: Path) -> Network:
+def _built(model_spec: ModelSpec, folder: Path) -> Network:
     """Build the network of a model, with weights that are replaced right after."""
-    plan = description.plan
+    plan = model_spec.plan
     try:
         check_name(plan.backbone)
-        module = build(plan.backbone, description.image_size).eval().requires_grad_(False)
-        backbone = Backbone(plan.backbone, module, description.data_config, "")
+        module = build(plan.backbone, model_spec.image_size).eval().requires_grad_(False)
+        backbone = Backbone(plan.backbone, module, model_spec.data_config, "")
         # Nothing is inherited: no images are needed, and no channel has to be chosen.
         return build_network(
-            backbone, replace(plan, inherit="none"), len(description.classes), seed=0
+            backbone, replace(plan, inherit="none"), len(model_spec.classes), seed=0
         )
     except (BackboneError, PlanError) as error:
         raise ModelError(_misfit(folder, read_record(folder), str(error))) from error

@@ -91,7 +91,7 @@ def predict_files(
             yield _predicted(model, part, tensors)
 
 
-def some_images(model: Model, given: Sequence[str], most: int = 32) -> Tensor:
+def sample_images(model: Model, given: Sequence[str], most: int = 32) -> Tensor:
     """Read some images of files and folders, evenly chosen, normalised ``(N, 3, size, size)``.
 
     Args:
@@ -130,7 +130,7 @@ def _predicted(
     ]
 
 
-def columns(classes: Sequence[str], top: int, every: bool) -> list[str]:
+def csv_columns(classes: Sequence[str], top: int, every: bool) -> list[str]:
     """Name the columns of a table of predictions.
 
     Args:
@@ -144,7 +144,7 @@ def columns(classes: Sequence[str], top: int, every: bool) -> list[str]:
     return names + [one_line(f"p_{name}") for name in classes] if every else names
 
 
-def row(
+def csv_row(
     path: str, probabilities: Tensor, classes: Sequence[str], top: int, every: bool
 ) -> list[str]:
     """Return the row of a file, in the order of :func:`columns`; no cell is a formula."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune import optuna_private
 from autotune.storage.rdb.connection import GRACE_PERIOD_S, HEARTBEAT_INTERVAL_S
 from autotune.study.doctor.snapshot import Snapshot
 from autotune.study.state import attrs
@@ -140,7 +141,7 @@ def _epochs_per_s(trial: FrozenTrial, snapshot: Snapshot) -> float | None:
     """
     # A retry has the curve of the attempt before it.
     own = (trial.last_step or 0) - int(trial.user_attrs.get(attrs.RESUMED, 0))
-    age = snapshot.beats.age_s.get(trial._trial_id)
+    age = snapshot.beats.age_s.get(optuna_private.trial_id(trial))
     held = trial.user_attrs.get(attrs.HELD)
     seconds = snapshot.silent_s(trial) if held is None or age is None else float(held) + age
     return own / seconds if own > 0 and seconds else None

@@ -18,7 +18,7 @@ def compute_in_words(compute: Mapping[str, Any]) -> str:
     """Say in which precision a trial computed.
 
     Args:
-        compute: What :func:`autotune.study.trial.run.compute_of` returned.
+        compute: What :func:`autotune.study.trial.run.describe_precision` returned.
     """
     half, kept = compute["half"], compute.get("kept", [])
     single = "float32" if compute["float32"] == "ieee" else "float32 with products in TF32"

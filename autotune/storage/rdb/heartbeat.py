@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 
-from optuna.storages._heartbeat import BaseHeartbeat
-from optuna.storages._rdb.models import TrialHeartbeatModel
 from sqlalchemy import func, select
 
+from autotune.optuna_private import BaseHeartbeat, models
 from autotune.storage.rdb.connection import HEARTBEAT_INTERVAL_S
 from autotune.storage.rdb.retry import PatientStorage
 
@@ -104,9 +103,9 @@ def read_beats(storage: PatientStorage, trial_ids: Iterable[int]) -> Beats:
         storage: The open storage.
         trial_ids: Of the trials that run.
     """
-    heartbeats = select(TrialHeartbeatModel.trial_id, TrialHeartbeatModel.heartbeat).where(
-        TrialHeartbeatModel.trial_id.in_(list(trial_ids))
-    )
+    heartbeats = select(
+        models.TrialHeartbeatModel.trial_id, models.TrialHeartbeatModel.heartbeat
+    ).where(models.TrialHeartbeatModel.trial_id.in_(list(trial_ids)))
     with storage.engine.connect() as connection:
         before = time.time()
         now: datetime = connection.execute(select(func.now())).scalar_one()

@@ -137,7 +137,7 @@ def _tell(state: RetryCallState) -> None:
     )
 
 
-#: What only reads; the last two are what Optuna's cache and its search for stale trials read by.
+#: What only reads; the last is what Optuna's cache reads by.
 _READS = (
     "get_study_id_from_name",
     "get_study_name_from_id",
@@ -146,8 +146,7 @@ _READS = (
     "get_study_system_attrs",
     "get_all_studies",
     "get_trial",
-    "_get_trials",
-    "_get_stale_trial_ids",
+    "fetch_trials",
 )
 #: What may be done twice without harm. A report that was written although the answer got lost is
 #: written over with the same value; a trial that another worker has been given stays his, and says

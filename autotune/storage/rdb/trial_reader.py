@@ -18,10 +18,11 @@ from types import MappingProxyType
 from typing import Any
 
 from optuna.distributions import BaseDistribution, json_to_distribution
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import BindParameter, Connection, Select, Table, bindparam, select, text
 
+from autotune import optuna_private
+from autotune.optuna_private import models
 from autotune.runtime import gc_paused
 
 #: Trials that a statement names one by one: databases limit the values of a statement.
@@ -188,7 +189,11 @@ def read_trials(
     rows = [row for row in rows if row.trial_id not in same]
     with gc_paused() if len(rows) > CHUNK else nullcontext():
         found = _with_parts(connection, study_id, rows)
-    return sorted([*found, *same.values()], key=lambda one: one._trial_id) if same else found
+    return (
+        sorted([*found, *same.values()], key=lambda one: optuna_private.trial_id(one))
+        if same
+        else found
+    )
 
 
 def _runs_still(row: Any, running: Mapping[int, FrozenTrial]) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune import optuna_private
 from autotune.errors import LockedError
 from autotune.storage.rdb.connection import HEARTBEAT_INTERVAL_S
 from autotune.study.doctor.collect import LOCK_TIMEOUT_S, Evidence, gather, in_words
@@ -111,7 +112,7 @@ def zombies(snapshot: Snapshot) -> Iterator[Finding]:
         worker = trial.user_attrs.get(attrs.WORKER)
         if worker is None:
             why = "nobody's: whoever claimed it was lost before it was a worker's"
-        elif trial._trial_id not in snapshot.beats.age_s:
+        elif optuna_private.trial_id(trial) not in snapshot.beats.age_s:
             since = "" if silent is None else f" in {silent:.0f} s"
             why = f"that of {worker}, which never gave a sign of life{since}"
         else:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import optuna
 import sqlalchemy
-from optuna.storages._rdb.models import TrialModel
 from sqlalchemy import select
 
+from autotune import optuna_private
 from autotune.errors import FormatError, StorageError
+from autotune.optuna_private import models
 from autotune.search.space import Space
 from autotune.storage.artifacts import Reference, StoredFile, list_files, read_references
 from autotune.storage.rdb.connection import storage_errors
@@ -107,7 +108,7 @@ def gather(opened: OpenStudy, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Evidenc
     here = is_sqlite(opened.url) or files.root.is_dir()
     return Evidence(
         name=opened.name,
-        study_id=opened.study._study_id,
+        study_id=optuna_private.study_id(opened.study),
         snapshot=snapshot,
         numbers=numbers,
         unreadable=_unreadable(opened, snapshot),
@@ -138,7 +139,9 @@ def _read_database(
 
 
 def _numbers(opened: OpenStudy) -> tuple[int, ...]:
-    query = select(TrialModel.number).where(TrialModel.study_id == opened.study._study_id)
+    query = select(models.TrialModel.number).where(
+        models.TrialModel.study_id == optuna_private.study_id(opened.study)
+    )
     with opened.storage.engine.connect() as connection:
         return tuple(connection.execute(query).scalars())
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from optuna.trial import FrozenTrial
 
+from autotune import optuna_private
 from autotune.storage.artifacts import StoredFile
 from autotune.storage.rdb.connection import GRACE_PERIOD_S, HEARTBEAT_INTERVAL_S
 from autotune.study.doctor.collect import Evidence, in_words
@@ -138,7 +139,7 @@ def worker_ahead_s(snapshot: Snapshot, trial: FrozenTrial) -> float | None:
     Returns:
         The seconds, to one heartbeat; ``None`` before its first one.
     """
-    age = snapshot.beats.age_s.get(trial._trial_id)
+    age = snapshot.beats.age_s.get(optuna_private.trial_id(trial))
     attributes = trial.user_attrs
     if age is None or attrs.CLAIMED not in attributes or attrs.HELD not in attributes:
         return None

@@ -10,6 +10,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune import optuna_private
 from autotune.storage.rdb.heartbeat import Beats, read_beats
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
@@ -71,6 +72,6 @@ def take_snapshot(opened: OpenStudy) -> Snapshot:
     """
     study = opened.study
     trials = tuple(study.get_trials(deepcopy=False))
-    running = [one._trial_id for one in trials if one.state == TrialState.RUNNING]
+    running = [optuna_private.trial_id(one) for one in trials if one.state == TrialState.RUNNING]
     beats = read_beats(opened.storage, running)
     return Snapshot(trials, study.user_attrs, beats, time.time())

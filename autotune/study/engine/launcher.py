@@ -24,15 +24,15 @@ from autotune.storage.paths import Files
 from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.url import database_path, is_sqlite
 from autotune.study.devices import VISIBLE, find_device, visible_gpus
-from autotune.study.engine.local_workers import local_crew
-from autotune.study.engine.pool import Placed, WorkerPool
-from autotune.study.engine.ray_workers import Share, ray_crew
+from autotune.study.engine.local_workers import local_backend
+from autotune.study.engine.pool import BackendPlan, WorkerPool
+from autotune.study.engine.ray_workers import ResourceRequest, ray_backend
 from autotune.study.setup.definition import Definition, define
-from autotune.study.setup.manifest_store import remembered_of
+from autotune.study.setup.manifest_store import look_up_existing
 from autotune.study.setup.opening import OpenStudy, check_existing, open_or_create
 from autotune.study.state.attrs import Progress
 from autotune.study.state.budget import Ending
-from autotune.study.trial.run import Listener
+from autotune.study.trial.run import EventCallback
 
 #: Free space below which a study is not started: database, logs, checkpoints of small networks.
 MIN_FREE_BYTES = 64 << 20
@@ -54,14 +54,14 @@ class RunResult:
     """How a run ended.
 
     Args:
-        opened: The study.
+        handle: The study.
         progress: Its trials.
         ended: What has ended the study; ``None`` when it can go on.
         trained: Whether a trial was started.
         interrupted: Whether it was stopped by a signal.
     """
 
-    opened: OpenStudy
+    handle: OpenStudy
     progress: Progress
     ended: Ending | None
     trained: bool
@@ -111,7 +111,7 @@ def resolve_gpus(gpus: str | None) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def count_places(gpus: int, workers: int | None, workers_per_gpu: int | None) -> int:
+def count_slots(gpus: int, workers: int | None, workers_per_gpu: int | None) -> int:
     """Say how many workers there are at a time.
 
     Args:
@@ -139,7 +139,7 @@ def count_places(gpus: int, workers: int | None, workers_per_gpu: int | None) ->
     return gpus * workers_per_gpu
 
 
-def choose_crew(
+def choose_backend(
     url: str,
     engine: str,
     *,
@@ -148,7 +148,7 @@ def choose_crew(
     workers_per_gpu: int | None,
     gpus_per_worker: float | None,
     cpus_per_worker: int | None,
-) -> AbstractContextManager[Placed]:
+) -> AbstractContextManager[BackendPlan]:
     """Settle what runs the workers of a study; see :func:`run_study`.
 
     Raises:
@@ -165,10 +165,10 @@ def choose_crew(
         if value is not None:
             raise UserError(f"{option} {value}: not with --engine {engine}; {_WAYS_OUT[option]}")
     if engine == "ray":
-        return ray_crew(url, Share(workers, gpus_per_worker, cpus_per_worker))
+        return ray_backend(url, ResourceRequest(workers, gpus_per_worker, cpus_per_worker))
     devices = resolve_gpus(gpus)
-    places = count_places(len(devices), workers, workers_per_gpu)
-    return local_crew(devices, places)
+    slots = count_slots(len(devices), workers, workers_per_gpu)
+    return local_backend(devices, slots)
 
 
 def run_study(
@@ -180,7 +180,7 @@ def run_study(
     workers_per_gpu: int | None = None,
     gpus_per_worker: float | None = None,
     cpus_per_worker: int | None = None,
-    listener: Listener = lambda event: None,
+    on_event: EventCallback = lambda event: None,
 ) -> RunResult:
     """Run a study until its budget is used up, or there is nothing left to try.
 
@@ -191,15 +191,15 @@ def run_study(
         gpus: Which GPUs of this machine, see :func:`resolve_gpus`.
         workers_per_gpu: Workers that share a GPU of this machine, in place of ``workers``.
         gpus_per_worker: GPUs that Ray gives a worker, see
-        :class:`autotune.study.engine.ray_workers.Share`.
+        :class:`autotune.study.engine.ray_workers.ResourceRequest`.
         cpus_per_worker: CPUs that Ray gives a worker.
-        listener: Told of everything that happens, as dictionaries with an ``event``.
+        on_event: Called with everything that happens, as dictionaries with an ``event``.
 
     Raises:
         UserError: When something is wrong that the user can put right; nothing was written.
         WorkerError: When the workers cannot go on.
     """
-    crew = choose_crew(
+    backend = choose_backend(
         config.storage,
         engine,
         workers=workers,
@@ -208,19 +208,19 @@ def run_study(
         gpus_per_worker=gpus_per_worker,
         cpus_per_worker=cpus_per_worker,
     )
-    known = remembered_of(config)
+    known = look_up_existing(config)
     with ExitStack() as stack:
         # Processes import while the images are looked at; a cluster is not asked for nothing.
-        placed = stack.enter_context(crew) if engine == "local" else None
-        if placed is not None and not known.over:
-            placed.prepare()
-        definition = define(config, known.manifest, _told(listener), fetch=True)
-        if placed is not None:
-            placed.check()
-        return _run(definition, placed or stack.enter_context(crew), listener)
+        plan = stack.enter_context(backend) if engine == "local" else None
+        if plan is not None and not known.over:
+            plan.prepare()
+        definition = define(config, known.manifest, _told(on_event), fetch=True)
+        if plan is not None:
+            plan.check()
+        return _run(definition, plan or stack.enter_context(backend), on_event)
 
 
-def _told(listener: Listener) -> DataProgress:
+def _told(on_event: EventCallback) -> DataProgress:
     """Tell of each step of fetching and opening, and of how far it is a few times a second."""
     last = ("", 0.0)
 
@@ -229,40 +229,40 @@ def _told(listener: Listener) -> DataProgress:
         now_s = time.monotonic()
         if step != last[0] or now_s - last[1] > TOLD_EVERY_S or done == total:
             last = (step, now_s)
-            listener({"event": "images", "step": step, "done": done, "total": total})
+            on_event({"event": "images", "step": step, "done": done, "total": total})
 
     return tell
 
 
-def _run(definition: Definition, placed: Placed, listener: Listener) -> RunResult:
-    opened = _open(definition, listener)
-    claims = opened.claims()
-    with storage_errors(opened.url):
+def _run(definition: Definition, plan: BackendPlan, on_event: EventCallback) -> RunResult:
+    handle = _open(definition, on_event)
+    claims = handle.claims()
+    with storage_errors(handle.url):
         claims.sweep()
         before, ended = claims.progress(), claims.conclude()
-    listener({"event": "opened", "opened": opened, "workers": placed.places, "progress": before})
+    on_event({"event": "opened", "opened": handle, "workers": plan.slots, "progress": before})
     interrupted = False
     if ended is None:
-        pool = WorkerPool(opened, placed, listener)
+        pool = WorkerPool(handle, plan, on_event)
         with pool.signals():
             interrupted = pool.run()
-    with storage_errors(opened.url):
+    with storage_errors(handle.url):
         after, ended = claims.progress(), claims.conclude()
-    return RunResult(opened, after, ended, after.attempts > before.attempts, interrupted)
+    return RunResult(handle, after, ended, after.attempts > before.attempts, interrupted)
 
 
-def _open(definition: Definition, listener: Listener) -> OpenStudy:
+def _open(definition: Definition, on_event: EventCallback) -> OpenStudy:
     """Decode the images and open the study; what fails leaves no file of its own behind."""
     config = definition.config
     files = Files.of(config.storage, config.files)
     check_space(config, files)
     is_new = not check_existing(definition)
     if definition.dataset.left_out:
-        listener({"event": "left out", "count": definition.dataset.left_out})
+        on_event({"event": "images_skipped", "count": definition.dataset.left_out})
     made = _make_folders(files.root)
     with noting_entries() as entries:
         try:
-            return _open_with_images(definition, files, is_new, listener)
+            return _open_with_images(definition, files, is_new, on_event)
         except (UserError, KeyboardInterrupt) as error:
             _forget_frames(error)
             _remove_made(made, entries, files, config.storage)
@@ -270,13 +270,13 @@ def _open(definition: Definition, listener: Listener) -> OpenStudy:
 
 
 def _open_with_images(
-    definition: Definition, files: Files, is_new: bool, listener: Listener
+    definition: Definition, files: Files, is_new: bool, on_event: EventCallback
 ) -> OpenStudy:
     """Decode the images and open the study, in this order: a study has images that work."""
     config, dataset = definition.config, definition.dataset
 
     def progress(done: int, total: int) -> None:
-        listener({"event": "decoding", "done": done, "total": total})
+        on_event({"event": "decoding", "done": done, "total": total})
 
     with disk_full_as_user_error(files.root):
         first, *_ = [
@@ -291,7 +291,7 @@ def _open_with_images(
             )
             for spec in definition.specs
         ]
-    looks = _told(listener)
+    looks = _told(on_event)
     found = survey(dataset, config.data.duplicates, looks) if is_new else None
     return open_or_create(definition, first.info.to_json(), found)
 

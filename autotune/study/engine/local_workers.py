@@ -25,15 +25,15 @@ from typing import Any
 from autotune.errors import NoDeviceError
 from autotune.runtime import available_cpus
 from autotune.study.devices import VISIBLE
-from autotune.study.engine.pool import Placed, environment_of, last_lines
+from autotune.study.engine.pool import BackendPlan, environment_of, last_lines
 from autotune.study.engine.worker import CHECK_GPU, Job, worker_name
-from autotune.study.trial.run import Listener
+from autotune.study.trial.run import EventCallback
 
 #: For how long the first call of a GPU is waited for, the import of torch before it included.
 TRIED_WITHIN_S = 300.0
 
 
-class Processes:
+class LocalWorkers:
     """Worker processes, the crew of ``--engine local``.
 
     Args:
@@ -47,14 +47,14 @@ class Processes:
         self._started: dict[str, subprocess.Popen[str]] = {}
         self._waiting: dict[int, subprocess.Popen[str]] = {}
 
-    def prepare(self, places: int, threads: int) -> None:
+    def prepare(self, slots: int, threads: int) -> None:
         """Start a process for each place, which waits for the job of its first worker.
 
         Args:
-            places: How many there are.
+            slots: How many there are.
             threads: CPU threads of each.
         """
-        self._waiting = {place: self._open(place, threads) for place in range(places)}
+        self._waiting = {place: self._open(place, threads) for place in range(slots)}
 
     def check(self) -> None:
         """Wait until the processes that wait for a job have tried their GPUs.
@@ -83,8 +83,8 @@ class Processes:
             lines.append(f"{VISIBLE}={','.join(left)} uses the others alone")
         raise NoDeviceError("\n".join(lines))
 
-    def start(self, place: int, job: Job, tell: Listener) -> None:
-        """Start a process; see :class:`autotune.study.engine.pool.Crew`."""
+    def start(self, place: int, job: Job, tell: EventCallback) -> None:
+        """Start a process; see :class:`autotune.study.engine.pool.WorkerBackend`."""
         number = len(self._started)  # a replacement has a name and random draws of its own
         gpu = self._device_of(place)
         job = replace(job, worker=worker_name(os.getpid(), number), index=number, gpu=gpu)
@@ -148,19 +148,21 @@ class Processes:
 
 
 @contextmanager
-def local_crew(devices: Sequence[str], places: int) -> Iterator[Placed]:
+def local_backend(devices: Sequence[str], slots: int) -> Iterator[BackendPlan]:
     """Have processes of this machine run workers; prepared, they import already.
 
     Args:
-        devices: See :class:`Processes`.
-        places: How many workers there are at a time.
+        devices: See :class:`LocalWorkers`.
+        slots: How many workers there are at a time.
     """
-    threads = max(1, available_cpus() // places)
-    crew = Processes(devices)
+    threads = max(1, available_cpus() // slots)
+    backend = LocalWorkers(devices)
     try:
-        yield Placed(crew, places, threads, partial(crew.prepare, places, threads), crew.check)
+        yield BackendPlan(
+            backend, slots, threads, partial(backend.prepare, slots, threads), backend.check
+        )
     finally:
-        crew.close()
+        backend.close()
 
 
 def _refusal_of(popen: subprocess.Popen[str], until: float) -> str:
@@ -193,7 +195,7 @@ def _dismiss(popen: subprocess.Popen[str]) -> None:
     popen.communicate()  # closes its pipes too
 
 
-def _read(place: int, popen: subprocess.Popen[str], log: Path, tell: Listener) -> None:
+def _read(place: int, popen: subprocess.Popen[str], log: Path, tell: EventCallback) -> None:
     """Pass on what a worker says, and how it ends."""
     assert popen.stdout is not None and popen.stdin is not None
     with popen.stdout:

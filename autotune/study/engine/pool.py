@@ -25,7 +25,7 @@ from autotune.storage.url import absolute_url
 from autotune.study.engine.worker import Job
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state.trial_queue import INTERRUPTED, LOST, MAX_RETRIES
-from autotune.study.trial.run import Listener
+from autotune.study.trial.run import EventCallback
 
 #: How often in a row a worker that died is replaced, per place: once more than a trial is tried
 #: again, so that one which kills its workers is given up before the place. A worker that has got a
@@ -35,10 +35,10 @@ MAX_RESTARTS = MAX_RETRIES + 1
 LAST_LINES = 5
 
 
-class Crew(Protocol):
+class WorkerBackend(Protocol):
     """What runs the workers of a launcher.
 
-    It tells what they tell (see :func:`autotune.study.engine.worker.work`), and two events of its
+    It passes on their events (see :func:`autotune.study.engine.worker.run_worker`) and two of its
     own: ``exit`` when a place is empty, with its ``code`` (``None`` where nobody knows) and the
     last ``lines`` of its log; ``restarted`` when it has replaced a worker that died.
     """
@@ -46,7 +46,7 @@ class Crew(Protocol):
     #: Whether it replaces workers that die, up to :data:`MAX_RESTARTS` of them.
     restarts: bool
 
-    def start(self, place: int, job: Job, tell: Listener) -> None:
+    def start(self, place: int, job: Job, tell: EventCallback) -> None:
         """Start a worker.
 
         Args:
@@ -69,19 +69,19 @@ class Crew(Protocol):
 
 
 @dataclass(frozen=True)
-class Placed:
+class BackendPlan:
     """A crew, and what it is to run.
 
     Args:
         crew: What runs the workers.
-        places: How many there are at a time.
+        slots: How many there are at a time.
         threads: CPU threads of each.
         prepare: Has workers get ready before there is a study for them, where they can.
         check: Waits until those have tried their GPUs, and fails when one cannot be used.
     """
 
-    crew: Crew
-    places: int
+    backend: WorkerBackend
+    slots: int
     threads: int
     prepare: Callable[[], None] = lambda: None
     check: Callable[[], None] = lambda: None
@@ -99,30 +99,30 @@ class WorkerPool:
     """The workers of one launcher.
 
     Args:
-        opened: The study.
+        handle: The study.
         placed: What runs them, and how many.
-        listener: Told of everything that happens.
+        on_event: Called with everything that happens.
     """
 
-    def __init__(self, opened: OpenStudy, placed: Placed, listener: Listener) -> None:
-        self._opened = opened
-        self._claims = opened.claims()
-        self._count = placed.places
-        self._threads = placed.threads
-        self._crew = placed.crew
-        self._listener = listener
+    def __init__(self, handle: OpenStudy, plan: BackendPlan, on_event: EventCallback) -> None:
+        self._opened = handle
+        self._claims = handle.claims()
+        self._count = plan.slots
+        self._threads = plan.threads
+        self._backend = plan.backend
+        self._on_event = on_event
         self._events: queue.SimpleQueue[dict[str, Any]] = (
             queue.SimpleQueue()  # the one queue that a signal handler may put into
         )
-        self._places: dict[int, _Place] = {}
+        self._slots: dict[int, _Place] = {}
         self._stops = 0
-        self._sick: set[int] = set()
+        self._unhealthy: set[int] = set()
         self._without_device: dict[int, str] = {}  # why places have no GPU that can be used
         self._error: dict[str, Any] | None = None
 
     def run(self) -> bool:
         """Run workers until no trial is left; return whether a signal stopped them."""
-        places = set(range(self._count))
+        slots = set(range(self._count))
         try:
             restarts = 0
             while True:
@@ -133,15 +133,15 @@ class WorkerPool:
                 if self._stops or self._error or self._could_start() < 1:
                     break
                 restarts += 1
-                if self._without_device.keys() == places:
+                if self._without_device.keys() == slots:
                     message = "\n".join(dict.fromkeys(self._without_device.values()))
                     self._error = {"message": message, "exit_code": NoDeviceError.exit_code}
                     break
-                if restarts > MAX_RESTARTS or self._sick == places:
-                    self._error = {"message": self._obituary(), "exit_code": 1}
+                if restarts > MAX_RESTARTS or self._unhealthy == slots:
+                    self._error = {"message": self._crash_message(), "exit_code": 1}
                     break
         finally:
-            self._crew.close()
+            self._backend.close()
             self._sweep()
         if self._error is not None:
             kind = UserError if self._error["exit_code"] == 2 else WorkerError
@@ -170,7 +170,7 @@ class WorkerPool:
 
     def _sweep(self) -> None:
         with storage_errors(self._opened.url):
-            self._claims.sweep(self._crew.is_gone, INTERRUPTED if self._stops else LOST)
+            self._claims.sweep(self._backend.is_gone, INTERRUPTED if self._stops else LOST)
 
     def _could_start(self) -> int:
         with storage_errors(self._opened.url):
@@ -178,8 +178,8 @@ class WorkerPool:
 
     def _start_workers(self) -> None:
         wanted = max(1, self._could_start())
-        healthy = [index for index in range(self._count) if index not in self._sick]
-        self._places = {index: self._start(index, 0) for index in healthy[:wanted]}
+        healthy = [index for index in range(self._count) if index not in self._unhealthy]
+        self._slots = {index: self._start(index, 0) for index in healthy[:wanted]}
 
     def _start(self, index: int, restarts: int) -> _Place:
         job = Job(
@@ -192,27 +192,27 @@ class WorkerPool:
             threads=self._threads,
             log=str(self._log(index)),
         )
-        self._crew.start(index, job, self._events.put)
+        self._backend.start(index, job, self._events.put)
         return _Place(restarts)
 
     def _supervise(self) -> None:
-        alive = set(self._places)
+        alive = set(self._slots)
         while alive:
             try:
                 event = self._events.get(timeout=0.5)
             except queue.Empty:
-                self._listener({"event": "tick"})
+                self._on_event({"event": "tick"})
                 continue
             if event["event"] == "stopping":
-                (self._crew.kill if event["now"] else self._crew.stop)()
+                (self._backend.kill if event["now"] else self._backend.stop)()
             elif event["event"] == "error":
                 if self._error is None:
                     self._error = event
-                self._crew.stop()
-            elif event["event"] == "no device":
+                self._backend.stop()
+            elif event["event"] == "no_device":
                 self._without_device[event["worker"]] = event["message"]
             elif event["event"] == "epoch":
-                self._places[event["worker"]].further = True
+                self._slots[event["worker"]].further = True
             elif event["event"] == "restarted":
                 self._sweep()
                 event = {**event, "event": "exit", "replaced": True}
@@ -220,32 +220,34 @@ class WorkerPool:
                 event = {**event, "replaced": True}
             elif event["event"] == "exit":
                 alive.discard(event["worker"])
-            self._listener(event)
+            self._on_event(event)
 
     def _replace(self, event: dict[str, Any]) -> bool:
         """Fill the place of a worker that died; give its trial back first."""
         if event["code"] == 0 or self._stops or self._error:
             return False
         index = event["worker"]
-        old = self._places[index]
+        old = self._slots[index]
         restarts = 0 if old.further else old.restarts
         self._sweep()
         if index in self._without_device:  # so would be the next one
-            self._sick.add(index)
+            self._unhealthy.add(index)
             return False
-        if not old.further and restarts >= (0 if self._crew.restarts else MAX_RESTARTS):
-            self._sick.add(index)
-            self._listener({"event": "sick", "worker": index, "log": str(self._log(index))})
+        if not old.further and restarts >= (0 if self._backend.restarts else MAX_RESTARTS):
+            self._unhealthy.add(index)
+            self._on_event(
+                {"event": "worker_unhealthy", "worker": index, "log": str(self._log(index))}
+            )
             return False
         if self._could_start() < 1:
             return False
         time.sleep(min(8.0, 0.5 * 2**restarts))
-        self._places[index] = self._start(index, restarts + 1)
+        self._slots[index] = self._start(index, restarts + 1)
         return True
 
-    def _obituary(self) -> str:
+    def _crash_message(self) -> str:
         """Say that the workers die, with the last lines of a log."""
-        log = self._log(min(self._sick, default=0))
+        log = self._log(min(self._unhealthy, default=0))
         lines = last_lines(log, 15)
         return "\n".join([f"the workers die again and again; the end of {log}", *lines])
 

@@ -9,7 +9,7 @@ import asyncio
 from typing import Any
 
 
-class Desk:
+class Mailbox:
     """What the workers of one launcher have said, and whether they are to stop."""
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Desk:
         """Leave an event for the launcher."""
         self._said.append(event)
 
-    async def hear(self) -> list[dict[str, Any]]:
+    async def drain(self) -> list[dict[str, Any]]:
         """Take the events that have been left, in their order."""
         said, self._said = self._said, []
         return said

@@ -1,9 +1,9 @@
 """Workers as tasks of a Ray cluster.
 
-Where a worker runs, when, and how often it is started again is Ray's affair. Workers leave word at
-a :class:`autotune.study.engine.ray_mailbox.Desk`, and learn there that they are to stop. Their job
-goes to them as an argument: it has the password of the storage, and neither names of tasks nor
-their environments, which Ray shows, have.
+Ray decides where and when a worker runs, and how often it is started again. Workers pass their
+events to a :class:`autotune.study.engine.ray_mailbox.Mailbox` and learn there that they are to
+stop. Their job is an argument: it holds the password of the storage, and Ray shows the names and
+the environments of tasks.
 """
 
 from __future__ import annotations
@@ -27,10 +27,15 @@ from autotune.errors import UserError
 from autotune.runtime import available_cpus
 from autotune.storage.url import is_sqlite, redact
 from autotune.study.devices import VISIBLE
-from autotune.study.engine.pool import MAX_RESTARTS, Placed, last_lines, threads_in_environment
-from autotune.study.engine.ray_mailbox import Desk
-from autotune.study.engine.worker import Job, serve, worker_name, write_log
-from autotune.study.trial.run import Listener
+from autotune.study.engine.pool import (
+    MAX_RESTARTS,
+    BackendPlan,
+    last_lines,
+    threads_in_environment,
+)
+from autotune.study.engine.ray_mailbox import Mailbox
+from autotune.study.engine.worker import Job, worker_main, worker_name, write_log
+from autotune.study.trial.run import EventCallback
 
 #: How often the launcher looks what its workers have said.
 LOOK_EVERY_S = 0.5
@@ -49,7 +54,7 @@ _OF_RAY = "that Ray gives"
 
 
 @dataclass(frozen=True)
-class Share:
+class ResourceRequest:
     """What is asked of a cluster.
 
     Args:
@@ -78,7 +83,7 @@ class Share:
 
 
 @contextmanager
-def ray_crew(url: str, share: Share) -> Iterator[Placed]:
+def ray_backend(url: str, share: ResourceRequest) -> Iterator[BackendPlan]:
     """Connect to Ray, and have it run workers.
 
     ``RAY_ADDRESS`` says which cluster; else it is the one that runs on this machine, and where
@@ -172,7 +177,7 @@ def _knock(address: str) -> None:
         pass
 
 
-def _place(ray: Any, url: str, share: Share, own: bool) -> Placed:
+def _place(ray: Any, url: str, share: ResourceRequest, own: bool) -> BackendPlan:
     """Settle how many workers there are, and what each takes."""
     if is_sqlite(url) and not own:
         raise UserError(
@@ -191,8 +196,8 @@ def _place(ray: Any, url: str, share: Share, own: bool) -> Placed:
         )
     cpus = share.cpus or _cpus_beside(nodes, gpus)
     most = sum(one.get("CPU", 0) for one in nodes)
-    places = share.workers or (int(there) * int(1 / gpus) if gpus else max(1, min(2, int(most))))
-    return Placed(Tasks(ray, gpus, cpus), places, cpus)
+    slots = share.workers or (int(there) * int(1 / gpus) if gpus else max(1, min(2, int(most))))
+    return BackendPlan(RayWorkers(ray, gpus, cpus), slots, cpus)
 
 
 def _cpus_beside(nodes: list[Mapping[str, float]], gpus: float) -> int:
@@ -201,7 +206,7 @@ def _cpus_beside(nodes: list[Mapping[str, float]], gpus: float) -> int:
     return max(1, math.floor(min(shares) * gpus)) if shares and gpus else 1
 
 
-class Tasks:
+class RayWorkers:
     """Workers as tasks of a cluster, the crew of ``--engine ray``.
 
     Args:
@@ -219,18 +224,18 @@ class Tasks:
         self._gpus = gpus
         self._cpus = cpus
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._desk = ray.remote(num_cpus=0, scheduling_strategy=here)(Desk).remote()
-        self._places: dict[Any, int] = {}  # by the task's result to come
+        self._desk = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+        self._slots: dict[Any, int] = {}  # by the task's result to come
         self._logs: dict[int, Path] = {}
         self._names: dict[int, str] = {}
         self._waiting: dict[int, float] = {}  # since when Ray is to find room for it
         self._gone: set[str] = set()
         self._closed = threading.Event()
-        self._tell: Listener = lambda event: None
+        self._tell: EventCallback = lambda event: None
         self._listener = threading.Thread(target=self._listen, daemon=True)
 
-    def start(self, place: int, job: Job, tell: Listener) -> None:
-        """Hand a worker to Ray; see :class:`autotune.study.engine.pool.Crew`."""
+    def start(self, place: int, job: Job, tell: EventCallback) -> None:
+        """Hand a worker to Ray; see :class:`autotune.study.engine.pool.WorkerBackend`."""
         self._tell = tell
         # What GPUs are used with is the affair of the machine that has them: see find_device.
         environment = threads_in_environment(job.threads) | ({} if self._gpus else {VISIBLE: ""})
@@ -246,7 +251,7 @@ class Tasks:
         self._logs[place] = Path(job.log)
         self._names.pop(place, None)
         self._waiting[place] = time.monotonic()
-        self._places[task.remote(job, place, self._desk)] = place
+        self._slots[task.remote(job, place, self._desk)] = place
         if not self._listener.is_alive():
             self._listener.start()
 
@@ -261,13 +266,13 @@ class Tasks:
 
     def kill(self) -> None:
         """End all workers at once."""
-        for task in list(self._places):
+        for task in list(self._slots):
             self._ray.cancel(task, force=True)
 
     def close(self) -> None:
         """Kill what is left, and wait until it is gone."""
         self.kill()
-        tasks = list(self._places)
+        tasks = list(self._slots)
         if tasks:
             self._ray.wait(tasks, num_returns=len(tasks), timeout=KILLED_WITHIN_S)
         self._closed.set()
@@ -278,7 +283,7 @@ class Tasks:
 
     def _dismiss(self) -> None:
         """Take back the workers that Ray has not found room for."""
-        for task, place in list(self._places.items()):
+        for task, place in list(self._slots.items()):
             if place in self._waiting:
                 self._ray.cancel(task)
 
@@ -290,23 +295,23 @@ class Tasks:
             said = " ".join(str(error).split())
             message = f"the line to Ray is cut: {type(error).__name__}: {said}"
             self._tell({"event": "error", "message": message, "exit_code": 1})
-            for place in list(self._places.values()):
+            for place in list(self._slots.values()):
                 self._tell({"event": "exit", "worker": place, "code": None, "lines": []})
 
     def _look(self) -> None:
         """Pass on what the workers have said since the last look, then who of them has ended."""
         ended = []
-        if self._places:
-            ended, _ = self._ray.wait(list(self._places), timeout=LOOK_EVERY_S)
+        if self._slots:
+            ended, _ = self._ray.wait(list(self._slots), timeout=LOOK_EVERY_S)
         else:
             self._closed.wait(LOOK_EVERY_S)
-        for event in self._ray.get(self._desk.hear.remote()):
+        for event in self._ray.get(self._desk.drain.remote()):
             if event["event"] == "entered":
                 self._enter(event["worker"], event["name"])
             else:
                 self._tell(event)
         for task in ended:
-            self._end(task, self._places.pop(task))
+            self._end(task, self._slots.pop(task))
         self._say_who_waits()
 
     def _enter(self, place: int, name: str) -> None:
@@ -368,13 +373,13 @@ def _work(job: Job, place: int, desk: Any) -> int:
     job = replace(job, worker=worker_name(os.getpid(), number), index=number, gpu=gpu)
     said: list[Any] = []
 
-    def emit(event: dict[str, Any]) -> None:
+    def on_event(event: dict[str, Any]) -> None:
         said[:] = [desk.tell.remote({**event, "worker": place})]
 
-    emit({"event": "entered", "name": job.worker})
+    on_event({"event": "entered", "name": job.worker})
     desk.stopped.remote().future().add_done_callback(ask)
     write_log(job.log)
-    code = serve(job, stop, emit)
+    code = worker_main(job, stop, on_event)
     with suppress(Exception):  # the launcher may be gone
         said[0].future().result(timeout=KILLED_WITHIN_S)
     if stop.is_set() and not asked.is_set():

@@ -29,6 +29,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.trial import Trial, TrialState
 
+from autotune import optuna_private
 from autotune.config.schema import StudyConfig
 from autotune.errors import (
     AutotuneError,
@@ -48,26 +49,26 @@ from autotune.storage.rdb.heartbeat import Heartbeat
 from autotune.storage.rdb.retry import patiently
 from autotune.study.devices import VISIBLE, find_device, gpu_name
 from autotune.study.setup.opening import OpenStudy, open_existing
-from autotune.study.setup.resources import Materials
+from autotune.study.setup.resources import ResourceCache
 from autotune.study.state import attrs
 from autotune.study.state.budget import Ending
 from autotune.study.state.failures import Kind, first_line, kind_of
 from autotune.study.state.trial_queue import LOST, MAX_RETRIES, Claim, Claims, Wait
-from autotune.study.trial.context import Workbench
-from autotune.study.trial.run import Listener, device_name, run_trial
+from autotune.study.trial.context import WorkerContext
+from autotune.study.trial.run import EventCallback, device_name, run_trial
 from autotune.text import VisibleFormatter, guard_standard_error
 
 logger = logging.getLogger(__name__)
 
 #: So many failures in a row mean that the worker is sick, not its trials. Of passing ones it takes
 #: one more than a trial may have, so that a trial that brings them is given up before the worker.
-SICK_AFTER = {Kind.UNEXPECTED: 3, Kind.TRANSIENT: MAX_RETRIES + 2}
+MAX_CONSECUTIVE_FAILURES = {Kind.UNEXPECTED: 3, Kind.TRANSIENT: MAX_RETRIES + 2}
 #: For how long a worker waits after the first passing failure; then for four times as long.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 120.0
 #: An argument of a worker's process, see :func:`main`.
 CHECK_GPU = "--check-gpu"
 #: How often a worker asks again while it waits for what the trials of the others bring.
-ASK_AGAIN_S = 1.0
+POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -106,14 +107,14 @@ def worker_name(launcher: int, index: int) -> str:
     return f"{socket.gethostname()}/{launcher}/{index}-{secrets.token_hex(4)}"
 
 
-def prepare(opened: OpenStudy, workers: int = 1, gpu: str | None = None) -> Workbench:
+def build_context(handle: OpenStudy, workers: int = 1, gpu: str | None = None) -> WorkerContext:
     """Lay out what a worker needs for the trials of a study.
 
     Beside a GPU, processes make the views that do not fit into memory; on the CPU they would
     only take the cores from the training.
 
     Args:
-        opened: The study.
+        handle: The study.
         workers: Among how many workers this machine shares its memory.
         gpu: See :func:`autotune.study.devices.find_device`.
 
@@ -124,21 +125,21 @@ def prepare(opened: OpenStudy, workers: int = 1, gpu: str | None = None) -> Work
     device = find_device(gpu)  # before anything that takes its time
     tune_malloc()
     limit_torch_threads()
-    config = opened.config()
-    bench = Workbench(
-        opened=opened,
+    config = handle.config()
+    ctx = WorkerContext(
+        handle=handle,
         config=config,
-        space=attrs.space_of(opened.study),
-        materials=Materials(opened, config, workers),
+        space=attrs.space_of(handle.study),
+        resources=ResourceCache(handle, config, workers),
         device=device,
         loader_workers=min(8, torch.get_num_threads()) if device.type == "cuda" else 0,
     )
     if len(config.backbones) == 1:  # of several, a worker may never train some
-        bench.materials.of(config.backbones[0])
-    return bench
+        ctx.resources.of(config.backbones[0])
+    return ctx
 
 
-def check_own(opened: OpenStudy, config: StudyConfig) -> None:
+def check_plugins(handle: OpenStudy, config: StudyConfig) -> None:
     """Refuse a sampler or a pruner whose file is another one than the study began with.
 
     The space needs no look at its file: the study remembers the space itself.
@@ -147,22 +148,22 @@ def check_own(opened: OpenStudy, config: StudyConfig) -> None:
         StudyError: When the file has changed.
         UserError: When it is not there.
     """
-    remembered = opened.study.user_attrs.get(attrs.OWN, {})
+    remembered = handle.study.user_attrs.get(attrs.OWN, {})
     for key, own in references(config).items():
         if key != "space.custom" and own.digest() != remembered.get(key):
             raise StudyError(
-                f"{key}: the file {own.path} has changed since the study {opened.name!r} was "
+                f"{key}: the file {own.path} has changed since the study {handle.name!r} was "
                 "made; bring it back, or start another study with --name"
             )
 
 
-def work(job: Job, stop: threading.Event, emit: Listener) -> Ending | None:
+def run_worker(job: Job, stop: threading.Event, on_event: EventCallback) -> Ending | None:
     """Run trials until no further one starts, or a stop is asked for.
 
     Args:
         job: What to work at.
         stop: Set to interrupt; the trial at hand goes back to the queue.
-        emit: Told of what happens.
+        on_event: Called with what happens.
 
     Returns:
         Why no further trial starts; ``None`` after a stop.
@@ -174,21 +175,21 @@ def work(job: Job, stop: threading.Event, emit: Listener) -> Ending | None:
     """
     if job.threads:
         torch.set_num_threads(job.threads)
-    opened = patiently(open_existing, job.study, job.storage, job.files)
-    bench = prepare(opened, job.workers, job.gpu)
-    check_own(opened, bench.config)
-    study = opened.study
+    handle = patiently(open_existing, job.study, job.storage, job.files)
+    ctx = build_context(handle, job.workers, job.gpu)
+    check_plugins(handle, ctx.config)
+    study = handle.study
     # A worker that is started again must not draw the same trials again.
     draws = len(study.get_trials(deepcopy=False))
-    seed = (bench.config.search.seed * 1_000_003 + draws * 1009 + job.index) % 2**31
-    study.sampler = make_sampler(bench.config, bench.space, seed, attrs.budget_of)
-    claims = opened.claims()
-    emit({"event": "ready", "device": device_name(bench.device), "gpu": gpu_name(bench.device)})
+    seed = (ctx.config.search.seed * 1_000_003 + draws * 1009 + job.index) % 2**31
+    study.sampler = make_sampler(ctx.config, ctx.space, seed, attrs.budget_of)
+    claims = handle.claims()
+    on_event({"event": "ready", "device": device_name(ctx.device), "gpu": gpu_name(ctx.device)})
     failures = workers = 0
     waiting = False
     while not stop.is_set():
         # One thread: the small matrices of the GP only lose by more.
-        with single_threaded(), storage_errors(opened.url):
+        with single_threaded(), storage_errors(handle.url):
             claim = claims.claim(job.worker)
             if isinstance(claim, Wait):
                 claims.sweep()  # for a trial whose worker is gone one would wait for ever
@@ -196,20 +197,20 @@ def work(job: Job, stop: threading.Event, emit: Listener) -> Ending | None:
             return claim
         if isinstance(claim, Wait):
             if not waiting:
-                emit({"event": "waiting"})
+                on_event({"event": "waiting"})
             waiting = True
             # Not stop.wait(): the handler of a signal would meet it in the same thread.
-            time.sleep(ASK_AGAIN_S)
+            time.sleep(POLL_S)
             continue
         waiting = False
         if max(job.workers, claim.workers) != workers:  # other launchers may have joined
             workers = max(job.workers, claim.workers)
-            study.pruner = _pruner(bench, workers)
+            study.pruner = _pruner(ctx, workers)
         beat = partial(claims.note_time, claim)
-        with Heartbeat(opened.storage, claim.trial._trial_id, beat):
-            kind = attempt(claim, bench, claims, stop, emit)
-        failures = failures + 1 if kind in SICK_AFTER else 0
-        if kind in SICK_AFTER and failures >= SICK_AFTER[kind]:
+        with Heartbeat(handle.storage, optuna_private.trial_id(claim.trial), beat):
+            kind = run_claimed_trial(claim, ctx, claims, stop, on_event)
+        failures = failures + 1 if kind in MAX_CONSECUTIVE_FAILURES else 0
+        if kind in MAX_CONSECUTIVE_FAILURES and failures >= MAX_CONSECUTIVE_FAILURES[kind]:
             raise WorkerError(f"{failures} trials in a row failed; the log says why: {job.log}")
         if kind == Kind.TRANSIENT:
             _pause(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 4 ** (failures - 1)), stop)
@@ -220,18 +221,22 @@ def _pause(seconds: float, stop: threading.Event) -> None:
     """Wait, unless a stop is asked for; not in ``stop.wait``, see above."""
     until = time.monotonic() + seconds
     while time.monotonic() < until and not stop.is_set():
-        time.sleep(min(ASK_AGAIN_S, seconds))
+        time.sleep(min(POLL_S, seconds))
 
 
-def _pruner(bench: Workbench, workers: int) -> BasePruner:
-    config = bench.config
+def _pruner(ctx: WorkerContext, workers: int) -> BasePruner:
+    config = ctx.config
     return make_pruner(
-        config.search.pruner, config.training.epochs, workers, bench.space.most_head_epochs
+        config.search.pruner, config.training.epochs, workers, ctx.space.most_head_epochs
     )
 
 
-def attempt(
-    claim: Claim, bench: Workbench, claims: Claims, stop: threading.Event, emit: Listener
+def run_claimed_trial(
+    claim: Claim,
+    ctx: WorkerContext,
+    claims: Claims,
+    stop: threading.Event,
+    on_event: EventCallback,
 ) -> Kind | None:
     """Run one trial and tell the study how it ended.
 
@@ -245,21 +250,21 @@ def attempt(
     """
     trial = claim.trial
     try:
-        outcome = run_trial(trial, bench, stop.is_set, emit)
+        outcome = run_trial(trial, ctx, stop.is_set, on_event)
         claims.finish(claim, outcome.state, outcome.values)
-        _tell_end(trial, outcome.word, emit, outcome.value)
+        _tell_end(trial, outcome.word, on_event, outcome.value)
         return None
     except Exception as error:
-        kind = kind_of(error, bench.device)
+        kind = kind_of(error, ctx.device)
         reason = f"{type(error).__name__}: {first_line(error)}"
         if kind in (Kind.GIVEN_AWAY, Kind.UNEXPECTED):  # what a study that was deleted looks like
             claims.check_is_there()
         match kind:
             case Kind.INTERRUPTED:
                 claims.interrupt(claim)
-                _tell_end(trial, "interrupted", emit)
+                _tell_end(trial, "interrupted", on_event)
             case Kind.GIVEN_AWAY:
-                _drop(trial, bench, emit)
+                _drop(trial, ctx, on_event)
             case Kind.USER:
                 claims.interrupt(claim)
                 logger.error("trial %d: %s", trial.number, error)
@@ -274,35 +279,42 @@ def attempt(
                     "right, or move the files of the study with 'files='"
                 ) from error
             case Kind.STORAGE:
-                with storage_errors(bench.opened.url):
+                with storage_errors(ctx.handle.url):
                     raise
             case Kind.TRANSIENT:
                 logger.warning("trial %d goes back", trial.number, exc_info=True)
-                _give_back(claim, claims, reason, emit)
+                _give_back(claim, claims, reason, on_event)
             case Kind.POISONED:
                 logger.exception("trial %d goes back", trial.number)
-                _give_back(claim, claims, f"{LOST}: {reason}", emit)
+                _give_back(claim, claims, f"{LOST}: {reason}", on_event)
                 raise DeviceError(
                     f"the GPU does not answer this process any more ({reason}); the trial went "
                     "back to the queue; start the worker again"
                 ) from error
             case Kind.OWN:
                 kind_of_plan = type(error).__name__.removesuffix("Error").lower()
-                _fail(claim, bench, claims, f"{kind_of_plan}: {first_line(error)}", emit, own=True)
+                _fail(
+                    claim, ctx, claims, f"{kind_of_plan}: {first_line(error)}", on_event, own=True
+                )
             case _:
                 logger.exception("trial %d", trial.number)
-                _fail(claim, bench, claims, reason, emit, own=False)
+                _fail(claim, ctx, claims, reason, on_event, own=False)
         return kind
 
 
-def _give_back(claim: Claim, claims: Claims, reason: str, emit: Listener) -> None:
+def _give_back(claim: Claim, claims: Claims, reason: str, on_event: EventCallback) -> None:
     claims.note_time(claim)
     again = claims.give_back(claim.trial.number, reason)
-    _tell_end(claim.trial, "queued again" if again else "failed", emit)
+    _tell_end(claim.trial, "queued again" if again else "failed", on_event)
 
 
 def _fail(
-    claim: Claim, bench: Workbench, claims: Claims, reason: str, emit: Listener, own: bool
+    claim: Claim,
+    ctx: WorkerContext,
+    claims: Claims,
+    reason: str,
+    on_event: EventCallback,
+    own: bool,
 ) -> None:
     """Record that a trial has failed for good."""
     trial = claim.trial
@@ -310,31 +322,35 @@ def _fail(
     try:
         # Before the trial is told: a sampler must never see it without.
         plan_failed = {attrs.FAILED_PLAN: True} if own else {}
-        claims.storage.set_trial_user_attrs(trial._trial_id, {attrs.REASON: reason, **plan_failed})
+        claims.storage.set_trial_user_attrs(
+            optuna_private.trial_id(trial), {attrs.REASON: reason, **plan_failed}
+        )
     except UpdateFinishedTrialError:
-        _drop(trial, bench, emit)
+        _drop(trial, ctx, on_event)
         return
     claims.finish(claim, TrialState.FAIL)
-    checkpoint = bench.opened.files.checkpoint(bench.opened.name, attrs.first_attempt(trial))
+    checkpoint = ctx.handle.files.checkpoint(ctx.handle.name, attrs.first_attempt(trial))
     checkpoint.unlink(missing_ok=True)
-    _tell_end(trial, "failed", emit)
+    _tell_end(trial, "failed", on_event)
 
 
-def _tell_end(trial: Trial, state: str, emit: Listener, value: float | None = None) -> None:
-    emit({"event": "end", "trial": trial.number, "state": state, "value": value})
+def _tell_end(
+    trial: Trial, state: str, on_event: EventCallback, value: float | None = None
+) -> None:
+    on_event({"event": "end", "trial": trial.number, "state": state, "value": value})
 
 
-def _drop(trial: Trial, bench: Workbench, emit: Listener) -> None:
+def _drop(trial: Trial, ctx: WorkerContext, on_event: EventCallback) -> None:
     """Leave a trial to the worker that it was given to.
 
     The checkpoint is its successor's. Where that has ended, what was written since is nobody's.
     """
     logger.warning("trial %d was given to another worker; dropped here", trial.number)
     first = attrs.first_attempt(trial)
-    trials = bench.opened.study.get_trials(deepcopy=False)
+    trials = ctx.handle.study.get_trials(deepcopy=False)
     if all(one.state.is_finished() for one in trials if attrs.first_attempt(one) == first):
-        bench.opened.files.checkpoint(bench.opened.name, first).unlink(missing_ok=True)
-    _tell_end(trial, "lost", emit)
+        ctx.handle.files.checkpoint(ctx.handle.name, first).unlink(missing_ok=True)
+    _tell_end(trial, "lost", on_event)
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -356,13 +372,13 @@ def main(arguments: Sequence[str] = ()) -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     threading.Thread(target=_watch_launcher, args=(launcher, stop), daemon=True).start()
 
-    def emit(event: dict[str, Any]) -> None:
+    def on_event(event: dict[str, Any]) -> None:
         try:
             print(json.dumps(event), file=events, flush=True)
         except BrokenPipeError:  # the launcher is gone, and the watch has seen it or will
             stop.set()
 
-    return serve(job, stop, emit)
+    return worker_main(job, stop, on_event)
 
 
 def _check_gpu() -> bool:
@@ -384,36 +400,36 @@ def _check_gpu() -> bool:
 
 
 def _no_device(error: NoDeviceError) -> dict[str, Any]:
-    return {"event": "no device", "message": str(error)}
+    return {"event": "no_device", "message": str(error)}
 
 
-def serve(job: Job, stop: threading.Event, emit: Listener) -> int:
+def worker_main(job: Job, stop: threading.Event, on_event: EventCallback) -> int:
     """Do the work of a launcher's worker, and tell the launcher why it cannot be done.
 
     Args:
         job: What to work at.
         stop: Set to interrupt.
-        emit: Told of what happens, the last of it an ``error`` where there is one.
+        on_event: Called with what happens, the last of it an ``error`` where there is one.
 
     Returns:
         The exit code.
     """
     try:
-        work(job, stop, emit)
+        run_worker(job, stop, on_event)
     except NoDeviceError as error:
         logger.error("%s", error)
-        emit(_no_device(error))  # the other workers may have GPUs that can be used
+        on_event(_no_device(error))  # the other workers may have GPUs that can be used
         return error.exit_code
     except DeviceError as error:
         logger.error("%s", error)
         return error.exit_code  # and no event: the launcher starts another process in this place
     except AutotuneError as error:
         logger.error("%s", error)
-        emit({"event": "error", "message": str(error), "exit_code": error.exit_code})
+        on_event({"event": "error", "message": str(error), "exit_code": error.exit_code})
         return error.exit_code
     except Exception as error:
         logger.exception("the worker cannot go on")
-        emit({"event": "error", "message": f"{type(error).__name__}: {error}", "exit_code": 1})
+        on_event({"event": "error", "message": f"{type(error).__name__}: {error}", "exit_code": 1})
         return 1
     return 0
 

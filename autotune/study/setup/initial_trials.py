@@ -29,7 +29,7 @@ PLANS_PER_STUDY = 3
 
 
 @dataclass(frozen=True)
-class Starts:
+class InitialTrials:
     """What is queued when a study is made.
 
     Args:
@@ -52,7 +52,9 @@ class Starts:
         return [self.baseline, *(one.plan for one in (*self.known_good, *self.warm))]
 
 
-def starts_of(config: StudyConfig, space: Space, storage: PatientStorage) -> Starts:
+def choose_initial_trials(
+    config: StudyConfig, space: Space, storage: PatientStorage
+) -> InitialTrials:
     """Choose what a study starts with.
 
     Args:
@@ -75,10 +77,12 @@ def starts_of(config: StudyConfig, space: Space, storage: PatientStorage) -> Sta
             else:
                 dropped.append(one)
     warm, repeated = without_repeats(fitting, [baseline, *(one.plan for one in known)])
-    return Starts(baseline, space.params(baseline), known, tuple(warm), (*dropped, *repeated))
+    return InitialTrials(
+        baseline, space.params(baseline), known, tuple(warm), (*dropped, *repeated)
+    )
 
 
-def queue(study: Study, starts: Starts) -> None:
+def queue_initial_trials(study: Study, starts: InitialTrials) -> None:
     """Queue the first trials of a new study, and remember what a warm start took and dropped.
 
     Those that an earlier start has queued before it broke off are not queued again.
@@ -102,7 +106,7 @@ def queue(study: Study, starts: Starts) -> None:
         )
 
 
-def is_start_of(study: Study, starts: Starts) -> bool:
+def is_prefix_queued(study: Study, starts: InitialTrials) -> bool:
     """Tell whether what a study has queued so far is how these starts begin."""
     there = [attrs.plan_of(one) for one in study.get_trials(deepcopy=False)]
     return there == starts.plans[: len(there)]

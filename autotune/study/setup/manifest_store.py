@@ -72,7 +72,7 @@ def read_manifest(study: Study, files: Files) -> Manifest | None:
 
 
 @dataclass(frozen=True)
-class Remembered:
+class ExistingStudy:
     """What a study knows before it is opened for a run.
 
     Args:
@@ -84,25 +84,25 @@ class Remembered:
     over: bool = False
 
 
-def remembered_of(config: StudyConfig) -> Remembered:
+def look_up_existing(config: StudyConfig) -> ExistingStudy:
     """Look at the study that a study file names, where it has been made.
 
     A storage that cannot be used is a matter of whoever opens the study.
     """
     with suppress(StorageError):
         if is_sqlite(config.storage) and not is_there(database_path(config.storage)):
-            return Remembered()
+            return ExistingStudy()
         storage = open_storage(config.storage)
         with storage_errors(config.storage):
             if config.name not in optuna.get_all_study_names(storage):
-                return Remembered()
+                return ExistingStudy()
             study = attrs.load_study(config.name, storage)
             files = config.files or study.user_attrs.get(attrs.FILES)
             manifest = read_manifest(study, Files.of(config.storage, files))
-            return Remembered(manifest, Ending.of(study) is not None)
-    return Remembered()
+            return ExistingStudy(manifest, Ending.of(study) is not None)
+    return ExistingStudy()
 
 
-def manifest_of(config: StudyConfig) -> Manifest | None:
+def stored_manifest(config: StudyConfig) -> Manifest | None:
     """Read the split of the study that a study file names, where it has been made."""
-    return remembered_of(config).manifest
+    return look_up_existing(config).manifest

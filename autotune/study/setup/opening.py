@@ -35,7 +35,12 @@ from autotune.storage.rdb.connection import (
 from autotune.storage.rdb.retry import PatientStorage
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
-from autotune.study.setup.initial_trials import Starts, is_start_of, queue, starts_of
+from autotune.study.setup.initial_trials import (
+    InitialTrials,
+    choose_initial_trials,
+    is_prefix_queued,
+    queue_initial_trials,
+)
 from autotune.study.setup.manifest_store import write_manifest
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget
@@ -48,7 +53,7 @@ logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 #: How often one looks for a study that is to come.
-ASK_AGAIN_S = 2.0
+POLL_S = 2.0
 _PACKAGES = ("autotune", "optuna", "torch", "torchvision", "timm", "scikit-learn", "numpy")
 
 
@@ -164,7 +169,7 @@ def _load(name: str, storage: PatientStorage, url: str, files: str | None) -> Op
     return OpenStudy(study, storage, absolute_url(url), Files.of(url, root))
 
 
-def await_existing(
+def wait_for_existing(
     name: str, url: str, files: str | None, wait_s: float, stop: threading.Event
 ) -> OpenStudy | None:
     """Open a study that a launcher may be about to make.
@@ -190,7 +195,7 @@ def await_existing(
         except StudyError:
             if time.monotonic() >= deadline:
                 raise
-        time.sleep(ASK_AGAIN_S)  # not stop.wait(): the handler of a signal would meet it
+        time.sleep(POLL_S)  # not stop.wait(): the handler of a signal would meet it
     return None
 
 
@@ -229,8 +234,10 @@ def open_or_create(
                 "made by autotune; choose another name with --name"
             )
         else:
-            starts = starts_of(config, definition.space, storage)
-            if not is_start_of(study, starts):  # an earlier start broke off and had other plans
+            starts = choose_initial_trials(config, definition.space, storage)
+            if not is_prefix_queued(
+                study, starts
+            ):  # an earlier start broke off and had other plans
                 optuna.delete_study(study_name=config.name, storage=storage)
                 study = _create(config, storage)
             _clear_files(config.name, files)
@@ -238,12 +245,12 @@ def open_or_create(
             _remember(study, definition, dataset, survey or {}, files, starts)
         if attrs.UUID not in study.user_attrs:  # made before there was one
             study.set_user_attr(attrs.UUID, uuid4().hex)
-        opened = OpenStudy(study, storage, absolute_url(config.storage), files)
+        handle = OpenStudy(study, storage, absolute_url(config.storage), files)
         study.set_user_attr(attrs.FORMAT, stamp(STUDY))
         study.set_user_attr(attrs.FIT, config.fit.model_dump(mode="json"))
         study.set_user_attr(attrs.CACHE, config.cache.model_dump(mode="json"))
-        opened.claims().begin(Budget.of_run(config.search, time.time()))
-    return opened
+        handle.claims().begin(Budget.of_run(config.search, time.time()))
+    return handle
 
 
 def _create(config: StudyConfig, storage: PatientStorage) -> Study:
@@ -298,7 +305,7 @@ def _remember(
     dataset: Mapping[str, Any],
     survey: Mapping[str, Any],
     files: Files,
-    starts: Starts,
+    starts: InitialTrials,
 ) -> None:
     """Store the definition with a new study and queue the trials that it starts with."""
     config = definition.config
@@ -323,7 +330,7 @@ def _remember(
     versions = {package: version(package) for package in _PACKAGES}
     study.set_user_attr(attrs.ENVIRONMENT, {"python": platform.python_version(), **versions})
     study.set_user_attr(attrs.OWN, {key: one.digest() for key, one in references(config).items()})
-    queue(study, starts)
+    queue_initial_trials(study, starts)
     # Last, because a study counts as made when it has its definition.
     study.set_user_attr(attrs.DEFINITION, config.definition())
 

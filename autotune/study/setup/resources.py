@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Material:
+class BackboneResources:
     """What the trials of one backbone train with.
 
     Backbones differ in the size, the interpolation and the crop of their images; which images
@@ -45,11 +45,11 @@ class Material:
         return sum(one.kept_bytes for one in {self.train, self.validation})
 
 
-class Materials:
+class ResourceCache:
     """The materials of a study by backbone, each made when it is first asked for, and kept.
 
     Args:
-        opened: The study.
+        handle: The study.
         config: Its configuration.
         workers: Among how many workers this machine shares its memory.
 
@@ -57,14 +57,14 @@ class Materials:
         memory_bytes: What the views of all materials together may take.
     """
 
-    def __init__(self, opened: OpenStudy, config: StudyConfig, workers: int = 1) -> None:
+    def __init__(self, handle: OpenStudy, config: StudyConfig, workers: int = 1) -> None:
         given = config.cache.memory_bytes
         self.memory_bytes = share_of_memory(workers) if given is None else given
-        self._opened = opened
+        self._opened = handle
         self._config = config
-        self._made: dict[str, Material] = {}
+        self._made: dict[str, BackboneResources] = {}
 
-    def of(self, backbone: str) -> Material:
+    def of(self, backbone: str) -> BackboneResources:
         """Return what the trials of a backbone train with.
 
         Raises:
@@ -77,29 +77,31 @@ class Materials:
         return self._made[backbone]
 
 
-def _make(opened: OpenStudy, config: StudyConfig, name: str, memory_bytes: int) -> Material:
-    attributes = opened.study.user_attrs
+def _make(
+    handle: OpenStudy, config: StudyConfig, name: str, memory_bytes: int
+) -> BackboneResources:
+    attributes = handle.study.user_attrs
     size = config.data.image_size
     backbone = load_backbone(name, config.weights, size)
     remembered = attributes[attrs.BACKBONES][name]["weights_hash"]
     if backbone.weights_hash != remembered:
         raise StudyError(
             f"the weights {config.weights!r} of {name!r} have changed since the study "
-            f"{opened.name!r} was made (hash {remembered} then, {backbone.weights_hash} now)"
+            f"{handle.name!r} was made (hash {remembered} then, {backbone.weights_hash} now)"
         )
     spec = ImageSpec.from_data_config(backbone.data_config, size)
-    cache = opened.files.cache
+    cache = handle.files.cache
     limit = config.cache.disk_bytes
-    manifest = read_manifest(opened.study, opened.files)
+    manifest = read_manifest(handle.study, handle.files)
     task = Task.open(
         config.dataset, config.data, spec, cache, limit_bytes=limit, manifest=manifest
     )
     if task.info.fingerprint != attributes[attrs.DATASET]["fingerprint"]:
         raise StudyError(
-            f"the images of {config.dataset!r} have changed since the study {opened.name!r} was "
+            f"the images of {config.dataset!r} have changed since the study {handle.name!r} was "
             "made"
         )
-    return Material(backbone, task, *_views(task, config, memory_bytes))
+    return BackboneResources(backbone, task, *_views(task, config, memory_bytes))
 
 
 def _views(task: Task, config: StudyConfig, memory_bytes: int) -> tuple[Views, Views]:

@@ -24,13 +24,14 @@ from typing import Any, cast
 
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.pruners import _filter_study
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from autotune import optuna_private
 from autotune.errors import StudyError
 from autotune.format_versions import reading
+from autotune.optuna_private import StorageProxy
 from autotune.plan import TrialPlan
 from autotune.search.dimensions import suggest
 from autotune.search.greedy import STAGE
@@ -237,8 +238,8 @@ class Claims:
         params, plan = plan_of_trial(trial, self.space)
         # Last: a trial without them broke off above, and whoever holds the lock can see that.
         attributes = {**plan, attrs.CLAIMED: since, attrs.WORKER: worker}
-        self.storage.fill_trial(trial._trial_id, params, attributes)
-        trial._cached_frozen_trial.user_attrs.update(attributes)
+        self.storage.fill_trial(optuna_private.trial_id(trial), params, attributes)
+        optuna_private.update_user_attrs(trial, attributes)
         return trial
 
     def _create(self, drawn: Draw, worker: str, since: float) -> int:
@@ -255,7 +256,9 @@ class Claims:
                 attrs.WORKER: worker,
             },
         )
-        return self.study._storage.create_new_trial(self.study._study_id, trial)
+        return optuna_private.storage(self.study).create_new_trial(
+            optuna_private.study_id(self.study), trial
+        )
 
     def _ask(self) -> Trial:
         with warnings.catch_warnings():
@@ -265,10 +268,12 @@ class Claims:
 
     def _pop(self, queued: FrozenTrial) -> Trial:
         """Take a certain trial out of the queue; ``Study.ask`` takes the one with least number."""
-        if not self.storage.set_trial_state_values(queued._trial_id, TrialState.RUNNING):
+        if not self.storage.set_trial_state_values(
+            optuna_private.trial_id(queued), TrialState.RUNNING
+        ):
             raise LockLostError(f"trial {queued.number} was taken by somebody else")
-        self.study._thread_local.cached_all_trials = None  # as ``Study.ask`` does
-        return Trial(self.study, queued._trial_id)
+        optuna_private.forget_trials(self.study)
+        return Trial(self.study, optuna_private.trial_id(queued))
 
     @patient
     def check_is_there(self) -> None:
@@ -383,7 +388,7 @@ class Claims:
         Raises:
             StudyError: When the study has been deleted.
         """
-        trial_id = claim.trial._trial_id
+        trial_id = optuna_private.trial_id(claim.trial)
         trial: FrozenTrial | None = None
         with suppress(KeyError):
             trial = self.storage.get_trial(trial_id)
@@ -391,10 +396,10 @@ class Claims:
             self.check_is_there()
             return
         told = self._told(trial, state, values)
-        self.study._thread_local.cached_all_trials = None  # as ``Study.tell`` does
+        optuna_private.forget_trials(self.study)
         ended = False
         try:
-            view = _filter_study(self.study, trial)
+            view = optuna_private.filter_study(self.study, trial)
             self.study.sampler.after_trial(view, trial, state, told)
         finally:
             with study_lock(self.storage, self.url, self.study.study_name):
@@ -425,7 +430,9 @@ class Claims:
         """Write down for how long a trial has held its device so far."""
         held = max(0.0, time.time() - claim.since)
         with suppress(UpdateFinishedTrialError):  # it was given to another worker
-            self.storage.set_trial_user_attr(claim.trial._trial_id, attrs.HELD, round(held, 6))
+            self.storage.set_trial_user_attr(
+                optuna_private.trial_id(claim.trial), attrs.HELD, round(held, 6)
+            )
 
     @patient
     def progress(self) -> attrs.Progress:
@@ -465,8 +472,8 @@ class Claims:
             words = reason if again else f"{reason}, too often"
             return Failure({attrs.REASON: words}, upcoming)
 
-        failed = self.storage.fail_trial(trial._trial_id, decide)
-        self.study._thread_local.cached_all_trials = None  # as ``Study.tell`` does
+        failed = self.storage.fail_trial(optuna_private.trial_id(trial), decide)
+        optuna_private.forget_trials(self.study)
         return failed and again
 
     @patient
@@ -489,7 +496,7 @@ class Claims:
             beats = None
             # While the storage was away nobody could write a heartbeat.
             if running and not was_away(within_s=2 * HEARTBEAT_INTERVAL_S):
-                beats = read_beats(self.storage, [one._trial_id for one in running])
+                beats = read_beats(self.storage, [optuna_private.trial_id(one) for one in running])
             for trial in running:
                 worker = trial.user_attrs.get(attrs.WORKER)
                 silent = beats is not None and is_silent(trial, beats)
@@ -514,7 +521,7 @@ def silent_s(trial: FrozenTrial, beats: Beats) -> float | None:
 
     Before the first heartbeat, its claim is one; ``None`` where there is neither.
     """
-    age = beats.age_s.get(trial._trial_id)
+    age = beats.age_s.get(optuna_private.trial_id(trial))
     claimed = trial.user_attrs.get(attrs.CLAIMED)
     if age is None and claimed is not None:
         age = max(0.0, beats.now - float(claimed))
@@ -551,7 +558,7 @@ def lost_for_good(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
     return {number: upcoming for number, upcoming in found.items() if upcoming is not None}
 
 
-class _Suggested:
+class _Suggested(StorageProxy):
     """The storage of a trial that suggests its parameters, which are kept and not written.
 
     Optuna writes one after the other, in a transaction each, and looks around in each of them:
@@ -559,11 +566,8 @@ class _Suggested:
     """
 
     def __init__(self, storage: BaseStorage) -> None:
-        self._storage = storage
+        super().__init__(storage)
         self.params: dict[str, StoredParam] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._storage, name)
 
     def set_trial_param(
         self, trial_id: int, name: str, value: float, distribution: BaseDistribution

@@ -28,8 +28,8 @@ from autotune.training.compute.half_products import (
 from autotune.training.inputs.batches import in_channels_last
 
 if TYPE_CHECKING:
-    from autotune.study.setup.resources import Material
-    from autotune.study.trial.context import Workbench
+    from autotune.study.setup.resources import BackboneResources
+    from autotune.study.trial.context import WorkerContext
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ _PIXELS = 8 * 224**2
 _FEWEST = 4
 
 
-def precision_of(bench: Workbench, material: Material) -> Autocast:
+def choose_precision(ctx: WorkerContext, material: BackboneResources) -> Autocast:
     """Return the precision in which a backbone trains on the device of a worker.
 
     With ``training.amp: auto`` a GPU takes half precision: bf16 where it has it in hardware, else
@@ -48,13 +48,13 @@ def precision_of(bench: Workbench, material: Material) -> Autocast:
     reruns, compute alike. What stays in float32 on a GPU is computed in TF32 from here on.
 
     Args:
-        bench: What the worker has at hand.
+        ctx: What the worker has at hand.
         material: The backbone and its images.
     """
-    mode, device = bench.config.training.amp, bench.device
+    mode, device = ctx.config.training.amp, ctx.device
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if device.type == "cuda":
-        single = _agreed(bench, attrs.FLOAT32, (kind,), lambda: FLOAT32)
+        single = _agreed(ctx, attrs.FLOAT32, (kind,), lambda: FLOAT32)
         set_float32_precision(device, single)
     if mode != "auto":
         return Autocast.of(mode, device)
@@ -62,20 +62,20 @@ def precision_of(bench: Workbench, material: Material) -> Autocast:
     def find() -> str:
         # Steps of a few images on a GPU would be a matter of launching kernels, of which autocast
         # adds some: half precision would look slow that is several times as fast in a batch.
-        return half_of(device) if device.type == "cuda" else _found(bench, material, kind)
+        return half_of(device) if device.type == "cuda" else _found(ctx, material, kind)
 
-    known = _agreed(bench, attrs.PRECISION, (material.backbone.name, kind), find)
+    known = _agreed(ctx, attrs.PRECISION, (material.backbone.name, kind), find)
     return Autocast.of(known, device)
 
 
-def _agreed(bench: Workbench, name: str, keys: tuple[str, ...], find: Callable[[], str]) -> str:
+def _agreed(ctx: WorkerContext, name: str, keys: tuple[str, ...], find: Callable[[], str]) -> str:
     """Return what a study remembers under some keys of an attribute, or what is found first."""
-    study = bench.opened.study
+    study = ctx.handle.study
     known = _below(study.user_attrs.get(name, {}), keys)
     if known is not None:
         return known
     found = find()
-    with study_lock(bench.opened.storage, bench.opened.url, bench.opened.name):
+    with study_lock(ctx.handle.storage, ctx.handle.url, ctx.handle.name):
         remembered = study.user_attrs.get(name, {})
         known = _below(remembered, keys)
         if known is not None:  # another worker was first
@@ -96,7 +96,7 @@ def _below(values: dict[str, Any], keys: tuple[str, ...]) -> str | None:
 
 
 def keep_in_float32(
-    network: Network, bench: Workbench, material: Material, autocast: Autocast
+    network: Network, ctx: WorkerContext, material: BackboneResources, autocast: Autocast
 ) -> Autocast:
     """Leave in float32 what half precision gets wrong on this machine, see training/half.py.
 
@@ -104,7 +104,7 @@ def keep_in_float32(
 
     Args:
         network: A network of the backbone, on its device.
-        bench: What the worker has at hand.
+        ctx: What the worker has at hand.
         material: The backbone and its images.
         autocast: The precision in which it is to train.
 
@@ -113,50 +113,50 @@ def keep_in_float32(
     """
     size = material.task.spec.size
     return keep_wrong_in_float32(
-        network, (3, size, size), autocast, lambda operation: _is_wrong(operation, bench)
+        network, (3, size, size), autocast, lambda operation: _is_wrong(operation, ctx)
     )
 
 
-def _is_wrong(operation: Operation, bench: Workbench) -> bool:
+def _is_wrong(operation: Operation, ctx: WorkerContext) -> bool:
     """Compare an operation with float32, or take what was found on this machine before."""
     identity = identity_of(operation)
-    if identity not in bench.wrong:
+    if identity not in ctx.wrong:
         key, what = f"half/{identity}", "comparisons of precisions"
-        wrong = _kept(bench, key, "wrong", what, lambda: is_wrong(operation))
-        bench.wrong[identity] = bool(wrong)
-    return bench.wrong[identity]
+        wrong = _kept(ctx, key, "wrong", what, lambda: is_wrong(operation))
+        ctx.wrong[identity] = bool(wrong)
+    return ctx.wrong[identity]
 
 
-def _found(bench: Workbench, material: Material, kind: str) -> str:
+def _found(ctx: WorkerContext, material: BackboneResources, kind: str) -> str:
     """Compare the precisions, or take what was found on this machine before."""
     backbone, size = material.backbone, material.task.spec.size
-    depth = min(bench.space.deepest, len(layers_of(backbone.fresh())))
-    count = min(bench.config.training.batch_size, max(_FEWEST, _PIXELS // size**2))
+    depth = min(ctx.space.deepest, len(layers_of(backbone.fresh())))
+    count = min(ctx.config.training.batch_size, max(_FEWEST, _PIXELS // size**2))
     shape = (max(2, count), 3, size, size)
     identity = (socket.gethostname(), kind, torch.__version__, backbone.name, depth, shape)
 
     def find() -> str:
-        found = _compare(bench, material, depth, shape)
+        found = _compare(ctx, material, depth, shape)
         logger.info("%s trains in precision %s on %s", backbone.name, found, kind)
         return found
 
     key = hashlib.blake2b(repr(identity).encode(), digest_size=16).hexdigest()
-    return str(_kept(bench, f"precision/{key}", "precision", "timings of precisions", find))
+    return str(_kept(ctx, f"precision/{key}", "precision", "timings of precisions", find))
 
 
 def _kept(
-    bench: Workbench, key: str, name: str, what: str, find: Callable[[], str | bool]
+    ctx: WorkerContext, key: str, name: str, what: str, find: Callable[[], str | bool]
 ) -> str | bool:
     """Return what is kept in the cache of the machine, or find it and keep it.
 
     Args:
-        bench: What the worker has at hand.
+        ctx: What the worker has at hand.
         key: Key of the entry.
         name: What it is called in the record of the entry.
         what: What is kept, for messages.
         find: Finds it.
     """
-    shelf = Shelf(bench.opened.files.cache, bench.config.cache.disk_bytes)
+    shelf = Shelf(ctx.handle.files.cache, ctx.config.cache.disk_bytes)
 
     def make(_writer: Writer) -> dict[str, str | bool]:
         return {name: find()}
@@ -170,10 +170,10 @@ def _kept(
 
 
 def _compare(
-    bench: Workbench, material: Material, depth: int, shape: tuple[int, int, int, int]
+    ctx: WorkerContext, material: BackboneResources, depth: int, shape: tuple[int, int, int, int]
 ) -> str:
     """Time the deepest plan of the study without changes of shape."""
-    backbone, device = material.backbone, bench.device
+    backbone, device = material.backbone, ctx.device
     plan = TrialPlan(backbone.name, depth, (LayerPlan(),) * depth)
     network = build_network(backbone, plan, len(material.task.classes), seed=0)
     network.to(device).to(memory_format=torch.channels_last)

@@ -13,8 +13,8 @@ from autotune.data.views.augmentation import seed_of
 from autotune.data.views.views import Views
 from autotune.models.network import build_network
 from autotune.plan import TrialPlan
-from autotune.study.trial.amp_choice import keep_in_float32, precision_of
-from autotune.study.trial.context import Workbench
+from autotune.study.trial.amp_choice import choose_precision, keep_in_float32
+from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.feature_reuse import use_features
 from autotune.training.folds import Folds
 from autotune.training.inputs.batches import Batches, Some
@@ -25,33 +25,33 @@ from autotune.training.trainer import Normalise, Training
 ACTIVITY_IMAGES = 64
 
 
-def prepare_trial(
+def build_trial(
     plan: TrialPlan,
-    bench: Workbench,
+    ctx: WorkerContext,
     stopped: Callable[[], bool] = lambda: False,
     part: int | None = None,
     seed: int | None = None,
 ) -> Training | Folds:
-    """Build what a trial trains: one network, or one for every fold; see prepare_training."""
-    material = bench.materials.of(plan.backbone)
+    """Build what a trial trains: one network, or one for every fold; see build_trainer."""
+    material = ctx.resources.of(plan.backbone)
     cut = material.task.folds
     if not cut:
-        return prepare_training(plan, bench, stopped, part=part, seed=seed)
+        return build_trainer(plan, ctx, stopped, part=part, seed=seed)
     folds = Folds(
         (
-            prepare_training(plan, bench, stopped, part=part, fold=one, seed=seed)
+            build_trainer(plan, ctx, stopped, part=part, fold=one, seed=seed)
             for one in range(len(cut))
         ),
         [torch.from_numpy(one.train) for one in cut],
         [torch.from_numpy(one.validation) for one in cut],
     )
-    folds.whole = use_features(folds, plan, material, bench)
+    folds.whole = use_features(folds, plan, material, ctx)
     return folds
 
 
-def prepare_training(
+def build_trainer(
     plan: TrialPlan,
-    bench: Workbench,
+    ctx: WorkerContext,
     stopped: Callable[[], bool] = lambda: False,
     refit: Views | None = None,
     part: int | None = None,
@@ -65,7 +65,7 @@ def prepare_training(
 
     Args:
         plan: The plan.
-        bench: What the worker has at hand.
+        ctx: What the worker has at hand.
         stopped: Asked after every batch; true interrupts the training.
         refit: Images to train on in place of the study's training part, without validation.
         part: Images that go through the network at a time, see :class:`Training`.
@@ -74,8 +74,8 @@ def prepare_training(
         seed: Another training seed than the study's: other initial weights, order of the images
             and dropout. The views stay those of the study, so that its features serve.
     """
-    seed = bench.config.search.seed if seed is None else seed
-    material = bench.materials.of(plan.backbone)
+    seed = ctx.config.search.seed if seed is None else seed
+    material = ctx.resources.of(plan.backbone)
     train: Batches = material.train if refit is None else refit
     validation: Batches | None = material.validation if refit is None else None
     assert refit is not None or fold is not None or not material.task.folds, "which fold?"
@@ -85,7 +85,7 @@ def prepare_training(
         validation = Some(material.validation, torch.from_numpy(cut.validation))
     data_config = material.backbone.data_config
     to_cpu = Normalise.of(data_config, torch.device("cpu"))
-    autocast = precision_of(bench, material)
+    autocast = choose_precision(ctx, material)
     network = build_network(
         material.backbone,
         plan,
@@ -93,24 +93,24 @@ def prepare_training(
         seed,
         lambda: next(sample(train, ACTIVITY_IMAGES, to_cpu, seed)),
     )
-    if bench.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(bench.device)
-    network.to(bench.device).to(memory_format=torch.channels_last)  # see in_channels_last
-    autocast = keep_in_float32(network, bench, material, autocast)
+    if ctx.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(ctx.device)
+    network.to(ctx.device).to(memory_format=torch.channels_last)  # see in_channels_last
+    autocast = keep_in_float32(network, ctx, material, autocast)
     training = Training(
         network,
         plan.policy,
-        bench.config.training,
+        ctx.config.training,
         train,
         validation,
-        Normalise.of(data_config, bench.device),
+        Normalise.of(data_config, ctx.device),
         seed if fold is None else seed_of(seed, fold),
         stopped,
-        bench.loader_workers,
+        ctx.loader_workers,
         part,
         autocast,
-        graphs=bench.config.cache.cuda_graphs != "off",
+        graphs=ctx.config.cache.cuda_graphs != "off",
     )
     if refit is None and fold is None:
-        training.whole = use_features(training, plan, material, bench)
+        training.whole = use_features(training, plan, material, ctx)
     return training

@@ -13,7 +13,7 @@ from autotune.errors import DiskFullError
 
 
 @dataclass
-class Tally:
+class CacheStats:
     """Counts since a worker started.
 
     Args:
@@ -27,13 +27,13 @@ class Tally:
     seconds: float = 0.0
     refused: int = 0
 
-    def copy(self) -> Tally:
+    def copy(self) -> CacheStats:
         """Return the counts as they are now."""
-        return Tally(self.computed, self.seconds, self.refused)
+        return CacheStats(self.computed, self.seconds, self.refused)
 
-    def since(self, before: Tally) -> Tally:
+    def since(self, before: CacheStats) -> CacheStats:
         """Return what has been counted after an earlier copy."""
-        return Tally(
+        return CacheStats(
             self.computed - before.computed,
             self.seconds - before.seconds,
             self.refused - before.refused,
@@ -41,14 +41,14 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class CountedShelf(Shelf):
+class CountingArrayCache(Shelf):
     """A shelf that counts the features made for it.
 
     Args:
         tally: Where they are counted.
     """
 
-    tally: Tally = field(default_factory=Tally)
+    stats: CacheStats = field(default_factory=CacheStats)
     _making: list[str] = field(default_factory=list)  # an entry may need another one
 
     def open(
@@ -73,9 +73,9 @@ class CountedShelf(Shelf):
         try:
             entry = super().open(key, timed, needed_bytes, what)
         except DiskFullError:
-            self.tally.refused += 1
+            self.stats.refused += 1
             raise
         if made and not self._making:
-            self.tally.computed += len(entry.array("0"))
-            self.tally.seconds += made[0]
+            self.stats.computed += len(entry.array("0"))
+            self.stats.seconds += made[0]
         return entry

@@ -10,16 +10,16 @@ from autotune.config.schema import StudyConfig
 from autotune.models.prefix.split import Split
 from autotune.search.space import Space
 from autotune.study.setup.opening import OpenStudy
-from autotune.study.setup.resources import Materials
-from autotune.study.trial.cache_stats import Tally
+from autotune.study.setup.resources import ResourceCache
+from autotune.study.trial.cache_stats import CacheStats
 
 
 @dataclass(frozen=True)
-class Workbench:
+class WorkerContext:
     """What a worker has at hand for all of its trials.
 
     Args:
-        opened: The study.
+        handle: The study.
         config: Its configuration.
         space: Its static space.
         materials: Backbones and images.
@@ -30,12 +30,12 @@ class Workbench:
         wrong: Of the operations that were met, whether half precision gets them wrong here.
     """
 
-    opened: OpenStudy
+    handle: OpenStudy
     config: StudyConfig
     space: Space
-    materials: Materials
+    resources: ResourceCache
     device: torch.device
     loader_workers: int
-    roots: dict[str, Split | None] = field(default_factory=dict)
-    tally: Tally = field(default_factory=Tally)
+    root_splits: dict[str, Split | None] = field(default_factory=dict)
+    stats: CacheStats = field(default_factory=CacheStats)
     wrong: dict[str, bool] = field(default_factory=dict)

@@ -16,15 +16,15 @@ from autotune.models.network import build_network
 from autotune.models.prefix.split import Split, split
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.study.trial.amp_choice import keep_in_float32
-from autotune.study.trial.cache_stats import CountedShelf
+from autotune.study.trial.cache_stats import CountingArrayCache
 from autotune.training.features import FeatureCache, Features, kept_bytes
 from autotune.training.folds import Folds, parts_of
 from autotune.training.optim.norm_recalibration import sample
 from autotune.training.trainer import Training
 
 if TYPE_CHECKING:
-    from autotune.study.setup.resources import Material
-    from autotune.study.trial.context import Workbench
+    from autotune.study.setup.resources import BackboneResources
+    from autotune.study.trial.context import WorkerContext
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _LARGEST_ROOT = 4.0
 
 
 def use_features(
-    whole: Training | Folds, plan: TrialPlan, material: Material, bench: Workbench
+    whole: Training | Folds, plan: TrialPlan, material: BackboneResources, ctx: WorkerContext
 ) -> str:
     """Have a training go on from features that are kept, where its network can be split.
 
@@ -47,38 +47,38 @@ def use_features(
         whole: The training, or those of all folds; before its first epoch.
         plan: Its plan.
         material: Backbone and images.
-        bench: What the worker has at hand.
+        ctx: What the worker has at hand.
 
     Returns:
         Why its backbone cannot be split, or an empty string.
     """
     training = parts_of(whole)[0]
-    if bench.config.cache.features == "off" or training.mixing is not None:
+    if ctx.config.cache.features == "off" or training.mixing is not None:
         return ""
     try:
         with training.autocast():  # the types of what crosses are those of the training
             found = split(training.network, _images(training))
     except SplitError as error:
-        if plan.backbone not in bench.roots:
+        if plan.backbone not in ctx.root_splits:
             logger.warning("%s trains whole: %s", plan.backbone, error)
-            bench.roots[plan.backbone] = None
+            ctx.root_splits[plan.backbone] = None
         return str(error)
     if found.trivial:
         return ""
-    if plan.backbone not in bench.roots:
-        bench.roots[plan.backbone] = _root(training, plan, material, bench)
-    files, limit = bench.opened.files, bench.config.cache.disk_bytes
+    if plan.backbone not in ctx.root_splits:
+        ctx.root_splits[plan.backbone] = _root(training, plan, material, ctx)
+    files, limit = ctx.handle.files, ctx.config.cache.disk_bytes
     cache = FeatureCache(
-        CountedShelf(files.cache, limit, bench.tally),
+        CountingArrayCache(files.cache, limit, ctx.stats),
         material.backbone.weights_hash,
         training.normalise,
         training.autocast,
-        bench.roots[plan.backbone],
-        bench.loader_workers,
+        ctx.root_splits[plan.backbone],
+        ctx.loader_workers,
         # Of a trial that ran out of memory they stay on the disk.
-        on_device=training.part >= bench.config.training.batch_size,
+        on_device=training.part >= ctx.config.training.batch_size,
     )
-    online, together = bench.config.training.views == ONLINE, isinstance(whole, Folds)
+    online, together = ctx.config.training.views == ONLINE, isinstance(whole, Folds)
     whole.use(
         found,
         Features(cache, found, material.train, online, together),
@@ -93,17 +93,17 @@ def _images(training: Training) -> Tensor:
 
 
 def _root(
-    training: Training, plan: TrialPlan, material: Material, bench: Workbench
+    training: Training, plan: TrialPlan, material: BackboneResources, ctx: WorkerContext
 ) -> Split | None:
     """Cut the backbone as the deepest plan of the study does, or later where that is large."""
-    backbone, space = material.backbone, bench.space
+    backbone, space = material.backbone, ctx.space
     depth = min(space.deepest, len(layers_of(backbone.fresh())))
     size = prod((3, material.task.spec.size, material.task.spec.size))
     while depth > 0:
         unchanged = TrialPlan(plan.backbone, depth, (LayerPlan(),) * depth)
         network = build_network(backbone, unchanged, training.network.head.classes, seed=0)
         network.to(training.device).to(memory_format=torch.channels_last)
-        keep_in_float32(network, bench, material, training.autocast)
+        keep_in_float32(network, ctx, material, training.autocast)
         try:
             with training.autocast():
                 found = split(network, _images(training))

@@ -21,20 +21,20 @@ from autotune.training.checkpoint import Checkpoint
 _DECIDES = ("data", "training")
 
 
-def checkpoint_of(opened: OpenStudy, config: StudyConfig, trial: FrozenTrial) -> Checkpoint:
+def checkpoint_for(handle: OpenStudy, config: StudyConfig, trial: FrozenTrial) -> Checkpoint:
     """Return where a trial keeps its state.
 
     Args:
-        opened: The study.
+        handle: The study.
         config: Its configuration.
         trial: The trial, with its plan and the values that it and its earlier attempts reported.
     """
     first = attrs.first_attempt(trial)
     plan = trial.user_attrs[attrs.PLAN]
-    attributes = opened.study.user_attrs
+    attributes = handle.study.user_attrs
     definition = config.definition()
     identity = {
-        "study": opened.uuid,
+        "study": handle.uuid,
         "trial": first,
         "plan": digest(plan),
         "definition": digest({key: definition[key] for key in _DECIDES}),
@@ -42,7 +42,7 @@ def checkpoint_of(opened: OpenStudy, config: StudyConfig, trial: FrozenTrial) ->
         "weights": attributes[attrs.BACKBONES][plan["backbone"]]["weights_hash"],
         "seed": config.search.seed,
     }
-    path = opened.files.checkpoint(opened.name, first)
+    path = handle.files.checkpoint(handle.name, first)
     return Checkpoint(path, identity, trial.intermediate_values.keys())
 
 

@@ -18,20 +18,20 @@ from autotune.config.schema import AUTO, ONLINE, FitConfig, StudyConfig
 from autotune.data.views.study_data import Task
 from autotune.data.views.views import Views
 from autotune.plan import TrialPlan
-from autotune.study.trial.build import prepare_training
-from autotune.study.trial.context import Workbench
-from autotune.study.trial.retrain import Reached, in_parts_that_fit
+from autotune.study.trial.build import build_trainer
+from autotune.study.trial.context import WorkerContext
+from autotune.study.trial.retrain import TrainingProgress, with_oom_backoff
 from autotune.training.trainer import Training, batch_count
 
 #: ``fit.ema: auto`` averages over this share of the steps in which the tuned layers train.
 AVERAGED = 0.05
 
 #: Told of an epoch.
-Listener = Callable[[int], None]
+EpochCallback = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Manner:
+class TrainingSummary:
     """How a plan was trained.
 
     Args:
@@ -61,11 +61,11 @@ class Refit:
 
     Args:
         training: Its training, at its end.
-        manner: How it was trained.
+        summary: How it was trained.
     """
 
     training: Training
-    manner: Manner
+    summary: TrainingSummary
 
     def predict(self, views: Views) -> tuple[Tensor, Tensor]:
         """Return logits and labels on the CPU, in parts that fit into memory."""
@@ -75,10 +75,10 @@ class Refit:
             logits, labels = self.training.predict(views)
             return logits.cpu(), labels.cpu()
 
-        return in_parts_that_fit(in_parts, self.training.part, self.training.device)
+        return with_oom_backoff(in_parts, self.training.part, self.training.device)
 
 
-def views_of(task: Task, config: StudyConfig, fit: FitConfig, memory_bytes: int) -> Views:
+def refit_views(task: Task, config: StudyConfig, fit: FitConfig, memory_bytes: int) -> Views:
     """Return training and validation images as a final fit sees them.
 
     Args:
@@ -96,10 +96,10 @@ def views_of(task: Task, config: StudyConfig, fit: FitConfig, memory_bytes: int)
 
 def refit(
     plan: TrialPlan,
-    bench: Workbench,
+    ctx: WorkerContext,
     views: Views,
     fit: FitConfig,
-    listener: Listener = lambda epoch: None,
+    on_epoch: EpochCallback = lambda epoch: None,
     part: int | None = None,
 ) -> Refit:
     """Train a plan on the images of a final fit.
@@ -109,35 +109,35 @@ def refit(
 
     Args:
         plan: The plan.
-        bench: What the study trains with.
-        views: What :func:`views_of` returned.
+        ctx: What the study trains with.
+        views: What :func:`refit_views` returned.
         fit: How a final fit trains.
-        listener: Told of every epoch.
+        on_epoch: Called after every epoch.
         part: Images that go through the network at a time; by default the whole batch.
 
     Raises:
         DivergedError: When the training diverges.
         UserError: When not even two images fit into memory.
     """
-    config = bench.config
-    ema = decay_of(config, fit, plan, len(views))
+    config = ctx.config
+    ema = ema_decay(config, fit, plan, len(views))
     changed = config.model_copy(
         update={"training": config.training.model_copy(update={"ema": ema})}
     )
-    bench = dataclasses.replace(bench, config=changed)
+    ctx = dataclasses.replace(ctx, config=changed)
     start = time.perf_counter()
 
-    reached = Reached()
+    reached = TrainingProgress()
 
     def train(part: int) -> Training:
-        training = prepare_training(plan, bench, refit=views, part=part)
+        training = build_trainer(plan, ctx, refit=views, part=part)
         for result in reached.go_on(training):
-            listener(result.epoch)
+            on_epoch(result.epoch)
         return training
 
     whole = config.training.batch_size
-    training = in_parts_that_fit(train, whole if part is None else part, bench.device)
-    manner = Manner(
+    training = with_oom_backoff(train, whole if part is None else part, ctx.device)
+    summary = TrainingSummary(
         images=len(views),
         views=ONLINE if _is_online(config, fit) else views.views,
         epochs=config.training.epochs,
@@ -145,10 +145,10 @@ def refit(
         part=min(whole, training.part),
         seconds=round(time.perf_counter() - start, 3),
     )
-    return Refit(training, manner)
+    return Refit(training, summary)
 
 
-def decay_of(config: StudyConfig, fit: FitConfig, plan: TrialPlan, images: int) -> float | None:
+def ema_decay(config: StudyConfig, fit: FitConfig, plan: TrialPlan, images: int) -> float | None:
     """Return the decay of the average of the weights, or ``None`` for none.
 
     By itself it is that of the study, or as long as suits the steps: too long an average would

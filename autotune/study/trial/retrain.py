@@ -14,15 +14,15 @@ from torch.utils._pytree import tree_map_only
 from autotune.errors import DivergedError, UserError
 from autotune.plan import TrialPlan
 from autotune.study.state import oom
-from autotune.study.trial.build import prepare_trial
-from autotune.study.trial.context import Workbench
-from autotune.study.trial.run import compute_of
+from autotune.study.trial.build import build_trial
+from autotune.study.trial.context import WorkerContext
+from autotune.study.trial.run import describe_precision
 from autotune.training.folds import Folds, parts_of
 from autotune.training.metrics import Metrics
 from autotune.training.trainer import EpochResult, Training
 
 #: Told of an epoch.
-Listener = Callable[[int], None]
+EpochCallback = Callable[[int], None]
 T = TypeVar("T")
 
 
@@ -33,7 +33,7 @@ class Trained:
     Args:
         metrics: Scores on the validation part after the last epoch; with folds, means over them.
         curve: The objective after each epoch, counted from 1.
-        compute: In which precision, see :func:`autotune.study.trial.run.compute_of`.
+        compute: In which precision, see :func:`autotune.study.trial.run.describe_precision`.
     """
 
     metrics: Metrics
@@ -41,10 +41,10 @@ class Trained:
     compute: dict[str, Any]
 
 
-def train_again(
+def retrain(
     plan: TrialPlan,
-    bench: Workbench,
-    listener: Listener = lambda epoch: None,
+    ctx: WorkerContext,
+    on_epoch: EpochCallback = lambda epoch: None,
     *,
     seed: int | None = None,
     part: int | None = None,
@@ -57,8 +57,8 @@ def train_again(
 
     Args:
         plan: The plan.
-        bench: What the study trains with.
-        listener: Told of every epoch.
+        ctx: What the study trains with.
+        on_epoch: Called after every epoch.
         seed: Training seed; by default the study's.
         part: Images that go through the network at a time; by default the whole batch.
         epochs: After how many epochs it ends, the schedule being that of all; by default all.
@@ -67,18 +67,18 @@ def train_again(
         DivergedError: When the training does.
         UserError: When not even two images fit into memory.
     """
-    part = bench.config.training.batch_size if part is None else part
-    reached = Reached()
+    part = ctx.config.training.batch_size if part is None else part
+    reached = TrainingProgress()
     curve: dict[int, float] = {}
-    return in_parts_that_fit(
-        lambda part: _train(plan, bench, listener, seed, part, epochs, reached, curve),
+    return with_oom_backoff(
+        lambda part: _train(plan, ctx, on_epoch, seed, part, epochs, reached, curve),
         part,
-        bench.device,
+        ctx.device,
     )
 
 
 @dataclass
-class Reached:
+class TrainingProgress:
     """How far a training has come, for another attempt to go on from there.
 
     Args:
@@ -98,7 +98,7 @@ class Reached:
             )
 
 
-def in_parts_that_fit(work: Callable[[int], T], part: int, device: torch.device) -> T:
+def with_oom_backoff(work: Callable[[int], T], part: int, device: torch.device) -> T:
     """Do something apart from the search with so many images at a time, or as many as fit.
 
     Args:
@@ -122,25 +122,25 @@ def in_parts_that_fit(work: Callable[[int], T], part: int, device: torch.device)
 
 def _train(
     plan: TrialPlan,
-    bench: Workbench,
-    listener: Listener,
+    ctx: WorkerContext,
+    on_epoch: EpochCallback,
     seed: int | None,
     part: int,
     epochs: int | None,
-    reached: Reached,
+    reached: TrainingProgress,
     curve: dict[int, float],
 ) -> Trained:
-    objective = bench.config.training.objective
-    training = prepare_trial(plan, bench, part=part, seed=seed)
+    objective = ctx.config.training.objective
+    training = build_trial(plan, ctx, part=part, seed=seed)
     for result in reached.go_on(training):
         assert result.metrics is not None
         value = result.metrics.objective(objective)
         if not math.isfinite(value):
             raise DivergedError(f"the {objective} is {value} in epoch {result.epoch}")
         curve[result.epoch] = value
-        listener(result.epoch)
+        on_epoch(result.epoch)
         if result.epoch == epochs:
             break
     metrics = training.metrics
     assert metrics is not None
-    return Trained(metrics, curve, compute_of(parts_of(training)[0]))
+    return Trained(metrics, curve, describe_precision(parts_of(training)[0]))

@@ -19,6 +19,7 @@ import torch
 from optuna.trial import Trial, TrialState
 from safetensors.torch import save_file
 
+from autotune import optuna_private
 from autotune.config.schema import ONLINE, StudyConfig
 from autotune.data.cache.decoded_images import ImageStore
 from autotune.errors import DeviceBusyError, DivergedError, UserError, disk_full_as_user_error
@@ -27,13 +28,13 @@ from autotune.search import ranking
 from autotune.search.study_view import DEVICE_MEMORY
 from autotune.storage.artifacts import add_artifact
 from autotune.study.devices import gpu_name
-from autotune.study.setup.resources import Material
+from autotune.study.setup.resources import BackboneResources
 from autotune.study.state import attrs, oom
 from autotune.study.state import constraints as limits
-from autotune.study.trial.build import prepare_trial
-from autotune.study.trial.cache_stats import Tally
-from autotune.study.trial.context import Workbench
-from autotune.study.trial.identity import checkpoint_of
+from autotune.study.trial.build import build_trial
+from autotune.study.trial.cache_stats import CacheStats
+from autotune.study.trial.context import WorkerContext
+from autotune.study.trial.identity import checkpoint_for
 from autotune.study.trial.plots import draw_confusion, draw_curve, draw_worst, worst
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.compute.amp import float32_precision, is_kept_in_float32
@@ -44,7 +45,7 @@ from autotune.training.trainer import Training
 
 logger = logging.getLogger(__name__)
 
-Listener = Callable[[dict[str, Any]], None]
+EventCallback = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Outcome:
 
 
 def run_trial(
-    trial: Trial, bench: Workbench, stopped: Callable[[], bool], emit: Listener
+    trial: Trial, ctx: WorkerContext, stopped: Callable[[], bool], on_event: EventCallback
 ) -> Outcome:
     """Train what a trial's plan says, and record what comes of it.
 
@@ -86,9 +87,9 @@ def run_trial(
 
     Args:
         trial: A claimed trial.
-        bench: What the worker has at hand.
+        ctx: What the worker has at hand.
         stopped: Asked after every batch.
-        emit: Told of every epoch.
+        on_event: Called with every epoch.
 
     Raises:
         PlanError: When the plan does not fit the backbone.
@@ -97,7 +98,7 @@ def run_trial(
         DeviceBusyError: When not even two images fit beside what others hold on the device.
         UserError: When the baseline does not fit.
     """
-    whole = bench.config.training.batch_size
+    whole = ctx.config.training.batch_size
     part = int(trial.user_attrs.get(attrs.PART, whole))
     before_s = float(trial.user_attrs.get(attrs.SECONDS, 0.0))
     start = time.perf_counter()
@@ -108,9 +109,9 @@ def run_trial(
 
     try:
         return oom.in_parts_that_fit(
-            lambda part: _run(trial, bench, stopped, emit, part),
+            lambda part: _run(trial, ctx, stopped, on_event, part),
             part,
-            bench.device,
+            ctx.device,
             stopped=stopped,
             on_halved=remember,
         )
@@ -129,17 +130,17 @@ def run_trial(
                 "with it, so take a smaller data.image_size, another backbone, or a larger device"
             ) from error
         trial.set_user_attr(attrs.SECONDS, round(before_s + time.perf_counter() - start, 3))
-        return _infeasible(trial, bench, need)
+        return _infeasible(trial, ctx, need)
     except Exception as error:
         traceback.clear_frames(error.__traceback__)  # they hold the network, and what is its
         raise
     finally:
-        oom.give_memory_back(bench.device)
+        oom.give_memory_back(ctx.device)
 
 
-def _infeasible(trial: Trial, bench: Workbench, need: oom.Need) -> Outcome:
+def _infeasible(trial: Trial, ctx: WorkerContext, need: oom.Need) -> Outcome:
     """Record that a plan does not fit, for the samplers to keep away from there."""
-    frozen = bench.opened.study.get_trials(deepcopy=False)[trial.number]
+    frozen = ctx.handle.study.get_trials(deepcopy=False)[trial.number]
     trial.set_constraint(DEVICE_MEMORY, need.excess)
     attributes = {
         attrs.PEAK_MEMORY_MB: round(need.wanted_bytes / oom.MIB, 1),
@@ -148,82 +149,86 @@ def _infeasible(trial: Trial, bench: Workbench, need: oom.Need) -> Outcome:
     }
     if need.device_bytes:
         attributes[attrs.DEVICE_MEMORY_MB] = round(need.device_bytes / oom.MIB, 1)
-    _set_user_attrs(trial, bench, attributes)
-    checkpoint = bench.opened.files.checkpoint(bench.opened.name, attrs.first_attempt(frozen))
+    _set_user_attrs(trial, ctx, attributes)
+    checkpoint = ctx.handle.files.checkpoint(ctx.handle.name, attrs.first_attempt(frozen))
     checkpoint.unlink(missing_ok=True)
     return Outcome(TrialState.PRUNED, None)
 
 
 def _run(
-    trial: Trial, bench: Workbench, stopped: Callable[[], bool], emit: Listener, part: int
+    trial: Trial,
+    ctx: WorkerContext,
+    stopped: Callable[[], bool],
+    on_event: EventCallback,
+    part: int,
 ) -> Outcome:
     start = time.perf_counter()
-    frozen = bench.opened.study.get_trials(deepcopy=False)[trial.number]
+    frozen = ctx.handle.study.get_trials(deepcopy=False)[trial.number]
     earlier_s = float(frozen.user_attrs.get(attrs.SECONDS, 0.0))
-    before = bench.tally.copy()
-    checkpoint = checkpoint_of(bench.opened, bench.config, frozen)
+    before = ctx.stats.copy()
+    checkpoint = checkpoint_for(ctx.handle, ctx.config, frozen)
     plan = attrs.plan_of(frozen)
     assert plan is not None, "a claimed trial has its plan"
-    words = plan.describe(named=len(bench.space.backbones) > 1)
-    emit({"event": "start", "trial": trial.number, "plan": words})
-    training = prepare_trial(plan, bench, stopped, part)
+    words = plan.describe(named=len(ctx.space.backbones) > 1)
+    on_event({"event": "start", "trial": trial.number, "plan": words})
+    training = build_trial(plan, ctx, stopped, part)
     attributes: dict[str, Any] = {
-        attrs.DEVICE: device_name(bench.device),
-        attrs.COMPUTE: compute_of(parts_of(training)[0]),
-        attrs.PARAMETERS_TUNED: tuned_parameters(training.network),
+        attrs.DEVICE: device_name(ctx.device),
+        attrs.COMPUTE: describe_precision(parts_of(training)[0]),
+        attrs.PARAMETERS_TUNED: count_trainable_parameters(training.network),
     }
-    if bench.device.type == "cuda":
-        attributes[attrs.GPU] = gpu_name(bench.device)
-    if bench.device.type == "cpu":  # sums are rounded by how many share them
+    if ctx.device.type == "cuda":
+        attributes[attrs.GPU] = gpu_name(ctx.device)
+    if ctx.device.type == "cpu":  # sums are rounded by how many share them
         attributes[attrs.THREADS] = torch.get_num_threads()
     if training.whole:
         attributes[attrs.WHOLE] = training.whole
-    _set_user_attrs(trial, bench, attributes)
-    costs = costs_of(trial, training, bench.config)
-    if is_refused(trial, costs, bench.config):
+    _set_user_attrs(trial, ctx, attributes)
+    costs = measure_trial_costs(trial, training, ctx.config)
+    if exceeds_limits(trial, costs, ctx.config):
         seconds = round(time.perf_counter() - start, 3)
-        _set_user_attrs(trial, bench, {attrs.SECONDS: seconds, attrs.EPOCHS: 0})
+        _set_user_attrs(trial, ctx, {attrs.SECONDS: seconds, attrs.EPOCHS: 0})
         return Outcome(TrialState.PRUNED, None)
     try:
-        pruned = _train(trial, training, checkpoint, set(frozen.intermediate_values), emit)
+        pruned = _train(trial, training, checkpoint, set(frozen.intermediate_values), on_event)
     finally:
         seconds = earlier_s + time.perf_counter() - start
         earlier = frozen.user_attrs.get(attrs.CACHES, {})
-        store = bench.materials.of(plan.backbone).task.store
-        caches = _of_caches(training, store, bench.tally.since(before), earlier)
-        last = bench.opened.study.get_trials(deepcopy=False)[trial.number].last_step
+        store = ctx.resources.of(plan.backbone).task.store
+        caches = _of_caches(training, store, ctx.stats.since(before), earlier)
+        last = ctx.handle.study.get_trials(deepcopy=False)[trial.number].last_step
         attributes = {attrs.CACHES: caches, attrs.EPOCHS: last or 0}
-        _set_user_attrs(trial, bench, {attrs.SECONDS: round(seconds, 3), **attributes})
+        _set_user_attrs(trial, ctx, {attrs.SECONDS: round(seconds, 3), **attributes})
     metrics = training.validate() if training.validation_logits is None else training.metrics
     assert metrics is not None
     attributes = {attrs.METRICS: metrics.to_json()}
     if isinstance(training, Folds) and training.deviation is not None:
         attributes[attrs.DEVIATIONS] = training.deviation.to_json()
-    if bench.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(bench.device) / oom.MIB
+    if ctx.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(ctx.device) / oom.MIB
         attributes[attrs.PEAK_MEMORY_MB] = round(peak, 1)
-        there = oom.device_bytes(bench.device)
+        there = oom.device_bytes(ctx.device)
         if there:
             attributes[attrs.DEVICE_MEMORY_MB] = round(there / oom.MIB, 1)
-    _set_user_attrs(trial, bench, attributes)
+    _set_user_attrs(trial, ctx, attributes)
     outcome = Outcome(
         TrialState.PRUNED if pruned else TrialState.COMPLETE,
-        metrics.objective(bench.config.training.objective),
-        next((costs[name] for name in bench.config.directions if name in costs), None),
+        metrics.objective(ctx.config.training.objective),
+        next((costs[name] for name in ctx.config.directions if name in costs), None),
     )
-    store_artifacts(trial, bench, bench.materials.of(plan.backbone), training, outcome)
+    store_artifacts(trial, ctx, ctx.resources.of(plan.backbone), training, outcome)
     checkpoint.path.unlink(missing_ok=True)
     return outcome
 
 
-def _set_user_attrs(trial: Trial, bench: Workbench, attributes: Mapping[str, Any]) -> None:
+def _set_user_attrs(trial: Trial, ctx: WorkerContext, attributes: Mapping[str, Any]) -> None:
     """Write attributes of a trial in one transaction; Optuna has one for each."""
-    bench.opened.storage.set_trial_user_attrs(trial._trial_id, attributes)
-    trial._cached_frozen_trial.user_attrs.update(attributes)
+    ctx.handle.storage.set_trial_user_attrs(optuna_private.trial_id(trial), attributes)
+    optuna_private.update_user_attrs(trial, attributes)
 
 
 def _of_caches(
-    training: Training | Folds, store: ImageStore, tally: Tally, earlier: Mapping[str, Any]
+    training: Training | Folds, store: ImageStore, stats: CacheStats, earlier: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Say whether images are decoded once for all trials, and what features were computed.
 
@@ -231,15 +236,17 @@ def _of_caches(
     """
     found: dict[str, Any] = {"decoded": "once" if store.is_kept else "anew"}
     one = parts_of(training)[0]
-    refused = tally.refused or (earlier and "computed" not in earlier)
+    refused = stats.refused or (earlier and "computed" not in earlier)
     if one.train is one.images or one.config.views == ONLINE or refused:
         return found
-    computed = int(earlier.get("computed", 0)) + tally.computed
-    seconds = float(earlier.get("seconds", 0.0)) + tally.seconds
+    computed = int(earlier.get("computed", 0)) + stats.computed
+    seconds = float(earlier.get("seconds", 0.0)) + stats.seconds
     return {**found, "computed": computed, "seconds": round(seconds, 3)}
 
 
-def costs_of(trial: Trial, training: Training | Folds, config: StudyConfig) -> dict[str, float]:
+def measure_trial_costs(
+    trial: Trial, training: Training | Folds, config: StudyConfig
+) -> dict[str, float]:
     """Return what a trial's network costs, and record it.
 
     A retry has the costs of its first attempt: a latency measured anew would differ a little, and
@@ -253,7 +260,7 @@ def costs_of(trial: Trial, training: Training | Folds, config: StudyConfig) -> d
     return known
 
 
-def is_refused(trial: Trial, costs: Mapping[str, float], config: StudyConfig) -> bool:
+def exceeds_limits(trial: Trial, costs: Mapping[str, float], config: StudyConfig) -> bool:
     """Hold a plan against the limits of its study, and tell whether it is not to be trained.
 
     The baseline is trained even where it is beyond them: everything is compared with it.
@@ -271,7 +278,7 @@ def _train(
     training: Training | Folds,
     checkpoint: Checkpoint,
     reported: set[int],
-    emit: Listener,
+    on_event: EventCallback,
 ) -> bool:
     """Train epoch by epoch; return whether the pruner ended it."""
     config = training.config
@@ -288,8 +295,10 @@ def _train(
             if alone:
                 trial.report(value, result.epoch)
             else:  # Trial.report refuses two objectives; the storage takes the curve all the same
-                trial.storage.set_trial_intermediate_value(trial._trial_id, result.epoch, value)
-        emit(
+                trial.storage.set_trial_intermediate_value(
+                    optuna_private.trial_id(trial), result.epoch, value
+                )
+        on_event(
             {
                 "event": "epoch",
                 "trial": trial.number,
@@ -303,12 +312,12 @@ def _train(
     return False
 
 
-def tuned_parameters(network: Network) -> int:
+def count_trainable_parameters(network: Network) -> int:
     """Count the values that training changes."""
     return sum(parameter.numel() for _, parameter, _ in network.layer_of_parameters())
 
 
-def compute_of(training: Training) -> dict[str, Any]:
+def describe_precision(training: Training) -> dict[str, Any]:
     """Say in which precision a training computes, for the record."""
     found: dict[str, Any] = {
         "half": training.autocast.mode,
@@ -325,8 +334,8 @@ def device_name(device: torch.device) -> str:
 
 def store_artifacts(
     trial: Trial,
-    bench: Workbench,
-    material: Material,
+    ctx: WorkerContext,
+    material: BackboneResources,
     training: Training | Folds,
     outcome: Outcome,
 ) -> None:
@@ -340,11 +349,11 @@ def store_artifacts(
     Raises:
         DiskFullError: When there is no space left.
     """
-    opened = bench.opened
-    objective = bench.config.training.objective
-    frozen = opened.study.get_trials(deepcopy=False)[trial.number]
+    handle = ctx.handle
+    objective = ctx.config.training.objective
+    frozen = handle.study.get_trials(deepcopy=False)[trial.number]
     with (
-        disk_full_as_user_error(opened.files.artifacts),
+        disk_full_as_user_error(handle.files.artifacts),
         tempfile.TemporaryDirectory(prefix="autotune-") as folder,
     ):
         pictures = [draw_curve(Path(folder), frozen.intermediate_values, objective)]
@@ -359,9 +368,9 @@ def store_artifacts(
             ]
             pictures.append(draw_worst(Path(folder), judged, classes))
             assert outcome.values is not None
-            trials = opened.study.get_trials(deepcopy=False)
+            trials = handle.study.get_trials(deepcopy=False)
             if not ranking.is_infeasible(frozen) and not ranking.is_beaten(
-                outcome.values, trials, attrs.direction_of(opened.study)
+                outcome.values, trials, attrs.direction_of(handle.study)
             ):
                 weights = Path(folder) / "weights.safetensors"
                 state = training.result_state()
@@ -369,6 +378,6 @@ def store_artifacts(
                 laid_out = {key: value.cpu().contiguous() for key, value in state.items()}
                 save_file(laid_out, weights)
                 pictures.append(weights)
-        opened.files.artifacts.mkdir(parents=True, exist_ok=True)
+        handle.files.artifacts.mkdir(parents=True, exist_ok=True)
         for path in pictures:
-            add_artifact(trial, path, opened.files.artifacts)
+            add_artifact(trial, path, handle.files.artifacts)

@@ -23,7 +23,7 @@ import pytest
 from optuna_dashboard import wsgi
 
 from autotune.cli.results.dashboard import _tell
-from autotune.results.dashboard.public import VARIABLE, Served, check_host
+from autotune.results.dashboard.public import VARIABLE, PublicEndpoint, check_host
 from autotune.study.setup.opening import open_existing
 from tests.support.browser import open_page, until
 from tests.support.inside import call, contents
@@ -209,7 +209,7 @@ def test_the_dashboard_answers_caddy_alone(public: Public) -> None:
 
 
 def test_a_fingerprint_is_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
-    _tell(Served("https://gpu1:8080", "autotune", "in a file", "AB:CD:EF"))
+    _tell(PublicEndpoint("https://gpu1:8080", "autotune", "in a file", "AB:CD:EF"))
     assert capsys.readouterr().out.splitlines()[-1] == "AB:CD:EF"
 
 

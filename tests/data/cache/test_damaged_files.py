@@ -19,7 +19,7 @@ from PIL import Image, PngImagePlugin
 from autotune.data.cache.decoded_images import ImageStore, open_store
 from autotune.data.preprocessing import ImageSpec
 from autotune.data.sources.opening import open_source
-from autotune.study.engine.worker import Job, work
+from autotune.study.engine.worker import Job, run_worker
 from autotune.study.state import attrs
 from tests.support.images import photo
 from tests.support.small import open_small
@@ -215,7 +215,7 @@ def test_a_study_over_such_a_folder_ends(tmp_path: Path) -> None:
     data = {"data__unreadable_limit": 0.9, "data__train_per_class": None, "data__test": 0.1}
     study = open_small(tmp_path, dataset=str(tmp_path / "zoo"), search__trials=2, **data)
     job = Job(study.name, study.url, None, "host/1/0", 0, workers=1, threads=1, log="here")
-    work(job, threading.Event(), lambda event: None)
+    run_worker(job, threading.Event(), lambda event: None)
     trials = study.study.get_trials()
     assert [trial.state for trial in trials] == 2 * [TrialState.COMPLETE]
     skipped = [key for key, _ in study.study.user_attrs[attrs.DATASET]["skipped"]]

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from autotune.results.dashboard.access import Passwords, is_here
-from autotune.results.dashboard.server import listen
+from autotune.results.dashboard.access import Passwords, is_loopback_host
+from autotune.results.dashboard.server import make_dashboard_server
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
@@ -26,7 +26,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with connections_closed():
         study = make_study("made", trials=3, storage=open_storage(url, create=True))
         study.set_user_attr(attrs.FILES, str(folder / "files"))
-        with listen(open_existing("made", url), 0) as server:
+        with make_dashboard_server(open_existing("made", url), 0) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             yield server.server_port
             server.shutdown()
@@ -146,7 +146,11 @@ def test_two_hosts_are_none(port: int) -> None:
 
 
 def test_hosts() -> None:
-    assert not is_here("127.1") and not is_here("[127.0.0.1") and is_here("[::1]")
+    assert (
+        not is_loopback_host("127.1")
+        and not is_loopback_host("[127.0.0.1")
+        and is_loopback_host("[::1]")
+    )
 
 
 # Wrong passwords

@@ -23,7 +23,7 @@ from optuna.trial import Trial, TrialState, create_trial
 from optuna_dashboard import save_note, wsgi
 
 from autotune.results.dashboard import annotations as annotated_module
-from autotune.results.dashboard.annotations import annotated
+from autotune.results.dashboard.annotations import annotated_app
 from autotune.storage.admin.backup import backup, restore
 from autotune.storage.admin.copy_study import copy_studies
 from autotune.storage.rdb.connection import open_storage
@@ -41,7 +41,7 @@ class Dashboard:
         if plain:
             self.app = wsgi(storage, artifact_store=artifacts)
         else:
-            self.app = annotated(storage, artifacts, "sqlite:///study.db")
+            self.app = annotated_app(storage, artifacts, "sqlite:///study.db")
 
     def ask(self, path: str, query: str = "after=0") -> tuple[str, dict[str, str], bytes]:
         environ: dict[str, Any] = {}

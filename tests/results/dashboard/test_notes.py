@@ -8,7 +8,7 @@ import pytest
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from autotune.results.dashboard.notes import Setting, study_note, trial_note
+from autotune.results.dashboard.notes import NoteContext, study_note, trial_note
 from autotune.study.state import attrs
 from autotune.study.state.budget import Ending
 from tests.support.studies import make_study
@@ -24,7 +24,7 @@ def study() -> Study:
 def notes_of(study: Study) -> dict[TrialState, list[str]]:
     found: dict[TrialState, list[str]] = {}
     for trial in study.get_trials():
-        found.setdefault(trial.state, []).append(trial_note(trial, Setting.of(study)))
+        found.setdefault(trial.state, []).append(trial_note(trial, NoteContext.of(study)))
     return found
 
 
@@ -88,7 +88,9 @@ def test_every_trial_has_a_note_with_its_plan_and_picture(study: Study) -> None:
 
 def test_an_infeasible_trial_says_by_how_much() -> None:
     study = make_study(constraints={"max_parameters": 40_000.0})
-    notes = [trial_note(one, Setting.of(study)) for one in study.trials if attrs.is_untrained(one)]
+    notes = [
+        trial_note(one, NoteContext.of(study)) for one in study.trials if attrs.is_untrained(one)
+    ]
     assert notes
     assert all(one.startswith("**infeasible: ") and "at most 40.0 k" in one for one in notes)
 
@@ -100,7 +102,7 @@ def test_what_others_wrote_is_shown_as_it_is() -> None:
     note = study_note(study, "")
     assert r"4: a\|b, \*\*c\*\*, \[d\](e), \$ |" in note
     for one in study.trials:
-        outside = re.sub(r"```.*?```", "", trial_note(one, Setting.of(study)), flags=re.DOTALL)
+        outside = re.sub(r"```.*?```", "", trial_note(one, NoteContext.of(study)), flags=re.DOTALL)
         assert "<" not in outside.replace("\\<", "")
 
 

@@ -45,19 +45,19 @@ def test_values_are_those_of_scikit_learn() -> None:
     expected = (np.abs(shares - means) * counts[counts > 0]).sum() / 300
     assert found[CALIBRATION_ERROR] == pytest.approx(expected)
     # What is drawn is computed from sums of its own: of every image once it is the same.
-    own = bootstrap._Answers.of(logits, labels).figures(np.ones((300, 1)))[0]
+    own = bootstrap._ImageSums.of(logits, labels).estimates(np.ones((300, 1)))[0]
     assert list(found.values()) == pytest.approx(own.tolist())
 
 
 def test_five_classes_have_no_top_five() -> None:
     logits, labels = answers(50, 5, seed=0)
-    assert TOP_ACCURACY not in compare(logits, logits, labels).model.figures
+    assert TOP_ACCURACY not in compare(logits, logits, labels).model.estimates
 
 
 def test_intervals_are_those_of_a_loop() -> None:
     """Draws of images one after the other, scored by scikit-learn, make the same intervals."""
     logits, labels = answers(200, 6, seed=3)
-    found = compare(logits, logits, labels).model.figures
+    found = compare(logits, logits, labels).model.estimates
     generator = np.random.default_rng(1)
     rows = generator.integers(0, 200, (300, 200))
     drawn = [measure(logits[row], labels[row]).to_json() for row in rows]
@@ -74,15 +74,15 @@ def test_equal_draws_for_equal_seeds_and_in_any_portions(monkeypatch: pytest.Mon
     assert compare(logits, -logits, labels) == first
     monkeypatch.setattr(bootstrap, "_AT_A_TIME", 60 * 37)
     others = compare(logits, -logits, labels, seed=1)
-    for name, figure in others.model.figures.items():
-        assert figure.value == first.model.figures[name].value
-        assert figure.low == pytest.approx(first.model.figures[name].low, abs=0.05)
+    for name, figure in others.model.estimates.items():
+        assert figure.value == first.model.estimates[name].value
+        assert figure.low == pytest.approx(first.model.estimates[name].low, abs=0.05)
 
 
 def test_a_model_is_not_better_than_itself() -> None:
     logits, labels = answers(60, 3, seed=0)
     for one in compare(logits, logits, labels).difference.values():
-        assert (one.value, one.low, one.high, one.has_zero) == (0.0, 0.0, 0.0, True)
+        assert (one.value, one.low, one.high, one.contains_zero) == (0.0, 0.0, 0.0, True)
 
 
 def test_a_difference_is_paired() -> None:
@@ -91,10 +91,10 @@ def test_a_difference_is_paired() -> None:
     other = logits.clone()
     other[:25] = -other[:25]
     found = compare(logits, other, labels)
-    gap, alone = found.difference["accuracy"], found.model.figures["accuracy"]
+    gap, alone = found.difference["accuracy"], found.model.estimates["accuracy"]
     assert gap.high - gap.low < 0.5 * (alone.high - alone.low)
     assert gap.low <= gap.value <= gap.high
-    assert not gap.has_zero
+    assert not gap.contains_zero
 
 
 def test_bins_hold_every_image_once() -> None:
@@ -119,7 +119,7 @@ def test_intervals_hold_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch) ->
     for seed in range(1, tries + 1):
         model, gain = _found(200, seed)
         for name in names:
-            known = model.figures[name]
+            known = model.estimates[name]
             held[name] += known.low <= truth[0].values[name] <= known.high
         held["gain"] += gain[0] <= truth[1][2] <= gain[1]
     # 95 of 100; less than 88 of 100 happens by chance in one of a thousand such tests.

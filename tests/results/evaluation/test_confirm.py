@@ -18,18 +18,18 @@ from autotune.plan import TrainingPolicy, TrialPlan
 from autotune.results.diagnosis.headline import confirmed
 from autotune.results.evaluation.confirm import (
     Confirmation,
-    Step,
+    ConfirmProgress,
     _read,
     _write,
     candidates,
-    confirm,
+    confirm_plans,
 )
 from autotune.results.report.html import render_report
 from autotune.results.values.verdict import Verdict
-from autotune.study.engine.worker import prepare
+from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.trial.build import prepare_trial
+from autotune.study.trial.build import build_trial
 from tests.study.engine.test_worker import run
 from tests.support.inside import contents
 from tests.support.page import Parsed
@@ -44,13 +44,13 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
         tmp_path_factory.mktemp("confirm"), search__pruner="none", search__sampler="random"
     )
     run(made)
-    confirm(made, top=2, seeds=2)
+    confirm_plans(made, top=2, seeds=2)
     return made
 
 
 def confirmed_again(opened: OpenStudy, top: int = 2, seeds: int = 2) -> tuple[int, Confirmation]:
-    steps: list[Step] = []
-    found = confirm(opened, top, seeds, steps.append)
+    steps: list[ConfirmProgress] = []
+    found = confirm_plans(opened, top, seeds, steps.append)
     ends = [one for one in steps if one.value is not None]
     assert [one.done for one in ends] == list(range(1, ends[0].total + 1))
     assert sum(not one.known for one in ends) == found.trained
@@ -61,18 +61,18 @@ def test_every_plan_is_trained_under_every_seed(opened: OpenStudy) -> None:
     trained, found = confirmed_again(opened)
     assert trained == 0
     assert found.seeds == (1, 2)
-    bench = prepare(opened)
+    ctx = build_context(opened)
     for one in (found.baseline, *found.plans):
         assert len(one.values) == 2 and one.mean is not None
         assert one.mean.mean == statistics.fmean(value for value in one.values if value)
-        training = prepare_trial(one.plan, bench, seed=2)
+        training = build_trial(one.plan, ctx, seed=2)
         last = [result.metrics for result in training.run()][-1]
         assert last is not None and last.accuracy == one.values[1]
     trials = opened.study.get_trials(deepcopy=False)
     for one in found.plans:
         assert one.trial is not None and one.gain is not None and one.mean is not None
-        assert trials[one.trial].value == one.searched
-        assert one.shrank == pytest.approx((one.searched or 0.0) - one.mean.mean)
+        assert trials[one.trial].value == one.search_value
+        assert one.selection_bias == pytest.approx((one.search_value or 0.0) - one.mean.mean)
         gains = [
             mine - other
             for mine, other in zip(one.values, found.baseline.values, strict=True)
@@ -89,9 +89,9 @@ def test_seeds_differ_and_no_features_are_made(opened: OpenStudy) -> None:
     trained, found = confirmed_again(opened, seeds=3)
     assert trained == 3
     assert {name for name in contents(opened.files.cache) if "features" in name} == before
-    bench = prepare(opened)
+    ctx = build_context(opened)
     plan = found.plans[0].plan
-    first, second = (prepare_trial(plan, bench, seed=seed) for seed in (1, 2))
+    first, second = (build_trial(plan, ctx, seed=seed) for seed in (1, 2))
     weights = [one.network.head[-1].weight for one in (first, second)]
     assert (weights[0] != weights[1]).any()
 
@@ -148,7 +148,7 @@ def test_a_study_of_the_same_name_has_values_of_its_own(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         made = open_small(tmp_path / folder, search__trials=2, training__epochs=epochs)
         run(made)
-        confirm(made, 1, 2)
+        confirm_plans(made, 1, 2)
         names.append({path.name for path in made.files.confirmed("small").iterdir()})
     assert len(names[0]) == 4 and not names[0] & names[1]
 
@@ -189,10 +189,10 @@ def test_a_killed_confirming_goes_on(tmp_path: Path) -> None:
 def test_in_folds(tmp_path: Path) -> None:
     made = open_small(tmp_path, data__folds=2, search__trials=2, training__epochs=1)
     run(made)
-    confirm(made, 1, 2)
-    found = confirm(made, 1, 2)
+    confirm_plans(made, 1, 2)
+    found = confirm_plans(made, 1, 2)
     assert found.trained == 0
-    training = prepare_trial(found.baseline.plan, prepare(made), seed=1)
+    training = build_trial(found.baseline.plan, build_context(made), seed=1)
     (result,) = training.run()
     assert result.metrics is not None
     assert found.baseline.values[0] == result.metrics.accuracy
@@ -205,13 +205,13 @@ def test_a_plan_that_diverges_is_named_and_not_ranked(tmp_path: Path) -> None:
     wild = TrialPlan(made.config().backbones[0], policy=TrainingPolicy("sgd", lr=1e38))
     plan = {attrs.PLAN: wild.to_json()}
     made.study.add_trial(create_trial(value=1.0, user_attrs=plan))
-    found = confirm(made, 2, 2)
+    found = confirm_plans(made, 2, 2)
     assert [one.trial for one in found.plans] == [1, 2]
     assert found.plans[1].mean is None and found.plans[1].values == (None, None)
     assert found.plans[1].failed
     assert found.verdict is not None and found.verdict.trials == (2, 1)
-    assert confirm(made, 2, 2).trained == 0
-    assert confirm(made, 1, 2).verdict is None
+    assert confirm_plans(made, 2, 2).trained == 0
+    assert confirm_plans(made, 1, 2).verdict is None
     assert Verdict.of(made.study) is None
 
 
@@ -235,8 +235,8 @@ def test_two_objectives_confirm_the_front(tmp_path: Path) -> None:
 def test_nothing_but_the_baseline(tmp_path: Path) -> None:
     made = open_small(tmp_path, search__trials=1, training__epochs=1)
     with pytest.raises(StudyError, match=r"has no complete trial yet; nothing can be confirmed"):
-        confirm(made, 5, 5)
+        confirm_plans(made, 5, 5)
     run(made)
     with pytest.raises(StudyError, match="has no complete trial but the baseline; nothing can"):
-        confirm(made, 5, 5)
+        confirm_plans(made, 5, 5)
     assert not made.files.confirmed("small").exists()

@@ -11,12 +11,12 @@ import pytest
 
 from autotune.results.evaluation.model_card import (
     LISTED_CLASSES,
-    in_doubt,
+    describe_difference,
     model_card,
-    origin_of,
-    write_card,
+    weights_origin,
+    write_model_card,
 )
-from autotune.results.model.model import Description, save_model
+from autotune.results.model.model import ModelSpec, save_model
 from tests.support.models import kept
 from tests.support.surgery import FAMILIES, built, source
 
@@ -66,14 +66,14 @@ def facts(**changes: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     plan = kept("test_resnet")
-    description = Description(
+    description = ModelSpec(
         plan, CLASSES, source("test_resnet").data_config, FAMILIES["test_resnet"].size
     )
     return save_model(tmp_path_factory.mktemp("model"), built(plan), description, facts())
 
 
 def test_every_figure_is_there(record: dict[str, Any], tmp_path: Path) -> None:
-    write_card(tmp_path, record, MATRIX)
+    write_model_card(tmp_path, record, MATRIX)
     text = (tmp_path / "README.md").read_text("utf-8")
     for line in (
         "# pets",
@@ -117,7 +117,9 @@ def test_every_figure_is_there(record: dict[str, Any], tmp_path: Path) -> None:
 def test_a_difference_in_a_sentence(
     metric: str, gap: tuple[float, float, float], said: str
 ) -> None:
-    found = in_doubt(metric, {metric: dict(zip(("value", "low", "high"), gap, strict=True))})
+    found = describe_difference(
+        metric, {metric: dict(zip(("value", "low", "high"), gap, strict=True))}
+    )
     assert said in found
     unit = "points" if metric == "accuracy" else "against"
     assert unit in found
@@ -155,6 +157,6 @@ def test_many_classes(record: dict[str, Any]) -> None:
 
 def test_where_weights_come_from() -> None:
     backbone = source("test_resnet")
-    assert origin_of(backbone, "none") == {"weights": "none", "hash": backbone.weights_hash}
-    assert origin_of(backbone, "a.pth")["weights"] == "file"
-    assert origin_of(backbone, "hub")["source"].startswith("timm/")
+    assert weights_origin(backbone, "none") == {"weights": "none", "hash": backbone.weights_hash}
+    assert weights_origin(backbone, "a.pth")["weights"] == "file"
+    assert weights_origin(backbone, "hub")["source"].startswith("timm/")

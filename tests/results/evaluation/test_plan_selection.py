@@ -9,7 +9,7 @@ import pytest
 
 from autotune.errors import StudyError
 from autotune.results.evaluation.confirm import candidates
-from autotune.results.evaluation.plan_selection import choose
+from autotune.results.evaluation.plan_selection import select_plan
 from autotune.results.values.verdict import Verdict
 from autotune.search import ranking
 from autotune.storage.paths import Files
@@ -38,14 +38,14 @@ def test_without_a_confirmation_the_best_of_the_search() -> None:
     opened = made()
     best = ranking.best_of(opened.study.trials, opened.study.direction)
     assert best is not None
-    found = choose(opened)
+    found = select_plan(opened)
     assert (found.trial, found.plan) == (best.number, attrs.plan_of(best))
     assert found.describe() == f"trial {best.number}, the best of the search"
     assert found.remarks == (LUCKY,)
 
 
 def test_the_baseline_where_no_trial_is_better() -> None:
-    found = choose(made(gain=-0.05))
+    found = select_plan(made(gain=-0.05))
     assert found.describe() == "trial 0, the baseline: no trial is better"
     assert found.remarks == ()
 
@@ -53,8 +53,8 @@ def test_the_baseline_where_no_trial_is_better() -> None:
 def test_the_best_confirmed_mean_comes_before_the_best_of_the_search() -> None:
     opened = made()
     verdict = confirmed(opened)
-    found = choose(opened)
-    assert found.trial == verdict.trial != choose(opened, verdict.trials[0]).trial
+    found = select_plan(opened)
+    assert found.trial == verdict.trial != select_plan(opened, verdict.trials[0]).trial
     assert found.describe() == f"trial {verdict.trial}, confirmed over 5 seeds"
     assert found.remarks == ()
 
@@ -62,7 +62,7 @@ def test_the_best_confirmed_mean_comes_before_the_best_of_the_search() -> None:
 def test_a_confirmed_plan_that_is_not_shown_to_be_better_is_fitted_and_it_is_said() -> None:
     opened = made()
     verdict = confirmed(opened, low=-0.004)
-    found = choose(opened)
+    found = select_plan(opened)
     assert found.trial == verdict.trial
     (said,) = found.remarks
     assert said.startswith("No plan is shown to beat the baseline (92.8 %): the best mean is that")
@@ -71,7 +71,7 @@ def test_a_confirmed_plan_that_is_not_shown_to_be_better_is_fitted_and_it_is_sai
 def test_a_baseline_with_the_best_mean_is_fitted_itself() -> None:
     opened = made()
     verdict = confirmed(opened, gain=-0.01, low=-0.02, high=0.0)
-    found = choose(opened)
+    found = select_plan(opened)
     assert found.describe() == "trial 0, the baseline, confirmed over 5 seeds"
     assert found.plan.depth == 0
     assert found.remarks == (
@@ -84,7 +84,7 @@ def test_better_trials_that_were_not_confirmed_are_named() -> None:
     opened = made()
     first, *others = (one.number for one, _ in candidates(opened, 4))
     confirmed(opened, trial=others[-1], trials=tuple(others))
-    found = choose(opened)
+    found = select_plan(opened)
     assert found.trial == others[-1]
     assert found.remarks == (
         f"Trial {first} is better in the search than some that were confirmed; "
@@ -95,20 +95,20 @@ def test_better_trials_that_were_not_confirmed_are_named() -> None:
 def test_a_trial_that_is_asked_for() -> None:
     opened = made()
     confirmed(opened)
-    found = choose(opened, 0)
+    found = select_plan(opened, 0)
     assert (found.trial, found.plan.depth, found.remarks) == (0, 0, ())
     for trial in (-1, 99):
         with pytest.raises(StudyError, match=f"has the trials 0 to 26, but got {trial}"):
-            choose(opened, trial)
+            select_plan(opened, trial)
 
 
 def test_a_trial_without_a_plan_cannot_be_fitted() -> None:
     opened = made(trials=1, running=0, failed=0)
     opened.study.enqueue_trial({})
     with pytest.raises(StudyError, match="trial 1 of 'digits' ended before it had a plan"):
-        choose(opened, 1)
+        select_plan(opened, 1)
 
 
 def test_a_study_without_a_complete_trial() -> None:
     with pytest.raises(StudyError, match="has no complete trial yet"):
-        choose(made(trials=0))
+        select_plan(made(trials=0))

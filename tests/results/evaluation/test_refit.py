@@ -12,7 +12,7 @@ import pytest
 from autotune.config.schema import FitConfig
 from autotune.errors import DiskFullError
 from autotune.results.evaluation import refit as fit_module
-from autotune.results.evaluation.refit import FitResult, fit
+from autotune.results.evaluation.refit import RefitResult, refit_study
 from autotune.results.model.model import load_model
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
@@ -35,15 +35,15 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
 
 
 @pytest.fixture(scope="module")
-def fitted(opened: OpenStudy) -> FitResult:
-    return fit(opened, trial=1)
+def fitted(opened: OpenStudy) -> RefitResult:
+    return refit_study(opened, trial=1)
 
 
 def test_both_are_trained_alike_and_all_figures_are_kept(
-    opened: OpenStudy, fitted: FitResult
+    opened: OpenStudy, fitted: RefitResult
 ) -> None:
-    assert fitted.manner.ema == fitted.baseline_manner.ema == 0.5  # of the study's last run
-    assert fitted.manner.views == fitted.baseline_manner.views == "online"
+    assert fitted.summary.ema == fitted.baseline_summary.ema == 0.5  # of the study's last run
+    assert fitted.summary.views == fitted.baseline_summary.views == "online"
     values = json.loads((fitted.folder / "record.json").read_text("utf-8"))
     (read,) = opened.study.user_attrs[attrs.TEST_READS]
     assert {name: values["test"][name] for name in read["test"]} == read["test"]
@@ -67,29 +67,31 @@ def test_both_are_trained_alike_and_all_figures_are_kept(
 def test_settings_of_a_call_come_before_those_of_the_study(
     opened: OpenStudy, tmp_path: Path
 ) -> None:
-    found = fit(opened, trial=0, folder=tmp_path, settings=FitConfig(views="study", ema="off"))
-    assert (found.manner.ema, found.manner.views) == (None, 2)
+    found = refit_study(
+        opened, trial=0, folder=tmp_path, settings=FitConfig(views="study", ema="off")
+    )
+    assert (found.summary.ema, found.summary.views) == (None, 2)
     assert found.comparison.difference["accuracy"].value == 0.0  # the baseline is one training
 
 
 def test_a_full_disk_leaves_the_old_model_and_the_read_counts(
-    opened: OpenStudy, fitted: FitResult, monkeypatch: pytest.MonkeyPatch
+    opened: OpenStudy, fitted: RefitResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, reads = contents(fitted.folder), len(opened.study.user_attrs[attrs.TEST_READS])
 
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(fit_module, "write_card", full)
+    monkeypatch.setattr(fit_module, "write_model_card", full)
     with pytest.raises(DiskFullError):
-        fit(opened, trial=0)
+        refit_study(opened, trial=0)
     assert contents(fitted.folder) == before
     assert len(opened.study.user_attrs[attrs.TEST_READS]) == reads + 1
     assert load_model(fitted.folder).classes
 
 
 def test_what_is_stopped_in_training_has_read_nothing(
-    opened: OpenStudy, fitted: FitResult
+    opened: OpenStudy, fitted: RefitResult
 ) -> None:
     before, reads = contents(fitted.folder), len(opened.study.user_attrs[attrs.TEST_READS])
 
@@ -98,6 +100,6 @@ def test_what_is_stopped_in_training_has_read_nothing(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(opened, trial=1, listener=stop)
+        refit_study(opened, trial=1, on_epoch=stop)
     assert contents(fitted.folder) == before
     assert len(opened.study.user_attrs[attrs.TEST_READS]) == reads

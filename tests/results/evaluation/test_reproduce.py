@@ -10,8 +10,8 @@ import torch
 from optuna.trial import TrialState, create_trial
 
 from autotune.errors import StudyError
-from autotune.results.evaluation.reproduce import rerun
-from autotune.study.engine.worker import work
+from autotune.results.evaluation.reproduce import reproduce_trial
+from autotune.study.engine.worker import run_worker
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from tests.study.engine.test_worker import job, run
@@ -28,9 +28,9 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_trial_is_reproduced_bit_by_bit(opened: OpenStudy, number: int) -> None:
     epochs: list[tuple[int, int]] = []
-    found = rerun(opened, number, lambda *told: epochs.append(told))
+    found = reproduce_trial(opened, number, lambda *told: epochs.append(told))
     assert epochs == [(1, 2), (2, 2)]
-    assert found.now == found.then and found.differing is None
+    assert found.reproduced == found.recorded and found.first_difference is None
     value = opened.study.trials[number].value
     assert found.values == (value, value)
     assert found.changes == () and not found.pruned
@@ -40,13 +40,13 @@ def test_a_rerun_has_the_threads_of_its_trial(tmp_path: Path) -> None:
     made = open_small(tmp_path, search__trials=1, training__epochs=1)
     before = torch.get_num_threads()
     try:
-        work(job(made, threads=2), threading.Event(), lambda event: None)
+        run_worker(job(made, threads=2), threading.Event(), lambda event: None)
         assert made.study.trials[0].user_attrs[attrs.THREADS] == 2
         torch.set_num_threads(1)
         seen: list[int] = []
-        found = rerun(made, 0, lambda *told: seen.append(torch.get_num_threads()))
+        found = reproduce_trial(made, 0, lambda *told: seen.append(torch.get_num_threads()))
         assert seen == [2] and torch.get_num_threads() == 1
-        assert found.differing is None
+        assert found.first_difference is None
     finally:
         torch.set_num_threads(before)
 
@@ -59,8 +59,8 @@ def test_a_pruned_trial_is_trained_to_where_it_was_pruned(opened: OpenStudy) -> 
         user_attrs={attrs.PLAN: whole.user_attrs[attrs.PLAN], attrs.THREADS: 1},
     )
     opened.study.add_trial(pruned)
-    found = rerun(opened, len(opened.study.trials) - 1)
-    assert found.pruned and found.differing is None and list(found.now) == [1]
+    found = reproduce_trial(opened, len(opened.study.trials) - 1)
+    assert found.pruned and found.first_difference is None and list(found.reproduced) == [1]
 
 
 def test_what_differs_is_said(opened: OpenStudy) -> None:
@@ -75,14 +75,14 @@ def test_what_differs_is_said(opened: OpenStudy) -> None:
         },
     )
     opened.study.add_trial(other)
-    found = rerun(opened, len(opened.study.trials) - 1)
-    assert found.differing == 2
+    found = reproduce_trial(opened, len(opened.study.trials) - 1)
+    assert found.first_difference == 2
     assert found.values == (0.123, one.value)
     assert found.changes == (
         "device NVIDIA H200 then, cpu now",
         "computed in bf16, the rest in float32 with products in TF32 then, in float32 now",
     )
-    assert found.computing == "cpu: float32"
+    assert found.compute == "cpu: float32"
 
 
 @pytest.mark.parametrize("left", [[], [1], [2]])
@@ -92,11 +92,11 @@ def test_a_cut_curve_and_its_value_are_compared(opened: OpenStudy, left: list[in
     plan = {attrs.PLAN: one.user_attrs[attrs.PLAN], attrs.THREADS: 1}
     cut = create_trial(value=one.value, intermediate_values=curve, user_attrs=plan)
     opened.study.add_trial(cut)
-    found = rerun(opened, len(opened.study.trials) - 1)
-    assert list(found.now) == [1, 2]
-    assert found.missing == (() if left == [1] else (1,))
-    assert found.differing == (None if left == [1] else 1)
-    assert found.values == (one.value, one.value) and found.furthest[1] == 0.0
+    found = reproduce_trial(opened, len(opened.study.trials) - 1)
+    assert list(found.reproduced) == [1, 2]
+    assert found.missing_epochs == (() if left == [1] else (1,))
+    assert found.first_difference == (None if left == [1] else 1)
+    assert found.values == (one.value, one.value) and found.largest_difference[1] == 0.0
 
 
 def test_a_value_that_is_not_that_of_its_curve_differs(opened: OpenStudy) -> None:
@@ -105,8 +105,8 @@ def test_a_value_that_is_not_that_of_its_curve_differs(opened: OpenStudy) -> Non
     opened.study.add_trial(
         create_trial(value=0.123, intermediate_values=one.intermediate_values, user_attrs=plan)
     )
-    found = rerun(opened, len(opened.study.trials) - 1)
-    assert found.differing == 2 and found.values == (0.123, one.value)
+    found = reproduce_trial(opened, len(opened.study.trials) - 1)
+    assert found.first_difference == 2 and found.values == (0.123, one.value)
 
 
 def test_what_cannot_be_rerun(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_what_cannot_be_rerun(tmp_path: Path) -> None:
 
     def refused(number: int) -> str:
         with pytest.raises(StudyError) as error:
-            rerun(made, number)
+            reproduce_trial(made, number)
         return str(error.value)
 
     assert refused(0) == "trial 0 of 'small' must have ended to be compared with, but is queued"

@@ -40,7 +40,7 @@ def test_what_is_loaded_is_what_was_saved(name: str, tmp_path: Path) -> None:
     assert not any(module.training for module in model.modules())
     trained = {key for key, one in model.network.named_parameters() if one.requires_grad}
     assert trained == {key for key, one in network.named_parameters() if one.requires_grad}
-    assert model.classes == CLASSES and model.description.plan == plan
+    assert model.classes == CLASSES and model.model_spec.plan == plan
 
 
 def test_the_public_names(folder: Path) -> None:
@@ -56,8 +56,8 @@ def test_the_transform_is_that_of_the_study(fast: bool, tmp_path: Path) -> None:
     turned[274] = 6
     photo(500, 200).save(images / "a" / "001.jpg", exif=turned)
     model = load_model(saved(tmp_path / "model", kept("mobilenetv3_small_050"), fast=fast))
-    size = model.description.image_size
-    spec = ImageSpec.from_data_config(model.description.data_config, size)
+    size = model.model_spec.image_size
+    spec = ImageSpec.from_data_config(model.model_spec.data_config, size)
     assert spec.store_size > spec.size
     data = DataConfig(
         image_size=size,
@@ -67,7 +67,7 @@ def test_the_transform_is_that_of_the_study(fast: bool, tmp_path: Path) -> None:
     )
     task = Task.open(str(images), data, spec, tmp_path / "cache")
     views = task.train_validation_views(AugmentConfig(), 1, 0)
-    normalise = Normalise.of(model.description.data_config, torch.device("cpu"))
+    normalise = Normalise.of(model.model_spec.data_config, torch.device("cpu"))
     rows = sorted([*task.train_rows, *task.validation_rows])
     assert len(views) == len(rows) >= 6
     keys = sorted(f"{one.parent.name}/{one.name}" for one in images.rglob("*.jpg"))

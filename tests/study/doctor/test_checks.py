@@ -49,21 +49,21 @@ def local(tmp_path: Path) -> OpenStudy:
     return open_small(tmp_path, files=str(tmp_path / "files"), search__trials=6)
 
 
-def fresh(opened: OpenStudy) -> OpenStudy:
+def fresh(handle: OpenStudy) -> OpenStudy:
     """Open a study anew: Optuna keeps what it has read of trials that ended."""
-    return open_existing(opened.name, opened.url)
+    return open_existing(handle.name, handle.url)
 
 
-def findings(opened: OpenStudy) -> tuple[Finding, ...]:
-    return diagnose(fresh(opened)).findings
+def findings(handle: OpenStudy) -> tuple[Finding, ...]:
+    return diagnose(fresh(handle)).findings
 
 
-def kinds(opened: OpenStudy) -> list[str]:
-    return [one.kind for one in findings(opened)]
+def kinds(handle: OpenStudy) -> list[str]:
+    return [one.kind for one in findings(handle)]
 
 
-def finish(opened: OpenStudy, number: int, value: float = 0.5) -> None:
-    opened.study.tell(number, value)
+def finish(handle: OpenStudy, number: int, value: float = 0.5) -> None:
+    handle.study.tell(number, value)
 
 
 def write(path: Path, *, age_s: float, text: str = "x" * 100) -> Path:
@@ -76,83 +76,83 @@ def write(path: Path, *, age_s: float, text: str = "x" * 100) -> Path:
 # Healthy studies
 
 
-def test_nothing_is_wrong_with_a_study_at_any_healthy_stage(opened: OpenStudy) -> None:
-    assert kinds(opened) == []
-    first, second = claim(opened), claim(opened, "box/1/1")
-    write(opened.files.checkpoint(opened.name, first.number), age_s=5 * HOUR)  # long epochs
-    assert kinds(opened) == []
-    finish(opened, first.number)
-    opened.files.checkpoint(opened.name, first.number).unlink()
-    opened.claims().give_back(second.number, LOST)
-    write(opened.files.checkpoint(opened.name, second.number), age_s=5 * HOUR)  # of the retry
-    assert kinds(opened) == []
-    retry = claim(opened)
+def test_nothing_is_wrong_with_a_study_at_any_healthy_stage(handle: OpenStudy) -> None:
+    assert kinds(handle) == []
+    first, second = claim(handle), claim(handle, "box/1/1")
+    write(handle.files.checkpoint(handle.name, first.number), age_s=5 * HOUR)  # long epochs
+    assert kinds(handle) == []
+    finish(handle, first.number)
+    handle.files.checkpoint(handle.name, first.number).unlink()
+    handle.claims().give_back(second.number, LOST)
+    write(handle.files.checkpoint(handle.name, second.number), age_s=5 * HOUR)  # of the retry
+    assert kinds(handle) == []
+    retry = claim(handle)
     assert attrs.retries(retry) == [second.number]
-    assert kinds(opened) == []
-    opened.claims().begin(Budget(1))
-    finish(opened, retry.number, 0.4)
-    opened.files.checkpoint(opened.name, second.number).unlink()
-    opened.claims().begin(Budget(2))
-    opened.study.enqueue_trial({})  # waits for a larger budget
-    assert isinstance(opened.claims().claim("box/1/0"), Ending)
-    assert kinds(opened) == []
+    assert kinds(handle) == []
+    handle.claims().begin(Budget(1))
+    finish(handle, retry.number, 0.4)
+    handle.files.checkpoint(handle.name, second.number).unlink()
+    handle.claims().begin(Budget(2))
+    handle.study.enqueue_trial({})  # waits for a larger budget
+    assert isinstance(handle.claims().claim("box/1/0"), Ending)
+    assert kinds(handle) == []
 
 
-def test_looking_changes_nothing(opened: OpenStudy, tmp_path: Path) -> None:
-    silence(opened.storage, claim(opened), 1000)
-    write(opened.files.artifacts / "nobody", age_s=5 * HOUR)
-    before, trials = contents(tmp_path), trials_of(opened)
-    assert len(findings(opened)) == 2
+def test_looking_changes_nothing(handle: OpenStudy, tmp_path: Path) -> None:
+    silence(handle.storage, claim(handle), 1000)
+    write(handle.files.artifacts / "nobody", age_s=5 * HOUR)
+    before, trials = contents(tmp_path), trials_of(handle)
+    assert len(findings(handle)) == 2
     assert contents(tmp_path) == before
-    assert [one.state for one in trials_of(fresh(opened))] == [one.state for one in trials]
+    assert [one.state for one in trials_of(fresh(handle))] == [one.state for one in trials]
 
 
 # Workers that are gone
 
 
-def test_a_silent_worker_s_trial_is_given_back(opened: OpenStudy) -> None:
-    trial, other = claim(opened), claim(opened, "box/1/1")
-    silence(opened.storage, trial, 300)
-    (found,) = findings(opened)
+def test_a_silent_worker_s_trial_is_given_back(handle: OpenStudy) -> None:
+    trial, other = claim(handle), claim(handle, "box/1/1")
+    silence(handle.storage, trial, 300)
+    (found,) = findings(handle)
     assert (found.kind, found.trial, found.fixable) == (finding.ZOMBIE, 0, True)
     assert re.search(r"box/1/0, which has been silent for 30\d s", found.message)
-    assert repair(fresh(opened), [found]) == ["trial 0 was given back"]
-    assert kinds(opened) == []
-    states = [one.state for one in trials_of(fresh(opened))]
+    assert repair(fresh(handle), [found]) == ["trial 0 was given back"]
+    assert kinds(handle) == []
+    states = [one.state for one in trials_of(fresh(handle))]
     assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
-    assert attrs.retries(trials_of(fresh(opened))[2]) == [0]
+    assert attrs.retries(trials_of(fresh(handle))[2]) == [0]
     assert other.number == 1
 
 
-def test_a_worker_that_died_before_its_first_heartbeat(opened: OpenStudy) -> None:
-    trial = claim(opened, beat=False)
-    assert kinds(opened) == []  # it may be about to write it
-    set_attribute(opened, trial.number, attrs.CLAIMED, time.time() - 200)
-    (found,) = findings(opened)
+def test_a_worker_that_died_before_its_first_heartbeat(handle: OpenStudy) -> None:
+    trial = claim(handle, beat=False)
+    assert kinds(handle) == []  # it may be about to write it
+    set_attribute(handle, trial.number, attrs.CLAIMED, time.time() - 200)
+    (found,) = findings(handle)
     assert found.kind == finding.ZOMBIE
     assert re.search(r"box/1/0, which never gave a sign of life in 20\d s", found.message)
-    repair(fresh(opened), [found])
-    assert kinds(opened) == []
-    first, retry = trials_of(fresh(opened))
+    repair(fresh(handle), [found])
+    assert kinds(handle) == []
+    first, retry = trials_of(fresh(handle))
     assert (first.state, first.user_attrs[attrs.REASON]) == (TrialState.FAIL, LOST)
     assert (retry.state, attrs.retries(retry)) == (TrialState.WAITING, [0])
 
 
-def test_a_claim_that_broke_off(opened: OpenStudy) -> None:
-    opened.storage.create_new_trial(opened.study._study_id)
-    (found,) = findings(opened)
+def test_a_claim_that_broke_off(handle: OpenStudy) -> None:
+    handle.storage.create_new_trial(handle.study._study_id)
+    (found,) = findings(handle)
     assert found.kind == finding.ZOMBIE and "nobody's" in found.message
-    repair(fresh(opened), [found])
-    assert kinds(opened) == []
+    repair(fresh(handle), [found])
+    assert kinds(handle) == []
 
 
-def test_a_worker_that_comes_back_keeps_its_trial(opened: OpenStudy) -> None:
-    trial = claim(opened)
-    silence(opened.storage, trial, 300)
-    found = findings(opened)
-    opened.storage.record_heartbeat(trial._trial_id)
-    assert repair(fresh(opened), found) == ["trial 0 runs again: its worker came back"]
-    assert kinds(opened) == []
+def test_a_worker_that_comes_back_keeps_its_trial(handle: OpenStudy) -> None:
+    trial = claim(handle)
+    silence(handle.storage, trial, 300)
+    found = findings(handle)
+    handle.storage.record_heartbeat(trial._trial_id)
+    assert repair(fresh(handle), found) == ["trial 0 runs again: its worker came back"]
+    assert kinds(handle) == []
 
 
 def test_a_trial_that_was_lost_too_often_is_failed_for_good(local: OpenStudy) -> None:
@@ -250,48 +250,48 @@ def test_finished_trials_beyond_the_budget(local: OpenStudy) -> None:
 
 
 def uploaded(
-    opened: OpenStudy, tmp_path: Path, whose: Any, storage: BaseStorage | None = None
+    handle: OpenStudy, tmp_path: Path, whose: Any, storage: BaseStorage | None = None
 ) -> Path:
     source = tmp_path / "picture.png"
     source.write_text("picture")
     artifact = upload_artifact(
-        artifact_store=opened.artifacts,
+        artifact_store=handle.artifacts,
         file_path=str(source),
         study_or_trial=whose,
-        storage=opened.storage if storage is None else storage,
+        storage=handle.storage if storage is None else storage,
     )
-    path = opened.files.artifacts / artifact
+    path = handle.files.artifacts / artifact
     os.utime(path, (1, 1))
     return path
 
 
-def test_orphans_are_removed_and_nothing_else(opened: OpenStudy, tmp_path: Path) -> None:
+def test_orphans_are_removed_and_nothing_else(handle: OpenStudy, tmp_path: Path) -> None:
     # Whoever works at one study does not write to another.
-    storage = open_storage(opened.url)
+    storage = open_storage(handle.url)
     other = optuna.create_study(study_name="other", storage=storage)
-    trial = claim(opened)
+    trial = claim(handle)
     elsewhere = Trial(other, storage.create_new_trial(other._study_id))
     kept = [
-        *(uploaded(opened, tmp_path, one) for one in (trial, opened.study)),
-        *(uploaded(opened, tmp_path, one, storage) for one in (other, elsewhere)),
+        *(uploaded(handle, tmp_path, one) for one in (trial, handle.study)),
+        *(uploaded(handle, tmp_path, one, storage) for one in (other, elsewhere)),
     ]
-    finish(opened, trial.number)
-    young = write(opened.files.artifacts / "young", age_s=HOUR / 2)
-    old = write(opened.files.artifacts / "old", age_s=2 * HOUR)
-    ended = write(opened.files.checkpoint(opened.name, 0), age_s=2 * HOUR)
-    half = write(opened.files.checkpoints(opened.name) / "1.pt.new", age_s=2 * HOUR)
-    running = claim(opened)
-    live = write(opened.files.checkpoint(opened.name, running.number), age_s=2 * HOUR)
-    foreign = write(opened.files.checkpoint("other", 0), age_s=2 * HOUR)
-    artifacts, checkpoints = findings(opened)
+    finish(handle, trial.number)
+    young = write(handle.files.artifacts / "young", age_s=HOUR / 2)
+    old = write(handle.files.artifacts / "old", age_s=2 * HOUR)
+    ended = write(handle.files.checkpoint(handle.name, 0), age_s=2 * HOUR)
+    half = write(handle.files.checkpoints(handle.name) / "1.pt.new", age_s=2 * HOUR)
+    running = claim(handle)
+    live = write(handle.files.checkpoint(handle.name, running.number), age_s=2 * HOUR)
+    foreign = write(handle.files.checkpoint("other", 0), age_s=2 * HOUR)
+    artifacts, checkpoints = findings(handle)
     assert (artifacts.kind, checkpoints.kind) == (finding.ORPHANS, finding.CHECKPOINTS)
     assert {one.path for one in artifacts.files} == {old}
     assert {one.path for one in checkpoints.files} == {ended, half}
-    assert repair(fresh(opened), (artifacts, checkpoints)) == [
+    assert repair(fresh(handle), (artifacts, checkpoints)) == [
         "orphaned artifacts: 1 removed",
         "orphaned checkpoints: 2 removed",
     ]
-    assert kinds(opened) == []
+    assert kinds(handle) == []
     assert not old.exists() and not ended.exists() and not half.exists()
     assert all(path.exists() for path in (*kept, young, live, foreign))
 
@@ -324,13 +324,13 @@ def test_an_artifact_that_is_somebody_s_by_now_stays(local: OpenStudy, tmp_path:
     assert path.exists()
 
 
-def test_missing_artifacts(opened: OpenStudy, tmp_path: Path) -> None:
-    trial = claim(opened)
-    path = uploaded(opened, tmp_path, trial)
+def test_missing_artifacts(handle: OpenStudy, tmp_path: Path) -> None:
+    trial = claim(handle)
+    path = uploaded(handle, tmp_path, trial)
     path.unlink()
-    assert kinds(opened) == []  # a running trial may be about to write it
-    finish(opened, trial.number)
-    (found,) = findings(opened)
+    assert kinds(handle) == []  # a running trial may be about to write it
+    finish(handle, trial.number)
+    (found,) = findings(handle)
     assert (found.kind, found.fixable) == (finding.MISSING, False)
     assert "1 artifacts (picture.png) of trials 0" in found.message
 
@@ -356,15 +356,15 @@ def test_what_somebody_has_written_in_the_dashboard_is_right(local: OpenStudy) -
 
 def test_a_folder_that_is_on_other_machines_alone(postgres_url: str, tmp_path: Path) -> None:
     files = tmp_path / "files"
-    opened = open_small(tmp_path, storage=postgres_url, files=str(files))
-    trial = claim(opened)
-    uploaded(opened, tmp_path, trial)
-    finish(opened, trial.number)
+    handle = open_small(tmp_path, storage=postgres_url, files=str(files))
+    trial = claim(handle)
+    uploaded(handle, tmp_path, trial)
+    finish(handle, trial.number)
     files.rename(tmp_path / "elsewhere")
-    diagnosis = diagnose(fresh(opened))
+    diagnosis = diagnose(fresh(handle))
     assert diagnosis.findings == ()
     assert diagnosis.evidence is not None and diagnosis.evidence.root is None
-    moved = open_existing(opened.name, opened.url, str(tmp_path / "elsewhere"))
+    moved = open_existing(handle.name, handle.url, str(tmp_path / "elsewhere"))
     assert diagnose(moved).findings == ()
 
 
@@ -385,39 +385,39 @@ def test_what_this_version_cannot_read(local: OpenStudy) -> None:
         assert what in one.message and not one.fixable
 
 
-def test_a_lock_that_somebody_sits_on(opened: OpenStudy) -> None:
-    with study_lock(opened.storage, opened.url, opened.name):
-        elsewhere = fresh(opened)
+def test_a_lock_that_somebody_sits_on(handle: OpenStudy) -> None:
+    with study_lock(handle.storage, handle.url, handle.name):
+        elsewhere = fresh(handle)
         diagnosis = diagnose_in_thread(elsewhere)
     assert diagnosis.evidence is None
     (found,) = diagnosis.findings
     assert found.kind == finding.LOCK and "for more than 0.3 s" in found.message
-    assert kinds(opened) == []  # and the connection that waited is as good as new
+    assert kinds(handle) == []  # and the connection that waited is as good as new
 
 
-def diagnose_in_thread(opened: OpenStudy) -> Diagnosis:
+def diagnose_in_thread(handle: OpenStudy) -> Diagnosis:
     """A file lock is taken by a thread, and would let this one in."""
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(diagnose, opened, 0.3).result()
+        return pool.submit(diagnose, handle, 0.3).result()
 
 
-def test_the_clock_of_a_worker(opened: OpenStudy) -> None:
-    trial = claim(opened)
-    ahead = file_checks.worker_ahead_s(take_snapshot(opened), trial)
+def test_the_clock_of_a_worker(handle: OpenStudy) -> None:
+    trial = claim(handle)
+    ahead = file_checks.worker_ahead_s(take_snapshot(handle), trial)
     assert ahead is not None and abs(ahead) < 3
-    set_attribute(opened, trial.number, attrs.CLAIMED, time.time() + 120)
-    (found,) = findings(opened)
+    set_attribute(handle, trial.number, attrs.CLAIMED, time.time() + 120)
+    (found,) = findings(handle)
     assert found.kind == finding.CLOCK
     assert re.search(r"clock of box/1/0 is 1[12]\d s ahead of", found.message)
 
 
-def test_the_clock_of_this_machine(opened: OpenStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_of_this_machine(handle: OpenStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time
     with monkeypatch.context() as patch:
         patch.setattr("autotune.storage.rdb.heartbeat.time.time", lambda: now() - 60)
-        evidence = gather(fresh(opened))
+        evidence = gather(fresh(handle))
     found = list(file_checks.skewed_clocks(evidence.snapshot))
-    if opened.url.startswith("sqlite"):
+    if handle.url.startswith("sqlite"):
         assert found == []
     else:
         assert "this machine is 60 s behind" in found[0].message

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from autotune.study.engine.worker import work
+from autotune.study.engine.worker import run_worker
 from autotune.study.setup.opening import OpenStudy
 from tests.study.engine.test_worker import job
 from tests.support.small import open_small
@@ -37,18 +37,18 @@ PARTS: dict[str, Callable[[Path], None]] = {
 }
 
 
-def outcome(opened: OpenStudy) -> list[Any]:
+def outcome(handle: OpenStudy) -> list[Any]:
     return [
         (one.number, one.state, one.value, one.intermediate_values, one.params)
-        for one in opened.study.get_trials()
+        for one in handle.study.get_trials()
     ]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    opened = open_small(tmp_path_factory.mktemp("undisturbed"), **STUDY)
-    work(job(opened), threading.Event(), lambda event: None)
-    return outcome(opened)
+    handle = open_small(tmp_path_factory.mktemp("undisturbed"), **STUDY)
+    run_worker(job(handle), threading.Event(), lambda event: None)
+    return outcome(handle)
 
 
 @pytest.mark.slow
@@ -57,16 +57,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 def test_a_cache_that_is_removed_in_mid_run(
     part: str, moment: str, tmp_path: Path, undisturbed: list[Any]
 ) -> None:
-    opened = open_small(tmp_path, **STUDY)
+    handle = open_small(tmp_path, **STUDY)
     removed = 0
 
-    def emit(event: dict[str, Any]) -> None:
+    def on_event(event: dict[str, Any]) -> None:
         nonlocal removed
-        if event["event"] == moment and opened.files.cache.exists():
-            PARTS[part](opened.files.cache)
+        if event["event"] == moment and handle.files.cache.exists():
+            PARTS[part](handle.files.cache)
             removed += 1
 
-    work(job(opened), threading.Event(), emit)
+    run_worker(job(handle), threading.Event(), on_event)
     assert removed
-    assert outcome(opened) == undisturbed
-    assert all(one.state != TrialState.FAIL for one in opened.study.get_trials())
+    assert outcome(handle) == undisturbed
+    assert all(one.state != TrialState.FAIL for one in handle.study.get_trials())

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from autotune.errors import UserError
 from autotune.search.study_view import DEVICE_MEMORY
 from autotune.study.engine.launcher import run_study
-from autotune.study.engine.worker import work
+from autotune.study.engine.worker import run_worker
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.failures import Kind, answers, kind_of
@@ -47,9 +47,9 @@ def limit_to(mib: float) -> None:
     torch.cuda.set_per_process_memory_fraction(mib * MIB / total)
 
 
-def run(opened: OpenStudy) -> list[dict[str, Any]]:
+def run(handle: OpenStudy) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
-    work(job(opened), threading.Event(), events.append)
+    run_worker(job(handle), threading.Event(), events.append)
     return events
 
 
@@ -87,7 +87,7 @@ def test_a_device_whose_memory_others_hold_is_crowded() -> None:
 
 def test_a_plan_that_does_not_fit_is_infeasible_and_the_worker_lives_on(tmp_path: Path) -> None:
     """Two hidden layers of 16,384 units are a gigabyte, before anything trains."""
-    opened = open_small(
+    handle = open_small(
         tmp_path,
         space__head__hidden_layers=[0, 2],
         space__head__units=16384,
@@ -96,8 +96,8 @@ def test_a_plan_that_does_not_fit_is_infeasible_and_the_worker_lives_on(tmp_path
         search__trials=6,
     )
     limit_to(1024)
-    run(opened)
-    trials = opened.study.trials
+    run(handle)
+    trials = handle.study.trials
     big = [one for one in trials if one.params.get("head.hidden_layers") == 2]
     small = [one for one in trials if one not in big]
     assert big and len(small) > 1
@@ -111,19 +111,19 @@ def test_a_plan_that_does_not_fit_is_infeasible_and_the_worker_lives_on(tmp_path
         assert trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
         assert trial.constraints == {}
         assert 0 < float(trial.user_attrs[attrs.PEAK_MEMORY_MB]) < 1024
-    assert opened.progress().finished == 6
+    assert handle.progress().finished == 6
     # Nothing of what did not fit is held on to.
     assert torch.cuda.memory_allocated(CUDA) < 256 * MIB
 
 
 def test_a_baseline_that_does_not_fit_ends_the_run(tmp_path: Path) -> None:
-    opened = open_small(tmp_path, search__trials=2)
+    handle = open_small(tmp_path, search__trials=2)
     limit_to(1)
     with pytest.raises(UserError, match="the baseline does not fit into memory"):
-        run(opened)
+        run(handle)
     torch.cuda.set_per_process_memory_fraction(1.0)
-    run(opened)
-    assert opened.progress().complete == 2
+    run(handle)
+    assert handle.progress().complete == 2
 
 
 def test_a_batch_that_does_not_fit_goes_through_in_parts(tmp_path: Path) -> None:
@@ -140,10 +140,10 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(tmp_path: Path) -> None
     run(whole)
     peak = max(float(one.user_attrs[attrs.PEAK_MEMORY_MB]) for one in whole.study.trials)
     assert peak > 1024
-    opened = open_small(tmp_path / "b", **options)
+    handle = open_small(tmp_path / "b", **options)
     limit_to(0.7 * peak)
-    run(opened)
-    trials = opened.study.trials
+    run(handle)
+    trials = handle.study.trials
     assert [one.state for one in trials] == [TrialState.COMPLETE] * 2
     parts = [one.user_attrs.get(attrs.PART, 50) for one in trials]
     assert 2 <= min(parts) < 50
@@ -154,7 +154,7 @@ def test_two_workers_share_a_device(tmp_path: Path) -> None:
     config = small_config(tmp_path, search__trials=6, training__epochs=10)
     result = run_study(config, gpus="0", workers_per_gpu=2)
     assert (result.progress.finished, result.progress.failed) == (6, 0)
-    trials = result.opened.study.trials
+    trials = result.handle.study.trials
     assert len({one.user_attrs[attrs.WORKER] for one in trials}) == 2
     name = torch.cuda.get_device_name(CUDA)
     assert {one.user_attrs[attrs.DEVICE] for one in trials} == {name}

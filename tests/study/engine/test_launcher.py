@@ -23,8 +23,8 @@ from autotune.errors import UserError
 from autotune.runtime import available_cpus
 from autotune.storage.rdb.connection import GRACE_PERIOD_S
 from autotune.study.engine import pool
-from autotune.study.engine.launcher import count_places, resolve_gpus, run_study
-from autotune.study.engine.local_workers import Processes, local_crew
+from autotune.study.engine.launcher import count_slots, resolve_gpus, run_study
+from autotune.study.engine.local_workers import LocalWorkers, local_backend
 from autotune.study.engine.worker import Job
 from autotune.study.state import attrs
 from autotune.study.state.budget import held_hours, since_best
@@ -146,9 +146,9 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> No
             pids.extend(worker_pids(tmp_path))
             os.kill(pids[0], signal.SIGKILL)
 
-    result = run_study(config, workers=1, listener=kill)
+    result = run_study(config, workers=1, on_event=kill)
     assert len(pids) == 1
-    trials = result.opened.study.trials
+    trials = result.handle.study.trials
     progress = result.progress
     assert (progress.finished, progress.retried) == (2, 1)
     assert (progress.failed, progress.running, progress.waiting) == (0, 0, 0)
@@ -160,7 +160,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> No
     assert sorted(successor.intermediate_values) == list(range(1, 31))
     for epoch, value in lost.intermediate_values.items():
         assert successor.intermediate_values[epoch] == value
-    assert list(result.opened.files.root.glob("checkpoints/*/*.pt")) == []
+    assert list(result.handle.files.root.glob("checkpoints/*/*.pt")) == []
 
 
 @pytest.mark.slow
@@ -205,10 +205,10 @@ def test_the_end_of_the_time_holds_for_a_worker_that_joins(tmp_path: Path) -> No
             over = {**budget, "until": 1.0, "timeout": 5.0}  # long ago
             studies[0].set_user_attr(attrs.BUDGET, over)
 
-    result = run_study(config, workers=1, listener=end)
+    result = run_study(config, workers=1, on_event=end)
     words = "the 5 s of the run are over"
     assert result.ended is not None and result.ended.words == words
-    (trial,) = result.opened.study.trials
+    (trial,) = result.handle.study.trials
     assert trial.state == TrialState.COMPLETE  # what runs is finished
     assert len(trial.intermediate_values) == 30
     joined = call("worker", "small", "--storage", config.storage, cwd=tmp_path)
@@ -280,31 +280,31 @@ def test_a_worker_that_dies_before_it_reads_its_job_ends_like_any_other(
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     told: SimpleQueue[dict[str, Any]] = SimpleQueue()
-    crew = Processes(())
+    backend = LocalWorkers(())
     # More than a pipe holds: the launcher still writes when the process is gone.
     job = Job("s" * 200_000, "sqlite:///a.db", None, "", 0, 1, 1, str(tmp_path / "worker.log"))
-    crew.start(0, job, told.put)
+    backend.start(0, job, told.put)
     assert told.get(timeout=60) == {"event": "exit", "worker": 0, "code": 1, "lines": []}
-    crew.close()
+    backend.close()
 
 
 def test_processes_wait_for_their_jobs(tmp_path: Path) -> None:
     """They begin without a study; one that died meanwhile is replaced; none is left behind."""
     told: SimpleQueue[dict[str, Any]] = SimpleQueue()
-    with local_crew((), 3) as placed:
-        crew = placed.crew
-        assert isinstance(crew, Processes)
-        assert not crew._waiting
+    with local_backend((), 3) as placed:
+        backend = placed.backend
+        assert isinstance(backend, LocalWorkers)
+        assert not backend._waiting
         placed.prepare()
-        early = dict(crew._waiting)
+        early = dict(backend._waiting)
         assert sorted(early) == [0, 1, 2]
         early[1].kill()
         early[1].wait()
         url = f"sqlite:///{tmp_path}/none.db"
         for place in (0, 1):
             job = Job("none", url, None, "", 0, 2, 1, str(tmp_path / f"worker-{place}.log"))
-            crew.start(place, job, told.put)
-        started = list(crew._started.values())
+            backend.start(place, job, told.put)
+        started = list(backend._started.values())
         assert started[0] is early[0]
         assert started[1] is not early[1]
         ends = [told.get(timeout=60) for _ in range(4)]  # each says what is wrong, and ends
@@ -471,30 +471,30 @@ def test_a_place_that_kills_its_workers_is_named_and_the_others_go_on(
     monkeypatch.setattr(pool, "MAX_RESTARTS", 1)
     events: list[dict[str, Any]] = []
     config = small_config(tmp_path, search__trials=4)
-    result = run_study(config, workers=2, gpus="none", listener=events.append)
+    result = run_study(config, workers=2, gpus="none", on_event=events.append)
     assert result.progress.complete == 4
     (place,) = {one["worker"] for one in events if one["event"] == "exit" and one["code"] == 7}
     exits = [one for one in events if one["event"] == "exit" and one["worker"] == place]
     assert [(one["code"], one.get("replaced", False)) for one in exits] == [(7, True), (7, False)]
     assert exits[0]["lines"] == ["one line", "no such device"]
-    (sick,) = [one for one in events if one["event"] == "sick"]
+    (sick,) = [one for one in events if one["event"] == "worker_unhealthy"]
     assert sick["worker"] == place
     assert Path(sick["log"]).name == f"worker-{place}.log"
 
 
 def test_workers_are_counted() -> None:
-    assert count_places(0, None, None) == min(2, available_cpus())
-    assert count_places(4, None, None) == 4
-    assert count_places(4, 3, None) == 3
-    assert count_places(2, None, 3) == 6
+    assert count_slots(0, None, None) == min(2, available_cpus())
+    assert count_slots(4, None, None) == 4
+    assert count_slots(4, 3, None) == 3
+    assert count_slots(2, None, 3) == 6
     with pytest.raises(UserError, match="--workers: must be at least 1, but got 0"):
-        count_places(1, 0, None)
+        count_slots(1, 0, None)
     with pytest.raises(UserError, match="--workers-per-gpu: must be at least 1, but got -1"):
-        count_places(1, None, -1)
+        count_slots(1, None, -1)
     with pytest.raises(UserError, match="--workers 4 and --workers-per-gpu 2 say the same"):
-        count_places(1, 4, 2)
+        count_slots(1, 4, 2)
     with pytest.raises(UserError, match="--workers-per-gpu 2: no GPU is used; give --workers"):
-        count_places(0, None, 2)
+        count_slots(0, None, 2)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")

@@ -20,12 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 import autotune as package
-from autotune.results.evaluation.confirm import confirm
-from autotune.results.evaluation.refit import FitResult, fit
-from autotune.results.evaluation.reproduce import rerun
-from autotune.results.model.export import FORMATS, export, made_up_images
+from autotune.results.evaluation.confirm import confirm_plans
+from autotune.results.evaluation.refit import RefitResult, refit_study
+from autotune.results.evaluation.reproduce import reproduce_trial
+from autotune.results.model.export import FORMATS, export, random_images
 from autotune.results.model.prediction import predict_files
-from autotune.study.engine.worker import prepare, work
+from autotune.study.engine.worker import build_context, run_worker
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.oom import MIB
@@ -98,20 +98,20 @@ def opened_study(folder: Path, **options: Any) -> OpenStudy:
     return open_small(folder, **{**BASE, **options})
 
 
-def completed(opened: OpenStudy) -> list[FrozenTrial]:
+def completed(handle: OpenStudy) -> list[FrozenTrial]:
     """Return the trials of a study, all of which have to be complete."""
-    trials = opened.study.get_trials(deepcopy=False)
+    trials = handle.study.get_trials(deepcopy=False)
     ends = [(one.state, one.user_attrs.get(attrs.REASON)) for one in trials]
     assert ends == [(TrialState.COMPLETE, None)] * len(trials)
     assert all(one.value is not None and math.isfinite(one.value) for one in trials)
     return trials
 
 
-def search(opened: OpenStudy, **options: Any) -> list[FrozenTrial]:
+def search(handle: OpenStudy, **options: Any) -> list[FrozenTrial]:
     """Run a study on a simulated GPU."""
     with simulated_gpu(**options):
-        run(opened)
-    trials = completed(opened)
+        run(handle)
+    trials = completed(handle)
     assert {one.user_attrs[attrs.DEVICE] for one in trials} == {"Simulated GPU"}
     return trials
 
@@ -121,11 +121,11 @@ def test_a_trial_trains_on_a_gpu(tmp_path: Path) -> None:
 
     torch's own refusal of such a device stands in ``tests/study/test_devices.py``.
     """
-    opened = opened_study(tmp_path, training__amp="bf16", space__depth=1, training__epochs=1)
+    handle = opened_study(tmp_path, training__amp="bf16", space__depth=1, training__epochs=1)
     with simulated_gpu() as gpu:
-        run(opened)
-        assert prepare(opened).device == torch.device("cuda", 0)
-    for trial in completed(opened):
+        run(handle)
+        assert build_context(handle).device == torch.device("cuda", 0)
+    for trial in completed(handle):
         assert trial.user_attrs[attrs.DEVICE] == "Simulated GPU"
         assert 0 < trial.user_attrs[attrs.PEAK_MEMORY_MB] < 64
         assert trial.user_attrs[attrs.DEVICE_MEMORY_MB] == 139 * 1024
@@ -141,12 +141,12 @@ def test_a_tensor_that_was_left_on_the_host_is_found(
         return step(self, inputs, targets.cpu())
 
     monkeypatch.setattr(Training, "_step", forgetful)
-    opened = opened_study(tmp_path, training__amp="off", space__depth=1, training__epochs=1)
+    handle = opened_study(tmp_path, training__amp="off", space__depth=1, training__epochs=1)
     with simulated_gpu() as gpu:
-        run(opened)
+        run(handle)
         assert gpu.faults
         gpu.faults.clear()
-    for trial in opened.study.trials:
+    for trial in handle.study.trials:
         assert trial.state == TrialState.FAIL
         assert "Expected all tensors to be on the same device" in trial.user_attrs[attrs.REASON]
 
@@ -159,8 +159,8 @@ def test_every_kind_of_trial(tmp_path: Path, options: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_a_card_without_bf16_trains_in_fp16(tmp_path: Path) -> None:
-    opened = opened_study(tmp_path, training__amp="fp16", space__depth=2)
-    search(opened, capability=(7, 5))
+    handle = opened_study(tmp_path, training__amp="fp16", space__depth=2)
+    search(handle, capability=(7, 5))
 
 
 @pytest.mark.slow
@@ -176,7 +176,7 @@ def test_values_are_those_of_the_cpu(tmp_path: Path, kind: str) -> None:
         assert mine["log_loss"] == pytest.approx(theirs["log_loss"], rel=1e-3)
 
 
-def waits_of_an_epoch(opened: OpenStudy, **options: Any) -> dict[int, int]:
+def waits_of_an_epoch(handle: OpenStudy, **options: Any) -> dict[int, int]:
     """Count how often the host waits in the last epoch of each trial.
 
     By then all features are kept. Validation, reports and checkpoints are no part of it.
@@ -191,8 +191,8 @@ def waits_of_an_epoch(opened: OpenStudy, **options: Any) -> dict[int, int]:
                 assert not gpu.traffic.of(Kind.WAIT, within="Training._step")
                 gpu.traffic.reset()
 
-        work(job(opened), threading.Event(), listen)
-    completed(opened)
+        run_worker(job(handle), threading.Event(), listen)
+    completed(handle)
     return counts
 
 
@@ -228,9 +228,9 @@ def test_no_step_copies_from_pageable_memory(tmp_path: Path, kind: str) -> None:
                     assert gpu.traffic.operations
                 gpu.traffic.reset()
 
-        opened = opened_study(tmp_path, **KINDS[kind])
-        work(job(opened), threading.Event(), listen)
-    completed(opened)
+        handle = opened_study(tmp_path, **KINDS[kind])
+        run_worker(job(handle), threading.Event(), listen)
+    completed(handle)
     assert lines == []
 
 
@@ -282,7 +282,7 @@ PLACES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 def test_a_place_with_a_batch_of_its_own_halves_it(tmp_path: Path, place: dict[str, Any]) -> None:
     """The training goes on with whole batches: it is not what does not fit."""
-    opened = opened_study(
+    handle = opened_study(
         tmp_path,
         training__amp="off",
         space__depth=2,
@@ -291,20 +291,20 @@ def test_a_place_with_a_batch_of_its_own_halves_it(tmp_path: Path, place: dict[s
     )
     with simulated_gpu() as gpu:
         rule = gpu.memory.provoke(6, **place)
-        run(opened)
+        run(handle)
         assert rule.count
-    for trial in completed(opened):
+    for trial in completed(handle):
         assert attrs.PART not in trial.user_attrs
 
 
 @pytest.mark.slow
 def test_memory_gives_out_once_where_a_network_is_split(tmp_path: Path) -> None:
-    opened = opened_study(tmp_path, training__amp="off", space__depth=2)
+    handle = opened_study(tmp_path, training__amp="off", space__depth=2)
     with simulated_gpu() as gpu:
         rule = gpu.memory.provoke(0, inside=" _split", times=1)
-        run(opened)
+        run(handle)
         assert rule.count == 1
-    for trial in completed(opened):
+    for trial in completed(handle):
         assert attrs.WHOLE not in trial.user_attrs
 
 
@@ -312,17 +312,17 @@ def test_memory_gives_out_once_where_a_network_is_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inside", ["Training._step", ""], ids=["step", "everywhere"])
 def test_a_step_that_does_not_fit_is_taken_in_parts(tmp_path: Path, inside: str) -> None:
     options = {"training__amp": "off", "space__depth": 5, "cache__features": "off"}
-    opened = opened_study(tmp_path, **options)
+    handle = opened_study(tmp_path, **options)
     with simulated_gpu() as gpu:
         gpu.memory.provoke(6, inside)
-        run(opened)
-    trials = completed(opened)
+        run(handle)
+    trials = completed(handle)
     assert [one.user_attrs[attrs.PART] for one in trials] == [5, 5]
 
 
 @pytest.mark.slow
 def test_a_plan_that_never_fits_is_infeasible_and_holds_nothing(tmp_path: Path) -> None:
-    opened = opened_study(
+    handle = opened_study(
         tmp_path, training__amp="off", space__depth=5, cache__features="off", search__trials=3
     )
     with simulated_gpu() as gpu:
@@ -331,10 +331,10 @@ def test_a_plan_that_never_fits_is_infeasible_and_holds_nothing(tmp_path: Path) 
             if event["event"] == "end" and not gpu.memory.provoked:
                 gpu.memory.provoke(0, inside="Training._step")  # after the baseline
 
-        work(job(opened), threading.Event(), listen)
+        run_worker(job(handle), threading.Event(), listen)
         gc.collect()
         assert gpu.memory.allocated < MIB
-    baseline, *others = opened.study.trials
+    baseline, *others = handle.study.trials
     assert baseline.state == TrialState.COMPLETE
     for trial in others:
         assert trial.state == TrialState.PRUNED and attrs.is_untrained(trial)
@@ -344,7 +344,7 @@ def test_a_plan_that_never_fits_is_infeasible_and_holds_nothing(tmp_path: Path) 
 @pytest.mark.slow
 def test_a_neighbor_that_leaves_costs_no_trial_its_batch(tmp_path: Path) -> None:
     """Nothing is halved, and no smaller part is stored, because others held memory for a while."""
-    opened = opened_study(tmp_path, training__amp="off", space__depth=5, cache__features="off")
+    handle = opened_study(tmp_path, training__amp="off", space__depth=5, cache__features="off")
     with simulated_gpu(total_bytes=64 * MIB) as gpu:
         crowded = False
 
@@ -354,16 +354,16 @@ def test_a_neighbor_that_leaves_costs_no_trial_its_batch(tmp_path: Path) -> None
                 gpu.memory.crowd(62 * MIB, calls=4)
                 crowded = True
 
-        work(job(opened), threading.Event(), listen)
+        run_worker(job(handle), threading.Event(), listen)
         assert crowded and not gpu.memory.neighbor_bytes
-    for trial in completed(opened):
+    for trial in completed(handle):
         assert attrs.PART not in trial.user_attrs
 
 
 @pytest.mark.slow
 def test_a_worker_keeps_nothing_that_its_neighbor_needs(tmp_path: Path) -> None:
     """Two workers in turn: what one had for a trial is free for the other after it."""
-    opened = opened_study(
+    handle = opened_study(
         tmp_path, training__amp="off", space__depth=5, cache__features="off", search__trials=3
     )
     kept = []
@@ -374,9 +374,9 @@ def test_a_worker_keeps_nothing_that_its_neighbor_needs(tmp_path: Path) -> None:
                 free, total = torch.cuda.mem_get_info()
                 kept.append(total - free)
 
-        work(job(opened), threading.Event(), listen)
+        run_worker(job(handle), threading.Event(), listen)
         assert gpu.memory.peak > 4 * MIB
-    completed(opened)
+    completed(handle)
     assert len(kept) == 3 and max(kept) < 2 * MIB
 
 
@@ -406,9 +406,9 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
 
 
 @pytest.fixture(scope="module")
-def fitted(opened: OpenStudy) -> FitResult:
+def fitted(handle: OpenStudy) -> RefitResult:
     with simulated_gpu():
-        return fit(opened, trial=1)
+        return refit_study(handle, trial=1)
 
 
 @pytest.fixture
@@ -422,12 +422,12 @@ def images(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_model_is_fitted_and_measured(fitted: FitResult) -> None:
+def test_a_model_is_fitted_and_measured(fitted: RefitResult) -> None:
     assert math.isfinite(fitted.test.log_loss) and math.isfinite(fitted.baseline.log_loss)
 
 
 @pytest.mark.slow
-def test_a_fitted_model_predicts_on_the_device(fitted: FitResult, images: list[str]) -> None:
+def test_a_fitted_model_predicts_on_the_device(fitted: RefitResult, images: list[str]) -> None:
     def probabilities(model: Any) -> Tensor:
         batches = predict_files(model, images, 2)
         return torch.stack([one.probabilities for batch in batches for one in batch])
@@ -447,33 +447,33 @@ def test_a_fitted_model_predicts_on_the_device(fitted: FitResult, images: list[s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_fitted_model_is_exported(tmp_path: Path, fitted: FitResult, form: str) -> None:
+def test_a_fitted_model_is_exported(tmp_path: Path, fitted: RefitResult, form: str) -> None:
     """Exporting is the CPU's, on a machine with a GPU too."""
     with simulated_gpu() as gpu:
         model = package.load(fitted.folder)
-        parity = export(model, FORMATS[form], tmp_path / "exported", made_up_images(model, 4))
-        assert parity.agreeing == parity.images
+        parity = export(model, FORMATS[form], tmp_path / "exported", random_images(model, 4))
+        assert parity.same_class == parity.images
         assert gpu.traffic.operations == 0
 
 
 @pytest.mark.slow
-def test_plans_are_confirmed(opened: OpenStudy) -> None:
+def test_plans_are_confirmed(handle: OpenStudy) -> None:
     with simulated_gpu():
-        confirmation = confirm(opened, top=1, seeds=2)
+        confirmation = confirm_plans(handle, top=1, seeds=2)
     assert confirmation.trained == 4
     assert all(value is not None for value in confirmation.plans[0].values)
 
 
 @pytest.mark.slow
-def test_a_rerun_has_the_same_values(opened: OpenStudy) -> None:
+def test_a_rerun_has_the_same_values(handle: OpenStudy) -> None:
     with simulated_gpu():
-        again = rerun(opened, 1)
-    assert again.differing is None and again.changes == ()
+        again = reproduce_trial(handle, 1)
+    assert again.first_difference is None and again.changes == ()
 
 
 @pytest.mark.slow
 def test_the_command_predicts_on_the_device(
-    tmp_path: Path, fitted: FitResult, images: list[str]
+    tmp_path: Path, fitted: RefitResult, images: list[str]
 ) -> None:
     ended = autotune(
         *("predict", str(fitted.folder), *images, "--output", "out.csv"),

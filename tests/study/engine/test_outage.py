@@ -13,7 +13,7 @@ from optuna.trial import Trial, TrialState
 
 from autotune.errors import StorageError
 from autotune.storage.rdb import retry
-from autotune.study.engine.worker import work
+from autotune.study.engine.worker import run_worker
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.trial_queue import Claim
@@ -30,19 +30,19 @@ def own_server() -> Iterator[Server]:
         yield server
 
 
-def outcome(opened: OpenStudy) -> list[Any]:
+def outcome(handle: OpenStudy) -> list[Any]:
     """Everything of the trials that an undisturbed run would have as well."""
     return [
         (one.number, one.state, one.value, one.intermediate_values, one.params)
-        for one in opened.study.get_trials()
+        for one in handle.study.get_trials()
     ]
 
 
 @pytest.mark.slow
 def test_a_study_outlives_restarts_of_its_database(tmp_path: Path, own_server: Server) -> None:
     undisturbed = open_small(tmp_path / "a", search__trials=4, training__epochs=3)
-    work(job(undisturbed), threading.Event(), lambda event: None)
-    opened = open_small(
+    run_worker(job(undisturbed), threading.Event(), lambda event: None)
+    handle = open_small(
         tmp_path / "b",
         search__trials=4,
         training__epochs=3,
@@ -58,22 +58,22 @@ def test_a_study_outlives_restarts_of_its_database(tmp_path: Path, own_server: S
             threading.Timer(0.5, own_server.start).start()
             restarts.append(at)
 
-    work(job(opened, files=str(tmp_path / "b")), threading.Event(), restart)
+    run_worker(job(handle, files=str(tmp_path / "b")), threading.Event(), restart)
     assert len(restarts) == 3
-    assert outcome(opened) == outcome(undisturbed)
+    assert outcome(handle) == outcome(undisturbed)
 
 
 @pytest.mark.parametrize("queued", [True, False])
 def test_a_claim_whose_lock_was_lost_is_made_anew(
     tmp_path: Path, own_server: Server, monkeypatch: pytest.MonkeyPatch, queued: bool
 ) -> None:
-    opened = open_small(
+    handle = open_small(
         tmp_path,
         search__trials=2,
         storage=own_server.fresh_database(),
         files=str(tmp_path),
     )
-    claims = opened.claims()
+    claims = handle.claims()
     if not queued:
         first = claims.claim("host/1/0")
         assert isinstance(first, Claim)
@@ -95,7 +95,7 @@ def test_a_claim_whose_lock_was_lost_is_made_anew(
     claim = claims.claim("host/1/1")
     assert isinstance(claim, Claim)
     (broken,) = drops
-    trials = opened.study.get_trials()
+    trials = handle.study.get_trials()
     assert trials[broken].state == TrialState.FAIL
     assert attrs.retries(trials[claim.trial.number]) == [broken]
     assert trials[claim.trial.number].params == trials[broken].params
@@ -108,8 +108,8 @@ def test_a_claim_whose_lock_was_lost_is_made_anew(
 def test_a_trial_that_somebody_else_has_taken_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = open_small(tmp_path, search__trials=2)
-    claims = opened.claims()
+    handle = open_small(tmp_path, search__trials=2)
+    claims = handle.claims()
     taken = []
     original = type(claims)._pop
 
@@ -125,29 +125,29 @@ def test_a_trial_that_somebody_else_has_taken_is_not_run(
     assert isinstance(claim, Claim)
     assert taken == [0]
     assert claim.trial.number == 1
-    running = opened.study.get_trials(states=(TrialState.RUNNING,))
+    running = handle.study.get_trials(states=(TrialState.RUNNING,))
     assert [one.user_attrs[attrs.WORKER] for one in running] == ["other/1/0", "host/1/0"]
 
 
 @pytest.mark.slow
 def test_a_worker_that_starts_meanwhile_waits(tmp_path: Path, own_server: Server) -> None:
-    opened = open_small(
+    handle = open_small(
         tmp_path,
         search__trials=1,
         storage=own_server.fresh_database(),
         files=str(tmp_path),
     )
-    opened.storage.engine.dispose()
+    handle.storage.engine.dispose()
     own_server.stop()
     threading.Timer(1.0, own_server.start).start()
-    work(job(opened, files=str(tmp_path)), threading.Event(), lambda event: None)
-    assert [one.state for one in opened.study.get_trials()] == [TrialState.COMPLETE]
+    run_worker(job(handle, files=str(tmp_path)), threading.Event(), lambda event: None)
+    assert [one.state for one in handle.study.get_trials()] == [TrialState.COMPLETE]
 
 
 def test_a_database_that_stays_away_ends_the_run_with_one_message(
     tmp_path: Path, own_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = open_small(
+    handle = open_small(
         tmp_path,
         search__trials=1,
         storage=own_server.fresh_database(),
@@ -160,11 +160,11 @@ def test_a_database_that_stays_away_ends_the_run_with_one_message(
             own_server.stop()
 
     with pytest.raises(StorageError, match="cannot be used"):
-        work(job(opened, files=str(tmp_path)), threading.Event(), stop)
+        run_worker(job(handle, files=str(tmp_path)), threading.Event(), stop)
     own_server.start()
     monkeypatch.undo()
-    study: Study = opened.study
+    study: Study = handle.study
     assert study.get_trials()[0].state == TrialState.RUNNING
-    assert opened.claims().sweep(lambda worker: True) == 1
-    work(job(opened, files=str(tmp_path)), threading.Event(), lambda event: None)
+    assert handle.claims().sweep(lambda worker: True) == 1
+    run_worker(job(handle, files=str(tmp_path)), threading.Event(), lambda event: None)
     assert [one.state for one in study.get_trials()] == [TrialState.FAIL, TrialState.COMPLETE]

@@ -21,8 +21,8 @@ from autotune.errors import UserError
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.engine import pool
 from autotune.study.engine.launcher import run_study
-from autotune.study.engine.ray_mailbox import Desk
-from autotune.study.engine.ray_workers import Share, _cpus_beside
+from autotune.study.engine.ray_mailbox import Mailbox
+from autotune.study.engine.ray_workers import ResourceRequest, _cpus_beside
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
 from tests.support.cluster import QUIET, start_cluster, worker_pids
@@ -300,18 +300,18 @@ def test_a_worker_has_its_share_of_the_cpus_beside_its_gpu() -> None:
     assert _cpus_beside(nodes, 0.1) == 1
     assert _cpus_beside(nodes, 0) == 1
     assert _cpus_beside([{"CPU": 4.0}], 1) == 1
-    assert Share(gpus=0.5) == Share(None, 0.5, None)
+    assert ResourceRequest(gpus=0.5) == ResourceRequest(None, 0.5, None)
 
 
 def test_the_desk_keeps_the_order_and_forgets_what_was_heard() -> None:
     async def visit() -> None:
-        desk = Desk()
+        desk = Mailbox()
         assert [await desk.enter(), await desk.enter()] == [0, 1]
         stopped = asyncio.create_task(desk.stopped())
         await desk.tell({"event": "a"})
         await desk.tell({"event": "b"})
-        assert [one["event"] for one in await desk.hear()] == ["a", "b"]
-        assert await desk.hear() == []
+        assert [one["event"] for one in await desk.drain()] == ["a", "b"]
+        assert await desk.drain() == []
         assert not stopped.done()
         await desk.stop()
         await stopped

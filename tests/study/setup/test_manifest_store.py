@@ -15,13 +15,13 @@ from autotune.storage.admin.backup import backup, restore
 from autotune.storage.admin.copy_study import copy_studies
 from autotune.storage.paths import Files
 from autotune.study.doctor.checks import diagnose
-from autotune.study.engine.worker import prepare
+from autotune.study.engine.worker import build_context
 from autotune.study.setup.definition import define
 from autotune.study.setup.manifest_store import (
-    Remembered,
-    manifest_of,
+    ExistingStudy,
+    look_up_existing,
     read_manifest,
-    remembered_of,
+    stored_manifest,
 )
 from autotune.study.setup.opening import OpenStudy, check_existing, open_existing
 from autotune.study.state import attrs
@@ -44,131 +44,133 @@ def config(photos: Path, folder: Path) -> StudyConfig:
     return small_config(folder, dataset=str(photos), space__depth=0, space__layers={})
 
 
-def again(opened: OpenStudy) -> OpenStudy:
-    return open_existing(opened.name, opened.url)
+def again(handle: OpenStudy) -> OpenStudy:
+    return open_existing(handle.name, handle.url)
 
 
-def test_the_split_is_an_artifact_of_the_study(opened: OpenStudy, photos: Path) -> None:
-    name = opened.study.user_attrs[attrs.SPLIT]
-    assert [path.name for path in opened.files.artifacts.iterdir()] == [name]
-    manifest = read_manifest(opened.study, opened.files)
+def test_the_split_is_an_artifact_of_the_study(handle: OpenStudy, photos: Path) -> None:
+    name = handle.study.user_attrs[attrs.SPLIT]
+    assert [path.name for path in handle.files.artifacts.iterdir()] == [name]
+    manifest = read_manifest(handle.study, handle.files)
     assert manifest is not None
     parts = [line.part for line in manifest.lines]
     counts = {part: parts.count(part) for part in ("train", "validation", "test", "")}
     assert counts == {"train": 10, "validation": 4, "test": 20, "": 6}
-    assert len(str(opened.study.user_attrs[attrs.SURVEY])) < 200
+    assert len(str(handle.study.user_attrs[attrs.SURVEY])) < 200
     # Continued, it stays the one that it is.
-    folder = opened.files.root.parent
-    assert manifest_of(config(photos, folder)) == manifest
+    folder = handle.files.root.parent
+    assert stored_manifest(config(photos, folder)) == manifest
     open_defined(define(config(photos, folder), manifest))
-    assert again(opened).study.user_attrs[attrs.SPLIT] == name
+    assert again(handle).study.user_attrs[attrs.SPLIT] == name
 
 
-def test_images_that_come_later_are_left_out(opened: OpenStudy, photos: Path) -> None:
-    folder = opened.files.root.parent
-    info = prepare(again(opened)).materials.of("test_resnet.letters").task.info
+def test_images_that_come_later_are_left_out(handle: OpenStudy, photos: Path) -> None:
+    folder = handle.files.root.parent
+    info = build_context(again(handle)).resources.of("test_resnet.letters").task.info
     shutil.copy(photos / "ant/000.png", photos / "ant/0.png")
     make_class_folders(photos / "more", {"x": 20})
     study_file = config(photos, folder)
-    definition = define(study_file, manifest_of(study_file))
+    definition = define(study_file, stored_manifest(study_file))
     assert definition.dataset.left_out == 21
     assert check_existing(definition)
     open_defined(definition)
-    task = prepare(again(opened)).materials.of("test_resnet.letters").task
+    task = build_context(again(handle)).resources.of("test_resnet.letters").task
     assert task.info == info
     # Without what was stored, as before: other images.
-    shutil.rmtree(opened.files.artifacts)
+    shutil.rmtree(handle.files.artifacts)
     with pytest.raises(StudyError, match="dataset: "):
-        check_existing(define(study_file, manifest_of(study_file)))
+        check_existing(define(study_file, stored_manifest(study_file)))
     with pytest.raises(StudyError, match="have changed since the study 'small' was made"):
-        prepare(again(opened))
+        build_context(again(handle))
 
 
-def test_a_missing_image_is_named(opened: OpenStudy, photos: Path) -> None:
+def test_a_missing_image_is_named(handle: OpenStudy, photos: Path) -> None:
     (photos / "bee" / "007.png").unlink()
-    study_file = config(photos, opened.files.root.parent)
+    study_file = config(photos, handle.files.root.parent)
     with pytest.raises(StudyError) as caught:
-        check_existing(define(study_file, manifest_of(study_file)))
+        check_existing(define(study_file, stored_manifest(study_file)))
     missing = "  dataset: images of the study are missing, or in another class: 'bee/007.png'\n"
     assert missing in str(caught.value)
 
 
 @pytest.mark.parametrize("how", ["older", "damaged", "away"])
-def test_without_it_a_study_goes_on_as_before(how: str, opened: OpenStudy, photos: Path) -> None:
-    path = opened.files.artifacts / opened.study.user_attrs[attrs.SPLIT]
+def test_without_it_a_study_goes_on_as_before(how: str, handle: OpenStudy, photos: Path) -> None:
+    path = handle.files.artifacts / handle.study.user_attrs[attrs.SPLIT]
     if how == "older":
-        attributes = opened.storage.get_study_user_attrs(opened.study._study_id)
+        attributes = handle.storage.get_study_user_attrs(handle.study._study_id)
         attributes[attrs.DATASET].pop("test_fingerprint")
-        opened.study.set_user_attr(attrs.DATASET, attributes[attrs.DATASET])
-        opened.study.set_user_attr(attrs.SPLIT, None)
+        handle.study.set_user_attr(attrs.DATASET, attributes[attrs.DATASET])
+        handle.study.set_user_attr(attrs.SPLIT, None)
     elif how == "damaged":
         path.write_bytes(path.read_bytes()[:50])
     else:
         path.unlink()
-    study_file = config(photos, opened.files.root.parent)
-    assert read_manifest(opened.study, again(opened).files) is manifest_of(study_file) is None
+    study_file = config(photos, handle.files.root.parent)
+    assert read_manifest(handle.study, again(handle).files) is stored_manifest(study_file) is None
     assert check_existing(define(study_file, None))
-    assert len(prepare(again(opened)).materials.of("test_resnet.letters").task.train_rows) == 10
+    assert (
+        len(build_context(again(handle)).resources.of("test_resnet.letters").task.train_rows) == 10
+    )
 
 
-def test_a_study_that_has_ended_says_so(opened: OpenStudy, photos: Path, tmp_path: Path) -> None:
+def test_a_study_that_has_ended_says_so(handle: OpenStudy, photos: Path, tmp_path: Path) -> None:
     study_file = config(photos, tmp_path)
-    assert not remembered_of(study_file).over
+    assert not look_up_existing(study_file).over
     ended = Ending("trials", "2 finished trials").to_json()
-    opened.study.set_user_attr(attrs.ENDED, ended)
-    assert remembered_of(study_file) == Remembered(manifest_of(study_file), over=True)
+    handle.study.set_user_attr(attrs.ENDED, ended)
+    assert look_up_existing(study_file) == ExistingStudy(stored_manifest(study_file), over=True)
 
 
 def test_there_is_none_before_there_is_a_study(photos: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
-    assert manifest_of(config(photos, tmp_path)) is None
+    assert stored_manifest(config(photos, tmp_path)) is None
     away = config(photos, tmp_path).model_copy(
         update={"storage": "postgresql://nobody@127.0.0.1:1/none?connect_timeout=1"}
     )
-    assert manifest_of(away) is None
+    assert stored_manifest(away) is None
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_it_goes_along_to_another_storage(opened: OpenStudy, tmp_path: Path) -> None:
-    manifest = read_manifest(opened.study, opened.files)
+def test_it_goes_along_to_another_storage(handle: OpenStudy, tmp_path: Path) -> None:
+    manifest = read_manifest(handle.study, handle.files)
     target = f"sqlite:///{tmp_path}/other/copy.db"
     (tmp_path / "other").mkdir()
-    copy_studies(opened.url, target)
-    copied = open_existing(opened.name, target)
-    assert copied.files == Files.of(target) != opened.files
-    shutil.rmtree(opened.files.artifacts)
+    copy_studies(handle.url, target)
+    copied = open_existing(handle.name, target)
+    assert copied.files == Files.of(target) != handle.files
+    shutil.rmtree(handle.files.artifacts)
     assert read_manifest(copied) == manifest
     assert diagnose(copied).findings == ()
 
 
-def test_it_survives_a_backup(opened: OpenStudy, tmp_path: Path) -> None:
-    manifest = read_manifest(opened.study, opened.files)
-    backup(opened.url, tmp_path / "saved.db")
+def test_it_survives_a_backup(handle: OpenStudy, tmp_path: Path) -> None:
+    manifest = read_manifest(handle.study, handle.files)
+    backup(handle.url, tmp_path / "saved.db")
     target = f"sqlite:///{tmp_path}/back.db"
-    restore(tmp_path / "saved.db", target, str(opened.files.root))
-    assert read_manifest(open_existing(opened.name, target)) == manifest
+    restore(tmp_path / "saved.db", target, str(handle.files.root))
+    assert read_manifest(open_existing(handle.name, target)) == manifest
 
 
-def test_the_doctor_misses_it(opened: OpenStudy) -> None:
-    assert diagnose(opened).findings == ()
-    (opened.files.artifacts / opened.study.user_attrs[attrs.SPLIT]).unlink()
-    (found,) = diagnose(again(opened)).findings
+def test_the_doctor_misses_it(handle: OpenStudy) -> None:
+    assert diagnose(handle).findings == ()
+    (handle.files.artifacts / handle.study.user_attrs[attrs.SPLIT]).unlink()
+    (found,) = diagnose(again(handle)).findings
     assert found.message.startswith("the artifacts split.csv.gz of the study itself are not in ")
 
 
 def test_fit_looks_at_the_test_part_s_fingerprint_before_it_reads(
-    opened: OpenStudy, photos: Path, monkeypatch: pytest.MonkeyPatch
+    handle: OpenStudy, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = read_manifest(opened.study, opened.files)
+    manifest = read_manifest(handle.study, handle.files)
     assert isinstance(manifest, Manifest)
-    bench = prepare(again(opened))
-    bench.materials.of("test_resnet.letters")  # opened before the image changes
+    ctx = build_context(again(handle))
+    ctx.resources.of("test_resnet.letters")  # opened before the image changes
     key = next(line.key for line in manifest.lines if line.part == "test")
     (photos / key).write_bytes(b"another")
-    monkeypatch.setattr(fit_module, "prepare", lambda opened: bench)
+    monkeypatch.setattr(fit_module, "prepare", lambda handle: ctx)
     with pytest.raises(DatasetError) as caught:
-        fit_module.fit(again(opened), trial=0)
+        fit_module.refit_study(again(handle), trial=0)
     assert str(caught.value).startswith(
         f"the test images of {str(photos)!r} must be those with which the study was made"
     )
-    assert attrs.TEST_READS not in again(opened).study.user_attrs
+    assert attrs.TEST_READS not in again(handle).study.user_attrs

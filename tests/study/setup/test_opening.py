@@ -20,10 +20,10 @@ from autotune.search.space import Space
 from autotune.study.setup import opening
 from autotune.study.setup.definition import define
 from autotune.study.setup.opening import (
-    await_existing,
     check_existing,
     differences,
     open_existing,
+    wait_for_existing,
 )
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, Ending
@@ -33,26 +33,26 @@ from tests.support.small import open_defined, open_small, small_config
 
 
 def test_a_new_study_remembers_everything(tmp_path: Path) -> None:
-    opened = open_small(tmp_path)
-    attributes = opened.study.user_attrs
+    handle = open_small(tmp_path)
+    attributes = handle.study.user_attrs
     config = small_config(tmp_path)
     assert attributes[attrs.DEFINITION] == config.definition()
     assert Space.from_json(attributes[attrs.SPACE]) == define(config).space
-    assert Budget.of(opened.study) == Budget(trials=3)
-    assert Ending.of(opened.study) is None
+    assert Budget.of(handle.study) == Budget(trials=3)
+    assert Ending.of(handle.study) is None
     assert attributes[attrs.DATASET]["train"] == 50
     assert list(attributes[attrs.BACKBONES]) == ["test_resnet.letters"]
     assert len(attributes[attrs.BACKBONES]["test_resnet.letters"]["layers"]) == 5
     assert attributes[attrs.ENVIRONMENT]["optuna"] == optuna.__version__
-    assert opened.study.metric_names == ["accuracy"]
-    assert opened.study.direction == StudyDirection.MAXIMIZE
-    assert opened.config().definition() == config.definition()
+    assert handle.study.metric_names == ["accuracy"]
+    assert handle.study.direction == StudyDirection.MAXIMIZE
+    assert handle.config().definition() == config.definition()
 
 
 def test_the_baseline_is_queued_first_and_once(tmp_path: Path) -> None:
     open_small(tmp_path)
-    opened = open_small(tmp_path)
-    (trial,) = opened.study.get_trials()
+    handle = open_small(tmp_path)
+    (trial,) = handle.study.get_trials()
     assert trial.state == TrialState.WAITING
     assert attrs.is_baseline(trial)
     plan = TrialPlan.from_json(trial.user_attrs[attrs.PLAN])
@@ -61,15 +61,15 @@ def test_the_baseline_is_queued_first_and_once(tmp_path: Path) -> None:
 
 
 def test_a_baseline_outside_the_space_has_no_parameters(tmp_path: Path) -> None:
-    opened = open_small(tmp_path, space__depth={"low": 2, "high": 3})
-    (trial,) = opened.study.get_trials()
+    handle = open_small(tmp_path, space__depth={"low": 2, "high": 3})
+    (trial,) = handle.study.get_trials()
     assert trial.system_attrs["fixed_params"] == {}
     assert TrialPlan.from_json(trial.user_attrs[attrs.PLAN]).depth == 0
 
 
 def test_log_loss_is_minimised(tmp_path: Path) -> None:
-    opened = open_small(tmp_path, training__objective="log_loss")
-    assert opened.study.direction == StudyDirection.MINIMIZE
+    handle = open_small(tmp_path, training__objective="log_loss")
+    assert handle.study.direction == StudyDirection.MINIMIZE
 
 
 def test_the_budget_may_change_and_the_space_may_not(tmp_path: Path) -> None:
@@ -100,14 +100,14 @@ def test_what_is_kept_may_change_and_workers_hear_of_it(tmp_path: Path) -> None:
 
 
 def test_a_key_that_came_later_is_no_difference_while_it_has_its_default(tmp_path: Path) -> None:
-    opened = open_small(tmp_path)
-    older = opened.study.user_attrs[attrs.DEFINITION]
+    handle = open_small(tmp_path)
+    older = handle.study.user_attrs[attrs.DEFINITION]
     del older["constraints"], older["search"]["greedy"], older["space"]["training"]["mixup"]
-    opened.study.set_user_attr(attrs.DEFINITION, older)
+    handle.study.set_user_attr(attrs.DEFINITION, older)
     check_existing(define(small_config(tmp_path)))
     with pytest.raises(StudyError, match=r"\n  space.training.mixup: 0.0 in the study, 0.2 now\n"):
         check_existing(define(small_config(tmp_path, space__training__mixup=0.2)))
-    opened.study.set_user_attr(attrs.DEFINITION, {**older, "later": 1})
+    handle.study.set_user_attr(attrs.DEFINITION, {**older, "later": 1})
     with pytest.raises(StudyError, match="\n  later: 1 in the study, None now\n"):
         check_existing(define(small_config(tmp_path)))
 
@@ -146,9 +146,9 @@ def test_a_study_of_others_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_unknown_studies_are_named_with_their_neighbours(tmp_path: Path) -> None:
-    opened = open_small(tmp_path)
+    handle = open_small(tmp_path)
     with pytest.raises(StudyError, match=r"has no study 'smal'; it has small; did you mean"):
-        open_existing("smal", opened.url)
+        open_existing("smal", handle.url)
 
 
 def test_differences_name_dotted_keys() -> None:
@@ -175,19 +175,19 @@ def titles(study: Study) -> list[str]:
 
 
 def test_known_good_plans_are_queued_after_the_baseline(tmp_path: Path) -> None:
-    opened = open_small(tmp_path, search__known_good=True)
-    assert titles(opened.study) == TITLES
-    space = define(opened.config()).space
-    for trial in opened.study.get_trials()[1:]:
+    handle = open_small(tmp_path, search__known_good=True)
+    assert titles(handle.study) == TITLES
+    space = define(handle.config()).space
+    for trial in handle.study.get_trials()[1:]:
         plan = attrs.plan_of(trial)
         assert trial.state == TrialState.WAITING and plan is not None
         assert trial.system_attrs["fixed_params"] == space.params(plan)
-    claims = opened.claims()
+    claims = handle.claims()
     for expected in (0, 1):
         claim = claims.claim("host/1/0")
         assert isinstance(claim, Claim) and claim.trial.number == expected
     assert claims.give_back(1, "its worker was lost")
-    assert titles(opened.study) == [*TITLES, TITLES[1]]
+    assert titles(handle.study) == [*TITLES, TITLES[1]]
 
 
 class Crash(BaseException):
@@ -224,13 +224,13 @@ def test_a_start_that_broke_off_may_be_followed_by_another_definition(
         crash_at(2, patch)
         open_small(tmp_path, search__known_good=True)
     narrow = {"search__known_good": True, "space__depth": {"low": 0, "high": 3}}
-    opened = open_small(tmp_path, **narrow, baseline={"lr": 0.01})
-    assert titles(opened.study) == [
+    handle = open_small(tmp_path, **narrow, baseline={"lr": 0.01})
+    assert titles(handle.study) == [
         *TITLES[:2],
         "known good: last 3 layers tuned with layer-wise decay",
     ]
-    assert [one.number for one in opened.study.get_trials()] == [0, 1, 2]
-    plan = attrs.plan_of(opened.study.get_trials()[0])
+    assert [one.number for one in handle.study.get_trials()] == [0, 1, 2]
+    plan = attrs.plan_of(handle.study.get_trials()[0])
     assert plan is not None and plan.policy.lr == 0.01
 
 
@@ -267,14 +267,14 @@ def test_the_best_plans_of_other_studies_are_taken(tmp_path: Path) -> None:
     definition = define(
         small_config(tmp_path, search__warm_start=["dogs", "cats", "young"], name="new")
     )
-    opened = open_defined(definition)
-    assert titles(opened.study) == [
+    handle = open_defined(definition)
+    assert titles(handle.study) == [
         "",
         "warm start: trial 2 of study dogs",
         "warm start: trial 1 of study dogs",
         "warm start: trial 2 of study cats",
     ]
-    assert attrs.warm_start_in_words(opened.study) == [
+    assert attrs.warm_start_in_words(handle.study) == [
         "warm start: trial 2 of study dogs is queued",
         "warm start: trial 1 of study dogs is queued",
         "warm start: trial 2 of study cats is queued",
@@ -284,12 +284,12 @@ def test_the_best_plans_of_other_studies_are_taken(tmp_path: Path) -> None:
         "warm start: trial 1 of study cats is dropped: the same plan is queued already",
         "warm start: trial 3 of study cats is dropped: the same plan is queued already",
     ]
-    for trial in opened.study.get_trials()[1:]:
+    for trial in handle.study.get_trials()[1:]:
         plan = attrs.plan_of(trial)
         assert plan is not None
         assert trial.system_attrs["fixed_params"] == definition.space.params(plan)
     # The study goes on without those that it began with.
-    optuna.delete_study(study_name="dogs", storage=opened.storage)
+    optuna.delete_study(study_name="dogs", storage=handle.storage)
     define(small_config(tmp_path, search__warm_start=["dogs", "cats", "young"], name="new"))
 
 
@@ -304,13 +304,13 @@ def test_the_best_plans_of_other_studies_are_taken(tmp_path: Path) -> None:
 def test_studies_of_a_warm_start_must_be_there(
     names: list[str], said: str, tmp_path: Path
 ) -> None:
-    opened = open_small(tmp_path, name="dogs")
-    optuna.create_study(study_name="foreign", storage=opened.storage)
+    handle = open_small(tmp_path, name="dogs")
+    optuna.create_study(study_name="foreign", storage=handle.storage)
     with pytest.raises(ConfigError) as caught:
         define(small_config(tmp_path, search__warm_start=names, training__batch_size=3))
     (problem,) = caught.value.problems
     assert problem.key == "search.warm_start" and said in problem.message
-    assert len(optuna.get_all_study_names(opened.storage)) == 2
+    assert len(optuna.get_all_study_names(handle.storage)) == 2
 
 
 def test_a_warm_start_without_a_storage(tmp_path: Path) -> None:
@@ -357,17 +357,17 @@ def test_files_of_ones_own_may_move_and_not_change(tmp_path: Path) -> None:
 def test_a_worker_waits_for_its_study_until_it_is_there_or_is_told_to_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opening, "ASK_AGAIN_S", 0.05)
+    monkeypatch.setattr(opening, "POLL_S", 0.05)
     url = open_small(tmp_path).url
     stop = threading.Event()
     with pytest.raises(StudyError, match="has no study 'later'; it has small"):
-        await_existing("later", url, None, 0.1, stop)
+        wait_for_existing("later", url, None, 0.1, stop)
     with ThreadPoolExecutor() as others:
-        waiting = others.submit(await_existing, "later", url, None, 60, stop)
+        waiting = others.submit(wait_for_existing, "later", url, None, 60, stop)
         open_small(tmp_path, name="later")
         found = waiting.result(timeout=30)
         assert found is not None and found.name == "later"
-        waiting = others.submit(await_existing, "never", url, None, 60, stop)
+        waiting = others.submit(wait_for_existing, "never", url, None, 60, stop)
         stop.set()
         assert waiting.result(timeout=30) is None
 

@@ -13,12 +13,12 @@ from optuna.trial import TrialState
 
 from autotune.errors import ConfigError, Problem, StudyError
 from autotune.results.diagnosis.space_edges import edges_of_space
-from autotune.results.evaluation.refit import fit
+from autotune.results.evaluation.refit import refit_study
 from autotune.results.report.html import render_report
 from autotune.results.report.summary import summarise
 from autotune.search.space import Space
 from autotune.study.engine import launcher
-from autotune.study.engine.worker import Job, prepare, work
+from autotune.study.engine.worker import Job, build_context, run_worker
 from autotune.study.setup import resources
 from autotune.study.setup.definition import define
 from autotune.study.setup.opening import OpenStudy, check_existing
@@ -121,16 +121,16 @@ def opened(tmp_path: Path) -> OpenStudy:
     return open_small(tmp_path, **TWO)
 
 
-def test_the_study_remembers_all_of_them(opened: OpenStudy, tmp_path: Path) -> None:
-    attributes = opened.study.user_attrs
+def test_the_study_remembers_all_of_them(handle: OpenStudy, tmp_path: Path) -> None:
+    attributes = handle.study.user_attrs
     assert {name: len(one["layers"]) for name, one in attributes[attrs.BACKBONES].items()} == {
         RESNET: 5,
         EFFICIENTNET: 6,
     }
-    assert opened.config().backbones == BOTH
+    assert handle.config().backbones == BOTH
     space = Space.from_json(attributes[attrs.SPACE])
     assert space == define(small_config(tmp_path, **TWO)).space
-    plan = attrs.plan_of(opened.study.get_trials()[0])
+    plan = attrs.plan_of(handle.study.get_trials()[0])
     assert plan is not None and plan.backbone == RESNET
     assert len(attrs.layers_of(attributes, plan)) == 5
     for other, key in (
@@ -141,8 +141,8 @@ def test_the_study_remembers_all_of_them(opened: OpenStudy, tmp_path: Path) -> N
             check_existing(define(small_config(tmp_path, **{**TWO, **other})))
 
 
-def test_the_hash_of_every_backbone_is_compared(opened: OpenStudy, tmp_path: Path) -> None:
-    change_weights(opened, EFFICIENTNET)
+def test_the_hash_of_every_backbone_is_compared(handle: OpenStudy, tmp_path: Path) -> None:
+    change_weights(handle, EFFICIENTNET)
     with pytest.raises(StudyError) as caught:
         check_existing(define(small_config(tmp_path, **TWO)))
     lines = str(caught.value).splitlines()
@@ -150,17 +150,17 @@ def test_the_hash_of_every_backbone_is_compared(opened: OpenStudy, tmp_path: Pat
     assert len([one for one in lines if one.startswith("  ")]) == 1
 
 
-def change_weights(opened: OpenStudy, name: str) -> None:
-    remembered = opened.study.user_attrs[attrs.BACKBONES]
+def change_weights(handle: OpenStudy, name: str) -> None:
+    remembered = handle.study.user_attrs[attrs.BACKBONES]
     changed = {**remembered[name], "weights_hash": "0" * 32}
-    opened.study.set_user_attr(attrs.BACKBONES, {**remembered, name: changed})
+    handle.study.set_user_attr(attrs.BACKBONES, {**remembered, name: changed})
 
 
 # What trials train with
 
 
 def test_each_is_loaded_when_it_is_needed_and_sees_the_same_images_in_its_own_way(
-    opened: OpenStudy, monkeypatch: pytest.MonkeyPatch
+    handle: OpenStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = []
     load = resources.load_backbone
@@ -170,10 +170,10 @@ def test_each_is_loaded_when_it_is_needed_and_sees_the_same_images_in_its_own_wa
         return load(name, *arguments)
 
     monkeypatch.setattr(resources, "load_backbone", noted)
-    bench = prepare(opened)
+    ctx = build_context(handle)
     assert loaded == []
-    second, first = (bench.materials.of(name) for name in reversed(BOTH))
-    assert bench.materials.of(RESNET) is first
+    second, first = (ctx.resources.of(name) for name in reversed(BOTH))
+    assert ctx.resources.of(RESNET) is first
     assert loaded == [EFFICIENTNET, RESNET]
     assert first.task.spec != second.task.spec
     assert first.task.store.key != second.task.store.key
@@ -181,24 +181,24 @@ def test_each_is_loaded_when_it_is_needed_and_sees_the_same_images_in_its_own_wa
     assert (first.task.train_rows == second.task.train_rows).all()
     assert torch.equal(first.train.labels, second.train.labels)
     assert torch.equal(first.validation.labels, second.validation.labels)
-    change_weights(opened, EFFICIENTNET)
-    bench = prepare(opened)
-    bench.materials.of(RESNET)
+    change_weights(handle, EFFICIENTNET)
+    ctx = build_context(handle)
+    ctx.resources.of(RESNET)
     with pytest.raises(StudyError, match=f"weights 'none' of '{EFFICIENTNET}' have changed"):
-        bench.materials.of(EFFICIENTNET)
+        ctx.resources.of(EFFICIENTNET)
 
 
-def test_their_views_share_the_memory_of_a_worker(opened: OpenStudy) -> None:
-    shared = prepare(opened, workers=2).materials.memory_bytes
-    assert shared == prepare(opened).materials.memory_bytes // 2
-    first = prepare(opened).materials.of(RESNET)
+def test_their_views_share_the_memory_of_a_worker(handle: OpenStudy) -> None:
+    shared = build_context(handle, workers=2).resources.memory_bytes
+    assert shared == build_context(handle).resources.memory_bytes // 2
+    first = build_context(handle).resources.of(RESNET)
     enough = first.train.kept_bytes + first.validation.kept_bytes
     assert min(first.train.kept_bytes, first.validation.kept_bytes) > 0
     for given, kept in ((enough, enough), (enough - 1, first.validation.kept_bytes), (0, 0)):
-        opened.study.set_user_attr(attrs.CACHE, {"memory_gb": given / 1e9})
-        materials = prepare(opened).materials
-        assert sum(materials.of(name).kept_bytes for name in (RESNET, EFFICIENTNET)) <= given
-        assert materials.of(RESNET).kept_bytes == kept
+        handle.study.set_user_attr(attrs.CACHE, {"memory_gb": given / 1e9})
+        resources = build_context(handle).resources
+        assert sum(resources.of(name).kept_bytes for name in (RESNET, EFFICIENTNET)) <= given
+        assert resources.of(RESNET).kept_bytes == kept
 
 
 # From start to end
@@ -217,16 +217,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
         space__depth={"low": 0, "high": 6},
     )
     events: list[dict[str, Any]] = []
-    opened = launcher._open(define(config), events.append)
+    handle = launcher._open(define(config), events.append)
     decoded = [one for one in events if one["event"] == "decoding"]
     assert sum(one["done"] == one["total"] for one in decoded) == 2
-    baseline = opened.study.get_trials()[0].system_attrs["fixed_params"]
-    opened.study.enqueue_trial({**baseline, "backbone": EFFICIENTNET, "depth": 6})
-    job = Job(opened.name, opened.url, None, "host/1/0", 0, 1, 1, "here")
-    work(job, threading.Event(), events.append)
+    baseline = handle.study.get_trials()[0].system_attrs["fixed_params"]
+    handle.study.enqueue_trial({**baseline, "backbone": EFFICIENTNET, "depth": 6})
+    job = Job(handle.name, handle.url, None, "host/1/0", 0, 1, 1, "here")
+    run_worker(job, threading.Event(), events.append)
     said = [one["plan"] for one in events if one["event"] == "start"]
     assert all(one.startswith(tuple(f"{name}: " for name in BOTH)) for one in said)
-    return opened
+    return handle
 
 
 def test_both_are_trained(finished: OpenStudy) -> None:
@@ -259,7 +259,7 @@ def test_fit_gives_each_its_own_images(finished: OpenStudy, tmp_path: Path) -> N
     number = next(
         one.number for one in finished.study.get_trials() if one.params["backbone"] == EFFICIENTNET
     )
-    result = fit(finished, number, tmp_path / "model")
+    result = refit_study(finished, number, tmp_path / "model")
     assert result.plan.backbone == EFFICIENTNET
     assert result.test != result.baseline
     values = json.loads((tmp_path / "model/attrs.json").read_text())

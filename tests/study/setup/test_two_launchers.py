@@ -71,10 +71,10 @@ def test_a_start_that_fails_leaves_what_another_has_made_meanwhile(
     fails(other)
     with pytest.raises(StudyError):
         start(tmp_path, "bad")
-    (opened,) = good
-    assert opened.study.user_attrs and read_manifest(opened.study, opened.files)
+    (handle,) = good
+    assert handle.study.user_attrs and read_manifest(handle.study, handle.files)
     # Its images are those that the other launcher has decoded.
-    assert list(opened.files.cache.rglob("record.json"))
+    assert list(handle.files.cache.rglob("record.json"))
     assert len(tasks[0].train_rows) == 50
 
 
@@ -94,5 +94,5 @@ def test_a_start_goes_on_where_another_one_fails(
         return before(defined, *given)
 
     monkeypatch.setattr(launcher, "_open_with_images", meets_the_failure)
-    opened = start(tmp_path, "good")
-    assert opened.study.user_attrs and read_manifest(opened.study, opened.files)
+    handle = start(tmp_path, "good")
+    assert handle.study.user_attrs and read_manifest(handle.study, handle.files)

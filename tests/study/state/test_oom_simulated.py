@@ -12,7 +12,7 @@ import torch
 from optuna.trial import TrialState
 
 from autotune.search.study_view import DEVICE_MEMORY
-from autotune.study.engine.worker import work
+from autotune.study.engine.worker import run_worker
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs, oom
 from tests.study.engine.test_worker import job
@@ -36,13 +36,13 @@ def small(folder: Path, **overrides: Any) -> OpenStudy:
     return open_small(folder, **{**few, "training__batch_size": 16, **overrides})
 
 
-def run(opened: OpenStudy) -> None:
-    work(job(opened), threading.Event(), lambda event: None)
+def run(handle: OpenStudy) -> None:
+    run_worker(job(handle), threading.Event(), lambda event: None)
 
 
 @pytest.mark.parametrize(("times", "part"), [(1, 16), (2, 16), (3, 8)])
 def test_a_neighbor_that_leaves_costs_no_size(tmp_path: Path, times: int, part: int) -> None:
-    opened = small(tmp_path)
+    handle = small(tmp_path)
     parts: list[int] = []
     original = oom.in_parts_that_fit
 
@@ -53,26 +53,26 @@ def test_a_neighbor_that_leaves_costs_no_size(tmp_path: Path, times: int, part: 
         gpu.memory.crowd(100 * GIB)
         gpu.memory.provoke(8, inside="_step", times=times)
         patched.setattr(oom, "in_parts_that_fit", noted)
-        run(opened)
-    (trial,) = opened.study.trials
+        run(handle)
+    (trial,) = handle.study.trials
     assert trial.state == TrialState.COMPLETE
     assert parts == [16] * min(3, times + (part == 16)) + [8] * (part == 8)
     assert attrs.PART not in trial.user_attrs and DEVICE_MEMORY not in trial.constraints
 
 
 def test_a_plan_alone_on_its_device_is_halved_at_once(tmp_path: Path) -> None:
-    opened = small(tmp_path)
+    handle = small(tmp_path)
     with simulated_gpu() as gpu:
         gpu.memory.provoke(4, inside="_step")
-        run(opened)
-    (trial,) = opened.study.trials
+        run(handle)
+    (trial,) = handle.study.trials
     assert trial.state == TrialState.COMPLETE and trial.user_attrs[attrs.PART] == 4
 
 
 def test_what_a_trial_kept_is_given_back(tmp_path: Path) -> None:
-    opened = small(tmp_path)
+    handle = small(tmp_path)
     with simulated_gpu() as gpu:
-        run(opened)
+        run(handle)
         # What is in a cycle of objects goes later.
         assert gpu.memory.reserved < 0.25 * gpu.memory.peak
 
@@ -84,14 +84,14 @@ def test_what_a_trial_kept_is_given_back(tmp_path: Path) -> None:
 def test_how_a_gpu_computes_is_recorded(
     tmp_path: Path, capability: tuple[int, int], amp: str, half: str
 ) -> None:
-    opened = small(tmp_path, training__amp=amp)
+    handle = small(tmp_path, training__amp=amp)
     with simulated_gpu(capability=capability):
-        run(opened)
+        run(handle)
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
-    (trial,) = opened.study.trials
+    (trial,) = handle.study.trials
     assert trial.state == TrialState.COMPLETE
     assert trial.user_attrs[attrs.COMPUTE] == {"half": half, "float32": "tf32"}
-    assert opened.study.user_attrs[attrs.FLOAT32] == {"Simulated GPU": "tf32"}
-    remembered = opened.study.user_attrs.get(attrs.PRECISION)
+    assert handle.study.user_attrs[attrs.FLOAT32] == {"Simulated GPU": "tf32"}
+    remembered = handle.study.user_attrs.get(attrs.PRECISION)
     expected = {"test_resnet.letters": {"Simulated GPU": half}} if amp == "auto" else None
     assert remembered == expected

@@ -228,22 +228,22 @@ def test_a_trial_that_was_lost_is_found_and_queued(url: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:datetime.datetime.utcfromtimestamp")
 def test_the_doctor_finds_a_lost_trial(tmp_path: Path) -> None:
-    opened = open_small(tmp_path)
-    claims = opened.claims()
+    handle = open_small(tmp_path)
+    claims = handle.claims()
     fail_as_earlier_versions(claims, claim(claims))
-    found = diagnose(opened).findings
+    found = diagnose(handle).findings
     assert [one.kind for one in found] == [LOST_TRIAL]
-    assert repair(opened, found) == ["trial 0 was given back"]
-    assert states(claims)[-1] == "WAITING" and diagnose(opened).findings == ()
+    assert repair(handle, found) == ["trial 0 was given back"]
+    assert states(claims)[-1] == "WAITING" and diagnose(handle).findings == ()
 
 
 def curve(
-    opened: OpenStudy, trial: Trial, epochs: list[int], state: TrialState, trained: int = 0
+    handle: OpenStudy, trial: Trial, epochs: list[int], state: TrialState, trained: int = 0
 ) -> None:
     for epoch in epochs:
         trial.report(0.5, epoch)
     trial.set_user_attr(attrs.EPOCHS, trained or max(epochs, default=0))
-    opened.study.tell(trial, 0.5 if state == TrialState.COMPLETE else None, state=state)
+    handle.study.tell(trial, 0.5 if state == TrialState.COMPLETE else None, state=state)
 
 
 @pytest.mark.parametrize(
@@ -261,28 +261,28 @@ def curve(
 def test_the_doctor_finds_gaps_in_curves(
     epochs: list[int], state: TrialState, missing: str, tmp_path: Path
 ) -> None:
-    opened = open_small(tmp_path, training__epochs=4)
-    curve(opened, claim(opened.claims()), epochs, state)
-    found = [one for one in diagnose(opened).findings if one.kind == CURVE]
+    handle = open_small(tmp_path, training__epochs=4)
+    curve(handle, claim(handle.claims()), epochs, state)
+    found = [one for one in diagnose(handle).findings if one.kind == CURVE]
     assert [one.message.partition(":")[0] for one in found] == (
         [f"the curve of trial 0 lacks the epochs {missing}"] if missing else []
     )
 
 
 def test_a_curve_without_its_end_is_a_gap(tmp_path: Path) -> None:
-    opened = open_small(tmp_path, training__epochs=4)
-    curve(opened, claim(opened.claims()), [1, 2], TrialState.PRUNED, trained=3)
-    (found,) = [one for one in diagnose(opened).findings if one.kind == CURVE]
+    handle = open_small(tmp_path, training__epochs=4)
+    curve(handle, claim(handle.claims()), [1, 2], TrialState.PRUNED, trained=3)
+    (found,) = [one for one in diagnose(handle).findings if one.kind == CURVE]
     assert found.message.startswith("the curve of trial 0 lacks the epochs 3:")
 
 
 # A study that is deleted while somebody works at it
 
 
-def deleted(opened: OpenStudy) -> OpenStudy:
+def deleted(handle: OpenStudy) -> OpenStudy:
     """Delete a study behind its worker, as ``optuna delete-study`` and the dashboard do."""
-    other = open_existing(opened.name, opened.url)
-    optuna.delete_study(study_name=opened.name, storage=other.storage)
+    other = open_existing(handle.name, handle.url)
+    optuna.delete_study(study_name=handle.name, storage=other.storage)
     return other
 
 
@@ -294,13 +294,13 @@ def test_a_worker_of_a_deleted_study_writes_nothing_into_the_next(
     place = {}
     if kind == "postgres":
         place = {"storage": request.getfixturevalue("postgres_url"), "files": str(tmp_path)}
-    opened = open_small(tmp_path, **place)
-    claims = opened.claims()
+    handle = open_small(tmp_path, **place)
+    claims = handle.claims()
     before = claims.claim("host/1/0")
     assert isinstance(before, Claim)
     before.trial.report(0.1, 1)
     trial_id = before.trial._trial_id
-    deleted(opened)
+    deleted(handle)
     if again:
         anew = open_small(tmp_path, baseline__lr=0.5, **place)
         running = claim(anew.claims(), "host/2/0")
@@ -309,9 +309,9 @@ def test_a_worker_of_a_deleted_study_writes_nothing_into_the_next(
     for writing in (
         lambda: before.trial.report(0.2, 2),
         lambda: before.trial.set_user_attr(attrs.COSTS, {"latency": 7.0}),
-        lambda: opened.storage.set_trial_system_attr(trial_id, "constraints", [1.0]),
+        lambda: handle.storage.set_trial_system_attr(trial_id, "constraints", [1.0]),
         lambda: claims.note_time(before),
-        lambda: opened.storage.record_heartbeat(trial_id),
+        lambda: handle.storage.record_heartbeat(trial_id),
     ):
         with suppress(UpdateFinishedTrialError, KeyError):
             writing()
@@ -329,7 +329,7 @@ def test_a_worker_of_a_deleted_study_writes_nothing_into_the_next(
         assert not {attrs.COSTS, attrs.HELD} & trial.user_attrs.keys()
         assert "constraints" not in trial.system_attrs
         assert read_beats(anew.storage, [trial._trial_id]).age_s == {}
-    with opened.storage.engine.connect() as connection:
+    with handle.storage.engine.connect() as connection:
         assert connection.scalar(select(func.count()).select_from(TrialHeartbeatModel)) == 0
     if again:
         running.report(0.3, 1)
@@ -339,10 +339,10 @@ def test_a_worker_of_a_deleted_study_writes_nothing_into_one_that_is_not_ours(
     tmp_path: Path,
 ) -> None:
     """A plain study has no uuid; SQLite gives it the ids of the deleted one all the same."""
-    opened = open_small(tmp_path)
-    before = opened.claims().claim("host/1/0")
+    handle = open_small(tmp_path)
+    before = handle.claims().claim("host/1/0")
     assert isinstance(before, Claim)
-    other = deleted(opened)
+    other = deleted(handle)
     plain = optuna.create_study(study_name="plain", storage=other.storage)
     with pytest.warns(UserWarning, match="Heartbeat of storage"):
         theirs = plain.ask()

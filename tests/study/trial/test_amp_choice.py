@@ -12,11 +12,11 @@ from optuna.study import load_study
 
 from autotune.data.cache.array_cache import Shelf
 from autotune.errors import InsufficientSpaceError
-from autotune.study.engine.worker import prepare
+from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.trial import amp_choice
-from autotune.study.trial.build import prepare_training
+from autotune.study.trial.build import build_trainer
 from autotune.training.compute.amp import Autocast, is_kept_in_float32
 from autotune.training.compute.half_products import Operation, operations_of
 from tests.study.engine.test_worker import run
@@ -33,8 +33,8 @@ def small(folder: Path, amp: str = "auto") -> OpenStudy:
     return open_small(folder, space__depth=[0, 1], search__trials=2, training__amp=amp)
 
 
-def remembered(opened: OpenStudy) -> Any:
-    study = load_study(study_name=opened.name, storage=opened.storage)
+def remembered(handle: OpenStudy) -> Any:
+    study = load_study(study_name=handle.name, storage=handle.storage)
     return study.user_attrs.get(attrs.PRECISION)
 
 
@@ -42,19 +42,19 @@ def remembered(opened: OpenStudy) -> Any:
 def test_a_precision_that_is_given_is_not_compared(
     tmp_path: Path, amp: str, dtype: torch.dtype | None
 ) -> None:
-    opened = small(tmp_path, amp)
-    bench = prepare(opened)
-    assert prepare_training(bench.space.baseline(), bench).autocast.dtype is dtype
-    assert remembered(opened) is None
+    handle = small(tmp_path, amp)
+    ctx = build_context(handle)
+    assert build_trainer(ctx.space.baseline(), ctx).autocast.dtype is dtype
+    assert remembered(handle) is None
 
 
 def test_it_is_compared_once_for_a_study(tmp_path: Path) -> None:
-    opened = small(tmp_path)
+    handle = small(tmp_path)
     state = torch.get_rng_state()
-    bench = prepare(opened)
-    first = prepare_training(bench.space.baseline(), bench).autocast
+    ctx = build_context(handle)
+    first = build_trainer(ctx.space.baseline(), ctx).autocast
     assert torch.equal(torch.get_rng_state(), state)
-    found = remembered(opened)
+    found = remembered(handle)
     assert found == {"test_resnet.letters": {"cpu": "off" if first.dtype is None else "bf16"}}
 
 
@@ -63,19 +63,19 @@ def test_what_a_study_remembers_holds_for_all(
     tmp_path: Path, word: str, dtype: torch.dtype | None
 ) -> None:
     """Whatever this machine would find: another one was first."""
-    opened = small(tmp_path)
+    handle = small(tmp_path)
     known = {"test_resnet.letters": {"cpu": word, "NVIDIA H200": "fp16"}, "other": {"cpu": "off"}}
-    opened.study.set_user_attr(attrs.PRECISION, known)
-    bench = prepare(opened)
-    assert prepare_training(bench.space.baseline(), bench).autocast.dtype is dtype
-    assert remembered(opened) == known
-    run(opened)
-    assert [one.state.name for one in opened.study.trials] == ["COMPLETE", "COMPLETE"]
+    handle.study.set_user_attr(attrs.PRECISION, known)
+    ctx = build_context(handle)
+    assert build_trainer(ctx.space.baseline(), ctx).autocast.dtype is dtype
+    assert remembered(handle) == known
+    run(handle)
+    assert [one.state.name for one in handle.study.trials] == ["COMPLETE", "COMPLETE"]
 
 
 def test_networks_of_small_images_train_in_half_precision(tmp_path: Path) -> None:
     """A stage of maps of 1x1 has wrong gradients in bf16 (oneDNN of torch 2.15)."""
-    opened = open_small(
+    handle = open_small(
         tmp_path,
         space__depth=2,
         space__layers={},
@@ -84,9 +84,9 @@ def test_networks_of_small_images_train_in_half_precision(tmp_path: Path) -> Non
         training__amp="bf16",
         training__batch_size=16,
     )
-    run(opened)
-    assert [one.state.name for one in opened.study.trials] == ["COMPLETE"] * 2
-    tuned = opened.study.trials[1]
+    run(handle)
+    assert [one.state.name for one in handle.study.trials] == ["COMPLETE"] * 2
+    tuned = handle.study.trials[1]
     plan = attrs.plan_of(tuned)
     assert plan is not None and plan.depth == 2
     computed = tuned.user_attrs[attrs.COMPUTE]
@@ -103,12 +103,12 @@ def test_an_operation_is_compared_once_for_a_machine(
         return "192, 3, 3)" in operation.key
 
     monkeypatch.setattr(amp_choice, "is_wrong", compare)
-    opened = small(tmp_path, "bf16")
+    handle = small(tmp_path, "bf16")
     kept = []
     for _ in range(2):  # two workers
-        bench = prepare(opened)
-        for plan in (bench.space.baseline(), bench.space.baseline()):
-            network = prepare_training(plan, bench).network
+        ctx = build_context(handle)
+        for plan in (ctx.space.baseline(), ctx.space.baseline()):
+            network = build_trainer(plan, ctx).network
             kept.append([name for name, one in network.named_modules() if is_kept_in_float32(one)])
     assert len(kept[0]) == 1 and kept[0][0].endswith("conv1")
     assert kept == [kept[0]] * 4
@@ -121,35 +121,35 @@ def test_a_cache_without_room_costs_a_comparison(
     def no_room(*_: object, **__: object) -> None:
         raise InsufficientSpaceError("no room")
 
-    bench = prepare(small(tmp_path, "bf16"))
+    ctx = build_context(small(tmp_path, "bf16"))
     monkeypatch.setattr(Shelf, "open", no_room)
     (operations,) = operations_of(torch.nn.Linear(4, 2), (3, 4, 4), BF16).values()
-    assert amp_choice._is_wrong(operations[0], bench) is False
-    assert bench.wrong == {amp_choice.identity_of(operations[0]): False}
+    assert amp_choice._is_wrong(operations[0], ctx) is False
+    assert ctx.wrong == {amp_choice.identity_of(operations[0]): False}
     monkeypatch.setattr(amp_choice, "_compare", lambda *_: "bf16")
-    (backbone,) = bench.config.backbones
-    assert amp_choice._found(bench, bench.materials.of(backbone), "cpu") == "bf16"
+    (backbone,) = ctx.config.backbones
+    assert amp_choice._found(ctx, ctx.resources.of(backbone), "cpu") == "bf16"
 
 
 @pytest.mark.parametrize(("capability", "word"), [((8, 0), "bf16"), ((7, 5), "fp16")])
 def test_a_gpu_takes_half_precision_without_a_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], word: str
 ) -> None:
-    opened = small(tmp_path)
-    bench = replace(prepare(opened), device=torch.device("cuda", 0))
+    handle = small(tmp_path)
+    ctx = replace(build_context(handle), device=torch.device("cuda", 0))
     pretend_card(monkeypatch, "a card", capability)
     set_to: list[str] = []
     monkeypatch.setattr(
         amp_choice, "set_float32_precision", lambda device, word: set_to.append(word)
     )
-    material = bench.materials.of("test_resnet.letters")
-    assert amp_choice.precision_of(bench, material).mode == word
-    assert remembered(opened) == {"test_resnet.letters": {"a card": word}}
-    assert opened.study.user_attrs[attrs.FLOAT32] == {"a card": "tf32"}
+    material = ctx.resources.of("test_resnet.letters")
+    assert amp_choice.choose_precision(ctx, material).mode == word
+    assert remembered(handle) == {"test_resnet.letters": {"a card": word}}
+    assert handle.study.user_attrs[attrs.FLOAT32] == {"a card": "tf32"}
     # A study goes on with what it remembers.
-    opened.study.set_user_attr(attrs.FLOAT32, {"a card": "ieee"})
-    opened.study.set_user_attr(attrs.PRECISION, {"test_resnet.letters": {"a card": "off"}})
-    assert amp_choice.precision_of(bench, material).mode == "off"
+    handle.study.set_user_attr(attrs.FLOAT32, {"a card": "ieee"})
+    handle.study.set_user_attr(attrs.PRECISION, {"test_resnet.letters": {"a card": "off"}})
+    assert amp_choice.choose_precision(ctx, material).mode == "off"
     assert set_to == ["tf32", "ieee"]
 
 
@@ -165,18 +165,18 @@ def test_a_comparison_that_does_not_fit_into_memory_takes_fewer_images(
         return "off"
 
     monkeypatch.setattr(amp_choice, "faster", compare)
-    bench = prepare(small(tmp_path))
-    prepare_training(bench.space.baseline(), bench)
+    ctx = build_context(small(tmp_path))
+    build_trainer(ctx.space.baseline(), ctx)
     assert sizes[-1] <= 16 < sizes[0]
 
 
 def test_devices_and_backbones_are_remembered_beside_each_other(tmp_path: Path) -> None:
-    opened = small(tmp_path)
+    handle = small(tmp_path)
     known = {"test_resnet.letters": {"NVIDIA H200": "fp16"}, "other": {"cpu": "off"}}
-    opened.study.set_user_attr(attrs.PRECISION, known)
-    bench = prepare(opened)
-    prepare_training(bench.space.baseline(), bench)
-    found = remembered(opened)
+    handle.study.set_user_attr(attrs.PRECISION, known)
+    ctx = build_context(handle)
+    build_trainer(ctx.space.baseline(), ctx)
+    found = remembered(handle)
     assert found["other"] == known["other"]
     assert found["test_resnet.letters"].pop("cpu") in ("off", "bf16")
     assert found["test_resnet.letters"] == {"NVIDIA H200": "fp16"}

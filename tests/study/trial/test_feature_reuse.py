@@ -15,22 +15,22 @@ from autotune.errors import SplitError
 from autotune.plan import TrainingPolicy
 from autotune.search.dimensions import inert_value
 from autotune.search.space import Space
-from autotune.study.engine.worker import prepare
+from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.trial import feature_reuse
-from autotune.study.trial.build import prepare_training
+from autotune.study.trial.build import build_trainer
 from autotune.training.features import Features
 from tests.study.engine.test_worker import run
 from tests.support.small import open_small
 
 
-def kept(opened: OpenStudy) -> list[str]:
-    return Shelf(opened.files.cache).known("features")
+def kept(handle: OpenStudy) -> list[str]:
+    return Shelf(handle.files.cache).known("features")
 
 
-def values(opened: OpenStudy) -> list[float]:
-    return [value for one in opened.study.trials for value in one.intermediate_values.values()]
+def values(handle: OpenStudy) -> list[float]:
+    return [value for one in handle.study.trials for value in one.intermediate_values.values()]
 
 
 def small(folder: Path, **named: Any) -> OpenStudy:
@@ -52,10 +52,10 @@ def test_features_change_no_value_but_by_rounding(tmp_path: Path) -> None:
 
 
 def test_what_is_computed_to_be_kept_is_counted(tmp_path: Path) -> None:
-    opened = small(tmp_path, space__depth=0, space__layers={}, search__trials=2)
-    run(opened)
-    images = opened.study.user_attrs[attrs.DATASET]
-    first, second = (one.user_attrs[attrs.CACHES] for one in opened.study.trials)
+    handle = small(tmp_path, space__depth=0, space__layers={}, search__trials=2)
+    run(handle)
+    images = handle.study.user_attrs[attrs.DATASET]
+    first, second = (one.user_attrs[attrs.CACHES] for one in handle.study.trials)
     # In two epochs two views of the training images, and one of the others.
     assert first.pop("seconds") > 0
     assert first == {"decoded": "once", "computed": 2 * images["train"] + images["validation"]}
@@ -63,21 +63,21 @@ def test_what_is_computed_to_be_kept_is_counted(tmp_path: Path) -> None:
 
 
 def test_where_there_is_no_room_nothing_is_counted(tmp_path: Path) -> None:
-    opened = small(tmp_path, search__trials=1, cache__disk_gb=2e-5)
-    run(opened)
-    assert not kept(opened)
-    assert opened.study.trials[0].user_attrs[attrs.CACHES] == {"decoded": "anew"}
+    handle = small(tmp_path, search__trials=1, cache__disk_gb=2e-5)
+    run(handle)
+    assert not kept(handle)
+    assert handle.study.trials[0].user_attrs[attrs.CACHES] == {"decoded": "anew"}
 
 
 def test_all_cuts_come_from_the_deepest(tmp_path: Path) -> None:
-    opened = small(tmp_path)
-    bench = prepare(opened)
-    plans = {plan.depth: plan for plan in map(bench.space.plan, draws(bench.space))}
+    handle = small(tmp_path)
+    ctx = build_context(handle)
+    plans = {plan.depth: plan for plan in map(ctx.space.plan, draws(ctx.space))}
     assert sorted(plans) == [0, 1, 2]
     for depth in (0, 1, 2):
-        training = prepare_training(plans[depth], bench)
+        training = build_trainer(plans[depth], ctx)
         assert isinstance(training.train, Features)
-        (root,) = bench.roots.values()
+        (root,) = ctx.roots.values()
         assert root is not None
         assert (training.train._split.keys == root.keys) == (depth == 2)
         assert training.train._split.prefix(root.keys) is not None
@@ -90,10 +90,10 @@ def draws(space: Space) -> list[dict[str, Any]]:
 
 
 def test_mixed_images_and_whole_networks_need_no_features(tmp_path: Path) -> None:
-    opened = small(tmp_path, space__depth=1, space__training__mixup=0.2, search__trials=2)
-    bench = prepare(opened)
-    plan = replace(bench.space.baseline(), policy=TrainingPolicy(mixup=0.2))
-    training = prepare_training(plan, bench)
+    handle = small(tmp_path, space__depth=1, space__training__mixup=0.2, search__trials=2)
+    ctx = build_context(handle)
+    plan = replace(ctx.space.baseline(), policy=TrainingPolicy(mixup=0.2))
+    training = build_trainer(plan, ctx)
     assert training.mixing is not None
     assert training.train is training.images
     assert training.whole == ""
@@ -106,11 +106,11 @@ def test_what_cannot_be_split_trains_whole_and_says_so(
         raise SplitError("the backbone cannot be traced (of this test)")
 
     monkeypatch.setattr(feature_reuse, "split", refuse)
-    opened = small(tmp_path, search__trials=2)
+    handle = small(tmp_path, search__trials=2)
     with caplog.at_level(logging.WARNING):
-        run(opened)
-    reasons = {one.user_attrs.get(attrs.WHOLE) for one in opened.study.trials}
+        run(handle)
+    reasons = {one.user_attrs.get(attrs.WHOLE) for one in handle.study.trials}
     assert reasons == {"the backbone cannot be traced (of this test)"}
-    assert not kept(opened)
+    assert not kept(handle)
     said = [one.getMessage() for one in caplog.records if "trains whole" in one.getMessage()]
     assert len(said) == 1

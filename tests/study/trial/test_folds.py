@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 from autotune.data.cache.array_cache import Shelf
 from autotune.errors import StudyError
-from autotune.results.evaluation.refit import fit
+from autotune.results.evaluation.refit import refit_study
 from autotune.results.report.html import render_report
-from autotune.study.engine.worker import prepare, work
+from autotune.study.engine.worker import build_context, run_worker
 from autotune.study.setup.opening import OpenStudy, open_or_create
 from autotune.study.state import attrs
 from autotune.study.trial import run as trial_module
-from autotune.study.trial.build import prepare_trial
+from autotune.study.trial.build import build_trial
 from autotune.training.folds import Folds
 from autotune.training.metrics import Metrics
 from tests.study.engine.test_worker import job, picture, run
@@ -46,46 +46,46 @@ def test_a_study_in_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         return inner(folder, matrix, classes)
 
     monkeypatch.setattr(trial_module, "draw_confusion", noted)
-    opened = small(tmp_path, training__views=2, search__trials=3)
-    events = run(opened)
+    handle = small(tmp_path, training__views=2, search__trials=3)
+    events = run(handle)
     epochs = [(one["trial"], one["epoch"]) for one in events if one["event"] == "epoch"]
     assert epochs[:2] == [(0, 1), (0, 2)]
-    dataset = opened.study.user_attrs[attrs.DATASET]
+    dataset = handle.study.user_attrs[attrs.DATASET]
     assert dataset["folds"] == [50, 50]  # data.train_per_class=5, of ten classes
-    for trial in opened.study.trials:
+    for trial in handle.study.trials:
         attributes = trial.user_attrs
         assert trial.state == TrialState.COMPLETE
         assert sorted(trial.intermediate_values) == [1, 2]
         assert trial.value == trial.intermediate_values[2] == attributes[attrs.METRICS]["accuracy"]
         assert attributes[attrs.EPOCHS] == 2
         assert set(attributes[attrs.DEVIATIONS]) == set(attributes[attrs.METRICS])
-        with Image.open(BytesIO(picture(opened, "worst_images.jpg", trial.number))) as sheet:
+        with Image.open(BytesIO(picture(handle, "worst_images.jpg", trial.number))) as sheet:
             assert (sheet.format, sheet.size) == ("JPEG", (656, 820))
     # Every image is judged once.
     assert [matrix.sum() for matrix in drawn] == [dataset["validation"]] * 3
     # Whatever was cut: two views in training, one in validation, of all images at once.
-    entries = Shelf(opened.files.cache).known("features")
+    entries = Shelf(handle.files.cache).known("features")
     assert len({key.split("/")[1] for key in entries}) == 3
-    text = Parsed(render_report(opened.study)).text
+    text = Parsed(render_report(handle.study)).text
     assert f"{dataset['train']} in 2 folds, {dataset['test']} test" in text
     assert "Every value is a mean over 2 folds" in text
     assert " ± " in text
 
 
 def test_weights_of_all_folds_give_the_value_again(tmp_path: Path) -> None:
-    opened = small(tmp_path, search__trials=1)
-    run(opened)
-    (trial,) = opened.study.trials
+    handle = small(tmp_path, search__trials=1)
+    run(handle)
+    (trial,) = handle.study.trials
     (weights,) = [
         one
-        for one in get_all_artifact_meta(trial, storage=opened.storage)
+        for one in get_all_artifact_meta(trial, storage=handle.storage)
         if one.filename == "weights.safetensors"
     ]
     plan = attrs.plan_of(trial)
     assert plan is not None
-    again = prepare_trial(plan, prepare(opened))
+    again = build_trial(plan, build_context(handle))
     assert isinstance(again, Folds)
-    state = load_file(opened.files.artifacts / weights.artifact_id)
+    state = load_file(handle.files.artifacts / weights.artifact_id)
     for number, one in enumerate(again.folds, start=1):
         own = {
             name.removeprefix(f"fold{number}."): value
@@ -97,8 +97,8 @@ def test_weights_of_all_folds_give_the_value_again(tmp_path: Path) -> None:
 
 
 def test_a_trial_is_pruned_with_all_its_folds(tmp_path: Path) -> None:
-    opened = small(tmp_path, search__pruner="median", training__epochs=3, search__trials=2)
-    study = opened.study
+    handle = small(tmp_path, search__pruner="median", training__epochs=3, search__trials=2)
+    study = handle.study
 
     class Always:
         def prune(self, *args: Any) -> bool:
@@ -106,7 +106,7 @@ def test_a_trial_is_pruned_with_all_its_folds(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("autotune.study.engine.worker._pruner", lambda *args: Always())
-        run(opened)
+        run(handle)
     for trial in study.trials:
         assert trial.state == TrialState.PRUNED
         assert list(trial.intermediate_values) == [1]
@@ -118,18 +118,18 @@ def test_an_interrupted_trial_goes_on_where_it_was(tmp_path: Path) -> None:
     options: dict[str, Any] = {"search__trials": 1, "training__epochs": 4}
     undisturbed = small(tmp_path / "a", **options)
     run(undisturbed)
-    opened = small(tmp_path / "b", **options)
+    handle = small(tmp_path / "b", **options)
     stop = threading.Event()
 
-    def emit(event: dict[str, Any]) -> None:
+    def on_event(event: dict[str, Any]) -> None:
         if event["event"] == "epoch" and event["epoch"] == 2:
             stop.set()
 
-    work(job(opened), stop, emit)
-    resumed = run(opened)
+    run_worker(job(handle), stop, on_event)
+    resumed = run(handle)
     assert [one["epoch"] for one in resumed if one["event"] == "epoch"] == [3, 4]
     (expected,) = undisturbed.study.trials
-    _, second = opened.study.trials
+    _, second = handle.study.trials
     assert second.intermediate_values == expected.intermediate_values
     for name in (attrs.METRICS, attrs.DEVIATIONS):
         assert second.user_attrs[name] == expected.user_attrs[name]
@@ -138,7 +138,7 @@ def test_an_interrupted_trial_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_a_batch_that_does_not_fit_is_halved_in_all_folds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = small(tmp_path, search__trials=1, cache__features="off")
+    handle = small(tmp_path, search__trials=1, cache__features="off")
     inner = trial_module.Folds.run
     parts: list[list[int]] = []
 
@@ -149,18 +149,18 @@ def test_a_batch_that_does_not_fit_is_halved_in_all_folds(
         return inner(self, *args)
 
     monkeypatch.setattr(trial_module.Folds, "run", short)
-    run(opened)
-    (trial,) = opened.study.trials
+    run(handle)
+    (trial,) = handle.study.trials
     assert trial.state == TrialState.COMPLETE
     assert parts == [[64, 64], [32, 32]]
 
 
 def test_inherited_channels_are_chosen_without_the_images_that_judge(tmp_path: Path) -> None:
-    bench = prepare(small(tmp_path, data__train_per_class=None))
-    plan = bench.space.baseline(bench.config.baseline)
-    training = prepare_trial(plan, bench)
+    ctx = build_context(small(tmp_path, data__train_per_class=None))
+    plan = ctx.space.baseline(ctx.config.baseline)
+    training = build_trial(plan, ctx)
     assert isinstance(training, Folds)
-    material = bench.materials.of(plan.backbone)
+    material = ctx.resources.of(plan.backbone)
     for one, cut in zip(training.folds, material.task.folds, strict=True):
         assert one.images.labels.tolist() == material.train.labels[cut.train].tolist()
         assert not {*cut.train} & {*cut.validation}
@@ -168,18 +168,18 @@ def test_inherited_channels_are_chosen_without_the_images_that_judge(tmp_path: P
 
 @pytest.mark.parametrize("changes", [{}, {"memory_gb": 0}])
 def test_images_are_kept_once(tmp_path: Path, changes: dict[str, Any]) -> None:
-    bench = prepare(small(tmp_path, training__views=3, cache=changes))
-    material = bench.materials.of(bench.space.backbone)
+    ctx = build_context(small(tmp_path, training__views=3, cache=changes))
+    material = ctx.resources.of(ctx.space.backbone)
     shared = material.train is material.validation
     assert shared == (not changes)
     assert material.kept_bytes == (len(material.train) * 3 * 3 * 16 * 16 if shared else 0)
 
 
 def test_the_final_fit_trains_on_all_images_of_the_folds(tmp_path: Path) -> None:
-    opened = small(tmp_path, search__trials=1)
-    run(opened)
-    result = fit(opened)
-    dataset = opened.study.user_attrs[attrs.DATASET]
+    handle = small(tmp_path, search__trials=1)
+    run(handle)
+    result = refit_study(handle)
+    dataset = handle.study.user_attrs[attrs.DATASET]
     assert (result.images, result.test_images) == (dataset["train"], dataset["test"])
     assert isinstance(result.test, Metrics)
 

@@ -15,10 +15,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.storage.admin.backup import backup, restore
 from autotune.storage.admin.copy_study import copy_studies
-from autotune.study.engine.worker import work
+from autotune.study.engine.worker import run_worker
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
-from autotune.study.trial.identity import checkpoint_of
+from autotune.study.trial.identity import checkpoint_for
 from tests.study.engine.test_worker import job
 from tests.support.small import open_small
 
@@ -30,30 +30,30 @@ def open_one(folder: Path, **overrides: Any) -> OpenStudy:
     return open_small(folder, **{"training__epochs": EPOCHS, "search__trials": 1, **overrides})
 
 
-def killed_after(opened: OpenStudy, epoch: int) -> None:
+def killed_after(handle: OpenStudy, epoch: int) -> None:
     """Run trial 0, and kill its worker as it tells of an epoch: the checkpoint is one behind."""
 
-    def emit(event: dict[str, Any]) -> None:
+    def on_event(event: dict[str, Any]) -> None:
         if event.get("epoch") == epoch:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        work(job(opened), threading.Event(), emit)
+        run_worker(job(handle), threading.Event(), on_event)
 
 
-def finished(opened: OpenStudy) -> tuple[FrozenTrial, list[int]]:
+def finished(handle: OpenStudy) -> tuple[FrozenTrial, list[int]]:
     """Run a study to its end; return its trial and the epochs that were trained for it."""
     events: list[dict[str, Any]] = []
-    opened.claims().sweep(lambda worker: True)
-    work(job(opened), threading.Event(), events.append)
+    handle.claims().sweep(lambda worker: True)
+    run_worker(job(handle), threading.Event(), events.append)
     (trial,) = [
-        one for one in opened.study.get_trials(deepcopy=False) if one.state == TrialState.COMPLETE
+        one for one in handle.study.get_trials(deepcopy=False) if one.state == TrialState.COMPLETE
     ]
     return trial, [one["epoch"] for one in events if one["event"] == "epoch"]
 
 
-def checkpoint_file(opened: OpenStudy) -> Path:
-    return opened.files.checkpoint(opened.name, 0)
+def checkpoint_file(handle: OpenStudy) -> Path:
+    return handle.files.checkpoint(handle.name, 0)
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -72,14 +72,14 @@ def test_a_study_made_anew_starts_at_its_first_epoch(
     change: str, kept: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected, _ = finished(open_one(tmp_path / "undisturbed", **CHANGES[change]))
-    opened = open_one(tmp_path)
-    killed_after(opened, 3)
-    file = checkpoint_file(opened)
+    handle = open_one(tmp_path)
+    killed_after(handle, 3)
+    file = checkpoint_file(handle)
     shutil.copy(file, tmp_path / "copy")
-    log = opened.files.log(opened.name, "worker-0")
+    log = handle.files.log(handle.name, "worker-0")
     log.parent.mkdir(parents=True)
     log.write_text("of the study before")
-    optuna.delete_study(study_name=opened.name, storage=opened.storage)
+    optuna.delete_study(study_name=handle.name, storage=handle.storage)
     anew = open_one(tmp_path, **CHANGES[change])
     assert not file.exists() and not log.exists()
     if kept:
@@ -95,35 +95,35 @@ def test_a_study_made_anew_starts_at_its_first_epoch(
     assert all("it is that of another training (study" in line for line in lines)
 
 
-def copied(opened: OpenStudy, folder: Path) -> OpenStudy:
+def copied(handle: OpenStudy, folder: Path) -> OpenStudy:
     url = f"sqlite:///{folder}/other.db"
     open_small(folder, storage=url, name="first")  # so that ids differ
-    copy_studies(opened.url, url)
-    return open_existing(opened.name, url)
+    copy_studies(handle.url, url)
+    return open_existing(handle.name, url)
 
 
-def restored(opened: OpenStudy, folder: Path) -> OpenStudy:
-    backup(opened.url, folder / "backup.db")
-    shutil.copytree(opened.files.root, folder / "files")
+def restored(handle: OpenStudy, folder: Path) -> OpenStudy:
+    backup(handle.url, folder / "backup.db")
+    shutil.copytree(handle.files.root, folder / "files")
     url = f"sqlite:///{folder}/other.db"
     open_small(folder, storage=url, name="first")
     restore(folder / "backup.db", url, str(folder / "files"))
-    return open_existing(opened.name, url)
+    return open_existing(handle.name, url)
 
 
 @pytest.mark.parametrize("way", [copied, restored])
 def test_a_copy_goes_on_from_its_checkpoint(
     way: Callable[[OpenStudy, Path], OpenStudy], tmp_path: Path
 ) -> None:
-    opened = open_one(tmp_path / "a")
-    killed_after(opened, 3)
+    handle = open_one(tmp_path / "a")
+    killed_after(handle, 3)
     (tmp_path / "b").mkdir()
-    other = way(opened, tmp_path / "b")
-    assert other.study._study_id != opened.study._study_id
-    assert other.files.root != opened.files.root
+    other = way(handle, tmp_path / "b")
+    assert other.study._study_id != handle.study._study_id
+    assert other.files.root != handle.files.root
     trial, epochs = finished(other)
     assert epochs == [3, 4]  # the checkpoint has two
-    expected, _ = finished(opened)
+    expected, _ = finished(handle)
     assert trial.intermediate_values == expected.intermediate_values
 
 
@@ -131,15 +131,15 @@ def test_an_older_backup_does_not_go_on_where_it_never_was(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The checkpoint is ahead of its curve: what the curve lacks would never be known."""
-    opened = open_one(tmp_path)
-    killed_after(opened, 2)
-    backup(opened.url, tmp_path / "backup.db")
-    opened.claims().sweep(lambda worker: True)
-    killed_after(opened, 4)
-    optuna.delete_study(study_name=opened.name, storage=opened.storage)
-    restore(tmp_path / "backup.db", opened.url)
+    handle = open_one(tmp_path)
+    killed_after(handle, 2)
+    backup(handle.url, tmp_path / "backup.db")
+    handle.claims().sweep(lambda worker: True)
+    killed_after(handle, 4)
+    optuna.delete_study(study_name=handle.name, storage=handle.storage)
+    restore(tmp_path / "backup.db", handle.url)
     with caplog.at_level(logging.WARNING):
-        trial, epochs = finished(open_existing(opened.name, opened.url))
+        trial, epochs = finished(open_existing(handle.name, handle.url))
     assert "it is that of epoch 3, but no value is known of epoch 3" in caplog.text
     assert epochs == sorted(trial.intermediate_values) == [1, 2, 3, 4]
     expected, _ = finished(open_one(tmp_path / "undisturbed"))
@@ -148,18 +148,18 @@ def test_an_older_backup_does_not_go_on_where_it_never_was(
 
 def test_a_study_of_before_goes_on_from_its_start(tmp_path: Path) -> None:
     """It has no uuid, and its checkpoints do not say whose they are."""
-    opened = open_one(tmp_path)
-    killed_after(opened, 3)
-    with opened.storage.engine.begin() as connection:
+    handle = open_one(tmp_path)
+    killed_after(handle, 3)
+    with handle.storage.engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM study_user_attributes WHERE key = 'uuid'")
-    checkpoint_file(opened).write_bytes(b"PK\x03\x04 as torch wrote it")
-    again = open_existing(opened.name, opened.url)
+    checkpoint_file(handle).write_bytes(b"PK\x03\x04 as torch wrote it")
+    again = open_existing(handle.name, handle.url)
     assert again.uuid is None
     assert open_one(tmp_path).uuid is not None
-    trial, epochs = finished(open_existing(opened.name, opened.url))
+    trial, epochs = finished(open_existing(handle.name, handle.url))
     assert epochs == [1, 2, 3, 4]
     assert trial.state == TrialState.COMPLETE
-    assert not checkpoint_file(opened).exists()
+    assert not checkpoint_file(handle).exists()
 
 
 def test_a_run_that_goes_on_keeps_its_identity(tmp_path: Path) -> None:
@@ -167,6 +167,6 @@ def test_a_run_that_goes_on_keeps_its_identity(tmp_path: Path) -> None:
     second = open_one(tmp_path, search__trials=2)
     assert first.uuid == second.uuid
     (trial,) = second.study.get_trials()
-    identities = [checkpoint_of(one, one.config(), trial).identity for one in (first, second)]
+    identities = [checkpoint_for(one, one.config(), trial).identity for one in (first, second)]
     assert identities[0] == identities[1]
     assert identities[0]["study"] == first.study.user_attrs[attrs.UUID]

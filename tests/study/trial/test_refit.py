@@ -12,10 +12,10 @@ import torch
 from autotune.config.schema import FitConfig, StudyConfig
 from autotune.errors import UserError
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
-from autotune.study.engine.worker import prepare
-from autotune.study.trial.context import Workbench
-from autotune.study.trial.refit import AVERAGED, decay_of, refit, views_of
-from autotune.study.trial.retrain import train_again
+from autotune.study.engine.worker import build_context
+from autotune.study.trial.context import WorkerContext
+from autotune.study.trial.refit import AVERAGED, ema_decay, refit, refit_views
+from autotune.study.trial.retrain import retrain
 from autotune.training.trainer import Training
 from tests.support.small import open_small, small_config
 
@@ -25,8 +25,8 @@ PLAN = TrialPlan("test_resnet.letters", 2, (LayerPlan(),) * 2, policy=TrainingPo
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
-    return prepare(open_small(tmp_path_factory.mktemp("refit"), training__views=2))
+def bench(tmp_path_factory: pytest.TempPathFactory) -> WorkerContext:
+    return build_context(open_small(tmp_path_factory.mktemp("refit"), training__views=2))
 
 
 def config(folder: Path, **overrides: Any) -> StudyConfig:
@@ -53,11 +53,11 @@ def test_how_long_the_average_is(
 ) -> None:
     policy = replace(PLAN.policy, head_epochs=head_epochs)
     study = config(tmp_path, training__ema=training_ema)
-    found = decay_of(study, FitConfig(**fit), replace(PLAN, policy=policy), 200)
+    found = ema_decay(study, FitConfig(**fit), replace(PLAN, policy=policy), 200)
     assert found == (expected if expected is None else pytest.approx(expected))
     if training_ema is None and not fit:  # a locked backbone has no phase of its own
         locked = replace(PLAN, depth=0, layers=(), policy=policy)
-        assert decay_of(study, FitConfig(), locked, 200) == pytest.approx(1 - 1 / 4)
+        assert ema_decay(study, FitConfig(), locked, 200) == pytest.approx(1 - 1 / 4)
 
 
 @pytest.mark.parametrize(
@@ -65,29 +65,29 @@ def test_how_long_the_average_is(
     [("online", 2, 20), ("study", 2, 2), ("online", 1, 1), ("study", "online", 20)],
 )
 def test_views(
-    views: str, of_study: int | str, expected: int, bench: Workbench, tmp_path: Path
+    views: str, of_study: int | str, expected: int, ctx: WorkerContext, tmp_path: Path
 ) -> None:
-    task = bench.materials.of(PLAN.backbone).task
+    task = ctx.resources.of(PLAN.backbone).task
     study = config(tmp_path, training__views=of_study)
-    found = views_of(task, study, FitConfig(views=views), 1 << 30)
+    found = refit_views(task, study, FitConfig(views=views), 1 << 30)
     assert found.views == expected
     assert bool(found.kept_bytes) == (expected < 20)
     assert len(found) == len(task.train_rows) + len(task.validation_rows)
 
 
-def test_what_is_judged_is_the_average_and_locked_layers_are_untouched(bench: Workbench) -> None:
-    task = bench.materials.of(PLAN.backbone).task
+def test_what_is_judged_is_the_average_and_locked_layers_are_untouched(ctx: WorkerContext) -> None:
+    task = ctx.resources.of(PLAN.backbone).task
     fit = FitConfig(ema=0.9, views="online")
     epochs: list[int] = []
-    found = refit(PLAN, bench, views_of(task, bench.config, fit, 0), fit, epochs.append)
+    found = refit(PLAN, ctx, refit_views(task, ctx.config, fit, 0), fit, epochs.append)
     assert epochs == [1, 2]
     training = found.training
     assert training.result is not training.network
-    manner = found.manner.to_json()
-    assert manner.pop("seconds") > 0
-    assert manner == {"images": len(training.train), "views": "online", "epochs": 2, "ema": 0.9,
+    summary = found.summary.to_json()
+    assert summary.pop("seconds") > 0
+    assert summary == {"images": len(training.train), "views": "online", "epochs": 2, "ema": 0.9,
                       "part": 64}  # fmt: skip
-    pretrained = bench.materials.of(PLAN.backbone).backbone.pretrained.state_dict()
+    pretrained = ctx.resources.of(PLAN.backbone).backbone.pretrained.state_dict()
     state = training.result.state_dict()
     locked = [name for layer in training.network.layers[2:] for name in layer.names]
     assert locked and all(
@@ -96,10 +96,10 @@ def test_what_is_judged_is_the_average_and_locked_layers_are_untouched(bench: Wo
 
 
 def test_a_batch_that_does_not_fit_goes_through_in_parts(
-    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+    ctx: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = bench.materials.of(PLAN.backbone).task
-    views = views_of(task, bench.config, FitConfig(), 0)
+    task = ctx.resources.of(PLAN.backbone).task
+    views = refit_views(task, ctx.config, FitConfig(), 0)
     inner, predict = Training._step, Training.predict
 
     def short(self: Training, *args: Any) -> Any:
@@ -114,13 +114,13 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(
 
     monkeypatch.setattr(Training, "_step", short)
     monkeypatch.setattr(Training, "predict", shorter)
-    found = refit(PLAN, bench, views, FitConfig(), part=32)
-    assert found.manner.part == 16
-    logits, labels = found.predict(bench.materials.of(PLAN.backbone).validation)
+    found = refit(PLAN, ctx, views, FitConfig(), part=32)
+    assert found.summary.part == 16
+    logits, labels = found.predict(ctx.resources.of(PLAN.backbone).validation)
     assert len(logits) == len(labels) and found.training.part == 8
     monkeypatch.setattr(Training, "_step", out_of_memory)
     with pytest.raises(UserError, match="even with 2 images at a time"):
-        refit(PLAN, bench, views, FitConfig())
+        refit(PLAN, ctx, views, FitConfig())
 
 
 def out_of_memory(*_: Any, **__: Any) -> Any:
@@ -128,10 +128,10 @@ def out_of_memory(*_: Any, **__: Any) -> Any:
 
 
 def test_after_a_batch_that_does_not_fit_a_training_goes_on_from_its_last_epoch(
-    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+    ctx: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the values of a training that began with the small parts, but for the first epochs."""
-    views = views_of(bench.materials.of(PLAN.backbone).task, bench.config, FitConfig(), 0)
+    views = refit_views(ctx.resources.of(PLAN.backbone).task, ctx.config, FitConfig(), 0)
     inner, begun, failed = Training._train_epoch, [], []
 
     def short(self: Training) -> float:
@@ -143,12 +143,12 @@ def test_after_a_batch_that_does_not_fit_a_training_goes_on_from_its_last_epoch(
 
     monkeypatch.setattr(Training, "_train_epoch", short)
     epochs: list[int] = []
-    refit(PLAN, bench, views, FitConfig(), epochs.append, part=32)
-    count = bench.config.training.epochs
+    refit(PLAN, ctx, views, FitConfig(), epochs.append, part=32)
+    count = ctx.config.training.epochs
     assert epochs == list(range(1, count + 1))
     assert begun == [(0, 32), (1, 32), *((epoch, 16) for epoch in range(1, count))]
     begun.clear()
     failed.clear()
-    found = train_again(PLAN, bench, part=32)
+    found = retrain(PLAN, ctx, part=32)
     assert begun == [(0, 32), (1, 32), *((epoch, 16) for epoch in range(1, count))]
     assert sorted(found.curve) == list(range(1, count + 1))

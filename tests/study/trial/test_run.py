@@ -14,7 +14,7 @@ from autotune.plan import TrialPlan
 from autotune.results.report.html import render_report
 from autotune.results.report.summary import summarise
 from autotune.search import ranking
-from autotune.study.engine.worker import prepare, work
+from autotune.study.engine.worker import build_context, run_worker
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import Ending
@@ -29,19 +29,19 @@ TWO = ["accuracy", "latency_ms"]
 @pytest.fixture(scope="module")
 def limit(tmp_path_factory: pytest.TempPathFactory) -> int:
     """Return how many parameters the baseline has."""
-    opened = open_small(tmp_path_factory.mktemp("limit"), search__trials=1, training__epochs=1)
-    run(opened)
-    return int(opened.study.trials[0].user_attrs[attrs.COSTS]["parameters"])
+    handle = open_small(tmp_path_factory.mktemp("limit"), search__trials=1, training__epochs=1)
+    run(handle)
+    return int(handle.study.trials[0].user_attrs[attrs.COSTS]["parameters"])
 
 
 def test_parameters_are_recorded_without_being_asked_for(tmp_path: Path) -> None:
-    opened = open_small(tmp_path, search__trials=1, training__epochs=1)
-    run(opened)
-    bench = prepare(opened)
-    (trial,) = opened.study.trials
+    handle = open_small(tmp_path, search__trials=1, training__epochs=1)
+    run(handle)
+    ctx = build_context(handle)
+    (trial,) = handle.study.trials
     plan = attrs.plan_of(trial)
     assert plan is not None
-    network = build.prepare_training(plan, bench).network
+    network = build.build_trainer(plan, ctx).network
     parameters = sum(one.numel() for one in network.parameters())
     assert trial.user_attrs[attrs.COSTS] == {"parameters": parameters}
     assert trial.constraints == {}
@@ -49,7 +49,7 @@ def test_parameters_are_recorded_without_being_asked_for(tmp_path: Path) -> None
 
 def test_an_infeasible_plan_is_not_trained_and_never_best(tmp_path: Path, limit: int) -> None:
     # A hidden layer has more parameters than the linear head that it replaces; nothing else has.
-    opened = open_small(
+    handle = open_small(
         tmp_path,
         constraints={"max_parameters": limit, "max_latency_ms": 10_000.0},
         space__head__hidden_layers=[0, 1],
@@ -58,8 +58,8 @@ def test_an_infeasible_plan_is_not_trained_and_never_best(tmp_path: Path, limit:
         search__sampler="random",
         search__trials=8,
     )
-    events = run(opened)
-    trials = opened.study.trials
+    events = run(handle)
+    trials = handle.study.trials
     # Every trial has told how it lies to every limit, in the same order: the samplers need them.
     keys = ["max_parameters", "max_latency_ms"]
     assert sorted(keys) == sorted(trials[0].constraints)
@@ -74,41 +74,41 @@ def test_an_infeasible_plan_is_not_trained_and_never_best(tmp_path: Path, limit:
         assert (trial.values, trial.intermediate_values) == (None, {})
         assert trial.user_attrs[attrs.EPOCHS] == 0
         assert trial.user_attrs[attrs.REASON].startswith("infeasible: ")
-        assert get_all_artifact_meta(trial, storage=opened.storage) == []
+        assert get_all_artifact_meta(trial, storage=handle.storage) == []
         of_trial = [one["event"] for one in events if one.get("trial") == trial.number]
         assert of_trial == ["start", "end"]
     ends = {one["trial"]: one["state"] for one in events if one["event"] == "end"}
     assert {ends[one.number] for one in beyond} == {"infeasible"}
-    progress = opened.progress()
+    progress = handle.progress()
     assert (progress.infeasible, progress.finished) == (len(beyond), 8)
-    ended = Ending.of(opened.study)
+    ended = Ending.of(handle.study)
     assert ended is not None and ended.kind == "trials"
-    best = ranking.best_of(trials, attrs.direction_of(opened.study))
+    best = ranking.best_of(trials, attrs.direction_of(handle.study))
     assert best is not None and best in within
 
 
 def test_a_study_without_a_plan_within_its_limits_ends_and_says_so(tmp_path: Path) -> None:
-    opened = open_small(tmp_path, constraints={"max_parameters": 1000}, search__trials=4)
-    run(opened)
-    trials = opened.study.trials
+    handle = open_small(tmp_path, constraints={"max_parameters": 1000}, search__trials=4)
+    run(handle)
+    trials = handle.study.trials
     # The baseline is what everything is compared with: it is trained, and is not the best.
     assert [one.state for one in trials] == [TrialState.COMPLETE] + [TrialState.PRUNED] * 3
     assert trials[0].user_attrs[attrs.REASON].endswith("k parameters, at most 1.00 k")
-    names = [one.filename for one in get_all_artifact_meta(trials[0], storage=opened.storage)]
+    names = [one.filename for one in get_all_artifact_meta(trials[0], storage=handle.storage)]
     assert "weights.safetensors" not in names
-    assert Ending.of(opened.study) == Ending("trials", "4 finished trials")
-    found = summarise(opened)
+    assert Ending.of(handle.study) == Ending("trials", "4 finished trials")
+    found = summarise(handle)
     assert found.best is None
     assert found.nearest is not None
     least = min(trials, key=lambda one: float(one.user_attrs[attrs.COSTS]["parameters"])).number
     assert found.nearest.number == least
-    text = Parsed(render_report(opened.study)).text
+    text = Parsed(render_report(handle.study)).text
     assert f"No complete trial within the limits; the nearest is trial {least}, " in text
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", pytest.param("random", marks=pytest.mark.slow)])
 def test_samplers_go_on_past_their_start(tmp_path: Path, limit: int, sampler: str) -> None:
-    opened = two_objectives(
+    handle = two_objectives(
         tmp_path,
         objectives=["accuracy", "memory_mb"],
         constraints={"max_parameters": limit + 300},
@@ -116,8 +116,8 @@ def test_samplers_go_on_past_their_start(tmp_path: Path, limit: int, sampler: st
         search__trials=14,
         training__epochs=1,
     )
-    run(opened)
-    progress = opened.progress()
+    run(handle)
+    progress = handle.progress()
     assert progress.finished == 14 and progress.failed == 0
     assert progress.complete + progress.infeasible == 14
 
@@ -127,9 +127,9 @@ def two_objectives(folder: Path, **overrides: Any) -> OpenStudy:
 
 
 def test_a_study_of_two_objectives(tmp_path: Path) -> None:
-    opened = two_objectives(tmp_path)
-    events = run(opened)
-    study = opened.study
+    handle = two_objectives(tmp_path)
+    events = run(handle)
+    study = handle.study
     assert study.metric_names == TWO
     assert [one.name for one in study.directions] == ["MAXIMIZE", "MINIMIZE"]
     for trial in study.trials:
@@ -148,7 +148,7 @@ def test_a_study_of_two_objectives(tmp_path: Path) -> None:
         one.number
         for one in study.trials
         if "weights.safetensors"
-        in [meta.filename for meta in get_all_artifact_meta(one, storage=opened.storage)]
+        in [meta.filename for meta in get_all_artifact_meta(one, storage=handle.storage)]
     ]
     assert {one.number for one in front} <= set(kept)
     assert [one["value"] for one in events if one["event"] == "end"] == [
@@ -160,18 +160,18 @@ def test_an_interrupted_trial_of_two_objectives_goes_on_where_it_was(tmp_path: P
     options: dict[str, Any] = {"search__trials": 1, "training__epochs": 4}
     undisturbed = two_objectives(tmp_path / "a", **options)
     run(undisturbed)
-    opened = two_objectives(tmp_path / "b", **options)
+    handle = two_objectives(tmp_path / "b", **options)
     stop = threading.Event()
 
-    def emit(event: dict[str, Any]) -> None:
+    def on_event(event: dict[str, Any]) -> None:
         if event["event"] == "epoch" and event["epoch"] == 2:
             stop.set()
 
-    work(job(opened), stop, emit)
-    resumed = run(opened)
+    run_worker(job(handle), stop, on_event)
+    resumed = run(handle)
     assert [one["epoch"] for one in resumed if one["event"] == "epoch"] == [3, 4]
     (expected,) = undisturbed.study.trials
-    first, second = opened.study.trials
+    first, second = handle.study.trials
     assert second.state == TrialState.COMPLETE
     assert second.intermediate_values == expected.intermediate_values
     assert second.values[0] == expected.values[0]
@@ -186,14 +186,14 @@ def test_limits_do_not_change_what_is_trained(tmp_path: Path) -> None:
         open_small(tmp_path / "a", search__sampler="random"),
         open_small(tmp_path / "b", search__sampler="random", constraints=wide),
     ]
-    for opened in studies:
-        run(opened)
+    for handle in studies:
+        run(handle)
     found = [
         [
             (TrialPlan.from_json(one.user_attrs[attrs.PLAN]), one.intermediate_values)
-            for one in opened.study.trials
+            for one in handle.study.trials
         ]
-        for opened in studies
+        for handle in studies
     ]
     assert found[0] == found[1]
     (costs,) = {tuple(one.user_attrs[attrs.COSTS]) for one in studies[1].study.trials}
