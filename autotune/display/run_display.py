@@ -19,7 +19,7 @@ from autotune.config.schema import StudyConfig
 from autotune.data.progress import COUNTED
 from autotune.display.console import images_in_words, in_lines
 from autotune.errors import UserError
-from autotune.results.values.objective import Objective, show_values
+from autotune.results.values.objective import Objective, format_values
 from autotune.search import ranking
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, ending, held_hours, since_best
@@ -149,8 +149,8 @@ class State:
             self.step = f"decoding images: {event['done']} of {event['total']}"
         elif kind == "opened":
             self.opened, self.progress = event["opened"], event["progress"]
-            self.objective = Objective.of(event["opened"].study)
-            self.cost = Objective.cost_of(event["opened"].study)
+            self.objective = Objective.from_study(event["opened"].study)
+            self.cost = Objective.cost_from_study(event["opened"].study)
             self.finished_before = event["progress"].finished
             self.started = time.monotonic()
             self.step = "starting workers"
@@ -202,7 +202,7 @@ class State:
 
     def _values(self, trial: FrozenTrial) -> str:
         assert self.objective is not None
-        return show_values(trial, self.objective, self.cost)
+        return format_values(trial, self.objective, self.cost)
 
     def time_left_s(self) -> float | None:
         """Estimate the time left from the trials of this run, and from its limits of time."""
@@ -233,7 +233,9 @@ class State:
 
     def show(self, value: float | None) -> str:
         """Write a value of the objective; empty while there is none."""
-        return "" if value is None or self.objective is None else self.objective.show(value)
+        return (
+            "" if value is None or self.objective is None else self.objective.format_value(value)
+        )
 
     def obituary(self, event: dict[str, Any]) -> str:
         """Say how a worker died, and what its log says; nothing when it was told to end."""
@@ -318,7 +320,7 @@ class LiveView:
 
 def draw(state: State) -> RenderableType:
     """Draw the study: a bar, the scores, a row per worker."""
-    objective = state.objective.words if state.objective else ""
+    objective = state.objective.label if state.objective else ""
     parts: list[RenderableType] = [Text(f"study {state.config.name}", style="bold")]
     if state.progress is not None:
         bar = Table.grid(padding=(0, 2))

@@ -18,7 +18,7 @@ from autotune.display.run_display import Left
 from autotune.display.worker_table import failures_line, speed, workers_table
 from autotune.errors import StorageError, StudyError
 from autotune.results.report.workers import WorkerRow, failures_by_reason, worker_rows
-from autotune.results.values.objective import Objective, show_values
+from autotune.results.values.objective import Objective, format_values
 from autotune.search import ranking
 from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.rdb.retry import impatiently
@@ -59,7 +59,7 @@ class Picture:
         parts: list[RenderableType] = [
             Text.assemble((f"study {self.name}", "bold"), f"  {seen}"),
             self._budget(),
-            Text(f"validation {self.objective.words}: {self._scores()}"),
+            Text(f"validation {self.objective.label}: {self._scores()}"),
         ]
         if failed := failures_line(failures_by_reason(snapshot.trials)):
             parts.append(Text(failed))
@@ -104,7 +104,7 @@ class Picture:
         best = ranking.best_of(trials, self.objective.direction)
         baseline = attrs.baseline_of(trials)
         shown = [
-            f"{name} {show_values(trial, self.objective, self.cost)} (trial {trial.number})"
+            f"{name} {format_values(trial, self.objective, self.cost)} (trial {trial.number})"
             for name, trial in (("best", best), ("baseline", baseline))
             if trial is not None
         ]
@@ -131,7 +131,10 @@ def watch(
     terminal = console.is_terminal
     pause = every_s or (EVERY_S if terminal else EVERY_PLAIN_S)
     picture = Picture(
-        opened.name, Objective.of(opened.study), Objective.cost_of(opened.study), look(opened)
+        opened.name,
+        Objective.from_study(opened.study),
+        Objective.cost_from_study(opened.study),
+        look(opened),
     )
     live = Live(console=console, auto_refresh=False) if terminal else None
     context: AbstractContextManager[object] = live or nullcontext()

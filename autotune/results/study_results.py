@@ -74,7 +74,7 @@ class StudyResults:
     cost: Objective | None
 
     @staticmethod
-    def of(study: Study | StudyResults) -> StudyResults:
+    def from_study(study: Study | StudyResults) -> StudyResults:
         """Read a study; return what was read before as it is.
 
         Args:
@@ -87,7 +87,11 @@ class StudyResults:
         reading = _Reading(optuna_private.storage(study), trials, attributes)
         shown = optuna_private.with_storage(study, reading)
         return StudyResults(
-            shown, trials, attributes, Objective.of(study), Objective.cost_of(study)
+            shown,
+            trials,
+            attributes,
+            Objective.from_study(study),
+            Objective.cost_from_study(study),
         )
 
     @property

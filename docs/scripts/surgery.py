@@ -22,7 +22,7 @@ from autotune.models.surgery.channel_groups import ChannelGroup, Member
 from autotune.models.surgery.kernels import change_kernel
 from autotune.models.surgery.widths import Width, change_widths
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
-from autotune.results.figures.layer_diagram import LayerRow, rows
+from autotune.results.figures.layer_diagram import LayerRow, layer_rows
 from autotune.results.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE
 
 IMAGES = Path(__file__).parents[1] / "images"
@@ -177,7 +177,7 @@ def network() -> Figure:
         {"index": one.index, "label": one.label, "parameters": one.parameters}
         for one in (each.layer for each in inspect_layers(plan.backbone).layers)
     ]
-    drawn = rows(layers, plan)
+    drawn = layer_rows(layers, plan)
     figure = Figure(figsize=(9, 0.36 * len(drawn) + 0.5), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
     for position, row in enumerate(drawn):

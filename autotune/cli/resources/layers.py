@@ -219,13 +219,13 @@ def _draw(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -
     shown = _console()
     with shown.status(Text(f"looking at {plan.backbone}")):
         from autotune.models.inspection import try_plan
-        from autotune.results.figures.layer_diagram import as_text, rows
+        from autotune.results.figures.layer_diagram import as_text, layer_rows
 
         try:
             tried = try_plan(plan, image_size)
         except PlanError as error:
             raise UserError(f"{source} does not fit {plan.backbone!r}: {error}") from error
-    picture = rows([layer.to_json() for layer in tried.before], plan)
+    picture = layer_rows([layer.to_json() for layer in tried.before], plan)
     if as_json:
         values = {"plan": plan.to_json(), "layers": [asdict(row) for row in picture]}
         typer.echo(json.dumps(values, indent=2))

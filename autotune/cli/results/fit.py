@@ -76,7 +76,7 @@ def fit(
         highlight=False,
     )
     decimals = 2 if result.test_images >= 1000 else 1
-    objective = replace(Objective.of(opened.study), decimals=decimals)
+    objective = replace(Objective.from_study(opened.study), decimals=decimals)
     shown.print(_table(result, objective))
     if not result.is_baseline:
         differences = result.comparison.to_json()["difference"]
@@ -96,7 +96,7 @@ def fit(
 
 def _table(result: RefitResult, objective: Objective) -> Table:
     """Write all figures with their intervals; no box, so that they fit into 80 columns."""
-    from autotune.results.values.verdict import show_gain
+    from autotune.results.values.verdict import format_gain
 
     found = result.comparison
     table = Table(box=None, padding=(0, 1, 0, 0))
@@ -104,17 +104,17 @@ def _table(result: RefitResult, objective: Objective) -> Table:
     for title in (f"trial {result.trial}", "95 %", "baseline", "95 %", "gain"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, difference in found.difference.items():
-        metric = objective.other(name)
+        metric = objective.with_name(name)
         table.add_row(
-            metric.words,
+            metric.label,
             *_cells(metric, found.model),
             *_cells(metric, found.baseline),
-            show_gain(metric, difference.value, unit=False),
+            format_gain(metric, difference.value, unit=False),
         )
     return table
 
 
 def _cells(metric: Objective, assessed: Assessment) -> tuple[str, str]:
     figure = assessed.estimates[metric.name]
-    low, high = (metric.show(one).removesuffix(" %") for one in (figure.low, figure.high))
-    return metric.show(figure.value), f"{low} to {high}"
+    low, high = (metric.format_value(one).removesuffix(" %") for one in (figure.low, figure.high))
+    return metric.format_value(figure.value), f"{low} to {high}"

@@ -53,7 +53,7 @@ def worker(
     if opened is None:
         shown.print("Stopped before there was a study.", highlight=False)
         raise typer.Exit(130)
-    objective = Objective.of(opened.study)
+    objective = Objective.from_study(opened.study)
     shown.print(f"study {opened.name}: preparing the images and the backbone", highlight=False)
     with shown.status("opening the images") as line:
         fetch_source(
@@ -76,7 +76,7 @@ def worker(
             shown.print(f"trial {event['trial']}: {event['plan']}", highlight=False, markup=False)
         elif event["event"] == "end":
             finished += event["state"] in ("complete", "pruned", "infeasible", "failed")
-            value = "" if event["value"] is None else f" {objective.show(event['value'])}"
+            value = "" if event["value"] is None else f" {objective.format_value(event['value'])}"
             shown.print(f"trial {event['trial']}: {event['state']}{value}", highlight=False)
 
     called = worker_name(os.getpid(), 0)

@@ -11,10 +11,10 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.results.diagnosis.headline import confirmed, ended_by, headline
-from autotune.results.figures.layer_diagram import as_text, rows
+from autotune.results.diagnosis.headline import describe_confirmation, ended_by, headline
+from autotune.results.figures.layer_diagram import as_text, layer_rows
 from autotune.results.report.reproduction import commands, next_commands, study_file
-from autotune.results.values.objective import Objective, in_time, show_values
+from autotune.results.values.objective import Objective, format_duration, format_values
 from autotune.search import ranking
 from autotune.study.state import attrs
 from autotune.study.state.constraints import NOUNS, amount, in_short
@@ -36,7 +36,7 @@ def study_note(study: Study, storage_url: str) -> str:
     attributes = study.user_attrs
     best = ranking.best_of(trials, attrs.direction_of(study))
     answer = [f"**{escape_markdown(headline(study))}**", escape_markdown(_so_far(study, trials))]
-    if said := confirmed(study, best):
+    if said := describe_confirmation(study, best):
         answer.append(escape_markdown(said))
     answer += [f"- {escape_markdown(one)}" for one in attrs.image_remarks(attributes)]
     return "\n\n".join(
@@ -84,7 +84,7 @@ def _definition(study: Study) -> Iterator[tuple[str, str]]:
         where = "of the network" if one.is_cost else "on the validation part"
         yield (
             "objective",
-            f"{one.words} {where}, the {'more' if one.maximised else 'less'} the better",
+            f"{one.label} {where}, the {'more' if one.is_maximized else 'less'} the better",
         )
     limits: Mapping[str, Any] = definition.get("constraints") or {}
     within = [
@@ -106,7 +106,7 @@ def _definition(study: Study) -> Iterator[tuple[str, str]]:
     baseline = attrs.baseline_of(study.get_trials(deepcopy=False))
     plan = attrs.plan_of(baseline) if baseline is not None else None
     if baseline is not None and plan is not None:
-        value = Objective.of(study).show(baseline.values[0])
+        value = Objective.from_study(study).format_value(baseline.values[0])
         yield (
             "baseline",
             f"trial {baseline.number}, {value}: {plan.describe(attrs.has_several(attributes))}",
@@ -149,7 +149,10 @@ class NoteContext:
         """Read it."""
         baseline = attrs.baseline_of(study.get_trials(deepcopy=False))
         return NoteContext(
-            study.user_attrs, Objective.of(study), Objective.cost_of(study), baseline
+            study.user_attrs,
+            Objective.from_study(study),
+            Objective.cost_from_study(study),
+            baseline,
         )
 
 
@@ -165,7 +168,7 @@ def trial_note(trial: FrozenTrial, setting: NoteContext) -> str:
     if plan is not None:
         said.append(escape_markdown(plan.describe(attrs.has_several(setting.attributes))))
         if layers := attrs.layers_of(setting.attributes, plan):
-            said.append(_fenced(as_text(rows(layers, plan)), "text"))
+            said.append(_fenced(as_text(layer_rows(layers, plan)), "text"))
     if sizes := ", ".join(_sizes(trial)):
         said.append(escape_markdown(sizes))
     if origin := attrs.origin_of(trial):
@@ -180,9 +183,9 @@ def _outcome(trial: FrozenTrial, setting: NoteContext) -> str:
     role = "the baseline, " if attrs.is_baseline(trial) else ""
     epochs = attrs.epochs_of(trial)
     if trial.state == TrialState.COMPLETE:
-        shown, start = show_values(trial, setting.objective, setting.cost), setting.baseline
+        shown, start = format_values(trial, setting.objective, setting.cost), setting.baseline
         if start is not None and not attrs.is_baseline(trial):
-            gained = setting.objective.difference(trial.values[0], start.values[0])
+            gained = setting.objective.format_difference(trial.values[0], start.values[0])
             shown += f", {gained} against the baseline"
         # A baseline beyond the limits is trained all the same.
         return f"{role}{shown}" + (f"; {reason}" if reason else "")
@@ -209,9 +212,9 @@ def _sizes(trial: FrozenTrial) -> Iterator[str]:
     if attrs.SECONDS in known:
         epochs = attrs.epochs_of(trial)
         on = f" on {known[attrs.DEVICE]}" if attrs.DEVICE in known else ""
-        yield f"{epochs} epoch{'s' * (epochs != 1)} in {in_time(known[attrs.SECONDS])}{on}"
+        yield f"{epochs} epoch{'s' * (epochs != 1)} in {format_duration(known[attrs.SECONDS])}{on}"
     elif trial.state == TrialState.RUNNING:
-        yield f"for {in_time(attrs.held_s(trial, time.time()))}"
+        yield f"for {format_duration(attrs.held_s(trial, time.time()))}"
 
 
 def escape_markdown(text: str) -> str:

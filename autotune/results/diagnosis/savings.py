@@ -9,7 +9,7 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.results.values.objective import in_time
+from autotune.results.values.objective import format_duration
 from autotune.study.state import attrs
 
 
@@ -80,7 +80,7 @@ def _by_pruning(study: Study, trials: Sequence[FrozenTrial]) -> Saving | None:
     return Saving(
         "pruning",
         counted,
-        f"an estimated {in_time(seconds)}, by the seconds per epoch of each pruned trial",
+        f"an estimated {format_duration(seconds)}, by the seconds per epoch of each pruned trial",
     )
 
 
@@ -102,8 +102,8 @@ def _by_features(study: Study, trials: Iterable[FrozenTrial]) -> Saving | None:
     return Saving(
         "kept features",
         counted,
-        f"an estimated {in_time(each * kept)}, at the {1000 * each:.2g} ms that each of the "
-        f"{computed:,} computed ones took, reading and augmenting its image included",
+        f"an estimated {format_duration(each * kept)}, at the {1000 * each:.2g} ms that each of "
+        f"the {computed:,} computed ones took, reading and augmenting its image included",
     )
 
 

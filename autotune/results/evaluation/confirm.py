@@ -29,9 +29,14 @@ from autotune.format_versions import (
     stamp,
 )
 from autotune.plan import TrialPlan
-from autotune.results.values.intervals import LEVEL, Interval, interval, judge
+from autotune.results.values.intervals import (
+    CONFIDENCE_LEVEL,
+    Interval,
+    compare_with_baseline,
+    t_interval,
+)
 from autotune.results.values.objective import Objective
-from autotune.results.values.pareto_front import none_yet
+from autotune.results.values.pareto_front import explain_no_best
 from autotune.results.values.verdict import Verdict
 from autotune.search import ranking
 from autotune.study.engine.worker import build_context
@@ -79,7 +84,10 @@ class ConfirmProgress:
         if self.value is None and not self.failed:
             return ""
         plan = "baseline" if self.trial is None else f"trial {self.trial}"
-        outcome = self.failed or f"{objective.show(self.value)}{' (known)' if self.known else ''}"
+        outcome = (
+            self.failed
+            or f"{objective.format_value(self.value)}{' (known)' if self.known else ''}"
+        )
         return f"{self.done} of {self.total}: {plan}, seed {self.seed}: {outcome}"
 
 
@@ -151,12 +159,13 @@ class Confirmation:
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         return {
-            "level": LEVEL,
+            "level": CONFIDENCE_LEVEL,
             "seeds": list(self.seeds),
             "trained": self.trained,
             "baseline": self.baseline.to_json(),
             "plans": [one.to_json() for one in self.plans],
-            "verdict": self.verdict and {**self.verdict.to_json(), "beats": self.verdict.beats},
+            "verdict": self.verdict
+            and {**self.verdict.to_json(), "beats": self.verdict.is_better},
         }
 
 
@@ -220,7 +229,7 @@ def candidates(opened: OpenStudy, top: int) -> list[tuple[FrozenTrial, TrialPlan
         if not attrs.is_baseline(one) and (plan := attrs.plan_of(one)) is not None
     ]
     if not found:
-        missing = "no complete trial but the baseline" if best else none_yet(trials)
+        missing = "no complete trial but the baseline" if best else explain_no_best(trials)
         raise StudyError(f"the study {opened.name!r} has {missing}; nothing can be confirmed")
     return found[:top]
 
@@ -363,7 +372,7 @@ def _compare(
     seeds: tuple[int, ...],
 ) -> Confirmation:
     """Judge the plans that trained under every seed, and write down what came of it."""
-    objective = Objective.of(opened.study)
+    objective = Objective.from_study(opened.study)
     images = int(opened.study.user_attrs[attrs.DATASET].get("validation") or 0)
     step = 1 / images if objective.is_share and images else 0.0
     whole = {
@@ -386,7 +395,7 @@ def _compare(
             failed=next((one.failed for one in its if one.failed), ""),
             mean=mean,
             gain=gain,
-            selection_bias=shrank if shrank is None or objective.maximised else -shrank,
+            selection_bias=shrank if shrank is None or objective.is_maximized else -shrank,
         )
 
     first, *others = entrants
@@ -395,15 +404,15 @@ def _compare(
             f"the baseline of {opened.name!r} must train under every seed, for plans to be "
             f"compared with it, but: {line(first).failed}; a study with a lower baseline.lr helps"
         )
-    judged = judge(
+    judged = compare_with_baseline(
         {number: some for number, some in whole.items() if number is not None},
         whole[first.number],
-        maximised=objective.maximised,
+        maximized=objective.is_maximized,
         step=step,
         among=len(others),
     )
     by_number = {one.number: one for one in others}
-    baseline = line(first, interval(whole[first.number], LEVEL, step / math.sqrt(12)))
+    baseline = line(first, t_interval(whole[first.number], CONFIDENCE_LEVEL, step / math.sqrt(12)))
     ranked = [line(by_number[one.name], one.mean, one.gain) for one in judged]
     diverged = [line(one) for one in others if one.number not in whole]
     verdict = _verdict(baseline, ranked[0], others, seeds) if ranked else None
@@ -424,7 +433,7 @@ def _verdict(
         gain=best.gain.mean,
         low=best.gain.low,
         high=best.gain.high,
-        shrank=best.selection_bias,
+        selection_bias=best.selection_bias,
         seeds=len(seeds),
         trials=tuple(one.number for one in others if one.number is not None),
     )

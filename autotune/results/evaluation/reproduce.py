@@ -15,7 +15,7 @@ from autotune.data.progress import Progress, silent
 from autotune.data.sources.opening import fetch_source
 from autotune.errors import StudyError
 from autotune.plan import TrialPlan
-from autotune.results.values.precision import compute_in_words
+from autotune.results.values.precision import describe_precision
 from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
@@ -120,7 +120,7 @@ def reproduce_trial(
         _then(trial, epochs),
         trained.curve,
         tuple(_changes(opened.study.user_attrs, trial, device, trained.compute)),
-        f"{device}: {compute_in_words(trained.compute)}",
+        f"{device}: {describe_precision(trained.compute)}",
     )
 
 
@@ -175,7 +175,7 @@ def _changes(
         found.append(f"device {then} then, {device} now")
     computed = trial.user_attrs.get(attrs.COMPUTE)
     if computed and computed != compute:
-        old, new = compute_in_words(computed), compute_in_words(compute)
+        old, new = describe_precision(computed), describe_precision(compute)
         found.append(f"computed in {old} then, in {new} now")
     for name, old in study_attrs.get(attrs.ENVIRONMENT, {}).items():
         new = platform.python_version() if name == "python" else version(name)

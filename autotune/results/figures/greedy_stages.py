@@ -61,7 +61,7 @@ def stage_rows(study: Study) -> tuple[StageRow, ...]:
         attrs.budget_of(study),
         space.nearest(space.baseline(config.baseline)),
     )
-    objective = Objective.of(study)
+    objective = Objective.from_study(study)
     return tuple(_row(one, objective, config.search.greedy.margin) for one in found.results)
 
 
@@ -71,7 +71,7 @@ def _row(result: StageResult, objective: Objective, margin: float) -> StageRow:
         name=result.stage.name,
         searched=_searched(result),
         trials="" if result.skipped else f"{result.finished} of {result.quota}",
-        best="" if result.skipped else objective.show(best.value if best else None),
+        best="" if result.skipped else objective.format_value(best.value if best else None),
         gain=_gain(result, best, objective),
         verdict=_verdict(result, margin),
         trial=best.number if best else None,
@@ -89,7 +89,7 @@ def _searched(result: StageResult) -> str:
 def _gain(result: StageResult, best: FrozenTrial | None, objective: Objective) -> str:
     if best is None or best.value is None or result.before is None:
         return ""
-    return objective.difference(best.value, result.before)
+    return objective.format_difference(best.value, result.before)
 
 
 def _verdict(result: StageResult, margin: float) -> str:

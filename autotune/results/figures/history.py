@@ -55,7 +55,7 @@ def history_figure(study: Study | StudyResults) -> go.Figure | None:
     Args:
         study: The study.
     """
-    results = StudyResults.of(study)
+    results = StudyResults.from_study(study)
     objective, trials = results.objective, results.trials
     several = results.has_several_backbones
     complete = [one for one in trials if is_finite(one, TrialState.COMPLETE)]
@@ -79,7 +79,7 @@ def history_figure(study: Study | StudyResults) -> go.Figure | None:
     nearer = _up_to_sight(values, [one.values[0] for one in complete], objective)
     # A thin symbol is all outline.
     crosses = {"color": GREY, "size": 7, "line": {"width": 1.5, "color": GREY}}
-    beyond = "triangle-down-open" if objective.maximised else "triangle-up-open"
+    beyond = "triangle-down-open" if objective.is_maximized else "triangle-up-open"
     crosses["symbol"] = [
         "x-thin" if drawn == value else beyond for drawn, value in zip(nearer, values, strict=True)
     ]
@@ -130,7 +130,7 @@ def history_figure(study: Study | StudyResults) -> go.Figure | None:
 
 
 def _nearest_first(pruned: Sequence[FrozenTrial], objective: Objective) -> list[FrozenTrial]:
-    sign = -1.0 if objective.maximised else 1.0
+    sign = -1.0 if objective.is_maximized else 1.0
     return sorted(pruned, key=lambda one: sign * (attrs.metric_of(one) or 0.0))
 
 
@@ -144,7 +144,7 @@ def _up_to_sight(
     room = 0.5 * (max(complete) - min(complete))
     if room == 0:
         return list(values)
-    if objective.maximised:
+    if objective.is_maximized:
         return [max(value, min(complete) - room) for value in values]
     return [min(value, max(complete) + room) for value in values]
 
@@ -155,7 +155,7 @@ def curves_figure(study: Study | StudyResults) -> go.Figure | None:
     Args:
         study: The study.
     """
-    results = StudyResults.of(study)
+    results = StudyResults.from_study(study)
     objective = results.objective
     curved = [one for one in results.trials if one.intermediate_values]
     if not curved:
@@ -177,7 +177,7 @@ def curves_figure(study: Study | StudyResults) -> go.Figure | None:
             one
             for one in trials
             # Without regard to successors: an attempt that was given back has failed.
-            if state_in_words(one, ()) == name and one is not best and one is not baseline
+            if describe_state(one, ()) == name and one is not best and one is not baseline
         ]
         if shown:
             _add_curves(figure, name, shown, line, objective, opacity)
@@ -200,7 +200,7 @@ def timeline_figure(study: Study | StudyResults) -> go.Figure | None:
     Args:
         study: The study.
     """
-    results = StudyResults.of(study)
+    results = StudyResults.from_study(study)
     started = [one for one in results.trials if one.datetime_start]
     now = last_moment(started)
     if now is None:
@@ -214,7 +214,7 @@ def timeline_figure(study: Study | StudyResults) -> go.Figure | None:
     lanes = sorted({_lane(one) for one in trials}, reverse=True)
     figure = new_figure()
     for name, (colour, pattern) in _STATES.items():
-        shown = [one for one in trials if state_in_words(one, superseded) == name]
+        shown = [one for one in trials if describe_state(one, superseded) == name]
         if not shown:
             continue
         figure.add_bar(
@@ -241,7 +241,7 @@ def timeline_figure(study: Study | StudyResults) -> go.Figure | None:
     return figure
 
 
-def state_in_words(trial: FrozenTrial, superseded: Iterable[int]) -> str:
+def describe_state(trial: FrozenTrial, superseded: Iterable[int]) -> str:
     """Name the state of a trial: ``complete``, ``pruned``, ``infeasible``, ``failed``, ...
 
     Args:
@@ -305,7 +305,7 @@ def _running_best(complete: Sequence[FrozenTrial], objective: Objective) -> list
     for one in complete:
         value = attrs.metric_of(one)
         assert value is not None
-        best.append(objective.better([*best[-1:], value]))
+        best.append(objective.best_of([*best[-1:], value]))
     return best
 
 

@@ -43,7 +43,7 @@ class LayerRow:
     change: str = ""
 
 
-def rows(layers: Sequence[Mapping[str, Any]], plan: TrialPlan) -> tuple[LayerRow, ...]:
+def layer_rows(layers: Sequence[Mapping[str, Any]], plan: TrialPlan) -> tuple[LayerRow, ...]:
     """Draw a plan: the layer next to the input first, the head last.
 
     Args:

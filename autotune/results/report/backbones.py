@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.results.values.objective import Objective, show_values
+from autotune.results.values.objective import Objective, format_values
 from autotune.search import ranking
 from autotune.study.state import attrs
 
@@ -46,7 +46,7 @@ def backbones_of(
         trials: Its trials.
         best: The best of them, if there is one.
     """
-    objective, cost = Objective.of(study), Objective.cost_of(study)
+    objective, cost = Objective.from_study(study), Objective.cost_from_study(study)
     complete: dict[str, list[FrozenTrial]] = {}
     for one in trials:
         plan = attrs.plan_of(one)
@@ -65,7 +65,9 @@ def backbones_of(
                 layers=len(facts["layers"]),
                 weights=str(facts["weights_hash"]),
                 trials=len(own),
-                value=show_values(found, objective, cost) if found else objective.show(None),
+                value=format_values(found, objective, cost)
+                if found
+                else objective.format_value(None),
             )
         )
     return rows

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from autotune.study.setup.opening import OpenStudy
 
 
-def form_of(path: str | Path | None, given: str | None = None) -> str:
+def resolve_format(path: str | Path | None, given: str | None = None) -> str:
     """Settle the form of a report.
 
     Args:
@@ -59,9 +59,7 @@ def form_of(path: str | Path | None, given: str | None = None) -> str:
     return given or REPORT_FORMS[0]
 
 
-def write_report_of(
-    opened: OpenStudy, path: Path | None = None, form: str = REPORT_FORMS[0]
-) -> Path:
+def write_report(opened: OpenStudy, path: Path | None = None, form: str = REPORT_FORMS[0]) -> Path:
     """Write the report of an open study; it appears whole or not at all.
 
     Args:

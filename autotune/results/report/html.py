@@ -24,21 +24,21 @@ from plotly.offline import get_plotlyjs
 
 from autotune.atomic import write_bytes
 from autotune.data.quality.checks import compared
-from autotune.results.diagnosis.diagnostics import FEW_FOR_IMPORTANCES, answers
+from autotune.results.diagnosis.diagnostics import FEW_FOR_IMPORTANCES, diagnose
 from autotune.results.diagnosis.headline import (
-    cautions,
-    confirmed,
-    facts,
-    fitted,
+    action_items,
+    caveats,
+    describe_confirmation,
+    describe_refit,
     headline,
-    notes,
+    key_figures,
 )
 from autotune.results.diagnosis.savings import saved_of
 from autotune.results.diagnosis.space_edges import edges_of_space
 from autotune.results.diagnosis.utilization import utilisation_of
 from autotune.results.figures.greedy_stages import stage_rows
 from autotune.results.figures.history import curves_figure, history_figure, timeline_figure
-from autotune.results.figures.layer_diagram import as_html, rows
+from autotune.results.figures.layer_diagram import as_html, layer_rows
 from autotune.results.figures.parameters import (
     importances,
     importances_figure,
@@ -50,8 +50,8 @@ from autotune.results.report.backbones import backbones_of
 from autotune.results.report.reproduction import commands, file_name, study_file
 from autotune.results.report.trial_table import cost_names, failures_of, metric_names, table_of
 from autotune.results.study_results import StudyResults
-from autotune.results.values.objective import in_time, show_values
-from autotune.results.values.precision import computing_of
+from autotune.results.values.objective import format_duration, format_values
+from autotune.results.values.precision import describe_precisions
 from autotune.runtime import gc_paused
 from autotune.study.state import attrs
 from autotune.study.state.constraints import NOUNS, amount, in_short
@@ -88,7 +88,7 @@ def render_report(study: Study, storage_url: str = "") -> str:
             out.
     """
     with gc_paused():
-        return _render(StudyResults.of(study), storage_url)
+        return _render(StudyResults.from_study(study), storage_url)
 
 
 def _render(results: StudyResults, storage_url: str) -> str:
@@ -96,7 +96,7 @@ def _render(results: StudyResults, storage_url: str) -> str:
     best, baseline, progress = results.best, results.baseline, results.progress
     edges = edges_of_space(results, best) if best and best is not baseline else ()
     matter = importances(results)
-    asked = answers(results, matter)
+    asked = diagnose(results, matter)
     rows_shown = choose_rows(results)
     file = study_file(study, storage_url)
     attributes = results.attributes
@@ -110,12 +110,12 @@ def _render(results: StudyResults, storage_url: str) -> str:
             objective=objective,
             headline=headline(study),
             progress=progress,
-            facts=facts(study, trials, progress),
-            confirmed=confirmed(study, best),
-            fitted=fitted(study),
-            cautions=cautions(objective, best, baseline, dataset),
+            facts=key_figures(study, trials, progress),
+            confirmed=describe_confirmation(study, best),
+            fitted=describe_refit(study),
+            cautions=caveats(objective, best, baseline, dataset),
             notes=[
-                *notes(progress, asked, results.ended),
+                *action_items(progress, asked, results.ended),
                 *attrs.image_remarks(attributes),
             ],
             pictures=_pictures(results),
@@ -126,7 +126,7 @@ def _render(results: StudyResults, storage_url: str) -> str:
             utilisation=utilisation_of(trials),
             saved=saved_of(study),
             asked=asked,
-            metrics=[objective.other(one).words for one in metric_names(trials, objective)],
+            metrics=[objective.with_name(one).label for one in metric_names(trials, objective)],
             costs=[NOUNS[name] for name in costs],
             table=table_of(rows_shown, objective, best, costs, several, trials),
             total=len(trials),
@@ -138,7 +138,7 @@ def _render(results: StudyResults, storage_url: str) -> str:
             compared=compared(attributes.get(attrs.SURVEY, {})),
             backbones=backbones_of(study, trials, best),
             environment=attributes.get(attrs.ENVIRONMENT, {}),
-            computing=computing_of(trials),
+            computing=describe_precisions(trials),
             file=file,
             # The bytes of the file in its own address: a download that needs no server.
             file_base64=base64.b64encode(file.encode()).decode(),
@@ -168,7 +168,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["in_short"] = in_short
-    environment.filters["in_time"] = in_time
+    environment.filters["in_time"] = format_duration
     environment.filters["wait"] = _wait
     return environment
 
@@ -179,7 +179,7 @@ def _visible(value: Any) -> Any:
 
 
 def _wait(seconds: float) -> str:
-    return in_time(seconds) if seconds >= 1 else "under a second"
+    return format_duration(seconds) if seconds >= 1 else "under a second"
 
 
 @dataclass(frozen=True)
@@ -203,9 +203,9 @@ def _pictures(results: StudyResults) -> list[_Picture]:
         if plan is not None:
             pictures.append(
                 _Picture(
-                    title=f"{title}, {objective.words} {show_values(trial, objective, cost)}",
+                    title=f"{title}, {objective.label} {format_values(trial, objective, cost)}",
                     words=plan.describe(attrs.has_several(attributes)),
-                    drawn=as_html(rows(attrs.layers_of(attributes, plan), plan)),
+                    drawn=as_html(layer_rows(attrs.layers_of(attributes, plan), plan)),
                     size=_size_in_words(trial),
                 )
             )
@@ -218,7 +218,7 @@ def _size_in_words(trial: FrozenTrial) -> str:
     if attrs.PARAMETERS_TUNED in attributes:
         parts.append(f"{in_short(int(attributes[attrs.PARAMETERS_TUNED]))} parameters tuned")
     if attrs.SECONDS in attributes:
-        parts.append(f"{in_time(float(attributes[attrs.SECONDS]))} of training")
+        parts.append(f"{format_duration(float(attributes[attrs.SECONDS]))} of training")
     if attrs.PEAK_MEMORY_MB in attributes:
         parts.append(f"{float(attributes[attrs.PEAK_MEMORY_MB]):,.0f} MB of memory at most")
     costs = attributes.get(attrs.COSTS, {})

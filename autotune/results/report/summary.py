@@ -10,9 +10,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.results.diagnosis.headline import ended_by
 from autotune.results.diagnosis.savings import saved_by_pruning
-from autotune.results.figures.layer_diagram import LayerRow, rows
+from autotune.results.figures.layer_diagram import LayerRow, layer_rows
 from autotune.results.values.objective import Objective
-from autotune.results.values.pareto_front import front_of, nearest
+from autotune.results.values.pareto_front import closest_to_feasible, front_of
 from autotune.search import ranking
 from autotune.study.state import attrs
 from autotune.study.state.budget import Ending
@@ -51,7 +51,7 @@ class Summary:
     several: bool = False
     cost: Objective | None = None
     front: tuple[FrozenTrial, ...] = ()
-    nearest: FrozenTrial | None = None
+    closest_to_feasible: FrozenTrial | None = None
 
     @property
     def difference(self) -> str:
@@ -60,9 +60,13 @@ class Summary:
             return ""
         if self.best is self.baseline:
             return "no trial is better"
-        differences = [self.objective.difference(self.best.values[0], self.baseline.values[0])]
+        differences = [
+            self.objective.format_difference(self.best.values[0], self.baseline.values[0])
+        ]
         if self.cost is not None:
-            differences.append(self.cost.difference(self.best.values[1], self.baseline.values[1]))
+            differences.append(
+                self.cost.format_difference(self.best.values[1], self.baseline.values[1])
+            )
         return ", ".join(differences)
 
 
@@ -81,16 +85,16 @@ def summarise(opened: OpenStudy) -> Summary:
     )
     progress = attrs.progress_of(trials, attrs.budget_of(study))
     return Summary(
-        objective=Objective.of(study),
+        objective=Objective.from_study(study),
         progress=progress,
         baseline=attrs.baseline_of(trials),
         best=best,
-        picture=rows(attrs.layers_of(attributes, plan), plan) if plan else (),
+        picture=layer_rows(attrs.layers_of(attributes, plan), plan) if plan else (),
         reasons=tuple(reasons.most_common()),
         ended=ended_by(study, progress),
         saved=saved_by_pruning(study, trials),
         several=attrs.has_several(attributes),
-        cost=Objective.cost_of(study),
+        cost=Objective.cost_from_study(study),
         front=tuple(front_of(study)),
-        nearest=nearest(trials),
+        closest_to_feasible=closest_to_feasible(trials),
     )

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config.schema import COSTS
 from autotune.errors import join_sentences
-from autotune.results.figures.history import state_in_words
+from autotune.results.figures.history import describe_state
 from autotune.results.values.objective import Objective
 from autotune.study.state import attrs
 
@@ -118,16 +118,20 @@ def _row(
     retry = f"retry of {earlier}" if earlier else ""
     return Row(
         number=trial.number,
-        state=state_in_words(trial, superseded),
+        state=describe_state(trial, superseded),
         mark=" ".join(marks),
-        value=Cell(objective.show(value, attrs.deviation_of(trial, objective.name)), _key(value)),
+        value=Cell(
+            objective.format_value(value, attrs.deviation_of(trial, objective.name)), _key(value)
+        ),
         costs=tuple(
-            Cell(objective.other(name).show(known.get(name)), _key(known.get(name)))
+            Cell(objective.with_name(name).format_value(known.get(name)), _key(known.get(name)))
             for name in costs
         ),
         metrics=tuple(
             Cell(
-                objective.other(name).show(metrics.get(name), attrs.deviation_of(trial, name)),
+                objective.with_name(name).format_value(
+                    metrics.get(name), attrs.deviation_of(trial, name)
+                ),
                 _key(metrics.get(name)),
             )
             for name in names
@@ -167,6 +171,6 @@ def failures_of(trials: Sequence[FrozenTrial]) -> list[Failure]:
     for one in trials:
         if one.state == TrialState.FAIL:
             reason = str(one.user_attrs.get(attrs.REASON, "")) or "no reason was recorded"
-            groups.setdefault((reason, state_in_words(one, superseded)), []).append(one.number)
+            groups.setdefault((reason, describe_state(one, superseded)), []).append(one.number)
     found = [Failure(reason, state, tuple(of)) for (reason, state), of in groups.items()]
     return sorted(found, key=lambda failure: -len(failure.numbers))

@@ -6,10 +6,10 @@ import pytest
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.results.diagnosis.headline import fitted, headline
+from autotune.results.diagnosis.headline import describe_refit, headline
 from autotune.results.diagnosis.savings import saved_by_pruning
 from autotune.results.report.html import render_report
-from autotune.results.values.objective import in_time
+from autotune.results.values.objective import format_duration
 from autotune.search import ranking
 from autotune.study.state import attrs
 from autotune.study.state.budget import Ending
@@ -160,17 +160,17 @@ def read(
 
 
 def test_the_page_shows_what_fit_measured_last(study: Study) -> None:
-    assert fitted(study) == ""
+    assert describe_refit(study) == ""
     made = make_study(trials=8)
     made.set_user_attr(attrs.TEST_READS, [read(0.905, 0.84)])
-    assert fitted(made) == (
+    assert describe_refit(made) == (
         "On the test part, which no trial has seen: trial 7, fitted on training and validation "
         "images, has 90.5 %, the baseline 84.0 % (+6.5 points). It was read once."
     )
-    assert fitted(made) in Parsed(render_report(made)).text
+    assert describe_refit(made) in Parsed(render_report(made)).text
     gain = {"mean": 0.065, "low": 0.031, "high": 0.099}
     made.set_user_attr(attrs.TEST_READS, [read(0.8, 0.84), read(0.905, 0.84, gain=gain)])
-    said = fitted(made)
+    said = describe_refit(made)
     assert "90.5 %" in said and "(+6.5 points, interval of the gain 3.1 to 9.9)" in said
     assert "It was read 2 times" in said
 
@@ -178,9 +178,9 @@ def test_the_page_shows_what_fit_measured_last(study: Study) -> None:
 def test_the_test_part_of_a_minimised_objective() -> None:
     made = make_study(trials=8, objective="log_loss")
     made.set_user_attr(attrs.TEST_READS, [read(0.31, 0.4, "log_loss")])
-    assert "has 0.3100, the baseline 0.4000 (0.0900 lower)" in fitted(made)
+    assert "has 0.3100, the baseline 0.4000 (0.0900 lower)" in describe_refit(made)
     made.set_user_attr(attrs.TEST_READS, [read(0.9, 0.8)])  # of another metric
-    assert fitted(made) == ""
+    assert describe_refit(made) == ""
 
 
 @pytest.mark.parametrize(
@@ -194,4 +194,4 @@ def test_the_test_part_of_a_minimised_objective() -> None:
     ],
 )
 def test_in_time(seconds: float, text: str) -> None:
-    assert in_time(seconds) == text
+    assert format_duration(seconds) == text

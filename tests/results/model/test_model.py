@@ -55,7 +55,7 @@ def test_the_transform_is_that_of_the_study(fast: bool, tmp_path: Path) -> None:
     turned = Image.Exif()
     turned[274] = 6
     photo(500, 200).save(images / "a" / "001.jpg", exif=turned)
-    model = load_model(saved(tmp_path / "model", kept("mobilenetv3_small_050"), fast=fast))
+    model = load_model(saved(tmp_path / "model", kept("mobilenetv3_small_050"), fast_decode=fast))
     size = model.model_spec.image_size
     spec = ImageSpec.from_data_config(model.model_spec.data_config, size)
     assert spec.store_size > spec.size

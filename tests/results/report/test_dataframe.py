@@ -14,7 +14,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.results.report.dataframe import facts_of, trials_frame
+from autotune.results.report.dataframe import trial_records, trials_frame
 from autotune.study.state import attrs
 from tests.support.studies import make_study
 
@@ -102,7 +102,7 @@ def test_times_are_the_claims_in_utc(far_east: None) -> None:
         one = study.trials[1]
         one.user_attrs = {**one.user_attrs, **attributes}
         kept.add_trial(one)
-    claimed, local = facts_of(kept)
+    claimed, local = trial_records(kept)
     assert claimed["started"] == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
     assert (claimed["ended"] - claimed["started"]).total_seconds() == 60
     # Optuna's own times are local ones.

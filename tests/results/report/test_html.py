@@ -255,7 +255,7 @@ def test_two_thousand_trials_can_be_looked_at(browser: Browser, tmp_path: Path) 
     page, said, _ = report_page(browser, path, viewport={"width": 1200, "height": 900})
     # The best and the newest ones: what is left out is said above the table.
     rows = page.locator(".trials tbody tr").count()
-    assert rows == len(choose_rows(StudyResults.of(study))) < len(study.trials)
+    assert rows == len(choose_rows(StudyResults.from_study(study))) < len(study.trials)
     assert f"{rows:,} of {len(study.trials):,} trials" in page.locator("main").inner_text()
     # The table scrolls by itself, below its head: what follows it is not thousands of rows away.
     assert page.evaluate("document.documentElement.scrollHeight") < 12_000
