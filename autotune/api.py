@@ -233,7 +233,7 @@ class Study:
             >>> study.best.value >= study.baseline.value
             True
             >>> study.best.words
-            '...tuned..., adamw lr ...'
+            '...trainable..., adamw lr ...'
         """
         from autotune.search import ranking
         from autotune.study.state import attrs

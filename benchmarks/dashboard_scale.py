@@ -179,7 +179,7 @@ def make_trial(
             attrs.CLAIMED: 1.8e9 + 10 * number,
             attrs.WORKER: f"machine/4711/{number % 8}",
             attrs.DEVICE: "NVIDIA H200",
-            attrs.PARAMETERS_TUNED: 970 + 61_000 * plan.depth,
+            attrs.TRAINABLE_PARAMETERS: 970 + 61_000 * plan.depth,
             attrs.COSTS: {"parameters": 373_658},
             attrs.SECONDS: 1.25 * epochs,
             attrs.EPOCHS: epochs,

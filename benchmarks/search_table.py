@@ -52,8 +52,8 @@ GRID: Mapping[str, tuple[float, ...]] = {
     "training.lr": (0.001, 0.004, 0.017, 0.07, 0.3),
     "training.layer_decay": (0.6, 1.0),
 }
-#: Children of the backbone that are locked unless all layers are tuned, and those that are unless
-#: as many of the last layers are.
+#: Children of the backbone that are frozen unless all layers are trainable, and those that are
+#: unless as many of the last layers are.
 STEM = ("conv1", "bn1", "act1", "maxpool")
 BLOCKS = ("layer1", "layer2", "layer3", "layer4")
 
@@ -124,9 +124,9 @@ class Bench:
         )
 
     def training_on_features(self, plan: TrialPlan) -> Training:
-        """Prepare the same training on what the locked layers give."""
+        """Prepare the same training on what the frozen layers give."""
         network = self.network(plan)
-        for name in locked_children(plan.depth):
+        for name in frozen_children(plan.depth):
             network.backbone.set_submodule(name, nn.Identity())
         return self._training(network, plan, *features(plan.depth), as_it_is)
 
@@ -153,17 +153,17 @@ def bench() -> Bench:
         return Bench(found, backbone, train, task.validation_views(), normalise)
 
 
-def locked_children(depth: int) -> tuple[str, ...]:
-    """Name the children of the backbone that lie before the tuned layers, from the input."""
+def frozen_children(depth: int) -> tuple[str, ...]:
+    """Name the children of the backbone that lie before the trainable layers, from the input."""
     return (*STEM, *BLOCKS[: len(BLOCKS) - depth]) if depth <= len(BLOCKS) else ()
 
 
 @cache
 def features(depth: int) -> tuple[FeatureViews, FeatureViews]:
-    """Compute what the locked layers make of the training and of the validation images."""
+    """Compute what the frozen layers make of the training and of the validation images."""
     shared = bench()
     backbone = shared.backbone.fresh().eval()
-    locked = nn.Sequential(*(backbone.get_submodule(name) for name in locked_children(depth)))
+    frozen = nn.Sequential(*(backbone.get_submodule(name) for name in frozen_children(depth)))
     batch = shared.found.config.training.batch_size
 
     @torch.no_grad()
@@ -172,7 +172,7 @@ def features(depth: int) -> tuple[FeatureViews, FeatureViews]:
         views = []
         for number in range(images.views):
             batches = images.batches(order, torch.full_like(order, number), batch)
-            views.append(torch.cat([locked(shared.normalise(chunk)) for chunk, _ in batches]))
+            views.append(torch.cat([frozen(shared.normalise(chunk)) for chunk, _ in batches]))
         return FeatureViews(images, torch.stack(views, dim=1))
 
     return compute(shared.train, batch), compute(shared.validation, 4 * batch)

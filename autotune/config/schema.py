@@ -129,7 +129,7 @@ class _Section(BaseModel):
 
 
 class LayerSpace(_Section):
-    """``space.layers``: what every tuned layer may become; a layer takes the values that it can.
+    """``space.layers``: what trainable layers may become; a layer takes the values that it can.
 
     ``last`` is how many of the last layers have these fields, deeper ones keep their shape: every
     layer brings as many parameters as there are searched fields, and a sampler that has to model
@@ -191,9 +191,9 @@ class PolicySpace(_Section):
     """Share of a label that is spread over all classes."""
     head_epochs: Annotated[Dimension, number_dimension(True, 0, 100000)] = 0
     """Epochs at the start in which the head alone trains (LP-FT); fewer than `training.epochs`."""
-    l2_sp: Annotated[Dimension, number_dimension(False, 0.0, 10.0)] = 0.0
-    """Pull of the tuned layers towards their pretrained weights, instead of weight decay."""
-    mixup: Annotated[Dimension, number_dimension(False, 0.0, 10.0)] = 0.0
+    l2_sp: Annotated[Dimension, numbers(False, 0.0, 10.0)] = 0.0
+    """Pull of the trainable layers towards their pretrained weights, instead of weight decay."""
+    mixup: Annotated[Dimension, numbers(False, 0.0, 10.0)] = 0.0
     """Parameter of mixup's beta distribution; 0 is none."""
     cutmix: Annotated[Dimension, number_dimension(False, 0.0, 10.0)] = 0.0
     """Parameter of CutMix's beta distribution; 0 is none."""
@@ -206,8 +206,8 @@ class SpaceConfig(_Section):
     from all other keys and returns the one to search.
     """
 
-    depth: Annotated[Dimension, number_dimension(True, 0, 10000)] = 0
-    """How many of the last layers are tuned; 0 is the head alone."""
+    depth: Annotated[Dimension, numbers(True, 0, 10000)] = 0
+    """How many of the last layers are trainable; 0 is the head alone."""
     layers: LayerSpace = Field(default_factory=LayerSpace)
     head: HeadSpace = Field(default_factory=HeadSpace)
     training: PolicySpace = Field(default_factory=PolicySpace)
@@ -216,7 +216,7 @@ class SpaceConfig(_Section):
 
 
 class BaselineConfig(_Section):
-    """``baseline``: training policy of trial 0, the locked backbone with a linear head.
+    """``baseline``: training policy of trial 0, the frozen backbone with a linear head.
 
     A baseline that is trained badly flatters the search: give it the values that suit it. What is
     left out takes the study's own value where that is fixed, and a default where it is searched.
@@ -427,9 +427,9 @@ class CacheConfig(_Section):
     memory_gb: Annotated[float | None, number(False, 0, optional=True)] = None
     """What a worker keeps in memory of views; null is a quarter of the machine's (or its
     container's) memory, divided by the number of workers."""
-    features: Annotated[str, choice(("auto", "off"))] = "auto"
-    """Features of locked layers are kept; `off`: every trial computes the whole network."""
-    cuda_graphs: Annotated[str, choice(("auto", "off"))] = "auto"
+    features: Annotated[str, one_of(("auto", "off"))] = "auto"
+    """Features of frozen layers are kept; `off`: every trial computes the whole network."""
+    cuda_graphs: Annotated[str, one_of(("auto", "off"))] = "auto"
     """On a GPU the steps of long trainings on features are captured once and replayed; `off`:
     every step is launched anew."""
 

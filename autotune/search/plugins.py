@@ -47,7 +47,7 @@ from autotune.search.dimensions import contains, in_words
 from autotune.search.space import Space
 
 if TYPE_CHECKING:
-    from autotune.models.surgery.capabilities import LayerOffer
+    from autotune.models.surgery.capabilities import LayerCapabilities
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ def load_own_pruner(reference: str, epochs: int, workers: int) -> BasePruner:
     return pruner
 
 
-def own_space(reference: str, space: Space, offers: Sequence[LayerOffer]) -> Space:
+def own_space(reference: str, space: Space, offers: Sequence[LayerCapabilities]) -> Space:
     """Have a function of one's own change a space: ``function(space)`` returns another one.
 
     It may replace distributions and fix or free parameters; the parameters stay the same, and
@@ -303,7 +303,7 @@ def _not_a(own: Reference, kind: str, got: Any) -> str:
     return f"{own} must make an instance of {kind}, but made {type(got).__name__}"
 
 
-def _space_problem(changed: Space, space: Space, offers: Sequence[LayerOffer]) -> str:
+def _space_problem(changed: Space, space: Space, offers: Sequence[LayerCapabilities]) -> str:
     """Say what is wrong with a changed space first, in an empty string if nothing is."""
     before = {*space.fixed, *space.distributions}
     now = [*changed.fixed, *changed.distributions]
@@ -379,7 +379,7 @@ def _is_whole(name: str) -> bool:
     return name in whole or name.startswith("head.units.")
 
 
-def _offer_problem(name: str, dimension: Any, offers: Mapping[int, LayerOffer]) -> str:
+def _offer_problem(name: str, dimension: Any, offers: Mapping[int, LayerCapabilities]) -> str:
     """Find the first value of a layer's field that the layer cannot take."""
     section, _, rest = name.partition(".")
     if section != "layer":
@@ -389,6 +389,6 @@ def _offer_problem(name: str, dimension: Any, offers: Mapping[int, LayerOffer]) 
     if isinstance(dimension, dict):
         values = [dimension["low"], dimension["high"]]
     for value in values:
-        if value != KEEP and (problem := offers[int(index)].problem(field, value)):
+        if value != KEEP and (problem := offers[int(index)].reason_unsupported(field, value)):
             return problem
     return ""

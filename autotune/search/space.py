@@ -50,7 +50,7 @@ from autotune.search.dimensions import (
 )
 
 if TYPE_CHECKING:
-    from autotune.models.surgery.capabilities import LayerOffer
+    from autotune.models.surgery.capabilities import LayerCapabilities
 
 Params = dict[str, Any]
 LAYER_FIELDS = tuple(one.name for one in fields(LayerPlan))
@@ -62,8 +62,8 @@ _PARAMETER = re.compile(
     rf"|layer\.\d+\.({'|'.join(LAYER_FIELDS)})|training\.({'|'.join(POLICY_FIELDS)})"
 )
 
-#: Fields of the policy that mean nothing without tuned layers (``momentum``: without SGD), with
-#: the value that they have then.
+#: Fields of the policy that mean nothing without trainable layers (``momentum``: without SGD),
+#: with the value that they have then.
 INERT_POLICY = {
     name: getattr(TrainingPolicy(), name)
     for name in ("layer_decay", "momentum", "head_epochs", "l2_sp")
@@ -107,7 +107,7 @@ class Space:
 
     @staticmethod
     def from_config(
-        backbone: str, config: SpaceConfig, inherit: Dimension, offers: Sequence[LayerOffer]
+        backbone: str, config: SpaceConfig, inherit: Dimension, offers: Sequence[LayerCapabilities]
     ) -> Space:
         """Build the space that a study file with one backbone describes.
 
@@ -389,7 +389,7 @@ def has_meaning(name: str, values: Mapping[str, Any]) -> bool:
 
 
 def _changes(values: Mapping[str, Any], names: Sequence[str]) -> bool:
-    """Tell whether a tuned layer changes one of some fields."""
+    """Tell whether a trainable layer changes one of some fields."""
     return any(
         values.get(f"layer.{index}.{name}", KEEP) != KEEP
         for index in range(1, values["depth"] + 1)

@@ -1,4 +1,4 @@
-"""Features: what the locked part of a network makes of its images, computed once for all.
+"""Features: what the frozen part of a network makes of its images, computed once for all.
 
 Trials that lock the same layers see the same features, in every epoch that shows the same views.
 They are kept on disk, a file for the images of an epoch, and mapped by all workers. The first
@@ -27,8 +27,8 @@ from autotune.data.cache.array_cache import Shelf
 from autotune.data.cache.entry import Entry, Writer
 from autotune.data.views.views import Views, chunks
 from autotune.errors import DiskFullError
-from autotune.models.prefix.split import Prefix, Split
-from autotune.runtime import available_cpus, single_threaded
+from autotune.models.prefix.split import Prefix, PrefixSplit
+from autotune.runtime import cores, one_thread
 from autotune.training.compute.amp import Autocast, describe_compute
 from autotune.training.compute.micro_batches import Halving
 from autotune.training.inputs.batches import Inputs, in_channels_last
@@ -75,11 +75,11 @@ class FeatureCache:
     weights_hash: str
     normalise: Normalise
     autocast: Autocast
-    root: Split | None
+    root: PrefixSplit | None
     loader_workers: int = 0
     on_device: bool = True
 
-    def open(self, split: Split, views: Views, positions: Tensor, numbers: Tensor) -> Entry:
+    def open(self, split: PrefixSplit, views: Views, positions: Tensor, numbers: Tensor) -> Entry:
         """Open the features of some views, and compute them first if nobody has.
 
         Args:
@@ -114,7 +114,7 @@ class FeatureCache:
     def _open(
         self,
         key: str,
-        split: Split,
+        split: PrefixSplit,
         views: Views,
         positions: Tensor,
         numbers: Tensor,
@@ -139,7 +139,7 @@ class FeatureCache:
         return self.shelf.open(key, make, row * len(positions), what)
 
     def _computed(
-        self, split: Split, views: Views, positions: Tensor, numbers: Tensor
+        self, split: PrefixSplit, views: Views, positions: Tensor, numbers: Tensor
     ) -> Iterator[Block]:
         """Compute the features of views, block by block."""
         root = self.root
@@ -229,7 +229,7 @@ class Features:
     def __init__(
         self,
         cache: FeatureCache,
-        split: Split,
+        split: PrefixSplit,
         views: Views,
         online: bool = False,
         together: bool = False,
@@ -374,7 +374,7 @@ def _joined(parts: list[Block]) -> Block:
     return tuple(torch.cat(one) for one in zip(*parts, strict=True))
 
 
-def kept_bytes(split: Split) -> int:
+def kept_bytes(split: PrefixSplit) -> int:
     """Return the bytes that the features of one image take."""
     return sum(
         kept_as(dtype, torch.float16).itemsize * prod(shape)

@@ -16,9 +16,9 @@ import naive_study
 import optuna
 from naive_study import Plan, Settings
 
-from autotune.models.backbone import build
-from autotune.models.layers import layers_of
-from autotune.runtime import available_cpus
+from autotune.models.backbone import build_backbone
+from autotune.models.layers import list_layers
+from autotune.runtime import cores
 from gpu_steps.context import Context
 from gpu_steps.device import gpu_for_processes
 
@@ -29,10 +29,10 @@ VIEWS = 4
 def compare(context: Context) -> None:
     """Train the list naively, cold and warm."""
     sizes = context.sizes
-    depth = min(naive.MOST_DEPTH, len(layers_of(build(sizes.backbone, sizes.image_px, "meta"))))
-    loaders = (
-        max(1, available_cpus() - 2) if sizes.loader_workers is None else sizes.loader_workers
+    depth = min(
+        naive.MOST_DEPTH, len(list_layers(build_backbone(sizes.backbone, sizes.image_px, "meta")))
     )
+    loaders = max(1, cores() - 2) if sizes.loader_workers is None else sizes.loader_workers
     settings = Settings(
         images=str(context.images),
         backbone=sizes.backbone,

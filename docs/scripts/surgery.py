@@ -20,7 +20,7 @@ from autotune.models.backbone import load_backbone
 from autotune.models.inspection import inspect_layers
 from autotune.models.surgery.channel_groups import ChannelGroup, Member
 from autotune.models.surgery.kernels import change_kernel
-from autotune.models.surgery.widths import Width, change_widths
+from autotune.models.surgery.widths import WidthChange, change_widths
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
 from autotune.results.figures.layer_diagram import LayerRow, layer_rows
 from autotune.results.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE
@@ -131,7 +131,7 @@ def widened(count: int) -> tuple[nn.Sequential, list[int]]:
             Member("2", "in", 0, 4, whole),
         ),
     )
-    change_widths(model, [Width(group, count)], "weights", torch.Generator().manual_seed(1))
+    change_widths(model, [WidthChange(group, count)], "weights", torch.Generator().manual_seed(1))
     distances = torch.cdist(model[0].weight, old[0].weight)
     return model, distances.argmin(1).tolist()
 
@@ -190,8 +190,8 @@ def network() -> Figure:
 
 
 def _layer(axes: Axes, row: LayerRow, y: int) -> None:
-    colour = {"locked": "#e9ebee", "tuned": "#cfe3f5", "reshaped": "#f7ddbd"}[row.state]
-    rim = {"locked": GREY, "tuned": BLUE, "reshaped": ORANGE}[row.state]
+    colour = {"frozen": "#e9ebee", "trainable": "#cfe3f5", "reshaped": "#f7ddbd"}[row.state]
+    rim = {"frozen": GREY, "trainable": BLUE, "reshaped": ORANGE}[row.state]
     axes.add_patch(
         FancyBboxPatch(
             (0, y + 0.1),

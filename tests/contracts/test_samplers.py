@@ -23,14 +23,14 @@ from autotune.search.pruners import make_pruner
 from autotune.search.samplers import ATTEMPTS, STARTUP_TRIALS, CanonicalSampler, make_sampler
 from autotune.search.space import Params, Space
 from autotune.search.study_view import DEVICE_MEMORY, FAILED_PLAN
-from tests.support.offers import offers
+from tests.support.capabilities import fake_capabilities
 
 MODELS = tuple(name for name in SAMPLERS if name != "random")
 
 
 def space_of(**config: Any) -> Space:
     return Space.from_config(
-        "resnet18", SpaceConfig.model_validate(config), ["weights", "none"], offers(3)
+        "resnet18", SpaceConfig.model_validate(config), ["weights", "none"], fake_capabilities(3)
     )
 
 

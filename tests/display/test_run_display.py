@@ -45,7 +45,7 @@ def config_of(opened: OpenStudy) -> StudyConfig:
 
 def events(opened: OpenStudy) -> list[dict[str, Any]]:
     before = attrs.progress_of(opened.study.get_trials(deepcopy=False)[:1], 40)
-    plan = "last 3 layers tuned, adamw lr 0.01"
+    plan = "last 3 layers trainable, adamw lr 0.01"
     return [
         *({"event": "decoding", "done": done, "total": 8} for done in range(1, 9)),
         {"event": "opened", "opened": opened, "workers": 2, "progress": before},
@@ -87,7 +87,7 @@ def test_the_live_view_shows_all_there_is(opened: OpenStudy) -> None:
         "baseline 84.2 %\n" in text
     )
     assert re.search(r"worker +trial +epoch +accuracy +plan", text)
-    assert re.search(r"0 cuda +13 +3/10 +90\.0 % +last 3 layers tuned, adamw lr 0\.01", text)
+    assert re.search(r"0 cuda +13 +3/10 +90\.0 % +last 3 layers trainable, adamw lr 0\.01", text)
     assert re.search(r"1 +starting", text)
 
 
@@ -181,7 +181,7 @@ def test_without_a_terminal_there_are_plain_lines(opened: OpenStudy) -> None:
     assert lines[1:5] == [f"decoding images: {done} of 8" for done in (2, 4, 6, 8)]
     assert lines[5].startswith("study made: ") and "baseline 84.2 %" in lines[5]
     assert lines[6] == "worker 0 is ready on cuda"
-    assert lines[7].startswith("trial 12: complete 91.7 % | last 3 layers tuned")
+    assert lines[7].startswith("trial 12: complete 91.7 % | last 3 layers trainable")
     assert len(lines) == 8
 
 

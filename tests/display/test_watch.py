@@ -84,7 +84,7 @@ def test_looks_are_printed_one_below_the_other(opened: OpenStudy) -> None:
     assert lines[3].split() == (
         ["host", "worker", "device", "trial", "epoch", "accuracy", "heartbeat", "speed", "plan"]
     )
-    row = "backbone locked, linear head, adamw lr 0.03"
+    row = "backbone frozen, linear head, adamw lr 0.03"
     assert re.search(rf"gpu-box +41/0 +NVIDIA H200 +0 +0/20 +\d s ago +{row}", first)
     assert re.search(rf" 2/20 +50.0 % +\d s ago +\d+ images/s +{row}", second)
     assert re.search(r" 2/20 +50.0 % +silent 10\d s ", third)

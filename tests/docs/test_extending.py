@@ -112,9 +112,9 @@ def test_the_changes_of_autotune(changed: Path) -> None:
 import torch
 from autotune.data.sources.registry import known_names
 from autotune.models.backbone import load_backbone
-from autotune.models.layers import layers_of
+from autotune.models.layers import list_layers
 from autotune.models.network import build_network
-from autotune.models.surgery.probing import offers_for
+from autotune.models.surgery.probing import cached_capabilities
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.config.loading import load_study_file
 

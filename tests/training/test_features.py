@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autotune.data.cache.array_cache import Shelf
 from autotune.models.network import build_network
-from autotune.models.prefix.split import Split, split
+from autotune.models.prefix.split import PrefixSplit, split_network
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.training import features as features_module
 from autotune.training.checkpoint import Checkpoint
@@ -32,11 +32,13 @@ from tests.support.backbones import (
 )
 
 
-def cut(name: str, depth: int) -> Split:
-    return split(network(name, depth), images(name, 2))
+def cut(name: str, depth: int) -> PrefixSplit:
+    return split_network(network(name, depth), images(name, 2))
 
 
-def cache_of(run: Training, folder: Path, root: Split | None = None, **limit: Any) -> FeatureCache:
+def cache_of(
+    run: Training, folder: Path, root: PrefixSplit | None = None, **limit: Any
+) -> FeatureCache:
     shelf = Shelf(folder, **limit)
     weights = backbone("test_resnet").weights_hash
     return FeatureCache(shelf, weights, run.normalise, run.autocast, root)
@@ -45,14 +47,14 @@ def cache_of(run: Training, folder: Path, root: Split | None = None, **limit: An
 def on_features(
     found: TrialPlan,
     folder: Path,
-    root: Split | None = None,
+    root: PrefixSplit | None = None,
     limit: int | None = None,
     **named: Any,
 ) -> Training:
     """Make a training of a plan that goes on from features."""
     run = training(found, **named)
     cache = cache_of(run, folder, root, limit_bytes=limit)
-    parts = split(run.network, images(found.backbone, 2))
+    parts = split_network(run.network, images(found.backbone, 2))
     assert run.validation is not None
     run.use(
         parts,
@@ -81,9 +83,9 @@ def test_training_on_features_is_training_on_images(name: str, depth: int, tmp_p
     # Half precision tells the two apart, so that it is features that were trained on.
     assert course(training(found, views=2)) == [tuple(one) for one in expected.tolist()]
     after = state_of(parted.network)
-    tuned = parted.network.tuned_state().keys()
+    trainable = parted.network.trainable_state().keys()
     for key, value in before.items():
-        assert torch.equal(value, after[key]) or key in tuned
+        assert torch.equal(value, after[key]) or key in trainable
     # An epoch shows a view of each image: two of training, and one of validation.
     assert len(Shelf(tmp_path).known("features")) == 3
 
@@ -104,7 +106,7 @@ def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         course(on_features(plan("test_resnet", 1), tmp_path, views=3))
 
 
-def rows_of(cache: FeatureCache, parts: Split, **views: Any) -> np.ndarray:
+def rows_of(cache: FeatureCache, parts: PrefixSplit, **views: Any) -> np.ndarray:
     shown = some_digits(70, views=3)
     positions = torch.arange(70)
     return cache.open(parts, shown, positions, positions % 3).array("0")
@@ -155,7 +157,7 @@ def test_what_half_precision_cannot_hold_is_kept_in_single(tmp_path: Path) -> No
     with torch.no_grad():
         # Norms in evaluation do not bring it back to where it was.
         large.backbone.get_parameter("bn1.weight").mul_(1e7)
-    parts = split(large, images("test_resnet", 2))
+    parts = split_network(large, images("test_resnet", 2))
     cache = cache_of(run, tmp_path)
     found = rows_of(cache, parts)
     assert found.dtype == np.float32
@@ -248,7 +250,7 @@ def test_epochs_that_are_kept_in_memory_stay_there(
     opened: list[bytes] = []
     open_entry = FeatureCache.open
 
-    def count(cache: FeatureCache, parts: Split, views: Any, *which: Tensor) -> Any:
+    def count(cache: FeatureCache, parts: PrefixSplit, views: Any, *which: Tensor) -> Any:
         if views is run.images:
             opened.append(which[1].numpy().tobytes())
         return open_entry(cache, parts, views, *which)
@@ -286,7 +288,7 @@ def test_features_of_smaller_parts_are_the_same_to_half_precision(
     autocast = Autocast.of(amp, CPU)
     net = network(name, 1)
     with autocast():
-        prefix = split(net, images(name, 2)).prefix()
+        prefix = split_network(net, images(name, 2)).prefix()
         assert prefix is not None
         shown = images(name, 32)
         whole = prefix(shown)

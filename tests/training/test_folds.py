@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autotune.data.cache.array_cache import Shelf
 from autotune.models.network import Network
-from autotune.models.prefix.split import split
+from autotune.models.prefix.split import split_network
 from autotune.plan import TrialPlan
 from autotune.training.cost_profile import memory_mb
 from autotune.training.features import FeatureCache, Features
@@ -62,7 +62,7 @@ def test_an_epoch_is_one_of_all_folds_and_has_their_mean() -> None:
 def test_folds_differ_by_their_images_and_their_luck_alone() -> None:
     found = plan("test_resnet", 1, 8, dropout=0.3, lr=0.01)
     run = folds(found)
-    first, second = (one.network.tuned_state() for one in run.folds[:2])
+    first, second = (one.network.trainable_state() for one in run.folds[:2])
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert len({one.seed for one in run.folds}) == 3
     list(run.run())
@@ -106,7 +106,7 @@ def held_bytes(run: Folds) -> int:
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_networks_share_what_is_locked(ema: float | None) -> None:
     run = folds(plan("test_resnet", 2, lr=0.01), ema=ema)
-    changing = run.network.tuned_state().keys()
+    changing = run.network.trainable_state().keys()
     networks = {id(net): net for one in run.folds for net in (one.network, one.result)}
     found = [addresses(net) for net in networks.values()]
     assert len(found) == (6 if ema else 3)
@@ -123,11 +123,11 @@ def test_networks_share_what_is_locked(ema: float | None) -> None:
     list(alone.run())
     gradients = sum(one.grad.nbytes for one in alone.network.parameters() if one.grad is not None)
     one_more = (memory_mb(alone, 3) - memory_mb(alone, 2)) * 2**20
-    locked = sum(
+    frozen = sum(
         one.nbytes for name, one in run.network.state_dict().items() if name not in changing
     )
     assert gradients > 0
-    assert held_bytes(run) == pytest.approx(locked + 3 * one_more, rel=0.001)
+    assert held_bytes(run) == pytest.approx(frozen + 3 * one_more, rel=0.001)
 
 
 def on_features(found: TrialPlan, folder: Path, **named: Any) -> Folds:
@@ -136,7 +136,7 @@ def on_features(found: TrialPlan, folder: Path, **named: Any) -> Folds:
     cache = FeatureCache(
         Shelf(folder), backbone("test_resnet").weights_hash, first.normalise, first.autocast, None
     )
-    parts = split(run.network, images(found.backbone, 2))
+    parts = split_network(run.network, images(found.backbone, 2))
     whole = some_digits(45, 2)
     both = (Features(cache, parts, whole, together=True) for _ in range(2))
     run.use(parts, *both)

@@ -99,11 +99,13 @@ def _config(name: str, overrides: list[str]) -> StudyConfig:
 def _spec(config: StudyConfig) -> ImageSpec:
     """Return how images enter the first backbone; its weights are not needed."""
     from autotune.data.preprocessing import ImageSpec
-    from autotune.models.backbone import build, check_name, data_config
+    from autotune.models.backbone import build_backbone, check_name, data_config
 
     name, size = config.backbones[0], config.data.image_size
     check_name(name)
-    return ImageSpec.from_data_config(data_config(build(name, size, device="meta"), size), size)
+    return ImageSpec.from_data_config(
+        data_config(build_backbone(name, size, device="meta"), size), size
+    )
 
 
 def _draw(

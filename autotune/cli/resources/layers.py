@@ -36,7 +36,7 @@ from autotune.errors import PlanError, StudyError, UserError
 from autotune.format_versions import MODEL, check_format
 
 if TYPE_CHECKING:
-    from autotune.models.inspection import TriedPlan
+    from autotune.models.inspection import PlanPreview
     from autotune.plan import TrialPlan
 
 
@@ -218,11 +218,11 @@ def _draw(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -
     """
     shown = _console()
     with shown.status(Text(f"looking at {plan.backbone}")):
-        from autotune.models.inspection import try_plan
+        from autotune.models.inspection import preview_plan
         from autotune.results.figures.layer_diagram import as_text, layer_rows
 
         try:
-            tried = try_plan(plan, image_size)
+            tried = preview_plan(plan, image_size)
         except PlanError as error:
             raise UserError(f"{source} does not fit {plan.backbone!r}: {error}") from error
     picture = layer_rows([layer.to_json() for layer in tried.before], plan)
@@ -238,20 +238,20 @@ def _draw(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -
         shown.print(Text(line))
 
 
-def _counts(plan: TrialPlan, tried: TriedPlan) -> Iterator[str]:
+def _counts(plan: TrialPlan, tried: PlanPreview) -> Iterator[str]:
     """Say in numbers what a plan locks, tunes and reshapes."""
     from autotune.study.state.constraints import in_short
 
     def parameters(layers: Sequence[Any]) -> str:
         return in_short(sum(layer.parameters for layer in layers))
 
-    locked = len(tried.before) - plan.depth
+    frozen = len(tried.before) - plan.depth
     yield (
-        f"□ locked: {locked} of {len(tried.before)} layers, "
+        f"□ frozen: {frozen} of {len(tried.before)} layers, "
         f"{parameters(tried.before[plan.depth :])} parameters"
     )
     yield (
-        f"■ tuned: the head on {tried.features} features"
+        f"■ trainable: the head on {tried.features} features"
         + (
             f" and {plan.depth} layer{'s' if plan.depth > 1 else ''}, "
             f"{parameters(tried.after[: plan.depth])} parameters"

@@ -201,9 +201,9 @@ def _outcome(trial: FrozenTrial, setting: NoteContext) -> str:
 def _sizes(trial: FrozenTrial) -> Iterator[str]:
     known = trial.user_attrs
     costs: Mapping[str, float] = known.get(attrs.COSTS, {})
-    if (tuned := known.get(attrs.PARAMETERS_TUNED)) is not None:
+    if (trainable := known.get(attrs.TRAINABLE_PARAMETERS)) is not None:
         of = f" of {amount('parameters', costs['parameters'])}" if "parameters" in costs else ""
-        yield f"{in_short(tuned)}{of} parameters tuned"
+        yield f"{in_short(trainable)}{of} parameters trainable"
     yield from (
         f"{NOUNS[cost]} {amount(cost, value)}"
         for cost, value in costs.items()

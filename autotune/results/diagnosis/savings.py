@@ -85,7 +85,7 @@ def _by_pruning(study: Study, trials: Sequence[FrozenTrial]) -> Saving | None:
 
 
 def _by_features(study: Study, trials: Iterable[FrozenTrial]) -> Saving | None:
-    """Compare the images that networks were shown with those that a locked part computed."""
+    """Compare the images that networks were shown with those that a frozen part computed."""
     split = [(one, _caches(one)) for one in trials if "computed" in _caches(one)]
     shown = sum(attrs.epochs_of(one) for one, _ in split) * _images_of_an_epoch(study)
     computed = sum(int(caches["computed"]) for _, caches in split)
@@ -93,7 +93,7 @@ def _by_features(study: Study, trials: Iterable[FrozenTrial]) -> Saving | None:
     if kept <= 0:
         return None
     counted = (
-        f"{kept:,} of {shown:,} passes of an image through the locked part of a network "
+        f"{kept:,} of {shown:,} passes of an image through the frozen part of a network "
         f"({100 * kept / shown:.0f} %)"
     )
     if not computed:

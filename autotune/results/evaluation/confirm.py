@@ -2,7 +2,7 @@
 
 The protocol is the study's: its images, its split, its validation part (with folds, all of them).
 A seed changes the initial weights, the order of the images and dropout. The views stay those of
-the study: what was kept of them serves, and a locked layer is not computed again.
+the study: what was kept of them serves, and a frozen layer is not computed again.
 """
 
 from __future__ import annotations

@@ -153,8 +153,8 @@ def refit_study(
             _part_of(trial),
         )
 
-    tuned = trained("best plan", plan, trials[selection.trial])
-    baseline = tuned
+    best = trained("best plan", plan, trials[selection.trial])
+    baseline = best
     if baseline_plan != plan:
         baseline = trained("baseline", baseline_plan, attrs.baseline_of(trials))
     manifest = read_manifest(opened.study, opened.files)
@@ -171,9 +171,9 @@ def refit_study(
         )
         for name, task in tasks.items()
     }
-    logits, labels = tuned.predict(test[plan.backbone])
+    logits, labels = best.predict(test[plan.backbone])
     others = logits
-    if baseline is not tuned:
+    if baseline is not best:
         others, _ = baseline.predict(test[baseline_plan.backbone])
     comparison = compare(logits, others, labels)
     reads = _note_read(opened, selection.trial, comparison)
@@ -182,7 +182,7 @@ def refit_study(
         test=measure(logits, labels),
         baseline=measure(others, labels),
         comparison=comparison,
-        summary=tuned.summary,
+        summary=best.summary,
         baseline_summary=baseline.summary,
         test_images=len(labels),
         reads=reads,
@@ -190,7 +190,7 @@ def refit_study(
     )
     with disk_full_as_user_error(result.folder):
         classes = tasks[plan.backbone].classes
-        _write(result, opened, ctx, tuned, confusion(logits, labels, classes))
+        _write(result, opened, ctx, best, confusion(logits, labels, classes))
     return result
 
 

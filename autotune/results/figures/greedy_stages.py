@@ -81,7 +81,7 @@ def _row(result: StageResult, objective: Objective, margin: float) -> StageRow:
 def _searched(result: StageResult) -> str:
     if result.stage.is_layer:
         names = [name.rsplit(".", 1)[-1] for name in result.stage.free if name != "inherit"]
-        return ", ".join(dict.fromkeys(names)) or "tuned or not"
+        return ", ".join(dict.fromkeys(names)) or "trainable or not"
     words = [name.split(".")[1].replace("_", " ") for name in result.stage.free]
     return ", ".join(dict.fromkeys(words))
 

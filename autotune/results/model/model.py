@@ -37,7 +37,7 @@ from autotune.data.image_files import read_image, to_rgb
 from autotune.data.preprocessing import ImageSpec, decode, shrink
 from autotune.errors import BackboneError, FormatError, ModelError, PlanError, UserError
 from autotune.format_versions import FORMATS, MODEL, check_format
-from autotune.models.backbone import Backbone, build, check_name, first_line
+from autotune.models.backbone import Backbone, build_backbone, check_name, first_line
 from autotune.models.network import Network, build_network
 from autotune.models.surgery.aligned_conv import kernel_offsets, set_kernel_offsets
 from autotune.plan import TrialPlan
@@ -83,7 +83,7 @@ class Model(nn.Module):
     """A fitted network with everything that is between it and an image file.
 
     It is in evaluation mode and on the CPU when it is loaded; ``to`` and ``train`` are those of
-    any module, and ``train`` leaves the locked layers locked.
+    any module, and ``train`` leaves the frozen layers frozen.
 
     Example:
         >>> model = autotune.load("storage/autotune.files/models/digits")  # doctest: +SKIP
@@ -366,7 +366,7 @@ def _built(model_spec: ModelSpec, folder: Path) -> Network:
     plan = model_spec.plan
     try:
         check_name(plan.backbone)
-        module = build(plan.backbone, model_spec.image_size).eval().requires_grad_(False)
+        module = build_backbone(plan.backbone, model_spec.image_size).eval().requires_grad_(False)
         backbone = Backbone(plan.backbone, module, model_spec.data_config, "")
         # Nothing is inherited: no images are needed, and no channel has to be chosen.
         return build_network(

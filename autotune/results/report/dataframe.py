@@ -150,7 +150,7 @@ def _facts(
         "costs": dict(attributes.get(attrs.COSTS, {})),
         "epochs": attrs.epochs_of(trial),
         "seconds": attributes.get(attrs.SECONDS),
-        "parameters_tuned": attributes.get(attrs.PARAMETERS_TUNED),
+        "parameters_tuned": attributes.get(attrs.TRAINABLE_PARAMETERS),
         "peak_memory_mb": attributes.get(attrs.PEAK_MEMORY_MB),
         "worker": attributes.get(attrs.WORKER),
         "device": attributes.get(attrs.DEVICE),

@@ -215,8 +215,10 @@ def _pictures(results: StudyResults) -> list[_Picture]:
 def _size_in_words(trial: FrozenTrial) -> str:
     attributes = trial.user_attrs
     parts = []
-    if attrs.PARAMETERS_TUNED in attributes:
-        parts.append(f"{in_short(int(attributes[attrs.PARAMETERS_TUNED]))} parameters tuned")
+    if attrs.TRAINABLE_PARAMETERS in attributes:
+        parts.append(
+            f"{in_short(int(attributes[attrs.TRAINABLE_PARAMETERS]))} parameters trainable"
+        )
     if attrs.SECONDS in attributes:
         parts.append(f"{format_duration(float(attributes[attrs.SECONDS]))} of training")
     if attrs.PEAK_MEMORY_MB in attributes:

@@ -30,7 +30,7 @@ class Summary:
         progress: How many trials ended how.
         baseline: The completed baseline, or ``None``.
         best: The best completed trial, or ``None``.
-        picture: Locked and tuned layers of the best plan, in the order of the network.
+        picture: Frozen and trainable layers of the best plan, in the order of the network.
         reasons: Why trials failed, with how often.
         ended: What has ended the study, or ``None``.
         saved: How many epochs pruning has saved, in words; empty when none.

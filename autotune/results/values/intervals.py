@@ -9,10 +9,10 @@ among them afterwards, by the very values that made them, whatever the plans hav
 are compared with one baseline. A win where nothing helps is then as rare as ``(1 - LEVEL) / 2``,
 the side of the interval that tells it.
 
-Three usual ways are not taken. Dunnett's test pools the variances, and those of a locked and of a
-tuned backbone differ by far. Permutations of signs have no small probabilities to give: 3 seeds
-have 8, 5 have 32. Holm's steps do not help the plan with the smallest probability, and make no
-intervals.
+Three usual ways are not taken. Dunnett's test pools the variances, and those of a frozen and of a
+trainable backbone differ by far. Permutations of signs have no small probabilities to give: 3
+seeds have 8, 5 have 32. Holm's steps do not help the plan with the smallest probability, and make
+no intervals.
 
 The differences are taken to be normal. Of what happens under one seed in twenty, a collapse for
 one, five seeds know nothing.

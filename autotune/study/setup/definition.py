@@ -20,12 +20,12 @@ from autotune.data.sources.opening import fetch_source
 from autotune.data.sources.registry import is_missing
 from autotune.data.splits.dataset import Dataset
 from autotune.data.splits.manifest import Manifest
-from autotune.errors import ConfigError, Problem, StorageError, UserError, format_yaml
-from autotune.models.backbone import build, check_name, data_config, load_backbone
-from autotune.models.layers import Layer, layers_of
+from autotune.errors import ConfigError, Problem, StorageError, UserError, in_yaml
+from autotune.models.backbone import build_backbone, check_name, data_config, load_backbone
+from autotune.models.layers import Layer, list_layers
 from autotune.models.network import pool_problem
-from autotune.models.surgery.capabilities import LayerOffer
-from autotune.models.surgery.probing import offers_of
+from autotune.models.surgery.capabilities import LayerCapabilities
+from autotune.models.surgery.probing import probe_layers
 from autotune.plan import KEEP
 from autotune.search.backbone_limits import Candidate
 from autotune.search.plugins import (
@@ -58,7 +58,7 @@ class DefinedBackbone:
     name: str
     weights_hash: str
     layers: tuple[Layer, ...]
-    offers: tuple[LayerOffer, ...]
+    offers: tuple[LayerCapabilities, ...]
     spec: ImageSpec
 
 
@@ -177,18 +177,18 @@ class _Blank:
     model: nn.Module
     input_size: tuple[int, int, int]
     layers: tuple[Layer, ...]
-    offers: tuple[LayerOffer, ...]
+    offers: tuple[LayerCapabilities, ...]
     pool_problems: Mapping[str, str]
 
     @staticmethod
     def of(name: str, config: StudyConfig) -> _Blank:
         check_name(name)
         size = config.data.image_size
-        model = build(name, size, device="meta")
+        model = build_backbone(name, size, device="meta")
         input_size = data_config(model, size)["input_size"]
-        layers = layers_of(model)
+        layers = list_layers(model)
         within_reach = layers[: reach(config.space)]
-        offers = offers_of(model, within_reach, input_size) if within_reach else ()
+        offers = probe_layers(model, within_reach, input_size) if within_reach else ()
         pool_problems = {
             pool: pool_problem(model, name, pool, input_size)
             for pool in values_of_dimension(config.space.head.pool)
@@ -280,8 +280,9 @@ def _depth_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Pr
     if not largest and given:
         yield Problem(
             "space.depth",
-            f"must be above 0 in some trials because space.layers.{given[0]} changes tuned layers "
-            f"alone, but got {format_yaml(space.depth)}; give a range such as {{low: 0, high: 4}}",
+            f"must be above 0 in some trials because space.layers.{given[0]} changes trainable "
+            f"layers alone, but got {in_yaml(space.depth)}; give a range such as "
+            "{low: 0, high: 4}",
         )
 
 
@@ -305,14 +306,14 @@ def _layer_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Pr
             yield Problem(f"space.layers.{name}", "; ".join(reasons))
 
 
-def _no_layer_takes(name: str, value: Any, offers: Sequence[LayerOffer]) -> str:
-    """Say why no layer of a backbone can take a value; empty when one can, or none is tuned."""
-    if not offers or not all(offer.problem(name, value) for offer in offers):
+def _no_layer_takes(name: str, value: Any, offers: Sequence[LayerCapabilities]) -> str:
+    """Say why no layer of a backbone takes a value; empty if one does, or none is trainable."""
+    if not offers or not all(offer.reason_unsupported(name, value) for offer in offers):
         return ""
     others = {1: "", 2: "; nor can layer 2 take it"}.get(
         len(offers), f"; nor can layers 2 to {len(offers)} take it"
     )
-    return f"{offers[0].problem(name, value)} (layer 1{others})"
+    return f"{offers[0].reason_unsupported(name, value)} (layer 1{others})"
 
 
 def _pool_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Problem]:

@@ -67,7 +67,7 @@ COMPUTE = "compute"
 THREADS = "threads"  # int: CPU threads that it trained on, where it trained on the CPU
 EPOCHS = "epochs"  # int: epochs trained, those of earlier attempts included
 SECONDS = "seconds"  # float: wall time of the training, that of earlier attempts included
-PARAMETERS_TUNED = "parameters_tuned"  # int
+TRAINABLE_PARAMETERS = "parameters_tuned"  # int
 # dict: {"decoded": "once" or "anew"}, and where features are kept {"computed": of how many images,
 # "seconds": what that took}, those of earlier attempts included
 CACHES = "caches"

@@ -20,7 +20,7 @@ from autotune.errors import (
     is_disk_full,
     is_transient_os_error,
 )
-from autotune.models.device_errors import is_of_gpu, is_out_of_host_memory, is_out_of_memory
+from autotune.models.device_errors import is_gpu_error, is_out_of_host_memory, is_out_of_memory
 from autotune.storage.rdb.retry import is_transient
 
 
@@ -122,7 +122,7 @@ def _kind_of_system_error(error: OSError) -> Kind:
 def _kind_of_runtime_error(error: RuntimeError, device: torch.device) -> Kind:
     if is_out_of_memory(error):
         return Kind.MEMORY
-    of_gpu = is_of_gpu(error)
+    of_gpu = is_gpu_error(error)
     if of_gpu and _says(error, _POISON):
         return Kind.POISONED
     if of_gpu and not _says(error, _DETERMINISTIC):

@@ -12,8 +12,8 @@ import torch
 
 from autotune.data.cache.array_cache import Shelf
 from autotune.data.cache.entry import Writer
-from autotune.errors import InsufficientSpaceError
-from autotune.models.layers import layers_of
+from autotune.errors import NoRoomError
+from autotune.models.layers import list_layers
 from autotune.models.network import Network, build_network
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.storage.rdb.study_lock import study_lock
@@ -130,7 +130,7 @@ def _is_wrong(operation: Operation, ctx: WorkerContext) -> bool:
 def _found(ctx: WorkerContext, material: BackboneResources, kind: str) -> str:
     """Compare the precisions, or take what was found on this machine before."""
     backbone, size = material.backbone, material.task.spec.size
-    depth = min(ctx.space.deepest, len(layers_of(backbone.fresh())))
+    depth = min(ctx.space.deepest, len(list_layers(backbone.fresh())))
     count = min(ctx.config.training.batch_size, max(_FEWEST, _PIXELS // size**2))
     shape = (max(2, count), 3, size, size)
     identity = (socket.gethostname(), kind, torch.__version__, backbone.name, depth, shape)

@@ -23,7 +23,7 @@ from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.retrain import TrainingProgress, with_oom_backoff
 from autotune.training.trainer import Training, batch_count
 
-#: ``fit.ema: auto`` averages over this share of the steps in which the tuned layers train.
+#: ``fit.ema: auto`` averages over this share of the steps in which the trainable layers train.
 AVERAGED = 0.05
 
 #: Told of an epoch.

@@ -175,7 +175,7 @@ def _run(
     attributes: dict[str, Any] = {
         attrs.DEVICE: device_name(ctx.device),
         attrs.COMPUTE: describe_precision(parts_of(training)[0]),
-        attrs.PARAMETERS_TUNED: count_trainable_parameters(training.network),
+        attrs.TRAINABLE_PARAMETERS: count_trainable_parameters(training.network),
     }
     if ctx.device.type == "cuda":
         attributes[attrs.GPU] = gpu_name(ctx.device)

@@ -47,7 +47,7 @@ def measure_norms(network: Network, batches: Iterable[Inputs]) -> None:
     """Measure the statistics of batch norms that see other features than the pretrained ones.
 
     As after a weight average (Izmailov et al. 2018, section 3.2): one pass, the mean over the
-    batches. Locked norms keep theirs.
+    batches. Frozen norms keep theirs.
 
     Args:
         network: The network; the buffers of ``network.stale_norms`` change.

@@ -33,7 +33,7 @@ def test_confirm(opened: OpenStudy) -> None:
     assert lines[-1].startswith("6 of 6: trial ")
     assert "study small, accuracy, seeds 1 to 2, 95 % intervals" in first.out
     assert len([one for one in first.out.splitlines() if " ± " in one]) == 3
-    assert "\nbaseline: backbone locked" in first.out
+    assert "\nbaseline: backbone frozen" in first.out
     assert "2 seeds, corrected for choosing among 2" in first.out
     assert first.out.endswith("'autotune fit' measures on others.\n")
 

@@ -40,7 +40,7 @@ def test_the_note_of_a_study_says_what_it_is_and_how_to_run_it(study: Study) -> 
     note = study_note(study, URL)
     assert "| backbone | test\\_resnet.r160\\_in1k: 5 layers, 18.0 k parameters |" in note
     assert "| objective | accuracy on the validation part, the more the better |" in note
-    assert "| baseline | trial 0, 84.2 %: backbone locked, linear head, " in note
+    assert "| baseline | trial 0, 84.2 %: backbone frozen, linear head, " in note
     assert "| images | 200 train, 360 validate, 360 are the test part |" in note
     assert "| fingerprint | 0f0f0f0f" in note
     assert "autotune report digits --storage 'postgresql://me:***@db.example.org/studies'" in note
@@ -74,7 +74,7 @@ def test_every_trial_has_a_note_with_its_plan_and_picture(study: Study) -> None:
         assert "■ head" in note
         assert note.count("```") == 2
         assert len(note.encode()) < 1500
-    assert notes[TrialState.COMPLETE][0].startswith("**the baseline, 84.2 %**\n\nbackbone locked")
+    assert notes[TrialState.COMPLETE][0].startswith("**the baseline, 84.2 %**\n\nbackbone frozen")
     assert all("against the baseline**" in one for one in notes[TrialState.COMPLETE][1:])
     assert all(re.match(r"\*\*pruned after epoch \d", one) for one in notes[TrialState.PRUNED])
     assert {one.split("\n")[0] for one in notes[TrialState.FAIL]} == {

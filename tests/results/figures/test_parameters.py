@@ -132,10 +132,10 @@ def test_slices_of_a_policy_show_the_trials_in_which_it_means_something() -> Non
     study = make_study(space={**ONE_PARAMETER, "training": training})
     complete = study.get_trials(states=(TrialState.COMPLETE,))
     every = {one.number for one in complete}
-    tuned = {one.number for one in complete if one.params["depth"] > 0}
+    trainable = {one.number for one in complete if one.params["depth"] > 0}
     sgd = {one.number for one in complete if one.params["training.optimizer"] == "sgd"}
-    expected = {"momentum": sgd, "head_epochs": tuned, "l2_sp": tuned, "mixup": every}
-    assert all(every - one for one in (tuned, sgd))
+    expected = {"momentum": sgd, "head_epochs": trainable, "l2_sp": trainable, "mixup": every}
+    assert all(every - one for one in (trainable, sgd))
     for name, numbers in expected.items():
         figure = some(parameters.slice_figure(study, f"training.{name}"))
         shown = {row[0] for trace in figure.data for row in trace.customdata}

@@ -76,7 +76,7 @@ def test_markdown_answers_first(study: Study) -> None:
     ]
     at = lines.index("| trial | accuracy | epochs | seconds | plan |")
     rows = [one for one in lines[at + 2 :] if one][:BEST_SHOWN]
-    assert rows[0].startswith("| 7 best | 91.7 % | 10 | 155.0 | last 4 layers tuned, head 512")
+    assert rows[0].startswith("| 7 best | 91.7 % | 10 | 155.0 | last 4 layers trainable, head 512")
     assert any(one.startswith("| 0 baseline | 84.2 %") for one in rows)
     assert "autotune run digits.yaml --name digits-again" in text_of(study, "md")
 

@@ -40,7 +40,7 @@ def test_summary(made: Maker) -> None:
     plan = attrs.plan_of(found.best)
     assert plan is not None
     assert [row.index for row in found.picture] == [5, 4, 3, 2, 1, 0]
-    assert [row.index for row in found.picture if row.state == "tuned"] == [
+    assert [row.index for row in found.picture if row.state == "trainable"] == [
         *range(plan.depth, -1, -1)
     ]
     # The attempt that was lost and tried again is no failure.

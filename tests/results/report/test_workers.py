@@ -39,7 +39,7 @@ def test_a_worker_s_row(opened: OpenStudy) -> None:
     (row,) = worker_rows(take_snapshot(opened))
     assert (row.host, row.place, row.device) == ("gpu-box", "41/10", "NVIDIA H200")
     assert (row.trial, row.epoch, row.epochs, row.value) == (0, 3, 20, 0.03)
-    assert row.plan == "backbone locked, linear head, adamw lr 0.03"
+    assert row.plan == "backbone frozen, linear head, adamw lr 0.03"
     assert row.silent_s is not None and 9 <= row.silent_s <= 15
     assert row.epochs_per_s == pytest.approx(3 / 60, rel=0.1)
     assert row.images_per_s == pytest.approx(50 * 3 / 60, rel=0.1)  # 50 training images

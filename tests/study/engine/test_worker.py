@@ -119,7 +119,7 @@ def test_a_study_from_start_to_end(tmp_path: Path) -> None:
         assert pictures <= set(names)
         # Short attributes: the dashboard reads them all.
         assert len(json.dumps(attributes)) < 2000
-    assert trials[0].user_attrs[attrs.PARAMETERS_TUNED] == 970
+    assert trials[0].user_attrs[attrs.TRAINABLE_PARAMETERS] == 970
     files = Files.of(handle.url)
     assert not list(files.root.glob("checkpoints/*/*.pt"))
 
@@ -139,7 +139,7 @@ def test_weights_of_the_best_can_be_loaded_into_its_network(tmp_path: Path) -> N
     assert plan is not None
     backbone = ctx.resources.of(plan.backbone).backbone
     network = build_network(backbone, plan, 10, seed=99)
-    network.load_tuned_state(load_file(handle.files.artifacts / weights.artifact_id))
+    network.load_trainable_state(load_file(handle.files.artifacts / weights.artifact_id))
     training = build_trainer(plan, ctx)
     training.network.load_state_dict(network.state_dict())
     assert training.validate().accuracy == best.value

@@ -165,8 +165,8 @@ def test_differences_name_dotted_keys() -> None:
 
 TITLES = [
     "",
-    "known good: last layer tuned",
-    "known good: last 5 layers tuned with layer-wise decay",
+    "known good: last layer trainable",
+    "known good: last 5 layers trainable with layer-wise decay",
 ]
 
 
@@ -227,7 +227,7 @@ def test_a_start_that_broke_off_may_be_followed_by_another_definition(
     handle = open_small(tmp_path, **narrow, baseline={"lr": 0.01})
     assert titles(handle.study) == [
         *TITLES[:2],
-        "known good: last 3 layers tuned with layer-wise decay",
+        "known good: last 3 layers trainable with layer-wise decay",
     ]
     assert [one.number for one in handle.study.get_trials()] == [0, 1, 2]
     plan = attrs.plan_of(handle.study.get_trials()[0])

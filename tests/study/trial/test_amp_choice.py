@@ -86,10 +86,10 @@ def test_networks_of_small_images_train_in_half_precision(tmp_path: Path) -> Non
     )
     run(handle)
     assert [one.state.name for one in handle.study.trials] == ["COMPLETE"] * 2
-    tuned = handle.study.trials[1]
-    plan = attrs.plan_of(tuned)
+    trainable = handle.study.trials[1]
+    plan = attrs.plan_of(trainable)
     assert plan is not None and plan.depth == 2
-    computed = tuned.user_attrs[attrs.COMPUTE]
+    computed = trainable.user_attrs[attrs.COMPUTE]
     assert (computed["half"], computed["float32"]) == ("bf16", "ieee")
 
 

@@ -92,7 +92,7 @@ def test_weights_of_all_folds_give_the_value_again(tmp_path: Path) -> None:
             for name, value in state.items()
             if name.startswith(f"fold{number}.")
         }
-        one.network.load_tuned_state(own)
+        one.network.load_trainable_state(own)
     assert again.validate().to_json() == trial.user_attrs[attrs.METRICS]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from autotune.data.cache.array_cache import Shelf
 from autotune.data.views.views import Views
-from autotune.models.prefix.split import split
+from autotune.models.prefix.split import split_network
 from autotune.plan import TrialPlan
 from autotune.training import trainer
 from autotune.training.checkpoint import Checkpoint
@@ -70,7 +70,7 @@ def on_features(
     run = training(found, **named)
     looks = torch.stack([shown.view(index, 0) for index in range(2)])
     with run.autocast():
-        parts = split(run.network, run.normalise(looks))
+        parts = split_network(run.network, run.normalise(looks))
     weights = backbone(found.backbone).weights_hash
     cache = FeatureCache(
         Shelf(folder), weights, run.normalise, run.autocast, None, on_device=stays
