@@ -165,7 +165,7 @@ class TrainingPolicy:
     mixup: float = 0.0
     cutmix: float = 0.0
 
-    def in_words(self, trainable: bool = True) -> str:
+    def describe(self, trainable: bool = True) -> str:
         """Describe the optimiser, and what differs from the default.
 
         Args:
@@ -270,10 +270,10 @@ class TrialPlan:
         )
         if changes := self._changes_in_words():
             trainable += f" ({changes})"
-        head = self.head.in_words()
+        head = self.head.describe()
         head = f"head {head}" if self.head.hidden else head.replace("linear", "linear head", 1)
         name = f"{self.backbone}: " if named else ""
-        return f"{name}{trainable}, {head}, {self.policy.in_words(trainable=self.depth > 0)}"
+        return f"{name}{trainable}, {head}, {self.policy.describe(trainable=self.depth > 0)}"
 
     def _changes_in_words(self) -> str:
         """Describe what the layers become, neighbours that become the same together."""

@@ -191,9 +191,9 @@ class PolicySpace(_Section):
     """Share of a label that is spread over all classes."""
     head_epochs: Annotated[Dimension, number_dimension(True, 0, 100000)] = 0
     """Epochs at the start in which the head alone trains (LP-FT); fewer than `training.epochs`."""
-    l2_sp: Annotated[Dimension, numbers(False, 0.0, 10.0)] = 0.0
+    l2_sp: Annotated[Dimension, number_dimension(False, 0.0, 10.0)] = 0.0
     """Pull of the trainable layers towards their pretrained weights, instead of weight decay."""
-    mixup: Annotated[Dimension, numbers(False, 0.0, 10.0)] = 0.0
+    mixup: Annotated[Dimension, number_dimension(False, 0.0, 10.0)] = 0.0
     """Parameter of mixup's beta distribution; 0 is none."""
     cutmix: Annotated[Dimension, number_dimension(False, 0.0, 10.0)] = 0.0
     """Parameter of CutMix's beta distribution; 0 is none."""
@@ -206,7 +206,7 @@ class SpaceConfig(_Section):
     from all other keys and returns the one to search.
     """
 
-    depth: Annotated[Dimension, numbers(True, 0, 10000)] = 0
+    depth: Annotated[Dimension, number_dimension(True, 0, 10000)] = 0
     """How many of the last layers are trainable; 0 is the head alone."""
     layers: LayerSpace = Field(default_factory=LayerSpace)
     head: HeadSpace = Field(default_factory=HeadSpace)
@@ -427,9 +427,9 @@ class CacheConfig(_Section):
     memory_gb: Annotated[float | None, number(False, 0, optional=True)] = None
     """What a worker keeps in memory of views; null is a quarter of the machine's (or its
     container's) memory, divided by the number of workers."""
-    features: Annotated[str, one_of(("auto", "off"))] = "auto"
+    features: Annotated[str, choice(("auto", "off"))] = "auto"
     """Features of frozen layers are kept; `off`: every trial computes the whole network."""
-    cuda_graphs: Annotated[str, one_of(("auto", "off"))] = "auto"
+    cuda_graphs: Annotated[str, choice(("auto", "off"))] = "auto"
     """On a GPU the steps of long trainings on features are captured once and replayed; `off`:
     every step is launched anew."""
 

@@ -28,7 +28,7 @@ from autotune.data.cache.entry import Entry, Writer
 from autotune.data.views.views import Views, chunks
 from autotune.errors import DiskFullError
 from autotune.models.prefix.split import Prefix, PrefixSplit
-from autotune.runtime import cores, one_thread
+from autotune.runtime import available_cpus, single_threaded
 from autotune.training.compute.amp import Autocast, describe_compute
 from autotune.training.compute.micro_batches import Halving
 from autotune.training.inputs.batches import Inputs, in_channels_last

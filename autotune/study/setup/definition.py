@@ -20,7 +20,7 @@ from autotune.data.sources.opening import fetch_source
 from autotune.data.sources.registry import is_missing
 from autotune.data.splits.dataset import Dataset
 from autotune.data.splits.manifest import Manifest
-from autotune.errors import ConfigError, Problem, StorageError, UserError, in_yaml
+from autotune.errors import ConfigError, Problem, StorageError, UserError, format_yaml
 from autotune.models.backbone import build_backbone, check_name, data_config, load_backbone
 from autotune.models.layers import Layer, list_layers
 from autotune.models.network import pool_problem
@@ -281,7 +281,7 @@ def _depth_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Pr
         yield Problem(
             "space.depth",
             f"must be above 0 in some trials because space.layers.{given[0]} changes trainable "
-            f"layers alone, but got {in_yaml(space.depth)}; give a range such as "
+            f"layers alone, but got {format_yaml(space.depth)}; give a range such as "
             "{low: 0, high: 4}",
         )
 

@@ -12,7 +12,7 @@ import torch
 
 from autotune.data.cache.array_cache import Shelf
 from autotune.data.cache.entry import Writer
-from autotune.errors import NoRoomError
+from autotune.errors import InsufficientSpaceError
 from autotune.models.layers import list_layers
 from autotune.models.network import Network, build_network
 from autotune.plan import LayerPlan, TrialPlan
