@@ -242,7 +242,7 @@ class Study:
         if opened is None:
             return None
         trials = opened.study.get_trials(deepcopy=False)
-        return self._summary(ranking.best_of(trials, attrs.direction_of(opened.study)))
+        return self._summary(ranking.best_of(trials, attrs.metric_direction(opened.study)))
 
     @property
     def baseline(self) -> TrialSummary | None:
@@ -257,7 +257,7 @@ class Study:
         opened = self._find()
         if opened is None:
             return None
-        return self._summary(attrs.baseline_of(opened.study.get_trials(deepcopy=False)))
+        return self._summary(attrs.find_baseline(opened.study.get_trials(deepcopy=False)))
 
     @property
     def optuna_study(self) -> optuna.Study:
@@ -525,8 +525,8 @@ class Study:
 
         study = opened.study
         trials = study.get_trials(deepcopy=False)
-        best = ranking.best_of(trials, attrs.direction_of(study))
-        progress = attrs.progress_of(trials, attrs.budget_of(study))
+        best = ranking.best_of(trials, attrs.metric_direction(study))
+        progress = attrs.count_progress(trials, attrs.trial_budget(study))
         rows = [
             (name, f"{number} ({made_of})")
             for name, number, made_of in key_figures(study, trials, progress)
@@ -571,11 +571,11 @@ class Study:
         from autotune.results.report.dataframe import active_params
         from autotune.study.state import attrs
 
-        plan = attrs.plan_of(trial) if trial is not None else None
+        plan = attrs.trial_plan(trial) if trial is not None else None
         if trial is None or plan is None:
             return None
         study = self._opened().study
-        words = plan.describe(attrs.has_several(study.user_attrs))
+        words = plan.describe(attrs.has_several_backbones(study.user_attrs))
         params = active_params(trial, space_of(study))
         value, *costs = trial.values
         return TrialSummary(trial.number, value, plan, words, params, *costs)

@@ -24,7 +24,7 @@ from heading import date_and_machine
 
 from autotune.config.loading import load_study_file
 from autotune.data.preprocessing import ImageSpec
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.models.backbone import load_backbone
 from autotune.models.layers import list_layers
 from autotune.models.network import build_network
@@ -43,7 +43,7 @@ def accuracy(
     config = load_study_file("digits", [f"data.seed={seed}", f"data.train_per_class={per_class}"])
     backbone = load_backbone(config.backbone, weights, config.data.image_size)
     spec = ImageSpec.from_data_config(backbone.data_config, config.data.image_size)
-    task = Task.open(config.dataset, config.data, spec, folder)
+    task = StudyData.open(config.dataset, config.data, spec, folder)
     trainable = min(depth, len(list_layers(backbone.pretrained)))
     plan = TrialPlan(
         config.backbone, trainable, (LayerPlan(),) * trainable, policy=TrainingPolicy(lr=lr)

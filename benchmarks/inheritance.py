@@ -28,7 +28,7 @@ import torch
 from heading import date_and_machine
 
 from autotune.config.schema import StudyConfig
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.data.views.views import Views
 from autotune.models.backbone import Backbone, load_backbone
 from autotune.models.layers import list_layers
@@ -57,7 +57,7 @@ class Setting:
     title: str
     config: StudyConfig
     backbone: Backbone
-    task: Task
+    task: StudyData
     lr: float
     layer_decay: float
 
@@ -118,7 +118,7 @@ def _setting(
     values = {**values, "name": "inheritance", "storage": f"sqlite:///{folder}/none.db"}
     config = StudyConfig.model_validate(values)
     (found,) = define(config).backbones
-    task = Task.open(config.dataset, config.data, found.spec, folder)
+    task = StudyData.open(config.dataset, config.data, found.spec, folder)
     backbone = load_backbone(found.name, config.weights, config.data.image_size)
     return Setting(title, config, backbone, task, lr, layer_decay)
 

@@ -226,7 +226,7 @@ def run_ours(
         raise SystemExit(f"{name}: the study was disturbed: {[trial.state for trial in trials]}")
     results = []
     for trial, plan in zip(trials, plans, strict=True):
-        found = attrs.plan_of(trial)
+        found = attrs.trial_plan(trial)
         assert found is not None
         hidden = sum(layer.units for layer in found.head.hidden)
         trained = (found.depth, hidden, found.policy.lr, found.policy.weight_decay)
@@ -347,7 +347,7 @@ def profile(settings: Settings, plans: Sequence[Plan], file: Path | None) -> Ite
         list(build_trainer(plan, ctx).run())
 
     for index in indices:
-        found = attrs.plan_of(opened.study.get_trials(deepcopy=False)[index])
+        found = attrs.trial_plan(opened.study.get_trials(deepcopy=False)[index])
         assert found is not None
         shares = shares_of(partial(train_ours, found))
         yield Profile("autotune", found.depth, settings.epochs, shares)

@@ -35,7 +35,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from search_curves import DIVERGED, OVERRIDES, TABLE, Params, Table, load_config
 from torch import Tensor, nn
 
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.data.views.views import Views
 from autotune.errors import DivergedError
 from autotune.models.backbone import Backbone, load_backbone
@@ -144,7 +144,7 @@ def bench() -> Bench:
     found = define(load_config())
     config = found.config
     with tempfile.TemporaryDirectory(prefix="search-table-") as folder:
-        task = Task.open(config.dataset, config.data, found.backbones[0].spec, Path(folder))
+        task = StudyData.open(config.dataset, config.data, found.backbones[0].spec, Path(folder))
         settings = config.training
         train = task.train_views(settings.augment, settings.view_count, config.search.seed)
         size = config.data.image_size

@@ -21,7 +21,7 @@ from autotune.results.report.workers import WorkerRow, failures_by_reason, worke
 from autotune.results.values.objective import Objective, format_values
 from autotune.search import ranking
 from autotune.storage.rdb.connection import storage_errors
-from autotune.storage.rdb.retry import impatiently
+from autotune.storage.rdb.retry import no_retry
 from autotune.storage.url import database_path, is_sqlite
 from autotune.study.doctor.snapshot import Snapshot, take_snapshot
 from autotune.study.setup.opening import OpenStudy
@@ -102,7 +102,7 @@ class Picture:
     def _scores(self) -> str:
         trials = self.snapshot.trials
         best = ranking.best_of(trials, self.objective.direction)
-        baseline = attrs.baseline_of(trials)
+        baseline = attrs.find_baseline(trials)
         shown = [
             f"{name} {format_values(trial, self.objective, self.cost)} (trial {trial.number})"
             for name, trial in (("best", best), ("baseline", baseline))
@@ -164,7 +164,7 @@ def look(opened: OpenStudy) -> Snapshot:
     if is_sqlite(opened.url) and not database_path(opened.url).exists():
         # Connecting would make an empty one.
         raise StorageError(f"storage: there is no database {database_path(opened.url)}")
-    with storage_errors(opened.url), impatiently():
+    with storage_errors(opened.url), no_retry():
         try:
             return take_snapshot(opened)
         except KeyError:  # Optuna's, of an id that there is no more

@@ -215,7 +215,7 @@ def _refusal(error: Exception, gpu: str | None) -> DeviceError:
     who = f"the GPU {gpu}" if gpu else "the GPU of this machine"
     if gpu is None and _named():
         who = f"the GPU of {VISIBLE}={os.environ[VISIBLE]}"
-    if failures.kind_of(error, CPU) == failures.Kind.MEMORY:
+    if failures.classify(error, CPU) == failures.FailureKind.MEMORY:
         return DeviceError(
             f"{who} has no memory left for this process ({reason}); stop what else is on it "
             "(nvidia-smi shows it), or start fewer workers"

@@ -197,7 +197,7 @@ def saved_bytes(training: Training, count: int) -> int:
 def _images(training: Training, count: int) -> tuple[Tensor, Tensor]:
     """Return normalised training images ``(count, C, H, W)`` and their labels."""
     rows = torch.arange(count) % len(training.images)
-    batches = training.images.batches(rows, training.images.plan_views(None), count)
+    batches = training.images.batches(rows, training.images.views_for_epoch(None), count)
     images, labels = next(batches)
     return training.normalise(images), labels.to(training.device)
 

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autotune.data.cache.array_cache import Shelf
-from autotune.data.cache.entry import Entry, Writer
-from autotune.data.views.views import Views, chunks
+from autotune.data.cache.array_cache import ArrayCache
+from autotune.data.cache.entry import Entry, EntryWriter
+from autotune.data.views.views import Views, split_batches
 from autotune.errors import DiskFullError
 from autotune.models.prefix.split import Prefix, PrefixSplit
 from autotune.runtime import available_cpus, single_threaded
@@ -71,7 +71,7 @@ class FeatureCache:
         on_device: Whether the features of an epoch may lie in the memory of a GPU.
     """
 
-    shelf: Shelf
+    shelf: ArrayCache
     weights_hash: str
     normalise: Normalise
     autocast: Autocast
@@ -94,11 +94,11 @@ class FeatureCache:
         Raises:
             DiskFullError: When there is no room for them.
         """
-        images = views.identity(positions, numbers)
+        images = views.fingerprint(positions, numbers)
         home = f"features/{_digest(_FORMAT, self.weights_hash, images, *self._way())}"
         half, single = (f"{home}/{_digest(*split.keys)}{tail}" for tail in ("", "-float32"))
         for key in (half, single):
-            kept = self.shelf.find(key)
+            kept = self.shelf.get(key)
             if kept is not None:
                 return kept
         try:
@@ -125,7 +125,7 @@ class FeatureCache:
             one.itemsize * prod(shape) for one, shape in zip(dtypes, split.shapes, strict=True)
         )
 
-        def make(writer: Writer) -> dict[str, str]:
+        def make(writer: EntryWriter) -> dict[str, str]:
             rows = [
                 writer.array(str(index), _numpy(one), shape)
                 for index, (one, shape) in enumerate(zip(dtypes, split.shapes, strict=True))
@@ -136,7 +136,7 @@ class FeatureCache:
             return {"weights": self.weights_hash}
 
         what = f"features of {len(positions)} images"
-        return self.shelf.open(key, make, row * len(positions), what)
+        return self.shelf.get_or_create(key, make, row * len(positions), what)
 
     def _computed(
         self, split: PrefixSplit, views: Views, positions: Tensor, numbers: Tensor
@@ -246,9 +246,9 @@ class Features:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def plan_views(self, epoch: int | None) -> Tensor:
-        """Choose a view of each image for an epoch, see :meth:`Views.plan_views`."""
-        return self._views.plan_views(epoch)
+    def views_for_epoch(self, epoch: int | None) -> Tensor:
+        """Choose a view of each image for an epoch, see :meth:`Views.views_for_epoch`."""
+        return self._views.views_for_epoch(epoch)
 
     def batches(
         self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0
@@ -269,7 +269,7 @@ class Features:
                 logger.warning("features are computed anew in every epoch: %s", error)
                 self._online = True
             else:
-                parts = chunks(order, batch_size)
+                parts = split_batches(order, batch_size)
                 rows = [torch.searchsorted(positions, part) for part in parts]
                 features = self._batches(arrays, rows)
                 yield from zip(features, self._labels_of(order, parts), strict=True)

@@ -258,7 +258,7 @@ class Training:
     def _train_epoch(self) -> float:
         torch.manual_seed(_mix(self.seed, self.epoch))
         order = epoch_order(self.train.labels, self.config.sampling)
-        views = self.train.plan_views(self.epoch)
+        views = self.train.views_for_epoch(self.epoch)
         self.network.freeze_all_but_head(self.phases.head_alone(self.epoch))
         total = torch.zeros((), device=self.device)
         for images, labels in self.train.batches(
@@ -417,7 +417,7 @@ class Training:
 
         there = place(views, self.device, stays=False)
         for images, _ in there.batches(
-            order, views.plan_views(None), self._judged_at_a_time, self.loader_workers
+            order, views.views_for_epoch(None), self._judged_at_a_time, self.loader_workers
         ):
             if self.stopped():
                 raise TrialInterruptedError(f"stopped in the validation of epoch {self.epoch}")

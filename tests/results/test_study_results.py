@@ -41,8 +41,8 @@ def test_values_follow_from_the_trials() -> None:
     results = StudyResults.from_study(study)
     assert results.cost is not None
     assert list(results.front) == ranking.front_of(results.trials, results.direction)
-    assert results.baseline is attrs.baseline_of(results.trials)
-    assert results.superseded == attrs.superseded(results.trials) != set()
+    assert results.baseline is attrs.find_baseline(results.trials)
+    assert results.superseded == attrs.retried_numbers(results.trials) != set()
     assert results.space is not None
     assert set(results.parameter_names) == set(results.space.distributions)
     assert results.ended is None  # a trial runs

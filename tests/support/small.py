@@ -8,9 +8,9 @@ from typing import Any
 
 from autotune.config.loading import apply_overrides, presets, read_yaml, validate
 from autotune.config.schema import StudyConfig
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.search.plugins import references
-from autotune.storage.paths import Files
+from autotune.storage.paths import StudyPaths
 from autotune.study.setup.definition import Definition, define
 from autotune.study.setup.opening import OpenStudy, open_or_create
 
@@ -61,8 +61,8 @@ def open_small(folder: Path, **overrides: Any) -> OpenStudy:
 
 def open_defined(definition: Definition) -> OpenStudy:
     config = definition.config
-    files = Files.of(config.storage, config.files)
+    files = StudyPaths.from_url(config.storage, config.files)
     for spec in definition.specs:
         limit = config.cache.disk_bytes
-        task = Task.open(config.dataset, config.data, spec, files.cache, limit_bytes=limit)
+        task = StudyData.open(config.dataset, config.data, spec, files.cache, limit_bytes=limit)
     return open_or_create(definition, task.info.to_json())

@@ -214,7 +214,7 @@ class _Maker:
         plan = self.space.baseline() if params is None else self.space.plan(params)
         curve = self._curve(plan)
         costs = _costs(plan)
-        beyond = limits.excess(costs, self.config.constraints.limits)
+        beyond = limits.violations(costs, self.config.constraints.limits)
         reason = {attrs.REASON: f"{attrs.INFEASIBLE}: {beyond}"} if beyond else {}
         if beyond and not baseline:
             self._add(TrialState.PRUNED, params or {}, plan, {}, attributes=reason)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from autotune.data.cache.array_cache import Shelf
+from autotune.data.cache.array_cache import ArrayCache
 from autotune.models.network import build_network
 from autotune.models.prefix.split import PrefixSplit, split_network
 from autotune.plan import LayerPlan, TrialPlan
@@ -39,7 +39,7 @@ def cut(name: str, depth: int) -> PrefixSplit:
 def cache_of(
     run: Training, folder: Path, root: PrefixSplit | None = None, **limit: Any
 ) -> FeatureCache:
-    shelf = Shelf(folder, **limit)
+    shelf = ArrayCache(folder, **limit)
     weights = backbone("test_resnet").weights_hash
     return FeatureCache(shelf, weights, run.normalise, run.autocast, root)
 
@@ -87,7 +87,7 @@ def test_training_on_features_is_training_on_images(name: str, depth: int, tmp_p
     for key, value in before.items():
         assert torch.equal(value, after[key]) or key in trainable
     # An epoch shows a view of each image: two of training, and one of validation.
-    assert len(Shelf(tmp_path).known("features")) == 3
+    assert len(ArrayCache(tmp_path).keys("features")) == 3
 
 
 def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_values_do_not_depend_on_what_was_kept_before(
     alone = cache_of(run, tmp_path / "a", root)
     later = cache_of(run, tmp_path / "b", root)
     found = rows_of(alone, last)
-    assert len(alone.shelf.known()) == 2  # with those of the root
+    assert len(alone.shelf.keys()) == 2  # with those of the root
     rows_of(later, cut("test_resnet", 1))
     rows_of(later, root)
     monkeypatch.setattr(features_module, "cores", lambda: 3)
@@ -129,20 +129,20 @@ def test_values_do_not_depend_on_what_was_kept_before(
     direct = cache_of(run, tmp_path / "b")
     images_alone = rows_of(direct, last)
     assert images_alone == pytest.approx(found, rel=0.02, abs=0.01)
-    assert len(later.shelf.known()) == 4
+    assert len(later.shelf.keys()) == 4
 
 
 def test_other_weights_and_other_images_are_other_features(tmp_path: Path) -> None:
     run = training(plan("test_resnet"))
     parts = cut("test_resnet", 0)
-    shelf = Shelf(tmp_path)
+    shelf = ArrayCache(tmp_path)
     positions = torch.arange(20)
 
     def count(weights: str, start: int, seed: int, view: int) -> int:
         cache = FeatureCache(shelf, weights, run.normalise, run.autocast, None)
         shown = some_digits(20, views=3, start=start, seed=seed)
         cache.open(parts, shown, positions, torch.full((20,), view))
-        return len(shelf.known())
+        return len(shelf.keys())
 
     # Two orders of the digits have the same evaluated images: the seed tells augmented ones apart.
     asked = [("a", 0, 0, 1), ("b", 0, 0, 1), ("a", 20, 0, 1), ("a", 0, 1, 1), ("a", 0, 0, 2)]
@@ -162,9 +162,9 @@ def test_what_half_precision_cannot_hold_is_kept_in_single(tmp_path: Path) -> No
     found = rows_of(cache, parts)
     assert found.dtype == np.float32
     assert np.isfinite(found).all() and found.max() > 65504
-    (key,) = cache.shelf.known()
+    (key,) = cache.shelf.keys()
     assert np.array_equal(rows_of(cache, parts), found)
-    assert cache.shelf.known() == [key]
+    assert cache.shelf.keys() == [key]
 
 
 def test_without_room_features_are_computed_whenever_they_are_needed(
@@ -178,7 +178,7 @@ def test_without_room_features_are_computed_whenever_they_are_needed(
     said = [one.getMessage() for one in caplog.records if "computed anew" in one.getMessage()]
     assert len(said) == 2  # of training and of validation images, once each
     assert "cache.disk_gb" in said[0]
-    assert Shelf(tmp_path).known() == []
+    assert ArrayCache(tmp_path).keys() == []
 
 
 def test_online_views_are_not_kept(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_online_views_are_not_kept(tmp_path: Path) -> None:
     run.train = Features(run.train._cache, run.train._split, run.images, online=True)
     expected = np.array(course(training(found, views=3)))
     assert np.array(course(run)) == pytest.approx(expected, rel=0.01)
-    assert len(Shelf(tmp_path).known()) == 1  # of the validation images
+    assert len(ArrayCache(tmp_path).keys()) == 1  # of the validation images
 
 
 def test_a_resumed_training_goes_on_bit_by_bit(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_features_of_some_images_are_not_kept_in_memory(tmp_path: Path) -> None:
     """As for norm statistics: they are asked for once, and would keep others out."""
     run = on_features(plan("test_resnet", 0), tmp_path)
     assert isinstance(run.train, Features)
-    planned = run.train.plan_views(None)
+    planned = run.train.views_for_epoch(None)
     order = torch.tensor([3, 1, 2, 30])
     (((few,), labels),) = run.train.batches(order, planned, 8)
     assert not run.train._resident

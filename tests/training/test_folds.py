@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autotune.data.cache.array_cache import Shelf
+from autotune.data.cache.array_cache import ArrayCache
 from autotune.models.network import Network
 from autotune.models.prefix.split import split_network
 from autotune.plan import TrialPlan
@@ -27,13 +27,13 @@ def test_some_images_share_what_the_whole_set_keeps() -> None:
     positions = torch.tensor([2, 5, 7, 20, 29])
     some = Some(whole, positions)
     assert len(some) == 5 and torch.equal(some.labels, whole.labels[positions])
-    views = some.plan_views(1)
-    assert torch.equal(views, whole.plan_views(1))
+    views = some.views_for_epoch(1)
+    assert torch.equal(views, whole.views_for_epoch(1))
     (found,) = some.batches(torch.tensor([4, 0, 1]), views, 8)
     for image, label, place in zip(*found, (29, 2, 5), strict=True):
         assert torch.equal(image, whole.view(place, int(views[place])))
         assert label == whole.labels[place]
-    assert not some.plan_views(None).any()
+    assert not some.views_for_epoch(None).any()
 
 
 def test_an_epoch_is_one_of_all_folds_and_has_their_mean() -> None:
@@ -134,7 +134,11 @@ def on_features(found: TrialPlan, folder: Path, **named: Any) -> Folds:
     run = folds(found, views=2, **named)
     first = run.folds[0]
     cache = FeatureCache(
-        Shelf(folder), backbone("test_resnet").weights_hash, first.normalise, first.autocast, None
+        ArrayCache(folder),
+        backbone("test_resnet").weights_hash,
+        first.normalise,
+        first.autocast,
+        None,
     )
     parts = split_network(run.network, images(found.backbone, 2))
     whole = some_digits(45, 2)
@@ -159,7 +163,7 @@ def test_features_are_computed_once_for_all_folds(
     losses = [one.loss for one in run.run()]
     # Two views in training and one in validation, of all 45 images each.
     assert computed == [45, 45, 45]
-    assert len(Shelf(tmp_path).known("features")) == 3
+    assert len(ArrayCache(tmp_path).keys("features")) == 3
     assert losses == pytest.approx([one.loss for one in folds(found, views=2).run()], rel=0.02)
     reshaped = on_features(plan("test_resnet", 1, 8, lr=0.02), tmp_path)
     list(reshaped.run())

@@ -40,7 +40,7 @@ def worker(
     """Attach one more worker to a study that 'autotune run' has made."""
     located = locate(study, overrides, name, storage)
     set_gpu_defaults(os.environ)  # torch may read them when it is imported
-    from autotune.data.sources.opening import fetch_source
+    from autotune.data.sources.registry import fetch_source
     from autotune.results.values.objective import Objective
     from autotune.study.engine.worker import Job, run_worker, worker_name
     from autotune.study.setup.opening import wait_for_existing

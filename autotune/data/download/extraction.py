@@ -74,7 +74,7 @@ Progress = Callable[[int, int], None]
 def is_archive(path: Path) -> bool:
     """Tell whether a file is to be unpacked: by its name, or else by its content.
 
-    One in a format that is not read here is no archive; :func:`other_format` names it.
+    One in a format that is not read here is no archive; :func:`unsupported_format` names it.
 
     Args:
         path: Anything; a folder and what is not there are no archives. A damaged file that is
@@ -90,7 +90,7 @@ def is_archive(path: Path) -> bool:
         return False
 
 
-def other_format(path: Path) -> str:
+def unsupported_format(path: Path) -> str:
     """Return the name of the format of an archive that cannot be read here; empty for others."""
     with suppress(OSError), path.open("rb") as stream:
         start = stream.read(8)

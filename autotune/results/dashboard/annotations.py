@@ -156,7 +156,7 @@ class _Annotations:
         """Annotate the trials; what a finished one says changes with the baseline alone."""
         setting = NoteContext.of(study)
         start = setting.baseline
-        value = attrs.metric_of(start) if start is not None else None
+        value = attrs.metric_value(start) if start is not None else None
         found = {}
         with self._lock:
             for trial in study.get_trials(deepcopy=False):

@@ -107,7 +107,7 @@ class _Seen:
 
     @cached_property
     def baseline(self) -> FrozenTrial | None:
-        return attrs.baseline_of(self.trials)
+        return attrs.find_baseline(self.trials)
 
     @cached_property
     def good(self) -> list[FrozenTrial]:
@@ -119,7 +119,9 @@ class _Seen:
     def trained(self) -> list[FrozenTrial]:
         """Complete and pruned trials, in the order of their numbers."""
         ended = (TrialState.COMPLETE, TrialState.PRUNED)
-        return [one for one in self.trials if one.state in ended and not attrs.is_untrained(one)]
+        return [
+            one for one in self.trials if one.state in ended and not attrs.ended_infeasible(one)
+        ]
 
     @cached_property
     def diverged(self) -> list[FrozenTrial]:
@@ -136,7 +138,7 @@ class _Seen:
         """By how much a value may be off by chance, and how that is known; 0 where it is not."""
         assert self.best is not None
         value = self.best.values[0]
-        deviation = attrs.deviation_of(self.best, self.objective.name)
+        deviation = attrs.metric_deviation(self.best, self.objective.name)
         dataset = self.results.attributes.get(attrs.DATASET, {})
         folds, images = len(dataset.get("folds") or ()), int(dataset.get("validation") or 0)
         if deviation and folds > 1:
@@ -246,7 +248,7 @@ def _would_more_help(seen: _Seen) -> Diagnostic | None:
 def _is_feasible(seen: _Seen) -> Diagnostic | None:
     """How many points of the space cannot be trained?"""
     question = "Is much of the space infeasible, or failing?"
-    progress = attrs.progress_of(seen.trials, 0)
+    progress = attrs.count_progress(seen.trials, 0)
     if progress.finished < 5:
         return None
     beyond = progress.infeasible / progress.finished

@@ -18,8 +18,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from autotune.data.progress import Progress, silent
-from autotune.data.sources.opening import fetch_source
+from autotune.data.progress import Progress, no_progress
+from autotune.data.sources.registry import fetch_source
 from autotune.errors import DivergedError, StudyError, disk_full_as_user_error
 from autotune.format_versions import (
     CONFIRMATION,
@@ -174,7 +174,7 @@ def confirm_plans(
     top: int,
     seeds: int,
     on_epoch: Callable[[ConfirmProgress], None] = lambda step: None,
-    fetching: Progress = silent,
+    fetching: Progress = no_progress,
 ) -> Confirmation:
     """Train the best plans of a study and its baseline under several seeds, and compare them.
 
@@ -197,7 +197,7 @@ def confirm_plans(
     ctx = build_context(opened)
     config = ctx.config
     numbers = tuple((config.search.seed + one) % 2**31 for one in range(1, seeds + 1))
-    baseline = attrs.baseline_of(opened.study.get_trials(deepcopy=False))
+    baseline = attrs.find_baseline(opened.study.get_trials(deepcopy=False))
     entrants = [
         _Candidate.of(baseline, ctx.space.baseline(config.baseline), None),
         *(_Candidate.of(trial, plan, trial.number) for trial, plan in chosen),
@@ -220,13 +220,13 @@ def candidates(opened: OpenStudy, top: int) -> list[tuple[FrozenTrial, TrialPlan
         StudyError: When there is none.
     """
     trials = opened.study.get_trials(deepcopy=False)
-    direction = attrs.direction_of(opened.study)
+    direction = attrs.metric_direction(opened.study)
     several = len(opened.study.directions) > 1
     best = (ranking.front_of if several else ranking.best_first)(trials, direction)
     found = [
         (one, plan)
         for one in best
-        if not attrs.is_baseline(one) and (plan := attrs.plan_of(one)) is not None
+        if not attrs.is_baseline(one) and (plan := attrs.trial_plan(one)) is not None
     ]
     if not found:
         missing = "no complete trial but the baseline" if best else explain_no_best(trials)
@@ -254,8 +254,8 @@ class _Candidate:
     def of(trial: FrozenTrial | None, plan: TrialPlan, number: int | None) -> _Candidate:
         if trial is None:
             return _Candidate(number, plan, None, None)
-        part = trial.user_attrs.get(attrs.PART)
-        return _Candidate(number, plan, attrs.metric_of(trial), part)
+        part = trial.user_attrs.get(attrs.MICRO_BATCH)
+        return _Candidate(number, plan, attrs.metric_value(trial), part)
 
 
 @dataclass(frozen=True)

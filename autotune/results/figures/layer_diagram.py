@@ -13,7 +13,7 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 from autotune.plan import TrialPlan
-from autotune.study.state.constraints import in_short
+from autotune.study.state.constraints import format_count
 
 State = Literal["frozen", "trainable", "reshaped"]
 
@@ -103,7 +103,7 @@ class _Line:
     @property
     def parameters(self) -> str:
         known = [row.parameters for row in self.members if row.parameters is not None]
-        return in_short(sum(known)) if known else ""
+        return format_count(sum(known)) if known else ""
 
 
 def _lines(picture: Sequence[LayerRow]) -> Iterator[_Line]:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from autotune.data.download.checksums import sha256_of
 from autotune.data.image_files import read_image, to_rgb
-from autotune.data.preprocessing import ImageSpec, decode, shrink
+from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
 from autotune.errors import BackboneError, FormatError, ModelError, PlanError, UserError
 from autotune.format_versions import FORMATS, MODEL, check_format
 from autotune.models.backbone import Backbone, build_backbone, check_name, first_line
@@ -128,7 +128,7 @@ class Model(nn.Module):
         Raises:
             OSError: When the image is far longer than wide.
         """
-        pixels = decode(to_rgb(image), self.spec)
+        pixels = to_store_array(to_rgb(image), self.spec)
         size = self.spec.size
         edge = (self.spec.store_size - size) // 2
         crop = np.ascontiguousarray(pixels[:, edge : edge + size, edge : edge + size])
@@ -140,7 +140,7 @@ class Model(nn.Module):
         Raises:
             OSError: When the file is no image, or damaged.
         """
-        smaller = partial(shrink, spec=self.spec) if self.model_spec.fast_decode else None
+        smaller = partial(draft_decode, spec=self.spec) if self.model_spec.fast_decode else None
         return self.transform(read_image(path, smaller))
 
     @torch.no_grad()
@@ -187,7 +187,7 @@ class Model(nn.Module):
 
         try:
             self.eval()
-            logits = oom.in_parts_that_fit(
+            logits = oom.with_oom_backoff(
                 in_parts,
                 min(len(images), self._part or len(images)),
                 device,
@@ -203,8 +203,8 @@ class Model(nn.Module):
             self.train(training)
         return logits.float().softmax(dim=1).cpu()
 
-    def _remember(self, part: int, need: oom.Need) -> None:
-        if not need.is_crowded:  # else there may be more room for the next images
+    def _remember(self, part: int, need: oom.MemoryShortage) -> None:
+        if not need.is_shared_device:  # else there may be more room for the next images
             self._part = part
 
 

@@ -15,9 +15,8 @@ from torch import nn
 from autotune.config.fields import is_plugin_ref, values_of_dimension
 from autotune.config.schema import POOLS, HeadSpace, SpaceConfig, StudyConfig
 from autotune.data.preprocessing import ImageSpec
-from autotune.data.progress import Progress, silent
-from autotune.data.sources.opening import fetch_source
-from autotune.data.sources.registry import is_missing
+from autotune.data.progress import Progress, no_progress
+from autotune.data.sources.registry import fetch_source, needs_download
 from autotune.data.splits.dataset import Dataset
 from autotune.data.splits.manifest import Manifest
 from autotune.errors import ConfigError, Problem, StorageError, UserError, format_yaml
@@ -87,7 +86,7 @@ class Definition:
 def define(
     config: StudyConfig,
     manifest: Manifest | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     fetch: bool = False,
 ) -> Definition:
     """Look at everything that a study file names.
@@ -105,7 +104,7 @@ def define(
     mistakes = _Mistakes()
     if mistakes.attempt("storage", lambda: parse_url(config.storage)) is not None:
         mistakes.attempt("search.warm_start", lambda: check_warm_start(config))
-    to_fetch = fetch and is_missing(config.dataset)
+    to_fetch = fetch and needs_download(config.dataset)
     dataset = None if to_fetch else _images(config, manifest, progress, mistakes)
     looked = [_look_at(name, config, mistakes) for name in config.backbones]
     blanks = [blank for blank, _ in looked if blank is not None]

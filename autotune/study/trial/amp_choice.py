@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from autotune.data.cache.array_cache import Shelf
-from autotune.data.cache.entry import Writer
+from autotune.data.cache.array_cache import ArrayCache
+from autotune.data.cache.entry import EntryWriter
 from autotune.errors import InsufficientSpaceError
 from autotune.models.layers import list_layers
 from autotune.models.network import Network, build_network
@@ -156,13 +156,13 @@ def _kept(
         what: What is kept, for messages.
         find: Finds it.
     """
-    shelf = Shelf(ctx.handle.files.cache, ctx.config.cache.disk_bytes)
+    shelf = ArrayCache(ctx.handle.files.cache, ctx.config.cache.disk_bytes)
 
-    def make(_writer: Writer) -> dict[str, str | bool]:
+    def make(_writer: EntryWriter) -> dict[str, str | bool]:
         return {name: find()}
 
     try:
-        entry = shelf.open(key, make, 0, what)
+        entry = shelf.get_or_create(key, make, 0, what)
     except InsufficientSpaceError:  # the next worker finds it again
         return find()
     value: str | bool = entry.record[name]
@@ -184,4 +184,4 @@ def _compare(
             torch.manual_seed(0)
             return faster(network, in_channels_last(images.to(device)))
 
-    return oom.in_parts_that_fit(of_images, shape[0], device)
+    return oom.with_oom_backoff(of_images, shape[0], device)

@@ -99,16 +99,16 @@ def run_trial(
         UserError: When the baseline does not fit.
     """
     whole = ctx.config.training.batch_size
-    part = int(trial.user_attrs.get(attrs.PART, whole))
+    part = int(trial.user_attrs.get(attrs.MICRO_BATCH, whole))
     before_s = float(trial.user_attrs.get(attrs.SECONDS, 0.0))
     start = time.perf_counter()
 
-    def remember(part: int, need: oom.Need) -> None:
-        if not need.is_crowded:  # else there may be more room the next time
-            trial.set_user_attr(attrs.PART, part)
+    def remember(part: int, need: oom.MemoryShortage) -> None:
+        if not need.is_shared_device:  # else there may be more room the next time
+            trial.set_user_attr(attrs.MICRO_BATCH, part)
 
     try:
-        return oom.in_parts_that_fit(
+        return oom.with_oom_backoff(
             lambda part: _run(trial, ctx, stopped, on_event, part),
             part,
             ctx.device,
@@ -116,18 +116,19 @@ def run_trial(
             on_halved=remember,
         )
     except oom.DoesNotFitError as error:
-        need = error.need
+        need = error.shortage
         logger.warning("trial %d does not fit: %s", trial.number, need.describe())
-        if need.is_crowded:
+        if need.is_shared_device:
             raise DeviceBusyError(
                 f"others hold the memory of the device: {need.describe()}"
             ) from error
         if trial.user_attrs.get(attrs.ROLE) == attrs.BASELINE:
-            trial.set_user_attr(attrs.PART, whole)  # on a larger device
+            trial.set_user_attr(attrs.MICRO_BATCH, whole)  # on a larger device
             raise UserError(
                 "the baseline does not fit into memory: even with "
-                f"{oom.LEAST_PART} images at a time {need.describe()}; every trial is compared "
-                "with it, so take a smaller data.image_size, another backbone, or a larger device"
+                f"{oom.MIN_MICRO_BATCH} images at a time {need.describe()}; every trial is "
+                "compared with it, so take a smaller data.image_size, another backbone, or a "
+                "larger device"
             ) from error
         trial.set_user_attr(attrs.SECONDS, round(before_s + time.perf_counter() - start, 3))
         return _infeasible(trial, ctx, need)
@@ -135,10 +136,10 @@ def run_trial(
         traceback.clear_frames(error.__traceback__)  # they hold the network, and what is its
         raise
     finally:
-        oom.give_memory_back(ctx.device)
+        oom.release_memory(ctx.device)
 
 
-def _infeasible(trial: Trial, ctx: WorkerContext, need: oom.Need) -> Outcome:
+def _infeasible(trial: Trial, ctx: WorkerContext, need: oom.MemoryShortage) -> Outcome:
     """Record that a plan does not fit, for the samplers to keep away from there."""
     frozen = ctx.handle.study.get_trials(deepcopy=False)[trial.number]
     trial.set_constraint(DEVICE_MEMORY, need.excess)
@@ -167,7 +168,7 @@ def _run(
     earlier_s = float(frozen.user_attrs.get(attrs.SECONDS, 0.0))
     before = ctx.stats.copy()
     checkpoint = checkpoint_for(ctx.handle, ctx.config, frozen)
-    plan = attrs.plan_of(frozen)
+    plan = attrs.trial_plan(frozen)
     assert plan is not None, "a claimed trial has its plan"
     words = plan.describe(named=len(ctx.space.backbones) > 1)
     on_event({"event": "start", "trial": trial.number, "plan": words})
@@ -182,7 +183,7 @@ def _run(
     if ctx.device.type == "cpu":  # sums are rounded by how many share them
         attributes[attrs.THREADS] = torch.get_num_threads()
     if training.whole:
-        attributes[attrs.WHOLE] = training.whole
+        attributes[attrs.UNSPLIT_REASON] = training.whole
     _set_user_attrs(trial, ctx, attributes)
     costs = measure_trial_costs(trial, training, ctx.config)
     if exceeds_limits(trial, costs, ctx.config):
@@ -234,7 +235,7 @@ def _of_caches(
 
     Of features that are not kept, or for some of which there was no room, nothing is said.
     """
-    found: dict[str, Any] = {"decoded": "once" if store.is_kept else "anew"}
+    found: dict[str, Any] = {"decoded": "once" if store.is_cached else "anew"}
     one = parts_of(training)[0]
     refused = stats.refused or (earlier and "computed" not in earlier)
     if one.train is one.images or one.config.views == ONLINE or refused:
@@ -267,7 +268,7 @@ def exceeds_limits(trial: Trial, costs: Mapping[str, float], config: StudyConfig
     """
     allowed = config.constraints.limits
     limits.set_constraints(trial, costs, allowed)
-    beyond = limits.excess(costs, allowed)
+    beyond = limits.violations(costs, allowed)
     if beyond:
         trial.set_user_attr(attrs.REASON, f"{attrs.INFEASIBLE}: {beyond}")
     return bool(beyond) and trial.user_attrs.get(attrs.ROLE) != attrs.BASELINE
@@ -370,7 +371,7 @@ def store_artifacts(
             assert outcome.values is not None
             trials = handle.study.get_trials(deepcopy=False)
             if not ranking.is_infeasible(frozen) and not ranking.is_beaten(
-                outcome.values, trials, attrs.direction_of(handle.study)
+                outcome.values, trials, attrs.metric_direction(handle.study)
             ):
                 weights = Path(folder) / "weights.safetensors"
                 state = training.result_state()

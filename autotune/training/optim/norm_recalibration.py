@@ -38,7 +38,7 @@ def sample(
         What the network takes: normalised images ``(N, C, H, W)``, or features.
     """
     order = torch.randperm(len(views), generator=torch.Generator().manual_seed(seed))[:count]
-    for images, _ in views.batches(order, views.plan_views(None), batch, loader_workers):
+    for images, _ in views.batches(order, views.views_for_epoch(None), batch, loader_workers):
         yield normalise(images)
 
 

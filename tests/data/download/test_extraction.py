@@ -19,7 +19,7 @@ import pytest
 
 from autotune.data.download import extraction as extracting
 from autotune.data.download.extraction import MAX_RATIO, extract, is_archive
-from autotune.data.sources.local import open_own
+from autotune.data.sources.registry import open_local
 from autotune.errors import DatasetError, DiskFullError, InsufficientSpaceError
 from tests.support.archives import tar_bytes, zip_bytes
 
@@ -364,7 +364,7 @@ def test_too_many_empty_folders(
 def test_a_format_that_is_not_read_here(start: bytes, name: str, tmp_path: Path) -> None:
     path = put(tmp_path / "photos.tar.zst", start + bytes(600))
     with pytest.raises(DatasetError, match=f"{name}.*pack it as .tar.gz or .zip"):
-        open_own(str(path))
+        open_local(str(path))
 
 
 def test_blank_images_are_no_bomb(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from autotune.results.evaluation.confirm import candidates
 from autotune.results.evaluation.plan_selection import select_plan
 from autotune.results.values.verdict import Verdict
 from autotune.search import ranking
-from autotune.storage.paths import Files
+from autotune.storage.paths import StudyPaths
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from tests.support.studies import make_study
@@ -22,7 +22,9 @@ LUCKY = "The best of a search is good and lucky; 'autotune confirm' tells how mu
 
 def made(**options: Any) -> OpenStudy:
     study = make_study(**options)
-    return OpenStudy(study, study._storage, "sqlite:///none.db", Files.of("sqlite:///none.db"))
+    return OpenStudy(
+        study, study._storage, "sqlite:///none.db", StudyPaths.from_url("sqlite:///none.db")
+    )
 
 
 def confirmed(opened: OpenStudy, top: int = 3, **changes: Any) -> Verdict:
@@ -39,7 +41,7 @@ def test_without_a_confirmation_the_best_of_the_search() -> None:
     best = ranking.best_of(opened.study.trials, opened.study.direction)
     assert best is not None
     found = select_plan(opened)
-    assert (found.trial, found.plan) == (best.number, attrs.plan_of(best))
+    assert (found.trial, found.plan) == (best.number, attrs.trial_plan(best))
     assert found.describe() == f"trial {best.number}, the best of the search"
     assert found.remarks == (LUCKY,)
 

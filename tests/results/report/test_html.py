@@ -110,7 +110,7 @@ def test_several_backbones_are_compared() -> None:
     made = make_study(others={"small": 3})
     best = ranking.best_of(made.trials, made.direction)
     assert best is not None
-    plan = attrs.plan_of(best)
+    plan = attrs.trial_plan(best)
     assert plan is not None
     parsed = Parsed(render_report(made))
     assert "Study digits, test_resnet.r160_in1k, small on digits" in parsed.text

@@ -10,7 +10,7 @@ import pytest
 import torch
 from optuna.study import load_study
 
-from autotune.data.cache.array_cache import Shelf
+from autotune.data.cache.array_cache import ArrayCache
 from autotune.errors import InsufficientSpaceError
 from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
@@ -87,7 +87,7 @@ def test_networks_of_small_images_train_in_half_precision(tmp_path: Path) -> Non
     run(handle)
     assert [one.state.name for one in handle.study.trials] == ["COMPLETE"] * 2
     trainable = handle.study.trials[1]
-    plan = attrs.plan_of(trainable)
+    plan = attrs.trial_plan(trainable)
     assert plan is not None and plan.depth == 2
     computed = trainable.user_attrs[attrs.COMPUTE]
     assert (computed["half"], computed["float32"]) == ("bf16", "ieee")
@@ -122,7 +122,7 @@ def test_a_cache_without_room_costs_a_comparison(
         raise InsufficientSpaceError("no room")
 
     ctx = build_context(small(tmp_path, "bf16"))
-    monkeypatch.setattr(Shelf, "open", no_room)
+    monkeypatch.setattr(ArrayCache, "get_or_create", no_room)
     (operations,) = operations_of(torch.nn.Linear(4, 2), (3, 4, 4), BF16).values()
     assert amp_choice._is_wrong(operations[0], ctx) is False
     assert ctx.wrong == {amp_choice.identity_of(operations[0]): False}

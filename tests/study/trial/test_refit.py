@@ -71,7 +71,7 @@ def test_views(
     study = config(tmp_path, training__views=of_study)
     found = refit_views(task, study, FitConfig(views=views), 1 << 30)
     assert found.views == expected
-    assert bool(found.kept_bytes) == (expected < 20)
+    assert bool(found.cache_bytes) == (expected < 20)
     assert len(found) == len(task.train_rows) + len(task.validation_rows)
 
 
