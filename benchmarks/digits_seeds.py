@@ -83,7 +83,7 @@ def render(rows: list[Row], trials: int) -> str:
             f"| {row.seed} | {100 * row.validation_baseline:.1f} | "
             f"{100 * row.validation_best:.1f} | {100 * row.fitted.baseline.accuracy:.1f} | "
             f"{100 * row.fitted.test.accuracy:.1f} | {100 * gain:+.1f} | "
-            f"{row.fitted.plan.in_words()} |"
+            f"{row.fitted.plan.describe()} |"
         )
     lines += [
         f"| mean ± sd | {spread([row.validation_baseline for row in rows])} | "

@@ -29,7 +29,7 @@ from autotune.models.backbone import load_backbone
 from autotune.models.layers import list_layers
 from autotune.models.network import build_network
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
-from autotune.runtime import cores
+from autotune.runtime import available_cpus
 from autotune.training.trainer import Normalise, Training
 
 SEEDS = (0, 1, 2)
@@ -77,7 +77,7 @@ def best_rate(folder: Path, weights: str, per_class: int) -> str:
 
 
 def main() -> None:
-    torch.set_num_threads(cores())
+    torch.set_num_threads(available_cpus())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         heads = {lr: over_seeds(folder, "hub", 20, 0, lr) for lr in HEAD_RATES}

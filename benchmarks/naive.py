@@ -63,7 +63,7 @@ from autotune.errors import UserError
 from autotune.models.backbone import build_backbone, check_name
 from autotune.models.layers import list_layers
 from autotune.plan import TrialPlan
-from autotune.runtime import cores
+from autotune.runtime import available_cpus
 from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
@@ -518,7 +518,7 @@ def main() -> None:
         warmup=WARMUP,
         clip_norm=CLIP_NORM,
         seed=0,
-        threads=max(1, cores() // options.workers),
+        threads=max(1, available_cpus() // options.workers),
         loader_workers=options.loader_workers or 0,
         storage="",
     )

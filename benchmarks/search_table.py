@@ -41,7 +41,7 @@ from autotune.errors import DivergedError
 from autotune.models.backbone import Backbone, load_backbone
 from autotune.models.network import Network, build_network
 from autotune.plan import TrialPlan
-from autotune.runtime import cores, one_thread
+from autotune.runtime import available_cpus, single_threaded
 from autotune.search.space import Space
 from autotune.study.setup.definition import Definition, define
 from autotune.training.trainer import Normalise, Training
@@ -204,7 +204,7 @@ def train_row(job: tuple[int, Params]) -> dict[str, Any]:
     row, params = job
     plan = bench().found.space.plan(params)
     start = time.process_time()
-    with one_thread():
+    with single_threaded():
         right, loss = curve(bench().training_on_features(plan))
     seconds = round(time.process_time() - start, 3)
     return {"row": row, "right": right, "loss": loss, "cpu_s": seconds}
@@ -244,7 +244,7 @@ def make_table(params: list[Params], rows: list[dict[str, Any]]) -> Table:
         log_loss[row, : len(found["loss"])] = found["loss"]
     about = {
         "cpu_s": round(sum(row["cpu_s"] for row in rows)),
-        "machine": f"{cores()} cores, {platform.machine()}",
+        "machine": f"{available_cpus()} cores, {platform.machine()}",
         "versions": {name: version(name) for name in ("torch", "timm", "optuna")},
         "python": platform.python_version(),
     }
@@ -260,7 +260,7 @@ def check(table: Table, params: list[Params], count: int) -> None:
     chosen = [row for rows in zip(*of_depth.values(), strict=False) for row in rows][:count]
     differences = []
     for row in chosen:
-        with one_thread():
+        with single_threaded():
             right, _ = curve(bench().training(table.space.plan(params[row])))
         stored = [one for one in table.right[row].tolist() if one != DIVERGED]
         if len(right) != len(stored):

@@ -195,7 +195,7 @@ class StudyResults:
     def describe_plan(self, trial: FrozenTrial) -> str:
         """Return the plan of a trial in words; empty when it never got one."""
         plan = attrs.trial_plan(trial)
-        return plan.in_words(self.has_several_backbones) if plan else ""
+        return plan.describe(self.has_several_backbones) if plan else ""
 
     def layers_of(self, trial: FrozenTrial) -> Sequence[Mapping[str, Any]]:
         """Return the layers of a trial's backbone, the last layer first."""

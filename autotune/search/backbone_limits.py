@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from autotune.config.fields import single_values
+from autotune.config.fields import values_of_dimension
 from autotune.config.schema import POOLS
 from autotune.format_versions import refuse_unknown
 from autotune.plan import KEEP
@@ -122,7 +122,7 @@ def share(dimension: Any, meanings: Sequence[Callable[[Any], Any]]) -> tuple[Any
     if isinstance(dimension, dict):
         taken = [meaning(dimension["low"]) is not None for meaning in meanings]
         return dimension if any(taken) else KEEP, [None if one else (KEEP,) for one in taken]
-    rows = [[meaning(value) for meaning in meanings] for value in single_values(dimension)]
+    rows = [[meaning(value) for meaning in meanings] for value in values_of_dimension(dimension)]
     own = [_distinct(column) for column in zip(*rows, strict=True)]
     shared = _distinct(chain.from_iterable(rows))
     if all(len(one) == 1 for one in own):  # none has a choice

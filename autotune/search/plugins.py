@@ -31,17 +31,17 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from autotune.config.fields import is_own, largest
-from autotune.config.loading import dotted
+from autotune.config.fields import is_plugin_ref, largest
+from autotune.config.loading import get_dotted
 from autotune.config.schema import (
-    OWN_KEYS,
+    PLUGIN_KEYS,
     HeadSpace,
     LayerSpace,
     PolicySpace,
     SpaceConfig,
     StudyConfig,
 )
-from autotune.errors import UserError, join_sentences, nearest
+from autotune.errors import UserError, did_you_mean, join_sentences
 from autotune.plan import KEEP
 from autotune.search.dimensions import contains, in_words
 from autotune.search.space import Space
@@ -85,7 +85,7 @@ class Reference:
                 join_sentences(
                     f"there is no file {self.path}; a path is relative to the study file, on the "
                     "command line to the working directory",
-                    nearest(self.path.name, beside),
+                    did_you_mean(self.path.name, beside),
                 )
             ) from None
         except OSError as error:
@@ -111,7 +111,7 @@ class Reference:
             raise UserError(
                 join_sentences(
                     f"{self.path} has no {self.name!r}; it has {', '.join(own) or 'nothing'}",
-                    nearest(self.name, own),
+                    did_you_mean(self.name, own),
                 )
             )
         found: Any = getattr(module, self.name)
@@ -202,8 +202,8 @@ class _Source(importlib.abc.SourceLoader):
 def references(config: StudyConfig) -> dict[str, Reference]:
     """Return what a study file names of one's own, by key."""
     values = config.model_dump()
-    named = {key: dotted(values, key) for key in OWN_KEYS}
-    return {key: Reference.of(text) for key, text in named.items() if is_own(text)}
+    named = {key: get_dotted(values, key) for key in PLUGIN_KEYS}
+    return {key: Reference.of(text) for key, text in named.items() if is_plugin_ref(text)}
 
 
 def load_own_sampler(reference: str, space: Space, seed: int) -> BaseSampler:
@@ -250,7 +250,7 @@ def _check_proposed(own: Reference, space: Space, name: str, value: Any) -> None
         raise UserError(
             join_sentences(
                 f"{own} proposes {name!r} = {value!r}, which is no parameter of the space",
-                nearest(name, space.distributions),
+                did_you_mean(name, space.distributions),
             )
         )
     if not contains(found, value):
@@ -309,7 +309,9 @@ def _space_problem(changed: Space, space: Space, offers: Sequence[LayerCapabilit
     now = [*changed.fixed, *changed.distributions]
     for name in now:
         if name not in before:
-            return join_sentences(f"{name!r} is no parameter of the space", nearest(name, before))
+            return join_sentences(
+                f"{name!r} is no parameter of the space", did_you_mean(name, before)
+            )
         if now.count(name) > 1:
             return f"{name} must be fixed or searched, but is both"
     if missing := sorted(before - set(now)):

@@ -9,7 +9,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner,
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.config.fields import is_own
+from autotune.config.fields import is_plugin_ref
 from autotune.optuna_private import StudyProxy
 from autotune.search.plugins import load_own_pruner
 
@@ -38,7 +38,7 @@ def make_pruner(name: str, epochs: int, workers: int, head_epochs: int = 0) -> B
     Raises:
         KeyError: When there is no such pruner; the study file has been checked before.
     """
-    if is_own(name):
+    if is_plugin_ref(name):
         return load_own_pruner(name, epochs, workers)
     warmup = head_epochs + max(1, (epochs - head_epochs) // 10)
     if name == "median":

@@ -27,7 +27,7 @@ from optuna.distributions import (
     json_to_distribution,
 )
 
-from autotune.config.fields import Dimension, largest, single_values
+from autotune.config.fields import Dimension, largest, values_of_dimension
 from autotune.config.schema import BaselineConfig, SpaceConfig
 from autotune.format_versions import refuse_unknown
 from autotune.plan import (
@@ -73,7 +73,7 @@ INERT_POLICY = {
 def reach(config: SpaceConfig) -> int:
     """Return how many of the last layers a space may reshape: 0 where all fields are ``keep``."""
     dimensions = [getattr(config.layers, name) for name in LAYER_FIELDS]
-    if all(single_values(one) == [KEEP] for one in dimensions):
+    if all(values_of_dimension(one) == [KEEP] for one in dimensions):
         return 0
     return min(int(largest(config.depth)), config.layers.last)
 
@@ -142,7 +142,7 @@ class Space:
             for name in LAYER_FIELDS:
                 meanings = [partial(one.in_layer, index, name) for one in candidates]
                 shared, values = share(getattr(config.layers, name), meanings)
-                if single_values(shared) != [KEEP]:
+                if values_of_dimension(shared) != [KEEP]:
                     dimensions[f"layer.{index}.{name}"] = (shared, False)
                     own[f"layer.{index}.{name}"] = values
         if any(name.endswith(INHERITING) for name in dimensions):

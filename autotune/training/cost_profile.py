@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import SGD, Adagrad, AdamW, Optimizer
 
-from autotune.runtime import one_thread
+from autotune.runtime import single_threaded
 from autotune.training.trainer import Training
 
 #: Passes before the clock counts: caches fill, CUDA chooses its kernels.
@@ -91,7 +91,7 @@ def latency_ms(training: Training) -> float:
             torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
-    alone = one_thread() if device.type == "cpu" else _only_one(device)
+    alone = single_threaded() if device.type == "cpu" else _only_one(device)
     with _untouched(network, device), torch.no_grad(), alone:
         image, _ = _images(training, 1)
         network.eval()

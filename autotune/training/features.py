@@ -28,7 +28,7 @@ from autotune.data.cache.entry import Entry, EntryWriter
 from autotune.data.views.views import Views, split_batches
 from autotune.errors import DiskFullError
 from autotune.models.prefix.split import Prefix, PrefixSplit
-from autotune.runtime import cores, one_thread
+from autotune.runtime import available_cpus, single_threaded
 from autotune.training.compute.amp import Autocast, describe_compute
 from autotune.training.compute.micro_batches import Halving
 from autotune.training.inputs.batches import Inputs, in_channels_last
@@ -175,7 +175,10 @@ class FeatureCache:
             for block in blocks:
                 yield from halving.run(work, block)
             return
-        with one_thread(), ThreadPoolExecutor(cores(), initializer=_be_one_thread) as pool:
+        with (
+            single_threaded(),
+            ThreadPoolExecutor(available_cpus(), initializer=_be_one_thread) as pool,
+        ):
             yield from _ahead(pool, work, blocks)
 
     def rows(self, arrays: Sequence[np.ndarray], wanted: Sequence[Tensor]) -> Iterator[Block]:
@@ -404,7 +407,7 @@ def _ahead(
     try:
         for block in blocks:
             waiting.append(pool.submit(work, block))
-            if len(waiting) > 2 * cores():
+            if len(waiting) > 2 * available_cpus():
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

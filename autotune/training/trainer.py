@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from autotune.config.schema import TrainingConfig
-from autotune.errors import DivergedError, InterruptedTrial
+from autotune.errors import DivergedError, TrialInterruptedError
 from autotune.models.network import Network
 from autotune.models.prefix.split import PrefixSplit
 from autotune.plan import TrainingPolicy
@@ -215,7 +215,7 @@ class Training:
 
         Raises:
             DivergedError: When the loss or the validation logits are not finite.
-            InterruptedTrial: When a stop was asked for; the checkpoint keeps what was done.
+            TrialInterruptedError: When a stop was asked for; the checkpoint keeps what was done.
         """
         if checkpoint is not None:
             state = checkpoint.load(self.state())
@@ -265,7 +265,7 @@ class Training:
             order, views, self.config.batch_size, self.loader_workers
         ):
             if self.stopped():
-                raise InterruptedTrial(f"stopped in epoch {self.epoch + 1}")
+                raise TrialInterruptedError(f"stopped in epoch {self.epoch + 1}")
             inputs, targets = self.to_inputs(images), labels.to(self.device, non_blocking=True)
             if self.mixing is not None:
                 inputs, targets = self.mixing(inputs, targets)
@@ -420,7 +420,7 @@ class Training:
             order, views.views_for_epoch(None), self._judged_at_a_time, self.loader_workers
         ):
             if self.stopped():
-                raise InterruptedTrial(f"stopped in the validation of epoch {self.epoch}")
+                raise TrialInterruptedError(f"stopped in the validation of epoch {self.epoch}")
             outputs += self._judging.run(judged, images)
         return torch.cat(outputs), views.labels
 

@@ -9,7 +9,7 @@ import pytest
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.config.loading import check
+from autotune.config.loading import validate
 from autotune.config.schema import GreedyConfig, SpaceConfig
 from autotune.plan import KEEP
 from autotune.search.dimensions import suggest
@@ -36,7 +36,7 @@ FULL = space_of(depth={"low": 0, "high": 3}, layers=LAYERS, head=HEAD, training=
 def sampler_of(space: Space, **greedy: Any) -> CanonicalSampler:
     search = {"sampler": "random", "order": "greedy", "trials": 40, "greedy": greedy}
     study = {"dataset": "digits", "backbone": "resnet18", "search": search}
-    return make_sampler(check(study, "test"), space, 0)
+    return make_sampler(validate(study, "test"), space, 0)
 
 
 def start_of(space: Space) -> Params:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autotune.config.loading import apply_overrides, check, presets, read_yaml
+from autotune.config.loading import apply_overrides, presets, read_yaml, validate
 from autotune.config.schema import StudyConfig
 from autotune.data.views.study_data import StudyData
 from autotune.search.plugins import references
@@ -35,7 +35,7 @@ def small_config(folder: Path, **overrides: Any) -> StudyConfig:
         read_yaml(presets()["digits"]),
         {**OVERRIDES, "storage": f"sqlite:///{folder}/study.db", **dotted},
     )
-    return check(values, "test")
+    return validate(values, "test")
 
 
 _LOOKED: dict[str, Definition] = {}

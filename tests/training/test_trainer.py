@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from autotune.errors import DivergedError, InterruptedTrial
+from autotune.errors import DivergedError, TrialInterruptedError
 from autotune.models.network import build_network
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.metrics import measure
@@ -232,7 +232,7 @@ def test_a_stop_is_heard(after: int, message: str) -> None:
         return asked > after
 
     run = training(plan("test_resnet"), stopped=stopped, count=44)
-    with pytest.raises(InterruptedTrial, match=message):
+    with pytest.raises(TrialInterruptedError, match=message):
         list(run.run())
 
 

@@ -64,7 +64,7 @@ def _words(trial: FrozenTrial, named: bool) -> str:
     from autotune.study.state import attrs
 
     plan = attrs.trial_plan(trial)
-    return plan.in_words(named) if plan else ""
+    return plan.describe(named) if plan else ""
 
 
 def _in_yaml(values: dict[str, Any], *, lines: bool = False) -> str:

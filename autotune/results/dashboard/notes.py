@@ -110,7 +110,7 @@ def _definition(study: Study) -> Iterator[tuple[str, str]]:
         yield (
             "baseline",
             f"trial {baseline.number}, {value}: "
-            f"{plan.in_words(attrs.has_several_backbones(attributes))}",
+            f"{plan.describe(attrs.has_several_backbones(attributes))}",
         )
 
 
@@ -168,7 +168,7 @@ def trial_note(trial: FrozenTrial, setting: NoteContext) -> str:
     said = [f"**{escape_markdown(_outcome(trial, setting))}**"]
     if plan is not None:
         said.append(
-            escape_markdown(plan.in_words(attrs.has_several_backbones(setting.attributes)))
+            escape_markdown(plan.describe(attrs.has_several_backbones(setting.attributes)))
         )
         if layers := attrs.backbone_layers(setting.attributes, plan):
             said.append(_fenced(as_text(layer_rows(layers, plan)), "text"))

@@ -37,7 +37,7 @@ def headline(study: Study) -> str:
             return explain_no_best(trials)
         return _nothing_yet(attrs.count_progress(trials, attrs.trial_budget(study)))
     plan = attrs.trial_plan(best)
-    words = f": {plan.in_words(attrs.has_several_backbones(study.user_attrs))}" if plan else ""
+    words = f": {plan.describe(attrs.has_several_backbones(study.user_attrs))}" if plan else ""
     shown = format_values(best, objective, cost)
     if baseline is None:
         return f"best {shown} (trial {best.number}){words}; the baseline is not complete yet"

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autotune.atomic import write_whole
+from autotune.atomic import write_text
 from autotune.data.progress import Progress, no_progress
 from autotune.data.sources.registry import fetch_source
 from autotune.errors import DivergedError, StudyError
@@ -205,10 +205,12 @@ def confirm_plans(
     config = ctx.config
     first = _Candidate(None, ctx.space.baseline(config.baseline))
     if (trial := results.baseline) is not None:
-        part = trial.user_attrs.get(attrs.PART)
+        part = trial.user_attrs.get(attrs.MICRO_BATCH)
         first = replace(first, search_value=attrs.metric_value(trial), part=part)
     plans = [
-        _Candidate(trial.number, plan, attrs.metric_value(trial), trial.user_attrs.get(attrs.PART))
+        _Candidate(
+            trial.number, plan, attrs.metric_value(trial), trial.user_attrs.get(attrs.MICRO_BATCH)
+        )
         for trial, plan in best
     ]
     numbers = tuple((config.search.seed + offset) % 2**31 for offset in range(1, seeds + 1))
@@ -307,7 +309,7 @@ def _is_intact(values: dict[str, Any]) -> bool:
 def _write(path: Path, values: dict[str, Any]) -> None:
     values = {**stamp(CONFIRMATION), **values}
     values["checksum"] = digest(values)
-    write_whole(path, f"{json.dumps(values, indent=2)}\n".encode())
+    write_text(path, f"{json.dumps(values, indent=2)}\n")
 
 
 def _compare(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from autotune.models.backbone import SHIPPED, Backbone
+from autotune.models.backbone import PACKAGED_WEIGHTS, Backbone
 from autotune.plan import TrialPlan
 from autotune.results.evaluation.bootstrap import Bin
 from autotune.results.values.markdown import escape, table
@@ -107,7 +107,7 @@ def weights_origin(backbone: Backbone, weights: str) -> dict[str, str]:
     """
     kind = weights if weights in ("hub", "none") else "file"
     origin = {"hash": backbone.weights_hash}
-    if kind == "hub" and backbone.name in SHIPPED:
+    if kind == "hub" and backbone.name in PACKAGED_WEIGHTS:
         return {"weights": "shipped", **origin, "licence": "apache-2.0"}
     if kind == "hub":
         stated: Mapping[str, Any] = getattr(backbone.pretrained, "pretrained_cfg", {})
@@ -164,7 +164,7 @@ def model_card(record: Mapping[str, Any], matrix: npt.NDArray[np.int64]) -> str:
         count=len(record["classes"]),
         backbone=plan.backbone,
         chosen=record["chosen"],
-        plan=plan.in_words(),
+        plan=plan.describe(),
         remarks="".join(f"{remark}\n\n" for remark in record["remarks"]),
         images=record["test"]["images"],
         dataset=escape(record["dataset"]),

@@ -150,7 +150,7 @@ def refit_study(
             train[plan.backbone],
             settings,
             lambda epoch: on_epoch(what, epoch, epochs),
-            attributes.get(attrs.PART),
+            attributes.get(attrs.MICRO_BATCH),
         )
 
     model = baseline = train_plan("best plan", selection.plan, selection.trial)

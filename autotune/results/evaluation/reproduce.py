@@ -105,7 +105,7 @@ def reproduce_trial(
             plan,
             ctx,
             lambda epoch: on_epoch(epoch, epochs),
-            part=trial.user_attrs.get(attrs.PART),
+            part=trial.user_attrs.get(attrs.MICRO_BATCH),
             epochs=epochs,
         )
     finally:
@@ -142,13 +142,13 @@ def find_reproducible(handle: OpenStudy, number: int) -> tuple[FrozenTrial, Tria
         is_queued = trial.state == TrialState.WAITING
         state = "queued" if is_queued else trial.state.name.lower()
         raise StudyError(f"{what} must have ended to be compared with, but is {state}")
-    retry = next((one.number for one in trials if number in attrs.retries(one)), None)
+    retry = next((one.number for one in trials if number in attrs.earlier_attempts(one)), None)
     if retry is not None:
         raise StudyError(f"{what} was requeued and tried again; reproduce trial {retry} instead")
     reason = trial.user_attrs.get(attrs.REASON, "the reason is unknown")
     if trial.state == TrialState.FAIL:
         raise StudyError(f"{what} has failed and has no value to compare with: {reason}")
-    if attrs.is_untrained(trial):
+    if attrs.ended_infeasible(trial):
         raise StudyError(f"{what} was not trained, and has no value to compare with: {reason}")
     # A complete trial has the value of its last epoch, even where its curve was thinned.
     epochs = max(trial.intermediate_values, default=0)
@@ -168,7 +168,8 @@ def _changes(
         yield f"device {recorded_device} then, {device} now"
     recorded = trial.user_attrs.get(attrs.COMPUTE)
     if recorded and recorded != compute:
-        yield f"computed in {describe_precision(recorded)} then, in {describe_precision(compute)} now"
+        old, new = describe_precision(recorded), describe_precision(compute)
+        yield f"computed in {old} then, in {new} now"
     for name, old in study_attrs.get(attrs.ENVIRONMENT, {}).items():
         new = platform.python_version() if name == "python" else version(name)
         if old != new:

@@ -321,7 +321,7 @@ def plan_in_words(trial: FrozenTrial, named: bool) -> str:
         named: Whether the plan is to name its backbone.
     """
     plan = attrs.trial_plan(trial)
-    return escape(plan.in_words(named)) if plan else ""
+    return escape(plan.describe(named)) if plan else ""
 
 
 def _add_curves(

@@ -75,7 +75,7 @@ def _blocks(study: Study, storage_url: str) -> Iterator[str]:
     plan = attrs.trial_plan(best) if best is not None else None
     if best is not None and plan is not None:
         yield f"## Best plan: trial {best.number}"
-        yield escape(plan.in_words(named=True))
+        yield escape(plan.describe(named=True))
         yield _fenced(as_text(layer_rows(attrs.backbone_layers(study.user_attrs, plan), plan)))
     yield from _trials(study, trials, objective, best)
     failures = failures_of(trials)

@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from autotune.config.fields import is_own, single_values
+from autotune.config.fields import is_plugin_ref, values_of_dimension
 from autotune.config.schema import POOLS, HeadSpace, SpaceConfig, StudyConfig
 from autotune.data.preprocessing import ImageSpec
 from autotune.data.progress import Progress, no_progress
 from autotune.data.sources.registry import fetch_source, needs_download
 from autotune.data.splits.dataset import Dataset
 from autotune.data.splits.manifest import Manifest
-from autotune.errors import ConfigError, Problem, StorageError, UserError, in_yaml
+from autotune.errors import ConfigError, Problem, StorageError, UserError, format_yaml
 from autotune.models.backbone import build_backbone, check_name, data_config, load_backbone
 from autotune.models.layers import Layer, list_layers
 from autotune.models.network import pool_problem
@@ -190,7 +190,7 @@ class _Blank:
         offers = probe_layers(model, within_reach, input_size) if within_reach else ()
         pool_problems = {
             pool: pool_problem(model, name, pool, input_size)
-            for pool in single_values(config.space.head.pool)
+            for pool in values_of_dimension(config.space.head.pool)
         }
         return _Blank(name, model, input_size, layers, offers, pool_problems)
 
@@ -225,13 +225,13 @@ def _own_space(config: StudyConfig, space: Space, blanks: Sequence[_Blank]) -> S
 
 def _try_sampler(config: StudyConfig, space: Space) -> None:
     """Make the study's own sampler once, as every worker will."""
-    if is_own(config.search.sampler):
+    if is_plugin_ref(config.search.sampler):
         load_own_sampler(config.search.sampler, space, config.search.seed)
 
 
 def _try_pruner(config: StudyConfig) -> None:
     """Make the study's own pruner once, as every worker will."""
-    if is_own(config.search.pruner):
+    if is_plugin_ref(config.search.pruner):
         load_own_pruner(config.search.pruner, config.training.epochs, workers=1)
 
 
@@ -280,7 +280,7 @@ def _depth_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Pr
         yield Problem(
             "space.depth",
             f"must be above 0 in some trials because space.layers.{given[0]} changes trainable "
-            f"layers alone, but got {in_yaml(space.depth)}; give a range such as "
+            f"layers alone, but got {format_yaml(space.depth)}; give a range such as "
             "{low: 0, high: 4}",
         )
 
@@ -288,7 +288,7 @@ def _depth_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Pr
 def _changes(space: SpaceConfig) -> Iterator[tuple[str, Any]]:
     """Yield every value of a layer field that is not ``keep``, with the field's name."""
     for name in LAYER_FIELDS:
-        for value in single_values(getattr(space.layers, name)):
+        for value in values_of_dimension(getattr(space.layers, name)):
             if value != KEEP:
                 yield name, value
 
@@ -316,7 +316,7 @@ def _no_layer_takes(name: str, value: Any, offers: Sequence[LayerCapabilities]) 
 
 
 def _pool_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Problem]:
-    for pool in single_values(space.head.pool):
+    for pool in values_of_dimension(space.head.pool):
         reasons = [one.pool_problems[pool] for one in blanks]
         if all(reasons):
             allowed = "; ".join(one.pools for one in blanks)

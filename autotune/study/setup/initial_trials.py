@@ -11,7 +11,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from autotune.config.schema import StudyConfig
-from autotune.errors import StudyError, join_sentences, nearest
+from autotune.errors import StudyError, did_you_mean, join_sentences
 from autotune.plan import TrialPlan
 from autotune.search import ranking
 from autotune.search.initial_plans import Dropped, Start, fit_into, known_good, without_repeats
@@ -142,7 +142,7 @@ def check_warm_start(config: StudyConfig) -> None:
                 join_sentences(
                     f"must name studies of the storage {shown}, which has no study {name!r}; it "
                     f"has {', '.join(others) or 'none'}",
-                    nearest(name, others),
+                    did_you_mean(name, others),
                 )
             )
         if name not in made:

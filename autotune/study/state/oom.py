@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import torch
 
-from autotune.errors import InterruptedTrial
+from autotune.errors import TrialInterruptedError
 from autotune.study.state import failures
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class MemoryShortage:
             return MIN_EXCESS
         return max(MIN_EXCESS, self.wanted_bytes / self.device_bytes - 1.0)
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """Write both sizes."""
         wanted, there = (f"{one / MIB:,.0f} MiB" for one in (self.wanted_bytes, self.device_bytes))
         if not self.device_bytes:
@@ -186,7 +186,7 @@ class DoesNotFitError(Exception):
     """
 
     def __init__(self, need: MemoryShortage) -> None:
-        super().__init__(need.in_words())
+        super().__init__(need.describe())
         self.shortage = need
 
 
@@ -215,7 +215,7 @@ def with_oom_backoff(
 
     Raises:
         DoesNotFitError: When the smallest part does not fit.
-        InterruptedTrial: When a stop was asked for while it waited.
+        TrialInterruptedError: When a stop was asked for while it waited.
     """
     waits = iter(SHARED_WAITS_S)
     while True:
@@ -266,7 +266,7 @@ def _wait_for_room(
     enough = min(1.25 * need.wanted_bytes, SHARED_BELOW * need.device_bytes)
     while time.monotonic() < until:
         if stopped():
-            raise InterruptedTrial("stopped while others held the memory of the device")
+            raise TrialInterruptedError("stopped while others held the memory of the device")
         if _measured(lambda: _room(device), 0) >= enough:
             return
         time.sleep(min(_LOOK_AGAIN_S, wait_s))

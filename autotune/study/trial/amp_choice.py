@@ -12,7 +12,7 @@ import torch
 
 from autotune.data.cache.array_cache import ArrayCache
 from autotune.data.cache.entry import EntryWriter
-from autotune.errors import NoRoomError
+from autotune.errors import InsufficientSpaceError
 from autotune.models.layers import list_layers
 from autotune.models.network import Network, build_network
 from autotune.plan import LayerPlan, TrialPlan
@@ -163,7 +163,7 @@ def _kept(
 
     try:
         entry = shelf.get_or_create(key, make, 0, what)
-    except NoRoomError:  # the next worker finds it again
+    except InsufficientSpaceError:  # the next worker finds it again
         return find()
     value: str | bool = entry.record[name]
     return value

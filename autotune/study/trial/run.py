@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from autotune import optuna_private
 from autotune.config.schema import ONLINE, StudyConfig
 from autotune.data.cache.decoded_images import ImageStore
-from autotune.errors import CrowdedError, DivergedError, UserError, disk_full_as_user_error
+from autotune.errors import DeviceBusyError, DivergedError, UserError, disk_full_as_user_error
 from autotune.models.network import Network
 from autotune.search import ranking
 from autotune.search.study_view import DEVICE_MEMORY
@@ -94,8 +94,8 @@ def run_trial(
     Raises:
         PlanError: When the plan does not fit the backbone.
         DivergedError: When the training does.
-        InterruptedTrial: When a stop was asked for.
-        CrowdedError: When not even two images fit beside what others hold on the device.
+        TrialInterruptedError: When a stop was asked for.
+        DeviceBusyError: When not even two images fit beside what others hold on the device.
         UserError: When the baseline does not fit.
     """
     whole = ctx.config.training.batch_size
@@ -117,16 +117,16 @@ def run_trial(
         )
     except oom.DoesNotFitError as error:
         need = error.shortage
-        logger.warning("trial %d does not fit: %s", trial.number, need.in_words())
+        logger.warning("trial %d does not fit: %s", trial.number, need.describe())
         if need.is_shared_device:
-            raise CrowdedError(
-                f"others hold the memory of the device: {need.in_words()}"
+            raise DeviceBusyError(
+                f"others hold the memory of the device: {need.describe()}"
             ) from error
         if trial.user_attrs.get(attrs.ROLE) == attrs.BASELINE:
             trial.set_user_attr(attrs.MICRO_BATCH, whole)  # on a larger device
             raise UserError(
                 "the baseline does not fit into memory: even with "
-                f"{oom.MIN_MICRO_BATCH} images at a time {need.in_words()}; every trial is "
+                f"{oom.MIN_MICRO_BATCH} images at a time {need.describe()}; every trial is "
                 "compared with it, so take a smaller data.image_size, another backbone, or a "
                 "larger device"
             ) from error
@@ -145,7 +145,7 @@ def _infeasible(trial: Trial, ctx: WorkerContext, need: oom.MemoryShortage) -> O
     trial.set_constraint(DEVICE_MEMORY, need.excess)
     attributes = {
         attrs.PEAK_MEMORY_MB: round(need.wanted_bytes / oom.MIB, 1),
-        attrs.REASON: f"{attrs.INFEASIBLE}: memory: {need.in_words()}",
+        attrs.REASON: f"{attrs.INFEASIBLE}: memory: {need.describe()}",
         attrs.EPOCHS: frozen.last_step or 0,
     }
     if need.device_bytes:
@@ -170,7 +170,7 @@ def _run(
     checkpoint = checkpoint_for(ctx.handle, ctx.config, frozen)
     plan = attrs.trial_plan(frozen)
     assert plan is not None, "a claimed trial has its plan"
-    words = plan.in_words(named=len(ctx.space.backbones) > 1)
+    words = plan.describe(named=len(ctx.space.backbones) > 1)
     on_event({"event": "start", "trial": trial.number, "plan": words})
     training = build_trial(plan, ctx, stopped, part)
     attributes: dict[str, Any] = {

@@ -33,7 +33,7 @@ def test_headline(study: Study) -> None:
     plan = attrs.trial_plan(best)
     assert plan is not None
     assert headline(study) == (
-        f"baseline 84.2 % → best 91.7 % (trial {best.number}, +7.5 points): {plan.in_words()}"
+        f"baseline 84.2 % → best 91.7 % (trial {best.number}, +7.5 points): {plan.describe()}"
     )
 
 

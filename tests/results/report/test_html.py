@@ -114,7 +114,7 @@ def test_several_backbones_are_compared() -> None:
     assert plan is not None
     parsed = Parsed(render_report(made))
     assert "Study digits, test_resnet.r160_in1k, small on digits" in parsed.text
-    assert f"{plan.in_words(named=True)}" in parsed.text
+    assert f"{plan.describe(named=True)}" in parsed.text
     assert "Values over backbone" in str(render_report(made))
     found = {row.name: row for row in backbones_of(made, made.trials, best)}
     assert [row.layers for row in found.values()] == [5, 3]

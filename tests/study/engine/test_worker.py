@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from safetensors.torch import load_file
 
 from autotune.errors import (
-    CrowdedError,
+    DeviceBusyError,
     DeviceError,
     DiskFullError,
     DivergedError,
@@ -622,7 +622,7 @@ def test_nothing_is_infeasible_because_of_a_neighbor(
     run(handle)
     first, second = handle.study.trials
     assert first.state == TrialState.FAIL and second.state == TrialState.COMPLETE
-    assert first.user_attrs[attrs.REASON].startswith("CrowdedError: others hold the memory")
+    assert first.user_attrs[attrs.REASON].startswith("DeviceBusyError: others hold the memory")
     assert DEVICE_MEMORY not in first.constraints
     assert attrs.MICRO_BATCH not in second.user_attrs and attrs.is_baseline(second)
 
@@ -690,7 +690,7 @@ def failing_once(
     [
         OSError(errno.EIO, "Input/output error"),
         RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
-        CrowdedError("others hold the memory of the device"),
+        DeviceBusyError("others hold the memory of the device"),
     ],
     ids=lambda error: type(error).__name__,
 )

@@ -11,7 +11,7 @@ import torch
 from optuna.study import load_study
 
 from autotune.data.cache.array_cache import ArrayCache
-from autotune.errors import NoRoomError
+from autotune.errors import InsufficientSpaceError
 from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
@@ -119,7 +119,7 @@ def test_a_cache_without_room_costs_a_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_room(*_: object, **__: object) -> None:
-        raise NoRoomError("no room")
+        raise InsufficientSpaceError("no room")
 
     ctx = build_context(small(tmp_path, "bf16"))
     monkeypatch.setattr(ArrayCache, "get_or_create", no_room)
