@@ -38,7 +38,7 @@ def confirmed(opened: OpenStudy, top: int = 3, **changes: Any) -> Verdict:
 
 def test_without_a_confirmation_the_best_of_the_search() -> None:
     opened = made()
-    best = ranking.best_of(opened.study.trials, opened.study.direction)
+    best = ranking.best_trial(opened.study.trials, opened.study.direction)
     assert best is not None
     found = select_plan(opened)
     assert (found.trial, found.plan) == (best.number, attrs.trial_plan(best))
