@@ -1,7 +1,7 @@
 """What a good user would write today, against autotune: time and accuracy over one list of plans.
 
 The naive side (naive_study.py) and an autotune study train the same plans on the same images: the
-same layers frozen, the same heads, optimiser, learning rates, schedule, batches and epochs, no
+same layers frozen, the same heads, optimizer, learning rates, schedule, batches and epochs, no
 pruning; two worker processes each, which share the cores. autotune runs twice: cold, with an empty
 folder of files, and warm, as a fresh study that finds the files of the first.
 

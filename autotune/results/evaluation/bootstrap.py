@@ -23,7 +23,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from autotune.training.metrics import measure
+from autotune.training.metrics import compute_metrics
 
 #: Confidence level of the intervals.
 LEVEL = 0.95
@@ -127,7 +127,7 @@ def compare(model: Tensor, baseline: Tensor, labels: Tensor, seed: int = 0) -> C
     Raises:
         DivergedError: When a logit is not finite.
     """
-    metrics = [measure(logits, labels).to_json() for logits in (model, baseline)]
+    metrics = [compute_metrics(logits, labels).to_json() for logits in (model, baseline)]
     sums = [_ImageSums.from_logits(logits, labels) for logits in (model, baseline)]
     top = [TOP_ACCURACY] if sums[0].classes > TOP_K else []
     names = [*metrics[0], *top, CALIBRATION_ERROR]

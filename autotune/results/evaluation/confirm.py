@@ -162,12 +162,12 @@ class _SeedResult:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A plan to train; ``part`` is its micro-batch size where a whole batch does not fit."""
+    """A plan to train; its micro-batch size is set where a whole batch does not fit."""
 
     trial: int | None
     plan: TrialPlan
     search_value: float | None = None
-    part: int | None = None
+    micro_batch_size: int | None = None
     results: list[_SeedResult] = field(default_factory=list)
 
     def values(self) -> list[float]:
@@ -205,8 +205,8 @@ def confirm_plans(
     config = ctx.config
     first = _Candidate(None, ctx.space.baseline(config.baseline))
     if (trial := results.baseline) is not None:
-        part = trial.user_attrs.get(attrs.MICRO_BATCH)
-        first = replace(first, search_value=attrs.metric_value(trial), part=part)
+        size = trial.user_attrs.get(attrs.MICRO_BATCH)
+        first = replace(first, search_value=attrs.metric_value(trial), micro_batch_size=size)
     plans = [
         _Candidate(
             trial.number, plan, attrs.metric_value(trial), trial.user_attrs.get(attrs.MICRO_BATCH)
@@ -250,7 +250,7 @@ def _train(
                 ctx,
                 lambda epoch: on_progress(replace(progress, epoch=epoch)),
                 seed=seed,
-                part=candidate.part,
+                micro_batch_size=candidate.micro_batch_size,
             ).metrics.to_json()
         except DivergedError as error:
             failed = str(error)

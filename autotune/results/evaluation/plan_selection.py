@@ -76,7 +76,9 @@ def best_plans(results: StudyResults, top: int) -> list[tuple[FrozenTrial, Trial
     Raises:
         StudyError: When there is none.
     """
-    best = results.front if results.cost else ranking.best_first(results.trials, results.direction)
+    best = (
+        results.front if results.cost else ranking.rank_trials(results.trials, results.direction)
+    )
     plans = [
         (trial, plan)
         for trial in best

@@ -31,7 +31,7 @@ from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.trial.plots import draw_confusion
 from autotune.study.trial.refit import Refit, TrainingSummary, refit, refit_views
-from autotune.training.metrics import Metrics, confusion, measure
+from autotune.training.metrics import Metrics, compute_metrics, confusion
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,8 @@ def refit_study(
     comparison = compare(logits, baseline_logits, labels)
     result = RefitResult(
         selection=selection,
-        test=measure(logits, labels),
-        baseline=measure(baseline_logits, labels),
+        test=compute_metrics(logits, labels),
+        baseline=compute_metrics(baseline_logits, labels),
         comparison=comparison,
         summary=model.summary,
         baseline_summary=baseline.summary,
@@ -207,7 +207,7 @@ def refit_study(
     }
     matrix = confusion(logits, labels, classes)
     with disk_full_as_user_error(result.folder), replace_files(result.folder) as new:
-        record = save_model(new, model.training.result, spec, facts)
+        record = save_model(new, model.training.eval_model, spec, facts)
         draw_confusion(new, matrix, classes)
         write_model_card(new, record, matrix, comparison.model.bins)
     return result

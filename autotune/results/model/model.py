@@ -49,7 +49,7 @@ from autotune.models.network import Network, build_network
 from autotune.models.surgery.aligned_conv import kernel_offsets, set_kernel_offsets
 from autotune.plan import TrialPlan
 from autotune.study.state import oom
-from autotune.training.trainer import Normalise
+from autotune.training.trainer import Normalizer
 
 FORMAT = FORMATS[MODEL]
 WEIGHTS, RECORD = "model.safetensors", "record.json"
@@ -113,9 +113,9 @@ class Model(nn.Module):
         self.digest = digest
         self.classes = model_spec.classes
         self.spec = model_spec.spec
-        self._normalize = Normalise.of(asdict(self.spec), torch.device("cpu"))
+        self._normalize = Normalizer.from_config(asdict(self.spec), torch.device("cpu"))
         # Images at a time, once a larger number has not fitted into memory.
-        self._micro_batch: int | None = None
+        self._micro_batch_size: int | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits ``(N, classes)`` of normalized images ``(N, 3, size, size)``."""
@@ -194,13 +194,13 @@ class Model(nn.Module):
 
         def on_halved(micro_batch: int, shortage: oom.MemoryShortage) -> None:
             if not shortage.is_shared_device:  # else there may be more room for the next images
-                self._micro_batch = micro_batch
+                self._micro_batch_size = micro_batch
 
         try:
             self.eval()
             logits = oom.with_oom_backoff(
                 run,
-                min(len(images), self._micro_batch or len(images)),
+                min(len(images), self._micro_batch_size or len(images)),
                 device,
                 least=1,
                 on_halved=on_halved,
