@@ -1,9 +1,10 @@
-"""An archive of class folders -> the folder that is in it, unpacked once."""
+"""An archive of class folders, unpacked once."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from functools import partial
 from pathlib import Path
 
 from autotune.data.download.extraction import extract, remove
@@ -17,22 +18,21 @@ _EDGE_BYTES = 1 << 16
 
 
 def open_archive(name: str, path: str, progress: Progress = no_progress) -> FolderSource:
-    """Open the class folders in a zip or tar file.
+    """Open the class folders in a zip or tar file; folders around them are passed through.
 
-    They are unpacked once, and looked for by size, time of change and both ends of the archive. A
-    folder around them is looked through.
+    The archive is unpacked once: size, time of change and both its ends identify it.
 
     Args:
-        name: What the user calls the archive.
+        name: The archive as the user named it.
         path: Its path.
-        progress: Told of the bytes unpacked, and of the images found and read.
+        progress: Called while files are unpacked, listed and read.
 
     Raises:
-        DatasetError: When the archive is damaged, or holds no class folders; nothing is left.
-        DiskFullError: When there is no room for its content.
+        DatasetError: When the archive is damaged, or holds no class folders; nothing stays.
+        DiskFullError: When the disk has no room for its content.
     """
-    folder = unpacked_folder(_key(path))
-    extract(Path(path), folder, lambda done, total: progress("unpacking the images", done, total))
+    folder = unpacked_folder(_digest(path))
+    extract(Path(path), folder, partial(progress, "unpacking the images"))
     root = str(folder)
     while (inner := wrapped_folder(root)) is not None:
         root = inner
@@ -43,13 +43,14 @@ def open_archive(name: str, path: str, progress: Progress = no_progress) -> Fold
         raise DatasetError(f"{name!r} was unpacked into {folder}: {error}") from error
 
 
-def _key(path: str) -> str:
+def _digest(path: str) -> str:
     try:
         with open(path, "rb") as stream:
-            known = os.fstat(stream.fileno())
-            digest = hashlib.blake2b(b"%d %d" % (known.st_size, known.st_mtime_ns), digest_size=16)
+            status = os.fstat(stream.fileno())
+            identity = b"%d %d" % (status.st_size, status.st_mtime_ns)
+            digest = hashlib.blake2b(identity, digest_size=16)
             digest.update(stream.read(_EDGE_BYTES))
-            stream.seek(max(0, known.st_size - _EDGE_BYTES))
+            stream.seek(max(0, status.st_size - _EDGE_BYTES))
             digest.update(stream.read(_EDGE_BYTES))
     except OSError as error:
         raise DatasetError(

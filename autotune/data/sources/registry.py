@@ -17,7 +17,7 @@ from autotune.data.sources.archive import open_archive
 from autotune.data.sources.base import DigitsSource, FolderSource
 from autotune.data.sources.caltech import CALTECH101, CALTECH256, read_caltech101, read_caltech256
 from autotune.data.sources.hub import SCHEME, HubSource
-from autotune.data.sources.stanford_dogs import STANFORD_DOGS, read_dogs
+from autotune.data.sources.stanford_dogs import STANFORD_DOGS
 from autotune.data.sources.tables import TABLE_ENDINGS, TableSource
 from autotune.data.sources.torchvision_datasets import TORCHVISION_DATASETS
 from autotune.errors import DatasetError, join_sentences, nearest
@@ -42,22 +42,19 @@ class RegisteredDataset:
 
 
 def _archived(
-    dataset: ArchivedDataset, read: Callable[[Path, Progress], Source]
+    dataset: ArchivedDataset, read: Callable[[Path, Progress], Source] | None = None
 ) -> RegisteredDataset:
-    return RegisteredDataset(lambda progress: read(dataset.unpacked(), progress), dataset)
+    reader = read or dataset.read
+    return RegisteredDataset(lambda progress: reader(dataset.folder(), progress), dataset)
 
-
-_DOGS = ArchivedDataset(STANFORD_DOGS, read_dogs)
-_CALTECH101 = ArchivedDataset(CALTECH101, read_caltech101)
-_CALTECH256 = ArchivedDataset(CALTECH256, read_caltech256)
 
 _REGISTRY: dict[str, RegisteredDataset] = {
     "digits": RegisteredDataset(lambda progress: DigitsSource()),
-    "dogs": _archived(_DOGS, read_dogs),
-    "caltech101": _archived(_CALTECH101, partial(read_caltech101, background=False)),
-    "caltech101-background": _archived(_CALTECH101, read_caltech101),
-    "caltech256": _archived(_CALTECH256, partial(read_caltech256, clutter=False)),
-    "caltech256-clutter": _archived(_CALTECH256, read_caltech256),
+    "dogs": _archived(STANFORD_DOGS),
+    "caltech101": _archived(CALTECH101, partial(read_caltech101, background=False)),
+    "caltech101-background": _archived(CALTECH101),
+    "caltech256": _archived(CALTECH256, partial(read_caltech256, clutter=False)),
+    "caltech256-clutter": _archived(CALTECH256),
     **{dataset.name: RegisteredDataset(dataset.open, dataset) for dataset in TORCHVISION_DATASETS},
 }
 
@@ -134,14 +131,15 @@ def open_local(name: str, progress: Progress = no_progress) -> Source:
             return FolderSource(name, path, progress)
         if path.lower().endswith(TABLE_ENDINGS) and os.path.isfile(path):
             return TableSource(name, path, progress)
-        if is_archive(Path(path)):
-            return open_archive(name, path, progress)
-        if archive_format := unsupported_format(Path(path)):
-            raise DatasetError(
-                f"a dataset is {_PATHS}, but {name!r} is a file of {archive_format}, which cannot "
-                "be read here; unpack it and name the folder, or pack it as .tar.gz or .zip"
-            )
         if os.path.exists(path):
+            if is_archive(Path(path)):
+                return open_archive(name, path, progress)
+            if archive_format := unsupported_format(Path(path)):
+                raise DatasetError(
+                    f"a dataset is {_PATHS}, but {name!r} is a file of {archive_format}, which "
+                    "cannot be read here; unpack it and name the folder, or pack it as .tar.gz or "
+                    ".zip"
+                )
             raise DatasetError(f"a dataset is {_PATHS}, but {name!r} is none of these")
     names = dataset_names()
     raise DatasetError(
