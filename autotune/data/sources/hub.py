@@ -21,7 +21,7 @@ from autotune.data.progress import Progress, no_progress
 from autotune.data.source import Sample, Shrink, Source
 from autotune.data.sources.folders import SPLIT_NAMES, normalized, printable
 from autotune.data.sources.tables import COLUMNS
-from autotune.errors import DatasetError, DiskFullError, is_disk_full, nearest
+from autotune.errors import DatasetError, DiskFullError, is_disk_full, did_you_mean
 from autotune.text import first_line, join_some, plural
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def _column(
             return given
         raise DatasetError(
             f"{name}: the {role} must be one of the columns {', '.join(possible) or '(none)'}, "
-            f"but got {given!r}{'; ' + hint if (hint := nearest(given, possible)) else ''}"
+            f"but got {given!r}{'; ' + hint if (hint := did_you_mean(given, possible)) else ''}"
         )
     if len(likely) == 1 or role in likely:
         return role if role in likely else likely[0]

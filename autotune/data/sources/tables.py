@@ -13,7 +13,7 @@ import pandas as pd
 from autotune.data.progress import INDEXING, Progress, no_progress
 from autotune.data.sources.base import FileSource
 from autotune.data.sources.folders import SPLIT_NAMES, ImageFile, normalized, printable, quoted
-from autotune.errors import DatasetError, join_sentences, nearest
+from autotune.errors import DatasetError, join_sentences, did_you_mean
 from autotune.text import join_some, plural
 
 #: Endings of the files that are tables.
@@ -156,7 +156,7 @@ def _columns(path: str, table: pd.DataFrame) -> pd.DataFrame:
             hints = (
                 f"{column!r}: {hint}"
                 for column in columns
-                if (hint := nearest(column.strip().lower(), names))
+                if (hint := did_you_mean(column.strip().lower(), names))
             )
             problem = f"no column is called {' or '.join(names)}"
             problems.append(join_sentences(problem, next(hints, "")))

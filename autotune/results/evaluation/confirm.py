@@ -197,7 +197,7 @@ def confirm_plans(
     ctx = build_context(opened)
     config = ctx.config
     numbers = tuple((config.search.seed + one) % 2**31 for one in range(1, seeds + 1))
-    baseline = attrs.baseline_of(opened.study.get_trials(deepcopy=False))
+    baseline = attrs.find_baseline(opened.study.get_trials(deepcopy=False))
     entrants = [
         _Candidate.of(baseline, ctx.space.baseline(config.baseline), None),
         *(_Candidate.of(trial, plan, trial.number) for trial, plan in chosen),
@@ -220,13 +220,13 @@ def candidates(opened: OpenStudy, top: int) -> list[tuple[FrozenTrial, TrialPlan
         StudyError: When there is none.
     """
     trials = opened.study.get_trials(deepcopy=False)
-    direction = attrs.direction_of(opened.study)
+    direction = attrs.metric_direction(opened.study)
     several = len(opened.study.directions) > 1
-    best = (ranking.front_of if several else ranking.best_first)(trials, direction)
+    best = (ranking.pareto_front if several else ranking.rank_trials)(trials, direction)
     found = [
         (one, plan)
         for one in best
-        if not attrs.is_baseline(one) and (plan := attrs.plan_of(one)) is not None
+        if not attrs.is_baseline(one) and (plan := attrs.trial_plan(one)) is not None
     ]
     if not found:
         missing = "no complete trial but the baseline" if best else explain_no_best(trials)
@@ -242,20 +242,20 @@ class _Candidate:
         number: Its trial; ``None`` for the baseline.
         plan: The plan.
         search_value: Its value in the search.
-        part: Images that go through its network at a time, where a batch does not fit.
+        micro_batch_size: Images that go through its network at a time, where a batch does not fit.
     """
 
     number: int | None
     plan: TrialPlan
     search_value: float | None
-    part: int | None
+    micro_batch_size: int | None
 
     @staticmethod
     def of(trial: FrozenTrial | None, plan: TrialPlan, number: int | None) -> _Candidate:
         if trial is None:
             return _Candidate(number, plan, None, None)
-        part = trial.user_attrs.get(attrs.PART)
-        return _Candidate(number, plan, attrs.metric_of(trial), part)
+        micro_batch_size = trial.user_attrs.get(attrs.MICRO_BATCH)
+        return _Candidate(number, plan, attrs.metric_value(trial), micro_batch_size)
 
 
 @dataclass(frozen=True)
@@ -295,7 +295,7 @@ def _score(
                 ctx,
                 lambda epoch: on_epoch(replace(step, epoch=epoch)),
                 seed=step.seed,
-                part=entrant.part,
+                micro_batch_size=entrant.micro_batch_size,
             ).metrics.to_json()
         except DivergedError as error:
             failed = str(error)

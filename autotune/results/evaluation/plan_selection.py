@@ -39,7 +39,7 @@ class SelectedPlan:
     reason: str
     remarks: tuple[str, ...] = ()
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """Say it in a sentence: ``trial 12, confirmed over 5 seeds``."""
         return f"trial {self.trial}, {self.reason}"
 
@@ -67,7 +67,7 @@ def select_plan(opened: OpenStudy, trial: int | None = None) -> SelectedPlan:
 
 
 def _searched(opened: OpenStudy, trials: Sequence[FrozenTrial]) -> SelectedPlan:
-    best = ranking.best_of(trials, attrs.direction_of(opened.study))
+    best = ranking.best_trial(trials, attrs.metric_direction(opened.study))
     if best is None:
         raise StudyError(f"the study {opened.name!r} has {explain_no_best(trials)}")
     if attrs.is_baseline(best):
@@ -82,7 +82,7 @@ def _searched(opened: OpenStudy, trials: Sequence[FrozenTrial]) -> SelectedPlan:
 
 def _confirmed(opened: OpenStudy, trials: Sequence[FrozenTrial], verdict: Verdict) -> SelectedPlan:
     seeds = f"confirmed over {verdict.seeds} seeds"
-    baseline = attrs.baseline_of(trials)
+    baseline = attrs.find_baseline(trials)
     stale = _stale(opened, verdict)
     if verdict.gain <= 0 and baseline is not None:
         known = (
@@ -110,7 +110,7 @@ def _stale(opened: OpenStudy, verdict: Verdict) -> tuple[str, ...]:
 
 
 def _chosen(opened: OpenStudy, trial: FrozenTrial, reason: str, *remarks: str) -> SelectedPlan:
-    plan = attrs.plan_of(trial)
+    plan = attrs.trial_plan(trial)
     if plan is None:
         raise StudyError(
             f"--trial: trial {trial.number} of {opened.name!r} ended before it had a plan"

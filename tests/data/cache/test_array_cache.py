@@ -28,7 +28,7 @@ from autotune.data.cache import entry as entry_module
 from autotune.data.cache.array_cache import ArrayCache
 from autotune.data.cache.entry import RECORD, Entry, EntryWriter
 from autotune.errors import CacheError, DiskFullError, UserError
-from autotune.study.state.failures import Kind, kind_of
+from autotune.study.state.failures import FailureKind, classify
 
 #: a real process, made quickly; the parent has the same modules
 FORK = multiprocessing.get_context("fork")
@@ -612,7 +612,7 @@ def test_a_shelf_that_is_emptied_all_the_time_may_work_later(
 
     with pytest.raises(CacheError, match="removed again and again") as caught:
         shelf.get_or_create("a", make, SIZE)
-    assert kind_of(caught.value, torch.device("cpu")) == Kind.TRANSIENT
+    assert classify(caught.value, torch.device("cpu")) == FailureKind.TRANSIENT
     # What is missing elsewhere is no matter of the shelf.
     with pytest.raises(FileNotFoundError):
         shelf.get_or_create(
@@ -626,7 +626,7 @@ def test_an_entry_that_was_removed_before_another_process_opens_it(shelf: ArrayC
     shutil.rmtree(entry.folder)
     with pytest.raises(CacheError, match="was removed") as caught:
         pickle.loads(sent)
-    assert kind_of(caught.value, torch.device("cpu")) == Kind.TRANSIENT
+    assert classify(caught.value, torch.device("cpu")) == FailureKind.TRANSIENT
 
 
 def test_a_flipped_bit_is_found(shelf: ArrayCache) -> None:

@@ -13,7 +13,7 @@ from autotune.errors import DatasetError, StudyError
 from autotune.results.evaluation import refit as fit_module
 from autotune.storage.admin.backup import backup, restore
 from autotune.storage.admin.copy_study import copy_studies
-from autotune.storage.paths import Files
+from autotune.storage.paths import StudyPaths
 from autotune.study.doctor.checks import diagnose
 from autotune.study.engine.worker import build_context
 from autotune.study.setup.definition import define
@@ -25,7 +25,7 @@ from autotune.study.setup.manifest_store import (
 )
 from autotune.study.setup.opening import OpenStudy, check_existing, open_existing
 from autotune.study.state import attrs
-from autotune.study.state.budget import Ending
+from autotune.study.state.budget import StopReason
 from tests.support.images import make_class_folders
 from tests.support.small import open_defined, small_config
 
@@ -116,7 +116,7 @@ def test_without_it_a_study_goes_on_as_before(how: str, handle: OpenStudy, photo
 def test_a_study_that_has_ended_says_so(handle: OpenStudy, photos: Path, tmp_path: Path) -> None:
     study_file = config(photos, tmp_path)
     assert not look_up_existing(study_file).over
-    ended = Ending("trials", "2 finished trials").to_json()
+    ended = StopReason("trials", "2 finished trials").to_json()
     handle.study.set_user_attr(attrs.ENDED, ended)
     assert look_up_existing(study_file) == ExistingStudy(stored_manifest(study_file), over=True)
 
@@ -137,7 +137,7 @@ def test_it_goes_along_to_another_storage(handle: OpenStudy, tmp_path: Path) -> 
     (tmp_path / "other").mkdir()
     copy_studies(handle.url, target)
     copied = open_existing(handle.name, target)
-    assert copied.files == Files.of(target) != handle.files
+    assert copied.files == StudyPaths.from_url(target) != handle.files
     shutil.rmtree(handle.files.artifacts)
     assert read_manifest(copied) == manifest
     assert diagnose(copied).findings == ()

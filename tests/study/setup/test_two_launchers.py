@@ -10,7 +10,7 @@ import pytest
 
 from autotune.data.views.study_data import StudyData
 from autotune.errors import StudyError
-from autotune.storage.paths import Files
+from autotune.storage.paths import StudyPaths
 from autotune.study.engine import launcher
 from autotune.study.engine.launcher import _open
 from autotune.study.setup.definition import Definition
@@ -48,7 +48,7 @@ def fails(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None
 def test_a_start_that_fails_alone_leaves_nothing(
     tmp_path: Path, fails: Callable[[Callable[[], Any]], None]
 ) -> None:
-    files = Files.of(f"sqlite:///{tmp_path}/deep/er/study.db")
+    files = StudyPaths.from_url(f"sqlite:///{tmp_path}/deep/er/study.db")
     seen: list[Path] = []
     fails(lambda: seen.extend(files.cache.rglob("record.json")))
     with pytest.raises(StudyError):
