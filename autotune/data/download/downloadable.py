@@ -99,9 +99,9 @@ class Downloadable(ABC):
         missing = [file for file in read_sums(self.paths.sums) if file not in present]
         if missing:
             raise DatasetError(
-                f"{plural(len(missing), 'file')} of {self.name!r} {'is' if len(missing) == 1 else 'are'} "
-                f"missing in {final}, such as {missing[0]}; remove the folder, and 'autotune data "
-                f"fetch {self.name}' makes it again"
+                f"{plural(len(missing), 'file is', 'files are')} missing in {final}, such as "
+                f"{missing[0]}; remove the folder, and 'autotune data fetch {self.name}' makes it "
+                "again"
             )
         return final
 

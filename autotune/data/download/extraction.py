@@ -29,7 +29,7 @@ from autotune.errors import DatasetError, DiskFullError, InsufficientSpaceError,
 from autotune.text import first_line, format_bytes
 
 #: Names of files that are taken for archives, whatever is in them.
-SUFFIXES = tuple(".zip .tar .tar.gz .tgz .tar.bz2 .tbz .tbz2 .tar.xz .txz".split())
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz")
 #: First bytes of archives and compressed files for which neither the standard library nor a
 #: dependency has a reader.
 _UNSUPPORTED = {
@@ -169,7 +169,9 @@ def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
         if info.flag_bits & 1:
             raise _Refused(name, "is encrypted")
         is_folder = info.is_dir() or name.endswith("/")
-        yield _Member(name, path, info.file_size, None if is_folder else partial(archive.open, info))
+        yield _Member(
+            name, path, info.file_size, None if is_folder else partial(archive.open, info)
+        )
 
 
 def _tar_members(archive: tarfile.TarFile, stream: IO[bytes]) -> Iterator[_Member]:

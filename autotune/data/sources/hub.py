@@ -21,7 +21,7 @@ from autotune.data.progress import Progress, no_progress
 from autotune.data.source import Sample, Shrink, Source
 from autotune.data.sources.folders import SPLIT_NAMES, normalized, printable
 from autotune.data.sources.tables import COLUMNS
-from autotune.errors import DatasetError, DiskFullError, is_disk_full, did_you_mean
+from autotune.errors import DatasetError, DiskFullError, did_you_mean, is_disk_full
 from autotune.text import first_line, join_some, plural
 
 if TYPE_CHECKING:
@@ -260,7 +260,9 @@ def _check(name: str, labels: Mapping[str, list[str | None]], classes: Sequence[
             has = "has" if empty == 1 else "have"
             problems.append(f"{plural(empty, 'image')} of {part} {has} no label")
         if missing := sorted(set(classes) - set(texts)):
-            problems.append(f"no image of {join_some([repr(text) for text in missing])} is in {part}")
+            problems.append(
+                f"no image of {join_some([repr(text) for text in missing])} is in {part}"
+            )
     if len(classes) < 2:
         problems.append(f"there must be at least two classes, but it has {len(classes)}")
     if problems:

@@ -13,7 +13,7 @@ import pandas as pd
 from autotune.data.progress import INDEXING, Progress, no_progress
 from autotune.data.sources.base import FileSource
 from autotune.data.sources.folders import SPLIT_NAMES, ImageFile, normalized, printable, quoted
-from autotune.errors import DatasetError, join_sentences, did_you_mean
+from autotune.errors import DatasetError, did_you_mean, join_sentences
 from autotune.text import join_some, plural
 
 #: Endings of the files that are tables.

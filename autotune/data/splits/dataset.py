@@ -83,7 +83,7 @@ class Dataset:
             duplicates = find_duplicates(source, progress)
             refuse_too_many(duplicates)
         try:
-            groups = find_groups(source, data.group, duplicates and duplicates.pairs)
+            groups = find_groups(source, data.group, duplicates.pairs if duplicates else None)
             if groups is not None and data.protocol is not None:
                 refuse_groups(source, data.protocol)
             split = make_split(source, data, groups)
@@ -92,7 +92,9 @@ class Dataset:
             folds = make_folds(source, split, data, groups)
         except DatasetError as error:
             if missing:
-                raise DatasetError(f"{describe_missing(missing)}; and without them {error}") from error
+                raise DatasetError(
+                    f"{describe_missing(missing)}; and without them {error}"
+                ) from error
             raise
         return cls(source, split, groups, folds, duplicates, missing=missing)
 

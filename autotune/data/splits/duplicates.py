@@ -143,7 +143,9 @@ def refuse_too_many(duplicates: Duplicates) -> None:
         )
 
 
-def count_duplicates(duplicates: Duplicates, source: Source, split: SplitIndices) -> dict[str, Any]:
+def count_duplicates(
+    duplicates: Duplicates, source: Source, split: SplitIndices
+) -> dict[str, Any]:
     """Count duplicates by their effect on a split, as plain JSON values, with a few examples.
 
     Returns:

@@ -82,7 +82,9 @@ def make_folds(
             _check_grouped(source, labels, (train, validation), config.folds, limit)
         if limit is not None:
             by_class = [train[labels[train] == label] for label in range(len(source.classes))]
-            train = np.concatenate([random.choice(rows, limit, replace=False) for rows in by_class])
+            train = np.concatenate(
+                [random.choice(rows, limit, replace=False) for rows in by_class]
+            )
         folds.append(Fold(indices[np.sort(train)], indices[np.sort(validation)]))
     return tuple(folds)
 

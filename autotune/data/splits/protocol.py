@@ -1,4 +1,4 @@
-"""Splits that papers prescribe: a number of training images of each class, the rest for testing."""
+"""Splits that papers prescribe: some training images of each class, the rest for testing."""
 
 from __future__ import annotations
 
@@ -65,7 +65,11 @@ def _class_rows(source: Source, protocol: str, count: int) -> list[list[int]]:
     rows: list[list[int]] = [[] for _ in source.classes]
     for index, sample in enumerate(source.samples):
         rows[sample.label].append(index)
-    few = [name for name, class_rows in zip(source.classes, rows, strict=True) if len(class_rows) <= count]
+    few = [
+        name
+        for name, class_rows in zip(source.classes, rows, strict=True)
+        if len(class_rows) <= count
+    ]
     if few:
         raise DatasetError(
             f"data.protocol={protocol} needs at least {count + 1} images of each class, but "
