@@ -67,7 +67,7 @@ def test_rows_are_the_decoded_images_in_order(photos: Path, folder: Path) -> Non
         SPEC,
         folder,
         unreadable_limit=0.0,
-        progress=lambda done, total: calls.append((done, total)),
+        on_progress=lambda done, total: calls.append((done, total)),
         workers=2,
     )
     assert isinstance(store.images, np.memmap)
@@ -149,7 +149,7 @@ class TestUnreadable:
         assert opened(source, folder, limit=0.2).skipped == store.skipped
         (record,) = caplog.records
         assert record.levelno == logging.WARNING
-        assert "2 of 11 images cannot be decoded and are left out: a/001.png (" in caplog.text
+        assert "2 of 11 images cannot be decoded and are skipped: a/001.png (" in caplog.text
         assert "; b/000.png (the file is empty)" in caplog.text
 
     def test_too_many_are_refused_and_nothing_stays(self, photos: Path, folder: Path) -> None:
@@ -243,7 +243,7 @@ class TestDamage:
 
         source = open_source(str(photos))
         with pytest.raises(KeyboardInterrupt):
-            opened(source, folder, progress=interrupt)
+            opened(source, folder, on_progress=interrupt)
         assert not folder.exists()
 
 
@@ -253,7 +253,7 @@ def build_halfway(source: Source, folder: Path, ready: Connection) -> None:
             ready.send(done)
             time.sleep(60)
 
-    opened(source, folder, progress=stop)
+    opened(source, folder, on_progress=stop)
 
 
 def test_two_processes_build_one_store(photos: Path, folder: Path) -> None:
@@ -280,7 +280,7 @@ def build_slowly(source: Source, folder: Path, result: Connection) -> None:
         calls.append(done)
         time.sleep(0.02)
 
-    store = opened(source, folder, progress=slowly)
+    store = opened(source, folder, on_progress=slowly)
     result.send((len(calls), store.images.tobytes()))
 
 
@@ -325,7 +325,7 @@ class TestMoreThanThereIsRoomFor:
         source = open_source(str(photos))
         calls: list[tuple[int, int]] = []
         store = opened(
-            source, folder, limit_bytes=self.LIMIT, progress=lambda *call: calls.append(call)
+            source, folder, limit_bytes=self.LIMIT, on_progress=lambda *call: calls.append(call)
         )
         assert calls[-1] == (11, 11)
         (told,) = caplog.records
