@@ -32,12 +32,7 @@ def machine_bytes() -> int:
 
 
 def _group_limits(membership: str, root: Path) -> Iterator[int]:
-    """Yield the limits of the control groups of a process, of either version.
-
-    Args:
-        membership: Content of ``/proc/self/cgroup``: hierarchy, controllers and path in each line.
-        root: Where the groups are mounted.
-    """
+    """Yield the limits of the control groups in a ``/proc/self/cgroup``, of either version."""
     names = {1: "memory.limit_in_bytes", 2: "memory.max"}
     for folder, version in control_groups(membership, root, "memory"):
         with suppress(OSError, ValueError):  # no limit, or "max"

@@ -50,14 +50,10 @@ class ImageSpec:
 
     @classmethod
     def from_data_config(cls, config: Mapping[str, Any], image_size: int | None) -> ImageSpec:
-        """Return the specification of a backbone.
+        """Return the specification of a backbone from timm's ``resolve_model_data_config``.
 
         Its stored images are larger than the input where the backbone's evaluation transform cuts
         a border off, so that augmented views can use the border.
-
-        Args:
-            config: The result of ``timm.data.resolve_model_data_config``.
-            image_size: Side of the input in pixels, or ``None`` for the backbone's own.
 
         Raises:
             BackboneError: When the backbone expects anything but square color images.
@@ -123,10 +119,6 @@ def draft_decode(image: Image.Image, spec: ImageSpec) -> Image.Image:
 
     The JPEG library leaves high frequencies out of the inverse transform, several times faster
     than making all pixels and averaging them.
-
-    Args:
-        image: An image that has been opened and not decoded.
-        spec: What the backbone expects.
 
     Returns:
         An image of the size to which the evaluation transform resizes; the image itself where

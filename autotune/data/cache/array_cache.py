@@ -100,24 +100,21 @@ class ArrayCache:
             UserError: When the folder cannot be written.
             CacheError: When its files are removed again and again.
         """
-        for pause_s in _PAUSES_S:
+        pauses = iter(_PAUSES_S)
+        while True:
             try:
                 return self._get_or_create(key, make, needed_bytes, noun)
             except (CacheError, OSError) as error:
                 if not self._was_removed(error):
                     raise
-                reason = str(error)
+                if (pause_s := next(pauses, None)) is None:
+                    raise CacheError(
+                        f"{noun} cannot be stored, because files in {self.folder} are removed "
+                        f"again and again ({error}); it may be emptied, but not all the time"
+                    ) from error
+                reason = str(error)  # not the error: its traceback would keep the mappings
             logger.warning("files in %s were removed (%s); making them again", self.folder, reason)
             time.sleep(pause_s)
-        try:
-            return self._get_or_create(key, make, needed_bytes, noun)
-        except OSError as error:
-            if not self._was_removed(error):
-                raise
-            raise CacheError(
-                f"{noun} cannot be stored, because files in {self.folder} are removed again and "
-                f"again ({error}); it may be emptied, but not all the time"
-            ) from error
 
     def get(self, key: str) -> Entry | None:
         """Open an entry; return ``None`` when it does not exist or is damaged."""
@@ -144,22 +141,6 @@ class ArrayCache:
             with _lock_now(room) as is_ours:
                 if is_ours:
                     _lock_path(room).unlink(missing_ok=True)
-
-    def make_room(self, needed_bytes: int, noun: str = "arrays") -> None:
-        """Drop the entries that have not been used for longest until there is room.
-
-        Entries that another process uses, makes or drops are left alone. Nothing is dropped where
-        that would not suffice.
-
-        Args:
-            needed_bytes: How much is to be written.
-            noun: A plural noun for it, for the message.
-
-        Raises:
-            InsufficientSpaceError: When there cannot be room.
-        """
-        with self._room_lock(noun):
-            self._drop(needed_bytes, noun)
 
     def _get_or_create(self, key: str, make: Make, needed: int, noun: str) -> Entry:
         folder = self._entry_folder(key)
@@ -384,7 +365,11 @@ def _locked(folder: Path, noun: str) -> Iterator[None]:
             folder.parent.mkdir(parents=True, exist_ok=True)
             if path.is_dir():  # a folder in its place is no lock
                 _clear(path)
-            _acquire(lock, noun)
+            try:
+                lock.acquire(timeout=WAIT_SHOWN_S)
+            except Timeout:
+                logger.warning("another process makes %s; waiting for it (%s)", noun, path)
+                lock.acquire()
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise UserError(
                 f"{noun} are stored in a folder that can be written, but {folder.parent}: "
@@ -403,11 +388,3 @@ def _locked(folder: Path, noun: str) -> Iterator[None]:
             with suppress(OSError):  # not empty: another process uses it
                 parent.rmdir()
         raise
-
-
-def _acquire(lock: FileLock, noun: str) -> None:
-    try:
-        lock.acquire(timeout=WAIT_SHOWN_S)
-    except Timeout:
-        logger.warning("another process makes %s; waiting for it (%s)", noun, lock.lock_file)
-        lock.acquire()

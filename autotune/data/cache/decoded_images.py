@@ -140,11 +140,7 @@ def open_store(
         on_progress: Called with the number of images done and their total.
         workers: Decoding threads; ``None`` takes one for each core.
         limit_bytes: Limits everything in ``folder``, see :class:`ArrayCache`.
-        fast: Whether large JPEGs are decoded at a part of their size, see
-            :func:`autotune.data.preprocessing.draft_decode`.
-
-    Returns:
-        The images that could be decoded.
+        fast: Whether large JPEGs are decoded at a part of their size.
 
     Raises:
         DatasetError: When too many images, or all of a class, cannot be decoded.

@@ -42,18 +42,7 @@ def decode_all(
     fast: bool,
     is_stored: bool,
 ) -> dict[str, Any]:
-    """Decode images for a cache entry.
-
-    Args:
-        writer: Writes the entry.
-        source: The images.
-        indices: Indices into its samples.
-        spec: What the backbone expects.
-        unreadable_limit: Largest share of ``indices`` that may fail to decode.
-        on_progress: Called with the number of images done and their total.
-        workers: Decoding threads; ``None`` takes one for each core.
-        fast: Whether large JPEGs are decoded at a part of their size.
-        is_stored: Whether the images are written, or only tried.
+    """Decode images for a cache entry, and write them where ``is_stored``.
 
     Returns:
         ``indices``, ``labels`` and ``skipped`` of the images.
@@ -150,13 +139,6 @@ def check_skipped(
     unreadable_limit: float,
 ) -> None:
     """Refuse images of which too many, or all of a class, cannot be decoded.
-
-    Args:
-        source: The images.
-        indices: Indices of the samples to decode.
-        decoded: Indices of those that were decoded.
-        skipped: Key and reason of the others.
-        unreadable_limit: Largest share of ``indices`` that may be skipped.
 
     Raises:
         DatasetError: With the first few images and the reasons.

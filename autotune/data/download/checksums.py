@@ -15,12 +15,7 @@ _THREADS = 4
 
 
 def sha256_of(path: Path, on_progress: Callable[[int], None] = lambda done: None) -> str:
-    """Return the SHA-256 of a file, hexadecimal.
-
-    Args:
-        path: The file.
-        on_progress: Called with the bytes read so far.
-    """
+    """Return the SHA-256 of a file, hexadecimal; report the bytes read so far."""
     digest, done = hashlib.sha256(), 0
     with open(path, "rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
@@ -60,12 +55,7 @@ def read_sums(sums: Path) -> dict[str, str]:
 def differences(
     folder: Path, sums: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> list[str]:
-    """Compare the files of a folder with their checksums.
-
-    Args:
-        folder: The folder.
-        sums: The file of checksums, relative to it.
-        on_progress: Called with the bytes compared so far and their total.
+    """Compare the files of a folder with their checksums; report the bytes and their total.
 
     Returns:
         A line for each missing, changed and unknown file.

@@ -65,13 +65,6 @@ def download_archive(
     checksum decides in the end. Without a checksum, it is resumed only from the same source, and
     only while the file there is unchanged.
 
-    Args:
-        archive: The file. Where its checksum is known, other content is refused.
-        urls: The sources, in this order.
-        paths: Where it goes.
-        progress: Called with the bytes that are there.
-        retry: When a source is tried again.
-
     Raises:
         DatasetError: When no source has it, with the reason of each.
         InsufficientSpaceError: When the disk has less space than the file needs.

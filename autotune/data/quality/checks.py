@@ -20,18 +20,13 @@ _EXAMPLES = 5
 def check_dataset(
     dataset: Dataset, duplicates: str, progress: Progress = no_progress
 ) -> dict[str, Any]:
-    """Count possible problems of the images of a new study.
-
-    Args:
-        dataset: Images and their split.
-        duplicates: The setting ``data.duplicates``; ``off`` compares no images.
-        progress: Called with the number of images compared.
+    """Count possible problems of the images of a new study, as plain JSON values.
 
     Returns:
-        Plain JSON values: ``largest`` and ``smallest``, names and training images of two classes;
-        ``groups``, how many groups of images there are, how many are in several splits, and a few
-        of those; ``duplicates``, see :func:`autotune.data.splits.duplicates.count_duplicates`.
-        ``groups`` and ``duplicates`` are absent without groups and without a comparison.
+        ``largest`` and ``smallest``, names and training images of two classes; ``groups``, how
+        many there are, how many are in several splits, and a few of those; ``duplicates``, see
+        :func:`autotune.data.splits.duplicates.count_duplicates`. The last two are absent without
+        groups, and where ``duplicates``, the setting, is ``off``.
     """
     source, split = dataset.source, dataset.split
     counts = Counter(source.samples[index].label for index in split.train)

@@ -34,14 +34,7 @@ def draw_contact_sheet(
 ) -> Image.Image:
     """Draw training images: view 0 in a frame, and some of the views that trials train on.
 
-    Args:
-        dataset: Images and their split.
-        spec: What the backbone expects.
-        augment: The augmentation.
-        views: Views of each image that a study has.
-        seed: Seed of the views.
-        fast: Whether large JPEGs are decoded at a part of their size.
-        unreadable: Keys of images that cannot be decoded.
+    Images whose keys are ``unreadable`` are passed over.
     """
     labels = _spread(range(len(dataset.source.classes)), MAX_CLASSES)
     samples = dataset.source.samples

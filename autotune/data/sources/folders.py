@@ -60,15 +60,10 @@ class ImageFile:
 
 
 def scan_folder(root: str, progress: Progress = no_progress) -> tuple[ImageFile, ...]:
-    """Find the images of a folder of class folders, already split or not.
+    """Find the images of a folder of class folders, already split or not, sorted by key.
 
-    Args:
-        root: An existing folder. Hidden files, other files and symlink loops are passed over;
-            symlinks are followed. A dangling symlink counts as a file: it is somebody's image.
-        progress: Called with the number of images found so far.
-
-    Returns:
-        The images, sorted by key.
+    Hidden files, other files and symlink loops are passed over; symlinks are followed. A dangling
+    symlink counts as a file: it is somebody's image.
 
     Raises:
         DatasetError: When the folder has no class folders, an empty class, only one class, or
@@ -99,17 +94,10 @@ def scan_folder(root: str, progress: Progress = no_progress) -> tuple[ImageFile,
 
 
 def digest_files(paths: Mapping[str, str], progress: Progress = no_progress) -> np.ndarray:
-    """Digest files by name, size and the content of both their ends.
+    """Digest files by key, size and the content of both their ends: uint8, ``(N, 16)``.
 
     Two ends of 64 KiB are what makes 10,000 photos a matter of seconds; an editor that leaves
     them and the size alone goes unnoticed.
-
-    Args:
-        paths: Key of each file -> the file.
-        progress: Called with the number of files read so far.
-
-    Returns:
-        uint8, ``(N, 16)``.
     """
     files = list(paths.items())
     chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
@@ -133,8 +121,7 @@ def wrapped_folder(folder: str) -> str | None:
 def image_paths(folder: str) -> Iterator[str]:
     """Yield the images of an existing folder and of the folders in it, each real folder once.
 
-    Raises:
-        OSError: When one of the folders cannot be read.
+    Raises an OSError when one of the folders cannot be read.
     """
     seen: set[str] = set()
     pending = [folder]

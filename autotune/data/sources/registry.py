@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from pathlib import Path
 
 from autotune.data.download.archived_dataset import ArchivedDataset
 from autotune.data.download.downloadable import Downloadable
-from autotune.data.download.extraction import is_archive, unsupported_format
+from autotune.data.download.extraction import extract, is_archive, remove, unsupported_format
+from autotune.data.download.paths import unpacked_folder
 from autotune.data.progress import Progress, no_progress
 from autotune.data.source import Source
-from autotune.data.sources.archive import open_archive
 from autotune.data.sources.base import DigitsSource, FolderSource
 from autotune.data.sources.caltech import CALTECH101, CALTECH256, read_caltech101, read_caltech256
+from autotune.data.sources.folders import wrapped_folder
 from autotune.data.sources.hub import SCHEME, HubSource
 from autotune.data.sources.stanford_dogs import STANFORD_DOGS
 from autotune.data.sources.tables import TABLE_ENDINGS, TableSource
@@ -26,6 +28,8 @@ _PATHS = (
     "the path of a folder with one folder of images for each class, of a zip or tar file of such "
     f"folders, or of a table ({', '.join(TABLE_ENDINGS)}) with a path and a label in each row"
 )
+
+_EDGE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,7 @@ def dataset_names() -> tuple[str, ...]:
 
 
 def downloadable(name: str) -> Downloadable | None:
-    """Return what has to be downloaded before a data set can be opened.
-
-    It is ``None`` for the digits, and for images of the user.
-    """
+    """Return what must be downloaded before a data set can be opened, if anything."""
     registered = _REGISTRY.get(name)
     return registered.download if registered else None
 
@@ -92,14 +93,7 @@ def fetch_source(name: str, progress: Progress) -> None:
 
 
 def open_source(name: str, progress: Progress = no_progress) -> Source:
-    """Open a data set by what a study file says.
-
-    Args:
-        name: A registered name, or what :func:`open_local` takes.
-        progress: Called while files are listed and read.
-
-    Returns:
-        The source; no image has been decoded yet.
+    """Open a data set: a registered name, or what :func:`open_local` takes. No image is decoded.
 
     Raises:
         DatasetError: When there is no such data set, its layout is wrong, or it must be
@@ -116,9 +110,6 @@ def open_local(name: str, progress: Progress = no_progress) -> Source:
         name: The path of a folder, a table or an archive (``~`` is the home folder), or
             ``hf://owner/name``.
         progress: Called while files are listed and read.
-
-    Returns:
-        The source; no image has been decoded yet.
 
     Raises:
         DatasetError: When nothing is there, or its layout is wrong.
@@ -150,3 +141,40 @@ def open_local(name: str, progress: Progress = no_progress) -> Source:
             f"nothing is at {os.path.abspath(path)!r}" if "\0" not in path else "",
         )
     )
+
+
+def open_archive(name: str, path: str, progress: Progress = no_progress) -> FolderSource:
+    """Open the class folders in a zip or tar file; folders around them are passed through.
+
+    The archive is unpacked once: size, time of change and both its ends identify it.
+
+    Raises:
+        DatasetError: When the archive is damaged, or holds no class folders; nothing stays.
+        DiskFullError: When the disk has no room for its content.
+    """
+    folder = unpacked_folder(_archive_digest(path))
+    extract(Path(path), folder, partial(progress, "unpacking the images"))
+    root = str(folder)
+    while (inner := wrapped_folder(root)) is not None:
+        root = inner
+    try:
+        return FolderSource(name, root, progress)
+    except DatasetError as error:
+        remove(folder)
+        raise DatasetError(f"{name!r} was unpacked into {folder}: {error}") from error
+
+
+def _archive_digest(path: str) -> str:
+    try:
+        with open(path, "rb") as stream:
+            status = os.fstat(stream.fileno())
+            identity = b"%d %d" % (status.st_size, status.st_mtime_ns)
+            digest = hashlib.blake2b(identity, digest_size=16)
+            digest.update(stream.read(_EDGE_BYTES))
+            stream.seek(max(0, status.st_size - _EDGE_BYTES))
+            digest.update(stream.read(_EDGE_BYTES))
+    except OSError as error:
+        raise DatasetError(
+            f"{path} must be an archive, but cannot be read: {error.strerror}"
+        ) from error
+    return digest.hexdigest()

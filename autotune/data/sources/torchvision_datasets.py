@@ -65,14 +65,7 @@ class TorchvisionDataset(Downloadable):
         return self.megabytes * 1_000_000
 
     def open(self, progress: Progress = no_progress) -> Source:
-        """Open the data set.
-
-        Args:
-            progress: Called while the files are read for the fingerprint.
-
-        Raises:
-            DatasetError: When it is not downloaded, or files of it are missing.
-        """
+        """Open the downloaded data set."""
         return self._read(self.folder(), progress)
 
     def _fill(self, staging: Path, progress: Progress) -> None:

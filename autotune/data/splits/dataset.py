@@ -57,11 +57,7 @@ class Dataset:
     ) -> Dataset:
         """Find images and split them; none is decoded unless duplicates are to stay together.
 
-        Args:
-            name: The data set as a study file names it.
-            data: How the images are split.
-            manifest: The split of an earlier run. It holds as long as all its images are there.
-            progress: Called while images are listed, read and compared.
+        A manifest, of an earlier run, holds as long as all its images are there.
 
         Raises:
             DatasetError: When there is no such data set, its layout is wrong, or it cannot be

@@ -1,21 +1,35 @@
-"""Exact and near-duplicate images."""
+"""Exact and near-duplicate images, found by fingerprints.
+
+Large JPEGs are decoded at a part of their size, which is several times faster than in full.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import imagehash
 import numpy as np
+from PIL import Image
 
+from autotune.data.cache.decoding import ordered_thread_map, retry_read, silence_pillow
 from autotune.data.progress import COMPARING, Progress, no_progress
 from autotune.data.source import Source
-from autotune.data.splits.image_hashes import ImageFingerprint, fingerprint_images
 from autotune.data.splits.stratified import SplitIndices
 from autotune.errors import DatasetError
 
+#: Side of the perceptual hash (pHash): 256 bits, from the lowest frequencies of 64x64 pixels.
+HASH_SIDE = 16
+#: Limits the side of images with a perceptual hash: smaller ones have no such frequencies, and
+#: are compared pixel by pixel alone.
+MIN_HASHED_SIDE = 4 * HASH_SIDE
+#: Least side at which a JPEG is decoded; the hash of one that is decoded in full differs by 14
+#: bits at most (docs/splits.md).
+_DRAFT_SIDE = 128
 #: Limits the bits, of 256, by which the hashes of near duplicates differ. Measured in
 #: ``benchmarks/duplicates.py``: no two of 397 photographs differ by less than 90.
 NEAR_BITS = 64
@@ -26,6 +40,25 @@ _MAX_PAIRS = 50
 _BLOCK = 32
 #: Limits the pairs that a result lists.
 _EXAMPLES = 5
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFingerprint:
+    """What identifies and describes an image.
+
+    Args:
+        size: Width and height of the image as it is stored.
+        digest: Digest of the pixels: equal ones mean equal images.
+        bits: uint64, ``(4,)``: the perceptual hash; ``None`` for an image too small for it.
+        mean: float64, ``(3,)``: means of the channels, of values between 0 and 1.
+        square: float64, ``(3,)``: means of the squares.
+    """
+
+    size: tuple[int, int]
+    digest: bytes
+    bits: np.ndarray | None
+    mean: np.ndarray
+    square: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,24 +88,64 @@ class Duplicates:
 
 
 def find_duplicates(source: Source, progress: Progress = no_progress) -> Duplicates:
-    """Compare each image with all others, those of the test split too.
-
-    Only the hashes of the images are kept.
-
-    Args:
-        source: The images.
-        progress: Called with the number of images hashed.
-    """
+    """Compare each image with all others, those of the test split too; only hashes are kept."""
     indices = range(len(source.samples))
     return find_pairs(fingerprint_images(source, indices, partial(progress, COMPARING)))
 
 
-def find_pairs(results: Mapping[int, ImageFingerprint | str]) -> Duplicates:
-    """Return the pairs of duplicates among images.
+def fingerprint_images(
+    source: Source,
+    indices: Sequence[int],
+    on_progress: Callable[[int, int], None] | None = None,
+    workers: int | None = None,
+) -> dict[int, ImageFingerprint | str]:
+    """Compute the fingerprints of images, in threads; by default one for each core.
 
-    Args:
-        results: The result of :func:`fingerprint_images`.
+    Returns:
+        Index -> fingerprint, or the reason why the image cannot be read.
     """
+    results: dict[int, ImageFingerprint | str] = {}
+
+    def work(index: int) -> ImageFingerprint | str:
+        return retry_read(lambda: _fingerprint(source, index))
+
+    with silence_pillow():
+        for index, result in ordered_thread_map(work, indices, workers):
+            results[index] = result
+            if on_progress is not None:
+                on_progress(len(results), len(indices))
+    return results
+
+
+def _fingerprint(source: Source, index: int) -> ImageFingerprint:
+    sizes: list[tuple[int, int]] = []
+
+    def shrink(image: Image.Image) -> Image.Image:
+        sizes.append(image.size)
+        image.draft("RGB", (_DRAFT_SIDE, _DRAFT_SIDE))
+        return image
+
+    image = source.read(source.samples[index], shrink)
+    stored = sizes[0] if sizes else image.size
+    pixels = np.asarray(image)
+    digest = hashlib.blake2b(f"{stored} {image.size}".encode(), digest_size=16)
+    digest.update(pixels.tobytes())
+    values = pixels.reshape(-1, 3).astype(np.float32) / 255.0
+    bits = None
+    if min(stored) >= MIN_HASHED_SIDE:
+        hashed = imagehash.phash(image, hash_size=HASH_SIDE).hash
+        bits = np.packbits(hashed.ravel()).view(np.uint64)
+    return ImageFingerprint(
+        size=stored,
+        digest=digest.digest(),
+        bits=bits,
+        mean=values.mean(axis=0, dtype=np.float64),
+        square=np.square(values).mean(axis=0, dtype=np.float64),
+    )
+
+
+def find_pairs(results: Mapping[int, ImageFingerprint | str]) -> Duplicates:
+    """Return the pairs of duplicates in a result of :func:`fingerprint_images`."""
     readable = {
         index: result for index, result in results.items() if isinstance(result, ImageFingerprint)
     }
@@ -130,11 +203,7 @@ def near_pairs(hashes: np.ndarray, limit: int = NEAR_BITS) -> Iterator[np.ndarra
 
 
 def refuse_too_many(duplicates: Duplicates) -> None:
-    """Refuse to keep together images that the hash cannot tell apart.
-
-    Raises:
-        DatasetError: When it cannot.
-    """
+    """Raise a DatasetError when the hash cannot tell the images apart."""
     if duplicates.too_many:
         raise DatasetError(
             "data.duplicates: together needs images that can be told apart, but of these images "

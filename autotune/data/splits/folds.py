@@ -57,9 +57,6 @@ def make_folds(
         config: Number of folds, seed and the limit of the training images.
         groups: int64, ``(N,)``: number of the group of every image of the source.
 
-    Returns:
-        The folds, of indices into the source's samples; none without ``data.folds``.
-
     Raises:
         DatasetError: When a class has too few images, or too few groups, for the folds.
     """

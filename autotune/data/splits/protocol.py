@@ -41,11 +41,7 @@ def apply_protocol(source: Source, protocol: str, seed: int) -> Source:
 
 
 def refuse_groups(source: Source, protocol: str) -> NoReturn:
-    """Refuse to draw single images from groups.
-
-    Raises:
-        DatasetError: Always.
-    """
+    """Raise a DatasetError: single images cannot be drawn from groups."""
     raise DatasetError(
         f"data.protocol={protocol} draws single images, but those of {source.name!r} are in "
         "groups that stay together; leave data.protocol out, or the groups"

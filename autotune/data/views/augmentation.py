@@ -46,10 +46,7 @@ class ViewRenderer:
     seed: int
 
     def render(self, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Render views.
-
-        Args:
-            pairs: Positions in ``rows`` and numbers of views; view 0 is the evaluation transform.
+        """Render views: pairs of a position in ``rows`` and a number.
 
         Returns:
             uint8, ``(len(pairs), 3, size, size)``. Neither the state of torch's generators nor

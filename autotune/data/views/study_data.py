@@ -95,8 +95,7 @@ class StudyData:
             spec: What the backbone expects.
             folder: Folder of the cache.
             on_progress: Called with the number of images decoded and their total.
-            limit_bytes: Limits everything in ``folder``, see
-                :class:`autotune.data.cache.array_cache.ArrayCache`.
+            limit_bytes: Limits everything in ``folder``.
             manifest: The split of the study, where it exists.
 
         Raises:
@@ -180,14 +179,7 @@ def open_test_views(
 ) -> Views:
     """Decode the test images: once, for the final fit alone.
 
-    Args:
-        dataset: The data set, as a study file names it.
-        data: How the images are split and read.
-        spec: What the backbone expects.
-        folder: Folder of the cache.
-        limit_bytes: Limits everything in ``folder``.
-        manifest: The split of the study, where it exists.
-        fingerprint: The test fingerprint of the study, where it exists.
+    The arguments are those of :meth:`StudyData.open`, and the test fingerprint of the study.
 
     Returns:
         The test images, as the evaluation transform shows them.

@@ -95,28 +95,17 @@ class Views:
         return self._renderer.render([(position, number)])[0]
 
     def views_for_epoch(self, epoch: int | None) -> torch.Tensor:
-        """Choose a view of each image for an epoch.
+        """Choose a view of each image for an epoch; view 0 of all for ``None``: int64, ``(N,)``.
 
         Every image goes through its views in turn, from its own first one, so that in every epoch
         all views are used evenly.
-
-        Args:
-            epoch: The epoch, from 0; ``None`` for view 0 of all, as they are evaluated.
-
-        Returns:
-            int64, ``(N,)``.
         """
         if epoch is None:
             return torch.zeros_like(self.labels)
         return (self._offsets + epoch) % self.views
 
     def fingerprint(self, positions: torch.Tensor, numbers: torch.Tensor) -> str:
-        """Return a digest of the content of views, 32 hexadecimal digits.
-
-        Args:
-            positions: int64, ``(M,)``: positions of the images.
-            numbers: int64, ``(M,)``: number of the view of each.
-        """
+        """Return a digest of what views show: numbers, ``(M,)``, at positions, ``(M,)``."""
         renderer = self._renderer
         digest = hashlib.blake2b(renderer.store.key.encode(), digest_size=16)
         digest.update(renderer.rows[positions.numpy()].astype("<i8").tobytes())

@@ -49,7 +49,10 @@ def test_fetch_verify_and_path(publisher: Publisher, home: Path, tmp_path: Path)
     assert call("data", "path", "dogs", cwd=tmp_path, **where).out == f"{home}/dogs\n"
     missing = call("data", "verify", "dogs", cwd=tmp_path, **where)
     assert missing.code == 2
-    assert "'dogs' is not downloaded yet; 'autotune data fetch dogs' downloads it (794 MB)" in missing.err
+    assert (
+        "'dogs' is not downloaded yet; 'autotune data fetch dogs' downloads it (794 MB)"
+        in missing.err
+    )
     fetched = call("data", "fetch", "dogs", cwd=tmp_path, **where)
     assert (fetched.code, fetched.err) == (0, "")
     assert fetched.out.splitlines() == [

@@ -413,7 +413,7 @@ class TestFetched:
         serve(publisher, archives)
         assert 500_000 < len(archives["images.tar"]) < 950_000
         kept = dogs(archives, publisher.url, images=200, classes=40)
-        with pytest.raises(DiskFullError, match="no space left on the disk of .* and try again"):
+        with pytest.raises(DiskFullError, match="no space left on the disk of"):
             kept.fetch(no_progress)
         assert not kept.is_downloaded
         assert ".unpacked.part" not in os.listdir(small_disk / "dogs")
@@ -505,7 +505,9 @@ class TestFetched:
 
     def test_nothing_is_here(self) -> None:
         kept = dogs(dogs_archives())
-        with pytest.raises(DatasetError, match="'dogs' is not downloaded yet; 'autotune data fetch"):
+        with pytest.raises(
+            DatasetError, match="'dogs' is not downloaded yet; 'autotune data fetch"
+        ):
             kept.verify()
         with pytest.raises(DatasetError, match="is not downloaded yet"):
             kept.folder()

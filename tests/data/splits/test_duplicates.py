@@ -17,9 +17,9 @@ from autotune.data.splits.duplicates import (
     count_duplicates,
     find_duplicates,
     find_pairs,
+    fingerprint_images,
     near_pairs,
 )
-from autotune.data.splits.image_hashes import fingerprint_images
 from autotune.errors import DatasetError
 
 
