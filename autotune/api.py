@@ -20,7 +20,7 @@ from rich.text import Text
 from autotune.config.loading import load_study_file
 from autotune.config.schema import BUDGETS, StudyConfig
 from autotune.display.console import check_folder, check_writable, plain_console
-from autotune.errors import AutotuneError, StudyError, UserError, join_sentences, nearest
+from autotune.errors import AutotuneError, StudyError, UserError, did_you_mean, join_sentences
 from autotune.plan import TrialPlan
 from autotune.storage.url import absolute_url, redact
 
@@ -242,7 +242,7 @@ class Study:
         if opened is None:
             return None
         trials = opened.study.get_trials(deepcopy=False)
-        return self._summary(ranking.best_of(trials, attrs.direction_of(opened.study)))
+        return self._summary(ranking.best_trial(trials, attrs.metric_direction(opened.study)))
 
     @property
     def baseline(self) -> TrialSummary | None:
@@ -257,7 +257,7 @@ class Study:
         opened = self._find()
         if opened is None:
             return None
-        return self._summary(attrs.baseline_of(opened.study.get_trials(deepcopy=False)))
+        return self._summary(attrs.find_baseline(opened.study.get_trials(deepcopy=False)))
 
     @property
     def optuna_study(self) -> optuna.Study:
@@ -475,7 +475,7 @@ class Study:
                 join_sentences(
                     f"the study {self._name!r} searches {', '.join(known) or 'nothing yet'}, but "
                     f"got {name!r}",
-                    nearest(name, known),
+                    did_you_mean(name, known),
                 )
             )
         return self._drawn(
@@ -525,8 +525,8 @@ class Study:
 
         study = opened.study
         trials = study.get_trials(deepcopy=False)
-        best = ranking.best_of(trials, attrs.direction_of(study))
-        progress = attrs.progress_of(trials, attrs.budget_of(study))
+        best = ranking.best_trial(trials, attrs.metric_direction(study))
+        progress = attrs.count_progress(trials, attrs.trial_budget(study))
         rows = [
             (name, f"{number} ({made_of})")
             for name, number, made_of in key_figures(study, trials, progress)
@@ -571,11 +571,11 @@ class Study:
         from autotune.results.report.dataframe import active_params
         from autotune.study.state import attrs
 
-        plan = attrs.plan_of(trial) if trial is not None else None
+        plan = attrs.trial_plan(trial) if trial is not None else None
         if trial is None or plan is None:
             return None
         study = self._opened().study
-        words = plan.in_words(attrs.has_several(study.user_attrs))
+        words = plan.describe(attrs.has_several_backbones(study.user_attrs))
         params = active_params(trial, space_of(study))
         value, *costs = trial.values
         return TrialSummary(trial.number, value, plan, words, params, *costs)

@@ -143,9 +143,9 @@ def _front(found: Summary) -> Table:
 
 
 def _words(trial: FrozenTrial, named: bool) -> str:
-    plan = attrs.plan_of(trial)
-    origin = attrs.origin_of(trial)
-    return (plan.in_words(named) if plan else "") + (f" ({origin})" if origin else "")
+    plan = attrs.trial_plan(trial)
+    origin = attrs.trial_origin(trial)
+    return (plan.describe(named) if plan else "") + (f" ({origin})" if origin else "")
 
 
 def _report_of(opened: OpenStudy) -> Path | None:

@@ -32,7 +32,7 @@ def best(
 
     opened = open_existing(located.name, located.storage, located.files)
     trials = opened.study.get_trials(deepcopy=False)
-    found = ranking.best_of(trials, attrs.direction_of(opened.study))
+    found = ranking.best_trial(trials, attrs.metric_direction(opened.study))
     if found is None:
         raise StudyError(f"the study {located.name!r} has {explain_no_best(trials)}")
     names = tuple(opened.config().directions)
@@ -41,7 +41,7 @@ def best(
         values["confirmed"] = said
     front = front_of(opened.study)
     if front:
-        several = attrs.has_several(opened.study.user_attrs)
+        several = attrs.has_several_backbones(opened.study.user_attrs)
         lines = [
             {**_outcome(one, names), "plan": _words(one, several)}
             for one in front[:MAX_FRONT_LINES]
@@ -52,7 +52,7 @@ def best(
             left = len(front) - MAX_FRONT_LINES
             typer.echo(f"# and {left} cheaper ones; the report shows them all")
         values = {}
-    plan = attrs.plan_of(found)
+    plan = attrs.trial_plan(found)
     typer.echo(_in_yaml({**values, "plan": plan and plan.to_json()}), nl=False)
 
 
@@ -63,8 +63,8 @@ def _outcome(trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
 def _words(trial: FrozenTrial, named: bool) -> str:
     from autotune.study.state import attrs
 
-    plan = attrs.plan_of(trial)
-    return plan.in_words(named) if plan else ""
+    plan = attrs.trial_plan(trial)
+    return plan.describe(named) if plan else ""
 
 
 def _in_yaml(values: dict[str, Any], *, lines: bool = False) -> str:

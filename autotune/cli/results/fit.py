@@ -48,8 +48,8 @@ def fit(
     if output is not None:
         check_folder(output)
     with error_console().status("opening the study") as line:
-        from autotune.data.sources.stanford_dogs import PUBLICATION as DOGS
-        from autotune.data.sources.stanford_dogs import leak
+        from autotune.data.sources.stanford_dogs import STANFORD_DOGS as DOGS
+        from autotune.data.sources.stanford_dogs import imagenet_overlap_warning
         from autotune.display.summary import shorten
         from autotune.results.evaluation.model_card import describe_difference
         from autotune.results.evaluation.refit import refit_study
@@ -69,7 +69,7 @@ def fit(
         typer.echo(json.dumps(result.to_json(), indent=2))
         return
     shown = console()
-    for sentence in (f"Fitted: {result.selection.in_words()}.", *result.selection.remarks):
+    for sentence in (f"Fitted: {result.selection.describe()}.", *result.selection.remarks):
         shown.print(Text(sentence))
     shown.print(
         f"On the {result.test_images} images of the test part, trained on {result.images} others:",
@@ -83,7 +83,7 @@ def fit(
         shown.print(Text(describe_difference(objective.name, differences)))
     config = opened.config()
     pretrained = config.dataset == DOGS.name and config.weights != "none"
-    if pretrained and (remark := leak(result.plan.backbone)):
+    if pretrained and (remark := imagenet_overlap_warning(result.plan.backbone)):
         shown.print(remark, highlight=False)
     if result.reads > 1:
         shown.print(

@@ -13,7 +13,7 @@ from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from autotune.errors import PlanError, join_sentences, nearest
+from autotune.errors import PlanError, did_you_mean, join_sentences
 from autotune.models.surgery.aligned_conv import Pair, fit_border
 
 #: Name in a study file -> type and window of a pooling.
@@ -170,7 +170,7 @@ def change_pool(pool: nn.Module, to: str) -> nn.Module:
     """
     if to not in POOLS:
         message = f"a pooling can be changed to {', '.join(POOLS)}, but got {to!r}"
-        raise PlanError(join_sentences(message, nearest(to, POOLS)))
+        raise PlanError(join_sentences(message, did_you_mean(to, POOLS)))
     if not is_pool(pool):
         raise PlanError(
             "only torch's and timm's max and average poolings over windows of several pixels can "

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from autotune.config.fields import KERNELS
-from autotune.errors import join_sentences, nearest
+from autotune.errors import did_you_mean, join_sentences
 from autotune.models.surgery.aligned_pool import POOLS
 from autotune.models.surgery.channel_groups import ChannelGroup
 from autotune.models.surgery.components import ACTIVATIONS
@@ -127,7 +127,7 @@ class LayerCapabilities:
             names = [KEEP, *map(str, _CHOICES[name])]
             message = f"must be one of {', '.join(names)}, but got {value!r}"
             allowed = value in _CHOICES[name]
-            return "" if allowed else join_sentences(message, nearest(str(value), names))
+            return "" if allowed else join_sentences(message, did_you_mean(str(value), names))
         if isinstance(value, str):
             return f"must be keep or a number, but got {value!r}"
         if name in ("width", "bridge"):

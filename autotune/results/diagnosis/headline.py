@@ -19,7 +19,7 @@ from autotune.results.values.verdict import Verdict, format_gain
 from autotune.search import ranking
 from autotune.study.state import attrs
 from autotune.study.state.attrs import Progress
-from autotune.study.state.budget import Ending, held_hours
+from autotune.study.state.budget import StopReason, device_hours_used
 
 
 def headline(study: Study) -> str:
@@ -30,14 +30,14 @@ def headline(study: Study) -> str:
     """
     trials = study.get_trials(deepcopy=False)
     objective, cost = Objective.from_study(study), Objective.cost_from_study(study)
-    direction = attrs.direction_of(study)
-    best, baseline = ranking.best_of(trials, direction), attrs.baseline_of(trials)
+    direction = attrs.metric_direction(study)
+    best, baseline = ranking.best_trial(trials, direction), attrs.find_baseline(trials)
     if best is None:
         if closest_to_feasible(trials) is not None:
             return explain_no_best(trials)
-        return _nothing_yet(attrs.progress_of(trials, attrs.budget_of(study)))
-    plan = attrs.plan_of(best)
-    words = f": {plan.in_words(attrs.has_several(study.user_attrs))}" if plan else ""
+        return _nothing_yet(attrs.count_progress(trials, attrs.trial_budget(study)))
+    plan = attrs.trial_plan(best)
+    words = f": {plan.describe(attrs.has_several_backbones(study.user_attrs))}" if plan else ""
     shown = format_values(best, objective, cost)
     if baseline is None:
         return f"best {shown} (trial {best.number}){words}; the baseline is not complete yet"
@@ -48,7 +48,7 @@ def headline(study: Study) -> str:
             f"{best.number}, {objective.format_difference(value, start)}){words}{_of_front(study)}"
         )
     others = [one for one in trials if one is not baseline]
-    second = ranking.best_of(others, direction)
+    second = ranking.best_trial(others, direction)
     if second is None:
         return f"only the baseline is complete: {shown}"
     if second.values[0] == value:
@@ -98,11 +98,11 @@ def key_figures(
     }
     counted = ", ".join(f"{n} {name}" for name, n in parts.items() if n or name in _ALWAYS)
     found = [("finished trials", f"{progress.finished}{of_budget}", counted)]
-    start, end = attrs.started(trials), last_moment(trials)
+    start, end = attrs.first_start(trials), last_moment(trials)
     if start is not None and end is not None:
         workers = {one.user_attrs.get(attrs.WORKER) for one in trials} - {None}
         devices = sorted({str(one.user_attrs.get(attrs.DEVICE, "")) for one in trials} - {""})
-        spent = 3600 * held_hours(trials, time.time())
+        spent = 3600 * device_hours_used(trials, time.time())
         period = f"{start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M}"
         many = "s" if len(workers) != 1 else ""
         found += [
@@ -127,9 +127,9 @@ def key_figures(
 _ALWAYS = ("complete", "pruned", "failed")
 
 
-def ended_by(study: Study, progress: Progress) -> Ending | None:
+def ended_by(study: Study, progress: Progress) -> StopReason | None:
     """Return what has ended a study; ``None`` while something runs."""
-    return None if progress.running else Ending.of(study)
+    return None if progress.running else StopReason.from_study(study)
 
 
 def _epochs_trained(trials: Sequence[FrozenTrial]) -> int:
@@ -137,8 +137,8 @@ def _epochs_trained(trials: Sequence[FrozenTrial]) -> int:
 
     A retry's count includes its earlier attempts, so attempts with a successor are left out.
     """
-    superseded = attrs.superseded(trials)
-    return sum(attrs.epochs_of(one) for one in trials if one.number not in superseded)
+    superseded = attrs.retried_numbers(trials)
+    return sum(attrs.trained_epochs(one) for one in trials if one.number not in superseded)
 
 
 def describe_confirmation(study: Study, best: FrozenTrial | None) -> str:
@@ -193,7 +193,7 @@ def caveats(
     dataset: Mapping[str, Any],
 ) -> list[str]:
     """Say how far the numbers on the page can be trusted."""
-    value = attrs.metric_of(best) if best is not None else None
+    value = attrs.metric_value(best) if best is not None else None
     if best is None or value is None:
         return []
     said = [
@@ -226,7 +226,7 @@ def caveats(
 
 
 def action_items(
-    progress: Progress, asked: Sequence[Diagnostic], ended: Ending | None = None
+    progress: Progress, asked: Sequence[Diagnostic], ended: StopReason | None = None
 ) -> list[str]:
     """Say what asks for something to be done.
 

@@ -58,7 +58,7 @@ def edges_of_space(study: Study | StudyResults, trial: FrozenTrial) -> tuple[Edg
     """
     results = StudyResults.from_study(study)
     space = results.space
-    layers = len(attrs.layers_of(results.attributes, attrs.plan_of(trial)))
+    layers = len(attrs.backbone_layers(results.attributes, attrs.trial_plan(trial)))
     epochs = results.attributes.get(attrs.DEFINITION, {}).get("training", {}).get("epochs", 0)
     # What bounds them is not a rule of the key: the backbone, the rest of the study file.
     most = {"depth": layers, "training.head_epochs": epochs - 1}

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 from autotune.config.schema import StudyConfig
 from autotune.format_versions import reading
 from autotune.results.values.objective import Objective
-from autotune.search.greedy import StageResult, course
+from autotune.search.greedy import StageResult, greedy_state
 from autotune.study.state import attrs
 
 
@@ -49,16 +49,16 @@ def stage_rows(study: Study) -> tuple[StageRow, ...]:
     definition = study.user_attrs.get(attrs.DEFINITION)
     if not definition or definition.get("search", {}).get("order") != "greedy":
         return ()
-    by = attrs.written_by(study.user_attrs)
+    by = attrs.written_by_version(study.user_attrs)
     with reading(f"the definition of the study {study.study_name!r}", by=by):
         config = StudyConfig.model_validate(definition)
-    space = attrs.space_of(study)
-    found = course(
+    space = attrs.study_space(study)
+    found = greedy_state(
         space,
         study.get_trials(deepcopy=False),
-        attrs.direction_of(study),
+        attrs.metric_direction(study),
         config.search.greedy,
-        attrs.budget_of(study),
+        attrs.trial_budget(study),
         space.nearest(space.baseline(config.baseline)),
     )
     objective = Objective.from_study(study)

@@ -64,7 +64,9 @@ def history_figure(study: Study | StudyResults) -> go.Figure | None:
     figure = new_figure()
     allowed = [one for one in complete if not ranking.is_infeasible(one)]
     pruned = [
-        one for one in trials if is_finite(one, TrialState.PRUNED) and not attrs.is_untrained(one)
+        one
+        for one in trials
+        if is_finite(one, TrialState.PRUNED) and not attrs.ended_infeasible(one)
     ]
     total = len(complete) + len(pruned)
     if total > MOST_POINTS:
@@ -75,7 +77,7 @@ def history_figure(study: Study | StudyResults) -> go.Figure | None:
     drawn_of = count_in_words(len(complete) + len(pruned), total)
     # Those within sight first: the legend has the symbol of the first.
     pruned = _nearest_first(pruned, objective)
-    values = [value for one in pruned if (value := attrs.metric_of(one)) is not None]
+    values = [value for one in pruned if (value := attrs.metric_value(one)) is not None]
     nearer = _up_to_sight(values, [one.values[0] for one in complete], objective)
     # A thin symbol is all outline.
     crosses = {"color": GREY, "size": 7, "line": {"width": 1.5, "color": GREY}}
@@ -99,7 +101,9 @@ def history_figure(study: Study | StudyResults) -> go.Figure | None:
                 mode="markers",
                 name=name,
                 marker=marker,
-                customdata=[[plan_in_words(one, several), attrs.metric_of(one)] for one in shown],
+                customdata=[
+                    [plan_in_words(one, several), attrs.metric_value(one)] for one in shown
+                ],
                 hovertemplate=hover(
                     "trial %{x}", objective, "%{customdata[0]}", of="customdata[1]"
                 ),
@@ -119,7 +123,7 @@ def history_figure(study: Study | StudyResults) -> go.Figure | None:
     if baseline is not None:
         figure.add_scatter(
             x=[0, max(last, 1)],
-            y=[attrs.metric_of(baseline)] * 2,
+            y=[attrs.metric_value(baseline)] * 2,
             mode="lines",
             name="baseline",
             line={"color": PURPLE, "width": 2, "dash": "dash"},
@@ -131,7 +135,7 @@ def history_figure(study: Study | StudyResults) -> go.Figure | None:
 
 def _nearest_first(pruned: Sequence[FrozenTrial], objective: Objective) -> list[FrozenTrial]:
     sign = -1.0 if objective.is_maximized else 1.0
-    return sorted(pruned, key=lambda one: sign * (attrs.metric_of(one) or 0.0))
+    return sorted(pruned, key=lambda one: sign * (attrs.metric_value(one) or 0.0))
 
 
 def _up_to_sight(
@@ -160,8 +164,8 @@ def curves_figure(study: Study | StudyResults) -> go.Figure | None:
     curved = [one for one in results.trials if one.intermediate_values]
     if not curved:
         return None
-    best = ranking.best_of(curved, objective.direction)
-    baseline = attrs.baseline_of(curved)
+    best = ranking.best_trial(curved, objective.direction)
+    baseline = attrs.find_baseline(curved)
     running = {one.number for one in curved if one.state == TrialState.RUNNING}
     trials = thin(results, curved, MOST_CURVES, running)
     figure = new_figure()
@@ -250,7 +254,7 @@ def describe_state(trial: FrozenTrial, superseded: Iterable[int]) -> str:
     """
     if trial.state == TrialState.FAIL:
         return "retried" if trial.number in superseded else "failed"
-    return attrs.INFEASIBLE if attrs.is_untrained(trial) else trial.state.name.lower()
+    return attrs.INFEASIBLE if attrs.ended_infeasible(trial) else trial.state.name.lower()
 
 
 def last_moment(trials: Sequence[FrozenTrial]) -> datetime | None:
@@ -303,7 +307,7 @@ def _improvements(complete: Sequence[FrozenTrial], objective: Objective) -> list
 def _running_best(complete: Sequence[FrozenTrial], objective: Objective) -> list[float]:
     best: list[float] = []
     for one in complete:
-        value = attrs.metric_of(one)
+        value = attrs.metric_value(one)
         assert value is not None
         best.append(objective.best_of([*best[-1:], value]))
     return best
@@ -316,8 +320,8 @@ def plan_in_words(trial: FrozenTrial, named: bool) -> str:
         trial: The trial.
         named: Whether the plan is to name its backbone.
     """
-    plan = attrs.plan_of(trial)
-    return escape(plan.in_words(named)) if plan else ""
+    plan = attrs.trial_plan(trial)
+    return escape(plan.describe(named)) if plan else ""
 
 
 def _add_curves(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 from autotune.plan import TrialPlan
-from autotune.study.state.constraints import in_short
+from autotune.study.state.constraints import format_count
 
 State = Literal["frozen", "trainable", "reshaped"]
 
@@ -55,7 +55,7 @@ def layer_rows(layers: Sequence[Mapping[str, Any]], plan: TrialPlan) -> tuple[La
     """
     reshaped = plan.reshaped
     drawn = [_layer_row(layer, plan, reshaped) for layer in reversed(layers)]
-    return (*drawn, LayerRow(0, "head", None, "trainable", plan.head.in_words()))
+    return (*drawn, LayerRow(0, "head", None, "trainable", plan.head.describe()))
 
 
 def _layer_row(layer: Mapping[str, Any], plan: TrialPlan, reshaped: Collection[int]) -> LayerRow:
@@ -68,7 +68,7 @@ def _layer_row(layer: Mapping[str, Any], plan: TrialPlan, reshaped: Collection[i
         label=str(layer["label"]),
         parameters=int(layer["parameters"]),
         state=state,
-        change=plan.layers[index - 1].in_words() if state == "reshaped" else "",
+        change=plan.layers[index - 1].describe() if state == "reshaped" else "",
     )
 
 
@@ -103,7 +103,7 @@ class _Line:
     @property
     def parameters(self) -> str:
         known = [row.parameters for row in self.members if row.parameters is not None]
-        return in_short(sum(known)) if known else ""
+        return format_count(sum(known)) if known else ""
 
 
 def _lines(picture: Sequence[LayerRow]) -> Iterator[_Line]:

@@ -56,7 +56,7 @@ def importances(study: Study | StudyResults) -> dict[str, float]:
     """
     results = StudyResults.from_study(study)
     complete = [one for one in results.trials if is_finite(one, TrialState.COMPLETE)]
-    if len({attrs.metric_of(one) for one in complete}) < 2:
+    if len({attrs.metric_value(one) for one in complete}) < 2:
         return {}
     if not any(_varies(complete, name) for name in results.parameter_names):
         return {}
@@ -146,7 +146,7 @@ def slice_figure(study: Study | StudyResults, parameter: str) -> go.Figure | Non
         if members:
             figure.add_scatter(
                 x=[_shown_value(one.params[parameter], found) for one in members],
-                y=[attrs.metric_of(one) for one in members],
+                y=[attrs.metric_value(one) for one in members],
                 mode="markers",
                 name=name,
                 marker=marker,
@@ -191,7 +191,7 @@ def is_active(space: Space | None, trial: FrozenTrial, parameter: str) -> bool:
         # The same as below at a fiftieth of the time: what a parameter means does not depend on
         # its own value, and equal values have equal forms.
         values_of_trial = {**space.fixed, **trial.params}
-        return not found.single() and search_space.has_meaning(parameter, values_of_trial)
+        return not found.single() and search_space.is_active(parameter, values_of_trial)
     if isinstance(found, CategoricalDistribution):
         values: Sequence[Any] = found.choices  # to a backbone, some of them may mean the same
     else:

@@ -72,5 +72,5 @@ def hover(title: str, objective: Objective, *more: str, of: str = "y") -> str:
 
 def is_finite(trial: FrozenTrial, state: TrialState) -> bool:
     """Tell whether a trial is in a state and has a value that can be drawn."""
-    value = attrs.metric_of(trial)
+    value = attrs.metric_value(trial)
     return trial.state == state and value is not None and math.isfinite(value)

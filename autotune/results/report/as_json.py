@@ -71,9 +71,9 @@ def _document(study: Study, storage_url: str) -> dict[str, Any]:
     trials = study.get_trials(deepcopy=False)
     attributes = study.user_attrs
     lines = [_line(facts, one) for facts, one in zip(trial_records(study), trials, strict=True)]
-    best = ranking.best_of(trials, attrs.direction_of(study))
-    baseline = attrs.baseline_of(trials)
-    progress = attrs.progress_of(trials, attrs.budget_of(study))
+    best = ranking.best_trial(trials, attrs.metric_direction(study))
+    baseline = attrs.find_baseline(trials)
+    progress = attrs.count_progress(trials, attrs.trial_budget(study))
     ended, verdict = ended_by(study, progress), Verdict.from_study(study)
     objectives = [Objective.from_study(study), Objective.cost_from_study(study)]
     document = {

@@ -49,13 +49,13 @@ def backbones_of(
     objective, cost = Objective.from_study(study), Objective.cost_from_study(study)
     complete: dict[str, list[FrozenTrial]] = {}
     for one in trials:
-        plan = attrs.plan_of(one)
+        plan = attrs.trial_plan(one)
         if plan is not None and one.state == TrialState.COMPLETE:
             complete.setdefault(plan.backbone, []).append(one)
     rows = []
     for position, (name, facts) in enumerate(study.user_attrs.get(attrs.BACKBONES, {}).items()):
         own = complete.get(name, [])
-        found = ranking.best_of(own, attrs.direction_of(study))
+        found = ranking.best_trial(own, attrs.metric_direction(study))
         marks = (("best", best is not None and best in own), ("baseline", not position))
         rows.append(
             BackboneRow(

@@ -124,8 +124,8 @@ def trial_records(study: Study) -> list[dict[str, Any]]:
         study: The study, at any stage.
     """
     trials = study.get_trials(deepcopy=False)
-    superseded, space = attrs.superseded(trials), space_of(study)
-    several = attrs.has_several(study.user_attrs)
+    superseded, space = attrs.retried_numbers(trials), space_of(study)
+    several = attrs.has_several_backbones(study.user_attrs)
     return [_facts(one, superseded, space, several) for one in trials]
 
 
@@ -133,22 +133,22 @@ def _facts(
     trial: FrozenTrial, superseded: set[int], space: Space | None, several: bool
 ) -> dict[str, Any]:
     attributes = trial.user_attrs
-    plan = attrs.plan_of(trial)
-    earlier = attrs.retries(trial)
+    plan = attrs.trial_plan(trial)
+    earlier = attrs.earlier_attempts(trial)
     finished = trial.state.is_finished()
     return {
         "number": trial.number,
         "state": describe_state(trial, superseded),
         "role": attributes.get(attrs.ROLE),
-        "value": attrs.metric_of(trial) if finished else None,
-        "plan": plan.in_words(several) if plan else None,
+        "value": attrs.metric_value(trial) if finished else None,
+        "plan": plan.describe(several) if plan else None,
         "backbone": plan.backbone if plan else None,
         "depth": plan.depth if plan else None,
         "params": active_params(trial, space),
         "metrics": dict(attributes.get(attrs.METRICS, {})),
         "deviations": dict(attributes.get(attrs.DEVIATIONS, {})),
         "costs": dict(attributes.get(attrs.COSTS, {})),
-        "epochs": attrs.epochs_of(trial),
+        "epochs": attrs.trained_epochs(trial),
         "seconds": attributes.get(attrs.SECONDS),
         "parameters_tuned": attributes.get(attrs.TRAINABLE_PARAMETERS),
         "peak_memory_mb": attributes.get(attrs.PEAK_MEMORY_MB),
@@ -157,7 +157,7 @@ def _facts(
         "started": _moment(attrs.started_at(trial)),
         "ended": _moment(attrs.ended_at(trial)) if finished else None,
         "retry_of": earlier[-1] if earlier else None,
-        "origin": attrs.origin_of(trial) or None,
+        "origin": attrs.trial_origin(trial) or None,
         "reason": attributes.get(attrs.REASON),
     }
 

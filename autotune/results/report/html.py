@@ -22,8 +22,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
-from autotune.atomic import write_whole
-from autotune.data.quality.checks import compared
+from autotune.atomic import write_bytes
+from autotune.data.quality.checks import duplicate_summary
 from autotune.results.diagnosis.diagnostics import FEW_FOR_IMPORTANCES, diagnose
 from autotune.results.diagnosis.headline import (
     action_items,
@@ -52,9 +52,9 @@ from autotune.results.report.trial_table import cost_names, failures_of, metric_
 from autotune.results.study_results import StudyResults
 from autotune.results.values.objective import format_duration, format_values
 from autotune.results.values.precision import describe_precisions
-from autotune.runtime import collector_paused
+from autotune.runtime import gc_paused
 from autotune.study.state import attrs
-from autotune.study.state.constraints import NOUNS, amount, in_short
+from autotune.study.state.constraints import COST_LABELS, format_cost, format_count
 from autotune.text import visible
 from autotune.version import __version__
 
@@ -76,7 +76,7 @@ def write_report(study: Study, path: Path, storage_url: str = "") -> Path:
     Raises:
         DiskFullError: When the page does not fit on the disk.
     """
-    return write_whole(path, render_report(study, storage_url).encode())
+    return write_bytes(path, render_report(study, storage_url).encode())
 
 
 def render_report(study: Study, storage_url: str = "") -> str:
@@ -87,7 +87,7 @@ def render_report(study: Study, storage_url: str = "") -> str:
         storage_url: URL of the storage, for the commands on the page. A password in it is left
             out.
     """
-    with collector_paused():
+    with gc_paused():
         return _render(StudyResults.from_study(study), storage_url)
 
 
@@ -116,7 +116,7 @@ def _render(results: StudyResults, storage_url: str) -> str:
             cautions=caveats(objective, best, baseline, dataset),
             notes=[
                 *action_items(progress, asked, results.ended),
-                *attrs.image_remarks(attributes),
+                *attrs.image_warnings(attributes),
             ],
             pictures=_pictures(results),
             stages=stage_rows(study),
@@ -127,15 +127,15 @@ def _render(results: StudyResults, storage_url: str) -> str:
             saved=saved_of(study),
             asked=asked,
             metrics=[objective.with_name(one).label for one in metric_names(trials, objective)],
-            costs=[NOUNS[name] for name in costs],
+            costs=[COST_LABELS[name] for name in costs],
             table=table_of(rows_shown, objective, best, costs, several, trials),
             total=len(trials),
             most_rows=MOST_ROWS,
             front=table_of(results.front, objective, best, costs, several, trials),
             failures=failures_of(trials),
-            warm_start=attrs.warm_start_in_words(study),
+            warm_start=attrs.describe_warm_start(study),
             dataset=dataset,
-            compared=compared(attributes.get(attrs.SURVEY, {})),
+            compared=duplicate_summary(attributes.get(attrs.SURVEY, {})),
             backbones=backbones_of(study, trials, best),
             environment=attributes.get(attrs.ENVIRONMENT, {}),
             computing=describe_precisions(trials),
@@ -167,7 +167,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["in_short"] = in_short
+    environment.filters["in_short"] = format_count
     environment.filters["in_time"] = format_duration
     environment.filters["wait"] = _wait
     return environment
@@ -199,13 +199,13 @@ def _pictures(results: StudyResults) -> list[_Picture]:
         shown.append((f"Best: trial {best.number}", best))
     pictures = []
     for title, trial in shown:
-        plan = attrs.plan_of(trial)
+        plan = attrs.trial_plan(trial)
         if plan is not None:
             pictures.append(
                 _Picture(
                     title=f"{title}, {objective.label} {format_values(trial, objective, cost)}",
-                    words=plan.in_words(attrs.has_several(attributes)),
-                    drawn=as_html(layer_rows(attrs.layers_of(attributes, plan), plan)),
+                    words=plan.describe(attrs.has_several_backbones(attributes)),
+                    drawn=as_html(layer_rows(attrs.backbone_layers(attributes, plan), plan)),
                     size=_size_in_words(trial),
                 )
             )
@@ -217,7 +217,7 @@ def _size_in_words(trial: FrozenTrial) -> str:
     parts = []
     if attrs.TRAINABLE_PARAMETERS in attributes:
         parts.append(
-            f"{in_short(int(attributes[attrs.TRAINABLE_PARAMETERS]))} parameters trainable"
+            f"{format_count(int(attributes[attrs.TRAINABLE_PARAMETERS]))} parameters trainable"
         )
     if attrs.SECONDS in attributes:
         parts.append(f"{format_duration(float(attributes[attrs.SECONDS]))} of training")
@@ -225,7 +225,9 @@ def _size_in_words(trial: FrozenTrial) -> str:
         parts.append(f"{float(attributes[attrs.PEAK_MEMORY_MB]):,.0f} MB of memory at most")
     costs = attributes.get(attrs.COSTS, {})
     if costs:
-        known = ", ".join(f"{NOUNS[name]} {amount(name, value)}" for name, value in costs.items())
+        known = ", ".join(
+            f"{COST_LABELS[name]} {format_cost(name, value)}" for name, value in costs.items()
+        )
         parts.append(f"measured before training: {known}")
     return ", ".join(parts)
 

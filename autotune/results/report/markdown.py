@@ -30,7 +30,7 @@ from autotune.results.values.pareto_front import front_of
 from autotune.results.values.precision import describe_precisions
 from autotune.search import ranking
 from autotune.study.state import attrs
-from autotune.study.state.constraints import NOUNS
+from autotune.study.state.constraints import COST_LABELS
 from autotune.text import visible
 from autotune.version import __version__
 
@@ -53,9 +53,9 @@ def render_markdown(study: Study, storage_url: str = "") -> str:
 def _blocks(study: Study, storage_url: str) -> Iterator[str]:
     trials = study.get_trials(deepcopy=False)
     objective = Objective.from_study(study)
-    best = ranking.best_of(trials, attrs.direction_of(study))
-    baseline = attrs.baseline_of(trials)
-    progress = attrs.progress_of(trials, attrs.budget_of(study))
+    best = ranking.best_trial(trials, attrs.metric_direction(study))
+    baseline = attrs.find_baseline(trials)
+    progress = attrs.count_progress(trials, attrs.trial_budget(study))
     dataset = study.user_attrs.get(attrs.DATASET, {})
     asked = diagnose(study)
     yield f"# Study {escape(study.study_name)}"
@@ -68,15 +68,15 @@ def _blocks(study: Study, storage_url: str) -> Iterator[str]:
     said_of = [
         *caveats(objective, best, baseline, dataset),
         *action_items(progress, asked, ended_by(study, progress)),
-        *attrs.image_remarks(study.user_attrs),
+        *attrs.image_warnings(study.user_attrs),
     ]
     if said_of:
         yield "\n".join(f"- {escape(one)}" for one in said_of)
-    plan = attrs.plan_of(best) if best is not None else None
+    plan = attrs.trial_plan(best) if best is not None else None
     if best is not None and plan is not None:
         yield f"## Best plan: trial {best.number}"
-        yield escape(plan.in_words(named=True))
-        yield _fenced(as_text(layer_rows(attrs.layers_of(study.user_attrs, plan), plan)))
+        yield escape(plan.describe(named=True))
+        yield _fenced(as_text(layer_rows(attrs.backbone_layers(study.user_attrs, plan), plan)))
     yield from _trials(study, trials, objective, best)
     failures = failures_of(trials)
     if failures:
@@ -111,18 +111,25 @@ def _trials(
 ) -> Iterator[str]:
     """Yield the best trials as a table, of two objectives the Pareto front."""
     front = front_of(study)
-    ranked = front or ranking.best_first(trials, attrs.direction_of(study))
-    baseline = attrs.baseline_of(trials)
+    ranked = front or ranking.rank_trials(trials, attrs.metric_direction(study))
+    baseline = attrs.find_baseline(trials)
     shown = ranked[:BEST_SHOWN]
     if not shown:
         return
     if baseline is not None and baseline not in shown:
         shown = [*shown, baseline]
-    costs, several = cost_names(study), attrs.has_several(study.user_attrs)
+    costs, several = cost_names(study), attrs.has_several_backbones(study.user_attrs)
     left = len(ranked) - BEST_SHOWN
     yield "## Pareto front" if front else "## Best trials"
     yield _table(
-        ("trial", objective.label, *(NOUNS[one] for one in costs), "epochs", "seconds", "plan"),
+        (
+            "trial",
+            objective.label,
+            *(COST_LABELS[one] for one in costs),
+            "epochs",
+            "seconds",
+            "plan",
+        ),
         [_line(one) for one in table_of(shown, objective, best, costs, several)],
         right=len(costs) + 4,
     )

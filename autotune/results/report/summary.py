@@ -15,7 +15,7 @@ from autotune.results.values.objective import Objective
 from autotune.results.values.pareto_front import closest_to_feasible, front_of
 from autotune.search import ranking
 from autotune.study.state import attrs
-from autotune.study.state.budget import Ending
+from autotune.study.state.budget import StopReason
 
 if TYPE_CHECKING:
     from autotune.study.setup.opening import OpenStudy
@@ -46,7 +46,7 @@ class Summary:
     best: FrozenTrial | None
     picture: tuple[LayerRow, ...]
     reasons: tuple[tuple[str, int], ...]
-    ended: Ending | None
+    ended: StopReason | None
     saved: str
     several: bool = False
     cost: Objective | None = None
@@ -75,25 +75,25 @@ def summarise(opened: OpenStudy) -> Summary:
     study = opened.study
     attributes = study.user_attrs
     trials = study.get_trials(deepcopy=False)
-    best = ranking.best_of(trials, attrs.direction_of(study))
-    plan = attrs.plan_of(best) if best is not None else None
-    superseded = attrs.superseded(trials)
+    best = ranking.best_trial(trials, attrs.metric_direction(study))
+    plan = attrs.trial_plan(best) if best is not None else None
+    superseded = attrs.retried_numbers(trials)
     reasons = Counter(
         trial.user_attrs.get(attrs.REASON, "unknown")
         for trial in trials
         if trial.state == TrialState.FAIL and trial.number not in superseded
     )
-    progress = attrs.progress_of(trials, attrs.budget_of(study))
+    progress = attrs.count_progress(trials, attrs.trial_budget(study))
     return Summary(
         objective=Objective.from_study(study),
         progress=progress,
-        baseline=attrs.baseline_of(trials),
+        baseline=attrs.find_baseline(trials),
         best=best,
-        picture=layer_rows(attrs.layers_of(attributes, plan), plan) if plan else (),
+        picture=layer_rows(attrs.backbone_layers(attributes, plan), plan) if plan else (),
         reasons=tuple(reasons.most_common()),
         ended=ended_by(study, progress),
         saved=saved_by_pruning(study, trials),
-        several=attrs.has_several(attributes),
+        several=attrs.has_several_backbones(attributes),
         cost=Objective.cost_from_study(study),
         front=tuple(front_of(study)),
         closest_to_feasible=closest_to_feasible(trials),

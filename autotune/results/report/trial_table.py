@@ -89,7 +89,7 @@ def table_of(
         among: All trials of the study, where the given ones are a part of them.
     """
     every = trials if among is None else among
-    superseded = attrs.superseded(every)
+    superseded = attrs.retried_numbers(every)
     names = metric_names(every, objective)
     return [_row(one, objective, names, costs, superseded, best, several) for one in trials]
 
@@ -110,18 +110,19 @@ def _row(
         for mark, holds in (("best", trial is best), ("baseline", attrs.is_baseline(trial)))
         if holds
     ]
-    plan = attrs.plan_of(trial)
-    value = attrs.metric_of(trial) if trial.state.is_finished() else None
+    plan = attrs.trial_plan(trial)
+    value = attrs.metric_value(trial) if trial.state.is_finished() else None
     known = attributes.get(attrs.COSTS, {})
     seconds = attributes.get(attrs.SECONDS)
-    earlier = ", ".join(map(str, attrs.retries(trial)))
+    earlier = ", ".join(map(str, attrs.earlier_attempts(trial)))
     retry = f"retry of {earlier}" if earlier else ""
     return Row(
         number=trial.number,
         state=describe_state(trial, superseded),
         mark=" ".join(marks),
         value=Cell(
-            objective.format_value(value, attrs.deviation_of(trial, objective.name)), _key(value)
+            objective.format_value(value, attrs.metric_deviation(trial, objective.name)),
+            _key(value),
         ),
         costs=tuple(
             Cell(objective.with_name(name).format_value(known.get(name)), _key(known.get(name)))
@@ -130,18 +131,18 @@ def _row(
         metrics=tuple(
             Cell(
                 objective.with_name(name).format_value(
-                    metrics.get(name), attrs.deviation_of(trial, name)
+                    metrics.get(name), attrs.metric_deviation(trial, name)
                 ),
                 _key(metrics.get(name)),
             )
             for name in names
         ),
-        epochs=Cell(str(attrs.epochs_of(trial)), _key(attrs.epochs_of(trial))),
+        epochs=Cell(str(attrs.trained_epochs(trial)), _key(attrs.trained_epochs(trial))),
         seconds=Cell("–" if seconds is None else f"{float(seconds):,.1f}", _key(seconds)),
-        plan=plan.in_words(several) if plan else "",
+        plan=plan.describe(several) if plan else "",
         worker=str(attributes.get(attrs.WORKER, "")),
         reason=str(attributes.get(attrs.REASON, ""))
-        or join_sentences(retry, attrs.origin_of(trial)),
+        or join_sentences(retry, attrs.trial_origin(trial)),
     )
 
 
@@ -166,7 +167,7 @@ class Failure:
 
 def failures_of(trials: Sequence[FrozenTrial]) -> list[Failure]:
     """Group the attempts that came to nothing, the most frequent reason first."""
-    superseded = attrs.superseded(trials)
+    superseded = attrs.retried_numbers(trials)
     groups: dict[tuple[str, str], list[int]] = {}
     for one in trials:
         if one.state == TrialState.FAIL:

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 
 from autotune.config.schema import COSTS
 from autotune.study.state import attrs
-from autotune.study.state.constraints import NOUNS, amount
+from autotune.study.state.constraints import COST_LABELS, format_cost
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Objective:
         images = study.user_attrs.get(attrs.DATASET, {}).get("validation") or 0
         return Objective(
             names[0] if names else "objective",
-            attrs.direction_of(study),
+            attrs.metric_direction(study),
             2 if images >= 1000 else 1,
         )
 
@@ -69,7 +69,7 @@ class Objective:
     def label(self) -> str:
         """The name as one writes it in a sentence."""
         if self.is_cost:
-            return NOUNS[self.name]
+            return COST_LABELS[self.name]
         return self.name.replace("_", " ").replace(" f1", " F1").replace("top5", "top-5")
 
     @property
@@ -87,7 +87,7 @@ class Objective:
         if value is None or not math.isfinite(value):
             return "–" if value is None or math.isnan(value) else f"{value}"
         if self.is_cost:
-            return amount(self.name, value)
+            return format_cost(self.name, value)
         numbers = [value] if deviation is None else [value, deviation]
         if self.is_share:
             return " ± ".join(f"{100 * one:.{self.decimals}f}" for one in numbers) + " %"
@@ -115,7 +115,7 @@ def format_values(trial: FrozenTrial, objective: Objective, cost: Objective | No
     Means over folds come with their standard deviation: ``91.7 ± 0.9 %``.
     """
     shown = objective.format_value(
-        attrs.metric_of(trial), attrs.deviation_of(trial, objective.name)
+        attrs.metric_value(trial), attrs.metric_deviation(trial, objective.name)
     )
     if cost is None or trial.values is None:
         return shown

@@ -45,13 +45,18 @@ class Verdict:
     @staticmethod
     def from_study(study: Study) -> Verdict | None:
         """Return what was found for a study, or ``None``."""
-        known: Mapping[str, Any] | None = study.user_attrs.get(attrs.CONFIRMED)
-        if not known:
+        return Verdict.from_attributes(study.user_attrs)
+
+    @staticmethod
+    def from_attributes(attributes: Mapping[str, Any]) -> Verdict | None:
+        """Return the verdict in the user attributes of a study, or ``None``."""
+        stored: Mapping[str, Any] | None = attributes.get(attrs.CONFIRMED)
+        if not stored:
             return None
-        by = attrs.written_by(study.user_attrs)
+        by = attrs.written_by_version(attributes)
         with reading("what 'autotune confirm' has written with the study", by=by):
-            stored = {**known, "trials": tuple(known["trials"])}
-            return Verdict(selection_bias=stored.pop(_SELECTION_BIAS), **stored)
+            values = {**stored, "trials": tuple(stored["trials"])}
+            return Verdict(selection_bias=values.pop(_SELECTION_BIAS), **values)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
