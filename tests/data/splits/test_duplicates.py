@@ -137,12 +137,13 @@ def test_what_it_says(photos: Path) -> None:
     assert [one for one in found["examples"] if one[1] == one[3]] == []
     first, second = dataset_warnings(values, {})
     assert first.startswith(
-        "Duplicates across splits flatter what is measured: 4 test images are like one of training "
-        "or validation and 3 validation images are like one of training (a/7.png (train) and "
+        "Duplicates across splits flatter what is measured: 4 test images are like one of "
+        "training or validation and 3 validation images are like one of training (a/7.png (train) "
+        "and "
     )
     assert first.endswith("exact). They stay in one split with data.duplicates: together.")
     assert second == (
-        "10 pairs of images that are alike have two classes: one of the two labels may be wrong."
+        "10 pairs of duplicates have two classes: one of the two labels may be wrong."
     )
 
 
