@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from autotune.errors import BackboneError
 from autotune.models.layers import Layer
+from autotune.text import error_line
 
 #: Stands for the index of a layer: operations that belong to none.
 UNASSIGNED = -1
@@ -67,8 +68,7 @@ class FlopsProfile:
                     output = model(torch.zeros(1, *input_size))
             except Exception as error:  # each architecture fails in its own way
                 raise BackboneError(
-                    f"the backbone cannot be inspected without its weights "
-                    f"({type(error).__name__}: {str(error).splitlines()[0][:160]})"
+                    f"the backbone cannot be inspected without its weights ({error_line(error)})"
                 ) from error
         self.total = counter.get_total_flops() // 2
         self.features = int(output.shape[-1])

@@ -22,6 +22,7 @@ from autotune.models.surgery.components import ACTIVATIONS
 from autotune.models.surgery.inheritance import channel_norms
 from autotune.models.surgery.probing import cached_capabilities
 from autotune.plan import KEEP, HeadPlan, TrialPlan
+from autotune.text import error_line, first_line
 
 
 class Tail(Protocol):
@@ -241,7 +242,7 @@ def set_pool(module: nn.Module, pool: str, name: str) -> None:
     except Exception as error:  # each architecture fails in its own way
         raise PlanError(
             f"head.pool: the backbone {name!r} cannot pool with {pool!r} "
-            f"({type(error).__name__}: {error}); 'keep' always works"
+            f"({error_line(error)}); 'keep' always works"
         ) from error
 
 
@@ -262,7 +263,7 @@ def pool_problem(model: nn.Module, name: str, pool: str, input_size: tuple[int, 
         with torch.device("meta"):
             feature_count(changed, input_size)
     except (PlanError, RuntimeError, ValueError, AssertionError) as error:
-        return f"cannot pool with {pool!r} ({str(error).splitlines()[0][:120]})"
+        return f"cannot pool with {pool!r} ({first_line(error, 120)})"
     return ""
 
 

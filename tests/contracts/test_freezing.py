@@ -10,7 +10,15 @@ from autotune.models.layers import list_layers
 from autotune.models.network import Network, build_network
 from autotune.training.optim.norm_recalibration import recalibrate_batch_norms
 from tests.support.backbones import DROPPING, SMALL, backbone, images, plan, state_of
-from tests.support.surgery import FAMILIES, built, change, offers, pictures, source, values
+from tests.support.surgery import (
+    built,
+    change,
+    each_family,
+    offers,
+    pictures,
+    source,
+    values,
+)
 
 
 def depths(name: str) -> range:
@@ -156,7 +164,7 @@ def test_what_reaches_the_first_trainable_layer_is_the_same_every_time(name: str
 RESHAPING = {"kernel": 2, "width": 0.5, "bridge": 0.5, "activation": "mish", "pool": "avg3"}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 def test_training_reshaped_layers_leaves_the_others_alone(name: str) -> None:
     """Weights, buffers and norm statistics of the frozen layers are the pretrained ones."""
     torch.manual_seed(0)
@@ -200,7 +208,7 @@ def test_training_reshaped_layers_leaves_the_others_alone(name: str) -> None:
     assert all(net.get_parameter(key).requires_grad for key in matrices)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 def test_the_frozen_part_of_reshaped_networks_stays_in_evaluation_mode(name: str) -> None:
     changes = {
         offer.index: {"drop_path": 0.5, "dropout": 0.5} & values(offer).keys()

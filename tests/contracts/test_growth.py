@@ -19,11 +19,13 @@ from tests.support.surgery import (
     built,
     change,
     difference,
+    each_family,
     features,
     gives_features,
     growths,
     offers,
     pictures,
+    slow_unless_default,
 )
 
 #: Largest relative change of the features (Frobenius norm) in float32.
@@ -42,7 +44,7 @@ def is_exact(name: str, index: int) -> bool:
     return all(group.exact for group in offers(name)[index - 1].groups)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 @settings(max_examples=4)
 @given(data=st.data())
 def test_growth_leaves_the_function_as_it_is(name: str, data: st.DataObject) -> None:
@@ -71,7 +73,7 @@ def test_growth_leaves_the_function_as_it_is(name: str, data: st.DataObject) -> 
         assert off < TOLERANCE
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 def test_every_field_grows_alone(name: str) -> None:
     """Twice as many channels, two taps more, a bridge half as wide again: in all layers."""
     tried = set()
@@ -143,7 +145,7 @@ def _scrambled(scores: Tensor, count: int, unit: int, generator: torch.Generator
     return torch.randint(len(scores), (count,), generator=generator).tolist()
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if is_exact(name, 2)])
+@pytest.mark.parametrize("name", slow_unless_default(sorted(FAMILIES.keys() - {"gmlp_ti16_224"})))
 @pytest.mark.parametrize("error", [_whole, _eighth_off])
 def test_a_wrong_split_is_noticed(name: str, error: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(widths, "split_copies", error)
@@ -194,7 +196,7 @@ def _silence(net: Network, group: ChannelGroup, gone: list[int]) -> None:
         module.register_forward_pre_hook(hook)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 @pytest.mark.parametrize(("inherit", "ratio"), [("weights", 0.6), ("data", 0.3)])
 def test_shrinking_is_exact_selection(
     name: str, inherit: str, ratio: float, monkeypatch: pytest.MonkeyPatch
@@ -233,7 +235,7 @@ def test_shrinking_is_exact_selection(
 # Copies of a channel become channels of their own.
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 def test_one_step_tells_copies_apart(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Adam's first step goes by signs: of the copies whose gradients come from few places, some
     # move alike at first. What reads them has differed before.

@@ -9,7 +9,7 @@ from autotune.models.layers import list_layers
 from autotune.models.network import build_network
 from autotune.plan import LayerPlan, TrialPlan
 from tests.support.backbones import DROPPING, SMALL, backbone, images, plan, state_of
-from tests.support.surgery import FAMILIES, built, features, pictures, source
+from tests.support.surgery import built, each_family, features, pictures, source
 
 
 def depths(name: str) -> range:
@@ -44,7 +44,7 @@ def check(name: str, depth: int) -> None:
         assert torch.equal(source.pretrained(batch), expected)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 def test_layers_that_keep_everything_are_no_surgery(name: str) -> None:
     """Said in so many words, at no depth, a middle one and all."""
     keep = LayerPlan("keep", "keep", "keep", "keep", "keep", "keep", "keep")

@@ -18,9 +18,9 @@ from autotune.models.surgery.apply import validate_plans
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
 from tests.support.backbones import state_of
 from tests.support.surgery import (
-    FAMILIES,
     built,
     change,
+    each_family,
     gives_features,
     offers,
     pictures,
@@ -44,7 +44,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {
 # What the offers allow works.
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 @settings(max_examples=2)
 @given(data=st.data())
 def test_every_plan_runs_and_survives_json(name: str, data: st.DataObject) -> None:
@@ -91,7 +91,7 @@ def test_a_plan_with_every_field_set_survives_json() -> None:
     )
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 def test_the_layers_stay_the_layers(name: str) -> None:
     """Whatever changes, a module lies in the layer that it lay in."""
     before = list_layers(source(name).pretrained)
@@ -126,7 +126,7 @@ def _all(name: str, field: str, odd: int = 0) -> TrialPlan:
     return change(name, changes)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 def test_nothing_outside_a_changed_layer_changes_its_shape(name: str) -> None:
     expected = _shapes(built(change(name, {})), name)
     for field in ("kernel", "width", "bridge", "activation", "pool"):
@@ -277,7 +277,7 @@ def test_the_first_problem_of_several_layers_is_named() -> None:
         built(plan)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 def test_what_has_a_reason_is_refused_with_it(name: str) -> None:
     found = offers(name)
     sample = {"kernel": 3, "width": 0.5, "bridge": 0.5, "activation": "elu", "pool": "avg3"}

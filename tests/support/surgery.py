@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import timm
 import torch
 from hypothesis import strategies as st
@@ -55,8 +56,17 @@ FAMILIES: dict[str, Family] = {
     "gmlp_ti16_224": Family(64, {"img_size": 64}),
     "eva02_tiny_patch14_224": Family(28, {"img_size": 28, "depth": 3}),  # SwiGLU
 }
+#: Families that differ in kind: every run tries them, only slow runs try the others.
+DEFAULT = ("test_resnet", "test_vit", "test_efficientnet", "densenet121", "gmlp_ti16_224")
 #: Layers whose changes are tried, the last ones.
 LAST = 4
+
+
+def slow_unless_default(names: Iterable[str]) -> list[Any]:
+    return [one if one in DEFAULT else pytest.param(one, marks=pytest.mark.slow) for one in names]
+
+
+each_family = pytest.mark.parametrize("name", slow_unless_default(FAMILIES))
 
 torch.set_num_threads(1)  # networks as small as these are no faster on more
 

@@ -25,9 +25,9 @@ from torch import Tensor, fx, nn
 from torch.fx import Node
 
 from autotune.errors import SplitError
-from autotune.models.backbone import first_line
 from autotune.models.device_errors import is_device_error
 from autotune.models.network import Network
+from autotune.text import error_line
 
 #: Files of torch whose modules without tensors do the same in both modes, except random ones.
 _MODELESS = frozenset(
@@ -106,9 +106,7 @@ def trace(clone: TraceClone) -> fx.Graph:
     except Exception as error:  # each architecture fails in its own way
         if is_device_error(error):
             raise
-        raise SplitError(
-            f"the backbone cannot be traced ({type(error).__name__}: {first_line(error)})"
-        ) from error
+        raise SplitError(f"the backbone cannot be traced ({error_line(error)})") from error
     if not torch.equal(before, torch.get_rng_state()):
         raise SplitError("the backbone draws random numbers that no graph can hold")
     return graph

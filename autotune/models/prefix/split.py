@@ -19,7 +19,6 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from autotune.errors import SplitError
-from autotune.models.backbone import first_line
 from autotune.models.device_errors import is_device_error
 from autotune.models.network import Network
 from autotune.models.prefix.batch_analysis import (
@@ -49,6 +48,7 @@ from autotune.models.prefix.min_cut import (
     first_nodes,
     varies,
 )
+from autotune.text import error_line
 
 #: Largest relative difference between a network that is split and the whole one, by the type in
 #: which products are computed: four to ten times the unit roundoff, which is 2^-9 in bf16 and
@@ -175,9 +175,7 @@ def split_network(network: Network, images: Tensor) -> PrefixSplit:
         except Exception as error:  # each architecture fails in its own way
             if is_device_error(error):
                 raise
-            raise SplitError(
-                f"the backbone cannot be split ({type(error).__name__}: {first_line(error)})"
-            ) from error
+            raise SplitError(f"the backbone cannot be split ({error_line(error)})") from error
 
 
 def _split(network: Network, images: Tensor) -> PrefixSplit:

@@ -33,6 +33,7 @@ from autotune.models.surgery.components import (
 )
 from autotune.models.surgery.kernels import is_spatial, kernel_problem, replace_kernel
 from autotune.models.surgery.widths import WidthChange, add_bridge, change_widths
+from autotune.text import error_line
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +89,7 @@ class _MetaProbe:
             with torch.no_grad():
                 shape = changed(self.image).shape
         except Exception as error:  # each architecture fails in its own way
-            lines = str(error).strip().splitlines()
-            return f"{type(error).__name__}: {lines[0][:160] if lines else 'no details'}"
+            return error_line(error)
         if len(shape) != len(self.shape) or (same_shape and shape != self.shape):
             return f"the output would be {tuple(shape)} instead of {tuple(self.shape)}"
         return ""

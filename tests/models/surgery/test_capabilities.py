@@ -12,7 +12,7 @@ from autotune.models.surgery.capabilities import KERNELS, POOLS, LayerCapabiliti
 from autotune.models.surgery.components import ACTIVATIONS
 from autotune.models.surgery.probing import cached_capabilities, probe_layers, without_weights
 from autotune.plan import KEEP, LayerPlan
-from tests.support.surgery import FAMILIES, offers, source, values
+from tests.support.surgery import each_family, offers, source, values
 
 FIELDS = tuple(LayerPlan().__dict__)
 
@@ -40,7 +40,7 @@ def test_channel_count(value: float, size: int, unit: int, expected: int) -> Non
     assert isinstance(found, int)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 def test_every_field_has_something_to_change_or_a_reason(name: str) -> None:
     found = offers(name)
     assert [offer.index for offer in found] == list(range(1, len(found) + 1))
@@ -247,6 +247,6 @@ def test_offers_need_no_weights_and_leave_none_behind() -> None:
     assert all(not one._forward_hooks for one in empty.modules())
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 def test_there_is_something_to_search(name: str) -> None:
     assert any(len(values(offer)) >= 3 for offer in offers(name))

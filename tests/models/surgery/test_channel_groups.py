@@ -16,7 +16,7 @@ from autotune.models.surgery.channel_groups import (
     find_channel_groups,
 )
 from autotune.models.surgery.probing import without_weights
-from tests.support.surgery import FAMILIES, source
+from tests.support.surgery import FAMILIES, each_family, source
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -149,7 +149,7 @@ def test_split_attention_softmax_and_stacked_paths() -> None:
     }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 def test_members_lie_in_tensors_of_the_network(name: str) -> None:
     model = source(name).pretrained
     found = channels(name)

@@ -18,7 +18,7 @@ from autotune.models.surgery.inheritance import (
     select_channels,
     split_copies,
 )
-from tests.support.surgery import FAMILIES, offers, pictures, source
+from tests.support.surgery import each_family, offers, pictures, source
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -144,7 +144,7 @@ def test_magnitude_counts_the_halves_of_a_gated_unit_as_one() -> None:
     assert scores.argsort(descending=True)[:2].tolist() == [6, 2]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 def test_magnitude_of_real_groups(name: str) -> None:
     for offer in offers(name):
         for channels in offer.groups:
