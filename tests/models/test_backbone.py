@@ -83,7 +83,7 @@ def test_none_gives_every_process_the_same_weights() -> None:
     assert load_backbone("test_resnet.r160_in1k", "none").weights_hash == first.weights_hash
 
 
-def test_a_loaded_backbone_is_locked_and_copied() -> None:
+def test_a_loaded_backbone_is_frozen_and_copied() -> None:
     backbone = load_backbone("test_resnet", "none", 64)
     assert isinstance(backbone, Backbone)
     assert not any(parameter.requires_grad for parameter in backbone.pretrained.parameters())
@@ -97,8 +97,10 @@ def test_a_loaded_backbone_is_locked_and_copied() -> None:
 # files
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [*((name, ".safetensors") for name in NAMES), ("test_resnet", ".pth"), ("test_vit", ".pt")],
+)
 def test_weights_of_a_file(name: str, suffix: str, tmp_path: Path) -> None:
     model = trained(name)
     file = tmp_path / f"weights{suffix}"
@@ -141,9 +143,12 @@ def test_a_file_under_the_home_folder(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("source", "name", "parts"),
     [
-        ("test_convnext", "test_resnet", ("missing: conv1.0.weight", "unknown: stem.0.weight")),
+        (
+            "test_convnext",
+            "test_resnet",
+            ("missing: conv1.0.weight", "unknown: stem.0.weight", " more"),
+        ),
         ("test_resnet", "test_vit", ("missing: cls_token, pos_embed", "unknown: conv1.0.weight")),
-        ("resnet18", "resnet34", ("missing: layer1.2.conv1.weight", " and 77 more")),
         ("resnet10t", "resnet14t", ("missing: ", "other shapes: ")),
     ],
 )

@@ -18,11 +18,10 @@ FAMILIES = (
     "test_byobnet",
     "mobilenetv3_small_050",
     "densenet121",
-    "vgg11",
-    "levit_128s",
-    "swin_tiny_patch4_window7_224",
-    "csatv2",
-    "pit_ti_224",
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("vgg11", "levit_128s", "swin_tiny_patch4_window7_224", "csatv2", "pit_ti_224")
+    ),
     "poolformer_s12",
 )
 #: Families whose parallel branches meet again at the output: timm orders them by depth.

@@ -161,7 +161,7 @@ def test_the_state_of_a_head_with_other_shapes_is_refused() -> None:
 
 
 @pytest.mark.parametrize("depth", [0, 2, 5])
-def test_a_copy_is_locked_as_the_original(depth: int) -> None:
+def test_a_copy_is_frozen_as_the_original(depth: int) -> None:
     """The moving average of the weights is a copy."""
     net = network("test_resnet", depth).train()
     twin = copy.deepcopy(net)

@@ -99,7 +99,7 @@ def stir(model: nn.Module) -> None:
             value.uniform_(0.5, 1.5)
 
 
-def offers(name: str) -> tuple[LayerCapabilities, ...]:
+def capabilities(name: str) -> tuple[LayerCapabilities, ...]:
     """Return what the last layers of a family's backbone can become."""
     found = source(name)
     layers = list_layers(found.pretrained)
@@ -194,7 +194,7 @@ def values(offer: LayerCapabilities) -> dict[str, st.SearchStrategy[Any]]:
 def plans(draw: st.DrawFn, name: str, inherits: Sequence[str] = ("weights",)) -> TrialPlan:
     """Draw a plan that the offers of a family allow."""
     changes = {}
-    for offer in offers(name):
+    for offer in capabilities(name):
         possible = values(offer)
         chosen = draw(st.sets(st.sampled_from(sorted(possible)))) if possible else set()
         changes[offer.index] = {field: draw(possible[field]) for field in sorted(chosen)}

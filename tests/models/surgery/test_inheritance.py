@@ -18,7 +18,7 @@ from autotune.models.surgery.inheritance import (
     select_channels,
     split_copies,
 )
-from tests.support.surgery import each_family, offers, pictures, source
+from tests.support.surgery import capabilities, each_family, pictures, source
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -146,7 +146,7 @@ def test_magnitude_counts_the_halves_of_a_gated_unit_as_one() -> None:
 
 @each_family
 def test_magnitude_of_real_groups(name: str) -> None:
-    for offer in offers(name):
+    for offer in capabilities(name):
         for channels in offer.groups:
             scores = magnitude_scores(source(name).pretrained, channels)
             assert scores.shape == (channels.size,)
@@ -200,7 +200,7 @@ def test_activity_falls_back_on_magnitude() -> None:
 
 def test_channel_norms_of_tokens_and_nothing_stays_behind() -> None:
     found = source("test_vit").pretrained
-    name = offers("test_vit")[0].groups[0].readers[0]
+    name = capabilities("test_vit")[0].groups[0].readers[0]
     seen: list[Tensor] = []
     hook = found.get_submodule(name).register_forward_pre_hook(
         lambda _, args: seen.append(args[0])

@@ -14,7 +14,7 @@ from autotune.models.surgery.capabilities import channel_count
 from autotune.models.surgery.channel_groups import ChannelGroup, Member
 from autotune.models.surgery.widths import WidthChange, add_bridge, change_widths
 from tests.support.backbones import state_of
-from tests.support.surgery import each_family, offers, pictures, source
+from tests.support.surgery import capabilities, each_family, pictures, source
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -204,7 +204,9 @@ def test_nothing_is_inherited_where_nothing_is_to_be() -> None:
 @each_family
 @pytest.mark.parametrize("ratio", [0.3, 1.7])
 def test_nothing_but_the_members_is_touched(name: str, ratio: float) -> None:
-    groups = [one for offer in offers(name) for one in offer.groups if ratio < 1 or offer.can_grow]
+    groups = [
+        one for offer in capabilities(name) for one in offer.groups if ratio < 1 or offer.can_grow
+    ]
     if not groups:
         return
     model = copy.deepcopy(source(name).pretrained)
