@@ -4,9 +4,9 @@
     python benchmarks/coverage.py resnet vgg --show # some of them, printed only
 
 For the smallest classification model of every timm model module, with random weights: every depth
-is built and its frozen layers are checked, the head is tried, and every kind of change is applied to all of
-the last 8 layers that offer it, one kind at a time, followed by a forward pass, a backward pass
-and one optimizer step. Changes that promise to leave the function as it is are held to it. Plans
+is built and its frozen layers are checked, the head is tried, and every kind of change is applied
+to all of the last 8 layers that can take it, one kind at a time, followed by a forward pass, a
+backward pass and one optimizer step. Changes that claim to preserve the function must do so. Plans
 go through JSON. Each family runs in a process of its own.
 """
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import autotune
-from autotune.atomic import write_whole
+from autotune.atomic import write_bytes
 
 ARCHITECTURE = "test_resnet"
 CLASSES = string.ascii_uppercase + string.ascii_lowercase
@@ -162,7 +162,7 @@ def write(state: dict[str, Tensor], metadata: dict[str, str], path: Path) -> Non
     data = save(state, metadata)
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    write_whole(path, data[:8] + header.ljust(end - 8) + data[end:])
+    write_bytes(path, data[:8] + header.ljust(end - 8) + data[end:])
 
 
 def main() -> None:

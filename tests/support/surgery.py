@@ -19,6 +19,7 @@ from autotune.models.layers import list_layers
 from autotune.models.network import Network, build_network
 from autotune.models.surgery.aligned_pool import POOLS
 from autotune.models.surgery.capabilities import KERNELS, LayerCapabilities
+from autotune.models.surgery.channel_groups import ChannelGroup, Member
 from autotune.models.surgery.components import ACTIVATIONS
 from autotune.models.surgery.probing import cached_capabilities
 from autotune.plan import LayerPlan, TrialPlan
@@ -104,6 +105,20 @@ def capabilities(name: str) -> tuple[LayerCapabilities, ...]:
     found = source(name)
     layers = list_layers(found.pretrained)
     return cached_capabilities(found, layers, min(LAST, len(layers)))[:LAST]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def member(
+    name: str, side: str, length: int, *segments: tuple[int, int, int], dim: int = 0
+) -> Member:
+    return Member(name, side, dim, length, segments or ((0, 1, 1),))  # type: ignore[arg-type]
+
+
+def group(size: int, *members: Member, unit: int = 1) -> ChannelGroup:
+    return ChannelGroup(1, size, unit, True, True, members)
 
 
 def change(name: str, changes: Mapping[int, Mapping[str, Any]], **more: Any) -> TrialPlan:

@@ -14,21 +14,15 @@ from autotune.models.surgery.capabilities import channel_count
 from autotune.models.surgery.channel_groups import ChannelGroup, Member
 from autotune.models.surgery.widths import WidthChange, add_bridge, change_widths
 from tests.support.backbones import state_of
-from tests.support.surgery import capabilities, each_family, pictures, source
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def member(
-    name: str, side: str, length: int, *segments: tuple[int, int, int], dim: int = 0
-) -> Member:
-    return Member(name, side, dim, length, segments or ((0, 1, 1),))  # type: ignore[arg-type]
-
-
-def group(size: int, *members: Member, unit: int = 1) -> ChannelGroup:
-    return ChannelGroup(1, size, unit, True, True, members)
+from tests.support.surgery import (
+    capabilities,
+    each_family,
+    group,
+    member,
+    pictures,
+    seeded,
+    source,
+)
 
 
 def norm(name: str, size: int) -> list[Member]:
@@ -121,8 +115,7 @@ def test_one_tensor_can_hold_the_channels_of_several_groups() -> None:
             self.last = nn.Conv2d(20 + 3, 4, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.last(torch.cat([self.one(x), self.two(x), x], 1))
-            return out
+            return self.last(torch.cat([self.one(x), self.two(x), x], 1))
 
     model = random(Two())
     one = group(8, member("one", "out", 8), member("last", "in", 23, (0, 1, 1)))
