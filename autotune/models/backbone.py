@@ -111,15 +111,9 @@ def _packaged(name: str) -> Path:
 
 
 def build_backbone(name: str, image_size: int | None, device: str = "cpu") -> nn.Module:
-    """Build a timm model without classifier and without pretrained weights.
+    """Build a timm model without classifier; its random weights are the same in every process.
 
-    Args:
-        name: timm model name, with or without a pretrained tag.
-        image_size: Side of the square input in pixels; ``None`` for the backbone's own.
-        device: ``meta`` allocates nothing.
-
-    Returns:
-        The model; its random weights are the same in every process.
+    The device ``meta`` allocates nothing.
 
     Raises:
         BackboneError: When the backbone cannot take images of that size.

@@ -247,14 +247,7 @@ def set_pool(module: nn.Module, pool: str, name: str) -> None:
 
 
 def pool_problem(model: nn.Module, name: str, pool: str, input_size: tuple[int, int, int]) -> str:
-    """Return why a backbone on the meta device cannot have a global pooling, or "".
-
-    Args:
-        model: The backbone; a copy of it is changed.
-        name: Its name.
-        pool: The pooling.
-        input_size: Channels, height and width of its images.
-    """
+    """Return why a backbone on the meta device cannot have a global pooling, "" if it can."""
     if pool == KEEP:
         return ""
     changed = copy.deepcopy(model)

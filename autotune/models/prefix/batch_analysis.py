@@ -225,11 +225,7 @@ def for_other_mode(
 ) -> GraphAnalysis:
     """Return the analysis of another mode whose graph has the same nodes.
 
-    Args:
-        root: The module in the other mode.
-        analysis: That of the first mode; nodes whose modules do something else in the other mode
-            are not frozen.
-        shape: Shape of one image.
+    Nodes whose modules do something else in the other mode are not frozen.
     """
     digests: dict[Node, str] = {}
     for node in analysis.graph.nodes:

@@ -52,11 +52,8 @@ class TraceClone(nn.Module):
     """A copy of a network's backbone for tracing and trial runs.
 
     It shares the network's parameters, but not modes and buffers, so that nothing done with it
-    changes the network. Names are those of the network.
-
-    Args:
-        network: The network.
-        training: Whether to set the modes of :meth:`Network.train` or those of evaluation.
+    changes the network. Names are those of the network; modes are those of :meth:`Network.train`
+    or of evaluation.
     """
 
     def __init__(self, network: Network, training: bool) -> None:
@@ -169,13 +166,7 @@ def reads_trainable_state(node: Node, root: nn.Module, trainable: frozenset[str]
 def digest(
     node: Node, root: nn.Module, digests: Mapping[Node, str], images: tuple[int, ...]
 ) -> str:
-    """Return the digest of a node, 32 hexadecimal digits.
-
-    Args:
-        node: The node.
-        root: The module that it belongs to.
-        digests: Those of its arguments.
-        images: Shape of one image.
+    """Return the digest of a node, 32 hexadecimal digits, from those of its arguments.
 
     Raises:
         SplitError: When an argument has no text that is the same in every process.

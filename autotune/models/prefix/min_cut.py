@@ -32,13 +32,7 @@ def varies(analysis: GraphAnalysis, node: Node) -> bool:
 def dependencies(
     analysis: GraphAnalysis, wanted: Iterable[Node], given: Iterable[str] = ()
 ) -> set[Node]:
-    """Return all nodes needed to compute some nodes, these included.
-
-    Args:
-        analysis: The graph.
-        wanted: The nodes.
-        given: Digests of frozen nodes whose values are given.
-    """
+    """Return all nodes that some nodes need, these included, without what ``given`` replaces."""
     needed: set[Node] = set()
     waiting = list(wanted)
     while waiting:

@@ -415,12 +415,9 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def trace_channels(model: nn.Module, image: Tensor, wanted: Iterable[str]) -> ChannelTrace:
-    """Run a network once and trace the channels of some of its modules.
+    """Run a network once and trace the channels of the wanted convolutions and linear layers.
 
-    Args:
-        model: The network, in evaluation mode; the meta device suffices.
-        image: ``(1, C, H, W)`` on the same device.
-        wanted: Names of the convolutions and linear layers whose channels are traced.
+    The network is in evaluation mode; the meta device suffices. The image is ``(1, C, H, W)``.
     """
     tracer = _ChannelTracer(model, frozenset(wanted))
     with ExitStack() as stack:

@@ -77,12 +77,7 @@ class _MetaProbe:
         return hook
 
     def problem(self, change: Callable[[nn.Module], None], same_shape: bool = True) -> str:
-        """Run a changed copy; return why that fails, "" if it works.
-
-        Args:
-            change: Changes the copy.
-            same_shape: Whether the number of features must stay the same.
-        """
+        """Run a changed copy; return why that fails, "" if it works."""
         changed = copy.deepcopy(self.model)
         try:
             change(changed)
@@ -98,10 +93,10 @@ class _MetaProbe:
 def probe_layers(
     model: nn.Module, layers: Sequence[Layer], input_size: tuple[int, int, int]
 ) -> tuple[LayerCapabilities, ...]:
-    """Find out what layers can become.
+    """Find out what the last layers of a backbone on the meta device can become.
 
     Args:
-        model: The backbone without a classifier, in evaluation mode, on the meta device.
+        model: The backbone without a classifier.
         layers: Its last layers, the last one first.
         input_size: Channels, height and width of its images.
     """
@@ -136,16 +131,7 @@ def _with_reasons(candidate: LayerCapabilities, width_reason: str | None) -> Lay
 def cached_capabilities(
     backbone: Backbone, layers: Sequence[Layer], last: int
 ) -> tuple[LayerCapabilities, ...]:
-    """Return what the last layers of a backbone can become, probed once for each backbone.
-
-    Args:
-        backbone: The backbone.
-        layers: All of its layers, the last one first.
-        last: Number of layers that are needed.
-
-    Returns:
-        Capabilities of the last ``last`` layers or more.
-    """
+    """Return what the last ``last`` layers or more can become, probed once for each backbone."""
     known = _cache.get(backbone.pretrained, ())
     if len(known) < last:
         model = without_weights(backbone.pretrained)
