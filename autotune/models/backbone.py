@@ -191,7 +191,7 @@ def _mismatches(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str
     own = model.state_dict()
     classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = tuple(
-        f"{one}." for one in ([classifier] if isinstance(classifier, str) else classifier)
+        f"{prefix}." for prefix in ([classifier] if isinstance(classifier, str) else classifier)
     )
     differences = {
         "missing": [k for k in own if k not in state and not k.endswith("num_batches_tracked")],

@@ -89,7 +89,9 @@ class FlopsProfile:
 
         def count(*args: Any, **kwargs: Any) -> int:
             flops = formula(*args, **kwargs)
-            storages = (one.untyped_storage()._cdata for one in args if isinstance(one, Tensor))
+            storages = (
+                operand.untyped_storage()._cdata for operand in args if isinstance(operand, Tensor)
+            )
             owners = (self._owner[storage] for storage in storages if storage in self._owner)
             self._flops[next(owners, self._running[-1])] += flops
             return flops
@@ -108,7 +110,7 @@ class FlopsProfile:
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             self._running.pop()
             if isinstance(output, list | tuple):
-                output = next((one for one in output if isinstance(one, Tensor)), None)
+                output = next((part for part in output if isinstance(part, Tensor)), None)
             if place is None or not isinstance(output, Tensor) or output.ndim < 2:
                 return
             shape = tuple(output.shape)

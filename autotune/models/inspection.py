@@ -124,7 +124,7 @@ class Inspection:
     @property
     def parameters(self) -> int:
         """Number of trainable values without the head."""
-        return sum(one.layer.parameters for one in self.layers)
+        return sum(inspected.layer.parameters for inspected in self.layers)
 
     def to_json(self) -> dict[str, Any]:
         """Return the inspection as plain JSON values."""

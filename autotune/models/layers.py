@@ -134,7 +134,9 @@ def _places(
         elif group in merged or group == max(group_of.values()):
             places[name] = merged.get(group)
         else:
-            places[name] = max((merged[one] for one in merged if one < group), default=None)
+            places[name] = max(
+                (merged[earlier] for earlier in merged if earlier < group), default=None
+            )
     return places
 
 

@@ -203,7 +203,7 @@ def build_network(
         if plan.inherit == "data" and any(layer.width != KEEP for layer in plan.layers):
             assert sample is not None, "inherit: data needs images"
             readers = [
-                name for one in capabilities for group in one.groups for name in group.readers
+                name for layer in capabilities for group in layer.groups for name in group.readers
             ]
             norms = channel_norms(module.eval(), readers, sample())
         apply_layer_plans(module, plan, capabilities, seed, norms)

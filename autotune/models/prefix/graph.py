@@ -250,10 +250,10 @@ def _spell(value: Any, digests: Mapping[Node, str]) -> str:
         case Node():
             return digests[value]
         case tuple() | list():
-            inner = ", ".join(_spell(one, digests) for one in value)
+            inner = ", ".join(_spell(item, digests) for item in value)
             return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
         case Mapping():
-            return str({str(key): _spell(one, digests) for key, one in value.items()})
+            return str({str(key): _spell(item, digests) for key, item in value.items()})
         case slice():
             return f"slice{_spell((value.start, value.stop, value.step), digests)}"
         case Tensor():

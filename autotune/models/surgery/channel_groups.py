@@ -184,7 +184,7 @@ def _group(
     model: nn.Module,
 ) -> ChannelGroup | str:
     """Make the group of some classes, or return why the number of its channels is fixed."""
-    reason = next((trace.fixed[one] for one in key if one in trace.fixed), None)
+    reason = next((trace.fixed[channel] for channel in key if channel in trace.fixed), None)
     if reason is not None:
         return reason
     channels = classes[np.sort(np.unique(classes, return_index=True)[1])]

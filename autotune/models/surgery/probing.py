@@ -116,7 +116,9 @@ def probe_layers(
             replace(_candidates(probe, layer), groups=groups, residual_writers=writers)
         )
     checked = _without_failing_widths(probe, _without_failing_changes(probe, candidates))
-    return tuple(_with_reasons(one, channels.reasons.get(one.index)) for one in checked)
+    return tuple(
+        _with_reasons(candidate, channels.reasons.get(candidate.index)) for candidate in checked
+    )
 
 
 def _with_reasons(candidate: LayerCapabilities, width_reason: str | None) -> LayerCapabilities:
@@ -288,5 +290,5 @@ def _without_failing_widths(
                     layer, groups=working, reasons=layer.reasons if working else reasons
                 )
     if problem(all_groups(), 1.5):
-        checked = [replace(one, can_grow=not problem(one.groups, 1.5)) for one in checked]
+        checked = [replace(layer, can_grow=not problem(layer.groups, 1.5)) for layer in checked]
     return checked
