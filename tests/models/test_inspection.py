@@ -75,7 +75,7 @@ def test_what_is_known_of_resnet50() -> None:
 
 def test_the_size_of_the_images_counts() -> None:
     small, own = inspected("test_resnet", 32), inspected("test_resnet")
-    assert (small.input_size, small.layers[0].shape) == ((3, 32, 32), (96, 2, 2))
+    assert (small.input_size, small.layers[0].shape) == ((3, 32, 32), (96, 1, 1))
     assert small.parameters == own.parameters
     assert small.macs < own.macs / 3
 
@@ -90,7 +90,7 @@ def slow(*values: Any) -> Any:
         ("test_vit", (101, 64), "Block"),
         ("test_convnext", (64, 5, 5), "ConvNeXtBlock"),
         ("test_efficientnet", (256, 5, 5), "InvertedResidual"),
-        ("mobilenetv3_small_050", (1024,), "conv"),
+        slow("mobilenetv3_small_050", (1024,), "conv"),
         slow("densenet121", (1024, 7, 7), "DenseLayer"),
         slow("hiera_tiny_224", (49, 768), "HieraBlock"),  # torch.fx cannot trace it
         slow("poolformer_s12", (512, 7, 7), "MetaFormerStage"),  # timm has no matcher for it
@@ -123,6 +123,7 @@ def test_attention_counts_where_it_runs() -> None:
     assert block.macs == linear + 2 * tokens**2 * channels
 
 
+@pytest.mark.slow
 def test_a_layer_of_several_blocks_counts_them() -> None:
     kinds = [one.kind for one in inspected("mobilenetv3_small_050").layers]
     assert kinds[1:3] == ["ConvBnAct", "InvertedResidual"]

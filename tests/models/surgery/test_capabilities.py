@@ -79,9 +79,10 @@ def test_capabilities_of_known_blocks() -> None:
 
 
 def test_activations_of_gates_stay() -> None:
-    found = capabilities("mobilenetv3_small_050")[2]
-    assert all(".se." not in name for name in found.activations)
-    assert set(found.activations.values()) == {"hardswish"}
+    gated = capabilities("test_efficientnet")[1]
+    modules = list_layers(source("test_efficientnet").pretrained)[1].modules
+    assert any(".se.act" in name for name in modules)
+    assert gated.activations and all(".se." not in name for name in gated.activations)
 
 
 def test_more_channels_are_refused_where_the_layer_cannot_grow() -> None:
