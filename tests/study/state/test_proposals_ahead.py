@@ -76,7 +76,7 @@ def asked(claims: TrialQueue) -> int:
 
 def test_others_can_claim_while_a_sampler_draws(url: str) -> None:
     other = claims_of(url, [1])
-    other.begin(Budget(10))
+    other.set_budget(Budget(10))
     held: list[bool] = []
 
     def look(asked: int) -> None:
@@ -92,7 +92,7 @@ def test_a_plan_that_another_worker_takes_meanwhile_is_not_trained_twice(
     url: str, sees_running: bool
 ) -> None:
     other = claims_of(url, [3])
-    other.begin(Budget(10))
+    other.set_budget(Budget(10))
 
     def take(asked: int) -> None:
         if asked == 1:
@@ -106,7 +106,7 @@ def test_a_plan_that_another_worker_takes_meanwhile_is_not_trained_twice(
 def test_where_others_are_always_quicker_a_claim_still_ends(url: str) -> None:
     depths = list(range(1, MAX_PROPOSALS + 1))
     other = claims_of(url, depths)
-    other.begin(Budget(20))
+    other.set_budget(Budget(20))
     claims = claims_of(
         url, depths, lambda asked: depth_of(other.claim(f"host/2/{asked}")), sees_running=True
     )
@@ -118,7 +118,7 @@ def test_where_others_are_always_quicker_a_claim_still_ends(url: str) -> None:
 
 def test_the_last_trial_of_a_budget_is_started_once(url: str) -> None:
     other = claims_of(url, [3])
-    other.begin(Budget(1))
+    other.set_budget(Budget(1))
     claims = claims_of(url, [4], lambda asked: depth_of(other.claim("host/2/0")))
     ended = claims.claim("host/1/0")
     assert isinstance(ended, StopReason) and ended.kind == "trials"
@@ -127,7 +127,7 @@ def test_the_last_trial_of_a_budget_is_started_once(url: str) -> None:
 
 def test_what_is_queued_meanwhile_comes_first(url: str) -> None:
     other = claims_of(url, [3])
-    other.begin(Budget(10))
+    other.set_budget(Budget(10))
     claims = claims_of(
         url, [4], lambda asked: other.study.enqueue_trial({"depth": 7}, skip_if_exists=True)
     )

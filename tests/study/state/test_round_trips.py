@@ -128,7 +128,7 @@ def test_two_objectives_have_a_value_each(url: str) -> None:
         sampler=Sampler(),
     )
     two = TrialQueue(study, claims.storage, url, SPACE)
-    two.begin(Budget(10))
+    two.set_budget(Budget(10))
     two.finish(claimed(two), TrialState.COMPLETE, [0.5, 7.0])
     pruned = claimed(two)
     two.storage.set_trial_intermediate_value(pruned.trial._trial_id, 1, 0.1)
