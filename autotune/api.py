@@ -20,7 +20,7 @@ from rich.text import Text
 from autotune.config.loading import load_study_file
 from autotune.config.schema import BUDGETS, StudyConfig
 from autotune.display.console import check_folder, check_writable, plain_console
-from autotune.errors import AutotuneError, StudyError, UserError, join_sentences, nearest
+from autotune.errors import AutotuneError, StudyError, UserError, did_you_mean, join_sentences
 from autotune.plan import TrialPlan
 from autotune.storage.url import absolute_url, redact
 
@@ -242,7 +242,7 @@ class Study:
         if opened is None:
             return None
         trials = opened.study.get_trials(deepcopy=False)
-        return self._summary(ranking.best_of(trials, attrs.metric_direction(opened.study)))
+        return self._summary(ranking.best_trial(trials, attrs.metric_direction(opened.study)))
 
     @property
     def baseline(self) -> TrialSummary | None:
@@ -475,7 +475,7 @@ class Study:
                 join_sentences(
                     f"the study {self._name!r} searches {', '.join(known) or 'nothing yet'}, but "
                     f"got {name!r}",
-                    nearest(name, known),
+                    did_you_mean(name, known),
                 )
             )
         return self._drawn(
@@ -525,7 +525,7 @@ class Study:
 
         study = opened.study
         trials = study.get_trials(deepcopy=False)
-        best = ranking.best_of(trials, attrs.metric_direction(study))
+        best = ranking.best_trial(trials, attrs.metric_direction(study))
         progress = attrs.count_progress(trials, attrs.trial_budget(study))
         rows = [
             (name, f"{number} ({made_of})")
@@ -575,7 +575,7 @@ class Study:
         if trial is None or plan is None:
             return None
         study = self._opened().study
-        words = plan.in_words(attrs.has_several_backbones(study.user_attrs))
+        words = plan.describe(attrs.has_several_backbones(study.user_attrs))
         params = active_params(trial, space_of(study))
         value, *costs = trial.values
         return TrialSummary(trial.number, value, plan, words, params, *costs)

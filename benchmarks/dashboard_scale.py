@@ -52,7 +52,7 @@ from optuna_dashboard import wsgi
 from optuna_dashboard._note import note_ver_key, split_body
 from rich.console import Console
 
-from autotune.config.loading import apply_overrides, check, presets, read_yaml
+from autotune.config.loading import apply_overrides, presets, read_yaml, validate
 from autotune.data.views.study_data import StudyData
 from autotune.results.dashboard.notes import NoteContext, study_note, trial_note
 from autotune.search.space import Space
@@ -83,7 +83,7 @@ def make_study(folder: Path, trials: int) -> OpenStudy:
     """Make a study: two thirds complete, one third pruned; those of its start stay queued."""
     url = f"sqlite:///{folder}/study.db"
     given = {"name": NAME, "storage": url, "training.epochs": EPOCHS, "search.trials": trials}
-    config = check(apply_overrides(read_yaml(presets()["digits"]), given), "benchmark")
+    config = validate(apply_overrides(read_yaml(presets()["digits"]), given), "benchmark")
     definition = define(config)
     files = StudyPaths.from_url(config.storage, config.files)
     task = StudyData.open(config.dataset, config.data, definition.specs[0], files.cache)

@@ -42,7 +42,7 @@ from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
 
-from autotune.config.loading import check
+from autotune.config.loading import validate
 from autotune.config.schema import StudyConfig
 from autotune.search.dimensions import suggest
 from autotune.search.pruners import make_pruner
@@ -93,7 +93,7 @@ def make_config(sampler: str) -> StudyConfig:
         "search": {"sampler": sampler, "pruner": "none", "trials": 10**6},
         "training": {"epochs": EPOCHS},
     }
-    return check(values, "benchmark")
+    return validate(values, "benchmark")
 
 
 @cache

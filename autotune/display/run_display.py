@@ -23,6 +23,7 @@ from autotune.results.values.objective import Objective, format_values
 from autotune.search import ranking
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, device_hours_used, stop_reason, trials_since_best
+from autotune.text import format_clock
 
 if TYPE_CHECKING:
     from optuna.study import Study, StudyDirection
@@ -195,7 +196,7 @@ class State:
         self.left = Left.of(study, time.time())
         self.progress = attrs.count_progress(trials, self.left.budget.trials)
         baseline = attrs.find_baseline(trials)
-        best = ranking.best_of(trials, attrs.metric_direction(study))
+        best = ranking.best_trial(trials, attrs.metric_direction(study))
         self.baseline = self._values(baseline) if baseline else ""
         self.best, self.best_trial = (self._values(best), best.number) if best else ("", None)
 
@@ -297,16 +298,6 @@ def _device(event: dict[str, Any]) -> str:
     return f"{event['device'].removeprefix('NVIDIA ')} {gpu}".strip()
 
 
-def duration(seconds: float | None) -> str:
-    """Write a duration as minutes and seconds, of an hour or more as hours, minutes, seconds."""
-    if seconds is None:
-        return "?"
-    minutes, rest = divmod(int(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}:{rest:02d}"
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
 class LiveView:
     """Redraws one picture of the study in place."""
 
@@ -336,7 +327,7 @@ def draw(state: State) -> RenderableType:
         bar.add_row(
             ProgressBar(1.0, state.share_used(), width=18),
             Text(state.counts()),
-            Text(f"time left {duration(state.time_left_s())}"),
+            Text(f"time left {format_clock(state.time_left_s())}"),
         )
         parts += [bar, Text(f"validation {objective}: {state.scores()}")]
     if state.step:
@@ -399,7 +390,7 @@ class PlainView:
             ended = f"{event['state']} {state.show(event['value'])}".strip()
             return (
                 f"trial {event['trial']}: {ended} | {worker.plan} | {state.scores()} | "
-                f"{state.counts()} | time left {duration(state.time_left_s())}"
+                f"{state.counts()} | time left {format_clock(state.time_left_s())}"
             )
         if kind in _ENDS:
             return state.obituary(event)

@@ -145,7 +145,7 @@ def _front(found: Summary) -> Table:
 def _words(trial: FrozenTrial, named: bool) -> str:
     plan = attrs.trial_plan(trial)
     origin = attrs.trial_origin(trial)
-    return (plan.in_words(named) if plan else "") + (f" ({origin})" if origin else "")
+    return (plan.describe(named) if plan else "") + (f" ({origin})" if origin else "")
 
 
 def _report_of(opened: OpenStudy) -> Path | None:

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from autotune.display.run_display import Left, duration
+from autotune.display.run_display import Left
 from autotune.display.worker_table import failures_line, speed, workers_table
 from autotune.errors import StorageError, StudyError
 from autotune.results.report.workers import WorkerRow, failures_by_reason, worker_rows
@@ -26,6 +26,7 @@ from autotune.storage.url import database_path, is_sqlite
 from autotune.study.doctor.snapshot import Snapshot, take_snapshot
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
+from autotune.text import format_clock
 
 #: Seconds between two looks: on a terminal, and where every look is printed below the last one.
 EVERY_S = 2.0
@@ -70,7 +71,7 @@ class Picture:
         if snapshot.ended is not None:
             parts.append(Text(f"ended: {snapshot.ended.words}"))
         if self.trouble:
-            away = duration(time.time() - snapshot.moment)
+            away = format_clock(time.time() - snapshot.moment)
             parts.append(Text(f"not seen for {away}: {self.trouble}", style="bold red"))
         return Group(*parts, Text())
 
@@ -94,13 +95,13 @@ class Picture:
         bar.add_row(
             ProgressBar(1.0, left.share_used(progress.finished, snapshot.moment), width=18),
             Text(words),
-            Text("" if seconds is None else f"time left {duration(seconds)}"),
+            Text("" if seconds is None else f"time left {format_clock(seconds)}"),
         )
         return bar
 
     def _scores(self) -> str:
         trials = self.snapshot.trials
-        best = ranking.best_of(trials, self.objective.direction)
+        best = ranking.best_trial(trials, self.objective.direction)
         baseline = attrs.find_baseline(trials)
         shown = [
             f"{name} {format_values(trial, self.objective, self.cost)} (trial {trial.number})"

@@ -79,7 +79,7 @@ class StudyResults:
     @cached_property
     def best(self) -> FrozenTrial | None:
         """The best complete trial within the limits, or ``None``."""
-        return ranking.best_of(self.trials, self.direction)
+        return ranking.best_trial(self.trials, self.direction)
 
     @cached_property
     def baseline(self) -> FrozenTrial | None:
@@ -102,7 +102,7 @@ class StudyResults:
         """The Pareto front from the best metric to the lowest cost; empty with one objective."""
         if self.cost is None:
             return ()
-        return tuple(ranking.front_of(self.trials, self.direction))
+        return tuple(ranking.pareto_front(self.trials, self.direction))
 
     @cached_property
     def closest_to_feasible(self) -> FrozenTrial | None:
@@ -195,7 +195,7 @@ class StudyResults:
     def describe_plan(self, trial: FrozenTrial) -> str:
         """Return the plan of a trial in words; empty when it never got one."""
         plan = attrs.trial_plan(trial)
-        return plan.in_words(self.has_several_backbones) if plan else ""
+        return plan.describe(self.has_several_backbones) if plan else ""
 
     def layers_of(self, trial: FrozenTrial) -> Sequence[Mapping[str, Any]]:
         """Return the layers of a trial's backbone, the last layer first."""

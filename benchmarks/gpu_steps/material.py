@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from autotune.config.loading import apply_overrides, check, presets, read_yaml
+from autotune.config.loading import apply_overrides, presets, read_yaml, validate
 from autotune.config.schema import StudyConfig
 from autotune.data.views.study_data import StudyData
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
@@ -40,7 +40,7 @@ def configure(context: Context, name: str, **overrides: Any) -> StudyConfig:
         "files": str(context.folder / "files"),
         **{key.replace("__", "."): value for key, value in overrides.items()},
     }
-    return check(apply_overrides(read_yaml(presets()["folder"]), values), "gpu.py")
+    return validate(apply_overrides(read_yaml(presets()["folder"]), values), "gpu.py")
 
 
 def open_study(config: StudyConfig) -> OpenStudy:

@@ -15,7 +15,7 @@ from rich.console import Console
 from autotune.config.schema import StudyConfig
 from autotune.data.progress import COMPARING, INDEXING, READING
 from autotune.display import run_display as view_module
-from autotune.display.run_display import Left, State, draw, duration, make_view
+from autotune.display.run_display import Left, State, draw, make_view
 from autotune.search import ranking
 from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import open_storage
@@ -73,7 +73,7 @@ def test_the_live_view_shows_all_there_is(opened: OpenStudy) -> None:
     text = drawn(state)
     trials = opened.study.get_trials(deepcopy=False)
     progress = attrs.count_progress(trials, 40)
-    best = ranking.best_of(trials, opened.study.direction)
+    best = ranking.best_trial(trials, opened.study.direction)
     assert best is not None and best.value is not None
     assert text.startswith("study made\n")
     bar = re.search(r"^([━╸╺]{18})  (\S.*\S)  time left (\S+)$", text.splitlines()[1].rstrip())
@@ -219,13 +219,6 @@ def test_a_warm_start_is_told_before_the_first_trial(opened: OpenStudy, terminal
         told = "warm start: trial 3 of study dogs is queued" in output.getvalue()
         assert told is not begun
         assert ("trial 5 is dropped: too deep" in output.getvalue()) is not begun
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(None, "?"), (0, "0:00"), (61.9, "1:01"), (3600, "1:00:00")]
-)
-def test_duration(seconds: float | None, text: str) -> None:
-    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from autotune.errors import DeviceError, NoDeviceError, UserError
-from autotune.runtime import prefer_gpu_settings
+from autotune.runtime import set_gpu_defaults
 from autotune.study import devices
 from autotune.study.engine.launcher import resolve_gpus
 from autotune.study.engine.worker import (
@@ -272,7 +272,7 @@ def test_a_gpu_has_a_name_by_which_it_is_told_from_others(
 
 def test_what_the_user_has_set_is_kept() -> None:
     environment: dict[str, str] = {}
-    prefer_gpu_settings(environment)
+    set_gpu_defaults(environment)
     assert environment == {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
@@ -280,7 +280,7 @@ def test_what_the_user_has_set_is_kept() -> None:
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         given = {"CUDA_DEVICE_ORDER": "FASTEST_FIRST", name: "max_split_size_mb:64"}
         environment = dict(given)
-        prefer_gpu_settings(environment)
+        set_gpu_defaults(environment)
         assert environment == given
 
 

@@ -76,7 +76,7 @@ def _kept(name: str) -> Downloadable:
         DatasetError: When there is none of that name.
     """
     from autotune.data.sources.registry import dataset_names, downloadable
-    from autotune.errors import DatasetError, join_sentences, nearest
+    from autotune.errors import DatasetError, did_you_mean, join_sentences
 
     kept = downloadable(name)
     if kept is None:
@@ -84,7 +84,7 @@ def _kept(name: str) -> Downloadable:
         raise DatasetError(
             join_sentences(
                 f"the data sets that can be fetched are {', '.join(names)}, but got {name!r}",
-                nearest(name, names),
+                did_you_mean(name, names),
             )
         )
     return kept

@@ -230,7 +230,7 @@ def _draw(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -
         values = {"plan": plan.to_json(), "layers": [asdict(row) for row in picture]}
         typer.echo(json.dumps(values, indent=2))
         return
-    shown.print(Text(f"{plan.backbone}, {source}: {plan.in_words()}"))
+    shown.print(Text(f"{plan.backbone}, {source}: {plan.describe()}"))
     shown.print()
     shown.print(in_lines(as_text(picture)))
     shown.print()

@@ -32,7 +32,7 @@ def best(
 
     opened = open_existing(located.name, located.storage, located.files)
     trials = opened.study.get_trials(deepcopy=False)
-    found = ranking.best_of(trials, attrs.metric_direction(opened.study))
+    found = ranking.best_trial(trials, attrs.metric_direction(opened.study))
     if found is None:
         raise StudyError(f"the study {located.name!r} has {explain_no_best(trials)}")
     names = tuple(opened.config().directions)
@@ -64,7 +64,7 @@ def _words(trial: FrozenTrial, named: bool) -> str:
     from autotune.study.state import attrs
 
     plan = attrs.trial_plan(trial)
-    return plan.in_words(named) if plan else ""
+    return plan.describe(named) if plan else ""
 
 
 def _in_yaml(values: dict[str, Any], *, lines: bool = False) -> str:

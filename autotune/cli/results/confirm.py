@@ -71,7 +71,7 @@ def confirm(
     several = attrs.has_several_backbones(opened.study.user_attrs)
     shown.print(_table(found, opened.name, objective))
     for one in (found.baseline, *found.plans):  # their plans would not fit beside the numbers
-        shown.print(Text(f"{_who(one.trial)}: {one.plan.in_words(several)}"))
+        shown.print(Text(f"{_who(one.trial)}: {one.plan.describe(several)}"))
     for one in found.plans:
         if one.failed:
             shown.print(Text(f"{_who(one.trial)} has no mean: {one.failed}"))

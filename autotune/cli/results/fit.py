@@ -69,7 +69,7 @@ def fit(
         typer.echo(json.dumps(result.to_json(), indent=2))
         return
     shown = console()
-    for sentence in (f"Fitted: {result.selection.in_words()}.", *result.selection.remarks):
+    for sentence in (f"Fitted: {result.selection.describe()}.", *result.selection.remarks):
         shown.print(Text(sentence))
     shown.print(
         f"On the {result.test_images} images of the test part, trained on {result.images} others:",

@@ -48,7 +48,7 @@ def rerun(
     then, now = found.values
     epochs = len(found.reproduced)
     pruned = f", pruned after epoch {max(found.reproduced)}" if found.pruned else ""
-    shown.print(Text(f"trial {trial}{pruned}: {found.plan.in_words()}"))
+    shown.print(Text(f"trial {trial}{pruned}: {found.plan.describe()}"))
     shown.print(
         Text(
             f"{objective.label} {objective.format_value(then)} then, "

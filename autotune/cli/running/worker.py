@@ -20,7 +20,7 @@ from autotune.display.console import (
     images_in_words,
     locate,
 )
-from autotune.runtime import prefer_gpu_settings
+from autotune.runtime import set_gpu_defaults
 from autotune.text import VisibleFormatter
 
 
@@ -39,7 +39,7 @@ def worker(
 ) -> None:
     """Attach one more worker to a study that 'autotune run' has made."""
     located = locate(study, overrides, name, storage)
-    prefer_gpu_settings(os.environ)  # torch may read them when it is imported
+    set_gpu_defaults(os.environ)  # torch may read them when it is imported
     from autotune.data.sources.registry import fetch_source
     from autotune.results.values.objective import Objective
     from autotune.study.engine.worker import Job, run_worker, worker_name

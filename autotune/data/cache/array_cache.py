@@ -42,7 +42,7 @@ from autotune.data.cache.entry import (
     try_lock,
     write_record,
 )
-from autotune.errors import CacheError, NoRoomError, UserError, disk_full_as_user_error
+from autotune.errors import CacheError, InsufficientSpaceError, UserError, disk_full_as_user_error
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class ArrayCache:
             The entry.
 
         Raises:
-            NoRoomError: When there is no room for it; nothing has been made or dropped.
+            InsufficientSpaceError: When there is no room for it; nothing has been made or dropped.
             DiskFullError: When the disk fills up meanwhile.
             UserError: When the folder cannot be written.
             CacheError: When its files are removed again and again.
@@ -197,7 +197,7 @@ class ArrayCache:
             what: What it is, for the message, in the plural.
 
         Raises:
-            NoRoomError: When there cannot be room.
+            InsufficientSpaceError: When there cannot be room.
         """
         with self._room_lock(what):
             self._drop(needed_bytes, what)
@@ -261,13 +261,13 @@ class ArrayCache:
                     dropped.append(one)
                     gained += one.bytes
             if needed > free + gained:
-                raise NoRoomError(
+                raise InsufficientSpaceError(
                     f"{what} need {_megabytes(needed)}, but the disk of {self.folder} has "
                     f"{_megabytes(free)} free; free some space, or move the files of the study "
                     "with 'files='"
                 )
             if needed > limit - taken + gained:
-                raise NoRoomError(
+                raise InsufficientSpaceError(
                     f"{what} need {_megabytes(needed)}, but everything in {self.folder} may take "
                     f"{_megabytes(limit)}, of which {_megabytes(taken - gained)} are in use; "
                     "raise cache.disk_gb, or move the files of the study with 'files='"

@@ -28,7 +28,7 @@ from autotune.data.cache.decoding import (
 from autotune.data.cache.entry import Entry
 from autotune.data.preprocessing import ImageSpec
 from autotune.data.source import Source
-from autotune.errors import DatasetError, NoRoomError
+from autotune.errors import DatasetError, InsufficientSpaceError
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def open_store(
         store = _from_entry(
             shelf.get_or_create(key, partial(make, keep=True), count * 3 * size**2, what)
         )
-    except NoRoomError as error:
+    except InsufficientSpaceError as error:
         logger.warning("%s; until then each is decoded whenever it is needed, slower", error)
         what = f"keys and labels of {count} images"
         entry = shelf.get_or_create(

@@ -17,8 +17,8 @@ import numpy as np
 from autotune.data.cache.entry import EntryWriter
 from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
 from autotune.data.source import Sample, Source
-from autotune.errors import DatasetError, may_pass
-from autotune.runtime import cores
+from autotune.errors import DatasetError, is_transient_os_error
+from autotune.runtime import available_cpus
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -110,7 +110,7 @@ def ordered_thread_map(
     Yields:
         An index, and what came of it.
     """
-    workers = workers or cores()
+    workers = workers or available_cpus()
     waiting: deque[tuple[int, Future[_T]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -141,7 +141,7 @@ def retry_read(read: Callable[[], _T]) -> _T | str:
         except OSError as error:
             cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
             pause_s = next(pauses, None)
-            if pause_s is None or not may_pass(cause):
+            if pause_s is None or not is_transient_os_error(cause):
                 return str(error)
         time.sleep(pause_s)
 

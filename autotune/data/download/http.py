@@ -20,7 +20,7 @@ from autotune.data.download.checksums import sha256_of
 from autotune.data.download.paths import DATA_VARIABLE, DatasetPaths
 from autotune.data.download.spec import ArchiveSpec
 from autotune.data.progress import Progress
-from autotune.errors import DatasetError, DiskFullError, NoRoomError, is_disk_full
+from autotune.errors import DatasetError, DiskFullError, InsufficientSpaceError, is_disk_full
 
 #: Answers after which the same address may have it in a moment.
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
@@ -73,7 +73,7 @@ def download_archive(
 
     Raises:
         DatasetError: When no address has it: with the reason of each, and how to go on by hand.
-        NoRoomError: When the disk has less space than the file needs.
+        InsufficientSpaceError: When the disk has less space than the file needs.
         DiskFullError: When the disk fills up meanwhile; what has come stays.
     """
     reasons = []
@@ -203,7 +203,7 @@ class _Transfer:
     def _check_room(self, missing: int) -> None:
         free = shutil.disk_usage(self.paths.root).free
         if missing > free:
-            raise NoRoomError(
+            raise InsufficientSpaceError(
                 f"{self.archive.file} needs {missing / 1e9:.1f} GB more, but the disk of "
                 f"{self.paths.root} has {free / 1e9:.1f} GB left; free some space, or name a "
                 f"folder on another disk with {DATA_VARIABLE}"

@@ -21,7 +21,7 @@ from autotune.data.progress import Progress, no_progress
 from autotune.data.source import Sample, Shrink
 from autotune.data.sources.folders import SPLIT_NAMES, one_spelling, printable
 from autotune.data.sources.tables import COLUMNS
-from autotune.errors import DatasetError, DiskFullError, is_disk_full, nearest
+from autotune.errors import DatasetError, DiskFullError, did_you_mean, is_disk_full
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -206,7 +206,7 @@ def _one_of(
             return given
         raise DatasetError(
             f"{name}: the {role} must be one of the columns {', '.join(possible) or '(none)'}, "
-            f"but got {given!r}{'; ' + hint if (hint := nearest(given, possible)) else ''}"
+            f"but got {given!r}{'; ' + hint if (hint := did_you_mean(given, possible)) else ''}"
         )
     if len(likely) == 1 or role in likely:
         return role if role in likely else likely[0]

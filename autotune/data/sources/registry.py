@@ -20,7 +20,7 @@ from autotune.data.sources.hub import SCHEME, HubSource
 from autotune.data.sources.stanford_dogs import STANFORD_DOGS, read_dogs
 from autotune.data.sources.tables import TABLE_ENDINGS, TableSource
 from autotune.data.sources.torchvision_datasets import TORCHVISION_DATASETS
-from autotune.errors import DatasetError, join_sentences, nearest
+from autotune.errors import DatasetError, did_you_mean, join_sentences
 
 _PATHS = (
     "the path of a folder with one folder of images for each class, of a zip or tar file of such "
@@ -148,7 +148,7 @@ def open_local(name: str, progress: Progress = no_progress) -> Source:
         join_sentences(
             f"a dataset is a known name ({', '.join(names)}), {_PATHS}, or {SCHEME}owner/name, "
             f"but {name!r} is none of these",
-            nearest(name, names),
+            did_you_mean(name, names),
             f"nothing is at {os.path.abspath(path)!r}" if "\0" not in path else "",
         )
     )

@@ -14,7 +14,7 @@ import pandas as pd
 from autotune.data.progress import INDEXING, Progress, no_progress
 from autotune.data.sources.base import FileSource
 from autotune.data.sources.folders import SPLIT_NAMES, ImageFile, one_spelling, printable
-from autotune.errors import DatasetError, join_sentences, nearest
+from autotune.errors import DatasetError, did_you_mean, join_sentences
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def _columns(path: str, table: pd.DataFrame) -> pd.DataFrame:
         elif named:
             found[role] = named[0]
         elif role in _NEEDED:
-            near = [nearest(one.strip().lower(), names) for one in there]
+            near = [did_you_mean(one.strip().lower(), names) for one in there]
             hints = [f"{one!r}: {hint}" for one, hint in zip(there, near, strict=True) if hint]
             problems.append(
                 join_sentences(f"no column is called {' or '.join(names)}", *hints[:1])

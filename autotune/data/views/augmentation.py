@@ -14,7 +14,7 @@ from torchvision.transforms import v2  # type: ignore[import-untyped, unused-ign
 from autotune.config.schema import AugmentConfig
 from autotune.data.cache.decoded_images import ImageStore
 from autotune.data.preprocessing import ImageSpec
-from autotune.runtime import one_thread
+from autotune.runtime import single_threaded
 
 #: Filters of tensors; those that only Pillow has are replaced by the next of the same width.
 _INTERPOLATIONS = {
@@ -58,7 +58,7 @@ class ViewRenderer:
         size = self.spec.size
         made = torch.empty((len(pairs), 3, size, size), dtype=torch.uint8)
         # sums over pixels are rounded by how many threads share them
-        with one_thread(), torch.random.fork_rng(devices=[]):
+        with single_threaded(), torch.random.fork_rng(devices=[]):
             for place, (position, view) in enumerate(pairs):
                 made[place] = self._one(position, view)
         return made

@@ -25,7 +25,7 @@ from autotune import optuna_private
 from autotune.errors import FormatError
 from autotune.results.dashboard.attributes import study_attributes, trial_attributes
 from autotune.results.dashboard.notes import NoteContext, escape_markdown, study_note, trial_note
-from autotune.runtime import collector_paused
+from autotune.runtime import gc_paused
 from autotune.study.state import attrs
 from autotune.text import one_line
 
@@ -124,7 +124,7 @@ class _Annotations:
             with self._cache._cached_extra_study_property_cache_lock:
                 spaces = self._cache._cached_extra_study_property_cache
                 spaces.setdefault(study_id, _SearchSpaces())
-            with collector_paused():
+            with gc_paused():
                 shown = answer(study_id)
                 if "trials" in shown:  # no error
                     try:

@@ -34,7 +34,7 @@ def study_note(study: Study, storage_url: str) -> str:
     """
     trials = study.get_trials(deepcopy=False)
     attributes = study.user_attrs
-    best = ranking.best_of(trials, attrs.metric_direction(study))
+    best = ranking.best_trial(trials, attrs.metric_direction(study))
     answer = [f"**{escape_markdown(headline(study))}**", escape_markdown(_so_far(study, trials))]
     if said := describe_confirmation(study, best):
         answer.append(escape_markdown(said))
@@ -110,7 +110,7 @@ def _definition(study: Study) -> Iterator[tuple[str, str]]:
         yield (
             "baseline",
             f"trial {baseline.number}, {value}: "
-            f"{plan.in_words(attrs.has_several_backbones(attributes))}",
+            f"{plan.describe(attrs.has_several_backbones(attributes))}",
         )
 
 
@@ -168,7 +168,7 @@ def trial_note(trial: FrozenTrial, setting: NoteContext) -> str:
     said = [f"**{escape_markdown(_outcome(trial, setting))}**"]
     if plan is not None:
         said.append(
-            escape_markdown(plan.in_words(attrs.has_several_backbones(setting.attributes)))
+            escape_markdown(plan.describe(attrs.has_several_backbones(setting.attributes)))
         )
         if layers := attrs.backbone_layers(setting.attributes, plan):
             said.append(_fenced(as_text(layer_rows(layers, plan)), "text"))

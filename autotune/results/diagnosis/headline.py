@@ -31,13 +31,13 @@ def headline(study: Study) -> str:
     trials = study.get_trials(deepcopy=False)
     objective, cost = Objective.from_study(study), Objective.cost_from_study(study)
     direction = attrs.metric_direction(study)
-    best, baseline = ranking.best_of(trials, direction), attrs.find_baseline(trials)
+    best, baseline = ranking.best_trial(trials, direction), attrs.find_baseline(trials)
     if best is None:
         if closest_to_feasible(trials) is not None:
             return explain_no_best(trials)
         return _nothing_yet(attrs.count_progress(trials, attrs.trial_budget(study)))
     plan = attrs.trial_plan(best)
-    words = f": {plan.in_words(attrs.has_several_backbones(study.user_attrs))}" if plan else ""
+    words = f": {plan.describe(attrs.has_several_backbones(study.user_attrs))}" if plan else ""
     shown = format_values(best, objective, cost)
     if baseline is None:
         return f"best {shown} (trial {best.number}){words}; the baseline is not complete yet"
@@ -48,7 +48,7 @@ def headline(study: Study) -> str:
             f"{best.number}, {objective.format_difference(value, start)}){words}{_of_front(study)}"
         )
     others = [one for one in trials if one is not baseline]
-    second = ranking.best_of(others, direction)
+    second = ranking.best_trial(others, direction)
     if second is None:
         return f"only the baseline is complete: {shown}"
     if second.values[0] == value:

@@ -222,7 +222,7 @@ def candidates(opened: OpenStudy, top: int) -> list[tuple[FrozenTrial, TrialPlan
     trials = opened.study.get_trials(deepcopy=False)
     direction = attrs.metric_direction(opened.study)
     several = len(opened.study.directions) > 1
-    best = (ranking.front_of if several else ranking.best_first)(trials, direction)
+    best = (ranking.pareto_front if several else ranking.rank_trials)(trials, direction)
     found = [
         (one, plan)
         for one in best
@@ -242,20 +242,20 @@ class _Candidate:
         number: Its trial; ``None`` for the baseline.
         plan: The plan.
         search_value: Its value in the search.
-        part: Images that go through its network at a time, where a batch does not fit.
+        micro_batch_size: Images that go through its network at a time, where a batch does not fit.
     """
 
     number: int | None
     plan: TrialPlan
     search_value: float | None
-    part: int | None
+    micro_batch_size: int | None
 
     @staticmethod
     def of(trial: FrozenTrial | None, plan: TrialPlan, number: int | None) -> _Candidate:
         if trial is None:
             return _Candidate(number, plan, None, None)
-        part = trial.user_attrs.get(attrs.MICRO_BATCH)
-        return _Candidate(number, plan, attrs.metric_value(trial), part)
+        micro_batch_size = trial.user_attrs.get(attrs.MICRO_BATCH)
+        return _Candidate(number, plan, attrs.metric_value(trial), micro_batch_size)
 
 
 @dataclass(frozen=True)
@@ -295,7 +295,7 @@ def _score(
                 ctx,
                 lambda epoch: on_epoch(replace(step, epoch=epoch)),
                 seed=step.seed,
-                part=entrant.part,
+                micro_batch_size=entrant.micro_batch_size,
             ).metrics.to_json()
         except DivergedError as error:
             failed = str(error)

@@ -39,7 +39,7 @@ class SelectedPlan:
     reason: str
     remarks: tuple[str, ...] = ()
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """Say it in a sentence: ``trial 12, confirmed over 5 seeds``."""
         return f"trial {self.trial}, {self.reason}"
 
@@ -67,7 +67,7 @@ def select_plan(opened: OpenStudy, trial: int | None = None) -> SelectedPlan:
 
 
 def _searched(opened: OpenStudy, trials: Sequence[FrozenTrial]) -> SelectedPlan:
-    best = ranking.best_of(trials, attrs.metric_direction(opened.study))
+    best = ranking.best_trial(trials, attrs.metric_direction(opened.study))
     if best is None:
         raise StudyError(f"the study {opened.name!r} has {explain_no_best(trials)}")
     if attrs.is_baseline(best):

@@ -36,7 +36,7 @@ from autotune.study.state import attrs
 from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.plots import draw_confusion
 from autotune.study.trial.refit import Refit, TrainingSummary, refit, refit_views
-from autotune.training.metrics import Metrics, confusion, measure
+from autotune.training.metrics import Metrics, compute_metrics, confusion
 
 TEST_READS = attrs.TEST_READS
 
@@ -91,7 +91,7 @@ class RefitResult:
         """Return it as plain JSON values."""
         return {
             "trial": self.trial,
-            "chosen": self.selection.in_words(),
+            "chosen": self.selection.describe(),
             "remarks": list(self.selection.remarks),
             "plan": self.plan.to_json(),
             **_figures_of(self.comparison, self.test_images),
@@ -179,8 +179,8 @@ def refit_study(
     reads = _note_read(opened, selection.trial, comparison)
     result = RefitResult(
         selection=selection,
-        test=measure(logits, labels),
-        baseline=measure(others, labels),
+        test=compute_metrics(logits, labels),
+        baseline=compute_metrics(others, labels),
         comparison=comparison,
         summary=best.summary,
         baseline_summary=baseline.summary,
@@ -196,8 +196,8 @@ def refit_study(
 
 def _part_of(trial: FrozenTrial | None) -> int | None:
     """Return how many images of a trial fitted into memory, where a whole batch did not."""
-    part = None if trial is None else trial.user_attrs.get(attrs.MICRO_BATCH)
-    return None if part is None else int(part)
+    micro_batch_size = None if trial is None else trial.user_attrs.get(attrs.MICRO_BATCH)
+    return None if micro_batch_size is None else int(micro_batch_size)
 
 
 def _figures_of(comparison: Comparison, images: int) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def _write(
     facts = {
         "study": opened.name,
         "trial": result.trial,
-        "chosen": result.selection.in_words(),
+        "chosen": result.selection.describe(),
         "remarks": list(result.selection.remarks),
         "dataset": config.dataset,
         "objective": config.training.objective,
@@ -271,7 +271,7 @@ def _write(
         "definition": config.definition(),
     }
     with replacing(result.folder) as folder:
-        record_of_model = save_model(folder, trained.training.result, description, facts)
+        record_of_model = save_model(folder, trained.training.eval_model, description, facts)
         draw_confusion(folder, matrix, classes)
         draw_reliability(folder, result.comparison.model.bins)
         write_model_card(folder, record_of_model, matrix)

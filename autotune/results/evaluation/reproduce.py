@@ -107,7 +107,7 @@ def reproduce_trial(
             plan,
             ctx,
             lambda epoch: on_epoch(epoch, epochs),
-            part=trial.user_attrs.get(attrs.MICRO_BATCH),
+            micro_batch_size=trial.user_attrs.get(attrs.MICRO_BATCH),
             epochs=epochs,
         )
     finally:

@@ -164,7 +164,7 @@ def curves_figure(study: Study | StudyResults) -> go.Figure | None:
     curved = [one for one in results.trials if one.intermediate_values]
     if not curved:
         return None
-    best = ranking.best_of(curved, objective.direction)
+    best = ranking.best_trial(curved, objective.direction)
     baseline = attrs.find_baseline(curved)
     running = {one.number for one in curved if one.state == TrialState.RUNNING}
     trials = thin(results, curved, MOST_CURVES, running)
@@ -321,7 +321,7 @@ def plan_in_words(trial: FrozenTrial, named: bool) -> str:
         named: Whether the plan is to name its backbone.
     """
     plan = attrs.trial_plan(trial)
-    return escape(plan.in_words(named)) if plan else ""
+    return escape(plan.describe(named)) if plan else ""
 
 
 def _add_curves(

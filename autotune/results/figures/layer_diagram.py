@@ -55,7 +55,7 @@ def layer_rows(layers: Sequence[Mapping[str, Any]], plan: TrialPlan) -> tuple[La
     """
     reshaped = plan.reshaped
     drawn = [_layer_row(layer, plan, reshaped) for layer in reversed(layers)]
-    return (*drawn, LayerRow(0, "head", None, "trainable", plan.head.in_words()))
+    return (*drawn, LayerRow(0, "head", None, "trainable", plan.head.describe()))
 
 
 def _layer_row(layer: Mapping[str, Any], plan: TrialPlan, reshaped: Collection[int]) -> LayerRow:
@@ -68,7 +68,7 @@ def _layer_row(layer: Mapping[str, Any], plan: TrialPlan, reshaped: Collection[i
         label=str(layer["label"]),
         parameters=int(layer["parameters"]),
         state=state,
-        change=plan.layers[index - 1].in_words() if state == "reshaped" else "",
+        change=plan.layers[index - 1].describe() if state == "reshaped" else "",
     )
 
 

@@ -15,7 +15,7 @@ from autotune.data.cache.decoding import retry_read, silence_pillow
 from autotune.data.sources.folders import image_paths
 from autotune.errors import DatasetError
 from autotune.results.model.model import Model
-from autotune.runtime import cores
+from autotune.runtime import available_cpus
 from autotune.text import as_cell, one_line
 
 
@@ -82,7 +82,7 @@ def predict_files(
         What came of each batch of files, in their order.
     """
     parts = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    with ThreadPoolExecutor(max(2, cores())) as pool, silence_pillow():
+    with ThreadPoolExecutor(max(2, available_cpus())) as pool, silence_pillow():
         coming = [pool.submit(_read, model, path) for path in parts[0]] if parts else []
         for number, part in enumerate(parts):
             tensors = [one.result() for one in coming]

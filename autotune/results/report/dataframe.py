@@ -141,7 +141,7 @@ def _facts(
         "state": describe_state(trial, superseded),
         "role": attributes.get(attrs.ROLE),
         "value": attrs.metric_value(trial) if finished else None,
-        "plan": plan.in_words(several) if plan else None,
+        "plan": plan.describe(several) if plan else None,
         "backbone": plan.backbone if plan else None,
         "depth": plan.depth if plan else None,
         "params": active_params(trial, space),

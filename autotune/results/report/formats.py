@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from optuna.study import Study
 
-from autotune.atomic import write_whole
+from autotune.atomic import write_bytes
 from autotune.errors import UserError
 from autotune.results.report.as_json import render_json
 from autotune.results.report.dataframe import trials_frame
@@ -76,7 +76,7 @@ def write_report(
         UserError: When the form needs a package that is not installed, or the disk is full.
     """
     path = path or opened.files.report(opened.name, form)
-    return write_whole(path, render(opened.study, form, redact(opened.url)))
+    return write_bytes(path, render(opened.study, form, redact(opened.url)))
 
 
 def render(study: Study, form: str, storage_url: str = "") -> bytes:

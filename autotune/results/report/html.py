@@ -22,7 +22,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
-from autotune.atomic import write_whole
+from autotune.atomic import write_bytes
 from autotune.data.quality.checks import duplicate_summary
 from autotune.results.diagnosis.diagnostics import FEW_FOR_IMPORTANCES, diagnose
 from autotune.results.diagnosis.headline import (
@@ -52,7 +52,7 @@ from autotune.results.report.trial_table import cost_names, failures_of, metric_
 from autotune.results.study_results import StudyResults
 from autotune.results.values.objective import format_duration, format_values
 from autotune.results.values.precision import describe_precisions
-from autotune.runtime import collector_paused
+from autotune.runtime import gc_paused
 from autotune.study.state import attrs
 from autotune.study.state.constraints import COST_LABELS, format_cost, format_count
 from autotune.text import visible
@@ -76,7 +76,7 @@ def write_report(study: Study, path: Path, storage_url: str = "") -> Path:
     Raises:
         DiskFullError: When the page does not fit on the disk.
     """
-    return write_whole(path, render_report(study, storage_url).encode())
+    return write_bytes(path, render_report(study, storage_url).encode())
 
 
 def render_report(study: Study, storage_url: str = "") -> str:
@@ -87,7 +87,7 @@ def render_report(study: Study, storage_url: str = "") -> str:
         storage_url: URL of the storage, for the commands on the page. A password in it is left
             out.
     """
-    with collector_paused():
+    with gc_paused():
         return _render(StudyResults.from_study(study), storage_url)
 
 
@@ -204,7 +204,7 @@ def _pictures(results: StudyResults) -> list[_Picture]:
             pictures.append(
                 _Picture(
                     title=f"{title}, {objective.label} {format_values(trial, objective, cost)}",
-                    words=plan.in_words(attrs.has_several_backbones(attributes)),
+                    words=plan.describe(attrs.has_several_backbones(attributes)),
                     drawn=as_html(layer_rows(attrs.backbone_layers(attributes, plan), plan)),
                     size=_size_in_words(trial),
                 )

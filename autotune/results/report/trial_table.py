@@ -139,7 +139,7 @@ def _row(
         ),
         epochs=Cell(str(attrs.trained_epochs(trial)), _key(attrs.trained_epochs(trial))),
         seconds=Cell("–" if seconds is None else f"{float(seconds):,.1f}", _key(seconds)),
-        plan=plan.in_words(several) if plan else "",
+        plan=plan.describe(several) if plan else "",
         worker=str(attributes.get(attrs.WORKER, "")),
         reason=str(attributes.get(attrs.REASON, ""))
         or join_sentences(retry, attrs.trial_origin(trial)),

@@ -123,7 +123,7 @@ def _row(trial: FrozenTrial, snapshot: Snapshot) -> WorkerRow:
         worker=str(attributes.get(attrs.WORKER, "?")),
         device=attrs.device_name(trial),
         trial=trial.number,
-        plan=plan.in_words(several) if plan else "",
+        plan=plan.describe(several) if plan else "",
         epoch=last or 0,
         epochs=_epochs(snapshot.attributes),
         value=None if last is None else trial.intermediate_values[last],

@@ -16,7 +16,7 @@ import sqlalchemy
 from sqlalchemy import event
 from sqlalchemy.pool import NullPool
 
-from autotune.errors import StorageError, StudyError, join_sentences, nearest
+from autotune.errors import StorageError, StudyError, did_you_mean, join_sentences
 from autotune.storage.rdb.connection import (
     BUSY_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
@@ -95,7 +95,7 @@ def select_studies(
             join_sentences(
                 f"the storage {redact(url)} has no study "
                 f"{', '.join(map(repr, unknown))}; it has {', '.join(known)}",
-                *(nearest(name, known) for name in unknown),
+                *(did_you_mean(name, known) for name in unknown),
             )
         )
     return [name for name in known if not names or name in names]

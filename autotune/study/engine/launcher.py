@@ -19,7 +19,7 @@ from autotune.data.progress import Progress as DataProgress
 from autotune.data.quality.checks import check_dataset
 from autotune.data.views.study_data import StudyData
 from autotune.errors import DiskFullError, UserError, disk_full_as_user_error
-from autotune.runtime import cores
+from autotune.runtime import available_cpus
 from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.url import database_path, is_sqlite
@@ -126,7 +126,7 @@ def count_slots(gpus: int, workers: int | None, workers_per_gpu: int | None) -> 
         if value is not None and value < 1:
             raise UserError(f"{option}: must be at least 1, but got {value}")
     if workers_per_gpu is None:
-        return workers or gpus or min(2, cores())
+        return workers or gpus or min(2, available_cpus())
     if workers is not None:
         raise UserError(
             f"--workers {workers} and --workers-per-gpu {workers_per_gpu} say the same thing "

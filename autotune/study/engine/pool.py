@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from autotune.errors import NoDeviceError, UserError, WorkerError
-from autotune.runtime import prefer_gpu_settings
+from autotune.runtime import set_gpu_defaults
 from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.url import absolute_url
 from autotune.study.engine.worker import Job
@@ -269,7 +269,7 @@ def environment_of(count: int) -> dict[str, str]:
         count: CPU threads that it may use.
     """
     environment = dict(os.environ)
-    prefer_gpu_settings(environment)
+    set_gpu_defaults(environment)
     settings = {name: value for name, value in environment.items() if name not in os.environ}
     return settings | threads_in_environment(count)
 

@@ -40,8 +40,8 @@ from autotune.errors import (
     UserError,
     WorkerError,
 )
-from autotune.runtime import keep_freed_memory, keep_to_cores, one_thread
-from autotune.search.plugins import references
+from autotune.runtime import limit_torch_threads, single_threaded, tune_malloc
+from autotune.search.plugins import plugin_refs
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
 from autotune.storage.rdb.connection import storage_errors
@@ -123,8 +123,8 @@ def build_context(handle: OpenStudy, workers: int = 1, gpu: str | None = None) -
         StudyError: When the images or the weights are not those of the study.
     """
     device = find_device(gpu)  # before anything that takes its time
-    keep_freed_memory()
-    keep_to_cores()
+    tune_malloc()
+    limit_torch_threads()
     config = handle.config()
     ctx = WorkerContext(
         handle=handle,
@@ -149,7 +149,7 @@ def check_plugins(handle: OpenStudy, config: StudyConfig) -> None:
         UserError: When it is not there.
     """
     remembered = handle.study.user_attrs.get(attrs.PLUGINS, {})
-    for key, own in references(config).items():
+    for key, own in plugin_refs(config).items():
         if key != "space.custom" and own.digest() != remembered.get(key):
             raise StudyError(
                 f"{key}: the file {own.path} has changed since the study {handle.name!r} was "
@@ -189,7 +189,7 @@ def run_worker(job: Job, stop: threading.Event, on_event: EventCallback) -> Stop
     waiting = False
     while not stop.is_set():
         # One thread: the small matrices of the GP only lose by more.
-        with one_thread(), storage_errors(handle.url):
+        with single_threaded(), storage_errors(handle.url):
             claim = claims.claim(job.worker)
             if isinstance(claim, Wait):
                 claims.reclaim_stale()  # for a trial whose worker is gone one would wait for ever

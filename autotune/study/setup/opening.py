@@ -17,13 +17,13 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.study import Study
 from pydantic import ValidationError
 
-from autotune.config.fields import is_own
-from autotune.config.loading import apply_overrides, dotted
+from autotune.config.fields import is_plugin_ref
+from autotune.config.loading import apply_overrides, get_dotted
 from autotune.config.schema import StudyConfig
 from autotune.data.splits.manifest import describe_missing
-from autotune.errors import StudyError, join_sentences, nearest
+from autotune.errors import StudyError, did_you_mean, join_sentences
 from autotune.format_versions import STUDY, reading, stamp
-from autotune.search.plugins import Reference, references
+from autotune.search.plugins import PluginRef, plugin_refs
 from autotune.storage.filesystem import check_not_network
 from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import (
@@ -137,7 +137,7 @@ def open_existing(name: str, url: str, files: str | None = None) -> OpenStudy:
                 join_sentences(
                     f"the storage {redact(url)} has no study {name!r}; it has "
                     f"{', '.join(names) or 'none'}",
-                    nearest(name, names),
+                    did_you_mean(name, names),
                 )
             )
     return _load(name, storage, url, files)
@@ -332,7 +332,7 @@ def _remember(
     versions = {package: version(package) for package in _PACKAGES}
     study.set_user_attr(attrs.ENVIRONMENT, {"python": platform.python_version(), **versions})
     study.set_user_attr(
-        attrs.PLUGINS, {key: one.digest() for key, one in references(config).items()}
+        attrs.PLUGINS, {key: one.digest() for key, one in plugin_refs(config).items()}
     )
     queue_initial_trials(study, starts)
     # Last, because a study counts as made when it has its definition.
@@ -401,13 +401,13 @@ def _own_changes(
         The differences, and the stored definition with the paths of now for what was compared.
     """
     changes: list[tuple[str, Any, Any]] = []
-    for key, now in references(config).items():
-        before = dotted(stored, key)
-        if is_own(before):
+    for key, now in plugin_refs(config).items():
+        before = get_dotted(stored, key)
+        if is_plugin_ref(before):
             old, new = study.user_attrs[attrs.PLUGINS][key], now.digest()
-            if (Reference.of(before).name, old) != (now.name, new):
+            if (PluginRef.from_text(before).name, old) != (now.name, new):
                 changes.append((key, f"{before} (hash {old[:16]})", f"{now} (hash {new[:16]})"))
-            stored = apply_overrides(stored, {key: dotted(config.model_dump(), key)})
+            stored = apply_overrides(stored, {key: get_dotted(config.model_dump(), key)})
     return changes, stored
 
 

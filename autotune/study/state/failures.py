@@ -12,13 +12,13 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from autotune.errors import (
     CacheError,
-    CrowdedError,
-    InterruptedTrial,
+    DeviceBusyError,
     TrialError,
+    TrialInterruptedError,
     UserError,
     hide_passwords,
     is_disk_full,
-    may_pass,
+    is_transient_os_error,
 )
 from autotune.models.device_errors import is_gpu_error, is_out_of_host_memory, is_out_of_memory
 from autotune.storage.rdb.retry import is_transient
@@ -85,7 +85,7 @@ def classify(error: BaseException, device: torch.device) -> FailureKind:
         device: Where it trained. An error of CUDA that is not known to be the end of the process
             is told apart by asking the device for something simple.
     """
-    if isinstance(error, InterruptedTrial):
+    if isinstance(error, TrialInterruptedError):
         return FailureKind.INTERRUPTED
     if isinstance(error, UpdateFinishedTrialError):
         return FailureKind.REASSIGNED
@@ -93,7 +93,7 @@ def classify(error: BaseException, device: torch.device) -> FailureKind:
         return FailureKind.USER
     if isinstance(error, TrialError):
         return FailureKind.BAD_PLAN
-    if isinstance(error, CrowdedError | CacheError):
+    if isinstance(error, DeviceBusyError | CacheError):
         return FailureKind.TRANSIENT
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     if is_transient(error) or isinstance(cause, OperationalError | InterfaceError):
@@ -116,7 +116,7 @@ def _kind_of_system_error(error: OSError) -> FailureKind:
         return FailureKind.DISK_FULL
     if error.errno in _DENIED:
         return FailureKind.DENIED
-    return FailureKind.TRANSIENT if may_pass(error) else FailureKind.UNEXPECTED
+    return FailureKind.TRANSIENT if is_transient_os_error(error) else FailureKind.UNEXPECTED
 
 
 def _kind_of_runtime_error(error: RuntimeError, device: torch.device) -> FailureKind:

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import torch
 
-from autotune.errors import InterruptedTrial
+from autotune.errors import TrialInterruptedError
 from autotune.study.state import failures
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class MemoryShortage:
             return MIN_EXCESS
         return max(MIN_EXCESS, self.wanted_bytes / self.device_bytes - 1.0)
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """Write both sizes."""
         wanted, there = (f"{one / MIB:,.0f} MiB" for one in (self.wanted_bytes, self.device_bytes))
         if not self.device_bytes:
@@ -186,13 +186,13 @@ class DoesNotFitError(Exception):
     """
 
     def __init__(self, need: MemoryShortage) -> None:
-        super().__init__(need.in_words())
+        super().__init__(need.describe())
         self.shortage = need
 
 
 def with_oom_backoff(
     work: Callable[[int], T],
-    part: int,
+    micro_batch_size: int,
     device: torch.device,
     *,
     least: int = MIN_MICRO_BATCH,
@@ -207,7 +207,7 @@ def with_oom_backoff(
     Args:
         work: What to do, told how many images go through the network at a time. It may be called
             several times, and goes on from a checkpoint if it keeps one.
-        part: How many at first.
+        micro_batch_size: How many at first.
         device: Where the network is.
         least: The smallest part.
         stopped: Asked while it waits; true interrupts.
@@ -215,12 +215,12 @@ def with_oom_backoff(
 
     Raises:
         DoesNotFitError: When the smallest part does not fit.
-        InterruptedTrial: When a stop was asked for while it waited.
+        TrialInterruptedError: When a stop was asked for while it waited.
     """
     waits = iter(SHARED_WAITS_S)
     while True:
         try:
-            return work(part)
+            return work(micro_batch_size)
         except Exception as error:
             if failures.classify(error, device) != failures.FailureKind.MEMORY:
                 raise
@@ -232,12 +232,12 @@ def with_oom_backoff(
             logger.warning("others hold the memory of the device; waiting: %s", said)
             _wait_for_room(need, device, wait_s, stopped)
             continue
-        if part <= least:
+        if micro_batch_size <= least:
             raise DoesNotFitError(need)
-        part = max(least, part // 2)
+        micro_batch_size = max(least, micro_batch_size // 2)
         waits = iter(SHARED_WAITS_S)
-        logger.warning("%d images at a time from now on: %s", part, said)
-        on_halved(part, need)
+        logger.warning("%d images at a time from now on: %s", micro_batch_size, said)
+        on_halved(micro_batch_size, need)
 
 
 def release_memory(device: torch.device, collect: bool = False) -> None:
@@ -266,7 +266,7 @@ def _wait_for_room(
     enough = min(1.25 * need.wanted_bytes, SHARED_BELOW * need.device_bytes)
     while time.monotonic() < until:
         if stopped():
-            raise InterruptedTrial("stopped while others held the memory of the device")
+            raise TrialInterruptedError("stopped while others held the memory of the device")
         if _measured(lambda: _room(device), 0) >= enough:
             return
         time.sleep(min(_LOOK_AGAIN_S, wait_s))

@@ -59,7 +59,7 @@ def test_rerun(opened: OpenStudy) -> None:
     assert (ended.code, ended.err) == (0, "")
     first, second, where, last = ended.out.splitlines()
     plan = attrs.trial_plan(opened.study.trials[1])
-    assert plan is not None and first == f"trial 1: {plan.in_words()}"
+    assert plan is not None and first == f"trial 1: {plan.describe()}"
     value = f"{100 * (opened.study.trials[1].value or 0.0):.1f} %"
     assert second == f"accuracy {value} then, {value} now"
     assert where.startswith("trained on ")

@@ -19,7 +19,7 @@ from autotune.data.download.paths import DatasetPaths, data_folder
 from autotune.data.download.spec import ArchiveSpec, DatasetSpec, archive_urls
 from autotune.data.progress import no_progress
 from autotune.data.sources.stanford_dogs import read_dogs
-from autotune.errors import DatasetError, DiskFullError, NoRoomError, UserError
+from autotune.errors import DatasetError, DiskFullError, InsufficientSpaceError, UserError
 from tests.support.archives import dogs_archives, sums_of, tar_bytes
 from tests.support.publisher import Publisher, running_publisher
 
@@ -243,7 +243,9 @@ class TestTransfer:
         place = DatasetPaths(small_disk / "set")
         place.root.mkdir()
         one = archive(content, f"{publisher.url}/a.tar")
-        with pytest.raises(NoRoomError, match=r"needs 0\.0 GB more.*with AUTOTUNE_DATA"):
+        with pytest.raises(
+            InsufficientSpaceError, match=r"needs 0\.0 GB more.*with AUTOTUNE_DATA"
+        ):
             download_archive(one, one.urls, place, no_progress, HASTY)
 
     def test_a_disk_that_fills_up_meanwhile(self, publisher: Publisher, small_disk: Path) -> None:

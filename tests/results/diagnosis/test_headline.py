@@ -28,12 +28,12 @@ def page(study: Study) -> Parsed:
 
 
 def test_headline(study: Study) -> None:
-    best = ranking.best_of(study.trials, study.direction)
+    best = ranking.best_trial(study.trials, study.direction)
     assert best is not None
     plan = attrs.trial_plan(best)
     assert plan is not None
     assert headline(study) == (
-        f"baseline 84.2 % → best 91.7 % (trial {best.number}, +7.5 points): {plan.in_words()}"
+        f"baseline 84.2 % → best 91.7 % (trial {best.number}, +7.5 points): {plan.describe()}"
     )
 
 

@@ -17,7 +17,7 @@ from autotune.data.views.study_data import StudyData
 from autotune.errors import ModelError, UserError
 from autotune.results.model.model import FORMAT, RECORD, WEIGHTS, Model, load_model
 from autotune.study.state import oom
-from autotune.training.trainer import Normalise
+from autotune.training.trainer import Normalizer
 from tests.support.images import make_class_folders, photo
 from tests.support.models import CLASSES, RESHAPED, kept, saved
 from tests.support.surgery import built, pictures
@@ -67,13 +67,13 @@ def test_the_transform_is_that_of_the_study(fast: bool, tmp_path: Path) -> None:
     )
     task = StudyData.open(str(images), data, spec, tmp_path / "cache")
     views = task.train_validation_views(AugmentConfig(), 1, 0)
-    normalise = Normalise.of(model.model_spec.data_config, torch.device("cpu"))
+    normalize = Normalizer.from_config(model.model_spec.data_config, torch.device("cpu"))
     rows = sorted([*task.train_rows, *task.validation_rows])
     assert len(views) == len(rows) >= 6
     keys = sorted(f"{one.parent.name}/{one.name}" for one in images.rglob("*.jpg"))
     for position, row in enumerate(rows):
         path = images / keys[task.store.indices[row]]
-        expected = normalise(views.view(position, 0)[None])[0]
+        expected = normalize(views.view(position, 0)[None])[0]
         assert torch.equal(model.read(path), expected), path
 
 

@@ -76,7 +76,7 @@ def test_values_are_those_of_the_study(study: Study, frame: pd.DataFrame) -> Non
     assert best["param.training.lr"] == study.best_params["training.lr"]
     plan = attrs.trial_plan(study.best_trial)
     assert plan is not None
-    assert (best["plan"], best["depth"]) == (plan.in_words(), plan.depth)
+    assert (best["plan"], best["depth"]) == (plan.describe(), plan.depth)
     assert frame.loc[frame["role"] == "baseline", "number"].tolist() == [0]
     assert frame["retry_of"].dropna().tolist() == [2]
 

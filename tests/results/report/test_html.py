@@ -108,13 +108,13 @@ def test_a_study_that_remembers_nothing_is_reported() -> None:
 
 def test_several_backbones_are_compared() -> None:
     made = make_study(others={"small": 3})
-    best = ranking.best_of(made.trials, made.direction)
+    best = ranking.best_trial(made.trials, made.direction)
     assert best is not None
     plan = attrs.trial_plan(best)
     assert plan is not None
     parsed = Parsed(render_report(made))
     assert "Study digits, test_resnet.r160_in1k, small on digits" in parsed.text
-    assert f"{plan.in_words(named=True)}" in parsed.text
+    assert f"{plan.describe(named=True)}" in parsed.text
     assert "Values over backbone" in str(render_report(made))
     found = {row.name: row for row in backbones_of(made, made.trials, best)}
     assert [row.layers for row in found.values()] == [5, 3]

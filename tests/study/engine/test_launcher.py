@@ -20,7 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.errors import UserError
-from autotune.runtime import cores
+from autotune.runtime import available_cpus
 from autotune.storage.rdb.connection import GRACE_PERIOD_S
 from autotune.study.engine import pool
 from autotune.study.engine.launcher import count_slots, resolve_gpus, run_study
@@ -483,7 +483,7 @@ def test_a_place_that_kills_its_workers_is_named_and_the_others_go_on(
 
 
 def test_workers_are_counted() -> None:
-    assert count_slots(0, None, None) == min(2, cores())
+    assert count_slots(0, None, None) == min(2, available_cpus())
     assert count_slots(4, None, None) == 4
     assert count_slots(4, 3, None) == 3
     assert count_slots(2, None, 3) == 6

@@ -249,7 +249,7 @@ def test_summary_and_report_name_them(finished: OpenStudy) -> None:
     assert len(found.picture) == len(attrs.backbone_layers(finished.study.user_attrs, plan)) + 1
     page = Parsed(render_report(finished.study))
     assert f"{RESNET}, {EFFICIENTNET} on digits" in page.text
-    assert plan.in_words(named=True) in page.text
+    assert plan.describe(named=True) in page.text
     assert len(page.having("table", **{"class": "backbones"})) == 1
     for trial in finished.study.get_trials():
         edges_of_space(finished.study, trial)

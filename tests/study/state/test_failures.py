@@ -11,12 +11,12 @@ import torch
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
 from autotune.errors import (
-    CrowdedError,
+    DeviceBusyError,
     DiskFullError,
     DivergedError,
-    InterruptedTrial,
     PlanError,
     StudyError,
+    TrialInterruptedError,
 )
 from autotune.study.state.failures import FailureKind, classify, device_responds, first_line
 from tests.support.backbones import CPU
@@ -36,13 +36,13 @@ def caused_by(error: Exception, cause: Exception) -> Exception:
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (InterruptedTrial("stopped"), FailureKind.INTERRUPTED),
+        (TrialInterruptedError("stopped"), FailureKind.INTERRUPTED),
         (UpdateFinishedTrialError(), FailureKind.REASSIGNED),
         (DiskFullError("no space"), FailureKind.USER),
         (StudyError("changed"), FailureKind.USER),
         (DivergedError("nan"), FailureKind.BAD_PLAN),
         (PlanError("no such layer"), FailureKind.BAD_PLAN),
-        (CrowdedError("others"), FailureKind.TRANSIENT),
+        (DeviceBusyError("others"), FailureKind.TRANSIENT),
         (
             caused_by(StorageInternalError("an error of the storage"), OPERATIONAL),
             FailureKind.STORAGE,

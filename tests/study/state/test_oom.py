@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from autotune.errors import InterruptedTrial
+from autotune.errors import TrialInterruptedError
 from autotune.study.state import oom
 from autotune.study.state.oom import (
     MIB,
@@ -70,12 +70,12 @@ def test_the_excess_is_always_above_zero() -> None:
 
 
 def test_sizes_in_words() -> None:
-    found = MemoryShortage(2000 * MIB, 1500 * MIB, 1500 * MIB).in_words()
+    found = MemoryShortage(2000 * MIB, 1500 * MIB, 1500 * MIB).describe()
     assert found == "it wanted at least 2,000 MiB, the device has 1,500 MiB"
-    found = MemoryShortage(900 * MIB, 1500 * MIB, 1500 * MIB).in_words()
+    found = MemoryShortage(900 * MIB, 1500 * MIB, 1500 * MIB).describe()
     assert found == "it wanted at least 900 MiB and did not get it, the device has 1,500 MiB"
     assert (
-        MemoryShortage(900 * MIB, 0, 0).in_words()
+        MemoryShortage(900 * MIB, 0, 0).describe()
         == "it wanted at least 900 MiB and did not get it"
     )
 
@@ -153,7 +153,7 @@ def test_what_cannot_be_measured_does_not_hide_the_error(
     assert need.wanted_bytes == 6 * GIB
     assert need.device_bytes in (0, 16 * GIB)
     assert need.excess == MIN_EXCESS
-    assert need.in_words().startswith("it wanted at least 6,144 MiB and did not get it")
+    assert need.describe().startswith("it wanted at least 6,144 MiB and did not get it")
 
 
 def test_a_machine_that_does_not_tell_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,5 +246,5 @@ def test_a_stop_ends_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(part: int) -> None:
         raise torch.OutOfMemoryError(TEXT)
 
-    with pytest.raises(InterruptedTrial):
+    with pytest.raises(TrialInterruptedError):
         with_oom_backoff(work, 32, CPU, stopped=lambda: True)
