@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 
 from sqlalchemy import func, select
@@ -46,7 +47,7 @@ class Heartbeat:
         on_beat: Callable[[], None] = lambda: None,
         interval_s: float = HEARTBEAT_INTERVAL_S,
     ) -> None:
-        self._write = lambda: storage.record_heartbeat(trial_id)
+        self._write: Callable[[], None] = partial(storage.record_heartbeat, trial_id)
         self._name = f"heartbeat of trial id {trial_id}"
         self._on_beat = on_beat
         self._interval_s = interval_s

@@ -28,7 +28,7 @@ LAST = ["schema", "write permission", "round trip"]
 def found(url: str) -> dict[str, str]:
     findings = list(check(url))
     assert len({one.what for one in findings}) == len(findings)
-    return {one.what: ("problem: " if one.problem else "") + one.said for one in findings}
+    return {one.what: ("problem: " if one.is_problem else "") + one.text for one in findings}
 
 
 def problems(url: str) -> dict[str, str]:
@@ -117,8 +117,8 @@ def test_old_tables(kind: str, new_url: NewUrl) -> None:
     rich_study(url)
     downgrade(url)
     assert problems(url) == {
-        "schema": "problem: v3.0.0.d, and that of the installed Optuna is v3.2.0.a; run 'autotune "
-        "storage upgrade'"
+        "schema": "problem: v3.0.0.d, and those of the installed Optuna v3.2.0.a; 'autotune "
+        "storage upgrade' brings them up to date"
     }
 
 

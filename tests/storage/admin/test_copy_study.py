@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sqlite3
 import threading
+from collections.abc import Callable
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -14,12 +18,14 @@ from autotune.errors import StorageError, StudyError
 from autotune.storage import filesystem
 from autotune.storage.admin.copy_study import Copied, add_study, copy_studies
 from autotune.storage.admin.read_only import reading
+from autotune.storage.admin.schema import back_up_sqlite
 from autotune.storage.admin.study_rows import read_study
 from autotune.storage.paths import REPORT_FORMATS, StudyPaths
 from autotune.storage.rdb.connection import GRACE_PERIOD_S, allow_experimental, open_storage
 from tests.storage.conftest import NewUrl
 from tests.support.postgres import Server
 from tests.support.rows import everything, rich_study, trials_of
+from tests.support.schema import downgrade
 from tests.support.studies import make_study
 
 BOTH = pytest.mark.parametrize("kind", ["sqlite", "postgres"])
@@ -173,6 +179,61 @@ def test_a_name_that_is_taken_meanwhile(kind: str, new_url: NewUrl) -> None:
     assert everything(new) == before
 
 
+# Damaged, older and newer
+
+
+def overwritten(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 4096] = os.urandom(4096)
+    file.write_bytes(content)
+
+
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def text(file: Path) -> None:
+    file.write_text("This is a text, and a long one. " * 100)
+
+
+def loose_rows(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("DELETE FROM trials WHERE number = 3")
+
+
+def newer(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'v99.0.0.a'")
+
+
+def older(file: Path) -> None:
+    downgrade(f"sqlite:///{file}")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (overwritten, r"is damaged: |malformed"),
+        (cut_short, r"is damaged: |malformed"),
+        (text, "file is not a database"),
+        (loose_rows, "is damaged: a row of trial_.* belongs to no row of trials"),
+        (newer, "have the version v99.0.0.a, and those of the installed Optuna v.*; update"),
+        (older, "'autotune storage upgrade' brings them up to date"),
+    ],
+)
+def test_a_file_that_cannot_be_copied(
+    spoil: Callable[[Path], None], said: str, new_url: NewUrl, tmp_path: Path
+) -> None:
+    old, new = new_url("sqlite"), new_url("sqlite")
+    rich_study(old).engine.dispose()
+    saved = tmp_path / "saved.db"
+    back_up_sqlite(Path(old.removeprefix("sqlite:///")), saved)
+    spoil(saved)
+    with pytest.raises(StorageError, match=said):
+        copy(f"sqlite:///{saved}", new)
+    assert not Path(new.removeprefix("sqlite:///")).parent.exists()
+
+
 # All or nothing
 
 
@@ -209,7 +270,7 @@ def test_a_copy_that_breaks_off_leaves_no_half_study(
     told: list[Copied] = []
     target = tmp_path / "target"
     with pytest.raises(StorageError, match="stopped half-way"):
-        copy_studies(old, new, files=str(target), tell=told.append)
+        copy_studies(old, new, files=str(target), on_copied=told.append)
     assert [one.name for one in told] == names_in(new) == ["whole"]
     assert {path.name for path in target.rglob("*") if path.is_file()} == {
         *("whole-artifact", "1.pt", "plan.json", "worker-0.log", "best.safetensors"),
@@ -381,6 +442,15 @@ def test_files_of_a_database_that_was_moved_with_them(new_url: NewUrl, tmp_path:
         5 + len(REPORT_FORMATS),
         StudyPaths.from_url(new).root,
     )
+
+
+def test_files_that_are_in_the_chosen_folder_stay(new_url: NewUrl, tmp_path: Path) -> None:
+    old, new = new_url("sqlite"), new_url("sqlite")
+    rich_study(old)
+    fill_files(old, "rich", tmp_path / "before").root.rename(tmp_path / "now")
+    (copied,) = copy(old, new, files=str(tmp_path / "now"))
+    assert (copied.files.count, copied.files.folder) == (0, tmp_path / "now")
+    assert folder_of(new) == str(tmp_path / "now")
 
 
 def test_files_in_the_way_are_not_overwritten(new_url: NewUrl) -> None:

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -55,13 +53,6 @@ def refusal(url: str, *, create: bool = True) -> str:
             "mysql://u:secret@h/db",
             "storage: studies live in sqlite or postgresql, but got 'mysql' in mysql://u:***@h/db"
             "; give sqlite:///path/to/file.db or postgresql://user:password@host/database",
-        ),
-        (
-            "grpc://:secret@h:13000",
-            "storage: autotune has no proxy any more, but got grpc://:***@h:13000; give the URL "
-            "of the database, postgresql://user:password@host/database, and where very many "
-            "workers need more connections than it has, that of a PgBouncer in session mode "
-            "before it (docs/storage.md)",
         ),
         (
             "sqlite:///:memory:",
@@ -350,16 +341,3 @@ def test_a_connection_that_the_server_dropped_is_replaced(postgres_url: str) -> 
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
     assert optuna.get_all_study_names(storage) == ["s"]
-
-
-def test_no_part_needs_grpcio(tmp_path: Path) -> None:
-    """Optuna imports it only for its own proxy."""
-    code = (
-        "import sys; sys.modules['grpc'] = None\n"
-        "import autotune.results.dashboard.server, autotune.study.engine.worker\n"
-        "from autotune.storage.rdb.connection import open_storage\n"
-        "print(open_storage(sys.argv[1], create=True).get_all_studies())\n"
-    )
-    command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/a.db"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.stdout == "[]\n", done.stderr

@@ -18,12 +18,10 @@ from optuna_dashboard import save_note
 
 from autotune.storage.rdb.connection import open_storage
 from autotune.storage.rdb.study_lock import study_lock
-from autotune.study.doctor import file_checks, finding
-from autotune.study.doctor.checks import Diagnosis, diagnose
-from autotune.study.doctor.collect import gather
-from autotune.study.doctor.finding import Finding
+from autotune.study.doctor import checks
+from autotune.study.doctor.checks import Diagnosis, Finding, FindingKind, diagnose
+from autotune.study.doctor.collect import gather, take_snapshot
 from autotune.study.doctor.repair import repair
-from autotune.study.doctor.snapshot import take_snapshot
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason
@@ -114,7 +112,7 @@ def test_a_silent_worker_s_trial_is_given_back(handle: OpenStudy) -> None:
     trial, other = claim(handle), claim(handle, "box/1/1")
     silence(handle.storage, trial, 300)
     (found,) = findings(handle)
-    assert (found.kind, found.trial, found.is_fixable) == (finding.ZOMBIE, 0, True)
+    assert (found.kind, found.trial, found.is_fixable) == (FindingKind.ZOMBIE, 0, True)
     assert re.search(r"box/1/0, which has been silent for 30\d s", found.message)
     assert repair(fresh(handle), [found]) == ["trial 0 was given back"]
     assert kinds(handle) == []
@@ -129,7 +127,7 @@ def test_a_worker_that_died_before_its_first_heartbeat(handle: OpenStudy) -> Non
     assert kinds(handle) == []  # it may be about to write it
     set_attribute(handle, trial.number, attrs.CLAIMED_AT, time.time() - 200)
     (found,) = findings(handle)
-    assert found.kind == finding.ZOMBIE
+    assert found.kind == FindingKind.ZOMBIE
     assert re.search(r"box/1/0, which never gave a sign of life in 20\d s", found.message)
     repair(fresh(handle), [found])
     assert kinds(handle) == []
@@ -141,7 +139,7 @@ def test_a_worker_that_died_before_its_first_heartbeat(handle: OpenStudy) -> Non
 def test_a_claim_that_broke_off(handle: OpenStudy) -> None:
     handle.storage.create_new_trial(handle.study._study_id)
     (found,) = findings(handle)
-    assert found.kind == finding.ZOMBIE and "nobody's" in found.message
+    assert found.kind == FindingKind.ZOMBIE and "nobody's" in found.message
     repair(fresh(handle), [found])
     assert kinds(handle) == []
 
@@ -172,7 +170,7 @@ def test_what_waits_after_the_end_of_a_study_that_could_go_on(local: OpenStudy) 
     local.trial_queue().requeue(trial.number, WORKER_LOST)
     local.study.set_user_attr(attrs.ENDED, StopReason("patience", "no better trial").to_json())
     (found,) = findings(local)
-    assert (found.kind, found.is_fixable) == (finding.ENDED, True)
+    assert (found.kind, found.is_fixable) == (FindingKind.ENDED, True)
     repair(fresh(local), [found])
     assert kinds(local) == []
     assert StopReason.from_study(fresh(local).study) is None
@@ -182,10 +180,10 @@ def test_what_runs_after_the_end(local: OpenStudy) -> None:
     trial = claim(local)
     local.study.set_user_attr(attrs.ENDED, StopReason("trials", "6 finished trials").to_json())
     (found,) = findings(local)
-    assert (found.kind, found.is_fixable) == (finding.ENDED, False)
+    assert (found.kind, found.is_fixable) == (FindingKind.ENDED, False)
     silence(local.storage, trial, 1000)
     (found,) = findings(local)
-    assert found.kind == finding.ZOMBIE
+    assert found.kind == FindingKind.ZOMBIE
     repair(fresh(local), [found])
     assert kinds(local) == []
 
@@ -197,10 +195,10 @@ def test_trials_that_share_a_number_or_are_missing(local: OpenStudy) -> None:
     for worker in ("box/1/0", "box/1/1", "box/1/2"):
         finish(local, claim(local, worker).number)
     renumber(local, 2, 1)
-    assert kinds(local) == [finding.NUMBERS]
+    assert kinds(local) == [FindingKind.NUMBERS]
     renumber(local, 1, 5)
     (found,) = findings(local)
-    assert found.kind == finding.NUMBERS and not found.is_fixable
+    assert found.kind == FindingKind.NUMBERS and not found.is_fixable
 
 
 def test_a_plan_that_was_trained_twice(local: OpenStudy) -> None:
@@ -209,7 +207,7 @@ def test_a_plan_that_was_trained_twice(local: OpenStudy) -> None:
     for trial in (first, second, third):
         finish(local, trial.number)
     (found,) = findings(local)
-    assert found.kind == finding.TWICE and "trials 1, 2 have" in found.message
+    assert found.kind == FindingKind.TWICE and "trials 1, 2 have" in found.message
 
 
 @pytest.mark.parametrize(
@@ -232,7 +230,7 @@ def test_retries_that_are_broken(
     for number, earlier in retries.items():
         set_attribute(local, number, attrs.RETRIES, earlier)
     found = findings(local)
-    assert [one.kind for one in found] == [finding.CHAIN]
+    assert [one.kind for one in found] == [FindingKind.CHAIN]
     assert said in found[0].message and not found[0].is_fixable
 
 
@@ -241,7 +239,7 @@ def test_finished_trials_beyond_the_budget(local: OpenStudy) -> None:
         finish(local, claim(local, f"box/1/{worker}").number)
     local.trial_queue().set_budget(Budget(2))
     (found,) = findings(local)
-    assert found.kind == finding.BUDGET and "search.trials=3" in found.message
+    assert found.kind == FindingKind.BUDGET and "search.trials=3" in found.message
     local.trial_queue().set_budget(Budget(3))
     assert kinds(local) == []
 
@@ -284,7 +282,7 @@ def test_orphans_are_removed_and_nothing_else(handle: OpenStudy, tmp_path: Path)
     live = write(handle.files.checkpoint(handle.name, running.number), age_s=2 * HOUR)
     foreign = write(handle.files.checkpoint("other", 0), age_s=2 * HOUR)
     artifacts, checkpoints = findings(handle)
-    assert (artifacts.kind, checkpoints.kind) == (finding.ORPHANS, finding.CHECKPOINTS)
+    assert (artifacts.kind, checkpoints.kind) == (FindingKind.ORPHANS, FindingKind.CHECKPOINTS)
     assert {one.path for one in artifacts.files} == {old}
     assert {one.path for one in checkpoints.files} == {ended, half}
     assert repair(fresh(handle), (artifacts, checkpoints)) == [
@@ -305,7 +303,7 @@ def test_artifacts_of_another_storage_in_the_same_folder_are_left_alone(
     theirs = uploaded(other, tmp_path, claim(other))
     write(other.files.log("second", "worker-0"), age_s=0)
     (found,) = findings(local)
-    assert (found.kind, found.is_fixable) == (finding.ORPHANS, False)
+    assert (found.kind, found.is_fixable) == (FindingKind.ORPHANS, False)
     assert "second" in found.message
     repair(fresh(local), [found])
     assert theirs.exists()
@@ -331,7 +329,7 @@ def test_missing_artifacts(handle: OpenStudy, tmp_path: Path) -> None:
     assert kinds(handle) == []  # a running trial may be about to write it
     finish(handle, trial.number)
     (found,) = findings(handle)
-    assert (found.kind, found.is_fixable) == (finding.MISSING, False)
+    assert (found.kind, found.is_fixable) == (FindingKind.MISSING, False)
     assert "1 artifacts (picture.png) of trials 0" in found.message
 
 
@@ -378,7 +376,7 @@ def test_what_this_version_cannot_read(local: OpenStudy) -> None:
     local.study.set_user_attr(attrs.SPACE, {"version": 99})
     set_attribute(local, 0, attrs.PLAN, {"depth": 1})
     found = findings(local)
-    assert [one.kind for one in found] == [finding.DEFINITION] * 3
+    assert [one.kind for one in found] == [FindingKind.DEFINITION] * 3
     for one, what in zip(
         found, ("its definition", "its space", "the plans of trials 0"), strict=True
     ):
@@ -391,7 +389,7 @@ def test_a_lock_that_somebody_sits_on(handle: OpenStudy) -> None:
         diagnosis = diagnose_in_thread(elsewhere)
     assert diagnosis.evidence is None
     (found,) = diagnosis.findings
-    assert found.kind == finding.LOCK and "for more than 0.3 s" in found.message
+    assert found.kind == FindingKind.LOCK and "for more than 0.3 s" in found.message
     assert kinds(handle) == []  # and the connection that waited is as good as new
 
 
@@ -403,11 +401,11 @@ def diagnose_in_thread(handle: OpenStudy) -> Diagnosis:
 
 def test_the_clock_of_a_worker(handle: OpenStudy) -> None:
     trial = claim(handle)
-    ahead = file_checks.worker_ahead_s(take_snapshot(handle), trial)
+    ahead = checks.worker_ahead_s(take_snapshot(handle), trial)
     assert ahead is not None and abs(ahead) < 3
     set_attribute(handle, trial.number, attrs.CLAIMED_AT, time.time() + 120)
     (found,) = findings(handle)
-    assert found.kind == finding.CLOCK
+    assert found.kind == FindingKind.CLOCK
     assert re.search(r"clock of box/1/0 is 1[12]\d s ahead of", found.message)
 
 
@@ -416,7 +414,7 @@ def test_the_clock_of_this_machine(handle: OpenStudy, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr("autotune.storage.rdb.heartbeat.time.time", lambda: now() - 60)
         evidence = gather(fresh(handle))
-    found = list(file_checks.skewed_clocks(evidence.snapshot))
+    found = list(checks.skewed_clocks(evidence.snapshot))
     if handle.url.startswith("sqlite"):
         assert found == []
     else:
@@ -426,6 +424,6 @@ def test_the_clock_of_this_machine(handle: OpenStudy, monkeypatch: pytest.Monkey
 def test_a_disk_that_is_nearly_full(local: OpenStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     free = diagnose(local).evidence
     assert free is not None and sum(one.free_bytes for one in free.disks) > 0
-    monkeypatch.setattr(file_checks, "FREE_BYTES", 1 << 60)
+    monkeypatch.setattr(checks, "FREE_BYTES", 1 << 60)
     (found,) = findings(local)
-    assert found.kind == finding.DISK and "files of the study and database" in found.message
+    assert found.kind == FindingKind.DISK and "files of the study and database" in found.message

@@ -59,8 +59,10 @@ def test_a_budget_is_json_and_back() -> None:
     search = SearchConfig(trials=3, timeout=60, device_hours=1.5, patience=4)
     budget = Budget.from_config(search, NOW)
     assert budget == Budget(3, 60.0, NOW + 60, 1.5, 4)
-    assert Budget.from_json(budget.to_json()) == budget
-    assert Budget.from_json({"trials": 3, "timeout": None}) == Budget(3)  # of an older study
+    assert Budget.from_attributes({attrs.BUDGET: budget.to_json()}) == budget
+    assert Budget.from_attributes({attrs.BUDGET: {"trials": 3, "timeout": None}}) == Budget(
+        3
+    )  # of an older study
     assert Budget.from_config(SearchConfig(trials=3), NOW).until is None
 
 

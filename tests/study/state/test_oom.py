@@ -157,7 +157,7 @@ def test_what_cannot_be_measured_does_not_hide_the_error(
 
 
 def test_a_machine_that_does_not_tell_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oom, "_of_process", lambda: Path("/nowhere").read_text())
+    monkeypatch.setattr(oom, "_process_memory", lambda: Path("/nowhere").read_text())
     need = measure_shortage(RuntimeError("you tried to allocate 4096 bytes. Error code 12"), CPU)
     assert need == MemoryShortage(4096, 0, 0)
 
@@ -225,7 +225,7 @@ def test_a_wait_ends_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None
     rooms = iter([5, 5, 7])
     asked: list[int] = []
     monkeypatch.setattr(oom, "SHARED_WAITS_S", (600.0,))
-    monkeypatch.setattr(oom, "_LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(oom, "_POLL_S", 0.0)
     monkeypatch.setattr(oom, "_room", lambda device: asked.append(1) or next(rooms))
     monkeypatch.setattr(oom, "measure_shortage", lambda error, device: CROWDED)
     tried: list[int] = []

@@ -25,9 +25,7 @@ from autotune.errors import StudyError
 from autotune.storage.rdb.connection import GRACE_PERIOD_S
 from autotune.storage.rdb.fast_rdb import Failure, _reporting
 from autotune.storage.rdb.heartbeat import read_heartbeat_ages
-from autotune.study.doctor.checks import diagnose
-from autotune.study.doctor.finding import CURVE
-from autotune.study.doctor.finding import LOST as LOST_TRIAL
+from autotune.study.doctor.checks import FindingKind, diagnose
 from autotune.study.doctor.repair import repair
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
@@ -234,7 +232,7 @@ def test_the_doctor_finds_a_lost_trial(tmp_path: Path) -> None:
     claims = handle.trial_queue()
     fail_as_earlier_versions(claims, claim(claims))
     found = diagnose(handle).findings
-    assert [one.kind for one in found] == [LOST_TRIAL]
+    assert [one.kind for one in found] == [FindingKind.LOST]
     assert repair(handle, found) == ["trial 0 was given back"]
     assert states(claims)[-1] == "WAITING" and diagnose(handle).findings == ()
 
@@ -265,7 +263,7 @@ def test_the_doctor_finds_gaps_in_curves(
 ) -> None:
     handle = open_small(tmp_path, training__epochs=4)
     curve(handle, claim(handle.trial_queue()), epochs, state)
-    found = [one for one in diagnose(handle).findings if one.kind == CURVE]
+    found = [one for one in diagnose(handle).findings if one.kind == FindingKind.CURVE]
     assert [one.message.partition(":")[0] for one in found] == (
         [f"the curve of trial 0 lacks the epochs {missing}"] if missing else []
     )
@@ -274,7 +272,7 @@ def test_the_doctor_finds_gaps_in_curves(
 def test_a_curve_without_its_end_is_a_gap(tmp_path: Path) -> None:
     handle = open_small(tmp_path, training__epochs=4)
     curve(handle, claim(handle.trial_queue()), [1, 2], TrialState.PRUNED, trained=3)
-    (found,) = [one for one in diagnose(handle).findings if one.kind == CURVE]
+    (found,) = [one for one in diagnose(handle).findings if one.kind == FindingKind.CURVE]
     assert found.message.startswith("the curve of trial 0 lacks the epochs 3:")
 
 

@@ -344,7 +344,7 @@ space = Space.from_json(study.user_attrs[attrs.SPACE])
 random, start = optuna.samplers.RandomSampler(int(worker[-1])), space.nearest(space.baseline())
 study.sampler = CanonicalSampler(space, random, start)
 claims = TrialQueue(study, storage, url, space)
-while not hasattr(claim := claims.claim(worker), "words"):
+while not hasattr(claim := claims.claim(worker), "text"):
     if claim == Wait():
         time.sleep(0.05)
         continue
