@@ -113,8 +113,8 @@ def test_a_silent_worker_s_trial_is_given_back(handle: OpenStudy) -> None:
     silence(handle.storage, trial, 300)
     (found,) = findings(handle)
     assert (found.kind, found.trial, found.is_fixable) == (FindingKind.ZOMBIE, 0, True)
-    assert re.search(r"box/1/0, which has been silent for 30\d s", found.message)
-    assert repair(fresh(handle), [found]) == ["trial 0 was given back"]
+    assert re.search(r"its worker box/1/0 has been silent for 30\d s", found.message)
+    assert repair(fresh(handle), [found]) == ["trial 0 was requeued"]
     assert kinds(handle) == []
     states = [one.state for one in trials_of(fresh(handle))]
     assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
@@ -128,7 +128,7 @@ def test_a_worker_that_died_before_its_first_heartbeat(handle: OpenStudy) -> Non
     set_attribute(handle, trial.number, attrs.CLAIMED_AT, time.time() - 200)
     (found,) = findings(handle)
     assert found.kind == FindingKind.ZOMBIE
-    assert re.search(r"box/1/0, which never gave a sign of life in 20\d s", found.message)
+    assert re.search(r"its worker box/1/0 never gave a sign of life in 20\d s", found.message)
     repair(fresh(handle), [found])
     assert kinds(handle) == []
     first, retry = trials_of(fresh(handle))
@@ -139,7 +139,7 @@ def test_a_worker_that_died_before_its_first_heartbeat(handle: OpenStudy) -> Non
 def test_a_claim_that_broke_off(handle: OpenStudy) -> None:
     handle.storage.create_new_trial(handle.study._study_id)
     (found,) = findings(handle)
-    assert found.kind == FindingKind.ZOMBIE and "nobody's" in found.message
+    assert found.kind == FindingKind.ZOMBIE and "has no worker" in found.message
     repair(fresh(handle), [found])
     assert kinds(handle) == []
 
@@ -213,9 +213,9 @@ def test_a_plan_that_was_trained_twice(local: OpenStudy) -> None:
 @pytest.mark.parametrize(
     ("retries", "said"),
     [
-        ({3: [9]}, "trial 3 goes on with trial 9, which does not exist"),
-        ({2: [0], 3: [0]}, "trials 2, 3 all go on with trial 0"),
-        ({3: [1]}, "trial 3 goes on with trial 1, which is COMPLETE and not failed"),
+        ({3: [9]}, "trial 3 continues trial 9, which does not exist"),
+        ({2: [0], 3: [0]}, "trials 2, 3 all continue trial 0"),
+        ({3: [1]}, "trial 3 continues trial 1, which is COMPLETE and not failed"),
         ({2: [0], 3: [2]}, "trial 3 names the earlier attempts 2, but trial 2"),
     ],
 )

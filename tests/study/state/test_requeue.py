@@ -148,7 +148,7 @@ def test_a_kill_between_failing_and_queueing_loses_nothing(
 
     for _ in range(2):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("autotune.storage.rdb.fast_rdb._rows", killed)
+            patch.setattr("autotune.storage.rdb.fast_rdb._part_rows", killed)
             claims.reclaim_stale(lambda worker: worker == "host/2/0")
         assert states(claims) == ["RUNNING", "RUNNING"]
         assert attrs.REASON not in frozen(claims, 0).user_attrs
@@ -233,7 +233,7 @@ def test_the_doctor_finds_a_lost_trial(tmp_path: Path) -> None:
     fail_as_earlier_versions(claims, claim(claims))
     found = diagnose(handle).findings
     assert [one.kind for one in found] == [FindingKind.LOST]
-    assert repair(handle, found) == ["trial 0 was given back"]
+    assert repair(handle, found) == ["trial 0 was requeued"]
     assert states(claims)[-1] == "WAITING" and diagnose(handle).findings == ()
 
 

@@ -198,7 +198,7 @@ def test_a_new_trial_is_there_as_a_whole_or_not_at_all(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("autotune.storage.rdb.fast_rdb._rows", killed)
+        patch.setattr("autotune.storage.rdb.fast_rdb._part_rows", killed)
         claims.claim("host/1/0")
     assert states(claims) == []
     claim(claims)
