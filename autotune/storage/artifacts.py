@@ -33,13 +33,8 @@ _PREFIXES = ("artifacts:", "dashboard:artifacts:")
 def add_artifact(owner: Trial | Study, path: Path, folder: Path) -> str:
     """Add an artifact to a running trial or a study: first the file, then the reference to it.
 
-    Args:
-        owner: The trial or the study.
-        path: The file to copy.
-        folder: Folder of the study's artifacts.
-
     Returns:
-        The id of the artifact, which is the name of its file.
+        The id of the artifact, which is the name of its file in the folder.
 
     Raises:
         OSError: When the file cannot be written; then nothing refers to it, and nothing is left.
@@ -64,13 +59,9 @@ def add_artifact(owner: Trial | Study, path: Path, folder: Path) -> str:
 
 @dataclass(frozen=True)
 class ArtifactReference:
-    """An artifact that a trial or a study refers to.
+    """An artifact that a trial, by its number, or a study refers to.
 
-    Args:
-        study_id: Optuna's id of the study.
-        trial: Number of the trial; ``None`` for an artifact of the study itself.
-        artifact: Id of the artifact.
-        name: Name of the file that was uploaded.
+    ``artifact`` is its id, and ``name`` that of the file that was uploaded.
     """
 
     study_id: int
@@ -81,13 +72,7 @@ class ArtifactReference:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file in one of the folders of a study.
-
-    Args:
-        path: The file.
-        size_bytes: Its size.
-        age_s: Seconds since it was written.
-    """
+    """A file in one of the folders of a study, with the seconds since it was written."""
 
     path: Path
     size_bytes: int
@@ -119,11 +104,9 @@ def read_references(storage: RDBStorage) -> tuple[ArtifactReference, ...]:
 
 
 def read_reference(key: str, value_json: str) -> tuple[str, str] | None:
-    """Read a system attribute, as the database has it.
+    """Return id and file name of the artifact that a system attribute refers to.
 
-    Returns:
-        Id of the artifact that it refers to, and name of the file that was uploaded; ``None`` for
-        any other attribute, and for an artifact that was deleted.
+    ``None`` for any other attribute, and for an artifact that was deleted.
     """
     if not key.startswith(_PREFIXES):
         return None

@@ -28,15 +28,9 @@ NETWORK_TYPES = frozenset((
 
 
 def file_system_of(path: Path, mountinfo: str | None = None) -> tuple[str, Path] | None:
-    """Return the type and the mount point of the file system of a path.
+    """Return type and mount point of the file system of a path, which need not exist.
 
-    Args:
-        path: A file or folder, which need not exist; links are followed.
-        mountinfo: Text of :data:`MOUNTINFO`; by default that of this process.
-
-    Returns:
-        Its type, such as ``ext4``, and where it is mounted; ``None`` where the system does not
-        tell.
+    ``None`` where the system does not tell. ``mountinfo`` is by default that of this process.
     """
     resolved = path.absolute().resolve()  # before the mounts are read: it may mount one (autofs)
     if mountinfo is None:
@@ -66,11 +60,7 @@ def is_network(kind: str) -> bool:
 
 
 def check_not_network(path: Path, mountinfo: str | None = None) -> None:
-    """Refuse an SQLite database, which need not exist, on a network file system.
-
-    Raises:
-        StorageError: With the type of the file system and the way out.
-    """
+    """Refuse an SQLite database, which need not exist, on a network file system."""
     found = file_system_of(path, mountinfo)
     if found is None or not is_network(found[0]):
         return

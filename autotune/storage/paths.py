@@ -26,22 +26,16 @@ ATTRIBUTE = "files"
 
 @dataclass(frozen=True)
 class StudyPaths:
-    """The files of the studies of one storage.
-
-    Args:
-        root: The folder that holds them all.
-    """
+    """The files of the studies of one storage, in the folder ``root``."""
 
     root: Path
 
     @staticmethod
     def from_url(url: str, root: str | None = None) -> StudyPaths:
-        """Return the files that belong to a storage.
+        """Return the files that belong to a storage, or those in another folder.
 
-        Args:
-            url: Storage URL. The files of SQLite are beside the database, those of a server in
-                ``storage/`` under the working directory, named after the database.
-            root: Another folder; on a cluster one that all machines share.
+        The files of SQLite are beside the database, those of a server in ``storage/`` under the
+        working directory, named after the database.
         """
         if root is not None:
             return StudyPaths(Path(root).expanduser().absolute())

@@ -38,13 +38,7 @@ ROUND_TRIPS = 15
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The result of one check.
-
-    Args:
-        what: What was checked.
-        text: The result; for a problem, with the way out.
-        is_problem: Whether studies would suffer from it.
-    """
+    """The result of one check; the text of a problem has the way out."""
 
     what: str
     text: str
@@ -55,9 +49,6 @@ def check(url: str) -> Iterator[CheckResult]:
     """Yield a result for everything about a storage that studies depend on.
 
     A storage that cannot be reached ends the checks.
-
-    Raises:
-        StorageError: When the URL is not that of a storage.
     """
     sqlite = is_sqlite(url)
     if sqlite:

@@ -39,14 +39,7 @@ from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
 
 @dataclass(frozen=True)
 class Copied:
-    """A study that was copied.
-
-    Args:
-        name: Its name.
-        trials: Number of its trials.
-        running: Number of trials that were running when it was read.
-        files: What became of its files.
-    """
+    """A study that was copied: the numbers of its trials, and what became of its files."""
 
     name: str
     trials: int
@@ -61,18 +54,11 @@ def copy_studies(
     files: str | None = None,
     on_copied: Callable[[Copied], None] = lambda copied: None,
 ) -> None:
-    """Copy studies with everything that belongs to them.
+    """Copy studies with everything that belongs to them; by default all of a storage.
 
     A study is copied as it is at one moment, in one transaction: wholly or not at all. Its files
-    are copied from the default folder of the source to that of the target; a folder that somebody
-    chose stays the study's folder.
-
-    Args:
-        source: URL of the storage that has the studies; it is only read.
-        target: URL of the storage to copy to, made if there is none.
-        studies: Names of the studies; all by default.
-        files: Another folder for the files.
-        on_copied: Called with each study once it is there.
+    are copied from the default folder of the source to that of the target, or to ``files``; a
+    folder that somebody chose stays the study's folder. The target is made if there is none.
 
     Raises:
         StudyError: When the source lacks one of the studies, or the target has one already.
@@ -114,13 +100,8 @@ def _copy(study: StudyRows, plan: CopyPlan, engine: sqlalchemy.Engine, target: s
 def check_names_free(target: str, names: Sequence[str]) -> None:
     """Refuse to copy studies to a storage that has some of these names; nothing is made.
 
-    Args:
-        target: URL of the storage, which need not be there.
-        names: Names of the studies.
-
     Raises:
         StudyError: With all names that are taken.
-        StorageError: When the storage cannot be used.
     """
     if is_sqlite(target):
         path = database_path(target)
@@ -162,13 +143,7 @@ def _writing(target: str) -> Iterator[sqlalchemy.Engine]:
 def add_study(
     engine: sqlalchemy.Engine, target: str, study: StudyRows, folder: Path | None = None
 ) -> None:
-    """Write a study to an open storage, wholly or not at all.
-
-    Args:
-        engine: Engine of the storage.
-        target: Its URL.
-        study: The study.
-        folder: Where its files are now, if not where it remembers.
+    """Write a study to an open storage; its files are in ``folder`` now, if one is given.
 
     Raises:
         StudyError: When another process has just made a study of that name.

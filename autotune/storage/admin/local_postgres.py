@@ -24,13 +24,9 @@ CONNECTIONS = 200
 
 
 def start(folder: Path) -> str:
-    """Start the server, unless it runs; it keeps running after this process.
+    """Start the server, unless it runs, and return the URL of its database for studies.
 
-    Args:
-        folder: Its data; made if there is none.
-
-    Returns:
-        The URL of its database for studies.
+    It keeps running after this process. The folder of its data is made if there is none.
 
     Raises:
         StorageError: When its package is not installed, or it does not start.
@@ -51,11 +47,7 @@ def start(folder: Path) -> str:
 
 
 def stop(folder: Path) -> bool:
-    """Stop the server, and tell whether it was running; its data stay.
-
-    Raises:
-        StorageError: When its package is not installed.
-    """
+    """Stop the server, and tell whether it was running; its data stay."""
     if not (folder / "postmaster.pid").exists():
         return False
     server = _package().get_server(folder, cleanup_mode=None, start=False)

@@ -27,11 +27,7 @@ from autotune.storage.url import database_path, is_sqlite, parse_url, redact
 
 
 def reading_engine(url: str) -> sqlalchemy.Engine:
-    """Return an engine that can only read; each transaction sees the storage at one moment.
-
-    Raises:
-        StorageError: When there is no database file.
-    """
+    """Return an engine that can only read; each transaction sees the storage at one moment."""
     if not is_sqlite(url):
         return sqlalchemy.create_engine(
             parse_url(url),
@@ -81,11 +77,7 @@ def list_studies(connection: sqlalchemy.Connection) -> list[str]:
 def select_studies(
     connection: sqlalchemy.Connection, url: str, names: Sequence[str] | None
 ) -> list[str]:
-    """Return the studies with these names, or all.
-
-    Raises:
-        StudyError: With every name that the storage does not have, or when it has no study.
-    """
+    """Return the studies with these names, or all; refuse names that are unknown."""
     known = list_studies(connection)
     if not known:
         raise StudyError(f"the storage {redact(url)} has no study")

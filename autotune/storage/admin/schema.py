@@ -43,11 +43,7 @@ def schema_problem(version: str) -> str:
 
 
 def check_schema(connection: sqlalchemy.Connection, url: str) -> None:
-    """Refuse tables that are not those of the installed Optuna.
-
-    Raises:
-        StorageError: With both versions and the way out.
-    """
+    """Refuse tables that are not those of the installed Optuna, with the way out."""
     if problem := schema_problem(schema_version(connection)):
         raise StorageError(f"storage: the tables of {redact(url)} have the version {problem}")
 
@@ -67,12 +63,7 @@ def pending_upgrade(url: str) -> tuple[str, str] | None:
 
 
 def back_up_sqlite(path: Path, target: Path) -> None:
-    """Copy an SQLite database as it is, tables of any version, even while it is in use.
-
-    Raises:
-        StorageError: When the target exists.
-        DiskFullError: When its disk is full.
-    """
+    """Copy an SQLite database as it is, with tables of any version, even while it is in use."""
     if target.exists():
         raise StorageError(f"the file {target} exists and is not overwritten; move it away")
     with (
@@ -85,11 +76,7 @@ def back_up_sqlite(path: Path, target: Path) -> None:
 
 
 def upgrade_tables(url: str) -> None:
-    """Bring the tables up to date, as ``optuna storage upgrade`` does; no worker may run.
-
-    Raises:
-        StorageError: When it cannot be done.
-    """
+    """Bring the tables up to date, as ``optuna storage upgrade`` does; no worker may run."""
     timeout = {"timeout": BUSY_TIMEOUT_S}
     if not is_sqlite(url):
         timeout = {"connect_timeout": CONNECT_TIMEOUT_S}

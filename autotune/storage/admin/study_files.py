@@ -19,13 +19,9 @@ from autotune.storage.paths import StudyPaths
 
 @dataclass(frozen=True)
 class CopiedFiles:
-    """What became of the files of a study.
+    """What became of the files of a study: where they are, and how many were copied.
 
-    Args:
-        folder: Where they are now; ``None`` for a study without files.
-        count: Number of files copied; 0 where they stay in place.
-        size_bytes: Their size.
-        missing: Number of artifacts that the study names and that were not there.
+    ``missing`` counts artifacts that the study names and that were not there.
     """
 
     folder: Path | None
@@ -36,12 +32,7 @@ class CopiedFiles:
 
 @dataclass(frozen=True)
 class CopyPlan:
-    """Where the files of a study are, and where to copy them.
-
-    Args:
-        origin: Where they are; ``None`` for a study without files.
-        target: Where to copy them; ``None`` where they stay.
-    """
+    """Where the files of a study are, if it has any, and where to copy them unless they stay."""
 
     origin: StudyPaths | None
     target: StudyPaths | None = None
@@ -50,16 +41,11 @@ class CopyPlan:
     def decide(
         stored: str | None, source: StudyPaths, target: StudyPaths, is_chosen: bool
     ) -> CopyPlan:
-        """Decide where the files of a study go.
+        """Decide where the files of a study go, from the folder that the study remembers.
 
-        Args:
-            stored: The folder that the study remembers.
-            source: The default folder of its storage. It counts where the remembered one is gone,
-                as it is after both were moved.
-            target: The folder to copy the files to.
-            is_chosen: Whether somebody named the target. If not, a study in a folder that
-                somebody chose for it stays there. If so, and the remembered folder is gone, files
-                that are in the target stay.
+        If that folder is gone, its storage's default folder counts, as after both were moved; or
+        the target, if somebody chose it and the files are there already. If nobody chose the
+        target, a study in a folder that somebody chose for it stays there.
         """
         if stored is None:
             return CopyPlan(None)
@@ -74,11 +60,7 @@ class CopyPlan:
 
 
 def check_no_conflict(study: str, target: StudyPaths) -> None:
-    """Refuse to mix the files of a study with those of another one of the same name.
-
-    Raises:
-        StorageError: With the file that is in the way.
-    """
+    """Refuse to mix the files of a study with those of another one of the same name."""
     existing = next((path for path in target.owned_by(study) if path.exists()), None)
     if existing is not None:
         raise StorageError(
@@ -92,11 +74,6 @@ def copied_files(
     study: StudyRows, source: StudyPaths, target: StudyPaths
 ) -> Iterator[CopiedFiles]:
     """Copy the files of a study; remove the copies if the context ends with an error.
-
-    Args:
-        study: The study.
-        source: Where its files are.
-        target: Where to copy them; nothing of the study is there yet.
 
     Raises:
         DiskFullError: When the disk of the target is full.
@@ -116,7 +93,7 @@ def copied_files(
 
 
 def _copy(study: StudyRows, source: StudyPaths, target: StudyPaths, made: list[Path]) -> int:
-    """Copy artifacts and files, and count missing artifacts; ``made`` gets what was copied."""
+    """Copy artifacts and files, add them to ``made``, and count missing artifacts."""
     missing = 0
     for name in sorted(study.artifacts()):
         if (source.artifacts / name).is_file():

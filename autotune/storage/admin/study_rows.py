@@ -41,10 +41,7 @@ _KEY_OF_TRIAL = re.compile(r"(dashboard:(?:artifacts:)?)(\d+)(:.*)", re.DOTALL)
 class StudyRows:
     """A study with everything that a database has of it, except the heartbeats of its workers.
 
-    Args:
-        name: Name of the study.
-        trials: Rows of its trials, in order.
-        parts: Rows of all other tables by the table's name, in the order of their keys.
+    ``parts`` has the rows of all tables but that of the trials, by the table's name.
     """
 
     name: str
@@ -106,11 +103,7 @@ def write_study(engine: sqlalchemy.Engine, study: StudyRows) -> None:
     """Write a study in one transaction.
 
     A trial that was running when it was read gets a heartbeat of now: its worker knows nothing of
-    this copy, and once the heartbeat is old the trial goes back to the queue.
-
-    Args:
-        engine: Engine of a storage with the tables of the installed Optuna.
-        study: The study.
+    this copy, and once the heartbeat is old the trial is requeued.
 
     Raises:
         sqlalchemy.exc.IntegrityError: When the storage has a study of its name.

@@ -82,11 +82,7 @@ def allow_experimental() -> Iterator[None]:
 
 
 def open_storage(url: str, *, create: bool = False) -> RetryingStorage:
-    """Open the storage of studies.
-
-    Args:
-        url: Storage URL.
-        create: Whether to make the database file and the tables if there are none.
+    """Open the storage of studies; with ``create``, make its file and tables if there are none.
 
     Raises:
         StorageError: When it cannot be reached, read or written, is of another Optuna, or is an
@@ -114,12 +110,7 @@ def has_content(path: Path) -> bool:
 
 
 def check_database_exists(path: Path) -> None:
-    """Refuse a file that is not an SQLite database of studies; nothing is made or changed.
-
-    Raises:
-        StorageError: With what is wrong.
-        sqlite3.Error: When it cannot be read, or is no database.
-    """
+    """Refuse a file that is not an SQLite database of studies, with what is wrong."""
     if not path.exists():
         raise StorageError(
             f"storage: there is no database {path}; 'autotune run' makes one, or name yours "
@@ -209,11 +200,7 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
 
 @contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Turn errors of a database into one message that names the storage, not its password.
-
-    Raises:
-        StorageError: With the reason and the way out.
-    """
+    """Turn errors of a database into a StorageError with the way out, and without the password."""
     shown = redact(url)
     try:
         yield

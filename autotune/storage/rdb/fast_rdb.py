@@ -46,12 +46,7 @@ _Attributes = type[models.TrialUserAttributeModel | models.TrialSystemAttributeM
 
 @dataclass(frozen=True)
 class Failure:
-    """What becomes of a running trial that is to fail.
-
-    Args:
-        attributes: User attributes that it gets.
-        successor: The trial that takes its place, ``None`` for none.
-    """
+    """The attributes that a failing trial gets, and the trial that takes its place, if any."""
 
     attributes: Mapping[str, Any] = field(default_factory=dict)
     successor: FrozenTrial | None = None
@@ -59,12 +54,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class StoredParam:
-    """A parameter as it is stored.
-
-    Args:
-        value: Its value, as the distribution stores it.
-        distribution: Its distribution.
-    """
+    """A parameter, with its value as the distribution stores it."""
 
     value: float
     distribution: BaseDistribution
@@ -126,14 +116,10 @@ class FastRDBStorage(OpenRDBStorage):
     def set_trial_intermediate_value(
         self, trial_id: int, step: int, intermediate_value: float
     ) -> None:
-        """Report a value, or replace that of the step.
+        """Report a value, or replace that of the step; raise as :meth:`set_trial_user_attrs`.
 
         The row of the trial is locked meanwhile: who fails the trial has seen the value, or it is
         not written.
-
-        Raises:
-            KeyError: When there is no such trial.
-            UpdateFinishedTrialError: When it has ended, or its study was made anew.
         """
         value, kind = _REPORTS.intermediate_value_to_stored_repr(intermediate_value)
         report = {"of": trial_id, "at": step, "value": value, "kind": kind, "uuid": self._uuid()}
@@ -204,12 +190,6 @@ class FastRDBStorage(OpenRDBStorage):
     ) -> bool:
         """End a running trial, in one transaction.
 
-        Args:
-            trial_id: The trial.
-            state: Its last state.
-            values: A value for each objective, ``None`` where it has none.
-            attributes: User attributes that it gets.
-
         Returns:
             Whether it was running, and is of this study; if not, nothing has happened.
         """
@@ -264,10 +244,8 @@ class FastRDBStorage(OpenRDBStorage):
     def fail_trial(self, trial_id: int, decide: Callable[[FrozenTrial], Failure]) -> bool:
         """Fail a running trial, and make its successor, in one transaction.
 
-        Args:
-            trial_id: The trial.
-            decide: Decides what becomes of the trial, from the trial as it is now with all that
-                its worker has reported; nothing more can be reported.
+        ``decide`` gets the trial with all that its worker has reported; nothing more can be
+        reported.
 
         Returns:
             Whether it was running, and is of this study; if not, nothing has happened.
@@ -293,11 +271,7 @@ class FastRDBStorage(OpenRDBStorage):
         return True
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        """Read the user attributes of a study, in one statement if it has any.
-
-        Raises:
-            KeyError: When there is no such study.
-        """
+        """Read the user attributes of a study, in one statement if it has any."""
         with self._autocommit() as connection:
             rows = connection.execute(_READ_ATTRIBUTES, {"study": study_id}).all()
         if not rows:  # there may be no such study
@@ -305,11 +279,7 @@ class FastRDBStorage(OpenRDBStorage):
         return {key: json.loads(text) for key, text in rows}
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """Read a trial.
-
-        Raises:
-            KeyError: When there is no such trial.
-        """
+        """Read a trial."""
         with self._autocommit() as connection:
             trial = read_trial(connection, trial_id)
         # Optuna says why there is none.
@@ -322,11 +292,7 @@ class FastRDBStorage(OpenRDBStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        """Read what Optuna's cache asks for: trials with these ids, and those after another.
-
-        Raises:
-            KeyError: When there is no such study.
-        """
+        """Read what Optuna's cache asks for: trials with these ids, and those after another."""
         known = self._running if getattr(self._local, "state_changes_only", False) else {}
         with self._autocommit() as connection:
             trials = read_trials(

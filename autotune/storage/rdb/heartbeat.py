@@ -86,10 +86,8 @@ class HeartbeatAges:
 
     Args:
         now: The database's time in seconds of the Unix epoch.
-        clock_skew_s: Seconds by which the database's clock is ahead of this machine's; 0 for
-            SQLite, which has this machine's.
-        age_s: Seconds since the last heartbeat, by trial id; a running trial that is not in it
-            never had one.
+        clock_skew_s: Seconds by which that is ahead of this machine's; 0 for SQLite.
+        age_s: Seconds since the last heartbeat, by trial id, of trials that ever had one.
     """
 
     now: float

@@ -147,17 +147,14 @@ def read_trials(
     after: int = -1,
     running: Mapping[int, FrozenTrial] = MappingProxyType({}),
 ) -> list[FrozenTrial]:
-    """Read trials of a study.
+    """Read trials of a study, sorted by id; their distributions are shared, do not change them.
 
     Args:
-        connection: A connection to the database, in a transaction.
+        connection: A connection in a transaction.
         study_id: Id of the study.
         known: Ids of trials to read in addition to those ``after``.
         after: Trials with a higher id are read; -1 reads all.
         running: Trials by id that need not be read again if they still run.
-
-    Returns:
-        The trials, by id. Their distributions are shared: they must not be changed.
     """
     rows = list(connection.execute(_LATER, {"study": study_id, "after": after}))
     for ids in _chunks([trial_id for trial_id in known if trial_id <= after]):

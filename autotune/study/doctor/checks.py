@@ -85,24 +85,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The result of a look at a study.
-
-    Args:
-        evidence: What was looked at; ``None`` when the study could not be looked at.
-        findings: What is wrong.
-    """
+    """What is wrong with a study, and the evidence, unless it could not be collected."""
 
     evidence: Evidence | None
     findings: tuple[Finding, ...]
 
 
 def diagnose(handle: OpenStudy, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Diagnosis:
-    """Look at a study and return what is wrong with it; nothing is changed.
-
-    Args:
-        handle: The study.
-        lock_timeout_s: Seconds to wait for its lock.
-    """
+    """Look at a study and return what is wrong with it; nothing is changed."""
     try:
         evidence = gather(handle, lock_timeout_s)
     except LockedError as error:
@@ -432,10 +422,8 @@ def skewed_clocks(snapshot: Snapshot) -> Iterator[Finding]:
 def worker_ahead_s(snapshot: Snapshot, trial: FrozenTrial) -> float | None:
     """Return by how many seconds a worker's clock is ahead of the database's.
 
-    With every heartbeat, a worker writes for how long it has held its trial.
-
-    Returns:
-        The seconds, to one interval of heartbeats; ``None`` before the first one.
+    With every heartbeat, a worker writes for how long it has held its trial: the result is exact
+    to one interval of heartbeats, and ``None`` before the first one.
     """
     age = snapshot.heartbeats.age_s.get(optuna_private.trial_id(trial))
     if age is None or not {attrs.CLAIMED_AT, attrs.DEVICE_SECONDS} <= trial.user_attrs.keys():

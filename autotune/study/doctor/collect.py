@@ -44,11 +44,7 @@ _WRONG_JSON = (FormatError, AttributeError, KeyError, TypeError, ValueError)
 class Snapshot:
     """A study at one moment, as its database has it.
 
-    Args:
-        trials: All trials, in order.
-        attributes: User attributes of the study, see :mod:`autotune.study.state.attrs`.
-        heartbeats: The heartbeats of the trials that run.
-        moment: When it was read, in seconds of the Unix epoch, by this machine's clock.
+    ``moment`` is when it was read, in seconds of the Unix epoch, by this machine's clock.
     """
 
     trials: tuple[FrozenTrial, ...]
@@ -103,13 +99,7 @@ def take_snapshot(handle: OpenStudy) -> Snapshot:
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk that a study needs.
-
-    Args:
-        what: What of the study is on it.
-        path: The folder.
-        free_bytes: Its free space.
-    """
+    """A disk that a study needs, with what of the study is on it."""
 
     what: str
     path: Path
@@ -124,8 +114,7 @@ class Evidence:
         name: Name of the study.
         study_id: Optuna's id of it.
         snapshot: The study in its database.
-        numbers: The number of every trial, as the database has them; a snapshot has one trial a
-            number.
+        numbers: The number of every trial in the database; a snapshot has one trial a number.
         unreadable: What of the study this version cannot read, with the reason.
         references: The artifacts that trials and studies of the storage refer to.
         root: The folder of the study's files; ``None`` when it is not on this machine.

@@ -12,16 +12,9 @@ from autotune.study.setup.opening import OpenStudy
 
 
 def repair(handle: OpenStudy, findings: Iterable[Finding]) -> list[str]:
-    """Repair what can be repaired.
+    """Repair what the doctor has found, and return what was done, or why not, a line each.
 
     Everything is looked at again before it is changed: a worker may have come back.
-
-    Args:
-        handle: The study.
-        findings: What :func:`~autotune.study.doctor.checks.examine` has found.
-
-    Returns:
-        What was done, or why not, a line each.
     """
     fixable = [finding for finding in findings if finding.is_fixable]
     lost = [finding.trial for finding in fixable if finding.trial is not None]

@@ -248,31 +248,19 @@ def trial_plan(trial: FrozenTrial) -> TrialPlan | None:
 
 
 def load_study(name: str, storage: BaseStorage) -> Study:
-    """Load a study.
-
-    Raises:
-        FormatError: When a later version of autotune has written it.
-    """
+    """Load a study; refuse one that a later version of autotune has written."""
     study = optuna.load_study(study_name=name, storage=storage)
     check_version(study)
     return study
 
 
 def check_version(study: Study) -> None:
-    """Refuse a study that a later version of autotune has written.
-
-    Raises:
-        FormatError: With the version.
-    """
+    """Refuse a study that a later version of autotune has written."""
     check_format(study.user_attrs.get(FORMAT), STUDY, f"the study {study.study_name!r}")
 
 
 def study_space(study: Study) -> Space:
-    """Return the space of a study.
-
-    Raises:
-        FormatError: When it was written by another version of autotune.
-    """
+    """Return the space of a study; refuse one that another version has written."""
     written_by = written_by_version(study.user_attrs)
     with reading(f"the space of the study {study.study_name!r}", by=written_by):
         return Space.from_json(study.user_attrs[SPACE])
@@ -305,10 +293,7 @@ def device_seconds(trial: FrozenTrial, now: float) -> float:
     """Return the seconds for which an attempt at a trial, without earlier ones, held its device.
 
     One that ended counts up to its end; one whose worker was lost, up to its last sign of life.
-
-    Args:
-        trial: The attempt.
-        now: In seconds of the Unix epoch.
+    ``now`` is in seconds of the Unix epoch.
     """
     claimed_at = trial.user_attrs.get(CLAIMED_AT)
     if claimed_at is not None and trial.state == TrialState.RUNNING:
@@ -348,12 +333,7 @@ def trained_epochs(trial: FrozenTrial) -> int:
 
 
 def pruned_epochs(trials: Iterable[FrozenTrial], epochs: int) -> int:
-    """Count the epochs that pruned trials did not train; infeasible trials are not pruned.
-
-    Args:
-        trials: All trials of a study.
-        epochs: Epochs of a trial that is not pruned.
-    """
+    """Count the epochs that pruned trials did not train; infeasible trials are not pruned."""
     return sum(
         max(0, epochs - trained_epochs(trial))
         for trial in trials

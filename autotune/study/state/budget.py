@@ -70,9 +70,8 @@ class Budget:
 class StopReason:
     """Why no new trial starts.
 
-    Args:
-        kind: Which budget is used up, or ``exhausted``: there is no further plan.
-        text: The same for the user.
+    ``kind`` is the budget that is used up, or ``exhausted``: there is no further plan. ``text``
+    says the same to the user.
     """
 
     kind: str
@@ -107,13 +106,9 @@ _FIELDS = {"words": "text"}
 def stop_reason(
     trials: Sequence[FrozenTrial], budget: Budget, direction: StudyDirection, now: float
 ) -> StopReason | None:
-    """Return why no new trial may start; ``None`` while one may.
+    """Return why no new trial of a study may start; ``None`` while one may.
 
-    Args:
-        trials: All trials of the study.
-        budget: Its budget.
-        direction: Direction of the metric.
-        now: In seconds of the Unix epoch.
+    ``now`` is in seconds of the Unix epoch.
     """
     progress = attrs.count_progress(trials, budget.trials)
     if progress.finished >= budget.trials:
@@ -166,10 +161,6 @@ def startable_queue(trials: Iterable[FrozenTrial], reason: StopReason | None) ->
 
     When no new trial may start because nothing better is to be expected, a trial that was started
     before still gets its retry. When the trials or the time are used up, nothing starts.
-
-    Args:
-        trials: All trials of the study.
-        reason: The :func:`stop_reason` for them.
     """
     waiting = [trial for trial in trials if trial.state == TrialState.WAITING and _has_plan(trial)]
     retries = [trial for trial in waiting if attrs.earlier_attempts(trial)]

@@ -90,13 +90,9 @@ class MemoryShortage:
 
 
 def measure_shortage(error: BaseException, device: torch.device) -> MemoryShortage:
-    """Work out what a plan wanted, while what it held is still held.
+    """Work out from an error what a plan wanted, while what it held is still held.
 
     It never raises: where something cannot be measured, the text of the error has to do.
-
-    Args:
-        error: The out-of-memory error.
-        device: Where the network trained.
     """
     text = str(error)
     asked, held = _size(_ASKED, text) or 0, _size(_HELD, text)
@@ -172,11 +168,7 @@ def _process_memory() -> tuple[int, int, int]:
 
 
 class DoesNotFitError(Exception):
-    """Work does not fit into memory, even in the smallest micro-batch.
-
-    Args:
-        shortage: What it wanted, and what there was.
-    """
+    """Work does not fit into memory, even in the smallest micro-batch."""
 
     def __init__(self, shortage: MemoryShortage) -> None:
         super().__init__(shortage.describe())
@@ -236,12 +228,9 @@ def with_oom_backoff(
 def release_memory(device: torch.device, collect: bool = False) -> None:
     """Release the GPU memory that torch's allocator keeps for networks that are gone.
 
-    Other processes on the GPU cannot use it, and trials of other shapes need other blocks.
-
-    Args:
-        device: The device; nothing happens on the CPU unless ``collect`` is true.
-        collect: Whether to collect cycles of objects first. After an error they may hold tensors;
-            it takes about half a second.
+    Other processes on the GPU cannot use it, and trials of other shapes need other blocks. With
+    ``collect``, cycles of objects are collected first, on the CPU too: after an error they may
+    hold tensors; it takes about half a second.
     """
     if collect:
         gc.collect()

@@ -77,10 +77,8 @@ _INHERITED = (
 class Claim:
     """A trial that this worker has claimed, with its parameters and its plan.
 
-    Args:
-        trial: The trial.
-        since: When it was claimed, in seconds of the Unix epoch.
-        workers: Number of workers of the study that run a trial now, this one included.
+    ``since`` is when, in seconds of the Unix epoch; ``workers`` counts the workers of the study
+    that run a trial now, this one included.
     """
 
     trial: Trial
@@ -102,13 +100,8 @@ class Wait:
 class TrialQueue:
     """The trials of one study, shared by its workers.
 
-    Args:
-        study: The study.
-        storage: Its storage.
-        url: Absolute storage URL.
-        space: Its static space.
-        uuid: Tells it from a study that is made anew under its name; ``None`` where it was made
-            before there was one.
+    ``uuid`` tells it from a study that is made anew under its name; ``None`` where it was made
+    before there was one.
     """
 
     study: Study
@@ -121,8 +114,7 @@ class TrialQueue:
     def claim(self, worker: str) -> Claim | Wait | StopReason:
         """Claim a waiting trial, or a new one; if there is none, return why.
 
-        Args:
-            worker: Name of the worker, unique among all that ever worked at the study.
+        The name of the worker is unique among all that ever worked at the study.
         """
         try:
             sampler = self._sampler(proposes=True)
@@ -139,9 +131,7 @@ class TrialQueue:
     def _sampler(self, *, proposes: bool = False, draws: bool = False) -> CanonicalSampler | None:
         """Return the sampler if it is autotune's own, and can draw as asked; else ``None``.
 
-        Args:
-            proposes: It can draw without the lock.
-            draws: It can draw for a trial that is not written yet.
+        That is without the lock (``proposes``), or for a trial that is not there yet (``draws``).
         """
         sampler = self.study.sampler
         if not isinstance(sampler, CanonicalSampler):
@@ -287,21 +277,13 @@ class TrialQueue:
 
     @retrying
     def check_exists(self) -> None:
-        """Refuse a study that was deleted.
-
-        Raises:
-            StudyError: When it was, whether or not it was made anew.
-        """
+        """Raise a StudyError if the study was deleted, whether or not it was made anew."""
         with self._lock():
             pass
 
     @contextmanager
     def _lock(self) -> Iterator[Mapping[str, Any]]:
-        """Hold the study's lock, and yield its user attributes.
-
-        Raises:
-            StudyError: When the study has been deleted, whether or not it was made anew.
-        """
+        """Hold the study's lock, and yield its user attributes; refuse a deleted study."""
         with study_lock(self.storage, self.url, self.study.study_name):
             try:
                 attributes = self.study.user_attrs
@@ -383,15 +365,10 @@ class TrialQueue:
     def finish(
         self, claim: Claim, state: TrialState, values: float | Sequence[float] | None = None
     ) -> None:
-        """Write how a trial has ended.
+        """Write how a trial has ended, with its values, one for each objective.
 
         Under the lock, with its time: trials end in the order in which claims see it. A trial that
         was requeued meanwhile stays as it is.
-
-        Args:
-            claim: The trial.
-            state: Its last state.
-            values: For a complete trial, a value for each objective of the study.
 
         Raises:
             StudyError: When the study has been deleted.
@@ -453,11 +430,7 @@ class TrialQueue:
 
     @retrying
     def requeue(self, number: int, reason: str) -> bool:
-        """Fail a running trial and queue its successor.
-
-        Args:
-            number: Number of the trial.
-            reason: Why, for the trial's record.
+        """Fail a running trial for a reason, and queue its successor.
 
         Returns:
             Whether there is a successor; there is none after ``MAX_RETRIES``.
@@ -541,14 +514,11 @@ def is_stale(trial: FrozenTrial, heartbeats: HeartbeatAges) -> bool:
 
 
 def lost_without_retry(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
-    """Find trials that failed because their workers fell silent, and were never retried.
+    """Return the missing successors of trials that were lost and never retried, by their number.
 
-    Earlier versions failed a trial before they queued its successor, and could be killed between
-    the two. Such a trial has no reason, and its last sign of life is the grace period before its
-    end; who fails a trial by hand does it while its worker lives.
-
-    Returns:
-        The successors that they should have, by number.
+    Earlier versions failed a trial whose worker fell silent before they queued its successor, and
+    could be killed between the two. Such a trial has no reason, and its last sign of life is the
+    grace period before its end; who fails a trial by hand does it while its worker lives.
     """
     retried = attrs.retried_numbers(trials)
     successors = {
@@ -612,17 +582,11 @@ def draw_missing_params(
 
 
 def make_retry(trial: FrozenTrial, counted: bool = True) -> FrozenTrial | None:
-    """Make the successor of a trial that is about to fail, or has.
+    """Make the successor of a trial that is about to fail, or has; ``None`` after too many losses.
 
     It has the trial's parameters, plan and curve, and resumes from its checkpoint. If the trial
-    was lost before it had a plan, it has what the queue gave it, and draws the rest.
-
-    Args:
-        trial: The trial.
-        counted: Whether this is one of the ``MAX_RETRIES``; a requested stop is not.
-
-    Returns:
-        The successor; ``None`` where the trial was lost too often.
+    was lost before it had a plan, it has what the queue gave it, and draws the rest. It is
+    ``counted`` as one of the ``MAX_RETRIES``, unless a stop was requested.
     """
     # A trial that got further before it was lost is not what its workers die of.
     further = (trial.last_step or 0) > trial.user_attrs.get(attrs.RESUMED, 0)
