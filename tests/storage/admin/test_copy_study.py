@@ -6,7 +6,6 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import optuna
@@ -21,7 +20,8 @@ from autotune.storage.admin.read_only import reading
 from autotune.storage.admin.schema import back_up_sqlite
 from autotune.storage.admin.study_rows import read_study
 from autotune.storage.paths import REPORT_FORMATS, StudyPaths
-from autotune.storage.rdb.connection import GRACE_PERIOD_S, allow_experimental, open_storage
+from autotune.storage.rdb.connection import open_storage
+from autotune.storage.rdb.heartbeat import read_heartbeat_ages
 from tests.storage.conftest import NewUrl
 from tests.support.postgres import Server
 from tests.support.rows import everything, rich_study, trials_of
@@ -80,31 +80,15 @@ def test_a_copy_goes_on_where_the_study_was(kind: str, new_url: NewUrl) -> None:
 
 
 @BOTH
-def test_a_running_trial_of_a_copy_is_found_when_nobody_runs_it(
-    kind: str, new_url: NewUrl
-) -> None:
+def test_a_running_trial_of_a_copy_has_a_heartbeat_of_now(kind: str, new_url: NewUrl) -> None:
+    """Its worker may be at work on the old one; once it is silent for long, it is reclaimed."""
     old, new = new_url("sqlite"), new_url(kind)
     rich_study(old)
     copy(old, new)
     storage = open_storage(new)
-    study = optuna.load_study(study_name="rich", storage=storage)
-    running = [one.number for one in study.trials if one.state == TrialState.RUNNING]
-
-    def sweep() -> list[int]:
-        with allow_experimental():
-            optuna.storages.fail_stale_trials(study)
-        return [n for n in running if study.trials[n].state == TrialState.FAIL]
-
-    assert len(running) == 2 and sweep() == []  # its worker may be at work on the old one
-    with storage.engine.begin() as connection:
-        now = connection.scalar(sqlalchemy.text("SELECT max(heartbeat) FROM trial_heartbeats"))
-        if isinstance(now, str):
-            now = datetime.fromisoformat(now)
-        connection.execute(
-            sqlalchemy.text("UPDATE trial_heartbeats SET heartbeat = :then"),
-            {"then": now - timedelta(seconds=GRACE_PERIOD_S + 5)},
-        )
-    assert sweep() == running
+    running = [one._trial_id for one in trials_of(new) if one.state == TrialState.RUNNING]
+    ages = read_heartbeat_ages(storage, running).age_s
+    assert len(running) == 2 and all(ages[trial_id] < 60 for trial_id in running)
 
 
 def test_the_studies_that_are_named_are_copied(new_url: NewUrl) -> None:
@@ -412,24 +396,20 @@ def test_artifacts_of_an_earlier_copy_are_left_as_they_are(
     assert (shared / "artifacts/rich-artifact").read_text() == "rich-artifact of rich"
 
 
-def test_a_folder_that_somebody_chose_stays(new_url: NewUrl, tmp_path: Path) -> None:
+@pytest.mark.parametrize("chosen", [None, "other"])
+def test_a_folder_that_somebody_chose_stays_until_another_is_chosen(
+    chosen: str | None, new_url: NewUrl, tmp_path: Path
+) -> None:
     old, new = new_url("sqlite"), new_url("sqlite")
     rich_study(old)
     fill_files(old, "rich", tmp_path / "shared")
-    (copied,) = copy(old, new)
-    assert folder_of(new) == str(tmp_path / "shared")
-    assert (copied.files.count, copied.files.folder) == (0, tmp_path / "shared")
+    (copied,) = copy(old, new, files=str(tmp_path / chosen) if chosen else None)
+    folder = tmp_path / (chosen or "shared")
+    assert folder_of(new) == str(folder)
+    count = 5 + len(REPORT_FORMATS) if chosen else 0
+    assert (copied.files.count, copied.files.folder) == (count, folder)
+    assert (folder / "artifacts/rich-artifact").exists()
     assert not StudyPaths.from_url(new).root.exists()
-
-
-def test_another_folder_can_be_chosen(new_url: NewUrl, tmp_path: Path) -> None:
-    old, new = new_url("sqlite"), new_url("sqlite")
-    rich_study(old)
-    fill_files(old, "rich", tmp_path / "shared")
-    (copied,) = copy(old, new, files=str(tmp_path / "other"))
-    assert folder_of(new) == str(tmp_path / "other")
-    assert copied.files.count == 5 + len(REPORT_FORMATS)
-    assert (tmp_path / "other/artifacts/rich-artifact").exists()
 
 
 def test_files_of_a_database_that_was_moved_with_them(new_url: NewUrl, tmp_path: Path) -> None:
