@@ -11,7 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.config.schema import StudyConfig
-from autotune.display.console import StorageOption, check_folder, check_writable, console, in_lines
+from autotune.display.console import (
+    StorageOption,
+    check_folder,
+    check_writable,
+    console,
+    error_console,
+    in_lines,
+)
 from autotune.text import plural
 
 if TYPE_CHECKING:
@@ -36,6 +43,10 @@ def _url(storage: str | None) -> str:
 
 def _print(text: str) -> None:
     console().print(in_lines(text), highlight=False)
+
+
+def _renamed(old: str, new: str) -> None:
+    error_console().print(Text(f"warning: 'storage {old}' is now: autotune storage {new}"))
 
 
 @app.command("copy")
@@ -99,7 +110,7 @@ def backup(
     """Copy all studies to an SQLite file (old name of ``copy --to``)."""
     from autotune.storage.url import sqlite_url
 
-    _print(f"'storage backup' is now: autotune storage copy --to sqlite:///{output}")
+    _renamed("backup", f"copy --to sqlite:///{output}")
     check_writable(str(output))
     copy(sqlite_url(output), storage)
 
@@ -113,7 +124,7 @@ def restore(
     """Copy all studies of an SQLite file to a storage (old name of ``copy --from``)."""
     from autotune.storage.url import sqlite_url
 
-    _print(f"'storage restore' is now: autotune storage copy --from sqlite:///{file} --to ...")
+    _renamed("restore", f"copy --from sqlite:///{file} --to ...")
     copy(_url(storage), sqlite_url(file), files=files)
 
 
@@ -185,5 +196,5 @@ def local(
 ) -> None:
     """Start or stop the server (old name of ``postgres``)."""
     action: Literal["start", "stop"] = "stop" if is_stop else "start"
-    _print(f"'storage local' is now: autotune storage postgres {action}")
+    _renamed("local", f"postgres {action}")
     postgres(action, folder)

@@ -60,6 +60,13 @@ def kinds(handle: OpenStudy) -> list[str]:
     return [one.kind for one in findings(handle)]
 
 
+def only(handle: OpenStudy, kind: FindingKind, *, fixable: bool = False) -> Finding:
+    """Return the one finding, which is of this kind."""
+    (found,) = findings(handle)
+    assert (found.kind, found.is_fixable) == (kind, fixable)
+    return found
+
+
 def finish(handle: OpenStudy, number: int, value: float = 0.5) -> None:
     handle.study.tell(number, value)
 
@@ -111,8 +118,8 @@ def test_looking_changes_nothing(handle: OpenStudy, tmp_path: Path) -> None:
 def test_a_silent_worker_s_trial_is_given_back(handle: OpenStudy) -> None:
     trial, other = claim(handle), claim(handle, "box/1/1")
     silence(handle.storage, trial, 300)
-    (found,) = findings(handle)
-    assert (found.kind, found.trial, found.is_fixable) == (FindingKind.ZOMBIE, 0, True)
+    found = only(handle, FindingKind.ZOMBIE, fixable=True)
+    assert found.trial == 0
     assert re.search(r"its worker box/1/0 has been silent for 30\d s", found.message)
     assert repair(fresh(handle), [found]) == ["trial 0 was requeued"]
     assert kinds(handle) == []
@@ -126,8 +133,7 @@ def test_a_worker_that_died_before_its_first_heartbeat(handle: OpenStudy) -> Non
     trial = claim(handle, beat=False)
     assert kinds(handle) == []  # it may be about to write it
     set_attribute(handle, trial.number, attrs.CLAIMED_AT, time.time() - 200)
-    (found,) = findings(handle)
-    assert found.kind == FindingKind.ZOMBIE
+    found = only(handle, FindingKind.ZOMBIE, fixable=True)
     assert re.search(r"its worker box/1/0 never gave a sign of life in 20\d s", found.message)
     repair(fresh(handle), [found])
     assert kinds(handle) == []
@@ -138,8 +144,8 @@ def test_a_worker_that_died_before_its_first_heartbeat(handle: OpenStudy) -> Non
 
 def test_a_claim_that_broke_off(handle: OpenStudy) -> None:
     handle.storage.create_new_trial(handle.study._study_id)
-    (found,) = findings(handle)
-    assert found.kind == FindingKind.ZOMBIE and "has no worker" in found.message
+    found = only(handle, FindingKind.ZOMBIE, fixable=True)
+    assert "has no worker" in found.message
     repair(fresh(handle), [found])
     assert kinds(handle) == []
 
@@ -169,8 +175,7 @@ def test_what_waits_after_the_end_of_a_study_that_could_go_on(local: OpenStudy) 
     trial = claim(local)
     local.trial_queue().requeue(trial.number, WORKER_LOST)
     local.study.set_user_attr(attrs.ENDED, StopReason("patience", "no better trial").to_json())
-    (found,) = findings(local)
-    assert (found.kind, found.is_fixable) == (FindingKind.ENDED, True)
+    found = only(local, FindingKind.ENDED, fixable=True)
     repair(fresh(local), [found])
     assert kinds(local) == []
     assert StopReason.from_study(fresh(local).study) is None
@@ -179,11 +184,9 @@ def test_what_waits_after_the_end_of_a_study_that_could_go_on(local: OpenStudy) 
 def test_what_runs_after_the_end(local: OpenStudy) -> None:
     trial = claim(local)
     local.study.set_user_attr(attrs.ENDED, StopReason("trials", "6 finished trials").to_json())
-    (found,) = findings(local)
-    assert (found.kind, found.is_fixable) == (FindingKind.ENDED, False)
+    found = only(local, FindingKind.ENDED)
     silence(local.storage, trial, 1000)
-    (found,) = findings(local)
-    assert found.kind == FindingKind.ZOMBIE
+    found = only(local, FindingKind.ZOMBIE, fixable=True)
     repair(fresh(local), [found])
     assert kinds(local) == []
 
@@ -195,10 +198,9 @@ def test_trials_that_share_a_number_or_are_missing(local: OpenStudy) -> None:
     for worker in ("box/1/0", "box/1/1", "box/1/2"):
         finish(local, claim(local, worker).number)
     renumber(local, 2, 1)
-    assert kinds(local) == [FindingKind.NUMBERS]
+    only(local, FindingKind.NUMBERS)
     renumber(local, 1, 5)
-    (found,) = findings(local)
-    assert found.kind == FindingKind.NUMBERS and not found.is_fixable
+    only(local, FindingKind.NUMBERS)
 
 
 def test_a_plan_that_was_trained_twice(local: OpenStudy) -> None:
@@ -206,8 +208,7 @@ def test_a_plan_that_was_trained_twice(local: OpenStudy) -> None:
     set_attribute(local, third.number, attrs.PLAN, second.user_attrs[attrs.PLAN])
     for trial in (first, second, third):
         finish(local, trial.number)
-    (found,) = findings(local)
-    assert found.kind == FindingKind.TWICE and "trials 1, 2 have" in found.message
+    assert "trials 1, 2 have" in only(local, FindingKind.TWICE).message
 
 
 @pytest.mark.parametrize(
@@ -238,8 +239,7 @@ def test_finished_trials_beyond_the_budget(local: OpenStudy) -> None:
     for worker in range(3):
         finish(local, claim(local, f"box/1/{worker}").number)
     local.trial_queue().set_budget(Budget(2))
-    (found,) = findings(local)
-    assert found.kind == FindingKind.BUDGET and "search.trials=3" in found.message
+    assert "search.trials=3" in only(local, FindingKind.BUDGET).message
     local.trial_queue().set_budget(Budget(3))
     assert kinds(local) == []
 
@@ -302,8 +302,7 @@ def test_artifacts_of_another_storage_in_the_same_folder_are_left_alone(
     )
     theirs = uploaded(other, tmp_path, claim(other))
     write(other.files.log("second", "worker-0"), age_s=0)
-    (found,) = findings(local)
-    assert (found.kind, found.is_fixable) == (FindingKind.ORPHANS, False)
+    found = only(local, FindingKind.ORPHANS)
     assert "second" in found.message
     repair(fresh(local), [found])
     assert theirs.exists()
@@ -328,8 +327,7 @@ def test_missing_artifacts(handle: OpenStudy, tmp_path: Path) -> None:
     path.unlink()
     assert kinds(handle) == []  # a running trial may be about to write it
     finish(handle, trial.number)
-    (found,) = findings(handle)
-    assert (found.kind, found.is_fixable) == (FindingKind.MISSING, False)
+    found = only(handle, FindingKind.MISSING)
     assert "1 artifacts (picture.png) of trials 0" in found.message
 
 
@@ -404,9 +402,9 @@ def test_the_clock_of_a_worker(handle: OpenStudy) -> None:
     ahead = checks.worker_ahead_s(take_snapshot(handle), trial)
     assert ahead is not None and abs(ahead) < 3
     set_attribute(handle, trial.number, attrs.CLAIMED_AT, time.time() + 120)
-    (found,) = findings(handle)
-    assert found.kind == FindingKind.CLOCK
-    assert re.search(r"clock of box/1/0 is 1[12]\d s ahead of", found.message)
+    assert re.search(
+        r"clock of box/1/0 is 1[12]\d s ahead of", only(handle, FindingKind.CLOCK).message
+    )
 
 
 def test_the_clock_of_this_machine(handle: OpenStudy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,5 +423,4 @@ def test_a_disk_that_is_nearly_full(local: OpenStudy, monkeypatch: pytest.Monkey
     free = diagnose(local).evidence
     assert free is not None and sum(one.free_bytes for one in free.disks) > 0
     monkeypatch.setattr(checks, "FREE_BYTES", 1 << 60)
-    (found,) = findings(local)
-    assert found.kind == FindingKind.DISK and "files of the study and database" in found.message
+    assert "files of the study and database" in only(local, FindingKind.DISK).message
