@@ -34,32 +34,13 @@ _THREADS = 16
 _CHUNK = 1000
 
 
-class TableSource(FileSource):
-    """The image files that a table names.
+def open_table(name: str, path: str, progress: Progress = no_progress) -> FileSource:
+    """Open the image files that a table names. A repeated row counts once.
 
     Args:
         name: The table as the user named it.
-        path: Its path. Paths in it are relative to its folder.
+        path: A file with one of :data:`TABLE_ENDINGS`. Paths in it are relative to its folder.
         progress: Called while files are looked up, and read for the fingerprint.
-
-    Raises:
-        DatasetError: With everything that is wrong with the table.
-    """
-
-    def __init__(self, name: str, path: str, progress: Progress = no_progress) -> None:
-        files = read_table(path, progress)
-        super().__init__(name, files, labelled=True, progress=progress)
-
-
-def read_table(path: str, progress: Progress = no_progress) -> tuple[ImageFile, ...]:
-    """Read which images a table names.
-
-    Args:
-        path: A file with one of :data:`TABLE_ENDINGS`.
-        progress: Called while the files are looked up.
-
-    Returns:
-        The images, sorted by key. A repeated row counts once.
 
     Raises:
         DatasetError: With everything that is wrong with the table.
@@ -98,7 +79,8 @@ def read_table(path: str, progress: Progress = no_progress) -> tuple[ImageFile, 
             table["path"], table["file"], table["label"], splits, groups, strict=True
         )
     ]
-    return tuple(sorted(images, key=lambda image: image.key))
+    images.sort(key=lambda image: image.key)
+    return FileSource(name, images, labelled=True, progress=progress)
 
 
 def _load(path: str) -> pd.DataFrame:
@@ -186,19 +168,20 @@ def _texts(column: pd.Series, role: str) -> pd.Series:
 
 
 def _problems(table: pd.DataFrame, files: Sequence[str]) -> Iterator[str]:
-    """Yield what is wrong with the rows, one kind at a time."""
+    """Yield the problems of the rows, one kind at a time."""
     if table.empty:
         yield "it has no rows"
         return
     for role in table.columns.intersection(["path", "label", "split"]):
         is_empty = table[role].isna()
         if is_empty.any() and not (role == "split" and is_empty.all()):
-            yield f"{_rows(is_empty)} without a {role} ({_lines(table.index[is_empty])})"
+            rows = plural(is_empty.sum(), "row")
+            yield f"{rows} without a {role} ({_lines(table.index[is_empty])})"
     for role in table.columns.intersection(["label", "split", "group"]):
-        is_broken = table[role].map(lambda text: text is not None and not _is_utf8(text))
+        is_broken = table[role].str.contains("[\ud800-\udfff]", na=False)
         if is_broken.any():
             yield (
-                f"{_rows(is_broken)} whose {role} is not in UTF-8 "
+                f"{plural(is_broken.sum(), 'row')} whose {role} is not in UTF-8 "
                 f"({_lines(table.index[is_broken])}); save the table as UTF-8"
             )
     if "split" in table:
@@ -264,14 +247,6 @@ def _resolved(folder: str, path: str) -> str:
     if "\\" in path and "\0" not in path and not os.path.exists(resolved):
         return os.path.normpath(os.path.join(folder, path.replace("\\", "/")))
     return resolved
-
-
-def _is_utf8(text: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _rows(mask: pd.Series) -> str:
-    return plural(int(mask.sum()), "row")
 
 
 def _lines(index: pd.Index) -> str:

@@ -37,12 +37,7 @@ from tests.support.archives import (
 )
 from tests.support.publisher import Publisher, running_publisher
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("AUTOTUNE_DATA", str(tmp_path / "data"))
-    monkeypatch.delenv("AUTOTUNE_MIRROR", raising=False)
-    return tmp_path / "data"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture
