@@ -11,8 +11,9 @@ import copy
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -23,6 +24,7 @@ from autotune.optuna_private import StorageProxy
 from autotune.results.values.objective import Objective
 from autotune.results.values.verdict import Verdict
 from autotune.search import ranking
+from autotune.search import space as search_space
 from autotune.search.space import Space
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, Ending
@@ -49,10 +51,8 @@ class StudyResults:
     cost: Objective | None
 
     @staticmethod
-    def from_study(study: Study | StudyResults) -> StudyResults:
+    def from_study(study: Study) -> StudyResults:
         """Read a study."""
-        if isinstance(study, StudyResults):
-            return study
         trials, attributes = tuple(study.get_trials(deepcopy=False)), study.user_attrs
         names, directions = study.metric_names or ["objective"], study.directions
         images = attributes.get(attrs.DATASET, {}).get("validation") or 0
@@ -173,6 +173,11 @@ class StudyResults:
         return self.attributes.get(attrs.DEFINITION) or {}
 
     @property
+    def image_warnings(self) -> list[str]:
+        """What is odd about the images, in sentences."""
+        return attrs.image_remarks(self.attributes)
+
+    @property
     def epochs(self) -> int:
         """Epochs of a trial that is not pruned, 0 where that is not known."""
         return int(self.definition.get("training", {}).get("epochs", 0))
@@ -191,6 +196,14 @@ class StudyResults:
     def has_several_backbones(self) -> bool:
         """Whether a plan has to name its backbone."""
         return len(self.backbones) > 1
+
+    def active_params(self, trial: FrozenTrial) -> dict[str, Any]:
+        """Return the parameters of a trial that have an effect under its other ones."""
+        return {
+            name: value
+            for name, value in trial.params.items()
+            if is_active(self.space, trial, name)
+        }
 
     def describe_plan(self, trial: FrozenTrial) -> str:
         """Return the plan of a trial in words; empty when it never got one."""
@@ -211,6 +224,34 @@ class StudyResults:
         if self.cost is None or trial.values is None:
             return text
         return f"{text} at {self.cost.format_value(trial.values[1])}"
+
+
+def is_active(space: Space | None, trial: FrozenTrial, parameter: str) -> bool:
+    """Tell whether a parameter has an effect in a trial, under the trial's other parameters.
+
+    An inactive parameter has the same canonical form whatever its value.
+
+    Args:
+        space: The space of the study, if it is known.
+        trial: The trial.
+        parameter: Name of a searched parameter.
+    """
+    if parameter not in trial.params:
+        return False
+    if space is None or set(trial.params) != set(space.distributions):
+        return True
+    distribution = space.distributions[parameter]
+    if not space.limits and parameter != "inherit":
+        # The same as below at a fiftieth of the time: whether a parameter is active does not
+        # depend on its own value, and equal values have equal forms.
+        values = {**space.fixed, **trial.params}
+        return not distribution.single() and search_space.has_meaning(parameter, values)
+    if isinstance(distribution, IntDistribution | FloatDistribution):
+        alternatives: Sequence[Any] = (distribution.low, distribution.high)
+    else:  # to a backbone, some choices may mean the same
+        alternatives = cast(CategoricalDistribution, distribution).choices
+    forms = [space.canonical({**trial.params, parameter: value}) for value in alternatives]
+    return any(form != forms[0] for form in forms)
 
 
 def describe_excess(trial: FrozenTrial) -> str:
