@@ -64,7 +64,7 @@ class LayerPlan:
         """Return the fields that are not kept."""
         return {name: value for name, value in vars(self).items() if value != KEEP}
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """Describe what changes, empty when nothing does.
 
         Example:
@@ -106,7 +106,7 @@ class HeadPlan:
     activation: str = "relu"
     batch_norm: bool = True
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """Describe the head in a few words.
 
         Example:
@@ -165,7 +165,7 @@ class TrainingPolicy:
     mixup: float = 0.0
     cutmix: float = 0.0
 
-    def in_words(self, trainable: bool = True) -> str:
+    def describe(self, trainable: bool = True) -> str:
         """Describe the optimiser, and what differs from the default.
 
         Args:
@@ -251,7 +251,7 @@ class TrialPlan:
             _check_types(part, where)
         return plan
 
-    def in_words(self, named: bool = False) -> str:
+    def describe(self, named: bool = False) -> str:
         """Describe the plan in one line.
 
         Args:
@@ -270,16 +270,16 @@ class TrialPlan:
         )
         if changes := self._changes_in_words():
             trainable += f" ({changes})"
-        head = self.head.in_words()
+        head = self.head.describe()
         head = f"head {head}" if self.head.hidden else head.replace("linear", "linear head", 1)
         name = f"{self.backbone}: " if named else ""
-        return f"{name}{trainable}, {head}, {self.policy.in_words(trainable=self.depth > 0)}"
+        return f"{name}{trainable}, {head}, {self.policy.describe(trainable=self.depth > 0)}"
 
     def _changes_in_words(self) -> str:
         """Describe what the layers become, neighbours that become the same together."""
         words = []
         for change, run in groupby(
-            enumerate(self.layers, start=1), key=lambda numbered: numbered[1].in_words()
+            enumerate(self.layers, start=1), key=lambda numbered: numbered[1].describe()
         ):
             indices = [index for index, _ in run]
             first, last = indices[0], indices[-1]

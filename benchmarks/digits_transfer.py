@@ -24,13 +24,13 @@ from heading import date_and_machine
 
 from autotune.config.loading import load_study_file
 from autotune.data.preprocessing import ImageSpec
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.models.backbone import load_backbone
 from autotune.models.layers import list_layers
 from autotune.models.network import build_network
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
-from autotune.runtime import cores
-from autotune.training.trainer import Normalise, Training
+from autotune.runtime import available_cpus
+from autotune.training.trainer import Normalizer, Trainer
 
 SEEDS = (0, 1, 2)
 HEAD_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -43,18 +43,18 @@ def accuracy(
     config = load_study_file("digits", [f"data.seed={seed}", f"data.train_per_class={per_class}"])
     backbone = load_backbone(config.backbone, weights, config.data.image_size)
     spec = ImageSpec.from_data_config(backbone.data_config, config.data.image_size)
-    task = Task.open(config.dataset, config.data, spec, folder)
+    task = StudyData.open(config.dataset, config.data, spec, folder)
     trainable = min(depth, len(list_layers(backbone.pretrained)))
     plan = TrialPlan(
         config.backbone, trainable, (LayerPlan(),) * trainable, policy=TrainingPolicy(lr=lr)
     )
-    training = Training(
+    training = Trainer(
         build_network(backbone, plan, len(task.classes), seed),
         plan.policy,
         config.training,
         task.train_views(config.training.augment, config.training.view_count, seed),
         task.validation_views(),
-        Normalise.of(backbone.data_config, torch.device("cpu")),
+        Normalizer.from_config(backbone.data_config, torch.device("cpu")),
         seed,
     )
     *_, last = training.run()
@@ -77,7 +77,7 @@ def best_rate(folder: Path, weights: str, per_class: int) -> str:
 
 
 def main() -> None:
-    torch.set_num_threads(cores())
+    torch.set_num_threads(available_cpus())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         heads = {lr: over_seeds(folder, "hub", 20, 0, lr) for lr in HEAD_RATES}

@@ -1,7 +1,7 @@
 """What a good user would write today, against autotune: time and accuracy over one list of plans.
 
 The naive side (naive_study.py) and an autotune study train the same plans on the same images: the
-same layers frozen, the same heads, optimiser, learning rates, schedule, batches and epochs, no
+same layers frozen, the same heads, optimizer, learning rates, schedule, batches and epochs, no
 pruning; two worker processes each, which share the cores. autotune runs twice: cold, with an empty
 folder of files, and warm, as a fresh study that finds the files of the first.
 
@@ -63,7 +63,7 @@ from autotune.errors import UserError
 from autotune.models.backbone import build_backbone, check_name
 from autotune.models.layers import list_layers
 from autotune.plan import TrialPlan
-from autotune.runtime import cores
+from autotune.runtime import available_cpus
 from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
@@ -226,7 +226,7 @@ def run_ours(
         raise SystemExit(f"{name}: the study was disturbed: {[trial.state for trial in trials]}")
     results = []
     for trial, plan in zip(trials, plans, strict=True):
-        found = attrs.plan_of(trial)
+        found = attrs.trial_plan(trial)
         assert found is not None
         hidden = sum(layer.units for layer in found.head.hidden)
         trained = (found.depth, hidden, found.policy.lr, found.policy.weight_decay)
@@ -347,7 +347,7 @@ def profile(settings: Settings, plans: Sequence[Plan], file: Path | None) -> Ite
         list(build_trainer(plan, ctx).run())
 
     for index in indices:
-        found = attrs.plan_of(opened.study.get_trials(deepcopy=False)[index])
+        found = attrs.trial_plan(opened.study.get_trials(deepcopy=False)[index])
         assert found is not None
         shares = shares_of(partial(train_ours, found))
         yield Profile("autotune", found.depth, settings.epochs, shares)
@@ -518,7 +518,7 @@ def main() -> None:
         warmup=WARMUP,
         clip_norm=CLIP_NORM,
         seed=0,
-        threads=max(1, cores() // options.workers),
+        threads=max(1, available_cpus() // options.workers),
         loader_workers=options.loader_workers or 0,
         storage="",
     )

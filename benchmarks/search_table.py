@@ -35,16 +35,16 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from search_curves import DIVERGED, OVERRIDES, TABLE, Params, Table, load_config
 from torch import Tensor, nn
 
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.data.views.views import Views
 from autotune.errors import DivergedError
 from autotune.models.backbone import Backbone, load_backbone
 from autotune.models.network import Network, build_network
 from autotune.plan import TrialPlan
-from autotune.runtime import cores, one_thread
+from autotune.runtime import available_cpus, single_threaded
 from autotune.search.space import Space
 from autotune.study.setup.definition import Definition, define
-from autotune.training.trainer import Normalise, Training
+from autotune.training.trainer import Normalizer, Trainer
 
 HERE = Path(__file__).parent
 #: The values of the searched ranges that are trained; a simulated trial takes the nearest.
@@ -110,20 +110,20 @@ class Bench:
     backbone: Backbone
     train: Views
     validation: Views
-    normalise: Normalise
+    normalize: Normalizer
 
     def network(self, plan: TrialPlan) -> Network:
         """Build the network of a plan."""
         classes = len(self.found.dataset.source.classes)
         return build_network(self.backbone, plan, classes, self.found.config.search.seed)
 
-    def training(self, plan: TrialPlan) -> Training:
+    def training(self, plan: TrialPlan) -> Trainer:
         """Prepare the training of a plan as a study would."""
         return self._training(
-            self.network(plan), plan, self.train, self.validation, self.normalise
+            self.network(plan), plan, self.train, self.validation, self.normalize
         )
 
-    def training_on_features(self, plan: TrialPlan) -> Training:
+    def training_on_features(self, plan: TrialPlan) -> Trainer:
         """Prepare the same training on what the frozen layers give."""
         network = self.network(plan)
         for name in frozen_children(plan.depth):
@@ -131,11 +131,11 @@ class Bench:
         return self._training(network, plan, *features(plan.depth), as_it_is)
 
     def _training(
-        self, network: Network, plan: TrialPlan, train: Views, validation: Views, normalise: Any
-    ) -> Training:
+        self, network: Network, plan: TrialPlan, train: Views, validation: Views, normalize: Any
+    ) -> Trainer:
         config = self.found.config
         seed = config.search.seed
-        return Training(network, plan.policy, config.training, train, validation, normalise, seed)
+        return Trainer(network, plan.policy, config.training, train, validation, normalize, seed)
 
 
 @cache
@@ -144,13 +144,13 @@ def bench() -> Bench:
     found = define(load_config())
     config = found.config
     with tempfile.TemporaryDirectory(prefix="search-table-") as folder:
-        task = Task.open(config.dataset, config.data, found.backbones[0].spec, Path(folder))
+        task = StudyData.open(config.dataset, config.data, found.backbones[0].spec, Path(folder))
         settings = config.training
         train = task.train_views(settings.augment, settings.view_count, config.search.seed)
         size = config.data.image_size
         backbone = load_backbone(config.backbones[0], config.weights, size)
-        normalise = Normalise.of(backbone.data_config, torch.device("cpu"))
-        return Bench(found, backbone, train, task.validation_views(), normalise)
+        normalize = Normalizer.from_config(backbone.data_config, torch.device("cpu"))
+        return Bench(found, backbone, train, task.validation_views(), normalize)
 
 
 def frozen_children(depth: int) -> tuple[str, ...]:
@@ -172,13 +172,13 @@ def features(depth: int) -> tuple[FeatureViews, FeatureViews]:
         views = []
         for number in range(images.views):
             batches = images.batches(order, torch.full_like(order, number), batch)
-            views.append(torch.cat([frozen(shared.normalise(chunk)) for chunk, _ in batches]))
+            views.append(torch.cat([frozen(shared.normalize(chunk)) for chunk, _ in batches]))
         return FeatureViews(images, torch.stack(views, dim=1))
 
     return compute(shared.train, batch), compute(shared.validation, 4 * batch)
 
 
-def curve(training: Training) -> tuple[list[int], list[float]]:
+def curve(training: Trainer) -> tuple[list[int], list[float]]:
     """Train to the end.
 
     Returns:
@@ -204,7 +204,7 @@ def train_row(job: tuple[int, Params]) -> dict[str, Any]:
     row, params = job
     plan = bench().found.space.plan(params)
     start = time.process_time()
-    with one_thread():
+    with single_threaded():
         right, loss = curve(bench().training_on_features(plan))
     seconds = round(time.process_time() - start, 3)
     return {"row": row, "right": right, "loss": loss, "cpu_s": seconds}
@@ -244,7 +244,7 @@ def make_table(params: list[Params], rows: list[dict[str, Any]]) -> Table:
         log_loss[row, : len(found["loss"])] = found["loss"]
     about = {
         "cpu_s": round(sum(row["cpu_s"] for row in rows)),
-        "machine": f"{cores()} cores, {platform.machine()}",
+        "machine": f"{available_cpus()} cores, {platform.machine()}",
         "versions": {name: version(name) for name in ("torch", "timm", "optuna")},
         "python": platform.python_version(),
     }
@@ -260,7 +260,7 @@ def check(table: Table, params: list[Params], count: int) -> None:
     chosen = [row for rows in zip(*of_depth.values(), strict=False) for row in rows][:count]
     differences = []
     for row in chosen:
-        with one_thread():
+        with single_threaded():
             right, _ = curve(bench().training(table.space.plan(params[row])))
         stored = [one for one in table.right[row].tolist() if one != DIVERGED]
         if len(right) != len(stored):

@@ -66,8 +66,8 @@ def test_json_out_and_in_again(plan: TrialPlan) -> None:
 
 @given(plans)
 def test_in_words_is_one_line(plan: TrialPlan) -> None:
-    assert "\n" not in plan.in_words()
-    assert plan.policy.optimizer in plan.in_words()
+    assert "\n" not in plan.describe()
+    assert plan.policy.optimizer in plan.describe()
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_in_words_is_one_line(plan: TrialPlan) -> None:
     ],
 )
 def test_in_words(plan: TrialPlan, words: str) -> None:
-    assert plan.in_words() == words
+    assert plan.describe() == words
 
 
 def test_a_plan_from_before_there_were_some_fields_has_their_defaults() -> None:

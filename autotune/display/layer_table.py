@@ -77,7 +77,7 @@ def _fitting(
 
 def _rows(inspected: Inspection, chosen: Sequence[InspectedLayer]) -> Iterator[tuple[str, ...]]:
     """Write the cells of every row, the head first."""
-    from autotune.study.state.constraints import in_short
+    from autotune.study.state.constraints import format_count
 
     features = inspected.head.features
     empty = (_NONE,) * (len(_COLUMNS) - _FACTS)
@@ -88,7 +88,7 @@ def _rows(inspected: Inspection, chosen: Sequence[InspectedLayer]) -> Iterator[t
             one.layer.label,
             one.kind,
             "x".join(map(str, one.shape)),
-            in_short(one.layer.parameters),
+            format_count(one.layer.parameters),
             _percent(one.share),
             *(_cell(one, name) for name in ("kernel", "width", "bridge", "activation", "pool")),
             _drops(one),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,18 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.config.schema import StudyConfig
-from autotune.data.progress import COUNTED
+from autotune.data.progress import COUNTED_STEPS
 from autotune.display.console import images_in_words, in_lines
 from autotune.errors import UserError
-from autotune.results.values.objective import Objective, format_values
-from autotune.search import ranking
+from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
-from autotune.study.state.budget import Budget, ending, held_hours, since_best
+from autotune.study.state.budget import Budget, device_hours_used, stop_reason, trials_since_best
+from autotune.text import format_clock
 
 if TYPE_CHECKING:
-    from optuna.study import Study, StudyDirection
-    from optuna.trial import FrozenTrial
-
     from autotune.study.setup.opening import OpenStudy
 
 
@@ -78,23 +75,16 @@ class Left:
     moment: float
 
     @staticmethod
-    def of(study: Study, now: float) -> Left:
-        """Look at a study."""
-        trials = study.get_trials(deepcopy=False)
-        return Left.of_trials(trials, Budget.of(study), attrs.direction_of(study), now)
-
-    @staticmethod
-    def of_trials(
-        trials: Sequence[FrozenTrial], budget: Budget, direction: StudyDirection, now: float
-    ) -> Left:
-        """Look at the trials of a study."""
-        running = attrs.progress_of(trials, budget.trials).running
+    def from_results(results: StudyResults, now: float) -> Left:
+        """Return what is left of the budget of a study."""
+        trials, budget, direction = results.trials, results.budget, results.direction
+        running = results.progress.running
         return Left(
             budget,
-            held_hours(trials, now),
-            since_best(trials, direction) if budget.patience else 0,
+            device_hours_used(trials, now),
+            trials_since_best(trials, direction) if budget.patience else 0,
             running,
-            not running and ending(trials, budget, direction, now) is not None,
+            not running and stop_reason(trials, budget, direction, now) is not None,
             now,
         )
 
@@ -127,14 +117,10 @@ class State:
     config: StudyConfig
     step: str = "checking the study file, the images and the backbone"
     opened: OpenStudy | None = None
-    objective: Objective | None = None
+    results: StudyResults | None = None
     progress: attrs.Progress | None = None
     left: Left | None = None
     finished_before: int = 0
-    cost: Objective | None = None
-    baseline: str = ""
-    best: str = ""
-    best_trial: int | None = None
     stopping: bool = False
     workers: dict[int, _Worker] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
@@ -148,8 +134,6 @@ class State:
             self.step = f"decoding images: {event['done']} of {event['total']}"
         elif kind == "opened":
             self.opened, self.progress = event["opened"], event["progress"]
-            self.objective = Objective.from_study(event["opened"].study)
-            self.cost = Objective.cost_from_study(event["opened"].study)
             self.finished_before = event["progress"].finished
             self.started = time.monotonic()
             self.step = "starting workers"
@@ -190,18 +174,9 @@ class State:
 
     def _read_scores(self) -> None:
         assert self.opened is not None
-        study = self.opened.study
-        trials = study.get_trials(deepcopy=False)
-        self.left = Left.of(study, time.time())
-        self.progress = attrs.progress_of(trials, self.left.budget.trials)
-        baseline = attrs.baseline_of(trials)
-        best = ranking.best_of(trials, attrs.direction_of(study))
-        self.baseline = self._values(baseline) if baseline else ""
-        self.best, self.best_trial = (self._values(best), best.number) if best else ("", None)
-
-    def _values(self, trial: FrozenTrial) -> str:
-        assert self.objective is not None
-        return format_values(trial, self.objective, self.cost)
+        self.results = StudyResults.from_study(self.opened.study)
+        self.left = Left.from_results(self.results, time.time())
+        self.progress = self.results.progress
 
     def time_left_s(self) -> float | None:
         """Estimate the time left from the trials of this run, and from its limits of time."""
@@ -224,17 +199,22 @@ class State:
 
     def scores(self) -> str:
         """Say what is best, against the baseline."""
+        results = self.results
+        best = results.best if results is not None else None
+        baseline = results.baseline if results is not None else None
         beyond = self.progress is not None and self.progress.infeasible > 0
-        if not (self.best or self.baseline or beyond):
+        if results is None or not (best or baseline or beyond):
             return "no trial finished yet"
-        best = f"best {self.best} (trial {self.best_trial})" if self.best else "none within limits"
-        return f"{best}, baseline {self.baseline}" if self.baseline else best
+        text = "none within limits"
+        if best is not None:
+            text = f"best {results.format_values(best)} (trial {best.number})"
+        return f"{text}, baseline {results.format_values(baseline)}" if baseline else text
 
     def show(self, value: float | None) -> str:
         """Write a value of the objective; empty while there is none."""
-        return (
-            "" if value is None or self.objective is None else self.objective.format_value(value)
-        )
+        if value is None or self.results is None:
+            return ""
+        return self.results.objective.format_value(value)
 
     def obituary(self, event: dict[str, Any]) -> str:
         """Say how a worker died, and what its log says; nothing when it was told to end."""
@@ -268,7 +248,7 @@ class State:
         before, study = event["progress"], event["opened"].study
         if before.finished or before.retried or before.running:
             return []
-        return [*attrs.warm_start_in_words(study), *attrs.image_remarks(study.user_attrs)]
+        return [*attrs.describe_warm_start(study), *attrs.image_warnings(study.user_attrs)]
 
     def left_out(self, event: dict[str, Any]) -> str:
         """Say that a data set has grown since its study was made."""
@@ -297,16 +277,6 @@ def _device(event: dict[str, Any]) -> str:
     return f"{event['device'].removeprefix('NVIDIA ')} {gpu}".strip()
 
 
-def duration(seconds: float | None) -> str:
-    """Write a duration as minutes and seconds, of an hour or more as hours, minutes, seconds."""
-    if seconds is None:
-        return "?"
-    minutes, rest = divmod(int(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}:{rest:02d}"
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
 class LiveView:
     """Redraws one picture of the study in place."""
 
@@ -329,14 +299,14 @@ class LiveView:
 
 def draw(state: State) -> RenderableType:
     """Draw the study: a bar, the scores, a row per worker."""
-    objective = state.objective.label if state.objective else ""
+    objective = state.results.objective.label if state.results else ""
     parts: list[RenderableType] = [Text(f"study {state.config.name}", style="bold")]
     if state.progress is not None:
         bar = Table.grid(padding=(0, 2))
         bar.add_row(
             ProgressBar(1.0, state.share_used(), width=18),
             Text(state.counts()),
-            Text(f"time left {duration(state.time_left_s())}"),
+            Text(f"time left {format_clock(state.time_left_s())}"),
         )
         parts += [bar, Text(f"validation {objective}: {state.scores()}")]
     if state.step:
@@ -399,7 +369,7 @@ class PlainView:
             ended = f"{event['state']} {state.show(event['value'])}".strip()
             return (
                 f"trial {event['trial']}: {ended} | {worker.plan} | {state.scores()} | "
-                f"{state.counts()} | time left {duration(state.time_left_s())}"
+                f"{state.counts()} | time left {format_clock(state.time_left_s())}"
             )
         if kind in _ENDS:
             return state.obituary(event)
@@ -410,7 +380,7 @@ class PlainView:
         now = time.monotonic()
         if step != self._images_step:
             self._images_step, self._images_shown = step, now
-            return "" if step in COUNTED else step
+            return "" if step in COUNTED_STEPS else step
         if now - self._images_shown <= IMAGES_SHOWN_S:
             return ""
         self._images_shown = now

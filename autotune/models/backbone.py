@@ -22,7 +22,7 @@ from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 from timm.data.config import resolve_data_config
 from torch import nn
 
-from autotune.errors import BackboneError, join_sentences, nearest
+from autotune.errors import BackboneError, did_you_mean, join_sentences
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def check_name(name: str) -> None:
         raise BackboneError(
             join_sentences(
                 f"timm {timm.__version__} has no backbone {name!r}",
-                nearest(architecture, known)
+                did_you_mean(architecture, known)
                 or "'python -c \"import timm; print(timm.list_models())\"' lists them",
             )
         )
@@ -78,7 +78,7 @@ def check_name(name: str) -> None:
             join_sentences(
                 f"the backbone {architecture!r} has no pretrained tag {tag!r}; it has "
                 f"{', '.join(tags) or 'none'}",
-                nearest(tag, tags),
+                did_you_mean(tag, tags),
             )
         )
 

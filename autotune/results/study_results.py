@@ -27,7 +27,7 @@ from autotune.search import ranking
 from autotune.search import space as search_space
 from autotune.search.space import Space
 from autotune.study.state import attrs
-from autotune.study.state.budget import Budget, Ending
+from autotune.study.state.budget import Budget, StopReason
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +79,12 @@ class StudyResults:
     @cached_property
     def best(self) -> FrozenTrial | None:
         """The best complete trial within the limits, or ``None``."""
-        return ranking.best_of(self.trials, self.direction)
+        return ranking.best_trial(self.trials, self.direction)
 
     @cached_property
     def baseline(self) -> FrozenTrial | None:
         """The complete baseline, or ``None``."""
-        return attrs.baseline_of(self.trials)
+        return attrs.find_baseline(self.trials)
 
     @property
     def difference(self) -> str:
@@ -102,7 +102,7 @@ class StudyResults:
         """The Pareto front from the best metric to the lowest cost; empty with one objective."""
         if self.cost is None:
             return ()
-        return tuple(ranking.front_of(self.trials, self.direction))
+        return tuple(ranking.pareto_front(self.trials, self.direction))
 
     @cached_property
     def closest_to_feasible(self) -> FrozenTrial | None:
@@ -127,7 +127,7 @@ class StudyResults:
     @cached_property
     def superseded(self) -> frozenset[int]:
         """Numbers of the attempts that have a successor."""
-        return frozenset(attrs.superseded(self.trials))
+        return frozenset(attrs.retried_numbers(self.trials))
 
     @cached_property
     def last_attempts(self) -> tuple[FrozenTrial, ...]:
@@ -142,12 +142,12 @@ class StudyResults:
     @cached_property
     def progress(self) -> attrs.Progress:
         """How many trials ended how."""
-        return attrs.progress_of(self.trials, self.budget.trials)
+        return attrs.count_progress(self.trials, self.budget.trials)
 
     @property
-    def ended(self) -> Ending | None:
+    def ended(self) -> StopReason | None:
         """What has ended the study; ``None`` while a trial runs or can start."""
-        return None if self.progress.running else Ending.from_attributes(self.attributes)
+        return None if self.progress.running else StopReason.from_attributes(self.attributes)
 
     @cached_property
     def verdict(self) -> Verdict | None:
@@ -158,7 +158,7 @@ class StudyResults:
     def space(self) -> Space | None:
         """The space of the study, or ``None`` when it cannot be read."""
         try:
-            return attrs.space_of(self.study)
+            return attrs.study_space(self.study)
         except FormatError:
             return None  # of another version of autotune: its trials can still be drawn
 
@@ -175,7 +175,7 @@ class StudyResults:
     @property
     def image_warnings(self) -> list[str]:
         """What is odd about the images, in sentences."""
-        return attrs.image_remarks(self.attributes)
+        return attrs.image_warnings(self.attributes)
 
     @property
     def epochs(self) -> int:
@@ -207,20 +207,20 @@ class StudyResults:
 
     def describe_plan(self, trial: FrozenTrial) -> str:
         """Return the plan of a trial in words; empty when it never got one."""
-        plan = attrs.plan_of(trial)
-        return plan.in_words(self.has_several_backbones) if plan else ""
+        plan = attrs.trial_plan(trial)
+        return plan.describe(self.has_several_backbones) if plan else ""
 
     def layers_of(self, trial: FrozenTrial) -> Sequence[Mapping[str, Any]]:
         """Return the layers of a trial's backbone, the last layer first."""
-        return attrs.layers_of(self.attributes, attrs.plan_of(trial))
+        return attrs.backbone_layers(self.attributes, attrs.trial_plan(trial))
 
     def format_values(self, trial: FrozenTrial) -> str:
         """Write what a trial reached: ``91.7 %``, or ``91.7 % at 1.23 ms`` of two objectives.
 
         Means over folds come with their standard deviation: ``91.7 ± 0.9 %``.
         """
-        deviation = attrs.deviation_of(trial, self.objective.name)
-        text = self.objective.format_value(attrs.metric_of(trial), deviation)
+        deviation = attrs.metric_deviation(trial, self.objective.name)
+        text = self.objective.format_value(attrs.metric_value(trial), deviation)
         if self.cost is None or trial.values is None:
             return text
         return f"{text} at {self.cost.format_value(trial.values[1])}"
@@ -245,7 +245,7 @@ def is_active(space: Space | None, trial: FrozenTrial, parameter: str) -> bool:
         # The same as below at a fiftieth of the time: whether a parameter is active does not
         # depend on its own value, and equal values have equal forms.
         values = {**space.fixed, **trial.params}
-        return not distribution.single() and search_space.has_meaning(parameter, values)
+        return not distribution.single() and search_space.is_active(parameter, values)
     if isinstance(distribution, IntDistribution | FloatDistribution):
         alternatives: Sequence[Any] = (distribution.low, distribution.high)
     else:  # to a backbone, some choices may mean the same

@@ -64,7 +64,7 @@ def add_artifact(owner: Trial | Study, path: Path, folder: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Reference:
+class ArtifactReference:
     """An artifact that a trial or a study refers to.
 
     Args:
@@ -95,7 +95,7 @@ class StoredFile:
     age_s: float
 
 
-def read_references(storage: RDBStorage) -> tuple[Reference, ...]:
+def read_references(storage: RDBStorage) -> tuple[ArtifactReference, ...]:
     """Read the references of every study of a storage: two statements."""
     of_trial, of_study = models.TrialSystemAttributeModel, models.StudySystemAttributeModel
     trials = (
@@ -117,7 +117,7 @@ def read_references(storage: RDBStorage) -> tuple[Reference, ...]:
     for study_id, trial, key, value in rows:
         known = read_reference(key, value)
         if known is not None:
-            found.append(Reference(study_id, trial, *known))
+            found.append(ArtifactReference(study_id, trial, *known))
     return tuple(found)
 
 

@@ -23,17 +23,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autotune.data.cache.array_cache import Shelf
-from autotune.data.cache.entry import Entry, Writer
-from autotune.data.views.views import Views, chunks
+from autotune.data.cache.array_cache import ArrayCache
+from autotune.data.cache.entry import Entry, EntryWriter
+from autotune.data.views.views import Views, split_batches
 from autotune.errors import DiskFullError
 from autotune.models.prefix.split import Prefix, PrefixSplit
-from autotune.runtime import cores, one_thread
-from autotune.training.compute.amp import Autocast, describe_compute
-from autotune.training.compute.micro_batches import Halving
-from autotune.training.inputs.batches import Inputs, in_channels_last
-from autotune.training.inputs.transfer import Layout, copy_in_chunks, read_ahead, to_stay, upload
-from autotune.training.trainer import Normalise
+from autotune.runtime import available_cpus, single_threaded
+from autotune.training.compute.amp import AmpPolicy, describe_compute
+from autotune.training.compute.micro_batches import MicroBatcher
+from autotune.training.inputs.batches import Inputs, to_channels_last
+from autotune.training.inputs.transfer import (
+    Layout,
+    allocate_resident,
+    copy_in_chunks,
+    prefetch,
+    upload,
+)
+from autotune.training.trainer import Normalizer
 
 logger = logging.getLogger(__name__)
 
@@ -62,19 +68,19 @@ class FeatureCache:
     """Where the features of a backbone are kept, and how they are computed.
 
     Args:
-        shelf: Where they lie.
+        array_cache: Where they lie.
         weights_hash: Fingerprint of the backbone's weights.
-        normalise: Brings images to what the backbone expects.
-        autocast: Mixed precision of the training.
+        normalize: Brings images to what the backbone expects.
+        amp: Mixed precision of the training.
         root: The cut from which all others are computed; ``None`` takes the images.
         loader_workers: Processes that prepare images which do not fit into memory.
         on_device: Whether the features of an epoch may lie in the memory of a GPU.
     """
 
-    shelf: Shelf
+    array_cache: ArrayCache
     weights_hash: str
-    normalise: Normalise
-    autocast: Autocast
+    normalize: Normalizer
+    amp: AmpPolicy
     root: PrefixSplit | None
     loader_workers: int = 0
     on_device: bool = True
@@ -94,11 +100,11 @@ class FeatureCache:
         Raises:
             DiskFullError: When there is no room for them.
         """
-        images = views.identity(positions, numbers)
+        images = views.fingerprint(positions, numbers)
         home = f"features/{_digest(_FORMAT, self.weights_hash, images, *self._way())}"
         half, single = (f"{home}/{_digest(*split.keys)}{tail}" for tail in ("", "-float32"))
         for key in (half, single):
-            kept = self.shelf.find(key)
+            kept = self.array_cache.get(key)
             if kept is not None:
                 return kept
         try:
@@ -109,7 +115,7 @@ class FeatureCache:
     def _way(self) -> tuple[str, ...]:
         """Say by what features of the same network may differ."""
         root = self.root.keys if self.root is not None else ()
-        return *describe_compute(self.autocast), *root
+        return *describe_compute(self.amp), *root
 
     def _open(
         self,
@@ -120,23 +126,23 @@ class FeatureCache:
         numbers: Tensor,
         dtype: torch.dtype,
     ) -> Entry:
-        dtypes = [kept_as(one, dtype) for one in split.dtypes]
+        dtypes = [stored_dtype(one, dtype) for one in split.dtypes]
         row = sum(
             one.itemsize * prod(shape) for one, shape in zip(dtypes, split.shapes, strict=True)
         )
 
-        def make(writer: Writer) -> dict[str, str]:
+        def make(writer: EntryWriter) -> dict[str, str]:
             rows = [
                 writer.array(str(index), _numpy(one), shape)
                 for index, (one, shape) in enumerate(zip(dtypes, split.shapes, strict=True))
             ]
             for block in self._computed(split, views, positions, numbers):
                 for array, tensor, one in zip(rows, block, dtypes, strict=True):
-                    array.append(rounded(tensor, one).cpu().numpy())
+                    array.append(to_stored_dtype(tensor, one).cpu().numpy())
             return {"weights": self.weights_hash}
 
         what = f"features of {len(positions)} images"
-        return self.shelf.open(key, make, row * len(positions), what)
+        return self.array_cache.get_or_create(key, make, row * len(positions), what)
 
     def _computed(
         self, split: PrefixSplit, views: Views, positions: Tensor, numbers: Tensor
@@ -167,15 +173,18 @@ class FeatureCache:
         """
 
         def work(block: Inputs) -> Block:
-            with self.autocast():
+            with self.amp.autocast():
                 return prefix(*map(self.prepare, block))
 
-        if self.autocast.device.type != "cpu":
-            halving = Halving("features", self.autocast.device)
+        if self.amp.device.type != "cpu":
+            halving = MicroBatcher("features", self.amp.device)
             for block in blocks:
                 yield from halving.run(work, block)
             return
-        with one_thread(), ThreadPoolExecutor(cores(), initializer=_be_one_thread) as pool:
+        with (
+            single_threaded(),
+            ThreadPoolExecutor(available_cpus(), initializer=_be_one_thread) as pool,
+        ):
             yield from _ahead(pool, work, blocks)
 
     def rows(self, arrays: Sequence[np.ndarray], wanted: Sequence[Tensor]) -> Iterator[Block]:
@@ -194,18 +203,18 @@ class FeatureCache:
                 # Without "clip" numpy would write to a buffer first; all rows are there.
                 np.take(one, rows.numpy(), axis=0, out=target.numpy(), mode="clip")
 
-        if self.autocast.device.type == "cuda":
-            yield from read_ahead(wanted, _layouts(arrays), gather, self.autocast.device)
+        if self.amp.device.type == "cuda":
+            yield from prefetch(wanted, _layouts(arrays), gather, self.amp.device)
             return
         for rows in wanted:
             yield tuple(torch.from_numpy(one[rows.numpy()]) for one in arrays)
 
     def prepare(self, tensor: Tensor) -> Tensor:
         """Bring images or kept features to the device as the network takes them."""
-        moved = upload(tensor, self.autocast.device)
+        moved = upload(tensor, self.amp.device)
         if tensor.dtype == torch.uint8:
-            return self.normalise(moved)
-        moved = in_channels_last(moved)
+            return self.normalize(moved)
+        moved = to_channels_last(moved)
         return moved.float() if moved.is_floating_point() else moved
 
 
@@ -237,15 +246,15 @@ class Features:
         self._views = views
         self._online = online
         self._together = together
-        self._halving = Halving("features", cache.autocast.device)
+        self._halving = MicroBatcher("features", cache.amp.device)
         self._resident: dict[bytes, list[Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def plan_views(self, epoch: int | None) -> Tensor:
-        """Choose a view of each image for an epoch, see :meth:`Views.plan_views`."""
-        return self._views.plan_views(epoch)
+    def views_for_epoch(self, epoch: int | None) -> Tensor:
+        """Choose a view of each image for an epoch, see :meth:`Views.views_for_epoch`."""
+        return self._views.views_for_epoch(epoch)
 
     def batches(
         self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0
@@ -266,7 +275,7 @@ class Features:
                 logger.warning("features are computed anew in every epoch: %s", error)
                 self._online = True
             else:
-                parts = chunks(order, batch_size)
+                parts = split_batches(order, batch_size)
                 rows = [torch.searchsorted(positions, part) for part in parts]
                 features = self._batches(arrays, rows)
                 yield from zip(features, self._labels_of(order, parts), strict=True)
@@ -279,7 +288,7 @@ class Features:
             return prefix(self._cache.prepare(images))
 
         for images, labels in self._views.batches(order, views, batch_size, num_workers):
-            with self._cache.autocast():
+            with self._cache.amp.autocast():
                 block = _joined(self._halving.run(work, images))
             # Outside of the context: it would last until the next batch, over a whole step.
             yield block, self._there(labels)
@@ -305,11 +314,11 @@ class Features:
         What is kept stays. Epochs show the views in turn, so that giving one up for the next
         would give up each before it comes again.
         """
-        device = self._cache.autocast.device
+        device = self._cache.amp.device
         if device.type == "cuda":
             if not self._cache.on_device:
                 return None
-            kept = to_stay(_layouts(arrays), len(arrays[0]), device)
+            kept = allocate_resident(_layouts(arrays), len(arrays[0]), device)
             for array, target in zip(arrays, kept or (), strict=kept is not None):
                 copy_in_chunks(array, target)
             return kept
@@ -329,7 +338,7 @@ class Features:
         """
         if not wanted:
             return
-        of_batch = kept_bytes(self._split) * len(wanted[0])
+        of_batch = bytes_per_image(self._split) * len(wanted[0])
         at_once = max(1, _GATHERED_BYTES // max(1, of_batch))
         groups = [wanted[start : start + at_once] for start in range(0, len(wanted), at_once)]
         sizes = [[len(one) for one in some] for some in groups]
@@ -356,7 +365,7 @@ class Features:
         return torch.split(self._there(self.labels[order]), [len(one) for one in parts])
 
     def _there(self, labels: Tensor) -> Tensor:
-        return upload(labels, self._cache.autocast.device)
+        return upload(labels, self._cache.amp.device)
 
 
 def _layouts(arrays: Sequence[np.ndarray]) -> list[Layout]:
@@ -371,20 +380,20 @@ def _joined(parts: list[Block]) -> Block:
     return tuple(torch.cat(one) for one in zip(*parts, strict=True))
 
 
-def kept_bytes(split: PrefixSplit) -> int:
+def bytes_per_image(split: PrefixSplit) -> int:
     """Return the bytes that the features of one image take."""
     return sum(
-        kept_as(dtype, torch.float16).itemsize * prod(shape)
+        stored_dtype(dtype, torch.float16).itemsize * prod(shape)
         for dtype, shape in zip(split.dtypes, split.shapes, strict=True)
     )
 
 
-def kept_as(dtype: torch.dtype, floating: torch.dtype) -> torch.dtype:
+def stored_dtype(dtype: torch.dtype, floating: torch.dtype) -> torch.dtype:
     """Return the dtype in which a crossing tensor is kept."""
     return floating if dtype.is_floating_point else dtype
 
 
-def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def to_stored_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Bring a crossing tensor to the dtype in which it is kept.
 
     Raises:
@@ -404,7 +413,7 @@ def _ahead(
     try:
         for block in blocks:
             waiting.append(pool.submit(work, block))
-            if len(waiting) > 2 * cores():
+            if len(waiting) > 2 * available_cpus():
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

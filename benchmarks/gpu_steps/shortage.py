@@ -112,7 +112,7 @@ def _tell(context: Context, case: str, opened: OpenStudy, **values: Any) -> None
         "memory",
         case=case,
         states=[one.state.name for one in trials],
-        parts=[one.user_attrs.get(attrs.PART, batch) for one in trials],
+        parts=[one.user_attrs.get(attrs.MICRO_BATCH, batch) for one in trials],
         batch=batch,
         reasons=[one.user_attrs[attrs.REASON] for one in trials if attrs.REASON in one.user_attrs],
         held_mib=round(torch.cuda.memory_allocated() / MIB, 1),

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from autotune.errors import InterruptedTrial
+from autotune.errors import TrialInterruptedError
 from autotune.plan import TrainingPolicy, TrialPlan
 from autotune.training.checkpoint import Checkpoint
-from autotune.training.folds import Folds
-from autotune.training.trainer import EpochResult, Training
+from autotune.training.folds import CrossValidationTrainer
+from autotune.training.trainer import EpochResult, Trainer
 from tests.support.backbones import differing, flat, folds, plan, training
 from tests.support.surgery import change
 
@@ -92,7 +92,7 @@ IN_FOLDS = tuple(
 )
 
 
-def make(recipe: str, **more: Any) -> Training | Folds:
+def make(recipe: str, **more: Any) -> Trainer | CrossValidationTrainer:
     found, options = RECIPES[recipe.removeprefix("folds: ")]
     named = {"epochs": EPOCHS, **options, **more}
     if recipe in IN_FOLDS:
@@ -151,7 +151,7 @@ def check_interrupted(recipe: str, batch: int, tmp_path: Path) -> None:
     path = tmp_path / "0.pt"
     found: list[tuple[Any, ...]] = []
     part = make(recipe, stopped=stopped)
-    with pytest.raises(InterruptedTrial, match="stopped in"):
+    with pytest.raises(TrialInterruptedError, match="stopped in"):
         for result in part.run(Checkpoint(path)):
             found += scores([result])
     rest = make(recipe)

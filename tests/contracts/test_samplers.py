@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.config.loading import check
+from autotune.config.loading import validate
 from autotune.config.schema import PRUNERS, SAMPLERS, SpaceConfig
 from autotune.errors import ConfigError
 from autotune.plan import TrialPlan
@@ -79,7 +79,7 @@ def start_of(space: Space) -> Params:
 
 def sampler_of(name: str, space: Space, seed: int) -> CanonicalSampler:
     study = {"dataset": "digits", "backbone": "resnet18", "search": {"sampler": name}}
-    return make_sampler(check(study, "test"), space, seed)
+    return make_sampler(validate(study, "test"), space, seed)
 
 
 @pytest.fixture(autouse=True)

@@ -114,7 +114,7 @@ def make_study(
     )
     counts = dict(zip(config.backbones, (layers, *(others or {}).values()), strict=True))
     candidates = [Candidate(one, count, fake_capabilities(count)) for one, count in counts.items()]  # type: ignore[arg-type]
-    made = Space.of(candidates, config.space, config.inherit)
+    made = Space.from_candidates(candidates, config.space, config.inherit)
     study = optuna.create_study(
         study_name=name, storage=storage, directions=list(config.directions.values())
     )
@@ -214,7 +214,7 @@ class _Maker:
         plan = self.space.baseline() if params is None else self.space.plan(params)
         curve = self._curve(plan)
         costs = _costs(plan)
-        beyond = limits.excess(costs, self.config.constraints.limits)
+        beyond = limits.violations(costs, self.config.constraints.limits)
         reason = {attrs.REASON: f"{attrs.INFEASIBLE}: {beyond}"} if beyond else {}
         if beyond and not baseline:
             self._add(TrialState.PRUNED, params or {}, plan, {}, attributes=reason)

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from autotune.data.cache.array_cache import Shelf
+from autotune.data.cache.array_cache import ArrayCache
 from autotune.models.network import build_network
 from autotune.models.prefix.split import PrefixSplit, split_network
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.training import features as features_module
 from autotune.training.checkpoint import Checkpoint
-from autotune.training.compute.amp import Autocast
-from autotune.training.features import FeatureCache, Features, kept_bytes
-from autotune.training.inputs.batches import in_parts
-from autotune.training.trainer import Training
+from autotune.training.compute.amp import AmpPolicy
+from autotune.training.features import FeatureCache, Features, bytes_per_image
+from autotune.training.inputs.batches import micro_batches
+from autotune.training.trainer import Trainer
 from tests.support.backbones import (
     CPU,
     SMALL,
@@ -37,11 +37,11 @@ def cut(name: str, depth: int) -> PrefixSplit:
 
 
 def cache_of(
-    run: Training, folder: Path, root: PrefixSplit | None = None, **limit: Any
+    run: Trainer, folder: Path, root: PrefixSplit | None = None, **limit: Any
 ) -> FeatureCache:
-    shelf = Shelf(folder, **limit)
+    shelf = ArrayCache(folder, **limit)
     weights = backbone("test_resnet").weights_hash
-    return FeatureCache(shelf, weights, run.normalise, run.autocast, root)
+    return FeatureCache(shelf, weights, run.normalize, run.amp, root)
 
 
 def on_features(
@@ -50,21 +50,21 @@ def on_features(
     root: PrefixSplit | None = None,
     limit: int | None = None,
     **named: Any,
-) -> Training:
+) -> Trainer:
     """Make a training of a plan that goes on from features."""
     run = training(found, **named)
     cache = cache_of(run, folder, root, limit_bytes=limit)
     parts = split_network(run.network, images(found.backbone, 2))
     assert run.validation is not None
-    run.use(
+    run.use_features(
         parts,
-        Features(cache, parts, run.images),
+        Features(cache, parts, run.raw_train),
         Features(cache, parts, run.validation),  # type: ignore[arg-type]
     )
     return run
 
 
-def course(run: Training, checkpoint: Path | None = None) -> list[tuple[float, float]]:
+def course(run: Trainer, checkpoint: Path | None = None) -> list[tuple[float, float]]:
     found = []
     for result in run.run(Checkpoint(checkpoint) if checkpoint else None):
         assert result.metrics is not None
@@ -87,7 +87,7 @@ def test_training_on_features_is_training_on_images(name: str, depth: int, tmp_p
     for key, value in before.items():
         assert torch.equal(value, after[key]) or key in trainable
     # An epoch shows a view of each image: two of training, and one of validation.
-    assert len(Shelf(tmp_path).known("features")) == 3
+    assert len(ArrayCache(tmp_path).keys("features")) == 3
 
 
 def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_values_do_not_depend_on_what_was_kept_before(
     alone = cache_of(run, tmp_path / "a", root)
     later = cache_of(run, tmp_path / "b", root)
     found = rows_of(alone, last)
-    assert len(alone.shelf.known()) == 2  # with those of the root
+    assert len(alone.shelf.keys()) == 2  # with those of the root
     rows_of(later, cut("test_resnet", 1))
     rows_of(later, root)
     monkeypatch.setattr(features_module, "cores", lambda: 3)
@@ -129,20 +129,20 @@ def test_values_do_not_depend_on_what_was_kept_before(
     direct = cache_of(run, tmp_path / "b")
     images_alone = rows_of(direct, last)
     assert images_alone == pytest.approx(found, rel=0.02, abs=0.01)
-    assert len(later.shelf.known()) == 4
+    assert len(later.shelf.keys()) == 4
 
 
 def test_other_weights_and_other_images_are_other_features(tmp_path: Path) -> None:
     run = training(plan("test_resnet"))
     parts = cut("test_resnet", 0)
-    shelf = Shelf(tmp_path)
+    shelf = ArrayCache(tmp_path)
     positions = torch.arange(20)
 
     def count(weights: str, start: int, seed: int, view: int) -> int:
-        cache = FeatureCache(shelf, weights, run.normalise, run.autocast, None)
+        cache = FeatureCache(shelf, weights, run.normalize, run.amp, None)
         shown = some_digits(20, views=3, start=start, seed=seed)
         cache.open(parts, shown, positions, torch.full((20,), view))
-        return len(shelf.known())
+        return len(shelf.keys())
 
     # Two orders of the digits have the same evaluated images: the seed tells augmented ones apart.
     asked = [("a", 0, 0, 1), ("b", 0, 0, 1), ("a", 20, 0, 1), ("a", 0, 1, 1), ("a", 0, 0, 2)]
@@ -162,9 +162,9 @@ def test_what_half_precision_cannot_hold_is_kept_in_single(tmp_path: Path) -> No
     found = rows_of(cache, parts)
     assert found.dtype == np.float32
     assert np.isfinite(found).all() and found.max() > 65504
-    (key,) = cache.shelf.known()
+    (key,) = cache.shelf.keys()
     assert np.array_equal(rows_of(cache, parts), found)
-    assert cache.shelf.known() == [key]
+    assert cache.shelf.keys() == [key]
 
 
 def test_without_room_features_are_computed_whenever_they_are_needed(
@@ -178,17 +178,17 @@ def test_without_room_features_are_computed_whenever_they_are_needed(
     said = [one.getMessage() for one in caplog.records if "computed anew" in one.getMessage()]
     assert len(said) == 2  # of training and of validation images, once each
     assert "cache.disk_gb" in said[0]
-    assert Shelf(tmp_path).known() == []
+    assert ArrayCache(tmp_path).keys() == []
 
 
 def test_online_views_are_not_kept(tmp_path: Path) -> None:
     found = plan("test_resnet", 1, lr=0.01)
     run = on_features(found, tmp_path, views=3)
     assert isinstance(run.train, Features)
-    run.train = Features(run.train._cache, run.train._split, run.images, online=True)
+    run.train = Features(run.train._cache, run.train._split, run.raw_train, online=True)
     expected = np.array(course(training(found, views=3)))
     assert np.array(course(run)) == pytest.approx(expected, rel=0.01)
-    assert len(Shelf(tmp_path).known()) == 1  # of the validation images
+    assert len(ArrayCache(tmp_path).keys()) == 1  # of the validation images
 
 
 def test_a_resumed_training_goes_on_bit_by_bit(tmp_path: Path) -> None:
@@ -207,16 +207,18 @@ def test_a_resumed_training_goes_on_bit_by_bit(tmp_path: Path) -> None:
     assert [*begun[:2], *rest] == whole
 
 
-@pytest.mark.parametrize("part", [None, 5])
-def test_surgery_average_and_phases_go_with_features(part: int | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("micro_batch_size", [None, 5])
+def test_surgery_average_and_phases_go_with_features(
+    micro_batch_size: int | None, tmp_path: Path
+) -> None:
     layers = (LayerPlan(width=0.5), LayerPlan(kernel=5))
     base = plan("test_resnet", 2, lr=0.01, head_epochs=1)
     found = TrialPlan(base.backbone, 2, layers, base.head, base.policy)
-    named: dict[str, Any] = {"views": 2, "ema": 0.9, "part": part}
+    named: dict[str, Any] = {"views": 2, "ema": 0.9, "micro_batch_size": micro_batch_size}
     whole, parted = training(found, **named), on_features(found, tmp_path, **named)
     assert parted.network.stale_norms
-    whole.measure_norms()
-    parted.measure_norms()
+    whole.recalibrate_norms()
+    parted.recalibrate_norms()
     for mine, theirs in zip(whole.network.buffers(), parted.network.buffers(), strict=True):
         assert torch.allclose(mine.float(), theirs.float(), rtol=0.01, atol=0.001)
     assert np.array(course(parted)) == pytest.approx(np.array(course(whole)), rel=0.03)
@@ -224,8 +226,8 @@ def test_surgery_average_and_phases_go_with_features(part: int | None, tmp_path:
 
 def test_inputs_are_cut_alike() -> None:
     one, two = torch.arange(14).view(7, 2), torch.arange(7)
-    assert [len(some) for some in in_parts(one, 3)] == [3, 2, 2]
-    parts = in_parts((one, two), 3)
+    assert [len(some) for some in micro_batches(one, 3)] == [3, 2, 2]
+    parts = micro_batches((one, two), 3)
     assert all(isinstance(some, tuple) for some in parts)
     joined = [torch.cat([some[index] for some in parts]) for index in range(2)]
     assert torch.equal(joined[0], one) and torch.equal(joined[1], two)
@@ -234,7 +236,7 @@ def test_inputs_are_cut_alike() -> None:
 def test_bytes_of_one_image() -> None:
     found = cut("test_resnet", 0)
     (shape,) = found.shapes
-    assert kept_bytes(found) == 2 * Tensor(*shape).numel()
+    assert bytes_per_image(found) == 2 * Tensor(*shape).numel()
 
 
 def test_epochs_that_are_kept_in_memory_stay_there(
@@ -245,13 +247,13 @@ def test_epochs_that_are_kept_in_memory_stay_there(
     everything = course(on_features(found, tmp_path, views=3, epochs=6))
     run = on_features(found, tmp_path, views=3, epochs=6)
     assert isinstance(run.train, Features)
-    size = kept_bytes(run.train._split) * len(run.train) * 2  # float32 in memory
+    size = bytes_per_image(run.train._split) * len(run.train) * 2  # float32 in memory
     monkeypatch.setattr(features_module, "_CPU_BYTES", int(1.2 * size))
     opened: list[bytes] = []
     open_entry = FeatureCache.open
 
     def count(cache: FeatureCache, parts: PrefixSplit, views: Any, *which: Tensor) -> Any:
-        if views is run.images:
+        if views is run.raw_train:
             opened.append(which[1].numpy().tobytes())
         return open_entry(cache, parts, views, *which)
 
@@ -265,7 +267,7 @@ def test_features_of_some_images_are_not_kept_in_memory(tmp_path: Path) -> None:
     """As for norm statistics: they are asked for once, and would keep others out."""
     run = on_features(plan("test_resnet", 0), tmp_path)
     assert isinstance(run.train, Features)
-    planned = run.train.plan_views(None)
+    planned = run.train.views_for_epoch(None)
     order = torch.tensor([3, 1, 2, 30])
     (((few,), labels),) = run.train.batches(order, planned, 8)
     assert not run.train._resident
@@ -285,9 +287,9 @@ def test_features_of_smaller_parts_are_the_same_to_half_precision(
     They differ by less than one rounding of what they are computed in (bf16 has 8 bits) or kept
     in (fp16 has 11).
     """
-    autocast = Autocast.of(amp, CPU)
+    amp = AmpPolicy.from_mode(amp, CPU)
     net = network(name, 1)
-    with autocast():
+    with amp.autocast():
         prefix = split_network(net, images(name, 2)).prefix()
         assert prefix is not None
         shown = images(name, 32)

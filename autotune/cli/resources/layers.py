@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from autotune.plan import TrialPlan
 
 
-#: Limits a attrs.json that is read for its plan.
+#: Limits the size of a record.json that is read for its plan.
 MAX_JSON_BYTES = 1 << 26
 
 
@@ -125,13 +125,13 @@ def _show(
         values = inspected.to_json()
         typer.echo(json.dumps({**values, "layers": values["layers"][:last]}, indent=2))
         return
-    from autotune.study.state.constraints import in_short
+    from autotune.study.state.constraints import format_count
 
     _, height, width = inspected.input_size
     shown.print(
         Text(
             f"{backbone} at {width}x{height} px: {len(inspected.layers)} layers, "
-            f"{in_short(inspected.parameters)} parameters, {in_short(inspected.macs)} "
+            f"{format_count(inspected.parameters)} parameters, {format_count(inspected.macs)} "
             "multiply-accumulates an image"
         )
     )
@@ -162,7 +162,7 @@ def _of_trial(
     if number >= len(trials):
         count = f"the trials 0 to {len(trials) - 1}" if trials else "no trial yet"
         raise StudyError(f"--plan: the study {opened.name!r} has {count}, but got {number}")
-    found = attrs.plan_of(trials[number])
+    found = attrs.trial_plan(trials[number])
     if found is None:
         raise StudyError(f"--plan: trial {number} of {opened.name!r} has no plan")
     return found, opened.config().data.image_size
@@ -178,7 +178,7 @@ def _of_file(path: Path) -> tuple[TrialPlan, int | None]:
 
     rule = (
         "--plan must be the number of a trial, or a file that holds a plan: what 'autotune best' "
-        "prints, the attrs.json of a fit, or TrialPlan.to_json()"
+        "prints, the record.json of a fit, or TrialPlan.to_json()"
     )
     try:
         values: Any = _parsed(path)
@@ -230,7 +230,7 @@ def _draw(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -
         values = {"plan": plan.to_json(), "layers": [asdict(row) for row in picture]}
         typer.echo(json.dumps(values, indent=2))
         return
-    shown.print(Text(f"{plan.backbone}, {source}: {plan.in_words()}"))
+    shown.print(Text(f"{plan.backbone}, {source}: {plan.describe()}"))
     shown.print()
     shown.print(in_lines(as_text(picture)))
     shown.print()
@@ -240,10 +240,10 @@ def _draw(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -
 
 def _counts(plan: TrialPlan, tried: PlanPreview) -> Iterator[str]:
     """Say in numbers what a plan locks, tunes and reshapes."""
-    from autotune.study.state.constraints import in_short
+    from autotune.study.state.constraints import format_count
 
     def parameters(layers: Sequence[Any]) -> str:
-        return in_short(sum(layer.parameters for layer in layers))
+        return format_count(sum(layer.parameters for layer in layers))
 
     frozen = len(tried.before) - plan.depth
     yield (
@@ -263,5 +263,6 @@ def _counts(plan: TrialPlan, tried: PlanPreview) -> Iterator[str]:
         yield (
             f"▣ reshaped: {ranges(plan.reshaped)}; the backbone goes from "
             f"{parameters(tried.before)} to {parameters(tried.after)} parameters and from "
-            f"{in_short(tried.macs_before)} to {in_short(tried.macs_after)} multiply-accumulates"
+            f"{format_count(tried.macs_before)} to {format_count(tried.macs_after)} "
+            "multiply-accumulates"
         )

@@ -48,12 +48,12 @@ def fit(
     if output is not None:
         check_folder(output)
     with error_console().status("opening the study") as line:
-        from autotune.data.sources.stanford_dogs import PUBLICATION as DOGS
-        from autotune.data.sources.stanford_dogs import leak
+        from autotune.data.sources.stanford_dogs import STANFORD_DOGS as DOGS
+        from autotune.data.sources.stanford_dogs import imagenet_overlap_warning
         from autotune.display.summary import shorten
         from autotune.results.evaluation.model_card import describe_difference
         from autotune.results.evaluation.refit import refit_study
-        from autotune.results.values.objective import Objective
+        from autotune.results.study_results import StudyResults
         from autotune.study.setup.opening import open_existing
 
         opened = open_existing(located.name, located.storage, located.files)
@@ -69,21 +69,21 @@ def fit(
         typer.echo(json.dumps(result.to_json(), indent=2))
         return
     shown = console()
-    for sentence in (f"Fitted: {result.selection.in_words()}.", *result.selection.remarks):
+    for sentence in (f"Fitted: {result.selection.describe()}.", *result.selection.remarks):
         shown.print(Text(sentence))
     shown.print(
         f"On the {result.test_images} images of the test part, trained on {result.images} others:",
         highlight=False,
     )
     decimals = 2 if result.test_images >= 1000 else 1
-    objective = replace(Objective.from_study(opened.study), decimals=decimals)
+    objective = replace(StudyResults.from_study(opened.study).objective, decimals=decimals)
     shown.print(_table(result, objective))
     if not result.is_baseline:
         differences = result.comparison.to_json()["difference"]
         shown.print(Text(describe_difference(objective.name, differences)))
     config = opened.config()
     pretrained = config.dataset == DOGS.name and config.weights != "none"
-    if pretrained and (remark := leak(result.plan.backbone)):
+    if pretrained and (remark := imagenet_overlap_warning(result.plan.backbone)):
         shown.print(remark, highlight=False)
     if result.reads > 1:
         shown.print(
@@ -96,8 +96,6 @@ def fit(
 
 def _table(result: RefitResult, objective: Objective) -> Table:
     """Write all figures with their intervals; no box, so that they fit into 80 columns."""
-    from autotune.results.values.verdict import format_gain
-
     found = result.comparison
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
@@ -109,7 +107,7 @@ def _table(result: RefitResult, objective: Objective) -> Table:
             metric.label,
             *_cells(metric, found.model),
             *_cells(metric, found.baseline),
-            format_gain(metric, difference.value, unit=False),
+            metric.format_gain(difference.value, unit=False),
         )
     return table
 

@@ -13,7 +13,7 @@ from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from autotune.errors import PlanError, join_sentences, nearest
+from autotune.errors import PlanError, did_you_mean, join_sentences
 from autotune.models.surgery.aligned_conv import Pair, fit_border
 
 #: What a pooling can be changed to: the name of each type and window.
@@ -177,7 +177,7 @@ def change_pool(pool: nn.Module, to: str) -> nn.Module:
         raise PlanError(
             join_sentences(
                 f"a pooling can be changed to {', '.join(POOLS)}, but got {to!r}",
-                nearest(to, POOLS),
+                did_you_mean(to, POOLS),
             )
         )
     if not is_pool(pool):

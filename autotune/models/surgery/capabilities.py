@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from autotune.config.fields import KERNELS
-from autotune.errors import join_sentences, nearest
+from autotune.errors import did_you_mean, join_sentences
 from autotune.models.surgery.aligned_pool import POOLS
 from autotune.models.surgery.channel_groups import ChannelGroup
 from autotune.models.surgery.components import ACTIVATIONS
@@ -185,5 +185,5 @@ def _not_among(value: Value, allowed: Sequence[Value]) -> str:
         return ""
     names = [KEEP, *map(str, allowed)]
     return join_sentences(
-        f"must be one of {', '.join(names)}, but got {value!r}", nearest(str(value), names)
+        f"must be one of {', '.join(names)}, but got {value!r}", did_you_mean(str(value), names)
     )

@@ -41,7 +41,7 @@ from autotune.models.surgery.aten_ops import (
     SUMS,
     aten,
 )
-from autotune.runtime import one_thread
+from autotune.runtime import single_threaded
 
 #: The number of what is tied to a fixed size.
 FIXED = 0
@@ -467,7 +467,7 @@ def trace_channels(model: nn.Module, image: Tensor, wanted: Iterable[str]) -> Ch
                 stack.callback(module.register_forward_pre_hook(follower.enter).remove)
                 stack.callback(module.register_forward_hook(leave).remove)
         # The numbers are small tensors, on which threads only wait for each other.
-        stack.enter_context(one_thread())
+        stack.enter_context(single_threaded())
         stack.enter_context(torch.no_grad())
         stack.enter_context(follower)
         outputs = tree_leaves(model(image))

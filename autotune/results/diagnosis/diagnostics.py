@@ -25,7 +25,7 @@ from autotune.results.figures.parameters import importances
 from autotune.results.study_results import StudyResults, is_active
 from autotune.results.values.objective import Objective
 from autotune.search import ranking
-from autotune.search.extrapolation import ENOUGH, Promises
+from autotune.search.extrapolation import MIN_TRIALS, FinalValuePredictor
 from autotune.study.state import attrs
 
 #: Below this number of complete trials, importances are hardly more than noise.
@@ -95,7 +95,7 @@ class _Facts:
     @cached_property
     def ranked(self) -> list[FrozenTrial]:
         """The complete trials within the limits that have a finite value, the best one first."""
-        trials = ranking.best_first(self.results.last_attempts, self.objective.direction)
+        trials = ranking.rank_trials(self.results.last_attempts, self.objective.direction)
         return [trial for trial in trials if math.isfinite(trial.values[0])]
 
     @cached_property
@@ -120,7 +120,7 @@ class _Facts:
         return [
             trial
             for trial in self.results.last_attempts
-            if trial.state in ended and not attrs.is_untrained(trial)
+            if trial.state in ended and not attrs.ended_infeasible(trial)
         ]
 
     @cached_property
@@ -147,7 +147,7 @@ class _Facts:
         if self.best is None:
             return 0.0, ""
         value = self.best.values[0]
-        deviation = attrs.deviation_of(self.best, self.objective.name)
+        deviation = attrs.metric_deviation(self.best, self.objective.name)
         dataset = self.results.dataset
         folds, images = len(dataset.get("folds") or ()), int(dataset.get("validation") or 0)
         if deviation and folds > 1:
@@ -309,9 +309,7 @@ def _check_overfitting(facts: _Facts) -> _Finding | None:
     if peak == last:
         text = f"No sign of it: {trial} was never better than after its last epoch, {last}"
         return f"{text}. {source}", "ok", ""
-    text = (
-        f"{trial} was best after epoch {peak} of {last} and has lost {facts.format(lost)} since"
-    )
+    text = f"{trial} was best after epoch {peak} of {last} and has lost {facts.format(lost)} since"
     if lost <= noise or not noise:
         within = f", within the noise ({facts.format(noise)})" if noise else ""
         return f"No sign of it: {text}{within}. {source}", "ok", ""
@@ -386,11 +384,11 @@ def _check_pruning(facts: _Facts) -> _Finding | None:
         if trial.state == TrialState.PRUNED and (curve := _curve(trial)) and max(curve) in best
     ]
     complete = [trial for trial in facts.ranked if _curve(trial)]
-    if not curves or winner is None or len(complete) < ENOUGH:
+    if not curves or winner is None or len(complete) < MIN_TRIALS:
         return None
     ahead = sum(facts.gain(curve[max(curve)], best[max(curve)]) > 0 for curve in curves)
-    promises = Promises((_curve(trial), trial.values[0]) for trial in complete)
-    finals = [final for curve in curves if (final := promises.of(curve)) is not None]
+    predictor = FinalValuePredictor((_curve(trial), trial.values[0]) for trial in complete)
+    finals = [final for curve in curves if (final := predictor.predict(curve)) is not None]
     gains = [facts.gain(final, winner.values[0]) for final in finals]
     cut = round(median(max(curve) for curve in curves))
     peers = [curve[cut] for trial in complete if cut in (curve := _curve(trial))]
@@ -403,7 +401,9 @@ def _check_pruning(facts: _Facts) -> _Finding | None:
     if max(gains) > facts.noise:
         winners = sum(gain > facts.noise for gain in gains)
         text += f"{winners} would have beaten it beyond the noise, by up to "
-        advice = "Take search.pruner: none in the next study, or percentile, which cuts the fewest."
+        advice = (
+            "Take search.pruner: none in the next study, or percentile, which cuts the fewest."
+        )
         return f"Perhaps: {text}{facts.format(max(gains))}.", "action", advice
     text += "none would have beaten it beyond the noise"
     if place > max(3, len(peers) // 4) or ahead > len(curves) / 4:

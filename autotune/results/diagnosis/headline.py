@@ -13,10 +13,10 @@ from autotune.results.diagnosis.diagnostics import Diagnostic
 from autotune.results.figures.history import last_moment
 from autotune.results.study_results import StudyResults
 from autotune.results.values.counts import format_counts, format_finished
-from autotune.results.values.objective import format_duration
 from autotune.search import ranking
 from autotune.study.state import attrs
-from autotune.study.state.budget import held_hours
+from autotune.study.state.budget import device_hours_used
+from autotune.text import format_duration
 
 
 def headline(results: StudyResults) -> str:
@@ -41,7 +41,7 @@ def headline(results: StudyResults) -> str:
             f"{gain}){plan}{front}"
         )
     others = (trial for trial in results.trials if trial is not baseline)
-    second = ranking.best_of(others, results.direction)
+    second = ranking.best_trial(others, results.direction)
     if second is None:
         return f"only the baseline is complete: {value}"
     if second.values[0] == best.values[0]:
@@ -60,11 +60,11 @@ def key_figures(results: StudyResults) -> list[tuple[str, str, str]]:
     """Return the numbers below the headline: name, number, what it is made of."""
     trials, progress = results.trials, results.progress
     figures = [("finished trials", format_finished(progress), format_counts(progress))]
-    start, end = attrs.started(trials), last_moment(trials)
+    start, end = attrs.first_start(trials), last_moment(trials)
     if start is not None and end is not None:
         workers = {trial.user_attrs.get(attrs.WORKER) for trial in trials} - {None}
         devices = sorted({str(trial.user_attrs.get(attrs.DEVICE, "")) for trial in trials} - {""})
-        seconds = 3600 * held_hours(trials, time.time())
+        seconds = 3600 * device_hours_used(trials, time.time())
         period = f"{start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M}"
         on = f"{seconds:,.0f} s on {len(workers)} worker{'s' * (len(workers) != 1)}"
         on += f" ({', '.join(devices)})" if devices else ""
@@ -72,7 +72,7 @@ def key_figures(results: StudyResults) -> list[tuple[str, str, str]]:
             ("wall time", format_duration((end - start).total_seconds()), period),
             ("device time", format_duration(seconds), on),
         ]
-    if epochs := sum(attrs.epochs_of(trial) for trial in results.last_attempts):
+    if epochs := sum(attrs.trained_epochs(trial) for trial in results.last_attempts):
         saved = describe_saved_epochs(results) or "pruning saved none yet"
         figures.append(("epochs trained", f"{epochs:,}", saved))
     images, computed = _frozen_passes(results)
@@ -91,9 +91,10 @@ def describe_saved_epochs(results: StudyResults) -> str:
     Example:
         ``pruning saved 312 of 800 epochs (39 %)``; empty when it saved none
     """
-    saved = attrs.saved_epochs(results.trials, results.epochs)
+    saved = attrs.pruned_epochs(results.trials, results.epochs)
     total = results.epochs * sum(
-        trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and not attrs.is_untrained(trial)
+        trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+        and not attrs.ended_infeasible(trial)
         for trial in results.trials
     )
     if not saved:
@@ -114,7 +115,7 @@ def _frozen_passes(results: StudyResults) -> tuple[int, int]:
         for trial in results.last_attempts
         if "computed" in (cache := trial.user_attrs.get(attrs.CACHES, {}))
     ]
-    epochs = sum(attrs.epochs_of(trial) for trial, _ in caches)
+    epochs = sum(attrs.trained_epochs(trial) for trial, _ in caches)
     images = epochs * (train * folds if folds else train + validation)
     return images, sum(int(cache["computed"]) for _, cache in caches)
 

@@ -109,11 +109,11 @@ def _attempts_by_worker(trials: Sequence[FrozenTrial]) -> dict[str, list[_Attemp
         begin = attrs.started_at(trial)
         if trial.state == TrialState.RUNNING:
             end = now.timestamp()
-        elif attrs.CLAIMED in trial.user_attrs:
+        elif attrs.CLAIMED_AT in trial.user_attrs:
             end = attrs.ended_at(trial)
         else:
             end = (trial.datetime_complete or now).timestamp()
-        attempt = _Attempt(trial.number, begin, max(begin, end), attrs.device_of(trial))
+        attempt = _Attempt(trial.number, begin, max(begin, end), attrs.device_name(trial))
         by_worker.setdefault(str(worker), []).append(attempt)
     for attempts in by_worker.values():
         attempts.sort(key=lambda attempt: (attempt.begin, attempt.end))

@@ -25,7 +25,7 @@ from scipy.sparse import csr_array
 from sklearn.metrics import top_k_accuracy_score
 from torch import Tensor
 
-from autotune.training.metrics import measure
+from autotune.training.metrics import compute_metrics
 
 #: Probability with which an interval is to hold.
 LEVEL = 0.95
@@ -180,7 +180,7 @@ def _of_an_error(figures: dict[str, Estimate]) -> dict[str, Estimate]:
 
 def _values(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Return all figures, in the order of :meth:`_ImageSums.estimates`."""
-    values = measure(logits, labels).to_json()
+    values = compute_metrics(logits, labels).to_json()
     classes = logits.shape[1]
     if classes > TOP:
         scores = logits.double().numpy()

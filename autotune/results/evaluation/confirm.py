@@ -18,8 +18,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from autotune.data.progress import Progress, silent
-from autotune.data.sources.opening import fetch_source
+from autotune.data.progress import Progress, no_progress
+from autotune.data.sources.registry import fetch_source
 from autotune.errors import DivergedError, StudyError, disk_full_as_user_error
 from autotune.format_versions import (
     CONFIRMATION,
@@ -29,6 +29,7 @@ from autotune.format_versions import (
     stamp,
 )
 from autotune.plan import TrialPlan
+from autotune.results.study_results import StudyResults
 from autotune.results.values.intervals import (
     CONFIDENCE_LEVEL,
     Interval,
@@ -36,7 +37,6 @@ from autotune.results.values.intervals import (
     t_interval,
 )
 from autotune.results.values.objective import Objective
-from autotune.results.values.pareto_front import explain_no_best
 from autotune.results.values.verdict import Verdict
 from autotune.search import ranking
 from autotune.study.engine.worker import build_context
@@ -174,7 +174,7 @@ def confirm_plans(
     top: int,
     seeds: int,
     on_epoch: Callable[[ConfirmProgress], None] = lambda step: None,
-    fetching: Progress = silent,
+    fetching: Progress = no_progress,
 ) -> Confirmation:
     """Train the best plans of a study and its baseline under several seeds, and compare them.
 
@@ -197,7 +197,7 @@ def confirm_plans(
     ctx = build_context(opened)
     config = ctx.config
     numbers = tuple((config.search.seed + one) % 2**31 for one in range(1, seeds + 1))
-    baseline = attrs.baseline_of(opened.study.get_trials(deepcopy=False))
+    baseline = attrs.find_baseline(opened.study.get_trials(deepcopy=False))
     entrants = [
         _Candidate.of(baseline, ctx.space.baseline(config.baseline), None),
         *(_Candidate.of(trial, plan, trial.number) for trial, plan in chosen),
@@ -220,16 +220,20 @@ def candidates(opened: OpenStudy, top: int) -> list[tuple[FrozenTrial, TrialPlan
         StudyError: When there is none.
     """
     trials = opened.study.get_trials(deepcopy=False)
-    direction = attrs.direction_of(opened.study)
+    direction = attrs.metric_direction(opened.study)
     several = len(opened.study.directions) > 1
-    best = (ranking.front_of if several else ranking.best_first)(trials, direction)
+    best = (ranking.pareto_front if several else ranking.rank_trials)(trials, direction)
     found = [
         (one, plan)
         for one in best
-        if not attrs.is_baseline(one) and (plan := attrs.plan_of(one)) is not None
+        if not attrs.is_baseline(one) and (plan := attrs.trial_plan(one)) is not None
     ]
     if not found:
-        missing = "no complete trial but the baseline" if best else explain_no_best(trials)
+        missing = (
+            "no complete trial but the baseline"
+            if best
+            else StudyResults.from_study(opened.study).explain_no_best()
+        )
         raise StudyError(f"the study {opened.name!r} has {missing}; nothing can be confirmed")
     return found[:top]
 
@@ -242,20 +246,20 @@ class _Candidate:
         number: Its trial; ``None`` for the baseline.
         plan: The plan.
         search_value: Its value in the search.
-        part: Images that go through its network at a time, where a batch does not fit.
+        micro_batch_size: Images that go through its network at a time, where a batch does not fit.
     """
 
     number: int | None
     plan: TrialPlan
     search_value: float | None
-    part: int | None
+    micro_batch_size: int | None
 
     @staticmethod
     def of(trial: FrozenTrial | None, plan: TrialPlan, number: int | None) -> _Candidate:
         if trial is None:
             return _Candidate(number, plan, None, None)
-        part = trial.user_attrs.get(attrs.PART)
-        return _Candidate(number, plan, attrs.metric_of(trial), part)
+        micro_batch_size = trial.user_attrs.get(attrs.MICRO_BATCH)
+        return _Candidate(number, plan, attrs.metric_value(trial), micro_batch_size)
 
 
 @dataclass(frozen=True)
@@ -295,7 +299,7 @@ def _score(
                 ctx,
                 lambda epoch: on_epoch(replace(step, epoch=epoch)),
                 seed=step.seed,
-                part=entrant.part,
+                micro_batch_size=entrant.micro_batch_size,
             ).metrics.to_json()
         except DivergedError as error:
             failed = str(error)
@@ -372,7 +376,7 @@ def _compare(
     seeds: tuple[int, ...],
 ) -> Confirmation:
     """Judge the plans that trained under every seed, and write down what came of it."""
-    objective = Objective.from_study(opened.study)
+    objective = StudyResults.from_study(opened.study).objective
     images = int(opened.study.user_attrs[attrs.DATASET].get("validation") or 0)
     step = 1 / images if objective.is_share and images else 0.0
     whole = {

@@ -82,7 +82,7 @@ def model_card(record: Mapping[str, Any], matrix: npt.NDArray[np.int64]) -> str:
         "---\nlibrary_name: autotune\npipeline_tag: image-classification\n---",
         f"# {_plain(record['study'])}",
         f"Tells {len(classes)} classes of images apart. {plan.backbone}, trained by autotune with "
-        f"the plan of {record['chosen']}: {plan.in_words()}.",
+        f"the plan of {record['chosen']}: {plan.describe()}.",
         *record["remarks"],
         "## How good",
         f"On {test['images']} images of {_plain(record['dataset'])} that neither the search nor "

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from optuna.trial import FrozenTrial
 
 from autotune.config.schema import FitConfig
-from autotune.data.progress import Progress, silent
-from autotune.data.sources.opening import fetch_source
+from autotune.data.progress import Progress, no_progress
+from autotune.data.sources.registry import fetch_source
 from autotune.data.views.study_data import open_test_views
 from autotune.errors import disk_full_as_user_error
 from autotune.plan import TrialPlan
@@ -27,7 +27,7 @@ from autotune.results.evaluation.model_card import weights_origin, write_model_c
 from autotune.results.evaluation.plan_selection import SelectedPlan, select_plan
 from autotune.results.evaluation.reliability import draw_reliability
 from autotune.results.model.model import ModelSpec, replacing, save_model
-from autotune.storage.rdb.retry import patiently
+from autotune.storage.rdb.retry import call_with_retry
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.study.engine.worker import build_context
 from autotune.study.setup.manifest_store import read_manifest
@@ -36,7 +36,7 @@ from autotune.study.state import attrs
 from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.plots import draw_confusion
 from autotune.study.trial.refit import Refit, TrainingSummary, refit, refit_views
-from autotune.training.metrics import Metrics, confusion, measure
+from autotune.training.metrics import Metrics, compute_metrics, confusion
 
 TEST_READS = attrs.TEST_READS
 
@@ -91,7 +91,7 @@ class RefitResult:
         """Return it as plain JSON values."""
         return {
             "trial": self.trial,
-            "chosen": self.selection.in_words(),
+            "chosen": self.selection.describe(),
             "remarks": list(self.selection.remarks),
             "plan": self.plan.to_json(),
             **_figures_of(self.comparison, self.test_images),
@@ -107,7 +107,7 @@ def refit_study(
     trial: int | None = None,
     folder: Path | None = None,
     on_epoch: Callable[[str, int, int], None] = lambda what, epoch, epochs: None,
-    fetching: Progress = silent,
+    fetching: Progress = no_progress,
     settings: FitConfig | None = None,
 ) -> RefitResult:
     """Train the chosen plan and the baseline on training + validation and measure both.
@@ -156,7 +156,7 @@ def refit_study(
     best = trained("best plan", plan, trials[selection.trial])
     baseline = best
     if baseline_plan != plan:
-        baseline = trained("baseline", baseline_plan, attrs.baseline_of(trials))
+        baseline = trained("baseline", baseline_plan, attrs.find_baseline(trials))
     manifest = read_manifest(opened.study, opened.files)
     fingerprint = opened.study.user_attrs[attrs.DATASET].get("test_fingerprint")
     test = {
@@ -179,8 +179,8 @@ def refit_study(
     reads = _note_read(opened, selection.trial, comparison)
     result = RefitResult(
         selection=selection,
-        test=measure(logits, labels),
-        baseline=measure(others, labels),
+        test=compute_metrics(logits, labels),
+        baseline=compute_metrics(others, labels),
         comparison=comparison,
         summary=best.summary,
         baseline_summary=baseline.summary,
@@ -196,8 +196,8 @@ def refit_study(
 
 def _part_of(trial: FrozenTrial | None) -> int | None:
     """Return how many images of a trial fitted into memory, where a whole batch did not."""
-    part = None if trial is None else trial.user_attrs.get(attrs.PART)
-    return None if part is None else int(part)
+    micro_batch_size = None if trial is None else trial.user_attrs.get(attrs.MICRO_BATCH)
+    return None if micro_batch_size is None else int(micro_batch_size)
 
 
 def _figures_of(comparison: Comparison, images: int) -> dict[str, Any]:
@@ -234,7 +234,7 @@ def _note_read(opened: OpenStudy, trial: int, comparison: Comparison) -> int:
                 opened.study.set_user_attr(attrs.TEST_READS, reads)
             return len(reads)
 
-    return patiently(note)
+    return call_with_retry(note)
 
 
 def _write(
@@ -258,7 +258,7 @@ def _write(
     facts = {
         "study": opened.name,
         "trial": result.trial,
-        "chosen": result.selection.in_words(),
+        "chosen": result.selection.describe(),
         "remarks": list(result.selection.remarks),
         "dataset": config.dataset,
         "objective": config.training.objective,
@@ -271,7 +271,7 @@ def _write(
         "definition": config.definition(),
     }
     with replacing(result.folder) as folder:
-        record_of_model = save_model(folder, trained.training.result, description, facts)
+        record_of_model = save_model(folder, trained.training.eval_model, description, facts)
         draw_confusion(folder, matrix, classes)
         draw_reliability(folder, result.comparison.model.bins)
         write_model_card(folder, record_of_model, matrix)

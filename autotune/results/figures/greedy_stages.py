@@ -8,7 +8,7 @@ from autotune.config.schema import StudyConfig
 from autotune.format_versions import reading
 from autotune.results.study_results import StudyResults
 from autotune.results.values.objective import Objective
-from autotune.search.greedy import StageResult, course
+from autotune.search.greedy import StageResult, greedy_state
 from autotune.study.state import attrs
 
 
@@ -39,11 +39,11 @@ def stage_rows(results: StudyResults) -> tuple[StageRow, ...]:
     """Describe the stages of a greedy search, those begun or skipped; nothing in another order."""
     if results.definition.get("search", {}).get("order") != "greedy":
         return ()
-    by = attrs.written_by(results.attributes)
+    by = attrs.written_by_version(results.attributes)
     with reading(f"the definition of the study {results.name!r}", by=by):
         config = StudyConfig.model_validate(results.definition)
-    space = attrs.space_of(results.study)
-    found = course(
+    space = attrs.study_space(results.study)
+    found = greedy_state(
         space,
         results.trials,
         results.direction,

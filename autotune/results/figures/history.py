@@ -66,7 +66,7 @@ def history_figure(results: StudyResults) -> go.Figure | None:
     pruned = [
         trial
         for trial in drawable(results.trials, TrialState.PRUNED)
-        if not attrs.is_untrained(trial)
+        if not attrs.ended_infeasible(trial)
     ]
     # The trials at which the line of the best so far has a corner.
     corners = [trial for trial in complete if not ranking.is_infeasible(trial)]
@@ -88,7 +88,7 @@ def history_figure(results: StudyResults) -> go.Figure | None:
         ),
     ):
         points = [
-            (trial.number, y, [escape(results.describe_plan(trial)), attrs.metric_of(trial)])
+            (trial.number, y, [escape(results.describe_plan(trial)), attrs.metric_value(trial)])
             for trial, y in zip(trials, heights, strict=True)
         ]
         add_points(figure, name, points, marker, hover_text)
@@ -106,7 +106,7 @@ def history_figure(results: StudyResults) -> go.Figure | None:
     if results.baseline is not None:
         figure.add_scatter(
             x=[0, max(last, 1)],
-            y=[attrs.metric_of(results.baseline)] * 2,
+            y=[attrs.metric_value(results.baseline)] * 2,
             mode="lines",
             name="baseline",
             line={"color": PURPLE, "width": 2, "dash": "dash"},
@@ -162,8 +162,8 @@ def curves_figure(results: StudyResults) -> go.Figure | None:
     curved = [trial for trial in results.trials if trial.intermediate_values]
     if not curved:
         return None
-    best = ranking.best_of(curved, objective.direction)
-    baseline = attrs.baseline_of(curved)
+    best = ranking.best_trial(curved, objective.direction)
+    baseline = attrs.find_baseline(curved)
     running = {trial.number for trial in curved if trial.state == TrialState.RUNNING}
     trials = thin(results, curved, MAX_CURVES, running)
     figure = new_figure()
@@ -275,7 +275,7 @@ def describe_state(trial: FrozenTrial, superseded: Collection[int]) -> str:
     """
     if trial.state == TrialState.FAIL:
         return "retried" if trial.number in superseded else "failed"
-    return attrs.INFEASIBLE if attrs.is_untrained(trial) else trial.state.name.lower()
+    return attrs.INFEASIBLE if attrs.ended_infeasible(trial) else trial.state.name.lower()
 
 
 def last_moment(trials: Sequence[FrozenTrial]) -> datetime | None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 from autotune.plan import TrialPlan
-from autotune.study.state.constraints import in_short
+from autotune.study.state.constraints import format_count
 
 State = Literal["frozen", "trainable", "reshaped"]
 
@@ -56,9 +56,9 @@ def layer_rows(layers: Sequence[Mapping[str, Any]], plan: TrialPlan) -> tuple[La
         state: State = "trainable" if index <= plan.depth else "frozen"
         change = ""
         if index in reshaped:
-            state, change = "reshaped", plan.layers[index - 1].in_words()
+            state, change = "reshaped", plan.layers[index - 1].describe()
         rows.append(LayerRow(index, str(layer["label"]), int(layer["parameters"]), state, change))
-    return (*rows, LayerRow(0, "head", None, "trainable", plan.head.in_words()))
+    return (*rows, LayerRow(0, "head", None, "trainable", plan.head.describe()))
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class _Line:
     @property
     def parameters(self) -> str:
         counts = [row.parameters for row in self.rows if row.parameters is not None]
-        return in_short(sum(counts)) if counts else ""
+        return format_count(sum(counts)) if counts else ""
 
 
 def _lines(rows: Sequence[LayerRow]) -> Iterator[_Line]:
@@ -148,7 +148,9 @@ def as_html(rows: Sequence[LayerRow]) -> Markup:
     for line in _lines(rows):
         html = _line_as_html(line)
         if len(line.rows) > 1:
-            inner = (Markup("<li>{}</li>").format(_line_as_html(_Line((row,)))) for row in line.rows)
+            inner = (
+                Markup("<li>{}</li>").format(_line_as_html(_Line((row,)))) for row in line.rows
+            )
             html = Markup("<details><summary>{}</summary><ol>{}</ol></details>").format(
                 html, Markup("").join(inner)
             )

@@ -54,7 +54,7 @@ def importances(results: StudyResults) -> dict[str, float]:
         The importance of each parameter, the largest first; empty where it cannot be measured.
     """
     complete = drawable(results.trials, TrialState.COMPLETE)
-    if len({attrs.metric_of(trial) for trial in complete}) < 2:
+    if len({attrs.metric_value(trial) for trial in complete}) < 2:
         return {}
     drawn = [trial for trial in complete if trial.params]
     if not any(
@@ -132,9 +132,7 @@ def slice_figure(results: StudyResults, parameter: str) -> go.Figure | None:
     drawn = thin(results, active, MAX_SLICE_POINTS)
     distribution = drawn[-1].distributions[parameter]
     figure = new_figure()
-    hover_text = hover(
-        "trial %{customdata[0]}", results.objective, f"{escape(parameter)} %{{x}}"
-    )
+    hover_text = hover("trial %{customdata[0]}", results.objective, f"{escape(parameter)} %{{x}}")
     best, baseline = results.best, results.baseline
     rest = [trial for trial in drawn if trial is not best and trial is not baseline]
     numbers = {trial.number for trial in drawn}

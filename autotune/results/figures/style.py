@@ -107,6 +107,6 @@ def drawable(trials: Iterable[FrozenTrial], state: TrialState) -> list[FrozenTri
         trial
         for trial in trials
         if trial.state == state
-        and (value := attrs.metric_of(trial)) is not None
+        and (value := attrs.metric_value(trial)) is not None
         and math.isfinite(value)
     ]

@@ -40,15 +40,13 @@ def thin(
     if len(trials) <= most:
         return list(trials)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    best = ranking.best_first(complete, results.direction)[:BEST_DRAWN]
+    best = ranking.rank_trials(complete, results.direction)[:BEST_DRAWN]
     kept = {*keep, *(trial.number for trial in best)}
     if results.baseline is not None:
         kept.add(results.baseline.number)
     even = most - len(best)
     places = {(index * len(trials)) // even for index in range(even)}
-    return [
-        trial for place, trial in enumerate(trials) if place in places or trial.number in kept
-    ]
+    return [trial for place, trial in enumerate(trials) if place in places or trial.number in kept]
 
 
 def drawn_suffix(drawn: int, total: int) -> str:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from autotune.data.download.checksums import sha256_of
 from autotune.data.image_files import read_image, to_rgb
-from autotune.data.preprocessing import ImageSpec, decode, shrink
+from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
 from autotune.errors import BackboneError, FormatError, ModelError, PlanError, UserError
 from autotune.format_versions import FORMATS, MODEL, check_format
 from autotune.models.backbone import Backbone, build_backbone, check_name, first_line
@@ -42,7 +42,7 @@ from autotune.models.network import Network, build_network
 from autotune.models.surgery.aligned_conv import kernel_offsets, set_kernel_offsets
 from autotune.plan import TrialPlan
 from autotune.study.state import oom
-from autotune.training.trainer import Normalise
+from autotune.training.trainer import Normalizer
 
 FORMAT = FORMATS[MODEL]
 WEIGHTS, RECORD = "model.safetensors", "record.json"
@@ -106,17 +106,17 @@ class Model(nn.Module):
         self.digest = digest
         self.classes = model_spec.classes
         self.spec = model_spec.spec
-        self._normalise = Normalise.of(asdict(self.spec), torch.device("cpu"))
+        self._normalize = Normalizer.from_config(asdict(self.spec), torch.device("cpu"))
         # Images at a time, once it is known that more do not fit into memory.
-        self._part: int | None = None
+        self._micro_batch_size: int | None = None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits ``(N, classes)`` of normalised images ``(N, 3, size, size)``."""
+        """Return the logits ``(N, classes)`` of normalized images ``(N, 3, size, size)``."""
         logits: Tensor = self.network(images)
         return logits
 
     def transform(self, image: Image.Image) -> Tensor:
-        """Resize, crop and normalise an image as the validation images of the study were.
+        """Resize, crop and normalize an image as the validation images of the study were.
 
         Args:
             image: An image of any mode, upright: a photo that Pillow has opened lies as the
@@ -128,11 +128,11 @@ class Model(nn.Module):
         Raises:
             OSError: When the image is far longer than wide.
         """
-        pixels = decode(to_rgb(image), self.spec)
+        pixels = to_store_array(to_rgb(image), self.spec)
         size = self.spec.size
         edge = (self.spec.store_size - size) // 2
         crop = np.ascontiguousarray(pixels[:, edge : edge + size, edge : edge + size])
-        return self._normalise(torch.from_numpy(crop)[None])[0].contiguous()
+        return self._normalize(torch.from_numpy(crop)[None])[0].contiguous()
 
     def read(self, path: str | os.PathLike[str]) -> Tensor:
         """Read an image file as the study read its own, and transform it.
@@ -140,7 +140,7 @@ class Model(nn.Module):
         Raises:
             OSError: When the file is no image, or damaged.
         """
-        smaller = partial(shrink, spec=self.spec) if self.model_spec.fast_decode else None
+        smaller = partial(draft_decode, spec=self.spec) if self.model_spec.fast_decode else None
         return self.transform(read_image(path, smaller))
 
     @torch.no_grad()
@@ -171,7 +171,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
-        """Return the probabilities ``(N, classes)`` of normalised images, on the CPU.
+        """Return the probabilities ``(N, classes)`` of normalized images, on the CPU.
 
         Whatever mode the network is in, it is judged in evaluation mode. Images that do not fit
         into the memory of its device together go through it in halves, quarters and so on.
@@ -182,14 +182,16 @@ class Model(nn.Module):
         training = self.training
         device = next(self.parameters()).device
 
-        def in_parts(part: int) -> Tensor:
-            return torch.cat([self(some.to(device)) for some in torch.split(images, part)])
+        def predict(micro_batch_size: int) -> Tensor:
+            return torch.cat(
+                [self(some.to(device)) for some in torch.split(images, micro_batch_size)]
+            )
 
         try:
             self.eval()
-            logits = oom.in_parts_that_fit(
-                in_parts,
-                min(len(images), self._part or len(images)),
+            logits = oom.with_oom_backoff(
+                predict,
+                min(len(images), self._micro_batch_size or len(images)),
                 device,
                 least=1,
                 on_halved=self._remember,
@@ -203,9 +205,9 @@ class Model(nn.Module):
             self.train(training)
         return logits.float().softmax(dim=1).cpu()
 
-    def _remember(self, part: int, need: oom.Need) -> None:
-        if not need.is_crowded:  # else there may be more room for the next images
-            self._part = part
+    def _remember(self, micro_batch_size: int, need: oom.MemoryShortage) -> None:
+        if not need.is_shared_device:  # else there may be more room for the next images
+            self._micro_batch_size = micro_batch_size
 
 
 def save_model(

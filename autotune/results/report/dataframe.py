@@ -114,13 +114,13 @@ def trial_records(results: StudyResults) -> list[dict[str, Any]]:
 
 
 def _record(trial: FrozenTrial, results: StudyResults) -> dict[str, Any]:
-    stored, plan = trial.user_attrs, attrs.plan_of(trial)
-    earlier, finished = attrs.retries(trial), trial.state.is_finished()
+    stored, plan = trial.user_attrs, attrs.trial_plan(trial)
+    earlier, finished = attrs.earlier_attempts(trial), trial.state.is_finished()
     return {
         "number": trial.number,
         "state": describe_state(trial, results.superseded),
         "role": stored.get(attrs.ROLE),
-        "value": attrs.metric_of(trial) if finished else None,
+        "value": attrs.metric_value(trial) if finished else None,
         "plan": results.describe_plan(trial) or None,
         "backbone": plan.backbone if plan else None,
         "depth": plan.depth if plan else None,
@@ -128,16 +128,16 @@ def _record(trial: FrozenTrial, results: StudyResults) -> dict[str, Any]:
         "metrics": dict(stored.get(attrs.METRICS, {})),
         "deviations": dict(stored.get(attrs.DEVIATIONS, {})),
         "costs": dict(stored.get(attrs.COSTS, {})),
-        "epochs": attrs.epochs_of(trial),
+        "epochs": attrs.trained_epochs(trial),
         "seconds": stored.get(attrs.SECONDS),
-        "parameters_tuned": stored.get(attrs.PARAMETERS_TUNED),
+        "parameters_tuned": stored.get(attrs.TRAINABLE_PARAMETERS),
         "peak_memory_mb": stored.get(attrs.PEAK_MEMORY_MB),
         "worker": stored.get(attrs.WORKER),
         "device": stored.get(attrs.DEVICE),
         "started": _moment(attrs.started_at(trial)),
         "ended": _moment(attrs.ended_at(trial)) if finished else None,
         "retry_of": earlier[-1] if earlier else None,
-        "origin": attrs.origin_of(trial) or None,
+        "origin": attrs.trial_origin(trial) or None,
         "reason": stored.get(attrs.REASON),
     }
 

@@ -7,14 +7,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autotune.atomic import write_whole
+from autotune.atomic import write_bytes
 from autotune.errors import UserError
 from autotune.results.report.as_json import render_json
 from autotune.results.report.dataframe import trials_frame
 from autotune.results.report.html import render_html
 from autotune.results.report.markdown import render_markdown
 from autotune.results.study_results import StudyResults
-from autotune.storage.paths import REPORT_FORMS
+from autotune.storage.paths import REPORT_FORMATS
 from autotune.storage.url import redact
 from autotune.text import as_cell
 
@@ -32,14 +32,14 @@ def resolve_format(path: str | Path | None, given: str | None = None) -> str:
     Raises:
         UserError: When there is no such format, or the two contradict each other.
     """
-    allowed = ", ".join(REPORT_FORMS)
-    if given is not None and given not in REPORT_FORMS:
+    allowed = ", ".join(REPORT_FORMATS)
+    if given is not None and given not in REPORT_FORMATS:
         raise UserError(f"format: must be one of {allowed}, but got {given!r}")
     if path is None or str(path) == "-":
-        return given or REPORT_FORMS[0]
+        return given or REPORT_FORMATS[0]
     ending = Path(path).suffix[1:].lower()
     ending = "html" if ending == "htm" else ending
-    if ending in REPORT_FORMS:
+    if ending in REPORT_FORMATS:
         if given not in (None, ending):
             raise UserError(
                 f"format: {given} and the file {path} contradict each other; leave the format "
@@ -51,11 +51,11 @@ def resolve_format(path: str | Path | None, given: str | None = None) -> str:
             f"{path}: the ending of a report must be one of {allowed}; name the format for any "
             "other one: --format md"
         )
-    return given or REPORT_FORMS[0]
+    return given or REPORT_FORMATS[0]
 
 
 def write_report(
-    handle: OpenStudy, path: Path | None = None, format: str = REPORT_FORMS[0]
+    handle: OpenStudy, path: Path | None = None, format: str = REPORT_FORMATS[0]
 ) -> Path:
     """Write the report of an open study; the file appears complete or not at all.
 
@@ -72,7 +72,7 @@ def write_report(
     """
     results = StudyResults.from_study(handle.study)
     path = path or handle.files.report(handle.name, format)
-    return write_whole(path, render(results, format, redact(handle.url)))
+    return write_bytes(path, render(results, format, redact(handle.url)))
 
 
 def render(results: StudyResults, format: str, storage_url: str = "") -> bytes:
@@ -80,7 +80,7 @@ def render(results: StudyResults, format: str, storage_url: str = "") -> bytes:
 
     Args:
         results: The study, at any stage.
-        format: One of :data:`~autotune.storage.paths.REPORT_FORMS`; ``csv`` and ``parquet`` hold
+        format: One of :data:`~autotune.storage.paths.REPORT_FORMATS`; ``csv`` and ``parquet`` hold
             the table of :func:`~autotune.results.report.dataframe.trials_frame`.
         storage_url: URL of the storage, for the commands. A password in it is left out.
 

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
-from autotune.data.quality.checks import compared
+from autotune.data.quality.checks import duplicate_summary
 from autotune.results.diagnosis.diagnostics import MIN_FOR_IMPORTANCES, diagnose
 from autotune.results.diagnosis.headline import (
     action_items,
@@ -48,12 +48,11 @@ from autotune.results.report.trial_table import (
     trial_rows,
 )
 from autotune.results.study_results import StudyResults
-from autotune.results.values.objective import format_duration
 from autotune.results.values.precision import describe_precisions
-from autotune.runtime import collector_paused
+from autotune.runtime import gc_paused
 from autotune.study.state import attrs
-from autotune.study.state.constraints import NOUNS, amount, in_short
-from autotune.text import visible
+from autotune.study.state.constraints import COST_LABELS, format_cost, format_count
+from autotune.text import format_duration, visible
 from autotune.version import __version__
 
 
@@ -65,7 +64,7 @@ def render_html(results: StudyResults, storage_url: str = "") -> str:
         storage_url: URL of the storage, for the commands on the page. A password in it is left
             out.
     """
-    with collector_paused():
+    with gc_paused():
         context = _context(results, storage_url)
         return _environment().get_template("report.html.j2").render(context)
 
@@ -95,15 +94,15 @@ def _context(results: StudyResults, storage_url: str) -> dict[str, Any]:
         "utilization": measure_utilization(results.trials),
         "diagnostics": diagnostics,
         "metrics": [objective.with_name(name).label for name in metric_names(results)],
-        "costs": [NOUNS[name] for name in cost_names(results)],
+        "costs": [COST_LABELS[name] for name in cost_names(results)],
         "table": trial_rows(results, choose_rows(results)),
         "total": len(results.trials),
         "max_rows": MAX_ROWS,
         "front": trial_rows(results, results.front),
         "failures": failures(results),
-        "warm_start": attrs.warm_start_in_words(results.study),
+        "warm_start": attrs.describe_warm_start(results.study),
         "dataset": results.dataset,
-        "duplicates": compared(attributes.get(attrs.SURVEY, {})),
+        "duplicates": duplicate_summary(attributes.get(attrs.SURVEY, {})),
         "backbones": backbone_rows(results),
         "environment": attributes.get(attrs.ENVIRONMENT, {}),
         "precisions": describe_precisions(results.trials),
@@ -134,7 +133,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["format_count"] = in_short
+    environment.filters["format_count"] = format_count
     environment.filters["format_duration"] = format_duration
     environment.filters["format_wait"] = _format_wait
     return environment
@@ -173,20 +172,24 @@ def _networks(results: StudyResults) -> list[_Network]:
             size=_describe_size(trial),
         )
         for title, trial in titles.items()
-        if trial is not None and (plan := attrs.plan_of(trial)) is not None
+        if trial is not None and (plan := attrs.trial_plan(trial)) is not None
     ]
 
 
 def _describe_size(trial: FrozenTrial) -> str:
     stored, parts = trial.user_attrs, []
-    if attrs.PARAMETERS_TUNED in stored:
-        parts.append(f"{in_short(int(stored[attrs.PARAMETERS_TUNED]))} trainable parameters")
+    if attrs.TRAINABLE_PARAMETERS in stored:
+        parts.append(
+            f"{format_count(int(stored[attrs.TRAINABLE_PARAMETERS]))} trainable parameters"
+        )
     if attrs.SECONDS in stored:
         parts.append(f"{format_duration(float(stored[attrs.SECONDS]))} of training")
     if attrs.PEAK_MEMORY_MB in stored:
         parts.append(f"{float(stored[attrs.PEAK_MEMORY_MB]):,.0f} MB of memory at most")
     if costs := stored.get(attrs.COSTS, {}):
-        measured = ", ".join(f"{NOUNS[name]} {amount(name, cost)}" for name, cost in costs.items())
+        measured = ", ".join(
+            f"{COST_LABELS[name]} {format_cost(name, cost)}" for name, cost in costs.items()
+        )
         parts.append(f"measured before training: {measured}")
     return ", ".join(parts)
 

@@ -25,7 +25,7 @@ from autotune.results.values.markdown import escape, fenced, table
 from autotune.results.values.precision import describe_precisions
 from autotune.search import ranking
 from autotune.study.state import attrs
-from autotune.study.state.constraints import NOUNS
+from autotune.study.state.constraints import COST_LABELS
 from autotune.text import visible
 from autotune.version import __version__
 
@@ -55,10 +55,10 @@ def _blocks(results: StudyResults, storage_url: str) -> Iterator[str]:
     notes = [*caveats(results), *action_items(results, diagnostics), *results.image_warnings]
     if notes:
         yield "\n".join(f"- {escape(note)}" for note in notes)
-    plan = attrs.plan_of(results.best) if results.best is not None else None
+    plan = attrs.trial_plan(results.best) if results.best is not None else None
     if results.best is not None and plan is not None:
         yield f"## Best plan: trial {results.best.number}"
-        yield escape(plan.in_words(named=True))
+        yield escape(plan.describe(named=True))
         yield fenced(as_text(layer_rows(results.layers_of(results.best), plan)))
     yield from _trials(results)
     if failed := failures(results):
@@ -91,13 +91,13 @@ def _blocks(results: StudyResults, storage_url: str) -> Iterator[str]:
 def _trials(results: StudyResults) -> Iterator[str]:
     """Yield the best trials as a table, of two objectives the Pareto front."""
     front, baseline = results.front, results.baseline
-    ranked = front or ranking.best_first(results.trials, results.direction)
+    ranked = front or ranking.rank_trials(results.trials, results.direction)
     trials = list(ranked[:BEST_SHOWN])
     if not trials:
         return
     if baseline is not None and baseline not in trials:
         trials.append(baseline)
-    costs = [NOUNS[name] for name in cost_names(results)]
+    costs = [COST_LABELS[name] for name in cost_names(results)]
     yield "## Pareto front" if front else "## Best trials"
     yield table(
         ("trial", results.objective.label, *costs, "epochs", "seconds", "plan"),

@@ -80,7 +80,7 @@ def choose_rows(results: StudyResults) -> list[FrozenTrial]:
     if len(results.trials) <= MAX_ROWS:
         return list(results.trials)
     half = MAX_ROWS // 2
-    best = ranking.best_first(results.trials, results.direction)[:half]
+    best = ranking.rank_trials(results.trials, results.direction)[:half]
     chosen = {trial.number for trial in (*best, *results.trials[-half:])}
     if results.baseline is not None:
         chosen.add(results.baseline.number)
@@ -99,18 +99,20 @@ def _row(
     objective, stored = results.objective, trial.user_attrs
 
     def cell(name: str, value: float | None) -> Cell:
-        text = objective.with_name(name).format_value(value, attrs.deviation_of(trial, name))
+        text = objective.with_name(name).format_value(value, attrs.metric_deviation(trial, name))
         return Cell(text, _key(value))
 
     metrics, measured = stored.get(attrs.METRICS, {}), stored.get(attrs.COSTS, {})
-    epochs, seconds = attrs.epochs_of(trial), stored.get(attrs.SECONDS)
-    earlier = ", ".join(map(str, attrs.retries(trial)))
-    origin = join_sentences(f"retry of {earlier}" if earlier else "", attrs.origin_of(trial))
+    epochs, seconds = attrs.trained_epochs(trial), stored.get(attrs.SECONDS)
+    earlier = ", ".join(map(str, attrs.earlier_attempts(trial)))
+    origin = join_sentences(f"retry of {earlier}" if earlier else "", attrs.trial_origin(trial))
     return TrialRow(
         number=trial.number,
         state=describe_state(trial, results.superseded),
         mark=_mark(trial is results.best, attrs.is_baseline(trial)),
-        value=cell(objective.name, attrs.metric_of(trial) if trial.state.is_finished() else None),
+        value=cell(
+            objective.name, attrs.metric_value(trial) if trial.state.is_finished() else None
+        ),
         costs=tuple(cell(name, measured.get(name)) for name in costs),
         metrics=tuple(cell(name, metrics.get(name)) for name in names),
         epochs=Cell(str(epochs), _key(epochs)),
@@ -156,13 +158,13 @@ def backbone_rows(results: StudyResults) -> list[BackboneRow]:
     """Return a row for each backbone of a study, that of the baseline first."""
     complete: dict[str, list[FrozenTrial]] = {}
     for trial in results.trials:
-        plan = attrs.plan_of(trial)
+        plan = attrs.trial_plan(trial)
         if plan is not None and trial.state == TrialState.COMPLETE:
             complete.setdefault(plan.backbone, []).append(trial)
-    rows = []
+    rows: list[BackboneRow] = []
     for name, facts in results.backbones.items():
         trials = complete.get(name, [])
-        best = ranking.best_of(trials, results.direction)
+        best = ranking.best_trial(trials, results.direction)
         rows.append(
             BackboneRow(
                 name=name,

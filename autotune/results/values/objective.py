@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from optuna.study import StudyDirection
 
 from autotune.config.schema import COSTS
-from autotune.study.state.constraints import NOUNS, amount
+from autotune.study.state.constraints import COST_LABELS, format_cost
 
 _SHARES = ("accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy", "calibration_error")
 
@@ -51,7 +51,7 @@ class Objective:
     def label(self) -> str:
         """The name as it stands in a sentence."""
         if self.is_cost:
-            return NOUNS[self.name]
+            return COST_LABELS[self.name]
         return self.name.replace("_", " ").replace(" f1", " F1").replace("top5", "top-5")
 
     @property
@@ -77,7 +77,7 @@ class Objective:
         if value is None or not math.isfinite(value):
             return "–" if value is None or math.isnan(value) else f"{value}"
         if self.is_cost:
-            return amount(self.name, value)
+            return format_cost(self.name, value)
         numbers = [value] if deviation is None else [value, deviation]
         if self.is_share:
             return " ± ".join(f"{100 * number:.{self.decimals}f}" for number in numbers) + " %"

@@ -46,7 +46,7 @@ class Verdict:
         stored: Mapping[str, Any] | None = attributes.get(attrs.CONFIRMED)
         if not stored:
             return None
-        by = attrs.written_by(attributes)
+        by = attrs.written_by_version(attributes)
         with reading("what 'autotune confirm' has written with the study", by=by):
             values = {**stored, "trials": tuple(stored["trials"])}
             return Verdict(selection_bias=values.pop(_SELECTION_BIAS), **values)

@@ -71,7 +71,7 @@ class StoredParam:
     distribution: BaseDistribution
 
 
-class QuickStorage(OpenRDBStorage):
+class FastRDBStorage(OpenRDBStorage):
     """Optuna's database storage, for SQLite and Postgres, without detours.
 
     Attributes:
@@ -112,17 +112,17 @@ class QuickStorage(OpenRDBStorage):
             yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
-    def changes_alone(self) -> Iterator[None]:
+    def state_changes_only(self) -> Iterator[None]:
         """Read of trials that are known to run only whether they still do.
 
         In this thread. Their parameters stay as they are; their curves are those of the last
         time. Who claims a trial counts those that run, and reads them under the study's lock.
         """
-        self._local.changes_alone = True
+        self._local.state_changes_only = True
         try:
             yield
         finally:
-            self._local.changes_alone = False
+            self._local.state_changes_only = False
 
     def set_trial_intermediate_value(
         self, trial_id: int, step: int, intermediate_value: float
@@ -346,7 +346,7 @@ class QuickStorage(OpenRDBStorage):
         Raises:
             KeyError: When there is no such study.
         """
-        known = self._running if getattr(self._local, "changes_alone", False) else {}
+        known = self._running if getattr(self._local, "state_changes_only", False) else {}
         with self._alone() as connection:
             found = read_trials(
                 connection, study_id, included_trial_ids, trial_id_greater_than, known

@@ -23,7 +23,7 @@ from sqlalchemy import BindParameter, Connection, Select, Table, bindparam, sele
 
 from autotune import optuna_private
 from autotune.optuna_private import models
-from autotune.runtime import collector_paused
+from autotune.runtime import gc_paused
 
 #: Trials that a statement names one by one: databases limit the values of a statement.
 CHUNK = 500
@@ -187,7 +187,7 @@ def read_trials(
     rows.sort(key=lambda row: int(row.trial_id))
     same = {row.trial_id: running[row.trial_id] for row in rows if _runs_still(row, running)}
     rows = [row for row in rows if row.trial_id not in same]
-    with collector_paused() if len(rows) > CHUNK else nullcontext():
+    with gc_paused() if len(rows) > CHUNK else nullcontext():
         found = _with_parts(connection, study_id, rows)
     return (
         sorted([*found, *same.values()], key=lambda one: optuna_private.trial_id(one))

@@ -12,15 +12,14 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from autotune.config.fields import is_own, single_values
+from autotune.config.fields import is_plugin_ref, values_of_dimension
 from autotune.config.schema import POOLS, HeadSpace, SpaceConfig, StudyConfig
 from autotune.data.preprocessing import ImageSpec
-from autotune.data.progress import Progress, silent
-from autotune.data.sources.opening import fetch_source
-from autotune.data.sources.registry import is_missing
+from autotune.data.progress import Progress, no_progress
+from autotune.data.sources.registry import fetch_source, needs_download
 from autotune.data.splits.dataset import Dataset
 from autotune.data.splits.manifest import Manifest
-from autotune.errors import ConfigError, Problem, StorageError, UserError, in_yaml
+from autotune.errors import ConfigError, Problem, StorageError, UserError, format_yaml
 from autotune.models.backbone import build_backbone, check_name, data_config, load_backbone
 from autotune.models.layers import Layer, list_layers
 from autotune.models.network import pool_problem
@@ -29,14 +28,14 @@ from autotune.models.surgery.probing import probe_layers
 from autotune.plan import KEEP
 from autotune.search.backbone_limits import Candidate
 from autotune.search.plugins import (
-    Reference,
+    PluginRef,
     dimension_of,
-    load_own_pruner,
-    load_own_sampler,
-    own_space,
-    references,
+    load_pruner_plugin,
+    load_sampler_plugin,
+    load_space_plugin,
+    plugin_refs,
 )
-from autotune.search.space import LAYER_FIELDS, Space, reach
+from autotune.search.space import LAYER_FIELDS, Space, num_shaped_layers
 from autotune.storage.url import parse_url
 from autotune.study.setup.initial_trials import check_warm_start
 
@@ -87,7 +86,7 @@ class Definition:
 def define(
     config: StudyConfig,
     manifest: Manifest | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     fetch: bool = False,
 ) -> Definition:
     """Look at everything that a study file names.
@@ -105,14 +104,14 @@ def define(
     mistakes = _Mistakes()
     if mistakes.attempt("storage", lambda: parse_url(config.storage)) is not None:
         mistakes.attempt("search.warm_start", lambda: check_warm_start(config))
-    to_fetch = fetch and is_missing(config.dataset)
+    to_fetch = fetch and needs_download(config.dataset)
     dataset = None if to_fetch else _images(config, manifest, progress, mistakes)
     looked = [_look_at(name, config, mistakes) for name in config.backbones]
     blanks = [blank for blank, _ in looked if blank is not None]
     backbones = tuple(found for _, found in looked if found is not None)
     if len(blanks) == len(config.backbones):  # else who knows what the missing one can take
         mistakes.found += _space_problems(config.space, blanks)
-    own = references(config)
+    own = plugin_refs(config)
     for key, reference in own.items():
         mistakes.attempt(key, reference.load)
     if to_fetch and not mistakes.found:
@@ -120,7 +119,7 @@ def define(
         dataset = _images(config, manifest, progress, mistakes)
     if mistakes.found or dataset is None:
         raise ConfigError(config.name or "study", mistakes.found)
-    space = Space.of([one.candidate for one in blanks], config.space, config.inherit)
+    space = Space.from_candidates([one.candidate for one in blanks], config.space, config.inherit)
     if own:
         found = mistakes.attempt("space.custom", lambda: _own_space(config, space, blanks))
         space = found or space
@@ -187,11 +186,11 @@ class _Blank:
         model = build_backbone(name, size, device="meta")
         input_size = data_config(model, size)["input_size"]
         layers = list_layers(model)
-        within_reach = layers[: reach(config.space)]
+        within_reach = layers[: num_shaped_layers(config.space)]
         offers = probe_layers(model, within_reach, input_size) if within_reach else ()
         pool_problems = {
             pool: pool_problem(model, name, pool, input_size)
-            for pool in single_values(config.space.head.pool)
+            for pool in values_of_dimension(config.space.head.pool)
         }
         return _Blank(name, model, input_size, layers, offers, pool_problems)
 
@@ -215,25 +214,25 @@ def _own_space(config: StudyConfig, space: Space, blanks: Sequence[_Blank]) -> S
     custom = config.space.custom
     if custom is None:
         return space
-    changed = own_space(custom, space, blanks[0].offers)
+    changed = load_space_plugin(custom, space, blanks[0].offers)
     depth, pool = (dimension_of(changed, name) for name in ("depth", "head.pool"))
     as_file = SpaceConfig(depth=depth, head=HeadSpace(pool=pool))
     for problem in (*_depth_problems(as_file, blanks), *_pool_problems(as_file, blanks)):
         name = problem.key.removeprefix("space.")
-        raise UserError(f"the space of {Reference.of(custom)}: {name}: {problem.message}")
+        raise UserError(f"the space of {PluginRef.from_text(custom)}: {name}: {problem.message}")
     return changed
 
 
 def _try_sampler(config: StudyConfig, space: Space) -> None:
     """Make the study's own sampler once, as every worker will."""
-    if is_own(config.search.sampler):
-        load_own_sampler(config.search.sampler, space, config.search.seed)
+    if is_plugin_ref(config.search.sampler):
+        load_sampler_plugin(config.search.sampler, space, config.search.seed)
 
 
 def _try_pruner(config: StudyConfig) -> None:
     """Make the study's own pruner once, as every worker will."""
-    if is_own(config.search.pruner):
-        load_own_pruner(config.search.pruner, config.training.epochs, workers=1)
+    if is_plugin_ref(config.search.pruner):
+        load_pruner_plugin(config.search.pruner, config.training.epochs, workers=1)
 
 
 def _look_at(
@@ -281,7 +280,7 @@ def _depth_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Pr
         yield Problem(
             "space.depth",
             f"must be above 0 in some trials because space.layers.{given[0]} changes trainable "
-            f"layers alone, but got {in_yaml(space.depth)}; give a range such as "
+            f"layers alone, but got {format_yaml(space.depth)}; give a range such as "
             "{low: 0, high: 4}",
         )
 
@@ -289,7 +288,7 @@ def _depth_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Pr
 def _changes(space: SpaceConfig) -> Iterator[tuple[str, Any]]:
     """Yield every value of a layer field that is not ``keep``, with the field's name."""
     for name in LAYER_FIELDS:
-        for value in single_values(getattr(space.layers, name)):
+        for value in values_of_dimension(getattr(space.layers, name)):
             if value != KEEP:
                 yield name, value
 
@@ -317,7 +316,7 @@ def _no_layer_takes(name: str, value: Any, offers: Sequence[LayerCapabilities]) 
 
 
 def _pool_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Problem]:
-    for pool in single_values(space.head.pool):
+    for pool in values_of_dimension(space.head.pool):
         reasons = [one.pool_problems[pool] for one in blanks]
         if all(reasons):
             allowed = "; ".join(one.pools for one in blanks)

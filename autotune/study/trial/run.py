@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from autotune import optuna_private
 from autotune.config.schema import ONLINE, StudyConfig
 from autotune.data.cache.decoded_images import ImageStore
-from autotune.errors import CrowdedError, DivergedError, UserError, disk_full_as_user_error
+from autotune.errors import DeviceBusyError, DivergedError, UserError, disk_full_as_user_error
 from autotune.models.network import Network
 from autotune.search import ranking
 from autotune.search.study_view import DEVICE_MEMORY
@@ -37,11 +37,11 @@ from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.identity import checkpoint_for
 from autotune.study.trial.plots import draw_confusion, draw_curve, draw_worst, worst
 from autotune.training.checkpoint import Checkpoint
-from autotune.training.compute.amp import float32_precision, is_kept_in_float32
+from autotune.training.compute.amp import float32_precision, is_kept_fp32
 from autotune.training.cost_profile import measure_costs
-from autotune.training.folds import Folds, parts_of
+from autotune.training.folds import CrossValidationTrainer, trainers_of
 from autotune.training.metrics import confusion
-from autotune.training.trainer import Training
+from autotune.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -94,40 +94,41 @@ def run_trial(
     Raises:
         PlanError: When the plan does not fit the backbone.
         DivergedError: When the training does.
-        InterruptedTrial: When a stop was asked for.
-        CrowdedError: When not even two images fit beside what others hold on the device.
+        TrialInterruptedError: When a stop was asked for.
+        DeviceBusyError: When not even two images fit beside what others hold on the device.
         UserError: When the baseline does not fit.
     """
     whole = ctx.config.training.batch_size
-    part = int(trial.user_attrs.get(attrs.PART, whole))
+    micro_batch_size = int(trial.user_attrs.get(attrs.MICRO_BATCH, whole))
     before_s = float(trial.user_attrs.get(attrs.SECONDS, 0.0))
     start = time.perf_counter()
 
-    def remember(part: int, need: oom.Need) -> None:
-        if not need.is_crowded:  # else there may be more room the next time
-            trial.set_user_attr(attrs.PART, part)
+    def remember(micro_batch_size: int, need: oom.MemoryShortage) -> None:
+        if not need.is_shared_device:  # else there may be more room the next time
+            trial.set_user_attr(attrs.MICRO_BATCH, micro_batch_size)
 
     try:
-        return oom.in_parts_that_fit(
-            lambda part: _run(trial, ctx, stopped, on_event, part),
-            part,
+        return oom.with_oom_backoff(
+            lambda size: _run(trial, ctx, stopped, on_event, size),
+            micro_batch_size,
             ctx.device,
             stopped=stopped,
             on_halved=remember,
         )
     except oom.DoesNotFitError as error:
-        need = error.need
-        logger.warning("trial %d does not fit: %s", trial.number, need.in_words())
-        if need.is_crowded:
-            raise CrowdedError(
-                f"others hold the memory of the device: {need.in_words()}"
+        need = error.shortage
+        logger.warning("trial %d does not fit: %s", trial.number, need.describe())
+        if need.is_shared_device:
+            raise DeviceBusyError(
+                f"others hold the memory of the device: {need.describe()}"
             ) from error
         if trial.user_attrs.get(attrs.ROLE) == attrs.BASELINE:
-            trial.set_user_attr(attrs.PART, whole)  # on a larger device
+            trial.set_user_attr(attrs.MICRO_BATCH, whole)  # on a larger device
             raise UserError(
                 "the baseline does not fit into memory: even with "
-                f"{oom.LEAST_PART} images at a time {need.in_words()}; every trial is compared "
-                "with it, so take a smaller data.image_size, another backbone, or a larger device"
+                f"{oom.MIN_MICRO_BATCH} images at a time {need.describe()}; every trial is "
+                "compared with it, so take a smaller data.image_size, another backbone, or a "
+                "larger device"
             ) from error
         trial.set_user_attr(attrs.SECONDS, round(before_s + time.perf_counter() - start, 3))
         return _infeasible(trial, ctx, need)
@@ -135,16 +136,16 @@ def run_trial(
         traceback.clear_frames(error.__traceback__)  # they hold the network, and what is its
         raise
     finally:
-        oom.give_memory_back(ctx.device)
+        oom.release_memory(ctx.device)
 
 
-def _infeasible(trial: Trial, ctx: WorkerContext, need: oom.Need) -> Outcome:
+def _infeasible(trial: Trial, ctx: WorkerContext, need: oom.MemoryShortage) -> Outcome:
     """Record that a plan does not fit, for the samplers to keep away from there."""
     frozen = ctx.handle.study.get_trials(deepcopy=False)[trial.number]
     trial.set_constraint(DEVICE_MEMORY, need.excess)
     attributes = {
         attrs.PEAK_MEMORY_MB: round(need.wanted_bytes / oom.MIB, 1),
-        attrs.REASON: f"{attrs.INFEASIBLE}: memory: {need.in_words()}",
+        attrs.REASON: f"{attrs.INFEASIBLE}: memory: {need.describe()}",
         attrs.EPOCHS: frozen.last_step or 0,
     }
     if need.device_bytes:
@@ -160,29 +161,29 @@ def _run(
     ctx: WorkerContext,
     stopped: Callable[[], bool],
     on_event: EventCallback,
-    part: int,
+    micro_batch_size: int,
 ) -> Outcome:
     start = time.perf_counter()
     frozen = ctx.handle.study.get_trials(deepcopy=False)[trial.number]
     earlier_s = float(frozen.user_attrs.get(attrs.SECONDS, 0.0))
     before = ctx.stats.copy()
     checkpoint = checkpoint_for(ctx.handle, ctx.config, frozen)
-    plan = attrs.plan_of(frozen)
+    plan = attrs.trial_plan(frozen)
     assert plan is not None, "a claimed trial has its plan"
-    words = plan.in_words(named=len(ctx.space.backbones) > 1)
+    words = plan.describe(named=len(ctx.space.backbones) > 1)
     on_event({"event": "start", "trial": trial.number, "plan": words})
-    training = build_trial(plan, ctx, stopped, part)
+    training = build_trial(plan, ctx, stopped, micro_batch_size)
     attributes: dict[str, Any] = {
         attrs.DEVICE: device_name(ctx.device),
-        attrs.COMPUTE: describe_precision(parts_of(training)[0]),
+        attrs.COMPUTE: describe_precision(trainers_of(training)[0]),
         attrs.TRAINABLE_PARAMETERS: count_trainable_parameters(training.network),
     }
     if ctx.device.type == "cuda":
         attributes[attrs.GPU] = gpu_name(ctx.device)
     if ctx.device.type == "cpu":  # sums are rounded by how many share them
         attributes[attrs.THREADS] = torch.get_num_threads()
-    if training.whole:
-        attributes[attrs.WHOLE] = training.whole
+    if training.unsplit_reason:
+        attributes[attrs.UNSPLIT_REASON] = training.unsplit_reason
     _set_user_attrs(trial, ctx, attributes)
     costs = measure_trial_costs(trial, training, ctx.config)
     if exceeds_limits(trial, costs, ctx.config):
@@ -202,8 +203,8 @@ def _run(
     metrics = training.validate() if training.validation_logits is None else training.metrics
     assert metrics is not None
     attributes = {attrs.METRICS: metrics.to_json()}
-    if isinstance(training, Folds) and training.deviation is not None:
-        attributes[attrs.DEVIATIONS] = training.deviation.to_json()
+    if isinstance(training, CrossValidationTrainer) and training.metrics_std is not None:
+        attributes[attrs.DEVIATIONS] = training.metrics_std.to_json()
     if ctx.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(ctx.device) / oom.MIB
         attributes[attrs.PEAK_MEMORY_MB] = round(peak, 1)
@@ -228,16 +229,19 @@ def _set_user_attrs(trial: Trial, ctx: WorkerContext, attributes: Mapping[str, A
 
 
 def _of_caches(
-    training: Training | Folds, store: ImageStore, stats: CacheStats, earlier: Mapping[str, Any]
+    training: Trainer | CrossValidationTrainer,
+    store: ImageStore,
+    stats: CacheStats,
+    earlier: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Say whether images are decoded once for all trials, and what features were computed.
 
     Of features that are not kept, or for some of which there was no room, nothing is said.
     """
-    found: dict[str, Any] = {"decoded": "once" if store.is_kept else "anew"}
-    one = parts_of(training)[0]
+    found: dict[str, Any] = {"decoded": "once" if store.is_cached else "anew"}
+    one = trainers_of(training)[0]
     refused = stats.refused or (earlier and "computed" not in earlier)
-    if one.train is one.images or one.config.views == ONLINE or refused:
+    if one.train is one.raw_train or one.config.views == ONLINE or refused:
         return found
     computed = int(earlier.get("computed", 0)) + stats.computed
     seconds = float(earlier.get("seconds", 0.0)) + stats.seconds
@@ -245,7 +249,7 @@ def _of_caches(
 
 
 def measure_trial_costs(
-    trial: Trial, training: Training | Folds, config: StudyConfig
+    trial: Trial, training: Trainer | CrossValidationTrainer, config: StudyConfig
 ) -> dict[str, float]:
     """Return what a trial's network costs, and record it.
 
@@ -254,7 +258,7 @@ def measure_trial_costs(
     """
     known: dict[str, float] | None = trial.user_attrs.get(attrs.COSTS)
     if known is None:
-        parts = parts_of(training)
+        parts = trainers_of(training)
         known = measure_costs(parts[0], config.costs, len(parts))
         trial.set_user_attr(attrs.COSTS, known)
     return known
@@ -267,7 +271,7 @@ def exceeds_limits(trial: Trial, costs: Mapping[str, float], config: StudyConfig
     """
     allowed = config.constraints.limits
     limits.set_constraints(trial, costs, allowed)
-    beyond = limits.excess(costs, allowed)
+    beyond = limits.violations(costs, allowed)
     if beyond:
         trial.set_user_attr(attrs.REASON, f"{attrs.INFEASIBLE}: {beyond}")
     return bool(beyond) and trial.user_attrs.get(attrs.ROLE) != attrs.BASELINE
@@ -275,7 +279,7 @@ def exceeds_limits(trial: Trial, costs: Mapping[str, float], config: StudyConfig
 
 def _train(
     trial: Trial,
-    training: Training | Folds,
+    training: Trainer | CrossValidationTrainer,
     checkpoint: Checkpoint,
     reported: set[int],
     on_event: EventCallback,
@@ -317,13 +321,13 @@ def count_trainable_parameters(network: Network) -> int:
     return sum(parameter.numel() for _, parameter, _ in network.layer_of_parameters())
 
 
-def describe_precision(training: Training) -> dict[str, Any]:
+def describe_precision(training: Trainer) -> dict[str, Any]:
     """Say in which precision a training computes, for the record."""
     found: dict[str, Any] = {
-        "half": training.autocast.mode,
+        "half": training.amp.mode,
         "float32": float32_precision(training.device),
     }
-    kept = [name for name, one in training.network.named_modules() if is_kept_in_float32(one)]
+    kept = [name for name, one in training.network.named_modules() if is_kept_fp32(one)]
     return {**found, "kept": kept} if kept else found
 
 
@@ -336,7 +340,7 @@ def store_artifacts(
     trial: Trial,
     ctx: WorkerContext,
     material: BackboneResources,
-    training: Training | Folds,
+    training: Trainer | CrossValidationTrainer,
     outcome: Outcome,
 ) -> None:
     """Upload the pictures of a trial, and its weights when it is the best so far.
@@ -369,11 +373,11 @@ def store_artifacts(
             pictures.append(draw_worst(Path(folder), judged, classes))
             assert outcome.values is not None
             trials = handle.study.get_trials(deepcopy=False)
-            if not ranking.is_infeasible(frozen) and not ranking.is_beaten(
-                outcome.values, trials, attrs.direction_of(handle.study)
+            if not ranking.is_infeasible(frozen) and not ranking.is_dominated(
+                outcome.values, trials, attrs.metric_direction(handle.study)
             ):
                 weights = Path(folder) / "weights.safetensors"
-                state = training.result_state()
+                state = training.eval_state()
                 # On the host: to lay them out on a GPU would take memory of it.
                 laid_out = {key: value.cpu().contiguous() for key, value in state.items()}
                 save_file(laid_out, weights)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autotune.data.views.views import Views, chunks
-from autotune.training.inputs.batches import Batches, Some
-from autotune.training.inputs.transfer import read_ahead, to_stay, upload
+from autotune.data.views.views import Views, split_batches
+from autotune.training.inputs.batches import Batches, SubsetBatches
+from autotune.training.inputs.transfer import allocate_resident, prefetch, upload
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class _Copy:
 _copies: weakref.WeakKeyDictionary[Views, _Copy] = weakref.WeakKeyDictionary()
 
 
-def place(batches: Batches, device: torch.device, stays: bool = True) -> Batches:
+def place_on_device(batches: Batches, device: torch.device, stays: bool = True) -> Batches:
     """Have the batches of a set of images come on the device that trains.
 
     Args:
@@ -45,22 +45,22 @@ def place(batches: Batches, device: torch.device, stays: bool = True) -> Batches
     """
     if device.type != "cuda":
         return batches
-    if isinstance(batches, Some):
-        return Some(place(batches.whole, device, stays), batches.positions)
-    return OnDevice(batches, device, stays) if isinstance(batches, Views) else batches
+    if isinstance(batches, SubsetBatches):
+        return SubsetBatches(place_on_device(batches.whole, device, stays), batches.positions)
+    return DeviceViews(batches, device, stays) if isinstance(batches, Views) else batches
 
 
-def give_back(batches: Batches) -> None:
+def release_copy(batches: Batches) -> None:
     """Give the memory back that images take on a GPU: a training has run out of it."""
-    if isinstance(batches, Some):
-        give_back(batches.whole)
-    elif isinstance(batches, OnDevice):
-        give_back(batches.views)
+    if isinstance(batches, SubsetBatches):
+        release_copy(batches.whole)
+    elif isinstance(batches, DeviceViews):
+        release_copy(batches.views)
     elif isinstance(batches, Views):
         _copies.pop(batches, None)
 
 
-class OnDevice:
+class DeviceViews:
     """Views whose batches come on a GPU: what :class:`Views` is on the CPU.
 
     Where there is room, all views that the host keeps stay on the GPU. Each is copied there with
@@ -81,14 +81,14 @@ class OnDevice:
         self.labels = views.labels
         self.views = views
         self._device = device
-        self._stays = stays and views.kept is not None
+        self._stays = stays and views.cached is not None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def plan_views(self, epoch: int | None) -> Tensor:
-        """Choose a view of each image for an epoch, see :meth:`Views.plan_views`."""
-        return self.views.plan_views(epoch)
+    def views_for_epoch(self, epoch: int | None) -> Tensor:
+        """Choose a view of each image for an epoch, see :meth:`Views.views_for_epoch`."""
+        return self.views.views_for_epoch(epoch)
 
     def batches(
         self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0
@@ -98,7 +98,7 @@ class OnDevice:
         Yields:
             Images, uint8 ``(B, 3, size, size)``, and labels, int64 ``(B,)``, on the device.
         """
-        parts = chunks(order, batch_size)
+        parts = split_batches(order, batch_size)
         if not parts:
             return
         numbers = [views[part] for part in parts]
@@ -109,7 +109,7 @@ class OnDevice:
         if copy is not None and bool(copy.there[order, shown].all()):
             for some, goals in zip(self._sent(rows), labels, strict=True):
                 yield copy.views.index_select(0, some), goals
-        elif copy is None and len(parts) > 1 and self.views.are_made(order, shown):
+        elif copy is None and len(parts) > 1 and self.views.are_cached(order, shown):
             yield from zip(self._gathered(rows), labels, strict=True)
         else:
             made = self.views.batches(order, views, batch_size, num_workers)
@@ -133,7 +133,7 @@ class OnDevice:
         if not several:
             return None
         count = len(self) * self.views.views
-        made = to_stay([(self.views.shape, torch.uint8)], count, self._device)
+        made = allocate_resident([(self.views.shape, torch.uint8)], count, self._device)
         if made is None:
             return None
         there = torch.zeros((len(self), self.views.views), dtype=torch.bool)
@@ -141,14 +141,14 @@ class OnDevice:
         return _copies[self.views]
 
     def _gathered(self, rows: list[Tensor]) -> Iterator[Tensor]:
-        assert self.views.kept is not None, "all of them are made"
-        kept = self.views.kept.flatten(0, 1)
+        assert self.views.cached is not None, "all of them are made"
+        kept = self.views.cached.flatten(0, 1)
 
         def gather(some: Tensor, out: Sequence[Tensor]) -> None:
             torch.index_select(kept, 0, some, out=out[0])
 
         layout = (self.views.shape, torch.uint8)
-        for (images,) in read_ahead(rows, [layout], gather, self._device):
+        for (images,) in prefetch(rows, [layout], gather, self._device):
             yield images
 
     def _sent(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:

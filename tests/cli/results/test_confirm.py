@@ -58,8 +58,8 @@ def test_rerun(opened: OpenStudy) -> None:
     ended = said(opened, "rerun", "small", "1")
     assert (ended.code, ended.err) == (0, "")
     first, second, where, last = ended.out.splitlines()
-    plan = attrs.plan_of(opened.study.trials[1])
-    assert plan is not None and first == f"trial 1: {plan.in_words()}"
+    plan = attrs.trial_plan(opened.study.trials[1])
+    assert plan is not None and first == f"trial 1: {plan.describe()}"
     value = f"{100 * (opened.study.trials[1].value or 0.0):.1f} %"
     assert second == f"accuracy {value} then, {value} now"
     assert where.startswith("trained on ")

@@ -18,8 +18,8 @@ from autotune.results.model.model import load_model
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
-from autotune.training.metrics import measure
-from autotune.training.trainer import Normalise
+from autotune.training.metrics import compute_metrics
+from autotune.training.trainer import Normalizer
 from tests.support.inside import call, contents
 from tests.support.runs import trials_of
 from tests.support.studies import make_study
@@ -94,7 +94,7 @@ def test_best_is_yaml_and_a_plan(finished: Path) -> None:
     trial = trials_of(finished, "tiny")[values["trial"]]
     assert list(values) == ["study", "trial", "accuracy", "plan"]
     assert (values["study"], values["accuracy"]) == ("tiny", trial.value)
-    assert TrialPlan.from_json(values["plan"]) == attrs.plan_of(trial)
+    assert TrialPlan.from_json(values["plan"]) == attrs.trial_plan(trial)
     assert contents(finished) == before
 
 
@@ -149,16 +149,16 @@ def check_model(folder: Path, cache: Path) -> None:
     assert f"| accuracy (top-1) | {values['test']['accuracy']:.2%} [" in card
     model = load_model(folder)
     views = open_test_views(config.dataset, config.data, model.spec, cache)
-    normalise = Normalise.of(values["preprocessing"], torch.device("cpu"))
+    normalize = Normalizer.from_config(values["preprocessing"], torch.device("cpu"))
     order = torch.arange(len(views))
     with torch.no_grad():
         logits = torch.cat(
             [
-                model(normalise(images)).float()
+                model(normalize(images)).float()
                 for images, _ in views.batches(order, torch.zeros_like(order), 64)
             ]
         )
-    found = measure(logits, views.labels).to_json()
+    found = compute_metrics(logits, views.labels).to_json()
     for name, value in found.items():
         assert values["test"][name] == pytest.approx(value, abs=1e-4), name
 

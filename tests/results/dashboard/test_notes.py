@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from autotune.results.dashboard.notes import NoteContext, study_note, trial_note
 from autotune.study.state import attrs
-from autotune.study.state.budget import Ending
+from autotune.study.state.budget import StopReason
 from tests.support.studies import make_study
 
 URL = "postgresql://me:secret@db.example.org/studies"
@@ -51,7 +51,9 @@ def test_the_note_of_a_study_says_what_it_is_and_how_to_run_it(study: Study) -> 
 def test_the_note_of_a_study_that_is_over_or_has_nothing() -> None:
     study = make_study(trials=0, running=0, failed=0, retried=0)
     assert study_note(study, "").startswith("**nothing has run yet**\n\n0 of 40 trials finished")
-    study.set_user_attr(attrs.ENDED, Ending("patience", "no better one in 20 trials").to_json())
+    study.set_user_attr(
+        attrs.ENDED, StopReason("patience", "no better one in 20 trials").to_json()
+    )
     assert "The study has ended: no better one in 20 trials." in study_note(study, "")
 
 
@@ -89,7 +91,9 @@ def test_every_trial_has_a_note_with_its_plan_and_picture(study: Study) -> None:
 def test_an_infeasible_trial_says_by_how_much() -> None:
     study = make_study(constraints={"max_parameters": 40_000.0})
     notes = [
-        trial_note(one, NoteContext.of(study)) for one in study.trials if attrs.is_untrained(one)
+        trial_note(one, NoteContext.of(study))
+        for one in study.trials
+        if attrs.ended_infeasible(one)
     ]
     assert notes
     assert all(one.startswith("**infeasible: ") and "at most 40.0 k" in one for one in notes)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from autotune.results.diagnosis.savings import saved_by_pruning
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
 from autotune.results.diagnosis.headline import describe_refit, headline
-from autotune.results.diagnosis.savings import saved_by_pruning
 from autotune.results.report.html import render_report
 from autotune.results.values.objective import format_duration
 from autotune.search import ranking
 from autotune.study.state import attrs
-from autotune.study.state.budget import Ending
+from autotune.study.state.budget import StopReason
 from tests.support.page import Parsed
 from tests.support.studies import ONE_PARAMETER, make_study
 
@@ -28,12 +28,12 @@ def page(study: Study) -> Parsed:
 
 
 def test_headline(study: Study) -> None:
-    best = ranking.best_of(study.trials, study.direction)
+    best = ranking.best_trial(study.trials, study.direction)
     assert best is not None
-    plan = attrs.plan_of(best)
+    plan = attrs.trial_plan(best)
     assert plan is not None
     assert headline(study) == (
-        f"baseline 84.2 % → best 91.7 % (trial {best.number}, +7.5 points): {plan.in_words()}"
+        f"baseline 84.2 % → best 91.7 % (trial {best.number}, +7.5 points): {plan.describe()}"
     )
 
 
@@ -78,11 +78,11 @@ def test_headline_without_a_baseline() -> None:
 
 
 def test_facts(study: Study, page: Parsed) -> None:
-    progress = attrs.progress_of(study.trials, 40)
+    progress = attrs.count_progress(study.trials, 40)
     assert f"{progress.finished} of 40" in page.of("b")
     counts = f"{progress.complete} complete, {progress.pruned} pruned, 1 failed, 1 retried"
     assert f"{counts}, 1 running" in page.text
-    ended = [attrs.seconds_of(one) for one in study.trials]
+    ended = [attrs.wall_seconds(one) for one in study.trials]
     assert f"{sum(one for one in ended if one):,.0f} s on 2 workers (NVIDIA H200)" in page.text
 
 
@@ -96,7 +96,7 @@ def test_epochs_of_a_retried_attempt_count_once() -> None:
 
 def test_what_is_beyond_the_limits_is_not_pruned() -> None:
     limited = make_study(constraints={"max_latency_ms": 1.4}, trials=30)
-    beyond = [one for one in limited.trials if attrs.is_untrained(one)]
+    beyond = [one for one in limited.trials if attrs.ended_infeasible(one)]
     pruned = [one for one in limited.trials if one.state == TrialState.PRUNED]
     assert beyond and len(pruned) > len(beyond)
     trained = [one for one in limited.trials if one not in beyond]
@@ -123,7 +123,9 @@ def test_the_page_says_what_ended_the_study() -> None:
     study = make_study(trials=6, running=0)
     text = Parsed(render_report(study)).text
     assert "ended by" not in text and "The study is not at its end: 33 of 40" in text
-    study.set_user_attr(attrs.ENDED, Ending("patience", "no better trial in the last 4").to_json())
+    study.set_user_attr(
+        attrs.ENDED, StopReason("patience", "no better trial in the last 4").to_json()
+    )
     text = Parsed(render_report(study)).text
     assert "ended by patience no better trial in the last 4" in " ".join(text.split())
     assert "The study is not at its end" not in text

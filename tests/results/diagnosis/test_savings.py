@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from autotune.results.diagnosis.savings import Saving, saved_of
 from optuna.trial import TrialState, create_trial
 
-from autotune.results.diagnosis.savings import Saving, saved_of
 from autotune.results.report.html import render_report
 from autotune.study.state import attrs
 from tests.support.page import Parsed

@@ -19,7 +19,7 @@ from autotune.results.evaluation.bootstrap import (
     Assessment,
     compare,
 )
-from autotune.training.metrics import measure
+from autotune.training.metrics import compute_metrics
 
 
 def answers(images: int, classes: int, seed: int, edge: float = 1.5) -> tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ def answers(images: int, classes: int, seed: int, edge: float = 1.5) -> tuple[Te
 def test_values_are_those_of_scikit_learn() -> None:
     logits, labels = answers(300, 7, seed=0)
     found = compare(logits, logits, labels).model.values
-    scores = measure(logits, labels).to_json()
+    scores = compute_metrics(logits, labels).to_json()
     assert {name: found[name] for name in scores} == scores
     top = top_k_accuracy_score(labels, logits, k=5, labels=np.arange(7))
     assert found[TOP_ACCURACY] == pytest.approx(top)
@@ -60,7 +60,7 @@ def test_intervals_are_those_of_a_loop() -> None:
     found = compare(logits, logits, labels).model.estimates
     generator = np.random.default_rng(1)
     rows = generator.integers(0, 200, (300, 200))
-    drawn = [measure(logits[row], labels[row]).to_json() for row in rows]
+    drawn = [compute_metrics(logits[row], labels[row]).to_json() for row in rows]
     for name in drawn[0]:
         low, high = np.quantile([one[name] for one in drawn], [0.025, 0.975])
         width = high - low

@@ -65,8 +65,8 @@ def test_the_picture_says_what_the_plan_says() -> None:
     head = HeadPlan((HiddenLayer(8),), activation="gelu", batch_norm=False)
     found = plan(1, LayerPlan(kernel=5, width=512), head=head)
     *_, layer, last = layer_rows(layers(3), found)
-    assert f"layer 1 {layer.change}" in found.in_words()
-    assert f"head {last.change}" in found.in_words()
+    assert f"layer 1 {layer.change}" in found.describe()
+    assert f"head {last.change}" in found.describe()
 
 
 def test_text_joins_a_long_run_of_frozen_layers() -> None:

@@ -146,7 +146,7 @@ def test_a_report_of_5000_trials_has_less_than_4_mb() -> None:
             values=one.values,
             params=one.params,
             distributions=one.distributions,
-            user_attrs={**one.user_attrs, attrs.CLAIMED: begin.timestamp() + 10 * number},
+            user_attrs={**one.user_attrs, attrs.CLAIMED_AT: begin.timestamp() + 10 * number},
             system_attrs=one.system_attrs,
             intermediate_values=one.intermediate_values,
         )

@@ -74,9 +74,9 @@ def test_values_are_those_of_the_study(study: Study, frame: pd.DataFrame) -> Non
     best = frame.loc[frame["value"].where(frame["state"] == "complete").idxmax()]
     assert best["value"] == study.best_value == best["metric.accuracy"]
     assert best["param.training.lr"] == study.best_params["training.lr"]
-    plan = attrs.plan_of(study.best_trial)
+    plan = attrs.trial_plan(study.best_trial)
     assert plan is not None
-    assert (best["plan"], best["depth"]) == (plan.in_words(), plan.depth)
+    assert (best["plan"], best["depth"]) == (plan.describe(), plan.depth)
     assert frame.loc[frame["role"] == "baseline", "number"].tolist() == [0]
     assert frame["retry_of"].dropna().tolist() == [2]
 
@@ -96,7 +96,7 @@ def test_a_parameter_without_effect_is_missing(study: Study, frame: pd.DataFrame
 
 def test_times_are_the_claims_in_utc(far_east: None) -> None:
     study = make_study(trials=2, running=0, failed=0, retried=0)
-    stamps = {attrs.CLAIMED: 1_700_000_000.0, attrs.HELD: 60.0}
+    stamps = {attrs.CLAIMED_AT: 1_700_000_000.0, attrs.DEVICE_SECONDS: 60.0}
     kept = optuna.create_study(direction="maximize")
     for attributes in (stamps, {}):
         one = study.trials[1]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
+from autotune.results.report.backbones import backbones_of
 from optuna.study import Study
 from optuna.trial import TrialState
 from plotly.offline import get_plotlyjs
@@ -23,7 +24,6 @@ from plotly.offline import get_plotlyjs
 from autotune import atomic
 from autotune.errors import DiskFullError
 from autotune.results.figures.thinning import choose_rows
-from autotune.results.report.backbones import backbones_of
 from autotune.results.report.html import render_report, write_report
 from autotune.results.study_results import StudyResults
 from autotune.search import ranking
@@ -108,13 +108,13 @@ def test_a_study_that_remembers_nothing_is_reported() -> None:
 
 def test_several_backbones_are_compared() -> None:
     made = make_study(others={"small": 3})
-    best = ranking.best_of(made.trials, made.direction)
+    best = ranking.best_trial(made.trials, made.direction)
     assert best is not None
-    plan = attrs.plan_of(best)
+    plan = attrs.trial_plan(best)
     assert plan is not None
     parsed = Parsed(render_report(made))
     assert "Study digits, test_resnet.r160_in1k, small on digits" in parsed.text
-    assert f"{plan.in_words(named=True)}" in parsed.text
+    assert f"{plan.describe(named=True)}" in parsed.text
     assert "Values over backbone" in str(render_report(made))
     found = {row.name: row for row in backbones_of(made, made.trials, best)}
     assert [row.layers for row in found.values()] == [5, 3]

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from autotune.results.report.backbones import backbones_of
+from autotune.results.values.pareto_front import closest_to_feasible, explain_no_best, front_of
 from optuna.study import Study
 
 from autotune.results.diagnosis.diagnostics import diagnose
@@ -14,11 +16,9 @@ from autotune.results.diagnosis.headline import action_items, headline, key_figu
 from autotune.results.figures import history as course
 from autotune.results.figures import parameters
 from autotune.results.figures.pareto import front_figure
-from autotune.results.report.backbones import backbones_of
 from autotune.results.report.html import render_report, write_report
 from autotune.results.report.trial_table import cost_names, table_of
 from autotune.results.values.objective import Objective, format_values
-from autotune.results.values.pareto_front import closest_to_feasible, explain_no_best, front_of
 from autotune.search import ranking
 from autotune.study.state import attrs
 from tests.results.report.test_html import report_page
@@ -126,12 +126,12 @@ def test_importances_are_those_of_the_metric(study: Study) -> None:
 
 def test_infeasible_trials_are_counted_and_say_why(limited: Study) -> None:
     trials = limited.trials
-    progress = attrs.progress_of(trials, 40)
+    progress = attrs.count_progress(trials, 40)
     assert progress.infeasible > 0
     counted = key_figures(limited, trials, progress)[0][2]
     assert f"{progress.infeasible} infeasible" in counted
     assert cost_names(limited) == ("latency_ms",)
-    best = ranking.best_of(trials, attrs.direction_of(limited))
+    best = ranking.best_trial(trials, attrs.metric_direction(limited))
     table = table_of(trials, Objective.from_study(limited), best, cost_names(limited))
     rows = [row for row in table if row.state == "infeasible"]
     assert len(rows) == progress.infeasible
@@ -158,7 +158,7 @@ def test_where_nothing_is_within_the_limits_the_page_says_so() -> None:
     text = "no complete trial within the limits; the nearest is trial 0, 0.800 ms latency, at most"
     assert headline(made).startswith(text)
     assert explain_no_best(made.trials) == headline(made)
-    progress = attrs.progress_of(made.trials, 20)
+    progress = attrs.count_progress(made.trials, 20)
     said = action_items(progress, diagnose(made))
     assert any("were beyond the limits or the memory" in one for one in said)
     parsed = Parsed(render_report(made))
@@ -200,7 +200,7 @@ def test_the_page_works_in_a_browser(
 def test_several_backbones_are_named_with_both_values() -> None:
     study = make_study(objectives=["accuracy", "latency_ms"], others={"tiny": 3}, trials=30)
     trials = study.get_trials(deepcopy=False)
-    best = ranking.best_of(trials, attrs.direction_of(study))
+    best = ranking.best_trial(trials, attrs.metric_direction(study))
     for row in backbones_of(study, trials, best):
         assert " % at " in row.value and row.value.endswith(" ms")
     figure = front_figure(study)

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from PIL import Image
 from safetensors.torch import load_file
 
-from autotune.data.cache.array_cache import Shelf
+from autotune.data.cache.array_cache import ArrayCache
 from autotune.errors import StudyError
 from autotune.results.evaluation.refit import refit_study
 from autotune.results.report.html import render_report
@@ -24,7 +24,7 @@ from autotune.study.setup.opening import OpenStudy, open_or_create
 from autotune.study.state import attrs
 from autotune.study.trial import run as trial_module
 from autotune.study.trial.build import build_trial
-from autotune.training.folds import Folds
+from autotune.training.folds import CrossValidationTrainer
 from autotune.training.metrics import Metrics
 from tests.study.engine.test_worker import job, picture, run
 from tests.support.page import Parsed
@@ -64,7 +64,7 @@ def test_a_study_in_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     # Every image is judged once.
     assert [matrix.sum() for matrix in drawn] == [dataset["validation"]] * 3
     # Whatever was cut: two views in training, one in validation, of all images at once.
-    entries = Shelf(handle.files.cache).known("features")
+    entries = ArrayCache(handle.files.cache).keys("features")
     assert len({key.split("/")[1] for key in entries}) == 3
     text = Parsed(render_report(handle.study)).text
     assert f"{dataset['train']} in 2 folds, {dataset['test']} test" in text
@@ -81,10 +81,10 @@ def test_weights_of_all_folds_give_the_value_again(tmp_path: Path) -> None:
         for one in get_all_artifact_meta(trial, storage=handle.storage)
         if one.filename == "weights.safetensors"
     ]
-    plan = attrs.plan_of(trial)
+    plan = attrs.trial_plan(trial)
     assert plan is not None
     again = build_trial(plan, build_context(handle))
-    assert isinstance(again, Folds)
+    assert isinstance(again, CrossValidationTrainer)
     state = load_file(handle.files.artifacts / weights.artifact_id)
     for number, one in enumerate(again.folds, start=1):
         own = {
@@ -139,16 +139,16 @@ def test_a_batch_that_does_not_fit_is_halved_in_all_folds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle = small(tmp_path, search__trials=1, cache__features="off")
-    inner = trial_module.Folds.run
+    inner = trial_module.CrossValidationTrainer.run
     parts: list[list[int]] = []
 
-    def short(self: Folds, *args: Any) -> Any:
-        parts.append([one.part for one in self.folds])
+    def short(self: CrossValidationTrainer, *args: Any) -> Any:
+        parts.append([one.micro_batch_size for one in self.folds])
         if len(parts) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
         return inner(self, *args)
 
-    monkeypatch.setattr(trial_module.Folds, "run", short)
+    monkeypatch.setattr(trial_module.CrossValidationTrainer, "run", short)
     run(handle)
     (trial,) = handle.study.trials
     assert trial.state == TrialState.COMPLETE
@@ -159,10 +159,10 @@ def test_inherited_channels_are_chosen_without_the_images_that_judge(tmp_path: P
     ctx = build_context(small(tmp_path, data__train_per_class=None))
     plan = ctx.space.baseline(ctx.config.baseline)
     training = build_trial(plan, ctx)
-    assert isinstance(training, Folds)
+    assert isinstance(training, CrossValidationTrainer)
     material = ctx.resources.of(plan.backbone)
     for one, cut in zip(training.folds, material.task.folds, strict=True):
-        assert one.images.labels.tolist() == material.train.labels[cut.train].tolist()
+        assert one.raw_train.labels.tolist() == material.train.labels[cut.train].tolist()
         assert not {*cut.train} & {*cut.validation}
 
 
@@ -172,7 +172,7 @@ def test_images_are_kept_once(tmp_path: Path, changes: dict[str, Any]) -> None:
     material = ctx.resources.of(ctx.space.backbone)
     shared = material.train is material.validation
     assert shared == (not changes)
-    assert material.kept_bytes == (len(material.train) * 3 * 3 * 16 * 16 if shared else 0)
+    assert material.cache_bytes == (len(material.train) * 3 * 3 * 16 * 16 if shared else 0)
 
 
 def test_the_final_fit_trains_on_all_images_of_the_folds(tmp_path: Path) -> None:
