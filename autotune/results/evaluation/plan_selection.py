@@ -68,9 +68,8 @@ def select_plan(opened: OpenStudy, trial: int | None = None) -> SelectedPlan:
 def _searched(opened: OpenStudy, trials: Sequence[FrozenTrial]) -> SelectedPlan:
     best = ranking.best_trial(trials, attrs.metric_direction(opened.study))
     if best is None:
-        raise StudyError(
-            f"the study {opened.name!r} has {StudyResults.from_study(opened.study).explain_no_best()}"
-        )
+        reason = StudyResults.from_study(opened.study).explain_no_best()
+        raise StudyError(f"the study {opened.name!r} has {reason}")
     if attrs.is_baseline(best):
         return _chosen(opened, best, "the baseline: no trial is better")
     return _chosen(
