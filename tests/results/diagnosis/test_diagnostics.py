@@ -1,4 +1,4 @@
-"""The questions of the playbook, asked of studies in which the answer is known."""
+"""The diagnostics of studies in which the answer is known."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.results.diagnosis.diagnostics import Diagnostic, diagnose, luckiest
-from autotune.results.report.html import render_report
+from autotune.results.diagnosis.diagnostics import Diagnostic, Severity, diagnose, luckiest
+from autotune.results.study_results import StudyResults
 from autotune.results.values.verdict import Verdict
 from autotune.study.state import attrs
-from tests.support.page import Parsed
+from tests.support.page import page_of
 from tests.support.studies import make_study
 
 RATE = FloatDistribution(1e-4, 1.0, log=True)
@@ -74,44 +74,45 @@ def add_baseline(study: Study, value: float = 0.8) -> None:
     add(study, value, lr=None, **{attrs.ROLE: attrs.BASELINE})
 
 
-def asked(study: Study, question: str) -> Diagnostic | None:
-    return next((one for one in diagnose(study) if one.question == question), None)
+def diagnostic(study: Study, question: str) -> Diagnostic | None:
+    found = diagnose(StudyResults.from_study(study))
+    return next((one for one in found if one.question == question), None)
 
 
-def answered(study: Study, question: str) -> tuple[str, str]:
-    found = asked(study, question)
+def answered(study: Study, question: str) -> tuple[Severity, str]:
+    found = diagnostic(study, question)
     assert found is not None
-    assert found.mark == "fine" or found.advice or question == MATTER
-    return found.mark, found.answer
+    assert found.severity == "ok" or found.advice or question == MATTER
+    return found.severity, found.answer
 
 
 @pytest.mark.parametrize(
-    ("lr", "mark", "said"),
+    ("lr", "severity", "said"),
     [
-        (0.9, "act", "Yes: training.lr = 0.9 at the upper end (1)."),
-        (1.1e-4, "act", "Yes: training.lr = 0.00011 at the lower end (0.0001)."),
-        (0.01, "fine", "No: trial 1 lies inside the space in every parameter."),
+        (0.9, "action", "Yes: training.lr = 0.9 at the upper end (1)."),
+        (1.1e-4, "action", "Yes: training.lr = 0.00011 at the lower end (0.0001)."),
+        (0.01, "ok", "No: trial 1 lies inside the space in every parameter."),
     ],
 )
-def test_edges(lr: float, mark: str, said: str) -> None:
+def test_edges(lr: float, severity: str, said: str) -> None:
     study = study_of()
     add_baseline(study)
     add(study, 0.9, lr=lr)
-    assert answered(study, EDGE) == (mark, said)
+    assert answered(study, EDGE) == (severity, said)
 
 
 def test_the_baseline_is_at_no_edge() -> None:
     study = study_of()
     add_baseline(study)
     add(study, 0.7, lr=0.9)
-    assert asked(study, EDGE) is None
-    assert asked(study, NOISE) is None
+    assert diagnostic(study, EDGE) is None
+    assert diagnostic(study, NOISE) is None
 
 
 @pytest.mark.parametrize(
-    ("near", "mark", "said"), [(4, "fine", "Yes: 4 of"), (2, "look", "Hardly: 2 of")]
+    ("near", "severity", "said"), [(4, "ok", "Yes: 4 of"), (2, "warning", "Hardly: 2 of")]
 )
-def test_density(near: int, mark: str, said: str) -> None:
+def test_density(near: int, severity: str, said: str) -> None:
     study = study_of()
     add(study, 0.9)
     for number in range(9):
@@ -119,36 +120,36 @@ def test_density(near: int, mark: str, said: str) -> None:
         place = {"lr": 0.0125} if number < near else {"lr": 0.8, "pool": "avg"}
         add(study, 0.85, **place)
     found = answered(study, DENSE)
-    assert found[0] == mark
+    assert found[0] == severity
     assert found[1].startswith(f"{said} 9 other trained plans differ from trial 0")
     assert "none comes within the noise (0.30 points)" in found[1]
 
 
 @pytest.mark.parametrize(
-    ("late", "mark", "said"),
+    ("late", "severity", "said"),
     [
         (
             0.95,
-            "act",
+            "action",
             "Probably: the last 2 trained plans improved the best value by 5.00 points.",
         ),
-        (0.902, "look", "Perhaps a little: the last 2 trained plans improved"),
-        (0.9, "fine", "Not likely: the last 2 trained plans brought nothing above trial 3."),
+        (0.902, "warning", "Perhaps a little: the last 2 trained plans improved"),
+        (0.9, "ok", "Not likely: the last 2 trained plans brought nothing above trial 3."),
     ],
 )
-def test_more_trials(late: float, mark: str, said: str) -> None:
+def test_more_trials(late: float, severity: str, said: str) -> None:
     study = study_of()
     for value in (0.8, 0.85, 0.7, 0.9, 0.8, 0.8, late, 0.6):
         add(study, value)
     found = answered(study, MORE)
-    assert found[0] == mark and found[1].startswith(said)
+    assert found[0] == severity and found[1].startswith(said)
 
 
 @pytest.mark.parametrize(
-    ("beyond", "failed", "mark"),
-    [(0, 0, "fine"), (3, 0, "look"), (8, 0, "act"), (0, 3, "act"), (0, 0, "fine")],
+    ("beyond", "failed", "severity"),
+    [(0, 0, "ok"), (3, 0, "warning"), (8, 0, "action"), (0, 3, "action"), (0, 0, "ok")],
 )
-def test_feasibility(beyond: int, failed: int, mark: str) -> None:
+def test_feasibility(beyond: int, failed: int, severity: str) -> None:
     study = study_of()
     for _ in range(8):
         add(study, 0.8)
@@ -157,7 +158,7 @@ def test_feasibility(beyond: int, failed: int, mark: str) -> None:
     for _ in range(failed):
         add(study, None, state=TrialState.FAIL, **{attrs.REASON: "PlanError: too wide"})
     found = answered(study, FEASIBLE)
-    assert found[0] == mark
+    assert found[0] == severity
     assert f"{beyond} were beyond" in found[1] or not beyond + failed
 
 
@@ -165,11 +166,11 @@ def test_a_study_that_diverges_is_told_above_which_rate() -> None:
     study = study_of()
     for value in (0.7, 0.75, 0.8, 0.81):
         add(study, value, lr=0.01, curve=[value - 0.02, value - 0.01, value - 0.001, value])
-    assert answered(study, STABLE)[0] == "fine"
+    assert answered(study, STABLE)[0] == "ok"
     reason = {attrs.REASON: "DivergedError: the loss is nan in epoch 2"}
     add(study, None, lr=0.5, state=TrialState.FAIL, **reason)
-    mark, said = answered(study, STABLE)
-    assert mark == "act"
+    severity, said = answered(study, STABLE)
+    assert severity == "action"
     assert said.startswith("No: 1 of 5 trainings diverged")
     assert said.endswith("those that diverged had a learning rate of 0.5 or more.")
     # A retry of the same attempt brought it to its end.
@@ -181,24 +182,24 @@ def test_curves_that_jump() -> None:
     study = study_of()
     for value in (0.8, 0.81, 0.82, 0.83):
         add(study, value, curve=[0.3, 0.5, 0.8, 0.7, value])
-    mark, said = answered(study, STABLE)
-    assert mark == "look" and "worsens by at most 10.00 points" in said
+    severity, said = answered(study, STABLE)
+    assert severity == "warning" and "worsens by at most 10.00 points" in said
 
 
 @pytest.mark.parametrize(
     ("curve", "overfits", "long"),
     [
-        ([0.5, 0.7, 0.8, 0.85, 0.899, 0.9], "fine", "fine"),
-        ([0.5, 0.6, 0.7, 0.75, 0.8, 0.9], "fine", "look"),
-        ([0.5, 0.9, 0.95, 0.93, 0.91, 0.9], "act", "fine"),
-        ([0.5, 0.9, 0.9045, 0.9, 0.9, 0.9], "look", "fine"),
-        ([0.5, 0.9, 0.902, 0.9, 0.9, 0.9], "fine", "fine"),
+        ([0.5, 0.7, 0.8, 0.85, 0.899, 0.9], "ok", "ok"),
+        ([0.5, 0.6, 0.7, 0.75, 0.8, 0.9], "ok", "warning"),
+        ([0.5, 0.9, 0.95, 0.93, 0.91, 0.9], "action", "ok"),
+        ([0.5, 0.9, 0.9045, 0.9, 0.9, 0.9], "warning", "ok"),
+        ([0.5, 0.9, 0.902, 0.9, 0.9, 0.9], "ok", "ok"),
     ],
 )
-@pytest.mark.parametrize("minimised", [False, True])
-def test_curves_of_the_best(curve: list[float], overfits: str, long: str, minimised: bool) -> None:
+@pytest.mark.parametrize("minimized", [False, True])
+def test_curves_of_the_best(curve: list[float], overfits: str, long: str, minimized: bool) -> None:
     study = study_of()
-    if minimised:  # the same curve upside down, judged by the same images
+    if minimized:  # the same curve upside down, judged by the same images
         study = study_of("minimize", "accuracy")
         curve = [1 - value for value in curve]
     add(study, curve[-1], curve=curve)
@@ -217,14 +218,14 @@ def test_which_parameters_matter() -> None:
     rates = [10 ** (-4 + 4 * place / 29) for place in range(30)]
     for place, lr in enumerate(rates):
         add(study, 0.9 - 0.01 * abs(place - 15), lr=lr, pool=POOL.choices[place % 3])  # type: ignore[arg-type]
-    mark, said = answered(study, MATTER)
-    assert mark == "fine"
+    severity, said = answered(study, MATTER)
+    assert severity == "ok"
     assert "lies in training.lr" in said
     few = study_of()
     for one in study.trials[:12]:
         few.add_trial(one)
-    mark, said = answered(few, MATTER)
-    assert mark == "look" and "12 complete trials make this a hint and no more" in said
+    severity, said = answered(few, MATTER)
+    assert severity == "warning" and "12 complete trials make this a hint and no more" in said
 
 
 def prune(study: Study, *curve: float) -> None:
@@ -232,14 +233,14 @@ def prune(study: Study, *curve: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cut", "mark", "said"),
+    ("cut", "severity", "said"),
     [
-        ([0.2, 0.25], "fine", "No: none of 4 pruned trials was ahead of trial 4 when cut"),
-        ([0.52, 0.552], "look", "Not likely: 4 of 4 pruned trials were ahead of trial 4"),
-        ([0.7, 0.9], "act", "Perhaps: 4 of 4 pruned trials were ahead of trial 4"),
+        ([0.2, 0.25], "ok", "No: none of 4 pruned trials was ahead of trial 4 when cut"),
+        ([0.52, 0.552], "warning", "Not likely: 4 of 4 pruned trials were ahead of trial 4"),
+        ([0.7, 0.9], "action", "Perhaps: 4 of 4 pruned trials were ahead of trial 4"),
     ],
 )
-def test_pruning(cut: list[float], mark: str, said: str) -> None:
+def test_pruning(cut: list[float], severity: str, said: str) -> None:
     study = study_of()
     for final in (0.7, 0.75, 0.8, 0.85, 0.9):
         # At epoch 2 all are where they will be in the end, but for a third of the way.
@@ -247,7 +248,7 @@ def test_pruning(cut: list[float], mark: str, said: str) -> None:
     for _ in range(4):
         prune(study, *cut)
     found = answered(study, PRUNED)
-    assert found[0] == mark and found[1].startswith(said)
+    assert found[0] == severity and found[1].startswith(said)
 
 
 def test_a_winner_that_came_from_behind() -> None:
@@ -256,12 +257,14 @@ def test_a_winner_that_came_from_behind() -> None:
         add(study, 0.7, curve=[0.6 + place / 100, 0.7])
     add(study, 0.71, curve=[0.5, 0.71])
     prune(study, 0.4)
-    mark, said = answered(study, PRUNED)
-    assert mark == "look"
+    severity, said = answered(study, PRUNED)
+    assert severity == "warning"
     assert "after epoch 1, the median of the cuts, that was number 10 of the 10 complete" in said
 
 
-@pytest.mark.parametrize(("best", "noise", "luck"), [(0.9, "fine", "fine"), (0.801, "act", "act")])
+@pytest.mark.parametrize(
+    ("best", "noise", "luck"), [(0.9, "ok", "ok"), (0.801, "action", "action")]
+)
 def test_gain_against_noise_and_luck(best: float, noise: str, luck: str) -> None:
     study = study_of()
     add_baseline(study)
@@ -278,9 +281,9 @@ def test_a_gain_above_the_noise_may_be_below_luck() -> None:
     for _ in range(60):
         add(study, 0.79)
     add(study, 0.8085)  # 0.85 points, of 0.39 points of noise
-    assert answered(study, NOISE)[0] == "fine"
-    mark, said = answered(study, LUCK)
-    assert mark == "act" and "the luckiest of 61 equal plans would look 0.91 points" in said
+    assert answered(study, NOISE)[0] == "ok"
+    severity, said = answered(study, LUCK)
+    assert severity == "action" and "the luckiest of 61 equal plans would look 0.91 points" in said
 
 
 @pytest.mark.parametrize("low", [0.01, -0.01])
@@ -291,9 +294,9 @@ def test_what_was_confirmed_counts_more_than_what_is_estimated(low: float) -> No
         add(study, value)
     found = Verdict(3, 0.88, 0.8, 0.08, low, 0.15, 0.02, 5, (3, 2))
     study.set_user_attr(attrs.CONFIRMED, found.to_json())
-    assert answered(study, NOISE)[0] == ("fine" if low > 0 else "look")
-    mark, said = answered(study, LUCK)
-    assert mark == ("fine" if low > 0 else "look")
+    assert answered(study, NOISE)[0] == ("ok" if low > 0 else "warning")
+    severity, said = answered(study, LUCK)
+    assert severity == ("ok" if low > 0 else "warning")
     assert "over 5 seeds the mean of trial 3 is 2.00 points worse than its value" in said
 
 
@@ -330,18 +333,18 @@ def test_luck_of_many() -> None:
 )
 def test_every_kind_of_study_is_asked(made: dict[str, Any]) -> None:
     study = make_study(**made)
-    found = diagnose(study)
+    found = diagnose(StudyResults.from_study(study))
     assert len({one.question for one in found}) == len(found)
     assert all(one.answer.endswith(".") and "nan" not in one.answer for one in found)
     assert len(found) >= (9 if made["trials"] == 40 and "gain" not in made else 0)
-    parsed = Parsed(render_report(study))
+    parsed = page_of(study)
     assert [one for one in parsed.of("dt") if one.endswith("?")] == [one.question for one in found]
     assert ("Questions to ask of a study" in parsed.of("h2")) == bool(found)
 
 
 def test_trials_of_unknown_origin_are_asked_too() -> None:
     study = optuna.create_study()
-    assert diagnose(study) == ()
+    assert diagnose(StudyResults.from_study(study)) == ()
     study.add_trial(create_trial(value=float("inf")))
     study.add_trial(create_trial(value=0.5, intermediate_values={3: 0.5, 7: float("nan")}))
-    assert all(one.mark == "fine" for one in diagnose(study))
+    assert all(one.severity == "ok" for one in diagnose(StudyResults.from_study(study)))
