@@ -198,10 +198,8 @@ def _storage_option(opened: OpenStudy) -> str:
 
 def print_workers(console: Console, opened: OpenStudy) -> None:
     """Print what workers are at, and why attempts at trials failed."""
-    snapshot = take_snapshot(opened)
-    if rows := worker_rows(snapshot):
-        console.print(
-            workers_table(rows, StudyResults.from_study(opened.study).objective, one_line=False)
-        )
-    if failed := failures_line(failures_by_reason(snapshot.trials)):
+    results = StudyResults.from_study(opened.study)
+    if rows := worker_rows(results, take_snapshot(opened)):
+        console.print(workers_table(rows, results.objective, one_line=False))
+    if failed := failures_line(failures_by_reason(results)):
         console.print(Text(failed))

@@ -55,14 +55,14 @@ class Picture:
     def draw(self, *, one_line: bool) -> RenderableType:
         """Draw the study: its budget, what is best, why trials failed, a row for each worker."""
         snapshot = self.snapshot
-        rows = worker_rows(snapshot)
+        rows = worker_rows(self.results, snapshot)
         seen = f"{datetime.fromtimestamp(snapshot.moment):%H:%M:%S}"
         parts: list[RenderableType] = [
             Text.assemble((f"study {self.results.name}", "bold"), f"  {seen}"),
             self._budget(),
             Text(f"validation {self.results.objective.label}: {self._scores()}"),
         ]
-        if failed := failures_line(failures_by_reason(snapshot.trials)):
+        if failed := failures_line(failures_by_reason(self.results)):
             parts.append(Text(failed))
         if rows:
             parts.append(workers_table(rows, self.results.objective, one_line=one_line))

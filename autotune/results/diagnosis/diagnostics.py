@@ -132,18 +132,14 @@ class _Facts:
             and str(trial.user_attrs.get(attrs.REASON, "")).startswith(DivergedError.__name__)
         ]
 
-    @cached_property
+    @property
     def noise(self) -> float:
         """By how much a value may be off by chance; 0 where that is not known."""
-        return self._noise[0]
-
-    @property
-    def noise_basis(self) -> str:
-        """How the noise is known."""
-        return self._noise[1]
+        return self.noise_and_basis[0]
 
     @cached_property
-    def _noise(self) -> tuple[float, str]:
+    def noise_and_basis(self) -> tuple[float, str]:
+        """The noise, and how it is known."""
         if self.best is None:
             return 0.0, ""
         value = self.best.values[0]
@@ -430,7 +426,7 @@ def _check_noise(facts: _Facts) -> _Finding | None:
     gain = facts.gain(best.values[0], baseline.values[0])
     text = (
         f"the gain of {facts.format(gain)} is {gain / facts.noise:.1f} times the noise of "
-        f"{facts.format(facts.noise)}, {facts.noise_basis}"
+        f"{facts.format(facts.noise)}, {facts.noise_and_basis[1]}"
     )
     if gain >= 2 * facts.noise:
         return f"Yes: {text}.", "ok", ""
@@ -460,8 +456,8 @@ def _check_selection(facts: _Facts) -> _Finding | None:
     gain = facts.gain(best.values[0], baseline.values[0])
     text = (
         f"the luckiest of {len(others)} equal plans would look {facts.format(luck)} better than "
-        f"it is, at a noise of {facts.format(facts.noise)} ({facts.noise_basis}); the gain is "
-        f"{facts.format(gain)}"
+        f"it is, at a noise of {facts.format(facts.noise)} ({facts.noise_and_basis[1]}); the gain "
+        f"is {facts.format(gain)}"
     )
     if gain > luck:
         return f"Yes: {text}.", "ok", "autotune confirm measures how much of it stays."

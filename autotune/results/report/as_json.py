@@ -54,10 +54,6 @@ def render_json(results: StudyResults, storage_url: str = "") -> str:
     ========================  ====================================================================
 
     Unknown values, and numbers that JSON cannot hold, are ``null``.
-
-    Args:
-        results: The study, at any stage.
-        storage_url: URL of the storage. A password in it is left out.
     """
     text = json.dumps(_document(results, storage_url), indent=2, ensure_ascii=False)
     return escaped(text) + "\n"

@@ -57,13 +57,7 @@ from autotune.version import __version__
 
 
 def render_html(results: StudyResults, storage_url: str = "") -> str:
-    """Return the report of a study as one HTML page.
-
-    Args:
-        results: The study, at any stage.
-        storage_url: URL of the storage, for the commands on the page. A password in it is left
-            out.
-    """
+    """Return the report of a study as one HTML page, whose commands name a storage."""
     with gc_paused():
         context = _context(results, storage_url)
         return _environment().get_template("report.html.j2").render(context)

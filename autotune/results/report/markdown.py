@@ -34,12 +34,7 @@ BEST_SHOWN = 10
 
 
 def render_markdown(results: StudyResults, storage_url: str = "") -> str:
-    """Return the report of a study as Markdown.
-
-    Args:
-        results: The study, at any stage.
-        storage_url: URL of the storage, for the commands. A password in it is left out.
-    """
+    """Return the report of a study as Markdown, whose commands name a storage."""
     return visible("\n\n".join(_blocks(results, storage_url))) + "\n"
 
 

@@ -1,4 +1,7 @@
-"""How to run a study again: its study file, and the commands."""
+"""How to run a study again: its study file, and the commands.
+
+A password in the URL of the storage is left out.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,7 @@ from autotune.study.state import attrs
 
 
 def study_file(results: StudyResults, storage_url: str = "") -> str:
-    """Return a study file that runs the same study again; empty for one of another program.
-
-    Args:
-        results: The study.
-        storage_url: URL of the storage; a password in it is left out, and so is the key when
-            there is none.
-    """
+    """Return a study file that runs the same study again; empty for one of another program."""
     definition = results.definition
     if not definition:
         return ""
@@ -43,12 +40,7 @@ def file_name(results: StudyResults) -> str:
 
 
 def next_commands(results: StudyResults, storage_url: str) -> str:
-    """Return the commands that continue the study and evaluate it.
-
-    Args:
-        results: The study.
-        storage_url: URL of the storage; a password in it is left out.
-    """
+    """Return the commands that continue the study and evaluate it."""
     name, storage = shlex.quote(results.name), _storage_option(storage_url)
     return "\n".join(
         [
@@ -63,12 +55,7 @@ def next_commands(results: StudyResults, storage_url: str) -> str:
 
 
 def commands(results: StudyResults, storage_url: str) -> str:
-    """Return the commands that print the winning plan and run the study again.
-
-    Args:
-        results: The study.
-        storage_url: URL of the storage; a password in it is left out.
-    """
+    """Return the commands that print the winning plan and run the study again."""
     return "\n".join(_command_lines(results, storage_url))
 
 

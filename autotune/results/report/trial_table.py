@@ -32,16 +32,10 @@ class TrialRow:
     """A trial.
 
     Args:
-        number: Its number.
-        state: Its state.
+        number, state, value, epochs, seconds, plan, worker: As in :mod:`.dataframe`.
         mark: ``best``, ``baseline``, both or neither.
-        value: Its metric.
         costs: Costs of its network, in the order of :func:`cost_names`.
         metrics: The other metrics, in the order of :func:`metric_names`.
-        epochs: Epochs trained.
-        seconds: Seconds of training.
-        plan: Its plan in words.
-        worker: The worker that ran it.
         reason: Why it failed or was not trained, which trial it retries, or why it was queued at
             the start.
     """
@@ -133,17 +127,7 @@ def _key(number: float | None) -> str:
 
 @dataclass(frozen=True)
 class BackboneRow:
-    """A backbone.
-
-    Args:
-        name: Its name.
-        mark: ``best``, ``baseline``, both or neither.
-        parameters: Number of its parameters.
-        layers: Number of its layers.
-        weights: Fingerprint of its weights.
-        trials: How many of its trials are complete.
-        value: What the best of them reached.
-    """
+    """A backbone: its size, the fingerprint of its weights, and its complete trials."""
 
     name: str
     mark: str
@@ -181,13 +165,7 @@ def backbone_rows(results: StudyResults) -> list[BackboneRow]:
 
 @dataclass(frozen=True)
 class Failure:
-    """A reason, and the attempts that it ended.
-
-    Args:
-        reason: The reason.
-        state: ``failed`` or ``retried``.
-        numbers: Numbers of the attempts.
-    """
+    """A reason, and the numbers of the attempts that it ended, ``failed`` or ``retried``."""
 
     reason: str
     state: str
