@@ -16,7 +16,7 @@ from sqlalchemy import event
 from autotune.results.report.formats import render
 from autotune.results.study_results import StudyResults, is_active
 from autotune.search import ranking
-from autotune.search.backbone_limits import Limits
+from autotune.search.backbone_limits import BackboneLimits
 from autotune.search.space import Space
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
@@ -124,7 +124,7 @@ def test_a_parameter_is_active_where_its_value_changes_the_plan(
 
 def test_values_that_mean_the_same_to_a_backbone_do_not_hide_the_others() -> None:
     kernel = CategoricalDistribution(["keep", 3, 5])
-    limits = {"a": Limits(2, {"layer.1.kernel": ("keep", 3)}), "b": Limits(2, {})}
+    limits = {"a": BackboneLimits(2, {"layer.1.kernel": ("keep", 3)}), "b": BackboneLimits(2, {})}
     fixed = {"depth": 1, "head.hidden_layers": 0, "training.optimizer": "adamw"}
     searched = {"backbone": CategoricalDistribution(["a", "b"]), "layer.1.kernel": kernel}
     trial = create_trial(
