@@ -23,7 +23,6 @@ from autotune.results.figures.layer_diagram import as_text, layer_rows
 from autotune.results.report.trial_table import failures
 from autotune.results.report.workers import failures_by_reason, worker_rows
 from autotune.results.study_results import StudyResults, describe_excess
-from autotune.results.values.counts import describe_progress
 from autotune.search import ranking
 from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
 from autotune.study.doctor.snapshot import take_snapshot
@@ -61,7 +60,7 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
         console.print(_stages_table(stages))
     if len(results.front) > 1:
         console.print(_front(results))
-    console.print(f"trials: {describe_progress(results.progress)}", highlight=False)
+    console.print(f"trials: {results.describe_progress()}", highlight=False)
     ended = f"ended: {results.ended.words}" if results.ended else ""
     for line in (ended, describe_saved_epochs(results)):
         if line:

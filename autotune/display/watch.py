@@ -19,7 +19,6 @@ from autotune.display.worker_table import failures_line, speed, workers_table
 from autotune.errors import StorageError, StudyError
 from autotune.results.report.workers import WorkerRow, failures_by_reason, worker_rows
 from autotune.results.study_results import StudyResults
-from autotune.results.values.counts import describe_progress
 from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.rdb.retry import no_retry
 from autotune.storage.url import database_path, is_sqlite
@@ -79,7 +78,7 @@ class Picture:
     def _budget(self) -> RenderableType:
         snapshot, progress = self.snapshot, self.snapshot.progress
         left = Left.from_results(self.results, snapshot.moment)
-        words = describe_progress(progress)
+        words = self.results.describe_progress()
         if snapshot.budget.patience:
             words += f"; {left.since_best} of {snapshot.budget.patience} without a better one"
         if snapshot.budget.device_hours:

@@ -29,6 +29,8 @@ from autotune.search.space import Space
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason
 
+_STATES = ("complete", "pruned", "infeasible", "failed", "retried", "running", "waiting")
+
 
 @dataclass(frozen=True, eq=False)
 class StudyResults:
@@ -143,6 +145,28 @@ class StudyResults:
     def progress(self) -> attrs.Progress:
         """How many trials ended how."""
         return attrs.count_progress(self.trials, self.budget.trials)
+
+    def describe_progress(self) -> str:
+        """Write all counts: ``4 of 40 finished: 3 complete, 0 pruned, 1 failed, 1 running``."""
+        return f"{self.finished} finished: {self.format_counts()}"
+
+    @property
+    def finished(self) -> str:
+        """How many trials have finished: ``25 of 40``, or ``25`` without a budget."""
+        budget = f" of {self.progress.budget:,}" if self.progress.budget else ""
+        return f"{self.progress.finished:,}{budget}"
+
+    def format_counts(self, *, with_zeros: bool = True) -> str:
+        """Write how many trials are in which state: ``3 complete, 0 pruned, 1 failed``.
+
+        Args:
+            with_zeros: Name complete, pruned and failed trials also where there are none.
+        """
+        named = ("complete", "pruned", "failed") if with_zeros else ()
+        counts = {state: getattr(self.progress, state) for state in _STATES}
+        return ", ".join(
+            f"{count:,} {state}" for state, count in counts.items() if count or state in named
+        )
 
     @property
     def ended(self) -> StopReason | None:

@@ -12,7 +12,6 @@ from autotune.results.diagnosis.headline import describe_confirmation, headline
 from autotune.results.figures.layer_diagram import as_text, layer_rows
 from autotune.results.report.reproduction import commands, next_commands, study_file
 from autotune.results.study_results import StudyResults
-from autotune.results.values.counts import describe_progress
 from autotune.results.values.markdown import escape, fenced, table
 from autotune.study.state import attrs
 from autotune.study.state.constraints import COST_LABELS, format_cost, format_count
@@ -29,7 +28,7 @@ def study_note(results: StudyResults, storage_url: str) -> str:
         results: The study, at any stage.
         storage_url: URL of the storage; a password in it is left out.
     """
-    progress = describe_progress(results.progress)
+    progress = results.describe_progress()
     if results.ended is not None:
         progress += f". The study has ended: {results.ended.words}"
     answer = [f"**{escape(headline(results))}**", escape(f"trials: {progress}.")]

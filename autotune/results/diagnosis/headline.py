@@ -12,7 +12,6 @@ from optuna.trial import TrialState
 from autotune.results.diagnosis.diagnostics import Diagnostic
 from autotune.results.figures.history import last_moment
 from autotune.results.study_results import StudyResults
-from autotune.results.values.counts import format_counts, format_finished
 from autotune.search import ranking
 from autotune.study.state import attrs
 from autotune.study.state.budget import device_hours_used
@@ -25,7 +24,7 @@ def headline(results: StudyResults) -> str:
     if best is None:
         if results.closest_to_feasible is not None:
             return results.explain_no_best()
-        counts = format_counts(results.progress, always=())
+        counts = results.format_counts(with_zeros=False)
         return f"no trial is complete yet ({counts})" if counts else "nothing has run yet"
     plan = results.describe_plan(best)
     plan = f": {plan}" if plan else ""
@@ -58,8 +57,8 @@ def headline(results: StudyResults) -> str:
 
 def key_figures(results: StudyResults) -> list[tuple[str, str, str]]:
     """Return the numbers below the headline: name, number, what it is made of."""
-    trials, progress = results.trials, results.progress
-    figures = [("finished trials", format_finished(progress), format_counts(progress))]
+    trials = results.trials
+    figures = [("finished trials", results.finished, results.format_counts())]
     start, end = attrs.first_start(trials), last_moment(trials)
     if start is not None and end is not None:
         workers = {trial.user_attrs.get(attrs.WORKER) for trial in trials} - {None}
