@@ -18,32 +18,30 @@ _MIN_PAUSE_S = 60.0
 
 @dataclass(frozen=True)
 class WorkerTime:
-    """The time of a worker, or of all of them.
+    """The time of a worker.
 
     Args:
-        worker: Its name; empty for all workers together.
+        worker: Its name.
+        device: What it trained on; empty where no trial says so.
         trials: Attempts at trials that it held.
         busy_s: Seconds for which it held one.
-        present_s: Seconds from its first claim to its last end, without pauses of the study. Of
-            all workers: from the first claim of the study to its last end, times the places for a
-            worker.
+        present_s: Seconds from its first claim to its last end, without pauses of the study.
         longest_s: The longest wait between two trials.
         before: Number of the trial that it waited for the longest, ``None`` when it had only one.
-        device: What it trained on; empty where no trial says so, and of all workers.
     """
 
     worker: str
+    device: str
     trials: int
     busy_s: float
     present_s: float
-    longest_s: float = 0.0
-    before: int | None = None
-    device: str = ""
+    longest_s: float
+    before: int | None
 
     @property
     def share(self) -> float:
         """Share of the time in which it held a trial."""
-        return min(1.0, self.busy_s / self.present_s) if self.present_s > 0 else 1.0
+        return _share(self.busy_s, self.present_s)
 
 
 @dataclass(frozen=True)
@@ -52,15 +50,25 @@ class Utilization:
 
     Args:
         workers: A row for each, by name.
-        total: All of them together.
+        share: Share of the time between the first claim of the study and its last end, times the
+            places for a worker, in which a trial was held.
         places: How many workers ran at a time; one that replaced another is not counted.
         paused_s: Seconds in which the study was not running.
     """
 
     workers: tuple[WorkerTime, ...]
-    total: WorkerTime
+    share: float
     places: int
     paused_s: float
+
+    @property
+    def longest(self) -> WorkerTime:
+        """The worker with the longest wait between two trials."""
+        return max(self.workers, key=lambda row: row.longest_s)
+
+
+def _share(busy_s: float, present_s: float) -> float:
+    return min(1.0, busy_s / present_s) if present_s > 0 else 1.0
 
 
 @dataclass(frozen=True)
@@ -86,16 +94,9 @@ def measure_utilization(trials: Sequence[FrozenTrial]) -> Utilization | None:
     begin = min(attempt.begin for attempt in attempts)
     end = max(attempt.end for attempt in attempts)
     places = _count_places(by_worker)
-    longest = max(workers, key=lambda row: row.longest_s)
-    total = WorkerTime(
-        "",
-        len(attempts),
-        sum(row.busy_s for row in workers),
-        places * (end - begin - _within(pauses, begin, end)),
-        longest.longest_s,
-        longest.before,
-    )
-    return Utilization(workers, total, places, sum(end - begin for begin, end in pauses))
+    present_s = places * (end - begin - _within(pauses, begin, end))
+    share = _share(sum(row.busy_s for row in workers), present_s)
+    return Utilization(workers, share, places, sum(end - begin for begin, end in pauses))
 
 
 def _attempts_by_worker(trials: Sequence[FrozenTrial]) -> dict[str, list[_Attempt]]:
@@ -146,12 +147,12 @@ def _row(
     begin, end = attempts[0].begin, max(attempt.end for attempt in attempts)
     return WorkerTime(
         worker,
+        next((attempt.device for attempt in reversed(attempts) if attempt.device), ""),
         len(attempts),
         sum(attempt.end - attempt.begin for attempt in attempts),
         end - begin - _within(pauses, begin, end),
         max(0.0, longest),
         number,
-        next((attempt.device for attempt in reversed(attempts) if attempt.device), ""),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from html import escape
+from itertools import accumulate
 from typing import Any
 
 import plotly.graph_objects as go
@@ -140,20 +141,16 @@ def _pruned_points(
     return pruned, heights, marker
 
 
+def _running_best(complete: Sequence[FrozenTrial], objective: Objective) -> list[float]:
+    values = (trial.values[0] for trial in complete)
+    return list(accumulate(values, lambda best, value: objective.best_of((best, value))))
+
+
 def _improvements(complete: Sequence[FrozenTrial], objective: Objective) -> list[FrozenTrial]:
     """Return the trials that were better than all before them."""
-    found: list[FrozenTrial] = []
-    for trial, best in zip(complete, _running_best(complete, objective), strict=True):
-        if not found or best != found[-1].values[0]:
-            found.append(trial)
-    return found
-
-
-def _running_best(complete: Sequence[FrozenTrial], objective: Objective) -> list[float]:
-    best: list[float] = []
-    for trial in complete:
-        best.append(objective.best_of([*best[-1:], trial.values[0]]))
-    return best
+    best = _running_best(complete, objective)
+    pairs = zip(complete, [None, *best], best, strict=False)
+    return [trial for trial, before, after in pairs if after != before]
 
 
 def curves_figure(results: StudyResults) -> go.Figure | None:

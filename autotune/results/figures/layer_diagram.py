@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from markupsafe import Markup
 
@@ -61,38 +61,26 @@ def layer_rows(layers: Sequence[Mapping[str, Any]], plan: TrialPlan) -> tuple[La
     return (*rows, LayerRow(0, "head", None, "trainable", plan.head.describe()))
 
 
-@dataclass(frozen=True)
-class _Line:
+class _Line(NamedTuple):
     """What is drawn on one line: a row, or a run of like rows."""
 
     rows: tuple[LayerRow, ...]
+    name: str
+    state: State
+    label: str
+    parameters: str
+    change: str
 
-    @property
-    def state(self) -> State:
-        return self.rows[0].state
 
-    @property
-    def change(self) -> str:
-        return self.rows[0].change
-
-    @property
-    def name(self) -> str:
-        first, last = self.rows[-1].index, self.rows[0].index
-        if not last:
-            return "head"
-        return f"layer {last}" if first == last else f"layers {first}-{last}"
-
-    @property
-    def label(self) -> str:
-        first, last = self.rows[0], self.rows[-1]
-        if not first.index:
-            return ""
-        return first.label if first is last else f"{first.label} … {last.label}"
-
-    @property
-    def parameters(self) -> str:
-        counts = [row.parameters for row in self.rows if row.parameters is not None]
-        return format_count(sum(counts)) if counts else ""
+def _line(rows: tuple[LayerRow, ...]) -> _Line:
+    first, last = rows[0], rows[-1]
+    name = f"layer {first.index}" if first is last else f"layers {last.index}-{first.index}"
+    label = first.label if first is last else f"{first.label} … {last.label}"
+    if not first.index:
+        name, label = "head", ""
+    counts = [row.parameters for row in rows if row.parameters is not None]
+    parameters = format_count(sum(counts)) if counts else ""
+    return _Line(rows, name, first.state, label, parameters, first.change)
 
 
 def _lines(rows: Sequence[LayerRow]) -> Iterator[_Line]:
@@ -100,9 +88,9 @@ def _lines(rows: Sequence[LayerRow]) -> Iterator[_Line]:
     for _, run in groupby(rows, key=lambda row: (row.state, row.change, row.index == 0)):
         members = tuple(run)
         if len(members) > MAX_RUN[members[0].state]:
-            yield _Line(members)
+            yield _line(members)
         else:
-            yield from (_Line((member,)) for member in members)
+            yield from (_line((member,)) for member in members)
 
 
 def as_text(rows: Sequence[LayerRow]) -> str:
@@ -149,7 +137,7 @@ def as_html(rows: Sequence[LayerRow]) -> Markup:
         html = _line_as_html(line)
         if len(line.rows) > 1:
             inner = (
-                Markup("<li>{}</li>").format(_line_as_html(_Line((row,)))) for row in line.rows
+                Markup("<li>{}</li>").format(_line_as_html(_line((row,)))) for row in line.rows
             )
             html = Markup("<details><summary>{}</summary><ol>{}</ol></details>").format(
                 html, Markup("").join(inner)

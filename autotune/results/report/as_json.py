@@ -24,36 +24,10 @@ FORMAT = 2
 
 
 def render_json(results: StudyResults, storage_url: str = "") -> str:
-    """Return the report of a study as JSON.
+    """Return the report of a study as JSON; docs/python.md lists its keys.
 
-    ========================  ====================================================================
-    key                       holds
-    ========================  ====================================================================
-    ``format``                2
-    ``autotune``              version that has written it
-    ``written``               when, ISO 8601, UTC
-    ``study``, ``storage``    name, and URL without a password
-    ``headline``              the answer in a sentence
-    ``objectives``            of each: ``name``, ``direction``
-    ``progress``              trials by how they ended, ``finished``, ``budget``
-    ``ended``                 what ended the study: ``kind``, ``words``; ``null`` before its end
-    ``best``, ``baseline``    trials as below, ``null`` where there is none
-    ``front``                 numbers of the trials on the Pareto front, the best metric first
-    ``confirmed``             verdict of ``autotune confirm`` with ``selection_bias`` and
-                              ``is_better``, or ``null``
-    ``fit``                   every reading of the test split: ``time``, ``trial``, ``test``,
-                              ``baseline``, ``gain`` and ``intervals``
-    ``diagnostics``           ``question``, ``answer``, ``severity`` (``ok``, ``warning``,
-                              ``action``) and ``advice`` of each
-    ``definition``            the study file, all defaults filled in
-    ``dataset``, ``survey``   facts of the images
-    ``environment``           versions of packages
-    ``trials``                a trial each: the columns of :mod:`.dataframe` (those
-                              with a dot as ``params``, ``metrics``, ``deviations``, ``costs``),
-                              ``plan_in_full``, and ``curve``: epoch and value, pair by pair
-    ========================  ====================================================================
-
-    Unknown values, and numbers that JSON cannot hold, are ``null``.
+    ``trials`` has the columns of :mod:`.dataframe`, those with a dot as dictionaries. Unknown
+    values, and numbers that JSON cannot hold, are ``null``.
     """
     text = json.dumps(_document(results, storage_url), indent=2, ensure_ascii=False)
     return escaped(text) + "\n"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import gzip
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -142,29 +141,19 @@ def _format_wait(seconds: float) -> str:
     return format_duration(seconds) if seconds >= 1 else "under a second"
 
 
-@dataclass(frozen=True)
-class _Network:
-    """A plan on the page."""
-
-    title: str
-    plan: str
-    diagram: Markup
-    size: str
-
-
-def _networks(results: StudyResults) -> list[_Network]:
+def _networks(results: StudyResults) -> list[dict[str, str]]:
     """Draw the plans of the baseline and of the best trial, once they are complete."""
     best, baseline = results.best, results.baseline
     titles = {"Baseline": baseline}
     if best is not None and best is not baseline:
         titles[f"Best: trial {best.number}"] = best
     return [
-        _Network(
-            title=f"{title}, {results.objective.label} {results.format_values(trial)}",
-            plan=results.describe_plan(trial),
-            diagram=as_html(layer_rows(results.layers_of(trial), plan)),
-            size=_describe_size(trial),
-        )
+        {
+            "title": f"{title}, {results.objective.label} {results.format_values(trial)}",
+            "plan": results.describe_plan(trial),
+            "diagram": as_html(layer_rows(results.layers_of(trial), plan)),
+            "size": _describe_size(trial),
+        }
         for title, trial in titles.items()
         if trial is not None and (plan := attrs.trial_plan(trial)) is not None
     ]
@@ -188,15 +177,6 @@ def _describe_size(trial: FrozenTrial) -> str:
     return ", ".join(parts)
 
 
-@dataclass(frozen=True)
-class _Plot:
-    """A figure on the page: its JSON is safe inside a script element."""
-
-    title: str
-    height: int
-    json: Markup
-
-
 def _figures(results: StudyResults, measured: Mapping[str, float]) -> dict[str, Any]:
     names = sorted(results.parameter_names, key=lambda name: -measured.get(name, 0.0))
     slices = (_plot(f"Values over {name}", slice_figure(results, name)) for name in names)
@@ -211,9 +191,10 @@ def _figures(results: StudyResults, measured: Mapping[str, float]) -> dict[str, 
     }
 
 
-def _plot(title: str, figure: go.Figure | None) -> _Plot | None:
+def _plot(title: str, figure: go.Figure | None) -> dict[str, Any] | None:
+    """Return title, height and JSON of a figure; the JSON is safe inside a script element."""
     if figure is None:
         return None
     # "<" written as its escape sequence: "</script>" in a name must not end the element.
     text = visible(str(figure.to_json())).replace("<", "\\u003c")
-    return _Plot(title, int(figure.layout.height or 340), Markup(text))
+    return {"title": title, "height": int(figure.layout.height or 340), "json": Markup(text)}
