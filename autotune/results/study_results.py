@@ -95,9 +95,9 @@ class StudyResults:
             return ""
         if self.best is self.baseline:
             return "no trial is better"
-        objectives = [one for one in (self.objective, self.cost) if one is not None]
+        objectives = [each for each in (self.objective, self.cost) if each is not None]
         values = zip(objectives, self.best.values, self.baseline.values, strict=True)
-        return ", ".join(one.format_difference(best, base) for one, best, base in values)
+        return ", ".join(each.format_difference(best, base) for each, best, base in values)
 
     @cached_property
     def front(self) -> tuple[FrozenTrial, ...]:

@@ -203,7 +203,8 @@ def _check_density(facts: _Facts) -> _Finding | None:
     )
     if facts.noise:
         value = best.values[0]
-        rivals = sum(facts.gain(value, one.values[0]) <= facts.noise for one in facts.ranked) - 1
+        gains = (facts.gain(value, rival.values[0]) for rival in facts.ranked)
+        rivals = sum(gain <= facts.noise for gain in gains) - 1
         within = f"within the noise ({facts.format(facts.noise)}) of its value"
         text += f"; {rivals or 'none'} {'comes' if rivals < 2 else 'come'} {within}"
     if close >= _MIN_CLOSE:
@@ -485,7 +486,7 @@ _CHECKS: Mapping[str, Callable[[_Facts], _Finding | None]] = {
     "Which parameters matter, and which could be fixed?": _check_parameters,
     "Did pruning cut plans that would have won?": _check_pruning,
     "Is the gain over the baseline larger than the noise?": _check_noise,
-    "Is the gain larger than what choosing among so many trials brings?": _check_selection,
+    "Is the gain larger than what choosing among the trials brings?": _check_selection,
 }
 
 

@@ -72,7 +72,7 @@ def space_edges(results: StudyResults, trial: FrozenTrial) -> tuple[Edge, ...]:
 def _up_to(layers: int, distribution: BaseDistribution) -> BaseDistribution:
     """Return the depths that a backbone can have; of several, others may have more layers."""
     if isinstance(distribution, CategoricalDistribution):
-        choices = [min(one, layers) for one in distribution.choices if isinstance(one, int)]
+        choices = [min(depth, layers) for depth in distribution.choices if isinstance(depth, int)]
         return CategoricalDistribution(list(dict.fromkeys(choices)))
     if isinstance(distribution, IntDistribution) and distribution.low < layers < distribution.high:
         return IntDistribution(distribution.low, layers, log=distribution.log)

@@ -61,15 +61,20 @@ def _blocks(results: StudyResults, storage_url: str) -> Iterator[str]:
         yield table(
             ("reason", "attempts", "state", "trials"),
             [
-                (one.reason, str(len(one.numbers)), one.state, ", ".join(map(str, one.numbers)))
-                for one in failed
+                (
+                    failure.reason,
+                    str(len(failure.numbers)),
+                    failure.state,
+                    ", ".join(map(str, failure.numbers)),
+                )
+                for failure in failed
             ],
         )
     if diagnostics:
         yield "## Questions to ask of a study"
         yield "\n".join(
-            f"- **{escape(one.question)}** {escape(f'{one.answer} {one.advice}'.rstrip())}"
-            for one in diagnostics
+            f"- **{escape(found.question)}** {escape(f'{found.answer} {found.advice}'.rstrip())}"
+            for found in diagnostics
         )
     if file := study_file(results, storage_url):
         yield "## Again"

@@ -29,7 +29,7 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: int = 0) 
     Args:
         titles: The heads of the columns.
         rows: The cells.
-        right: The first columns, so many of them, hold numbers.
+        right: Number of leading columns that hold numbers.
     """
     rule = ("---:" if column < right else "---" for column in range(len(titles)))
     head, *body = (f"| {' | '.join(map(escape, row))} |" for row in (titles, *rows))

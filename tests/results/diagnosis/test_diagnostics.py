@@ -34,7 +34,7 @@ LONG = "Was training long enough?"
 MATTER = "Which parameters matter, and which could be fixed?"
 PRUNED = "Did pruning cut plans that would have won?"
 NOISE = "Is the gain over the baseline larger than the noise?"
-LUCK = "Is the gain larger than what choosing among so many trials brings?"
+LUCK = "Is the gain larger than what choosing among the trials brings?"
 
 
 def study_of(*values: float, baseline: float | None = None, direction: str = "maximize") -> Study:
@@ -275,7 +275,7 @@ def test_noise_of_folds_is_the_error_of_their_mean() -> None:
 
 
 def test_luck_of_many() -> None:
-    # The means of the largest of so many normal values (Harter 1961, table 1).
+    # The means of the largest of ``count`` normal values (Harter 1961, table 1).
     for count, mean in ((2, 0.564), (10, 1.539), (100, 2.508), (400, 2.968)):
         assert luckiest(count) == pytest.approx(mean, abs=0.03)
 

@@ -106,7 +106,7 @@ def test_the_page_says_what_is_left_out(results: StudyResults, few: None) -> Non
     page = render_html(results)
     assert "autotune report digits --format csv" in page
     assert "The table has" in page
-    assert "figures do not show all of them" in page
+    assert "do not show all trials" in page
 
 
 @pytest.mark.slow
