@@ -114,7 +114,7 @@ def test_failures_and_a_study_at_rest(opened: OpenStudy) -> None:
     first, _ = watched(opened)
     assert "failed attempts: 1 lost" in first
     assert "no worker runs a trial" in first
-    assert "0 running, 1 queued" in first
+    assert "1 waiting" in first
 
 
 @contextmanager

@@ -101,6 +101,12 @@ def test_epochs_of_a_retried_attempt_count_once() -> None:
     study = make_study(trials=2, running=0, failed=0, retried=1)
     assert [one.user_attrs[attrs.EPOCHS] for one in study.trials[:2]] == [10, 2]
     # The attempt's two epochs are among those of its successor.
+    expected = 10 + study.trials[2].user_attrs[attrs.EPOCHS]
+    assert figures(study)["epochs trained"][0] == str(expected)
+
+
+def test_without_pruning_no_epoch_is_saved() -> None:
+    study = make_study(trials=2, running=0, failed=0, retried=0)
     assert figures(study)["epochs trained"] == ("20", "pruning saved none yet")
 
 
