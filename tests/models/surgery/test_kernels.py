@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 
 SIDES = st.sampled_from((1, 2, 3, 5, 7))
 KERNELS = st.sampled_from((1, 2, 3, 4, 5, 7))
-STANDARDISED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
+STANDARDIZED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 
 
 def sides_of(conv: nn.Conv2d) -> tuple[int, int]:
@@ -162,9 +162,9 @@ def test_a_changed_kernel_can_be_changed_again(
         assert close(twice(input), conv(input))
 
 
-@pytest.mark.parametrize("kind", STANDARDISED)
+@pytest.mark.parametrize("kind", STANDARDIZED)
 @pytest.mark.parametrize("stride", [1, 2])
-def test_weight_standardisation_is_folded(kind: type[nn.Conv2d], stride: int) -> None:
+def test_weight_standardization_is_folded(kind: type[nn.Conv2d], stride: int) -> None:
     conv = fill(kind(4, 8, 3, stride=stride, bias=True))
     input = torch.randn(2, 4, 10, 11, generator=seeded(1))
     changed = change_kernel(conv, 5, inherit=True)
@@ -198,7 +198,7 @@ def test_random_weights_come_from_the_generator_alone() -> None:
     assert not torch.equal(one.weight, inherited.weight)
 
 
-def test_a_random_kernel_lies_around_the_centre() -> None:
+def test_a_random_kernel_lies_around_the_center() -> None:
     for old, new, offset in ((7, 3, 2), (7, 2, 2), (3, 7, -2), (2, 5, -1), (3, 2, 0)):
         changed = change_kernel(make(old), new, inherit=False, generator=seeded())
         assert isinstance(changed, GridAlignedConv2d)
@@ -413,4 +413,4 @@ def test_what_can_be_changed_has_no_problem() -> None:
     assert kernel_problem(make(3, kind=Named)) == ""
     assert kernel_problem(make(3, kind=Conv2dSame)) == ""
     assert kernel_problem(change_kernel(make(3), 5, inherit=True)) == ""
-    assert [kernel_problem(kind(4, 8, 3)) for kind in STANDARDISED] == [""] * 4
+    assert [kernel_problem(kind(4, 8, 3)) for kind in STANDARDIZED] == [""] * 4
