@@ -1,0 +1,90 @@
+"""Workers of a study as threads of this process: all of them but the start of a process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from autotune.study.engine import launcher
+from autotune.study.engine.pool import BackendPlan
+from autotune.study.engine.worker import Job, worker_main, worker_name
+from autotune.study.trial.run import EventCallback
+
+
+class InlineBackend:
+    """Workers as threads, which take turns: one at a time loads its backbone or trains.
+
+    Torch's random numbers and its number of threads belong to the process, so that a value does
+    not depend on what another worker computes.
+    """
+
+    restarts = False
+
+    def __init__(self) -> None:
+        self._threads: dict[str, threading.Thread] = {}
+        self._stop = threading.Event()
+        self._turn = threading.Lock()
+
+    def start(self, slot: int, job: Job, on_event: EventCallback) -> None:
+        number = len(self._threads)
+        name = worker_name(os.getpid(), number)
+        job = replace(job, worker=name, index=number, threads=1, gpu="")
+        thread = threading.Thread(target=self._run, args=(slot, job, on_event), daemon=True)
+        self._threads[name] = thread
+        thread.start()
+
+    def _run(self, slot: int, job: Job, on_event: EventCallback) -> None:
+        self._turn.acquire()
+        has_turn = True
+
+        def pass_on(event: dict[str, Any]) -> None:
+            nonlocal has_turn
+            if event["event"] == "start" and not has_turn:
+                has_turn = self._turn.acquire()
+            elif event["event"] in ("ready", "end") and has_turn:
+                self._turn.release()
+                has_turn = False
+            on_event({**event, "worker": slot})
+
+        try:
+            code = worker_main(job, self._stop, pass_on)
+        finally:
+            if has_turn:
+                self._turn.release()
+        on_event({"event": "exit", "worker": slot, "code": code, "lines": []})
+
+    def is_gone(self, worker: str) -> bool:
+        return worker in self._threads and not self._threads[worker].is_alive()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    kill = stop
+
+    def close(self) -> None:
+        self.stop()
+        for thread in self._threads.values():
+            thread.join()
+
+
+@contextmanager
+def inline_backend(_devices: Sequence[str], slots: int) -> Iterator[BackendPlan]:
+    backend = InlineBackend()
+    try:
+        yield BackendPlan(backend, slots, threads=1)
+    finally:
+        backend.close()
+
+
+@contextmanager
+def workers_inline() -> Iterator[None]:
+    """Run the workers of every study that is launched in this process as threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launcher, "local_backend", inline_backend)
+        yield
