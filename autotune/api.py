@@ -20,7 +20,7 @@ from rich.text import Text
 from autotune.config.loading import load_study_file
 from autotune.config.schema import BUDGETS, StudyConfig
 from autotune.display.console import check_folder, check_writable, plain_console
-from autotune.errors import AutotuneError, StudyError, UserError, join_sentences, nearest
+from autotune.errors import AutotuneError, StudyError, UserError, did_you_mean, join_sentences
 from autotune.plan import TrialPlan
 from autotune.storage.url import absolute_url, redact
 
@@ -233,7 +233,7 @@ class Study:
             >>> study.best.value >= study.baseline.value
             True
             >>> study.best.words
-            '...tuned..., adamw lr ...'
+            '...trainable..., adamw lr ...'
         """
         from autotune.search import ranking
         from autotune.study.state import attrs
@@ -242,7 +242,7 @@ class Study:
         if opened is None:
             return None
         trials = opened.study.get_trials(deepcopy=False)
-        return self._summary(ranking.best_of(trials, attrs.direction_of(opened.study)))
+        return self._summary(ranking.best_of(trials, attrs.metric_direction(opened.study)))
 
     @property
     def baseline(self) -> TrialSummary | None:
@@ -257,7 +257,7 @@ class Study:
         opened = self._find()
         if opened is None:
             return None
-        return self._summary(attrs.baseline_of(opened.study.get_trials(deepcopy=False)))
+        return self._summary(attrs.find_baseline(opened.study.get_trials(deepcopy=False)))
 
     @property
     def optuna_study(self) -> optuna.Study:
@@ -313,12 +313,12 @@ class Study:
             >>> study.report("digits.md")
             PosixPath('digits.md')
         """
-        from autotune.results.report.formats import form_of, write_report_of
+        from autotune.results.report.formats import resolve_format, write_report
 
-        form = form_of(path, format)
+        form = resolve_format(path, format)
         if path is not None:
             check_writable(path)
-        return write_report_of(self._opened(), None if path is None else Path(path), form)
+        return write_report(self._opened(), None if path is None else Path(path), form)
 
     def confirm(self, top: int = 5, seeds: int = 5, *, progress: bool = True) -> Confirmation:
         """Train the best plans and the baseline under several seeds, and compare them.
@@ -347,7 +347,7 @@ class Study:
         from autotune.results.evaluation.confirm import confirm_plans  # imports torch
         from autotune.results.values.objective import Objective
 
-        objective = Objective.of(opened.study)
+        objective = Objective.from_study(opened.study)
         say = _say(progress)
 
         def listen(step: ConfirmProgress) -> None:
@@ -475,7 +475,7 @@ class Study:
                 join_sentences(
                     f"the study {self._name!r} searches {', '.join(known) or 'nothing yet'}, but "
                     f"got {name!r}",
-                    nearest(name, known),
+                    did_you_mean(name, known),
                 )
             )
         return self._drawn(
@@ -497,7 +497,7 @@ class Study:
         from autotune.results.figures.pareto import front_figure
         from autotune.results.values.objective import Objective
 
-        if Objective.cost_of(self._opened().study) is None:
+        if Objective.cost_from_study(self._opened().study) is None:
             raise StudyError(
                 f"the study {self._name!r} has one objective, and no front; a study file with "
                 "'objectives: [accuracy, latency_ms]' has two"
@@ -515,19 +515,23 @@ class Study:
             opened = None
         if opened is None:
             return f"<p>Study <b>{escape(self._name)}</b>: {escape(self._in_words())}</p>"
-        from autotune.results.diagnosis.headline import confirmed, facts, headline
+        from autotune.results.diagnosis.headline import (
+            describe_confirmation,
+            headline,
+            key_figures,
+        )
         from autotune.search import ranking
         from autotune.study.state import attrs
 
         study = opened.study
         trials = study.get_trials(deepcopy=False)
-        best = ranking.best_of(trials, attrs.direction_of(study))
-        progress = attrs.progress_of(trials, attrs.budget_of(study))
+        best = ranking.best_of(trials, attrs.metric_direction(study))
+        progress = attrs.count_progress(trials, attrs.trial_budget(study))
         rows = [
             (name, f"{number} ({made_of})")
-            for name, number, made_of in facts(study, trials, progress)
+            for name, number, made_of in key_figures(study, trials, progress)
         ]
-        if said := confirmed(study, best):
+        if said := describe_confirmation(study, best):
             rows.append(("confirmed", said))
         cells = "".join(
             f'<tr><th style="text-align: left">{escape(name)}</th>'
@@ -546,7 +550,7 @@ class Study:
             if opened is None:
                 return "not run yet"
             from autotune.results.report.summary import summarise
-            from autotune.results.values.objective import show_values
+            from autotune.results.values.objective import format_values
 
             found = summarise(opened)
         except AutotuneError as error:
@@ -556,23 +560,23 @@ class Study:
         if progress.running:
             words.append(f"{progress.running} running")
         if found.best is not None:
-            shown = show_values(found.best, found.objective, cost)
+            shown = format_values(found.best, found.objective, cost)
             words.append(f"best {shown} (trial {found.best.number})")
         if found.baseline is not None:
-            words.append(f"baseline {show_values(found.baseline, found.objective, cost)}")
+            words.append(f"baseline {format_values(found.baseline, found.objective, cost)}")
         return ", ".join(words)
 
     def _summary(self, trial: FrozenTrial | None) -> TrialSummary | None:
         from autotune.results.figures.parameters import space_of
-        from autotune.results.report.dataframe import effective_params
+        from autotune.results.report.dataframe import active_params
         from autotune.study.state import attrs
 
-        plan = attrs.plan_of(trial) if trial is not None else None
+        plan = attrs.trial_plan(trial) if trial is not None else None
         if trial is None or plan is None:
             return None
         study = self._opened().study
-        words = plan.in_words(attrs.has_several(study.user_attrs))
-        params = effective_params(trial, space_of(study))
+        words = plan.describe(attrs.has_several_backbones(study.user_attrs))
+        params = active_params(trial, space_of(study))
         value, *costs = trial.values
         return TrialSummary(trial.number, value, plan, words, params, *costs)
 

@@ -1,33 +1,78 @@
-"""Writing a file so that it appears whole or not at all."""
+"""Files and folders that appear complete or not at all: a temporary name, then a rename."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from autotune.errors import disk_full_as_user_error
 
 
-def write_whole(path: Path, content: bytes) -> Path:
-    """Write a file under a temporary name and rename it.
+def _temporary(path: Path) -> Path:
+    # A random name, because machines that share the folder number their processes alike.
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+
+
+@contextmanager
+def atomic_file(path: Path, sync: bool = False) -> Iterator[Path]:
+    """Yield a temporary path whose file replaces ``path`` when the block ends without an error.
 
     Args:
-        path: The file; folders above it are made, and one that is there is replaced.
-        content: What it is to hold.
-
-    Returns:
-        The path.
+        path: The file. Folders above it are made.
+        sync: Flush the file to the disk before the rename, so that a power cut cannot leave an
+            empty file.
 
     Raises:
-        DiskFullError: When the content does not fit on the disk.
+        DiskFullError: When no space is left; the old file stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    temporary = _temporary(path)
     with disk_full_as_user_error(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_bytes(content)
+            yield temporary
+            if sync:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path, sync: bool = False) -> Iterator[Path]:
+    """Yield a new temporary folder that becomes ``path`` when the block ends without an error.
+
+    Args:
+        path: The folder, which must be empty or not exist. Folders above it are made.
+        sync: Flush all disks before the rename, so that a power cut cannot leave the folder
+            without its files.
+
+    Raises:
+        DiskFullError: When no space is left.
+    """
+    temporary = _temporary(path)
+    with disk_full_as_user_error(path.parent):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            if sync:
+                os.sync()
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file and return its path; see :func:`atomic_file`."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
     return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file in UTF-8 and return its path; see :func:`atomic_file`."""
+    return write_bytes(path, text.encode())

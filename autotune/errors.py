@@ -14,16 +14,16 @@
     │   ├── FormatError           stored by another version of autotune, and not to be read here
     │   ├── ModelError            a folder is no model that this version can use
     │   ├── DiskFullError         no space left where autotune has to write
-    │   │   └── NoRoomError       known before anything was written
+    │   │   └── InsufficientSpaceError   known before anything was written
     │   └── NoDeviceError         a GPU that cannot be used; a DeviceError as well
     ├── TrialError                one trial cannot be finished, the study goes on
     │   ├── DivergedError         its loss or its logits are no numbers any more
     │   └── PlanError             its plan does not fit the backbone
     ├── ExportError               a model cannot be written in another format
     ├── SplitError                a network cannot be cut into prefix and tail; it trains whole
-    ├── InterruptedTrial          a stop was asked for; the trial goes back to the queue
-    ├── CrowdedError              others hold the memory of the device; the trial goes back as well
-    ├── CacheError                a file of the cache was removed; the trial goes back as well
+    ├── TrialInterruptedError     a stop was requested; the trial is queued again
+    ├── DeviceBusyError           other processes use the GPU memory; the trial is queued again
+    ├── CacheError                a file of the cache was removed; the trial is queued again
     └── WorkerError               the workers of a study cannot go on
         └── DeviceError           a process cannot use its GPU any more, another one can (75)
 
@@ -58,7 +58,7 @@ _PASSING = (
 
 
 #: Limits the mistakes of a study file that a message lists.
-MOST_PROBLEMS = 50
+MAX_PROBLEMS = 50
 
 
 class AutotuneError(Exception):
@@ -102,7 +102,7 @@ class ConfigError(UserError):
         self.source = source
         self.problems = tuple(problems)
         self.count = max(count, len(self.problems))
-        shown = self.problems[:MOST_PROBLEMS]
+        shown = self.problems[:MAX_PROBLEMS]
         mistakes = f"{self.count:,} mistake{'s' if self.count != 1 else ''}"
         lines = [
             f"{one_line(hide_passwords(source))}: {mistakes}",
@@ -157,7 +157,7 @@ class DiskFullError(UserError):
     """No space is left where autotune has to write."""
 
 
-class NoRoomError(DiskFullError):
+class InsufficientSpaceError(DiskFullError):
     """What is to be kept on disk is larger than the room that there is or may be taken."""
 
 
@@ -181,11 +181,11 @@ class SplitError(AutotuneError):
     """A network cannot be cut into a prefix and a tail; it trains whole."""
 
 
-class InterruptedTrial(AutotuneError):
+class TrialInterruptedError(AutotuneError):
     """A stop was asked for while a trial was running."""
 
 
-class CrowdedError(AutotuneError):
+class DeviceBusyError(AutotuneError):
     """Other processes hold the memory that a trial needs on its device."""
 
 
@@ -210,7 +210,7 @@ class NoDeviceError(UserError, DeviceError):
     """The GPU that a process was told to use, or that its machine lists, cannot be used."""
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Suggest the valid names that look most like a wrong one.
 
     Args:
@@ -226,7 +226,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
 
 
-def in_yaml(value: object) -> str:
+def format_yaml(value: object) -> str:
     """Show a value of a study file as the file has it: ``true``, ``null``, ``'text'``."""
     if value is None:
         return "null"
@@ -270,7 +270,7 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def may_pass(error: OSError) -> bool:
+def is_transient_os_error(error: OSError) -> bool:
     """Tell whether the system may do in a moment what it has just refused.
 
     A disk that hiccups and a network file system whose server is away do; a file that is not

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
-from autotune.errors import FormatError, join_sentences, nearest
+from autotune.errors import FormatError, did_you_mean, join_sentences
 
 STUDY, MODEL, CONFIRMATION = "study", "model", "confirmation"
 #: The format of each that this version writes, and the latest that it reads. Raised with every
@@ -96,7 +96,9 @@ def refuse_unknown(values: Iterable[str], fields: Iterable[str], where: str) -> 
     known = list(fields)
     for name in values:
         if name not in known:
-            raise TypeError(join_sentences(f"{where} has no {name!r}", nearest(str(name), known)))
+            raise TypeError(
+                join_sentences(f"{where} has no {name!r}", did_you_mean(str(name), known))
+            )
 
 
 def _in_a_line(error: BaseException) -> str:

@@ -36,7 +36,7 @@ INHERITING = ("kernel", "width", "bridge")
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What one tuned layer becomes; ``keep`` leaves a field as the backbone has it.
+    """What one trainable layer becomes; ``keep`` leaves a field as the backbone has it.
 
     Args:
         kernel: Side of its spatial convolutions: 1, 2, 3, 5 or 7.
@@ -64,7 +64,7 @@ class LayerPlan:
         """Return the fields that are not kept."""
         return {name: value for name, value in vars(self).items() if value != KEEP}
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """Describe what changes, empty when nothing does.
 
         Example:
@@ -106,7 +106,7 @@ class HeadPlan:
     activation: str = "relu"
     batch_norm: bool = True
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """Describe the head in a few words.
 
         Example:
@@ -129,7 +129,7 @@ class HeadPlan:
 
 @dataclass(frozen=True)
 class TrainingPolicy:
-    """How the tuned part is trained.
+    """How the trainable part is trained.
 
     Args:
         optimizer: ``adamw`` (Loshchilov and Hutter 2019), ``sgd`` (with Nesterov momentum) or
@@ -145,8 +145,9 @@ class TrainingPolicy:
         label_smoothing: As in Szegedy et al. 2016, section 7, which uses 0.1.
         head_epochs: Epochs at the start in which the head alone trains (linear probing, then
             fine-tuning: Kumar et al. 2022).
-        l2_sp: Strength of the pull of the tuned layers towards their pretrained weights, in place
-            of weight decay there (L2-SP, Li et al. 2018; they find 0.1 to 0.001 good). 0 is none.
+        l2_sp: Strength of the pull of the trainable layers towards their pretrained weights, in
+            place of weight decay there (L2-SP, Li et al. 2018; they find 0.1 to 0.001 good). 0 is
+            none.
         mixup: The parameter of the beta distribution of mixup (Zhang et al. 2018: 0.1 to 0.4). 0
             is none.
         cutmix: That of CutMix (Yun et al. 2019: 1). 0 is none; with both, each batch gets one of
@@ -164,11 +165,11 @@ class TrainingPolicy:
     mixup: float = 0.0
     cutmix: float = 0.0
 
-    def in_words(self, tuned: bool = True) -> str:
+    def describe(self, trainable: bool = True) -> str:
         """Describe the optimiser, and what differs from the default.
 
         Args:
-            tuned: Whether there are tuned layers besides the head.
+            trainable: Whether there are trainable layers besides the head.
 
         Example:
             >>> TrainingPolicy("sgd", 0.1, momentum=0.5, head_epochs=3, mixup=0.2).in_words()
@@ -178,12 +179,12 @@ class TrainingPolicy:
         words = [f"{self.optimizer} lr {self.lr:.3g}"]
         if self.optimizer == "sgd" and self.momentum != default.momentum:
             words.append(f"momentum {self.momentum:.3g}")
-        if tuned and self.layer_decay != default.layer_decay:
+        if trainable and self.layer_decay != default.layer_decay:
             words.append(f"layer decay {self.layer_decay:.2g}")
-        if tuned and self.head_epochs:
+        if trainable and self.head_epochs:
             epochs = "epoch" if self.head_epochs == 1 else "epochs"
             words.append(f"head alone for {self.head_epochs} {epochs}")
-        if tuned and self.l2_sp:
+        if trainable and self.l2_sp:
             words.append(f"L2-SP {self.l2_sp:.3g}")
         if self.mixup:
             words.append(f"mixup {self.mixup:.3g}")
@@ -198,10 +199,10 @@ class TrialPlan:
 
     Args:
         backbone: timm model name with its pretrained tag.
-        depth: How many of the last layers are tuned; 0 trains the head alone.
-        layers: Plans of the tuned layers, layer 1 (the last) first; ``len(layers) == depth``.
+        depth: How many of the last layers are trainable; 0 trains the head alone.
+        layers: Plans of the trainable layers, layer 1 (the last) first; ``len(layers) == depth``.
         head: The head.
-        policy: How the tuned part is trained.
+        policy: How the trainable part is trained.
         inherit: What changed layers start from: ``weights`` (the pretrained ones, channels
             chosen by their magnitude), ``data`` (the same, channels chosen by their activity on
             training images) or ``none`` (He initialisation).
@@ -250,7 +251,7 @@ class TrialPlan:
             _check_types(part, where)
         return plan
 
-    def in_words(self, named: bool = False) -> str:
+    def describe(self, named: bool = False) -> str:
         """Describe the plan in one line.
 
         Args:
@@ -258,27 +259,27 @@ class TrialPlan:
 
         Example:
             >>> TrialPlan("resnet18", depth=2, layers=(LayerPlan(),) * 2).in_words()
-            'last 2 layers tuned, linear head, adamw lr 0.003'
+            'last 2 layers trainable, linear head, adamw lr 0.003'
             >>> TrialPlan("resnet18").in_words(named=True)
-            'resnet18: backbone locked, linear head, adamw lr 0.003'
+            'resnet18: backbone frozen, linear head, adamw lr 0.003'
             >>> TrialPlan("resnet18", depth=1, layers=(LayerPlan(kernel=5, width=0.5),)).in_words()
-            'last layer tuned (layer 1 kernel 5, width 0.5), linear head, adamw lr 0.003'
+            'last layer trainable (layer 1 kernel 5, width 0.5), linear head, adamw lr 0.003'
         """
-        tuned = {0: "backbone locked", 1: "last layer tuned"}.get(
-            self.depth, f"last {self.depth} layers tuned"
+        trainable = {0: "backbone frozen", 1: "last layer trainable"}.get(
+            self.depth, f"last {self.depth} layers trainable"
         )
         if changes := self._changes_in_words():
-            tuned += f" ({changes})"
-        head = self.head.in_words()
+            trainable += f" ({changes})"
+        head = self.head.describe()
         head = f"head {head}" if self.head.hidden else head.replace("linear", "linear head", 1)
         name = f"{self.backbone}: " if named else ""
-        return f"{name}{tuned}, {head}, {self.policy.in_words(tuned=self.depth > 0)}"
+        return f"{name}{trainable}, {head}, {self.policy.describe(trainable=self.depth > 0)}"
 
     def _changes_in_words(self) -> str:
         """Describe what the layers become, neighbours that become the same together."""
         words = []
         for change, run in groupby(
-            enumerate(self.layers, start=1), key=lambda numbered: numbered[1].in_words()
+            enumerate(self.layers, start=1), key=lambda numbered: numbered[1].describe()
         ):
             indices = [index for index, _ in run]
             first, last = indices[0], indices[-1]

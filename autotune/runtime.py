@@ -20,7 +20,7 @@ CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def single_threaded() -> Iterator[None]:
     """Run torch on one thread for as long as the context lasts."""
     import torch
 
@@ -32,17 +32,17 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def keep_to_cores() -> None:
+def limit_torch_threads() -> None:
     """Have torch use no more threads than this process may use cores.
 
     OpenMP, which gives torch its number, heeds affinity and ``OMP_NUM_THREADS`` but no quota.
     """
     import torch
 
-    torch.set_num_threads(min(torch.get_num_threads(), cores()))
+    torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))
 
 
-def cores() -> int:
+def available_cpus() -> int:
     """Count the cores that this process may use.
 
     That is what its affinity allows (``taskset``, SLURM's ``--cpus-per-task``, a container's
@@ -116,7 +116,7 @@ _KEPT_BYTES = 2**31 - 1  # it takes an int
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
-def collect_rarely() -> None:
+def raise_gc_threshold() -> None:
     """Look for cycles of objects less often.
 
     Importing torch and timm makes a million objects that stay for good, and Python would go
@@ -125,7 +125,7 @@ def collect_rarely() -> None:
     gc.set_threshold(_OBJECTS, 20, 20)
 
 
-def keep_freed_memory() -> None:
+def tune_malloc() -> None:
     """Have glibc keep freed memory of up to 2 GiB, in a process that trains.
 
     It would hand every activation map back to the system and fetch it again, zeroed, in the next
@@ -138,7 +138,7 @@ def keep_freed_memory() -> None:
             mallopt(parameter, _KEPT_BYTES)
 
 
-def prefer_gpu_settings(environment: MutableMapping[str, str]) -> None:
+def set_gpu_defaults(environment: MutableMapping[str, str]) -> None:
     """Set what CUDA and torch read before they use a GPU, where the user has not set it.
 
     GPUs are numbered as ``nvidia-smi`` numbers them; CUDA itself would begin with the fastest.
@@ -153,7 +153,7 @@ def prefer_gpu_settings(environment: MutableMapping[str, str]) -> None:
         environment[_ALLOCATOR[0]] = "expandable_segments:True"
 
 
-def leave(code: int) -> NoReturn:
+def fast_exit(code: int) -> NoReturn:
     """End the process at once, once all that is registered for its end is done.
 
     The system takes back what a process had faster than the interpreter takes it apart.
@@ -174,7 +174,7 @@ _was_enabled = False
 
 
 @contextmanager
-def collector_paused() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Let the garbage collector rest for as long as the context lasts.
 
     Objects without cycles go at once as always. Contexts may be nested, and held by several

@@ -1,8 +1,8 @@
-"""Texts of others on their way out: names of files and classes, and messages of libraries.
+"""Text for people: safe output of foreign names, and lists, counts, sizes, durations in words.
 
-A name may hold what a terminal obeys (escape sequences), what turns a line around (bidi controls),
-what cannot be encoded (bytes of a file name that are no UTF-8), or what a spreadsheet computes.
-Inside they stay what they are; here is what terminals, pages and tables get in their place.
+A name may contain what a terminal obeys (escape sequences), what turns a line around (bidi
+controls), what cannot be encoded (bytes of a file name that are not UTF-8), or what a spreadsheet
+computes. The data keeps it; terminals, pages and tables get the text that these functions return.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import sys
 import traceback
 import warnings
+from collections.abc import Collection
 from types import TracebackType
 from typing import TextIO
 
@@ -21,10 +22,77 @@ _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u206f\ufff9-\ufffb"
     "\ud800-\udfff]"
 )
-#: What begins a formula; the last four are full-width.
+#: Characters that begin a formula; the last four are full-width.
 _FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"
-#: What begins one behind a semicolon, which separates cells where a comma is in numbers.
+#: A formula after a semicolon, which separates cells where numbers have decimal commas.
 _LATER = re.compile(f"(;\\s*)(?=[{re.escape(_FORMULA)}])")
+
+
+def join_some(items: Collection[object], limit: int = 20, separator: str = ", ") -> str:
+    """Join the first items of a list and count the others.
+
+    Example:
+        >>> join_some("abcde", 3)
+        'a, b, c and 2 more'
+    """
+    text = separator.join(str(item) for item, _ in zip(items, range(limit), strict=False))
+    return text + (f" and {len(items) - limit:,} more" if len(items) > limit else "")
+
+
+def plural(count: int, noun: str, nouns: str = "") -> str:
+    """Write a count with its noun; ``nouns`` is the plural where it is not ``noun`` plus s.
+
+    Example:
+        >>> plural(1, "image"), plural(1200, "image"), plural(2, "class", "classes")
+        ('1 image', '1,200 images', '2 classes')
+    """
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
+def format_bytes(size: float) -> str:
+    """Write a size in decimal units: ``512 bytes``, ``1.5 kB``, ``23 MB``, ``1.2 GB``."""
+    if size < 1000:
+        return plural(round(size), "byte")
+    unit, scale = next(
+        ((name, scale) for name, scale in (("kB", 1e3), ("MB", 1e6)) if size < 999.5 * scale),
+        ("GB", 1e9),
+    )
+    return f"{size / scale:,.{int(size < 9.95 * scale)}f} {unit}"
+
+
+def format_duration(seconds: float) -> str:
+    """Write a duration with two units.
+
+    Example:
+        >>> format_duration(4980)
+        '1 h 23 min'
+    """
+    whole = round(seconds)
+    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part} {smaller}"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{seconds:.3g} s"
+
+
+def format_clock(seconds: float | None) -> str:
+    """Write a duration as ``2:05`` or ``1:02:05``; ``?`` for ``None``."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d}"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """Return the first line of an error's message, ``no details`` where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:limit] if lines else "no details"
+
+
+def error_line(error: BaseException, limit: int = 200) -> str:
+    """Return type and message of an error in one line: ``ValueError: no such key``."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:limit]
 
 
 def visible(text: str) -> str:

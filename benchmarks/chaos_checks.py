@@ -97,7 +97,7 @@ def faults(url: str, budget: int) -> list[str]:
     """Say what is wrong with a study that has ended."""
     opened = open_existing(NAME, url)
     trials = opened.study.get_trials(deepcopy=False)
-    progress = attrs.progress_of(trials, budget)
+    progress = attrs.count_progress(trials, budget)
     found = []
     if progress.finished != budget:
         found.append(f"{progress.finished} finished trials, and the budget is {budget}")
@@ -108,7 +108,7 @@ def faults(url: str, budget: int) -> list[str]:
     if progress.failed:
         reasons = [one.user_attrs.get(attrs.REASON) for one in trials if _failed(one, trials)]
         found.append(f"{progress.failed} trials failed: {reasons}")
-    plans = Counter(attrs.plan_of(one) for one in trials if one.state in FINISHED)
+    plans = Counter(attrs.trial_plan(one) for one in trials if one.state in FINISHED)
     found += [f"trained {count} times: {plan}" for plan, count in plans.items() if count > 1]
     # No value may depend on how its features came to be.
     shutil.rmtree(opened.files.cache, ignore_errors=True)
@@ -120,7 +120,7 @@ def faults(url: str, budget: int) -> list[str]:
 
 
 def _failed(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
-    return trial.state == TrialState.FAIL and trial.number not in attrs.superseded(trials)
+    return trial.state == TrialState.FAIL and trial.number not in attrs.retried_numbers(trials)
 
 
 def differences(
@@ -130,7 +130,7 @@ def differences(
 
     Every epoch of the trial must be there, and of each attempt all up to its last one.
     """
-    plan = attrs.plan_of(trial)
+    plan = attrs.trial_plan(trial)
     assert plan is not None
     expected: dict[int, float] = {}
     for result in build_trainer(plan, ctx).run():
@@ -138,7 +138,7 @@ def differences(
         expected[result.epoch] = result.metrics.objective(ctx.config.training.objective)
         if result.epoch == trial.last_step:
             break
-    attempts = (trial, *(trials[number] for number in attrs.retries(trial)))
+    attempts = (trial, *(trials[number] for number in attrs.earlier_attempts(trial)))
     threads = {one.user_attrs.get(attrs.THREADS, 1) for one in attempts} - {1}
     if threads:
         return [f"trial {trial.number} cannot be compared: it trained on {threads} threads"]

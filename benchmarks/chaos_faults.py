@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.errors import AutotuneError, StorageError, StudyError
 from autotune.storage.admin import local_postgres
-from autotune.storage.paths import Files
+from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import GRACE_PERIOD_S, open_storage
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.storage.url import database_path, is_sqlite
@@ -222,7 +222,7 @@ class Chaos:
 
     def _remove_cache(self) -> bool:
         """Remove the cache, or a part of it."""
-        cache = Files(self.files).cache
+        cache = StudyPaths(self.files).cache
         if not self._training() or not cache.is_dir():
             return False
         part = self.rng.choice(CACHE_PARTS)
@@ -255,7 +255,7 @@ class Chaos:
 
     def _fresh_checkpoints(self) -> list[Path]:
         """Return the checkpoints of live trials that were written since they were spoiled."""
-        kept = Files(self.files).checkpoints(NAME).glob("*.pt")
+        kept = StudyPaths(self.files).checkpoints(NAME).glob("*.pt")
         found = []
         for one in kept:
             with suppress(FileNotFoundError):
@@ -322,7 +322,7 @@ class Chaos:
         Its checkpoints stay where they were, and copies of them for :meth:`_put_back`.
         """
         launcher = self.launch("--workers", "2", *definition)
-        kept = Files(self.files).checkpoints(NAME)
+        kept = StudyPaths(self.files).checkpoints(NAME)
         while launcher.poll() is None and not list(kept.glob("*.pt")):
             time.sleep(0.2)
         self.killed.add(len(self.launchers) - 1)

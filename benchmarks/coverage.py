@@ -53,8 +53,8 @@ def check(family: str, name: str) -> dict[str, Any]:
     import torch
 
     from autotune.models.backbone import Backbone, data_config
-    from autotune.models.layers import layers_of
-    from autotune.models.surgery.probing import offers_for
+    from autotune.models.layers import list_layers
+    from autotune.models.surgery.probing import cached_capabilities
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
@@ -63,9 +63,9 @@ def check(family: str, name: str) -> dict[str, Any]:
     stir(model)
     model.eval().requires_grad_(False)
     backbone = Backbone(name, model, data_config(model, image_size(model)), "")
-    layers = layers_of(model)
+    layers = list_layers(model)
     start = time.perf_counter()
-    offers = offers_for(backbone, layers, min(LAST, len(layers)))[:LAST]
+    offers = cached_capabilities(backbone, layers, min(LAST, len(layers)))[:LAST]
     row: dict[str, Any] = {
         "family": family,
         "model": name,
@@ -135,7 +135,7 @@ def _plan(name: str, offers: Any, field: str, value: Any) -> Any:
 
     layers = tuple(
         LayerPlan(**{field: value})
-        if not offer.problem(field, value) and not offer.unchanged(field, value)
+        if not offer.reason_unsupported(field, value) and not offer.is_noop(field, value)
         else LayerPlan()
         for offer in offers
     )
@@ -148,11 +148,11 @@ def _plan(name: str, offers: Any, field: str, value: Any) -> Any:
 
 
 def _step(network: Any, images: Any) -> None:
-    """Do one optimiser step and check that it went well and touched the tuned part alone."""
+    """Do one optimiser step and check that it went well and touched the trainable part alone."""
     import torch
     from torch.nn import functional
 
-    tuned = {name for name, value in network.named_parameters() if value.requires_grad}
+    trainable = {name for name, value in network.named_parameters() if value.requires_grad}
     before = {
         name: value.clone()
         for name, value in [*network.named_parameters(), *network.named_buffers()]
@@ -166,27 +166,29 @@ def _step(network: Any, images: Any) -> None:
     optimizer.step()
     for name, value in [*network.named_parameters(), *network.named_buffers()]:
         if name not in own and not name.startswith("head."):
-            assert torch.equal(value, before[name]), f"{name} is locked but changed"
+            assert torch.equal(value, before[name]), f"{name} is frozen but changed"
     parameters = dict(network.named_parameters())
-    assert any(not torch.equal(parameters[name], before[name]) for name in tuned), "no training"
+    assert any(not torch.equal(parameters[name], before[name]) for name in trainable), (
+        "no training"
+    )
 
 
 def _depths(backbone: Any, layers: Any, images: Any) -> int:
     """Build every depth; train a step at 0, 1, a middle one and all; return how many there are."""
     import torch
 
-    from autotune.models.layers import layers_of
+    from autotune.models.layers import list_layers
     from autotune.models.network import Head, Network, feature_count
     from autotune.plan import HeadPlan
 
     features = feature_count(backbone.pretrained, backbone.data_config["input_size"])
     for depth in range(len(layers) + 1):
         module = backbone.fresh() if depth in _trained(layers) else backbone.pretrained
-        network = Network(module, layers_of(module), depth, Head(HeadPlan(), features, 3))
-        tuned = {n for n, p in network.backbone.named_parameters() if p.requires_grad}
+        network = Network(module, list_layers(module), depth, Head(HeadPlan(), features, 3))
+        trainable = {n for n, p in network.backbone.named_parameters() if p.requires_grad}
         parameters = dict(network.backbone.named_parameters())
         wanted = {n for layer in layers[:depth] for n in layer.names if n in parameters}
-        assert tuned == wanted, f"depth {depth} tunes other parameters than its layers have"
+        assert trainable == wanted, f"depth {depth} trains other parameters than its layers have"
         if depth in _trained(layers):
             if 0 < depth < len(layers):
                 _prefix(network, images)
@@ -202,11 +204,11 @@ def _trained(layers: Any) -> set[int]:
 
 
 def _prefix(network: Any, images: Any) -> None:
-    """Check that the locked part gives the same in training as in evaluation, bit by bit."""
+    """Check that the frozen part gives the same in training as in evaluation, bit by bit."""
     import torch
 
     outputs: dict[bool, dict[str, Any]] = {True: {}, False: {}}
-    locked = [
+    frozen = [
         (name, network.backbone.get_submodule(name))
         for layer in network.layers[network.depth :]
         for name in layer.modules
@@ -215,7 +217,7 @@ def _prefix(network: Any, images: Any) -> None:
         network.train(training)
         hooks = [
             module.register_forward_hook(_note(name, found))
-            for name, module in locked
+            for name, module in frozen
             if any(True for _ in module.parameters(recurse=False))
         ]
         with torch.no_grad():
@@ -224,7 +226,7 @@ def _prefix(network: Any, images: Any) -> None:
             hook.remove()
     for name, value in outputs[True].items():
         if isinstance(value, torch.Tensor):
-            assert torch.equal(value, outputs[False][name]), f"{name} differs while it is locked"
+            assert torch.equal(value, outputs[False][name]), f"{name} differs while it is frozen"
 
 
 def _note(name: str, found: dict[str, Any]) -> Any:

@@ -52,14 +52,14 @@ from optuna_dashboard import wsgi
 from optuna_dashboard._note import note_ver_key, split_body
 from rich.console import Console
 
-from autotune.config.loading import apply_overrides, check, presets, read_yaml
-from autotune.data.views.study_data import Task
+from autotune.config.loading import apply_overrides, presets, read_yaml, validate
+from autotune.data.views.study_data import StudyData
 from autotune.results.dashboard.notes import NoteContext, study_note, trial_note
 from autotune.search.space import Space
 from autotune.storage.admin.study_rows import Row, StudyRows, read_study, write_study
-from autotune.storage.paths import Files
+from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import open_storage
-from autotune.storage.rdb.retry import PatientStorage
+from autotune.storage.rdb.retry import RetryingStorage
 from autotune.study.setup.definition import define
 from autotune.study.setup.opening import OpenStudy, open_existing, open_or_create
 from autotune.study.state import attrs
@@ -83,10 +83,10 @@ def make_study(folder: Path, trials: int) -> OpenStudy:
     """Make a study: two thirds complete, one third pruned; those of its start stay queued."""
     url = f"sqlite:///{folder}/study.db"
     given = {"name": NAME, "storage": url, "training.epochs": EPOCHS, "search.trials": trials}
-    config = check(apply_overrides(read_yaml(presets()["digits"]), given), "benchmark")
+    config = validate(apply_overrides(read_yaml(presets()["digits"]), given), "benchmark")
     definition = define(config)
-    files = Files.of(config.storage, config.files)
-    task = Task.open(config.dataset, config.data, definition.specs[0], files.cache)
+    files = StudyPaths.from_url(config.storage, config.files)
+    task = StudyData.open(config.dataset, config.data, definition.specs[0], files.cache)
     opened = open_or_create(definition, task.info.to_json())
     references = draw_pictures(opened)
     space = Space.from_json(opened.study.user_attrs[attrs.SPACE])
@@ -123,7 +123,7 @@ def repeat(opened: OpenStudy, folder: Path, times: int, url: str = "") -> str:
     trials = [moved(row, time) for time in range(times) for row in finished]
     url = url or f"sqlite:///{folder}/study.db"
     storage = open_storage(url, create=True)
-    assert isinstance(storage, PatientStorage)
+    assert isinstance(storage, RetryingStorage)
     write_study(storage.engine, StudyRows(NAME, trials, parts))
     return url
 
@@ -176,17 +176,17 @@ def make_trial(
         user_attrs={
             attrs.PLAN: plan.to_json(),
             **({attrs.ROLE: attrs.BASELINE} if number == 0 else {}),
-            attrs.CLAIMED: 1.8e9 + 10 * number,
+            attrs.CLAIMED_AT: 1.8e9 + 10 * number,
             attrs.WORKER: f"machine/4711/{number % 8}",
             attrs.DEVICE: "NVIDIA H200",
-            attrs.PARAMETERS_TUNED: 970 + 61_000 * plan.depth,
+            attrs.TRAINABLE_PARAMETERS: 970 + 61_000 * plan.depth,
             attrs.COSTS: {"parameters": 373_658},
             attrs.SECONDS: 1.25 * epochs,
             attrs.EPOCHS: epochs,
             attrs.METRICS: metrics,
             attrs.PEAK_MEMORY_MB: 512.5,
             attrs.DEVICE_MEMORY_MB: 143_771.0,
-            attrs.HELD: 9.875123,
+            attrs.DEVICE_SECONDS: 9.875123,
         },
         system_attrs=dict(list(references.items())[: 1 if pruned else None]),
         intermediate_values=curve,

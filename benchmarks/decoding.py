@@ -27,7 +27,7 @@ from heading import date_and_machine
 from PIL import Image, features
 
 from autotune.data.image_files import read_image
-from autotune.data.preprocessing import ImageSpec, decode, shrink
+from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
 
 WIDTH, HEIGHT = 4000, 3000
 EDGES = 60
@@ -83,7 +83,9 @@ def spec_of(size: int) -> ImageSpec:
 
 def decoded(path: Path, spec: ImageSpec, fast: bool) -> np.ndarray:
     """Decode an image as a store does."""
-    return decode(read_image(path, partial(shrink, spec=spec) if fast else None), spec)
+    return to_store_array(
+        read_image(path, partial(draft_decode, spec=spec) if fast else None), spec
+    )
 
 
 def rate(paths: Sequence[Path], spec: ImageSpec, fast: bool) -> float:

@@ -51,7 +51,7 @@ def run_seed(seed: int, trials: int, folder: Path) -> Row:
     seconds = time.perf_counter() - start
     study = result.handle.study
     found = study.get_trials(deepcopy=False)
-    baseline, best = attrs.baseline_of(found), ranking.best_of(found, study.direction)
+    baseline, best = attrs.find_baseline(found), ranking.best_of(found, study.direction)
     assert baseline is not None and best is not None
     assert baseline.value is not None and best.value is not None
     return Row(
@@ -83,7 +83,7 @@ def render(rows: list[Row], trials: int) -> str:
             f"| {row.seed} | {100 * row.validation_baseline:.1f} | "
             f"{100 * row.validation_best:.1f} | {100 * row.fitted.baseline.accuracy:.1f} | "
             f"{100 * row.fitted.test.accuracy:.1f} | {100 * gain:+.1f} | "
-            f"{row.fitted.plan.in_words()} |"
+            f"{row.fitted.plan.describe()} |"
         )
     lines += [
         f"| mean ± sd | {spread([row.validation_baseline for row in rows])} | "

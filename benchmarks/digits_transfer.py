@@ -2,8 +2,8 @@
 
 Two tables of validation accuracy on the digits, over three seeds of split and training:
 
-1. the baseline (backbone locked, linear head) at five learning rates;
-2. everything tuned, from the shipped weights and from a random start, at 20 and at 5 training
+1. the baseline (backbone frozen, linear head) at five learning rates;
+2. everything trained, from the shipped weights and from a random start, at 20 and at 5 training
    images a class, each at its better learning rate of two.
 
 The test part is not read. Writes a dated report under ``benchmarks/results/``.
@@ -24,12 +24,12 @@ from heading import date_and_machine
 
 from autotune.config.loading import load_study_file
 from autotune.data.preprocessing import ImageSpec
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.models.backbone import load_backbone
-from autotune.models.layers import layers_of
+from autotune.models.layers import list_layers
 from autotune.models.network import build_network
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
-from autotune.runtime import cores
+from autotune.runtime import available_cpus
 from autotune.training.trainer import Normalise, Training
 
 SEEDS = (0, 1, 2)
@@ -43,9 +43,11 @@ def accuracy(
     config = load_study_file("digits", [f"data.seed={seed}", f"data.train_per_class={per_class}"])
     backbone = load_backbone(config.backbone, weights, config.data.image_size)
     spec = ImageSpec.from_data_config(backbone.data_config, config.data.image_size)
-    task = Task.open(config.dataset, config.data, spec, folder)
-    tuned = min(depth, len(layers_of(backbone.pretrained)))
-    plan = TrialPlan(config.backbone, tuned, (LayerPlan(),) * tuned, policy=TrainingPolicy(lr=lr))
+    task = StudyData.open(config.dataset, config.data, spec, folder)
+    trainable = min(depth, len(list_layers(backbone.pretrained)))
+    plan = TrialPlan(
+        config.backbone, trainable, (LayerPlan(),) * trainable, policy=TrainingPolicy(lr=lr)
+    )
     training = Training(
         build_network(backbone, plan, len(task.classes), seed),
         plan.policy,
@@ -75,12 +77,12 @@ def best_rate(folder: Path, weights: str, per_class: int) -> str:
 
 
 def main() -> None:
-    torch.set_num_threads(cores())
+    torch.set_num_threads(available_cpus())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         heads = {lr: over_seeds(folder, "hub", 20, 0, lr) for lr in HEAD_RATES}
         few = over_seeds(folder, "hub", 5, 0, 3e-2)
-        tuned = {
+        trained = {
             (weights, count): best_rate(folder, weights, count)
             for weights in ("hub", "none")
             for count in (20, 5)
@@ -92,14 +94,14 @@ def main() -> None:
         f"mean ± sd over {len(SEEDS)} seeds of split and training; all else as in "
         "`studies/digits.yaml`.",
         "",
-        "| baseline: locked backbone, linear head, 20 images a class | accuracy |",
+        "| baseline: frozen backbone, linear head, 20 images a class | accuracy |",
         "| --- | --- |",
         *(f"| lr {lr:g} | {spread(values)} |" for lr, values in heads.items()),
         "",
-        "| images a class | linear head, letters | all tuned, letters | all tuned, random start |",
+        "| images a class | linear head, letters | all layers, letters | all layers, random |",
         "| --- | --- | --- | --- |",
-        f"| 20 | {spread(heads[3e-2])} (lr 0.03) | {tuned['hub', 20]} | {tuned['none', 20]} |",
-        f"| 5 | {spread(few)} (lr 0.03) | {tuned['hub', 5]} | {tuned['none', 5]} |",
+        f"| 20 | {spread(heads[3e-2])} (lr 0.03) | {trained['hub', 20]} | {trained['none', 20]} |",
+        f"| 5 | {spread(few)} (lr 0.03) | {trained['hub', 5]} | {trained['none', 5]} |",
     ]
     text = "\n".join(lines) + "\n"
     print(text)

@@ -24,7 +24,7 @@ from autotune.data.image_files import read_image
 from autotune.data.source import Sample, Shrink
 from autotune.data.sources.folders import EXTENSIONS
 from autotune.data.splits.duplicates import NEAR_BITS, near_pairs
-from autotune.data.splits.image_hashes import HASH_SIDE, look_at
+from autotune.data.splits.image_hashes import HASH_SIDE, fingerprint_images
 
 HASHES: dict[str, Callable[[Image.Image], np.ndarray]] = {
     "pHash, 256 bits": lambda image: imagehash.phash(image, hash_size=HASH_SIDE).hash,
@@ -119,7 +119,7 @@ def main() -> None:
         share = np.mean(np.concatenate(kinds) < nearest)
         print(f"| {name} | {nearest} | {100 * share:.1f} % |")
     start = time.perf_counter()
-    look_at(Photographs(paths), range(len(paths)))
+    fingerprint_images(Photographs(paths), range(len(paths)))
     rate = len(paths) / (time.perf_counter() - start)
     print(f"\nLooking at the photographs: {rate:.0f} images/s.")
     for count in (20_000, 100_000):

@@ -28,12 +28,12 @@ from heading import date_and_machine
 from PIL import Image
 
 from autotune.config.schema import DataConfig, TrainingConfig
-from autotune.data.cache.array_cache import Shelf
+from autotune.data.cache.array_cache import ArrayCache
 from autotune.data.preprocessing import ImageSpec
-from autotune.data.views.study_data import Task
-from autotune.models.backbone import Backbone, build, data_config, hash_weights
+from autotune.data.views.study_data import StudyData
+from autotune.models.backbone import Backbone, build_backbone, data_config, hash_weights
 from autotune.models.network import build_network
-from autotune.models.prefix.split import Split, split
+from autotune.models.prefix.split import PrefixSplit, split_network
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.training.features import FeatureCache, Features, kept_bytes
 from autotune.training.optim.norm_recalibration import sample
@@ -75,11 +75,11 @@ class Bench:
     """
 
     def __init__(self, folder: Path, cache: Path, views: int = 1) -> None:
-        model = build(NAME, SIZE).eval().requires_grad_(False)
+        model = build_backbone(NAME, SIZE).eval().requires_grad_(False)
         self.backbone = Backbone(NAME, model, data_config(model, SIZE), hash_weights(model))
         spec = ImageSpec.from_data_config(self.backbone.data_config, SIZE)
         begun = time.perf_counter()
-        self.task = Task.open(
+        self.task = StudyData.open(
             str(folder), DataConfig(validation=0.05, test=0.05, image_size=SIZE), spec, cache
         )
         self.decoding_s = time.perf_counter() - begun
@@ -88,16 +88,18 @@ class Bench:
         self.normalise = Normalise.of(self.backbone.data_config, CPU)
         self.cache = cache
 
-    def prepare(self, depth: int, root: Split | None) -> tuple[Training, Split, Features]:
+    def prepare(
+        self, depth: int, root: PrefixSplit | None
+    ) -> tuple[Training, PrefixSplit, Features]:
         """Make a training of a depth on features."""
         plan = TrialPlan(NAME, depth, (LayerPlan(),) * depth)
         network = build_network(self.backbone, plan, CLASSES, 0)
         network.to(memory_format=torch.channels_last)
         training = Training(network, plan.policy, self.config, self.train, None, self.normalise, 0)
-        found = split(network, next(sample(self.train, 2, self.normalise, 0)))
+        found = split_network(network, next(sample(self.train, 2, self.normalise, 0)))
         way = training.autocast
         cache = FeatureCache(
-            Shelf(self.cache), self.backbone.weights_hash, self.normalise, way, root
+            ArrayCache(self.cache), self.backbone.weights_hash, self.normalise, way, root
         )
         features = Features(cache, found, self.train)
         training.use(found, features, features)
@@ -107,7 +109,7 @@ class Bench:
 def compute(features: Features, epoch: int) -> float:
     """Return the seconds until the features of an epoch are there."""
     begun = time.perf_counter()
-    next(features.batches(torch.arange(len(features)), features.plan_views(epoch), 64))
+    next(features.batches(torch.arange(len(features)), features.views_for_epoch(epoch), 64))
     return time.perf_counter() - begun
 
 

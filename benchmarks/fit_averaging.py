@@ -26,10 +26,10 @@ from heading import date_and_machine
 
 from autotune.config.loading import load_study_file
 from autotune.config.schema import FitConfig
-from autotune.data.views.study_data import Task, open_test_views
+from autotune.data.views.study_data import StudyData, open_test_views
 from autotune.data.views.views import Views
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
-from autotune.storage.paths import Files
+from autotune.storage.paths import StudyPaths
 from autotune.study.engine.worker import build_context
 from autotune.study.setup.definition import define
 from autotune.study.setup.opening import open_or_create
@@ -87,9 +87,9 @@ def run_seed(study: str, seed: int, overrides: list[str], folder: Path) -> dict[
         f"{study}-{seed}",
     )
     definition = define(config)
-    files = Files.of(config.storage, config.files)
+    files = StudyPaths.from_url(config.storage, config.files)
     for spec in definition.specs:
-        task = Task.open(config.dataset, config.data, spec, files.cache)
+        task = StudyData.open(config.dataset, config.data, spec, files.cache)
     ctx = build_context(open_or_create(definition, task.info.to_json()))
     baseline = ctx.space.baseline(ctx.config.baseline)
     depth = 5 if study == "digits" else 3

@@ -6,13 +6,13 @@ import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from autotune.runtime import cores
+from autotune.runtime import available_cpus
 
 
 def date_and_machine(*packages: str) -> str:
     """Write date, machine and versions; no GPU is used."""
     return (
-        f"Date: {datetime.now(UTC):%Y-%m-%d}. Machine: {cores()} cores, "
+        f"Date: {datetime.now(UTC):%Y-%m-%d}. Machine: {available_cpus()} cores, "
         f"{platform.machine()}, no GPU used. Python {platform.python_version()}, "
         + ", ".join(f"{name} {version(name)}" for name in packages)
         + "."

@@ -28,7 +28,7 @@ from PIL import Image
 
 from autotune.config.schema import DataConfig
 from autotune.data.progress import INDEXING
-from autotune.data.sources.opening import open_source
+from autotune.data.sources.registry import open_source
 from autotune.data.splits.stratified import make_split
 
 CLASSES = 200

@@ -28,12 +28,12 @@ import torch
 from heading import date_and_machine
 
 from autotune.config.schema import StudyConfig
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.data.views.views import Views
 from autotune.models.backbone import Backbone, load_backbone
-from autotune.models.layers import layers_of
+from autotune.models.layers import list_layers
 from autotune.models.network import build_network
-from autotune.models.surgery.probing import offers_for
+from autotune.models.surgery.probing import cached_capabilities
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.study.setup.definition import define
 from autotune.training.optim.norm_recalibration import sample
@@ -57,7 +57,7 @@ class Setting:
     title: str
     config: StudyConfig
     backbone: Backbone
-    task: Task
+    task: StudyData
     lr: float
     layer_decay: float
 
@@ -118,19 +118,19 @@ def _setting(
     values = {**values, "name": "inheritance", "storage": f"sqlite:///{folder}/none.db"}
     config = StudyConfig.model_validate(values)
     (found,) = define(config).backbones
-    task = Task.open(config.dataset, config.data, found.spec, folder)
+    task = StudyData.open(config.dataset, config.data, found.spec, folder)
     backbone = load_backbone(found.name, config.weights, config.data.image_size)
     return Setting(title, config, backbone, task, lr, layer_decay)
 
 
 def plan_of(setting: Setting, depth: int, field: str, value: Any, inherit: str) -> TrialPlan:
     """Change a field of the last layers where they can take the value and keep their output."""
-    layers = layers_of(setting.backbone.pretrained)
-    offers = offers_for(setting.backbone, layers, depth)[:depth]
+    layers = list_layers(setting.backbone.pretrained)
+    offers = cached_capabilities(setting.backbone, layers, depth)[:depth]
     plans = tuple(
         LayerPlan(**{field: value})
-        if not offer.problem(field, value)
-        and not offer.unchanged(field, value)
+        if not offer.reason_unsupported(field, value)
+        and not offer.is_noop(field, value)
         and (field != "width" or all(group.inner for group in offer.groups))
         else LayerPlan()
         for offer in offers

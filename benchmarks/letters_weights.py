@@ -7,7 +7,7 @@ from a task that never saw its classes.
 
 The letters are clean print on purpose. When they are bent, drawn with other pens and reduced to
 8x8 pixels until they look like the digits of scikit-learn, a linear head on the frozen backbone
-comes so near to the best tuned one that a study of the layers has little to find.
+comes so near to the best fine-tuned one that a study of the layers has little to find.
 """
 
 from __future__ import annotations

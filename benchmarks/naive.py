@@ -1,7 +1,7 @@
 """What a good user would write today, against autotune: time and accuracy over one list of plans.
 
 The naive side (naive_study.py) and an autotune study train the same plans on the same images: the
-same layers locked, the same heads, optimiser, learning rates, schedule, batches and epochs, no
+same layers frozen, the same heads, optimiser, learning rates, schedule, batches and epochs, no
 pruning; two worker processes each, which share the cores. autotune runs twice: cold, with an empty
 folder of files, and warm, as a fresh study that finds the files of the first.
 
@@ -60,10 +60,10 @@ from optuna.trial import FrozenTrial, TrialState
 from stack_shares import shares_of
 
 from autotune.errors import UserError
-from autotune.models.backbone import build, check_name
-from autotune.models.layers import layers_of
+from autotune.models.backbone import build_backbone, check_name
+from autotune.models.layers import list_layers
 from autotune.plan import TrialPlan
-from autotune.runtime import cores
+from autotune.runtime import available_cpus
 from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
@@ -73,9 +73,9 @@ HERE = Path(__file__).parent
 ROWS = HERE.parent / "storage" / "naive-rows.jsonl"
 PACKAGES = ("torch", "torchvision", "timm", "optuna")
 MOST_DEPTH = 6
-#: Learning rates that are drawn: a head alone takes more than layers that are tuned with it.
+#: Learning rates that are drawn: a head alone takes more than layers that are trainable with it.
 HEAD_LR = (1e-3, 1e-2)
-TUNED_LR = (1e-4, 3e-3)
+FINE_TUNING_LR = (1e-4, 3e-3)
 #: The first plan of the list, which is autotune's baseline.
 BASELINE = Plan(0, 0, lr=1e-2, layer_decay=1.0, weight_decay=1e-4, label_smoothing=0.0)
 LIST_SEED = 0
@@ -98,7 +98,7 @@ def draw_plans(count: int, max_depth: int) -> list[Plan]:
             Plan(
                 depth=depth,
                 hidden=rng.choice(HIDDEN),
-                lr=log_uniform(*(TUNED_LR if depth else HEAD_LR)),
+                lr=log_uniform(*(FINE_TUNING_LR if depth else HEAD_LR)),
                 layer_decay=round(rng.uniform(*LAYER_DECAY), 2),
                 weight_decay=log_uniform(*WEIGHT_DECAY),
                 label_smoothing=rng.choice(LABEL_SMOOTHING),
@@ -226,13 +226,13 @@ def run_ours(
         raise SystemExit(f"{name}: the study was disturbed: {[trial.state for trial in trials]}")
     results = []
     for trial, plan in zip(trials, plans, strict=True):
-        found = attrs.plan_of(trial)
+        found = attrs.trial_plan(trial)
         assert found is not None
         hidden = sum(layer.units for layer in found.head.hidden)
         trained = (found.depth, hidden, found.policy.lr, found.policy.weight_decay)
         assert trained == (plan.depth, plan.hidden, plan.lr, plan.weight_decay), (found, plan)
-        tuned = trial.user_attrs[attrs.PARAMETERS_TUNED]
-        results.append(result_of(trial.number, trial, tuned))
+        trainable = trial.user_attrs[attrs.TRAINABLE_PARAMETERS]
+        results.append(result_of(trial.number, trial, trainable))
     info = study.user_attrs[attrs.DATASET]
     return Timed(took, cpu, results, (info["train"], info["validation"]))
 
@@ -273,9 +273,11 @@ def cpu_of_children() -> float:
 
 def call_all(commands: Sequence[list[str]], folder: Path, on_gpu: bool = False) -> None:
     """Run processes side by side until all have ended, and end if one of them failed."""
-    # As in a plain shell: who has set such a variable has tuned the naive side too.
-    tuned = ("MALLOC_", "OMP_", "MKL_")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(tuned)}
+    # As in a plain shell: who has set such a variable has trainable the naive side too.
+    trainable = ("MALLOC_", "OMP_", "MKL_")
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(trainable)
+    }
     if not on_gpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     paths = [folder / f"output-{number}.txt" for number in range(len(commands))]
@@ -345,7 +347,7 @@ def profile(settings: Settings, plans: Sequence[Plan], file: Path | None) -> Ite
         list(build_trainer(plan, ctx).run())
 
     for index in indices:
-        found = attrs.plan_of(opened.study.get_trials(deepcopy=False)[index])
+        found = attrs.trial_plan(opened.study.get_trials(deepcopy=False)[index])
         assert found is not None
         shares = shares_of(partial(train_ours, found))
         yield Profile("autotune", found.depth, settings.epochs, shares)
@@ -474,7 +476,7 @@ def checked(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tup
         weights = str(Path(weights).resolve())
     try:
         check_name(options.backbone)
-        layers = len(layers_of(build(options.backbone, options.image_size, "meta")))
+        layers = len(list_layers(build_backbone(options.backbone, options.image_size, "meta")))
     except UserError as error:
         parser.error(f"--backbone: {error}")
     return weights, min(MOST_DEPTH, layers)
@@ -516,7 +518,7 @@ def main() -> None:
         warmup=WARMUP,
         clip_norm=CLIP_NORM,
         seed=0,
-        threads=max(1, cores() // options.workers),
+        threads=max(1, available_cpus() // options.workers),
         loader_workers=options.loader_workers or 0,
         storage="",
     )

@@ -25,7 +25,7 @@ LEAST_BUSY = 0.8
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one plan: seconds of its trial, last accuracy, number of tuned values."""
+    """What came of one plan: seconds of its trial, last accuracy, number of trainable values."""
 
     plan: int
     seconds: float
@@ -199,7 +199,7 @@ def _setting(
         "persistent loader processes a worker (the fastest of 0, 1 and 2, unless given). Cold: "
         "the folder of files is empty. Warm: a fresh study with the files of the cold one. "
         f"Seeds: {', '.join(f'{side} {count}' for side, count in seeds.items())}. Every plan "
-        "tuned the same number of values on all sides (checked)."
+        "trained the same number of values on all sides (checked)."
     )
 
 
@@ -315,7 +315,7 @@ def _profiles(profiles: Sequence[Profile]) -> list[str]:
     stages = [*STAGES, REST]
     lines = [
         "One plan of each depth alone, in one process without loader processes, its stack looked "
-        "at every 5 ms; percent of the time. *features* is computing and reading what locked "
+        "at every 5 ms; percent of the time. *features* is computing and reading what frozen "
         "layers give, *rest* making the network and moving tensors. autotune's plans are trained "
         "one after the other with the files of the warm study, as a worker does.",
         "",
@@ -360,18 +360,18 @@ def _accuracy(by_side: dict[str, list[Run]], plans: Sequence[Plan], validation: 
     lines += [
         f"Warm and cold end with the same accuracy in {same} of {len(pairs)} trials.",
         "",
-        "| plan | depth | hidden | lr | layer decay | weight decay | smoothing | tuned values "
+        "| plan | depth | hidden | lr | layer decay | weight decay | smoothing | trainable values "
         "| naive | autotune | difference |",
         "| --- " * 11 + "|",
     ]
-    tuned = {
+    trainable = {
         one.plan: one.parameters for runs in by_side.values() for r in runs for one in r.results
     }
     for index, plan in enumerate(plans):
         lines.append(
             f"| {index} | {plan.depth} | {plan.hidden or 'none'} | {plan.lr:g} "
             f"| {plan.layer_decay if plan.depth else ''} | {plan.weight_decay:g} "
-            f"| {plan.label_smoothing:g} | {tuned.get(index, '')} | {_mean(naive.get(index))} "
+            f"| {plan.label_smoothing:g} | {trainable.get(index, '')} | {_mean(naive.get(index))} "
             f"| {_mean(cold.get(index))} "
             f"| {f'{differences[index]:+.2f}' if index in differences else ''} |"
         )
@@ -435,4 +435,4 @@ def check_parameters(runs: Sequence[Run]) -> None:
             counts.setdefault(one.plan, set()).add(one.parameters)
     differing = {plan: found for plan, found in counts.items() if len(found) > 1}
     if differing:
-        raise SystemExit(f"the sides have tuned different layers, by plan: {differing}")
+        raise SystemExit(f"the sides have trained different layers, by plan: {differing}")

@@ -1,6 +1,6 @@
 """A search over layer configurations with Optuna, timm and torchvision: naive.py's naive side.
 
-What a good practitioner writes without autotune: locked layers get no gradient and keep their norm
+What a good practitioner writes without autotune: frozen layers get no gradient and keep their norm
 statistics, data loaders prepare the images, two processes share one study. Every trial sends every
 image through the whole network in every epoch. Nothing here imports autotune.
 
@@ -45,7 +45,7 @@ class Plan:
     """What one trial trains.
 
     Args:
-        depth: How many of the last layers are tuned; 0 is the head alone.
+        depth: How many of the last layers are trainable; 0 is the head alone.
         hidden: Units of the head's hidden layer, 0 for a linear head.
         lr: Peak learning rate of the head.
         layer_decay: Layer ``i``, counted from the output, trains with ``lr * layer_decay ** i``.
@@ -181,22 +181,22 @@ def layers_of(backbone: nn.Module) -> list[list[str]]:
 
 
 class Model(nn.Module):
-    """A pretrained backbone with a new head, all but its last layers locked."""
+    """A pretrained backbone with a new head, all but its last layers frozen."""
 
     def __init__(self, settings: Settings, plan: Plan, classes: int) -> None:
         super().__init__()
         self.backbone = make_backbone(settings)
         self.layers = layers_of(self.backbone)
-        tuned = {name for layer in self.layers[: plan.depth] for name in layer}
+        trainable = {name for layer in self.layers[: plan.depth] for name in layer}
         for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(name in tuned)
+            parameter.requires_grad_(name in trainable)
         image = torch.zeros(1, 3, settings.image_size, settings.image_size)
         with torch.no_grad():
             features = self.backbone.eval()(image).shape[1]
         self.head = make_head(features, plan.hidden, classes)
 
     def train(self, mode: bool = True) -> Model:
-        """Train what is tuned; batch norms of locked layers keep their statistics."""
+        """Train what is trainable; batch norms of frozen layers keep their statistics."""
         super().train(False)
         self.head.train(mode)
         for module in self.backbone.modules():
@@ -253,7 +253,7 @@ def train(
     optimizer = torch.optim.AdamW(model.groups(plan), lr=plan.lr, fused=settings.on_gpu)
     schedule = make_schedule(optimizer, settings.epochs * len(train_loader), settings.warmup)
     loss = nn.CrossEntropyLoss(label_smoothing=plan.label_smoothing)
-    tuned = [one for one in model.parameters() if one.requires_grad]
+    trainable = [one for one in model.parameters() if one.requires_grad]
     for _ in range(settings.epochs):
         model.train()
         for images, labels in to_device(train_loader, settings):
@@ -261,7 +261,7 @@ def train(
             with half(settings):
                 mean = loss(model(images), labels)
             mean.backward()
-            nn.utils.clip_grad_norm_(tuned, settings.clip_norm)
+            nn.utils.clip_grad_norm_(trainable, settings.clip_norm)
             optimizer.step()
             schedule.step()
         yield validate(model, val_loader, settings)
@@ -311,8 +311,8 @@ def work(settings: Settings) -> None:
         model = Model(settings, plan, len(train_loader.dataset.classes))
         if settings.on_gpu:
             model.to(settings.device, memory_format=torch.channels_last)
-        tuned = sum(one.numel() for one in model.parameters() if one.requires_grad)
-        trial.set_user_attr("parameters", tuned)
+        trainable = sum(one.numel() for one in model.parameters() if one.requires_grad)
+        trial.set_user_attr("parameters", trainable)
         accuracy = 0.0
         curve = train(model, plan, settings, train_loader, val_loader)
         for epoch, accuracy in enumerate(curve, start=1):

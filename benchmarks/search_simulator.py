@@ -26,7 +26,7 @@ from autotune.search.samplers import make_sampler
 from autotune.search.space import Space
 from autotune.search.study_view import FAILED_PLAN
 
-#: An epoch of a plan with the last ``n`` layers tuned takes ``1 + n * COST_OF_LAYER``: roughly
+#: An epoch of a plan with the last ``n`` layers trainable takes ``1 + n * COST_OF_LAYER``: roughly
 #: what the trainings of the table took on images.
 COST_OF_LAYER = 0.1
 

@@ -35,13 +35,13 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from search_curves import DIVERGED, OVERRIDES, TABLE, Params, Table, load_config
 from torch import Tensor, nn
 
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.data.views.views import Views
 from autotune.errors import DivergedError
 from autotune.models.backbone import Backbone, load_backbone
 from autotune.models.network import Network, build_network
 from autotune.plan import TrialPlan
-from autotune.runtime import cores, one_thread
+from autotune.runtime import available_cpus, single_threaded
 from autotune.search.space import Space
 from autotune.study.setup.definition import Definition, define
 from autotune.training.trainer import Normalise, Training
@@ -52,8 +52,8 @@ GRID: Mapping[str, tuple[float, ...]] = {
     "training.lr": (0.001, 0.004, 0.017, 0.07, 0.3),
     "training.layer_decay": (0.6, 1.0),
 }
-#: Children of the backbone that are locked unless all layers are tuned, and those that are unless
-#: as many of the last layers are.
+#: Children of the backbone that are frozen unless all layers are trainable, and those that are
+#: unless as many of the last layers are.
 STEM = ("conv1", "bn1", "act1", "maxpool")
 BLOCKS = ("layer1", "layer2", "layer3", "layer4")
 
@@ -124,9 +124,9 @@ class Bench:
         )
 
     def training_on_features(self, plan: TrialPlan) -> Training:
-        """Prepare the same training on what the locked layers give."""
+        """Prepare the same training on what the frozen layers give."""
         network = self.network(plan)
-        for name in locked_children(plan.depth):
+        for name in frozen_children(plan.depth):
             network.backbone.set_submodule(name, nn.Identity())
         return self._training(network, plan, *features(plan.depth), as_it_is)
 
@@ -144,7 +144,7 @@ def bench() -> Bench:
     found = define(load_config())
     config = found.config
     with tempfile.TemporaryDirectory(prefix="search-table-") as folder:
-        task = Task.open(config.dataset, config.data, found.backbones[0].spec, Path(folder))
+        task = StudyData.open(config.dataset, config.data, found.backbones[0].spec, Path(folder))
         settings = config.training
         train = task.train_views(settings.augment, settings.view_count, config.search.seed)
         size = config.data.image_size
@@ -153,17 +153,17 @@ def bench() -> Bench:
         return Bench(found, backbone, train, task.validation_views(), normalise)
 
 
-def locked_children(depth: int) -> tuple[str, ...]:
-    """Name the children of the backbone that lie before the tuned layers, from the input."""
+def frozen_children(depth: int) -> tuple[str, ...]:
+    """Name the children of the backbone that lie before the trainable layers, from the input."""
     return (*STEM, *BLOCKS[: len(BLOCKS) - depth]) if depth <= len(BLOCKS) else ()
 
 
 @cache
 def features(depth: int) -> tuple[FeatureViews, FeatureViews]:
-    """Compute what the locked layers make of the training and of the validation images."""
+    """Compute what the frozen layers make of the training and of the validation images."""
     shared = bench()
     backbone = shared.backbone.fresh().eval()
-    locked = nn.Sequential(*(backbone.get_submodule(name) for name in locked_children(depth)))
+    frozen = nn.Sequential(*(backbone.get_submodule(name) for name in frozen_children(depth)))
     batch = shared.found.config.training.batch_size
 
     @torch.no_grad()
@@ -172,7 +172,7 @@ def features(depth: int) -> tuple[FeatureViews, FeatureViews]:
         views = []
         for number in range(images.views):
             batches = images.batches(order, torch.full_like(order, number), batch)
-            views.append(torch.cat([locked(shared.normalise(chunk)) for chunk, _ in batches]))
+            views.append(torch.cat([frozen(shared.normalise(chunk)) for chunk, _ in batches]))
         return FeatureViews(images, torch.stack(views, dim=1))
 
     return compute(shared.train, batch), compute(shared.validation, 4 * batch)
@@ -204,7 +204,7 @@ def train_row(job: tuple[int, Params]) -> dict[str, Any]:
     row, params = job
     plan = bench().found.space.plan(params)
     start = time.process_time()
-    with one_thread():
+    with single_threaded():
         right, loss = curve(bench().training_on_features(plan))
     seconds = round(time.process_time() - start, 3)
     return {"row": row, "right": right, "loss": loss, "cpu_s": seconds}
@@ -244,7 +244,7 @@ def make_table(params: list[Params], rows: list[dict[str, Any]]) -> Table:
         log_loss[row, : len(found["loss"])] = found["loss"]
     about = {
         "cpu_s": round(sum(row["cpu_s"] for row in rows)),
-        "machine": f"{cores()} cores, {platform.machine()}",
+        "machine": f"{available_cpus()} cores, {platform.machine()}",
         "versions": {name: version(name) for name in ("torch", "timm", "optuna")},
         "python": platform.python_version(),
     }
@@ -260,7 +260,7 @@ def check(table: Table, params: list[Params], count: int) -> None:
     chosen = [row for rows in zip(*of_depth.values(), strict=False) for row in rows][:count]
     differences = []
     for row in chosen:
-        with one_thread():
+        with single_threaded():
             right, _ = curve(bench().training(table.space.plan(params[row])))
         stored = [one for one in table.right[row].tolist() if one != DIVERGED]
         if len(right) != len(stored):

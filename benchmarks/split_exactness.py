@@ -4,8 +4,8 @@
     python benchmarks/split_exactness.py resnet --show    # some of them, printed only
 
 For the smallest classification model of every timm model module, with random weights and dropped
-paths, at depth 0, 2 and 5: how far logits and the gradients of the tuned layers are from those of
-the whole network on the same batch with the same random numbers, with the features as they are
+paths, at depth 0, 2 and 5: how far logits and the gradients of the trainable layers are from those
+of the whole network on the same batch with the same random numbers, with the features as they are
 and rounded to float16; what crosses; and what it costs to find the cut. Writes a dated report
 under ``benchmarks/results/``.
 """
@@ -60,20 +60,20 @@ def _depth(backbone: Any, depth: int) -> dict[str, Any]:
     """Split a network at one depth and compare."""
     import torch
 
-    from autotune.models.layers import layers_of
+    from autotune.models.layers import list_layers
     from autotune.models.network import Head, Network, feature_count
-    from autotune.models.prefix.split import split
+    from autotune.models.prefix.split import split_network
     from autotune.plan import HeadPlan
 
     module = backbone.fresh()
     size = backbone.data_config["input_size"]
-    layers = layers_of(module)
+    layers = list_layers(module)
     head = Head(HeadPlan(), feature_count(module, size), 10)
     network = Network(module, layers, min(depth, len(layers)), head)
     images = torch.randn(COUNT, *size, generator=torch.Generator().manual_seed(1))
     before = _memory(reset=True)
     start, cpu = time.perf_counter(), time.process_time()
-    found = split(network, images)
+    found = split_network(network, images)
     took = {"wall_s": time.perf_counter() - start, "cpu_s": time.process_time() - cpu}
     memory = _memory() - before
     network.attach(found)
@@ -93,7 +93,7 @@ def _depth(backbone: Any, depth: int) -> dict[str, Any]:
         "shapes": found.shapes,
         "bytes": sum(bytes_of),
         "image_bytes": torch.Size(size).numel(),
-        "trivial": found.trivial,
+        "trivial": found.is_trivial,
         "memory_bytes": memory,
         **took,
     }
@@ -127,7 +127,7 @@ def outcome(network: Any, given: Any, autocast: Any = nullcontext) -> Mapping[st
     with autocast():
         trained = network(given).float()
     torch.nn.functional.cross_entropy(trained, goals).backward()
-    tuned = [
+    trainable = [
         parameter.grad.flatten()
         for name, parameter in network.named_parameters()
         if parameter.grad is not None and not name.startswith("head.")
@@ -138,7 +138,7 @@ def outcome(network: Any, given: Any, autocast: Any = nullcontext) -> Mapping[st
         one.copy_(value)
     return {
         "logits": logits,
-        "gradients": torch.cat(tuned) if tuned else torch.zeros(0),
+        "gradients": torch.cat(trainable) if trainable else torch.zeros(0),
         "statistics": torch.cat(buffers) if buffers else torch.zeros(0),
     }
 
@@ -166,7 +166,7 @@ def report(rows: list[dict[str, Any]], without: list[str]) -> str:
         f"The smallest classification model of {len(rows)} timm model modules, random weights, a "
         f"tenth of the residual branches dropped where a model can; batches of {COUNT} images. "
         "Relative differences (Frobenius norm over all logits, and over the gradients of all "
-        "tuned layers) from the whole network on the same batch with the same random numbers; "
+        "trainable layers) from the whole network on the same batch with the same random numbers; "
         "float16: the crossing tensors rounded to it. Time is that of `split` on one core (CPU "
         "seconds), memory what the process needs beyond what it had before (a process checks "
         "several families, and what one gave back the next can have). Bytes are those of "

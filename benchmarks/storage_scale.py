@@ -42,7 +42,7 @@ from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
 
-from autotune.config.loading import check
+from autotune.config.loading import validate
 from autotune.config.schema import StudyConfig
 from autotune.search.dimensions import suggest
 from autotune.search.pruners import make_pruner
@@ -53,7 +53,7 @@ from autotune.storage.rdb.connection import open_storage
 from autotune.storage.rdb.heartbeat import Heartbeat
 from autotune.storage.url import absolute_url
 from autotune.study.state import attrs
-from autotune.study.state.trial_queue import Claim, Claims
+from autotune.study.state.trial_queue import Claim, TrialQueue
 
 RESULTS = Path(__file__).parent / "results"
 NAME = "scale"
@@ -93,7 +93,7 @@ def make_config(sampler: str) -> StudyConfig:
         "search": {"sampler": sampler, "pruner": "none", "trials": 10**6},
         "training": {"epochs": EPOCHS},
     }
-    return check(values, "benchmark")
+    return validate(values, "benchmark")
 
 
 @cache
@@ -149,7 +149,7 @@ def work_ours(side: Side, worker: str, seed: int, sampler: str) -> Callable[[], 
     study = optuna.load_study(study_name=NAME, storage=storage)
     study.sampler = make_sampler(config, the_space(), seed)
     study.pruner = make_pruner("none", EPOCHS, 1)
-    claims = Claims(study, storage, absolute_url(side.url), the_space())
+    claims = TrialQueue(study, storage, absolute_url(side.url), the_space())
 
     def run() -> tuple[int, float]:
         start = time.perf_counter()

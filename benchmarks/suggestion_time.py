@@ -20,9 +20,9 @@ import optuna
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
-from autotune.config.loading import check
+from autotune.config.loading import validate
 from autotune.config.schema import StudyConfig
-from autotune.runtime import one_thread
+from autotune.runtime import single_threaded
 from autotune.search.samplers import CanonicalSampler, make_sampler
 from autotune.search.space import Space
 
@@ -50,7 +50,7 @@ def space_of_40() -> Space:
 
 def make_config(sampler: str) -> StudyConfig:
     """Return a study without layer fields."""
-    return check(
+    return validate(
         {
             "dataset": "digits",
             "backbone": "resnet18",
@@ -103,7 +103,7 @@ def time_of(study: optuna.Study, sampler: BaseSampler, space: Space, repeats: in
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        with one_thread():
+        with single_threaded():
             trial = study.ask(dict(space.distributions))
         times.append(time.perf_counter() - start)
         study.tell(trial, 0.8)
@@ -118,7 +118,7 @@ def time_under_lock(
     for _ in range(repeats + 1):
         trials = study.get_trials(deepcopy=False)
         start = time.perf_counter()
-        with one_thread():
+        with single_threaded():
             proposal = sampler.propose(study, trials)
         between = time.perf_counter()
         upcoming = create_trial(state=TrialState.RUNNING)

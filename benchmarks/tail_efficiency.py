@@ -59,7 +59,7 @@ class Resident:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def plan_views(self, epoch: int | None) -> Tensor:
+    def views_for_epoch(self, epoch: int | None) -> Tensor:
         """Return view 0 for every image."""
         return torch.zeros_like(self.labels)
 
@@ -77,7 +77,7 @@ class Resident:
 def resident(training: Training) -> Resident:
     """Take the shapes of a batch of a training, and fill them anew."""
     train = training.train
-    order, views = torch.arange(len(train)), train.plan_views(0)
+    order, views = torch.arange(len(train)), train.views_for_epoch(0)
     batch, labels = next(iter(train.batches(order, views, training.config.batch_size)))
 
     def anew(tensor: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def test_reading_a_file_writes_nothing(tmp_path: Path) -> None:
     assert study._repr_html_() == "<p>Study <b>digits-tpe</b>: not run yet</p>"
     assert (study.best, study.baseline, study.interrupted) == (None, None, False)
     assert study.storage == f"sqlite:///{tmp_path}/a.db"
-    for ask in (study.trials_dataframe, study.report, study.plot_history, study.fit):
+    for ask in (study.trials_dataframe, study.report, study.plot_history, study.refit):
         with pytest.raises(StudyError, match=r"'digits-tpe' has not been run yet; run\(\) makes"):
             ask()
     assert list(tmp_path.iterdir()) == []

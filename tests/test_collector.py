@@ -7,20 +7,20 @@ import threading
 
 import pytest
 
-from autotune.runtime import collector_paused
+from autotune.runtime import gc_paused
 
 
 def test_the_collector_rests_until_the_last_context_ends() -> None:
     assert gc.isenabled()
-    with collector_paused():
-        with collector_paused():
+    with gc_paused():
+        with gc_paused():
             assert not gc.isenabled()
         assert not gc.isenabled()
     assert gc.isenabled()
 
 
 def test_the_collector_goes_on_after_an_error() -> None:
-    with pytest.raises(ValueError, match="broken"), collector_paused():
+    with pytest.raises(ValueError, match="broken"), gc_paused():
         raise ValueError("broken")
     assert gc.isenabled()
 
@@ -29,12 +29,12 @@ def test_a_thread_that_is_done_does_not_wake_it_for_another() -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def other() -> None:
-        with collector_paused():
+        with gc_paused():
             entered.set()
             leave.wait(10)
 
     thread = threading.Thread(target=other)
-    with collector_paused():
+    with gc_paused():
         thread.start()
         assert entered.wait(10)
     assert not gc.isenabled()
@@ -46,7 +46,7 @@ def test_a_thread_that_is_done_does_not_wake_it_for_another() -> None:
 def test_a_collector_that_was_off_stays_off() -> None:
     gc.disable()
     try:
-        with collector_paused():
+        with gc_paused():
             pass
         assert not gc.isenabled()
     finally:

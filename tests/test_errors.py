@@ -12,12 +12,12 @@ from autotune.errors import (
     DiskFullError,
     Problem,
     UserError,
+    did_you_mean,
     disk_full_as_user_error,
+    format_yaml,
     hide_passwords,
-    in_yaml,
+    is_transient_os_error,
     join_sentences,
-    may_pass,
-    nearest,
 )
 
 
@@ -81,7 +81,7 @@ def test_passwords_are_hidden(text: str, shown: str) -> None:
 
 
 def test_values_are_shown_as_yaml_has_them() -> None:
-    assert [in_yaml(one) for one in (True, False, None, "x", 1, 0.5)] == [
+    assert [format_yaml(one) for one in (True, False, None, "x", 1, 0.5)] == [
         "true",
         "false",
         "null",
@@ -92,8 +92,8 @@ def test_values_are_shown_as_yaml_has_them() -> None:
 
 
 def test_nearest_names() -> None:
-    assert nearest("digts", ["digits", "photos"]) == "did you mean 'digits'?"
-    assert nearest("xyz", ["digits", "photos"]) == ""
+    assert did_you_mean("digts", ["digits", "photos"]) == "did you mean 'digits'?"
+    assert did_you_mean("xyz", ["digits", "photos"]) == ""
     assert join_sentences("no such thing", "", "did you mean 'a'?") == (
         "no such thing; did you mean 'a'?"
     )
@@ -126,4 +126,4 @@ def test_other_errors_of_the_system_pass() -> None:
     ids=repr,
 )
 def test_what_the_system_may_do_in_a_moment(error: OSError, may: bool) -> None:
-    assert may_pass(error) is may
+    assert is_transient_os_error(error) is may

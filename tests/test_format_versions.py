@@ -20,7 +20,7 @@ from autotune.results.values.verdict import Verdict
 from autotune.search.backbone_limits import Limits
 from autotune.search.space import Space
 from autotune.study.state import attrs
-from autotune.study.state.budget import Budget, Ending
+from autotune.study.state.budget import Budget, StopReason
 from autotune.training.metrics import Metrics
 
 PLAN = (TrialPlan, LayerPlan, HiddenLayer, HeadPlan, TrainingPolicy)
@@ -35,7 +35,7 @@ STORED: dict[str, Sequence[Any]] = {
         ),
         *(
             [one.__name__, *(field.name for field in fields(one))]
-            for one in (*PLAN, Space, Limits, Budget, Ending, Verdict, Metrics)
+            for one in (*PLAN, Space, Limits, Budget, StopReason, Verdict, Metrics)
         ),
     ],
     format_versions.MODEL: [

@@ -66,17 +66,17 @@ def test_json_out_and_in_again(plan: TrialPlan) -> None:
 
 @given(plans)
 def test_in_words_is_one_line(plan: TrialPlan) -> None:
-    assert "\n" not in plan.in_words()
-    assert plan.policy.optimizer in plan.in_words()
+    assert "\n" not in plan.describe()
+    assert plan.policy.optimizer in plan.describe()
 
 
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
-        (TrialPlan("r"), "backbone locked, linear head, adamw lr 0.003"),
+        (TrialPlan("r"), "backbone frozen, linear head, adamw lr 0.003"),
         (
             TrialPlan("r", 1, (LayerPlan(),), policy=TrainingPolicy("sgd", 0.1)),
-            "last layer tuned, linear head, sgd lr 0.1",
+            "last layer trainable, linear head, sgd lr 0.1",
         ),
         (
             TrialPlan(
@@ -86,20 +86,20 @@ def test_in_words_is_one_line(plan: TrialPlan) -> None:
                 HeadPlan((HiddenLayer(512, 0.3), HiddenLayer(128)), "avgmax"),
                 TrainingPolicy(lr=1e-4, layer_decay=0.75),
             ),
-            "last 2 layers tuned, head 512 (dropout 0.3) + 128, avgmax pooling, "
+            "last 2 layers trainable, head 512 (dropout 0.3) + 128, avgmax pooling, "
             "adamw lr 0.0001, layer decay 0.75",
         ),
         (
             TrialPlan("r", policy=TrainingPolicy(layer_decay=0.5)),
-            "backbone locked, linear head, adamw lr 0.003",
+            "backbone frozen, linear head, adamw lr 0.003",
         ),
         (
             TrialPlan("r", policy=TrainingPolicy("sgd", 0.1, momentum=0.5, mixup=0.2)),
-            "backbone locked, linear head, sgd lr 0.1, momentum 0.5, mixup 0.2",
+            "backbone frozen, linear head, sgd lr 0.1, momentum 0.5, mixup 0.2",
         ),
         (
             TrialPlan("r", policy=TrainingPolicy(momentum=0.5, head_epochs=3, l2_sp=0.1)),
-            "backbone locked, linear head, adamw lr 0.003",
+            "backbone frozen, linear head, adamw lr 0.003",
         ),
         (
             TrialPlan(
@@ -110,16 +110,16 @@ def test_in_words_is_one_line(plan: TrialPlan) -> None:
                     "sgd", 0.1, 0.5, 0.0, 0.0, 0.0, head_epochs=3, l2_sp=0.01, mixup=0.2, cutmix=1
                 ),
             ),
-            "last layer tuned, linear head, sgd lr 0.1, momentum 0, layer decay 0.5, "
+            "last layer trainable, linear head, sgd lr 0.1, momentum 0, layer decay 0.5, "
             "head alone for 3 epochs, L2-SP 0.01, mixup 0.2, cutmix 1",
         ),
         (
             TrialPlan("r", 1, (LayerPlan(),), policy=TrainingPolicy(head_epochs=1)),
-            "last layer tuned, linear head, adamw lr 0.003, head alone for 1 epoch",
+            "last layer trainable, linear head, adamw lr 0.003, head alone for 1 epoch",
         ),
         (
             TrialPlan("r", 2, (LayerPlan(kernel=5, width=0.5), LayerPlan())),
-            "last 2 layers tuned (layer 1 kernel 5, width 0.5), linear head, adamw lr 0.003",
+            "last 2 layers trainable (layer 1 kernel 5, width 0.5), linear head, adamw lr 0.003",
         ),
         (
             TrialPlan(
@@ -128,31 +128,31 @@ def test_in_words_is_one_line(plan: TrialPlan) -> None:
                 (LayerPlan(width=512),) * 2 + (LayerPlan(), LayerPlan(pool="max2")),
                 inherit="none",
             ),
-            "last 4 layers tuned (layers 1-2 width 512; layer 4 pool max2; changed layers drawn "
-            "anew), linear head, adamw lr 0.003",
+            "last 4 layers trainable (layers 1-2 width 512; layer 4 pool max2; changed layers "
+            "drawn anew), linear head, adamw lr 0.003",
         ),
         (
             TrialPlan("r", 1, (LayerPlan(width=1.5),), inherit="data"),
-            "last layer tuned (layer 1 width 1.5; channels chosen by activity), linear head, "
+            "last layer trainable (layer 1 width 1.5; channels chosen by activity), linear head, "
             "adamw lr 0.003",
         ),
         (
             TrialPlan("r", 1, (LayerPlan(dropout=0.25, drop_path=0.1312),), inherit="none"),
-            "last layer tuned (layer 1 dropout 0.25, drop path 0.131), linear head, "
+            "last layer trainable (layer 1 dropout 0.25, drop path 0.131), linear head, "
             "adamw lr 0.003",
         ),
         (
             TrialPlan("r", head=HeadPlan((HiddenLayer(8),), "max", "gelu", False)),
-            "backbone locked, head 8, gelu, no batch norm, max pooling, adamw lr 0.003",
+            "backbone frozen, head 8, gelu, no batch norm, max pooling, adamw lr 0.003",
         ),
         (
             TrialPlan("r", head=HeadPlan((), "max", "gelu", False)),
-            "backbone locked, linear head, max pooling, adamw lr 0.003",
+            "backbone frozen, linear head, max pooling, adamw lr 0.003",
         ),
     ],
 )
 def test_in_words(plan: TrialPlan, words: str) -> None:
-    assert plan.in_words() == words
+    assert plan.describe() == words
 
 
 def test_a_plan_from_before_there_were_some_fields_has_their_defaults() -> None:

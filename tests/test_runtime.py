@@ -57,14 +57,14 @@ def test_a_part_of_a_core_counts_as_one(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
     monkeypatch.setattr(runtime, "cpu_quotas", lambda membership, root: iter(quotas))
-    assert runtime.cores() == cores
+    assert runtime.available_cpus() == cores
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="is about Linux")
 def test_affinity_counts_and_not_the_machine() -> None:
     code = (
         "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
-        "from autotune.runtime import cores; print(cores())"
+        "from autotune.runtime import available_cpus; print(available_cpus())"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -76,10 +76,10 @@ def test_torch_uses_no_more_threads_than_there_are_cores(monkeypatch: pytest.Mon
     import torch
 
     before = torch.get_num_threads()
-    monkeypatch.setattr(runtime, "cores", lambda: 1)
+    monkeypatch.setattr(runtime, "available_cpus", lambda: 1)
     try:
         torch.set_num_threads(2)
-        runtime.keep_to_cores()
+        runtime.limit_torch_threads()
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

@@ -23,7 +23,20 @@ from autotune.errors import UserError
 from autotune.results.report.formats import render
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
-from autotune.text import VisibleFormatter, as_cell, guard_standard_error, one_line, visible
+from autotune.text import (
+    VisibleFormatter,
+    as_cell,
+    error_line,
+    first_line,
+    format_bytes,
+    format_clock,
+    format_duration,
+    guard_standard_error,
+    join_some,
+    one_line,
+    plural,
+    visible,
+)
 from tests.support.inside import call
 from tests.support.studies import make_study
 
@@ -207,3 +220,32 @@ def test_a_hostile_name_of_a_study(tmp_path: Path, closed_connections: None) -> 
     ended = call("status", "nothing", cwd=tmp_path)  # names the studies that are there
     assert ended.code == 2 and not ACTING & set(ended.err)
     assert "it has a[/b]\\x1b[2J\\u202e" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (join_some([]), ""),
+        (join_some("abc", 3), "a, b, c"),
+        (join_some(range(2000), 1), "0 and 1,999 more"),
+        (plural(1, "image"), "1 image"),
+        (plural(0, "class", "classes"), "0 classes"),
+        (format_bytes(1), "1 byte"),
+        (format_bytes(1500), "1.5 kB"),
+        (format_bytes(999_999), "1.0 MB"),
+        (format_bytes(2.34e7), "23 MB"),
+        (format_bytes(5e12), "5,000 GB"),
+        (format_duration(0.25), "0.25 s"),
+        (format_duration(61), "1 min 1 s"),
+        (format_duration(4980), "1 h 23 min"),
+        (format_duration(90_000), "1 d 1 h"),
+        (format_clock(None), "?"),
+        (format_clock(61.9), "1:01"),
+        (format_clock(3600), "1:00:00"),
+        (first_line(ValueError("\nbad\nworse")), "bad"),
+        (first_line(ValueError()), "no details"),
+        (error_line(ValueError("bad\n  value")), "ValueError: bad value"),
+    ],
+)
+def test_words(text: str, expected: str) -> None:
+    assert text == expected

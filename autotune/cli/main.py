@@ -14,7 +14,7 @@ from autotune.cli.running import doctor, run, status, validate, worker
 from autotune.cli.sigint import interrupt_between_imports
 from autotune.display.console import fail
 from autotune.errors import AutotuneError
-from autotune.runtime import collect_rarely, leave
+from autotune.runtime import fast_exit, raise_gc_threshold
 from autotune.text import guard_standard_error
 
 app = typer.Typer(
@@ -73,13 +73,13 @@ def main() -> None:
 
 def process() -> NoReturn:
     """Be the process of the command."""
-    collect_rarely()
+    raise_gc_threshold()
     guard_standard_error()
     try:
         main()
     except SystemExit as end:
-        leave(end.code if isinstance(end.code, int) else int(end.code is not None))
-    leave(0)
+        fast_exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+    fast_exit(0)
 
 
 if __name__ == "__main__":

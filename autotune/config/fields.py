@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BeforeValidator
 
-from autotune.errors import in_yaml, join_sentences, nearest
+from autotune.errors import did_you_mean, format_yaml, join_sentences
 from autotune.plan import FIRST_ABSOLUTE, KEEP
 
 Scalar = int | float | str
@@ -24,7 +24,7 @@ KERNELS = (1, 2, 3, 5, 7)
 
 
 @dataclass(frozen=True, slots=True)
-class Rule(BeforeValidator):
+class FieldRule(BeforeValidator):
     """A check of the value of a key.
 
     Args:
@@ -35,7 +35,7 @@ class Rule(BeforeValidator):
     takes: str = ""
 
 
-def single_values(dimension: Any) -> list[Any]:
+def values_of_dimension(dimension: Any) -> list[Any]:
     """List the values of a dimension one by one; a range is stood for by its lower end."""
     if isinstance(dimension, dict):
         return [dimension["low"]]
@@ -58,7 +58,7 @@ def _code(allowed: tuple[str, ...], optional: bool = False) -> str:
     return ", ".join(f"`{one}`" for one in allowed) + (" or `null`" if optional else "")
 
 
-def one_of(allowed: tuple[str, ...], *, optional: bool = False) -> Rule:
+def choice(allowed: tuple[str, ...], *, optional: bool = False) -> FieldRule:
     """Accept a name from a list, or null; name the nearest one otherwise."""
 
     def check(value: Any) -> Any:
@@ -71,13 +71,13 @@ def one_of(allowed: tuple[str, ...], *, optional: bool = False) -> Rule:
         if value not in allowed:
             raise ValueError(
                 join_sentences(
-                    f"{_choose(allowed)}, but got {in_yaml(value)}",
-                    nearest(str(value), allowed),
+                    f"{_choose(allowed)}, but got {format_yaml(value)}",
+                    did_you_mean(str(value), allowed),
                 )
             )
         return value
 
-    return Rule(check, takes=_code(allowed, optional))
+    return FieldRule(check, takes=_code(allowed, optional))
 
 
 def _number(value: Any, integer: bool) -> int | float | None:
@@ -126,7 +126,7 @@ def _rule(
             or (high_open and number == high)
         ):
             raise ValueError(
-                join_sentences(f"{rule}, but got {in_yaml(value)}", _perhaps(value, *words))
+                join_sentences(f"{rule}, but got {format_yaml(value)}", _perhaps(value, *words))
             )
         return number
 
@@ -146,14 +146,14 @@ def _between(low: float, high: float, low_open: bool, high_open: bool) -> str:
 
 
 def _perhaps(value: Any, *words: str) -> str:
-    return nearest(value, words) if words and isinstance(value, str) else ""
+    return did_you_mean(value, words) if words and isinstance(value, str) else ""
 
 
 def _shown(number: float) -> str:
     return f"{number:.12g}"
 
 
-def single(
+def number(
     integer: bool,
     low: float,
     high: float = math.inf,
@@ -162,20 +162,20 @@ def single(
     high_open: bool = False,
     optional: bool = False,
     words: tuple[str, ...] = (),
-) -> Rule:
+) -> FieldRule:
     """Accept one number between two bounds, or null or a word where that means something."""
     rule = _rule(integer, low, high, low_open, high_open, *words)
     takes = f"{_kind(integer)} {_between(low, high, low_open, high_open)}"
     others = [f"`{one}`" for one in (*words, "null" if optional else "") if one]
-    return Rule(
+    return FieldRule(
         lambda value: None if optional and value is None else rule(value),
         takes=" or ".join([takes, *others]),
     )
 
 
-def numbers(
+def number_dimension(
     integer: bool, low: float, high: float, low_open: bool = False, or_keep: bool = False
-) -> Rule:
+) -> FieldRule:
     """Accept a dimension of numbers between two bounds, and ``keep`` outside of ranges."""
     scalar = _rule(integer, low, high, low_open, False, *([KEEP] if or_keep else []))
     end = _rule(integer, low, high, low_open, False)
@@ -185,7 +185,7 @@ def numbers(
 
     takes = f"{_kind(integer)} {_between(low, high, low_open, False)}"
     keep = f" or `{KEEP}`" if or_keep else ""
-    return Rule(check, takes=f"{takes}{keep}; a list or a range of them")
+    return FieldRule(check, takes=f"{takes}{keep}; a list or a range of them")
 
 
 def _each(value: Any, scalar: Callable[[Any], Any]) -> Any:
@@ -202,11 +202,11 @@ def _range(
             raise ValueError(
                 join_sentences(
                     f"a range has the keys {', '.join(keys)}, but got {key!r}",
-                    nearest(str(key), keys),
+                    did_you_mean(str(key), keys),
                 )
             )
     if "low" not in value or "high" not in value:
-        raise ValueError(f"a range needs low and high, but got {in_yaml(value)}")
+        raise ValueError(f"a range needs low and high, but got {format_yaml(value)}")
     result: dict[str, Any] = {}
     for key in ("low", "high"):
         try:
@@ -217,7 +217,7 @@ def _range(
         raise ValueError(f"low must not exceed high, but got {result['low']} > {result['high']}")
     log = value.get("log", False)
     if not isinstance(log, bool):
-        raise ValueError(f"log must be true or false, but got {in_yaml(log)}")
+        raise ValueError(f"log must be true or false, but got {format_yaml(log)}")
     if log and value.get("step") is not None:
         raise ValueError("a range has either log or step, but got both")
     if log and result["low"] <= 0:
@@ -228,7 +228,9 @@ def _range(
         step = _number(value["step"], integer)
         if step is None or step <= 0:
             kind = "whole number" if integer else "number"
-            raise ValueError(f"step must be a {kind} above 0, but got {in_yaml(value['step'])}")
+            raise ValueError(
+                f"step must be a {kind} above 0, but got {format_yaml(value['step'])}"
+            )
         _check_grid(result["low"], result["high"], step)
         result["step"] = step
     return result
@@ -261,26 +263,26 @@ def _choice(values: list[Any]) -> list[Any]:
     return values
 
 
-def _no_range(scalar: Callable[[Any], Any], words: str, takes: str) -> Rule:
+def _no_range(scalar: Callable[[Any], Any], words: str, takes: str) -> FieldRule:
     """Accept a dimension that has no ranges: a single value or a list of them."""
 
     def check(value: Any) -> Any:
         if isinstance(value, dict):
-            raise ValueError(f"must be {words}, but got {in_yaml(value)}")
+            raise ValueError(f"must be {words}, but got {format_yaml(value)}")
         return _each(value, scalar)
 
-    return Rule(check, takes=f"{takes}; or a list of them")
+    return FieldRule(check, takes=f"{takes}; or a list of them")
 
 
-def names(allowed: tuple[str, ...]) -> Rule:
+def choice_dimension(allowed: tuple[str, ...]) -> FieldRule:
     """Accept a dimension of names from a list."""
 
     def scalar(value: Any) -> str:
         if value not in allowed:
             raise ValueError(
                 join_sentences(
-                    f"{_choose(allowed)}, but got {in_yaml(value)}",
-                    nearest(str(value), allowed),
+                    f"{_choose(allowed)}, but got {format_yaml(value)}",
+                    did_you_mean(str(value), allowed),
                 )
             )
         return str(value)
@@ -288,18 +290,18 @@ def names(allowed: tuple[str, ...]) -> Rule:
     return _no_range(scalar, "a name or a list of names", _code(allowed))
 
 
-def flags() -> Rule:
+def bool_dimension() -> FieldRule:
     """Accept a dimension of true and false."""
 
     def scalar(value: Any) -> bool:
         if not isinstance(value, bool):
-            raise ValueError(f"must be true or false, but got {in_yaml(value)}")
+            raise ValueError(f"must be true or false, but got {format_yaml(value)}")
         return value
 
     return _no_range(scalar, "true, false or a list of both", "`true`, `false`")
 
 
-def kernels() -> Rule:
+def kernel_dimension() -> FieldRule:
     """Accept a dimension of sides of a kernel."""
     allowed = (KEEP, *map(str, KERNELS))
 
@@ -308,14 +310,14 @@ def kernels() -> Rule:
             return KEEP
         number = _number(value, integer=True)
         if number not in KERNELS:
-            rule = f"{_choose(allowed)}, but got {in_yaml(value)}"
+            rule = f"{_choose(allowed)}, but got {format_yaml(value)}"
             raise ValueError(join_sentences(rule, _perhaps(value, KEEP)))
         return int(number)
 
     return _no_range(scalar, "a side or a list of sides", _code(allowed))
 
 
-def widths() -> Rule:
+def width_dimension() -> FieldRule:
     """Accept a dimension of widths: ratios and numbers of channels."""
     bounds = (
         f"a ratio of at least 0.1 and below {FIRST_ABSOLUTE}, or a whole number of "
@@ -333,13 +335,13 @@ def widths() -> Rule:
         if number is not None and FIRST_ABSOLUTE <= number <= 65536:
             return number
         raise ValueError(
-            join_sentences(f"{rule}, but got {in_yaml(value)}", _perhaps(value, KEEP))
+            join_sentences(f"{rule}, but got {format_yaml(value)}", _perhaps(value, KEEP))
         )
 
     return _no_range(scalar, "a width or a list of widths", f"`{KEEP}`, {bounds}")
 
 
-def expression() -> Rule:
+def expression() -> FieldRule:
     """Accept a regular expression with a group, or null."""
 
     def check(value: Any) -> str | None:
@@ -347,19 +349,19 @@ def expression() -> Rule:
             return None
         rule = r"must be a regular expression with a group in parentheses, such as '^([^/]+)/'"
         if not isinstance(value, str):
-            raise ValueError(f"{rule}, but got {in_yaml(value)}")
+            raise ValueError(f"{rule}, but got {format_yaml(value)}")
         try:
             compiled = re.compile(value)
         except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"{rule}, but got {in_yaml(value)}: {error}") from None
+            raise ValueError(f"{rule}, but got {format_yaml(value)}: {error}") from None
         if not compiled.groups:
-            raise ValueError(f"{rule}, but got {in_yaml(value)}, which has none")
+            raise ValueError(f"{rule}, but got {format_yaml(value)}, which has none")
         return value
 
-    return Rule(check, takes="a regular expression with a group in parentheses, or `null`")
+    return FieldRule(check, takes="a regular expression with a group in parentheses, or `null`")
 
 
-def per_class() -> Rule:
+def protocol_name() -> FieldRule:
     """Accept a protocol of so many images a class, or null."""
 
     def check(value: Any) -> str | None:
@@ -368,25 +370,27 @@ def per_class() -> Rule:
         if not isinstance(value, str) or not re.fullmatch(rf"[1-9]\d{{0,5}}{PER_CLASS}", value):
             raise ValueError(
                 f"must be a number of training images such as 30{PER_CLASS}, or null, but got "
-                f"{in_yaml(value)}"
+                f"{format_yaml(value)}"
             )
         return value
 
-    return Rule(check, takes=f"a number of training images such as `30{PER_CLASS}`, or `null`")
+    return FieldRule(
+        check, takes=f"a number of training images such as `30{PER_CLASS}`, or `null`"
+    )
 
 
-def flag() -> Rule:
+def boolean() -> FieldRule:
     """Accept true or false."""
 
     def check(value: Any) -> bool:
         if not isinstance(value, bool):
-            raise ValueError(f"must be true or false, but got {in_yaml(value)}")
+            raise ValueError(f"must be true or false, but got {format_yaml(value)}")
         return value
 
-    return Rule(check, takes="`true`, `false`")
+    return FieldRule(check, takes="`true`, `false`")
 
 
-def one_or_more(what: str) -> Rule:
+def name_or_names(what: str) -> FieldRule:
     """Accept a name, or a list of names that differ."""
     rule = f"must be a name or a list of names of {what}"
 
@@ -394,7 +398,7 @@ def one_or_more(what: str) -> Rule:
         for one in value if isinstance(value, list) else [value]:
             if not isinstance(one, str):
                 quotes = "; put it in quotes" if isinstance(one, int | float) else ""
-                raise ValueError(f"{rule}, but got {in_yaml(one)}{quotes}")
+                raise ValueError(f"{rule}, but got {format_yaml(one)}{quotes}")
             if not one.strip():
                 raise ValueError("must not be empty")
         if isinstance(value, list):
@@ -402,50 +406,52 @@ def one_or_more(what: str) -> Rule:
             return value if len(value) > 1 else value[0]
         return str(value)
 
-    return Rule(check, takes=f"a name, or a list of names of {what}")
+    return FieldRule(check, takes=f"a name, or a list of names of {what}")
 
 
-def list_of_names(what: str) -> Rule:
+def name_list(what: str) -> FieldRule:
     """Accept a list of names that differ, which may be empty; a single name is a list of one."""
 
     def check(value: Any) -> list[str]:
         values = value if isinstance(value, list) else [] if value is None else [value]
         for one in values:
             if not isinstance(one, str) or not one.strip():
-                raise ValueError(f"must be a list of names of {what}, but got {in_yaml(one)}")
+                raise ValueError(f"must be a list of names of {what}, but got {format_yaml(one)}")
         return values and _choice(values)
 
-    return Rule(check, takes=f"a list of names of {what}")
+    return FieldRule(check, takes=f"a list of names of {what}")
 
 
-def is_own(value: Any) -> bool:
+def is_plugin_ref(value: Any) -> bool:
     """Tell whether a value reads ``my_file.py:name``."""
     path, colon, name = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     return bool(colon) and path.endswith(".py") and name.isidentifier()
 
 
-def own() -> Rule:
+def plugin_ref() -> FieldRule:
     """Accept ``my_file.py:name``, or nothing."""
 
     def check(value: Any) -> str | None:
-        if value is not None and not is_own(value):
-            raise ValueError(f"must read my_file.py:name, but got {in_yaml(value)}")
+        if value is not None and not is_plugin_ref(value):
+            raise ValueError(f"must read my_file.py:name, but got {format_yaml(value)}")
         return None if value is None else str(value)
 
-    return Rule(check, takes="`my_file.py:name` or `null`")
+    return FieldRule(check, takes="`my_file.py:name` or `null`")
 
 
-def or_own(allowed: tuple[str, ...]) -> Rule:
+def choice_or_plugin(allowed: tuple[str, ...]) -> FieldRule:
     """Accept a name from a list, or ``my_file.py:name``."""
 
     def check(value: Any) -> str:
         if value is None and "none" in allowed:
             return "none"
-        if value not in allowed and not is_own(value):
+        if value not in allowed and not is_plugin_ref(value):
             rule = f"{_choose(allowed)}, or one's own as my_file.py:name"
             raise ValueError(
-                join_sentences(f"{rule}, but got {in_yaml(value)}", nearest(str(value), allowed))
+                join_sentences(
+                    f"{rule}, but got {format_yaml(value)}", did_you_mean(str(value), allowed)
+                )
             )
         return str(value)
 
-    return Rule(check, takes=f"{_code(allowed)}, or one's own as `my_file.py:name`")
+    return FieldRule(check, takes=f"{_code(allowed)}, or one's own as `my_file.py:name`")

@@ -18,17 +18,17 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from autotune.config.fields import is_own
+from autotune.config.fields import is_plugin_ref
 from autotune.config.safe_yaml import MAX_DEPTH, LimitError, parse_yaml, read_yaml_text
-from autotune.config.schema import MAX_NAME, ORDERS, OWN_KEYS, SAMPLERS, StudyConfig
+from autotune.config.schema import MAX_NAME, PLUGIN_KEYS, SAMPLERS, STRATEGIES, StudyConfig
 from autotune.errors import (
-    MOST_PROBLEMS,
+    MAX_PROBLEMS,
     ConfigError,
     Problem,
     StudyError,
-    in_yaml,
+    did_you_mean,
+    format_yaml,
     join_sentences,
-    nearest,
     shorten,
 )
 
@@ -37,7 +37,7 @@ NAMING_KEYS = ("dataset", "backbone", "inherit", "search.sampler", "search.order
 #: Endings of data sets that are files: they are no part of a name.
 _ENDINGS = re.compile(r"\.(csv|tsv|parquet|zip|tar|tar\.(gz|bz2|xz)|t(gz|bz|bz2|xz))$", re.I)
 #: What a study file means that does not give them.
-_DEFAULTS = {"inherit": "weights", "search.sampler": SAMPLERS[0], "search.order": ORDERS[0]}
+_DEFAULTS = {"inherit": "weights", "search.sampler": SAMPLERS[0], "search.order": STRATEGIES[0]}
 
 
 def presets_folder() -> Path:
@@ -75,7 +75,9 @@ def find_study_file(study: str) -> Path:
         if path.suffix in (".yaml", ".yml")
         else f"the presets are {', '.join(known)}, and a path must be that of a YAML file"
     )
-    raise StudyError(join_sentences(rule, nearest(study, [*known, *_yaml_files_beside(path)])))
+    raise StudyError(
+        join_sentences(rule, did_you_mean(study, [*known, *_yaml_files_beside(path)]))
+    )
 
 
 def _yaml_files_beside(path: Path) -> Iterator[str]:
@@ -134,7 +136,9 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         except LimitError as error:
             problems.append(Problem(key.strip(), f"must be a YAML value, but {error}"))
         except yaml.YAMLError:
-            problems.append(Problem(key.strip(), f"must be a YAML value, but got {in_yaml(text)}"))
+            problems.append(
+                Problem(key.strip(), f"must be a YAML value, but got {format_yaml(text)}")
+            )
     if problems:
         raise ConfigError("command line", problems)
     return parsed
@@ -179,17 +183,17 @@ def load_study_file(
     base = read_yaml(path)
     if isinstance(overrides, Mapping):
         replaced = dict(overrides)
-        words = [f"{key}={in_yaml(value)}" for key, value in replaced.items()]
+        words = [f"{key}={format_yaml(value)}" for key, value in replaced.items()]
     else:
         replaced, words = parse_overrides(overrides), list(overrides)
-    values = with_own_paths(apply_overrides(base, replaced), replaced, path.parent)
+    values = resolve_plugin_paths(apply_overrides(base, replaced), replaced, path.parent)
     values["name"] = name or study_name(base, replaced, path.stem)
-    return check(
+    return validate(
         values, str(path) if not replaced else f"{path} with {' '.join(map(shorten, words))}"
     )
 
 
-def with_own_paths(
+def resolve_plugin_paths(
     values: Mapping[str, Any], overrides: Mapping[str, Any], folder: Path
 ) -> dict[str, Any]:
     """Make the paths of files of one's own absolute, so that worker processes find them.
@@ -201,11 +205,11 @@ def with_own_paths(
     """
     given = apply_overrides({}, overrides)
     absolute = {}
-    for key in OWN_KEYS:
-        value = dotted(values, key)
-        if is_own(value):
+    for key in PLUGIN_KEYS:
+        value = get_dotted(values, key)
+        if is_plugin_ref(value):
             path, _, name = value.rpartition(":")
-            base = Path.cwd() if dotted(given, key) == value else folder
+            base = Path.cwd() if get_dotted(given, key) == value else folder
             with suppress(RuntimeError):  # ~somebody without a home
                 path = os.path.abspath(base / Path(path).expanduser())
             absolute[key] = f"{path}:{name}"
@@ -227,10 +231,10 @@ def study_name(base: Mapping[str, Any], overrides: Mapping[str, Any], stem: str)
     values = apply_overrides(base, overrides)
     parts = [str(name)] if name else []
     for key in NAMING_KEYS:
-        value, before = _joined(dotted(values, key), key), _joined(dotted(base, key), key)
+        value, before = _joined(get_dotted(values, key), key), _joined(get_dotted(base, key), key)
         before = _DEFAULTS.get(key) if before is None else before
         if isinstance(value, str) and (value != before or (key == "dataset" and not name)):
-            shown = value.rpartition(":")[2] if is_own(value) else value
+            shown = value.rpartition(":")[2] if is_plugin_ref(value) else value
             parts.append(slug(_dataset_name(value) if key == "dataset" else shown))
     joined = "-".join(part for part in parts if part)
     # A name that was given is checked as it is; what is made of other names has to fit.
@@ -265,14 +269,14 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+]+", "-", plain).strip("-._+")
 
 
-def dotted(values: Any, key: str) -> Any:
+def get_dotted(values: Any, key: str) -> Any:
     """Return the value of a dotted key in nested values, ``None`` where there is none."""
     for part in key.split("."):
         values = values.get(part) if isinstance(values, Mapping) else None
     return values
 
 
-def check(values: Mapping[str, Any], source: str) -> StudyConfig:
+def validate(values: Mapping[str, Any], source: str) -> StudyConfig:
     """Check the values of a study file.
 
     Args:
@@ -286,7 +290,7 @@ def check(values: Mapping[str, Any], source: str) -> StudyConfig:
         config = StudyConfig.model_validate(dict(values))
     except ValidationError as error:
         found = error.errors()
-        problems = [_problem(one) for one in found[:MOST_PROBLEMS]]
+        problems = [_problem(one) for one in found[:MAX_PROBLEMS]]
         raise ConfigError(source, problems, len(found)) from None
     if problems := config.contradictions():
         raise ConfigError(source, problems)
@@ -305,11 +309,11 @@ def _problem(error: ErrorDetails) -> Problem:
     if kind == "value_error":
         return Problem(key, str(error["ctx"]["error"]))
     if kind in ("model_type", "model_attributes_type"):
-        return Problem(key, f"must hold keys of its own, but got {in_yaml(value)}")
+        return Problem(key, f"must hold keys of its own, but got {format_yaml(value)}")
     if kind == "string_type":
         quotes = "" if value is None else "; put it in quotes"
-        return Problem(key, f"must be text, but got {in_yaml(value)}{quotes}")
-    return Problem(key, f"{error['msg']}, but got {in_yaml(value)}")
+        return Problem(key, f"must be text, but got {format_yaml(value)}{quotes}")
+    return Problem(key, f"{error['msg']}, but got {format_yaml(value)}")
 
 
 def _unknown_key(location: Sequence[str]) -> str:
@@ -326,7 +330,7 @@ def _unknown_key(location: Sequence[str]) -> str:
     elif elsewhere:
         hint = f"did you mean {' or '.join(repr(key) for key in elsewhere)}?"
     else:
-        hint = nearest(name, model.model_fields)
+        hint = did_you_mean(name, model.model_fields)
     where = ".".join(location[:-1]) or "a study file"
     return join_sentences(
         f"unknown key; {where} has {', '.join(model.model_fields)}",

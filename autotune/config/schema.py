@@ -21,24 +21,24 @@ from pydantic import (
 
 from autotune.config.fields import (
     Dimension,
-    Rule,
+    FieldRule,
+    bool_dimension,
+    boolean,
+    choice,
+    choice_dimension,
+    choice_or_plugin,
     expression,
-    flag,
-    flags,
-    kernels,
+    kernel_dimension,
     largest,
-    list_of_names,
-    names,
-    numbers,
-    one_of,
-    one_or_more,
-    or_own,
-    own,
-    per_class,
-    single,
-    widths,
+    name_list,
+    name_or_names,
+    number,
+    number_dimension,
+    plugin_ref,
+    protocol_name,
+    width_dimension,
 )
-from autotune.errors import Problem, in_yaml, join_sentences, nearest
+from autotune.errors import Problem, did_you_mean, format_yaml, join_sentences
 from autotune.plan import KEEP
 
 SAMPLERS = ("gp", "tpe", "random")
@@ -72,7 +72,7 @@ COSTS: dict[str, Literal["maximize", "minimize"]] = {
     "parameters": "minimize",
     "memory_mb": "minimize",
 }
-ORDERS = ("joint", "greedy")
+STRATEGIES = ("joint", "greedy")
 STOPS = ("no_gain", "never")
 #: What becomes of images that are there twice: said, kept in one part as well, not looked for.
 DUPLICATES = ("report", "together", "off")
@@ -86,7 +86,7 @@ def _study_name(value: str | None) -> str | None:
     if value is not None and not NAME_RULE.fullmatch(value):
         raise ValueError(
             f"a study's name has up to {MAX_NAME} letters, digits and . _ + - and starts with a "
-            f"letter or digit, but got {in_yaml(value)}"
+            f"letter or digit, but got {format_yaml(value)}"
         )
     return value
 
@@ -98,10 +98,10 @@ def _not_empty(value: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_not_empty)]
-_Part = Annotated[float, single(False, 0, 1, low_open=True, high_open=True)]
+_Part = Annotated[float, number(False, 0, 1, low_open=True, high_open=True)]
 
 
-def _objectives() -> Rule:
+def _objectives() -> FieldRule:
     """Accept a metric and a cost, or nothing."""
 
     def check(value: Any) -> Any:
@@ -112,15 +112,15 @@ def _objectives() -> Rule:
             f"are {', '.join(OBJECTIVES)}, the costs {', '.join(COSTS)}"
         )
         if not isinstance(value, list) or len(value) != 2:
-            raise ValueError(f"{rule}; but got {in_yaml(value)}")
+            raise ValueError(f"{rule}; but got {format_yaml(value)}")
         for one, allowed in zip(value, (OBJECTIVES, COSTS), strict=True):
             if one not in allowed:
-                hint = nearest(str(one), tuple(allowed))
-                raise ValueError(join_sentences(f"{rule}; but got {in_yaml(one)}", hint))
+                hint = did_you_mean(str(one), tuple(allowed))
+                raise ValueError(join_sentences(f"{rule}; but got {format_yaml(one)}", hint))
         return value
 
     metrics, costs = (" or ".join(f"`{one}`" for one in each) for each in (OBJECTIVES, COSTS))
-    return Rule(check, takes=f"`[metric, cost]`: {metrics}, and {costs}; or `null`")
+    return FieldRule(check, takes=f"`[metric, cost]`: {metrics}, and {costs}; or `null`")
 
 
 class _Section(BaseModel):
@@ -129,45 +129,45 @@ class _Section(BaseModel):
 
 
 class LayerSpace(_Section):
-    """``space.layers``: what every tuned layer may become; a layer takes the values that it can.
+    """``space.layers``: what trainable layers may become; a layer takes the values that it can.
 
     ``last`` is how many of the last layers have these fields, deeper ones keep their shape: every
     layer brings as many parameters as there are searched fields, and a sampler that has to model
     hundreds of them from a few dozen trials finds nothing.
     """
 
-    kernel: Annotated[Dimension, kernels()] = KEEP
+    kernel: Annotated[Dimension, kernel_dimension()] = KEEP
     """Side of the layer's spatial convolutions; their resolution stays."""
-    width: Annotated[Dimension, widths()] = KEEP
+    width: Annotated[Dimension, width_dimension()] = KEEP
     """Number of the layer's inner channels: a ratio of what there is, or a number."""
-    bridge: Annotated[Dimension, widths()] = KEEP
+    bridge: Annotated[Dimension, width_dimension()] = KEEP
     """Channels that the last convolution or linear layer writes; a 1x1 convolution leads back."""
-    activation: Annotated[Dimension, names((KEEP, *ACTIVATIONS))] = KEEP
+    activation: Annotated[Dimension, choice_dimension((KEEP, *ACTIVATIONS))] = KEEP
     """The layer's activation function."""
-    pool: Annotated[Dimension, names((KEEP, *LAYER_POOLS))] = KEEP
+    pool: Annotated[Dimension, choice_dimension((KEEP, *LAYER_POOLS))] = KEEP
     """Type and window of the pooling that the layer has."""
-    dropout: Annotated[Dimension, numbers(False, 0.0, 0.9, or_keep=True)] = KEEP
+    dropout: Annotated[Dimension, number_dimension(False, 0.0, 0.9, or_keep=True)] = KEEP
     """Share of activations that the layer's dropout drops."""
-    drop_path: Annotated[Dimension, numbers(False, 0.0, 0.9, or_keep=True)] = KEEP
+    drop_path: Annotated[Dimension, number_dimension(False, 0.0, 0.9, or_keep=True)] = KEEP
     """Share of images for which the layer's residual branch is left out in training."""
-    last: Annotated[int, single(True, 1)] = 8
+    last: Annotated[int, number(True, 1)] = 8
     """How many of the last layers have these fields."""
 
 
 class HeadSpace(_Section):
     """``space.head``: the hidden layers and the global pooling."""
 
-    hidden_layers: Annotated[Dimension, numbers(True, 0, 3)] = 0
+    hidden_layers: Annotated[Dimension, number_dimension(True, 0, 3)] = 0
     """Hidden layers of the head: linear, batch norm, activation, dropout each."""
-    units: Annotated[Dimension, numbers(True, 1, 65536)] = 256
+    units: Annotated[Dimension, number_dimension(True, 1, 65536)] = 256
     """Units of each hidden layer."""
-    activation: Annotated[Dimension, names(ACTIVATIONS)] = "relu"
+    activation: Annotated[Dimension, choice_dimension(ACTIVATIONS)] = "relu"
     """Of the hidden layers."""
-    batch_norm: Annotated[bool | list[bool], flags()] = True
+    batch_norm: Annotated[bool | list[bool], bool_dimension()] = True
     """Whether the hidden layers have batch norm."""
-    dropout: Annotated[Dimension, numbers(False, 0.0, 0.95)] = 0.0
+    dropout: Annotated[Dimension, number_dimension(False, 0.0, 0.95)] = 0.0
     """Of each hidden layer."""
-    pool: Annotated[Dimension, names(POOLS)] = KEEP
+    pool: Annotated[Dimension, choice_dimension(POOLS)] = KEEP
     """Global pooling before the head; `keep` is the backbone's own."""
 
 
@@ -177,25 +177,25 @@ class PolicySpace(_Section):
     The sources of the defaults are at :class:`autotune.plan.TrainingPolicy`.
     """
 
-    optimizer: Annotated[Dimension, names(OPTIMIZERS)] = "adamw"
+    optimizer: Annotated[Dimension, choice_dimension(OPTIMIZERS)] = "adamw"
     """What trains."""
-    lr: Annotated[Dimension, numbers(False, 0.0, 100.0, low_open=True)] = 3e-3
+    lr: Annotated[Dimension, number_dimension(False, 0.0, 100.0, low_open=True)] = 3e-3
     """Peak learning rate of the head."""
-    layer_decay: Annotated[Dimension, numbers(False, 0.0, 1.0, low_open=True)] = 1.0
+    layer_decay: Annotated[Dimension, number_dimension(False, 0.0, 1.0, low_open=True)] = 1.0
     """Layer `i` trains with `lr * layer_decay^i`."""
-    weight_decay: Annotated[Dimension, numbers(False, 0.0, 10.0)] = 1e-4
+    weight_decay: Annotated[Dimension, number_dimension(False, 0.0, 10.0)] = 1e-4
     """Not on norms and biases."""
-    momentum: Annotated[Dimension, numbers(False, 0.0, 0.999)] = 0.9
+    momentum: Annotated[Dimension, number_dimension(False, 0.0, 0.999)] = 0.9
     """Of `sgd`."""
-    label_smoothing: Annotated[Dimension, numbers(False, 0.0, 0.9)] = 0.0
+    label_smoothing: Annotated[Dimension, number_dimension(False, 0.0, 0.9)] = 0.0
     """Share of a label that is spread over all classes."""
-    head_epochs: Annotated[Dimension, numbers(True, 0, 100000)] = 0
+    head_epochs: Annotated[Dimension, number_dimension(True, 0, 100000)] = 0
     """Epochs at the start in which the head alone trains (LP-FT); fewer than `training.epochs`."""
-    l2_sp: Annotated[Dimension, numbers(False, 0.0, 10.0)] = 0.0
-    """Pull of the tuned layers towards their pretrained weights, instead of weight decay."""
-    mixup: Annotated[Dimension, numbers(False, 0.0, 10.0)] = 0.0
+    l2_sp: Annotated[Dimension, number_dimension(False, 0.0, 10.0)] = 0.0
+    """Pull of the trainable layers towards their pretrained weights, instead of weight decay."""
+    mixup: Annotated[Dimension, number_dimension(False, 0.0, 10.0)] = 0.0
     """Parameter of mixup's beta distribution; 0 is none."""
-    cutmix: Annotated[Dimension, numbers(False, 0.0, 10.0)] = 0.0
+    cutmix: Annotated[Dimension, number_dimension(False, 0.0, 10.0)] = 0.0
     """Parameter of CutMix's beta distribution; 0 is none."""
 
 
@@ -206,31 +206,31 @@ class SpaceConfig(_Section):
     from all other keys and returns the one to search.
     """
 
-    depth: Annotated[Dimension, numbers(True, 0, 10000)] = 0
-    """How many of the last layers are tuned; 0 is the head alone."""
+    depth: Annotated[Dimension, number_dimension(True, 0, 10000)] = 0
+    """How many of the last layers are trainable; 0 is the head alone."""
     layers: LayerSpace = Field(default_factory=LayerSpace)
     head: HeadSpace = Field(default_factory=HeadSpace)
     training: PolicySpace = Field(default_factory=PolicySpace)
-    custom: Annotated[str | None, own()] = None
+    custom: Annotated[str | None, plugin_ref()] = None
     """Function of one's own that changes the space."""
 
 
 class BaselineConfig(_Section):
-    """``baseline``: training policy of trial 0, the locked backbone with a linear head.
+    """``baseline``: training policy of trial 0, the frozen backbone with a linear head.
 
     A baseline that is trained badly flatters the search: give it the values that suit it. What is
     left out takes the study's own value where that is fixed, and a default where it is searched.
     """
 
-    optimizer: Annotated[str | None, one_of(OPTIMIZERS, optional=True)] = None
+    optimizer: Annotated[str | None, choice(OPTIMIZERS, optional=True)] = None
     """Of trial 0."""
-    lr: Annotated[float | None, single(False, 0, 100, low_open=True, optional=True)] = None
+    lr: Annotated[float | None, number(False, 0, 100, low_open=True, optional=True)] = None
     """Peak learning rate of trial 0."""
-    weight_decay: Annotated[float | None, single(False, 0, 10, optional=True)] = None
+    weight_decay: Annotated[float | None, number(False, 0, 10, optional=True)] = None
     """Of trial 0."""
-    momentum: Annotated[float | None, single(False, 0, 0.999, optional=True)] = None
+    momentum: Annotated[float | None, number(False, 0, 0.999, optional=True)] = None
     """Of trial 0, with `sgd`."""
-    label_smoothing: Annotated[float | None, single(False, 0, 0.9, optional=True)] = None
+    label_smoothing: Annotated[float | None, number(False, 0, 0.9, optional=True)] = None
     """Of trial 0."""
 
 
@@ -248,26 +248,26 @@ class DataConfig(_Section):
     """Share of all images that judges trials; a part that a folder has is kept."""
     test: _Part = 0.2
     """Share of all images that `autotune fit` alone reads; a part that a folder has is kept."""
-    protocol: Annotated[str | None, per_class()] = None
+    protocol: Annotated[str | None, protocol_name()] = None
     """`30-per-class`: 30 images of each class train and validate, all others test;
     `data.validation` is then a share of the 30."""
-    train_per_class: Annotated[int | None, single(True, 1, optional=True)] = None
+    train_per_class: Annotated[int | None, number(True, 1, optional=True)] = None
     """Fewer training images of each class; null is all."""
-    folds: Annotated[int | None, single(True, 2, 20, optional=True)] = None
+    folds: Annotated[int | None, number(True, 2, 20, optional=True)] = None
     """Every image outside of the test part validates once, and a value is the mean over so many
     networks; null is one split."""
-    seed: Annotated[int, single(True, 0, 2**32 - 1)] = 0
+    seed: Annotated[int, number(True, 0, 2**32 - 1)] = 0
     """Of the split."""
-    image_size: Annotated[int | None, single(True, 8, 4096, optional=True)] = None
+    image_size: Annotated[int | None, number(True, 8, 4096, optional=True)] = None
     """Side of the square input in pixels; null is the backbone's own."""
-    unreadable_limit: Annotated[float, single(False, 0, 1, high_open=True)] = 0.01
+    unreadable_limit: Annotated[float, number(False, 0, 1, high_open=True)] = 0.01
     """Share of images that may be damaged; above it nothing starts."""
-    decode: Annotated[str, one_of(("exact", "fast"))] = "exact"
+    decode: Annotated[str, choice(("exact", "fast"))] = "exact"
     """`fast` decodes JPEGs that are much larger than the input at a half, a quarter or an eighth
     of their size."""
     group: Annotated[str | None, expression()] = None
     """Images whose keys have its first group in common stay in one part."""
-    duplicates: Annotated[str, one_of(DUPLICATES)] = "report"
+    duplicates: Annotated[str, choice(DUPLICATES)] = "report"
     """Images that are there twice are counted; `together`: they stay in one part as well; `off`:
     nobody looks."""
 
@@ -275,13 +275,13 @@ class DataConfig(_Section):
 class AugmentConfig(_Section):
     """``training.augment``: what differs between the views of an image."""
 
-    crop: Annotated[float, single(False, 0, 1, low_open=True)] = 0.5
+    crop: Annotated[float, number(False, 0, 1, low_open=True)] = 0.5
     """Least share of the image that a random crop keeps."""
-    flip: Annotated[float, single(False, 0, 1)] = 0.5
+    flip: Annotated[float, number(False, 0, 1)] = 0.5
     """Probability of a horizontal flip."""
-    rotate: Annotated[float, single(False, 0, 180)] = 0.0
+    rotate: Annotated[float, number(False, 0, 180)] = 0.0
     """Degrees to either side."""
-    jitter: Annotated[float, single(False, 0, 1)] = 0.0
+    jitter: Annotated[float, number(False, 0, 1)] = 0.0
     """Strength of changes in brightness, contrast, saturation."""
 
 
@@ -292,26 +292,26 @@ ONLINE = "online"
 class TrainingConfig(_Section):
     """``training``: what all trials of the study share."""
 
-    epochs: Annotated[int, single(True, 1, 100000)] = 20
+    epochs: Annotated[int, number(True, 1, 100000)] = 20
     """Of every trial."""
-    batch_size: Annotated[int, single(True, 2, 65536)] = 64
+    batch_size: Annotated[int, number(True, 2, 65536)] = 64
     """Images of a step."""
-    objective: Annotated[str, one_of(tuple(OBJECTIVES))] = "accuracy"
+    objective: Annotated[str, choice(tuple(OBJECTIVES))] = "accuracy"
     """What a trial is judged by, on the validation part after its last epoch."""
-    sampling: Annotated[str, one_of(SAMPLING)] = "plain"
+    sampling: Annotated[str, choice(SAMPLING)] = "plain"
     """Each image once in an epoch; `balanced`: every class equally often, with repeats."""
-    views: Annotated[int | str, single(True, 1, 1024, words=(ONLINE,))] = 8
+    views: Annotated[int | str, number(True, 1, 1024, words=(ONLINE,))] = 8
     """Deterministic augmented views of each image; 1 is no augmentation; `online`: another one in
     every epoch, and no features are kept."""
-    warmup: Annotated[float, single(False, 0, 1, high_open=True)] = 0.1
+    warmup: Annotated[float, number(False, 0, 1, high_open=True)] = 0.1
     """Share of the steps in which the learning rate rises; a cosine follows."""
-    clip_norm: Annotated[float | None, single(False, 0, low_open=True, optional=True)] = 1.0
+    clip_norm: Annotated[float | None, number(False, 0, low_open=True, optional=True)] = 1.0
     """Largest norm of the gradient; null is no limit."""
     ema: Annotated[
-        float | None, single(False, 0, 1, low_open=True, high_open=True, optional=True)
+        float | None, number(False, 0, 1, low_open=True, high_open=True, optional=True)
     ] = None
     """Decay of a moving average of the weights, which is then what is judged; null is none."""
-    amp: Annotated[str, one_of(("auto", "off", "bf16", "fp16"))] = "auto"
+    amp: Annotated[str, choice(("auto", "off", "bf16", "fp16"))] = "auto"
     """Mixed precision: `auto` takes half precision on a GPU, and on a CPU where a comparison finds
     it 1.3 times as fast."""
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
@@ -329,11 +329,11 @@ class GreedyConfig(_Section):
     among the stages that are left.
     """
 
-    stop: Annotated[str, one_of(STOPS)] = "no_gain"
+    stop: Annotated[str, choice(STOPS)] = "no_gain"
     """At the first layer that does not help; `never`: all layers."""
-    margin: Annotated[float, single(False, 0)] = 0.0
+    margin: Annotated[float, number(False, 0)] = 0.0
     """What a stage must gain to be accepted, in units of the objective."""
-    trials_per_stage: Annotated[int | None, single(True, 1, optional=True)] = None
+    trials_per_stage: Annotated[int | None, number(True, 1, optional=True)] = None
     """Finished trials of each stage; null shares `search.trials` among the stages left."""
 
 
@@ -345,27 +345,27 @@ class SearchConfig(_Section):
     is used up ends the study.
     """
 
-    sampler: Annotated[str, or_own(SAMPLERS)] = "gp"
+    sampler: Annotated[str, choice_or_plugin(SAMPLERS)] = "gp"
     """What chooses the next plan."""
-    pruner: Annotated[str, or_own(PRUNERS)] = "percentile"
+    pruner: Annotated[str, choice_or_plugin(PRUNERS)] = "percentile"
     """What ends a trial before its last epoch."""
-    order: Annotated[str, one_of(ORDERS)] = "joint"
+    order: Annotated[str, choice(STRATEGIES)] = "joint"
     """`joint`: all parameters together; `greedy`: layer by layer, as AutoTune."""
     greedy: GreedyConfig = Field(default_factory=GreedyConfig)
-    known_good: Annotated[bool, flag()] = True
+    known_good: Annotated[bool, boolean()] = True
     """Plans that often work are tried after the baseline."""
-    warm_start: Annotated[list[str], list_of_names("studies")] = Field(default_factory=list)
+    warm_start: Annotated[list[str], name_list("studies")] = Field(default_factory=list)
     """Studies of the same storage whose best plans are tried first."""
-    trials: Annotated[int, single(True, 1)] = 40
+    trials: Annotated[int, number(True, 1)] = 40
     """Finished trials, however many workers, restarts and crashes."""
-    timeout: Annotated[float | None, single(False, 0, low_open=True, optional=True)] = None
+    timeout: Annotated[float | None, number(False, 0, low_open=True, optional=True)] = None
     """Seconds of a run after which no new trial starts; null is no limit."""
-    device_hours: Annotated[float | None, single(False, 0, low_open=True, optional=True)] = None
+    device_hours: Annotated[float | None, number(False, 0, low_open=True, optional=True)] = None
     """Hours that trials have held a device, over all workers, after which no new one starts; null
     is no limit."""
-    patience: Annotated[int | None, single(True, 1, optional=True)] = None
+    patience: Annotated[int | None, number(True, 1, optional=True)] = None
     """Finished trials without a better one after which no new one starts; null is no limit."""
-    seed: Annotated[int, single(True, 0, 2**31 - 1)] = 0
+    seed: Annotated[int, number(True, 0, 2**31 - 1)] = 0
     """Of the sampler and of every training."""
 
 
@@ -374,17 +374,17 @@ BUDGETS = ("trials", "timeout", "device_hours", "patience")
 
 
 #: Keys that may name a file of one's own, ``my_file.py:name``.
-OWN_KEYS = ("search.sampler", "search.pruner", "space.custom")
+PLUGIN_KEYS = ("search.sampler", "search.pruner", "space.custom")
 
 
 class ConstraintsConfig(_Section):
     """``constraints``: what a network may cost; a plan beyond a limit is never the best one."""
 
-    max_parameters: Annotated[int | None, single(True, 1, optional=True)] = None
+    max_parameters: Annotated[int | None, number(True, 1, optional=True)] = None
     """Of the network, head included; null is no limit."""
-    max_latency_ms: Annotated[float | None, single(False, 0, low_open=True, optional=True)] = None
+    max_latency_ms: Annotated[float | None, number(False, 0, low_open=True, optional=True)] = None
     """Of one image on the device that trains; null is no limit."""
-    max_memory_mb: Annotated[float | None, single(False, 0, low_open=True, optional=True)] = None
+    max_memory_mb: Annotated[float | None, number(False, 0, low_open=True, optional=True)] = None
     """Of the training; null is no limit."""
 
     @property
@@ -404,11 +404,11 @@ class FitConfig(_Section):
     It is no part of what a study is: nothing of it is used before the search is over.
     """
 
-    views: Annotated[str, one_of((ONLINE, "study"))] = "study"
+    views: Annotated[str, choice((ONLINE, "study"))] = "study"
     """The views of the search; `online`: every image augmented anew in every epoch, unless
     `training.views` is 1."""
     ema: Annotated[
-        float | str, single(False, 0, 1, low_open=True, high_open=True, words=(AUTO, "off"))
+        float | str, number(False, 0, 1, low_open=True, high_open=True, words=(AUTO, "off"))
     ] = AUTO
     """Decay of the average of the weights over the steps, such as 0.999; `auto`: by the number of
     steps; `off`: the last weights."""
@@ -421,15 +421,15 @@ class CacheConfig(_Section):
     has, see ``autotune.data.cache.array_cache`` and ``autotune.data.memory_budget``.
     """
 
-    disk_gb: Annotated[float | None, single(False, 0, low_open=True, optional=True)] = None
+    disk_gb: Annotated[float | None, number(False, 0, low_open=True, optional=True)] = None
     """What decoded images and features together may take in the folder `files`; null is half of
     what is free or taken by them."""
-    memory_gb: Annotated[float | None, single(False, 0, optional=True)] = None
+    memory_gb: Annotated[float | None, number(False, 0, optional=True)] = None
     """What a worker keeps in memory of views; null is a quarter of the machine's (or its
     container's) memory, divided by the number of workers."""
-    features: Annotated[str, one_of(("auto", "off"))] = "auto"
-    """Features of locked layers are kept; `off`: every trial computes the whole network."""
-    cuda_graphs: Annotated[str, one_of(("auto", "off"))] = "auto"
+    features: Annotated[str, choice(("auto", "off"))] = "auto"
+    """Features of frozen layers are kept; `off`: every trial computes the whole network."""
+    cuda_graphs: Annotated[str, choice(("auto", "off"))] = "auto"
     """On a GPU the steps of long trainings on features are captured once and replayed; `off`:
     every step is launched anew."""
 
@@ -453,11 +453,11 @@ class StudyConfig(_Section):
     """Shown by `autotune ls`."""
     dataset: Name
     """A data set by name, or one's own images."""
-    backbone: Annotated[str | list[str], one_or_more("backbones")]
+    backbone: Annotated[str | list[str], name_or_names("backbones")]
     """timm model, best with its pretrained tag: `resnet50.a1_in1k`; or a list of them."""
     weights: Name = "hub"
     """`hub`, the path of a `.safetensors`, `.pth` or `.pt` file, or `none`."""
-    inherit: Annotated[Dimension, names(INHERIT)] = "weights"
+    inherit: Annotated[Dimension, choice_dimension(INHERIT)] = "weights"
     """What changed layers start from."""
     data: DataConfig = Field(default_factory=DataConfig)
     space: SpaceConfig = Field(default_factory=SpaceConfig)
@@ -549,7 +549,7 @@ class StudyConfig(_Section):
             "search.warm_start": greedy
             and search.warm_start
             and "must be left out with search.order: greedy, which starts from the baseline, but "
-            f"got {in_yaml(search.warm_start)}",
+            f"got {format_yaml(search.warm_start)}",
             "space.training.head_epochs": head_epochs >= self.training.epochs
             and f"must be below training.epochs ({self.training.epochs}), but got {head_epochs}",
             "space.custom": len(self.backbones) > 1

@@ -12,7 +12,7 @@ from torch import Tensor
 from autotune.text import visible
 
 
-def tile(view: Tensor, side: int) -> Image.Image:
+def draw_tile(view: Tensor, side: int) -> Image.Image:
     """Draw a view ``(3, H, W)``, uint8, as a square of some side, in pixels."""
     pixels = view.permute(1, 2, 0).numpy()
     small = pixels.shape[0] < side  # its pixels are to be seen
@@ -20,7 +20,7 @@ def tile(view: Tensor, side: int) -> Image.Image:
     return Image.fromarray(pixels).resize((side, side), how)
 
 
-def write(
+def draw_text(
     pen: ImageDraw.ImageDraw,
     place: tuple[int, int],
     text: str,

@@ -15,7 +15,7 @@ from autotune.runtime import CONTROL_GROUPS, control_groups
 SHARE = 0.25
 
 
-def share_of_memory(workers: int) -> int:
+def worker_memory_budget(workers: int) -> int:
     """Return the bytes that one of several workers may fill."""
     return int(SHARE * machine_bytes() / max(1, workers))
 

@@ -21,7 +21,7 @@ CROP_MODES = ("center", "squash", "border")
 #: So many times as large as what it is resized to is a JPEG that is decoded at a part of its size.
 #: Images then differ by less than half a level of 255 from those that are decoded in full, one by
 #: less than a whole one (``benchmarks/decoding.py``); with 2 instead of 2.5 they do not.
-DRAFT_GAP = 2.5
+DRAFT_MIN_RATIO = 2.5
 #: Twice Pillow's own limit: what it calls a decompression bomb.
 _MAX_PIXELS = 2 * (1 << 30) // 12
 
@@ -98,7 +98,7 @@ class ImageSpec:
         )
 
 
-def decode(image: Image.Image, spec: ImageSpec) -> np.ndarray:
+def to_store_array(image: Image.Image, spec: ImageSpec) -> np.ndarray:
     """Resize and crop an image as timm does for evaluation, but keep the border it can spare.
 
     Args:
@@ -124,7 +124,7 @@ def decode(image: Image.Image, spec: ImageSpec) -> np.ndarray:
     return array
 
 
-def shrink(image: Image.Image, spec: ImageSpec) -> Image.Image:
+def draft_decode(image: Image.Image, spec: ImageSpec) -> Image.Image:
     """Decode a large JPEG at a half, a quarter or an eighth of its size, and resize it from there.
 
     The JPEG library leaves high frequencies out of the inverse transform, several times faster
@@ -144,7 +144,9 @@ def shrink(image: Image.Image, spec: ImageSpec) -> Image.Image:
     width, height = image.size
     # Where the size is no multiple of 8, the last pixels hold less than the others: the box. Other
     # formats than JPEG know no draft.
-    drafted = image.draft(None, (math.ceil(DRAFT_GAP * size[0]), math.ceil(DRAFT_GAP * size[1])))
+    drafted = image.draft(
+        None, (math.ceil(DRAFT_MIN_RATIO * size[0]), math.ceil(DRAFT_MIN_RATIO * size[1]))
+    )
     if drafted is None or image.size == (width, height):
         return image
     scale = round(width / image.width)

@@ -25,7 +25,7 @@ class Sample:
 
     key: str
     label: int
-    part: str | None
+    split: str | None
     group: str | None = None
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from autotune.config.loading import (
     apply_overrides,
-    check,
     find_study_file,
     parse_overrides,
     read_yaml,
+    resolve_plugin_paths,
     study_name,
-    with_own_paths,
+    validate,
 )
 from autotune.config.schema import StudyConfig
 from autotune.errors import ConfigError, Problem
@@ -62,14 +62,14 @@ def _without_wrong_keys(
             replaced |= parse_overrides([one])
         except ConfigError:
             continue
-    values = with_own_paths(apply_overrides(base, replaced), replaced, path.parent)
+    values = resolve_plugin_paths(apply_overrides(base, replaced), replaced, path.parent)
     values["name"] = name or study_name(base, replaced, Path(study).stem)
     try:
-        return check(values, study), ()
+        return validate(values, study), ()
     except ConfigError as error:
         problems = error.problems
     try:
-        return check(_left_out(values, (one.key for one in problems)), study), problems
+        return validate(_left_out(values, (one.key for one in problems)), study), problems
     except ConfigError:
         return None, problems
 

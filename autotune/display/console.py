@@ -19,7 +19,7 @@ from rich.text import Text
 
 from autotune.config.loading import find_study_file, load_study_file
 from autotune.config.schema import FitConfig, StudyConfig
-from autotune.data.progress import COUNTED
+from autotune.data.progress import COUNTED_STEPS
 from autotune.errors import AutotuneError, ConfigError, StudyError, UserError
 from autotune.text import visible
 
@@ -254,7 +254,7 @@ def images_in_words(step: str, done: int, total: int | None) -> str:
     """
     if not done:
         return step
-    counted = step in COUNTED
+    counted = step in COUNTED_STEPS
     numbers = [one if counted else one / 1e6 for one in (done, total) if one is not None]
     unit = "" if counted else " MB"
     return f"{step}: {' of '.join(f'{number:,.0f}' for number in numbers)}{unit}"

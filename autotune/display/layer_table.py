@@ -77,7 +77,7 @@ def _fitting(
 
 def _rows(inspected: Inspection, chosen: Sequence[InspectedLayer]) -> Iterator[tuple[str, ...]]:
     """Write the cells of every row, the head first."""
-    from autotune.study.state.constraints import in_short
+    from autotune.study.state.constraints import format_count
 
     features = inspected.head.features
     empty = (_NONE,) * (len(_COLUMNS) - _FACTS)
@@ -88,7 +88,7 @@ def _rows(inspected: Inspection, chosen: Sequence[InspectedLayer]) -> Iterator[t
             one.layer.label,
             one.kind,
             "x".join(map(str, one.shape)),
-            in_short(one.layer.parameters),
+            format_count(one.layer.parameters),
             _percent(one.share),
             *(_cell(one, name) for name in ("kernel", "width", "bridge", "activation", "pool")),
             _drops(one),
@@ -104,7 +104,7 @@ def _percent(share: float) -> str:
 
 def _cell(one: InspectedLayer, name: str) -> str:
     """Write what a layer has of a field that can change, a dash where it cannot."""
-    if name in one.offer.reasons:
+    if name in one.capabilities.reasons:
         return _KEPT
     present = [str(value) for value in one.present[name]]
     return " ".join(present[:3]) + (" …" if len(present) > 3 else "")
@@ -114,7 +114,7 @@ def _drops(one: InspectedLayer) -> str:
     """Write which kinds of dropping a layer has a place for, with the rates that are not 0."""
     words = []
     for name, word in (("dropout", "out"), ("drop_path", "path")):
-        if name not in one.offer.reasons:
+        if name not in one.capabilities.reasons:
             rate = max(float(value) for value in one.present[name])
             words.append(f"{word} {rate:.2g}" if rate else word)
     return " ".join(words) or _KEPT
@@ -170,7 +170,7 @@ def print_legend(shown: Console, inspected: Inspection, chosen: Sequence[Inspect
         legend.add_row(name, Text(meanings[name]))
     for name in meanings:
         if name not in offered:
-            reasons = dict.fromkeys(one.offer.reasons[name] for one in chosen)
+            reasons = dict.fromkeys(one.capabilities.reasons[name] for one in chosen)
             more = f" and {len(reasons) - 2} more reasons" if len(reasons) > 2 else ""
             legend.add_row(name, Text("no layer: " + "; ".join([*reasons][:2]) + more))
     head = inspected.head
@@ -185,8 +185,8 @@ def print_legend(shown: Console, inspected: Inspection, chosen: Sequence[Inspect
 
 
 def _width_words(chosen: Sequence[InspectedLayer]) -> str:
-    offers = [one.offer for one in chosen if "width" not in one.offer.reasons]
-    shrinking = [offer.index for offer in offers if not offer.grows]
+    offers = [one.capabilities for one in chosen if "width" not in one.capabilities.reasons]
+    shrinking = [offer.index for offer in offers if not offer.can_grow]
     units = sorted({group.unit for offer in offers for group in offer.groups} - {1})
     words = "a ratio from 0.1 to below 8, or a number of channels from 8 on"
     if shrinking:
@@ -204,7 +204,7 @@ def _two_columns() -> Table:
 
 
 def _offering(chosen: Sequence[InspectedLayer], name: str) -> list[InspectedLayer]:
-    return [one for one in chosen if name not in one.offer.reasons]
+    return [one for one in chosen if name not in one.capabilities.reasons]
 
 
 def print_reasons(shown: Console, chosen: Sequence[InspectedLayer]) -> None:
@@ -217,8 +217,8 @@ def print_reasons(shown: Console, chosen: Sequence[InspectedLayer]) -> None:
     for name in fields:
         reasons: dict[str, list[int]] = {}
         for one in chosen:
-            if name in one.offer.reasons:
-                reasons.setdefault(one.offer.reasons[name], []).append(one.layer.index)
+            if name in one.capabilities.reasons:
+                reasons.setdefault(one.capabilities.reasons[name], []).append(one.layer.index)
         for number, (reason, indices) in enumerate(reasons.items()):
             table.add_row("" if number else name, ranges(indices).split(" ", 1)[1], Text(reason))
     shown.print(table)

@@ -16,13 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.config.schema import StudyConfig
-from autotune.data.progress import COUNTED
+from autotune.data.progress import COUNTED_STEPS
 from autotune.display.console import images_in_words, in_lines
 from autotune.errors import UserError
-from autotune.results.values.objective import Objective, show_values
+from autotune.results.values.objective import Objective, format_values
 from autotune.search import ranking
 from autotune.study.state import attrs
-from autotune.study.state.budget import Budget, ending, held_hours, since_best
+from autotune.study.state.budget import Budget, device_hours_used, stop_reason, trials_since_best
+from autotune.text import format_clock
 
 if TYPE_CHECKING:
     from optuna.study import Study, StudyDirection
@@ -81,20 +82,20 @@ class Left:
     def of(study: Study, now: float) -> Left:
         """Look at a study."""
         trials = study.get_trials(deepcopy=False)
-        return Left.of_trials(trials, Budget.of(study), attrs.direction_of(study), now)
+        return Left.of_trials(trials, Budget.from_study(study), attrs.metric_direction(study), now)
 
     @staticmethod
     def of_trials(
         trials: Sequence[FrozenTrial], budget: Budget, direction: StudyDirection, now: float
     ) -> Left:
         """Look at the trials of a study."""
-        running = attrs.progress_of(trials, budget.trials).running
+        running = attrs.count_progress(trials, budget.trials).running
         return Left(
             budget,
-            held_hours(trials, now),
-            since_best(trials, direction) if budget.patience else 0,
+            device_hours_used(trials, now),
+            trials_since_best(trials, direction) if budget.patience else 0,
             running,
-            not running and ending(trials, budget, direction, now) is not None,
+            not running and stop_reason(trials, budget, direction, now) is not None,
             now,
         )
 
@@ -148,8 +149,8 @@ class State:
             self.step = f"decoding images: {event['done']} of {event['total']}"
         elif kind == "opened":
             self.opened, self.progress = event["opened"], event["progress"]
-            self.objective = Objective.of(event["opened"].study)
-            self.cost = Objective.cost_of(event["opened"].study)
+            self.objective = Objective.from_study(event["opened"].study)
+            self.cost = Objective.cost_from_study(event["opened"].study)
             self.finished_before = event["progress"].finished
             self.started = time.monotonic()
             self.step = "starting workers"
@@ -193,15 +194,15 @@ class State:
         study = self.opened.study
         trials = study.get_trials(deepcopy=False)
         self.left = Left.of(study, time.time())
-        self.progress = attrs.progress_of(trials, self.left.budget.trials)
-        baseline = attrs.baseline_of(trials)
-        best = ranking.best_of(trials, attrs.direction_of(study))
+        self.progress = attrs.count_progress(trials, self.left.budget.trials)
+        baseline = attrs.find_baseline(trials)
+        best = ranking.best_of(trials, attrs.metric_direction(study))
         self.baseline = self._values(baseline) if baseline else ""
         self.best, self.best_trial = (self._values(best), best.number) if best else ("", None)
 
     def _values(self, trial: FrozenTrial) -> str:
         assert self.objective is not None
-        return show_values(trial, self.objective, self.cost)
+        return format_values(trial, self.objective, self.cost)
 
     def time_left_s(self) -> float | None:
         """Estimate the time left from the trials of this run, and from its limits of time."""
@@ -232,7 +233,9 @@ class State:
 
     def show(self, value: float | None) -> str:
         """Write a value of the objective; empty while there is none."""
-        return "" if value is None or self.objective is None else self.objective.show(value)
+        return (
+            "" if value is None or self.objective is None else self.objective.format_value(value)
+        )
 
     def obituary(self, event: dict[str, Any]) -> str:
         """Say how a worker died, and what its log says; nothing when it was told to end."""
@@ -266,7 +269,7 @@ class State:
         before, study = event["progress"], event["opened"].study
         if before.finished or before.retried or before.running:
             return []
-        return [*attrs.warm_start_in_words(study), *attrs.image_remarks(study.user_attrs)]
+        return [*attrs.describe_warm_start(study), *attrs.image_warnings(study.user_attrs)]
 
     def left_out(self, event: dict[str, Any]) -> str:
         """Say that a data set has grown since its study was made."""
@@ -295,16 +298,6 @@ def _device(event: dict[str, Any]) -> str:
     return f"{event['device'].removeprefix('NVIDIA ')} {gpu}".strip()
 
 
-def duration(seconds: float | None) -> str:
-    """Write a duration as minutes and seconds, of an hour or more as hours, minutes, seconds."""
-    if seconds is None:
-        return "?"
-    minutes, rest = divmod(int(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}:{rest:02d}"
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
 class LiveView:
     """Redraws one picture of the study in place."""
 
@@ -327,14 +320,14 @@ class LiveView:
 
 def draw(state: State) -> RenderableType:
     """Draw the study: a bar, the scores, a row per worker."""
-    objective = state.objective.words if state.objective else ""
+    objective = state.objective.label if state.objective else ""
     parts: list[RenderableType] = [Text(f"study {state.config.name}", style="bold")]
     if state.progress is not None:
         bar = Table.grid(padding=(0, 2))
         bar.add_row(
             ProgressBar(1.0, state.share_used(), width=18),
             Text(state.counts()),
-            Text(f"time left {duration(state.time_left_s())}"),
+            Text(f"time left {format_clock(state.time_left_s())}"),
         )
         parts += [bar, Text(f"validation {objective}: {state.scores()}")]
     if state.step:
@@ -397,7 +390,7 @@ class PlainView:
             ended = f"{event['state']} {state.show(event['value'])}".strip()
             return (
                 f"trial {event['trial']}: {ended} | {worker.plan} | {state.scores()} | "
-                f"{state.counts()} | time left {duration(state.time_left_s())}"
+                f"{state.counts()} | time left {format_clock(state.time_left_s())}"
             )
         if kind in _ENDS:
             return state.obituary(event)
@@ -408,7 +401,7 @@ class PlainView:
         now = time.monotonic()
         if step != self._images_step:
             self._images_step, self._images_shown = step, now
-            return "" if step in COUNTED else step
+            return "" if step in COUNTED_STEPS else step
         if now - self._images_shown <= IMAGES_SHOWN_S:
             return ""
         self._images_shown = now

@@ -17,13 +17,13 @@ from rich.text import Text
 from autotune.config.schema import StudyConfig
 from autotune.display.console import in_lines
 from autotune.display.worker_table import failures_line, workers_table
-from autotune.results.diagnosis.headline import confirmed
+from autotune.results.diagnosis.headline import describe_confirmation
 from autotune.results.figures.greedy_stages import StageRow, stage_rows
 from autotune.results.figures.layer_diagram import as_text
 from autotune.results.report.summary import Summary, summarise
 from autotune.results.report.workers import failures_by_reason, worker_rows
-from autotune.results.values.objective import Objective, show_values
-from autotune.results.values.pareto_front import FRONT_LINES, reason_of
+from autotune.results.values.objective import Objective, format_values
+from autotune.results.values.pareto_front import MAX_FRONT_LINES, describe_excess
 from autotune.search import ranking
 from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
 from autotune.study.doctor.snapshot import take_snapshot
@@ -73,18 +73,19 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
             console.print(Text(line))
     for reason, count in found.reasons:
         console.print(Text(f"  {count} failed: {reason}"))
-    if found.best is None and found.nearest is not None:
+    if found.best is None and found.closest_to_feasible is not None:
         console.print(
             Text(
                 "No trial is within the limits; the nearest is trial "
-                f"{found.nearest.number}: {reason_of(found.nearest)}. Other limits make "
-                "another study; a space with smaller plans does too."
+                f"{found.closest_to_feasible.number}: "
+                f"{describe_excess(found.closest_to_feasible)}. Other limits make another "
+                "study; a space with smaller plans does too."
             )
         )
     if found.best is not None:
         console.print(
             Text(
-                confirmed(opened.study, found.best)
+                describe_confirmation(opened.study, found.best)
                 or "The best of a search is a lucky draw; 'autotune confirm' trains it under "
                 "other seeds, 'autotune fit' measures it on the test part."
             )
@@ -96,16 +97,18 @@ def _table(found: Summary, name: str) -> Table:
     table = Table(title=f"study {name}", title_justify="left")
     table.add_column("")
     table.add_column("trial", justify="right")
-    table.add_column(f"validation {found.objective.words}", justify="right")
+    table.add_column(f"validation {found.objective.label}", justify="right")
     table.add_column("plan")
-    missing = "not finished yet" if found.nearest is None else "none within the limits yet"
+    missing = (
+        "not finished yet" if found.closest_to_feasible is None else "none within the limits yet"
+    )
     for title, trial in (("baseline", found.baseline), ("best", found.best)):
         if trial is None:
             reason = missing if title == "best" else "not finished yet"
             table.add_row(title, "–", "–", reason)
         else:
-            value = show_values(trial, found.objective, found.cost)
-            beyond = f" ({reason_of(trial)})" if ranking.is_infeasible(trial) else ""
+            value = format_values(trial, found.objective, found.cost)
+            beyond = f" ({describe_excess(trial)})" if ranking.is_infeasible(trial) else ""
             words = _words(trial, found.several) + beyond
             table.add_row(title, str(trial.number), value, Text(words))
     if found.difference:
@@ -125,24 +128,24 @@ def _stages_table(stages: tuple[StageRow, ...]) -> Table:
 def _front(found: Summary) -> Table:
     """List the Pareto front, from the best metric to the lowest cost."""
     assert found.cost is not None
-    table = Table("trial", found.objective.words, found.cost.words, "plan", box=None)
-    for trial in found.front[:FRONT_LINES]:
+    table = Table("trial", found.objective.label, found.cost.label, "plan", box=None)
+    for trial in found.front[:MAX_FRONT_LINES]:
         metric, cost = trial.values
-        shown = found.objective.show(metric), found.cost.show(cost)
+        shown = found.objective.format_value(metric), found.cost.format_value(cost)
         table.add_row(str(trial.number), *shown, Text(_words(trial, found.several)))
     table.title = f"Pareto front, {len(found.front)} trials"
     table.title_justify = "left"
-    if len(found.front) > FRONT_LINES:
-        left = len(found.front) - FRONT_LINES
+    if len(found.front) > MAX_FRONT_LINES:
+        left = len(found.front) - MAX_FRONT_LINES
         table.caption = f"and {left} cheaper ones; the report shows them all"
         table.caption_justify = "left"
     return table
 
 
 def _words(trial: FrozenTrial, named: bool) -> str:
-    plan = attrs.plan_of(trial)
-    origin = attrs.origin_of(trial)
-    return (plan.in_words(named) if plan else "") + (f" ({origin})" if origin else "")
+    plan = attrs.trial_plan(trial)
+    origin = attrs.trial_origin(trial)
+    return (plan.describe(named) if plan else "") + (f" ({origin})" if origin else "")
 
 
 def _report_of(opened: OpenStudy) -> Path | None:
@@ -205,6 +208,6 @@ def print_workers(console: Console, opened: OpenStudy) -> None:
     """Print what workers are at, and why attempts at trials failed."""
     snapshot = take_snapshot(opened)
     if rows := worker_rows(snapshot):
-        console.print(workers_table(rows, Objective.of(opened.study), one_line=False))
+        console.print(workers_table(rows, Objective.from_study(opened.study), one_line=False))
     if failed := failures_line(failures_by_reason(snapshot.trials)):
         console.print(Text(failed))

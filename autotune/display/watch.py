@@ -14,18 +14,19 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from autotune.display.run_display import Left, duration
+from autotune.display.run_display import Left
 from autotune.display.worker_table import failures_line, speed, workers_table
 from autotune.errors import StorageError, StudyError
 from autotune.results.report.workers import WorkerRow, failures_by_reason, worker_rows
-from autotune.results.values.objective import Objective, show_values
+from autotune.results.values.objective import Objective, format_values
 from autotune.search import ranking
 from autotune.storage.rdb.connection import storage_errors
-from autotune.storage.rdb.retry import impatiently
+from autotune.storage.rdb.retry import no_retry
 from autotune.storage.url import database_path, is_sqlite
 from autotune.study.doctor.snapshot import Snapshot, take_snapshot
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
+from autotune.text import format_clock
 
 #: Seconds between two looks: on a terminal, and where every look is printed below the last one.
 EVERY_S = 2.0
@@ -58,7 +59,7 @@ class Picture:
         parts: list[RenderableType] = [
             Text.assemble((f"study {self.name}", "bold"), f"  {seen}"),
             self._budget(),
-            Text(f"validation {self.objective.words}: {self._scores()}"),
+            Text(f"validation {self.objective.label}: {self._scores()}"),
         ]
         if failed := failures_line(failures_by_reason(snapshot.trials)):
             parts.append(Text(failed))
@@ -70,7 +71,7 @@ class Picture:
         if snapshot.ended is not None:
             parts.append(Text(f"ended: {snapshot.ended.words}"))
         if self.trouble:
-            away = duration(time.time() - snapshot.moment)
+            away = format_clock(time.time() - snapshot.moment)
             parts.append(Text(f"not seen for {away}: {self.trouble}", style="bold red"))
         return Group(*parts, Text())
 
@@ -94,16 +95,16 @@ class Picture:
         bar.add_row(
             ProgressBar(1.0, left.share_used(progress.finished, snapshot.moment), width=18),
             Text(words),
-            Text("" if seconds is None else f"time left {duration(seconds)}"),
+            Text("" if seconds is None else f"time left {format_clock(seconds)}"),
         )
         return bar
 
     def _scores(self) -> str:
         trials = self.snapshot.trials
         best = ranking.best_of(trials, self.objective.direction)
-        baseline = attrs.baseline_of(trials)
+        baseline = attrs.find_baseline(trials)
         shown = [
-            f"{name} {show_values(trial, self.objective, self.cost)} (trial {trial.number})"
+            f"{name} {format_values(trial, self.objective, self.cost)} (trial {trial.number})"
             for name, trial in (("best", best), ("baseline", baseline))
             if trial is not None
         ]
@@ -130,7 +131,10 @@ def watch(
     terminal = console.is_terminal
     pause = every_s or (EVERY_S if terminal else EVERY_PLAIN_S)
     picture = Picture(
-        opened.name, Objective.of(opened.study), Objective.cost_of(opened.study), look(opened)
+        opened.name,
+        Objective.from_study(opened.study),
+        Objective.cost_from_study(opened.study),
+        look(opened),
     )
     live = Live(console=console, auto_refresh=False) if terminal else None
     context: AbstractContextManager[object] = live or nullcontext()
@@ -160,7 +164,7 @@ def look(opened: OpenStudy) -> Snapshot:
     if is_sqlite(opened.url) and not database_path(opened.url).exists():
         # Connecting would make an empty one.
         raise StorageError(f"storage: there is no database {database_path(opened.url)}")
-    with storage_errors(opened.url), impatiently():
+    with storage_errors(opened.url), no_retry():
         try:
             return take_snapshot(opened)
         except KeyError:  # Optuna's, of an id that there is no more

@@ -24,7 +24,7 @@ def workers_table(rows: Sequence[WorkerRow], objective: Objective, *, one_line: 
     table = Table(box=None)
     for name in ("host", "worker", "device"):
         table.add_column(name, overflow="fold", no_wrap=one_line)
-    for name in ("trial", "epoch", objective.words, "heartbeat", "speed"):
+    for name in ("trial", "epoch", objective.label, "heartbeat", "speed"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("plan", overflow="ellipsis" if one_line else "fold", no_wrap=one_line)
     for row in rows:
@@ -35,7 +35,7 @@ def workers_table(rows: Sequence[WorkerRow], objective: Objective, *, one_line: 
             Text(row.device),
             str(row.trial) if busy else "–",
             _epoch(row) if busy else "",
-            "" if row.value is None else objective.show(row.value),
+            "" if row.value is None else objective.format_value(row.value),
             _heartbeat(row) if busy else "",
             speed(row.epochs_per_s, row.images_per_s),
             Text(row.plan if busy else f"between trials for {row.silent_s or 0:.0f} s"),

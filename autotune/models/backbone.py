@@ -22,12 +22,12 @@ from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 from timm.data.config import resolve_data_config
 from torch import nn
 
-from autotune.errors import BackboneError, join_sentences, nearest
+from autotune.errors import BackboneError, did_you_mean, join_sentences
 
 logger = logging.getLogger(__name__)
 
 #: Pretrained tags whose weights are part of the package; see ``benchmarks.letters_weights``.
-SHIPPED = {"test_resnet.letters": "test_resnet.letters.safetensors"}
+PACKAGED_WEIGHTS = {"test_resnet.letters": "test_resnet.letters.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -57,26 +57,28 @@ def check_name(name: str) -> None:
     Raises:
         BackboneError: With the nearest names, when timm has no such architecture or tag.
     """
-    if name in SHIPPED:
+    if name in PACKAGED_WEIGHTS:
         return
     architecture, dot, tag = name.partition(".")
     if not timm.is_model(architecture):
-        known = [*timm.list_models(), *SHIPPED]
+        known = [*timm.list_models(), *PACKAGED_WEIGHTS]
         raise BackboneError(
             join_sentences(
                 f"timm {timm.__version__} has no backbone {name!r}",
-                nearest(architecture, known)
+                did_you_mean(architecture, known)
                 or "'python -c \"import timm; print(timm.list_models())\"' lists them",
             )
         )
     tags = [one.partition(".")[2] for one in timm.list_pretrained(architecture + ".*")]
-    tags += [one.partition(".")[2] for one in SHIPPED if one.startswith(architecture + ".")]
+    tags += [
+        one.partition(".")[2] for one in PACKAGED_WEIGHTS if one.startswith(architecture + ".")
+    ]
     if dot and tag not in tags:
         raise BackboneError(
             join_sentences(
                 f"the backbone {architecture!r} has no pretrained tag {tag!r}; it has "
                 f"{', '.join(tags) or 'none'}",
-                nearest(tag, tags),
+                did_you_mean(tag, tags),
             )
         )
 
@@ -94,12 +96,12 @@ def load_backbone(name: str, weights: str = "hub", image_size: int | None = None
             cannot be read or belongs to another architecture.
     """
     check_name(name)
-    if weights == "hub" and name not in SHIPPED:
+    if weights == "hub" and name not in PACKAGED_WEIGHTS:
         model = _from_hub(name, image_size)
     else:
-        model = build(name, image_size)
+        model = build_backbone(name, image_size)
         if weights != "none":
-            packaged = Path(__file__).parent / "weights" / SHIPPED.get(name, "")
+            packaged = Path(__file__).parent / "weights" / PACKAGED_WEIGHTS.get(name, "")
             load_weights(model, packaged if weights == "hub" else Path(weights).expanduser(), name)
     model.eval()
     for parameter in model.parameters():
@@ -107,7 +109,7 @@ def load_backbone(name: str, weights: str = "hub", image_size: int | None = None
     return Backbone(name, model, data_config(model, image_size), hash_weights(model))
 
 
-def build(name: str, image_size: int | None, device: str | None = None) -> nn.Module:
+def build_backbone(name: str, image_size: int | None, device: str | None = None) -> nn.Module:
     """Build a timm model without a classifier and without pretrained weights.
 
     Args:
@@ -139,7 +141,7 @@ def build(name: str, image_size: int | None, device: str | None = None) -> nn.Mo
 
 
 def _create(name: str, image_size: int | None, **options: Any) -> nn.Module:
-    name = name.partition(".")[0] if name in SHIPPED else name
+    name = name.partition(".")[0] if name in PACKAGED_WEIGHTS else name
     config = timm.models.get_pretrained_cfg(name)
     if image_size is not None and config is not None and config.fixed_input_size:
         options["img_size"] = image_size
@@ -246,7 +248,7 @@ def _from_hub(name: str, image_size: int | None) -> nn.Module:
     if config is None or not config.has_weights:
         raise BackboneError(f"weights: timm has no pretrained weights for {name!r}; {way_out}")
     if image_size is not None:
-        build(name, image_size, device="meta")  # refuses a wrong size before the download
+        build_backbone(name, image_size, device="meta")  # refuses a wrong size before the download
     try:
         if config.hf_hub_id:
             cached = _cached(config.hf_hub_id)
@@ -280,8 +282,8 @@ def fetch_weights(name: str) -> Path | None:
             had.
     """
     check_name(name)
-    if name in SHIPPED:
-        return Path(__file__).parent / "weights" / SHIPPED[name]
+    if name in PACKAGED_WEIGHTS:
+        return Path(__file__).parent / "weights" / PACKAGED_WEIGHTS[name]
     config = timm.models.get_pretrained_cfg(name)
     if config is None or not config.has_weights or not config.hf_hub_id:
         raise BackboneError(f"timm has no pretrained weights for {name!r} on the hub")

@@ -41,19 +41,19 @@ def is_out_of_host_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or _says(error, _OUT_OF_HOST_MEMORY)
 
 
-def is_of_gpu(error: BaseException) -> bool:
+def is_gpu_error(error: BaseException) -> bool:
     """Tell whether an error is one of CUDA, cuDNN or cuBLAS."""
     if _ERROR_OF_CUDA is not None and isinstance(error, _ERROR_OF_CUDA):
         return True
     return isinstance(error, RuntimeError) and bool(_OF_A_GPU.search(str(error)))
 
 
-def is_of_device(error: BaseException) -> bool:
+def is_device_error(error: BaseException) -> bool:
     """Tell whether an error is one of a device or its memory: elsewhere, or later, there is none.
 
     Whoever takes errors for a verdict on a network lets these pass.
     """
-    return is_out_of_memory(error) or is_out_of_host_memory(error) or is_of_gpu(error)
+    return is_out_of_memory(error) or is_out_of_host_memory(error) or is_gpu_error(error)
 
 
 def _says(error: BaseException, texts: tuple[str, ...]) -> bool:

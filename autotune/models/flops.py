@@ -17,10 +17,10 @@ from autotune.errors import BackboneError
 from autotune.models.layers import Layer
 
 #: The remainder's place among the layers: operations of none of them.
-NOWHERE = -1
+UNASSIGNED = -1
 
 
-class Pass:
+class FlopsProfile:
     """One pass of one image on the meta device: what each layer computes and writes.
 
     An operation belongs to the layer whose parameter it reads, wherever it runs; one that reads
@@ -48,9 +48,9 @@ class Pass:
         self.features = 0
 
     @classmethod
-    def of(
+    def from_model(
         cls, model: nn.Module, layers: Sequence[Layer], input_size: tuple[int, int, int]
-    ) -> Pass:
+    ) -> FlopsProfile:
         """Run a copy of a backbone and watch it.
 
         Raises:
@@ -86,7 +86,7 @@ class Pass:
 
     @property
     def macs(self) -> Counter[int]:
-        """Multiply-accumulates by layer, those of no layer under ``NOWHERE``."""
+        """Multiply-accumulates by layer, those of no layer under ``UNASSIGNED``."""
         return Counter({index: flops // 2 for index, flops in self._flops.items()})
 
     @property
@@ -112,11 +112,11 @@ class Pass:
                 owner = self._owner.get(operand.untyped_storage()._cdata)
                 if owner is not None:
                     return owner
-        return self._running[-1] if self._running else NOWHERE
+        return self._running[-1] if self._running else UNASSIGNED
 
     def _enter(self, place: int | None) -> Callable[[nn.Module, Any], None]:
         def hook(module: nn.Module, args: Any) -> None:
-            outer = self._running[-1] if self._running else NOWHERE
+            outer = self._running[-1] if self._running else UNASSIGNED
             self._running.append(outer if place is None else place)
 
         return hook

@@ -16,19 +16,19 @@ from torch import nn
 from autotune.config.fields import KERNELS
 from autotune.config.schema import ACTIVATIONS, LAYER_POOLS, POOLS
 from autotune.errors import PlanError
-from autotune.models.backbone import build, check_name, data_config
-from autotune.models.flops import NOWHERE, Pass
-from autotune.models.layers import Layer, layers_of
+from autotune.models.backbone import build_backbone, check_name, data_config
+from autotune.models.flops import UNASSIGNED, FlopsProfile
+from autotune.models.layers import Layer, list_layers
 from autotune.models.network import check_plan, pool_problem, set_pool
-from autotune.models.surgery.apply import check_layers, reshape
-from autotune.models.surgery.capabilities import LARGEST_RATIO, SMALLEST_RATIO, LayerOffer
-from autotune.models.surgery.probing import offers_of
+from autotune.models.surgery.apply import apply_layer_plans, validate_plans
+from autotune.models.surgery.capabilities import MAX_RATIO, MIN_RATIO, LayerCapabilities
+from autotune.models.surgery.probing import probe_layers
 from autotune.plan import KEEP, LayerPlan, TrialPlan
 
 #: Fields of a layer plan, in the order in which they are shown.
 FIELDS = tuple(LayerPlan.__dataclass_fields__)
 #: What a study file allows of a head, see ``autotune.config.schema.HeadSpace``.
-MOST_HIDDEN, MOST_UNITS, MOST_DROPOUT = 3, 65536, 0.95
+MAX_HIDDEN_LAYERS, MAX_UNITS, MAX_DROPOUT = 3, 65536, 0.95
 
 Size = tuple[int, int, int]
 
@@ -46,7 +46,7 @@ class InspectedLayer:
             one image.
         share: Its share of the backbone's multiply-accumulates.
         present: What it has now of each field that can change; ``3x3`` of a kernel.
-        offer: What it can become.
+        capabilities: What it can become.
     """
 
     layer: Layer
@@ -55,7 +55,7 @@ class InspectedLayer:
     macs: int
     share: float
     present: Mapping[str, tuple[int | float | str, ...]]
-    offer: LayerOffer
+    capabilities: LayerCapabilities
 
     @property
     def resolution(self) -> tuple[int, ...]:
@@ -72,11 +72,11 @@ class InspectedLayer:
             "macs": self.macs,
             "share": self.share,
             "offers": {
-                name: {"present": list(self.present[name]), **_values(self.offer, name)}
+                name: {"present": list(self.present[name]), **_values(self.capabilities, name)}
                 for name in FIELDS
-                if name not in self.offer.reasons
+                if name not in self.capabilities.reasons
             },
-            "reasons": dict(self.offer.reasons),
+            "reasons": dict(self.capabilities.reasons),
         }
 
 
@@ -97,11 +97,11 @@ class InspectedHead:
         return {
             "features": self.features,
             "pool": list(self.pools),
-            "hidden_layers": {"low": 0, "high": MOST_HIDDEN},
-            "units": {"low": 1, "high": MOST_UNITS},
+            "hidden_layers": {"low": 0, "high": MAX_HIDDEN_LAYERS},
+            "units": {"low": 1, "high": MAX_UNITS},
             "activation": list(ACTIVATIONS),
             "batch_norm": [True, False],
-            "dropout": {"low": 0.0, "high": MOST_DROPOUT},
+            "dropout": {"low": 0.0, "high": MAX_DROPOUT},
         }
 
 
@@ -154,10 +154,10 @@ def inspect_layers(name: str, image_size: int | None = None) -> Inspection:
         BackboneError: When the backbone is unknown or cannot take images of that size.
     """
     model, input_size = _blank(name, image_size)
-    layers = layers_of(model)
-    passed = Pass.of(model, layers, input_size)
+    layers = list_layers(model)
+    passed = FlopsProfile.from_model(model, layers, input_size)
     kinds = _kinds(model, layers)
-    offers = offers_of(model, layers, input_size)
+    offers = probe_layers(model, layers, input_size)
     inspected = tuple(
         InspectedLayer(
             layer=layer,
@@ -166,16 +166,18 @@ def inspect_layers(name: str, image_size: int | None = None) -> Inspection:
             macs=passed.macs[layer.index],
             share=passed.macs[layer.index] / max(1, passed.total),
             present={one: tuple(_present(model, offer, one)) for one in FIELDS},
-            offer=offer,
+            capabilities=offer,
         )
         for layer, kind, offer in zip(layers, kinds, offers, strict=True)
     )
     head = InspectedHead(passed.features, tuple(_pools(model, name, input_size)))
-    return Inspection(name, input_size, head, inspected, passed.total, passed.macs.get(NOWHERE, 0))
+    return Inspection(
+        name, input_size, head, inspected, passed.total, passed.macs.get(UNASSIGNED, 0)
+    )
 
 
 @dataclass(frozen=True)
-class TriedPlan:
+class PlanPreview:
     """What a plan makes of its backbone.
 
     Args:
@@ -193,7 +195,7 @@ class TriedPlan:
     macs_after: int
 
 
-def try_plan(plan: TrialPlan, image_size: int | None = None) -> TriedPlan:
+def preview_plan(plan: TrialPlan, image_size: int | None = None) -> PlanPreview:
     """Apply a plan to its backbone on the meta device.
 
     Args:
@@ -205,7 +207,7 @@ def try_plan(plan: TrialPlan, image_size: int | None = None) -> TriedPlan:
         PlanError: When the plan does not fit the backbone.
     """
     model, input_size = _blank(plan.backbone, image_size)
-    before = layers_of(model)
+    before = list_layers(model)
     check_plan(plan, plan.backbone, len(before))
     works = tuple(_pools(model, plan.backbone, input_size))
     if plan.head.pool not in works:
@@ -220,22 +222,26 @@ def try_plan(plan: TrialPlan, image_size: int | None = None) -> TriedPlan:
         )
     changed = copy.deepcopy(model).eval()
     if plan.reshaped:
-        offers = offers_of(model, before[: max(plan.reshaped)], input_size)
-        check_layers(plan, offers)
+        offers = probe_layers(model, before[: max(plan.reshaped)], input_size)
+        validate_plans(plan, offers)
         # The meta device has no weights to inherit or to compare.
-        reshape(changed, replace(plan, inherit="none"), offers, seed=0)
-    after = layers_of(changed)
+        apply_layer_plans(changed, replace(plan, inherit="none"), offers, seed=0)
+    after = list_layers(changed)
     set_pool(changed, plan.head.pool, plan.backbone)
-    passed = Pass.of(changed, after, input_size)
-    return TriedPlan(
-        before, after, passed.features, Pass.of(model, before, input_size).total, passed.total
+    passed = FlopsProfile.from_model(changed, after, input_size)
+    return PlanPreview(
+        before,
+        after,
+        passed.features,
+        FlopsProfile.from_model(model, before, input_size).total,
+        passed.total,
     )
 
 
 def _blank(name: str, image_size: int | None) -> tuple[nn.Module, Size]:
     """Build a backbone on the meta device; return it with the size of its images."""
     check_name(name)
-    model = build(name, image_size, device="meta")
+    model = build_backbone(name, image_size, device="meta")
     return model, data_config(model, image_size)["input_size"]
 
 
@@ -293,7 +299,7 @@ def _only_vectors(module: nn.Module) -> bool:
     return all(one.ndim <= 1 for one in module.parameters())
 
 
-def _present(model: nn.Module, offer: LayerOffer, name: str) -> list[int | float | str]:
+def _present(model: nn.Module, offer: LayerCapabilities, name: str) -> list[int | float | str]:
     """List the different values that a layer has of a field, in the order of the network."""
     found: list[int | float | str]
     if name == "kernel":
@@ -301,7 +307,7 @@ def _present(model: nn.Module, offer: LayerOffer, name: str) -> list[int | float
     elif name == "width":
         found = [group.size for group in offer.groups]
     elif name == "bridge":
-        found = list(offer.ends.values())
+        found = list(offer.residual_writers.values())
     elif name == "activation":
         found = [
             word or type(model.get_submodule(path)).__name__.lower()
@@ -329,7 +335,7 @@ def _drop_rate(model: nn.Module, path: str) -> float:
     return round(drop.drop_prob or 0.0, 6) if isinstance(drop, DropPath) else 0.0
 
 
-def _values(offer: LayerOffer, name: str) -> dict[str, Any]:
+def _values(offer: LayerCapabilities, name: str) -> dict[str, Any]:
     """Describe the values that a field of a layer can take."""
     lists: dict[str, Sequence[int | str]] = {
         "kernel": KERNELS,
@@ -341,8 +347,8 @@ def _values(offer: LayerOffer, name: str) -> dict[str, Any]:
     if name in ("width", "bridge"):
         width = name == "width"
         return {
-            "smallest_ratio": SMALLEST_RATIO,
-            "largest_ratio": LARGEST_RATIO if offer.grows or not width else 1.0,
+            "smallest_ratio": MIN_RATIO,
+            "largest_ratio": MAX_RATIO if offer.can_grow or not width else 1.0,
             "multiple_of": max(group.unit for group in offer.groups) if width else 1,
         }
     return {"low": 0.0, "below": 1.0}

@@ -41,7 +41,7 @@ class Layer:
         return {"index": self.index, "label": self.label, "parameters": self.parameters}
 
 
-def layers_of(backbone: nn.Module) -> tuple[Layer, ...]:
+def list_layers(backbone: nn.Module) -> tuple[Layer, ...]:
     """List the layers of a backbone that has no classifier, the last one first.
 
     Groups that hold only vectors (a final norm) are joined to the layer before them: alone they

@@ -1,7 +1,7 @@
-"""A trial's network: the backbone with its locked and tuned layers, and the head.
+"""A trial's network: the backbone with its frozen and trainable layers, and the head.
 
-Locked means locked: no gradient, no change of norm statistics, no dropout. ``requires_grad``
-alone does not freeze batch norm, so the locked modules are put back into evaluation mode
+Frozen means frozen: no gradient, no change of norm statistics, no dropout. ``requires_grad``
+alone does not freeze batch norm, so the frozen modules are put back into evaluation mode
 whenever the network is told to train.
 """
 
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from autotune.errors import PlanError
 from autotune.models.backbone import Backbone
-from autotune.models.layers import Layer, layers_of
-from autotune.models.surgery.apply import check_layers, reshape
+from autotune.models.layers import Layer, list_layers
+from autotune.models.surgery.apply import apply_layer_plans, validate_plans
 from autotune.models.surgery.components import ACTIVATIONS
 from autotune.models.surgery.inheritance import channel_norms
-from autotune.models.surgery.probing import offers_for
+from autotune.models.surgery.probing import cached_capabilities
 from autotune.plan import KEEP, HeadPlan, TrialPlan
 
 
@@ -57,12 +57,12 @@ class Head(nn.Sequential):
 
 
 class Network(nn.Module):
-    """A backbone with ``depth`` tuned layers and a head.
+    """A backbone with ``depth`` trainable layers and a head.
 
     Args:
         backbone: Module without classifier; it becomes part of the network.
         layers: Its layers, the last one first.
-        depth: How many of them are tuned.
+        depth: How many of them are trainable.
         head: The head.
         stale: How many of the last layers compute or see other features than the pretrained
             ones, so that their norm statistics describe what is no longer there.
@@ -81,13 +81,13 @@ class Network(nn.Module):
         self.head = head
         self.depth = depth
         self.layers = layers
-        tuned = {name for layer in layers[:depth] for name in layer.names}
+        trainable = {name for layer in layers[:depth] for name in layer.names}
         for name, parameter in backbone.named_parameters():
-            parameter.requires_grad_(name in tuned)
+            parameter.requires_grad_(name in trainable)
         inside = {name for layer in layers[:depth] for name in layer.modules}
-        # Modules outside of every layer (containers, input dropout) count as locked unless
-        # nothing is: what they drop would reach the locked layers.
-        self.locked = [
+        # Modules outside of every layer (containers, input dropout) count as frozen unless
+        # nothing is: what they drop would reach the frozen layers.
+        self.frozen = [
             module
             for name, module in backbone.named_modules()
             if name not in inside and depth < len(layers)
@@ -98,25 +98,25 @@ class Network(nn.Module):
             for name in layer.modules
             if isinstance(module := backbone.get_submodule(name), nn.modules.batchnorm._BatchNorm)
         )
-        self._tuned_names = frozenset(f"backbone.{name}" for name in tuned)
+        self._trainable_names = frozenset(f"backbone.{name}" for name in trainable)
         self._head_alone = False
         self._split: Tail | None = None
 
     def train(self, mode: bool = True) -> Network:
-        """Set the mode of the tuned part; the locked part stays in evaluation mode."""
+        """Set the mode of the trainable part; the frozen part stays in evaluation mode."""
         super().train(mode)
-        for module in self.backbone.modules() if self._head_alone else self.locked:
+        for module in self.backbone.modules() if self._head_alone else self.frozen:
             module.training = False
         return self
 
-    def train_head_alone(self, alone: bool) -> Network:
-        """Switch to training, with the tuned layers locked like the others or not.
+    def freeze_all_but_head(self, alone: bool) -> Network:
+        """Switch to training, with the trainable layers frozen like the others or not.
 
         While they are, nothing of the backbone needs a gradient, and none is computed for it.
         """
         self._head_alone = alone
         for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(not alone and f"backbone.{name}" in self._tuned_names)
+            parameter.requires_grad_(not alone and f"backbone.{name}" in self._trainable_names)
         return self.train()
 
     def attach(self, split: Tail) -> None:
@@ -140,30 +140,30 @@ class Network(nn.Module):
         return logits
 
     def layer_of_parameters(self) -> Iterator[tuple[str, nn.Parameter, int]]:
-        """Yield every tuned parameter with its name and layer; the head counts as layer 0.
+        """Yield every trainable parameter with its name and layer; the head counts as layer 0.
 
-        Those of tuned layers are among them while the head trains alone.
+        Those of trainable layers are among them while the head trains alone.
         """
         index = {name: layer.index for layer in self.layers for name in layer.names}
         for name, parameter in self.named_parameters():
-            if name in self._tuned_names or name.startswith("head."):
+            if name in self._trainable_names or name.startswith("head."):
                 yield name, parameter, index.get(name.removeprefix("backbone."), 0)
 
-    def tuned_state(self) -> dict[str, Tensor]:
-        """Return the part of the state that training changes: tuned layers and head."""
+    def trainable_state(self) -> dict[str, Tensor]:
+        """Return the part of the state that training changes: trainable layers and head."""
         return {
             name: value
             for name, value in self.state_dict().items()
-            if name.startswith("head.") or name in self._tuned_names
+            if name.startswith("head.") or name in self._trainable_names
         }
 
-    def load_tuned_state(self, state: dict[str, Tensor]) -> None:
-        """Load what :meth:`tuned_state` returned.
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        """Load what :meth:`trainable_state` returned.
 
         Raises:
             PlanError: When the state is that of another plan.
         """
-        own = {name: value.shape for name, value in self.tuned_state().items()}
+        own = {name: value.shape for name, value in self.trainable_state().items()}
         if own != {name: value.shape for name, value in state.items()}:
             differing = sorted(
                 name
@@ -198,12 +198,12 @@ def build_network(
         PlanError: When the plan does not fit the backbone.
     """
     module = backbone.fresh()
-    layers = layers_of(module)
+    layers = list_layers(module)
     check_plan(plan, backbone.name, len(layers))
     stale = 0
     if plan.reshaped:
-        offers = offers_for(backbone, layers, max(plan.reshaped))
-        check_layers(plan, offers)
+        offers = cached_capabilities(backbone, layers, max(plan.reshaped))
+        validate_plans(plan, offers)
         norms = None
         if plan.inherit == "data" and any(layer.width != KEEP for layer in plan.layers):
             assert sample is not None, "inherit: data needs images"
@@ -211,14 +211,14 @@ def build_network(
                 name for offer in offers for group in offer.groups for name in group.readers
             ]
             norms = channel_norms(module.eval(), readers, sample())
-        reshape(module, plan, offers, seed, norms)
+        apply_layer_plans(module, plan, offers, seed, norms)
         differing = [
             index
             for index in plan.reshaped
-            if not offers[index - 1].preserves(plan.layers[index - 1], plan.inherit)
+            if not offers[index - 1].is_function_preserving(plan.layers[index - 1], plan.inherit)
         ]
         stale = max(differing, default=0)
-        layers = layers_of(module)
+        layers = list_layers(module)
     set_pool(module, plan.head.pool, backbone.name)
     features = feature_count(module, backbone.data_config["input_size"])
     with torch.random.fork_rng(devices=[]):

@@ -1,14 +1,14 @@
-"""A study as the results see it: read once, at one moment.
+"""One reading of a study, from which everything about its results is shown.
 
-A page about a study asks for its trials dozens of times. Every time costs a look at the storage
-and a sort of all trials, and a trial that ends in between would be in one half of the page and not
-in the other. So a page reads the study once, and everything on it is made from that.
+Read a study once with :meth:`StudyResults.from_study` and pass the reading on. A page that asked
+the storage for each of its numbers would sort all trials dozens of times, and a trial that ends
+meanwhile would be in one half of the page and not in the other.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,85 +17,59 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune import optuna_private
 from autotune.errors import FormatError
+from autotune.optuna_private import StorageProxy
 from autotune.results.values.objective import Objective
+from autotune.results.values.verdict import Verdict
 from autotune.search import ranking
 from autotune.search.space import Space
 from autotune.study.state import attrs
-from autotune.study.state.budget import Ending
-
-
-class _Reading:
-    """A storage that answers for one study from what was read of it.
-
-    Args:
-        storage: The storage; it is asked for everything else.
-        trials: The trials of the study, in order.
-        attributes: The user attributes of the study.
-    """
-
-    def __init__(
-        self, storage: BaseStorage, trials: tuple[FrozenTrial, ...], attributes: Mapping[str, Any]
-    ) -> None:
-        self._storage = storage
-        self._trials = trials
-        self._attributes = attributes
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._storage, name)
-
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
-        """Return the trials that were read."""
-        found = [one for one in self._trials if states is None or one.state in states]
-        return copy.deepcopy(found) if deepcopy else found
-
-    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        """Return the user attributes that were read."""
-        return dict(self._attributes)
+from autotune.study.state.budget import Budget, StopReason
 
 
 @dataclass(frozen=True, eq=False)
 class StudyResults:
     """A study at one moment.
 
+    ``dataclasses.replace(results, trials=..., attributes=...)`` is the same study at a later one.
+
     Args:
-        study: The study; its trials and user attributes are those of this moment.
+        source: The study that was read.
         trials: All trials, in order.
-        attributes: What the study remembers, see :mod:`autotune.study.state.attrs`.
-        objective: What is optimized.
+        attributes: User attributes of the study, see :mod:`autotune.study.state.attrs`.
+        objective: The metric.
         cost: The second objective, or ``None``.
     """
 
-    study: Study
+    source: Study
     trials: tuple[FrozenTrial, ...]
     attributes: Mapping[str, Any]
     objective: Objective
     cost: Objective | None
 
     @staticmethod
-    def of(study: Study | StudyResults) -> StudyResults:
-        """Read a study; return what was read before as it is.
-
-        Args:
-            study: The study, or what was read of it.
-        """
+    def from_study(study: Study | StudyResults) -> StudyResults:
+        """Read a study."""
         if isinstance(study, StudyResults):
             return study
-        trials = tuple(study.get_trials(deepcopy=False))
-        attributes = study.user_attrs
-        shown = copy.copy(study)
-        reading: Any = _Reading(study._storage, trials, attributes)
-        shown._storage = reading
-        return StudyResults(
-            shown, trials, attributes, Objective.of(study), Objective.cost_of(study)
-        )
+        trials, attributes = tuple(study.get_trials(deepcopy=False)), study.user_attrs
+        names, directions = study.metric_names or ["objective"], study.directions
+        images = attributes.get(attrs.DATASET, {}).get("validation") or 0
+        objective = Objective(names[0], directions[0], 2 if images >= 1000 else 1)
+        cost = Objective(names[1], directions[1]) if len(names) > 1 else None
+        return StudyResults(study, trials, attributes, objective, cost)
 
     @property
     def name(self) -> str:
         """Name of the study."""
-        return self.study.study_name
+        return self.source.study_name
+
+    @cached_property
+    def study(self) -> Study:
+        """Optuna's study, which has the trials and user attributes of this moment."""
+        reading = _Reading(optuna_private.storage(self.source), self.trials, self.attributes)
+        return optuna_private.with_storage(self.source, reading)
 
     @property
     def direction(self) -> StudyDirection:
@@ -110,23 +84,18 @@ class StudyResults:
     @cached_property
     def baseline(self) -> FrozenTrial | None:
         """The complete baseline, or ``None``."""
-        return attrs.baseline_of(self.trials)
-
-    @cached_property
-    def progress(self) -> attrs.Progress:
-        """How many trials ended how."""
-        budget = self.attributes.get(attrs.BUDGET, {})
-        return attrs.progress_of(self.trials, int(budget.get("trials", 0)))
+        return attrs.find_baseline(self.trials)
 
     @property
-    def ended(self) -> Ending | None:
-        """What has ended the study; ``None`` while something runs, or could."""
-        return None if self.progress.running else Ending.from_attributes(self.attributes)
-
-    @cached_property
-    def superseded(self) -> frozenset[int]:
-        """Numbers of the attempts that have a successor."""
-        return frozenset(attrs.superseded(self.trials))
+    def difference(self) -> str:
+        """How far the best trial lies from the baseline; empty while one of them is missing."""
+        if self.baseline is None or self.best is None:
+            return ""
+        if self.best is self.baseline:
+            return "no trial is better"
+        objectives = [one for one in (self.objective, self.cost) if one is not None]
+        values = zip(objectives, self.best.values, self.baseline.values, strict=True)
+        return ", ".join(one.format_difference(best, base) for one, best, base in values)
 
     @cached_property
     def front(self) -> tuple[FrozenTrial, ...]:
@@ -136,19 +105,137 @@ class StudyResults:
         return tuple(ranking.front_of(self.trials, self.direction))
 
     @cached_property
-    def space(self) -> Space | None:
-        """The space that the study remembers, or ``None`` when it cannot be read."""
-        try:
-            return attrs.space_of(self.study)
-        except FormatError:
-            return None  # of another version of autotune: its trials can still be drawn
+    def closest_to_feasible(self) -> FrozenTrial | None:
+        """The trial that is beyond the limits by the least, or ``None``."""
+        beyond = (
+            trial
+            for trial in self.trials
+            if ranking.is_infeasible(trial) and trial.state.is_finished()
+        )
+        return min(beyond, key=lambda trial: max(trial.constraints.values()), default=None)
+
+    def explain_no_best(self) -> str:
+        """Say why a study has no best trial."""
+        closest = self.closest_to_feasible
+        if closest is None:
+            return "no complete trial yet"
+        return (
+            f"no complete trial within the limits; the nearest is trial {closest.number}, "
+            f"{describe_excess(closest)}"
+        )
+
+    @cached_property
+    def superseded(self) -> frozenset[int]:
+        """Numbers of the attempts that have a successor."""
+        return frozenset(attrs.retried_numbers(self.trials))
+
+    @cached_property
+    def last_attempts(self) -> tuple[FrozenTrial, ...]:
+        """The trials without a successor; their counts include those of earlier attempts."""
+        return tuple(trial for trial in self.trials if trial.number not in self.superseded)
+
+    @cached_property
+    def budget(self) -> Budget:
+        """The budget of the last run."""
+        return Budget.from_attributes(self.attributes)
+
+    @cached_property
+    def progress(self) -> attrs.Progress:
+        """How many trials ended how."""
+        return attrs.count_progress(self.trials, self.budget.trials)
 
     @property
-    def has_several_backbones(self) -> bool:
-        """Whether a plan has to name its backbone."""
-        return attrs.has_several(self.attributes)
+    def ended(self) -> StopReason | None:
+        """What has ended the study; ``None`` while a trial runs or can start."""
+        return None if self.progress.running else StopReason.from_attributes(self.attributes)
+
+    @cached_property
+    def verdict(self) -> Verdict | None:
+        """The verdict of ``autotune confirm``, or ``None``."""
+        return Verdict.from_attributes(self.attributes)
+
+    @cached_property
+    def space(self) -> Space | None:
+        """The space of the study, or ``None`` when it cannot be read."""
+        try:
+            return attrs.study_space(self.study)
+        except FormatError:
+            return None  # of another version of autotune: its trials can still be drawn
 
     @cached_property
     def parameter_names(self) -> tuple[str, ...]:
         """The searched parameters, in the order of the space."""
-        return tuple(dict.fromkeys(name for one in self.trials for name in one.distributions))
+        return tuple(dict.fromkeys(name for trial in self.trials for name in trial.distributions))
+
+    @property
+    def definition(self) -> Mapping[str, Any]:
+        """The study file with all defaults; empty for a study of another program."""
+        return self.attributes.get(attrs.DEFINITION) or {}
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of a trial that is not pruned, 0 where that is not known."""
+        return int(self.definition.get("training", {}).get("epochs", 0))
+
+    @property
+    def dataset(self) -> Mapping[str, Any]:
+        """Facts of the images."""
+        return self.attributes.get(attrs.DATASET) or {}
+
+    @property
+    def backbones(self) -> Mapping[str, Any]:
+        """Facts of the backbones, by name; that of the baseline first."""
+        return self.attributes.get(attrs.BACKBONES) or {}
+
+    @property
+    def has_several_backbones(self) -> bool:
+        """Whether a plan has to name its backbone."""
+        return len(self.backbones) > 1
+
+    def describe_plan(self, trial: FrozenTrial) -> str:
+        """Return the plan of a trial in words; empty when it never got one."""
+        plan = attrs.trial_plan(trial)
+        return plan.describe(self.has_several_backbones) if plan else ""
+
+    def layers_of(self, trial: FrozenTrial) -> Sequence[Mapping[str, Any]]:
+        """Return the layers of a trial's backbone, the last layer first."""
+        return attrs.backbone_layers(self.attributes, attrs.trial_plan(trial))
+
+    def format_values(self, trial: FrozenTrial) -> str:
+        """Write what a trial reached: ``91.7 %``, or ``91.7 % at 1.23 ms`` of two objectives.
+
+        Means over folds come with their standard deviation: ``91.7 ± 0.9 %``.
+        """
+        deviation = attrs.metric_deviation(trial, self.objective.name)
+        text = self.objective.format_value(attrs.metric_value(trial), deviation)
+        if self.cost is None or trial.values is None:
+            return text
+        return f"{text} at {self.cost.format_value(trial.values[1])}"
+
+
+def describe_excess(trial: FrozenTrial) -> str:
+    """Return which limit a trial's plan exceeds: ``12.3 M parameters, at most 10.0 M``."""
+    reason = str(trial.user_attrs.get(attrs.REASON, attrs.INFEASIBLE))
+    return reason.removeprefix(f"{attrs.INFEASIBLE}: ")
+
+
+class _Reading(StorageProxy):
+    """A storage that answers for one study from a reading, and passes all other calls on."""
+
+    def __init__(
+        self, storage: BaseStorage, trials: tuple[FrozenTrial, ...], attributes: Mapping[str, Any]
+    ) -> None:
+        super().__init__(storage)
+        self._trials = trials
+        self._attributes = attributes
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Return the trials that were read."""
+        trials = [trial for trial in self._trials if states is None or trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        """Return the user attributes that were read."""
+        return dict(self._attributes)

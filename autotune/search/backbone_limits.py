@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from autotune.config.fields import single_values
+from autotune.config.fields import values_of_dimension
 from autotune.config.schema import POOLS
 from autotune.format_versions import refuse_unknown
 from autotune.plan import KEEP
 
 if TYPE_CHECKING:
-    from autotune.models.surgery.capabilities import LayerOffer
+    from autotune.models.surgery.capabilities import LayerCapabilities
 
 #: For each backbone the values of a parameter that it can take, ``None`` for all of them.
 Own = list[tuple[Any, ...] | None]
@@ -38,7 +38,7 @@ class Candidate:
 
     name: str
     layers: int
-    offers: Sequence[LayerOffer]
+    offers: Sequence[LayerCapabilities]
     pools: Sequence[str] = POOLS
 
     def in_layer(self, index: int, name: str, value: Any) -> Any:
@@ -50,9 +50,9 @@ class Candidate:
         if value == KEEP:
             return KEEP
         offer = next((one for one in self.offers if one.index == index), None)
-        if offer is None or offer.problem(name, value):
+        if offer is None or offer.reason_unsupported(name, value):
             return None
-        return KEEP if offer.unchanged(name, value) else value
+        return KEEP if offer.is_noop(name, value) else value
 
     def in_head(self, pool: str) -> str | None:
         """Return a global pooling, ``None`` where the backbone cannot have it."""
@@ -122,7 +122,7 @@ def share(dimension: Any, meanings: Sequence[Callable[[Any], Any]]) -> tuple[Any
     if isinstance(dimension, dict):
         taken = [meaning(dimension["low"]) is not None for meaning in meanings]
         return dimension if any(taken) else KEEP, [None if one else (KEEP,) for one in taken]
-    rows = [[meaning(value) for meaning in meanings] for value in single_values(dimension)]
+    rows = [[meaning(value) for meaning in meanings] for value in values_of_dimension(dimension)]
     own = [_distinct(column) for column in zip(*rows, strict=True)]
     shared = _distinct(chain.from_iterable(rows))
     if all(len(one) == 1 for one in own):  # none has a choice

@@ -108,7 +108,7 @@ def stages_of(space: Space) -> tuple[Stage, ...]:
     names = list(space.distributions)
     depth = space.distributions.get("depth")
     stages = []
-    if depth is None:  # fixed: all layers up to it are tuned in every trial
+    if depth is None:  # fixed: all layers up to it train in every trial
         for index in sorted({int(name.split(".")[1]) for name in names if _is_layer(name)}):
             stages.append(Stage(f"{LAYER} {index}", _free(names, index, index)))
     else:
@@ -131,7 +131,8 @@ def _free(names: Sequence[str], low: int, high: int) -> tuple[str, ...]:
     """Return what a stage of some layers varies.
 
     What changed layers start from goes with them, and so does the learning rate where it is
-    searched: that of a head alone is too high for tuned layers, and with it no layer ever helps
+    searched: that of a head alone is too high for trainable layers, and with it no layer ever
+    helps
     (benchmarks/search_quality.py). The paper has one rate for all.
     """
     layers = [name for name in names if _is_layer(name) and low <= int(name.split(".")[1]) <= high]

@@ -21,9 +21,9 @@ from autotune.plan import KEEP, TrialPlan
 from autotune.search.dimensions import contains, in_words, inert_value, whole_numbers, within
 from autotune.search.space import Params, Space, has_meaning, values_of
 
-#: Peak learning rates with which a whole pretrained network is tuned, for batches of about 64.
-#: AdamW: 1e-3 for batches of 256, scaled linearly (He et al. 2022, Masked Autoencoders, table 9,
-#: which tunes with layer decay as well). SGD: the value of most fine-tuning studies (Li et al.
+#: Peak learning rates with which a whole pretrained network is fine-tuned, for batches of about
+#: 64. AdamW: 1e-3 for batches of 256, scaled linearly (He et al. 2022, Masked Autoencoders, table
+#: 9, which tunes with layer decay as well). SGD: the value of most fine-tuning studies (Li et al.
 #: 2020, Rethinking the Hyperparameters for Fine-tuning, section 1). Adagrad: that of AutoTune
 #: (Basha et al. 2020).
 FINE_TUNING_LR = {"adamw": 3e-4, "sgd": 1e-2, "adagrad": 1e-2}
@@ -70,7 +70,7 @@ class Dropped:
 def known_good(
     space: Space, config: BaselineConfig | None = None, epochs: int = 1
 ) -> tuple[Start, ...]:
-    """Return the plans that often work: a little tuned, all tuned gently, the head first.
+    """Return the plans that often work: a few layers, all layers with small rates, the head first.
 
     Each value is the intended one where the space has it, and the nearest that it has otherwise.
     The learning rate follows the one that the study file gives the baseline, which trains a head,
@@ -85,7 +85,7 @@ def known_good(
         Up to three plans that differ from each other and from the baseline; none when the space
         tunes no layer.
     """
-    depths = _tuned_depths(space)
+    depths = _trainable_depths(space)
     if not depths:
         return ()
     baseline = space.baseline(config)
@@ -97,7 +97,7 @@ def known_good(
         ("", {"depth": depths[-1], "lr": gentle, "layer_decay": LAYER_DECAY}),
         (
             "linear probing, then fine-tuning",
-            # One rate for both phases: the head alone wants more, the tuned layers want less.
+            # One rate for both phases: the head alone wants more, the trainable layers want less.
             {
                 "depth": depths[-1],
                 "lr": middle,
@@ -111,7 +111,7 @@ def known_good(
         start = _nearest_start(space, baseline, values)
         if "head_epochs" in values and not start.plan.policy.head_epochs:
             continue
-        title = title or _tuned_in_words(start.plan)
+        title = title or _trainable_in_words(start.plan)
         found.append(replace(start, title=f"known good: {title}"))
     return tuple(without_repeats(found, [baseline])[0])
 
@@ -177,7 +177,7 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _tuned_depths(space: Space) -> list[int]:
+def _trainable_depths(space: Space) -> list[int]:
     """List the depths of a space that tune a layer, the smallest first."""
     found = space.distributions.get("depth")
     depths = [space.fixed["depth"]] if found is None else whole_numbers(found)
@@ -221,6 +221,8 @@ def _nearest_to_keep(found: BaseDistribution) -> Any:
     return within(found, KEEP)
 
 
-def _tuned_in_words(plan: TrialPlan) -> str:
-    tuned = "last layer tuned" if plan.depth == 1 else f"last {plan.depth} layers tuned"
-    return tuned if plan.policy.layer_decay == 1.0 else f"{tuned} with layer-wise decay"
+def _trainable_in_words(plan: TrialPlan) -> str:
+    trainable = (
+        "last layer trainable" if plan.depth == 1 else f"last {plan.depth} layers trainable"
+    )
+    return trainable if plan.policy.layer_decay == 1.0 else f"{trainable} with layer-wise decay"

@@ -31,23 +31,23 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from autotune.config.fields import is_own, largest
-from autotune.config.loading import dotted
+from autotune.config.fields import is_plugin_ref, largest
+from autotune.config.loading import get_dotted
 from autotune.config.schema import (
-    OWN_KEYS,
+    PLUGIN_KEYS,
     HeadSpace,
     LayerSpace,
     PolicySpace,
     SpaceConfig,
     StudyConfig,
 )
-from autotune.errors import UserError, join_sentences, nearest
+from autotune.errors import UserError, did_you_mean, join_sentences
 from autotune.plan import KEEP
 from autotune.search.dimensions import contains, in_words
 from autotune.search.space import Space
 
 if TYPE_CHECKING:
-    from autotune.models.surgery.capabilities import LayerOffer
+    from autotune.models.surgery.capabilities import LayerCapabilities
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Reference:
                 join_sentences(
                     f"there is no file {self.path}; a path is relative to the study file, on the "
                     "command line to the working directory",
-                    nearest(self.path.name, beside),
+                    did_you_mean(self.path.name, beside),
                 )
             ) from None
         except OSError as error:
@@ -111,7 +111,7 @@ class Reference:
             raise UserError(
                 join_sentences(
                     f"{self.path} has no {self.name!r}; it has {', '.join(own) or 'nothing'}",
-                    nearest(self.name, own),
+                    did_you_mean(self.name, own),
                 )
             )
         found: Any = getattr(module, self.name)
@@ -202,8 +202,8 @@ class _Source(importlib.abc.SourceLoader):
 def references(config: StudyConfig) -> dict[str, Reference]:
     """Return what a study file names of one's own, by key."""
     values = config.model_dump()
-    named = {key: dotted(values, key) for key in OWN_KEYS}
-    return {key: Reference.of(text) for key, text in named.items() if is_own(text)}
+    named = {key: get_dotted(values, key) for key in PLUGIN_KEYS}
+    return {key: Reference.of(text) for key, text in named.items() if is_plugin_ref(text)}
 
 
 def load_own_sampler(reference: str, space: Space, seed: int) -> BaseSampler:
@@ -250,7 +250,7 @@ def _check_proposed(own: Reference, space: Space, name: str, value: Any) -> None
         raise UserError(
             join_sentences(
                 f"{own} proposes {name!r} = {value!r}, which is no parameter of the space",
-                nearest(name, space.distributions),
+                did_you_mean(name, space.distributions),
             )
         )
     if not contains(found, value):
@@ -276,7 +276,7 @@ def load_own_pruner(reference: str, epochs: int, workers: int) -> BasePruner:
     return pruner
 
 
-def own_space(reference: str, space: Space, offers: Sequence[LayerOffer]) -> Space:
+def own_space(reference: str, space: Space, offers: Sequence[LayerCapabilities]) -> Space:
     """Have a function of one's own change a space: ``function(space)`` returns another one.
 
     It may replace distributions and fix or free parameters; the parameters stay the same, and
@@ -303,13 +303,15 @@ def _not_a(own: Reference, kind: str, got: Any) -> str:
     return f"{own} must make an instance of {kind}, but made {type(got).__name__}"
 
 
-def _space_problem(changed: Space, space: Space, offers: Sequence[LayerOffer]) -> str:
+def _space_problem(changed: Space, space: Space, offers: Sequence[LayerCapabilities]) -> str:
     """Say what is wrong with a changed space first, in an empty string if nothing is."""
     before = {*space.fixed, *space.distributions}
     now = [*changed.fixed, *changed.distributions]
     for name in now:
         if name not in before:
-            return join_sentences(f"{name!r} is no parameter of the space", nearest(name, before))
+            return join_sentences(
+                f"{name!r} is no parameter of the space", did_you_mean(name, before)
+            )
         if now.count(name) > 1:
             return f"{name} must be fixed or searched, but is both"
     if missing := sorted(before - set(now)):
@@ -377,7 +379,7 @@ def _is_whole(name: str) -> bool:
     return name in whole or name.startswith("head.units.")
 
 
-def _offer_problem(name: str, dimension: Any, offers: Mapping[int, LayerOffer]) -> str:
+def _offer_problem(name: str, dimension: Any, offers: Mapping[int, LayerCapabilities]) -> str:
     """Find the first value of a layer's field that the layer cannot take."""
     section, _, rest = name.partition(".")
     if section != "layer":
@@ -387,6 +389,6 @@ def _offer_problem(name: str, dimension: Any, offers: Mapping[int, LayerOffer]) 
     if isinstance(dimension, dict):
         values = [dimension["low"], dimension["high"]]
     for value in values:
-        if value != KEEP and (problem := offers[int(index)].problem(field, value)):
+        if value != KEEP and (problem := offers[int(index)].reason_unsupported(field, value)):
             return problem
     return ""

@@ -9,7 +9,8 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner,
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.config.fields import is_own
+from autotune.config.fields import is_plugin_ref
+from autotune.optuna_private import StudyProxy
 from autotune.search.plugins import load_own_pruner
 
 #: So many other trials must have a value at an epoch before they are a measure for it.
@@ -37,7 +38,7 @@ def make_pruner(name: str, epochs: int, workers: int, head_epochs: int = 0) -> B
     Raises:
         KeyError: When there is no such pruner; the study file has been checked before.
     """
-    if is_own(name):
+    if is_plugin_ref(name):
         return load_own_pruner(name, epochs, workers)
     warmup = head_epochs + max(1, (epochs - head_epochs) // 10)
     if name == "median":
@@ -73,16 +74,13 @@ class AmongAll(BasePruner):
         return self._base.prune(view, trial)
 
 
-class _Others:
+class _Others(StudyProxy):
     """A study in which all trials but one are complete."""
 
     def __init__(self, study: Study, trial: FrozenTrial, epochs: int) -> None:
-        self._study = study
+        super().__init__(study)
         self._trial = trial
         self._epochs = epochs
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
 
     def get_trials(self, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
         """Return the trials with a curve."""

@@ -20,7 +20,8 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.config.fields import is_own
+from autotune import optuna_private
+from autotune.config.fields import is_plugin_ref
 from autotune.config.schema import StudyConfig
 from autotune.search.deduplication import Key, drawn, key_of, nearest_unseen
 from autotune.search.greedy import STAGE, Course, course
@@ -189,7 +190,9 @@ class CanonicalSampler(BaseSampler):
             return {}
         found = self.draw(study, trial, study.get_trials(deepcopy=False))
         if found.stage is not None:
-            study._storage.set_trial_user_attr(trial._trial_id, STAGE, found.stage)
+            optuna_private.storage(study).set_trial_user_attr(
+                optuna_private.trial_id(trial), STAGE, found.stage
+            )
         return found.params
 
     def draw(self, study: Study, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> Draw:
@@ -367,7 +370,7 @@ def make_sampler(
         seed=seed,
         impute=search.sampler == "gp",
         where=where if greedy else None,
-        writes=is_own(search.sampler),
+        writes=is_plugin_ref(search.sampler),
         sees_running=search.sampler == "gp",
         ahead=search.sampler != "random",
     )
@@ -375,7 +378,7 @@ def make_sampler(
 
 def _base(name: str, space: Space, startup: int, seed: int) -> BaseSampler:
     """Make the sampler that does the modelling."""
-    if is_own(name):
+    if is_plugin_ref(name):
         return load_own_sampler(name, space, seed)
     if name == "random":
         return RandomSampler(seed=seed)

@@ -27,7 +27,7 @@ from optuna.distributions import (
     json_to_distribution,
 )
 
-from autotune.config.fields import Dimension, largest, single_values
+from autotune.config.fields import Dimension, largest, values_of_dimension
 from autotune.config.schema import BaselineConfig, SpaceConfig
 from autotune.format_versions import refuse_unknown
 from autotune.plan import (
@@ -50,7 +50,7 @@ from autotune.search.dimensions import (
 )
 
 if TYPE_CHECKING:
-    from autotune.models.surgery.capabilities import LayerOffer
+    from autotune.models.surgery.capabilities import LayerCapabilities
 
 Params = dict[str, Any]
 LAYER_FIELDS = tuple(one.name for one in fields(LayerPlan))
@@ -62,8 +62,8 @@ _PARAMETER = re.compile(
     rf"|layer\.\d+\.({'|'.join(LAYER_FIELDS)})|training\.({'|'.join(POLICY_FIELDS)})"
 )
 
-#: Fields of the policy that mean nothing without tuned layers (``momentum``: without SGD), with
-#: the value that they have then.
+#: Fields of the policy that mean nothing without trainable layers (``momentum``: without SGD),
+#: with the value that they have then.
 INERT_POLICY = {
     name: getattr(TrainingPolicy(), name)
     for name in ("layer_decay", "momentum", "head_epochs", "l2_sp")
@@ -73,7 +73,7 @@ INERT_POLICY = {
 def reach(config: SpaceConfig) -> int:
     """Return how many of the last layers a space may reshape: 0 where all fields are ``keep``."""
     dimensions = [getattr(config.layers, name) for name in LAYER_FIELDS]
-    if all(single_values(one) == [KEEP] for one in dimensions):
+    if all(values_of_dimension(one) == [KEEP] for one in dimensions):
         return 0
     return min(int(largest(config.depth)), config.layers.last)
 
@@ -107,7 +107,7 @@ class Space:
 
     @staticmethod
     def from_config(
-        backbone: str, config: SpaceConfig, inherit: Dimension, offers: Sequence[LayerOffer]
+        backbone: str, config: SpaceConfig, inherit: Dimension, offers: Sequence[LayerCapabilities]
     ) -> Space:
         """Build the space that a study file with one backbone describes.
 
@@ -142,7 +142,7 @@ class Space:
             for name in LAYER_FIELDS:
                 meanings = [partial(one.in_layer, index, name) for one in candidates]
                 shared, values = share(getattr(config.layers, name), meanings)
-                if single_values(shared) != [KEEP]:
+                if values_of_dimension(shared) != [KEEP]:
                     dimensions[f"layer.{index}.{name}"] = (shared, False)
                     own[f"layer.{index}.{name}"] = values
         if any(name.endswith(INHERITING) for name in dimensions):
@@ -389,7 +389,7 @@ def has_meaning(name: str, values: Mapping[str, Any]) -> bool:
 
 
 def _changes(values: Mapping[str, Any], names: Sequence[str]) -> bool:
-    """Tell whether a tuned layer changes one of some fields."""
+    """Tell whether a trainable layer changes one of some fields."""
     return any(
         values.get(f"layer.{index}.{name}", KEEP) != KEEP
         for index in range(1, values["depth"] + 1)

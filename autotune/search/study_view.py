@@ -20,15 +20,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
-from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune import optuna_private
+from autotune.optuna_private import StorageProxy, StudyProxy
 from autotune.search.extrapolation import Promises
 
 #: User attribute (true) of a trial that failed because of its plan: it diverged, or does not fit
@@ -49,18 +49,12 @@ UPCOMING = -1
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-class _Storage:
+class _Storage(StorageProxy):
     """The storage of a study for a base sampler.
 
     Optuna's samplers write what they draw to the trial at once, for others to see while its
     parameters are suggested one by one. A trial that is not there yet will have them all.
     """
-
-    def __init__(self, storage: BaseStorage) -> None:
-        self._storage = storage
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._storage, name)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Write to a trial that is there."""
@@ -68,7 +62,7 @@ class _Storage:
             self._storage.set_trial_system_attr(trial_id, key, value)
 
 
-class StudyView:
+class StudyView(StudyProxy):
     """A study as a base sampler should see it.
 
     Args:
@@ -87,8 +81,7 @@ class StudyView:
         matches: Callable[[Mapping[str, Any]], bool] = lambda params: True,
         trials: Sequence[FrozenTrial] | None = None,
     ) -> None:
-        self._study = study
-        self._storage = _Storage(study._storage)
+        super().__init__(study, _Storage(optuna_private.storage(study)))
         if trials is None:
             trials = study.get_trials(deepcopy=False)
         self._shown = [
@@ -99,18 +92,11 @@ class StudyView:
         if impute:
             self._shown = _thinned(self._shown, study)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    def _get_trials(
-        self,
-        deepcopy: bool = True,
-        states: Collection[TrialState] | None = None,
-        use_cache: bool = False,
+    def get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
+        """Return the trials to show."""
         return [one for one in self._shown if states is None or one.state in states]
-
-    get_trials = _get_trials
 
 
 def _imputed(study: Study, trials: Sequence[FrozenTrial], impute: bool) -> list[FrozenTrial]:
@@ -198,12 +184,7 @@ def _excess_of(trial: FrozenTrial) -> dict[str, float]:
 
 def _constrained(trial: FrozenTrial, constraints: Mapping[str, float]) -> FrozenTrial:
     """Copy a trial with these constraints in place of its own; their order counts to the GP."""
-    shown = copy.copy(trial)
-    shown._system_attrs = {
-        key: value
-        for key, value in trial._system_attrs.items()
-        if not key.startswith(f"{_CONSTRAINTS_KEY}:")
-    }
+    shown = optuna_private.without_constraints(trial)
     for name, value in constraints.items():
         shown.set_constraint(name, value)
     return shown

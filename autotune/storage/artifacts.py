@@ -19,14 +19,12 @@ from pathlib import Path
 
 from optuna.artifacts import ArtifactMeta
 from optuna.storages import RDBStorage
-from optuna.storages._rdb.models import (
-    StudySystemAttributeModel,
-    TrialModel,
-    TrialSystemAttributeModel,
-)
 from optuna.study import Study
 from optuna.trial import Trial
 from sqlalchemy import or_, select
+
+from autotune import optuna_private
+from autotune.optuna_private import models
 
 #: Optuna's, and that of dashboards before Optuna had artifacts.
 _PREFIXES = ("artifacts:", "dashboard:artifacts:")
@@ -57,14 +55,16 @@ def add_artifact(owner: Trial | Study, path: Path, folder: Path) -> str:
     about = ArtifactMeta(name, path.name, kind or "application/octet-stream", encoding)
     key, value = f"{_PREFIXES[0]}{name}", json.dumps(asdict(about))
     if isinstance(owner, Trial):
-        owner.storage.set_trial_system_attr(owner._trial_id, key, value)
+        owner.storage.set_trial_system_attr(optuna_private.trial_id(owner), key, value)
     else:
-        owner._storage.set_study_system_attr(owner._study_id, key, value)
+        optuna_private.storage(owner).set_study_system_attr(
+            optuna_private.study_id(owner), key, value
+        )
     return name
 
 
 @dataclass(frozen=True)
-class Reference:
+class ArtifactReference:
     """An artifact that a trial or a study refers to.
 
     Args:
@@ -95,12 +95,14 @@ class StoredFile:
     age_s: float
 
 
-def read_references(storage: RDBStorage) -> tuple[Reference, ...]:
+def read_references(storage: RDBStorage) -> tuple[ArtifactReference, ...]:
     """Read the references of every study of a storage: two statements."""
-    of_trial, of_study = TrialSystemAttributeModel, StudySystemAttributeModel
+    of_trial, of_study = models.TrialSystemAttributeModel, models.StudySystemAttributeModel
     trials = (
-        select(TrialModel.study_id, TrialModel.number, of_trial.key, of_trial.value_json)
-        .join(TrialModel, TrialModel.trial_id == of_trial.trial_id)
+        select(
+            models.TrialModel.study_id, models.TrialModel.number, of_trial.key, of_trial.value_json
+        )
+        .join(models.TrialModel, models.TrialModel.trial_id == of_trial.trial_id)
         .where(or_(*(of_trial.key.startswith(one) for one in _PREFIXES)))
     )
     studies = select(of_study.study_id, of_study.key, of_study.value_json).where(
@@ -115,7 +117,7 @@ def read_references(storage: RDBStorage) -> tuple[Reference, ...]:
     for study_id, trial, key, value in rows:
         known = read_reference(key, value)
         if known is not None:
-            found.append(Reference(study_id, trial, *known))
+            found.append(ArtifactReference(study_id, trial, *known))
     return tuple(found)
 
 

@@ -68,7 +68,7 @@ def is_network(kind: str) -> bool:
     return kind.removeprefix("fuse.") in NETWORK_TYPES
 
 
-def refuse_network(path: Path, mountinfo: str | None = None) -> None:
+def check_not_network(path: Path, mountinfo: str | None = None) -> None:
     """Refuse an SQLite database on a network file system.
 
     Args:

@@ -19,13 +19,13 @@ from pathlib import Path
 from autotune.storage.url import database_path, is_sqlite, parse_url
 
 #: What a report can be; the endings of its files.
-REPORT_FORMS = ("html", "md", "json", "csv", "parquet")
+REPORT_FORMATS = ("html", "md", "json", "csv", "parquet")
 #: The user attribute in which a study remembers the folder of its files.
 ATTRIBUTE = "files"
 
 
 @dataclass(frozen=True)
-class Files:
+class StudyPaths:
     """The files of the studies of one storage.
 
     Args:
@@ -35,7 +35,7 @@ class Files:
     root: Path
 
     @staticmethod
-    def of(url: str, root: str | None = None) -> Files:
+    def from_url(url: str, root: str | None = None) -> StudyPaths:
         """Return the files that belong to a storage.
 
         Args:
@@ -44,12 +44,12 @@ class Files:
             root: Another folder; on a cluster one that all machines share.
         """
         if root is not None:
-            return Files(Path(root).expanduser().absolute())
+            return StudyPaths(Path(root).expanduser().absolute())
         if is_sqlite(url):
             path = database_path(url)
-            return Files(path.with_name(f"{path.name.removesuffix('.db')}.files"))
+            return StudyPaths(path.with_name(f"{path.name.removesuffix('.db')}.files"))
         database = parse_url(url).database or "autotune"
-        return Files(Path("storage").absolute() / f"{Path(database).name}.files")
+        return StudyPaths(Path("storage").absolute() / f"{Path(database).name}.files")
 
     @property
     def artifacts(self) -> Path:
@@ -76,7 +76,7 @@ class Files:
     def studies(self) -> set[str]:
         """Return the names of the studies that have left something here, artifacts aside."""
         return {
-            path.stem if folder == "reports" and path.suffix[1:] in REPORT_FORMS else path.name
+            path.stem if folder == "reports" and path.suffix[1:] in REPORT_FORMATS else path.name
             for folder in ("checkpoints", "confirmed", "logs", "models", "reports")
             if (self.root / folder).is_dir()
             for path in (self.root / folder).iterdir()
@@ -94,13 +94,13 @@ class Files:
         """Folder of the fitted model of a study."""
         return self.root / "models" / study
 
-    def report(self, study: str, form: str = REPORT_FORMS[0]) -> Path:
-        """File of a study's report; ``form`` is one of :data:`REPORT_FORMS`."""
+    def report(self, study: str, form: str = REPORT_FORMATS[0]) -> Path:
+        """File of a study's report; ``form`` is one of :data:`REPORT_FORMATS`."""
         return self.root / "reports" / f"{study}.{form}"
 
-    def of_study(self, study: str) -> tuple[Path, ...]:
+    def owned_by(self, study: str) -> tuple[Path, ...]:
         """What belongs to one study alone; its artifacts lie among those of other studies."""
         folders = ("checkpoints", "confirmed", "logs")
         own = (self.root / folder / study for folder in folders)
-        reports = (self.report(study, form) for form in REPORT_FORMS)
+        reports = (self.report(study, form) for form in REPORT_FORMATS)
         return (*own, self.model(study), *reports)

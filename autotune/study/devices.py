@@ -18,7 +18,7 @@ from itertools import groupby
 import torch
 
 from autotune.errors import DeviceError, NoDeviceError
-from autotune.runtime import prefer_gpu_settings
+from autotune.runtime import set_gpu_defaults
 from autotune.study.state import failures
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def find_device(gpu: str | None = None) -> torch.device:
     if gpu == "" or (gpu is None and named == ()):
         return CPU
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        prefer_gpu_settings(os.environ)
+        set_gpu_defaults(os.environ)
         if visible := named or _allocated(count):
             os.environ[VISIBLE] = ",".join(visible)
     try:
@@ -215,7 +215,7 @@ def _refusal(error: Exception, gpu: str | None) -> DeviceError:
     who = f"the GPU {gpu}" if gpu else "the GPU of this machine"
     if gpu is None and _named():
         who = f"the GPU of {VISIBLE}={os.environ[VISIBLE]}"
-    if failures.kind_of(error, CPU) == failures.Kind.MEMORY:
+    if failures.classify(error, CPU) == failures.FailureKind.MEMORY:
         return DeviceError(
             f"{who} has no memory left for this process ({reason}); stop what else is on it "
             "(nvidia-smi shows it), or start fewer workers"

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from autotune.errors import disk_full_as_user_error, may_pass
+from autotune.errors import disk_full_as_user_error, is_transient_os_error
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Checkpoint:
         except FileNotFoundError:
             return None
         except OSError as error:
-            if may_pass(error):
+            if is_transient_os_error(error):
                 raise
             reason = str(error)
         except _UnusableError as error:

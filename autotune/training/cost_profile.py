@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import SGD, Adagrad, AdamW, Optimizer
 
-from autotune.runtime import one_thread
+from autotune.runtime import single_threaded
 from autotune.training.trainer import Training
 
 #: Passes before the clock counts: caches fill, CUDA chooses its kernels.
@@ -63,7 +63,7 @@ def measure_costs(
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Count all parameters of a network, locked ones and those of the head included."""
+    """Count all parameters of a network, frozen ones and those of the head included."""
     return sum(one.numel() for one in network.parameters())
 
 
@@ -91,7 +91,7 @@ def latency_ms(training: Training) -> float:
             torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
-    alone = one_thread() if device.type == "cpu" else _only_one(device)
+    alone = single_threaded() if device.type == "cpu" else _only_one(device)
     with _untouched(network, device), torch.no_grad(), alone:
         image, _ = _images(training, 1)
         network.eval()
@@ -135,15 +135,15 @@ def memory_mb(training: Training, networks: int = 1) -> float:
     """Return what the training holds at the study's batch size, in MB of 2**20 bytes.
 
     That is the network (twice where a moving average of it is kept), the gradients and the
-    optimiser's state of its tuned part, with L2-SP what its tuned layers started from, and the
-    activations that are saved for the backward pass.
-    Not in it: what an operation needs for a moment, the space of CUDA's libraries, what the
-    allocator loses; a device has to have more.
+    optimiser's state of its trainable part, with L2-SP what its trainable layers started from, and
+    the activations that are saved for the backward pass. Not in it: what an operation needs for a
+    moment, the space of CUDA's libraries, what the allocator loses; a device has to have more.
 
     Args:
         training: The training.
-        networks: How many such networks train in turns (folds). Each has a tuned part of its own,
-            with what the optimiser keeps; gradients and activations are those of one at a time.
+        networks: How many such networks train in turns (folds). Each has a trainable part of its
+            own, with what the optimiser keeps; gradients and activations are those of one at a
+            time.
     """
     weights = _bytes([*training.network.parameters(), *training.network.buffers()])
     copies = 1 if training.ema is None else 2
@@ -155,10 +155,10 @@ def memory_mb(training: Training, networks: int = 1) -> float:
     starts = _bytes_of_starts(training)
     total = copies * weights + _bytes_of_steps(training.optimizer) + starts + activations
     if networks > 1:
-        changing = training.network.tuned_state()
-        tuned = _bytes(changing.values())
-        total -= (copies - 1) * (weights - tuned)  # what is locked is shared, by averages too
-        of_one = copies * tuned + _bytes_of_steps(training.optimizer, gradients=False) + starts
+        changing = training.network.trainable_state()
+        trainable = _bytes(changing.values())
+        total -= (copies - 1) * (weights - trainable)  # what is frozen is shared, by averages too
+        of_one = copies * trainable + _bytes_of_steps(training.optimizer, gradients=False) + starts
         total += (networks - 1) * of_one
     return total / _MIB
 
@@ -197,7 +197,7 @@ def saved_bytes(training: Training, count: int) -> int:
 def _images(training: Training, count: int) -> tuple[Tensor, Tensor]:
     """Return normalised training images ``(count, C, H, W)`` and their labels."""
     rows = torch.arange(count) % len(training.images)
-    batches = training.images.batches(rows, training.images.plan_views(None), count)
+    batches = training.images.batches(rows, training.images.views_for_epoch(None), count)
     images, labels = next(batches)
     return training.normalise(images), labels.to(training.device)
 
@@ -227,7 +227,7 @@ def _bytes_of_steps(optimizer: Optimizer, gradients: bool = True) -> int:
 
 
 def _bytes_of_starts(training: Training) -> int:
-    """Count the bytes of the weights that L2-SP pulls towards, a copy of the tuned layers."""
+    """Count the bytes of the weights that L2-SP pulls towards, a copy of the trainable layers."""
     if not training.policy.l2_sp:
         return 0
     return _bytes(one for _, one, layer in training.network.layer_of_parameters() if layer > 0)

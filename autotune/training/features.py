@@ -1,4 +1,4 @@
-"""Features: what the locked part of a network makes of its images, computed once for all.
+"""Features: what the frozen part of a network makes of its images, computed once for all.
 
 Trials that lock the same layers see the same features, in every epoch that shows the same views.
 They are kept on disk, a file for the images of an epoch, and mapped by all workers. The first
@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autotune.data.cache.array_cache import Shelf
-from autotune.data.cache.entry import Entry, Writer
-from autotune.data.views.views import Views, chunks
+from autotune.data.cache.array_cache import ArrayCache
+from autotune.data.cache.entry import Entry, EntryWriter
+from autotune.data.views.views import Views, split_batches
 from autotune.errors import DiskFullError
-from autotune.models.prefix.split import Prefix, Split
-from autotune.runtime import cores, one_thread
+from autotune.models.prefix.split import Prefix, PrefixSplit
+from autotune.runtime import available_cpus, single_threaded
 from autotune.training.compute.amp import Autocast, describe_compute
 from autotune.training.compute.micro_batches import Halving
 from autotune.training.inputs.batches import Inputs, in_channels_last
@@ -71,15 +71,15 @@ class FeatureCache:
         on_device: Whether the features of an epoch may lie in the memory of a GPU.
     """
 
-    shelf: Shelf
+    shelf: ArrayCache
     weights_hash: str
     normalise: Normalise
     autocast: Autocast
-    root: Split | None
+    root: PrefixSplit | None
     loader_workers: int = 0
     on_device: bool = True
 
-    def open(self, split: Split, views: Views, positions: Tensor, numbers: Tensor) -> Entry:
+    def open(self, split: PrefixSplit, views: Views, positions: Tensor, numbers: Tensor) -> Entry:
         """Open the features of some views, and compute them first if nobody has.
 
         Args:
@@ -94,11 +94,11 @@ class FeatureCache:
         Raises:
             DiskFullError: When there is no room for them.
         """
-        images = views.identity(positions, numbers)
+        images = views.fingerprint(positions, numbers)
         home = f"features/{_digest(_FORMAT, self.weights_hash, images, *self._way())}"
         half, single = (f"{home}/{_digest(*split.keys)}{tail}" for tail in ("", "-float32"))
         for key in (half, single):
-            kept = self.shelf.find(key)
+            kept = self.shelf.get(key)
             if kept is not None:
                 return kept
         try:
@@ -114,7 +114,7 @@ class FeatureCache:
     def _open(
         self,
         key: str,
-        split: Split,
+        split: PrefixSplit,
         views: Views,
         positions: Tensor,
         numbers: Tensor,
@@ -125,7 +125,7 @@ class FeatureCache:
             one.itemsize * prod(shape) for one, shape in zip(dtypes, split.shapes, strict=True)
         )
 
-        def make(writer: Writer) -> dict[str, str]:
+        def make(writer: EntryWriter) -> dict[str, str]:
             rows = [
                 writer.array(str(index), _numpy(one), shape)
                 for index, (one, shape) in enumerate(zip(dtypes, split.shapes, strict=True))
@@ -136,10 +136,10 @@ class FeatureCache:
             return {"weights": self.weights_hash}
 
         what = f"features of {len(positions)} images"
-        return self.shelf.open(key, make, row * len(positions), what)
+        return self.shelf.get_or_create(key, make, row * len(positions), what)
 
     def _computed(
-        self, split: Split, views: Views, positions: Tensor, numbers: Tensor
+        self, split: PrefixSplit, views: Views, positions: Tensor, numbers: Tensor
     ) -> Iterator[Block]:
         """Compute the features of views, block by block."""
         root = self.root
@@ -175,7 +175,10 @@ class FeatureCache:
             for block in blocks:
                 yield from halving.run(work, block)
             return
-        with one_thread(), ThreadPoolExecutor(cores(), initializer=_be_one_thread) as pool:
+        with (
+            single_threaded(),
+            ThreadPoolExecutor(available_cpus(), initializer=_be_one_thread) as pool,
+        ):
             yield from _ahead(pool, work, blocks)
 
     def rows(self, arrays: Sequence[np.ndarray], wanted: Sequence[Tensor]) -> Iterator[Block]:
@@ -226,7 +229,7 @@ class Features:
     def __init__(
         self,
         cache: FeatureCache,
-        split: Split,
+        split: PrefixSplit,
         views: Views,
         online: bool = False,
         together: bool = False,
@@ -243,9 +246,9 @@ class Features:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def plan_views(self, epoch: int | None) -> Tensor:
-        """Choose a view of each image for an epoch, see :meth:`Views.plan_views`."""
-        return self._views.plan_views(epoch)
+    def views_for_epoch(self, epoch: int | None) -> Tensor:
+        """Choose a view of each image for an epoch, see :meth:`Views.views_for_epoch`."""
+        return self._views.views_for_epoch(epoch)
 
     def batches(
         self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0
@@ -266,7 +269,7 @@ class Features:
                 logger.warning("features are computed anew in every epoch: %s", error)
                 self._online = True
             else:
-                parts = chunks(order, batch_size)
+                parts = split_batches(order, batch_size)
                 rows = [torch.searchsorted(positions, part) for part in parts]
                 features = self._batches(arrays, rows)
                 yield from zip(features, self._labels_of(order, parts), strict=True)
@@ -371,7 +374,7 @@ def _joined(parts: list[Block]) -> Block:
     return tuple(torch.cat(one) for one in zip(*parts, strict=True))
 
 
-def kept_bytes(split: Split) -> int:
+def kept_bytes(split: PrefixSplit) -> int:
     """Return the bytes that the features of one image take."""
     return sum(
         kept_as(dtype, torch.float16).itemsize * prod(shape)
@@ -404,7 +407,7 @@ def _ahead(
     try:
         for block in blocks:
             waiting.append(pool.submit(work, block))
-            if len(waiting) > 2 * cores():
+            if len(waiting) > 2 * available_cpus():
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

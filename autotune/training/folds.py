@@ -15,7 +15,7 @@ from torch import Tensor
 
 from autotune.config.schema import TrainingConfig
 from autotune.models.network import Network
-from autotune.models.prefix.split import Split
+from autotune.models.prefix.split import PrefixSplit
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.inputs.batches import Batches, Some
 from autotune.training.metrics import Metrics, deviation, mean
@@ -43,7 +43,7 @@ class Folds:
     ) -> None:
         self.folds: tuple[Training, ...] = ()
         for one in trainings:
-            _share_locked((self.folds or (one,))[0].network, one)
+            _share_frozen((self.folds or (one,))[0].network, one)
             self.folds += (one,)
         self._train = train
         self._validation = validation
@@ -60,7 +60,7 @@ class Folds:
         """What all trials of the study share."""
         return self.folds[0].config
 
-    def use(self, split: Split, train: Batches, validation: Batches) -> None:
+    def use(self, split: PrefixSplit, train: Batches, validation: Batches) -> None:
         """Train on features in place of images, with the same values to rounding.
 
         Args:
@@ -158,10 +158,10 @@ def _epochs(training: Training) -> Iterator[EpochResult]:
         yield result
 
 
-def _share_locked(network: Network, training: Training) -> None:
-    """Have the networks of a training hold the locked tensors of another one of the plan."""
+def _share_frozen(network: Network, training: Training) -> None:
+    """Have the networks of a training hold the frozen tensors of another one of the plan."""
     theirs = dict(network.named_parameters()) | dict(network.named_buffers())
-    changing = network.tuned_state().keys()
+    changing = network.trainable_state().keys()
     for copy in {training.network, training.result}:
         for name, tensor in (*copy.named_parameters(), *copy.named_buffers()):
             if name not in changing:

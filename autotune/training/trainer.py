@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from autotune.config.schema import TrainingConfig
-from autotune.errors import DivergedError, InterruptedTrial
+from autotune.errors import DivergedError, TrialInterruptedError
 from autotune.models.network import Network
-from autotune.models.prefix.split import Split
+from autotune.models.prefix.split import PrefixSplit
 from autotune.plan import TrainingPolicy
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.compute.amp import Autocast, spare
@@ -119,7 +119,7 @@ class Training:
             whose scaler decides on the host what a step does.
 
     Raises:
-        PlanError: When the policy would never train the tuned layers.
+        PlanError: When the policy would never train the trainable layers.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class Training:
         self.validation_logits: Tensor | None = None
         self.metrics: Metrics | None = None
 
-    def use(self, split: Split, train: Batches, validation: Batches) -> None:
+    def use(self, split: PrefixSplit, train: Batches, validation: Batches) -> None:
         """Train on features in place of images, with the same values to rounding.
 
         Args:
@@ -215,7 +215,7 @@ class Training:
 
         Raises:
             DivergedError: When the loss or the validation logits are not finite.
-            InterruptedTrial: When a stop was asked for; the checkpoint keeps what was done.
+            TrialInterruptedError: When a stop was asked for; the checkpoint keeps what was done.
         """
         if checkpoint is not None:
             state = checkpoint.load(self.state())
@@ -258,14 +258,14 @@ class Training:
     def _train_epoch(self) -> float:
         torch.manual_seed(_mix(self.seed, self.epoch))
         order = epoch_order(self.train.labels, self.config.sampling)
-        views = self.train.plan_views(self.epoch)
-        self.network.train_head_alone(self.phases.head_alone(self.epoch))
+        views = self.train.views_for_epoch(self.epoch)
+        self.network.freeze_all_but_head(self.phases.head_alone(self.epoch))
         total = torch.zeros((), device=self.device)
         for images, labels in self.train.batches(
             order, views, self.config.batch_size, self.loader_workers
         ):
             if self.stopped():
-                raise InterruptedTrial(f"stopped in epoch {self.epoch + 1}")
+                raise TrialInterruptedError(f"stopped in epoch {self.epoch + 1}")
             inputs, targets = self.to_inputs(images), labels.to(self.device, non_blocking=True)
             if self.mixing is not None:
                 inputs, targets = self.mixing(inputs, targets)
@@ -302,11 +302,11 @@ class Training:
         alone = self.phases.head_alone(self.epoch)
         if alone not in self._captured:
             self._captured.clear()  # of the phase before
-            tuned = [p for group in self.optimizer.param_groups for p in group["params"]]
+            trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
             single = self.autocast.dtype is None
             try:
                 self._captured[alone] = CapturedStep(
-                    self._gradients, self.network, tuned, inputs, targets, self.record, single
+                    self._gradients, self.network, trainable, inputs, targets, self.record, single
                 )
             except CaptureError as error:
                 tell(str(error))
@@ -338,16 +338,16 @@ class Training:
     def _clip(self) -> None:
         if self.config.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
-            tuned = [p for group in self.optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(tuned, self.config.clip_norm)
+            trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(trainable, self.config.clip_norm)
 
     def _update(self) -> None:
         if self._step_is_left_out():
             return
         self.schedule.step()
         if self.ema is not None:
-            # Counted from the unlocking: the average of the tuned layers must not be held back by
-            # the steps in which they could not move.
+            # Counted from the unfreezing: the average of the trainable layers must not be held
+            # back by the steps in which they could not move.
             self.ema.update(self.phases.steps_of_phase(self.schedule.last_epoch))
 
     def _step_is_left_out(self) -> bool:
@@ -417,39 +417,39 @@ class Training:
 
         there = place(views, self.device, stays=False)
         for images, _ in there.batches(
-            order, views.plan_views(None), self._judged_at_a_time, self.loader_workers
+            order, views.views_for_epoch(None), self._judged_at_a_time, self.loader_workers
         ):
             if self.stopped():
-                raise InterruptedTrial(f"stopped in the validation of epoch {self.epoch}")
+                raise TrialInterruptedError(f"stopped in the validation of epoch {self.epoch}")
             outputs += self._judging.run(judged, images)
         return torch.cat(outputs), views.labels
 
     def result_state(self) -> dict[str, Tensor]:
         """Return what training has changed of the network to judge."""
-        return self.result.tuned_state()
+        return self.result.trainable_state()
 
     def state(self) -> dict[str, Any]:
         """Return everything that a resumed training needs."""
         state = {
             "epoch": self.epoch,
-            "network": self.network.tuned_state(),
+            "network": self.network.trainable_state(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": {"last_epoch": self.schedule.last_epoch},
             "scaler": self.scaler.state_dict(),
         }
         if self.ema is not None:
-            state["ema"] = self.ema.module.tuned_state()
+            state["ema"] = self.ema.module.trainable_state()
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state` returned."""
         self.epoch = state["epoch"]
-        self.network.load_tuned_state(state["network"])
+        self.network.load_trainable_state(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
-            self.ema.module.load_tuned_state(state["ema"])
+            self.ema.module.load_trainable_state(state["ema"])
 
 
 def _mix(seed: int, epoch: int) -> int:

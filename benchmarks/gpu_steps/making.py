@@ -43,7 +43,9 @@ def _make(context: Context, ctx: WorkerContext, depth: int, epoch: int, jitter: 
     start = time.perf_counter()
     next(
         iter(
-            train.batches(order, train.plan_views(epoch), context.sizes.batch, ctx.loader_workers)
+            train.batches(
+                order, train.views_for_epoch(epoch), context.sizes.batch, ctx.loader_workers
+            )
         )
     )
     torch.cuda.synchronize()

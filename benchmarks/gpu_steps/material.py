@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from autotune.config.loading import apply_overrides, check, presets, read_yaml
+from autotune.config.loading import apply_overrides, presets, read_yaml, validate
 from autotune.config.schema import StudyConfig
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
-from autotune.storage.paths import Files
+from autotune.storage.paths import StudyPaths
 from autotune.study.engine.worker import Job, run_worker
 from autotune.study.setup.definition import define
 from autotune.study.setup.opening import OpenStudy, open_or_create
@@ -40,15 +40,15 @@ def configure(context: Context, name: str, **overrides: Any) -> StudyConfig:
         "files": str(context.folder / "files"),
         **{key.replace("__", "."): value for key, value in overrides.items()},
     }
-    return check(apply_overrides(read_yaml(presets()["folder"]), values), "gpu.py")
+    return validate(apply_overrides(read_yaml(presets()["folder"]), values), "gpu.py")
 
 
 def open_study(config: StudyConfig) -> OpenStudy:
     """Decode the images of a study and make it; no worker is started."""
     definition = define(config)
-    files = Files.of(config.storage, config.files)
+    files = StudyPaths.from_url(config.storage, config.files)
     opened = [
-        Task.open(
+        StudyData.open(
             config.dataset,
             config.data,
             spec,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from autotune.models.backbone import Backbone
-from autotune.models.layers import layers_of
+from autotune.models.layers import list_layers
 from autotune.models.network import Network, build_network
 from autotune.study.devices import find_device
 from autotune.study.engine.worker import build_context
@@ -65,8 +65,8 @@ def time_modes(context: Context) -> None:
 
 
 def _whole(backbone: Backbone, device: torch.device) -> Network:
-    """Build a network all of whose layers are tuned."""
-    depth = len(layers_of(backbone.fresh()))
+    """Build a network all of whose layers are trainable."""
+    depth = len(list_layers(backbone.fresh()))
     network = build_network(backbone, plan_of_depth(backbone.name, depth), 10, seed=0)
     return network.to(device).to(memory_format=torch.channels_last)
 

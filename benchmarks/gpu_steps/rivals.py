@@ -16,9 +16,9 @@ import naive_study
 import optuna
 from naive_study import Plan, Settings
 
-from autotune.models.backbone import build
-from autotune.models.layers import layers_of
-from autotune.runtime import cores
+from autotune.models.backbone import build_backbone
+from autotune.models.layers import list_layers
+from autotune.runtime import available_cpus
 from gpu_steps.context import Context
 from gpu_steps.device import gpu_for_processes
 
@@ -29,8 +29,12 @@ VIEWS = 4
 def compare(context: Context) -> None:
     """Train the list naively, cold and warm."""
     sizes = context.sizes
-    depth = min(naive.MOST_DEPTH, len(layers_of(build(sizes.backbone, sizes.image_px, "meta"))))
-    loaders = max(1, cores() - 2) if sizes.loader_workers is None else sizes.loader_workers
+    depth = min(
+        naive.MOST_DEPTH, len(list_layers(build_backbone(sizes.backbone, sizes.image_px, "meta")))
+    )
+    loaders = (
+        max(1, available_cpus() - 2) if sizes.loader_workers is None else sizes.loader_workers
+    )
     settings = Settings(
         images=str(context.images),
         backbone=sizes.backbone,
@@ -44,7 +48,7 @@ def compare(context: Context) -> None:
         warmup=naive.WARMUP,
         clip_norm=naive.CLIP_NORM,
         seed=0,
-        threads=max(1, cores() - loaders),
+        threads=max(1, available_cpus() - loaders),
         loader_workers=loaders,
         storage="",
         device="cpu" if context.dry else "cuda",  # its process does not see the simulated device

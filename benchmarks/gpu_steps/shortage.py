@@ -13,8 +13,8 @@ import torch
 
 from autotune.config.schema import StudyConfig
 from autotune.errors import AutotuneError
-from autotune.models.backbone import build
-from autotune.models.layers import layers_of
+from autotune.models.backbone import build_backbone
+from autotune.models.layers import list_layers
 from autotune.study.devices import find_device
 from autotune.study.engine.local_workers import local_backend
 from autotune.study.engine.pool import WorkerPool
@@ -67,7 +67,7 @@ def provoke(context: Context) -> None:
 def _config(context: Context, name: str) -> StudyConfig:
     """Make a study whose plans tune all layers: they need the most memory."""
     sizes = context.sizes
-    depth = len(layers_of(build(sizes.backbone, sizes.memory_px, "meta")))
+    depth = len(list_layers(build_backbone(sizes.backbone, sizes.memory_px, "meta")))
     return configure(
         context,
         name,
@@ -112,7 +112,7 @@ def _tell(context: Context, case: str, opened: OpenStudy, **values: Any) -> None
         "memory",
         case=case,
         states=[one.state.name for one in trials],
-        parts=[one.user_attrs.get(attrs.PART, batch) for one in trials],
+        parts=[one.user_attrs.get(attrs.MICRO_BATCH, batch) for one in trials],
         batch=batch,
         reasons=[one.user_attrs[attrs.REASON] for one in trials if attrs.REASON in one.user_attrs],
         held_mib=round(torch.cuda.memory_allocated() / MIB, 1),

@@ -12,14 +12,14 @@ from torch import Tensor
 from autotune.errors import SplitError
 from autotune.models.backbone import Backbone, load_backbone
 from autotune.models.network import build_network
-from autotune.models.prefix.split import split
+from autotune.models.prefix.split import split_network
 from autotune.study.devices import find_device
 from autotune.training.compute.amp import Autocast, set_float32_precision
 from autotune.training.inputs.batches import in_channels_last
 from gpu_steps.context import Context
 from gpu_steps.material import plan_of_depth
 
-#: What the networks that are compared have tuned.
+#: The layers that train in the networks that are compared.
 DEPTH = 2
 #: Images in a batch: another number than :func:`split` learns from or checks with.
 COUNT = 4
@@ -55,7 +55,7 @@ def _compare(backbone: Backbone, size: int, autocast: Autocast) -> dict[str, flo
     network.to(device).to(memory_format=torch.channels_last)
     on_device = images.to(device)
     with autocast():
-        found = split(network, on_device)
+        found = split_network(network, on_device)
     network.attach(found)
     prefix = found.prefix()
     assert prefix is not None, "the images suffice"
@@ -76,7 +76,7 @@ def _features_on_cpu(backbone: Backbone, images: Tensor) -> tuple[Tensor, ...]:
     """Return what crosses the same cut on the CPU."""
     network = build_network(backbone, plan_of_depth(backbone.name, DEPTH), CLASSES, seed=0)
     network.to(memory_format=torch.channels_last)
-    prefix = split(network, images).prefix()
+    prefix = split_network(network, images).prefix()
     assert prefix is not None, "the images suffice"
     return prefix(images)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from autotune.runtime import cores
+from autotune.runtime import available_cpus
 from autotune.study.devices import find_device
 from autotune.study.state.oom import device_bytes
 from autotune.training.compute.amp import half_of
@@ -39,7 +39,7 @@ def describe(context: Context) -> None:
         allowed_bytes=device_bytes(device),
         half=half_of(device),
         cuda=torch.version.cuda,
-        cores=cores(),
+        cores=available_cpus(),
         processors=os.cpu_count(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         python=platform.python_version(),

@@ -15,9 +15,9 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from autotune.config.fields import Rule
+from autotune.config.fields import FieldRule
 from autotune.config.schema import StudyConfig
-from autotune.errors import in_yaml
+from autotune.errors import format_yaml
 
 PAGE = Path(__file__).parents[1] / "study-file.md"
 _TABLE = re.compile(r"(<!-- keys: ([\w.]+) -->\n).*?(<!-- end of keys -->)", re.DOTALL)
@@ -60,7 +60,7 @@ def row(key: str, field: FieldInfo) -> str:
 def takes(field: FieldInfo) -> str:
     """Say what a key takes: what its rule says, or what its type is."""
     for one in field.metadata:
-        if isinstance(one, Rule):
+        if isinstance(one, FieldRule):
             return one.takes
     if field.annotation is str:
         return "text"
@@ -76,7 +76,7 @@ def default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, str):
         return f"`{value}`" if value else ""
-    return f"`{value:g}`" if isinstance(value, float) else f"`{in_yaml(value)}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{format_yaml(value)}`"
 
 
 def render(page: str) -> str:

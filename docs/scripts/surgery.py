@@ -20,9 +20,9 @@ from autotune.models.backbone import load_backbone
 from autotune.models.inspection import inspect_layers
 from autotune.models.surgery.channel_groups import ChannelGroup, Member
 from autotune.models.surgery.kernels import change_kernel
-from autotune.models.surgery.widths import Width, change_widths
+from autotune.models.surgery.widths import WidthChange, change_widths
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
-from autotune.results.figures.layer_diagram import LayerRow, rows
+from autotune.results.figures.layer_diagram import LayerRow, layer_rows
 from autotune.results.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE
 
 IMAGES = Path(__file__).parents[1] / "images"
@@ -131,7 +131,7 @@ def widened(count: int) -> tuple[nn.Sequential, list[int]]:
             Member("2", "in", 0, 4, whole),
         ),
     )
-    change_widths(model, [Width(group, count)], "weights", torch.Generator().manual_seed(1))
+    change_widths(model, [WidthChange(group, count)], "weights", torch.Generator().manual_seed(1))
     distances = torch.cdist(model[0].weight, old[0].weight)
     return model, distances.argmin(1).tolist()
 
@@ -177,7 +177,7 @@ def network() -> Figure:
         {"index": one.index, "label": one.label, "parameters": one.parameters}
         for one in (each.layer for each in inspect_layers(plan.backbone).layers)
     ]
-    drawn = rows(layers, plan)
+    drawn = layer_rows(layers, plan)
     figure = Figure(figsize=(9, 0.36 * len(drawn) + 0.5), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
     for position, row in enumerate(drawn):
@@ -190,8 +190,8 @@ def network() -> Figure:
 
 
 def _layer(axes: Axes, row: LayerRow, y: int) -> None:
-    colour = {"locked": "#e9ebee", "tuned": "#cfe3f5", "reshaped": "#f7ddbd"}[row.state]
-    rim = {"locked": GREY, "tuned": BLUE, "reshaped": ORANGE}[row.state]
+    colour = {"frozen": "#e9ebee", "trainable": "#cfe3f5", "reshaped": "#f7ddbd"}[row.state]
+    rim = {"frozen": GREY, "trainable": BLUE, "reshaped": ORANGE}[row.state]
     axes.add_patch(
         FancyBboxPatch(
             (0, y + 0.1),

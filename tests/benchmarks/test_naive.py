@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 
-from autotune.models.layers import layers_of
+from autotune.models.layers import list_layers
 from tests.support.images import make_split_folder
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -34,7 +34,7 @@ def test_a_layer_is_the_same_on_both_sides(name: str, module: Any) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=0)
     parameters = dict(model.named_parameters())
-    ours = [set(layer.names) & parameters.keys() for layer in layers_of(model)]
+    ours = [set(layer.names) & parameters.keys() for layer in list_layers(model)]
     assert [set(names) for names in module("naive_study").layers_of(model)] == ours
 
 

@@ -108,10 +108,10 @@ def test_a_space_that_this_version_does_not_know(folder: Path) -> None:
     fixed = {**space["fixed"], "training.teacher": 0.5}
     study.set_user_attr(attrs.SPACE, {**space, "fixed": fixed})
     with pytest.raises(FormatError, match=r"no parameter 'training\.teacher'"):
-        attrs.space_of(study)
+        attrs.study_space(study)
     study.set_user_attr(attrs.SPACE, {**space, "stages": []})
     with pytest.raises(FormatError, match="a space has no 'stages'"):
-        attrs.space_of(study)
+        attrs.study_space(study)
 
 
 def test_a_plan_in_a_file(folder: Path) -> None:

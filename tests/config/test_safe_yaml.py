@@ -10,7 +10,7 @@ import yaml
 
 from autotune.config.loading import load_study_file, parse_overrides, presets, read_yaml
 from autotune.config.safe_yaml import MAX_BYTES, LimitError, parse_yaml
-from autotune.errors import MOST_PROBLEMS, ConfigError, UserError
+from autotune.errors import MAX_PROBLEMS, ConfigError, UserError
 from tests.support.inside import call
 
 
@@ -113,7 +113,7 @@ def test_messages_stay_short_and_in_their_lines(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="3,000 mistakes") as caught:
         load_study_file(str(path))
     lines = str(caught.value).splitlines()
-    assert len(lines) == MOST_PROBLEMS + 2 and lines[-1] == "  and 2,950 more"
+    assert len(lines) == MAX_PROBLEMS + 2 and lines[-1] == "  and 2,950 more"
     path.write_text(base + 'search: {seed: "' + "x" * 9_000 + '"}\n"a\\e[2J\\nerror: b": 1\n')
     with pytest.raises(ConfigError, match="2 mistakes") as caught:
         load_study_file(str(path))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.config.fields import KERNELS
-from autotune.config.loading import all_keys, apply_overrides, check
+from autotune.config.loading import all_keys, apply_overrides, validate
 from autotune.config.schema import (
     ACTIVATIONS,
     COSTS,
@@ -216,7 +216,7 @@ RANGES: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
 
 
 def load(**overrides: Any) -> StudyConfig:
-    return check(apply_overrides(MINIMAL, overrides), "file")
+    return validate(apply_overrides(MINIMAL, overrides), "file")
 
 
 def value_of(config: Any, key: str) -> Any:
@@ -332,7 +332,7 @@ def test_all_mistakes_at_once() -> None:
         bakbone: resnet18
     """
     with pytest.raises(ConfigError) as caught:
-        check(yaml.safe_load(text), "my.yaml")
+        validate(yaml.safe_load(text), "my.yaml")
     assert str(caught.value) == (
         "my.yaml: 16 mistakes\n"
         "  dataset: must not be empty\n"
@@ -463,7 +463,7 @@ def test_messages(key: str, value: Any, message: str) -> None:
 
 def test_keys_that_are_no_text_or_have_dots() -> None:
     with pytest.raises(ConfigError) as caught:
-        check({**MINIMAL, 1: 2, "search.sampler": "gp"}, "file")
+        validate({**MINIMAL, 1: 2, "search.sampler": "gp"}, "file")
     assert [problem.key for problem in caught.value.problems] == ["1", "search.sampler"]
     assert str(caught.value).endswith("in a file, write search: {sampler: ...}")
 

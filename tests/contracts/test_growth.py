@@ -62,7 +62,7 @@ def test_growth_leaves_the_function_as_it_is(name: str, data: st.DataObject) -> 
     net = built(plan, seed=data.draw(st.integers(0, 9)))
     off = difference(net, plan)
     kept = all(
-        offer.preserves(layer, inherit)
+        offer.is_function_preserving(layer, inherit)
         for offer, layer in zip(offers(name), plan.layers, strict=False)
     )
     assert off < TOLERANCE or not kept
@@ -80,7 +80,7 @@ def test_every_field_grows_alone(name: str) -> None:
             offer.index
             for offer in offers(name)
             if field in growths(offer)
-            and not offer.problem(field, value)
+            and not offer.reason_unsupported(field, value)
             and not (field == "width" and gives_features(offer))
         ]
         if chosen:

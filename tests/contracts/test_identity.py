@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from autotune.models.layers import layers_of
+from autotune.models.layers import list_layers
 from autotune.models.network import build_network
 from autotune.plan import LayerPlan, TrialPlan
 from tests.support.backbones import DROPPING, SMALL, backbone, images, plan, state_of
@@ -13,7 +13,7 @@ from tests.support.surgery import FAMILIES, built, features, pictures, source
 
 
 def depths(name: str) -> range:
-    return range(len(layers_of(backbone(name).pretrained)) + 1)
+    return range(len(list_layers(backbone(name).pretrained)) + 1)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def check(name: str, depth: int) -> None:
 def test_layers_that_keep_everything_are_no_surgery(name: str) -> None:
     """Said in so many words, at no depth, a middle one and all."""
     keep = LayerPlan("keep", "keep", "keep", "keep", "keep", "keep", "keep")
-    count = len(layers_of(source(name).pretrained))
+    count = len(list_layers(source(name).pretrained))
     for depth, inherit in ((0, "weights"), (count // 2, "data"), (count, "none")):
         plan = TrialPlan(name, depth, (keep,) * depth, inherit=inherit)
         assert not plan.reshaped

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from autotune.errors import PlanError
-from autotune.models.layers import layers_of
+from autotune.models.layers import list_layers
 from autotune.models.network import Network
-from autotune.models.surgery.apply import check_layers
+from autotune.models.surgery.apply import validate_plans
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
 from tests.support.backbones import state_of
 from tests.support.surgery import (
@@ -94,7 +94,7 @@ def test_a_plan_with_every_field_set_survives_json() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_layers_stay_the_layers(name: str) -> None:
     """Whatever changes, a module lies in the layer that it lay in."""
-    before = layers_of(source(name).pretrained)
+    before = list_layers(source(name).pretrained)
     for field in ("kernel", "width", "bridge", "activation", "drop_path"):
         net = built(_all(name, field))
         assert [one.index for one in net.layers] == [one.index for one in before]
@@ -119,7 +119,9 @@ def _all(name: str, field: str, odd: int = 0) -> TrialPlan:
         if odd and (offer.index % 2 == 0 or outer):  # what reads outer channels changes as well
             continue
         if field in values(offer):
-            fitting = [value for value in CHANGES[field] if not offer.problem(field, value)]
+            fitting = [
+                value for value in CHANGES[field] if not offer.reason_unsupported(field, value)
+            ]
             changes[offer.index] = {field: fitting[0]}
     return change(name, changes)
 
@@ -283,7 +285,7 @@ def test_what_has_a_reason_is_refused_with_it(name: str) -> None:
         for field, reason in offer.reasons.items():
             value = sample.get(field, 0.1)
             with pytest.raises(PlanError) as caught:
-                check_layers(change(name, {offer.index: {field: value}}), found)
+                validate_plans(change(name, {offer.index: {field: value}}), found)
             assert str(caught.value) == (
                 f"layer {offer.index}, {field}: must be keep, but got {value!r}: {reason}"
             )

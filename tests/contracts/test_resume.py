@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from autotune.errors import InterruptedTrial
+from autotune.errors import TrialInterruptedError
 from autotune.plan import TrainingPolicy, TrialPlan
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.folds import Folds
@@ -151,7 +151,7 @@ def check_interrupted(recipe: str, batch: int, tmp_path: Path) -> None:
     path = tmp_path / "0.pt"
     found: list[tuple[Any, ...]] = []
     part = make(recipe, stopped=stopped)
-    with pytest.raises(InterruptedTrial, match="stopped in"):
+    with pytest.raises(TrialInterruptedError, match="stopped in"):
         for result in part.run(Checkpoint(path)):
             found += scores([result])
     rest = make(recipe)

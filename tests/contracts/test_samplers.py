@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.config.loading import check
+from autotune.config.loading import validate
 from autotune.config.schema import PRUNERS, SAMPLERS, SpaceConfig
 from autotune.errors import ConfigError
 from autotune.plan import TrialPlan
@@ -23,14 +23,14 @@ from autotune.search.pruners import make_pruner
 from autotune.search.samplers import ATTEMPTS, STARTUP_TRIALS, CanonicalSampler, make_sampler
 from autotune.search.space import Params, Space
 from autotune.search.study_view import DEVICE_MEMORY, FAILED_PLAN
-from tests.support.offers import offers
+from tests.support.capabilities import fake_capabilities
 
 MODELS = tuple(name for name in SAMPLERS if name != "random")
 
 
 def space_of(**config: Any) -> Space:
     return Space.from_config(
-        "resnet18", SpaceConfig.model_validate(config), ["weights", "none"], offers(3)
+        "resnet18", SpaceConfig.model_validate(config), ["weights", "none"], fake_capabilities(3)
     )
 
 
@@ -79,7 +79,7 @@ def start_of(space: Space) -> Params:
 
 def sampler_of(name: str, space: Space, seed: int) -> CanonicalSampler:
     study = {"dataset": "digits", "backbone": "resnet18", "search": {"sampler": name}}
-    return make_sampler(check(study, "test"), space, seed)
+    return make_sampler(validate(study, "test"), space, seed)
 
 
 @pytest.fixture(autouse=True)

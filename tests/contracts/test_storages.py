@@ -21,12 +21,12 @@ from optuna.trial import TrialState
 from autotune.errors import StorageError
 from autotune.storage.rdb.connection import (
     GRACE_PERIOD_S,
-    experimental,
+    allow_experimental,
     open_storage,
     storage_errors,
 )
 from autotune.storage.rdb.heartbeat import Heartbeat
-from autotune.storage.rdb.retry import PatientStorage
+from autotune.storage.rdb.retry import RetryingStorage
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.storage.url import absolute_url
 
@@ -94,12 +94,12 @@ def url(
 
 
 @pytest.fixture
-def storage(url: str) -> PatientStorage:
+def storage(url: str) -> RetryingStorage:
     return open_storage(url, create=True)
 
 
 @pytest.fixture
-def engine(url: str, storage: PatientStorage) -> sqlalchemy.Engine:
+def engine(url: str, storage: RetryingStorage) -> sqlalchemy.Engine:
     """What reads and changes the database behind the back of the storage."""
     return open_storage(url).engine
 
@@ -136,7 +136,7 @@ def run_together(code: str, count: int, *arguments: str) -> list[list[int]]:
             one.communicate()
 
 
-def new_study(storage: PatientStorage) -> optuna.Study:
+def new_study(storage: RetryingStorage) -> optuna.Study:
     return optuna.create_study(study_name="s", storage=storage, direction="maximize")
 
 
@@ -155,7 +155,7 @@ def ask() -> Any:
 
 
 def test_a_study_is_there_when_it_is_opened_again(
-    url: str, storage: PatientStorage, ask: Any
+    url: str, storage: RetryingStorage, ask: Any
 ) -> None:
     study = new_study(storage)
     trial = ask(study)
@@ -168,7 +168,7 @@ def test_a_study_is_there_when_it_is_opened_again(
         assert again.best_trial == study.best_trial
 
 
-def test_heartbeats_are_on(storage: PatientStorage) -> None:
+def test_heartbeats_are_on(storage: RetryingStorage) -> None:
     assert storage.get_heartbeat_interval() == 15
     assert storage.grace_period == GRACE_PERIOD_S
 
@@ -178,7 +178,7 @@ def test_several_processes_make_the_same_study(url: str, tmp_path: Path) -> None
     assert optuna.get_all_study_names(open_storage(url)) == ["s"]
 
 
-def test_no_queued_trial_is_run_twice(url: str, storage: PatientStorage, tmp_path: Path) -> None:
+def test_no_queued_trial_is_run_twice(url: str, storage: RetryingStorage, tmp_path: Path) -> None:
     study = new_study(storage)
     for number in range(30):
         study.enqueue_trial({}, user_attrs={"queued": number})
@@ -187,7 +187,7 @@ def test_no_queued_trial_is_run_twice(url: str, storage: PatientStorage, tmp_pat
 
 
 def test_the_study_lock_lets_one_in_at_a_time(
-    url: str, storage: PatientStorage, tmp_path: Path
+    url: str, storage: RetryingStorage, tmp_path: Path
 ) -> None:
     (tmp_path / "count").write_text("0")
     run_together(COUNT, 3, url, str(tmp_path))
@@ -200,7 +200,7 @@ def in_time(action: threading.Thread, seconds: float) -> bool:
     return not action.is_alive()
 
 
-def take(storage: PatientStorage, url: str, study: str) -> threading.Thread:
+def take(storage: RetryingStorage, url: str, study: str) -> threading.Thread:
     def run() -> None:
         with study_lock(storage, url, study):
             pass
@@ -209,7 +209,7 @@ def take(storage: PatientStorage, url: str, study: str) -> threading.Thread:
 
 
 def test_the_study_lock_goes_with_a_holder_that_is_killed(
-    url: str, storage: PatientStorage, tmp_path: Path
+    url: str, storage: RetryingStorage, tmp_path: Path
 ) -> None:
     holder = spawn(HOLD, url, str(tmp_path), "s")
     try:
@@ -224,13 +224,13 @@ def test_the_study_lock_goes_with_a_holder_that_is_killed(
         holder.communicate()
 
 
-def test_the_study_lock_is_free_after_an_error(url: str, storage: PatientStorage) -> None:
+def test_the_study_lock_is_free_after_an_error(url: str, storage: RetryingStorage) -> None:
     with pytest.raises(ValueError, match="inside"), study_lock(storage, url, "s"):
         raise ValueError("inside")
     assert in_time(take(storage, url, "s"), 20)
 
 
-def test_the_storage_can_be_used_under_the_lock(url: str, storage: PatientStorage) -> None:
+def test_the_storage_can_be_used_under_the_lock(url: str, storage: RetryingStorage) -> None:
     with study_lock(storage, url, "s"):
         new_study(storage).set_user_attr("a", 1)
 
@@ -254,7 +254,7 @@ def wait_for(condition: Any, seconds: float = 20.0) -> None:
 
 
 def test_a_heartbeat_is_written_from_the_first_moment(
-    storage: PatientStorage, engine: sqlalchemy.Engine, ask: Any
+    storage: RetryingStorage, engine: sqlalchemy.Engine, ask: Any
 ) -> None:
     trial = ask(new_study(storage))
     assert beats(engine, trial._trial_id) is None
@@ -263,7 +263,7 @@ def test_a_heartbeat_is_written_from_the_first_moment(
 
 
 def test_a_heartbeat_outlives_a_write_that_fails(
-    storage: PatientStorage, engine: sqlalchemy.Engine, ask: Any, caplog: pytest.LogCaptureFixture
+    storage: RetryingStorage, engine: sqlalchemy.Engine, ask: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     trial = ask(new_study(storage))
     broken = threading.Event()
@@ -299,7 +299,7 @@ def test_stale_trials_are_found(url: str, engine: sqlalchemy.Engine, ask: Any) -
             ),
             {"age": f"-{GRACE_PERIOD_S + 5} seconds", "id": trials[0]._trial_id},
         )
-    with experimental():
+    with allow_experimental():
         optuna.storages.fail_stale_trials(study)
     # The second is alive, and the third has never had a heartbeat: nobody can tell.
     assert [one.state for one in study.trials] == [
@@ -312,7 +312,7 @@ def test_stale_trials_are_found(url: str, engine: sqlalchemy.Engine, ask: Any) -
 # Errors
 
 
-def test_the_tables_of_another_optuna_are_refused(url: str, storage: PatientStorage) -> None:
+def test_the_tables_of_another_optuna_are_refused(url: str, storage: RetryingStorage) -> None:
     with storage.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v99.0.0.a'")
     with pytest.raises(StorageError, match="was made by another Optuna: The runtime optuna"):
@@ -327,7 +327,7 @@ def test_other_errors_pass(url: str) -> None:
 
 
 def test_the_absolute_url_opens_the_same_database(
-    url: str, storage: PatientStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, storage: RetryingStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new_study(storage)
     (tmp_path / "elsewhere").mkdir()

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from autotune.data.memory_budget import SHARE, _of_groups, machine_bytes, share_of_memory
+from autotune.data.memory_budget import SHARE, _of_groups, machine_bytes, worker_memory_budget
 
 
 def test_a_share_of_the_machine_for_each_worker() -> None:
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < machine_bytes() <= physical
-    assert share_of_memory(1) == share_of_memory(0) == int(SHARE * machine_bytes())
-    assert share_of_memory(4) == pytest.approx(share_of_memory(1) / 4, abs=1)
+    assert worker_memory_budget(1) == worker_memory_budget(0) == int(SHARE * machine_bytes())
+    assert worker_memory_budget(4) == pytest.approx(worker_memory_budget(1) / 4, abs=1)
 
 
 def test_a_limit_of_addresses_counts() -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 from autotune.data.image_files import UnreadableImageError, read_image
-from autotune.data.preprocessing import ImageSpec, decode, shrink
+from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
 from autotune.errors import BackboneError
 from tests.support.images import photo
 
@@ -80,9 +80,9 @@ def test_view_0_is_the_evaluation_transform_of_timm(crop_mode: str, crop_pct: fl
             expected = transform(image).numpy()
         except ValueError:  # border mode makes a thread of an image zero pixels wide
             with pytest.raises(UnreadableImageError):
-                decode(image, spec)
+                to_store_array(image, spec)
             continue
-        decoded = decode(image, spec)
+        decoded = to_store_array(image, spec)
         assert decoded.dtype == np.uint8
         assert decoded.shape == (3, spec.store_size, spec.store_size)
         assert np.array_equal(centre(decoded, size), expected), (spec, image.size)
@@ -95,13 +95,13 @@ def test_large_photos_agree_too() -> None:
     )
     for width, height in ((500, 375), (375, 501), (257, 256), (333, 777)):
         image = photo(width, height)
-        assert np.array_equal(centre(decode(image, spec), 224), transform(image).numpy())
+        assert np.array_equal(centre(to_store_array(image, spec), 224), transform(image).numpy())
 
 
 def test_an_image_like_a_thread_is_refused() -> None:
     spec = ImageSpec.from_data_config(CONFIG, 224)
     with pytest.raises(UnreadableImageError, match=r"^too long for its width: 30000x1$"):
-        decode(Image.new("RGB", (30000, 1)), spec)
+        to_store_array(Image.new("RGB", (30000, 1)), spec)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_other_inputs_are_refused(change: dict[str, Any], message: str) -> None:
 def test_a_thread_that_shrinks_to_nothing_is_refused() -> None:
     spec = ImageSpec.from_data_config({**CONFIG, "crop_mode": "border"}, None)
     with pytest.raises(UnreadableImageError, match=r"^too long for its width: 2x300$"):
-        decode(Image.new("RGB", (2, 300)), spec)
+        to_store_array(Image.new("RGB", (2, 300)), spec)
 
 
 def test_oblong_backbones_can_be_given_a_side() -> None:
@@ -157,8 +157,8 @@ class TestShrink:
     """Large JPEGs at a part of their size, see ``benchmarks/decoding.py`` for photographs."""
 
     def both(self, path: Path, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
-        exact = decode(read_image(path), spec)
-        fast = decode(read_image(path, lambda image: shrink(image, spec)), spec)
+        exact = to_store_array(read_image(path), spec)
+        fast = to_store_array(read_image(path, lambda image: draft_decode(image, spec)), spec)
         return exact.astype(int), fast.astype(int)
 
     @pytest.mark.parametrize("crop_mode", ["center", "squash"])
@@ -209,7 +209,7 @@ class TestShrink:
         detailed(800, 600).save(path)
         path.write_bytes(path.read_bytes()[:5000])
         spec = ImageSpec.from_data_config(CONFIG, 48)
-        for smaller in (None, lambda image: shrink(image, spec)):
+        for smaller in (None, lambda image: draft_decode(image, spec)):
             with pytest.raises(UnreadableImageError, match="truncated"):
                 read_image(path, smaller)
 

@@ -15,9 +15,9 @@ from rich.console import Console
 from autotune.config.schema import StudyConfig
 from autotune.data.progress import COMPARING, INDEXING, READING
 from autotune.display import run_display as view_module
-from autotune.display.run_display import Left, State, draw, duration, make_view
+from autotune.display.run_display import Left, State, draw, make_view
 from autotune.search import ranking
-from autotune.storage.paths import Files
+from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
@@ -33,7 +33,7 @@ def opened(tmp_path: Path) -> OpenStudy:
     url = f"sqlite:///{tmp_path}/autotune.db"
     storage = open_storage(url, create=True)
     study = make_study("made", trials=11, running=2, failed=1, storage=storage)
-    return OpenStudy(study, storage, url, Files.of(url))
+    return OpenStudy(study, storage, url, StudyPaths.from_url(url))
 
 
 def config_of(opened: OpenStudy) -> StudyConfig:
@@ -44,8 +44,8 @@ def config_of(opened: OpenStudy) -> StudyConfig:
 
 
 def events(opened: OpenStudy) -> list[dict[str, Any]]:
-    before = attrs.progress_of(opened.study.get_trials(deepcopy=False)[:1], 40)
-    plan = "last 3 layers tuned, adamw lr 0.01"
+    before = attrs.count_progress(opened.study.get_trials(deepcopy=False)[:1], 40)
+    plan = "last 3 layers trainable, adamw lr 0.01"
     return [
         *({"event": "decoding", "done": done, "total": 8} for done in range(1, 9)),
         {"event": "opened", "opened": opened, "workers": 2, "progress": before},
@@ -72,7 +72,7 @@ def test_the_live_view_shows_all_there_is(opened: OpenStudy) -> None:
         state.update(event)
     text = drawn(state)
     trials = opened.study.get_trials(deepcopy=False)
-    progress = attrs.progress_of(trials, 40)
+    progress = attrs.count_progress(trials, 40)
     best = ranking.best_of(trials, opened.study.direction)
     assert best is not None and best.value is not None
     assert text.startswith("study made\n")
@@ -87,7 +87,7 @@ def test_the_live_view_shows_all_there_is(opened: OpenStudy) -> None:
         "baseline 84.2 %\n" in text
     )
     assert re.search(r"worker +trial +epoch +accuracy +plan", text)
-    assert re.search(r"0 cuda +13 +3/10 +90\.0 % +last 3 layers tuned, adamw lr 0\.01", text)
+    assert re.search(r"0 cuda +13 +3/10 +90\.0 % +last 3 layers trainable, adamw lr 0\.01", text)
     assert re.search(r"1 +starting", text)
 
 
@@ -181,7 +181,7 @@ def test_without_a_terminal_there_are_plain_lines(opened: OpenStudy) -> None:
     assert lines[1:5] == [f"decoding images: {done} of 8" for done in (2, 4, 6, 8)]
     assert lines[5].startswith("study made: ") and "baseline 84.2 %" in lines[5]
     assert lines[6] == "worker 0 is ready on cuda"
-    assert lines[7].startswith("trial 12: complete 91.7 % | last 3 layers tuned")
+    assert lines[7].startswith("trial 12: complete 91.7 % | last 3 layers trainable")
     assert len(lines) == 8
 
 
@@ -215,17 +215,10 @@ def test_a_warm_start_is_told_before_the_first_trial(opened: OpenStudy, terminal
         event = {"event": "opened", "opened": opened, "workers": 1}
         console = Console(file=output, width=100, force_terminal=terminal)
         with make_view(console, config_of(opened)) as view:
-            view({**event, "progress": attrs.progress_of(trials, 40)})
+            view({**event, "progress": attrs.count_progress(trials, 40)})
         told = "warm start: trial 3 of study dogs is queued" in output.getvalue()
         assert told is not begun
         assert ("trial 5 is dropped: too deep" in output.getvalue()) is not begun
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(None, "?"), (0, "0:00"), (61.9, "1:01"), (3600, "1:00:00")]
-)
-def test_duration(seconds: float | None, text: str) -> None:
-    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -267,7 +260,7 @@ def test_what_is_odd_about_the_images_is_told_before_the_first_trial(
             view({"event": "images", "step": COMPARING, "done": done, "total": 8})
         view({"event": "images_skipped", "count": 1})
         view({"event": "images_skipped", "count": 1200})
-        nothing = attrs.progress_of([], 40)
+        nothing = attrs.count_progress([], 40)
         view({"event": "opened", "opened": opened, "workers": 2, "progress": nothing})
     text = output.getvalue()
     assert ("comparing the images: 8 of 8" in text) == terminal  # a line only after a while

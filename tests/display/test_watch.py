@@ -18,12 +18,12 @@ from sqlalchemy import event
 
 from autotune.display.watch import look, watch
 from autotune.errors import StudyError
-from autotune.storage.paths import Files
+from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.state.budget import Ending
-from autotune.study.state.trial_queue import LOST
+from autotune.study.state.budget import StopReason
+from autotune.study.state.trial_queue import WORKER_LOST
 from tests.support.broken import claim, set_attribute, silence, trials_of
 from tests.support.inside import call, contents
 from tests.support.postgres import Server
@@ -44,7 +44,7 @@ def end(opened: OpenStudy) -> None:
     for trial in trials_of(opened):
         if trial.state.name == "RUNNING":
             opened.study.tell(trial.number, 0.5)
-    opened.study.set_user_attr(attrs.ENDED, Ending("trials", "40 finished trials").to_json())
+    opened.study.set_user_attr(attrs.ENDED, StopReason("trials", "40 finished trials").to_json())
 
 
 def watched(opened: OpenStudy, *steps: Callable[[], object], terminal: bool = False) -> list[str]:
@@ -70,7 +70,7 @@ def test_looks_are_printed_one_below_the_other(opened: OpenStudy) -> None:
     def report() -> None:
         for epoch in (1, 2):
             opened.storage.set_trial_intermediate_value(trial._trial_id, epoch, 0.25 * epoch)
-        set_attribute(opened, trial.number, attrs.HELD, 10.0)
+        set_attribute(opened, trial.number, attrs.DEVICE_SECONDS, 10.0)
 
     first, second, third, last = watched(
         opened,
@@ -84,7 +84,7 @@ def test_looks_are_printed_one_below_the_other(opened: OpenStudy) -> None:
     assert lines[3].split() == (
         ["host", "worker", "device", "trial", "epoch", "accuracy", "heartbeat", "speed", "plan"]
     )
-    row = "backbone locked, linear head, adamw lr 0.03"
+    row = "backbone frozen, linear head, adamw lr 0.03"
     assert re.search(rf"gpu-box +41/0 +NVIDIA H200 +0 +0/20 +\d s ago +{row}", first)
     assert re.search(rf" 2/20 +50.0 % +\d s ago +\d+ images/s +{row}", second)
     assert re.search(r" 2/20 +50.0 % +silent 10\d s ", third)
@@ -103,14 +103,14 @@ def test_workers_add_up(opened: OpenStudy) -> None:
     for worker in ("box/1/0", "box/1/1"):
         trial = claim(opened, worker)
         opened.storage.set_trial_intermediate_value(trial._trial_id, 4, 0.5)
-        set_attribute(opened, trial.number, attrs.HELD, 10.0)
+        set_attribute(opened, trial.number, attrs.DEVICE_SECONDS, 10.0)
     first, _ = watched(opened)
     found = re.search(r"2 workers: (\d+) images/s", first)
     assert found and 25 <= int(found.group(1)) <= 40  # 2 x 4 epochs of 50 images in 10 s
 
 
 def test_failures_and_a_study_at_rest(opened: OpenStudy) -> None:
-    opened.claims().give_back(claim(opened).number, LOST)
+    opened.trial_queue().requeue(claim(opened).number, WORKER_LOST)
     first, _ = watched(opened)
     assert "failed attempts: 1 lost" in first
     assert "no worker runs a trial" in first
@@ -165,7 +165,7 @@ def test_a_look_costs_the_same_however_many_trials_there_are(tmp_path: Path) -> 
         url = f"sqlite:///{tmp_path}/{trials}.db"
         storage = open_storage(url, create=True)
         study = make_study(storage=storage, trials=trials, running=2)
-        opened = OpenStudy(study, storage, url, Files.of(url))
+        opened = OpenStudy(study, storage, url, StudyPaths.from_url(url))
         look(opened)
         seen: list[str] = []
 

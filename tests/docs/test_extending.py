@@ -40,7 +40,7 @@ def changed(tmp_path: Path) -> Path:
         ROOT / "autotune", tmp_path / "autotune", ignore=shutil.ignore_patterns("__pycache__")
     )
     shutil.copytree(ROOT / "studies", tmp_path / "studies")
-    (tmp_path / "autotune/data/leaves.py").write_text(example("PUBLICATION"))
+    (tmp_path / "autotune/data/leaves.py").write_text(example("DatasetSpec("))
     for diff in DIFFS:
         apply(diff, tmp_path)
     return tmp_path
@@ -112,9 +112,9 @@ def test_the_changes_of_autotune(changed: Path) -> None:
 import torch
 from autotune.data.sources.registry import known_names
 from autotune.models.backbone import load_backbone
-from autotune.models.layers import layers_of
+from autotune.models.layers import list_layers
 from autotune.models.network import build_network
-from autotune.models.surgery.probing import offers_for
+from autotune.models.surgery.probing import cached_capabilities
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.config.loading import load_study_file
 
@@ -154,8 +154,8 @@ main()
         )
     assert told.returncode == 0, told.stderr
     code = (
-        "from autotune.data.sources.registry import open_known\n"
-        "print(len(open_known('leaves').samples))"
+        "from autotune.data.sources.registry import open_source\n"
+        "print(len(open_source('leaves').samples))"
     )
     assert python(code, changed, **where) == "24\n"
 

@@ -7,7 +7,7 @@ import re
 import pytest
 from pydantic import BaseModel
 
-from autotune.config.fields import Rule
+from autotune.config.fields import FieldRule
 from autotune.config.loading import all_keys
 from autotune.config.schema import StudyConfig
 from docs.scripts.study_file import PAGE, render, row, sections
@@ -62,10 +62,10 @@ def _models(model: type[BaseModel]) -> list[type[BaseModel]]:
     return [model, *(deeper for one in inner for deeper in _models(one))]
 
 
-def _rules(model: type[BaseModel]) -> list[Rule]:
+def _rules(model: type[BaseModel]) -> list[FieldRule]:
     return [
         one
         for field in model.model_fields.values()
         for one in field.metadata
-        if isinstance(one, Rule)
+        if isinstance(one, FieldRule)
     ]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from autotune.errors import BackboneError
 from autotune.models.backbone import (
     Backbone,
-    build,
+    build_backbone,
     check_name,
     hash_weights,
     load_backbone,
@@ -241,12 +241,12 @@ def test_an_impossible_size(name: str, size: int, device: str) -> None:
     with pytest.raises(
         BackboneError, match=f"'{name}' cannot take images of {size} px .*own size"
     ):
-        build(name, size, device=device)
+        build_backbone(name, size, device=device)
 
 
 def test_trying_a_size_leaves_nothing_behind() -> None:
     """Attention biases are kept in evaluation mode; those of the random weights must not be."""
-    model = build("levit_128s", 224, device="meta")
+    model = build_backbone("levit_128s", 224, device="meta")
     caches = [one.attention_bias_cache for one in model.modules() if _has_cache(one)]
     assert caches and not any(caches)
 
@@ -259,7 +259,7 @@ def _has_cache(module: nn.Module) -> bool:
 
 
 def test_the_fingerprint_sees_every_tensor() -> None:
-    model = build("test_resnet", None)
+    model = build_backbone("test_resnet", None)
     first = hash_weights(model)
     assert hash_weights(model) == first
     assert len(first) == 32

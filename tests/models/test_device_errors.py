@@ -17,9 +17,9 @@ def test_a_torch_without_a_class_for_errors_of_cuda(monkeypatch: pytest.MonkeyPa
     monkeypatch.delattr(torch, "AcceleratorError")
     importlib.reload(device_errors)
     try:
-        assert device_errors.is_of_gpu(lost) and device_errors.is_of_device(lost)
+        assert device_errors.is_gpu_error(lost) and device_errors.is_device_error(lost)
         assert device_errors.is_out_of_memory(torch.OutOfMemoryError(OUT_OF_MEMORY))
-        assert not device_errors.is_of_device(ValueError("no matter of a device"))
+        assert not device_errors.is_device_error(ValueError("no matter of a device"))
     finally:
         monkeypatch.undo()
         importlib.reload(device_errors)

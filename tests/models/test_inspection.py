@@ -14,13 +14,13 @@ from autotune.config.schema import SpaceConfig
 from autotune.errors import BackboneError, PlanError
 from autotune.models.inspection import (
     FIELDS,
-    MOST_DROPOUT,
-    MOST_HIDDEN,
-    MOST_UNITS,
+    MAX_DROPOUT,
+    MAX_HIDDEN_LAYERS,
+    MAX_UNITS,
     InspectedLayer,
     Inspection,
     inspect_layers,
-    try_plan,
+    preview_plan,
 )
 from autotune.plan import HeadPlan, LayerPlan, TrialPlan
 
@@ -40,7 +40,7 @@ def check_whole(found: Inspection) -> None:
     assert [one.layer.index for one in found.layers] == list(range(1, len(found.layers) + 1))
     for one in found.layers:
         for field in FIELDS:
-            assert (field in one.offer.reasons) != bool(one.present[field])
+            assert (field in one.capabilities.reasons) != bool(one.present[field])
 
 
 def test_what_is_known_of_resnet50() -> None:
@@ -139,7 +139,11 @@ def test_an_inspection_is_json() -> None:
 
 @pytest.mark.parametrize(
     ("key", "most", "step"),
-    [("hidden_layers", MOST_HIDDEN, 1), ("units", MOST_UNITS, 1), ("dropout", MOST_DROPOUT, 0.01)],
+    [
+        ("hidden_layers", MAX_HIDDEN_LAYERS, 1),
+        ("units", MAX_UNITS, 1),
+        ("dropout", MAX_DROPOUT, 0.01),
+    ],
 )
 def test_the_head_has_the_limits_of_a_study_file(key: str, most: float, step: float) -> None:
     SpaceConfig.model_validate({"head": {key: most}})
@@ -173,14 +177,14 @@ def plan(*layers: LayerPlan, name: str = "test_resnet", head: HeadPlan | None = 
 
 
 def test_a_plan_is_tried() -> None:
-    tried = try_plan(plan(LayerPlan(), LayerPlan(width=0.5), head=HeadPlan(pool="max")))
+    tried = preview_plan(plan(LayerPlan(), LayerPlan(width=0.5), head=HeadPlan(pool="max")))
     before = [one.parameters for one in tried.before]
     after = [one.parameters for one in tried.after]
     assert (before[0], before[2:]) == (after[0], after[2:])
     assert before[1] > after[1]
     assert tried.macs_before > tried.macs_after
     assert tried.features == inspected("test_resnet").head.features
-    kept = try_plan(plan(LayerPlan()))
+    kept = preview_plan(plan(LayerPlan()))
     assert (kept.before, kept.macs_before) == (kept.after, kept.macs_after)
 
 
@@ -199,4 +203,4 @@ def test_a_plan_is_tried() -> None:
 )
 def test_a_plan_that_does_not_fit(wrong: TrialPlan, message: str) -> None:
     with pytest.raises(PlanError, match=message):
-        try_plan(wrong)
+        preview_plan(wrong)

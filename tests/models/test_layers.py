@@ -7,8 +7,8 @@ import timm
 import torch
 from torch import nn
 
-from autotune.models.backbone import build, data_config
-from autotune.models.layers import Layer, layers_of
+from autotune.models.backbone import build_backbone, data_config
+from autotune.models.layers import Layer, list_layers
 
 FAMILIES = (
     "test_resnet",
@@ -44,7 +44,7 @@ def _guess(name: str) -> tuple[int, int, str]:
 
 
 def meta(name: str) -> nn.Module:
-    return build(name, None, device="meta")
+    return build_backbone(name, None, device="meta")
 
 
 def check_partition(model: nn.Module, layers: tuple[Layer, ...]) -> None:
@@ -90,7 +90,7 @@ def backward_steps(model: nn.Module, layers: tuple[Layer, ...]) -> list[tuple[in
 @pytest.mark.parametrize("name", FAMILIES)
 def test_layers_partition_a_backbone_in_the_order_of_the_network(name: str) -> None:
     model = meta(name)
-    layers = layers_of(model)
+    layers = list_layers(model)
     check_partition(model, layers)
     assert backward_steps(model, layers) == []
 
@@ -102,7 +102,7 @@ def test_layers_partition_every_family() -> None:
     wrong = {}
     for name in names:
         model = meta(name)
-        layers = layers_of(model)
+        layers = list_layers(model)
         check_partition(model, layers)
         family = timm.models._registry._model_to_module[name]
         if (steps := backward_steps(model, layers)) and family not in BRANCHED:
@@ -134,30 +134,30 @@ def test_layers_partition_every_family() -> None:
     ],
 )
 def test_known_layers(name: str, count: int, first: str, last: str) -> None:
-    layers = layers_of(meta(name))
+    layers = list_layers(meta(name))
     assert (len(layers), layers[0].label, layers[-1].label) == (count, first, last)
 
 
 def test_a_label_names_the_largest_whole_modules() -> None:
-    labels = [layer.label for layer in layers_of(meta("test_convnext"))]
+    labels = [layer.label for layer in list_layers(meta("test_convnext"))]
     assert labels[1] == "stages.3.downsample, stages.3.blocks.0"
     assert labels[-2] == "stages.0"
 
 
 def test_vectors_alone_are_no_layer() -> None:
     """A norm between two groups belongs to its neighbour: it is nothing to search over."""
-    for layer in layers_of(meta("test_efficientnet")):
+    for layer in list_layers(meta("test_efficientnet")):
         assert layer.parameters > 100
 
 
 def test_a_layer_as_json() -> None:
-    layer = layers_of(meta("test_resnet"))[0]
+    layer = list_layers(meta("test_resnet"))[0]
     assert layer.to_json() == {"index": 1, "label": "layer4", "parameters": layer.parameters}
 
 
 def test_a_norm_goes_with_its_layer() -> None:
     """The matcher of cait knows ``norm.weight`` but not ``norm``."""
-    last = layers_of(meta("cait_xxs24_224"))[0]
+    last = list_layers(meta("cait_xxs24_224"))[0]
     assert {"norm.weight", "norm.bias"} <= set(last.names)
     assert "norm" in last.modules
     assert "blocks.23.attn.proj_drop" in last.modules

@@ -110,7 +110,7 @@ def test_features_must_be_vectors() -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_tuned_parameters_know_their_layer(name: str) -> None:
+def test_trainable_parameters_know_their_layer(name: str) -> None:
     net = network(name, 2)
     listed = list(net.layer_of_parameters())
     assert {layer for *_, layer in listed} == {0, 1, 2}
@@ -126,15 +126,15 @@ def test_tuned_parameters_know_their_layer(name: str) -> None:
 
 
 @pytest.mark.parametrize("depth", [0, 2, 5])
-def test_the_tuned_state_goes_round(depth: int) -> None:
+def test_the_trainable_state_goes_round(depth: int) -> None:
     net = build_network(backbone("test_resnet"), plan("test_resnet", depth, 8), 3, seed=0)
     with torch.no_grad():
-        for value in net.tuned_state().values():
+        for value in net.trainable_state().values():
             value.copy_(torch.randn(value.shape) if value.is_floating_point() else value + 3)
-    state = copy.deepcopy(net.tuned_state())
+    state = copy.deepcopy(net.trainable_state())
     assert all(key.startswith("head.") for key in state) == (depth == 0)
     other = build_network(backbone("test_resnet"), plan("test_resnet", depth, 8), 3, seed=1)
-    other.load_tuned_state(state)
+    other.load_trainable_state(state)
     ours, theirs = state_of(net), state_of(other)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
@@ -147,9 +147,9 @@ def test_the_tuned_state_goes_round(depth: int) -> None:
 def test_the_state_of_another_plan_is_refused(foreign: TrialPlan) -> None:
     net = network("test_resnet", 2)
     before = state_of(net)
-    state = build_network(backbone("test_resnet"), foreign, 3, seed=1).tuned_state()
+    state = build_network(backbone("test_resnet"), foreign, 3, seed=1).trainable_state()
     with pytest.raises(PlanError, match="belong to another plan"):
-        net.load_tuned_state(state)
+        net.load_trainable_state(state)
     assert all(torch.equal(before[key], value) for key, value in state_of(net).items())
 
 
@@ -157,7 +157,7 @@ def test_the_state_of_a_head_with_other_shapes_is_refused() -> None:
     net = build_network(backbone("test_resnet"), plan("test_resnet", 0, 8), 3, seed=0)
     other = build_network(backbone("test_resnet"), plan("test_resnet", 0, 16), 3, seed=0)
     with pytest.raises(PlanError, match=r"another plan: 6 of their .* head\.0\.weight first"):
-        net.load_tuned_state(other.tuned_state())
+        net.load_trainable_state(other.trainable_state())
 
 
 @pytest.mark.parametrize("depth", [0, 2, 5])
@@ -168,7 +168,7 @@ def test_a_copy_is_locked_as_the_original(depth: int) -> None:
     assert isinstance(twin, Network)
     for one in (net.eval(), twin.eval(), net.train(), twin.train()):
         own = {id(module) for module in one.modules()}
-        assert all(id(module) in own for module in one.locked)
+        assert all(id(module) in own for module in one.frozen)
     assert _modes(twin) == _modes(net)
     twin.backbone.requires_grad_(True)
     assert not any(one.requires_grad for one in net.backbone.conv1.parameters()) or depth == 5
@@ -178,7 +178,7 @@ def _modes(net: Network) -> dict[str, bool]:
     return {name: module.training for name, module in net.named_modules()}
 
 
-def test_no_graph_is_kept_for_the_locked_part() -> None:
+def test_no_graph_is_kept_for_the_frozen_part() -> None:
     held: list[int] = []
 
     def note(tensor: torch.Tensor) -> torch.Tensor:

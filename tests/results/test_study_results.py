@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("closed_connections")
 
 def test_what_was_read_stays_what_it_was() -> None:
     study = make_study()
-    results = StudyResults.of(study)
+    results = StudyResults.from_study(study)
     count, best = len(study.trials), ranking.best_of(study.trials, study.direction)
     study.add_trial(create_trial(value=1.0))
     study.set_user_attr(attrs.BUDGET, {"trials": 1})
@@ -30,7 +30,7 @@ def test_what_was_read_stays_what_it_was() -> None:
     assert results.study.user_attrs[attrs.BUDGET]["trials"] == results.progress.budget == 40
     assert best is not None and results.best is not None
     assert results.best.number == best.number
-    assert StudyResults.of(results) is results
+    assert StudyResults.from_study(results) is results
     assert results.study.get_trials(states=(TrialState.RUNNING,)) == [
         one for one in results.trials if one.state == TrialState.RUNNING
     ]
@@ -38,15 +38,15 @@ def test_what_was_read_stays_what_it_was() -> None:
 
 def test_values_follow_from_the_trials() -> None:
     study = make_study(objectives=("accuracy", "parameters"))
-    results = StudyResults.of(study)
+    results = StudyResults.from_study(study)
     assert results.cost is not None
     assert list(results.front) == ranking.front_of(results.trials, results.direction)
-    assert results.baseline is attrs.baseline_of(results.trials)
-    assert results.superseded == attrs.superseded(results.trials) != set()
+    assert results.baseline is attrs.find_baseline(results.trials)
+    assert results.superseded == attrs.retried_numbers(results.trials) != set()
     assert results.space is not None
     assert set(results.parameter_names) == set(results.space.distributions)
     assert results.ended is None  # a trial runs
-    assert StudyResults.of(make_study()).front == ()
+    assert StudyResults.from_study(make_study()).front == ()
 
 
 def test_a_report_reads_the_trials_once(tmp_path: Path) -> None:

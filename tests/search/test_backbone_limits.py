@@ -21,7 +21,7 @@ from autotune.plan import HeadPlan, LayerPlan, TrialPlan
 from autotune.search.backbone_limits import Candidate, Limits, share
 from autotune.search.dimensions import contains, inert_value
 from autotune.search.space import Params, Space
-from tests.support.offers import PlainOffer, offers
+from tests.support.capabilities import FakeCapabilities, fake_capabilities
 
 CONFIG: dict[str, Any] = {
     "depth": {"low": 0, "high": 5},
@@ -32,12 +32,12 @@ SMALL = Candidate(
     "small",
     2,
     (
-        PlainOffer(1, present={"kernel": 3}, reasons={"dropout": "it has none"}),  # type: ignore[arg-type]
-        PlainOffer(2, refused={"kernel": (3, 5)}, reasons={"dropout": "it has none"}),
+        FakeCapabilities(1, present={"kernel": 3}, reasons={"dropout": "it has none"}),  # type: ignore[arg-type]
+        FakeCapabilities(2, refused={"kernel": (3, 5)}, reasons={"dropout": "it has none"}),
     ),
     ("keep", "avg"),
 )
-LARGE = Candidate("large", 5, offers(2))  # type: ignore[arg-type]
+LARGE = Candidate("large", 5, fake_capabilities(2))  # type: ignore[arg-type]
 
 
 def both(inherit: Any = "weights", **config: Any) -> Space:
@@ -138,7 +138,7 @@ def test_a_value_that_every_backbone_but_one_has_is_kept_by_that_one() -> None:
 def test_where_keep_is_no_choice_the_first_possible_value_is_taken() -> None:
     picky = replace(
         SMALL,
-        offers=(PlainOffer(1, refused={"kernel": (1,)}),),  # type: ignore[arg-type]
+        offers=(FakeCapabilities(1, refused={"kernel": (1,)}),),  # type: ignore[arg-type]
         pools=("avg",),
     )
     space = Space.of(
@@ -256,7 +256,7 @@ def candidates(draw: st.DrawFn) -> list[Candidate]:
     for name in ("a", "b", "c")[: draw(st.integers(2, 3))]:
         layers = draw(st.integers(1, 6))
         of = tuple(
-            PlainOffer(
+            FakeCapabilities(
                 index,
                 draw(st.fixed_dictionaries({}, optional=_each(st.sampled_from))),
                 draw(st.fixed_dictionaries({}, optional=_each(_some))),

@@ -14,12 +14,15 @@ from optuna.trial import TrialState, create_trial
 from autotune.config.schema import SpaceConfig
 from autotune.search.deduplication import Key, _walk, drawn, key_of, nearest_unseen
 from autotune.search.space import Params, Space
-from tests.support.offers import offers
+from tests.support.capabilities import fake_capabilities
 
 
 def space_of(**config: Any) -> Space:
     return Space.from_config(
-        "resnet18", SpaceConfig.model_validate(config), ["weights", "data", "none"], offers(3)
+        "resnet18",
+        SpaceConfig.model_validate(config),
+        ["weights", "data", "none"],
+        fake_capabilities(3),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.config.loading import check
+from autotune.config.loading import validate
 from autotune.config.schema import GreedyConfig, SpaceConfig
 from autotune.plan import KEEP
 from autotune.search.dimensions import suggest
@@ -17,7 +17,7 @@ from autotune.search.greedy import STAGE, Course, course, stages_of
 from autotune.search.samplers import CanonicalSampler, make_sampler
 from autotune.search.space import Params, Space
 from autotune.search.study_view import FAILED_PLAN
-from tests.support.offers import offers
+from tests.support.capabilities import fake_capabilities
 
 LAYERS = {"kernel": ["keep", 1, 5], "width": ["keep", 0.5]}
 TRAINING = {"lr": {"low": 1e-4, "high": 1, "log": True}, "label_smoothing": [0, 0.1]}
@@ -26,7 +26,7 @@ HEAD = {"hidden_layers": [0, 1], "units": [8, 16]}
 
 def space_of(**config: Any) -> Space:
     return Space.from_config(
-        "resnet18", SpaceConfig.model_validate(config), ["weights", "none"], offers(3)
+        "resnet18", SpaceConfig.model_validate(config), ["weights", "none"], fake_capabilities(3)
     )
 
 
@@ -36,7 +36,7 @@ FULL = space_of(depth={"low": 0, "high": 3}, layers=LAYERS, head=HEAD, training=
 def sampler_of(space: Space, **greedy: Any) -> CanonicalSampler:
     search = {"sampler": "random", "order": "greedy", "trials": 40, "greedy": greedy}
     study = {"dataset": "digits", "backbone": "resnet18", "search": search}
-    return make_sampler(check(study, "test"), space, 0)
+    return make_sampler(validate(study, "test"), space, 0)
 
 
 def start_of(space: Space) -> Params:
@@ -98,7 +98,7 @@ def test_the_stages_go_from_the_last_layer_to_the_first_then_head_and_training()
     assert stages[4].free == ("training.lr", "training.label_smoothing")
 
 
-def test_layers_that_have_nothing_to_search_are_tuned_as_they_are() -> None:
+def test_layers_that_have_nothing_to_search_are_trainable_as_they_are() -> None:
     plain = stages_of(space_of(depth={"low": 0, "high": 4, "step": 2}))
     assert [(one.name, one.free, one.depth) for one in plain] == [
         ("layers 1-2", (), 2),
@@ -164,7 +164,7 @@ def test_the_layers_end_with_the_first_that_does_not_help(stop: str) -> None:
     ]
     assert [one.accepted for one in found.results] == [True, False, False, False, False]
     assert found.incumbent["depth"] == 1
-    if stop == "never":  # what did not help is left as it was when the next layer is tuned
+    if stop == "never":  # what did not help is left as it was when the next layer is trainable
         third = study.trials[5].params
         assert (third["depth"], third["layer.2.kernel"]) == (3, KEEP)
 

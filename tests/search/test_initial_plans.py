@@ -21,7 +21,7 @@ from autotune.search.initial_plans import (
     without_repeats,
 )
 from autotune.search.space import Space
-from tests.support.offers import offers
+from tests.support.capabilities import fake_capabilities
 from tests.support.spaces import space_of, spaces
 
 DEPTH = {"low": 0, "high": 5}
@@ -47,8 +47,8 @@ def test_the_plans_of_the_digits_study() -> None:
     space = space_of(**config.space.model_dump())
     found = known_good(space, config.baseline, config.training.epochs)
     assert short(found) == [
-        ("last layer tuned", 1, 0.009, 1.0, 0),
-        ("last 5 layers tuned with layer-wise decay", 5, 0.003, 0.7, 0),
+        ("last layer trainable", 1, 0.009, 1.0, 0),
+        ("last 5 layers trainable with layer-wise decay", 5, 0.003, 0.7, 0),
     ]
     for start in found:
         assert start.plan.reshaped == ()
@@ -100,8 +100,8 @@ def test_values_that_the_space_does_not_have_become_the_nearest() -> None:
     )
     found = known_good(space)
     assert short(found) == [
-        ("last 2 layers tuned with layer-wise decay", 2, 1e-3, 0.8, 0),
-        ("last 3 layers tuned with layer-wise decay", 3, 1e-3, 0.8, 0),
+        ("last 2 layers trainable with layer-wise decay", 2, 1e-3, 0.8, 0),
+        ("last 3 layers trainable with layer-wise decay", 3, 1e-3, 0.8, 0),
     ]
     assert found[0].plan.layers == (LayerPlan(kernel=3), LayerPlan())
     assert found[0].plan.head.pool == "max"
@@ -109,13 +109,13 @@ def test_values_that_the_space_does_not_have_become_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("depth", [0, [0], {"low": 0, "high": 0}])
-def test_nothing_is_known_where_no_layer_is_tuned(depth: Any) -> None:
+def test_nothing_is_known_where_no_layer_is_trainable(depth: Any) -> None:
     assert known_good(space_of(depth=depth, training={"lr": LR})) == ()
 
 
 def test_equal_plans_are_queued_once() -> None:
     (only,) = known_good(space_of(depth=1))
-    assert only.title == "known good: last layer tuned"
+    assert only.title == "known good: last layer trainable"
     two = [Start("a", {}, only.plan), Start("b", {}, replace(only.plan, depth=0, layers=()))]
     kept, dropped = without_repeats(two, [only.plan])
     assert [one.title for one in kept] == ["b"]
@@ -146,7 +146,7 @@ FIXED = Space.from_config(
         }
     ),
     "weights",
-    offers(3),
+    fake_capabilities(3),
 )
 GOOD = TrialPlan(
     "resnet18",
@@ -165,7 +165,7 @@ def with_policy(**values: Any) -> TrialPlan:
     [
         (GOOD, ""),
         (replace(GOOD, head=HeadPlan((HiddenLayer(64, 0.5),))), ""),
-        # Without tuned layers a layer decay means nothing.
+        # Without trainable layers a layer decay means nothing.
         (TrialPlan("resnet18", policy=TrainingPolicy(lr=0.01)), ""),
         (
             replace(GOOD, backbone="resnet50"),
@@ -218,7 +218,7 @@ def test_the_first_parameter_that_does_not_fit_is_named(plan: TrialPlan, reason:
 
 
 def test_a_plan_of_any_of_several_backbones_fits() -> None:
-    both = [Candidate(name, 3, offers(3)) for name in ("resnet18", "resnet34")]
+    both = [Candidate(name, 3, fake_capabilities(3)) for name in ("resnet18", "resnet34")]
     config = SpaceConfig.model_validate({"depth": {"low": 0, "high": 3}})
     space = Space.of(both, config, "weights")
     for backbone in ("resnet18", "resnet34"):

@@ -12,11 +12,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from torch import nn
 
 from autotune.config.loading import load_study_file, presets
-from autotune.models.backbone import build, data_config
-from autotune.models.layers import layers_of
-from autotune.models.surgery.apply import check_layers, reshape
-from autotune.models.surgery.capabilities import LayerOffer
-from autotune.models.surgery.probing import offers_of
+from autotune.models.backbone import build_backbone, data_config
+from autotune.models.layers import list_layers
+from autotune.models.surgery.apply import apply_layer_plans, validate_plans
+from autotune.models.surgery.capabilities import LayerCapabilities
+from autotune.models.surgery.probing import probe_layers
 from autotune.plan import TrialPlan
 from autotune.search.greedy import stages_of
 from autotune.search.space import Space, reach
@@ -26,12 +26,12 @@ ACTIVATIONS = {"keep", "relu", "sigmoid", "tanh", "elu", "selu"}
 
 
 @cache
-def parts(name: str) -> tuple[nn.Module, tuple[LayerOffer, ...], Space]:
+def parts(name: str) -> tuple[nn.Module, tuple[LayerCapabilities, ...], Space]:
     """Build the backbone of a study on the meta device, with its offers and its space."""
     config = load_study_file(name, ["weights=none"])
-    model = build(config.backbone, None, device="meta").eval()
-    layers = layers_of(model)[: reach(config.space)]
-    offers = offers_of(model, layers, data_config(model)["input_size"])
+    model = build_backbone(config.backbone, None, device="meta").eval()
+    layers = list_layers(model)[: reach(config.space)]
+    offers = probe_layers(model, layers, data_config(model)["input_size"])
     return model, offers, Space.from_config(config.backbone, config.space, "none", offers)
 
 
@@ -103,9 +103,9 @@ def test_plans_of_the_space_are_built_with_the_real_architecture(name: str, seed
     model, offers, space = parts(name)
     plan = draw(space, seed)
     assert plan.reshaped
-    check_layers(plan, offers)
-    changed = build(plan.backbone, None, device="meta").eval()
-    reshape(changed, plan, offers, seed)
+    validate_plans(plan, offers)
+    changed = build_backbone(plan.backbone, None, device="meta").eval()
+    apply_layer_plans(changed, plan, offers, seed)
     image = torch.zeros(1, 3, 224, 224, device="meta")
     with torch.no_grad():
         before, after = model(image), changed(image)

@@ -23,10 +23,14 @@ from autotune.search.plugins import (
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
 from autotune.search.space import Space
-from tests.support.offers import PlainOffer
+from tests.support.capabilities import FakeCapabilities
 from tests.support.spaces import space_of
 
-OFFERS: Any = (PlainOffer(1), PlainOffer(2, refused={"kernel": (7,)}), PlainOffer(3))
+OFFERS: Any = (
+    FakeCapabilities(1),
+    FakeCapabilities(2, refused={"kernel": (7,)}),
+    FakeCapabilities(3),
+)
 SPACE = space_of(
     of=OFFERS,
     depth={"low": 0, "high": 3},

@@ -9,7 +9,7 @@ import pytest
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.config.loading import check
+from autotune.config.loading import validate
 from autotune.config.schema import StudyConfig
 from autotune.search.samplers import CanonicalSampler, Draw, make_sampler
 from autotune.search.space import Space
@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {"depth": {"low": 0, "high": 2}}
 
 def config_of(space: dict[str, Any], **search: Any) -> StudyConfig:
     values = {"dataset": "digits", "backbone": "resnet18", "space": space, "search": search}
-    return check(values, "test")
+    return validate(values, "test")
 
 
 def sampler_of(config: StudyConfig, seed: int = 0) -> tuple[CanonicalSampler, Space]:

@@ -16,7 +16,7 @@ from autotune.config.schema import BaselineConfig, SpaceConfig
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
 from autotune.search.dimensions import contains, inert_value
 from autotune.search.space import Params, Space, reach
-from tests.support.offers import PlainOffer
+from tests.support.capabilities import FakeCapabilities
 from tests.support.spaces import (
     FULL,
     SHAPES,
@@ -107,8 +107,8 @@ def test_reach(config: dict[str, Any], count: int) -> None:
 
 def test_a_layer_has_only_the_values_that_it_can_take() -> None:
     of = (
-        PlainOffer(1, present={"kernel": 3}, reasons={"pool": "it does not pool"}),
-        PlainOffer(2, refused={"kernel": (5,), "width": (0.5,)}),
+        FakeCapabilities(1, present={"kernel": 3}, reasons={"pool": "it does not pool"}),
+        FakeCapabilities(2, refused={"kernel": (5,), "width": (0.5,)}),
     )
     space = space_of(of=of, **SHAPES)
     assert space.distributions["layer.1.kernel"] == CategoricalDistribution(["keep", 5])
@@ -142,7 +142,7 @@ def _largest_params(space: Space) -> Params:
     ],
 )
 def test_what_a_layer_has_already_is_called_keep(given: Any, present: int, left: Any) -> None:
-    of = (PlainOffer(1, present={"kernel": present}),)
+    of = (FakeCapabilities(1, present={"kernel": present}),)
     space = space_of(of=of, depth=1, layers={"kernel": given})
     assert space.distributions.get("layer.1.kernel") == left
     assert "layer.1.kernel" not in space.fixed
@@ -150,7 +150,7 @@ def test_what_a_layer_has_already_is_called_keep(given: Any, present: int, left:
 
 @pytest.mark.parametrize("refused", [(), (0.1,)])
 def test_a_range_is_taken_as_a_whole_or_not_at_all(refused: tuple[float, ...]) -> None:
-    of = (PlainOffer(1, refused={"dropout": refused}),)
+    of = (FakeCapabilities(1, refused={"dropout": refused}),)
     space = space_of(of=of, depth=1, layers={"dropout": {"low": 0.1, "high": 0.5}})
     assert space.distributions.get("layer.1.dropout") == (
         None if refused else FloatDistribution(0.1, 0.5)
@@ -177,7 +177,7 @@ def test_what_is_inherited_matters_to_changed_weights_alone(
     assert space.plan(_largest_params(space)).inherit == ("none" if found else "weights")
 
 
-def test_inherit_has_no_meaning_while_no_tuned_layer_changes_weights() -> None:
+def test_inherit_has_no_meaning_while_no_trainable_layer_changes_weights() -> None:
     space = space_of(["none", "weights", "data"], **SHAPES)
     plain = {name: inert_value(found) for name, found in space.distributions.items()}
 
@@ -195,7 +195,7 @@ def test_inherit_has_no_meaning_while_no_tuned_layer_changes_weights() -> None:
     assert canonical(depth=3, inherit="weights") == ("none", "weights")
 
 
-def test_locked_layers_have_inert_values() -> None:
+def test_frozen_layers_have_inert_values() -> None:
     space = space_of(**SHAPES)
     canonical = space.canonical({**_largest_params(space), "depth": 1})
     assert (canonical["layer.1.kernel"], canonical["layer.2.kernel"]) == (5, "keep")
@@ -351,10 +351,10 @@ def test_a_fixed_policy_that_means_nothing_has_its_default() -> None:
     training = {"momentum": 0.3, "head_epochs": 2, "l2_sp": 0.1, "mixup": 0.2}
     space = space_of(depth=[0, 1], training=training)
     assert space.plan({"depth": 0}).policy == TrainingPolicy(mixup=0.2)
-    tuned = space.plan({"depth": 1})
-    assert tuned.policy == TrainingPolicy(head_epochs=2, l2_sp=0.1, mixup=0.2)
-    assert space.params(tuned) == {"depth": 1}
-    assert space.params(replace(tuned, policy=TrainingPolicy(mixup=0.2))) is None
+    trainable = space.plan({"depth": 1})
+    assert trainable.policy == TrainingPolicy(head_epochs=2, l2_sp=0.1, mixup=0.2)
+    assert space.params(trainable) == {"depth": 1}
+    assert space.params(replace(trainable, policy=TrainingPolicy(mixup=0.2))) is None
 
 
 def test_the_plan_of_parameters() -> None:

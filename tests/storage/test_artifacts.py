@@ -11,7 +11,7 @@ import pytest
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
 from optuna.trial import Trial
 
-from autotune.storage.artifacts import Reference, add_artifact, list_files, read_references
+from autotune.storage.artifacts import ArtifactReference, add_artifact, list_files, read_references
 from autotune.storage.rdb.connection import open_storage
 
 
@@ -30,13 +30,13 @@ def test_references_of_trials_and_studies(url: str, tmp_path: Path) -> None:
             artifact = upload_artifact(
                 artifact_store=store, file_path=str(source), study_or_trial=whose, storage=storage
             )
-            expected.add(Reference(study._study_id, number, artifact, "curve.png"))
+            expected.add(ArtifactReference(study._study_id, number, artifact, "curve.png"))
         # As dashboards before Optuna's artifacts wrote them, and as they delete.
         old = {"artifact_id": f"old-{name}", "filename": "old.png"}
         storage.set_study_system_attr(
             study._study_id, f"dashboard:artifacts:7:old-{name}", json.dumps(old)
         )
-        expected.add(Reference(study._study_id, None, f"old-{name}", "old.png"))
+        expected.add(ArtifactReference(study._study_id, None, f"old-{name}", "old.png"))
         storage.set_trial_system_attr(trial._trial_id, "artifacts:deleted", json.dumps(None))
         storage.set_study_system_attr(study._study_id, "artifacts:gone", json.dumps(None))
     assert set(read_references(storage)) == expected

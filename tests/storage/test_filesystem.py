@@ -6,7 +6,7 @@ import pytest
 
 from autotune.errors import StorageError
 from autotune.storage import filesystem
-from autotune.storage.filesystem import file_system_of, is_network, refuse_network
+from autotune.storage.filesystem import check_not_network, file_system_of, is_network
 from autotune.storage.rdb.connection import open_storage
 
 MOUNTS = r"""
@@ -48,7 +48,7 @@ def test_the_deepest_mount_decides(path: str, kind: str, point: str) -> None:
 def test_file_systems_that_machines_share(kind: str) -> None:
     assert is_network(kind)
     with pytest.raises(StorageError) as caught:
-        refuse_network(Path("/team/a.db"), f"1 0 0:1 / /team rw - {kind} source rw")
+        check_not_network(Path("/team/a.db"), f"1 0 0:1 / /team rw - {kind} source rw")
     said = str(caught.value)
     assert f"the SQLite database /team/a.db would lie on a network file system ({kind} at" in said
     assert "use Postgres: --storage postgresql://user:password@host/database" in said
@@ -59,13 +59,13 @@ def test_file_systems_that_machines_share(kind: str) -> None:
 )
 def test_file_systems_of_one_machine(kind: str) -> None:
     assert not is_network(kind)
-    refuse_network(Path("/team/a.db"), f"1 0 0:1 / /team rw - {kind} source rw")
+    check_not_network(Path("/team/a.db"), f"1 0 0:1 / /team rw - {kind} source rw")
 
 
 def test_a_system_that_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filesystem, "MOUNTINFO", tmp_path / "no such file")
     assert file_system_of(tmp_path) is None
-    refuse_network(tmp_path / "a.db")
+    check_not_network(tmp_path / "a.db")
     assert file_system_of(tmp_path, "") is None
 
 

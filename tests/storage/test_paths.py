@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from autotune.errors import StorageError
-from autotune.storage.paths import Files
+from autotune.storage.paths import StudyPaths
 
 
 def test_the_files_of_sqlite_lie_beside_it(
@@ -13,14 +13,19 @@ def test_the_files_of_sqlite_lie_beside_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
-    assert Files.of("sqlite:///storage/autotune.db").root == tmp_path / "storage/autotune.files"
-    assert Files.of("sqlite:////data/a.db").root == Path("/data/a.files")
-    assert Files.of("sqlite:///~/a.db").root == Path("/home/me/a.files")
+    assert (
+        StudyPaths.from_url("sqlite:///storage/autotune.db").root
+        == tmp_path / "storage/autotune.files"
+    )
+    assert StudyPaths.from_url("sqlite:////data/a.db").root == Path("/data/a.files")
+    assert StudyPaths.from_url("sqlite:///~/a.db").root == Path("/home/me/a.files")
 
 
 def test_two_databases_never_share_their_files() -> None:
     names = ("a.db", "a.sqlite", "exp.1", "exp.2")
-    assert len({Files.of(f"sqlite:////data/{name}").root for name in names}) == len(names)
+    assert len({StudyPaths.from_url(f"sqlite:////data/{name}").root for name in names}) == len(
+        names
+    )
 
 
 def test_the_files_of_a_server_lie_under_the_working_directory(
@@ -28,21 +33,21 @@ def test_the_files_of_a_server_lie_under_the_working_directory(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "storage"
-    assert Files.of("postgresql://u:secret@host/team").root == root / "team.files"
-    assert Files.of("postgresql://host").root == root / "autotune.files"
+    assert StudyPaths.from_url("postgresql://u:secret@host/team").root == root / "team.files"
+    assert StudyPaths.from_url("postgresql://host").root == root / "autotune.files"
 
 
 def test_an_explicit_folder_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     for url in ("sqlite:///a.db", "postgresql://host/team"):
-        assert Files.of(url, "/shared/x").root == Path("/shared/x")
-        assert Files.of(url, "x").root == tmp_path / "x"
-        assert Files.of(url, "~/x").root == Path("/home/me/x")
+        assert StudyPaths.from_url(url, "/shared/x").root == Path("/shared/x")
+        assert StudyPaths.from_url(url, "x").root == tmp_path / "x"
+        assert StudyPaths.from_url(url, "~/x").root == Path("/home/me/x")
 
 
 def test_what_lies_where() -> None:
-    files = Files(Path("/f"))
+    files = StudyPaths(Path("/f"))
     assert files.artifacts == Path("/f/artifacts")
     assert files.cache == Path("/f/cache")
     assert files.checkpoint("s", 3) == Path("/f/checkpoints/s/3.pt")
@@ -54,9 +59,9 @@ def test_what_lies_where() -> None:
 
 
 def test_the_files_of_a_study_are_found_by_its_name(tmp_path: Path) -> None:
-    files = Files(tmp_path)
+    files = StudyPaths(tmp_path)
     for name in ("s", "v1.2", "notes.md"):
-        for path in files.of_study(name):
+        for path in files.owned_by(name):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
     assert files.studies() == {"s", "v1.2", "notes.md"}
@@ -64,4 +69,4 @@ def test_the_files_of_a_study_are_found_by_its_name(tmp_path: Path) -> None:
 
 def test_no_url() -> None:
     with pytest.raises(StorageError, match="is no storage URL"):
-        Files.of("storage/autotune.db")
+        StudyPaths.from_url("storage/autotune.db")

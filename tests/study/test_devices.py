@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from autotune.errors import DeviceError, NoDeviceError, UserError
-from autotune.runtime import prefer_gpu_settings
+from autotune.runtime import set_gpu_defaults
 from autotune.study import devices
 from autotune.study.engine.launcher import resolve_gpus
 from autotune.study.engine.worker import (
@@ -272,7 +272,7 @@ def test_a_gpu_has_a_name_by_which_it_is_told_from_others(
 
 def test_what_the_user_has_set_is_kept() -> None:
     environment: dict[str, str] = {}
-    prefer_gpu_settings(environment)
+    set_gpu_defaults(environment)
     assert environment == {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
@@ -280,7 +280,7 @@ def test_what_the_user_has_set_is_kept() -> None:
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         given = {"CUDA_DEVICE_ORDER": "FASTEST_FIRST", name: "max_split_size_mb:64"}
         environment = dict(given)
-        prefer_gpu_settings(environment)
+        set_gpu_defaults(environment)
         assert environment == given
 
 
@@ -325,7 +325,7 @@ def test_a_worker_says_which_gpu_it_has(tmp_path: Path) -> None:
     assert ready["gpu"].startswith("GPU 0 (")
     (trial,) = handle.study.trials
     assert trial.user_attrs[attrs.GPU] == ready["gpu"]
-    assert attrs.device_of(trial) == f"{name}, {ready['gpu']}"
+    assert attrs.device_name(trial) == f"{name}, {ready['gpu']}"
 
 
 #: The driver lists two GPUs, and CUDA itself says what it says on a machine without any.
@@ -425,7 +425,7 @@ def test_a_gpu_that_is_lost_leaves_the_others_at_work(tmp_path: Path) -> None:
     (line,) = said
     assert line.startswith("worker 1 is not started again: the GPU 1 cannot be used: Found no")
     assert ended.stdout.count("worker 1 died (exit code 75) and is replaced") == 1
-    progress = attrs.progress_of(trials_of(work, "tiny"), 5)
+    progress = attrs.count_progress(trials_of(work, "tiny"), 5)
     assert (progress.finished, progress.failed, progress.running) == (5, 0, 0)
 
 
@@ -440,11 +440,11 @@ def test_a_run_ends_when_its_last_gpu_is_lost(tmp_path: Path) -> None:
     assert ended.returncode == 2, ended.stderr + ended.stdout
     assert ended.stderr.startswith("error: the GPU 1 cannot be used: Found no NVIDIA driver")
     assert ended.stdout.count("is replaced") == 1
-    progress = attrs.progress_of(trials_of(work, "tiny"), 5)
+    progress = attrs.count_progress(trials_of(work, "tiny"), 5)
     assert (progress.failed, progress.running, progress.waiting > 0) == (0, 0, True)
     # The CPU goes on with what is queued.
     assert autotune(*given[:-1], "none", cwd=work, **environment).returncode == 0
-    assert attrs.progress_of(trials_of(work, "tiny"), 5).finished == 5
+    assert attrs.count_progress(trials_of(work, "tiny"), 5).finished == 5
 
 
 @without_gpu

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autotune.config.schema import AugmentConfig, DataConfig, TrainingConfig
 from autotune.data.preprocessing import ImageSpec
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.data.views.views import Views
 from autotune.models.backbone import Backbone, data_config, hash_weights
 from autotune.models.network import Network, build_network
@@ -109,12 +109,12 @@ def differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
 
 
 @functools.cache
-def digits() -> Task:
+def digits() -> StudyData:
     """Open the digits at 32 pixels, once per process."""
     config = data_config(backbone("test_resnet").pretrained, SIZE)
     spec = ImageSpec.from_data_config(config, SIZE)
     folder = Path(tempfile.gettempdir()) / f"autotune-tests-digits-{SIZE}"
-    return Task.open("digits", DataConfig(image_size=SIZE), spec, folder)
+    return StudyData.open("digits", DataConfig(image_size=SIZE), spec, folder)
 
 
 def some_digits(count: int, views: int = 1, start: int = 0, seed: int = 0) -> Views:

@@ -17,11 +17,11 @@ from autotune.study.state.trial_queue import Claim
 
 def claim(opened: OpenStudy, worker: str = "box/1/0", *, beat: bool = True) -> FrozenTrial:
     """Claim a trial as a worker does, with its first heartbeat."""
-    claimed = opened.claims().claim(worker)
+    claimed = opened.trial_queue().claim(worker)
     assert isinstance(claimed, Claim)
     if beat:
         opened.storage.record_heartbeat(claimed.trial._trial_id)
-        opened.claims().note_time(claimed)
+        opened.trial_queue().record_device_time(claimed)
     return trials_of(opened)[claimed.trial.number]
 
 

@@ -24,7 +24,7 @@ from tests.support.serving import serving
 CODE = """
 import json, logging, sys
 import numpy as np
-from autotune.data.sources.opening import open_source
+from autotune.data.sources.registry import open_source
 from autotune.errors import UserError
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
 for name in sys.argv[1:]:

@@ -14,7 +14,7 @@ from optuna.distributions import (
 
 from autotune.config.schema import SpaceConfig
 from autotune.search.space import LAYER_FIELDS, Params, Space
-from tests.support.offers import PlainOffer, offers
+from tests.support.capabilities import FakeCapabilities, fake_capabilities
 
 FULL: dict[str, Any] = {
     "depth": {"low": 0, "high": 5},
@@ -42,7 +42,7 @@ SHAPES: dict[str, Any] = {
 
 
 def space_of(inherit: Any = "weights", of: Any = None, **config: Any) -> Space:
-    found = offers(8) if of is None else of
+    found = fake_capabilities(8) if of is None else of
     return Space.from_config("resnet18", SpaceConfig.model_validate(config), inherit, found)
 
 
@@ -82,7 +82,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
 layer_offers = st.tuples(
     *(
         st.builds(
-            PlainOffer,
+            FakeCapabilities,
             index=st.just(index),
             present=st.fixed_dictionaries(
                 {}, optional={name: st.sampled_from(one) for name, one in VALUES.items()}

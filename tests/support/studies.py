@@ -27,7 +27,7 @@ from autotune.search.backbone_limits import Candidate
 from autotune.search.space import Params, Space
 from autotune.study.state import attrs
 from autotune.study.state import constraints as limits
-from tests.support.offers import offers
+from tests.support.capabilities import fake_capabilities
 
 START = datetime(2026, 1, 5, 9, 0, 0)
 EPOCHS = 10
@@ -113,7 +113,7 @@ def make_study(
         }
     )
     counts = dict(zip(config.backbones, (layers, *(others or {}).values()), strict=True))
-    candidates = [Candidate(one, count, offers(count)) for one, count in counts.items()]  # type: ignore[arg-type]
+    candidates = [Candidate(one, count, fake_capabilities(count)) for one, count in counts.items()]  # type: ignore[arg-type]
     made = Space.of(candidates, config.space, config.inherit)
     study = optuna.create_study(
         study_name=name, storage=storage, directions=list(config.directions.values())
@@ -214,7 +214,7 @@ class _Maker:
         plan = self.space.baseline() if params is None else self.space.plan(params)
         curve = self._curve(plan)
         costs = _costs(plan)
-        beyond = limits.excess(costs, self.config.constraints.limits)
+        beyond = limits.violations(costs, self.config.constraints.limits)
         reason = {attrs.REASON: f"{attrs.INFEASIBLE}: {beyond}"} if beyond else {}
         if beyond and not baseline:
             self._add(TrialState.PRUNED, params or {}, plan, {}, attributes=reason)
@@ -252,7 +252,7 @@ class _Maker:
         self._add(TrialState.RUNNING, params, plan, curve)
 
     def _accuracies(self, plan: TrialPlan) -> dict[int, float]:
-        """Accuracy after each epoch: best at three tuned layers and a learning rate of 0.01."""
+        """Accuracy after each epoch: best at three trainable layers and a rate of 0.01."""
         bonus = 0.0
         if plan.depth:
             shape = math.exp(-(((plan.depth - 3) / 2.5) ** 2))
@@ -295,7 +295,7 @@ class _Maker:
             attrs.PLAN: plan.to_json(),
             attrs.WORKER: f"gpu-box/{4100 + worker}/{worker}{self.hostile}",
             attrs.DEVICE: "NVIDIA H200" + self.hostile,
-            attrs.PARAMETERS_TUNED: 5130 + 7200 * plan.depth,
+            attrs.TRAINABLE_PARAMETERS: 5130 + 7200 * plan.depth,
             attrs.COSTS: {
                 name: costs[name] for name in costs if name in ("parameters", *self.config.costs)
             },
@@ -332,7 +332,7 @@ class _Maker:
 
 
 def _costs(plan: TrialPlan) -> dict[str, float]:
-    """What a plan costs: more with every tuned layer and hidden unit; the baseline least."""
+    """What a plan costs: more with every trainable layer and hidden unit; the baseline least."""
     units = sum(hidden.units for hidden in plan.head.hidden)
     return {
         "parameters": 24_000 + 64 * units,

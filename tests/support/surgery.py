@@ -14,12 +14,12 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from autotune.models.backbone import Backbone, data_config, hash_weights
-from autotune.models.layers import layers_of
+from autotune.models.layers import list_layers
 from autotune.models.network import Network, build_network
 from autotune.models.surgery.aligned_pool import POOLS
-from autotune.models.surgery.capabilities import KERNELS, LayerOffer
+from autotune.models.surgery.capabilities import KERNELS, LayerCapabilities
 from autotune.models.surgery.components import ACTIVATIONS
-from autotune.models.surgery.probing import offers_for
+from autotune.models.surgery.probing import cached_capabilities
 from autotune.plan import LayerPlan, TrialPlan
 
 
@@ -89,15 +89,15 @@ def stir(model: nn.Module) -> None:
             value.uniform_(0.5, 1.5)
 
 
-def offers(name: str) -> tuple[LayerOffer, ...]:
+def offers(name: str) -> tuple[LayerCapabilities, ...]:
     """Return what the last layers of a family's backbone can become."""
     found = source(name)
-    layers = layers_of(found.pretrained)
-    return offers_for(found, layers, min(LAST, len(layers)))[:LAST]
+    layers = list_layers(found.pretrained)
+    return cached_capabilities(found, layers, min(LAST, len(layers)))[:LAST]
 
 
 def change(name: str, changes: Mapping[int, Mapping[str, Any]], **more: Any) -> TrialPlan:
-    """Make a plan from what becomes of some layers, tuned as deep as they go."""
+    """Make a plan from what becomes of some layers, trainable as deep as they go."""
     depth = more.pop("depth", max(changes, default=0))
     layers = tuple(LayerPlan(**changes.get(index, {})) for index in range(1, depth + 1))
     return TrialPlan(name, depth, layers, **more)
@@ -133,33 +133,33 @@ def difference(net: Network, plan: TrialPlan) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def gives_features(offer: LayerOffer) -> bool:
+def gives_features(offer: LayerCapabilities) -> bool:
     """Say whether a width of the layer is that of the features: then their number changes."""
     return offer.index == 1 and any(not group.inner for group in offer.groups)
 
 
-def growths(offer: LayerOffer) -> dict[str, st.SearchStrategy[Any]]:
+def growths(offer: LayerCapabilities) -> dict[str, st.SearchStrategy[Any]]:
     """Return for every field that can make a layer larger the values that do so."""
     found: dict[str, st.SearchStrategy[Any]] = {}
     sides = [side for kernel in offer.convolutions.values() for side in kernel]
     larger = [side for side in KERNELS if side > max(sides, default=max(KERNELS))]
     if larger:
         found["kernel"] = st.sampled_from(larger)
-    if offer.groups and offer.grows:
+    if offer.groups and offer.can_grow:
         size = max(group.size for group in offer.groups)
         unit = max(group.unit for group in offer.groups)
         widths = st.floats(1.05, 2.6) | st.integers(size // unit + 1, 2 * size // unit + 1).map(
             lambda blocks: max(8, blocks * unit)
         )
-        found["width"] = widths.filter(lambda value: not offer.problem("width", value))
-    if offer.ends:
+        found["width"] = widths.filter(lambda value: not offer.reason_unsupported("width", value))
+    if offer.residual_writers:
         found["bridge"] = st.floats(1.0, 2.5) | st.integers(
-            max(offer.ends.values()), 2 * max(offer.ends.values())
+            max(offer.residual_writers.values()), 2 * max(offer.residual_writers.values())
         ).filter(lambda count: count >= 8)
     return found
 
 
-def values(offer: LayerOffer) -> dict[str, st.SearchStrategy[Any]]:
+def values(offer: LayerCapabilities) -> dict[str, st.SearchStrategy[Any]]:
     """Return for every field of a layer that can change the values that it can take."""
     units = max((group.unit for group in offer.groups), default=1)
     wide = st.floats(0.1, 2.0) | st.integers(1, 12).map(lambda blocks: max(8, blocks * units))
@@ -174,7 +174,7 @@ def values(offer: LayerOffer) -> dict[str, st.SearchStrategy[Any]]:
         "drop_path": shares,
     }
     return {
-        name: strategy.filter(lambda value, name=name: not offer.problem(name, value))
+        name: strategy.filter(lambda value, name=name: not offer.reason_unsupported(name, value))
         for name, strategy in found.items()
         if name not in offer.reasons
     }

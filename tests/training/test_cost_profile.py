@@ -134,11 +134,11 @@ def test_saved_activations_are_counted_once_and_parameters_never() -> None:
         assert images * (10 * 4 + 8) <= rest <= images * (10 * 4 + 8) + 64
 
 
-def test_locked_layers_save_nothing() -> None:
+def test_frozen_layers_save_nothing() -> None:
     found = [memory_mb(training(plan("test_resnet", depth))) for depth in range(6)]
     assert found == sorted(found) and len(set(found)) == 6
-    locked = training(plan("test_resnet", 0))
-    assert saved_bytes(locked, 4) < 4 * 32 * 32 * 4  # features, logits, labels
+    frozen = training(plan("test_resnet", 0))
+    assert saved_bytes(frozen, 4) < 4 * 32 * 32 * 4  # features, logits, labels
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -153,13 +153,13 @@ def test_the_state_of_every_optimiser_is_counted(name: str) -> None:
         for value in state.values()
         if isinstance(value, Tensor) and value.ndim
     )
-    tuned = sum(one.numel() * 4 for one in made.network.parameters() if one.requires_grad)
+    trainable = sum(one.numel() * 4 for one in made.network.parameters() if one.requires_grad)
     weights = sum(
         one.numel() * one.element_size()
         for one in (*made.network.parameters(), *made.network.buffers())
     )
     few, more = saved_bytes(made, 2), saved_bytes(made, 4)
-    expected = weights + tuned + held + few + 7 * (more - few)  # of 16 images
+    expected = weights + trainable + held + few + 7 * (more - few)  # of 16 images
     assert before == pytest.approx(expected / 2**20)
 
 
@@ -172,7 +172,7 @@ def test_a_moving_average_is_a_network_more() -> None:
     assert memory_mb(made[1]) - memory_mb(made[0]) == pytest.approx(weights / 2**20)
 
 
-def test_a_pull_keeps_what_the_tuned_layers_started_from() -> None:
+def test_a_pull_keeps_what_the_trainable_layers_started_from() -> None:
     made = [training(plan("test_resnet", 2, l2_sp=strength)) for strength in (0.0, 0.1)]
     layers = sum(
         one.numel() * one.element_size()

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from autotune.data.cache.array_cache import Shelf
+from autotune.data.cache.array_cache import ArrayCache
 from autotune.models.network import build_network
-from autotune.models.prefix.split import Split, split
+from autotune.models.prefix.split import PrefixSplit, split_network
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.training import features as features_module
 from autotune.training.checkpoint import Checkpoint
@@ -32,12 +32,14 @@ from tests.support.backbones import (
 )
 
 
-def cut(name: str, depth: int) -> Split:
-    return split(network(name, depth), images(name, 2))
+def cut(name: str, depth: int) -> PrefixSplit:
+    return split_network(network(name, depth), images(name, 2))
 
 
-def cache_of(run: Training, folder: Path, root: Split | None = None, **limit: Any) -> FeatureCache:
-    shelf = Shelf(folder, **limit)
+def cache_of(
+    run: Training, folder: Path, root: PrefixSplit | None = None, **limit: Any
+) -> FeatureCache:
+    shelf = ArrayCache(folder, **limit)
     weights = backbone("test_resnet").weights_hash
     return FeatureCache(shelf, weights, run.normalise, run.autocast, root)
 
@@ -45,14 +47,14 @@ def cache_of(run: Training, folder: Path, root: Split | None = None, **limit: An
 def on_features(
     found: TrialPlan,
     folder: Path,
-    root: Split | None = None,
+    root: PrefixSplit | None = None,
     limit: int | None = None,
     **named: Any,
 ) -> Training:
     """Make a training of a plan that goes on from features."""
     run = training(found, **named)
     cache = cache_of(run, folder, root, limit_bytes=limit)
-    parts = split(run.network, images(found.backbone, 2))
+    parts = split_network(run.network, images(found.backbone, 2))
     assert run.validation is not None
     run.use(
         parts,
@@ -81,11 +83,11 @@ def test_training_on_features_is_training_on_images(name: str, depth: int, tmp_p
     # Half precision tells the two apart, so that it is features that were trained on.
     assert course(training(found, views=2)) == [tuple(one) for one in expected.tolist()]
     after = state_of(parted.network)
-    tuned = parted.network.tuned_state().keys()
+    trainable = parted.network.trainable_state().keys()
     for key, value in before.items():
-        assert torch.equal(value, after[key]) or key in tuned
+        assert torch.equal(value, after[key]) or key in trainable
     # An epoch shows a view of each image: two of training, and one of validation.
-    assert len(Shelf(tmp_path).known("features")) == 3
+    assert len(ArrayCache(tmp_path).keys("features")) == 3
 
 
 def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +106,7 @@ def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         course(on_features(plan("test_resnet", 1), tmp_path, views=3))
 
 
-def rows_of(cache: FeatureCache, parts: Split, **views: Any) -> np.ndarray:
+def rows_of(cache: FeatureCache, parts: PrefixSplit, **views: Any) -> np.ndarray:
     shown = some_digits(70, views=3)
     positions = torch.arange(70)
     return cache.open(parts, shown, positions, positions % 3).array("0")
@@ -118,7 +120,7 @@ def test_values_do_not_depend_on_what_was_kept_before(
     alone = cache_of(run, tmp_path / "a", root)
     later = cache_of(run, tmp_path / "b", root)
     found = rows_of(alone, last)
-    assert len(alone.shelf.known()) == 2  # with those of the root
+    assert len(alone.shelf.keys()) == 2  # with those of the root
     rows_of(later, cut("test_resnet", 1))
     rows_of(later, root)
     monkeypatch.setattr(features_module, "cores", lambda: 3)
@@ -127,20 +129,20 @@ def test_values_do_not_depend_on_what_was_kept_before(
     direct = cache_of(run, tmp_path / "b")
     images_alone = rows_of(direct, last)
     assert images_alone == pytest.approx(found, rel=0.02, abs=0.01)
-    assert len(later.shelf.known()) == 4
+    assert len(later.shelf.keys()) == 4
 
 
 def test_other_weights_and_other_images_are_other_features(tmp_path: Path) -> None:
     run = training(plan("test_resnet"))
     parts = cut("test_resnet", 0)
-    shelf = Shelf(tmp_path)
+    shelf = ArrayCache(tmp_path)
     positions = torch.arange(20)
 
     def count(weights: str, start: int, seed: int, view: int) -> int:
         cache = FeatureCache(shelf, weights, run.normalise, run.autocast, None)
         shown = some_digits(20, views=3, start=start, seed=seed)
         cache.open(parts, shown, positions, torch.full((20,), view))
-        return len(shelf.known())
+        return len(shelf.keys())
 
     # Two orders of the digits have the same evaluated images: the seed tells augmented ones apart.
     asked = [("a", 0, 0, 1), ("b", 0, 0, 1), ("a", 20, 0, 1), ("a", 0, 1, 1), ("a", 0, 0, 2)]
@@ -155,14 +157,14 @@ def test_what_half_precision_cannot_hold_is_kept_in_single(tmp_path: Path) -> No
     with torch.no_grad():
         # Norms in evaluation do not bring it back to where it was.
         large.backbone.get_parameter("bn1.weight").mul_(1e7)
-    parts = split(large, images("test_resnet", 2))
+    parts = split_network(large, images("test_resnet", 2))
     cache = cache_of(run, tmp_path)
     found = rows_of(cache, parts)
     assert found.dtype == np.float32
     assert np.isfinite(found).all() and found.max() > 65504
-    (key,) = cache.shelf.known()
+    (key,) = cache.shelf.keys()
     assert np.array_equal(rows_of(cache, parts), found)
-    assert cache.shelf.known() == [key]
+    assert cache.shelf.keys() == [key]
 
 
 def test_without_room_features_are_computed_whenever_they_are_needed(
@@ -176,7 +178,7 @@ def test_without_room_features_are_computed_whenever_they_are_needed(
     said = [one.getMessage() for one in caplog.records if "computed anew" in one.getMessage()]
     assert len(said) == 2  # of training and of validation images, once each
     assert "cache.disk_gb" in said[0]
-    assert Shelf(tmp_path).known() == []
+    assert ArrayCache(tmp_path).keys() == []
 
 
 def test_online_views_are_not_kept(tmp_path: Path) -> None:
@@ -186,7 +188,7 @@ def test_online_views_are_not_kept(tmp_path: Path) -> None:
     run.train = Features(run.train._cache, run.train._split, run.images, online=True)
     expected = np.array(course(training(found, views=3)))
     assert np.array(course(run)) == pytest.approx(expected, rel=0.01)
-    assert len(Shelf(tmp_path).known()) == 1  # of the validation images
+    assert len(ArrayCache(tmp_path).keys()) == 1  # of the validation images
 
 
 def test_a_resumed_training_goes_on_bit_by_bit(tmp_path: Path) -> None:
@@ -248,7 +250,7 @@ def test_epochs_that_are_kept_in_memory_stay_there(
     opened: list[bytes] = []
     open_entry = FeatureCache.open
 
-    def count(cache: FeatureCache, parts: Split, views: Any, *which: Tensor) -> Any:
+    def count(cache: FeatureCache, parts: PrefixSplit, views: Any, *which: Tensor) -> Any:
         if views is run.images:
             opened.append(which[1].numpy().tobytes())
         return open_entry(cache, parts, views, *which)
@@ -263,7 +265,7 @@ def test_features_of_some_images_are_not_kept_in_memory(tmp_path: Path) -> None:
     """As for norm statistics: they are asked for once, and would keep others out."""
     run = on_features(plan("test_resnet", 0), tmp_path)
     assert isinstance(run.train, Features)
-    planned = run.train.plan_views(None)
+    planned = run.train.views_for_epoch(None)
     order = torch.tensor([3, 1, 2, 30])
     (((few,), labels),) = run.train.batches(order, planned, 8)
     assert not run.train._resident
@@ -286,7 +288,7 @@ def test_features_of_smaller_parts_are_the_same_to_half_precision(
     autocast = Autocast.of(amp, CPU)
     net = network(name, 1)
     with autocast():
-        prefix = split(net, images(name, 2)).prefix()
+        prefix = split_network(net, images(name, 2)).prefix()
         assert prefix is not None
         shown = images(name, 32)
         whole = prefix(shown)

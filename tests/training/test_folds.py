@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autotune.data.cache.array_cache import Shelf
+from autotune.data.cache.array_cache import ArrayCache
 from autotune.models.network import Network
-from autotune.models.prefix.split import split
+from autotune.models.prefix.split import split_network
 from autotune.plan import TrialPlan
 from autotune.training.cost_profile import memory_mb
 from autotune.training.features import FeatureCache, Features
@@ -27,13 +27,13 @@ def test_some_images_share_what_the_whole_set_keeps() -> None:
     positions = torch.tensor([2, 5, 7, 20, 29])
     some = Some(whole, positions)
     assert len(some) == 5 and torch.equal(some.labels, whole.labels[positions])
-    views = some.plan_views(1)
-    assert torch.equal(views, whole.plan_views(1))
+    views = some.views_for_epoch(1)
+    assert torch.equal(views, whole.views_for_epoch(1))
     (found,) = some.batches(torch.tensor([4, 0, 1]), views, 8)
     for image, label, place in zip(*found, (29, 2, 5), strict=True):
         assert torch.equal(image, whole.view(place, int(views[place])))
         assert label == whole.labels[place]
-    assert not some.plan_views(None).any()
+    assert not some.views_for_epoch(None).any()
 
 
 def test_an_epoch_is_one_of_all_folds_and_has_their_mean() -> None:
@@ -62,7 +62,7 @@ def test_an_epoch_is_one_of_all_folds_and_has_their_mean() -> None:
 def test_folds_differ_by_their_images_and_their_luck_alone() -> None:
     found = plan("test_resnet", 1, 8, dropout=0.3, lr=0.01)
     run = folds(found)
-    first, second = (one.network.tuned_state() for one in run.folds[:2])
+    first, second = (one.network.trainable_state() for one in run.folds[:2])
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert len({one.seed for one in run.folds}) == 3
     list(run.run())
@@ -106,7 +106,7 @@ def held_bytes(run: Folds) -> int:
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_networks_share_what_is_locked(ema: float | None) -> None:
     run = folds(plan("test_resnet", 2, lr=0.01), ema=ema)
-    changing = run.network.tuned_state().keys()
+    changing = run.network.trainable_state().keys()
     networks = {id(net): net for one in run.folds for net in (one.network, one.result)}
     found = [addresses(net) for net in networks.values()]
     assert len(found) == (6 if ema else 3)
@@ -123,20 +123,24 @@ def test_networks_share_what_is_locked(ema: float | None) -> None:
     list(alone.run())
     gradients = sum(one.grad.nbytes for one in alone.network.parameters() if one.grad is not None)
     one_more = (memory_mb(alone, 3) - memory_mb(alone, 2)) * 2**20
-    locked = sum(
+    frozen = sum(
         one.nbytes for name, one in run.network.state_dict().items() if name not in changing
     )
     assert gradients > 0
-    assert held_bytes(run) == pytest.approx(locked + 3 * one_more, rel=0.001)
+    assert held_bytes(run) == pytest.approx(frozen + 3 * one_more, rel=0.001)
 
 
 def on_features(found: TrialPlan, folder: Path, **named: Any) -> Folds:
     run = folds(found, views=2, **named)
     first = run.folds[0]
     cache = FeatureCache(
-        Shelf(folder), backbone("test_resnet").weights_hash, first.normalise, first.autocast, None
+        ArrayCache(folder),
+        backbone("test_resnet").weights_hash,
+        first.normalise,
+        first.autocast,
+        None,
     )
-    parts = split(run.network, images(found.backbone, 2))
+    parts = split_network(run.network, images(found.backbone, 2))
     whole = some_digits(45, 2)
     both = (Features(cache, parts, whole, together=True) for _ in range(2))
     run.use(parts, *both)
@@ -159,7 +163,7 @@ def test_features_are_computed_once_for_all_folds(
     losses = [one.loss for one in run.run()]
     # Two views in training and one in validation, of all 45 images each.
     assert computed == [45, 45, 45]
-    assert len(Shelf(tmp_path).known("features")) == 3
+    assert len(ArrayCache(tmp_path).keys("features")) == 3
     assert losses == pytest.approx([one.loss for one in folds(found, views=2).run()], rel=0.02)
     reshaped = on_features(plan("test_resnet", 1, 8, lr=0.02), tmp_path)
     list(reshaped.run())

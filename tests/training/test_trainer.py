@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from autotune.errors import DivergedError, InterruptedTrial
+from autotune.errors import DivergedError, TrialInterruptedError
 from autotune.models.network import build_network
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.metrics import measure
@@ -144,7 +144,7 @@ def test_parts_of_a_batch(images: int, part: int, parts: int) -> None:
 
 @pytest.mark.parametrize("mixup", [0.0, 0.4])
 def test_the_gradients_of_parts_add_up_to_that_of_the_batch(mixup: float) -> None:
-    """Where no tuned layer has a batch norm: that one would see other batches."""
+    """Where no trainable layer has a batch norm: that one would see other batches."""
     found = plan("test_vit", 2, optimizer="sgd", lr=0.01, label_smoothing=0.1, mixup=mixup)
 
     def trained(part: int | None) -> tuple[list[float], dict[str, Tensor]]:
@@ -232,7 +232,7 @@ def test_a_stop_is_heard(after: int, message: str) -> None:
         return asked > after
 
     run = training(plan("test_resnet"), stopped=stopped, count=44)
-    with pytest.raises(InterruptedTrial, match=message):
+    with pytest.raises(TrialInterruptedError, match=message):
         list(run.run())
 
 
@@ -257,7 +257,7 @@ def test_predictions_come_in_the_order_of_the_images() -> None:
     assert results[-1].metrics == measure(run.validation_logits, run.validation.labels)
 
 
-def test_locked_layers_survive_a_real_training() -> None:
+def test_frozen_layers_survive_a_real_training() -> None:
     run = training(plan("test_efficientnet", 2, 8, dropout=0.3), dropping=True, ema=0.9)
     list(run.run())
     pretrained = state_of(backbone("test_efficientnet").pretrained)
@@ -277,7 +277,7 @@ def test_a_finished_training_leaves_nothing_behind() -> None:
 
 
 def test_it_learns(tmp_path: Path) -> None:
-    """Every layer tuned from random weights, a hundred digits learnt by heart."""
+    """Every layer trainable from random weights, a hundred digits learnt by heart."""
     views = some_digits(100)
     source = backbone("test_resnet")
     found = plan("test_resnet", 5, lr=0.01)
@@ -289,7 +289,7 @@ def test_it_learns(tmp_path: Path) -> None:
     assert run.metrics.accuracy > 0.95
     # The weights alone are the model: a new network that loads them predicts the same.
     other = build_network(source, found, 10, seed=5)
-    other.load_tuned_state(copy.deepcopy(run.result.tuned_state()))
+    other.load_trainable_state(copy.deepcopy(run.result.trainable_state()))
     run.network = other
     logits, labels = run.predict(views)
     assert measure(logits, labels) == run.metrics

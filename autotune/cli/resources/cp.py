@@ -9,7 +9,7 @@ import typer
 
 from autotune.config.loading import presets
 from autotune.display.console import check_writable, console
-from autotune.errors import StudyError, join_sentences, nearest
+from autotune.errors import StudyError, did_you_mean, join_sentences
 
 
 def cp(
@@ -22,7 +22,7 @@ def cp(
         raise StudyError(
             join_sentences(
                 f"there is no preset {preset!r}; there are {', '.join(known)}",
-                nearest(preset, known),
+                did_you_mean(preset, known),
             )
         )
     if target.is_dir():

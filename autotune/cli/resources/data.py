@@ -11,7 +11,7 @@ from autotune.display.console import console
 from autotune.display.download_progress import bar
 
 if TYPE_CHECKING:
-    from autotune.data.sources.registry import Kept
+    from autotune.data.download.downloadable import Downloadable
 
 app = typer.Typer(
     help="Look at images; fetch and check data sets that are known by name.",
@@ -29,13 +29,13 @@ def fetch(name: NameArgument) -> None:
     """Fetch, check and unpack a data set; what has come before is gone on with."""
     kept = _kept(name)
     shown = console()
-    if kept.ready:
-        shown.print(f"{name} is there: {kept.place.whole}", highlight=False, soft_wrap=True)
+    if kept.is_downloaded:
+        shown.print(f"{name} is there: {kept.paths.final}", highlight=False, soft_wrap=True)
         return
-    shown.print(kept.about, highlight=False, soft_wrap=True)
+    shown.print(kept.description, highlight=False, soft_wrap=True)
     with bar(shown) as progress:
         kept.fetch(progress)
-    shown.print(f"{name} is there: {kept.place.whole}", highlight=False, soft_wrap=True)
+    shown.print(f"{name} is there: {kept.paths.final}", highlight=False, soft_wrap=True)
 
 
 @app.command("verify")
@@ -59,32 +59,32 @@ def verify(name: NameArgument) -> None:
                 ]
             )
         )
-    what = "whole" if kept.ready else "fetched, not unpacked yet"
-    shown.print(f"{name} is {what}: {kept.place.root}", highlight=False, soft_wrap=True)
+    what = "whole" if kept.is_downloaded else "fetched, not unpacked yet"
+    shown.print(f"{name} is {what}: {kept.paths.root}", highlight=False, soft_wrap=True)
 
 
 @app.command("path")
 def path(name: NameArgument) -> None:
     """Print the folder of a data set, into which its archives may be put by hand."""
-    typer.echo(_kept(name).place.root)
+    typer.echo(_kept(name).paths.root)
 
 
-def _kept(name: str) -> Kept:
+def _kept(name: str) -> Downloadable:
     """Find a data set that is fetched.
 
     Raises:
         DatasetError: When there is none of that name.
     """
-    from autotune.data.sources.registry import kept_of, known_names
-    from autotune.errors import DatasetError, join_sentences, nearest
+    from autotune.data.sources.registry import dataset_names, downloadable
+    from autotune.errors import DatasetError, did_you_mean, join_sentences
 
-    kept = kept_of(name)
+    kept = downloadable(name)
     if kept is None:
-        names = [one for one in known_names() if kept_of(one) is not None]
+        names = [one for one in dataset_names() if downloadable(one) is not None]
         raise DatasetError(
             join_sentences(
                 f"the data sets that can be fetched are {', '.join(names)}, but got {name!r}",
-                nearest(name, names),
+                did_you_mean(name, names),
             )
         )
     return kept

@@ -25,7 +25,7 @@ from autotune.errors import StudyError, disk_full_as_user_error
 
 if TYPE_CHECKING:
     from autotune.data.preprocessing import ImageSpec
-    from autotune.data.quality.statistics import Census
+    from autotune.data.quality.statistics import DatasetStatistics
     from autotune.data.splits.dataset import Dataset
 
 #: Classes of which a line is shown; of more, the smallest and the largest are.
@@ -53,7 +53,7 @@ def info(
         check_writable(str(output))
     shown = console()
     with error_console().status("finding the images") as line:
-        from autotune.data.quality.statistics import take_census
+        from autotune.data.quality.statistics import compute_statistics
         from autotune.data.splits.dataset import Dataset
         from autotune.study.setup.manifest_store import stored_manifest
 
@@ -67,7 +67,7 @@ def info(
             manifest,
             lambda *done: line.update(images_in_words(*done)),
         )
-        census = take_census(opened, config.data.duplicates, test, tell)
+        census = compute_statistics(opened, config.data.duplicates, test, tell)
         spec = _spec(config) if output is not None or _is_study(dataset) else None
         if output is not None and spec is not None:
             line.update("drawing the contact sheet")
@@ -99,11 +99,13 @@ def _config(name: str, overrides: list[str]) -> StudyConfig:
 def _spec(config: StudyConfig) -> ImageSpec:
     """Return how images enter the first backbone; its weights are not needed."""
     from autotune.data.preprocessing import ImageSpec
-    from autotune.models.backbone import build, check_name, data_config
+    from autotune.models.backbone import build_backbone, check_name, data_config
 
     name, size = config.backbones[0], config.data.image_size
     check_name(name)
-    return ImageSpec.from_data_config(data_config(build(name, size, device="meta"), size), size)
+    return ImageSpec.from_data_config(
+        data_config(build_backbone(name, size, device="meta"), size), size
+    )
 
 
 def _draw(
@@ -126,7 +128,11 @@ def _draw(
 
 
 def _print(
-    shown: Console, census: Census, dataset: Dataset, config: StudyConfig, spec: ImageSpec | None
+    shown: Console,
+    census: DatasetStatistics,
+    dataset: Dataset,
+    config: StudyConfig,
+    spec: ImageSpec | None,
 ) -> None:
     totals = {part: sum(one[part] for one in census.classes.values()) for part in _parts(census)}
     images = sum(sum(one.values()) for one in census.classes.values())
@@ -135,20 +141,20 @@ def _print(
         "images": f"{images:,}: {counted}",
         "classes": f"{len(census.classes):,}",
         "fingerprint": census.fingerprint,
-        "looked at": f"{census.looked_at:,} images ({', '.join(census.parts)})",
+        "looked at": f"{census.num_decoded:,} images ({', '.join(census.splits)})",
         "width": _range(census.widths),
         "height": _range(census.heights),
         "mean": _channels(census.mean, spec.mean if spec else None),
         "deviation": _channels(census.std, spec.std if spec else None),
         "unreadable": f"{len(census.unreadable):,}",
     }
-    if dataset.left_out:
-        facts["left out"] = f"{dataset.left_out:,} that came after the study was made"
-    duplicates = census.survey.get("duplicates")
+    if dataset.num_added:
+        facts["left out"] = f"{dataset.num_added:,} that came after the study was made"
+    duplicates = census.checks.get("duplicates")
     if duplicates:
         near = "too many alike" if duplicates["too_many"] else f"{duplicates['near']:,} near ones"
         facts["duplicates"] = f"{duplicates['exact']:,} exact ones, {near}"
-    if groups := census.survey.get("groups"):
+    if groups := census.checks.get("groups"):
         facts["groups"] = f"{groups['count']:,}, {groups['across']:,} of them in several parts"
     table = Table(box=None, show_header=False, pad_edge=False)
     for title, fact in facts.items():
@@ -160,18 +166,18 @@ def _print(
         shown.print(Text(f"unreadable: {key} ({reason})"))
     if len(census.unreadable) > 10:
         shown.print(f"and {len(census.unreadable) - 10} more")
-    from autotune.data.quality.checks import remarks
+    from autotune.data.quality.checks import dataset_warnings
 
-    for remark in remarks(census.survey, config.training.model_dump()):
+    for remark in dataset_warnings(census.checks, config.training.model_dump()):
         shown.print(Text(remark))
 
 
-def _parts(census: Census) -> list[str]:
+def _parts(census: DatasetStatistics) -> list[str]:
     unused = any(one["unused"] for one in census.classes.values())
     return ["train", "validation", "test", *(["unused"] if unused else [])]
 
 
-def _print_classes(shown: Console, census: Census) -> None:
+def _print_classes(shown: Console, census: DatasetStatistics) -> None:
     parts = _parts(census)
     ranked = sorted(census.classes.items(), key=lambda one: -sum(one[1].values()))
     left = len(ranked) - _LINES

@@ -36,11 +36,11 @@ from autotune.errors import PlanError, StudyError, UserError
 from autotune.format_versions import MODEL, check_format
 
 if TYPE_CHECKING:
-    from autotune.models.inspection import TriedPlan
+    from autotune.models.inspection import PlanPreview
     from autotune.plan import TrialPlan
 
 
-#: Limits a attrs.json that is read for its plan.
+#: Limits the size of a record.json that is read for its plan.
 MAX_JSON_BYTES = 1 << 26
 
 
@@ -125,13 +125,13 @@ def _show(
         values = inspected.to_json()
         typer.echo(json.dumps({**values, "layers": values["layers"][:last]}, indent=2))
         return
-    from autotune.study.state.constraints import in_short
+    from autotune.study.state.constraints import format_count
 
     _, height, width = inspected.input_size
     shown.print(
         Text(
             f"{backbone} at {width}x{height} px: {len(inspected.layers)} layers, "
-            f"{in_short(inspected.parameters)} parameters, {in_short(inspected.macs)} "
+            f"{format_count(inspected.parameters)} parameters, {format_count(inspected.macs)} "
             "multiply-accumulates an image"
         )
     )
@@ -162,7 +162,7 @@ def _of_trial(
     if number >= len(trials):
         count = f"the trials 0 to {len(trials) - 1}" if trials else "no trial yet"
         raise StudyError(f"--plan: the study {opened.name!r} has {count}, but got {number}")
-    found = attrs.plan_of(trials[number])
+    found = attrs.trial_plan(trials[number])
     if found is None:
         raise StudyError(f"--plan: trial {number} of {opened.name!r} has no plan")
     return found, opened.config().data.image_size
@@ -178,7 +178,7 @@ def _of_file(path: Path) -> tuple[TrialPlan, int | None]:
 
     rule = (
         "--plan must be the number of a trial, or a file that holds a plan: what 'autotune best' "
-        "prints, the attrs.json of a fit, or TrialPlan.to_json()"
+        "prints, the record.json of a fit, or TrialPlan.to_json()"
     )
     try:
         values: Any = _parsed(path)
@@ -218,19 +218,19 @@ def _draw(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -
     """
     shown = _console()
     with shown.status(Text(f"looking at {plan.backbone}")):
-        from autotune.models.inspection import try_plan
-        from autotune.results.figures.layer_diagram import as_text, rows
+        from autotune.models.inspection import preview_plan
+        from autotune.results.figures.layer_diagram import as_text, layer_rows
 
         try:
-            tried = try_plan(plan, image_size)
+            tried = preview_plan(plan, image_size)
         except PlanError as error:
             raise UserError(f"{source} does not fit {plan.backbone!r}: {error}") from error
-    picture = rows([layer.to_json() for layer in tried.before], plan)
+    picture = layer_rows([layer.to_json() for layer in tried.before], plan)
     if as_json:
         values = {"plan": plan.to_json(), "layers": [asdict(row) for row in picture]}
         typer.echo(json.dumps(values, indent=2))
         return
-    shown.print(Text(f"{plan.backbone}, {source}: {plan.in_words()}"))
+    shown.print(Text(f"{plan.backbone}, {source}: {plan.describe()}"))
     shown.print()
     shown.print(in_lines(as_text(picture)))
     shown.print()
@@ -238,20 +238,20 @@ def _draw(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -
         shown.print(Text(line))
 
 
-def _counts(plan: TrialPlan, tried: TriedPlan) -> Iterator[str]:
+def _counts(plan: TrialPlan, tried: PlanPreview) -> Iterator[str]:
     """Say in numbers what a plan locks, tunes and reshapes."""
-    from autotune.study.state.constraints import in_short
+    from autotune.study.state.constraints import format_count
 
     def parameters(layers: Sequence[Any]) -> str:
-        return in_short(sum(layer.parameters for layer in layers))
+        return format_count(sum(layer.parameters for layer in layers))
 
-    locked = len(tried.before) - plan.depth
+    frozen = len(tried.before) - plan.depth
     yield (
-        f"□ locked: {locked} of {len(tried.before)} layers, "
+        f"□ frozen: {frozen} of {len(tried.before)} layers, "
         f"{parameters(tried.before[plan.depth :])} parameters"
     )
     yield (
-        f"■ tuned: the head on {tried.features} features"
+        f"■ trainable: the head on {tried.features} features"
         + (
             f" and {plan.depth} layer{'s' if plan.depth > 1 else ''}, "
             f"{parameters(tried.after[: plan.depth])} parameters"
@@ -263,5 +263,6 @@ def _counts(plan: TrialPlan, tried: TriedPlan) -> Iterator[str]:
         yield (
             f"▣ reshaped: {ranges(plan.reshaped)}; the backbone goes from "
             f"{parameters(tried.before)} to {parameters(tried.after)} parameters and from "
-            f"{in_short(tried.macs_before)} to {in_short(tried.macs_after)} multiply-accumulates"
+            f"{format_count(tried.macs_before)} to {format_count(tried.macs_after)} "
+            "multiply-accumulates"
         )

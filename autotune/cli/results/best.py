@@ -24,33 +24,35 @@ def best(
 ) -> None:
     """Print the plan of the best trial as YAML, of two objectives the Pareto front with it."""
     located = locate(study, overrides, name, storage)
-    from autotune.results.diagnosis.headline import confirmed
-    from autotune.results.values.pareto_front import FRONT_LINES, front_of, none_yet
+    from autotune.results.diagnosis.headline import describe_confirmation
+    from autotune.results.values.pareto_front import MAX_FRONT_LINES, explain_no_best, front_of
     from autotune.search import ranking
     from autotune.study.setup.opening import open_existing
     from autotune.study.state import attrs
 
     opened = open_existing(located.name, located.storage, located.files)
     trials = opened.study.get_trials(deepcopy=False)
-    found = ranking.best_of(trials, attrs.direction_of(opened.study))
+    found = ranking.best_of(trials, attrs.metric_direction(opened.study))
     if found is None:
-        raise StudyError(f"the study {located.name!r} has {none_yet(trials)}")
+        raise StudyError(f"the study {located.name!r} has {explain_no_best(trials)}")
     names = tuple(opened.config().directions)
     values = {"study": opened.name, **_outcome(found, names)}
-    if said := confirmed(opened.study, found):
+    if said := describe_confirmation(opened.study, found):
         values["confirmed"] = said
     front = front_of(opened.study)
     if front:
-        several = attrs.has_several(opened.study.user_attrs)
+        several = attrs.has_several_backbones(opened.study.user_attrs)
         lines = [
-            {**_outcome(one, names), "plan": _words(one, several)} for one in front[:FRONT_LINES]
+            {**_outcome(one, names), "plan": _words(one, several)}
+            for one in front[:MAX_FRONT_LINES]
         ]
         # A line for each: the whole front is to fit a screen, with the plan below it.
         typer.echo(_in_yaml(values) + _in_yaml({"front": lines}, lines=True), nl=False)
-        if len(front) > FRONT_LINES:
-            typer.echo(f"# and {len(front) - FRONT_LINES} cheaper ones; the report shows them all")
+        if len(front) > MAX_FRONT_LINES:
+            left = len(front) - MAX_FRONT_LINES
+            typer.echo(f"# and {left} cheaper ones; the report shows them all")
         values = {}
-    plan = attrs.plan_of(found)
+    plan = attrs.trial_plan(found)
     typer.echo(_in_yaml({**values, "plan": plan and plan.to_json()}), nl=False)
 
 
@@ -61,8 +63,8 @@ def _outcome(trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
 def _words(trial: FrozenTrial, named: bool) -> str:
     from autotune.study.state import attrs
 
-    plan = attrs.plan_of(trial)
-    return plan.in_words(named) if plan else ""
+    plan = attrs.trial_plan(trial)
+    return plan.describe(named) if plan else ""
 
 
 def _in_yaml(values: dict[str, Any], *, lines: bool = False) -> str:

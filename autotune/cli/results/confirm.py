@@ -47,7 +47,7 @@ def confirm(
         from autotune.study.setup.opening import open_existing
 
         opened = open_existing(located.name, located.storage, located.files)
-        objective = Objective.of(opened.study)
+        objective = Objective.from_study(opened.study)
         epochs = opened.config().training.epochs
 
         def listen(step: ConfirmProgress) -> None:
@@ -68,15 +68,15 @@ def confirm(
     shown = console()
     from autotune.study.state import attrs
 
-    several = attrs.has_several(opened.study.user_attrs)
+    several = attrs.has_several_backbones(opened.study.user_attrs)
     shown.print(_table(found, opened.name, objective))
     for one in (found.baseline, *found.plans):  # their plans would not fit beside the numbers
-        shown.print(Text(f"{_who(one.trial)}: {one.plan.in_words(several)}"))
+        shown.print(Text(f"{_who(one.trial)}: {one.plan.describe(several)}"))
     for one in found.plans:
         if one.failed:
             shown.print(Text(f"{_who(one.trial)} has no mean: {one.failed}"))
     if found.verdict is not None:
-        shown.print(Text(f"{_sentence(found.verdict.in_words(objective))}."))
+        shown.print(Text(f"{_sentence(found.verdict.describe(objective))}."))
     images = opened.study.user_attrs[attrs.DATASET].get("validation")
     shown.print(
         Text(
@@ -88,7 +88,7 @@ def confirm(
 
 def _table(found: Confirmation, name: str, objective: Objective) -> Table:
     seeds = f"seeds {found.seeds[0]} to {found.seeds[-1]}"
-    title = f"study {name}, {objective.words}, {seeds}, 95 % intervals"
+    title = f"study {name}, {objective.label}, {seeds}, 95 % intervals"
     table = Table(title=title, title_justify="left", box=None)  # 80 columns hold the numbers
     points = " (points)" if objective.is_share else ""
     for title in ("rank", "trial", "search", "mean", f"gain{points}", "shrank"):
@@ -98,7 +98,7 @@ def _table(found: Confirmation, name: str, objective: Objective) -> Table:
         table.add_row(
             rank if one.mean else "–",
             "baseline" if one.trial is None else str(one.trial),
-            objective.show(one.search_value),
+            objective.format_value(one.search_value),
             _mean(one, objective),
             _gain(one.gain, objective),
             _shrank(one, objective),
@@ -110,23 +110,25 @@ def _mean(one: PlanResult, objective: Objective) -> str:
     if one.mean is None:
         missing = sum(value is None for value in one.values)
         return f"diverged {missing} of {len(one.values)} times"
-    return objective.show(one.mean.mean, one.mean.half)
+    return objective.format_value(one.mean.mean, one.mean.half_width)
 
 
 def _gain(gain: Interval | None, objective: Objective) -> str:
-    from autotune.results.values.verdict import show_gain
+    from autotune.results.values.verdict import format_gain
 
     if gain is None:
         return ""
-    low, high = (show_gain(objective, end, unit=False) for end in (gain.low, gain.high))
-    return f"{show_gain(objective, gain.mean, unit=False)} ({low} to {high})"
+    low, high = (format_gain(objective, end, unit=False) for end in (gain.low, gain.high))
+    return f"{format_gain(objective, gain.mean, unit=False)} ({low} to {high})"
 
 
 def _shrank(one: PlanResult, objective: Objective) -> str:
-    from autotune.results.values.verdict import show_gain
+    from autotune.results.values.verdict import format_gain
 
     return (
-        "" if one.selection_bias is None else show_gain(objective, one.selection_bias, unit=False)
+        ""
+        if one.selection_bias is None
+        else format_gain(objective, one.selection_bias, unit=False)
     )
 
 

@@ -48,8 +48,8 @@ def fit(
     if output is not None:
         check_folder(output)
     with error_console().status("opening the study") as line:
-        from autotune.data.sources.stanford_dogs import PUBLICATION as DOGS
-        from autotune.data.sources.stanford_dogs import leak
+        from autotune.data.sources.stanford_dogs import STANFORD_DOGS as DOGS
+        from autotune.data.sources.stanford_dogs import imagenet_overlap_warning
         from autotune.display.summary import shorten
         from autotune.results.evaluation.model_card import describe_difference
         from autotune.results.evaluation.refit import refit_study
@@ -69,21 +69,21 @@ def fit(
         typer.echo(json.dumps(result.to_json(), indent=2))
         return
     shown = console()
-    for sentence in (f"Fitted: {result.selection.in_words()}.", *result.selection.remarks):
+    for sentence in (f"Fitted: {result.selection.describe()}.", *result.selection.remarks):
         shown.print(Text(sentence))
     shown.print(
         f"On the {result.test_images} images of the test part, trained on {result.images} others:",
         highlight=False,
     )
     decimals = 2 if result.test_images >= 1000 else 1
-    objective = replace(Objective.of(opened.study), decimals=decimals)
+    objective = replace(Objective.from_study(opened.study), decimals=decimals)
     shown.print(_table(result, objective))
     if not result.is_baseline:
         differences = result.comparison.to_json()["difference"]
         shown.print(Text(describe_difference(objective.name, differences)))
     config = opened.config()
     pretrained = config.dataset == DOGS.name and config.weights != "none"
-    if pretrained and (remark := leak(result.plan.backbone)):
+    if pretrained and (remark := imagenet_overlap_warning(result.plan.backbone)):
         shown.print(remark, highlight=False)
     if result.reads > 1:
         shown.print(
@@ -96,7 +96,7 @@ def fit(
 
 def _table(result: RefitResult, objective: Objective) -> Table:
     """Write all figures with their intervals; no box, so that they fit into 80 columns."""
-    from autotune.results.values.verdict import show_gain
+    from autotune.results.values.verdict import format_gain
 
     found = result.comparison
     table = Table(box=None, padding=(0, 1, 0, 0))
@@ -104,17 +104,17 @@ def _table(result: RefitResult, objective: Objective) -> Table:
     for title in (f"trial {result.trial}", "95 %", "baseline", "95 %", "gain"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, difference in found.difference.items():
-        metric = objective.other(name)
+        metric = objective.with_name(name)
         table.add_row(
-            metric.words,
+            metric.label,
             *_cells(metric, found.model),
             *_cells(metric, found.baseline),
-            show_gain(metric, difference.value, unit=False),
+            format_gain(metric, difference.value, unit=False),
         )
     return table
 
 
 def _cells(metric: Objective, assessed: Assessment) -> tuple[str, str]:
     figure = assessed.estimates[metric.name]
-    low, high = (metric.show(one).removesuffix(" %") for one in (figure.low, figure.high))
-    return metric.show(figure.value), f"{low} to {high}"
+    low, high = (metric.format_value(one).removesuffix(" %") for one in (figure.low, figure.high))
+    return metric.format_value(figure.value), f"{low} to {high}"

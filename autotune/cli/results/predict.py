@@ -50,13 +50,13 @@ def predict(
             find_images,
             predict_files,
         )
-        from autotune.runtime import keep_to_cores
+        from autotune.runtime import limit_torch_threads
         from autotune.study.devices import find_device
         from autotune.training.compute.amp import set_float32_precision
 
         paths = find_images(images)
         loaded = load_model(model)
-        keep_to_cores()
+        limit_torch_threads()
         device = find_device()
         set_float32_precision(device)
         loaded.to(device)

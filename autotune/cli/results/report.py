@@ -51,11 +51,11 @@ def report(
     if output is not None and output != "-":
         check_writable(output)
     from autotune.display.summary import shorten
-    from autotune.results.report.formats import form_of, render, write_report_of
+    from autotune.results.report.formats import render, resolve_format, write_report
     from autotune.storage.url import redact
     from autotune.study.setup.opening import open_existing
 
-    chosen = form_of(output, form)
+    chosen = resolve_format(output, form)
     if output == "-" and chosen not in _STREAMED:
         raise UserError(
             f"--output -: standard output takes {', '.join(_STREAMED)}, but got {chosen}; name "
@@ -65,5 +65,5 @@ def report(
     if output == "-":
         sys.stdout.write(render(opened.study, chosen, redact(opened.url)).decode())
         return
-    path = write_report_of(opened, None if output is None else Path(output), chosen)
+    path = write_report(opened, None if output is None else Path(output), chosen)
     console().print(f"report: {shorten(path)}", highlight=False)

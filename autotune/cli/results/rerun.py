@@ -44,12 +44,17 @@ def rerun(
             lambda epoch, epochs: line.update(f"trial {trial}: epoch {epoch} of {epochs}"),
             lambda step, done, total: line.update(images_in_words(step, done, total)),
         )
-    objective = Objective.of(opened.study)
+    objective = Objective.from_study(opened.study)
     then, now = found.values
     epochs = len(found.reproduced)
     pruned = f", pruned after epoch {max(found.reproduced)}" if found.pruned else ""
-    shown.print(Text(f"trial {trial}{pruned}: {found.plan.in_words()}"))
-    shown.print(Text(f"{objective.words} {objective.show(then)} then, {objective.show(now)} now"))
+    shown.print(Text(f"trial {trial}{pruned}: {found.plan.describe()}"))
+    shown.print(
+        Text(
+            f"{objective.label} {objective.format_value(then)} then, "
+            f"{objective.format_value(now)} now"
+        )
+    )
     shown.print(Text(f"trained on {found.compute}"))
     if found.first_difference is None:
         shown.print(Text(f"equal bit by bit, after each of {epochs} epochs"))

@@ -53,7 +53,7 @@ def doctor(
         _print_findings(shown, located.name, [Finding(SCHEMA, str(error))], fix=fix)
         raise typer.Exit(1) from None
     diagnosis = diagnose(opened)
-    if fix and any(one.fixable for one in diagnosis.findings):
+    if fix and any(one.is_fixable for one in diagnosis.findings):
         _print_findings(shown, opened.name, diagnosis.findings, fix=True)
         for line in repair(opened, diagnosis.findings):
             shown.print(Text(f"done: {line}"))
@@ -75,7 +75,7 @@ def _print_findings(console: Console, name: str, found: Sequence[Finding], *, fi
     for one in found:
         console.print(Text(one.kind, style="bold red"))
         console.print(Padding(Text(one.message), (0, 0, 0, 2)))
-        if one.fixable and not fix:
+        if one.is_fixable and not fix:
             console.print(Padding(Text(f"--fix: {one.fix}", style="green"), (0, 0, 0, 2)))
 
 

@@ -65,9 +65,9 @@ def run(
             on_event=view,
         )
     from autotune.display.summary import print_summary
-    from autotune.results.report.formats import write_report_of
+    from autotune.results.report.formats import write_report
 
-    write_report_of(result.handle)
+    write_report(result.handle)
     print_summary(shown, result.handle, trained=result.trained)
     if result.interrupted:
         shown.print(

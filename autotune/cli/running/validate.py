@@ -43,7 +43,7 @@ def validate(
         highlight=False,
     )
     if config.data.folds is not None:
-        given = any(sample.part == "validation" for sample in source.samples)
+        given = any(sample.split == "validation" for sample in source.samples)
         joins = "; the validation part that the data set has is in them" if given else ""
         shown.print(f"  split     {config.data.folds} folds and a test part{joins}")
     for key, distribution in definition.space.distributions.items():

@@ -20,7 +20,7 @@ from autotune.display.console import (
     images_in_words,
     locate,
 )
-from autotune.runtime import prefer_gpu_settings
+from autotune.runtime import set_gpu_defaults
 from autotune.text import VisibleFormatter
 
 
@@ -39,8 +39,8 @@ def worker(
 ) -> None:
     """Attach one more worker to a study that 'autotune run' has made."""
     located = locate(study, overrides, name, storage)
-    prefer_gpu_settings(os.environ)  # torch may read them when it is imported
-    from autotune.data.sources.opening import fetch_source
+    set_gpu_defaults(os.environ)  # torch may read them when it is imported
+    from autotune.data.sources.registry import fetch_source
     from autotune.results.values.objective import Objective
     from autotune.study.engine.worker import Job, run_worker, worker_name
     from autotune.study.setup.opening import wait_for_existing
@@ -53,7 +53,7 @@ def worker(
     if opened is None:
         shown.print("Stopped before there was a study.", highlight=False)
         raise typer.Exit(130)
-    objective = Objective.of(opened.study)
+    objective = Objective.from_study(opened.study)
     shown.print(f"study {opened.name}: preparing the images and the backbone", highlight=False)
     with shown.status("opening the images") as line:
         fetch_source(
@@ -76,7 +76,7 @@ def worker(
             shown.print(f"trial {event['trial']}: {event['plan']}", highlight=False, markup=False)
         elif event["event"] == "end":
             finished += event["state"] in ("complete", "pruned", "infeasible", "failed")
-            value = "" if event["value"] is None else f" {objective.show(event['value'])}"
+            value = "" if event["value"] is None else f" {objective.format_value(event['value'])}"
             shown.print(f"trial {event['trial']}: {event['state']}{value}", highlight=False)
 
     called = worker_name(os.getpid(), 0)

@@ -35,14 +35,14 @@ from autotune.data.cache.entry import (
     NEEDED,
     RECORD,
     Entry,
-    Writer,
+    EntryWriter,
     mark_checked,
     read_entry,
-    read_or_none,
+    read_if_valid,
     try_lock,
     write_record,
 )
-from autotune.errors import CacheError, NoRoomError, UserError, disk_full_as_user_error
+from autotune.errors import CacheError, InsufficientSpaceError, UserError, disk_full_as_user_error
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +51,14 @@ WAIT_SHOWN_S = 10.0
 #: Of what is free or taken by entries, the share that they may take where no limit is given.
 SHARE = 0.5
 _UNFINISHED = ".tmp-"
-#: Where the entries are noted that this process makes, see :func:`noting_entries`.
+#: Where the entries are noted that this process makes, see :func:`record_new_entries`.
 _NOTED: ContextVar[list[Path] | None] = ContextVar("noted entries", default=None)
 #: Pauses before what was removed is made again: removing a large cache takes seconds.
 _PAUSES_S = (0.1, 0.3, 1.0, 3.0)
 
 
 @dataclass(frozen=True)
-class Shelf:
+class ArrayCache:
     """A folder of entries that together stay below a limit.
 
     Args:
@@ -70,10 +70,10 @@ class Shelf:
     folder: Path
     limit_bytes: int | None = None
 
-    def open(
+    def get_or_create(
         self,
         key: str,
-        make: Callable[[Writer], dict[str, Any]],
+        make: Callable[[EntryWriter], dict[str, Any]],
         needed_bytes: int,
         what: str = "arrays",
     ) -> Entry:
@@ -94,14 +94,14 @@ class Shelf:
             The entry.
 
         Raises:
-            NoRoomError: When there is no room for it; nothing has been made or dropped.
+            InsufficientSpaceError: When there is no room for it; nothing has been made or dropped.
             DiskFullError: When the disk fills up meanwhile.
             UserError: When the folder cannot be written.
             CacheError: When its files are removed again and again.
         """
         for pause_s in _PAUSES_S:
             try:
-                return self._open(key, make, needed_bytes, what)
+                return self._get_or_create(key, make, needed_bytes, what)
             except (CacheError, OSError) as error:
                 if not self._was_removed(error):
                     raise
@@ -109,7 +109,7 @@ class Shelf:
             logger.warning("files in %s were removed (%s); making them again", self.folder, reason)
             time.sleep(pause_s)
         try:
-            return self._open(key, make, needed_bytes, what)
+            return self._get_or_create(key, make, needed_bytes, what)
         except OSError as error:
             if not self._was_removed(error):
                 raise
@@ -130,21 +130,21 @@ class Shelf:
             Path(str(one)).is_relative_to(self.folder) for one in paths if one is not None
         )
 
-    def _open(
-        self, key: str, make: Callable[[Writer], dict[str, Any]], needed_bytes: int, what: str
+    def _get_or_create(
+        self, key: str, make: Callable[[EntryWriter], dict[str, Any]], needed_bytes: int, what: str
     ) -> Entry:
         home = self._home(key)
-        entry = self.find(key)
+        entry = self.get(key)
         if entry is None:
             with disk_full_as_user_error(self.folder), _locked(home, what):
-                entry = read_or_none(home, what)  # another process may have made it meanwhile
+                entry = read_if_valid(home, what)  # another process may have made it meanwhile
                 if entry is None:
                     self._make(home, make, needed_bytes, what)
                     entry = read_entry(home)
             _mark_used(home)
         return entry
 
-    def find(self, key: str) -> Entry | None:
+    def get(self, key: str) -> Entry | None:
         """Open an entry if it has been made.
 
         Args:
@@ -154,22 +154,22 @@ class Shelf:
             The entry; None when it is not there or damaged.
         """
         home = self._home(key)
-        entry = read_or_none(home, what=None)
+        entry = read_if_valid(home, what=None)
         if entry is not None:
             _mark_used(home)
         return entry
 
-    def known(self, prefix: str = "") -> list[str]:
+    def keys(self, prefix: str = "") -> list[str]:
         """List the keys of the entries below a folder of the shelf, sorted.
 
         Args:
             prefix: The folder, e.g. ``features``; all of the shelf if empty.
         """
         below = self._home(prefix) if prefix else self.folder
-        kept, _ = _census(below)
+        kept, _ = _list_entries(below)
         return sorted(one.home.relative_to(self.folder).as_posix() for one in kept)
 
-    def take_back(self, homes: Iterable[Path]) -> None:
+    def remove(self, homes: Iterable[Path]) -> None:
         """Remove entries, apart from those that another process uses by now.
 
         Args:
@@ -181,12 +181,12 @@ class Shelf:
                     _remove(home)
                     _lock_of(home).unlink(missing_ok=True)
         room = self.folder / ".room"
-        if _lock_of(room).exists() and not self.known():
+        if _lock_of(room).exists() and not self.keys():
             with _lock_now(room) as ours:
                 if ours:
                     _lock_of(room).unlink(missing_ok=True)
 
-    def room(self, needed_bytes: int, what: str = "arrays") -> None:
+    def make_room(self, needed_bytes: int, what: str = "arrays") -> None:
         """Drop what has not been used for longest until there is room.
 
         What another process uses, makes or drops is left alone. Nothing is dropped where that
@@ -197,7 +197,7 @@ class Shelf:
             what: What it is, for the message, in the plural.
 
         Raises:
-            NoRoomError: When there cannot be room.
+            InsufficientSpaceError: When there cannot be room.
         """
         with self._room_lock(what):
             self._drop(needed_bytes, what)
@@ -212,14 +212,14 @@ class Shelf:
         return self.folder.joinpath(*parts)
 
     def _make(
-        self, home: Path, make: Callable[[Writer], dict[str, Any]], needed: int, what: str
+        self, home: Path, make: Callable[[EntryWriter], dict[str, Any]], needed: int, what: str
     ) -> None:
         """Write into a temporary folder and give it its name when it is whole."""
         for left_over in home.parent.glob(f"{home.name}{_UNFINISHED}*"):
             _clear(left_over)  # the lock is ours: nobody's now
         _remove(home)
         temporary = _unfinished(home)
-        writer = Writer(temporary)
+        writer = EntryWriter(temporary)
         try:
             # one at a time, or two would both take the room that is left
             with self._room_lock(what):
@@ -244,7 +244,7 @@ class Shelf:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _drop(self, needed: int, what: str) -> None:
-        kept, coming = _census(self.folder)
+        kept, coming = _list_entries(self.folder)
         taken = sum(one.bytes for one in kept) + sum(one.takes for one in coming)
         folder = next(path for path in (self.folder, *self.folder.parents) if path.exists())
         free = shutil.disk_usage(folder).free - sum(one.takes - one.bytes for one in coming)
@@ -252,7 +252,7 @@ class Shelf:
         if limit is None:
             limit = int(SHARE * (free + taken))
         with ExitStack() as held:
-            dropped: list[_Kept] = []
+            dropped: list[_CachedEntry] = []
             gained = 0
             for one in sorted(kept, key=lambda one: one.used_s):
                 if needed <= min(free + gained, limit - taken + gained):
@@ -261,13 +261,13 @@ class Shelf:
                     dropped.append(one)
                     gained += one.bytes
             if needed > free + gained:
-                raise NoRoomError(
+                raise InsufficientSpaceError(
                     f"{what} need {_megabytes(needed)}, but the disk of {self.folder} has "
                     f"{_megabytes(free)} free; free some space, or move the files of the study "
                     "with 'files='"
                 )
             if needed > limit - taken + gained:
-                raise NoRoomError(
+                raise InsufficientSpaceError(
                     f"{what} need {_megabytes(needed)}, but everything in {self.folder} may take "
                     f"{_megabytes(limit)}, of which {_megabytes(taken - gained)} are in use; "
                     "raise cache.disk_gb, or move the files of the study with 'files='"
@@ -279,7 +279,7 @@ class Shelf:
 
 
 @contextmanager
-def noting_entries() -> Iterator[list[Path]]:
+def record_new_entries() -> Iterator[list[Path]]:
     """Note the folders of the entries that this process makes for as long as the context lasts."""
     noted: list[Path] = []
     token = _NOTED.set(noted)
@@ -290,14 +290,14 @@ def noting_entries() -> Iterator[list[Path]]:
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _CachedEntry:
     home: Path
     bytes: int
     used_s: float
 
 
 @dataclass(frozen=True)
-class _Coming:
+class _PendingEntry:
     bytes: int
     needed: int
 
@@ -306,10 +306,10 @@ class _Coming:
         return max(self.bytes, self.needed)
 
 
-def _census(folder: Path) -> tuple[list[_Kept], list[_Coming]]:
+def _list_entries(folder: Path) -> tuple[list[_CachedEntry], list[_PendingEntry]]:
     """Look at everything below a folder; what killed makers have left is removed."""
-    kept: list[_Kept] = []
-    coming: list[_Coming] = []
+    kept: list[_CachedEntry] = []
+    coming: list[_PendingEntry] = []
     for name, folders, files in os.walk(folder):
         path = Path(name)
         finished, unfinished, _ = path.name.partition(_UNFINISHED)
@@ -320,10 +320,10 @@ def _census(folder: Path) -> tuple[list[_Kept], list[_Coming]]:
         with suppress(FileNotFoundError):
             size = sum((path / file).stat().st_size for file in files)
             if not unfinished:
-                kept.append(_Kept(path, size, (path / RECORD).stat().st_mtime))
+                kept.append(_CachedEntry(path, size, (path / RECORD).stat().st_mtime))
             elif not _clear_left_over(path, path.with_name(finished)):
                 needed = (path / NEEDED).read_text() if NEEDED in files else ""
-                coming.append(_Coming(size, int(needed or 0)))
+                coming.append(_PendingEntry(size, int(needed or 0)))
     return kept, coming
 
 

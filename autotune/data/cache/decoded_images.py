@@ -17,12 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from autotune.data.cache.array_cache import Shelf
-from autotune.data.cache.decoding import IMAGES, build, check_skipped, decode_sample, quiet
+from autotune.data.cache.array_cache import ArrayCache
+from autotune.data.cache.decoding import (
+    IMAGES,
+    check_skipped,
+    decode_all,
+    decode_sample,
+    silence_pillow,
+)
 from autotune.data.cache.entry import Entry
 from autotune.data.preprocessing import ImageSpec
 from autotune.data.source import Source
-from autotune.errors import DatasetError, NoRoomError
+from autotune.errors import DatasetError, InsufficientSpaceError
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +39,7 @@ _LIST_BYTES = 64  # of an image in a record, skipped ones with their reasons inc
 
 
 @dataclass(frozen=True, eq=False)
-class Undecoded:
+class LazyImages:
     """Images that are decoded whenever they are asked for, to the same pixels as stored ones.
 
     Args:
@@ -55,7 +61,7 @@ class Undecoded:
             DatasetError: When it could be read at the start, and cannot now.
         """
         sample = self.source.samples[self.indices[row]]
-        with quiet():
+        with silence_pillow():
             image = decode_sample(self.source, sample, self.spec, self.fast)
         if isinstance(image, str):
             raise DatasetError(
@@ -78,7 +84,7 @@ class ImageStore:
     """
 
     entry: Entry
-    images: np.ndarray | Undecoded
+    images: np.ndarray | LazyImages
     labels: np.ndarray
     indices: np.ndarray
     skipped: tuple[tuple[str, str], ...]
@@ -89,9 +95,9 @@ class ImageStore:
         return self.entry.folder.name.removesuffix(_LIST)
 
     @property
-    def is_kept(self) -> bool:
+    def is_cached(self) -> bool:
         """Whether the images are kept decoded; otherwise each is decoded whenever it is needed."""
-        return not isinstance(self.images, Undecoded)
+        return not isinstance(self.images, LazyImages)
 
     def rows(self, indices: Sequence[int]) -> np.ndarray:
         """Find the rows of source indices.
@@ -111,7 +117,10 @@ class ImageStore:
 
     def __reduce__(self) -> tuple[Callable[..., ImageStore], tuple[Any, ...]]:
         # pickling the mapped array would copy every image into each data-loading process
-        return _of, (self.entry, self.images if isinstance(self.images, Undecoded) else None)
+        return _from_entry, (
+            self.entry,
+            self.images if isinstance(self.images, LazyImages) else None,
+        )
 
 
 def open_store(
@@ -139,9 +148,9 @@ def open_store(
         unreadable_limit: Largest share of ``indices`` that may fail to decode.
         progress: Called with the number of images done and their total.
         workers: Decoding threads; None takes one for each core.
-        limit_bytes: What everything in ``folder`` may take, see :class:`Shelf`.
+        limit_bytes: What everything in ``folder`` may take, see :class:`ArrayCache`.
         fast: Whether large JPEGs are decoded at a part of their size, see
-            :func:`autotune.data.preprocessing.shrink`.
+            :func:`autotune.data.preprocessing.draft_decode`.
 
     Returns:
         The images that could be decoded.
@@ -150,11 +159,11 @@ def open_store(
         DatasetError: When too many images, or all of a class, cannot be decoded.
         DiskFullError: When the disk is full, or fills up meanwhile.
     """
-    shelf = Shelf(folder, limit_bytes)
+    shelf = ArrayCache(folder, limit_bytes)
     key = _key(source, indices, spec, fast)
     size, count = spec.store_size, len(indices)
     make = partial(
-        build,
+        decode_all,
         source=source,
         indices=indices,
         spec=spec,
@@ -165,12 +174,18 @@ def open_store(
     )
     try:
         what = f"{count} decoded images of {size}x{size}"
-        store = _of(shelf.open(key, partial(make, keep=True), count * 3 * size**2, what))
-    except NoRoomError as error:
+        store = _from_entry(
+            shelf.get_or_create(key, partial(make, keep=True), count * 3 * size**2, what)
+        )
+    except InsufficientSpaceError as error:
         logger.warning("%s; until then each is decoded whenever it is needed, slower", error)
         what = f"keys and labels of {count} images"
-        entry = shelf.open(f"{key}{_LIST}", partial(make, keep=False), count * _LIST_BYTES, what)
-        store = _of(entry, Undecoded(source, np.array(entry.record["indices"]), spec, fast))
+        entry = shelf.get_or_create(
+            f"{key}{_LIST}", partial(make, keep=False), count * _LIST_BYTES, what
+        )
+        store = _from_entry(
+            entry, LazyImages(source, np.array(entry.record["indices"]), spec, fast)
+        )
     check_skipped(source, indices, store.indices, store.skipped, unreadable_limit)
     return store
 
@@ -181,7 +196,7 @@ def _key(source: Source, indices: Sequence[int], spec: ImageSpec, fast: bool) ->
     return hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()
 
 
-def _of(entry: Entry, undecoded: Undecoded | None = None) -> ImageStore:
+def _from_entry(entry: Entry, undecoded: LazyImages | None = None) -> ImageStore:
     return ImageStore(
         entry=entry,
         images=entry.array(IMAGES) if undecoded is None else undecoded,

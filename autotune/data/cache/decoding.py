@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from autotune.data.cache.entry import Writer
-from autotune.data.preprocessing import ImageSpec, decode, shrink
+from autotune.data.cache.entry import EntryWriter
+from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
 from autotune.data.source import Sample, Source
-from autotune.errors import DatasetError, may_pass
-from autotune.runtime import cores
+from autotune.errors import DatasetError, is_transient_os_error
+from autotune.runtime import available_cpus
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -27,12 +27,12 @@ _T = TypeVar("_T")
 IMAGES = "images"
 #: Pauses after which an image is read again that the disk would not give: a file system that is
 #: away for a moment must not change which images a study has.
-READ_AGAIN_S = (0.5, 2.0, 8.0)
+RETRY_PAUSES_S = (0.5, 2.0, 8.0)
 _SHOWN = 5
 
 
-def build(
-    writer: Writer,
+def decode_all(
+    writer: EntryWriter,
     source: Source,
     indices: Sequence[int],
     spec: ImageSpec,
@@ -65,7 +65,7 @@ def build(
     skipped: list[tuple[str, str]] = []
     shape = (3, spec.store_size, spec.store_size)
     rows = writer.array(IMAGES, np.uint8, shape) if keep else None
-    with quiet():
+    with silence_pillow():
         for done, (index, image) in enumerate(decoded(source, indices, spec, workers, fast), 1):
             if isinstance(image, str):
                 skipped.append((source.samples[index].key, image))
@@ -99,10 +99,10 @@ def decoded(
     def work(index: int) -> np.ndarray | str:
         return decode_sample(source, source.samples[index], spec, fast)
 
-    return in_threads(work, indices, workers)
+    return ordered_thread_map(work, indices, workers)
 
 
-def in_threads(
+def ordered_thread_map(
     work: Callable[[int], _T], indices: Sequence[int], workers: int | None = None
 ) -> Iterator[tuple[int, _T]]:
     """Do something for every image in threads, a few images ahead, in order.
@@ -110,7 +110,7 @@ def in_threads(
     Yields:
         An index, and what came of it.
     """
-    workers = workers or cores()
+    workers = workers or available_cpus()
     waiting: deque[tuple[int, Future[_T]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -128,26 +128,26 @@ def in_threads(
 
 def decode_sample(source: Source, sample: Sample, spec: ImageSpec, fast: bool) -> np.ndarray | str:
     """Decode an image, or say why it cannot be; what may pass is tried again."""
-    smaller = partial(shrink, spec=spec) if fast else None
-    return read_again(lambda: decode(source.read(sample, smaller), spec))
+    smaller = partial(draft_decode, spec=spec) if fast else None
+    return retry_read(lambda: to_store_array(source.read(sample, smaller), spec))
 
 
-def read_again(read: Callable[[], _T]) -> _T | str:
+def retry_read(read: Callable[[], _T]) -> _T | str:
     """Read something of an image, or say why it cannot be read; what may pass is tried again."""
-    pauses = iter(READ_AGAIN_S)
+    pauses = iter(RETRY_PAUSES_S)
     while True:
         try:
             return read()
         except OSError as error:
             cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
             pause_s = next(pauses, None)
-            if pause_s is None or not may_pass(cause):
+            if pause_s is None or not is_transient_os_error(cause):
                 return str(error)
         time.sleep(pause_s)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_pillow() -> Iterator[None]:
     """Silence Pillow's remarks on odd metadata: thousands of lines that nobody can act on."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -65,7 +65,7 @@ class Entry:
         return read_entry, (self.folder,)
 
 
-class Writer:
+class EntryWriter:
     """What the maker of an entry writes to.
 
     Args:
@@ -74,9 +74,9 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._rows: dict[str, Rows] = {}
+        self._rows: dict[str, ArrayWriter] = {}
 
-    def array(self, name: str, dtype: np.typing.DTypeLike, shape: Sequence[int]) -> Rows:
+    def array(self, name: str, dtype: np.typing.DTypeLike, shape: Sequence[int]) -> ArrayWriter:
         """Begin an array; several may be written side by side.
 
         Args:
@@ -88,7 +88,7 @@ class Writer:
         taken = ("", "..", RECORD, NEEDED, *self._rows)
         if name in taken or name != Path(name).name:
             raise ValueError(f"an array needs a file name of its own, but got {name!r}")
-        self._rows[name] = Rows(self._folder / name, np.dtype(dtype), tuple(shape))
+        self._rows[name] = ArrayWriter(self._folder / name, np.dtype(dtype), tuple(shape))
         return self._rows[name]
 
     def finish(self) -> dict[str, dict[str, Any]]:
@@ -105,7 +105,7 @@ class Writer:
             rows.close()
 
 
-class Rows:
+class ArrayWriter:
     """One array that is being written. Written, not mapped: a full disk is an error, no SIGBUS.
 
     Args:
@@ -167,7 +167,7 @@ def try_lock(stream: BinaryIO, kind: int) -> bool:
     return True
 
 
-def read_or_none(home: Path, what: str | None) -> Entry | None:
+def read_if_valid(home: Path, what: str | None) -> Entry | None:
     """Open an entry if it is there and whole; ``what`` it is, where damage is to be told."""
     if not home.exists():
         return None
@@ -274,7 +274,7 @@ def mark_checked(folder: Path, names: Iterable[str]) -> None:
 
 
 def _mark_of(folder: Path) -> Path:
-    return folder / f"checked-{this_start()}"
+    return folder / f"checked-{boot_id()}"
 
 
 def _written(folder: Path, names: Iterable[str]) -> str:
@@ -283,7 +283,7 @@ def _written(folder: Path, names: Iterable[str]) -> str:
 
 
 @cache
-def this_start() -> str:
+def boot_id() -> str:
     """Name the time since the machine was started; where it cannot be told, this process."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

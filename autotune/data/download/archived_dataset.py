@@ -12,10 +12,10 @@ from filelock import FileLock, Timeout
 
 from autotune.data.download.checksums import differences, read_sums, sha256_of, write_sums
 from autotune.data.download.extraction import extract, remove
-from autotune.data.download.http import Patience, transfer
-from autotune.data.download.paths import VARIABLE, Place
-from autotune.data.download.spec import Archive, Publication, addresses
-from autotune.data.progress import Progress, silent
+from autotune.data.download.http import RetryPolicy, download_archive
+from autotune.data.download.paths import DATA_VARIABLE, DatasetPaths
+from autotune.data.download.spec import ArchiveSpec, DatasetSpec, archive_urls
+from autotune.data.progress import Progress, no_progress
 from autotune.data.source import Source
 from autotune.errors import DatasetError, DiskFullError, is_disk_full
 
@@ -23,7 +23,7 @@ _OUTER = "outer"
 
 
 @dataclass(frozen=True)
-class Fetched:
+class ArchivedDataset:
     """A data set that comes in archives.
 
     Args:
@@ -31,41 +31,41 @@ class Fetched:
         read: Opens the unpacked data set: all images that are published, in all classes.
     """
 
-    publication: Publication
+    spec: DatasetSpec
     read: Callable[[Path, Progress], Source]
 
     @property
     def name(self) -> str:
         """Its name."""
-        return self.publication.name
+        return self.spec.name
 
     @property
     def title(self) -> str:
         """Its full name."""
-        return self.publication.title
+        return self.spec.title
 
     @property
-    def about(self) -> str:
+    def description(self) -> str:
         """What it is, where it is described, and what its publisher allows."""
-        return f"{self.title}, {self.publication.page}; terms: {self.publication.terms}"
+        return f"{self.title}, {self.spec.page}; terms: {self.spec.terms}"
 
     @property
-    def place(self) -> Place:
+    def paths(self) -> DatasetPaths:
         """Where it lies."""
-        return Place.of(self.name)
+        return DatasetPaths.from_name(self.name)
 
     @property
-    def ready(self) -> bool:
+    def is_downloaded(self) -> bool:
         """Whether it is here, whole."""
-        return self.place.whole.is_dir()
+        return self.paths.final.is_dir()
 
     @property
     def size(self) -> int | None:
         """Bytes to fetch, where they are known."""
-        sizes = [archive.size for archive in self.publication.archives]
+        sizes = [archive.size for archive in self.spec.archives]
         return None if None in sizes else sum(size or 0 for size in sizes)
 
-    def fetch(self, progress: Progress = silent, patience: Patience | None = None) -> None:
+    def fetch(self, progress: Progress = no_progress, patience: RetryPolicy | None = None) -> None:
         """Bring it here, if it is not; one process does it, others wait.
 
         Args:
@@ -76,24 +76,24 @@ class Fetched:
             DatasetError: When an archive cannot be had, or is not what is published.
             DiskFullError: When there is no room for it.
         """
-        place = self.place
-        if self.ready:
+        place = self.paths
+        if self.is_downloaded:
             return
         with can_write(place), locked(place, self.name, progress):
-            if self.ready:
+            if self.is_downloaded:
                 return
             archives = self._expected()
             for archive in archives:
                 self._bring(archive, progress, patience)
-            remove(place.making)  # of a process that died
+            remove(place.staging)  # of a process that died
             try:
                 self._unpack(archives, progress)
                 self._count()
-                write_sums(place.making, place.making / place.sums.name)
+                write_sums(place.staging, place.staging / place.sums.name)
                 os.sync()  # or after a power cut the folder could be there without its files
-                os.rename(place.making, place.whole)
+                os.rename(place.staging, place.final)
             except BaseException:
-                remove(place.making)
+                remove(place.staging)
                 raise
 
     def unpacked(self) -> Path:
@@ -102,12 +102,12 @@ class Fetched:
         Raises:
             DatasetError: When it is not here, or files of it are gone.
         """
-        if not self.ready:
-            raise not_here(self.name, self.size)
-        check_there(self.name, self.place)
-        return self.place.whole
+        if not self.is_downloaded:
+            raise not_downloaded_error(self.name, self.size)
+        check_there(self.name, self.paths)
+        return self.paths.final
 
-    def verify(self, progress: Progress = silent) -> list[str]:
+    def verify(self, progress: Progress = no_progress) -> list[str]:
         """Compare what is here with its checksums.
 
         Args:
@@ -119,50 +119,52 @@ class Fetched:
         Raises:
             DatasetError: When nothing of it is here.
         """
-        place, wrong = self.place, []
+        place, wrong = self.paths, []
         there = [one for one in self._expected() if place.archive(one.file).exists()]
-        if not there and not self.ready:
-            raise not_here(self.name, self.size)
+        if not there and not self.is_downloaded:
+            raise not_downloaded_error(self.name, self.size)
         for archive in there:
             if problem := self._problem(archive, progress):
                 wrong.append(f"{place.archive(archive.file)} {problem}")
-        if self.ready:
+        if self.is_downloaded:
 
             def told(done: int, total: int) -> None:
                 progress("checking files", done, total)
 
-            lines = differences(place.whole, place.sums, told)
-            wrong += [f"{place.whole}/{line}" for line in lines]
+            lines = differences(place.final, place.sums, told)
+            wrong += [f"{place.final}/{line}" for line in lines]
         return wrong
 
-    def _expected(self) -> list[Archive]:
+    def _expected(self) -> list[ArchiveSpec]:
         """Return the archives with the checksums that are to hold here."""
-        archives = list(self.publication.archives)
-        if not self.place.other_sums.exists():
+        archives = list(self.spec.archives)
+        if not self.paths.replaced_sums.exists():
             return archives
-        sums = read_sums(self.place.other_sums)
+        sums = read_sums(self.paths.replaced_sums)
         missing = [one.file for one in archives if one.file not in sums]
         if missing:
             raise DatasetError(
-                f"{self.place.other_sums} must have a line for every archive, but has none for "
+                f"{self.paths.replaced_sums} must have a line for every archive, but has none for "
                 f"{', '.join(missing)}; add it, or remove the file for the published checksums"
             )
         return [replace(one, sha256=sums[one.file], size=None) for one in archives]
 
-    def _bring(self, archive: Archive, progress: Progress, patience: Patience | None) -> None:
-        path = self.place.archive(archive.file)
+    def _bring(
+        self, archive: ArchiveSpec, progress: Progress, patience: RetryPolicy | None
+    ) -> None:
+        path = self.paths.archive(archive.file)
         if not path.exists():
-            urls = addresses(self.name, archive)
-            transfer(archive, urls, self.place, progress, patience)
+            urls = archive_urls(self.name, archive)
+            download_archive(archive, urls, self.paths, progress, patience)
         elif problem := self._problem(archive, progress):
             raise DatasetError(
                 f"{path} {problem}; remove it, and it is fetched, or get "
                 f"{archive.urls[0] if archive.urls else 'it'} by hand and put it there"
             )
 
-    def _problem(self, archive: Archive, progress: Progress) -> str:
+    def _problem(self, archive: ArchiveSpec, progress: Progress) -> str:
         """Say what is wrong with an archive that is there, or nothing."""
-        path = self.place.archive(archive.file)
+        path = self.paths.archive(archive.file)
         size = path.stat().st_size
         if archive.size is not None and size != archive.size:
             return f"has {size} bytes, but the published file has {archive.size}"
@@ -173,14 +175,14 @@ class Fetched:
                 return f"is not the published file (SHA-256 {found}, published {archive.sha256})"
         return ""
 
-    def _unpack(self, archives: list[Archive], progress: Progress) -> None:
-        making = self.place.making
+    def _unpack(self, archives: list[ArchiveSpec], progress: Progress) -> None:
+        making = self.paths.staging
         for archive in archives:
 
             def told(done: int, total: int, file: str = archive.file) -> None:
                 progress(f"unpacking {file}", done, total)
 
-            path, target = self.place.archive(archive.file), making / archive.folder
+            path, target = self.paths.archive(archive.file), making / archive.folder
             if archive.inner is None:
                 extract(path, target, told)
                 continue
@@ -196,17 +198,17 @@ class Fetched:
         Raises:
             DatasetError: When it is not laid out as published, or something is missing.
         """
-        source, expected = self.read(self.place.making, silent), self.publication
+        source, expected = self.read(self.paths.staging, no_progress), self.spec
         found = (len(source.samples), len(source.classes))
-        if not self.place.other_sums.exists() and found != (expected.images, expected.classes):
+        if not self.paths.replaced_sums.exists() and found != (expected.images, expected.classes):
             raise DatasetError(
                 f"{expected.title} has {expected.images} images of {expected.classes} classes, "
-                f"but the archives in {self.place.root} have {found[0]} of {found[1]}; remove "
+                f"but the archives in {self.paths.root} have {found[0]} of {found[1]}; remove "
                 "them, and they are fetched again"
             )
 
 
-def not_here(name: str, size: int | None) -> DatasetError:
+def not_downloaded_error(name: str, size: int | None) -> DatasetError:
     """Say that a data set has to be fetched first, and how.
 
     Args:
@@ -216,32 +218,32 @@ def not_here(name: str, size: int | None) -> DatasetError:
     much = "" if size is None else f" ({size / 1e6:.0f} MB)"
     return DatasetError(
         f"the dataset {name!r} is not fetched yet; 'autotune data fetch {name}' gets it{much} "
-        f"into {Place.of(name).root}, and so does 'autotune run'"
+        f"into {DatasetPaths.from_name(name).root}, and so does 'autotune run'"
     )
 
 
-def check_there(name: str, place: Place) -> None:
+def check_there(name: str, place: DatasetPaths) -> None:
     """Look whether all files of an unpacked data set are still there.
 
     Raises:
         DatasetError: When some are gone.
     """
-    inside = len(os.path.join(place.whole, ""))
+    inside = len(os.path.join(place.final, ""))
     there = {
         os.path.join(folder, file)[inside:]
-        for folder, _, files in os.walk(place.whole)
+        for folder, _, files in os.walk(place.final)
         for file in files
     }
     gone = [file for file in read_sums(place.sums) if file not in there]
     if gone:
         raise DatasetError(
-            f"{len(gone)} files of {name!r} are gone from {place.whole}, such as {gone[0]}; "
+            f"{len(gone)} files of {name!r} are gone from {place.final}, such as {gone[0]}; "
             f"remove the folder, and 'autotune data fetch {name}' makes it again"
         )
 
 
 @contextmanager
-def can_write(place: Place) -> Iterator[None]:
+def can_write(place: DatasetPaths) -> Iterator[None]:
     """Make the folder of a data set, and turn what the system refuses into a message.
 
     Raises:
@@ -255,16 +257,16 @@ def can_write(place: Place) -> Iterator[None]:
         if is_disk_full(error):
             raise DiskFullError(
                 f"no space left on the disk of {place.root}; free some space, or name a folder on "
-                f"another disk with {VARIABLE}"
+                f"another disk with {DATA_VARIABLE}"
             ) from error
         raise DatasetError(
             f"{place.root} must be a folder that can be written ({error.strerror}); name another "
-            f"one with {VARIABLE}"
+            f"one with {DATA_VARIABLE}"
         ) from error
 
 
 @contextmanager
-def locked(place: Place, name: str, progress: Progress) -> Iterator[None]:
+def locked(place: DatasetPaths, name: str, progress: Progress) -> Iterator[None]:
     """Hold the lock of a data set, and say so when another process holds it."""
     lock = FileLock(place.lock)
     try:

@@ -24,7 +24,7 @@ from typing import IO, Protocol, cast
 
 from filelock import FileLock
 
-from autotune.errors import DatasetError, DiskFullError, NoRoomError, is_disk_full
+from autotune.errors import DatasetError, DiskFullError, InsufficientSpaceError, is_disk_full
 
 #: What a file may be called to be taken for an archive, whatever is in it.
 SUFFIXES = (
@@ -74,7 +74,7 @@ Progress = Callable[[int, int], None]
 def is_archive(path: Path) -> bool:
     """Tell whether a file is to be unpacked: by its name, or else by its content.
 
-    One in a format that is not read here is no archive; :func:`other_format` names it.
+    One in a format that is not read here is no archive; :func:`unsupported_format` names it.
 
     Args:
         path: Anything; a folder and what is not there are no archives. A damaged file that is
@@ -90,7 +90,7 @@ def is_archive(path: Path) -> bool:
         return False
 
 
-def other_format(path: Path) -> str:
+def unsupported_format(path: Path) -> str:
     """Return the name of the format of an archive that cannot be read here; empty for others."""
     with suppress(OSError), path.open("rb") as stream:
         start = stream.read(8)
@@ -124,7 +124,7 @@ def extract(archive: Path, into: Path, progress: Progress | None = None) -> None
         DatasetError: When the archive is damaged, or a member would be written outside of the
             folder, over another one, or as anything but a file or a folder; when it holds more
             than :data:`MAX_RATIO` times its size, or more than :data:`MAX_MEMBERS` files.
-        NoRoomError: When the disk has less space than the archive needs.
+        InsufficientSpaceError: When the disk has less space than the archive needs.
         DiskFullError: When the disk fills up meanwhile.
     """
     if into.is_dir():
@@ -337,7 +337,7 @@ def _write(reader: _Reader, archive: Path, part: Path, progress: Progress | None
     needed = total + _BLOCK_BYTES * len(members)
     free = shutil.disk_usage(part.parent).free
     if needed > free:
-        raise NoRoomError(
+        raise InsufficientSpaceError(
             f"{archive} takes {_gb(needed)} when it is unpacked, but the disk of {part.parent} "
             f"has {_gb(free)} left; free some space"
         )

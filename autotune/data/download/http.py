@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 import httpx2
 
 from autotune.data.download.checksums import sha256_of
-from autotune.data.download.paths import VARIABLE, Place
-from autotune.data.download.spec import Archive
+from autotune.data.download.paths import DATA_VARIABLE, DatasetPaths
+from autotune.data.download.spec import ArchiveSpec
 from autotune.data.progress import Progress
-from autotune.errors import DatasetError, DiskFullError, NoRoomError, is_disk_full
+from autotune.errors import DatasetError, DiskFullError, InsufficientSpaceError, is_disk_full
 
 #: Answers after which the same address may have it in a moment.
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
@@ -29,7 +29,7 @@ _LONGEST_PAUSE_S = 30.0
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """For how long an address is asked.
 
     Args:
@@ -43,20 +43,20 @@ class Patience:
     timeout_s: float = 60.0
 
 
-class _Cut(Exception):
+class _Interrupted(Exception):
     """A transfer ended early; the address may go on with it."""
 
 
-class _Refused(Exception):
+class _SourceFailed(Exception):
     """An address does not have the file."""
 
 
-def transfer(
-    archive: Archive,
+def download_archive(
+    archive: ArchiveSpec,
     urls: Sequence[str],
-    place: Place,
+    place: DatasetPaths,
     progress: Progress,
-    patience: Patience | None = None,
+    patience: RetryPolicy | None = None,
 ) -> None:
     """Get a file, from the first address that has it.
 
@@ -73,20 +73,20 @@ def transfer(
 
     Raises:
         DatasetError: When no address has it: with the reason of each, and how to go on by hand.
-        NoRoomError: When the disk has less space than the file needs.
+        InsufficientSpaceError: When the disk has less space than the file needs.
         DiskFullError: When the disk fills up meanwhile; what has come stays.
     """
     reasons = []
     with httpx2.Client(
         follow_redirects=True,
-        timeout=httpx2.Timeout((patience or Patience()).timeout_s, connect=15.0),
+        timeout=httpx2.Timeout((patience or RetryPolicy()).timeout_s, connect=15.0),
         headers={"User-Agent": "autotune", "Accept-Encoding": "identity"},
     ) as client:
         for url in urls:
-            one = _Transfer(client, archive, url, place, progress, patience or Patience())
+            one = _Transfer(client, archive, url, place, progress, patience or RetryPolicy())
             try:
                 one.run()
-            except _Refused as error:
+            except _SourceFailed as error:
                 reasons.append(f"{_host(url)}: {error}")
                 progress(f"{archive.file}: {reasons[-1]}", 0, None)
             except OSError as error:
@@ -105,15 +105,15 @@ class _Transfer:
     """A file from one address."""
 
     client: httpx2.Client
-    archive: Archive
+    archive: ArchiveSpec
     url: str
-    place: Place
+    paths: DatasetPaths
     progress: Progress
-    patience: Patience
+    patience: RetryPolicy
 
     @property
     def part(self) -> Path:
-        return self.place.partial(self.archive.file)
+        return self.paths.partial(self.archive.file)
 
     def run(self) -> None:
         if self.archive.sha256 is None and self._origin().get("url") != self.url:
@@ -130,7 +130,7 @@ class _Transfer:
                 self._finish()
                 return
             self._start_over()
-        raise _Refused("what it sends has not the published checksum")
+        raise _SourceFailed("what it sends has not the published checksum")
 
     def _get_all(self) -> None:
         fruitless = 0
@@ -139,15 +139,15 @@ class _Transfer:
             try:
                 self._get_more()
                 return
-            except (_Cut, httpx2.TransportError) as error:
+            except (_Interrupted, httpx2.TransportError) as error:
                 fruitless = 0 if self._have() > before else fruitless + 1
                 most = min(2, self.patience.tries) if _is_nowhere(error) else self.patience.tries
                 if fruitless >= most:
-                    raise _Refused(_reason(error)) from error
+                    raise _SourceFailed(_reason(error)) from error
                 self.progress(f"{self.archive.file}: {_reason(error)}, trying again", 0, None)
                 time.sleep(min(self.patience.pause_s * 2**fruitless, _LONGEST_PAUSE_S))
             except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-                raise _Refused(_reason(error)) from error
+                raise _SourceFailed(_reason(error)) from error
 
     def _get_more(self) -> None:
         """Ask once, for what is missing, and take what comes."""
@@ -167,15 +167,15 @@ class _Transfer:
                 if _total(answer) == have:
                     return
                 self._start_over()
-                raise _Cut("it is shorter than what has come")
+                raise _Interrupted("it is shorter than what has come")
             if answer.status_code in _PASSING:
-                raise _Cut(_status(answer))
+                raise _Interrupted(_status(answer))
             if answer.status_code not in (200, 206):
-                raise _Refused(_status(answer))
+                raise _SourceFailed(_status(answer))
             start = have if answer.status_code == 206 else 0
             if answer.status_code == 206 and _start(answer) != have:
                 self._start_over()
-                raise _Cut("it sends another part than was asked for")
+                raise _Interrupted("it sends another part than was asked for")
             self._take(answer, start)
 
     def _take(self, answer: httpx2.Response, start: int) -> None:
@@ -183,7 +183,7 @@ class _Transfer:
         total = start + int(length) if length.isdigit() else None
         size = self.archive.size
         if size is not None and total is not None and total != size:
-            raise _Refused(f"its file has {total} bytes and the published one {size}")
+            raise _SourceFailed(f"its file has {total} bytes and the published one {size}")
         if total is not None:
             self._check_room(total - start)
         self._note_origin(answer)
@@ -195,18 +195,18 @@ class _Transfer:
                 stream.write(chunk)
                 done += len(chunk)
                 if size is not None and done > size:
-                    raise _Refused(f"it sends more than the {size} bytes that are published")
+                    raise _SourceFailed(f"it sends more than the {size} bytes that are published")
                 self.progress(f"fetching {self.archive.file}", done, size or total)
         if total is not None and done != total:
-            raise _Cut("the transfer was cut")
+            raise _Interrupted("the transfer was cut")
 
     def _check_room(self, missing: int) -> None:
-        free = shutil.disk_usage(self.place.root).free
+        free = shutil.disk_usage(self.paths.root).free
         if missing > free:
-            raise NoRoomError(
+            raise InsufficientSpaceError(
                 f"{self.archive.file} needs {missing / 1e9:.1f} GB more, but the disk of "
-                f"{self.place.root} has {free / 1e9:.1f} GB left; free some space, or name a "
-                f"folder on another disk with {VARIABLE}"
+                f"{self.paths.root} has {free / 1e9:.1f} GB left; free some space, or name a "
+                f"folder on another disk with {DATA_VARIABLE}"
             )
 
     def _is_right(self) -> bool:
@@ -219,20 +219,20 @@ class _Transfer:
         return sha256_of(self.part, lambda done: self.progress(step, done, size)) == expected
 
     def _finish(self) -> None:
-        os.replace(self.part, self.place.archive(self.archive.file))
-        self.place.origin(self.archive.file).unlink(missing_ok=True)
+        os.replace(self.part, self.paths.archive(self.archive.file))
+        self.paths.origin(self.archive.file).unlink(missing_ok=True)
 
     def _have(self) -> int:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def _start_over(self) -> int:
         self.part.unlink(missing_ok=True)
-        self.place.origin(self.archive.file).unlink(missing_ok=True)
+        self.paths.origin(self.archive.file).unlink(missing_ok=True)
         return 0
 
     def _origin(self) -> dict[str, Any]:
         with suppress(OSError, ValueError):
-            found = json.loads(self.place.origin(self.archive.file).read_text("utf-8"))
+            found = json.loads(self.paths.origin(self.archive.file).read_text("utf-8"))
             if isinstance(found, dict):
                 return found
         return {}
@@ -242,18 +242,18 @@ class _Transfer:
         tag = answer.headers.get("ETag", "")
         validator = tag if tag.startswith('"') else answer.headers.get("Last-Modified", "")
         text = json.dumps({"url": self.url, "validator": validator})
-        self.place.origin(self.archive.file).write_text(text, "utf-8")
+        self.paths.origin(self.archive.file).write_text(text, "utf-8")
 
 
-def _cannot_write(error: OSError, place: Place) -> Exception:
+def _cannot_write(error: OSError, place: DatasetPaths) -> Exception:
     if is_disk_full(error):
         return DiskFullError(
             f"no space left on the disk of {place.root}; what has come is kept: free some space "
-            f"and go on, or name a folder on another disk with {VARIABLE}"
+            f"and go on, or name a folder on another disk with {DATA_VARIABLE}"
         )
     return DatasetError(
         f"{place.root} must be a folder that can be written ({error.strerror}); name another one "
-        f"with {VARIABLE}"
+        f"with {DATA_VARIABLE}"
     )
 
 

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 #: The environment variable that names the folder of all data sets.
-VARIABLE = "AUTOTUNE_DATA"
+DATA_VARIABLE = "AUTOTUNE_DATA"
 
 
 def data_folder() -> Path:
     """Return the folder of all data sets; it need not be there."""
-    given = os.environ.get(VARIABLE)
+    given = os.environ.get(DATA_VARIABLE)
     if given:
         return Path(given).expanduser().absolute()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -42,7 +42,7 @@ def unpacked_folder(key: str) -> Path:
 
 
 @dataclass(frozen=True)
-class Place:
+class DatasetPaths:
     """Where one data set lies.
 
     Args:
@@ -52,9 +52,9 @@ class Place:
     root: Path
 
     @staticmethod
-    def of(name: str) -> Place:
+    def from_name(name: str) -> DatasetPaths:
         """Return the place of a data set by its name."""
-        return Place(data_folder() / name)
+        return DatasetPaths(data_folder() / name)
 
     def archive(self, file: str) -> Path:
         """An archive as it is published."""
@@ -69,22 +69,22 @@ class Place:
         return self.root / f"{file}.part.json"
 
     @property
-    def other_sums(self) -> Path:
+    def replaced_sums(self) -> Path:
         """Checksums of archives that differ from the published ones."""
         return self.root / "SHA256SUMS"
 
     @property
-    def whole(self) -> Path:
+    def final(self) -> Path:
         """The unpacked data set; there only when it is whole."""
         return self.root / "unpacked"
 
     @property
     def sums(self) -> Path:
         """Checksums of the unpacked files, as ``sha256sum`` writes them."""
-        return self.whole / "SHA256SUMS"
+        return self.final / "SHA256SUMS"
 
     @property
-    def making(self) -> Path:
+    def staging(self) -> Path:
         """The data set while it is unpacked; what lies there without the lock is a leftover."""
         return self.root / ".unpacked.part"
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+from autotune.data.download.paths import DATA_VARIABLE
 from autotune.errors import UserError
 
 #: The environment variable with addresses that are asked before the publisher.
-MIRROR = "AUTOTUNE_MIRROR"
+MIRROR_VARIABLE = "AUTOTUNE_MIRROR"
 
 
 @dataclass(frozen=True)
-class Archive:
+class ArchiveSpec:
     """One archive as it is published.
 
     Args:
@@ -33,7 +34,7 @@ class Archive:
 
 
 @dataclass(frozen=True)
-class Publication:
+class DatasetSpec:
     """A data set as it is published.
 
     Args:
@@ -50,12 +51,12 @@ class Publication:
     title: str
     page: str
     terms: str
-    archives: tuple[Archive, ...]
+    archives: tuple[ArchiveSpec, ...]
     images: int = field(kw_only=True)
     classes: int = field(kw_only=True)
 
 
-def addresses(name: str, archive: Archive) -> tuple[str, ...]:
+def archive_urls(name: str, archive: ArchiveSpec) -> tuple[str, ...]:
     """Return where to ask for an archive, in this order: mirrors of one's own, the publisher.
 
     Args:
@@ -65,12 +66,13 @@ def addresses(name: str, archive: Archive) -> tuple[str, ...]:
     Raises:
         UserError: When a mirror is no HTTP address.
     """
-    mirrors = os.environ.get(MIRROR, "").split()
+    mirrors = os.environ.get(MIRROR_VARIABLE, "").split()
     for mirror in mirrors:
         if not mirror.startswith(("http://", "https://")):
             raise UserError(
-                f"{MIRROR} must be addresses that start with http:// or https://, separated by "
-                f"spaces, but got {mirror!r}; a folder of archives is what AUTOTUNE_DATA names"
+                f"{MIRROR_VARIABLE} must be addresses that start with http:// or https://, "
+                f"separated by spaces, but got {mirror!r}; a folder of archives is what "
+                f"{DATA_VARIABLE} names"
             )
     own = tuple(f"{mirror.rstrip('/')}/{name}/{archive.file}" for mirror in mirrors)
     return (*own, *archive.urls)

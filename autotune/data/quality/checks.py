@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from autotune.data.progress import Progress, silent
+from autotune.data.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from autotune.data.splits.dataset import Dataset
@@ -16,7 +16,9 @@ IMBALANCE = 3.0
 _EXAMPLES = 5
 
 
-def survey(dataset: Dataset, duplicates: str, progress: Progress = silent) -> dict[str, Any]:
+def check_dataset(
+    dataset: Dataset, duplicates: str, progress: Progress = no_progress
+) -> dict[str, Any]:
     """Count what is odd about the images of a new study.
 
     Args:
@@ -27,8 +29,7 @@ def survey(dataset: Dataset, duplicates: str, progress: Progress = silent) -> di
     Returns:
         Plain JSON values: ``largest`` and ``smallest``, names and training images of two classes;
         ``groups``, how many groups of images there are, how many lie in several parts, and a few
-        of those; ``duplicates``, see :func:`autotune.data.splits.duplicates.summary`. The last two
-        only where there are groups, and where somebody looked for duplicates.
+        of those; ``duplicates``, see :func:`autotune.data.splits.duplicates.count_duplicates`.
     """
     source, split = dataset.source, dataset.split
     counts = Counter(source.samples[index].label for index in split.train)
@@ -40,10 +41,10 @@ def survey(dataset: Dataset, duplicates: str, progress: Progress = silent) -> di
     if dataset.groups is not None:
         values["groups"] = _groups(dataset)
     if duplicates != "off":
-        from autotune.data.splits.duplicates import find_duplicates, summary
+        from autotune.data.splits.duplicates import count_duplicates, find_duplicates
 
         found = dataset.duplicates or find_duplicates(source, progress)
-        values["duplicates"] = {"mode": duplicates, **summary(found, source, split)}
+        values["duplicates"] = {"mode": duplicates, **count_duplicates(found, source, split)}
     return values
 
 
@@ -62,7 +63,7 @@ def _groups(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def remarks(values: Mapping[str, Any], training: Mapping[str, Any]) -> list[str]:
+def dataset_warnings(values: Mapping[str, Any], training: Mapping[str, Any]) -> list[str]:
     """Say what should be known of the images of a study.
 
     Args:
@@ -76,7 +77,7 @@ def remarks(values: Mapping[str, Any], training: Mapping[str, Any]) -> list[str]
     ]
 
 
-def compared(values: Mapping[str, Any]) -> str:
+def duplicate_summary(values: Mapping[str, Any]) -> str:
     """Say what the search for duplicates has found; empty where nobody looked."""
     found = values.get("duplicates")
     if not found:

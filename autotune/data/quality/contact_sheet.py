@@ -11,13 +11,13 @@ from PIL import Image, ImageDraw
 
 from autotune.config.schema import AugmentConfig
 from autotune.data.cache.decoded_images import ImageStore, open_store
-from autotune.data.drawing import tile, write
+from autotune.data.drawing import draw_text, draw_tile
 from autotune.data.preprocessing import ImageSpec
 from autotune.data.splits.dataset import Dataset
 from autotune.data.views.views import Views
 
 #: Classes on a sheet, images of each, and augmented views beside each.
-MOST_CLASSES, _IMAGES, _AUGMENTED = 12, 3, 3
+MAX_CLASSES, _IMAGES, _AUGMENTED = 12, 3, 3
 _TILE, _GAP, _EDGE, _TITLE, _LABEL = 112, 4, 16, 44, 26
 _PAPER, _INK, _SOFT, _FRAME = "#ffffff", "#1c2733", "#5b6b7b", "#b35c00"
 
@@ -56,9 +56,9 @@ def draw_contact_sheet(
 
 def _chosen_classes(count: int) -> list[int]:
     """Choose classes evenly, the first and the last one too."""
-    if count <= MOST_CLASSES:
+    if count <= MAX_CLASSES:
         return list(range(count))
-    return [round(place * (count - 1) / (MOST_CLASSES - 1)) for place in range(MOST_CLASSES)]
+    return [round(place * (count - 1) / (MAX_CLASSES - 1)) for place in range(MAX_CLASSES)]
 
 
 def _chosen_images(dataset: Dataset, label: int, unreadable: Container[str]) -> list[int]:
@@ -84,20 +84,20 @@ def _draw(
     more = len(source.classes) - len(labels)
     title = f"{source.name}: {len(source.classes)} classes" + (f", {more} not shown" * bool(more))
     beside = f"framed: as judged; beside: {augmented} of the augmented views" * bool(augmented)
-    write(pen, (_EDGE, 8), title, 15, _INK, size[0] - 2 * _EDGE)
-    write(pen, (_EDGE, 27), beside or "as the network sees them", 11, _SOFT, size[0])
+    draw_text(pen, (_EDGE, 8), title, 15, _INK, size[0] - 2 * _EDGE)
+    draw_text(pen, (_EDGE, 27), beside or "as the network sees them", 11, _SOFT, size[0])
     train = [source.samples[index].label for index in split.train]
     top = _TITLE
     for label in labels:
         name = f"{source.classes[label]} ({train.count(label):,} training images)"
-        write(pen, (_EDGE, top + 7), name, 13, _INK, size[0] - 2 * _EDGE)
+        draw_text(pen, (_EDGE, top + 7), name, 13, _INK, size[0] - 2 * _EDGE)
         top += _LABEL
         rows = np.flatnonzero(store.labels == label)
         for column, row in enumerate(rows):
             left = _EDGE + column * block
             for view in range(1 + augmented):
                 place = (left + view * (_TILE + _GAP), top)
-                sheet.paste(tile(views.view(int(row), view), _TILE), place)
+                sheet.paste(draw_tile(views.view(int(row), view), _TILE), place)
                 if view == 0:
                     corners = (place[0] - 2, top - 2, place[0] + _TILE + 1, top + _TILE + 1)
                     pen.rectangle(corners, outline=_FRAME, width=2)

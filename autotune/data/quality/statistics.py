@@ -1,4 +1,4 @@
-"""Facts of a data set, counted: images, classes, sizes, colours, duplicates, unreadable files."""
+"""Statistics of a data set: images, classes, sizes, colors, duplicates, unreadable files."""
 
 from __future__ import annotations
 
@@ -9,105 +9,105 @@ from typing import Any
 
 import numpy as np
 
-from autotune.data.quality.checks import survey
+from autotune.data.quality.checks import check_dataset
 from autotune.data.splits.dataset import Dataset
-from autotune.data.splits.duplicates import compare, summary
-from autotune.data.splits.image_hashes import Look, look_at
+from autotune.data.splits.duplicates import count_duplicates, find_pairs
+from autotune.data.splits.image_hashes import ImageFingerprint, fingerprint_images
+from autotune.data.splits.stratified import SPLITS
 
 
 @dataclass(frozen=True)
-class Census:
-    """Facts of a data set.
+class DatasetStatistics:
+    """What was counted in a data set.
 
     Args:
-        name: The data set, as it was named.
-        fingerprint: Of all images, their classes and the split.
-        classes: Name of each class -> part -> number of images; images in no part are ``unused``.
-        looked_at: How many images were decoded.
-        parts: The parts of which images were decoded.
-        widths: Smallest, median and largest width of those.
-        heights: The same of their heights.
-        mean: Mean of the channels red, green and blue, of values between 0 and 1.
-        std: Their standard deviations.
+        name: The data set, as the user named it.
+        fingerprint: Digest of all images, their classes and the split.
+        classes: Class -> split -> number of images; images in no split are ``unused``.
+        num_decoded: How many images were decoded.
+        splits: The splits whose images were decoded.
+        widths: Smallest, median and largest width of these images.
+        heights: Smallest, median and largest height.
+        mean: Means of the channels red, green and blue, of values between 0 and 1.
+        std: Standard deviations of the channels.
         unreadable: Key and reason of each image that cannot be decoded.
-        survey: What is odd, see :mod:`autotune.data.quality.checks`.
+        checks: What :func:`autotune.data.quality.checks.check_dataset` counted.
     """
 
     name: str
     fingerprint: str
     classes: dict[str, dict[str, int]]
-    looked_at: int
-    parts: tuple[str, ...]
+    num_decoded: int
+    splits: tuple[str, ...]
     widths: tuple[int, int, int]
     heights: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     unreadable: tuple[tuple[str, str], ...]
-    survey: dict[str, Any]
+    checks: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the facts as plain JSON values."""
-        return asdict(self)
+        """Return the statistics as plain JSON values."""
+        names = {"num_decoded": "looked_at", "splits": "parts", "checks": "survey"}
+        return {names.get(name, name): value for name, value in asdict(self).items()}
 
 
-def take_census(
+def compute_statistics(
     dataset: Dataset,
     duplicates: str = "report",
     test: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Census:
-    """Count what there is to count.
+) -> DatasetStatistics:
+    """Compute the statistics of a data set.
 
     Args:
         dataset: Images and their split.
-        duplicates: What ``data.duplicates`` says.
-        test: Whether test images are decoded too; otherwise they are in the counts alone.
+        duplicates: The setting ``data.duplicates``.
+        test: Whether test images are decoded too; otherwise they are only counted.
         progress: Called with the number of images decoded and their total.
     """
     source, split = dataset.source, dataset.split
-    parts = ("train", "validation", *(("test",) if test else ()))
-    looks = look_at(source, sorted(i for part in parts for i in getattr(split, part)), progress)
-    seen = [look for look in looks.values() if isinstance(look, Look)]
-    found = survey(dataset, "off")
+    splits = ("train", "validation", *(("test",) if test else ()))
+    indices = sorted(index for name in splits for index in getattr(split, name))
+    results = fingerprint_images(source, indices, progress)
+    readable = [result for result in results.values() if isinstance(result, ImageFingerprint)]
+    checks = check_dataset(dataset, "off")
     if duplicates != "off":
-        known = dataset.duplicates or compare(looks)
-        found["duplicates"] = {"mode": duplicates, **summary(known, source, split)}
-    mean = np.mean([look.mean for look in seen] or [np.zeros(3)], axis=0)
-    square = np.mean([look.square for look in seen] or [np.zeros(3)], axis=0)
-    return Census(
+        pairs = dataset.duplicates or find_pairs(results)
+        checks["duplicates"] = {"mode": duplicates, **count_duplicates(pairs, source, split)}
+    mean = np.mean([image.mean for image in readable] or [np.zeros(3)], axis=0)
+    square = np.mean([image.square for image in readable] or [np.zeros(3)], axis=0)
+    std = np.sqrt(np.maximum(square - mean**2, 0.0))
+    return DatasetStatistics(
         name=source.name,
         fingerprint=dataset.fingerprint,
-        classes=_counts(dataset),
-        looked_at=len(looks),
-        parts=parts,
-        widths=_range([look.size[0] for look in seen]),
-        heights=_range([look.size[1] for look in seen]),
-        mean=tuple(round(float(one), 4) for one in mean),
-        std=tuple(round(float(one), 4) for one in np.sqrt(np.maximum(square - mean**2, 0.0))),
+        classes=_class_counts(dataset),
+        num_decoded=len(results),
+        splits=splits,
+        widths=_range([image.size[0] for image in readable]),
+        heights=_range([image.size[1] for image in readable]),
+        mean=tuple(round(float(value), 4) for value in mean),
+        std=tuple(round(float(value), 4) for value in std),
         unreadable=tuple(
-            (source.samples[index].key, look)
-            for index, look in looks.items()
-            if isinstance(look, str)
+            (source.samples[index].key, reason)
+            for index, reason in results.items()
+            if isinstance(reason, str)
         ),
-        survey=found,
+        checks=checks,
     )
 
 
-def _counts(dataset: Dataset) -> dict[str, dict[str, int]]:
-    samples, split = dataset.source.samples, dataset.split
-    part_of = {
-        index: part for part in ("train", "validation", "test") for index in getattr(split, part)
-    }
+def _class_counts(dataset: Dataset) -> dict[str, dict[str, int]]:
+    split_of = dataset.split.by_index()
     counts = Counter(
-        (sample.label, part_of.get(index, "unused")) for index, sample in enumerate(samples)
+        (sample.label, split_of.get(index, "unused"))
+        for index, sample in enumerate(dataset.source.samples)
     )
     return {
-        name: {part: counts[label, part] for part in ("train", "validation", "test", "unused")}
+        name: {split: counts[label, split] for split in (*SPLITS, "unused")}
         for label, name in enumerate(dataset.source.classes)
     }
 
 
 def _range(values: list[int]) -> tuple[int, int, int]:
-    if not values:
-        return 0, 0, 0
-    return min(values), round(float(np.median(values))), max(values)
+    return (min(values), round(float(np.median(values))), max(values)) if values else (0, 0, 0)

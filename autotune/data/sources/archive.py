@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autotune.data.download.extraction import extract, remove
 from autotune.data.download.paths import unpacked_folder
-from autotune.data.progress import Progress, silent
+from autotune.data.progress import Progress, no_progress
 from autotune.data.sources.base import FolderSource
 from autotune.data.sources.folders import wrapped_folder
 from autotune.errors import DatasetError
@@ -16,7 +16,7 @@ from autotune.errors import DatasetError
 _EDGE_BYTES = 1 << 16
 
 
-def open_packed(name: str, path: str, progress: Progress = silent) -> FolderSource:
+def open_archive(name: str, path: str, progress: Progress = no_progress) -> FolderSource:
     """Open the class folders in a zip or tar file.
 
     They are unpacked once, and looked for by size, time of change and both ends of the archive. A

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
 
 from autotune.data.image_files import read_image
-from autotune.data.progress import Progress, silent
+from autotune.data.progress import Progress, no_progress
 from autotune.data.source import Sample, Shrink, Source
 from autotune.data.sources.folders import ImageFile, digest_files, printable, scan_folder
 from autotune.errors import DatasetError
@@ -71,14 +71,14 @@ class FileSource:
         name: str,
         files: Sequence[ImageFile],
         labelled: bool = False,
-        progress: Progress = silent,
+        progress: Progress = no_progress,
     ) -> None:
         self.name = name
         names = sorted({file.class_name for file in files})
         labels = {class_name: label for label, class_name in enumerate(names)}
         self.classes = tuple(printable(class_name) for class_name in names)
         self.samples = tuple(
-            Sample(file.key, labels[file.class_name], file.part, file.group) for file in files
+            Sample(file.key, labels[file.class_name], file.split, file.group) for file in files
         )
         self._paths = {file.key: file.path for file in files}
         if len(self._paths) < len(files):
@@ -104,7 +104,7 @@ class FileSource:
         digest = hashlib.blake2b(digest.hexdigest().encode(), digest_size=16)
         for place in places:
             one = self.samples[place]
-            digest.update(json.dumps([self.classes[one.label], one.part, one.group]).encode())
+            digest.update(json.dumps([self.classes[one.label], one.split, one.group]).encode())
         return digest.hexdigest()
 
     def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
@@ -128,11 +128,11 @@ class FolderSource(FileSource):
         DatasetError: When the folder is not laid out as a dataset.
     """
 
-    def __init__(self, name: str, root: str, progress: Progress = silent) -> None:
+    def __init__(self, name: str, root: str, progress: Progress = no_progress) -> None:
         super().__init__(name, scan_folder(root, progress), progress=progress)
 
 
-class SomeOf:
+class SubsetSource:
     """Some images of another source, under the classes that they had when they were chosen.
 
     Args:

@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from autotune.data.download.spec import Archive, Publication
-from autotune.data.progress import Progress, silent
+from autotune.data.download.spec import ArchiveSpec, DatasetSpec
+from autotune.data.progress import Progress, no_progress
 from autotune.data.sources.base import FileSource
 from autotune.data.sources.folders import ImageFile
 from autotune.errors import DatasetError
@@ -23,13 +23,13 @@ _RECORDS = "https://data.caltech.edu"
 _TERMS = "Creative Commons Attribution 4.0 (CC BY 4.0), as CaltechDATA states it"
 
 # Size and checksum: tensorflow/datasets, datasets/caltech101/checksums.tsv (commit 46e70c8).
-CALTECH101 = Publication(
+CALTECH101 = DatasetSpec(
     name="caltech101",
     title="Caltech-101",
     page=f"{_RECORDS}/records/mzrjq-6wc02",
     terms=_TERMS,
     archives=(
-        Archive(
+        ArchiveSpec(
             "caltech-101.zip",
             (
                 f"{_RECORDS}/records/mzrjq-6wc02/files/caltech-101.zip?download=1",
@@ -48,13 +48,13 @@ CALTECH101 = Publication(
 )
 
 # Checksum: pytorch/vision, prototype/datasets/_builtin/caltech.py. No source states the size.
-CALTECH256 = Publication(
+CALTECH256 = DatasetSpec(
     name="caltech256",
     title="Caltech-256",
     page=f"{_RECORDS}/records/nyy15-4j048",
     terms=_TERMS,
     archives=(
-        Archive(
+        ArchiveSpec(
             "256_ObjectCategories.tar",
             (
                 f"{_RECORDS}/records/nyy15-4j048/files/256_ObjectCategories.tar?download=1",
@@ -71,7 +71,7 @@ CALTECH256 = Publication(
 
 
 def read_caltech101(
-    root: Path, progress: Progress = silent, *, background: bool = True
+    root: Path, progress: Progress = no_progress, *, background: bool = True
 ) -> FileSource:
     """Open the unpacked Caltech-101.
 
@@ -93,7 +93,7 @@ def read_caltech101(
 
 
 def read_caltech256(
-    root: Path, progress: Progress = silent, *, clutter: bool = True
+    root: Path, progress: Progress = no_progress, *, clutter: bool = True
 ) -> FileSource:
     """Open the unpacked Caltech-256.
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.data.progress import INDEXING, READING, Progress, silent
+from autotune.data.progress import INDEXING, READING, Progress, no_progress
 from autotune.errors import DatasetError, join_sentences
 
 logger = logging.getLogger(__name__)
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 #: Names of the folders of a data set that is already split (in lower case) -> part.
-PART_NAMES = {
+SPLIT_NAMES = {
     "train": "train",
     "training": "train",
     "dev": "validation",
@@ -55,11 +55,11 @@ class ImageFile:
     key: str
     path: str
     class_name: str
-    part: str | None
+    split: str | None
     group: str | None = None
 
 
-def scan_folder(root: str, progress: Progress = silent) -> tuple[ImageFile, ...]:
+def scan_folder(root: str, progress: Progress = no_progress) -> tuple[ImageFile, ...]:
     """Find the images of a folder of class folders, split into parts or not.
 
     Args:
@@ -91,7 +91,7 @@ def scan_folder(root: str, progress: Progress = silent) -> tuple[ImageFile, ...]
     return tuple(sorted(files, key=lambda file: file.key))
 
 
-def digest_files(paths: Mapping[str, str], progress: Progress = silent) -> np.ndarray:
+def digest_files(paths: Mapping[str, str], progress: Progress = no_progress) -> np.ndarray:
     """Digest files by name, size and the content of both their ends.
 
     Two ends of 64 KiB are what makes 10,000 photos a matter of seconds; an editor that leaves
@@ -165,11 +165,11 @@ def _file_digest(key: str, path: str) -> bytes:
 def _parts(root: str) -> list[tuple[str | None, str]]:
     """Return (part, its folder's path) for a split folder, else the folder itself."""
     folders = _subfolders(root)
-    named = [(PART_NAMES[name.lower()], name) for name in folders if name.lower() in PART_NAMES]
+    named = [(SPLIT_NAMES[name.lower()], name) for name in folders if name.lower() in SPLIT_NAMES]
     parts = [part for part, _ in named]
     if "train" not in parts or len(set(parts)) < 2:
         return [(None, root)]
-    others = [name for name in folders if name.lower() not in PART_NAMES]
+    others = [name for name in folders if name.lower() not in SPLIT_NAMES]
     others = [name for name in others if next(image_paths(os.path.join(root, name)), None)]
     if others:
         raise DatasetError(
@@ -236,7 +236,7 @@ def _mention_spellings(root: str, folders: Sequence[str]) -> None:
 def _check_classes(root: str, files: Sequence[ImageFile], parts: Sequence[str | None]) -> None:
     classes = sorted({file.class_name for file in files})
     for part in parts:
-        present = {file.class_name for file in files if file.part == part}
+        present = {file.class_name for file in files if file.split == part}
         missing = [name for name in classes if name not in present]
         if missing:
             raise DatasetError(

@@ -17,11 +17,11 @@ from urllib.parse import parse_qsl
 from PIL import Image
 
 from autotune.data.image_files import UnreadableImageError, read_image
-from autotune.data.progress import Progress, silent
+from autotune.data.progress import Progress, no_progress
 from autotune.data.source import Sample, Shrink
-from autotune.data.sources.folders import PART_NAMES, one_spelling, printable
+from autotune.data.sources.folders import SPLIT_NAMES, one_spelling, printable
 from autotune.data.sources.tables import COLUMNS
-from autotune.errors import DatasetError, DiskFullError, is_disk_full, nearest
+from autotune.errors import DatasetError, DiskFullError, did_you_mean, is_disk_full
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -53,7 +53,7 @@ class _Address:
     columns: Mapping[str, str]
 
     @staticmethod
-    def of(name: str) -> _Address:
+    def parse(name: str) -> _Address:
         found = _ADDRESS.fullmatch(name)
         columns = dict(parse_qsl(found["columns"] or "")) if found else {}
         if found is None or set(columns) - {"image", "label"}:
@@ -73,9 +73,9 @@ class HubSource:
         DiskFullError: When there is no room for it.
     """
 
-    def __init__(self, name: str, progress: Progress = silent) -> None:
+    def __init__(self, name: str, progress: Progress = no_progress) -> None:
         self.name = name
-        address = _Address.of(name)
+        address = _Address.parse(name)
         progress("downloading the images", 0, None)
         every = _load(name, address)
         image, label, group = _columns(name, address, next(iter(every.values())).features)
@@ -88,7 +88,7 @@ class HubSource:
         self._rows: dict[str, tuple[str, int]] = {}
         samples = []
         for split, dataset in parts.items():
-            part = PART_NAMES.get(split.lower()) if len(parts) > 1 else None
+            part = SPLIT_NAMES.get(split.lower()) if len(parts) > 1 else None
             groups = _texts(dataset, group) if group else [None] * len(dataset)
             for row, (text, one_group) in enumerate(zip(labels[split], groups, strict=True)):
                 key = f"{split}/{row:07d}"
@@ -206,7 +206,7 @@ def _one_of(
             return given
         raise DatasetError(
             f"{name}: the {role} must be one of the columns {', '.join(possible) or '(none)'}, "
-            f"but got {given!r}{'; ' + hint if (hint := nearest(given, possible)) else ''}"
+            f"but got {given!r}{'; ' + hint if (hint := did_you_mean(given, possible)) else ''}"
         )
     if len(likely) == 1 or role in likely:
         return role if role in likely else likely[0]
@@ -227,8 +227,8 @@ def _parts(name: str, every: Mapping[str, Dataset], label: str) -> dict[str, Dat
     """Return the splits that count: those of the usual names, or the only one."""
     if len(every) == 1:
         return dict(every)
-    known = {split: one for split, one in every.items() if split.lower() in PART_NAMES}
-    parts = [PART_NAMES[split.lower()] for split in known]
+    known = {split: one for split, one in every.items() if split.lower() in SPLIT_NAMES}
+    parts = [SPLIT_NAMES[split.lower()] for split in known]
     if "train" not in parts or len(set(parts)) < len(parts):
         raise DatasetError(
             f"{name}: the splits of a data set are train, validation and test, each once, train "
@@ -238,7 +238,7 @@ def _parts(name: str, every: Mapping[str, Dataset], label: str) -> dict[str, Dat
     hidden = [
         split
         for split, one in known.items()
-        if PART_NAMES[split.lower()] != "train" and not any(_texts(one, label))
+        if SPLIT_NAMES[split.lower()] != "train" and not any(_texts(one, label))
     ]
     reasons = dict.fromkeys(left_out, "of another name") | dict.fromkeys(hidden, "without labels")
     for split, why in reasons.items():

@@ -15,8 +15,8 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from autotune.data.download.spec import Archive, Publication
-from autotune.data.progress import Progress, silent
+from autotune.data.download.spec import ArchiveSpec, DatasetSpec
+from autotune.data.progress import Progress, no_progress
 from autotune.data.sources.base import FileSource
 from autotune.data.sources.folders import ImageFile
 from autotune.errors import DatasetError
@@ -24,20 +24,20 @@ from autotune.errors import DatasetError
 _BASE = "vision.stanford.edu/aditya86/ImageNetDogs"
 
 # Sizes and checksums: tensorflow/datasets, url_checksums/stanford_dogs.txt (commit 24211da).
-PUBLICATION = Publication(
+STANFORD_DOGS = DatasetSpec(
     name="dogs",
     title="Stanford Dogs",
     page=f"http://{_BASE}/",
     terms="images of ImageNet, whose terms hold: for non-commercial research and education",
     archives=(
-        Archive(
+        ArchiveSpec(
             "images.tar",
             (f"http://{_BASE}/images.tar", f"https://{_BASE}/images.tar"),
             "a443fc2f9a851aa1a7b8e4fa4af94b8459fce2c9f5a2f4dd4669cf9673a4ec58",
             793_579_520,
             "images",
         ),
-        Archive(
+        ArchiveSpec(
             "lists.tar",
             (f"http://{_BASE}/lists.tar", f"https://{_BASE}/lists.tar"),
             "34b47cacd9a98b5d150e084f24d29391c084c55272295ec65c85651bc35f4d6c",
@@ -50,7 +50,7 @@ PUBLICATION = Publication(
 )
 
 
-def read_dogs(root: Path, progress: Progress = silent) -> FileSource:
+def read_dogs(root: Path, progress: Progress = no_progress) -> FileSource:
     """Open the unpacked archives.
 
     Args:
@@ -83,7 +83,7 @@ def read_dogs(root: Path, progress: Progress = silent) -> FileSource:
     return FileSource("dogs", files, labelled=True, progress=progress)
 
 
-def leak(backbone: str) -> str:
+def imagenet_overlap_warning(backbone: str) -> str:
     """Say why a test accuracy on Stanford Dogs is too good, if it is.
 
     Args:

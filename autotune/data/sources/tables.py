@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 
-from autotune.data.progress import INDEXING, Progress, silent
+from autotune.data.progress import INDEXING, Progress, no_progress
 from autotune.data.sources.base import FileSource
-from autotune.data.sources.folders import PART_NAMES, ImageFile, one_spelling, printable
-from autotune.errors import DatasetError, join_sentences, nearest
+from autotune.data.sources.folders import SPLIT_NAMES, ImageFile, one_spelling, printable
+from autotune.errors import DatasetError, did_you_mean, join_sentences
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +47,12 @@ class TableSource(FileSource):
         DatasetError: With everything that is wrong with the table.
     """
 
-    def __init__(self, name: str, path: str, progress: Progress = silent) -> None:
+    def __init__(self, name: str, path: str, progress: Progress = no_progress) -> None:
         files = read_table(path, progress)
         super().__init__(name, files, labelled=True, progress=progress)
 
 
-def read_table(path: str, progress: Progress = silent) -> tuple[ImageFile, ...]:
+def read_table(path: str, progress: Progress = no_progress) -> tuple[ImageFile, ...]:
     """Read which images a table names.
 
     Args:
@@ -153,7 +153,7 @@ def _columns(path: str, table: pd.DataFrame) -> pd.DataFrame:
         elif named:
             found[role] = named[0]
         elif role in _NEEDED:
-            near = [nearest(one.strip().lower(), names) for one in there]
+            near = [did_you_mean(one.strip().lower(), names) for one in there]
             hints = [f"{one!r}: {hint}" for one, hint in zip(there, near, strict=True) if hint]
             problems.append(
                 join_sentences(f"no column is called {' or '.join(names)}", *hints[:1])
@@ -221,11 +221,11 @@ def _problems(table: pd.DataFrame, files: Sequence[str]) -> Iterator[str]:
 
 def _split_problems(table: pd.DataFrame, files: Sequence[str]) -> Iterator[str]:
     words = table["split"].dropna()
-    unknown = sorted(set(words[~words.str.lower().isin(list(PART_NAMES))]))
+    unknown = sorted(set(words[~words.str.lower().isin(list(SPLIT_NAMES))]))
     if unknown:
-        yield f"{_quoted(unknown)} in the column of splits; allowed are {', '.join(PART_NAMES)}"
+        yield f"{_quoted(unknown)} in the column of splits; allowed are {', '.join(SPLIT_NAMES)}"
         return
-    parts = words.str.lower().map(PART_NAMES)
+    parts = words.str.lower().map(SPLIT_NAMES)
     if len(parts) and "train" not in set(parts):
         yield f"no row is in train; all are in {', '.join(sorted(set(parts)))}"
     several = table.assign(part=parts).dropna(subset=["path"]).groupby("file")["part"].nunique()
@@ -274,7 +274,7 @@ def _files(table: pd.DataFrame, files: Sequence[str]) -> Iterator[ImageFile]:
     for path, file, label, word, group in zip(
         table["path"], table["file"], table["label"], parts, groups, strict=True
     ):
-        part = None if word is None else PART_NAMES[word.lower()]
+        part = None if word is None else SPLIT_NAMES[word.lower()]
         yield ImageFile(printable(path), files[file], label, part, group)
 
 

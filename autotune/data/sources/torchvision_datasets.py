@@ -21,11 +21,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from autotune.data.download.archived_dataset import can_write, check_there, locked, not_here
+from autotune.data.download.archived_dataset import (
+    can_write,
+    check_there,
+    locked,
+    not_downloaded_error,
+)
 from autotune.data.download.checksums import differences, write_sums
 from autotune.data.download.extraction import SUFFIXES, remove
-from autotune.data.download.paths import Place
-from autotune.data.progress import Progress, silent
+from autotune.data.download.paths import DatasetPaths
+from autotune.data.progress import Progress, no_progress
 from autotune.data.source import Sample, Shrink, Source
 from autotune.data.sources.base import FileSource
 from autotune.data.sources.folders import ImageFile
@@ -37,7 +42,7 @@ _Parts = Mapping[str | None, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Loaded:
+class TorchvisionDataset:
     """A data set that torchvision has a loader for.
 
     Args:
@@ -63,26 +68,26 @@ class Loaded:
     megabytes: int = field(kw_only=True)
 
     @property
-    def about(self) -> str:
+    def description(self) -> str:
         """What it is, and where it is described."""
         return f"{self.title}, {self.page}, through torchvision"
 
     @property
-    def place(self) -> Place:
+    def paths(self) -> DatasetPaths:
         """Where it lies."""
-        return Place.of(self.name)
+        return DatasetPaths.from_name(self.name)
 
     @property
-    def ready(self) -> bool:
+    def is_downloaded(self) -> bool:
         """Whether it is here, whole."""
-        return self.place.whole.is_dir()
+        return self.paths.final.is_dir()
 
     @property
     def size(self) -> int:
         """About how many bytes there are to fetch."""
         return self.megabytes * 1_000_000
 
-    def open(self, progress: Progress = silent) -> Source:
+    def open(self, progress: Progress = no_progress) -> Source:
         """Open it.
 
         Args:
@@ -91,12 +96,12 @@ class Loaded:
         Raises:
             DatasetError: When it is not here, or files of it are gone.
         """
-        if not self.ready:
-            raise not_here(self.name, self.size)
-        check_there(self.name, self.place)
-        return self._read(self.place.whole, progress)
+        if not self.is_downloaded:
+            raise not_downloaded_error(self.name, self.size)
+        check_there(self.name, self.paths)
+        return self._read(self.paths.final, progress)
 
-    def fetch(self, progress: Progress = silent) -> None:
+    def fetch(self, progress: Progress = no_progress) -> None:
         """Bring it here, if it is not; one process does it, others wait.
 
         Archives that were put into its folder by hand are not fetched.
@@ -108,28 +113,28 @@ class Loaded:
             DatasetError: When it cannot be had.
             DiskFullError: When there is no room for it.
         """
-        place = self.place
-        if self.ready:
+        place = self.paths
+        if self.is_downloaded:
             return
         with can_write(place), locked(place, self.name, progress):
-            if self.ready:
+            if self.is_downloaded:
                 return
-            remove(place.making)  # of a process that died
+            remove(place.staging)  # of a process that died
             try:
                 self._take_what_is_there()
                 self._download(progress)
                 self._count()
-                for path in list(place.making.rglob("*")):
+                for path in list(place.staging.rglob("*")):
                     if path.name.endswith(SUFFIXES):  # unpacked, and as large again
                         path.unlink()
-                write_sums(place.making, place.making / place.sums.name)
+                write_sums(place.staging, place.staging / place.sums.name)
                 os.sync()  # or after a power cut the folder could be there without its files
-                os.rename(place.making, place.whole)
+                os.rename(place.staging, place.final)
             except BaseException:
-                remove(place.making)
+                remove(place.staging)
                 raise
 
-    def verify(self, progress: Progress = silent) -> list[str]:
+    def verify(self, progress: Progress = no_progress) -> list[str]:
         """Compare what is here with the checksums of the day when it was fetched.
 
         Returns:
@@ -138,46 +143,46 @@ class Loaded:
         Raises:
             DatasetError: When it is not here.
         """
-        if not self.ready:
-            raise not_here(self.name, self.size)
+        if not self.is_downloaded:
+            raise not_downloaded_error(self.name, self.size)
 
         def told(done: int, total: int) -> None:
             progress("checking files", done, total)
 
-        place = self.place
-        return [f"{place.whole}/{line}" for line in differences(place.whole, place.sums, told)]
+        place = self.paths
+        return [f"{place.final}/{line}" for line in differences(place.final, place.sums, told)]
 
     def _take_what_is_there(self) -> None:
-        target = self.place.making / self.folder
+        target = self.paths.staging / self.folder
         target.mkdir(parents=True)
-        for path in self.place.root.iterdir():
+        for path in self.paths.root.iterdir():
             if path.is_file() and not path.name.startswith("."):
                 shutil.copyfile(path, target / path.name)
 
     def _download(self, progress: Progress) -> None:
         try:
-            with _watched(self.place.making, f"fetching {self.name}", progress):
+            with _watched(self.paths.staging, f"fetching {self.name}", progress):
                 for options in self.parts.values():
-                    self._load(self.place.making, options, download=True)
+                    self._load(self.paths.staging, options, download=True)
         except Exception as error:  # of a loader, its HTTP client, and readers of archives
             if isinstance(error, OSError) and is_disk_full(error):
                 raise DiskFullError(
-                    f"no space left on the disk of {self.place.root} while {self.name} was "
+                    f"no space left on the disk of {self.paths.root} while {self.name} was "
                     "fetched; what was written has been removed"
                 ) from error
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise DatasetError(
                 f"torchvision cannot get {self.title} ({type(error).__name__}: {reason}); try "
                 f"again later, or get its archives from {self.page} by hand and put them into "
-                f"{self.place.root}"
+                f"{self.paths.root}"
             ) from error
 
     def _count(self) -> None:
-        found = len(self._read(self.place.making).samples)
+        found = len(self._read(self.paths.staging).samples)
         if found != self.images:
             raise DatasetError(
                 f"{self.title} has {self.images} images, but torchvision's loader finds {found}; "
-                f"get its archives from {self.page} by hand and put them into {self.place.root}"
+                f"get its archives from {self.page} by hand and put them into {self.paths.root}"
             )
 
     def _load(self, root: Path, options: Mapping[str, Any], download: bool = False) -> Any:
@@ -188,7 +193,7 @@ class Loaded:
             options = {**options, "loader": os.fspath}  # the path, in place of the image
         return loader(root, download=download, **options)
 
-    def _read(self, root: Path, progress: Progress = silent) -> Source:
+    def _read(self, root: Path, progress: Progress = no_progress) -> Source:
         loaded = {part: self._load(root, options) for part, options in self.parts.items()}
         classes = list(next(iter(loaded.values())).classes)
         if self.in_memory:
@@ -290,8 +295,8 @@ _SPLITS_AND_VALIDATION: _Parts = {**_SPLITS, "validation": {"split": "val"}}
 _TRAIN_OR_NOT: _Parts = {"train": {"train": True}, "test": {"train": False}}
 
 #: The data sets of torchvision that are known by name.
-LOADED = (
-    Loaded(
+TORCHVISION_DATASETS = (
+    TorchvisionDataset(
         "flowers102",
         "Oxford 102 Flowers",
         f"{_OXFORD}/flowers/102/",
@@ -301,7 +306,7 @@ LOADED = (
         images=8_189,
         megabytes=345,
     ),
-    Loaded(
+    TorchvisionDataset(
         "pets",
         "Oxford-IIIT Pet",
         f"{_OXFORD}/pets/",
@@ -311,7 +316,7 @@ LOADED = (
         images=7_349,
         megabytes=811,
     ),
-    Loaded(
+    TorchvisionDataset(
         "food101",
         "Food-101",
         "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
@@ -321,7 +326,7 @@ LOADED = (
         images=101_000,
         megabytes=4_997,
     ),
-    Loaded(
+    TorchvisionDataset(
         "dtd",
         "Describable Textures",
         f"{_OXFORD}/dtd/",
@@ -331,7 +336,7 @@ LOADED = (
         images=5_640,
         megabytes=625,
     ),
-    Loaded(
+    TorchvisionDataset(
         "eurosat",
         "EuroSAT (RGB)",
         "https://github.com/phelber/EuroSAT",
@@ -341,7 +346,7 @@ LOADED = (
         images=27_000,
         megabytes=94,
     ),
-    Loaded(
+    TorchvisionDataset(
         "cifar10",
         "CIFAR-10",
         "https://www.cs.toronto.edu/~kriz/cifar.html",
@@ -352,7 +357,7 @@ LOADED = (
         in_memory=True,
         megabytes=170,
     ),
-    Loaded(
+    TorchvisionDataset(
         "cifar100",
         "CIFAR-100",
         "https://www.cs.toronto.edu/~kriz/cifar.html",
@@ -363,7 +368,7 @@ LOADED = (
         in_memory=True,
         megabytes=169,
     ),
-    Loaded(
+    TorchvisionDataset(
         "aircraft",
         "FGVC-Aircraft (variants)",
         f"{_OXFORD}/fgvc-aircraft/",
@@ -373,7 +378,7 @@ LOADED = (
         images=10_000,
         megabytes=2_753,
     ),
-    Loaded(
+    TorchvisionDataset(
         "stl10",
         "STL-10 (its labelled images)",
         "https://cs.stanford.edu/~acoates/stl10/",

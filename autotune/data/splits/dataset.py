@@ -10,15 +10,15 @@ from functools import cached_property
 import numpy as np
 
 from autotune.config.schema import DataConfig
-from autotune.data.progress import Progress, silent
+from autotune.data.progress import Progress, no_progress
 from autotune.data.source import Source
-from autotune.data.sources.opening import open_source
+from autotune.data.sources.registry import open_source
 from autotune.data.splits.duplicates import Duplicates, find_duplicates, refuse_too_many
-from autotune.data.splits.folds import Fold, folds_fingerprint, joined, make_folds
+from autotune.data.splits.folds import Fold, folds_fingerprint, make_folds, merge_for_folds
 from autotune.data.splits.groups import find_groups
-from autotune.data.splits.manifest import Manifest, missing_in_words
-from autotune.data.splits.protocol import InParts, refuse_groups
-from autotune.data.splits.stratified import Split, make_split, split_fingerprint
+from autotune.data.splits.manifest import Manifest, describe_missing
+from autotune.data.splits.protocol import ProtocolSource, refuse_groups
+from autotune.data.splits.stratified import SplitIndices, make_split, split_fingerprint
 from autotune.errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -36,16 +36,16 @@ class Dataset:
         folds: What ``data.folds`` cuts the training part into; empty without it.
         duplicates: What was found while the split was made; only ``data.duplicates: together``
             has to look before.
-        left_out: How many images there are besides, which came after the study was made.
+        num_added: How many images there are besides, which came after the study was made.
         missing: Keys of images of the study that are not there any more: so this is another split.
     """
 
     source: Source
-    split: Split
+    split: SplitIndices
     groups: np.ndarray | None = None
     folds: tuple[Fold, ...] = ()
     duplicates: Duplicates | None = None
-    left_out: int = 0
+    num_added: int = 0
     missing: tuple[str, ...] = ()
 
     @classmethod
@@ -54,7 +54,7 @@ class Dataset:
         name: str,
         data: DataConfig,
         manifest: Manifest | None = None,
-        progress: Progress = silent,
+        progress: Progress = no_progress,
     ) -> Dataset:
         """Find images and split them; none is decoded unless duplicates are to stay together.
 
@@ -71,14 +71,14 @@ class Dataset:
         source = open_source(name, progress)
         missing = () if manifest is None else manifest.missing(source)
         if manifest is not None and not missing:
-            picked, split, groups = manifest.pick(source)
-            left_out = len(source.samples) - len(picked.samples)
-            if left_out:
-                logger.info("%s: %d images came after the study was made", name, left_out)
+            picked, split, groups = manifest.select(source)
+            num_added = len(source.samples) - len(picked.samples)
+            if num_added:
+                logger.info("%s: %d images came after the study was made", name, num_added)
             folds = make_folds(picked, split, data, groups)
-            return cls(picked, split, groups, folds, left_out=left_out)
+            return cls(picked, split, groups, folds, num_added=num_added)
         if data.protocol is not None:
-            source = InParts(source, data.protocol, data.seed)
+            source = ProtocolSource(source, data.protocol, data.seed)
         duplicates = None
         if data.duplicates == "together":
             duplicates = find_duplicates(source, progress)
@@ -90,12 +90,12 @@ class Dataset:
                 refuse_groups(source, data.protocol)
             split = make_split(source, data, groups)
             if data.folds is not None:
-                split = joined(source, split)
+                split = merge_for_folds(source, split)
             folds = make_folds(source, split, data, groups)
         except DatasetError as error:
             if missing:
                 raise DatasetError(
-                    f"{missing_in_words(missing)}; and without them {error}"
+                    f"{describe_missing(missing)}; and without them {error}"
                 ) from error
             raise
         return cls(source, split, groups, folds, duplicates, missing=missing)
@@ -122,4 +122,4 @@ class Dataset:
     @cached_property
     def manifest(self) -> Manifest:
         """The split, to be written down."""
-        return Manifest.of(self.source, self.split, self.groups)
+        return Manifest.from_split(self.source, self.split, self.groups)

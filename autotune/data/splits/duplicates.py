@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from autotune.data.progress import COMPARING, Progress, silent
+from autotune.data.progress import COMPARING, Progress, no_progress
 from autotune.data.source import Source
-from autotune.data.splits.image_hashes import Look, look_at
-from autotune.data.splits.stratified import Split
+from autotune.data.splits.image_hashes import ImageFingerprint, fingerprint_images
+from autotune.data.splits.stratified import SplitIndices
 from autotune.errors import DatasetError
 
 #: Images whose hashes differ by at most so many of their 256 bits are alike. Measured in
@@ -53,7 +53,7 @@ class Duplicates:
         return np.concatenate([self.exact, self.near])
 
 
-def find_duplicates(source: Source, progress: Progress = silent) -> Duplicates:
+def find_duplicates(source: Source, progress: Progress = no_progress) -> Duplicates:
     """Look at all images, those of the test part too, and compare each with all others.
 
     Nothing of an image is kept but its hash.
@@ -62,17 +62,17 @@ def find_duplicates(source: Source, progress: Progress = silent) -> Duplicates:
         source: The images.
         progress: Told of the images looked at.
     """
-    looks = look_at(source, range(len(source.samples)), partial(progress, COMPARING))
-    return compare(looks)
+    looks = fingerprint_images(source, range(len(source.samples)), partial(progress, COMPARING))
+    return find_pairs(looks)
 
 
-def compare(looks: Mapping[int, Look | str]) -> Duplicates:
+def find_pairs(looks: Mapping[int, ImageFingerprint | str]) -> Duplicates:
     """Compare images with each other.
 
     Args:
         looks: Index -> what a quick look has shown.
     """
-    seen = {index: look for index, look in looks.items() if isinstance(look, Look)}
+    seen = {index: look for index, look in looks.items() if isinstance(look, ImageFingerprint)}
     first: dict[bytes, int] = {}
     exact = []
     for index, look in seen.items():
@@ -139,7 +139,7 @@ def refuse_too_many(found: Duplicates) -> None:
         )
 
 
-def summary(found: Duplicates, source: Source, split: Split) -> dict[str, Any]:
+def count_duplicates(found: Duplicates, source: Source, split: SplitIndices) -> dict[str, Any]:
     """Count duplicates by what they do to a split, as plain JSON values, with a few examples.
 
     Returns:

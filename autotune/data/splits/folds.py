@@ -14,7 +14,7 @@ from sklearn.model_selection import (  # type: ignore[import-untyped, unused-ign
 
 from autotune.config.schema import DataConfig
 from autotune.data.source import Source
-from autotune.data.splits.stratified import Split
+from autotune.data.splits.stratified import SplitIndices
 from autotune.errors import DatasetError
 
 
@@ -31,7 +31,7 @@ class Fold:
     validation: np.ndarray
 
 
-def joined(source: Source, split: Split) -> Split:
+def merge_for_folds(source: Source, split: SplitIndices) -> SplitIndices:
     """Give all images but those of the test part to the folds.
 
     What is left out by ``train_per_class`` is among them, and so is a validation part that the
@@ -46,11 +46,11 @@ def joined(source: Source, split: Split) -> Split:
     """
     test = set(split.test)
     rest = tuple(index for index in range(len(source.samples)) if index not in test)
-    return Split(train=rest, validation=(), test=split.test)
+    return SplitIndices(train=rest, validation=(), test=split.test)
 
 
 def make_folds(
-    source: Source, split: Split, config: DataConfig, groups: np.ndarray | None = None
+    source: Source, split: SplitIndices, config: DataConfig, groups: np.ndarray | None = None
 ) -> tuple[Fold, ...]:
     """Cut the training part of a split into folds, class by class, the same way for a seed.
 

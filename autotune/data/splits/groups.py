@@ -63,7 +63,7 @@ def find_groups(
     return numbers
 
 
-def place_groups(
+def assign_groups(
     groups: Sequence[Sequence[int]],
     labels: np.ndarray,
     targets: Mapping[str, np.ndarray],

@@ -13,20 +13,20 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from autotune.data.cache.decoding import in_threads, quiet, read_again
+from autotune.data.cache.decoding import ordered_thread_map, retry_read, silence_pillow
 from autotune.data.source import Source
 
 #: Side of the perceptual hash (pHash): 256 bits, from the lowest frequencies of 64x64 pixels.
 HASH_SIDE = 16
 #: Smaller images have no such frequencies: they are compared pixel by pixel alone.
-LEAST_SIDE = 4 * HASH_SIDE
+MIN_HASHED_SIDE = 4 * HASH_SIDE
 #: Side at which a JPEG is decoded at least; the hash of one that is decoded in full differs by 14
 #: bits at most (docs/splits.md).
 _SIDE = 128
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class ImageFingerprint:
     """What a quick look at an image shows.
 
     Args:
@@ -44,12 +44,12 @@ class Look:
     square: np.ndarray
 
 
-def look_at(
+def fingerprint_images(
     source: Source,
     indices: Sequence[int],
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
-) -> dict[int, Look | str]:
+) -> dict[int, ImageFingerprint | str]:
     """Look at images, in threads.
 
     Args:
@@ -61,20 +61,20 @@ def look_at(
     Returns:
         Index -> what there is to see, or the reason why the image cannot be read.
     """
-    looks: dict[int, Look | str] = {}
+    looks: dict[int, ImageFingerprint | str] = {}
 
-    def work(index: int) -> Look | str:
-        return read_again(lambda: _look(source, index))
+    def work(index: int) -> ImageFingerprint | str:
+        return retry_read(lambda: _look(source, index))
 
-    with quiet():
-        for index, look in in_threads(work, indices, workers):
+    with silence_pillow():
+        for index, look in ordered_thread_map(work, indices, workers):
             looks[index] = look
             if progress is not None:
                 progress(len(looks), len(indices))
     return looks
 
 
-def _look(source: Source, index: int) -> Look:
+def _look(source: Source, index: int) -> ImageFingerprint:
     size: list[tuple[int, int]] = []
 
     def smaller(image: Image.Image) -> Image.Image:
@@ -88,10 +88,10 @@ def _look(source: Source, index: int) -> Look:
     digest = hashlib.blake2b(f"{stored} {image.size}".encode(), digest_size=16)
     digest.update(pixels.tobytes())
     values = pixels.reshape(-1, 3).astype(np.float32) / 255.0
-    return Look(
+    return ImageFingerprint(
         size=stored,
         digest=digest.digest(),
-        bits=_hash(image) if min(stored) >= LEAST_SIDE else None,
+        bits=_hash(image) if min(stored) >= MIN_HASHED_SIDE else None,
         mean=values.mean(axis=0, dtype=np.float64),
         square=np.square(values).mean(axis=0, dtype=np.float64),
     )

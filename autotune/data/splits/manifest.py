@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from autotune.data.source import Source
-from autotune.data.sources.base import SomeOf
-from autotune.data.splits.stratified import Split
+from autotune.data.sources.base import SubsetSource
+from autotune.data.splits.stratified import SplitIndices
 
 _HEAD = ["key", "label", "class", "part", "group"]
 _PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class Line:
+class ManifestRow:
     """One image of a manifest.
 
     Args:
@@ -31,7 +31,7 @@ class Line:
 
     key: str
     label: int
-    part: str
+    split: str
     group: int
 
 
@@ -45,15 +45,17 @@ class Manifest:
     """
 
     classes: tuple[str, ...]
-    lines: tuple[Line, ...]
+    rows: tuple[ManifestRow, ...]
 
     @staticmethod
-    def of(source: Source, split: Split, groups: np.ndarray | None = None) -> Manifest:
+    def from_split(
+        source: Source, split: SplitIndices, groups: np.ndarray | None = None
+    ) -> Manifest:
         """Write down a split, and the groups where there are some."""
         numbers = range(len(source.samples)) if groups is None else groups.tolist()
         parts = {index: part for part in _PARTS for index in getattr(split, part)}
         lines = tuple(
-            Line(sample.key, sample.label, parts.get(index, ""), group)
+            ManifestRow(sample.key, sample.label, parts.get(index, ""), group)
             for index, (sample, group) in enumerate(zip(source.samples, numbers, strict=True))
         )
         return Manifest(source.classes, lines)
@@ -63,9 +65,9 @@ class Manifest:
         text = io.StringIO(newline="")
         table = csv.writer(text, lineterminator="\n")
         table.writerow(_HEAD)
-        for line in self.lines:
+        for line in self.rows:
             named = self.classes[line.label]
-            table.writerow([line.key, line.label, named, line.part, line.group])
+            table.writerow([line.key, line.label, named, line.split, line.group])
         return gzip.compress(text.getvalue().encode(), mtime=0)
 
     @staticmethod
@@ -80,12 +82,13 @@ class Manifest:
             head, *rows = csv.reader(io.StringIO(text, newline=""))
             names = {int(label): name for _, label, name, *_ in rows}
             lines = tuple(
-                Line(key, int(label), part, int(group)) for key, label, _, part, group in rows
+                ManifestRow(key, int(label), part, int(group))
+                for key, label, _, part, group in rows
             )
             classes = tuple(names[label] for label in range(len(names)))
         except (OSError, EOFError, KeyError, csv.Error) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
-        if head != _HEAD or {line.part for line in lines} - {*_PARTS, ""}:
+        if head != _HEAD or {line.split for line in lines} - {*_PARTS, ""}:
             raise ValueError(f"the columns are {head}")
         return Manifest(classes, lines)
 
@@ -93,10 +96,10 @@ class Manifest:
         """Return the keys of the images that are not there any more, or in another class."""
         now = {sample.key: source.classes[sample.label] for sample in source.samples}
         return tuple(
-            line.key for line in self.lines if now.get(line.key) != self.classes[line.label]
+            line.key for line in self.rows if now.get(line.key) != self.classes[line.label]
         )
 
-    def pick(self, source: Source) -> tuple[Source, Split, np.ndarray | None]:
+    def select(self, source: Source) -> tuple[Source, SplitIndices, np.ndarray | None]:
         """Find the images again.
 
         Args:
@@ -107,19 +110,19 @@ class Manifest:
             number of the group of each; ``None`` where no two belong together.
         """
         now = {sample.key: sample for sample in source.samples}
-        picked = tuple(replace(now[line.key], label=line.label) for line in self.lines)
+        picked = tuple(replace(now[line.key], label=line.label) for line in self.rows)
         parts = {
-            part: tuple(index for index, line in enumerate(self.lines) if line.part == part)
+            part: tuple(index for index, line in enumerate(self.rows) if line.split == part)
             for part in _PARTS
         }
-        numbers = np.array([line.group for line in self.lines], dtype=np.int64)
+        numbers = np.array([line.group for line in self.rows], dtype=np.int64)
         groups = numbers if len(set(numbers.tolist())) < len(numbers) else None
         same = picked == source.samples
-        chosen = source if same else SomeOf(source, self.classes, picked)
-        return chosen, Split(**parts), groups
+        chosen = source if same else SubsetSource(source, self.classes, picked)
+        return chosen, SplitIndices(**parts), groups
 
 
-def missing_in_words(missing: Sequence[str]) -> str:
+def describe_missing(missing: Sequence[str]) -> str:
     """Say which images of a study are missing."""
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
     return (

@@ -14,7 +14,7 @@ from autotune.data.source import Sample, Shrink, Source
 from autotune.errors import DatasetError
 
 
-class InParts:
+class ProtocolSource:
     """A source whose images are in the parts of a protocol.
 
     Of each class, so many images, drawn by the seed, are the training part; all others are the
@@ -39,7 +39,7 @@ class InParts:
         random = np.random.RandomState(seed)
         train = {int(row) for found in rows for row in random.permutation(found)[:count]}
         self.samples = tuple(
-            replace(sample, part="train" if index in train else "test")
+            replace(sample, split="train" if index in train else "test")
             for index, sample in enumerate(source.samples)
         )
 
@@ -75,7 +75,7 @@ def refuse_groups(source: Source, protocol: str) -> NoReturn:
 
 def _rows(source: Source, protocol: str, count: int) -> list[list[int]]:
     """Return the images of each class, more than are asked for."""
-    given = sorted({sample.part for sample in source.samples if sample.part})
+    given = sorted({sample.split for sample in source.samples if sample.split})
     if given:
         raise DatasetError(
             f"data.protocol={protocol} is for images in no parts, but {source.name!r} has the "

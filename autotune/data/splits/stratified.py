@@ -12,15 +12,17 @@ from sklearn.model_selection import train_test_split  # type: ignore[import-unty
 
 from autotune.config.schema import DataConfig
 from autotune.data.source import Source
-from autotune.data.splits.groups import place_groups
+from autotune.data.splits.groups import assign_groups
 from autotune.errors import DatasetError
 
+#: The splits of a study, in the order of their use.
+SPLITS = ("train", "validation", "test")
 #: The rest is for training; a smaller rest would ask for thousands of images of every class.
 _MAX_CARVED = 0.999
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitIndices:
     """Three disjoint parts of a source.
 
     Args:
@@ -33,8 +35,14 @@ class Split:
     validation: tuple[int, ...]
     test: tuple[int, ...]
 
+    def by_index(self) -> dict[int, str]:
+        """Return index -> split, of the images that are in one."""
+        return {index: split for split in SPLITS for index in getattr(self, split)}
 
-def make_split(source: Source, config: DataConfig, groups: np.ndarray | None = None) -> Split:
+
+def make_split(
+    source: Source, config: DataConfig, groups: np.ndarray | None = None
+) -> SplitIndices:
     """Split a source, class by class, the same way whenever the seed is the same.
 
     Every class gives each part its share, rounded, but at least one image: a class that a part
@@ -55,7 +63,7 @@ def make_split(source: Source, config: DataConfig, groups: np.ndarray | None = N
         DatasetError: When a class has too few images or groups, or the shares leave nothing to
             train on.
     """
-    given = {sample.part for sample in source.samples}
+    given = {sample.split for sample in source.samples}
     shares = {
         part: share
         for part, share in (("validation", config.validation), ("test", config.test))
@@ -97,12 +105,12 @@ def make_split(source: Source, config: DataConfig, groups: np.ndarray | None = N
             train, _ = train_test_split(train, train_size=limit, random_state=random)
         parts["train"] += train
     for index, sample in enumerate(source.samples):
-        if sample.part in ("validation", "test"):
-            parts[sample.part].append(index)
-    return Split(**{part: tuple(sorted(indices)) for part, indices in parts.items()})
+        if sample.split in ("validation", "test"):
+            parts[sample.split].append(index)
+    return SplitIndices(**{part: tuple(sorted(indices)) for part, indices in parts.items()})
 
 
-def split_fingerprint(split: Split) -> str:
+def split_fingerprint(split: SplitIndices) -> str:
     """Return a hexadecimal digest of which image is in which part."""
     text = json.dumps(asdict(split), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -129,7 +137,7 @@ def _placed(
     labels = np.array([sample.label for sample in source.samples])
     classes = labels[[index for indices in several for index in indices]].astype(np.int64)
     singles = sizes - np.bincount(classes, minlength=len(sizes))
-    return place_groups(several, labels, targets, singles, random)
+    return assign_groups(several, labels, targets, singles, random)
 
 
 def _check_groups(
@@ -162,7 +170,7 @@ def _pools(source: Source) -> list[list[int]]:
     """Return, for each class, the images to be split: all that no other part has."""
     pools: list[list[int]] = [[] for _ in source.classes]
     for index, sample in enumerate(source.samples):
-        if sample.part in (None, "train"):
+        if sample.split in (None, "train"):
             pools[sample.label].append(index)
     return pools
 

@@ -14,7 +14,7 @@ from torchvision.transforms import v2  # type: ignore[import-untyped, unused-ign
 from autotune.config.schema import AugmentConfig
 from autotune.data.cache.decoded_images import ImageStore
 from autotune.data.preprocessing import ImageSpec
-from autotune.runtime import one_thread
+from autotune.runtime import single_threaded
 
 #: Filters of tensors; those that only Pillow has are replaced by the next of the same width.
 _INTERPOLATIONS = {
@@ -28,7 +28,7 @@ _INTERPOLATIONS = {
 
 
 @dataclass(frozen=True, eq=False)
-class ViewMaker:
+class ViewRenderer:
     """Makes views; small enough to be sent to a data-loading process.
 
     Args:
@@ -45,7 +45,7 @@ class ViewMaker:
     augment: AugmentConfig
     seed: int
 
-    def make(self, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
+    def render(self, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
         """Make views.
 
         Args:
@@ -58,7 +58,7 @@ class ViewMaker:
         size = self.spec.size
         made = torch.empty((len(pairs), 3, size, size), dtype=torch.uint8)
         # sums over pixels are rounded by how many threads share them
-        with one_thread(), torch.random.fork_rng(devices=[]):
+        with single_threaded(), torch.random.fork_rng(devices=[]):
             for place, (position, view) in enumerate(pairs):
                 made[place] = self._one(position, view)
         return made
@@ -72,12 +72,14 @@ class ViewMaker:
             edge = (self.spec.store_size - size) // 2
             return image[:, edge : edge + size, edge : edge + size]
         # torch.manual_seed would seed the accelerators as well, which nothing restores
-        torch.default_generator.manual_seed(seed_of(self.seed, int(self.store.indices[row]), view))
+        torch.default_generator.manual_seed(
+            mix_seed(self.seed, int(self.store.indices[row]), view)
+        )
         result: torch.Tensor = _augmentation(self.spec, self.augment)(image)
         return result
 
 
-def seed_of(*values: int) -> int:
+def mix_seed(*values: int) -> int:
     """Mix whole numbers into one seed, the same in every process."""
     text = "/".join(str(value) for value in values)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")

@@ -20,7 +20,7 @@ from autotune.errors import DatasetError
 
 
 @dataclass(frozen=True)
-class TaskInfo:
+class DatasetInfo:
     """What a study remembers about its images.
 
     Args:
@@ -55,7 +55,7 @@ class TaskInfo:
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class StudyData:
     """The training and validation images of a study; the test images are not in it.
 
     Args:
@@ -68,7 +68,7 @@ class Task:
         folds: Positions in both of what trains and validates in each fold; empty without folds.
     """
 
-    info: TaskInfo
+    info: DatasetInfo
     spec: ImageSpec
     store: ImageStore
     train_rows: np.ndarray
@@ -85,17 +85,17 @@ class Task:
         progress: Callable[[int, int], None] | None = None,
         limit_bytes: int | None = None,
         manifest: Manifest | None = None,
-    ) -> Task:
+    ) -> StudyData:
         """Split a dataset and decode its training and validation images, if nobody has yet.
 
         Args:
-            dataset: A known name, or what :func:`autotune.data.sources.local.open_own` takes.
+            dataset: A known name, or what :func:`autotune.data.sources.registry.open_local` takes.
             data: How the images are split and read.
             spec: What the backbone wants.
             folder: Where decoded images are kept.
             progress: Called with the number of images decoded and their total.
             limit_bytes: What everything in ``folder`` may take, see
-                :class:`autotune.data.cache.array_cache.Shelf`.
+                :class:`autotune.data.cache.array_cache.ArrayCache`.
             manifest: The split of the study, where it is known.
 
         Returns:
@@ -132,7 +132,7 @@ class Task:
             parts[f"the validation images of fold {number}"] = train[one.validation]
         for part, rows in parts.items():
             _check_part(part, store.labels[rows], source.classes, store.skipped)
-        info = TaskInfo(
+        info = DatasetInfo(
             name=source.name,
             fingerprint=opened.fingerprint,
             test_fingerprint=opened.test_fingerprint,
@@ -198,7 +198,7 @@ def open_test_views(
     """Decode the test images: for the final fit alone, once.
 
     Args:
-        dataset: A known name, or what :func:`autotune.data.sources.local.open_own` takes.
+        dataset: A known name, or what :func:`autotune.data.sources.registry.open_local` takes.
         data: How the images are split and read.
         spec: What the backbone wants.
         folder: Where decoded images are kept.

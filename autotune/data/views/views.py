@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from autotune.config.schema import AugmentConfig
 from autotune.data.cache.decoded_images import ImageStore
 from autotune.data.preprocessing import ImageSpec
-from autotune.data.views.augmentation import ViewMaker, seed_of
+from autotune.data.views.augmentation import ViewRenderer, mix_seed
 
 Pairs = list[tuple[int, int]]
 #: Most memory that the views of one set of images take where nobody says.
@@ -54,23 +54,23 @@ class Views:
             raise ValueError(f"an image has at least 1 view, but got views={views}")
         self.views = views
         self.labels = torch.from_numpy(store.labels[rows])
-        self._maker = ViewMaker(store, rows, spec, augment, seed)
+        self._maker = ViewRenderer(store, rows, spec, augment, seed)
         self._shape = (3, spec.size, spec.size)
         shape = (len(rows), views, *self._shape)
         self._kept: torch.Tensor | None = None
         if int(np.prod(shape)) <= memory_limit_bytes:
             self._kept = torch.empty(shape, dtype=torch.uint8)  # pages are taken when written
         self._filled = torch.zeros(shape[:2], dtype=torch.bool)
-        offsets = torch.Generator().manual_seed(seed_of(seed))
+        offsets = torch.Generator().manual_seed(mix_seed(seed))
         self._offsets = torch.randperm(len(rows), generator=offsets)
 
     @property
-    def kept_bytes(self) -> int:
+    def cache_bytes(self) -> int:
         """Memory that the kept views take once all are made; 0 when none are kept."""
         return 0 if self._kept is None else self._kept.nbytes
 
     @property
-    def kept(self) -> torch.Tensor | None:
+    def cached(self) -> torch.Tensor | None:
         """The views that are kept, uint8 ``(N, views, 3, size, size)``, each once it was made."""
         return self._kept
 
@@ -79,7 +79,7 @@ class Views:
         """Shape of one view: ``(3, size, size)``."""
         return self._shape
 
-    def are_made(self, positions: torch.Tensor, numbers: torch.Tensor) -> bool:
+    def are_cached(self, positions: torch.Tensor, numbers: torch.Tensor) -> bool:
         """Tell whether some views are kept and have been made.
 
         Args:
@@ -110,9 +110,9 @@ class Views:
             )
         if self._kept is not None and self._filled[i, v]:
             return self._kept[i, v].clone()
-        return self._maker.make([(i, v)])[0]
+        return self._maker.render([(i, v)])[0]
 
-    def plan_views(self, epoch: int | None) -> torch.Tensor:
+    def views_for_epoch(self, epoch: int | None) -> torch.Tensor:
         """Choose a view of each image for an epoch.
 
         Every image goes through its views in turn, from a place of its own, so that in every
@@ -128,7 +128,7 @@ class Views:
             return torch.zeros_like(self.labels)
         return (self._offsets + epoch) % self.views
 
-    def identity(self, positions: torch.Tensor, numbers: torch.Tensor) -> str:
+    def fingerprint(self, positions: torch.Tensor, numbers: torch.Tensor) -> str:
         """Return a fingerprint of what some views show: equal ones show the same.
 
         Args:
@@ -175,7 +175,7 @@ class Views:
                 f"views must name one view of each of {len(self)} images, but has the shape "
                 f"{tuple(views.shape)}"
             )
-        parts = chunks(order, batch_size)
+        parts = split_batches(order, batch_size)
         planned = self._filled.clone()
         wanted = [self._missing(chunk, views[chunk], planned) for chunk in parts]
         for chunk, pairs, made in zip(parts, wanted, self._make(wanted, num_workers), strict=True):
@@ -201,7 +201,7 @@ class Views:
 
     def _make(self, wanted: Sequence[Pairs], num_workers: int) -> Iterator[torch.Tensor]:
         if num_workers == 0 or not any(wanted):
-            yield from map(self._maker.make, wanted)
+            yield from map(self._maker.render, wanted)
             return
         yield from DataLoader(
             _Made(self._maker),
@@ -215,14 +215,14 @@ class Views:
 class _Made(Dataset[torch.Tensor]):
     """The views as the data loader wants them: indexed by a list of pairs."""
 
-    def __init__(self, maker: ViewMaker) -> None:
+    def __init__(self, maker: ViewRenderer) -> None:
         self.maker = maker
 
     def __getitem__(self, pairs: Pairs) -> torch.Tensor:
-        return self.maker.make(pairs)
+        return self.maker.render(pairs)
 
 
-def chunks(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
+def split_batches(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
     """Cut the positions of images into batches; a single one left over joins the batch before."""
     chunks = list(torch.split(order, batch_size)) if len(order) else []
     if len(chunks) > 1 and len(chunks[-1]) == 1:

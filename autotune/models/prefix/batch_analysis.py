@@ -1,4 +1,4 @@
-"""What the nodes of a network's graph give: which of them are locked, and what is per image.
+"""What the nodes of a network's graph give: which of them are frozen, and what is per image.
 
 The graph runs on two batches of random images, two and three of them, of which the last two of
 the three are the two. What has the same shape and values in both is a constant; a number in the
@@ -22,7 +22,7 @@ from torch.fx import Node
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves
 
-from autotune.models.prefix.graph import digest, is_tuned, run
+from autotune.models.prefix.graph import digest, execute_node, reads_trainable_state
 
 #: Images in the two batches.
 FEW, MANY = 2, 3
@@ -43,7 +43,7 @@ class Constant:
 
 
 @dataclass(frozen=True, eq=False)
-class Count:
+class BatchMultiple:
     """A number that is a multiple of the number of images.
 
     Args:
@@ -54,7 +54,7 @@ class Count:
 
 
 @dataclass(frozen=True, eq=False)
-class Several:
+class Nested:
     """A tuple or list of values, not all of them constant.
 
     Args:
@@ -96,31 +96,31 @@ class PerImage:
 
 
 @dataclass(frozen=True)
-class Mixed:
+class Unknown:
     """Anything else."""
 
 
-Kind = Constant | Count | Several | PerImage | Mixed
+Kind = Constant | BatchMultiple | Nested | PerImage | Unknown
 
 
 @dataclass(frozen=True, eq=False)
-class Flow:
+class GraphAnalysis:
     """A graph in which what is written depends on its writer, and what its nodes give.
 
     Args:
         root: The module that it belongs to.
         graph: The graph.
         digests: Digest of each node.
-        locked: The nodes that depend on the images and on locked state alone.
+        frozen: The nodes that depend on the images and on frozen state alone.
         rewritten: The nodes whose memory is written to by a later one.
-        effects: The nodes that are not locked and write to buffers.
-        kinds: What the locked nodes give, by digest.
+        effects: The nodes that are not frozen and write to buffers.
+        kinds: What the frozen nodes give, by digest.
     """
 
     root: nn.Module
     graph: fx.Graph
     digests: Mapping[Node, str]
-    locked: frozenset[Node]
+    frozen: frozenset[Node]
     rewritten: frozenset[Node]
     effects: tuple[Node, ...]
     kinds: Mapping[str, Kind]
@@ -131,24 +131,24 @@ def after(value: Any, _write: Any) -> Any:
     return value
 
 
-def follow(
+def analyze(
     root: nn.Module,
     graph: fx.Graph,
-    tuned: frozenset[str],
+    trainable: frozenset[str],
     shape: tuple[int, ...],
     like: Tensor,
     known: Mapping[str, Kind] | None = None,
-) -> Flow:
+) -> GraphAnalysis:
     """Run a graph node by node and note what it gives.
 
     Args:
         root: The module that it belongs to, in the mode of the graph.
         graph: The graph.
-        tuned: Names of the parameters and buffers that training changes.
+        trainable: Names of the parameters and buffers that training changes.
         shape: Of one image.
         like: A tensor of the type and on the device of the images.
-        known: What locked nodes give, where another graph of the network has told; nodes that it
-            does not have are not locked then.
+        known: What frozen nodes give, where another graph of the network has told; nodes that it
+            does not have are not frozen then.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(MANY, *shape, generator=generator).to(like)
@@ -159,7 +159,7 @@ def follow(
     now: dict[Node, Node] = {}
     digests: dict[Node, str] = {}
     kinds: dict[str, Kind] = {}
-    locked: set[Node] = set()
+    frozen: set[Node] = set()
     rewritten: set[Node] = set()
     effects: list[Node] = []
     buffers = set[int]().union(*map(_addresses, root.buffers()))
@@ -170,20 +170,20 @@ def follow(
         """Take a node up, once its values are known."""
         digests[copied] = key = digest(copied, root, digests, shape)
         inputs = copied.all_input_nodes
-        if not free or not all(one in locked for one in inputs):
+        if not free or not all(one in frozen for one in inputs):
             return
         if known is None or key in known:
-            locked.add(copied)
+            frozen.add(copied)
 
     for node in graph.nodes:
         copied = now[node] = new.node_copy(node, now.__getitem__)
         if node.op == "output":
             digests[copied] = ""
             continue
-        add(copied, not is_tuned(node, root, tuned))
+        add(copied, not reads_trainable_state(node, root, trainable))
         written: set[int] = set()
         for place, found in enumerate(values):
-            if place and copied not in locked:
+            if place and copied not in frozen:
                 continue
             if node.op == "placeholder":
                 found[node] = batches[place]
@@ -191,17 +191,17 @@ def follow(
             args, kwargs = _arguments(node, found)
             operands = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
             versions = [one._version for one in operands]
-            found[node] = run(node, root, args, kwargs)
+            found[node] = execute_node(node, root, args, kwargs)
             written |= {
                 _address(one)
                 for one, version in zip(operands, versions, strict=True)
                 if one._version != version
             }
-        if known is None and copied in locked:
+        if known is None and copied in frozen:
             own = node.op == "get_attr"
-            kind = Constant(values[0][node]) if own else kind_of(*(one[node] for one in values))
+            kind = Constant(values[0][node]) if own else classify(*(one[node] for one in values))
             kinds.setdefault(digests[copied], kind)
-        if written & buffers and copied not in locked:
+        if written & buffers and copied not in frozen:
             effects.append(copied)
         if written:
             rewritten |= {one for one, places in memory.items() if places & written}
@@ -211,37 +211,37 @@ def follow(
                     now[earlier] = renewed
                     add(renewed, True)
                     memory[renewed] = _addresses(values[0][earlier])
-                    if known is None and renewed in locked:
-                        kind = kind_of(*(one[earlier] for one in values))
+                    if known is None and renewed in frozen:
+                        kind = classify(*(one[earlier] for one in values))
                         kinds.setdefault(digests[renewed], kind)
         memory[copied] = _addresses(values[0][node])
         for gone in ends.get(node, ()):
             for found in values:
                 found.pop(gone, None)
-    return Flow(
+    return GraphAnalysis(
         root,
         new,
         digests,
-        frozenset(locked),
+        frozenset(frozen),
         frozenset(rewritten),
         tuple(effects),
         kinds if known is None else known,
     )
 
 
-def in_mode_of(root: nn.Module, flow: Flow, shape: tuple[int, ...]) -> Flow:
+def for_other_mode(root: nn.Module, flow: GraphAnalysis, shape: tuple[int, ...]) -> GraphAnalysis:
     """Return a graph as that of another mode that has the same nodes.
 
     Args:
         root: The module in the other mode.
-        flow: The graph; nodes whose modules do something else in the other mode are not locked.
+        flow: The graph; nodes whose modules do something else in the other mode are not frozen.
         shape: Of one image.
     """
     digests: dict[Node, str] = {}
     for node in flow.graph.nodes:
         digests[node] = digest(node, root, digests, shape)
-    locked = frozenset(node for node in flow.locked if digests[node] == flow.digests[node])
-    return replace(flow, root=root, digests=digests, locked=locked)
+    frozen = frozenset(node for node in flow.frozen if digests[node] == flow.digests[node])
+    return replace(flow, root=root, digests=digests, frozen=frozen)
 
 
 def _last_uses(graph: fx.Graph) -> dict[Node, list[Node]]:
@@ -269,40 +269,40 @@ def _addresses(value: Any) -> set[int]:
     return {_address(one) for one in tensors} - {0}
 
 
-def kind_of(few: Any, many: Any) -> Kind:
+def classify(few: Any, many: Any) -> Kind:
     """Say what a node gives, from its values for the two batches as they are now."""
     if isinstance(few, Tensor) and isinstance(many, Tensor):
         return _kind_of_tensor(few, many)
     if isinstance(few, tuple | list) and type(few) is type(many) and len(few) == len(many):
-        items = tuple(map(kind_of, few, many))
+        items = tuple(map(classify, few, many))
         constants = [one.value for one in items if isinstance(one, Constant)]
         if len(constants) == len(items):
             return Constant(type(few)(constants))
-        return Several(type(few), items)
+        return Nested(type(few), items)
     if type(few) is not type(many):
-        return Mixed()
+        return Unknown()
     if few == many:
         return Constant(few)
     if isinstance(few, int) and few * MANY == many * FEW and few % FEW == 0:
-        return Count(few // FEW)
-    return Mixed()
+        return BatchMultiple(few // FEW)
+    return Unknown()
 
 
 def _kind_of_tensor(few: Tensor, many: Tensor) -> Kind:
     if few.shape == many.shape:
-        return Constant(few.clone()) if torch.equal(few, many) else Mixed()
+        return Constant(few.clone()) if torch.equal(few, many) else Unknown()
     if few.ndim != many.ndim:
-        return Mixed()
+        return Unknown()
     dims = [dim for dim in range(few.ndim) if few.shape[dim] != many.shape[dim]]
     size = few.shape[dims[0]]
     if len(dims) > 1 or size * MANY != many.shape[dims[0]] * FEW or size % FEW:
-        return Mixed()
+        return Unknown()
     each = size // FEW
     for before in [one for one in range(1, each + 1) if each % one == 0]:
         parts = [to_parts(one, dims[0], before, each) for one in (few, many)]
         if _alike(parts[0], parts[1][MANY - FEW :]):
             return PerImage(tuple(parts[0].shape[1:]), few.dtype, dims[0], before, each)
-    return Mixed()
+    return Unknown()
 
 
 def _alike(first: Tensor, second: Tensor) -> bool:
@@ -341,8 +341,8 @@ def from_parts(parts: Tensor, dim: int, before: int, each: int) -> Tensor:
     return split.movedim(0, dim + 1).reshape(*shape[:dim], count * each, *rest)
 
 
-def holds_images(kind: Kind) -> bool:
+def varies_by_image(kind: Kind) -> bool:
     """Say whether a value of this kind differs from image to image."""
-    if isinstance(kind, Several):
-        return any(map(holds_images, kind.items))
-    return isinstance(kind, PerImage | Mixed)
+    if isinstance(kind, Nested):
+        return any(map(varies_by_image, kind.items))
+    return isinstance(kind, PerImage | Unknown)

@@ -26,7 +26,7 @@ from torch.fx import Node
 
 from autotune.errors import SplitError
 from autotune.models.backbone import first_line
-from autotune.models.device_errors import is_of_device
+from autotune.models.device_errors import is_device_error
 from autotune.models.network import Network
 
 #: Modules of these files of torch without tensors do the same in both modes, but for the random.
@@ -46,7 +46,7 @@ _PRODUCTS = frozenset(
 )
 
 
-class Shadow(nn.Module):
+class TraceClone(nn.Module):
     """A copy of a network's backbone, to be traced and tried.
 
     Parameters are the network's own; modes and buffers are not, so that nothing that is done with
@@ -63,9 +63,9 @@ class Shadow(nn.Module):
         self.backbone: nn.Module = copy.deepcopy(network.backbone, own)
         self.train()  # forgets what some attention layers keep in evaluation mode
         if training:
-            locked = {id(module) for module in network.locked}
+            frozen = {id(module) for module in network.frozen}
             for name, module in network.backbone.named_modules():
-                if id(module) in locked:
+                if id(module) in frozen:
                     self.backbone.get_submodule(name).training = False
         else:
             self.eval()
@@ -90,7 +90,7 @@ class _Tracer(fx.Tracer):
         return isinstance(m, self._whole) or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(shadow: Shadow) -> fx.Graph:
+def trace(shadow: TraceClone) -> fx.Graph:
     """Trace a network in the mode that its shadow has.
 
     torch changes how modules are called while it traces: no other thread may run one meanwhile.
@@ -102,7 +102,7 @@ def trace(shadow: Shadow) -> fx.Graph:
     try:
         graph = _Tracer().trace(shadow)
     except Exception as error:  # each architecture fails in its own way
-        if is_of_device(error):
+        if is_device_error(error):
             raise
         raise SplitError(
             f"the backbone cannot be traced ({type(error).__name__}: {first_line(error)})"
@@ -119,28 +119,28 @@ def same_graphs(
     if first.python_code("self").src != second.python_code("self").src:
         return False
     return all(
-        torch.equal(find(first_root, node.target), find(second_root, node.target))
+        torch.equal(get_target(first_root, node.target), get_target(second_root, node.target))
         for node in first.nodes
-        if node.op == "get_attr" and not is_own(node)
+        if node.op == "get_attr" and not is_backbone_attr(node)
     )
 
 
-def find(root: nn.Module, target: Any) -> Any:
+def get_target(root: nn.Module, target: Any) -> Any:
     """Return what a dotted name stands for."""
     return functools.reduce(getattr, str(target).split("."), root)
 
 
-def is_own(node: Node) -> bool:
+def is_backbone_attr(node: Node) -> bool:
     """Say whether what a ``get_attr`` node reads belongs to the backbone, not to the trace."""
     return str(node.target).startswith("backbone.")
 
 
-def run(node: Node, root: nn.Module, args: Any, kwargs: Any) -> Any:
+def execute_node(node: Node, root: nn.Module, args: Any, kwargs: Any) -> Any:
     """Do what a node says."""
     if node.op == "get_attr":
-        return find(root, node.target)
+        return get_target(root, node.target)
     if node.op == "call_module":
-        return find(root, node.target)(*args, **kwargs)
+        return get_target(root, node.target)(*args, **kwargs)
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)
@@ -150,27 +150,27 @@ def run(node: Node, root: nn.Module, args: Any, kwargs: Any) -> Any:
 def is_expensive(node: Node, root: nn.Module) -> bool:
     """Say whether a node has parameters of its own, or multiplies matrices."""
     if node.op == "call_module":
-        return any(True for _ in find(root, node.target).parameters())
+        return any(True for _ in get_target(root, node.target).parameters())
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
     return node.op.startswith("call_") and str(name).strip("_") in _PRODUCTS
 
 
-def is_tuned(node: Node, root: nn.Module, tuned: frozenset[str]) -> bool:
+def reads_trainable_state(node: Node, root: nn.Module, trainable: frozenset[str]) -> bool:
     """Say whether a node reads what training changes.
 
     Args:
         node: The node.
         root: The module that it belongs to.
-        tuned: The names of the parameters and buffers that it changes.
+        trainable: The names of the parameters and buffers that it changes.
     """
     target = str(node.target)
     if node.op == "get_attr":
-        return target in tuned
+        return target in trainable
     if node.op != "call_module":
         return False
-    module = find(root, target)
+    module = get_target(root, target)
     names = [*dict(module.named_parameters()), *dict(module.named_buffers())]
-    return any(f"{target}.{name}" in tuned for name in names)
+    return any(f"{target}.{name}" in trainable for name in names)
 
 
 def digest(
@@ -192,11 +192,11 @@ def digest(
         words.append(str(tuple(images)))
     elif node.op == "get_attr":
         owner, _, name = str(node.target).rpartition(".")
-        module, tensor = find(root, owner) if owner else root, find(root, node.target)
-        own = is_own(node) and name not in module._non_persistent_buffers_set
+        module, tensor = get_target(root, owner) if owner else root, get_target(root, node.target)
+        own = is_backbone_attr(node) and name not in module._non_persistent_buffers_set
         words.append(f"{node.target} {_form(tensor)}" if own else _content(tensor))
     elif node.op == "call_module":
-        words += [str(node.target), *_settings(find(root, node.target))]
+        words += [str(node.target), *_settings(get_target(root, node.target))]
     elif node.op == "call_method":
         words.append(str(node.target))
     elif node.op == "call_function":
@@ -286,7 +286,7 @@ def _spell(value: Any, digests: Mapping[Node, str]) -> str:
 Function = Callable[..., Any]
 
 
-def compiled(graph: fx.Graph) -> tuple[Function, str]:
+def compile_graph(graph: fx.Graph) -> tuple[Function, str]:
     """Turn a graph into a function whose first argument owns the modules, and its source."""
     code = graph.python_code("self")
     names = dict(code.globals)

@@ -10,32 +10,34 @@ from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 from torch.fx import Node
 
 from autotune.errors import SplitError
-from autotune.models.prefix.batch_analysis import Flow, PerImage, holds_images
+from autotune.models.prefix.batch_analysis import GraphAnalysis, PerImage, varies_by_image
 from autotune.models.prefix.graph import is_expensive
 
 #: Stands for "no cut here".
 _ENDLESS = 2**30
 
 
-def stored(flow: Flow, key: str) -> PerImage:
+def crossing_kind(flow: GraphAnalysis, key: str) -> PerImage:
     """Return what is known of a crossing tensor."""
     kind = flow.kinds[key]
     assert isinstance(kind, PerImage), "only such tensors are cut"
     return kind
 
 
-def differs(flow: Flow, node: Node) -> bool:
-    """Say whether a locked node gives something that differs from image to image."""
-    return holds_images(flow.kinds[flow.digests[node]])
+def varies(flow: GraphAnalysis, node: Node) -> bool:
+    """Say whether a frozen node gives something that differs from image to image."""
+    return varies_by_image(flow.kinds[flow.digests[node]])
 
 
-def needed_for(flow: Flow, wanted: Iterable[Node], given: Iterable[str] = ()) -> set[Node]:
+def dependencies(
+    flow: GraphAnalysis, wanted: Iterable[Node], given: Iterable[str] = ()
+) -> set[Node]:
     """List the nodes that some nodes depend on, themselves included, as far as what is given.
 
     Args:
         flow: The graph.
         wanted: The nodes.
-        given: Digests of locked nodes whose values are there.
+        given: Digests of frozen nodes whose values are there.
     """
     found: set[Node] = set()
     waiting = list(wanted)
@@ -43,32 +45,30 @@ def needed_for(flow: Flow, wanted: Iterable[Node], given: Iterable[str] = ()) ->
         node = waiting.pop()
         if node not in found:
             found.add(node)
-            known = node in flow.locked and (
-                flow.digests[node] in given or not differs(flow, node)
-            )
+            known = node in flow.frozen and (flow.digests[node] in given or not varies(flow, node))
             if not known:
                 waiting += node.all_input_nodes
     return found
 
 
-def output_of(flow: Flow) -> Node:
+def output_of(flow: GraphAnalysis) -> Node:
     """Return the node that ends the graph."""
     return flow.graph.output_node()
 
 
-def places(flow: Flow, keys: Sequence[str]) -> list[Node]:
+def first_nodes(flow: GraphAnalysis, keys: Sequence[str]) -> list[Node]:
     """Find the first node of each key."""
     nodes: dict[str, Node] = {}
     for node in flow.graph.nodes:
-        if node in flow.locked:
+        if node in flow.frozen:
             nodes.setdefault(flow.digests[node], node)
     return [nodes[key] for key in keys]
 
 
-def cheapest_cut(flows: Sequence[Flow]) -> tuple[str, ...]:
+def cheapest_cut(flows: Sequence[GraphAnalysis]) -> tuple[str, ...]:
     """Choose what crosses: the fewest bytes that separate all that is expensive from the tail.
 
-    A minimum cut of the locked nodes that differ from image to image, those of the graphs of both
+    A minimum cut of the frozen nodes that differ from image to image, those of the graphs of both
     modes in one. The images and the expensive nodes are its sources; what nodes of the tail read
     are its sinks.
 
@@ -83,10 +83,10 @@ def cheapest_cut(flows: Sequence[Flow]) -> tuple[str, ...]:
     sources: set[str] = set()
     sinks: set[str] = set()
     for flow in flows:
-        needed = needed_for(flow, [output_of(flow), *flow.effects])
+        needed = dependencies(flow, [output_of(flow), *flow.effects])
         for node in [one for one in flow.graph.nodes if one in needed]:
-            key, inner = flow.digests[node], node in flow.locked
-            if inner and not differs(flow, node):
+            key, inner = flow.digests[node], node in flow.frozen
+            if inner and not varies(flow, node):
                 continue
             if inner:
                 kind = flow.kinds[key]
@@ -94,7 +94,7 @@ def cheapest_cut(flows: Sequence[Flow]) -> tuple[str, ...]:
                 if node.op == "placeholder" or is_expensive(node, flow.root):
                     sources.add(key)
             for one in node.all_input_nodes:
-                if one in flow.locked and differs(flow, one):
+                if one in flow.frozen and varies(flow, one):
                     if inner:
                         edges.add((flow.digests[one], key))
                     else:
@@ -127,7 +127,7 @@ def _minimum_cut(
     if not passing:
         raise SplitError("what the backbone gives does not depend on the images")
     if passing >= _ENDLESS:
-        raise SplitError("what the tuned layers read belongs to no image alone")
+        raise SplitError("what the trainable layers read belongs to no image alone")
     left = csr_array(capacity - flow)
     left.eliminate_zeros()
     behind = set(breadth_first_order(csr_array(left.T), sink, return_predecessors=False).tolist())

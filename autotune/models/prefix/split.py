@@ -1,6 +1,6 @@
 """A network in two: the prefix, which never changes, and the tail, which trains.
 
-What depends on the images and on locked state alone is the same in every epoch. The prefix
+What depends on the images and on frozen state alone is the same in every epoch. The prefix
 computes it once for each image; the tail goes on from the tensors that cross, with the very
 modules and parameters of the network. Where several cuts would do, the one is taken whose
 tensors have the fewest bytes: cheap operations may lie on either side, or on both.
@@ -20,35 +20,35 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from autotune.errors import SplitError
 from autotune.models.backbone import first_line
-from autotune.models.device_errors import is_of_device
+from autotune.models.device_errors import is_device_error
 from autotune.models.network import Network
 from autotune.models.prefix.batch_analysis import (
+    BatchMultiple,
     Constant,
-    Count,
-    Flow,
+    GraphAnalysis,
     Kind,
-    Several,
-    follow,
+    Nested,
+    analyze,
+    for_other_mode,
     from_parts,
-    in_mode_of,
     to_parts,
 )
 from autotune.models.prefix.graph import (
     Function,
-    Shadow,
-    compiled,
+    TraceClone,
+    compile_graph,
+    is_backbone_attr,
     is_expensive,
-    is_own,
     same_graphs,
     trace,
 )
 from autotune.models.prefix.min_cut import (
     cheapest_cut,
-    differs,
-    needed_for,
+    crossing_kind,
+    dependencies,
+    first_nodes,
     output_of,
-    places,
-    stored,
+    varies,
 )
 
 #: Largest relative difference between a network that is split and the whole one, by what its
@@ -105,7 +105,7 @@ class Prefix:
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class PrefixSplit:
     """A network that is cut where training begins.
 
     Args:
@@ -119,12 +119,12 @@ class Split:
     keys: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[torch.dtype, ...]
-    trivial: bool
-    _flow: Flow
+    is_trivial: bool
+    _flow: GraphAnalysis
     _evaluation: _Part
     _training: _Part
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Split:
+    def __deepcopy__(self, memo: dict[int, Any]) -> PrefixSplit:
         """Return itself: nothing of it belongs to one copy of a network."""
         return self
 
@@ -149,14 +149,14 @@ class Split:
         Args:
             network: The network that was split, or a copy of it.
             crossing: The crossing tensors, each ``(N, *shape)``. They are not changed.
-            training: Whether tuned layers train; else they work as in evaluation.
+            training: Whether trainable layers train; else they work as in evaluation.
         """
         part = self._training if training else self._evaluation
         features: Tensor = part(network, crossing)
         return features
 
 
-def split(network: Network, images: Tensor) -> Split:
+def split_network(network: Network, images: Tensor) -> PrefixSplit:
     """Cut a network where training begins.
 
     Args:
@@ -175,29 +175,29 @@ def split(network: Network, images: Tensor) -> Split:
         except SplitError:
             raise
         except Exception as error:  # each architecture fails in its own way
-            if is_of_device(error):
+            if is_device_error(error):
                 raise
             raise SplitError(
                 f"the backbone cannot be taken apart ({type(error).__name__}: {first_line(error)})"
             ) from error
 
 
-def _split(network: Network, images: Tensor) -> Split:
-    tuned = frozenset(network.tuned_state())  # buffers that are not saved are tables
+def _split(network: Network, images: Tensor) -> PrefixSplit:
+    trainable = frozenset(network.trainable_state())  # buffers that are not saved are tables
     shape, one = tuple(images.shape[1:]), images[:1]
-    shadow = Shadow(network, training=False)
+    shadow = TraceClone(network, training=False)
     graph = trace(shadow)
-    flow = follow(shadow, graph, tuned, shape, images)
+    flow = analyze(shadow, graph, trainable, shape, images)
     flows = [flow]
     if network.depth:
-        active = Shadow(network, training=True)
+        active = TraceClone(network, training=True)
         trained = trace(active)
         if same_graphs(trained, active, graph, shadow):
-            flows.append(in_mode_of(active, flow, shape))
+            flows.append(for_other_mode(active, flow, shape))
         else:
-            flows.append(follow(active, trained, tuned, shape, images, flow.kinds))
+            flows.append(analyze(active, trained, trainable, shape, images, flow.kinds))
     keys = cheapest_cut(flows)
-    kinds = [stored(flow, key) for key in keys]
+    kinds = [crossing_kind(flow, key) for key in keys]
     prefix = _prefix_part(flow, keys)
     assert prefix is not None, "the images always suffice"
     crossing = prefix(shadow, [one])
@@ -206,13 +206,13 @@ def _split(network: Network, images: Tensor) -> Split:
     training = evaluation
     if network.depth:
         training = _tail_part(flows[1], keys, [part.repeat_interleave(2, 0) for part in crossing])
-    return Split(
+    return PrefixSplit(
         keys,
         tuple(kind.shape for kind in kinds),
         tuple(kind.dtype for kind in kinds),
         not any(
-            is_expensive(node, shadow) and differs(flow, node)
-            for node in needed_for(flow, places(flow, keys))
+            is_expensive(node, shadow) and varies(flow, node)
+            for node in dependencies(flow, first_nodes(flow, keys))
         ),
         flow,
         evaluation,
@@ -241,14 +241,14 @@ def _computed_in(device: torch.device) -> torch.dtype:
 
 
 def _prefix_part(
-    flow: Flow, keys: Sequence[str], known: Sequence[str] | None = None
+    flow: GraphAnalysis, keys: Sequence[str], known: Sequence[str] | None = None
 ) -> _Part | None:
     """Make the part before the cut, from images or from the tensors of some keys."""
-    wanted = places(flow, keys)
+    wanted = first_nodes(flow, keys)
     if known is None:
         known = [flow.digests[node] for node in flow.graph.nodes if node.op == "placeholder"]
-    needed = needed_for(flow, wanted, known)
-    reached = {flow.digests[node] for node in needed if node in flow.locked}
+    needed = dependencies(flow, wanted, known)
+    reached = {flow.digests[node] for node in needed if node in flow.frozen}
     used = tuple(dict.fromkeys(key for key in known if key in reached))
     if any(node.op == "placeholder" and flow.digests[node] not in used for node in needed):
         return None
@@ -257,7 +257,7 @@ def _prefix_part(
     return _part(flow, used, wanted, written, as_parts=True)
 
 
-def _tail_part(flow: Flow, keys: tuple[str, ...], crossing: Sequence[Tensor]) -> _Part:
+def _tail_part(flow: GraphAnalysis, keys: tuple[str, ...], crossing: Sequence[Tensor]) -> _Part:
     """Make the part behind the cut, and try it.
 
     Args:
@@ -284,7 +284,7 @@ def _constant(index: int) -> str:
 
 
 def _part(
-    flow: Flow,
+    flow: GraphAnalysis,
     given: tuple[str, ...],
     wanted: Sequence[Node],
     written: Collection[str] = (),
@@ -300,7 +300,7 @@ def _part(
         as_parts: Whether to return a tuple of parts, and not the one value as it is; what writes
             to buffers belongs to the latter alone.
     """
-    needed = needed_for(flow, wanted if as_parts else [*wanted, *flow.effects], given)
+    needed = dependencies(flow, wanted if as_parts else [*wanted, *flow.effects], given)
     nodes = [node for node in flow.graph.nodes if node in needed]
     fixed = {node: flow.kinds[flow.digests[node]] for node in nodes if _is_fixed(flow, node)}
     values = [kind.value for kind in fixed.values() if isinstance(kind, Constant)]
@@ -316,9 +316,9 @@ def _part(
     def literal(kind: Kind) -> Any:
         if isinstance(kind, Constant):
             return tree_map_only(Tensor, lambda one: argument(constants[id(one)]), kind.value)
-        if isinstance(kind, Count):
+        if isinstance(kind, BatchMultiple):
             return graph.call_function(operator.mul, (images, kind.each))
-        assert isinstance(kind, Several)
+        assert isinstance(kind, Nested)
         items = [literal(one) for one in kind.items]
         return items if kind.type is list else tuple(items)
 
@@ -328,8 +328,8 @@ def _part(
         key = flow.digests[node]
         if node in fixed:
             made[node] = literal(fixed[node])
-        elif node in flow.locked and key in inputs:
-            kind = stored(flow, key)
+        elif node in flow.frozen and key in inputs:
+            kind = crossing_kind(flow, key)
             made[node] = argument(inputs[key])
             if not kind.plain:
                 layout = (kind.dim, kind.before, kind.each)
@@ -340,19 +340,19 @@ def _part(
             kept = made[node]
             if node in flow.rewritten:  # by a node that may come
                 kept = graph.call_method("clone", (kept,))
-            kind = stored(flow, key)
+            kind = crossing_kind(flow, key)
             if not kind.plain:
                 kept = graph.call_function(to_parts, (kept, kind.dim, kind.before, kind.each))
             results[node] = kept
     if not images.users:
         graph.erase_node(images)
     graph.output(tuple(results[one] for one in wanted) if as_parts else made[wanted[0]])
-    function, source = compiled(graph)
+    function, source = compile_graph(graph)
     return _Part(function, given, tuple(tensors.values()), source)
 
 
-def _is_fixed(flow: Flow, node: Node) -> bool:
-    """Say whether a locked node gives constants and numbers of images alone."""
-    if node not in flow.locked or differs(flow, node):
+def _is_fixed(flow: GraphAnalysis, node: Node) -> bool:
+    """Say whether a frozen node gives constants and numbers of images alone."""
+    if node not in flow.frozen or varies(flow, node):
         return False
-    return node.op != "get_attr" or not is_own(node)
+    return node.op != "get_attr" or not is_backbone_attr(node)

@@ -20,7 +20,7 @@ Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Grid:
+class ConvGrid:
     """Where a convolution samples its input.
 
     Args:
@@ -33,9 +33,9 @@ class Grid:
     border: tuple[Pair, Pair] | None
 
     @classmethod
-    def of(cls, conv: nn.Conv2d) -> Grid:
-        """Read the grid of a convolution; that of a :class:`ShiftedConv2d` is its base's."""
-        if isinstance(conv, ShiftedConv2d):
+    def from_module(cls, conv: nn.Conv2d) -> ConvGrid:
+        """Read the grid of a convolution; that of a :class:`GridAlignedConv2d` is its base's."""
+        if isinstance(conv, GridAlignedConv2d):
             return conv.base
         kernel = (conv.kernel_size[0], conv.kernel_size[1])
         if isinstance(conv, Conv2dSame) or getattr(conv, "same_pad", False):
@@ -58,7 +58,7 @@ class Grid:
 
 
 @register_notrace_module
-class ShiftedConv2d(nn.Conv2d):
+class GridAlignedConv2d(nn.Conv2d):
     """A convolution with another kernel in place of a given one, on the grid of that one.
 
     Its state is ``weight`` and ``bias``, as that of any convolution. ``kernel_size`` and
@@ -91,9 +91,9 @@ class ShiftedConv2d(nn.Conv2d):
         )
         self.weight = nn.Parameter(weight)
         self.bias = None if bias is None else nn.Parameter(bias)
-        self.base = Grid.of(base)
+        self.base = ConvGrid.from_module(base)
         self.kernel_size, self.padding = base.kernel_size, base.padding
-        before = base.offset if isinstance(base, ShiftedConv2d) else (0, 0)
+        before = base.offset if isinstance(base, GridAlignedConv2d) else (0, 0)
         self.offset: Pair = (before[0] + offset[0], before[1] + offset[1])
 
     def forward(self, input: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ def kernel_offsets(model: nn.Module) -> dict[str, Pair]:
     return {
         name: module.offset
         for name, module in model.named_modules()
-        if isinstance(module, ShiftedConv2d)
+        if isinstance(module, GridAlignedConv2d)
     }
 
 
@@ -189,5 +189,5 @@ def set_kernel_offsets(model: nn.Module, offsets: Mapping[str, Sequence[int]]) -
         raise ValueError(f"kernel offsets belong to other modules, {differing[0]} first")
     for name, (down, right) in offsets.items():
         module = model.get_submodule(name)
-        assert isinstance(module, ShiftedConv2d)
+        assert isinstance(module, GridAlignedConv2d)
         module.offset = (int(down), int(right))

@@ -13,7 +13,7 @@ from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from autotune.errors import PlanError, join_sentences, nearest
+from autotune.errors import PlanError, did_you_mean, join_sentences
 from autotune.models.surgery.aligned_conv import Pair, fit_border
 
 #: What a pooling can be changed to: the name of each type and window.
@@ -39,9 +39,9 @@ class PoolGrid:
     ceil_mode: bool
 
     @classmethod
-    def of(cls, pool: nn.Module) -> PoolGrid:
-        """Read the grid of a pooling; that of a :class:`SamePool2d` is its original's."""
-        if isinstance(pool, SamePool2d):
+    def from_module(cls, pool: nn.Module) -> PoolGrid:
+        """Read the grid of a pooling; that of a :class:`GridAlignedPool2d` is its original's."""
+        if isinstance(pool, GridAlignedPool2d):
             return pool.base
         same = isinstance(pool, MaxPool2dSame | AvgPool2dSame)
         return cls(
@@ -73,7 +73,7 @@ class PoolGrid:
 
 
 @register_notrace_module
-class SamePool2d(nn.Module):
+class GridAlignedPool2d(nn.Module):
     """A max or average pooling in place of another pooling, with its stride and resolution.
 
     Its windows lie around the centres of the original ones, half a pixel later where no window
@@ -91,7 +91,7 @@ class SamePool2d(nn.Module):
 
     def __init__(self, pool: nn.Module, kind: str, window: int) -> None:
         super().__init__()
-        self.base = PoolGrid.of(pool)
+        self.base = PoolGrid.from_module(pool)
         self.kind = kind
         self.kernel_size = _window(self.base, window)
         self.stride = self.base.stride
@@ -151,7 +151,7 @@ def is_pool(module: nn.Module) -> bool:
     Decided by class: torch's and timm's max and average poolings over windows. Global, adaptive
     and blur poolings are none, and one that returns indices too.
     """
-    known = (nn.MaxPool2d, nn.AvgPool2d, MaxPool2dSame, AvgPool2dSame, SamePool2d)
+    known = (nn.MaxPool2d, nn.AvgPool2d, MaxPool2dSame, AvgPool2dSame, GridAlignedPool2d)
     if type(module) not in known:
         return False
     # timm's MaxPool2dSame has its ceil mode under that name, and returns no indices.
@@ -177,7 +177,7 @@ def change_pool(pool: nn.Module, to: str) -> nn.Module:
         raise PlanError(
             join_sentences(
                 f"a pooling can be changed to {', '.join(POOLS)}, but got {to!r}",
-                nearest(to, POOLS),
+                did_you_mean(to, POOLS),
             )
         )
     if not is_pool(pool):
@@ -186,14 +186,16 @@ def change_pool(pool: nn.Module, to: str) -> nn.Module:
             f"be changed, but got {pool}; it must be kept"
         )
     kind, window = POOLS[to]
-    if _kind(pool) == kind and _pair(pool.kernel_size) == _window(PoolGrid.of(pool), window):
+    if _kind(pool) == kind and _pair(pool.kernel_size) == _window(
+        PoolGrid.from_module(pool), window
+    ):
         return pool
-    return SamePool2d(pool, kind, window).train(pool.training)
+    return GridAlignedPool2d(pool, kind, window).train(pool.training)
 
 
 def _kind(pool: nn.Module) -> str:
     """Return the type of a pooling, ``max`` or ``avg``."""
-    if isinstance(pool, SamePool2d):
+    if isinstance(pool, GridAlignedPool2d):
         return pool.kind
     return "max" if isinstance(pool, nn.MaxPool2d) else "avg"
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from autotune.config.fields import KERNELS
-from autotune.errors import join_sentences, nearest
+from autotune.errors import did_you_mean, join_sentences
 from autotune.models.surgery.aligned_pool import POOLS
 from autotune.models.surgery.channel_groups import ChannelGroup
 from autotune.models.surgery.components import ACTIVATIONS
 from autotune.plan import FIRST_ABSOLUTE, KEEP, LayerPlan
 
 #: Ratios within which a width may change.
-SMALLEST_RATIO, LARGEST_RATIO = 0.1, 8.0
+MIN_RATIO, MAX_RATIO = 0.1, 8.0
 
 Value = int | float | str
 
@@ -34,16 +34,16 @@ def channel_count(value: float | str, size: int, unit: int) -> int:
 
 
 @dataclass(frozen=True)
-class LayerOffer:
+class LayerCapabilities:
     """What one layer can become.
 
     Args:
         index: The layer, counted from the output.
         convolutions: Its spatial convolutions, with the sides of their kernels.
         groups: The channels that ``width`` changes.
-        grows: Whether they can become more, not only fewer.
-        ends: What ``bridge`` changes: convolutions and linear layers that write to channels of
-            other layers, with the number of channels they write.
+        can_grow: Whether they can become more, not only fewer.
+        residual_writers: What ``bridge`` changes: convolutions and linear layers that write to
+            channels of other layers, with the number of channels they write.
         activations: Its activation functions, with their names (empty for unusual ones).
         pools: Its poolings, with their type and window.
         dropouts: Its dropout modules.
@@ -54,15 +54,15 @@ class LayerOffer:
     index: int
     convolutions: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     groups: tuple[ChannelGroup, ...] = ()
-    grows: bool = False
-    ends: Mapping[str, int] = field(default_factory=dict)
+    can_grow: bool = False
+    residual_writers: Mapping[str, int] = field(default_factory=dict)
     activations: Mapping[str, str] = field(default_factory=dict)
     pools: Mapping[str, str] = field(default_factory=dict)
     dropouts: tuple[str, ...] = ()
     drop_paths: tuple[str, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
 
-    def unchanged(self, name: str, value: Value) -> bool:
+    def is_noop(self, name: str, value: Value) -> bool:
         """Tell whether a value of a field is what the layer has already.
 
         Args:
@@ -83,7 +83,7 @@ class LayerOffer:
             return set(present.values()) == {value}
         return False
 
-    def preserves(self, plan: LayerPlan, inherit: str) -> bool:
+    def is_function_preserving(self, plan: LayerPlan, inherit: str) -> bool:
         """Tell whether a plan leaves what the layer computes as it is, up to rounding.
 
         Args:
@@ -92,15 +92,16 @@ class LayerOffer:
         """
         values = plan.changes()
         shaping = [name for name in ("kernel", "width", "bridge") if name in values]
-        if inherit == "none" and not all(self.unchanged(name, values[name]) for name in shaping):
+        if inherit == "none" and not all(self.is_noop(name, values[name]) for name in shaping):
             return False
         for name in ("activation", "pool"):
-            if name in values and not self.unchanged(name, values[name]):
+            if name in values and not self.is_noop(name, values[name]):
                 return False
         if "kernel" in values and max(map(max, self.convolutions.values())) > values["kernel"]:
             return False
         if "bridge" in values and any(
-            channel_count(values["bridge"], size, 1) < size for size in self.ends.values()
+            channel_count(values["bridge"], size, 1) < size
+            for size in self.residual_writers.values()
         ):
             return False
         if "width" not in values:
@@ -114,7 +115,7 @@ class LayerOffer:
             for group, count in changes
         )
 
-    def problem(self, name: str, value: Value) -> str:
+    def reason_unsupported(self, name: str, value: Value) -> str:
         """Say why a layer cannot take a value, in an empty string if it can.
 
         Args:
@@ -139,9 +140,9 @@ class LayerOffer:
         return "" if 0 <= value < 1 else f"must be from 0 to below 1, but got {value}"
 
     def _width_problem(self, name: str, value: float) -> str:
-        if not value >= SMALLEST_RATIO or (value >= FIRST_ABSOLUTE and value != int(value)):
+        if not value >= MIN_RATIO or (value >= FIRST_ABSOLUTE and value != int(value)):
             return (
-                f"must be keep, a ratio from {SMALLEST_RATIO:g} to below {FIRST_ABSOLUTE}, or a "
+                f"must be keep, a ratio from {MIN_RATIO:g} to below {FIRST_ABSOLUTE}, or a "
                 f"whole number of channels from {FIRST_ABSOLUTE} on, but got {value}"
             )
         if name == "bridge":
@@ -153,7 +154,7 @@ class LayerOffer:
                     f"must be a multiple of {group.unit} because the channels of "
                     f"{group.producers[0]!r} are grouped, but got {value:g}"
                 )
-            if count > group.size and not self.grows:
+            if count > group.size and not self.can_grow:
                 return (
                     f"must be at most {group.size} or a ratio up to 1 because the channels of "
                     f"{group.producers[0]!r} cannot become more, but got {value:g}"
@@ -167,11 +168,11 @@ class LayerOffer:
         if name == "width":
             sizes = sorted({group.size for group in self.groups})
             unit = max(group.unit for group in self.groups)
-            way = "fewer or more" if self.grows else "fewer"
+            way = "fewer or more" if self.can_grow else "fewer"
             grouped = f", in steps of {unit}" if unit > 1 else ""
             return f"{'+'.join(map(str, sizes))} {way}{grouped}"
         if name == "bridge":
-            return "+".join(str(size) for size in sorted(set(self.ends.values())))
+            return "+".join(str(size) for size in sorted(set(self.residual_writers.values())))
         if name == "kernel":
             return " ".join(map(str, KERNELS))
         if name in ("activation", "pool"):
@@ -184,5 +185,5 @@ def _not_among(value: Value, allowed: Sequence[Value]) -> str:
         return ""
     names = [KEEP, *map(str, allowed)]
     return join_sentences(
-        f"must be one of {', '.join(names)}, but got {value!r}", nearest(str(value), names)
+        f"must be one of {', '.join(names)}, but got {value!r}", did_you_mean(str(value), names)
     )

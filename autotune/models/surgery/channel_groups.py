@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from autotune.models.layers import Layer
-from autotune.models.surgery.channel_tracing import Followed, follow
+from autotune.models.surgery.channel_tracing import ChannelTrace, trace_channels
 
 Side = Literal["out", "in", "vector"]
 
 #: Fewer channels than this are maps that a block computes on the way (attention, gates).
-FEWEST = 8
+MIN_CHANNELS = 8
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,22 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True)
-class Channels:
+class ChannelGroups:
     """What can change its width in a network, and why the rest cannot.
 
     Args:
         groups: Groups by layer, counted from the output, in the order of the network.
         reasons: Why a layer without a group has none.
-        ends: Names of the convolutions and linear layers by which a layer writes to channels
-            that other layers write to as well, the residual stream for one.
+        residual_writers: Names of the convolutions and linear layers by which a layer writes to
+            channels that other layers write to as well, the residual stream for one.
     """
 
     groups: Mapping[int, tuple[ChannelGroup, ...]]
     reasons: Mapping[int, str]
-    ends: Mapping[int, tuple[str, ...]]
+    residual_writers: Mapping[int, tuple[str, ...]]
 
 
-def find_channels(model: nn.Module, layers: Sequence[Layer], image: Tensor) -> Channels:
+def find_channel_groups(model: nn.Module, layers: Sequence[Layer], image: Tensor) -> ChannelGroups:
     """Find the groups of channels that can change in the given layers.
 
     A layer's groups are those that begin and end within it. Where it has none, they are the
@@ -108,12 +108,12 @@ def find_channels(model: nn.Module, layers: Sequence[Layer], image: Tensor) -> C
         for name, module in model.named_modules()
         if name in place and isinstance(module, nn.Conv2d | nn.Linear)
     ]
-    followed = follow(model, image, wanted)
+    followed = trace_channels(model, image, wanted)
     vectors = list(_vectors(followed))
     squeezed = _squeezed(followed, place)
     found: dict[int, list[ChannelGroup]] = defaultdict(list)
     reasons: dict[int, str] = {}
-    ends: dict[int, list[str]] = defaultdict(list)
+    residual_writers: dict[int, list[str]] = defaultdict(list)
     seen: set[frozenset[int]] = set()
     for name, side, _, numbers in vectors:
         if side != "out" or name in squeezed:
@@ -135,15 +135,17 @@ def find_channels(model: nn.Module, layers: Sequence[Layer], image: Tensor) -> C
         groups[index] = tuple(inner or some)
         readers = {name for group in inner for name in group.readers}
         inside = {name for group in inner for name in group.producers}
-        ends[index] = [
+        residual_writers[index] = [
             name
             for name in followed.atoms
             if name in readers - inside - squeezed and not followed.atoms[name].passes
         ]
-    return Channels(groups, reasons, {index: tuple(names) for index, names in ends.items()})
+    return ChannelGroups(
+        groups, reasons, {index: tuple(names) for index, names in residual_writers.items()}
+    )
 
 
-def _vectors(followed: Followed) -> Iterable[tuple[str, Side, int, np.ndarray]]:
+def _vectors(followed: ChannelTrace) -> Iterable[tuple[str, Side, int, np.ndarray]]:
     """List every tensor dimension that holds channels: name, side, dimension, numbers."""
     for name, atom in followed.atoms.items():
         if atom.passes:
@@ -173,7 +175,7 @@ def _vectors(followed: Followed) -> Iterable[tuple[str, Side, int, np.ndarray]]:
             yield name, "vector", -1, numbers.reshape(-1).numpy()
 
 
-def _squeezed(followed: Followed, place: Mapping[str, int]) -> frozenset[str]:
+def _squeezed(followed: ChannelTrace, place: Mapping[str, int]) -> frozenset[str]:
     """Name what works on pooled channels beside the main path: the gates of squeeze-excitation."""
     widest: dict[int, int] = defaultdict(int)
     for name, atom in followed.atoms.items():
@@ -190,7 +192,7 @@ def _group(
     classes: np.ndarray,
     index: int,
     vectors: Sequence[tuple[str, Side, int, np.ndarray]],
-    followed: Followed,
+    followed: ChannelTrace,
     place: Mapping[str, int],
     model: nn.Module,
 ) -> ChannelGroup | str:
@@ -223,7 +225,7 @@ def _group(
                 return f"{name} is grouped across them"
             unit = math.lcm(unit, blocks)
         members.append(Member(name, side, dim, len(there), segments))
-    if len(roots) < FEWEST:
+    if len(roots) < MIN_CHANNELS:
         return f"they are only {len(roots)}"
     if len(roots) % unit:
         return f"{len(roots)} channels cannot be cut into {unit} equal blocks"

@@ -41,19 +41,19 @@ from autotune.models.surgery.aten_ops import (
     SUMS,
     aten,
 )
-from autotune.runtime import one_thread
+from autotune.runtime import single_threaded
 
 #: The number of what is tied to a fixed size.
-BOUND = 0
+FIXED = 0
 #: The number of what fits to everything: padding.
-NEUTRAL = -1
+PADDING = -1
 
 #: A dimension of at most this size holds branches of a block, stacked to be summed or weighed.
-BRANCHES = 8
+MAX_BRANCHES = 8
 
 
 @dataclass
-class Atom:
+class TracedLayer:
     """A convolution or linear layer as it was met.
 
     Args:
@@ -74,7 +74,7 @@ class Atom:
 
 
 @dataclass(frozen=True)
-class Followed:
+class ChannelTrace:
     """What one forward pass told of the channels.
 
     Args:
@@ -86,7 +86,7 @@ class Followed:
         output: Classes that the network gives out.
     """
 
-    atoms: Mapping[str, Atom]
+    atoms: Mapping[str, TracedLayer]
     tensors: Mapping[str, Tensor]
     classes: np.ndarray
     bound: Mapping[int, str]
@@ -95,7 +95,7 @@ class Followed:
 
 
 @dataclass
-class _Ledger:
+class _ChannelUnions:
     """Numbers of channels, and what was learned of them."""
 
     next: int = 1
@@ -110,12 +110,12 @@ class _Ledger:
 
     def join(self, first: Tensor, second: Tensor) -> None:
         pair = np.stack(np.broadcast_arrays(first.numpy(), second.numpy())).reshape(2, -1)
-        pair = pair[:, (pair > BOUND).all(axis=0) & (pair[0] != pair[1])]
+        pair = pair[:, (pair > FIXED).all(axis=0) & (pair[0] != pair[1])]
         if pair.size:
             self.pairs.append(np.unique(pair, axis=1))
 
     def bind(self, ids: Tensor, reason: str) -> None:
-        self.bound.append((ids[ids > BOUND], reason))
+        self.bound.append((ids[ids > FIXED], reason))
 
 
 def _compress(ids: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def _compress(ids: Tensor) -> Tensor:
     for dim in range(ids.ndim):
         if ids.shape[dim] > 1:
             largest = ids.amax(dim, keepdim=True)  # the neutral number is the least
-            if bool(((ids == largest) | (ids == NEUTRAL)).all()):
+            if bool(((ids == largest) | (ids == PADDING)).all()):
                 ids = largest
     return ids
 
@@ -133,15 +133,15 @@ def _varying(ids: Tensor) -> list[int]:
     return [dim - ids.ndim for dim in range(ids.ndim) if ids.shape[dim] > 1]
 
 
-class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows channel numbers through every operation that runs while it is active."""
 
     def __init__(self, model: nn.Module, wanted: frozenset[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.wanted = wanted
-        self.ledger = _Ledger()
+        self.ledger = _ChannelUnions()
         self.suspended = 0
-        self.atoms: dict[str, Atom] = {}
+        self.atoms: dict[str, TracedLayer] = {}
         self.tensors: dict[str, Tensor] = {}
         self._named = {
             id(tensor): name
@@ -201,7 +201,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._statistic(packet, args[0], outputs, dims)
         elif packet in ALONG:
             ids = self._own(args[0])
-            if ids is not None and args[0].shape[args[1]] <= BRANCHES:
+            if ids is not None and args[0].shape[args[1]] <= MAX_BRANCHES:
                 self._join_branches(args[0], ids, args[1], outputs)
             elif ids is not None and self._touches(args[0], ids, [args[1]]):
                 self._bind(operands, outputs, f"{packet.__name__} runs along them")
@@ -231,7 +231,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def numbers(tensor: Tensor) -> Tensor:
             ids = self._own(tensor)
             if ids is None:
-                return torch.full((), BOUND).expand(tensor.shape)
+                return torch.full((), FIXED).expand(tensor.shape)
             return ids.expand(tensor.shape)
 
         packet = func.overloadpacket
@@ -252,7 +252,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             }
             given = tree_map_only(Tensor, numbers, list(args))
             if packet is aten.constant_pad_nd:
-                given = [given[0], args[1], NEUTRAL]
+                given = [given[0], args[1], PADDING]
             moved = func(
                 *(one.contiguous() if isinstance(one, Tensor) else one for one in given), **options
             )
@@ -269,7 +269,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             outputs, [one for one in tree_leaves(moved) if isinstance(one, Tensor)], strict=True
         ):
             compressed = _compress(ids)
-            self.mark(one, compressed if bool((compressed > BOUND).any()) else None)
+            self.mark(one, compressed if bool((compressed > FIXED).any()) else None)
 
     def _reshape(self, tensor: Tensor, result: Tensor) -> Tensor | None:
         """Follow a reshape that leaves the one dimension that matters alone."""
@@ -308,7 +308,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
                         ids, own if layer_norm else own.view(-1, *(1,) * (tensor.ndim - 2))
                     )
         if packet not in BATCH_NORMS:
-            self.ledger.inexact.append(ids[ids > BOUND])
+            self.ledger.inexact.append(ids[ids > FIXED])
         self.mark(output, ids)
 
     def _reduce(self, tensor: Tensor, output: Tensor, dims: Iterable[int], keep: bool) -> None:
@@ -331,14 +331,14 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(dims, int):
             dims = [dims]
         chosen = list(dims) if dims else list(range(tensor.ndim))
-        if len(chosen) == 1 and tensor.shape[chosen[0]] <= BRANCHES:
+        if len(chosen) == 1 and tensor.shape[chosen[0]] <= MAX_BRANCHES:
             self._join_branches(tensor, ids, chosen[0], outputs)
             return
         if self._touches(tensor, ids, chosen):
             if packet in SUMS:
                 self._bind([tensor], outputs, "they are summed")
                 return
-            self.ledger.inexact.append(ids[ids > BOUND])
+            self.ledger.inexact.append(ids[ids > FIXED])
             for one in outputs:
                 self.mark(one, None)
             return
@@ -428,7 +428,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if places and dim not in places and isinstance(module, nn.Linear):
             self.mark(output, ids)  # a linear layer over tokens: every channel for itself
             return
-        atom = self.atoms.setdefault(name, Atom(name, module))
+        atom = self.atoms.setdefault(name, TracedLayer(name, module))
         atom.extent = max(atom.extent, output.numel() // output.shape[dim])
         if ids is not None and any(place != dim for place in places):
             self.ledger.bind(ids, f"{name} reads them rearranged")
@@ -450,7 +450,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.mark(output, None if given is None else given.reshape(shape))
 
 
-def follow(model: nn.Module, image: Tensor, wanted: Iterable[str]) -> Followed:
+def trace_channels(model: nn.Module, image: Tensor, wanted: Iterable[str]) -> ChannelTrace:
     """Run a network once and follow the channels of some of its modules.
 
     Args:
@@ -458,7 +458,7 @@ def follow(model: nn.Module, image: Tensor, wanted: Iterable[str]) -> Followed:
         image: ``(1, C, H, W)`` on the same device.
         wanted: Names of the convolutions and linear layers whose channels are followed.
     """
-    follower = _Follower(model, frozenset(wanted))
+    follower = _ChannelTracer(model, frozenset(wanted))
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear | nn.RNNBase | nn.MultiheadAttention):
@@ -467,7 +467,7 @@ def follow(model: nn.Module, image: Tensor, wanted: Iterable[str]) -> Followed:
                 stack.callback(module.register_forward_pre_hook(follower.enter).remove)
                 stack.callback(module.register_forward_hook(leave).remove)
         # The numbers are small tensors, on which threads only wait for each other.
-        stack.enter_context(one_thread())
+        stack.enter_context(single_threaded())
         stack.enter_context(torch.no_grad())
         stack.enter_context(follower)
         outputs = tree_leaves(model(image))
@@ -475,7 +475,7 @@ def follow(model: nn.Module, image: Tensor, wanted: Iterable[str]) -> Followed:
     return _settle(follower, given)
 
 
-def _settle(follower: _Follower, given: Sequence[Tensor]) -> Followed:
+def _settle(follower: _ChannelTracer, given: Sequence[Tensor]) -> ChannelTrace:
     """Turn the pairs of numbers that have met into classes."""
     ledger = follower.ledger
     pairs = np.concatenate([*ledger.pairs, np.empty((2, 0), dtype=np.int64)], axis=1)
@@ -484,13 +484,13 @@ def _settle(follower: _Follower, given: Sequence[Tensor]) -> Followed:
 
     def of(tensors: Iterable[Tensor]) -> frozenset[int]:
         return frozenset(
-            int(one) for ids in tensors for one in np.unique(classes[ids[ids > BOUND].numpy()])
+            int(one) for ids in tensors for one in np.unique(classes[ids[ids > FIXED].numpy()])
         )
 
-    bound: dict[int, str] = {int(classes[BOUND]): "they meet channels of layers further in front"}
+    bound: dict[int, str] = {int(classes[FIXED]): "they meet channels of layers further in front"}
     for ids, reason in ledger.bound:
         for one in of([ids]):
             bound.setdefault(one, reason)
-    return Followed(
+    return ChannelTrace(
         follower.atoms, follower.tensors, classes, bound, of(ledger.inexact), of(given)
     )

@@ -97,7 +97,7 @@ def set_activation(model: nn.Module, name: str, activation: str) -> None:
     model.set_submodule(name, new.train(old.training))
 
 
-def dropouts(model: nn.Module, modules: Iterable[str]) -> Iterator[str]:
+def find_dropouts(model: nn.Module, modules: Iterable[str]) -> Iterator[str]:
     """Name the dropout modules among some; that of attention maps is another thing."""
     for name in modules:
         if isinstance(model.get_submodule(name), nn.Dropout) and "attn_drop" not in name:
@@ -109,7 +109,7 @@ def set_dropout(model: nn.Module, name: str, share: float) -> None:
     model.get_submodule(name).p = share  # type: ignore[assignment]
 
 
-def drop_paths(model: nn.Module, modules: Iterable[str]) -> Iterator[str]:
+def find_drop_paths(model: nn.Module, modules: Iterable[str]) -> Iterator[str]:
     """Name the places where some modules drop their residual branch, used or not.
 
     timm's blocks keep the place of a drop path whose rate is zero: as an identity or as ``None``.

@@ -16,7 +16,7 @@ from autotune.models.surgery.channel_groups import ChannelGroup, Member
 from autotune.models.surgery.kernels import he_normal
 
 
-def magnitude(model: nn.Module, group: ChannelGroup) -> Tensor:
+def magnitude_scores(model: nn.Module, group: ChannelGroup) -> Tensor:
     """Score channels by the size of the weights that write, scale and read them.
 
     torch-pruning's group importance (Fang et al. 2023, arXiv 2301.12900, section 3.3).
@@ -61,7 +61,9 @@ def _as_pruned(model: nn.Module, member: Member) -> tuple[nn.Module | None, Any]
     return module, getattr(function, f"prune_{kind}_{side}_channels")
 
 
-def activity(model: nn.Module, group: ChannelGroup, norms: Mapping[str, Tensor]) -> Tensor:
+def activation_scores(
+    model: nn.Module, group: ChannelGroup, norms: Mapping[str, Tensor]
+) -> Tensor:
     """Score channels by what they contribute to the layers that read them.
 
     The norm of a channel over some images times the norm of the weights that read it, summed over
@@ -88,7 +90,7 @@ def activity(model: nn.Module, group: ChannelGroup, norms: Mapping[str, Tensor])
         for start, blocks, run in member.segments:
             stretch = contribution[start : start + blocks * group.size * run]
             scores += stretch.view(blocks, group.size, run).sum((0, 2))
-    return scores.sqrt() if bool(scores.any()) else magnitude(model, group)
+    return scores.sqrt() if bool(scores.any()) else magnitude_scores(model, group)
 
 
 @torch.no_grad()
@@ -124,7 +126,9 @@ def channel_norms(
     return norms
 
 
-def select(scores: Tensor, count: int, unit: int, generator: torch.Generator) -> list[int]:
+def select_channels(
+    scores: Tensor, count: int, unit: int, generator: torch.Generator
+) -> list[int]:
     """Choose the old channel of every new one.
 
     Fewer: those with the best scores. More: all, and random ones again (Net2WiderNet, Chen et
@@ -152,7 +156,7 @@ def select(scores: Tensor, count: int, unit: int, generator: torch.Generator) ->
     return chosen
 
 
-def split(weight: Tensor, copies: Sequence[int], generator: torch.Generator) -> Tensor:
+def split_copies(weight: Tensor, copies: Sequence[int], generator: torch.Generator) -> Tensor:
     """Divide what reads doubled channels among their copies, so that the sum stays the same.
 
     Every weight is divided at random, not in halves: copies that are read alike would be trained
@@ -177,7 +181,7 @@ def split(weight: Tensor, copies: Sequence[int], generator: torch.Generator) -> 
     return weight * shares.view(shape).to(weight)
 
 
-def reinitialise(module: nn.Module, generator: torch.Generator) -> None:
+def reinitialize(module: nn.Module, generator: torch.Generator) -> None:
     """Draw new weights, as the paper's changed layers do (He et al. 2015, arXiv 1502.01852).
 
     Args:

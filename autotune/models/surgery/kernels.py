@@ -18,7 +18,7 @@ from timm.layers.std_conv import (
 from torch import Tensor, nn
 
 from autotune.errors import PlanError
-from autotune.models.surgery.aligned_conv import Pair, ShiftedConv2d
+from autotune.models.surgery.aligned_conv import GridAlignedConv2d, Pair
 
 #: Correlation of neighbouring taps' inputs that a smaller kernel is fitted to. The best of twelve
 #: values from 0 to 0.99 on the depthwise 3x3 convolutions of MobileNetV2's last 8 blocks at 48
@@ -42,7 +42,7 @@ def kernel_problem(conv: nn.Conv2d) -> str:
     Returns:
         The reason as a sentence, or an empty string when it can be changed.
     """
-    known = (nn.Conv2d, ShiftedConv2d, Conv2dSame, *_STANDARDISED)
+    known = (nn.Conv2d, GridAlignedConv2d, Conv2dSame, *_STANDARDISED)
     computed = (type(conv).forward, type(conv)._conv_forward)
     if computed not in [(one.forward, one._conv_forward) for one in known]:
         return (
@@ -108,7 +108,7 @@ def change_kernel(
             bias = None if bias is None else torch.zeros_like(bias)
     if conv.weight.is_contiguous(memory_format=torch.channels_last):
         weight = weight.contiguous(memory_format=torch.channels_last)
-    changed = ShiftedConv2d(conv, weight.to(conv.weight), bias, offset)
+    changed = GridAlignedConv2d(conv, weight.to(conv.weight), bias, offset)
     changed.train(conv.training)
     changed.weight.requires_grad_(conv.weight.requires_grad)
     if changed.bias is not None and conv.bias is not None:
@@ -253,7 +253,7 @@ def _project(weight: Tensor, kept: Pair, offset: Pair, dilation: Sequence[int]) 
     return (new * scale[:, None, None]).view(*weight.shape[:2], *kept).to(weight)
 
 
-def plain(conv: nn.Conv2d) -> nn.Conv2d:
+def without_standardization(conv: nn.Conv2d) -> nn.Conv2d:
     """Return a weight-standardised convolution as the plain one that it amounts to.
 
     Any other convolution is returned as it is.
@@ -261,7 +261,7 @@ def plain(conv: nn.Conv2d) -> nn.Conv2d:
     if not isinstance(conv, _STANDARDISED):
         return conv
     bias = None if conv.bias is None else conv.bias.detach().clone()
-    same = ShiftedConv2d(conv, effective_weight(conv).clone(), bias, (0, 0))
+    same = GridAlignedConv2d(conv, effective_weight(conv).clone(), bias, (0, 0))
     for parameter in same.parameters():
         parameter.requires_grad_(conv.weight.requires_grad)
     return same.train(conv.training)

@@ -20,23 +20,23 @@ from torch import Tensor, nn
 from autotune.models.backbone import Backbone
 from autotune.models.layers import Layer
 from autotune.models.surgery.aligned_pool import POOLS, change_pool, is_pool
-from autotune.models.surgery.capabilities import LayerOffer, channel_count
-from autotune.models.surgery.channel_groups import ChannelGroup, find_channels
+from autotune.models.surgery.capabilities import LayerCapabilities, channel_count
+from autotune.models.surgery.channel_groups import ChannelGroup, find_channel_groups
 from autotune.models.surgery.components import (
     activation_name,
-    drop_paths,
-    dropouts,
+    find_drop_paths,
+    find_dropouts,
     is_activation,
     set_activation,
     set_drop_path,
 )
 from autotune.models.surgery.kernels import change_kernel, is_spatial, kernel_problem
-from autotune.models.surgery.widths import Width, bridge, change_widths
+from autotune.models.surgery.widths import WidthChange, add_bridge, change_widths
 
 logger = logging.getLogger(__name__)
 
 
-class _Bench:
+class _MetaProbe:
     """Runs changed copies of a backbone on the meta device."""
 
     def __init__(self, model: nn.Module, image: Tensor) -> None:
@@ -83,9 +83,9 @@ class _Bench:
         return ""
 
 
-def offers_of(
+def probe_layers(
     model: nn.Module, layers: Sequence[Layer], input_size: tuple[int, int, int]
-) -> tuple[LayerOffer, ...]:
+) -> tuple[LayerCapabilities, ...]:
     """Find out what layers can become.
 
     Args:
@@ -98,21 +98,21 @@ def offers_of(
     """
     model = copy.deepcopy(model).eval()
     image = torch.zeros(1, *input_size, device="meta")
-    bench = _Bench(model, image)
-    channels = find_channels(model, layers, image)
+    bench = _MetaProbe(model, image)
+    channels = find_channel_groups(model, layers, image)
     drafts = []
     for layer in layers:
-        ends = {
+        residual_writers = {
             name: int(module.weight.shape[0])  # type: ignore[index]
-            for name in channels.ends.get(layer.index, ())
+            for name in channels.residual_writers.get(layer.index, ())
             if getattr(module := model.get_submodule(name), "groups", 1) == 1
         }
         drafts.append(
             replace(
                 _draft(bench, layer),
                 groups=channels.groups.get(layer.index, ()),
-                grows=True,
-                ends=ends,
+                can_grow=True,
+                residual_writers=residual_writers,
             )
         )
     offers = _try_all(bench, drafts, channels.reasons)
@@ -121,10 +121,12 @@ def offers_of(
 
 #: Offers are worked out for at least this many of the last layers, once for each backbone.
 _AT_LEAST = 8
-_known: WeakKeyDictionary[nn.Module, tuple[LayerOffer, ...]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, tuple[LayerCapabilities, ...]] = WeakKeyDictionary()
 
 
-def offers_for(backbone: Backbone, layers: Sequence[Layer], last: int) -> tuple[LayerOffer, ...]:
+def cached_capabilities(
+    backbone: Backbone, layers: Sequence[Layer], last: int
+) -> tuple[LayerCapabilities, ...]:
     """Return what the last layers of a backbone can become; worked out once and kept.
 
     Args:
@@ -139,7 +141,7 @@ def offers_for(backbone: Backbone, layers: Sequence[Layer], last: int) -> tuple[
     if len(found) < last:
         chosen = layers[: max(last, _AT_LEAST)]
         model = without_weights(backbone.pretrained)
-        found = offers_of(model, chosen, backbone.data_config["input_size"])
+        found = probe_layers(model, chosen, backbone.data_config["input_size"])
         _known[backbone.pretrained] = found
     return found
 
@@ -158,7 +160,7 @@ def without_weights(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, on_meta)
 
 
-def _draft(bench: _Bench, layer: Layer) -> LayerOffer:
+def _draft(bench: _MetaProbe, layer: Layer) -> LayerCapabilities:
     """List what could change in a layer by the kinds of its modules."""
     model = bench.model
     running = [name for name in layer.modules if name in bench.extents]
@@ -179,7 +181,7 @@ def _draft(bench: _Bench, layer: Layer) -> LayerOffer:
         reasons["kernel"] = problems[0] if problems else "it has no spatial convolution"
     acts = {name: module for name, module in modules.items() if is_activation(module)}
     widest = max((bench.extents[name] for name in acts), default=0)
-    return LayerOffer(
+    return LayerCapabilities(
         layer.index,
         convolutions=convolutions,
         # Those of pooled channels belong to gates.
@@ -193,8 +195,8 @@ def _draft(bench: _Bench, layer: Layer) -> LayerOffer:
             for name, module in modules.items()
             if is_pool(module)
         },
-        dropouts=tuple(dropouts(model, running)),
-        drop_paths=tuple(drop_paths(model, layer.modules)),
+        dropouts=tuple(find_dropouts(model, running)),
+        drop_paths=tuple(find_drop_paths(model, layer.modules)),
         reasons=reasons,
     )
 
@@ -203,7 +205,10 @@ def _draft(bench: _Bench, layer: Layer) -> LayerOffer:
 _PARTS = {
     "kernel": ("convolutions", "it has no spatial convolution"),
     "width": ("groups", "no convolution or linear layer of it has channels of its own"),
-    "bridge": ("ends", "it writes to no channels of other layers from channels of its own"),
+    "bridge": (
+        "residual_writers",
+        "it writes to no channels of other layers from channels of its own",
+    ),
     "activation": ("activations", "it has no activation function as a module"),
     "pool": ("pools", "it does not pool"),
     "dropout": ("dropouts", "it has no dropout"),
@@ -212,13 +217,13 @@ _PARTS = {
 
 
 def _try_all(
-    bench: _Bench, offers: Sequence[LayerOffer], reasons: Mapping[int, str]
-) -> list[LayerOffer]:
+    bench: _MetaProbe, offers: Sequence[LayerCapabilities], reasons: Mapping[int, str]
+) -> list[LayerCapabilities]:
     """Try every kind of change and take back what does not work."""
     drawn = torch.Generator().manual_seed(0)
 
-    def kernels(side: int) -> Callable[[nn.Module, LayerOffer], None]:
-        def change(model: nn.Module, offer: LayerOffer) -> None:
+    def kernels(side: int) -> Callable[[nn.Module, LayerCapabilities], None]:
+        def change(model: nn.Module, offer: LayerCapabilities) -> None:
             for name in offer.convolutions:
                 old = model.get_submodule(name)
                 assert isinstance(old, nn.Conv2d)
@@ -227,20 +232,20 @@ def _try_all(
 
         return change
 
-    def bridges(model: nn.Module, offer: LayerOffer) -> None:
-        for name, size in offer.ends.items():
-            bridge(model, name, channel_count(0.5, size, 1), "weights", drawn)
+    def bridges(model: nn.Module, offer: LayerCapabilities) -> None:
+        for name, size in offer.residual_writers.items():
+            add_bridge(model, name, channel_count(0.5, size, 1), "weights", drawn)
 
-    def activations(model: nn.Module, offer: LayerOffer) -> None:
+    def activations(model: nn.Module, offer: LayerCapabilities) -> None:
         for name in offer.activations:
             set_activation(model, name, "elu")
 
-    def pools(model: nn.Module, offer: LayerOffer) -> None:
+    def pools(model: nn.Module, offer: LayerCapabilities) -> None:
         for name, kind in offer.pools.items():
             to = "avg3" if kind != "avg3" else "max2"
             model.set_submodule(name, change_pool(model.get_submodule(name), to))
 
-    def paths(model: nn.Module, offer: LayerOffer) -> None:
+    def paths(model: nn.Module, offer: LayerCapabilities) -> None:
         for name in offer.drop_paths:
             set_drop_path(model, name, 0.1)
 
@@ -266,11 +271,11 @@ def _try_all(
 
 
 def _without_failing(
-    bench: _Bench,
-    offers: Sequence[LayerOffer],
+    bench: _MetaProbe,
+    offers: Sequence[LayerCapabilities],
     name: str,
-    change: Callable[[nn.Module, LayerOffer], None],
-) -> list[LayerOffer]:
+    change: Callable[[nn.Module, LayerCapabilities], None],
+) -> list[LayerCapabilities]:
     """Try a change on all layers at once, then on each alone; take back what fails."""
     attribute = _PARTS[name][0]
     concerned = [offer for offer in offers if getattr(offer, attribute)]
@@ -293,11 +298,13 @@ def _without_failing(
     return checked
 
 
-def _try_widths(bench: _Bench, offers: Sequence[LayerOffer]) -> list[LayerOffer]:
+def _try_widths(bench: _MetaProbe, offers: Sequence[LayerCapabilities]) -> list[LayerCapabilities]:
     """Take back the groups that cannot shrink; note where they cannot grow."""
 
     def problem(groups: Iterable[ChannelGroup], ratio: float) -> str:
-        widths = [Width(group, channel_count(ratio, group.size, group.unit)) for group in groups]
+        widths = [
+            WidthChange(group, channel_count(ratio, group.size, group.unit)) for group in groups
+        ]
         widths = [one for one in widths if one.count != one.group.size]
         drawn = torch.Generator().manual_seed(0)
         return bench.problem(
@@ -305,7 +312,7 @@ def _try_widths(bench: _Bench, offers: Sequence[LayerOffer]) -> list[LayerOffer]
             same=all(width.group.inner for width in widths),
         )
 
-    def every(some: Sequence[LayerOffer]) -> list[ChannelGroup]:
+    def every(some: Sequence[LayerCapabilities]) -> list[ChannelGroup]:
         return [group for offer in some for group in offer.groups]
 
     checked = list(offers)
@@ -323,5 +330,5 @@ def _try_widths(bench: _Bench, offers: Sequence[LayerOffer]) -> list[LayerOffer]
                 reasons = offer.reasons if works else {**offer.reasons, "width": reason}
                 checked[position] = replace(offer, groups=works, reasons=reasons)
     if problem(every(checked), 1.5):
-        checked = [replace(offer, grows=not problem(offer.groups, 1.5)) for offer in checked]
+        checked = [replace(offer, can_grow=not problem(offer.groups, 1.5)) for offer in checked]
     return checked

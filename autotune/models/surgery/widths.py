@@ -11,12 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from autotune.models.surgery.channel_groups import ChannelGroup, Member
-from autotune.models.surgery.inheritance import activity, magnitude, reinitialise, select, split
-from autotune.models.surgery.kernels import plain
+from autotune.models.surgery.inheritance import (
+    activation_scores,
+    magnitude_scores,
+    reinitialize,
+    select_channels,
+    split_copies,
+)
+from autotune.models.surgery.kernels import without_standardization
 
 
 @dataclass(frozen=True)
-class Width:
+class WidthChange:
     """A group of channels and the number of them that is wanted, a multiple of ``group.unit``."""
 
     group: ChannelGroup
@@ -25,7 +31,7 @@ class Width:
 
 def change_widths(
     model: nn.Module,
-    widths: Sequence[Width],
+    widths: Sequence[WidthChange],
     inherit: str,
     generator: torch.Generator,
     norms: Mapping[str, Tensor] | None = None,
@@ -41,7 +47,7 @@ def change_widths(
             changes its shape.
         generator: Chooses what is doubled, and draws weights.
         norms: How active the channels are, for ``data``; see
-            :func:`~autotune.models.surgery.inheritance.activity`.
+            :func:`~autotune.models.surgery.inheritance.activation_scores`.
     """
     selections = [_selection(model, width, inherit, generator, norms) for width in widths]
     touched: dict[tuple[str, str, int], list[tuple[Member, list[int], int]]] = defaultdict(list)
@@ -61,12 +67,12 @@ def change_widths(
             else:
                 _change_input(module, positions, generator)
         if inherit == "none":
-            reinitialise(module, generator)
+            reinitialize(module, generator)
 
 
 def _selection(
     model: nn.Module,
-    width: Width,
+    width: WidthChange,
     inherit: str,
     generator: torch.Generator,
     norms: Mapping[str, Tensor] | None,
@@ -74,10 +80,10 @@ def _selection(
     if inherit == "none":
         scores = -torch.arange(width.group.size, dtype=torch.float32)  # the first ones
     elif norms is None:
-        scores = magnitude(model, width.group)
+        scores = magnitude_scores(model, width.group)
     else:
-        scores = activity(model, width.group, norms)
-    return select(scores, width.count, width.group.unit, generator)
+        scores = activation_scores(model, width.group, norms)
+    return select_channels(scores, width.count, width.group.unit, generator)
 
 
 def _positions(parts: Sequence[tuple[Member, list[int], int]]) -> list[int]:
@@ -104,7 +110,7 @@ def _plain(model: nn.Module, name: str) -> nn.Module:
     """Return a module, a weight-standardised convolution as the plain one that it amounts to."""
     module = model.get_submodule(name)
     if isinstance(module, nn.Conv2d):
-        unstandardised = plain(module)
+        unstandardised = without_standardization(module)
         if unstandardised is not module:
             model.set_submodule(name, unstandardised)
         return unstandardised
@@ -139,7 +145,7 @@ def _change_input(module: nn.Module, positions: Sequence[int], generator: torch.
     for index, part in enumerate(weight.detach().chunk(groups)):
         own = [one - index * size for one in positions[index * wanted : (index + 1) * wanted]]
         taken = part.index_select(1, torch.tensor(own, device=part.device))
-        parts.append(split(taken, own, generator))
+        parts.append(split_copies(taken, own, generator))
     module.weight = nn.Parameter(torch.cat(parts), requires_grad=weight.requires_grad)
     if isinstance(module, nn.Conv2d):
         module.in_channels = len(positions)
@@ -170,7 +176,7 @@ def _change_vector(model: nn.Module, name: str, dim: int, positions: Sequence[in
     return owner
 
 
-def bridge(
+def add_bridge(
     model: nn.Module, name: str, count: int, inherit: str, generator: torch.Generator
 ) -> None:
     """Have a convolution or linear layer write other channels, brought back by a 1x1 one.
@@ -202,9 +208,9 @@ def bridge(
         reduced[:rank] = (root[:, None] * v[:rank]).to(old)
         back[:, :rank] = (u[:, :rank] * root).to(old)
     else:
-        selection = select(torch.ones(outputs), count, 1, generator)
+        selection = select_channels(torch.ones(outputs), count, 1, generator)
         reduced = matrix[torch.tensor(selection)]
-        back = split(torch.eye(outputs).to(old)[:, selection], selection, generator)
+        back = split_copies(torch.eye(outputs).to(old)[:, selection], selection, generator)
     first.weight = nn.Parameter(reduced.view(count, *old.shape[1:]))
     first.bias = None  # type: ignore[assignment]
     second: nn.Module
@@ -222,5 +228,5 @@ def bridge(
     pair = nn.Sequential(first, second)
     if inherit == "none":
         for module in pair:
-            reinitialise(module, generator)
+            reinitialize(module, generator)
     model.set_submodule(name, pair.train(first.training))

@@ -21,10 +21,11 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard import wsgi
 from optuna_dashboard._inmemory_cache import InMemoryCache, _CachedExtraStudyProperty
 
+from autotune import optuna_private
 from autotune.errors import FormatError
 from autotune.results.dashboard.attributes import study_attributes, trial_attributes
 from autotune.results.dashboard.notes import NoteContext, escape_markdown, study_note, trial_note
-from autotune.runtime import collector_paused
+from autotune.runtime import gc_paused
 from autotune.study.state import attrs
 from autotune.text import one_line
 
@@ -84,10 +85,10 @@ class _SearchSpaces(_CachedExtraStudyProperty):  # type: ignore[misc]
     def update(self, trials: list[FrozenTrial]) -> None:
         """Look at the trials that are new, or had not ended."""
         for trial in reversed(trials):
-            if trial._trial_id in self._ended:
+            if optuna_private.trial_id(trial) in self._ended:
                 continue
             if trial.state.is_finished():
-                self._ended.add(trial._trial_id)
+                self._ended.add(optuna_private.trial_id(trial))
             self._update_user_attrs(trial)
             if trial.state != TrialState.FAIL:
                 self._update_intermediate_values(trial)
@@ -123,7 +124,7 @@ class _Annotations:
             with self._cache._cached_extra_study_property_cache_lock:
                 spaces = self._cache._cached_extra_study_property_cache
                 spaces.setdefault(study_id, _SearchSpaces())
-            with collector_paused():
+            with gc_paused():
                 shown = answer(study_id)
                 if "trials" in shown:  # no error
                     try:
@@ -155,17 +156,17 @@ class _Annotations:
         """Annotate the trials; what a finished one says changes with the baseline alone."""
         setting = NoteContext.of(study)
         start = setting.baseline
-        value = attrs.metric_of(start) if start is not None else None
+        value = attrs.metric_value(start) if start is not None else None
         found = {}
         with self._lock:
             for trial in study.get_trials(deepcopy=False):
-                key = (trial._trial_id, value)
+                key = (optuna_private.trial_id(trial), value)
                 beside = self._known.get(key)
                 if beside is None:
                     beside = TrialAnnotation.of(trial, setting)
                     if trial.state.is_finished():
                         self._known[key] = beside
-                found[trial._trial_id] = beside
+                found[optuna_private.trial_id(trial)] = beside
         return found
 
 

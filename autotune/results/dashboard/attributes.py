@@ -19,7 +19,13 @@ from autotune.study.state import attrs
 _LEFT_OUT = frozenset(
     {
         *(attrs.PLAN, attrs.COSTS, attrs.METRICS, attrs.DEVIATIONS, attrs.RETRIES),
-        *(attrs.CLAIMED, attrs.HELD, attrs.LOSSES, attrs.RESUMED, attrs.FAILED_PLAN),
+        *(
+            attrs.CLAIMED_AT,
+            attrs.DEVICE_SECONDS,
+            attrs.LOST_ATTEMPTS,
+            attrs.RESUMED,
+            attrs.FAILED_PLAN,
+        ),
         *(attrs.DEVICE_MEMORY_MB, attrs.THREADS, attrs.COMPUTE),
     }
 )
@@ -27,7 +33,7 @@ _LEFT_OUT = frozenset(
 _LEFT_OUT_OF_STUDY = frozenset(
     {
         *(attrs.DEFINITION, attrs.BUDGET, attrs.CACHE, attrs.ENDED, attrs.DATASET),
-        *(attrs.SPLIT, attrs.SURVEY, attrs.BACKBONES, attrs.SPACE, attrs.OWN),
+        *(attrs.SPLIT, attrs.SURVEY, attrs.BACKBONES, attrs.SPACE, attrs.PLUGINS),
         *(attrs.CONFIRMED, attrs.WARM_START, attrs.PRECISION, attrs.FLOAT32),
         *(attrs.ENVIRONMENT, attrs.FORMAT, attrs.FIT, attrs.UUID),
     }
@@ -47,7 +53,7 @@ def trial_attributes(trial: FrozenTrial) -> dict[str, str | float]:
         shown[name] = _short(value)
     for name, value in stored.get(attrs.DEVIATIONS, {}).items():
         shown[f"{name}_deviation"] = _short(value)
-    if earlier := attrs.retries(trial):
+    if earlier := attrs.earlier_attempts(trial):
         shown["earlier_attempts"] = ", ".join(map(str, earlier))
     return shown | {
         key: _short(value)

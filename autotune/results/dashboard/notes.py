@@ -11,13 +11,13 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.results.diagnosis.headline import confirmed, ended_by, headline
-from autotune.results.figures.layer_diagram import as_text, rows
+from autotune.results.diagnosis.headline import describe_confirmation, ended_by, headline
+from autotune.results.figures.layer_diagram import as_text, layer_rows
 from autotune.results.report.reproduction import commands, next_commands, study_file
-from autotune.results.values.objective import Objective, in_time, show_values
+from autotune.results.values.objective import Objective, format_duration, format_values
 from autotune.search import ranking
 from autotune.study.state import attrs
-from autotune.study.state.constraints import NOUNS, amount, in_short
+from autotune.study.state.constraints import COST_LABELS, format_cost, format_count
 from autotune.text import visible
 
 #: So many classes are named.
@@ -34,11 +34,11 @@ def study_note(study: Study, storage_url: str) -> str:
     """
     trials = study.get_trials(deepcopy=False)
     attributes = study.user_attrs
-    best = ranking.best_of(trials, attrs.direction_of(study))
+    best = ranking.best_of(trials, attrs.metric_direction(study))
     answer = [f"**{escape_markdown(headline(study))}**", escape_markdown(_so_far(study, trials))]
-    if said := confirmed(study, best):
+    if said := describe_confirmation(study, best):
         answer.append(escape_markdown(said))
-    answer += [f"- {escape_markdown(one)}" for one in attrs.image_remarks(attributes)]
+    answer += [f"- {escape_markdown(one)}" for one in attrs.image_warnings(attributes)]
     return "\n\n".join(
         [
             *answer,
@@ -56,7 +56,7 @@ def study_note(study: Study, storage_url: str) -> str:
 
 
 def _so_far(study: Study, trials: Sequence[FrozenTrial]) -> str:
-    progress = attrs.progress_of(trials, attrs.budget_of(study))
+    progress = attrs.count_progress(trials, attrs.trial_budget(study))
     counts = {
         "complete": progress.complete,
         "pruned": progress.pruned,
@@ -76,7 +76,7 @@ def _definition(study: Study) -> Iterator[tuple[str, str]]:
     attributes = study.user_attrs
     definition = attributes[attrs.DEFINITION]
     for name, known in attributes.get(attrs.BACKBONES, {}).items():
-        layers, size = len(known["layers"]), in_short(known["parameters"])
+        layers, size = len(known["layers"]), format_count(known["parameters"])
         yield "backbone", f"{name}: {layers} layers, {size} parameters"
     names = study.metric_names or ()
     for name, direction in zip(names, study.directions, strict=False):
@@ -84,12 +84,12 @@ def _definition(study: Study) -> Iterator[tuple[str, str]]:
         where = "of the network" if one.is_cost else "on the validation part"
         yield (
             "objective",
-            f"{one.words} {where}, the {'more' if one.maximised else 'less'} the better",
+            f"{one.label} {where}, the {'more' if one.is_maximized else 'less'} the better",
         )
     limits: Mapping[str, Any] = definition.get("constraints") or {}
     within = [
-        f"{NOUNS[cost]} at most {amount(cost, limits[key])}"
-        for cost in NOUNS
+        f"{COST_LABELS[cost]} at most {format_cost(cost, limits[key])}"
+        for cost in COST_LABELS
         if limits.get(key := f"max_{cost}") is not None
     ]
     if within:
@@ -103,13 +103,14 @@ def _definition(study: Study) -> Iterator[tuple[str, str]]:
         f"sampler {search.get('sampler')}, pruner {search.get('pruner')}, "
         f"{training.get('epochs')} epochs a trial, seed {search.get('seed')}",
     )
-    baseline = attrs.baseline_of(study.get_trials(deepcopy=False))
-    plan = attrs.plan_of(baseline) if baseline is not None else None
+    baseline = attrs.find_baseline(study.get_trials(deepcopy=False))
+    plan = attrs.trial_plan(baseline) if baseline is not None else None
     if baseline is not None and plan is not None:
-        value = Objective.of(study).show(baseline.values[0])
+        value = Objective.from_study(study).format_value(baseline.values[0])
         yield (
             "baseline",
-            f"trial {baseline.number}, {value}: {plan.in_words(attrs.has_several(attributes))}",
+            f"trial {baseline.number}, {value}: "
+            f"{plan.describe(attrs.has_several_backbones(attributes))}",
         )
 
 
@@ -147,9 +148,12 @@ class NoteContext:
     @staticmethod
     def of(study: Study) -> NoteContext:
         """Read it."""
-        baseline = attrs.baseline_of(study.get_trials(deepcopy=False))
+        baseline = attrs.find_baseline(study.get_trials(deepcopy=False))
         return NoteContext(
-            study.user_attrs, Objective.of(study), Objective.cost_of(study), baseline
+            study.user_attrs,
+            Objective.from_study(study),
+            Objective.cost_from_study(study),
+            baseline,
         )
 
 
@@ -160,17 +164,19 @@ def trial_note(trial: FrozenTrial, setting: NoteContext) -> str:
         trial: The trial, at any stage.
         setting: That of its study.
     """
-    plan = attrs.plan_of(trial)
+    plan = attrs.trial_plan(trial)
     said = [f"**{escape_markdown(_outcome(trial, setting))}**"]
     if plan is not None:
-        said.append(escape_markdown(plan.in_words(attrs.has_several(setting.attributes))))
-        if layers := attrs.layers_of(setting.attributes, plan):
-            said.append(_fenced(as_text(rows(layers, plan)), "text"))
+        said.append(
+            escape_markdown(plan.describe(attrs.has_several_backbones(setting.attributes)))
+        )
+        if layers := attrs.backbone_layers(setting.attributes, plan):
+            said.append(_fenced(as_text(layer_rows(layers, plan)), "text"))
     if sizes := ", ".join(_sizes(trial)):
         said.append(escape_markdown(sizes))
-    if origin := attrs.origin_of(trial):
+    if origin := attrs.trial_origin(trial):
         said.append(escape_markdown(f"queued at the start: {origin}"))
-    if earlier := attrs.retries(trial):
+    if earlier := attrs.earlier_attempts(trial):
         said.append(f"goes on from trial {', '.join(map(str, earlier))}")
     return "\n\n".join(said)
 
@@ -178,15 +184,15 @@ def trial_note(trial: FrozenTrial, setting: NoteContext) -> str:
 def _outcome(trial: FrozenTrial, setting: NoteContext) -> str:
     reason = str(trial.user_attrs.get(attrs.REASON, ""))
     role = "the baseline, " if attrs.is_baseline(trial) else ""
-    epochs = attrs.epochs_of(trial)
+    epochs = attrs.trained_epochs(trial)
     if trial.state == TrialState.COMPLETE:
-        shown, start = show_values(trial, setting.objective, setting.cost), setting.baseline
+        shown, start = format_values(trial, setting.objective, setting.cost), setting.baseline
         if start is not None and not attrs.is_baseline(trial):
-            gained = setting.objective.difference(trial.values[0], start.values[0])
+            gained = setting.objective.format_difference(trial.values[0], start.values[0])
             shown += f", {gained} against the baseline"
         # A baseline beyond the limits is trained all the same.
         return f"{role}{shown}" + (f"; {reason}" if reason else "")
-    if attrs.is_untrained(trial):
+    if attrs.ended_infeasible(trial):
         return f"{role}{reason or attrs.INFEASIBLE}"
     if trial.state == TrialState.PRUNED:
         return f"{role}pruned after epoch {epochs}"
@@ -198,20 +204,24 @@ def _outcome(trial: FrozenTrial, setting: NoteContext) -> str:
 def _sizes(trial: FrozenTrial) -> Iterator[str]:
     known = trial.user_attrs
     costs: Mapping[str, float] = known.get(attrs.COSTS, {})
-    if (tuned := known.get(attrs.PARAMETERS_TUNED)) is not None:
-        of = f" of {amount('parameters', costs['parameters'])}" if "parameters" in costs else ""
-        yield f"{in_short(tuned)}{of} parameters tuned"
+    if (trainable := known.get(attrs.TRAINABLE_PARAMETERS)) is not None:
+        of = (
+            f" of {format_cost('parameters', costs['parameters'])}"
+            if "parameters" in costs
+            else ""
+        )
+        yield f"{format_count(trainable)}{of} parameters trainable"
     yield from (
-        f"{NOUNS[cost]} {amount(cost, value)}"
+        f"{COST_LABELS[cost]} {format_cost(cost, value)}"
         for cost, value in costs.items()
         if cost != "parameters"
     )
     if attrs.SECONDS in known:
-        epochs = attrs.epochs_of(trial)
+        epochs = attrs.trained_epochs(trial)
         on = f" on {known[attrs.DEVICE]}" if attrs.DEVICE in known else ""
-        yield f"{epochs} epoch{'s' * (epochs != 1)} in {in_time(known[attrs.SECONDS])}{on}"
+        yield f"{epochs} epoch{'s' * (epochs != 1)} in {format_duration(known[attrs.SECONDS])}{on}"
     elif trial.state == TrialState.RUNNING:
-        yield f"for {in_time(attrs.held_s(trial, time.time()))}"
+        yield f"for {format_duration(attrs.device_seconds(trial, time.time()))}"
 
 
 def escape_markdown(text: str) -> str:

@@ -13,6 +13,7 @@ from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+from autotune import optuna_private
 from autotune.errors import UserError
 from autotune.results.dashboard.access import (
     Passwords,
@@ -71,7 +72,7 @@ def make_dashboard_server(
         UserError: When the port is taken.
     """
     # The storage above Optuna's cache: finished trials are not read again with every look.
-    storage = opened.study._storage
+    storage = optuna_private.storage(opened.study)
     app: WSGIApplication = annotated_app(storage, opened.artifacts, opened.url)
     app = local_only(app) if passwords is None else caddy_only(app, token, passwords)
     try:
@@ -82,7 +83,7 @@ def make_dashboard_server(
 
 def study_path(opened: OpenStudy) -> str:
     """Return the path of a study's page."""
-    return f"/dashboard/studies/{opened.study._study_id}"
+    return f"/dashboard/studies/{optuna_private.study_id(opened.study)}"
 
 
 def port_error(port: int, error: OSError) -> UserError:

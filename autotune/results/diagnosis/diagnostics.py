@@ -22,10 +22,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.errors import DivergedError
 from autotune.results.diagnosis.space_edges import edges_of_space
-from autotune.results.figures.parameters import has_meaning, importances
+from autotune.results.figures.parameters import importances, is_active
 from autotune.results.study_results import StudyResults
 from autotune.results.values.objective import Objective
-from autotune.results.values.verdict import Verdict, show_gain
+from autotune.results.values.verdict import Verdict, format_gain
 from autotune.search import ranking
 from autotune.search.extrapolation import ENOUGH, Promises
 from autotune.study.state import attrs
@@ -47,7 +47,7 @@ _NAMED = 6  # of them
 
 
 @dataclass(frozen=True)
-class Answer:
+class Diagnostic:
     """A question, and what the trials say.
 
     Args:
@@ -63,9 +63,9 @@ class Answer:
     advice: str = ""
 
 
-def answers(
+def diagnose(
     study: Study | StudyResults, matter: Mapping[str, float] | None = None
-) -> tuple[Answer, ...]:
+) -> tuple[Diagnostic, ...]:
     """Ask a study the questions of the playbook.
 
     Args:
@@ -75,7 +75,7 @@ def answers(
     Returns:
         The answers that its trials give so far. Of two objectives the metric is asked about.
     """
-    seen = _Seen(StudyResults.of(study), matter)
+    seen = _Seen(StudyResults.from_study(study), matter)
     return tuple(one for ask in _QUESTIONS if (one := ask(seen)) is not None)
 
 
@@ -107,7 +107,7 @@ class _Seen:
 
     @cached_property
     def baseline(self) -> FrozenTrial | None:
-        return attrs.baseline_of(self.trials)
+        return attrs.find_baseline(self.trials)
 
     @cached_property
     def good(self) -> list[FrozenTrial]:
@@ -119,7 +119,9 @@ class _Seen:
     def trained(self) -> list[FrozenTrial]:
         """Complete and pruned trials, in the order of their numbers."""
         ended = (TrialState.COMPLETE, TrialState.PRUNED)
-        return [one for one in self.trials if one.state in ended and not attrs.is_untrained(one)]
+        return [
+            one for one in self.trials if one.state in ended and not attrs.ended_infeasible(one)
+        ]
 
     @cached_property
     def diverged(self) -> list[FrozenTrial]:
@@ -136,7 +138,7 @@ class _Seen:
         """By how much a value may be off by chance, and how that is known; 0 where it is not."""
         assert self.best is not None
         value = self.best.values[0]
-        deviation = attrs.deviation_of(self.best, self.objective.name)
+        deviation = attrs.metric_deviation(self.best, self.objective.name)
         dataset = self.results.attributes.get(attrs.DATASET, {})
         folds, images = len(dataset.get("folds") or ()), int(dataset.get("validation") or 0)
         if deviation and folds > 1:
@@ -153,13 +155,13 @@ class _Seen:
 
     def gain(self, value: float, other: float) -> float:
         """Return by how much a value is better than another one."""
-        return value - other if self.objective.maximised else other - value
+        return value - other if self.objective.is_maximized else other - value
 
-    def show(self, gain: float) -> str:
-        return show_gain(self.objective, gain)
+    def format(self, gain: float) -> str:
+        return format_gain(self.objective, gain)
 
 
-def _at_an_edge(seen: _Seen) -> Answer | None:
+def _at_an_edge(seen: _Seen) -> Diagnostic | None:
     """Identifying bad search space boundaries."""
     question = "Does the best plan lie at an edge of the space?"
     best = seen.best
@@ -172,7 +174,7 @@ def _at_an_edge(seen: _Seen) -> Answer | None:
             f"{edge.parameter} = {edge.value} at the {edge.side} end ({edge.bound})"
             for edge in outwards
         )
-        return Answer(
+        return Diagnostic(
             question,
             f"Yes: {named}.",
             "act",
@@ -184,17 +186,17 @@ def _at_an_edge(seen: _Seen) -> Answer | None:
         said = f"Only where there is nothing beyond: {named}."
     else:
         said = f"No: trial {best.number} lies inside the space in every parameter."
-    return Answer(question, said, "fine")
+    return Diagnostic(question, said, "fine")
 
 
-def _is_dense(seen: _Seen) -> Answer | None:
+def _is_dense(seen: _Seen) -> Diagnostic | None:
     """Not sampling enough points in the search space."""
     question = "Were enough plans tried near the best one?"
     best = seen.best
     if best is None or best is seen.baseline or not best.params or len(seen.trained) < _ENOUGH:
         return None
     space = seen.results.space
-    names = [name for name in best.distributions if has_meaning(space, best, name)]
+    names = [name for name in best.distributions if is_active(space, best, name)]
     others = [one for one in seen.trained if one is not best and one.params]
     near = sum(_distance(one, best, names) <= _NEAR for one in others)
     rivals = sum(seen.gain(best.values[0], one.values[0]) <= seen.noise[0] for one in seen.ranked)
@@ -203,11 +205,11 @@ def _is_dense(seen: _Seen) -> Answer | None:
         f"{100 * _NEAR:.0f} % of the range of a parameter in the mean"
     )
     if seen.noise[0]:
-        within = f"within the noise ({seen.show(seen.noise[0])}) of its value"
+        within = f"within the noise ({seen.format(seen.noise[0])}) of its value"
         said += f"; {_count(rivals - 1, 'comes', 'come')} {within}"
     if near >= _DENSE:
-        return Answer(question, f"Yes: {said}.", "fine")
-    return Answer(
+        return Diagnostic(question, f"Yes: {said}.", "fine")
+    return Diagnostic(
         question,
         f"Hardly: {said}.",
         "look",
@@ -215,7 +217,7 @@ def _is_dense(seen: _Seen) -> Answer | None:
     )
 
 
-def _would_more_help(seen: _Seen) -> Answer | None:
+def _would_more_help(seen: _Seen) -> Diagnostic | None:
     question = "Would more trials help?"
     if len(seen.trained) < _ENOUGH or seen.best is None:
         return None
@@ -229,13 +231,13 @@ def _would_more_help(seen: _Seen) -> Answer | None:
     gained = seen.gain(seen.best.values[0], early.values[0])
     if gained <= 0:
         said = f"Not likely: the last {late} trained plans brought nothing above "
-        return Answer(question, f"{said}trial {early.number}.", "fine")
-    said = f"the last {late} trained plans improved the best value by {seen.show(gained)}"
+        return Diagnostic(question, f"{said}trial {early.number}.", "fine")
+    said = f"the last {late} trained plans improved the best value by {seen.format(gained)}"
     if gained <= seen.noise[0]:
-        within = f"which is within the noise ({seen.show(seen.noise[0])})"
+        within = f"which is within the noise ({seen.format(seen.noise[0])})"
         advice = "More trials bring little here that could be told from chance."
-        return Answer(question, f"Perhaps a little: {said}, {within}.", "look", advice)
-    return Answer(
+        return Diagnostic(question, f"Perhaps a little: {said}, {within}.", "look", advice)
+    return Diagnostic(
         question,
         f"Probably: {said}.",
         "act",
@@ -243,17 +245,17 @@ def _would_more_help(seen: _Seen) -> Answer | None:
     )
 
 
-def _is_feasible(seen: _Seen) -> Answer | None:
+def _is_feasible(seen: _Seen) -> Diagnostic | None:
     """How many points of the space cannot be trained?"""
     question = "Is much of the space infeasible, or failing?"
-    progress = attrs.progress_of(seen.trials, 0)
+    progress = attrs.count_progress(seen.trials, 0)
     if progress.finished < 5:
         return None
     beyond = progress.infeasible / progress.finished
     failed = progress.failed / progress.finished
     if not beyond and not failed:
         said = f"none of {progress.finished} finished trials failed or was beyond a limit"
-        return Answer(question, f"No: {said}.", "fine")
+        return Diagnostic(question, f"No: {said}.", "fine")
     said = (
         f"of {progress.finished} finished trials {progress.infeasible} were beyond the limits or "
         f"the memory of their device ({100 * beyond:.0f} %) and {progress.failed} failed "
@@ -264,16 +266,18 @@ def _is_feasible(seen: _Seen) -> Answer | None:
             "A space with smaller plans, wider limits, or a larger device leaves more to the "
             "search."
         )
-        return Answer(question, f"Yes: {said}.", "act", advice)
+        return Diagnostic(question, f"Yes: {said}.", "act", advice)
     if failed >= 0.1:
         advice = "See what failed, above: one reason is often behind most of them."
-        return Answer(question, f"Yes: {said}.", "act", advice)
+        return Diagnostic(question, f"Yes: {said}.", "act", advice)
     if beyond >= 0.25:
-        return Answer(question, f"In part: {said}.", "look", "Consider a space of smaller plans.")
-    return Answer(question, f"No: {said}.", "fine")
+        return Diagnostic(
+            question, f"In part: {said}.", "look", "Consider a space of smaller plans."
+        )
+    return Diagnostic(question, f"No: {said}.", "fine")
 
 
-def _is_stable(seen: _Seen) -> Answer | None:
+def _is_stable(seen: _Seen) -> Diagnostic | None:
     """Examining the training curves: step-to-step variance, and divergence."""
     question = "Is training stable?"
     tried = len(seen.trained) + len(seen.diverged)
@@ -283,25 +287,25 @@ def _is_stable(seen: _Seen) -> Answer | None:
     fall, share = median(falls), len(seen.diverged) / tried
     said = (
         f"{_count(len(seen.diverged))} of {tried} trainings diverged; in the second half of the "
-        f"{len(falls)} best curves the value worsens by at most {seen.show(fall)} from one epoch "
-        "to the next (median)"
+        f"{len(falls)} best curves the value worsens by at most {seen.format(fall)} from one "
+        "epoch to the next (median)"
     )
     if share >= 0.1:
-        return Answer(
+        return Diagnostic(
             question,
             f"No: {said}{_where_it_diverges(seen)}.",
             "act",
             "Lower the upper end of training.lr, or clip gradients with training.clip_norm.",
         )
     if seen.noise[0] and fall > 3 * seen.noise[0]:
-        return Answer(
+        return Diagnostic(
             question,
             f"The curves jump: {said}, more than three times the noise.",
             "look",
             "A lower training.lr, a larger training.batch_size or training.ema makes the last "
             "epoch less of an accident.",
         )
-    return Answer(question, f"Yes: {said}{_where_it_diverges(seen)}.", "fine")
+    return Diagnostic(question, f"Yes: {said}{_where_it_diverges(seen)}.", "fine")
 
 
 def _where_it_diverges(seen: _Seen) -> str:
@@ -314,7 +318,7 @@ def _where_it_diverges(seen: _Seen) -> str:
     return f"; those that diverged had a learning rate of {min(lost):.2g} or more"
 
 
-def _does_it_overfit(seen: _Seen) -> Answer | None:
+def _does_it_overfit(seen: _Seen) -> Diagnostic | None:
     """Examining the training curves: does any of the best overfit?"""
     question = "Does the best plan overfit?"
     curve = _curve(seen.best)
@@ -329,23 +333,23 @@ def _does_it_overfit(seen: _Seen) -> Answer | None:
         said = (
             f"No sign of it: trial {seen.best.number} was never better than after its last epoch"
         )
-        return Answer(question, f"{said}, {last}. {only}", "fine")
+        return Diagnostic(question, f"{said}, {last}. {only}", "fine")
     said = (
         f"trial {seen.best.number} was best after epoch {peak} of {last} and has lost "
-        f"{seen.show(fallen)} since"
+        f"{seen.format(fallen)} since"
     )
     if fallen <= noise or not noise:
-        within = f", within the noise ({seen.show(noise)})" if noise else ""
-        return Answer(question, f"No sign of it: {said}{within}. {only}", "fine")
-    return Answer(
+        within = f", within the noise ({seen.format(noise)})" if noise else ""
+        return Diagnostic(question, f"No sign of it: {said}{within}. {only}", "fine")
+    return Diagnostic(
         question,
-        f"It may: {said}, the noise being {seen.show(noise)}. {only}",
+        f"It may: {said}, the noise being {seen.format(noise)}. {only}",
         "act" if fallen > 2 * noise else "look",
         "Fewer epochs, or more against it: weight decay, dropout, label smoothing, augmentation.",
     )
 
 
-def _was_it_long_enough(seen: _Seen) -> Answer | None:
+def _was_it_long_enough(seen: _Seen) -> Diagnostic | None:
     """Examining the training curves: is the best still improving at its end?"""
     question = "Was training long enough?"
     curve = _curve(seen.best)
@@ -362,20 +366,20 @@ def _was_it_long_enough(seen: _Seen) -> Answer | None:
     if len(seen.good) > 1:
         said += f"; {_count(len(thirds), 'peaks', 'peak', seen.good)} in the last third"
     if seen.noise[0] and risen > seen.noise[0]:
-        return Answer(
+        return Diagnostic(
             question,
             f"Perhaps not: {said}.",
             "look",
             "Try more training.epochs. A part of such a rise is the learning rate, which falls to "
             "zero at the end.",
         )
-    return Answer(question, f"Yes: {said}.", "fine")
+    return Diagnostic(question, f"Yes: {said}.", "fine")
 
 
 def _moved(seen: _Seen, risen: float) -> str:
     if risen == 0:
         return "did not change"
-    return f"{'gained' if risen > 0 else 'lost'} {seen.show(abs(risen))}"
+    return f"{'gained' if risen > 0 else 'lost'} {seen.format(abs(risen))}"
 
 
 def _count(number: int, one: str = "", more: str = "", of: Sequence[object] = ()) -> str:
@@ -389,7 +393,7 @@ def _epochs(count: int) -> str:
     return "epoch" if count == 1 else f"{count} epochs"
 
 
-def _which_matter(seen: _Seen) -> Answer | None:
+def _which_matter(seen: _Seen) -> Diagnostic | None:
     """Scientific, nuisance and fixed parameters."""
     question = "Which parameters matter, and which could be fixed?"
     found = importances(seen.results) if seen.matter is None else seen.matter
@@ -410,17 +414,17 @@ def _which_matter(seen: _Seen) -> Answer | None:
     complete = len(seen.ranked)
     if complete < FEW_FOR_IMPORTANCES:
         few = f"{complete} complete trials make this a hint and no more"
-        return Answer(question, f"{said}; {few}.", "look")
+        return Diagnostic(question, f"{said}; {few}.", "look")
     advice = ""
     if nuisance:
         advice = (
             "What is below could be fixed at the values of the best plan in a next study, within "
             "the ranges of this one: the trials then go to what matters."
         )
-    return Answer(question, f"{said}.", "fine", advice)
+    return Diagnostic(question, f"{said}.", "fine", advice)
 
 
-def _did_pruning_cut_winners(seen: _Seen) -> Answer | None:
+def _did_pruning_cut_winners(seen: _Seen) -> Diagnostic | None:
     """Where did the winner stand when others were cut, and what would these have reached?"""
     question = "Did pruning cut plans that would have won?"
     best = _curve(seen.best)
@@ -447,68 +451,68 @@ def _did_pruning_cut_winners(seen: _Seen) -> Answer | None:
     )
     if max(gains) > seen.noise[0]:
         winners = sum(gain > seen.noise[0] for gain in gains)
-        return Answer(
+        return Diagnostic(
             question,
             f"Perhaps: {said}. By the curves of the complete trials, {winners} would have beaten "
-            f"it beyond the noise, by up to {seen.show(max(gains))}.",
+            f"it beyond the noise, by up to {seen.format(max(gains))}.",
             "act",
             "Take search.pruner: none in the next study, or percentile, which cuts the fewest.",
         )
     said += ". By the curves of the complete trials, none would have beaten it beyond the noise"
     if place > max(3, len(peers) // 4) or ahead > len(curves) / 4:
-        return Answer(
+        return Diagnostic(
             question,
             f"Not likely: {said}.",
             "look",
             "The values of early epochs say little of the last one here: search.pruner: none "
             "costs more epochs and is safe.",
         )
-    return Answer(question, f"No: {said}.", "fine")
+    return Diagnostic(question, f"No: {said}.", "fine")
 
 
-def _is_it_more_than_noise(seen: _Seen) -> Answer | None:
+def _is_it_more_than_noise(seen: _Seen) -> Diagnostic | None:
     question = "Is the gain over the baseline larger than the noise?"
-    verdict = Verdict.of(seen.results.study)
+    verdict = Verdict.from_study(seen.results.study)
     if verdict is not None:
-        said = f"{verdict.in_words(seen.objective)}."
-        if verdict.beats:
-            return Answer(question, f"Yes: {said}", "fine")
+        said = f"{verdict.describe(seen.objective)}."
+        if verdict.is_better:
+            return Diagnostic(question, f"Yes: {said}", "fine")
         advice = "More seeds (autotune confirm) make the interval shorter, or keep the baseline."
         # Not ``act``: the verdict is on top already.
-        return Answer(question, f"Not shown: {said}", "look", advice)
+        return Diagnostic(question, f"Not shown: {said}", "look", advice)
     best, baseline = seen.best, seen.baseline
     if best is None or baseline is None or best is baseline or not seen.noise[0]:
         return None
     gained, (noise, basis) = seen.gain(best.values[0], baseline.values[0]), seen.noise
     said = (
-        f"the gain of {seen.show(gained)} is {gained / noise:.1f} times the noise of "
-        f"{seen.show(noise)}, {basis}"
+        f"the gain of {seen.format(gained)} is {gained / noise:.1f} times the noise of "
+        f"{seen.format(noise)}, {basis}"
     )
     if gained >= 2 * noise:
-        return Answer(question, f"Yes: {said}.", "fine")
+        return Diagnostic(question, f"Yes: {said}.", "fine")
     advice = "autotune confirm compares the best plans with the baseline over seeds."
-    return Answer(question, f"Not clearly: {said}.", "act", advice)
+    return Diagnostic(question, f"Not clearly: {said}.", "act", advice)
 
 
-def _is_it_more_than_choosing(seen: _Seen) -> Answer | None:
+def _is_it_more_than_choosing(seen: _Seen) -> Diagnostic | None:
     """The best of many values is too good by what the luckiest of so many is."""
     question = "Is the gain larger than what choosing among so many trials brings?"
     best, baseline = seen.best, seen.baseline
-    verdict = Verdict.of(seen.results.study)
+    verdict = Verdict.from_study(seen.results.study)
     if verdict is not None:
-        worse = "worse" if verdict.shrank > 0 else "better"
+        worse = "worse" if verdict.selection_bias > 0 else "better"
         said = (
             f"over {verdict.seeds} seeds the mean of trial {verdict.trial} is "
-            f"{seen.show(abs(verdict.shrank))} {worse} than its value in the search, and "
-            f"{seen.show(abs(verdict.gain))} {'better' if verdict.gain >= 0 else 'worse'} "
+            f"{seen.format(abs(verdict.selection_bias))} {worse} than its value in the search, "
+            f"and {seen.format(abs(verdict.gain))} {'better' if verdict.gain >= 0 else 'worse'} "
             "than the baseline"
         )
-        if verdict.beats:
-            return Answer(question, f"Yes, as measured: {said}.", "fine")
+        if verdict.is_better:
+            return Diagnostic(question, f"Yes, as measured: {said}.", "fine")
         advice = (
             "Take the mean over seeds for what the plan is worth, not the value of the search."
         )
-        return Answer(question, f"Not shown: {said}.", "look", advice)
+        return Diagnostic(question, f"Not shown: {said}.", "look", advice)
     others = [one for one in seen.ranked if one is not baseline]
     if best is None or baseline is None or best is baseline or len(others) < 2:
         return None
@@ -518,14 +522,14 @@ def _is_it_more_than_choosing(seen: _Seen) -> Answer | None:
     luck = luckiest(len(others)) * noise
     gained = seen.gain(best.values[0], baseline.values[0])
     said = (
-        f"the luckiest of {len(others)} equal plans would look {seen.show(luck)} better than it "
-        f"is, at a noise of {seen.show(noise)} ({basis}); the gain is {seen.show(gained)}"
+        f"the luckiest of {len(others)} equal plans would look {seen.format(luck)} better than it "
+        f"is, at a noise of {seen.format(noise)} ({basis}); the gain is {seen.format(gained)}"
     )
     if gained > luck:
         advice = "autotune confirm tells how much of it stays."
-        return Answer(question, f"Yes: {said}.", "fine", advice)
+        return Diagnostic(question, f"Yes: {said}.", "fine", advice)
     advice = "autotune confirm trains the best plans under other seeds before one is believed."
-    return Answer(question, f"No: {said}.", "act", advice)
+    return Diagnostic(question, f"No: {said}.", "act", advice)
 
 
 def luckiest(count: int) -> float:
@@ -537,7 +541,7 @@ def luckiest(count: int) -> float:
     return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
 
 
-_QUESTIONS: tuple[Callable[[_Seen], Answer | None], ...] = (
+_QUESTIONS: tuple[Callable[[_Seen], Diagnostic | None], ...] = (
     _at_an_edge,
     _is_dense,
     _would_more_help,
@@ -565,7 +569,7 @@ def _values(trial: FrozenTrial) -> list[float]:
 
 def _peak(seen: _Seen, curve: dict[int, float]) -> int:
     """Return the epoch of the best value, the last one among equals."""
-    top = seen.objective.better(curve.values())
+    top = seen.objective.best_of(curve.values())
     return max(step for step, value in curve.items() if value == top)
 
 

@@ -10,16 +10,16 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from autotune.results.diagnosis.diagnostics import Answer
+from autotune.results.diagnosis.diagnostics import Diagnostic
 from autotune.results.diagnosis.savings import saved_by_pruning
 from autotune.results.figures.history import last_moment
-from autotune.results.values.objective import Objective, in_time, show_values
-from autotune.results.values.pareto_front import front_of, nearest, none_yet
-from autotune.results.values.verdict import Verdict, show_gain
+from autotune.results.values.objective import Objective, format_duration, format_values
+from autotune.results.values.pareto_front import closest_to_feasible, explain_no_best, front_of
+from autotune.results.values.verdict import Verdict, format_gain
 from autotune.search import ranking
 from autotune.study.state import attrs
 from autotune.study.state.attrs import Progress
-from autotune.study.state.budget import Ending, held_hours
+from autotune.study.state.budget import StopReason, device_hours_used
 
 
 def headline(study: Study) -> str:
@@ -29,23 +29,23 @@ def headline(study: Study) -> str:
         study: The study, at any stage.
     """
     trials = study.get_trials(deepcopy=False)
-    objective, cost = Objective.of(study), Objective.cost_of(study)
-    direction = attrs.direction_of(study)
-    best, baseline = ranking.best_of(trials, direction), attrs.baseline_of(trials)
+    objective, cost = Objective.from_study(study), Objective.cost_from_study(study)
+    direction = attrs.metric_direction(study)
+    best, baseline = ranking.best_of(trials, direction), attrs.find_baseline(trials)
     if best is None:
-        if nearest(trials) is not None:
-            return none_yet(trials)
-        return _nothing_yet(attrs.progress_of(trials, attrs.budget_of(study)))
-    plan = attrs.plan_of(best)
-    words = f": {plan.in_words(attrs.has_several(study.user_attrs))}" if plan else ""
-    shown = show_values(best, objective, cost)
+        if closest_to_feasible(trials) is not None:
+            return explain_no_best(trials)
+        return _nothing_yet(attrs.count_progress(trials, attrs.trial_budget(study)))
+    plan = attrs.trial_plan(best)
+    words = f": {plan.describe(attrs.has_several_backbones(study.user_attrs))}" if plan else ""
+    shown = format_values(best, objective, cost)
     if baseline is None:
         return f"best {shown} (trial {best.number}){words}; the baseline is not complete yet"
     value, start = best.values[0], baseline.values[0]
     if best is not baseline:
         return (
-            f"baseline {show_values(baseline, objective, cost)} → best {shown} (trial "
-            f"{best.number}, {objective.difference(value, start)}){words}{_of_front(study)}"
+            f"baseline {format_values(baseline, objective, cost)} → best {shown} (trial "
+            f"{best.number}, {objective.format_difference(value, start)}){words}{_of_front(study)}"
         )
     others = [one for one in trials if one is not baseline]
     second = ranking.best_of(others, direction)
@@ -58,8 +58,8 @@ def headline(study: Study) -> str:
         )
     return (
         f"no trial is better than the baseline: {shown}; the nearest is trial {second.number} "
-        f"with {show_values(second, objective, cost)} "
-        f"({objective.difference(second.values[0], value)}){_of_front(study)}"
+        f"with {format_values(second, objective, cost)} "
+        f"({objective.format_difference(second.values[0], value)}){_of_front(study)}"
     )
 
 
@@ -82,7 +82,7 @@ def _nothing_yet(progress: Progress) -> str:
     return f"no trial is complete yet ({seen})" if seen else "nothing has run yet"
 
 
-def facts(
+def key_figures(
     study: Study, trials: Sequence[FrozenTrial], progress: Progress
 ) -> list[tuple[str, str, str]]:
     """Return the numbers below the headline: name, number, what it is made of."""
@@ -98,18 +98,18 @@ def facts(
     }
     counted = ", ".join(f"{n} {name}" for name, n in parts.items() if n or name in _ALWAYS)
     found = [("finished trials", f"{progress.finished}{of_budget}", counted)]
-    start, end = attrs.started(trials), last_moment(trials)
+    start, end = attrs.first_start(trials), last_moment(trials)
     if start is not None and end is not None:
         workers = {one.user_attrs.get(attrs.WORKER) for one in trials} - {None}
         devices = sorted({str(one.user_attrs.get(attrs.DEVICE, "")) for one in trials} - {""})
-        spent = 3600 * held_hours(trials, time.time())
+        spent = 3600 * device_hours_used(trials, time.time())
         period = f"{start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M}"
         many = "s" if len(workers) != 1 else ""
         found += [
-            ("wall time", in_time((end - start).total_seconds()), period),
+            ("wall time", format_duration((end - start).total_seconds()), period),
             (
                 "device time",
-                in_time(spent),
+                format_duration(spent),
                 f"{spent:,.0f} s on {len(workers)} worker{many}"
                 + (f" ({', '.join(devices)})" if devices else ""),
             ),
@@ -127,9 +127,9 @@ def facts(
 _ALWAYS = ("complete", "pruned", "failed")
 
 
-def ended_by(study: Study, progress: Progress) -> Ending | None:
+def ended_by(study: Study, progress: Progress) -> StopReason | None:
     """Return what has ended a study; ``None`` while something runs."""
-    return None if progress.running else Ending.of(study)
+    return None if progress.running else StopReason.from_study(study)
 
 
 def _epochs_trained(trials: Sequence[FrozenTrial]) -> int:
@@ -137,27 +137,27 @@ def _epochs_trained(trials: Sequence[FrozenTrial]) -> int:
 
     A retry's count includes its earlier attempts, so attempts with a successor are left out.
     """
-    superseded = attrs.superseded(trials)
-    return sum(attrs.epochs_of(one) for one in trials if one.number not in superseded)
+    superseded = attrs.retried_numbers(trials)
+    return sum(attrs.trained_epochs(one) for one in trials if one.number not in superseded)
 
 
-def confirmed(study: Study, best: FrozenTrial | None) -> str:
+def describe_confirmation(study: Study, best: FrozenTrial | None) -> str:
     """Say what ``autotune confirm`` found, empty where it was not called.
 
     Args:
         study: The study.
         best: Its best trial now.
     """
-    verdict = Verdict.of(study)
+    verdict = Verdict.from_study(study)
     if verdict is None:
         return ""
-    said = f"Confirmed over seeds: {verdict.in_words(Objective.of(study))}"
+    said = f"Confirmed over seeds: {verdict.describe(Objective.from_study(study))}"
     if best is not None and best.number not in verdict.trials and not attrs.is_baseline(best):
         said += f"; trial {best.number}, the best one now, was not among them"
     return f"{said}."
 
 
-def fitted(study: Study) -> str:
+def describe_refit(study: Study) -> str:
     """Say what the last ``autotune fit`` measured on the test part; empty where there was none.
 
     Args:
@@ -166,34 +166,34 @@ def fitted(study: Study) -> str:
     reads: Sequence[Mapping[str, Any]] = study.user_attrs.get(attrs.TEST_READS, ())
     if not reads:
         return ""
-    last, objective = reads[-1], Objective.of(study)
+    last, objective = reads[-1], Objective.from_study(study)
     value, baseline = (last[who].get(objective.name) for who in ("test", "baseline"))
     if value is None or baseline is None:
         return ""
     known = ""
     if gain := last.get("gain"):
-        low, high = (show_gain(objective, gain[end], unit=False) for end in ("low", "high"))
+        low, high = (format_gain(objective, gain[end], unit=False) for end in ("low", "high"))
         known = f", interval of the gain {low} to {high}"
     often = "once" if len(reads) == 1 else f"{len(reads)} times"
     said = (
         f"On the test part, which no trial has seen: trial {last['trial']}, fitted on training "
-        f"and validation images, has {objective.show(value)}, the baseline "
-        f"{objective.show(baseline)} ({objective.difference(value, baseline)}{known}). It was "
-        f"read {often}"
+        f"and validation images, has {objective.format_value(value)}, the baseline "
+        f"{objective.format_value(baseline)} "
+        f"({objective.format_difference(value, baseline)}{known}). It was read {often}"
     )
     if len(reads) > 1:
         said += "; where one chooses by what it says, it is optimistic as well"
     return f"{said}."
 
 
-def cautions(
+def caveats(
     objective: Objective,
     best: FrozenTrial | None,
     baseline: FrozenTrial | None,
     dataset: Mapping[str, Any],
 ) -> list[str]:
     """Say how far the numbers on the page can be trusted."""
-    value = attrs.metric_of(best) if best is not None else None
+    value = attrs.metric_value(best) if best is not None else None
     if best is None or value is None:
         return []
     said = [
@@ -213,7 +213,7 @@ def cautions(
         error = math.sqrt(max(0.0, value * (1 - value)) / images)
         noise = (
             f"On {images:,} validation images, one standard error of "
-            f"{objective.show(value)} is {100 * error:.1f} points"
+            f"{objective.format_value(value)} is {100 * error:.1f} points"
         )
         gained = value - baseline.values[0] if baseline is not None else 0.0
         if best is not baseline and 0 < gained < 2 * error:
@@ -225,7 +225,9 @@ def cautions(
     return said
 
 
-def notes(progress: Progress, asked: Sequence[Answer], ended: Ending | None = None) -> list[str]:
+def action_items(
+    progress: Progress, asked: Sequence[Diagnostic], ended: StopReason | None = None
+) -> list[str]:
     """Say what asks for something to be done.
 
     Args:

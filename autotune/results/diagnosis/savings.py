@@ -9,7 +9,7 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.results.values.objective import in_time
+from autotune.results.values.objective import format_duration
 from autotune.study.state import attrs
 
 
@@ -36,7 +36,7 @@ def saved_of(study: Study) -> tuple[Saving, ...]:
         study: The study, at any stage.
     """
     trials = study.get_trials(deepcopy=False)
-    superseded = attrs.superseded(trials)
+    superseded = attrs.retried_numbers(trials)
     # A retry has the counts of its earlier attempts.
     last = [one for one in trials if one.number not in superseded]
     found = (_by_pruning(study, last), _by_features(study, last), _by_decoding(study, last))
@@ -55,9 +55,9 @@ def saved_by_pruning(study: Study, trials: Sequence[FrozenTrial]) -> str:
 
 def _pruned_epochs(study: Study, trials: Sequence[FrozenTrial]) -> str:
     epochs = _epochs(study)
-    saved = attrs.saved_epochs(trials, epochs)
+    saved = attrs.pruned_epochs(trials, epochs)
     judged = sum(
-        one.state in (TrialState.COMPLETE, TrialState.PRUNED) and not attrs.is_untrained(one)
+        one.state in (TrialState.COMPLETE, TrialState.PRUNED) and not attrs.ended_infeasible(one)
         for one in trials
     )
     if not saved:
@@ -71,8 +71,8 @@ def _by_pruning(study: Study, trials: Sequence[FrozenTrial]) -> Saving | None:
         return None
     epochs, seconds = _epochs(study), 0.0
     for one in trials:
-        trained, took = attrs.epochs_of(one), one.user_attrs.get(attrs.SECONDS)
-        if not attrs.saved_epochs([one], epochs) or not trained:
+        trained, took = attrs.trained_epochs(one), one.user_attrs.get(attrs.SECONDS)
+        if not attrs.pruned_epochs([one], epochs) or not trained:
             continue
         if took is None:
             return Saving("pruning", counted)
@@ -80,20 +80,20 @@ def _by_pruning(study: Study, trials: Sequence[FrozenTrial]) -> Saving | None:
     return Saving(
         "pruning",
         counted,
-        f"an estimated {in_time(seconds)}, by the seconds per epoch of each pruned trial",
+        f"an estimated {format_duration(seconds)}, by the seconds per epoch of each pruned trial",
     )
 
 
 def _by_features(study: Study, trials: Iterable[FrozenTrial]) -> Saving | None:
-    """Compare the images that networks were shown with those that a locked part computed."""
+    """Compare the images that networks were shown with those that a frozen part computed."""
     split = [(one, _caches(one)) for one in trials if "computed" in _caches(one)]
-    shown = sum(attrs.epochs_of(one) for one, _ in split) * _images_of_an_epoch(study)
+    shown = sum(attrs.trained_epochs(one) for one, _ in split) * _images_of_an_epoch(study)
     computed = sum(int(caches["computed"]) for _, caches in split)
     kept = shown - computed
     if kept <= 0:
         return None
     counted = (
-        f"{kept:,} of {shown:,} passes of an image through the locked part of a network "
+        f"{kept:,} of {shown:,} passes of an image through the frozen part of a network "
         f"({100 * kept / shown:.0f} %)"
     )
     if not computed:
@@ -102,8 +102,8 @@ def _by_features(study: Study, trials: Iterable[FrozenTrial]) -> Saving | None:
     return Saving(
         "kept features",
         counted,
-        f"an estimated {in_time(each * kept)}, at the {1000 * each:.2g} ms that each of the "
-        f"{computed:,} computed ones took, reading and augmenting its image included",
+        f"an estimated {format_duration(each * kept)}, at the {1000 * each:.2g} ms that each of "
+        f"the {computed:,} computed ones took, reading and augmenting its image included",
     )
 
 
@@ -111,12 +111,12 @@ def _by_decoding(study: Study, trials: Iterable[FrozenTrial]) -> Saving | None:
     """Count the images shown from decoded ones; what decoding them would take is not known."""
     once = [one for one in trials if _caches(one).get("decoded") == "once"]
     dataset = study.user_attrs.get(attrs.DATASET, {})
-    backbones = {plan.backbone for one in once if (plan := attrs.plan_of(one)) is not None}
+    backbones = {plan.backbone for one in once if (plan := attrs.trial_plan(one)) is not None}
     images = int(dataset.get("train", 0))
     if not dataset.get("folds"):
         images += int(dataset.get("validation", 0))
     images *= len(backbones)
-    shown = sum(attrs.epochs_of(one) for one in once) * _images_of_an_epoch(study)
+    shown = sum(attrs.trained_epochs(one) for one in once) * _images_of_an_epoch(study)
     if shown <= images:
         return None
     return Saving(

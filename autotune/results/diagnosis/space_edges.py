@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial
 from pydantic import ValidationError
 
 from autotune.config.schema import SpaceConfig
-from autotune.results.figures.parameters import has_meaning
+from autotune.results.figures.parameters import is_active
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
 
@@ -56,15 +56,15 @@ def edges_of_space(study: Study | StudyResults, trial: FrozenTrial) -> tuple[Edg
         study: The study.
         trial: Its best trial.
     """
-    results = StudyResults.of(study)
+    results = StudyResults.from_study(study)
     space = results.space
-    layers = len(attrs.layers_of(results.attributes, attrs.plan_of(trial)))
+    layers = len(attrs.backbone_layers(results.attributes, attrs.trial_plan(trial)))
     epochs = results.attributes.get(attrs.DEFINITION, {}).get("training", {}).get("epochs", 0)
     # What bounds them is not a rule of the key: the backbone, the rest of the study file.
     most = {"depth": layers, "training.head_epochs": epochs - 1}
     edges = []
     for name, found in trial.distributions.items():
-        if not has_meaning(space, trial, name):
+        if not is_active(space, trial, name):
             continue
         value = trial.params[name]
         if name == "depth" and layers:

@@ -105,15 +105,15 @@ def _by_worker(trials: Sequence[FrozenTrial]) -> dict[str, list[_Held]]:
         worker = one.user_attrs.get(attrs.WORKER)
         if worker is None or one.datetime_start is None or now is None:
             continue
-        begin = float(one.user_attrs.get(attrs.CLAIMED, one.datetime_start.timestamp()))
+        begin = float(one.user_attrs.get(attrs.CLAIMED_AT, one.datetime_start.timestamp()))
         if one.state == TrialState.RUNNING:
             end = now.timestamp()
-        elif attrs.CLAIMED in one.user_attrs:
+        elif attrs.CLAIMED_AT in one.user_attrs:
             end = attrs.ended_at(one)
         else:
             end = (one.datetime_complete or now).timestamp()
         found.setdefault(str(worker), []).append(
-            _Held(one.number, begin, max(begin, end), attrs.device_of(one))
+            _Held(one.number, begin, max(begin, end), attrs.device_name(one))
         )
     return {
         worker: sorted(some, key=lambda held: (held.begin, held.end))

@@ -2,7 +2,7 @@
 
 The protocol is the study's: its images, its split, its validation part (with folds, all of them).
 A seed changes the initial weights, the order of the images and dropout. The views stay those of
-the study: what was kept of them serves, and a locked layer is not computed again.
+the study: what was kept of them serves, and a frozen layer is not computed again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from autotune.data.progress import Progress, silent
-from autotune.data.sources.opening import fetch_source
+from autotune.data.progress import Progress, no_progress
+from autotune.data.sources.registry import fetch_source
 from autotune.errors import DivergedError, StudyError, disk_full_as_user_error
 from autotune.format_versions import (
     CONFIRMATION,
@@ -29,9 +29,14 @@ from autotune.format_versions import (
     stamp,
 )
 from autotune.plan import TrialPlan
-from autotune.results.values.intervals import LEVEL, Interval, interval, judge
+from autotune.results.values.intervals import (
+    CONFIDENCE_LEVEL,
+    Interval,
+    compare_with_baseline,
+    t_interval,
+)
 from autotune.results.values.objective import Objective
-from autotune.results.values.pareto_front import none_yet
+from autotune.results.values.pareto_front import explain_no_best
 from autotune.results.values.verdict import Verdict
 from autotune.search import ranking
 from autotune.study.engine.worker import build_context
@@ -79,7 +84,10 @@ class ConfirmProgress:
         if self.value is None and not self.failed:
             return ""
         plan = "baseline" if self.trial is None else f"trial {self.trial}"
-        outcome = self.failed or f"{objective.show(self.value)}{' (known)' if self.known else ''}"
+        outcome = (
+            self.failed
+            or f"{objective.format_value(self.value)}{' (known)' if self.known else ''}"
+        )
         return f"{self.done} of {self.total}: {plan}, seed {self.seed}: {outcome}"
 
 
@@ -151,12 +159,13 @@ class Confirmation:
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         return {
-            "level": LEVEL,
+            "level": CONFIDENCE_LEVEL,
             "seeds": list(self.seeds),
             "trained": self.trained,
             "baseline": self.baseline.to_json(),
             "plans": [one.to_json() for one in self.plans],
-            "verdict": self.verdict and {**self.verdict.to_json(), "beats": self.verdict.beats},
+            "verdict": self.verdict
+            and {**self.verdict.to_json(), "beats": self.verdict.is_better},
         }
 
 
@@ -165,7 +174,7 @@ def confirm_plans(
     top: int,
     seeds: int,
     on_epoch: Callable[[ConfirmProgress], None] = lambda step: None,
-    fetching: Progress = silent,
+    fetching: Progress = no_progress,
 ) -> Confirmation:
     """Train the best plans of a study and its baseline under several seeds, and compare them.
 
@@ -188,7 +197,7 @@ def confirm_plans(
     ctx = build_context(opened)
     config = ctx.config
     numbers = tuple((config.search.seed + one) % 2**31 for one in range(1, seeds + 1))
-    baseline = attrs.baseline_of(opened.study.get_trials(deepcopy=False))
+    baseline = attrs.find_baseline(opened.study.get_trials(deepcopy=False))
     entrants = [
         _Candidate.of(baseline, ctx.space.baseline(config.baseline), None),
         *(_Candidate.of(trial, plan, trial.number) for trial, plan in chosen),
@@ -211,16 +220,16 @@ def candidates(opened: OpenStudy, top: int) -> list[tuple[FrozenTrial, TrialPlan
         StudyError: When there is none.
     """
     trials = opened.study.get_trials(deepcopy=False)
-    direction = attrs.direction_of(opened.study)
+    direction = attrs.metric_direction(opened.study)
     several = len(opened.study.directions) > 1
     best = (ranking.front_of if several else ranking.best_first)(trials, direction)
     found = [
         (one, plan)
         for one in best
-        if not attrs.is_baseline(one) and (plan := attrs.plan_of(one)) is not None
+        if not attrs.is_baseline(one) and (plan := attrs.trial_plan(one)) is not None
     ]
     if not found:
-        missing = "no complete trial but the baseline" if best else none_yet(trials)
+        missing = "no complete trial but the baseline" if best else explain_no_best(trials)
         raise StudyError(f"the study {opened.name!r} has {missing}; nothing can be confirmed")
     return found[:top]
 
@@ -245,8 +254,8 @@ class _Candidate:
     def of(trial: FrozenTrial | None, plan: TrialPlan, number: int | None) -> _Candidate:
         if trial is None:
             return _Candidate(number, plan, None, None)
-        part = trial.user_attrs.get(attrs.PART)
-        return _Candidate(number, plan, attrs.metric_of(trial), part)
+        part = trial.user_attrs.get(attrs.MICRO_BATCH)
+        return _Candidate(number, plan, attrs.metric_value(trial), part)
 
 
 @dataclass(frozen=True)
@@ -363,7 +372,7 @@ def _compare(
     seeds: tuple[int, ...],
 ) -> Confirmation:
     """Judge the plans that trained under every seed, and write down what came of it."""
-    objective = Objective.of(opened.study)
+    objective = Objective.from_study(opened.study)
     images = int(opened.study.user_attrs[attrs.DATASET].get("validation") or 0)
     step = 1 / images if objective.is_share and images else 0.0
     whole = {
@@ -386,7 +395,7 @@ def _compare(
             failed=next((one.failed for one in its if one.failed), ""),
             mean=mean,
             gain=gain,
-            selection_bias=shrank if shrank is None or objective.maximised else -shrank,
+            selection_bias=shrank if shrank is None or objective.is_maximized else -shrank,
         )
 
     first, *others = entrants
@@ -395,15 +404,15 @@ def _compare(
             f"the baseline of {opened.name!r} must train under every seed, for plans to be "
             f"compared with it, but: {line(first).failed}; a study with a lower baseline.lr helps"
         )
-    judged = judge(
+    judged = compare_with_baseline(
         {number: some for number, some in whole.items() if number is not None},
         whole[first.number],
-        maximised=objective.maximised,
+        maximized=objective.is_maximized,
         step=step,
         among=len(others),
     )
     by_number = {one.number: one for one in others}
-    baseline = line(first, interval(whole[first.number], LEVEL, step / math.sqrt(12)))
+    baseline = line(first, t_interval(whole[first.number], CONFIDENCE_LEVEL, step / math.sqrt(12)))
     ranked = [line(by_number[one.name], one.mean, one.gain) for one in judged]
     diverged = [line(one) for one in others if one.number not in whole]
     verdict = _verdict(baseline, ranked[0], others, seeds) if ranked else None
@@ -424,7 +433,7 @@ def _verdict(
         gain=best.gain.mean,
         low=best.gain.low,
         high=best.gain.high,
-        shrank=best.selection_bias,
+        selection_bias=best.selection_bias,
         seeds=len(seeds),
         trials=tuple(one.number for one in others if one.number is not None),
     )

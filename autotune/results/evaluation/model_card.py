@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autotune.models.backbone import SHIPPED, Backbone
+from autotune.models.backbone import PACKAGED_WEIGHTS, Backbone
 from autotune.plan import TrialPlan
 from autotune.results.model.model import write_text
 from autotune.text import as_cell, visible
@@ -42,7 +42,7 @@ def weights_origin(backbone: Backbone, weights: str) -> dict[str, str]:
     """
     kind = weights if weights in ("hub", "none") else "file"
     origin = {"hash": backbone.weights_hash}
-    if kind == "hub" and backbone.name in SHIPPED:
+    if kind == "hub" and backbone.name in PACKAGED_WEIGHTS:
         return {"weights": "shipped", **origin, "licence": "apache-2.0"}
     if kind == "hub":
         stated: Mapping[str, Any] = getattr(backbone.pretrained, "pretrained_cfg", {})
@@ -82,7 +82,7 @@ def model_card(record: Mapping[str, Any], matrix: npt.NDArray[np.int64]) -> str:
         "---\nlibrary_name: autotune\npipeline_tag: image-classification\n---",
         f"# {_plain(record['study'])}",
         f"Tells {len(classes)} classes of images apart. {plan.backbone}, trained by autotune with "
-        f"the plan of {record['chosen']}: {plan.in_words()}.",
+        f"the plan of {record['chosen']}: {plan.describe()}.",
         *record["remarks"],
         "## How good",
         f"On {test['images']} images of {_plain(record['dataset'])} that neither the search nor "

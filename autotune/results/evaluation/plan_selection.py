@@ -16,7 +16,7 @@ from autotune.errors import StudyError
 from autotune.plan import TrialPlan
 from autotune.results.evaluation.confirm import candidates
 from autotune.results.values.objective import Objective
-from autotune.results.values.pareto_front import none_yet
+from autotune.results.values.pareto_front import explain_no_best
 from autotune.results.values.verdict import Verdict
 from autotune.search import ranking
 from autotune.study.setup.opening import OpenStudy
@@ -39,7 +39,7 @@ class SelectedPlan:
     reason: str
     remarks: tuple[str, ...] = ()
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """Say it in a sentence: ``trial 12, confirmed over 5 seeds``."""
         return f"trial {self.trial}, {self.reason}"
 
@@ -62,14 +62,14 @@ def select_plan(opened: OpenStudy, trial: int | None = None) -> SelectedPlan:
                 f"got {trial}"
             )
         return _chosen(opened, trials[trial], "as asked for")
-    verdict = Verdict.of(opened.study)
+    verdict = Verdict.from_study(opened.study)
     return _searched(opened, trials) if verdict is None else _confirmed(opened, trials, verdict)
 
 
 def _searched(opened: OpenStudy, trials: Sequence[FrozenTrial]) -> SelectedPlan:
-    best = ranking.best_of(trials, attrs.direction_of(opened.study))
+    best = ranking.best_of(trials, attrs.metric_direction(opened.study))
     if best is None:
-        raise StudyError(f"the study {opened.name!r} has {none_yet(trials)}")
+        raise StudyError(f"the study {opened.name!r} has {explain_no_best(trials)}")
     if attrs.is_baseline(best):
         return _chosen(opened, best, "the baseline: no trial is better")
     return _chosen(
@@ -82,7 +82,7 @@ def _searched(opened: OpenStudy, trials: Sequence[FrozenTrial]) -> SelectedPlan:
 
 def _confirmed(opened: OpenStudy, trials: Sequence[FrozenTrial], verdict: Verdict) -> SelectedPlan:
     seeds = f"confirmed over {verdict.seeds} seeds"
-    baseline = attrs.baseline_of(trials)
+    baseline = attrs.find_baseline(trials)
     stale = _stale(opened, verdict)
     if verdict.gain <= 0 and baseline is not None:
         known = (
@@ -91,8 +91,8 @@ def _confirmed(opened: OpenStudy, trials: Sequence[FrozenTrial], verdict: Verdic
         )
         return _chosen(opened, baseline, f"the baseline, {seeds}", *known, *stale)
     doubt: tuple[str, ...] = ()
-    if not verdict.beats:
-        doubt = (f"{_sentence(verdict.in_words(Objective.of(opened.study)))}.",)
+    if not verdict.is_better:
+        doubt = (f"{_sentence(verdict.describe(Objective.from_study(opened.study)))}.",)
     return _chosen(opened, trials[verdict.trial], seeds, *doubt, *stale)
 
 
@@ -110,7 +110,7 @@ def _stale(opened: OpenStudy, verdict: Verdict) -> tuple[str, ...]:
 
 
 def _chosen(opened: OpenStudy, trial: FrozenTrial, reason: str, *remarks: str) -> SelectedPlan:
-    plan = attrs.plan_of(trial)
+    plan = attrs.trial_plan(trial)
     if plan is None:
         raise StudyError(
             f"--trial: trial {trial.number} of {opened.name!r} ended before it had a plan"

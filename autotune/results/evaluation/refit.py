@@ -17,8 +17,8 @@ import numpy.typing as npt
 from optuna.trial import FrozenTrial
 
 from autotune.config.schema import FitConfig
-from autotune.data.progress import Progress, silent
-from autotune.data.sources.opening import fetch_source
+from autotune.data.progress import Progress, no_progress
+from autotune.data.sources.registry import fetch_source
 from autotune.data.views.study_data import open_test_views
 from autotune.errors import disk_full_as_user_error
 from autotune.plan import TrialPlan
@@ -27,7 +27,7 @@ from autotune.results.evaluation.model_card import weights_origin, write_model_c
 from autotune.results.evaluation.plan_selection import SelectedPlan, select_plan
 from autotune.results.evaluation.reliability import draw_reliability
 from autotune.results.model.model import ModelSpec, replacing, save_model
-from autotune.storage.rdb.retry import patiently
+from autotune.storage.rdb.retry import call_with_retry
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.study.engine.worker import build_context
 from autotune.study.setup.manifest_store import read_manifest
@@ -91,7 +91,7 @@ class RefitResult:
         """Return it as plain JSON values."""
         return {
             "trial": self.trial,
-            "chosen": self.selection.in_words(),
+            "chosen": self.selection.describe(),
             "remarks": list(self.selection.remarks),
             "plan": self.plan.to_json(),
             **_figures_of(self.comparison, self.test_images),
@@ -107,7 +107,7 @@ def refit_study(
     trial: int | None = None,
     folder: Path | None = None,
     on_epoch: Callable[[str, int, int], None] = lambda what, epoch, epochs: None,
-    fetching: Progress = silent,
+    fetching: Progress = no_progress,
     settings: FitConfig | None = None,
 ) -> RefitResult:
     """Train the chosen plan and the baseline on training + validation and measure both.
@@ -153,10 +153,10 @@ def refit_study(
             _part_of(trial),
         )
 
-    tuned = trained("best plan", plan, trials[selection.trial])
-    baseline = tuned
+    best = trained("best plan", plan, trials[selection.trial])
+    baseline = best
     if baseline_plan != plan:
-        baseline = trained("baseline", baseline_plan, attrs.baseline_of(trials))
+        baseline = trained("baseline", baseline_plan, attrs.find_baseline(trials))
     manifest = read_manifest(opened.study, opened.files)
     fingerprint = opened.study.user_attrs[attrs.DATASET].get("test_fingerprint")
     test = {
@@ -171,9 +171,9 @@ def refit_study(
         )
         for name, task in tasks.items()
     }
-    logits, labels = tuned.predict(test[plan.backbone])
+    logits, labels = best.predict(test[plan.backbone])
     others = logits
-    if baseline is not tuned:
+    if baseline is not best:
         others, _ = baseline.predict(test[baseline_plan.backbone])
     comparison = compare(logits, others, labels)
     reads = _note_read(opened, selection.trial, comparison)
@@ -182,7 +182,7 @@ def refit_study(
         test=measure(logits, labels),
         baseline=measure(others, labels),
         comparison=comparison,
-        summary=tuned.summary,
+        summary=best.summary,
         baseline_summary=baseline.summary,
         test_images=len(labels),
         reads=reads,
@@ -190,13 +190,13 @@ def refit_study(
     )
     with disk_full_as_user_error(result.folder):
         classes = tasks[plan.backbone].classes
-        _write(result, opened, ctx, tuned, confusion(logits, labels, classes))
+        _write(result, opened, ctx, best, confusion(logits, labels, classes))
     return result
 
 
 def _part_of(trial: FrozenTrial | None) -> int | None:
     """Return how many images of a trial fitted into memory, where a whole batch did not."""
-    part = None if trial is None else trial.user_attrs.get(attrs.PART)
+    part = None if trial is None else trial.user_attrs.get(attrs.MICRO_BATCH)
     return None if part is None else int(part)
 
 
@@ -234,7 +234,7 @@ def _note_read(opened: OpenStudy, trial: int, comparison: Comparison) -> int:
                 opened.study.set_user_attr(attrs.TEST_READS, reads)
             return len(reads)
 
-    return patiently(note)
+    return call_with_retry(note)
 
 
 def _write(
@@ -258,7 +258,7 @@ def _write(
     facts = {
         "study": opened.name,
         "trial": result.trial,
-        "chosen": result.selection.in_words(),
+        "chosen": result.selection.describe(),
         "remarks": list(result.selection.remarks),
         "dataset": config.dataset,
         "objective": config.training.objective,

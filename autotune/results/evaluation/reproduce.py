@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.data.progress import Progress, silent
-from autotune.data.sources.opening import fetch_source
+from autotune.data.progress import Progress, no_progress
+from autotune.data.sources.registry import fetch_source
 from autotune.errors import StudyError
 from autotune.plan import TrialPlan
-from autotune.results.values.precision import compute_in_words
+from autotune.results.values.precision import describe_precision
 from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
@@ -80,7 +80,7 @@ def reproduce_trial(
     opened: OpenStudy,
     number: int,
     on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
-    fetching: Progress = silent,
+    fetching: Progress = no_progress,
 ) -> Reproduction:
     """Train the plan of a trial as the study did.
 
@@ -107,7 +107,7 @@ def reproduce_trial(
             plan,
             ctx,
             lambda epoch: on_epoch(epoch, epochs),
-            part=trial.user_attrs.get(attrs.PART),
+            part=trial.user_attrs.get(attrs.MICRO_BATCH),
             epochs=epochs,
         )
     finally:
@@ -120,7 +120,7 @@ def reproduce_trial(
         _then(trial, epochs),
         trained.curve,
         tuple(_changes(opened.study.user_attrs, trial, device, trained.compute)),
-        f"{device}: {compute_in_words(trained.compute)}",
+        f"{device}: {describe_precision(trained.compute)}",
     )
 
 
@@ -135,17 +135,17 @@ def find_reproducible(opened: OpenStudy, number: int) -> tuple[FrozenTrial, Tria
         there = f"the trials 0 to {len(trials) - 1}" if trials else "no trial yet"
         raise StudyError(f"TRIAL: the study {opened.name!r} has {there}, but got {number}")
     trial = trials[number]
-    plan = attrs.plan_of(trial)
+    plan = attrs.trial_plan(trial)
     what = f"trial {number} of {opened.name!r}"
     if not trial.state.is_finished():
         raise StudyError(f"{what} must have ended to be compared with, but is {_state(trial)}")
-    again = next((one.number for one in trials if number in attrs.retries(one)), None)
+    again = next((one.number for one in trials if number in attrs.earlier_attempts(one)), None)
     if again is not None:
         raise StudyError(f"{what} was given back and tried again; rerun trial {again} instead")
     reason = trial.user_attrs.get(attrs.REASON, "no reason is known")
     if trial.state == TrialState.FAIL:
         raise StudyError(f"{what} has failed and has no value to compare with: {reason}")
-    if attrs.is_untrained(trial):
+    if attrs.ended_infeasible(trial):
         raise StudyError(f"{what} was not trained, and has no value to compare with: {reason}")
     # A trial that is complete has its value of the last epoch, even where its curve was cut.
     epochs = max(trial.intermediate_values, default=0)
@@ -157,7 +157,7 @@ def find_reproducible(opened: OpenStudy, number: int) -> tuple[FrozenTrial, Tria
 
 
 def _then(trial: FrozenTrial, epochs: int) -> dict[int, float]:
-    value = attrs.metric_of(trial) if trial.state == TrialState.COMPLETE else None
+    value = attrs.metric_value(trial) if trial.state == TrialState.COMPLETE else None
     return {**trial.intermediate_values, **({} if value is None else {epochs: value})}
 
 
@@ -175,7 +175,7 @@ def _changes(
         found.append(f"device {then} then, {device} now")
     computed = trial.user_attrs.get(attrs.COMPUTE)
     if computed and computed != compute:
-        old, new = compute_in_words(computed), compute_in_words(compute)
+        old, new = describe_precision(computed), describe_precision(compute)
         found.append(f"computed in {old} then, in {new} now")
     for name, old in study_attrs.get(attrs.ENVIRONMENT, {}).items():
         new = platform.python_version() if name == "python" else version(name)

@@ -49,19 +49,19 @@ def stage_rows(study: Study) -> tuple[StageRow, ...]:
     definition = study.user_attrs.get(attrs.DEFINITION)
     if not definition or definition.get("search", {}).get("order") != "greedy":
         return ()
-    by = attrs.written_by(study.user_attrs)
+    by = attrs.written_by_version(study.user_attrs)
     with reading(f"the definition of the study {study.study_name!r}", by=by):
         config = StudyConfig.model_validate(definition)
-    space = attrs.space_of(study)
+    space = attrs.study_space(study)
     found = course(
         space,
         study.get_trials(deepcopy=False),
-        attrs.direction_of(study),
+        attrs.metric_direction(study),
         config.search.greedy,
-        attrs.budget_of(study),
+        attrs.trial_budget(study),
         space.nearest(space.baseline(config.baseline)),
     )
-    objective = Objective.of(study)
+    objective = Objective.from_study(study)
     return tuple(_row(one, objective, config.search.greedy.margin) for one in found.results)
 
 
@@ -71,7 +71,7 @@ def _row(result: StageResult, objective: Objective, margin: float) -> StageRow:
         name=result.stage.name,
         searched=_searched(result),
         trials="" if result.skipped else f"{result.finished} of {result.quota}",
-        best="" if result.skipped else objective.show(best.value if best else None),
+        best="" if result.skipped else objective.format_value(best.value if best else None),
         gain=_gain(result, best, objective),
         verdict=_verdict(result, margin),
         trial=best.number if best else None,
@@ -81,7 +81,7 @@ def _row(result: StageResult, objective: Objective, margin: float) -> StageRow:
 def _searched(result: StageResult) -> str:
     if result.stage.is_layer:
         names = [name.rsplit(".", 1)[-1] for name in result.stage.free if name != "inherit"]
-        return ", ".join(dict.fromkeys(names)) or "tuned or not"
+        return ", ".join(dict.fromkeys(names)) or "trainable or not"
     words = [name.split(".")[1].replace("_", " ") for name in result.stage.free]
     return ", ".join(dict.fromkeys(words))
 
@@ -89,7 +89,7 @@ def _searched(result: StageResult) -> str:
 def _gain(result: StageResult, best: FrozenTrial | None, objective: Objective) -> str:
     if best is None or best.value is None or result.before is None:
         return ""
-    return objective.difference(best.value, result.before)
+    return objective.format_difference(best.value, result.before)
 
 
 def _verdict(result: StageResult, margin: float) -> str:

@@ -55,7 +55,7 @@ def history_figure(study: Study | StudyResults) -> go.Figure | None:
     Args:
         study: The study.
     """
-    results = StudyResults.of(study)
+    results = StudyResults.from_study(study)
     objective, trials = results.objective, results.trials
     several = results.has_several_backbones
     complete = [one for one in trials if is_finite(one, TrialState.COMPLETE)]
@@ -64,7 +64,9 @@ def history_figure(study: Study | StudyResults) -> go.Figure | None:
     figure = new_figure()
     allowed = [one for one in complete if not ranking.is_infeasible(one)]
     pruned = [
-        one for one in trials if is_finite(one, TrialState.PRUNED) and not attrs.is_untrained(one)
+        one
+        for one in trials
+        if is_finite(one, TrialState.PRUNED) and not attrs.ended_infeasible(one)
     ]
     total = len(complete) + len(pruned)
     if total > MOST_POINTS:
@@ -75,11 +77,11 @@ def history_figure(study: Study | StudyResults) -> go.Figure | None:
     drawn_of = count_in_words(len(complete) + len(pruned), total)
     # Those within sight first: the legend has the symbol of the first.
     pruned = _nearest_first(pruned, objective)
-    values = [value for one in pruned if (value := attrs.metric_of(one)) is not None]
+    values = [value for one in pruned if (value := attrs.metric_value(one)) is not None]
     nearer = _up_to_sight(values, [one.values[0] for one in complete], objective)
     # A thin symbol is all outline.
     crosses = {"color": GREY, "size": 7, "line": {"width": 1.5, "color": GREY}}
-    beyond = "triangle-down-open" if objective.maximised else "triangle-up-open"
+    beyond = "triangle-down-open" if objective.is_maximized else "triangle-up-open"
     crosses["symbol"] = [
         "x-thin" if drawn == value else beyond for drawn, value in zip(nearer, values, strict=True)
     ]
@@ -99,7 +101,9 @@ def history_figure(study: Study | StudyResults) -> go.Figure | None:
                 mode="markers",
                 name=name,
                 marker=marker,
-                customdata=[[plan_in_words(one, several), attrs.metric_of(one)] for one in shown],
+                customdata=[
+                    [plan_in_words(one, several), attrs.metric_value(one)] for one in shown
+                ],
                 hovertemplate=hover(
                     "trial %{x}", objective, "%{customdata[0]}", of="customdata[1]"
                 ),
@@ -119,7 +123,7 @@ def history_figure(study: Study | StudyResults) -> go.Figure | None:
     if baseline is not None:
         figure.add_scatter(
             x=[0, max(last, 1)],
-            y=[attrs.metric_of(baseline)] * 2,
+            y=[attrs.metric_value(baseline)] * 2,
             mode="lines",
             name="baseline",
             line={"color": PURPLE, "width": 2, "dash": "dash"},
@@ -130,8 +134,8 @@ def history_figure(study: Study | StudyResults) -> go.Figure | None:
 
 
 def _nearest_first(pruned: Sequence[FrozenTrial], objective: Objective) -> list[FrozenTrial]:
-    sign = -1.0 if objective.maximised else 1.0
-    return sorted(pruned, key=lambda one: sign * (attrs.metric_of(one) or 0.0))
+    sign = -1.0 if objective.is_maximized else 1.0
+    return sorted(pruned, key=lambda one: sign * (attrs.metric_value(one) or 0.0))
 
 
 def _up_to_sight(
@@ -144,7 +148,7 @@ def _up_to_sight(
     room = 0.5 * (max(complete) - min(complete))
     if room == 0:
         return list(values)
-    if objective.maximised:
+    if objective.is_maximized:
         return [max(value, min(complete) - room) for value in values]
     return [min(value, max(complete) + room) for value in values]
 
@@ -155,13 +159,13 @@ def curves_figure(study: Study | StudyResults) -> go.Figure | None:
     Args:
         study: The study.
     """
-    results = StudyResults.of(study)
+    results = StudyResults.from_study(study)
     objective = results.objective
     curved = [one for one in results.trials if one.intermediate_values]
     if not curved:
         return None
     best = ranking.best_of(curved, objective.direction)
-    baseline = attrs.baseline_of(curved)
+    baseline = attrs.find_baseline(curved)
     running = {one.number for one in curved if one.state == TrialState.RUNNING}
     trials = thin(results, curved, MOST_CURVES, running)
     figure = new_figure()
@@ -177,7 +181,7 @@ def curves_figure(study: Study | StudyResults) -> go.Figure | None:
             one
             for one in trials
             # Without regard to successors: an attempt that was given back has failed.
-            if state_in_words(one, ()) == name and one is not best and one is not baseline
+            if describe_state(one, ()) == name and one is not best and one is not baseline
         ]
         if shown:
             _add_curves(figure, name, shown, line, objective, opacity)
@@ -200,7 +204,7 @@ def timeline_figure(study: Study | StudyResults) -> go.Figure | None:
     Args:
         study: The study.
     """
-    results = StudyResults.of(study)
+    results = StudyResults.from_study(study)
     started = [one for one in results.trials if one.datetime_start]
     now = last_moment(started)
     if now is None:
@@ -214,7 +218,7 @@ def timeline_figure(study: Study | StudyResults) -> go.Figure | None:
     lanes = sorted({_lane(one) for one in trials}, reverse=True)
     figure = new_figure()
     for name, (colour, pattern) in _STATES.items():
-        shown = [one for one in trials if state_in_words(one, superseded) == name]
+        shown = [one for one in trials if describe_state(one, superseded) == name]
         if not shown:
             continue
         figure.add_bar(
@@ -241,7 +245,7 @@ def timeline_figure(study: Study | StudyResults) -> go.Figure | None:
     return figure
 
 
-def state_in_words(trial: FrozenTrial, superseded: Iterable[int]) -> str:
+def describe_state(trial: FrozenTrial, superseded: Iterable[int]) -> str:
     """Name the state of a trial: ``complete``, ``pruned``, ``infeasible``, ``failed``, ...
 
     Args:
@@ -250,7 +254,7 @@ def state_in_words(trial: FrozenTrial, superseded: Iterable[int]) -> str:
     """
     if trial.state == TrialState.FAIL:
         return "retried" if trial.number in superseded else "failed"
-    return attrs.INFEASIBLE if attrs.is_untrained(trial) else trial.state.name.lower()
+    return attrs.INFEASIBLE if attrs.ended_infeasible(trial) else trial.state.name.lower()
 
 
 def last_moment(trials: Sequence[FrozenTrial]) -> datetime | None:
@@ -303,9 +307,9 @@ def _improvements(complete: Sequence[FrozenTrial], objective: Objective) -> list
 def _running_best(complete: Sequence[FrozenTrial], objective: Objective) -> list[float]:
     best: list[float] = []
     for one in complete:
-        value = attrs.metric_of(one)
+        value = attrs.metric_value(one)
         assert value is not None
-        best.append(objective.better([*best[-1:], value]))
+        best.append(objective.best_of([*best[-1:], value]))
     return best
 
 
@@ -316,8 +320,8 @@ def plan_in_words(trial: FrozenTrial, named: bool) -> str:
         trial: The trial.
         named: Whether the plan is to name its backbone.
     """
-    plan = attrs.plan_of(trial)
-    return escape(plan.in_words(named)) if plan else ""
+    plan = attrs.trial_plan(trial)
+    return escape(plan.describe(named)) if plan else ""
 
 
 def _add_curves(

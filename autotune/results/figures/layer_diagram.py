@@ -1,4 +1,4 @@
-"""The lock/unlock picture: which layers a plan trains and reshapes, drawn like the network.
+"""Draw which layers a plan freezes, trains and reshapes, in the order of the network.
 
 The input is at the top and the head at the end, in a terminal and on a page alike.
 """
@@ -13,14 +13,14 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 from autotune.plan import TrialPlan
-from autotune.study.state.constraints import in_short
+from autotune.study.state.constraints import format_count
 
-State = Literal["locked", "tuned", "reshaped"]
+State = Literal["frozen", "trainable", "reshaped"]
 
-#: Longest run of like layers that is drawn one by one. Locked layers are the less interesting
-#: ones; of tuned layers one wants to see the names, up to what fits a screen.
-LONGEST_RUN: Mapping[State, int] = {"locked": 3, "tuned": 12, "reshaped": 12}
-_MARKS: Mapping[State, str] = {"locked": "□", "tuned": "■", "reshaped": "▣"}
+#: Longest run of like layers that is drawn one by one. Frozen layers are the less interesting
+#: ones; of trainable layers one wants to see the names, up to what fits a screen.
+LONGEST_RUN: Mapping[State, int] = {"frozen": 3, "trainable": 12, "reshaped": 12}
+_MARKS: Mapping[State, str] = {"frozen": "□", "trainable": "■", "reshaped": "▣"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class LayerRow:
     change: str = ""
 
 
-def rows(layers: Sequence[Mapping[str, Any]], plan: TrialPlan) -> tuple[LayerRow, ...]:
+def layer_rows(layers: Sequence[Mapping[str, Any]], plan: TrialPlan) -> tuple[LayerRow, ...]:
     """Draw a plan: the layer next to the input first, the head last.
 
     Args:
@@ -55,12 +55,12 @@ def rows(layers: Sequence[Mapping[str, Any]], plan: TrialPlan) -> tuple[LayerRow
     """
     reshaped = plan.reshaped
     drawn = [_layer_row(layer, plan, reshaped) for layer in reversed(layers)]
-    return (*drawn, LayerRow(0, "head", None, "tuned", plan.head.in_words()))
+    return (*drawn, LayerRow(0, "head", None, "trainable", plan.head.describe()))
 
 
 def _layer_row(layer: Mapping[str, Any], plan: TrialPlan, reshaped: Collection[int]) -> LayerRow:
     index = int(layer["index"])
-    state: State = "tuned" if index <= plan.depth else "locked"
+    state: State = "trainable" if index <= plan.depth else "frozen"
     if index in reshaped:
         state = "reshaped"
     return LayerRow(
@@ -68,7 +68,7 @@ def _layer_row(layer: Mapping[str, Any], plan: TrialPlan, reshaped: Collection[i
         label=str(layer["label"]),
         parameters=int(layer["parameters"]),
         state=state,
-        change=plan.layers[index - 1].in_words() if state == "reshaped" else "",
+        change=plan.layers[index - 1].describe() if state == "reshaped" else "",
     )
 
 
@@ -103,7 +103,7 @@ class _Line:
     @property
     def parameters(self) -> str:
         known = [row.parameters for row in self.members if row.parameters is not None]
-        return in_short(sum(known)) if known else ""
+        return format_count(sum(known)) if known else ""
 
 
 def _lines(picture: Sequence[LayerRow]) -> Iterator[_Line]:
@@ -123,8 +123,8 @@ def as_text(picture: Sequence[LayerRow]) -> str:
         picture: What :func:`rows` returned.
 
     Returns:
-        Aligned lines without a line break at the end. Filled squares are tuned, those with a rim
-        also reshaped.
+        Aligned lines without a line break at the end. Filled squares are trainable, those with a
+        rim also reshaped.
     """
     lines = [
         (

@@ -54,9 +54,9 @@ def importances(study: Study | StudyResults) -> dict[str, float]:
     Returns:
         The importance of each parameter, the largest first; nothing where it cannot be told.
     """
-    results = StudyResults.of(study)
+    results = StudyResults.from_study(study)
     complete = [one for one in results.trials if is_finite(one, TrialState.COMPLETE)]
-    if len({attrs.metric_of(one) for one in complete}) < 2:
+    if len({attrs.metric_value(one) for one in complete}) < 2:
         return {}
     if not any(_varies(complete, name) for name in results.parameter_names):
         return {}
@@ -77,7 +77,7 @@ def importances(study: Study | StudyResults) -> dict[str, float]:
 def _has_effect(space: Space | None, trials: Sequence[FrozenTrial], name: str) -> bool:
     """Tell whether a parameter had an effect in enough trials, in all where they are few."""
     enough = min(EFFECTIVE, len(trials))
-    effective = (one for one in trials if has_meaning(space, one, name))
+    effective = (one for one in trials if is_active(space, one, name))
     return sum(1 for _ in islice(effective, enough)) == enough
 
 
@@ -122,12 +122,12 @@ def slice_figure(study: Study | StudyResults, parameter: str) -> go.Figure | Non
         study: The study.
         parameter: Name of a searched parameter.
     """
-    results = StudyResults.of(study)
+    results = StudyResults.from_study(study)
     objective, space = results.objective, results.space
     meant = [
         one
         for one in results.trials
-        if is_finite(one, TrialState.COMPLETE) and has_meaning(space, one, parameter)
+        if is_finite(one, TrialState.COMPLETE) and is_active(space, one, parameter)
     ]
     if len(meant) < 2:
         return None
@@ -146,7 +146,7 @@ def slice_figure(study: Study | StudyResults, parameter: str) -> go.Figure | Non
         if members:
             figure.add_scatter(
                 x=[_shown_value(one.params[parameter], found) for one in members],
-                y=[attrs.metric_of(one) for one in members],
+                y=[attrs.metric_value(one) for one in members],
                 mode="markers",
                 name=name,
                 marker=marker,
@@ -164,15 +164,15 @@ def slice_figure(study: Study | StudyResults, parameter: str) -> go.Figure | Non
 
 def parameter_names(study: Study | StudyResults) -> tuple[str, ...]:
     """Return the searched parameters of a study, in the order of its space."""
-    return StudyResults.of(study).parameter_names
+    return StudyResults.from_study(study).parameter_names
 
 
 def space_of(study: Study | StudyResults) -> Space | None:
     """Return the space that a study remembers, or ``None`` when it cannot be read."""
-    return StudyResults.of(study).space
+    return StudyResults.from_study(study).space
 
 
-def has_meaning(space: Space | None, trial: FrozenTrial, parameter: str) -> bool:
+def is_active(space: Space | None, trial: FrozenTrial, parameter: str) -> bool:
     """Tell whether a parameter has an effect in a trial, under the trial's other parameters.
 
     The space decides: a parameter without meaning has the same canonical form whatever its value.
@@ -205,7 +205,7 @@ def _metric_to_minimise(results: StudyResults) -> Callable[[FrozenTrial], float]
     """Return what importances are of in a study of two objectives: the metric alone."""
     if results.cost is None:
         return None
-    sign = -1.0 if results.objective.maximised else 1.0
+    sign = -1.0 if results.objective.is_maximized else 1.0
     return lambda trial: sign * trial.values[0]
 
 

@@ -40,7 +40,7 @@ def front_figure(study: Study | StudyResults) -> go.Figure | None:
     Args:
         study: The study.
     """
-    results = StudyResults.of(study)
+    results = StudyResults.from_study(study)
     objective, cost = results.objective, results.cost
     if cost is None:
         return None
@@ -97,13 +97,13 @@ def front_figure(study: Study | StudyResults) -> go.Figure | None:
                 name=name,
                 marker=marker,
                 customdata=[
-                    [one.number, cost.show(one.values[1]), plan_in_words(one, several)]
+                    [one.number, cost.format_value(one.values[1]), plan_in_words(one, several)]
                     for one in shown
                 ],
                 hovertemplate=hover(
                     "trial %{customdata[0]}",
                     objective,
-                    f"{escape(cost.words)} %{{customdata[1]}}",
+                    f"{escape(cost.label)} %{{customdata[1]}}",
                     "%{customdata[2]}",
                 ),
             )

@@ -54,7 +54,7 @@ def label_axes(figure: go.Figure, x: str, objective: Objective) -> None:
     """Name the axes of a figure that has the objective upwards."""
     figure.update_xaxes(title=x)
     share = {"tickformat": ".1~%"} if objective.is_share else {}
-    figure.update_yaxes(title=escape(objective.words), **share)
+    figure.update_yaxes(title=escape(objective.label), **share)
 
 
 def hover(title: str, objective: Objective, *more: str, of: str = "y") -> str:
@@ -66,11 +66,11 @@ def hover(title: str, objective: Objective, *more: str, of: str = "y") -> str:
         more: Further lines.
         of: Where plotly finds the value.
     """
-    value = f"{objective.words} %{{{of}:{objective.tick_format}}}"
+    value = f"{objective.label} %{{{of}:{objective.tick_format}}}"
     return "<br>".join([title, value, *more]) + "<extra></extra>"
 
 
 def is_finite(trial: FrozenTrial, state: TrialState) -> bool:
     """Tell whether a trial is in a state and has a value that can be drawn."""
-    value = attrs.metric_of(trial)
+    value = attrs.metric_value(trial)
     return trial.state == state and value is not None and math.isfinite(value)

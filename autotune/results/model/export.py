@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from autotune.errors import ExportError, UserError, disk_full_as_user_error
-from autotune.models.backbone import SHIPPED, first_line
+from autotune.models.backbone import PACKAGED_WEIGHTS, first_line
 from autotune.plan import KEEP
 from autotune.results.model.model import Model
 
@@ -279,7 +279,7 @@ def _timm_model(model: Model) -> tuple[str, dict[str, Any], str]:
             raise _not_timm(f"layer {index} has another shape ({said})")
     if plan.head.hidden:
         raise _not_timm(f"the head has {len(plan.head.hidden)} hidden layers")
-    name = plan.backbone.partition(".")[0] if plan.backbone in SHIPPED else plan.backbone
+    name = plan.backbone.partition(".")[0] if plan.backbone in PACKAGED_WEIGHTS else plan.backbone
     options: dict[str, Any] = {}
     if plan.head.pool != KEEP:
         options["global_pool"] = plan.head.pool

@@ -34,10 +34,10 @@ from torch import Tensor, nn
 
 from autotune.data.download.checksums import sha256_of
 from autotune.data.image_files import read_image, to_rgb
-from autotune.data.preprocessing import ImageSpec, decode, shrink
+from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
 from autotune.errors import BackboneError, FormatError, ModelError, PlanError, UserError
 from autotune.format_versions import FORMATS, MODEL, check_format
-from autotune.models.backbone import Backbone, build, check_name, first_line
+from autotune.models.backbone import Backbone, build_backbone, check_name, first_line
 from autotune.models.network import Network, build_network
 from autotune.models.surgery.aligned_conv import kernel_offsets, set_kernel_offsets
 from autotune.plan import TrialPlan
@@ -83,7 +83,7 @@ class Model(nn.Module):
     """A fitted network with everything that is between it and an image file.
 
     It is in evaluation mode and on the CPU when it is loaded; ``to`` and ``train`` are those of
-    any module, and ``train`` leaves the locked layers locked.
+    any module, and ``train`` leaves the frozen layers frozen.
 
     Example:
         >>> model = autotune.load("storage/autotune.files/models/digits")  # doctest: +SKIP
@@ -128,7 +128,7 @@ class Model(nn.Module):
         Raises:
             OSError: When the image is far longer than wide.
         """
-        pixels = decode(to_rgb(image), self.spec)
+        pixels = to_store_array(to_rgb(image), self.spec)
         size = self.spec.size
         edge = (self.spec.store_size - size) // 2
         crop = np.ascontiguousarray(pixels[:, edge : edge + size, edge : edge + size])
@@ -140,7 +140,7 @@ class Model(nn.Module):
         Raises:
             OSError: When the file is no image, or damaged.
         """
-        smaller = partial(shrink, spec=self.spec) if self.model_spec.fast_decode else None
+        smaller = partial(draft_decode, spec=self.spec) if self.model_spec.fast_decode else None
         return self.transform(read_image(path, smaller))
 
     @torch.no_grad()
@@ -187,7 +187,7 @@ class Model(nn.Module):
 
         try:
             self.eval()
-            logits = oom.in_parts_that_fit(
+            logits = oom.with_oom_backoff(
                 in_parts,
                 min(len(images), self._part or len(images)),
                 device,
@@ -203,8 +203,8 @@ class Model(nn.Module):
             self.train(training)
         return logits.float().softmax(dim=1).cpu()
 
-    def _remember(self, part: int, need: oom.Need) -> None:
-        if not need.is_crowded:  # else there may be more room for the next images
+    def _remember(self, part: int, need: oom.MemoryShortage) -> None:
+        if not need.is_shared_device:  # else there may be more room for the next images
             self._part = part
 
 
@@ -366,7 +366,7 @@ def _built(model_spec: ModelSpec, folder: Path) -> Network:
     plan = model_spec.plan
     try:
         check_name(plan.backbone)
-        module = build(plan.backbone, model_spec.image_size).eval().requires_grad_(False)
+        module = build_backbone(plan.backbone, model_spec.image_size).eval().requires_grad_(False)
         backbone = Backbone(plan.backbone, module, model_spec.data_config, "")
         # Nothing is inherited: no images are needed, and no channel has to be chosen.
         return build_network(

@@ -11,11 +11,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from autotune.data.cache.decoding import quiet, read_again
+from autotune.data.cache.decoding import retry_read, silence_pillow
 from autotune.data.sources.folders import image_paths
 from autotune.errors import DatasetError
 from autotune.results.model.model import Model
-from autotune.runtime import cores
+from autotune.runtime import available_cpus
 from autotune.text import as_cell, one_line
 
 
@@ -82,7 +82,7 @@ def predict_files(
         What came of each batch of files, in their order.
     """
     parts = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    with ThreadPoolExecutor(max(2, cores())) as pool, quiet():
+    with ThreadPoolExecutor(max(2, available_cpus())) as pool, silence_pillow():
         coming = [pool.submit(_read, model, path) for path in parts[0]] if parts else []
         for number, part in enumerate(parts):
             tensors = [one.result() for one in coming]
@@ -104,7 +104,7 @@ def sample_images(model: Model, given: Sequence[str], most: int = 32) -> Tensor:
     """
     paths = find_images(given)
     chosen = [paths[i * len(paths) // most] for i in range(most)] if len(paths) > most else paths
-    with quiet():
+    with silence_pillow():
         read = [_read(model, path) for path in chosen]
     images = [one for one in read if isinstance(one, Tensor)]
     if len(images) < 2:
@@ -116,7 +116,7 @@ def sample_images(model: Model, given: Sequence[str], most: int = 32) -> Tensor:
 
 
 def _read(model: Model, path: str) -> Tensor | str:
-    return read_again(partial(model.read, path))
+    return retry_read(partial(model.read, path))
 
 
 def _predicted(

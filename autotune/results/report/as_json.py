@@ -12,9 +12,9 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from autotune.results.diagnosis.diagnostics import answers
+from autotune.results.diagnosis.diagnostics import diagnose
 from autotune.results.diagnosis.headline import ended_by, headline
-from autotune.results.report.dataframe import facts_of
+from autotune.results.report.dataframe import trial_records
 from autotune.results.values.objective import Objective
 from autotune.results.values.pareto_front import front_of
 from autotune.results.values.verdict import Verdict
@@ -70,12 +70,12 @@ def render_json(study: Study, storage_url: str = "") -> str:
 def _document(study: Study, storage_url: str) -> dict[str, Any]:
     trials = study.get_trials(deepcopy=False)
     attributes = study.user_attrs
-    lines = [_line(facts, one) for facts, one in zip(facts_of(study), trials, strict=True)]
-    best = ranking.best_of(trials, attrs.direction_of(study))
-    baseline = attrs.baseline_of(trials)
-    progress = attrs.progress_of(trials, attrs.budget_of(study))
-    ended, verdict = ended_by(study, progress), Verdict.of(study)
-    objectives = [Objective.of(study), Objective.cost_of(study)]
+    lines = [_line(facts, one) for facts, one in zip(trial_records(study), trials, strict=True)]
+    best = ranking.best_of(trials, attrs.metric_direction(study))
+    baseline = attrs.find_baseline(trials)
+    progress = attrs.count_progress(trials, attrs.trial_budget(study))
+    ended, verdict = ended_by(study, progress), Verdict.from_study(study)
+    objectives = [Objective.from_study(study), Objective.cost_from_study(study)]
     document = {
         "format": FORMAT,
         "autotune": __version__,
@@ -93,9 +93,9 @@ def _document(study: Study, storage_url: str) -> dict[str, Any]:
         "best": lines[best.number] if best else None,
         "baseline": lines[baseline.number] if baseline else None,
         "front": [one.number for one in front_of(study)],
-        "confirmed": {**verdict.to_json(), "beats": verdict.beats} if verdict else None,
+        "confirmed": {**verdict.to_json(), "beats": verdict.is_better} if verdict else None,
         "fit": attributes.get(attrs.TEST_READS, []),
-        "questions": [asdict(one) for one in answers(study)],
+        "questions": [asdict(one) for one in diagnose(study)],
         "definition": attributes.get(attrs.DEFINITION),
         "dataset": attributes.get(attrs.DATASET),
         "survey": attributes.get(attrs.SURVEY),

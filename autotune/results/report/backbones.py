@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.results.values.objective import Objective, show_values
+from autotune.results.values.objective import Objective, format_values
 from autotune.search import ranking
 from autotune.study.state import attrs
 
@@ -46,16 +46,16 @@ def backbones_of(
         trials: Its trials.
         best: The best of them, if there is one.
     """
-    objective, cost = Objective.of(study), Objective.cost_of(study)
+    objective, cost = Objective.from_study(study), Objective.cost_from_study(study)
     complete: dict[str, list[FrozenTrial]] = {}
     for one in trials:
-        plan = attrs.plan_of(one)
+        plan = attrs.trial_plan(one)
         if plan is not None and one.state == TrialState.COMPLETE:
             complete.setdefault(plan.backbone, []).append(one)
     rows = []
     for position, (name, facts) in enumerate(study.user_attrs.get(attrs.BACKBONES, {}).items()):
         own = complete.get(name, [])
-        found = ranking.best_of(own, attrs.direction_of(study))
+        found = ranking.best_of(own, attrs.metric_direction(study))
         marks = (("best", best is not None and best in own), ("baseline", not position))
         rows.append(
             BackboneRow(
@@ -65,7 +65,9 @@ def backbones_of(
                 layers=len(facts["layers"]),
                 weights=str(facts["weights_hash"]),
                 trials=len(own),
-                value=show_values(found, objective, cost) if found else objective.show(None),
+                value=format_values(found, objective, cost)
+                if found
+                else objective.format_value(None),
             )
         )
     return rows

@@ -45,8 +45,8 @@ from optuna.distributions import (
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from autotune.results.figures.history import state_in_words
-from autotune.results.figures.parameters import has_meaning, space_of
+from autotune.results.figures.history import describe_state
+from autotune.results.figures.parameters import is_active, space_of
 from autotune.search.space import Space
 from autotune.study.state import attrs
 
@@ -97,7 +97,7 @@ def trials_frame(study: Study) -> pd.DataFrame:
     """
     import pandas as pd  # here, because a report without a table needs none
 
-    found = facts_of(study)
+    found = trial_records(study)
     known = _distributions(study.get_trials(deepcopy=False))
     columns: dict[str, pd.Series[Any]] = {}
     for key, kind in _TYPES.items():
@@ -114,7 +114,7 @@ def trials_frame(study: Study) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def facts_of(study: Study) -> list[dict[str, Any]]:
+def trial_records(study: Study) -> list[dict[str, Any]]:
     """Return what is known of each trial of a study, by the names of the columns.
 
     Parameters, metrics, deviations and costs are dictionaries, times are aware of their zone, and
@@ -124,8 +124,8 @@ def facts_of(study: Study) -> list[dict[str, Any]]:
         study: The study, at any stage.
     """
     trials = study.get_trials(deepcopy=False)
-    superseded, space = attrs.superseded(trials), space_of(study)
-    several = attrs.has_several(study.user_attrs)
+    superseded, space = attrs.retried_numbers(trials), space_of(study)
+    several = attrs.has_several_backbones(study.user_attrs)
     return [_facts(one, superseded, space, several) for one in trials]
 
 
@@ -133,43 +133,43 @@ def _facts(
     trial: FrozenTrial, superseded: set[int], space: Space | None, several: bool
 ) -> dict[str, Any]:
     attributes = trial.user_attrs
-    plan = attrs.plan_of(trial)
-    earlier = attrs.retries(trial)
+    plan = attrs.trial_plan(trial)
+    earlier = attrs.earlier_attempts(trial)
     finished = trial.state.is_finished()
     return {
         "number": trial.number,
-        "state": state_in_words(trial, superseded),
+        "state": describe_state(trial, superseded),
         "role": attributes.get(attrs.ROLE),
-        "value": attrs.metric_of(trial) if finished else None,
-        "plan": plan.in_words(several) if plan else None,
+        "value": attrs.metric_value(trial) if finished else None,
+        "plan": plan.describe(several) if plan else None,
         "backbone": plan.backbone if plan else None,
         "depth": plan.depth if plan else None,
-        "params": effective_params(trial, space),
+        "params": active_params(trial, space),
         "metrics": dict(attributes.get(attrs.METRICS, {})),
         "deviations": dict(attributes.get(attrs.DEVIATIONS, {})),
         "costs": dict(attributes.get(attrs.COSTS, {})),
-        "epochs": attrs.epochs_of(trial),
+        "epochs": attrs.trained_epochs(trial),
         "seconds": attributes.get(attrs.SECONDS),
-        "parameters_tuned": attributes.get(attrs.PARAMETERS_TUNED),
+        "parameters_tuned": attributes.get(attrs.TRAINABLE_PARAMETERS),
         "peak_memory_mb": attributes.get(attrs.PEAK_MEMORY_MB),
         "worker": attributes.get(attrs.WORKER),
         "device": attributes.get(attrs.DEVICE),
         "started": _moment(attrs.started_at(trial)),
         "ended": _moment(attrs.ended_at(trial)) if finished else None,
         "retry_of": earlier[-1] if earlier else None,
-        "origin": attrs.origin_of(trial) or None,
+        "origin": attrs.trial_origin(trial) or None,
         "reason": attributes.get(attrs.REASON),
     }
 
 
-def effective_params(trial: FrozenTrial, space: Space | None) -> dict[str, Any]:
+def active_params(trial: FrozenTrial, space: Space | None) -> dict[str, Any]:
     """Return the parameters of a trial that have an effect under its other ones.
 
     Args:
         trial: The trial.
         space: The space of the study, if it is known.
     """
-    return {name: one for name, one in trial.params.items() if has_meaning(space, trial, name)}
+    return {name: one for name, one in trial.params.items() if is_active(space, trial, name)}
 
 
 def _moment(seconds: float) -> datetime | None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from optuna.study import Study
 
-from autotune.atomic import write_whole
+from autotune.atomic import write_bytes
 from autotune.errors import UserError
 from autotune.results.report.as_json import render_json
 from autotune.results.report.dataframe import trials_frame
 from autotune.results.report.html import render_report
 from autotune.results.report.markdown import render_markdown
-from autotune.storage.paths import REPORT_FORMS
+from autotune.storage.paths import REPORT_FORMATS
 from autotune.storage.url import redact
 from autotune.text import as_cell
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from autotune.study.setup.opening import OpenStudy
 
 
-def form_of(path: str | Path | None, given: str | None = None) -> str:
+def resolve_format(path: str | Path | None, given: str | None = None) -> str:
     """Settle the form of a report.
 
     Args:
@@ -31,20 +31,20 @@ def form_of(path: str | Path | None, given: str | None = None) -> str:
         given: The form, if it was named.
 
     Returns:
-        One of :data:`~autotune.storage.paths.REPORT_FORMS`: the form that was named, else the
+        One of :data:`~autotune.storage.paths.REPORT_FORMATS`: the form that was named, else the
         ending of the file, else the page.
 
     Raises:
         UserError: When there is no such form, or the two contradict each other.
     """
-    allowed = ", ".join(REPORT_FORMS)
-    if given is not None and given not in REPORT_FORMS:
+    allowed = ", ".join(REPORT_FORMATS)
+    if given is not None and given not in REPORT_FORMATS:
         raise UserError(f"format: must be one of {allowed}, but got {given!r}")
     if path is None or str(path) == "-":
-        return given or REPORT_FORMS[0]
+        return given or REPORT_FORMATS[0]
     ending = Path(path).suffix[1:].lower()
     ending = "html" if ending == "htm" else ending
-    if ending in REPORT_FORMS:
+    if ending in REPORT_FORMATS:
         if given not in (None, ending):
             raise UserError(
                 f"format: {given} and the file {path} contradict each other; leave the format "
@@ -56,11 +56,11 @@ def form_of(path: str | Path | None, given: str | None = None) -> str:
             f"{path}: the ending of a report must be one of {allowed}; name the format for any "
             "other one: --format md"
         )
-    return given or REPORT_FORMS[0]
+    return given or REPORT_FORMATS[0]
 
 
-def write_report_of(
-    opened: OpenStudy, path: Path | None = None, form: str = REPORT_FORMS[0]
+def write_report(
+    opened: OpenStudy, path: Path | None = None, form: str = REPORT_FORMATS[0]
 ) -> Path:
     """Write the report of an open study; it appears whole or not at all.
 
@@ -76,7 +76,7 @@ def write_report_of(
         UserError: When the form needs a package that is not installed, or the disk is full.
     """
     path = path or opened.files.report(opened.name, form)
-    return write_whole(path, render(opened.study, form, redact(opened.url)))
+    return write_bytes(path, render(opened.study, form, redact(opened.url)))
 
 
 def render(study: Study, form: str, storage_url: str = "") -> bytes:
@@ -84,7 +84,7 @@ def render(study: Study, form: str, storage_url: str = "") -> bytes:
 
     Args:
         study: The study, at any stage.
-        form: One of :data:`~autotune.storage.paths.REPORT_FORMS`; ``csv`` and ``parquet`` hold
+        form: One of :data:`~autotune.storage.paths.REPORT_FORMATS`; ``csv`` and ``parquet`` hold
             the table of :func:`~autotune.results.report.dataframe.trials_frame`.
         storage_url: URL of the storage, for the commands. A password in it is left out.
 

@@ -22,23 +22,23 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
-from autotune.atomic import write_whole
-from autotune.data.quality.checks import compared
-from autotune.results.diagnosis.diagnostics import FEW_FOR_IMPORTANCES, answers
+from autotune.atomic import write_bytes
+from autotune.data.quality.checks import duplicate_summary
+from autotune.results.diagnosis.diagnostics import FEW_FOR_IMPORTANCES, diagnose
 from autotune.results.diagnosis.headline import (
-    cautions,
-    confirmed,
-    facts,
-    fitted,
+    action_items,
+    caveats,
+    describe_confirmation,
+    describe_refit,
     headline,
-    notes,
+    key_figures,
 )
 from autotune.results.diagnosis.savings import saved_of
 from autotune.results.diagnosis.space_edges import edges_of_space
 from autotune.results.diagnosis.utilization import utilisation_of
 from autotune.results.figures.greedy_stages import stage_rows
 from autotune.results.figures.history import curves_figure, history_figure, timeline_figure
-from autotune.results.figures.layer_diagram import as_html, rows
+from autotune.results.figures.layer_diagram import as_html, layer_rows
 from autotune.results.figures.parameters import (
     importances,
     importances_figure,
@@ -50,11 +50,11 @@ from autotune.results.report.backbones import backbones_of
 from autotune.results.report.reproduction import commands, file_name, study_file
 from autotune.results.report.trial_table import cost_names, failures_of, metric_names, table_of
 from autotune.results.study_results import StudyResults
-from autotune.results.values.objective import in_time, show_values
-from autotune.results.values.precision import computing_of
-from autotune.runtime import collector_paused
+from autotune.results.values.objective import format_duration, format_values
+from autotune.results.values.precision import describe_precisions
+from autotune.runtime import gc_paused
 from autotune.study.state import attrs
-from autotune.study.state.constraints import NOUNS, amount, in_short
+from autotune.study.state.constraints import COST_LABELS, format_cost, format_count
 from autotune.text import visible
 from autotune.version import __version__
 
@@ -76,7 +76,7 @@ def write_report(study: Study, path: Path, storage_url: str = "") -> Path:
     Raises:
         DiskFullError: When the page does not fit on the disk.
     """
-    return write_whole(path, render_report(study, storage_url).encode())
+    return write_bytes(path, render_report(study, storage_url).encode())
 
 
 def render_report(study: Study, storage_url: str = "") -> str:
@@ -87,8 +87,8 @@ def render_report(study: Study, storage_url: str = "") -> str:
         storage_url: URL of the storage, for the commands on the page. A password in it is left
             out.
     """
-    with collector_paused():
-        return _render(StudyResults.of(study), storage_url)
+    with gc_paused():
+        return _render(StudyResults.from_study(study), storage_url)
 
 
 def _render(results: StudyResults, storage_url: str) -> str:
@@ -96,7 +96,7 @@ def _render(results: StudyResults, storage_url: str) -> str:
     best, baseline, progress = results.best, results.baseline, results.progress
     edges = edges_of_space(results, best) if best and best is not baseline else ()
     matter = importances(results)
-    asked = answers(results, matter)
+    asked = diagnose(results, matter)
     rows_shown = choose_rows(results)
     file = study_file(study, storage_url)
     attributes = results.attributes
@@ -110,13 +110,13 @@ def _render(results: StudyResults, storage_url: str) -> str:
             objective=objective,
             headline=headline(study),
             progress=progress,
-            facts=facts(study, trials, progress),
-            confirmed=confirmed(study, best),
-            fitted=fitted(study),
-            cautions=cautions(objective, best, baseline, dataset),
+            facts=key_figures(study, trials, progress),
+            confirmed=describe_confirmation(study, best),
+            fitted=describe_refit(study),
+            cautions=caveats(objective, best, baseline, dataset),
             notes=[
-                *notes(progress, asked, results.ended),
-                *attrs.image_remarks(attributes),
+                *action_items(progress, asked, results.ended),
+                *attrs.image_warnings(attributes),
             ],
             pictures=_pictures(results),
             stages=stage_rows(study),
@@ -126,19 +126,19 @@ def _render(results: StudyResults, storage_url: str) -> str:
             utilisation=utilisation_of(trials),
             saved=saved_of(study),
             asked=asked,
-            metrics=[objective.other(one).words for one in metric_names(trials, objective)],
-            costs=[NOUNS[name] for name in costs],
+            metrics=[objective.with_name(one).label for one in metric_names(trials, objective)],
+            costs=[COST_LABELS[name] for name in costs],
             table=table_of(rows_shown, objective, best, costs, several, trials),
             total=len(trials),
             most_rows=MOST_ROWS,
             front=table_of(results.front, objective, best, costs, several, trials),
             failures=failures_of(trials),
-            warm_start=attrs.warm_start_in_words(study),
+            warm_start=attrs.describe_warm_start(study),
             dataset=dataset,
-            compared=compared(attributes.get(attrs.SURVEY, {})),
+            compared=duplicate_summary(attributes.get(attrs.SURVEY, {})),
             backbones=backbones_of(study, trials, best),
             environment=attributes.get(attrs.ENVIRONMENT, {}),
-            computing=computing_of(trials),
+            computing=describe_precisions(trials),
             file=file,
             # The bytes of the file in its own address: a download that needs no server.
             file_base64=base64.b64encode(file.encode()).decode(),
@@ -167,8 +167,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["in_short"] = in_short
-    environment.filters["in_time"] = in_time
+    environment.filters["in_short"] = format_count
+    environment.filters["in_time"] = format_duration
     environment.filters["wait"] = _wait
     return environment
 
@@ -179,7 +179,7 @@ def _visible(value: Any) -> Any:
 
 
 def _wait(seconds: float) -> str:
-    return in_time(seconds) if seconds >= 1 else "under a second"
+    return format_duration(seconds) if seconds >= 1 else "under a second"
 
 
 @dataclass(frozen=True)
@@ -199,13 +199,13 @@ def _pictures(results: StudyResults) -> list[_Picture]:
         shown.append((f"Best: trial {best.number}", best))
     pictures = []
     for title, trial in shown:
-        plan = attrs.plan_of(trial)
+        plan = attrs.trial_plan(trial)
         if plan is not None:
             pictures.append(
                 _Picture(
-                    title=f"{title}, {objective.words} {show_values(trial, objective, cost)}",
-                    words=plan.in_words(attrs.has_several(attributes)),
-                    drawn=as_html(rows(attrs.layers_of(attributes, plan), plan)),
+                    title=f"{title}, {objective.label} {format_values(trial, objective, cost)}",
+                    words=plan.describe(attrs.has_several_backbones(attributes)),
+                    drawn=as_html(layer_rows(attrs.backbone_layers(attributes, plan), plan)),
                     size=_size_in_words(trial),
                 )
             )
@@ -215,15 +215,19 @@ def _pictures(results: StudyResults) -> list[_Picture]:
 def _size_in_words(trial: FrozenTrial) -> str:
     attributes = trial.user_attrs
     parts = []
-    if attrs.PARAMETERS_TUNED in attributes:
-        parts.append(f"{in_short(int(attributes[attrs.PARAMETERS_TUNED]))} parameters tuned")
+    if attrs.TRAINABLE_PARAMETERS in attributes:
+        parts.append(
+            f"{format_count(int(attributes[attrs.TRAINABLE_PARAMETERS]))} parameters trainable"
+        )
     if attrs.SECONDS in attributes:
-        parts.append(f"{in_time(float(attributes[attrs.SECONDS]))} of training")
+        parts.append(f"{format_duration(float(attributes[attrs.SECONDS]))} of training")
     if attrs.PEAK_MEMORY_MB in attributes:
         parts.append(f"{float(attributes[attrs.PEAK_MEMORY_MB]):,.0f} MB of memory at most")
     costs = attributes.get(attrs.COSTS, {})
     if costs:
-        known = ", ".join(f"{NOUNS[name]} {amount(name, value)}" for name, value in costs.items())
+        known = ", ".join(
+            f"{COST_LABELS[name]} {format_cost(name, value)}" for name, value in costs.items()
+        )
         parts.append(f"measured before training: {known}")
     return ", ".join(parts)
 

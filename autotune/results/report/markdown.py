@@ -12,25 +12,25 @@ from datetime import datetime
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from autotune.results.diagnosis.diagnostics import answers
+from autotune.results.diagnosis.diagnostics import diagnose
 from autotune.results.diagnosis.headline import (
-    cautions,
-    confirmed,
+    action_items,
+    caveats,
+    describe_confirmation,
+    describe_refit,
     ended_by,
-    facts,
-    fitted,
     headline,
-    notes,
+    key_figures,
 )
-from autotune.results.figures.layer_diagram import as_text, rows
+from autotune.results.figures.layer_diagram import as_text, layer_rows
 from autotune.results.report.reproduction import commands, study_file
 from autotune.results.report.trial_table import Row, cost_names, failures_of, table_of
 from autotune.results.values.objective import Objective
 from autotune.results.values.pareto_front import front_of
-from autotune.results.values.precision import computing_of
+from autotune.results.values.precision import describe_precisions
 from autotune.search import ranking
 from autotune.study.state import attrs
-from autotune.study.state.constraints import NOUNS
+from autotune.study.state.constraints import COST_LABELS
 from autotune.text import visible
 from autotune.version import __version__
 
@@ -52,31 +52,31 @@ def render_markdown(study: Study, storage_url: str = "") -> str:
 
 def _blocks(study: Study, storage_url: str) -> Iterator[str]:
     trials = study.get_trials(deepcopy=False)
-    objective = Objective.of(study)
-    best = ranking.best_of(trials, attrs.direction_of(study))
-    baseline = attrs.baseline_of(trials)
-    progress = attrs.progress_of(trials, attrs.budget_of(study))
+    objective = Objective.from_study(study)
+    best = ranking.best_of(trials, attrs.metric_direction(study))
+    baseline = attrs.find_baseline(trials)
+    progress = attrs.count_progress(trials, attrs.trial_budget(study))
     dataset = study.user_attrs.get(attrs.DATASET, {})
-    asked = answers(study)
+    asked = diagnose(study)
     yield f"# Study {escape(study.study_name)}"
     yield f"**{escape(_sentence(headline(study)))}.**"
-    for said in (confirmed(study, best), fitted(study)):
+    for said in (describe_confirmation(study, best), describe_refit(study)):
         if said:
             yield escape(said)
-    found = facts(study, trials, progress)
+    found = key_figures(study, trials, progress)
     yield _table(("", "", ""), [(name, number, made_of) for name, number, made_of in found])
     said_of = [
-        *cautions(objective, best, baseline, dataset),
-        *notes(progress, asked, ended_by(study, progress)),
-        *attrs.image_remarks(study.user_attrs),
+        *caveats(objective, best, baseline, dataset),
+        *action_items(progress, asked, ended_by(study, progress)),
+        *attrs.image_warnings(study.user_attrs),
     ]
     if said_of:
         yield "\n".join(f"- {escape(one)}" for one in said_of)
-    plan = attrs.plan_of(best) if best is not None else None
+    plan = attrs.trial_plan(best) if best is not None else None
     if best is not None and plan is not None:
         yield f"## Best plan: trial {best.number}"
-        yield escape(plan.in_words(named=True))
-        yield _fenced(as_text(rows(attrs.layers_of(study.user_attrs, plan), plan)))
+        yield escape(plan.describe(named=True))
+        yield _fenced(as_text(layer_rows(attrs.backbone_layers(study.user_attrs, plan), plan)))
     yield from _trials(study, trials, objective, best)
     failures = failures_of(trials)
     if failures:
@@ -96,7 +96,7 @@ def _blocks(study: Study, storage_url: str) -> Iterator[str]:
         )
     if file := study_file(study, storage_url):
         yield "## Again"
-        if computing := computing_of(trials):
+        if computing := describe_precisions(trials):
             yield "\n".join(f"- {escape(one)}" for one in computing)
         yield "<details><summary>The study file</summary>"
         yield _fenced(file, "yaml")
@@ -111,18 +111,25 @@ def _trials(
 ) -> Iterator[str]:
     """Yield the best trials as a table, of two objectives the Pareto front."""
     front = front_of(study)
-    ranked = front or ranking.best_first(trials, attrs.direction_of(study))
-    baseline = attrs.baseline_of(trials)
+    ranked = front or ranking.best_first(trials, attrs.metric_direction(study))
+    baseline = attrs.find_baseline(trials)
     shown = ranked[:BEST_SHOWN]
     if not shown:
         return
     if baseline is not None and baseline not in shown:
         shown = [*shown, baseline]
-    costs, several = cost_names(study), attrs.has_several(study.user_attrs)
+    costs, several = cost_names(study), attrs.has_several_backbones(study.user_attrs)
     left = len(ranked) - BEST_SHOWN
     yield "## Pareto front" if front else "## Best trials"
     yield _table(
-        ("trial", objective.words, *(NOUNS[one] for one in costs), "epochs", "seconds", "plan"),
+        (
+            "trial",
+            objective.label,
+            *(COST_LABELS[one] for one in costs),
+            "epochs",
+            "seconds",
+            "plan",
+        ),
         [_line(one) for one in table_of(shown, objective, best, costs, several)],
         right=len(costs) + 4,
     )

@@ -10,12 +10,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.results.diagnosis.headline import ended_by
 from autotune.results.diagnosis.savings import saved_by_pruning
-from autotune.results.figures.layer_diagram import LayerRow, rows
+from autotune.results.figures.layer_diagram import LayerRow, layer_rows
 from autotune.results.values.objective import Objective
-from autotune.results.values.pareto_front import front_of, nearest
+from autotune.results.values.pareto_front import closest_to_feasible, front_of
 from autotune.search import ranking
 from autotune.study.state import attrs
-from autotune.study.state.budget import Ending
+from autotune.study.state.budget import StopReason
 
 if TYPE_CHECKING:
     from autotune.study.setup.opening import OpenStudy
@@ -30,7 +30,7 @@ class Summary:
         progress: How many trials ended how.
         baseline: The completed baseline, or ``None``.
         best: The best completed trial, or ``None``.
-        picture: Locked and tuned layers of the best plan, in the order of the network.
+        picture: Frozen and trainable layers of the best plan, in the order of the network.
         reasons: Why trials failed, with how often.
         ended: What has ended the study, or ``None``.
         saved: How many epochs pruning has saved, in words; empty when none.
@@ -46,12 +46,12 @@ class Summary:
     best: FrozenTrial | None
     picture: tuple[LayerRow, ...]
     reasons: tuple[tuple[str, int], ...]
-    ended: Ending | None
+    ended: StopReason | None
     saved: str
     several: bool = False
     cost: Objective | None = None
     front: tuple[FrozenTrial, ...] = ()
-    nearest: FrozenTrial | None = None
+    closest_to_feasible: FrozenTrial | None = None
 
     @property
     def difference(self) -> str:
@@ -60,9 +60,13 @@ class Summary:
             return ""
         if self.best is self.baseline:
             return "no trial is better"
-        differences = [self.objective.difference(self.best.values[0], self.baseline.values[0])]
+        differences = [
+            self.objective.format_difference(self.best.values[0], self.baseline.values[0])
+        ]
         if self.cost is not None:
-            differences.append(self.cost.difference(self.best.values[1], self.baseline.values[1]))
+            differences.append(
+                self.cost.format_difference(self.best.values[1], self.baseline.values[1])
+            )
         return ", ".join(differences)
 
 
@@ -71,26 +75,26 @@ def summarise(opened: OpenStudy) -> Summary:
     study = opened.study
     attributes = study.user_attrs
     trials = study.get_trials(deepcopy=False)
-    best = ranking.best_of(trials, attrs.direction_of(study))
-    plan = attrs.plan_of(best) if best is not None else None
-    superseded = attrs.superseded(trials)
+    best = ranking.best_of(trials, attrs.metric_direction(study))
+    plan = attrs.trial_plan(best) if best is not None else None
+    superseded = attrs.retried_numbers(trials)
     reasons = Counter(
         trial.user_attrs.get(attrs.REASON, "unknown")
         for trial in trials
         if trial.state == TrialState.FAIL and trial.number not in superseded
     )
-    progress = attrs.progress_of(trials, attrs.budget_of(study))
+    progress = attrs.count_progress(trials, attrs.trial_budget(study))
     return Summary(
-        objective=Objective.of(study),
+        objective=Objective.from_study(study),
         progress=progress,
-        baseline=attrs.baseline_of(trials),
+        baseline=attrs.find_baseline(trials),
         best=best,
-        picture=rows(attrs.layers_of(attributes, plan), plan) if plan else (),
+        picture=layer_rows(attrs.backbone_layers(attributes, plan), plan) if plan else (),
         reasons=tuple(reasons.most_common()),
         ended=ended_by(study, progress),
         saved=saved_by_pruning(study, trials),
-        several=attrs.has_several(attributes),
-        cost=Objective.cost_of(study),
+        several=attrs.has_several_backbones(attributes),
+        cost=Objective.cost_from_study(study),
         front=tuple(front_of(study)),
-        nearest=nearest(trials),
+        closest_to_feasible=closest_to_feasible(trials),
     )

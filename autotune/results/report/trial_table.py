@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config.schema import COSTS
 from autotune.errors import join_sentences
-from autotune.results.figures.history import state_in_words
+from autotune.results.figures.history import describe_state
 from autotune.results.values.objective import Objective
 from autotune.study.state import attrs
 
@@ -89,7 +89,7 @@ def table_of(
         among: All trials of the study, where the given ones are a part of them.
     """
     every = trials if among is None else among
-    superseded = attrs.superseded(every)
+    superseded = attrs.retried_numbers(every)
     names = metric_names(every, objective)
     return [_row(one, objective, names, costs, superseded, best, several) for one in trials]
 
@@ -110,34 +110,39 @@ def _row(
         for mark, holds in (("best", trial is best), ("baseline", attrs.is_baseline(trial)))
         if holds
     ]
-    plan = attrs.plan_of(trial)
-    value = attrs.metric_of(trial) if trial.state.is_finished() else None
+    plan = attrs.trial_plan(trial)
+    value = attrs.metric_value(trial) if trial.state.is_finished() else None
     known = attributes.get(attrs.COSTS, {})
     seconds = attributes.get(attrs.SECONDS)
-    earlier = ", ".join(map(str, attrs.retries(trial)))
+    earlier = ", ".join(map(str, attrs.earlier_attempts(trial)))
     retry = f"retry of {earlier}" if earlier else ""
     return Row(
         number=trial.number,
-        state=state_in_words(trial, superseded),
+        state=describe_state(trial, superseded),
         mark=" ".join(marks),
-        value=Cell(objective.show(value, attrs.deviation_of(trial, objective.name)), _key(value)),
+        value=Cell(
+            objective.format_value(value, attrs.metric_deviation(trial, objective.name)),
+            _key(value),
+        ),
         costs=tuple(
-            Cell(objective.other(name).show(known.get(name)), _key(known.get(name)))
+            Cell(objective.with_name(name).format_value(known.get(name)), _key(known.get(name)))
             for name in costs
         ),
         metrics=tuple(
             Cell(
-                objective.other(name).show(metrics.get(name), attrs.deviation_of(trial, name)),
+                objective.with_name(name).format_value(
+                    metrics.get(name), attrs.metric_deviation(trial, name)
+                ),
                 _key(metrics.get(name)),
             )
             for name in names
         ),
-        epochs=Cell(str(attrs.epochs_of(trial)), _key(attrs.epochs_of(trial))),
+        epochs=Cell(str(attrs.trained_epochs(trial)), _key(attrs.trained_epochs(trial))),
         seconds=Cell("–" if seconds is None else f"{float(seconds):,.1f}", _key(seconds)),
-        plan=plan.in_words(several) if plan else "",
+        plan=plan.describe(several) if plan else "",
         worker=str(attributes.get(attrs.WORKER, "")),
         reason=str(attributes.get(attrs.REASON, ""))
-        or join_sentences(retry, attrs.origin_of(trial)),
+        or join_sentences(retry, attrs.trial_origin(trial)),
     )
 
 
@@ -162,11 +167,11 @@ class Failure:
 
 def failures_of(trials: Sequence[FrozenTrial]) -> list[Failure]:
     """Group the attempts that came to nothing, the most frequent reason first."""
-    superseded = attrs.superseded(trials)
+    superseded = attrs.retried_numbers(trials)
     groups: dict[tuple[str, str], list[int]] = {}
     for one in trials:
         if one.state == TrialState.FAIL:
             reason = str(one.user_attrs.get(attrs.REASON, "")) or "no reason was recorded"
-            groups.setdefault((reason, state_in_words(one, superseded)), []).append(one.number)
+            groups.setdefault((reason, describe_state(one, superseded)), []).append(one.number)
     found = [Failure(reason, state, tuple(of)) for (reason, state), of in groups.items()]
     return sorted(found, key=lambda failure: -len(failure.numbers))

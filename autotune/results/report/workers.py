@@ -10,10 +10,11 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune import optuna_private
 from autotune.storage.rdb.connection import GRACE_PERIOD_S, HEARTBEAT_INTERVAL_S
 from autotune.study.doctor.snapshot import Snapshot
 from autotune.study.state import attrs
-from autotune.study.state.trial_queue import INTERRUPTED, LOST
+from autotune.study.state.trial_queue import INTERRUPTED, WORKER_LOST
 
 #: Two beats may go missing before a worker is called late: a database can be slow.
 LATE_AFTER_S = 2.5 * HEARTBEAT_INTERVAL_S
@@ -89,7 +90,7 @@ def failures_by_reason(trials: Iterable[FrozenTrial]) -> tuple[tuple[str, int], 
     trial came to its end.
     """
     trials = tuple(trials)
-    replaced = attrs.superseded(trials)
+    replaced = attrs.retried_numbers(trials)
     return tuple(
         Counter(
             _kind_of(trial, trial.number in replaced)
@@ -103,7 +104,7 @@ def _kind_of(trial: FrozenTrial, replaced: bool) -> str:
     reason = str(trial.user_attrs.get(attrs.REASON, ""))
     if not reason:  # Optuna's sweep ends a trial before a reason can be given
         return "lost" if replaced else "unknown"
-    if reason.startswith(LOST):
+    if reason.startswith(WORKER_LOST):
         return "lost"
     if reason.startswith(INTERRUPTED):
         return INTERRUPTED
@@ -115,14 +116,14 @@ def _row(trial: FrozenTrial, snapshot: Snapshot) -> WorkerRow:
     epochs_per_s = _epochs_per_s(trial, snapshot)
     dataset = snapshot.attributes.get(attrs.DATASET, {})
     images = sum(dataset.get("folds", ())) or dataset.get("train")
-    plan = attrs.plan_of(trial)
-    several = attrs.has_several(snapshot.attributes)
+    plan = attrs.trial_plan(trial)
+    several = attrs.has_several_backbones(snapshot.attributes)
     last = trial.last_step
     return WorkerRow(
         worker=str(attributes.get(attrs.WORKER, "?")),
-        device=attrs.device_of(trial),
+        device=attrs.device_name(trial),
         trial=trial.number,
-        plan=plan.in_words(several) if plan else "",
+        plan=plan.describe(several) if plan else "",
         epoch=last or 0,
         epochs=_epochs(snapshot.attributes),
         value=None if last is None else trial.intermediate_values[last],
@@ -140,8 +141,8 @@ def _epochs_per_s(trial: FrozenTrial, snapshot: Snapshot) -> float | None:
     """
     # A retry has the curve of the attempt before it.
     own = (trial.last_step or 0) - int(trial.user_attrs.get(attrs.RESUMED, 0))
-    age = snapshot.beats.age_s.get(trial._trial_id)
-    held = trial.user_attrs.get(attrs.HELD)
+    age = snapshot.heartbeats.age_s.get(optuna_private.trial_id(trial))
+    held = trial.user_attrs.get(attrs.DEVICE_SECONDS)
     seconds = snapshot.silent_s(trial) if held is None or age is None else float(held) + age
     return own / seconds if own > 0 and seconds else None
 
@@ -156,21 +157,21 @@ def _between_trials(snapshot: Snapshot) -> Iterable[WorkerRow]:
     Of a trial that was given back, the worker was stopped or is gone.
     """
     found: dict[str, FrozenTrial] = {}
-    replaced = attrs.superseded(snapshot.trials)
+    replaced = attrs.retried_numbers(snapshot.trials)
     for trial in snapshot.trials:
-        ended = trial.state.is_finished() and attrs.CLAIMED in trial.user_attrs
+        ended = trial.state.is_finished() and attrs.CLAIMED_AT in trial.user_attrs
         if (
             ended
             and trial.number not in replaced
-            and snapshot.beats.now - attrs.ended_at(trial) < GRACE_PERIOD_S
+            and snapshot.heartbeats.now - attrs.ended_at(trial) < GRACE_PERIOD_S
         ):
             found[str(trial.user_attrs.get(attrs.WORKER))] = trial
     return [
         WorkerRow(
             worker=worker,
-            device=attrs.device_of(trial),
+            device=attrs.device_name(trial),
             trial=None,
-            silent_s=max(0.0, snapshot.beats.now - attrs.ended_at(trial)),
+            silent_s=max(0.0, snapshot.heartbeats.now - attrs.ended_at(trial)),
         )
         for worker, trial in found.items()
     ]

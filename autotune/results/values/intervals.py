@@ -9,10 +9,10 @@ among them afterwards, by the very values that made them, whatever the plans hav
 are compared with one baseline. A win where nothing helps is then as rare as ``(1 - LEVEL) / 2``,
 the side of the interval that tells it.
 
-Three usual ways are not taken. Dunnett's test pools the variances, and those of a locked and of a
-tuned backbone differ by far. Permutations of signs have no small probabilities to give: 3 seeds
-have 8, 5 have 32. Holm's steps do not help the plan with the smallest probability, and make no
-intervals.
+Three usual ways are not taken. Dunnett's test pools the variances, and those of a frozen and of a
+trainable backbone differ by far. Permutations of signs have no small probabilities to give: 3
+seeds have 8, 5 have 32. Holm's steps do not help the plan with the smallest probability, and make
+no intervals.
 
 The differences are taken to be normal. Of what happens under one seed in twenty, a collapse for
 one, five seeds know nothing.
@@ -29,7 +29,7 @@ from functools import cache
 from scipy.special import stdtrit
 
 #: Probability that all intervals of the gains of one comparison hold.
-LEVEL = 0.95
+CONFIDENCE_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -38,32 +38,32 @@ class Interval:
 
     Args:
         mean: The mean.
-        half: Half of the length of its interval, which lies evenly around it.
+        half_width: Half of the length of its interval, which lies evenly around it.
     """
 
     mean: float
-    half: float
+    half_width: float
 
     @property
     def low(self) -> float:
         """Lower end."""
-        return self.mean - self.half
+        return self.mean - self.half_width
 
     @property
     def high(self) -> float:
         """Upper end."""
-        return self.mean + self.half
+        return self.mean + self.half_width
 
 
 @dataclass(frozen=True)
-class Judged:
+class PlanComparison:
     """What the values of a plan say.
 
     Args:
         name: Number of its trial.
-        mean: Mean of its values, with an interval of its own at ``LEVEL``.
+        mean: Mean of its values, with an interval of its own at ``CONFIDENCE_LEVEL``.
         gain: By how much it is better than the baseline; more is better in minimised metrics too.
-            The intervals of all plans hold together at ``LEVEL``.
+            The intervals of all plans hold together at ``CONFIDENCE_LEVEL``.
     """
 
     name: int
@@ -71,25 +71,25 @@ class Judged:
     gain: Interval
 
     @property
-    def beats(self) -> bool:
+    def is_better(self) -> bool:
         """Whether it is shown to be better than the baseline."""
         return self.gain.low > 0.0
 
 
-def judge(
+def compare_with_baseline(
     values: Mapping[int, Sequence[float]],
     baseline: Sequence[float],
     *,
-    maximised: bool = True,
+    maximized: bool = True,
     step: float = 0.0,
     among: int | None = None,
-) -> list[Judged]:
+) -> list[PlanComparison]:
     """Compare plans with the baseline.
 
     Args:
         values: Of each plan a value for every seed, at least two.
         baseline: The baseline's under the same seeds, in the same order.
-        maximised: Whether more is better.
+        maximized: Whether more is better.
         step: By what values can differ at least: one image's share of an accuracy. Rounding to
             such steps hides a part of the deviation, and equal differences show none at all;
             none is taken to be smaller than what rounding alone gives to a difference of two
@@ -100,16 +100,18 @@ def judge(
         The plans, the best mean first; among equals the first one given.
     """
     plans = len(values) if among is None else among
-    sign = 1.0 if maximised else -1.0
+    sign = 1.0 if maximized else -1.0
     judged = []
     for name, mine in values.items():
         gains = [sign * (one - other) for one, other in zip(mine, baseline, strict=True)]
-        gain = interval(gains, 1 - (1 - LEVEL) / plans, step / math.sqrt(6))
-        judged.append(Judged(name, interval(mine, LEVEL, step / math.sqrt(12)), gain))
+        gain = t_interval(gains, 1 - (1 - CONFIDENCE_LEVEL) / plans, step / math.sqrt(6))
+        judged.append(
+            PlanComparison(name, t_interval(mine, CONFIDENCE_LEVEL, step / math.sqrt(12)), gain)
+        )
     return sorted(judged, key=lambda one: -sign * one.mean.mean)
 
 
-def interval(values: Sequence[float], level: float, least: float = 0.0) -> Interval:
+def t_interval(values: Sequence[float], level: float, least: float = 0.0) -> Interval:
     """Return Student's t interval of the mean of some values.
 
     Args:

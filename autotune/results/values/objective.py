@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 
 from autotune.config.schema import COSTS
 from autotune.study.state import attrs
-from autotune.study.state.constraints import NOUNS, amount
+from autotune.study.state.constraints import COST_LABELS, format_cost
 
 
 @dataclass(frozen=True)
@@ -29,28 +29,28 @@ class Objective:
     decimals: int = 1
 
     @staticmethod
-    def of(study: Study) -> Objective:
+    def from_study(study: Study) -> Objective:
         """Read the objective of a study; of two, the metric."""
         names = study.metric_names
         images = study.user_attrs.get(attrs.DATASET, {}).get("validation") or 0
         return Objective(
             names[0] if names else "objective",
-            attrs.direction_of(study),
+            attrs.metric_direction(study),
             2 if images >= 1000 else 1,
         )
 
     @staticmethod
-    def cost_of(study: Study) -> Objective | None:
+    def cost_from_study(study: Study) -> Objective | None:
         """Read the second objective of a study, a cost, or return ``None``."""
         names = study.metric_names or ()
         return Objective(names[1], study.directions[1]) if len(names) > 1 else None
 
-    def other(self, name: str) -> Objective:
+    def with_name(self, name: str) -> Objective:
         """Return another metric of the same trials, to be written alike."""
         return replace(self, name=name)
 
     @property
-    def maximised(self) -> bool:
+    def is_maximized(self) -> bool:
         """Whether more is better."""
         return self.direction == StudyDirection.MAXIMIZE
 
@@ -66,10 +66,10 @@ class Objective:
         return self.name in COSTS
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         """The name as one writes it in a sentence."""
         if self.is_cost:
-            return NOUNS[self.name]
+            return COST_LABELS[self.name]
         return self.name.replace("_", " ").replace(" f1", " F1").replace("top5", "top-5")
 
     @property
@@ -77,7 +77,7 @@ class Objective:
         """How plotly is to write a value."""
         return f".{self.decimals}%" if self.is_share else ".4f"
 
-    def show(self, value: float | None, deviation: float | None = None) -> str:
+    def format_value(self, value: float | None, deviation: float | None = None) -> str:
         """Write a value: ``84.2 %``, or ``0.5130`` where the metric is no share.
 
         Args:
@@ -87,36 +87,42 @@ class Objective:
         if value is None or not math.isfinite(value):
             return "–" if value is None or math.isnan(value) else f"{value}"
         if self.is_cost:
-            return amount(self.name, value)
+            return format_cost(self.name, value)
         numbers = [value] if deviation is None else [value, deviation]
         if self.is_share:
             return " ± ".join(f"{100 * one:.{self.decimals}f}" for one in numbers) + " %"
         return " ± ".join(f"{one:.4f}" for one in numbers)
 
-    def difference(self, value: float, other: float) -> str:
+    def format_difference(self, value: float, other: float) -> str:
         """Write how far ``value`` lies from ``other``: ``+10.9 points``, or ``0.2900 lower``."""
         if self.is_share:
             return f"{100 * (value - other):+.{self.decimals}f} points".replace("-", "−")
         side = "lower" if value < other else "higher"
-        return "no difference" if value == other else f"{self.show(abs(value - other))} {side}"
+        return (
+            "no difference"
+            if value == other
+            else f"{self.format_value(abs(value - other))} {side}"
+        )
 
-    def better(self, values: Iterable[float]) -> float:
+    def best_of(self, values: Iterable[float]) -> float:
         """Return the best of some values."""
-        return max(values) if self.maximised else min(values)
+        return max(values) if self.is_maximized else min(values)
 
 
-def show_values(trial: FrozenTrial, objective: Objective, cost: Objective | None) -> str:
+def format_values(trial: FrozenTrial, objective: Objective, cost: Objective | None) -> str:
     """Write what a trial reached: ``91.7 %``, or ``91.7 % at 1.23 ms`` of two objectives.
 
     Means over folds come with their standard deviation: ``91.7 ± 0.9 %``.
     """
-    shown = objective.show(attrs.metric_of(trial), attrs.deviation_of(trial, objective.name))
+    shown = objective.format_value(
+        attrs.metric_value(trial), attrs.metric_deviation(trial, objective.name)
+    )
     if cost is None or trial.values is None:
         return shown
-    return f"{shown} at {cost.show(trial.values[1])}"
+    return f"{shown} at {cost.format_value(trial.values[1])}"
 
 
-def in_time(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Write a duration with two units.
 
     Example:

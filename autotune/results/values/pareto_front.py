@@ -12,7 +12,7 @@ from autotune.search import ranking
 from autotune.study.state import attrs
 
 #: Trials of a Pareto front that the terminal lists.
-FRONT_LINES = 10
+MAX_FRONT_LINES = 10
 
 
 def front_of(study: Study) -> list[FrozenTrial]:
@@ -24,29 +24,29 @@ def front_of(study: Study) -> list[FrozenTrial]:
     Returns:
         The trials from the best metric to the lowest cost.
     """
-    if Objective.cost_of(study) is None:
+    if Objective.cost_from_study(study) is None:
         return []
-    return ranking.front_of(study.get_trials(deepcopy=False), attrs.direction_of(study))
+    return ranking.front_of(study.get_trials(deepcopy=False), attrs.metric_direction(study))
 
 
-def nearest(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
+def closest_to_feasible(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
     """Return the trial that is beyond the limits by the least, or ``None`` if none is."""
     beyond = [one for one in trials if ranking.is_infeasible(one) and one.state.is_finished()]
     return min(beyond, key=lambda one: max(one.constraints.values()), default=None)
 
 
-def none_yet(trials: Sequence[FrozenTrial]) -> str:
+def explain_no_best(trials: Sequence[FrozenTrial]) -> str:
     """Say why a study has no best trial."""
-    least = nearest(trials)
+    least = closest_to_feasible(trials)
     if least is None:
         return "no complete trial yet"
     return (
         f"no complete trial within the limits; the nearest is trial {least.number}, "
-        f"{reason_of(least)}"
+        f"{describe_excess(least)}"
     )
 
 
-def reason_of(trial: FrozenTrial) -> str:
+def describe_excess(trial: FrozenTrial) -> str:
     """Return what a trial's plan has too much of: ``12.3 M parameters, at most 10.0 M``."""
     reason = str(trial.user_attrs.get(attrs.REASON, attrs.INFEASIBLE))
     return reason.removeprefix(f"{attrs.INFEASIBLE}: ")

@@ -14,7 +14,7 @@ from autotune.study.state import attrs
 _NAMED = 3
 
 
-def compute_in_words(compute: Mapping[str, Any]) -> str:
+def describe_precision(compute: Mapping[str, Any]) -> str:
     """Say in which precision a trial computed.
 
     Args:
@@ -30,7 +30,7 @@ def compute_in_words(compute: Mapping[str, Any]) -> str:
     return f"{words}, {layers} of it where {half} is slow or wrong on that machine: {named}"
 
 
-def computing_of(trials: Sequence[FrozenTrial]) -> tuple[str, ...]:
+def describe_precisions(trials: Sequence[FrozenTrial]) -> tuple[str, ...]:
     """Say on which devices the trials of a study computed, and in which precision.
 
     Returns:
@@ -52,5 +52,5 @@ def computing_of(trials: Sequence[FrozenTrial]) -> tuple[str, ...]:
 def _without_names(attributes: Mapping[str, Any]) -> str:
     """Say the precision of a trial without the layers, which differ from plan to plan."""
     compute = attributes[attrs.COMPUTE]
-    words = compute_in_words({**compute, "kept": []})
+    words = describe_precision({**compute, "kept": []})
     return f"{words} (some layers are left in float32)" if compute.get("kept") else words

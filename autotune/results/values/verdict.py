@@ -12,6 +12,9 @@ from autotune.format_versions import reading
 from autotune.results.values.objective import Objective
 from autotune.study.state import attrs
 
+#: Key of the stored verdict that holds its selection bias.
+_SELECTION_BIAS = "shrank"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -24,7 +27,7 @@ class Verdict:
         gain: By how much it is better, positive where less is better too.
         low: Lower end of the interval of the gain.
         high: Upper end.
-        shrank: By how much the mean is worse than the value in the search.
+        selection_bias: By how much the mean is worse than the value in the search.
         seeds: How many seeds.
         trials: All trials that were compared.
     """
@@ -35,30 +38,38 @@ class Verdict:
     gain: float
     low: float
     high: float
-    shrank: float
+    selection_bias: float
     seeds: int
     trials: tuple[int, ...]
 
     @staticmethod
-    def of(study: Study) -> Verdict | None:
+    def from_study(study: Study) -> Verdict | None:
         """Return what was found for a study, or ``None``."""
-        known: Mapping[str, Any] | None = study.user_attrs.get(attrs.CONFIRMED)
-        if not known:
+        return Verdict.from_attributes(study.user_attrs)
+
+    @staticmethod
+    def from_attributes(attributes: Mapping[str, Any]) -> Verdict | None:
+        """Return the verdict in the user attributes of a study, or ``None``."""
+        stored: Mapping[str, Any] | None = attributes.get(attrs.CONFIRMED)
+        if not stored:
             return None
-        by = attrs.written_by(study.user_attrs)
+        by = attrs.written_by_version(attributes)
         with reading("what 'autotune confirm' has written with the study", by=by):
-            return Verdict(**{**known, "trials": tuple(known["trials"])})
+            values = {**stored, "trials": tuple(stored["trials"])}
+            return Verdict(selection_bias=values.pop(_SELECTION_BIAS), **values)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return {**asdict(self), "trials": list(self.trials)}
+        values = {**asdict(self), "trials": list(self.trials)}
+        values[_SELECTION_BIAS] = values.pop("selection_bias")
+        return values
 
     @property
-    def beats(self) -> bool:
+    def is_better(self) -> bool:
         """Whether the plan is shown to be better than the baseline."""
         return self.low > 0.0
 
-    def in_words(self, objective: Objective) -> str:
+    def describe(self, objective: Objective) -> str:
         """Say it in a sentence.
 
         Args:
@@ -71,34 +82,35 @@ class Verdict:
         """
         chosen = f", corrected for choosing among {len(self.trials)}"
         known = (
-            f"95 % interval {show_gain(objective, self.low, unit=False)} to "
-            f"{show_gain(objective, self.high, unit=False)}, {self.seeds} seeds"
+            f"95 % interval {format_gain(objective, self.low, unit=False)} to "
+            f"{format_gain(objective, self.high, unit=False)}, {self.seeds} seeds"
             + (chosen if len(self.trials) > 1 else "")
         )
-        if self.beats:
-            gained = show_gain(objective, self.gain)
+        if self.is_better:
+            gained = format_gain(objective, self.gain)
             return (
                 f"trial {self.trial} beats the baseline by {gained} ({known}); "
                 f"{self._shrunk(objective)}"
             )
-        mean = objective.show(self.mean)
+        mean = objective.format_value(self.mean)
         where = f"the best mean is that of trial {self.trial} with {mean}"
         if len(self.trials) == 1:
             where = f"trial {self.trial} has a mean of {mean}"
         return (
-            f"no plan is shown to beat the baseline ({objective.show(self.baseline)}): {where}, a "
-            f"gain of {show_gain(objective, self.gain)} ({known}); {self._shrunk(objective)}"
+            f"no plan is shown to beat the baseline ({objective.format_value(self.baseline)}): "
+            f"{where}, a gain of {format_gain(objective, self.gain)} ({known}); "
+            f"{self._shrunk(objective)}"
         )
 
     def _shrunk(self, objective: Objective) -> str:
-        worse = show_gain(objective, abs(self.shrank))
-        if worse == show_gain(objective, 0.0):
+        worse = format_gain(objective, abs(self.selection_bias))
+        if worse == format_gain(objective, 0.0):
             return "its mean is its value in the search"
-        side = "worse" if self.shrank > 0 else "better"
+        side = "worse" if self.selection_bias > 0 else "better"
         return f"its mean is {worse} {side} than its value in the search"
 
 
-def show_gain(objective: Objective, gain: float, *, unit: bool = True) -> str:
+def format_gain(objective: Objective, gain: float, *, unit: bool = True) -> str:
     """Write by how much something is better: ``2.1 points``, or ``0.0310``.
 
     Args:

@@ -18,12 +18,18 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL
 
 from autotune.errors import DiskFullError, StorageError, disk_full_as_user_error
-from autotune.storage.admin.copy_study import add_study, refuse_existing, writing
-from autotune.storage.admin.read_only import check_schema, reading, schema_of, schemas, studies_of
+from autotune.storage.admin.copy_study import add_study, check_names_free, writing
+from autotune.storage.admin.read_only import (
+    check_schema,
+    known_schemas,
+    list_studies,
+    reading,
+    schema_version,
+)
 from autotune.storage.admin.schema import upgrade_tables
 from autotune.storage.admin.study_rows import read_attribute, read_study, write_study
 from autotune.storage.paths import ATTRIBUTE
-from autotune.storage.rdb.connection import BUSY_TIMEOUT_S, check_is_there, storage_errors
+from autotune.storage.rdb.connection import BUSY_TIMEOUT_S, check_database_exists, storage_errors
 from autotune.storage.url import database_path, is_sqlite
 
 
@@ -70,7 +76,7 @@ def backup(url: str, target: Path) -> list[str]:
         else:
             _copy_server(url, part)
         with reading(file_url(part)) as connection:
-            names = studies_of(connection)
+            names = list_studies(connection)
         with part.open("rb+") as written:
             os.fsync(written.fileno())
         part.replace(target)
@@ -94,7 +100,7 @@ def file_url(path: Path) -> str:
 
 def _copy_database(origin: Path, copy: Path) -> None:
     """Copy a database in use by SQLite's own means."""
-    check_is_there(origin)
+    check_database_exists(origin)
     source = f"{origin.as_uri()}?mode=ro"
     with (
         closing(sqlite3.connect(source, BUSY_TIMEOUT_S, uri=True)) as read,
@@ -115,7 +121,7 @@ def _copy_server(url: str, copy: Path) -> None:
         check_schema(connection, url)
         engine = RDBStorage(file_url(copy)).engine
         try:
-            for name in studies_of(connection):
+            for name in list_studies(connection):
                 study = read_study(connection, name)
                 with storage_errors(file_url(copy)):
                     write_study(engine, study)
@@ -166,14 +172,14 @@ def restore(
     if not file.is_file():
         raise StorageError(f"there is no backup {file}")
     with storage_errors(file_url(file)):
-        check_is_there(file.absolute())
+        check_database_exists(file.absolute())
         check_integrity(file)
     folder = Path(files).expanduser().absolute() if files else None
     with _in_the_schema_of_now(file) as current, reading(file_url(current)) as connection:
-        names = studies_of(connection)
+        names = list_studies(connection)
         if not names:
             raise StorageError(f"the backup {file} has no study")
-        refuse_existing(url, names)
+        check_names_free(url, names)
         with writing(url) as engine:
             for name in names:
                 study = read_study(connection, name)
@@ -186,8 +192,8 @@ def restore(
 def _in_the_schema_of_now(file: Path) -> Iterator[Path]:
     """Give a database with the tables of the installed Optuna: the file, or a copy of it."""
     with reading(file_url(file)) as connection:
-        version = schema_of(connection)
-        old = version in schemas()[1:]
+        version = schema_version(connection)
+        old = version in known_schemas()[1:]
         if not old:
             check_schema(connection, file_url(file))
     if not old:

@@ -16,14 +16,14 @@ from sqlalchemy.pool import NullPool
 
 from autotune.errors import UserError
 from autotune.storage.admin.backup import integrity
-from autotune.storage.admin.read_only import has_tables, schema_of, schemas
+from autotune.storage.admin.read_only import has_tables, known_schemas, schema_version
 from autotune.storage.filesystem import file_system_of, is_network
 from autotune.storage.rdb.connection import (
     BUSY_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
     POOL_OVERFLOW,
     POOL_SIZE,
-    check_is_there,
+    check_database_exists,
     storage_errors,
 )
 from autotune.storage.url import database_path, is_sqlite, parse_url
@@ -36,7 +36,7 @@ ROUND_TRIPS = 15
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One thing that was looked at.
 
     Args:
@@ -50,7 +50,7 @@ class Finding:
     problem: bool = False
 
 
-def check(url: str) -> Iterator[Finding]:
+def check(url: str) -> Iterator[CheckResult]:
     """Look at everything about a storage that studies depend on.
 
     Args:
@@ -70,14 +70,14 @@ def check(url: str) -> Iterator[Finding]:
     try:
         with storage_errors(url):
             if sqlite:
-                check_is_there(database_path(url))
+                check_database_exists(database_path(url))
             with engine.connect() as connection:
                 reached = True
-                yield Finding("reachable", "yes")
+                yield CheckResult("reachable", "yes")
                 yield from _sqlite(url, connection) if sqlite else _postgres(connection)
                 yield _schema(connection)
     except UserError as error:
-        yield Finding("reading" if reached else "reachable", _bare(error), problem=True)
+        yield CheckResult("reading" if reached else "reachable", _bare(error), problem=True)
     else:
         yield from _writing(url, engine)
 
@@ -101,19 +101,19 @@ def _engine(url: str) -> sqlalchemy.Engine:
 # SQLite
 
 
-def _place(path: Path) -> Iterator[Finding]:
+def _place(path: Path) -> Iterator[CheckResult]:
     found = file_system_of(path)
     if found is None:
-        yield Finding("file system", "this system does not tell")
+        yield CheckResult("file system", "this system does not tell")
     elif is_network(found[0]):
         why = f"{found[0]} at {found[1]} is a network file system: use a local disk or Postgres"
-        yield Finding("file system", why, problem=True)
+        yield CheckResult("file system", why, problem=True)
     else:
-        yield Finding("file system", found[0])
+        yield CheckResult("file system", found[0])
     there = next(one for one in (path, *path.parents) if one.exists())
     free = shutil.disk_usage(there).free
     short = "" if free >= MIN_FREE_BYTES else f", and a study wants {_size(MIN_FREE_BYTES)}"
-    yield Finding("free disk space", f"{_size(free)}{short}", bool(short))
+    yield CheckResult("free disk space", f"{_size(free)}{short}", bool(short))
 
 
 def _size(size_bytes: int) -> str:
@@ -122,29 +122,29 @@ def _size(size_bytes: int) -> str:
     return f"{size_bytes / 2**20:.0f} MiB"
 
 
-def _sqlite(url: str, connection: sqlalchemy.Connection) -> Iterator[Finding]:
-    yield Finding("driver", f"sqlite3 with SQLite {sqlite3.sqlite_version}")
+def _sqlite(url: str, connection: sqlalchemy.Connection) -> Iterator[CheckResult]:
+    yield CheckResult("driver", f"sqlite3 with SQLite {sqlite3.sqlite_version}")
     mode = str(connection.exec_driver_sql("PRAGMA journal_mode").scalar())
     later = "" if mode == "wal" else "; it becomes wal when a study is opened"
-    yield Finding("journal mode", f"{mode}{later}")
+    yield CheckResult("journal mode", f"{mode}{later}")
     damage = integrity(database_path(url))
-    yield Finding("integrity", "; ".join(damage) or "no damage", bool(damage))
+    yield CheckResult("integrity", "; ".join(damage) or "no damage", bool(damage))
 
 
 # Postgres
 
 
-def _postgres(connection: sqlalchemy.Connection) -> Iterator[Finding]:
-    yield Finding("driver", f"psycopg {psycopg.__version__}")
+def _postgres(connection: sqlalchemy.Connection) -> Iterator[CheckResult]:
+    yield CheckResult("driver", f"psycopg {psycopg.__version__}")
     number = int(_show(connection, "server_version_num")) // 10000
     version = _show(connection, "server_version")
     old = number < MIN_POSTGRES
     need = f", but studies need {MIN_POSTGRES} or newer" if old else ""
-    yield Finding("server", f"Postgres {version}{need}", old)
+    yield CheckResult("server", f"Postgres {version}{need}", old)
     encoding = _show(connection, "server_encoding")
     other = encoding != "UTF8"
     way_out = "; make the database anew with ENCODING 'UTF8'" if other else ""
-    yield Finding("encoding", f"{encoding}{way_out}", other)
+    yield CheckResult("encoding", f"{encoding}{way_out}", other)
     yield _isolation(connection)
     yield _connections(connection)
 
@@ -153,7 +153,7 @@ def _show(connection: sqlalchemy.Connection, setting: str) -> str:
     return str(connection.exec_driver_sql(f"SHOW {setting}").scalar())
 
 
-def _isolation(connection: sqlalchemy.Connection) -> Finding:
+def _isolation(connection: sqlalchemy.Connection) -> CheckResult:
     """Under stricter levels a transaction that meets another one fails where it should wait."""
     level = _show(connection, "default_transaction_isolation")
     other = level != "read committed"
@@ -162,10 +162,10 @@ def _isolation(connection: sqlalchemy.Connection) -> Finding:
         if other
         else ""
     )
-    return Finding("transaction isolation", f"{level}{way_out}", other)
+    return CheckResult("transaction isolation", f"{level}{way_out}", other)
 
 
-def _connections(connection: sqlalchemy.Connection) -> Finding:
+def _connections(connection: sqlalchemy.Connection) -> CheckResult:
     """Count them by pg_stat_database, which any user may read."""
     most = int(_show(connection, "max_connections"))
     reserved = int(_show(connection, "superuser_reserved_connections"))
@@ -174,24 +174,24 @@ def _connections(connection: sqlalchemy.Connection) -> Finding:
     each = POOL_SIZE + POOL_OVERFLOW
     full = most - reserved - used < each
     way_out = f"; a worker takes up to {each}: raise max_connections" if full else ""
-    return Finding("connections", f"{used} of {most} in use{way_out}", full)
+    return CheckResult("connections", f"{used} of {most} in use{way_out}", full)
 
 
 # Both
 
 
-def _schema(connection: sqlalchemy.Connection) -> Finding:
+def _schema(connection: sqlalchemy.Connection) -> CheckResult:
     if not has_tables(connection):
-        return Finding("schema", "no tables yet; 'autotune run' makes them")
-    found, known = schema_of(connection), schemas()
+        return CheckResult("schema", "no tables yet; 'autotune run' makes them")
+    found, known = schema_version(connection), known_schemas()
     if found == known[0]:
-        return Finding("schema", f"{found}, that of the installed Optuna")
+        return CheckResult("schema", f"{found}, that of the installed Optuna")
     way_out = "run 'autotune storage upgrade'" if found in known else "update Optuna"
     said = f"{found}, and that of the installed Optuna is {known[0]}; {way_out}"
-    return Finding("schema", said, problem=True)
+    return CheckResult("schema", said, problem=True)
 
 
-def _writing(url: str, engine: sqlalchemy.Engine) -> Iterator[Finding]:
+def _writing(url: str, engine: sqlalchemy.Engine) -> Iterator[CheckResult]:
     """Write, take it back, and measure how long that takes: what workers do all the time."""
     times_ms = []
     try:
@@ -203,11 +203,11 @@ def _writing(url: str, engine: sqlalchemy.Engine) -> Iterator[Finding]:
                 _write_and_take_back(connection, statements, is_sqlite(url))
                 times_ms.append((time.perf_counter() - start) * 1000)
     except UserError as error:
-        yield Finding("write permission", _bare(error), problem=True)
+        yield CheckResult("write permission", _bare(error), problem=True)
     else:
-        yield Finding("write permission", "yes")
+        yield CheckResult("write permission", "yes")
         median = statistics.median(times_ms)
-        yield Finding("round trip", f"{median:.2f} ms for a transaction that writes one row")
+        yield CheckResult("round trip", f"{median:.2f} ms for a transaction that writes one row")
 
 
 def _statements(tables: bool) -> tuple[str, ...]:

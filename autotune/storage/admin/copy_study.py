@@ -14,16 +14,21 @@ from autotune.format_versions import ATTRIBUTE as FORMAT
 from autotune.format_versions import STUDY, check_format
 from autotune.storage.admin.read_only import (
     check_schema,
-    chosen,
     has_tables,
+    list_studies,
     reading,
     reading_engine,
-    studies_of,
+    select_studies,
 )
-from autotune.storage.admin.study_files import Route, Taken, refuse_taken, taken_along
+from autotune.storage.admin.study_files import (
+    CopiedFiles,
+    CopyPlan,
+    check_no_conflict,
+    copied_files,
+)
 from autotune.storage.admin.study_rows import StudyRows, read_attribute, read_study, write_study
-from autotune.storage.filesystem import refuse_network
-from autotune.storage.paths import ATTRIBUTE, Files
+from autotune.storage.filesystem import check_not_network
+from autotune.storage.paths import ATTRIBUTE, StudyPaths
 from autotune.storage.rdb.connection import open_storage, storage_errors
 from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
 
@@ -42,7 +47,7 @@ class Copied:
     name: str
     trials: int
     running: int
-    files: Taken
+    files: CopiedFiles
 
 
 def copy_studies(
@@ -74,33 +79,33 @@ def copy_studies(
         raise StorageError(
             f"a copy needs two storages, but both are {redact(source)}; name another one with --to"
         )
-    beside, goal = Files.of(source), Files.of(target, files)
+    beside, goal = StudyPaths.from_url(source), StudyPaths.from_url(target, files)
     with reading(source) as connection:
         check_schema(connection, source)
-        names = chosen(connection, source, studies)
-        refuse_existing(target, names)
-        routes: dict[str, Route] = {}
+        names = select_studies(connection, source, studies)
+        check_names_free(target, names)
+        routes: dict[str, CopyPlan] = {}
         for name in names:
             # A later version may keep files that this one would leave behind.
             check_format(read_attribute(connection, name, FORMAT), STUDY, f"the study {name!r}")
             remembered = read_attribute(connection, name, ATTRIBUTE)
-            routes[name] = Route.of(remembered, beside, goal, files is not None)
+            routes[name] = CopyPlan.decide(remembered, beside, goal, files is not None)
             if routes[name].goal:
-                refuse_taken(name, goal)
+                check_no_conflict(name, goal)
         with writing(target) as engine:
             for name, route in routes.items():
                 tell(_copy(read_study(connection, name), route, engine, target))
 
 
-def _copy(study: StudyRows, route: Route, engine: sqlalchemy.Engine, target: str) -> Copied:
-    stay = nullcontext(Taken(route.origin.root if route.origin else None))
-    go = route.origin and route.goal and taken_along(study, route.origin, route.goal)
+def _copy(study: StudyRows, route: CopyPlan, engine: sqlalchemy.Engine, target: str) -> Copied:
+    stay = nullcontext(CopiedFiles(route.origin.root if route.origin else None))
+    go = route.origin and route.goal and copied_files(study, route.origin, route.goal)
     with go or stay as taken:
         add_study(engine, target, study, taken.folder)
     return Copied(study.name, len(study.trials), study.running, taken)
 
 
-def refuse_existing(target: str, names: Sequence[str]) -> None:
+def check_names_free(target: str, names: Sequence[str]) -> None:
     """Refuse to write studies where there are some of the same name; nothing is made.
 
     Args:
@@ -113,11 +118,11 @@ def refuse_existing(target: str, names: Sequence[str]) -> None:
     """
     if is_sqlite(target):
         path = database_path(target)
-        refuse_network(path)
+        check_not_network(path)
         if not path.exists() or not path.stat().st_size:
             return
     with storage_errors(target), reading_engine(target).connect() as connection:
-        there = studies_of(connection) if has_tables(connection) else []
+        there = list_studies(connection) if has_tables(connection) else []
     both = [repr(name) for name in names if name in there]
     if both:
         one = len(both) == 1
@@ -144,7 +149,7 @@ def writing(target: str) -> Iterator[sqlalchemy.Engine]:
     except BaseException:
         if new:
             with engine.connect() as connection:
-                new = not studies_of(connection)
+                new = not list_studies(connection)
             engine.dispose()
             if new:
                 path = database_path(target)
@@ -177,7 +182,7 @@ def add_study(
             write_study(engine, study)
         except sqlalchemy.exc.IntegrityError as error:
             with engine.connect() as connection:
-                if study.name not in studies_of(connection):
+                if study.name not in list_studies(connection):
                     raise
             raise StudyError(
                 f"the storage {redact(target)} has got a study {study.name!r} meanwhile, and no "

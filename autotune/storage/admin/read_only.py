@@ -16,11 +16,11 @@ from optuna.storages import RDBStorage
 from sqlalchemy import event
 from sqlalchemy.pool import NullPool
 
-from autotune.errors import StorageError, StudyError, join_sentences, nearest
+from autotune.errors import StorageError, StudyError, did_you_mean, join_sentences
 from autotune.storage.rdb.connection import (
     BUSY_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
-    check_is_there,
+    check_database_exists,
     storage_errors,
 )
 from autotune.storage.url import database_path, is_sqlite, parse_url, redact
@@ -41,7 +41,7 @@ def reading_engine(url: str) -> sqlalchemy.Engine:
             execution_options={"postgresql_readonly": True},
         )
     path = database_path(url)
-    check_is_there(path)
+    check_database_exists(path)
 
     def connect() -> sqlite3.Connection:
         connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", BUSY_TIMEOUT_S, uri=True)
@@ -75,19 +75,21 @@ def has_tables(connection: sqlalchemy.Connection) -> bool:
     return inspector.has_table("studies") and inspector.has_table("alembic_version")
 
 
-def studies_of(connection: sqlalchemy.Connection) -> list[str]:
+def list_studies(connection: sqlalchemy.Connection) -> list[str]:
     """List the studies of a storage by name, first one first."""
     query = sqlalchemy.text("SELECT study_name FROM studies ORDER BY study_id")
     return list(connection.scalars(query))
 
 
-def chosen(connection: sqlalchemy.Connection, url: str, names: Sequence[str] | None) -> list[str]:
+def select_studies(
+    connection: sqlalchemy.Connection, url: str, names: Sequence[str] | None
+) -> list[str]:
     """Return the studies that are meant: those named, or all.
 
     Raises:
         StudyError: With every name that the storage does not have, or when it has no study.
     """
-    known = studies_of(connection)
+    known = list_studies(connection)
     if not known:
         raise StudyError(f"the storage {redact(url)} has no study")
     unknown = [name for name in names or () if name not in known]
@@ -96,18 +98,18 @@ def chosen(connection: sqlalchemy.Connection, url: str, names: Sequence[str] | N
             join_sentences(
                 f"the storage {redact(url)} has no study "
                 f"{', '.join(repr(name) for name in unknown)}; it has {', '.join(known)}",
-                *(nearest(name, known) for name in unknown),
+                *(did_you_mean(name, known) for name in unknown),
             )
         )
     return [name for name in known if not names or name in names]
 
 
-def schema_of(connection: sqlalchemy.Connection) -> str:
+def schema_version(connection: sqlalchemy.Connection) -> str:
     """Return the version of Optuna's tables in a storage, such as ``v3.2.0.a``."""
     return str(connection.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version")))
 
 
-def schemas() -> list[str]:
+def known_schemas() -> list[str]:
     """List the versions that Optuna's tables have had, newest first."""
     in_memory = RDBStorage("sqlite://")  # only an instance can tell
     try:
@@ -122,7 +124,7 @@ def check_schema(connection: sqlalchemy.Connection, url: str) -> None:
     Raises:
         StorageError: With both versions and the way out.
     """
-    found, known = schema_of(connection), schemas()
+    found, known = schema_version(connection), known_schemas()
     if found == known[0]:
         return
     old = found in known

@@ -7,7 +7,7 @@ import logging
 from optuna.storages import RDBStorage
 
 from autotune.errors import StorageError
-from autotune.storage.admin.read_only import reading, schema_of, schemas
+from autotune.storage.admin.read_only import known_schemas, reading, schema_version
 from autotune.storage.rdb.connection import BUSY_TIMEOUT_S, CONNECT_TIMEOUT_S, storage_errors
 from autotune.storage.url import is_sqlite, parse_url, redact, template_of
 
@@ -25,8 +25,8 @@ def pending_upgrade(url: str) -> tuple[str, str] | None:
         StorageError: When the storage cannot be read, or its tables are newer than Optuna.
     """
     with reading(url) as connection:
-        found = schema_of(connection)
-    known = schemas()
+        found = schema_version(connection)
+    known = known_schemas()
     if found not in known:
         raise StorageError(
             f"storage: the tables of {redact(url)} are of version {found}, which the installed "

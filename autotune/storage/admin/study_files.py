@@ -14,11 +14,11 @@ from pathlib import Path
 
 from autotune.errors import StorageError, disk_full_as_user_error
 from autotune.storage.admin.study_rows import StudyRows
-from autotune.storage.paths import Files
+from autotune.storage.paths import StudyPaths
 
 
 @dataclass(frozen=True)
-class Taken:
+class CopiedFiles:
     """What became of the files of a study.
 
     Args:
@@ -35,7 +35,7 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class Route:
+class CopyPlan:
     """Where the files of a study are, and where they are to go.
 
     Args:
@@ -43,11 +43,13 @@ class Route:
         goal: Where they are to go; None where they stay.
     """
 
-    origin: Files | None
-    goal: Files | None = None
+    origin: StudyPaths | None
+    goal: StudyPaths | None = None
 
     @staticmethod
-    def of(remembered: str | None, source: Files, target: Files, chosen: bool) -> Route:
+    def decide(
+        remembered: str | None, source: StudyPaths, target: StudyPaths, chosen: bool
+    ) -> CopyPlan:
         """Decide it.
 
         Args:
@@ -59,21 +61,21 @@ class Route:
                 chose for it stays there.
         """
         if remembered is None:
-            return Route(None)
-        origin = Files(Path(remembered))
+            return CopyPlan(None)
+        origin = StudyPaths(Path(remembered))
         if not origin.root.exists() and source.root.exists():
             origin = source
         stays = origin == target or (origin != source and not chosen)
-        return Route(origin, None if stays else target)
+        return CopyPlan(origin, None if stays else target)
 
 
-def refuse_taken(study: str, target: Files) -> None:
+def check_no_conflict(study: str, target: StudyPaths) -> None:
     """Refuse to mix the files of a study with those of another one of the same name.
 
     Raises:
         StorageError: With what is in the way.
     """
-    there = next((path for path in target.of_study(study) if path.exists()), None)
+    there = next((path for path in target.owned_by(study) if path.exists()), None)
     if there is not None:
         raise StorageError(
             f"{there} exists and is not overwritten; move it away, or name another folder for the "
@@ -82,7 +84,9 @@ def refuse_taken(study: str, target: Files) -> None:
 
 
 @contextmanager
-def taken_along(study: StudyRows, source: Files, target: Files) -> Iterator[Taken]:
+def copied_files(
+    study: StudyRows, source: StudyPaths, target: StudyPaths
+) -> Iterator[CopiedFiles]:
     """Copy the files of a study; they go again where the context ends with an error.
 
     Args:
@@ -97,7 +101,7 @@ def taken_along(study: StudyRows, source: Files, target: Files) -> Iterator[Take
     try:
         with disk_full_as_user_error(target.root):
             missing = _copy(study, source, target, made)
-        yield Taken(target.root, len(made), sum(one.stat().st_size for one in made), missing)
+        yield CopiedFiles(target.root, len(made), sum(one.stat().st_size for one in made), missing)
     except BaseException:
         for path in made:
             path.unlink(missing_ok=True)
@@ -105,7 +109,7 @@ def taken_along(study: StudyRows, source: Files, target: Files) -> Iterator[Take
         raise
 
 
-def _copy(study: StudyRows, source: Files, target: Files, made: list[Path]) -> int:
+def _copy(study: StudyRows, source: StudyPaths, target: StudyPaths, made: list[Path]) -> int:
     """Copy artifacts and files; ``made`` says what was, also after an error."""
     missing = 0
     for name in sorted(study.artifacts()):
@@ -114,7 +118,7 @@ def _copy(study: StudyRows, source: Files, target: Files, made: list[Path]) -> i
             _copy_file(origin, target.artifacts / name, made)
         else:
             missing += 1
-    for origin, copy in zip(source.of_study(study.name), target.of_study(study.name), strict=True):
+    for origin, copy in zip(source.owned_by(study.name), target.owned_by(study.name), strict=True):
         inside = sorted(origin.rglob("*")) if origin.is_dir() else [origin]
         for path in inside:
             if path.is_file():
@@ -133,11 +137,11 @@ def _copy_file(origin: Path, copy: Path, made: list[Path]) -> None:
         made.remove(copy)
 
 
-def _remove_empty(files: Files, study: str) -> None:
+def _remove_empty(files: StudyPaths, study: str) -> None:
     """Remove the folders that were made for the files of a study and hold nothing now."""
-    for path in files.of_study(study):
+    for path in files.owned_by(study):
         shutil.rmtree(path, ignore_errors=True)
-    above = {path.parent for path in files.of_study(study)}
+    above = {path.parent for path in files.owned_by(study)}
     for folder in (*above, files.artifacts, files.root):
         with suppress(OSError):  # it holds files of other studies
             folder.rmdir()

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy
-from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
+from autotune.optuna_private import models
 from autotune.storage.artifacts import read_reference
 
 Row = dict[str, Any]

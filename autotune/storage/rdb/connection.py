@@ -35,9 +35,9 @@ from autotune.errors import (
     hide_passwords,
     join_sentences,
 )
-from autotune.storage.filesystem import refuse_network
-from autotune.storage.rdb.retry import PatientStorage
-from autotune.storage.rdb.sqlite_locking import begin
+from autotune.storage.filesystem import check_not_network
+from autotune.storage.rdb.retry import RetryingStorage
+from autotune.storage.rdb.sqlite_locking import begin_transaction
 from autotune.storage.url import database_path, is_sqlite, parse_url, redact, template_of
 
 #: A live worker writes its heartbeat this often; silent for longer than the grace, it is dead.
@@ -56,7 +56,7 @@ _OLD_SCHEMA = re.compile(r" *Please execute `[^`]*` for upgrading the storage\."
 
 
 @contextmanager
-def experimental() -> Iterator[None]:
+def allow_experimental() -> Iterator[None]:
     """Use a part of Optuna that it calls experimental without its warning.
 
     The constraints file pins the version whose behaviour was tested.
@@ -66,7 +66,7 @@ def experimental() -> Iterator[None]:
         yield
 
 
-def open_storage(url: str, *, create: bool = False) -> PatientStorage:
+def open_storage(url: str, *, create: bool = False) -> RetryingStorage:
     """Open the storage of studies.
 
     Args:
@@ -82,9 +82,9 @@ def open_storage(url: str, *, create: bool = False) -> PatientStorage:
         if not is_sqlite(url):
             return _open_postgres(parsed)
         path = database_path(url)
-        refuse_network(path)
+        check_not_network(path)
         if not create:
-            check_is_there(path)
+            check_database_exists(path)
             return _open(parsed)
         with disk_full_as_user_error(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def open_storage(url: str, *, create: bool = False) -> PatientStorage:
                 return _open(parsed)
 
 
-def is_there(path: Path) -> bool:
+def has_content(path: Path) -> bool:
     """Tell whether there is a file that is more than empty.
 
     An empty one is what a full disk has left of a database that was to be made.
@@ -101,7 +101,7 @@ def is_there(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
 
 
-def check_is_there(path: Path) -> None:
+def check_database_exists(path: Path) -> None:
     """Refuse a file that is no SQLite database of studies; nothing is made or changed.
 
     Raises:
@@ -124,7 +124,7 @@ def check_is_there(path: Path) -> None:
         )
 
 
-def _open_postgres(url: URL) -> PatientStorage:
+def _open_postgres(url: URL) -> RetryingStorage:
     """Open under a lock, because any opening makes the tables where there are none (issue 820)."""
     options = {"connect_timeout": CONNECT_TIMEOUT_S}
     engine = sqlalchemy.create_engine(url, connect_args=options, poolclass=NullPool)
@@ -134,7 +134,7 @@ def _open_postgres(url: URL) -> PatientStorage:
         return _open(url)
 
 
-def _open(url: URL) -> PatientStorage:
+def _open(url: URL) -> RetryingStorage:
     options: dict[str, Any]
     sqlite = url.drivername.startswith("sqlite")
     if sqlite:
@@ -148,8 +148,8 @@ def _open(url: URL) -> PatientStorage:
         }
     # Optuna says at every start that it would create tables.
     logging.getLogger("optuna.storages").setLevel(logging.WARNING)
-    with experimental():
-        storage = PatientStorage(
+    with allow_experimental():
+        storage = RetryingStorage(
             template_of(url),
             engine_kwargs=options,
             heartbeat_interval=HEARTBEAT_INTERVAL_S,
@@ -157,7 +157,7 @@ def _open(url: URL) -> PatientStorage:
         )
     if sqlite:
         event.listen(storage.engine, "connect", _configure_sqlite)
-        event.listen(storage.engine, "begin", begin)
+        event.listen(storage.engine, "begin", begin_transaction)
         storage.engine.dispose()  # connections made so far have none of these settings
         with storage.engine.begin() as connection:
             connection.exec_driver_sql("SELECT 1")

@@ -15,7 +15,6 @@ import json
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -24,12 +23,12 @@ from typing import Any
 import sqlalchemy
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql, sqlite
 
+from autotune import optuna_private
+from autotune.optuna_private import OpenRDBStorage, models
 from autotune.storage.rdb.trial_reader import read_trial, read_trials
 
 _STUDIES = models.StudyModel
@@ -72,7 +71,7 @@ class StoredParam:
     distribution: BaseDistribution
 
 
-class QuickStorage(RDBStorage):
+class FastRDBStorage(OpenRDBStorage):
     """Optuna's database storage, for SQLite and Postgres, without detours.
 
     Attributes:
@@ -113,17 +112,17 @@ class QuickStorage(RDBStorage):
             yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
-    def changes_alone(self) -> Iterator[None]:
+    def state_changes_only(self) -> Iterator[None]:
         """Read of trials that are known to run only whether they still do.
 
         In this thread. Their parameters stay as they are; their curves are those of the last
         time. Who claims a trial counts those that run, and reads them under the study's lock.
         """
-        self._local.changes_alone = True
+        self._local.state_changes_only = True
         try:
             yield
         finally:
-            self._local.changes_alone = False
+            self._local.state_changes_only = False
 
     def set_trial_intermediate_value(
         self, trial_id: int, step: int, intermediate_value: float
@@ -335,7 +334,7 @@ class QuickStorage(RDBStorage):
         # Optuna says why there is none.
         return super().get_trial(trial_id) if found is None else found
 
-    def _get_trials(
+    def fetch_trials(
         self,
         study_id: int,
         states: Container[TrialState] | None,
@@ -347,37 +346,31 @@ class QuickStorage(RDBStorage):
         Raises:
             KeyError: When there is no such study.
         """
-        known = self._running if getattr(self._local, "changes_alone", False) else {}
+        known = self._running if getattr(self._local, "state_changes_only", False) else {}
         with self._alone() as connection:
             found = read_trials(
                 connection, study_id, included_trial_ids, trial_id_greater_than, known
             )
         for one in found:
             if one.state == TrialState.RUNNING and WORKER in one.user_attrs:
-                self._running[one._trial_id] = one
+                self._running[optuna_private.trial_id(one)] = one
             else:
-                self._running.pop(one._trial_id, None)
+                self._running.pop(optuna_private.trial_id(one), None)
         if not found:
             self.get_study_name_from_id(study_id)  # there may be no such study
         return [one for one in found if states is None or one.state in states]
 
-    def _create_new_trial(
-        self, study_id: int, template_trial: FrozenTrial | None = None
-    ) -> FrozenTrial:
-        made = template_trial
+    def insert_trial(self, study_id: int, template: FrozenTrial | None = None) -> FrozenTrial:
+        """Write a new trial; one without values in our own statements."""
+        made = template
         if made is None or made.values is not None:
-            return super()._create_new_trial(study_id, made)
+            return super().insert_trial(study_id, made)
         with self.engine.begin() as connection:
             # Numbers are counted: one trial is made at a time.
             if connection.execute(_STUDY_LOCK, {"study": study_id}).first() is None:
                 raise KeyError(f"there is no study id {study_id}")
             trial_id, number = _make_trial(connection, study_id, made)
-        new = copy(made)
-        new._trial_id, new.number = trial_id, number
-        new.user_attrs = dict(made.user_attrs)
-        new.system_attrs = dict(made.system_attrs)
-        new.intermediate_values = dict(made.intermediate_values)
-        return new
+        return optuna_private.numbered(made, trial_id, number)
 
 
 _OF_STUDY = sqlalchemy.select(_STUDY_ATTRIBUTES.key, _STUDY_ATTRIBUTES.value_json).where(

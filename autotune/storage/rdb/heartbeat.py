@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 
-from optuna.storages._heartbeat import BaseHeartbeat
-from optuna.storages._rdb.models import TrialHeartbeatModel
 from sqlalchemy import func, select
 
+from autotune.optuna_private import BaseHeartbeat, models
 from autotune.storage.rdb.connection import HEARTBEAT_INTERVAL_S
-from autotune.storage.rdb.retry import PatientStorage
+from autotune.storage.rdb.retry import RetryingStorage
 
 logger = logging.getLogger(__name__)
 
@@ -81,32 +80,32 @@ class Heartbeat:
 
 
 @dataclass(frozen=True)
-class Beats:
+class HeartbeatAges:
     """The heartbeats of the trials that run, and what time it was.
 
     Args:
         now: The database's time in seconds of the Unix epoch.
-        ahead_s: By how many seconds the database's clock is ahead of this machine's; of SQLite,
-            whose clock is this machine's, 0.
+        clock_skew_s: Seconds by which the database's clock is ahead of this machine's; 0 for
+            SQLite, which has this machine's.
         age_s: Seconds since the last heartbeat, by ``trial_id``; a running trial that is not in
             it never had one.
     """
 
     now: float
-    ahead_s: float
+    clock_skew_s: float
     age_s: Mapping[int, float]
 
 
-def read_beats(storage: PatientStorage, trial_ids: Iterable[int]) -> Beats:
+def read_heartbeat_ages(storage: RetryingStorage, trial_ids: Iterable[int]) -> HeartbeatAges:
     """Read heartbeats, in two statements.
 
     Args:
         storage: The open storage.
         trial_ids: Of the trials that run.
     """
-    heartbeats = select(TrialHeartbeatModel.trial_id, TrialHeartbeatModel.heartbeat).where(
-        TrialHeartbeatModel.trial_id.in_(list(trial_ids))
-    )
+    heartbeats = select(
+        models.TrialHeartbeatModel.trial_id, models.TrialHeartbeatModel.heartbeat
+    ).where(models.TrialHeartbeatModel.trial_id.in_(list(trial_ids)))
     with storage.engine.connect() as connection:
         before = time.time()
         now: datetime = connection.execute(select(func.now())).scalar_one()
@@ -114,9 +113,9 @@ def read_beats(storage: PatientStorage, trial_ids: Iterable[int]) -> Beats:
         rows = connection.execute(heartbeats).all()
     naive = now.replace(tzinfo=None)
     moment = here if now.tzinfo is None else now.timestamp()  # SQLite's is in whole seconds
-    return Beats(
+    return HeartbeatAges(
         now=moment,
-        ahead_s=moment - here,
+        clock_skew_s=moment - here,
         # A heartbeat that came in after "now" was read is none of the future.
         age_s={trial: max(0.0, (naive - beat).total_seconds()) for trial, beat in rows},
     )

@@ -1,7 +1,7 @@
 """Waiting out a storage that is away for a while: restarted, locked, out of reach.
 
-What may be done twice without harm is tried again, ever more rarely, until :data:`PATIENCE_S` are
-over. That is every read and most writes of the storage itself (:class:`PatientStorage`). What
+What may be done twice without harm is tried again, ever more rarely, until :data:`RETRY_FOR_S` are
+over. That is every read and most writes of the storage itself (:class:`RetryingStorage`). What
 creates or takes a trial is not: it happens under the study's lock, and the lock goes with the
 connection that holds it. There the whole operation is tried again, lock and all
 (:func:`patiently`).
@@ -29,15 +29,15 @@ from tenacity import (
 )
 
 from autotune.errors import StorageError, hide_passwords
-from autotune.storage.rdb.fast_rdb import QuickStorage
-from autotune.storage.rdb.sqlite_locking import reads
+from autotune.storage.rdb.fast_rdb import FastRDBStorage
+from autotune.storage.rdb.sqlite_locking import read_only
 
 logger = logging.getLogger(__name__)
 
 #: For how long a storage that is away is waited for.
-PATIENCE_S = 600.0
+RETRY_FOR_S = 600.0
 #: Longest pause between two attempts.
-LONGEST_PAUSE_S = 15.0
+MAX_PAUSE_S = 15.0
 
 #: What SQLite says when another connection is in the way.
 _BUSY = ("database is locked", "database table is locked", "database schema is locked")
@@ -79,37 +79,37 @@ def is_transient(error: BaseException) -> bool:
     return not any(words in text for words in _FOR_GOOD)
 
 
-def patiently(call: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+def call_with_retry(call: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
     """Call something that may be done twice, again and again while the storage is away.
 
     Raises:
         Exception: Whatever the call raises that is not transient, or still is after
-            :data:`PATIENCE_S`.
+            :data:`RETRY_FOR_S`.
     """
     if getattr(_impatient, "depth", 0):
         return call(*args, **named)
     attempts = Retrying(
         retry=retry_if_exception(is_transient),
-        wait=wait_random_exponential(multiplier=0.2, max=LONGEST_PAUSE_S),
-        stop=stop_after_delay(PATIENCE_S),
+        wait=wait_random_exponential(multiplier=0.2, max=MAX_PAUSE_S),
+        stop=stop_after_delay(RETRY_FOR_S),
         before_sleep=_tell,
         reraise=True,
     )
     return attempts(call, *args, **named)
 
 
-def patient(method: F) -> F:
+def retrying(method: F) -> F:
     """Make a method wait out a storage that is away."""
 
     @wraps(method)
     def waiting(*args: Any, **named: Any) -> Any:
-        return patiently(method, *args, **named)
+        return call_with_retry(method, *args, **named)
 
     return cast(F, waiting)
 
 
 @contextmanager
-def impatiently() -> Iterator[None]:
+def no_retry() -> Iterator[None]:
     """Try nothing again in this thread: what is done is a part of something larger.
 
     Such as what happens under the lock of a study, and a look that somebody waits for.
@@ -121,7 +121,7 @@ def impatiently() -> Iterator[None]:
         _impatient.depth -= 1
 
 
-def was_away(within_s: float) -> bool:
+def was_unavailable(within_s: float) -> bool:
     """Tell whether this process has met a storage that was away in the last seconds."""
     return time.monotonic() - _last_met < within_s
 
@@ -137,7 +137,7 @@ def _tell(state: RetryCallState) -> None:
     )
 
 
-#: What only reads; the last two are what Optuna's cache and its search for stale trials read by.
+#: What only reads; the last is what Optuna's cache reads by.
 _READS = (
     "get_study_id_from_name",
     "get_study_name_from_id",
@@ -146,8 +146,7 @@ _READS = (
     "get_study_system_attrs",
     "get_all_studies",
     "get_trial",
-    "_get_trials",
-    "_get_stale_trial_ids",
+    "fetch_trials",
 )
 #: What may be done twice without harm. A report that was written although the answer got lost is
 #: written over with the same value; a trial that another worker has been given stays his, and says
@@ -166,12 +165,12 @@ _HARMLESS = (
 def _waits(storage: type[T]) -> type[T]:
     """Make a class of storages wait where nothing can go wrong by doing it twice."""
     for name in _READS:
-        setattr(storage, name, reads(getattr(storage, name)))
+        setattr(storage, name, read_only(getattr(storage, name)))
     for name in _HARMLESS:
-        setattr(storage, name, patient(getattr(storage, name)))
+        setattr(storage, name, retrying(getattr(storage, name)))
     return storage
 
 
 @_waits
-class PatientStorage(QuickStorage):
+class RetryingStorage(FastRDBStorage):
     """Optuna's database storage, which waits while the database is away."""

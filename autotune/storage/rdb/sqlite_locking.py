@@ -20,7 +20,7 @@ T = TypeVar("T")
 _reading = threading.local()
 
 
-def reads(call: Callable[P, T]) -> Callable[P, T]:
+def read_only(call: Callable[P, T]) -> Callable[P, T]:
     """Mark a call whose transactions only read."""
 
     @wraps(call)
@@ -35,7 +35,7 @@ def reads(call: Callable[P, T]) -> Callable[P, T]:
     return reading
 
 
-def begin(connection: sqlalchemy.Connection) -> None:
+def begin_transaction(connection: sqlalchemy.Connection) -> None:
     """Begin a transaction of SQLite; a listener of SQLAlchemy's event of that name."""
     reading = getattr(_reading, "now", False)
     connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")

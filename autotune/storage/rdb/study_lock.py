@@ -15,7 +15,7 @@ import sqlalchemy
 from filelock import FileLock, Timeout
 
 from autotune.errors import LockedError
-from autotune.storage.rdb.retry import LockLostError, PatientStorage, impatiently
+from autotune.storage.rdb.retry import LockLostError, RetryingStorage, no_retry
 from autotune.storage.url import database_path, is_sqlite
 
 #: How often it is looked whether the lock beside an SQLite database is free.
@@ -24,7 +24,7 @@ POLL_S = 0.01
 
 @contextmanager
 def study_lock(
-    storage: PatientStorage, url: str, study: str, timeout_s: float | None = None
+    storage: RetryingStorage, url: str, study: str, timeout_s: float | None = None
 ) -> Iterator[None]:
     """Hold the lock of one study, across all processes and machines that share its storage.
 
@@ -46,7 +46,7 @@ def study_lock(
         except Timeout as error:
             raise LockedError.of(study, timeout_s) from error
         try:
-            with impatiently():
+            with no_retry():
                 yield
         finally:
             lock.release()
@@ -56,7 +56,7 @@ def study_lock(
     with storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         _wait_for(connection, key, study, timeout_s)
         try:
-            with impatiently():
+            with no_retry():
                 yield
         except BaseException:
             _unlock(connection, key)  # connections are used again, and would bring it along

@@ -18,11 +18,12 @@ from types import MappingProxyType
 from typing import Any
 
 from optuna.distributions import BaseDistribution, json_to_distribution
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import BindParameter, Connection, Select, Table, bindparam, select, text
 
-from autotune.runtime import collector_paused
+from autotune import optuna_private
+from autotune.optuna_private import models
+from autotune.runtime import gc_paused
 
 #: Trials that a statement names one by one: databases limit the values of a statement.
 CHUNK = 500
@@ -186,9 +187,13 @@ def read_trials(
     rows.sort(key=lambda row: int(row.trial_id))
     same = {row.trial_id: running[row.trial_id] for row in rows if _runs_still(row, running)}
     rows = [row for row in rows if row.trial_id not in same]
-    with collector_paused() if len(rows) > CHUNK else nullcontext():
+    with gc_paused() if len(rows) > CHUNK else nullcontext():
         found = _with_parts(connection, study_id, rows)
-    return sorted([*found, *same.values()], key=lambda one: one._trial_id) if same else found
+    return (
+        sorted([*found, *same.values()], key=lambda one: optuna_private.trial_id(one))
+        if same
+        else found
+    )
 
 
 def _runs_still(row: Any, running: Mapping[int, FrozenTrial]) -> bool:

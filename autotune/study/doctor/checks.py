@@ -14,6 +14,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune import optuna_private
 from autotune.errors import LockedError
 from autotune.storage.rdb.connection import HEARTBEAT_INTERVAL_S
 from autotune.study.doctor.collect import LOCK_TIMEOUT_S, Evidence, gather, in_words
@@ -40,8 +41,8 @@ from autotune.study.doctor.finding import (
 from autotune.study.doctor.snapshot import Snapshot
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.state.budget import queue_of
-from autotune.study.state.trial_queue import lost_for_good
+from autotune.study.state.budget import startable_queue
+from autotune.study.state.trial_queue import lost_without_retry
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def zombies(snapshot: Snapshot) -> Iterator[Finding]:
         worker = trial.user_attrs.get(attrs.WORKER)
         if worker is None:
             why = "nobody's: whoever claimed it was lost before it was a worker's"
-        elif trial._trial_id not in snapshot.beats.age_s:
+        elif optuna_private.trial_id(trial) not in snapshot.heartbeats.age_s:
             since = "" if silent is None else f" in {silent:.0f} s"
             why = f"that of {worker}, which never gave a sign of life{since}"
         else:
@@ -128,7 +129,7 @@ def zombies(snapshot: Snapshot) -> Iterator[Finding]:
 
 def lost_trials(snapshot: Snapshot) -> Iterator[Finding]:
     """Find trials that were failed for their silent workers, and never tried again."""
-    for number in lost_for_good(snapshot.trials):
+    for number in lost_without_retry(snapshot.trials):
         yield Finding(
             LOST,
             f"trial {number} failed because its worker was lost, and was never tried again: who "
@@ -152,7 +153,7 @@ def after_the_end(snapshot: Snapshot) -> Iterator[Finding]:
             f"the study has ended ({snapshot.ended.words}), yet trials {in_words(live)} run: "
             "somebody started them behind its back, and they count beyond the budget",
         )
-    waiting = [one.number for one in queue_of(snapshot.trials, snapshot.ended)]
+    waiting = [one.number for one in startable_queue(snapshot.trials, snapshot.ended)]
     if waiting:
         yield Finding(
             ENDED,
@@ -186,7 +187,7 @@ def broken_chains(snapshot: Snapshot) -> Iterator[Finding]:
     trials = {one.number: one for one in snapshot.trials}
     successors: dict[int, list[int]] = defaultdict(list)
     for trial in snapshot.trials:
-        earlier = attrs.retries(trial)
+        earlier = attrs.earlier_attempts(trial)
         unknown = [number for number in earlier if number not in trials or number >= trial.number]
         if unknown:
             yield Finding(
@@ -203,7 +204,7 @@ def broken_chains(snapshot: Snapshot) -> Iterator[Finding]:
                     f"trial {trial.number} goes on with trial {last.number}, which is "
                     f"{last.state.name} and not failed: both may run, or have run",
                 )
-            elif [*attrs.retries(last), last.number] != earlier:
+            elif [*attrs.earlier_attempts(last), last.number] != earlier:
                 yield Finding(
                     CHAIN,
                     f"trial {trial.number} names the earlier attempts {in_words(earlier)}, but "

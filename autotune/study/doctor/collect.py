@@ -13,12 +13,13 @@ from pathlib import Path
 
 import optuna
 import sqlalchemy
-from optuna.storages._rdb.models import TrialModel
 from sqlalchemy import select
 
+from autotune import optuna_private
 from autotune.errors import FormatError, StorageError
+from autotune.optuna_private import models
 from autotune.search.space import Space
-from autotune.storage.artifacts import Reference, StoredFile, list_files, read_references
+from autotune.storage.artifacts import ArtifactReference, StoredFile, list_files, read_references
 from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.rdb.retry import LockLostError
 from autotune.storage.rdb.study_lock import study_lock
@@ -63,7 +64,7 @@ class Evidence:
         root: The folder of the study's files; ``None`` when it is not on this machine.
         artifacts: The files in its folder of artifacts.
         checkpoints: The checkpoints of the study.
-        strangers: Studies that have files there and are not in this storage.
+        foreign_studies: Studies that have files there and are not in this storage.
         disks: The disks of this machine that the study needs.
         database_bytes: Size of the database.
     """
@@ -73,16 +74,16 @@ class Evidence:
     snapshot: Snapshot
     numbers: tuple[int, ...]
     unreadable: tuple[str, ...]
-    references: tuple[Reference, ...]
+    references: tuple[ArtifactReference, ...]
     root: Path | None
     artifacts: tuple[StoredFile, ...]
     checkpoints: tuple[StoredFile, ...]
-    strangers: tuple[str, ...]
+    foreign_studies: tuple[str, ...]
     disks: tuple[Disk, ...]
     database_bytes: int
 
     @property
-    def own_references(self) -> tuple[Reference, ...]:
+    def own_references(self) -> tuple[ArtifactReference, ...]:
         """The references of this study and its trials."""
         return tuple(one for one in self.references if one.study_id == self.study_id)
 
@@ -107,7 +108,7 @@ def gather(opened: OpenStudy, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Evidenc
     here = is_sqlite(opened.url) or files.root.is_dir()
     return Evidence(
         name=opened.name,
-        study_id=opened.study._study_id,
+        study_id=optuna_private.study_id(opened.study),
         snapshot=snapshot,
         numbers=numbers,
         unreadable=_unreadable(opened, snapshot),
@@ -115,7 +116,7 @@ def gather(opened: OpenStudy, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Evidenc
         root=files.root if here else None,
         artifacts=list_files(files.artifacts),
         checkpoints=list_files(files.checkpoints(opened.name)),
-        strangers=tuple(sorted(files.studies() - set(known))),
+        foreign_studies=tuple(sorted(files.studies() - set(known))),
         disks=_disks(opened),
         database_bytes=size,
     )
@@ -123,7 +124,7 @@ def gather(opened: OpenStudy, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Evidenc
 
 def _read_database(
     opened: OpenStudy, lock_timeout_s: float
-) -> tuple[Snapshot, tuple[int, ...], tuple[Reference, ...], list[str], int]:
+) -> tuple[Snapshot, tuple[int, ...], tuple[ArtifactReference, ...], list[str], int]:
     with (
         storage_errors(opened.url),
         study_lock(opened.storage, opened.url, opened.name, lock_timeout_s),
@@ -138,7 +139,9 @@ def _read_database(
 
 
 def _numbers(opened: OpenStudy) -> tuple[int, ...]:
-    query = select(TrialModel.number).where(TrialModel.study_id == opened.study._study_id)
+    query = select(models.TrialModel.number).where(
+        models.TrialModel.study_id == optuna_private.study_id(opened.study)
+    )
     with opened.storage.engine.connect() as connection:
         return tuple(connection.execute(query).scalars())
 
@@ -156,7 +159,7 @@ def _unreadable(opened: OpenStudy, snapshot: Snapshot) -> tuple[str, ...]:
     strange = []
     for trial in snapshot.trials:
         try:
-            attrs.plan_of(trial)
+            attrs.trial_plan(trial)
         except _WRONG_JSON:
             strange.append(trial.number)
     if strange:

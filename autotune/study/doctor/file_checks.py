@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from optuna.trial import FrozenTrial
 
+from autotune import optuna_private
 from autotune.storage.artifacts import StoredFile
 from autotune.storage.rdb.connection import GRACE_PERIOD_S, HEARTBEAT_INTERVAL_S
 from autotune.study.doctor.collect import Evidence, in_words
@@ -69,13 +70,13 @@ def orphaned_artifacts(evidence: Evidence) -> Iterator[Finding]:
         return
     folder = evidence.root / "artifacts"
     what = f"{len(orphans)} files ({_megabytes(orphans)}) in {folder}"
-    if evidence.strangers:
+    if evidence.foreign_studies:
         yield Finding(
             ORPHANS,
             f"{what} belong to no study of this storage. They are left alone: the studies "
-            f"{', '.join(evidence.strangers)} have files in {evidence.root} as well and are not "
-            "in this storage; if they were deleted, remove what they left in checkpoints/, logs/, "
-            "models/ and reports/, and ask again",
+            f"{', '.join(evidence.foreign_studies)} have files in {evidence.root} as well and are "
+            "not in this storage; if they were deleted, remove what they left in checkpoints/, "
+            "logs/, models/ and reports/, and ask again",
         )
     else:
         yield Finding(
@@ -114,11 +115,11 @@ def skewed_clocks(snapshot: Snapshot) -> Iterator[Finding]:
         f"workers' clocks, and a claim without a heartbeat is given {GRACE_PERIOD_S} s; "
         "heartbeats go by the database's clock and are safe. Set the clocks by NTP"
     )
-    if abs(snapshot.beats.ahead_s) > SKEW_S:
+    if abs(snapshot.heartbeats.clock_skew_s) > SKEW_S:
         yield Finding(
             CLOCK,
-            f"the clock of this machine is {_apart(-snapshot.beats.ahead_s)} that of the "
-            f"database: {what_it_means}",
+            f"the clock of this machine is {_apart(-snapshot.heartbeats.clock_skew_s)} that of "
+            f"the database: {what_it_means}",
         )
     for trial in snapshot.running:
         ahead = worker_ahead_s(snapshot, trial)
@@ -138,12 +139,12 @@ def worker_ahead_s(snapshot: Snapshot, trial: FrozenTrial) -> float | None:
     Returns:
         The seconds, to one heartbeat; ``None`` before its first one.
     """
-    age = snapshot.beats.age_s.get(trial._trial_id)
+    age = snapshot.heartbeats.age_s.get(optuna_private.trial_id(trial))
     attributes = trial.user_attrs
-    if age is None or attrs.CLAIMED not in attributes or attrs.HELD not in attributes:
+    if age is None or attrs.CLAIMED_AT not in attributes or attrs.DEVICE_SECONDS not in attributes:
         return None
-    beat = snapshot.beats.now - age
-    return float(attributes[attrs.CLAIMED]) + float(attributes[attrs.HELD]) - beat
+    beat = snapshot.heartbeats.now - age
+    return float(attributes[attrs.CLAIMED_AT]) + float(attributes[attrs.DEVICE_SECONDS]) - beat
 
 
 def full_disks(evidence: Evidence) -> Iterator[Finding]:

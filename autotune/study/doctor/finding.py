@@ -43,6 +43,6 @@ class Finding:
     files: tuple[StoredFile, ...] = ()
 
     @property
-    def fixable(self) -> bool:
+    def is_fixable(self) -> bool:
         """Whether ``--fix`` puts it right."""
         return bool(self.fix)

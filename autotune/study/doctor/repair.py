@@ -11,7 +11,7 @@ from autotune.storage.rdb.connection import storage_errors
 from autotune.study.doctor.finding import ENDED, ORPHANS, Finding
 from autotune.study.doctor.snapshot import take_snapshot
 from autotune.study.setup.opening import OpenStudy
-from autotune.study.state.trial_queue import Claims
+from autotune.study.state.trial_queue import TrialQueue
 
 
 def repair(opened: OpenStudy, findings: Iterable[Finding]) -> list[str]:
@@ -26,21 +26,21 @@ def repair(opened: OpenStudy, findings: Iterable[Finding]) -> list[str]:
     Returns:
         What was done, or why not, a line each.
     """
-    fixable = [one for one in findings if one.fixable]
+    fixable = [one for one in findings if one.is_fixable]
     done = []
     with storage_errors(opened.url):
         if lost := [one.trial for one in fixable if one.trial is not None]:
-            done += _give_back(opened, opened.claims(), lost)
+            done += _give_back(opened, opened.trial_queue(), lost)
         if any(one.kind == ENDED for one in fixable) or lost:
-            opened.claims().reopen()
+            opened.trial_queue().reopen()
         for finding in fixable:
             if finding.files:
                 done.append(_remove(opened, finding))
     return done
 
 
-def _give_back(opened: OpenStudy, claims: Claims, lost: Sequence[int]) -> list[str]:
-    claims.sweep()
+def _give_back(opened: OpenStudy, claims: TrialQueue, lost: Sequence[int]) -> list[str]:
+    claims.reclaim_stale()
     trials = take_snapshot(opened).trials
     running = {one.number for one in trials if one.state == TrialState.RUNNING}
     return [

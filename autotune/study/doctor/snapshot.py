@@ -10,11 +10,12 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.storage.rdb.heartbeat import Beats, read_beats
+from autotune import optuna_private
+from autotune.storage.rdb.heartbeat import HeartbeatAges, read_heartbeat_ages
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.state.budget import Budget, Ending
-from autotune.study.state.trial_queue import is_silent, silent_s
+from autotune.study.state.budget import Budget, StopReason
+from autotune.study.state.trial_queue import is_stale, seconds_silent
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Snapshot:
 
     trials: tuple[FrozenTrial, ...]
     attributes: Mapping[str, Any]
-    beats: Beats
+    heartbeats: HeartbeatAges
     moment: float
 
     @cached_property
@@ -39,14 +40,14 @@ class Snapshot:
         return Budget.from_json(self.attributes.get(attrs.BUDGET, {}))
 
     @cached_property
-    def ended(self) -> Ending | None:
+    def ended(self) -> StopReason | None:
         """What has ended the study; ``None`` while it goes on."""
-        return Ending.from_attributes(self.attributes)
+        return StopReason.from_attributes(self.attributes)
 
     @cached_property
     def progress(self) -> attrs.Progress:
         """How many trials ended how."""
-        return attrs.progress_of(self.trials, self.budget.trials)
+        return attrs.count_progress(self.trials, self.budget.trials)
 
     @cached_property
     def running(self) -> tuple[FrozenTrial, ...]:
@@ -55,11 +56,11 @@ class Snapshot:
 
     def silent_s(self, trial: FrozenTrial) -> float | None:
         """Return for how many seconds the worker of a trial has given no sign of life."""
-        return silent_s(trial, self.beats)
+        return seconds_silent(trial, self.heartbeats)
 
     def is_gone(self, trial: FrozenTrial) -> bool:
         """Tell whether the worker of a running trial must be taken for dead."""
-        return is_silent(trial, self.beats)
+        return is_stale(trial, self.heartbeats)
 
 
 def take_snapshot(opened: OpenStudy) -> Snapshot:
@@ -71,6 +72,6 @@ def take_snapshot(opened: OpenStudy) -> Snapshot:
     """
     study = opened.study
     trials = tuple(study.get_trials(deepcopy=False))
-    running = [one._trial_id for one in trials if one.state == TrialState.RUNNING]
-    beats = read_beats(opened.storage, running)
+    running = [optuna_private.trial_id(one) for one in trials if one.state == TrialState.RUNNING]
+    beats = read_heartbeat_ages(opened.storage, running)
     return Snapshot(trials, study.user_attrs, beats, time.time())

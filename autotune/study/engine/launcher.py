@@ -14,13 +14,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from autotune.config.schema import StudyConfig
-from autotune.data.cache.array_cache import Shelf, noting_entries
+from autotune.data.cache.array_cache import ArrayCache, record_new_entries
 from autotune.data.progress import Progress as DataProgress
-from autotune.data.quality.checks import survey
-from autotune.data.views.study_data import Task
+from autotune.data.quality.checks import check_dataset
+from autotune.data.views.study_data import StudyData
 from autotune.errors import DiskFullError, UserError, disk_full_as_user_error
-from autotune.runtime import cores
-from autotune.storage.paths import Files
+from autotune.runtime import available_cpus
+from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.url import database_path, is_sqlite
 from autotune.study.devices import VISIBLE, find_device, visible_gpus
@@ -31,7 +31,7 @@ from autotune.study.setup.definition import Definition, define
 from autotune.study.setup.manifest_store import look_up_existing
 from autotune.study.setup.opening import OpenStudy, check_existing, open_or_create
 from autotune.study.state.attrs import Progress
-from autotune.study.state.budget import Ending
+from autotune.study.state.budget import StopReason
 from autotune.study.trial.run import EventCallback
 
 #: Free space below which a study is not started: database, logs, checkpoints of small networks.
@@ -63,7 +63,7 @@ class RunResult:
 
     handle: OpenStudy
     progress: Progress
-    ended: Ending | None
+    ended: StopReason | None
     trained: bool
     interrupted: bool
 
@@ -126,7 +126,7 @@ def count_slots(gpus: int, workers: int | None, workers_per_gpu: int | None) -> 
         if value is not None and value < 1:
             raise UserError(f"{option}: must be at least 1, but got {value}")
     if workers_per_gpu is None:
-        return workers or gpus or min(2, cores())
+        return workers or gpus or min(2, available_cpus())
     if workers is not None:
         raise UserError(
             f"--workers {workers} and --workers-per-gpu {workers_per_gpu} say the same thing "
@@ -236,10 +236,10 @@ def _told(on_event: EventCallback) -> DataProgress:
 
 def _run(definition: Definition, plan: BackendPlan, on_event: EventCallback) -> RunResult:
     handle = _open(definition, on_event)
-    claims = handle.claims()
+    claims = handle.trial_queue()
     with storage_errors(handle.url):
-        claims.sweep()
-        before, ended = claims.progress(), claims.conclude()
+        claims.reclaim_stale()
+        before, ended = claims.progress(), claims.finalize()
     on_event({"event": "opened", "opened": handle, "workers": plan.slots, "progress": before})
     interrupted = False
     if ended is None:
@@ -247,20 +247,20 @@ def _run(definition: Definition, plan: BackendPlan, on_event: EventCallback) -> 
         with pool.signals():
             interrupted = pool.run()
     with storage_errors(handle.url):
-        after, ended = claims.progress(), claims.conclude()
+        after, ended = claims.progress(), claims.finalize()
     return RunResult(handle, after, ended, after.attempts > before.attempts, interrupted)
 
 
 def _open(definition: Definition, on_event: EventCallback) -> OpenStudy:
     """Decode the images and open the study; what fails leaves no file of its own behind."""
     config = definition.config
-    files = Files.of(config.storage, config.files)
+    files = StudyPaths.from_url(config.storage, config.files)
     check_space(config, files)
     is_new = not check_existing(definition)
-    if definition.dataset.left_out:
-        on_event({"event": "images_skipped", "count": definition.dataset.left_out})
+    if definition.dataset.num_added:
+        on_event({"event": "images_skipped", "count": definition.dataset.num_added})
     made = _make_folders(files.root)
-    with noting_entries() as entries:
+    with record_new_entries() as entries:
         try:
             return _open_with_images(definition, files, is_new, on_event)
         except (UserError, KeyboardInterrupt) as error:
@@ -270,7 +270,7 @@ def _open(definition: Definition, on_event: EventCallback) -> OpenStudy:
 
 
 def _open_with_images(
-    definition: Definition, files: Files, is_new: bool, on_event: EventCallback
+    definition: Definition, files: StudyPaths, is_new: bool, on_event: EventCallback
 ) -> OpenStudy:
     """Decode the images and open the study, in this order: a study has images that work."""
     config, dataset = definition.config, definition.dataset
@@ -280,7 +280,7 @@ def _open_with_images(
 
     with disk_full_as_user_error(files.root):
         first, *_ = [
-            Task.open(
+            StudyData.open(
                 config.dataset,
                 config.data,
                 spec,
@@ -292,7 +292,7 @@ def _open_with_images(
             for spec in definition.specs
         ]
     looks = _told(on_event)
-    found = survey(dataset, config.data.duplicates, looks) if is_new else None
+    found = check_dataset(dataset, config.data.duplicates, looks) if is_new else None
     return open_or_create(definition, first.info.to_json(), found)
 
 
@@ -317,7 +317,7 @@ def _forget_frames(error: BaseException | None) -> None:
 
 
 def _remove_made(
-    made: Sequence[Path], entries: Sequence[Path], files: Files, storage: str
+    made: Sequence[Path], entries: Sequence[Path], files: StudyPaths, storage: str
 ) -> None:
     """Take away what a run that could not start has made, and nothing of another one.
 
@@ -335,14 +335,14 @@ def _remove_made(
                     Path(lock.lock_file).unlink()
     if files.root not in made:
         return
-    Shelf(files.cache).take_back(entries)
+    ArrayCache(files.cache).remove(entries)
     below = [Path(folder) for folder, _, _ in os.walk(files.root, topdown=False)]
     for path in (*below, *reversed(made)):
         with suppress(OSError):  # it is gone, or has something in it
             path.rmdir()
 
 
-def check_space(config: StudyConfig, files: Files) -> None:
+def check_space(config: StudyConfig, files: StudyPaths) -> None:
     """Refuse to start on a full disk.
 
     Raises:

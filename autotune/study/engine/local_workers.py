@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import NoDeviceError
-from autotune.runtime import cores
+from autotune.runtime import available_cpus
 from autotune.study.devices import VISIBLE
 from autotune.study.engine.pool import BackendPlan, environment_of, last_lines
 from autotune.study.engine.worker import CHECK_GPU, Job, worker_name
@@ -155,7 +155,7 @@ def local_backend(devices: Sequence[str], slots: int) -> Iterator[BackendPlan]:
         devices: See :class:`LocalWorkers`.
         slots: How many workers there are at a time.
     """
-    threads = max(1, cores() // slots)
+    threads = max(1, available_cpus() // slots)
     backend = LocalWorkers(devices)
     try:
         yield BackendPlan(

@@ -19,12 +19,12 @@ from types import FrameType
 from typing import Any, Protocol
 
 from autotune.errors import NoDeviceError, UserError, WorkerError
-from autotune.runtime import prefer_gpu_settings
+from autotune.runtime import set_gpu_defaults
 from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.url import absolute_url
 from autotune.study.engine.worker import Job
 from autotune.study.setup.opening import OpenStudy
-from autotune.study.state.trial_queue import INTERRUPTED, LOST, MAX_RETRIES
+from autotune.study.state.trial_queue import INTERRUPTED, MAX_RETRIES, WORKER_LOST
 from autotune.study.trial.run import EventCallback
 
 #: How often in a row a worker that died is replaced, per place: once more than a trial is tried
@@ -106,7 +106,7 @@ class WorkerPool:
 
     def __init__(self, handle: OpenStudy, plan: BackendPlan, on_event: EventCallback) -> None:
         self._opened = handle
-        self._claims = handle.claims()
+        self._claims = handle.trial_queue()
         self._count = plan.slots
         self._threads = plan.threads
         self._backend = plan.backend
@@ -170,11 +170,13 @@ class WorkerPool:
 
     def _sweep(self) -> None:
         with storage_errors(self._opened.url):
-            self._claims.sweep(self._backend.is_gone, INTERRUPTED if self._stops else LOST)
+            self._claims.reclaim_stale(
+                self._backend.is_gone, INTERRUPTED if self._stops else WORKER_LOST
+            )
 
     def _could_start(self) -> int:
         with storage_errors(self._opened.url):
-            return self._claims.could_start()
+            return self._claims.count_startable()
 
     def _start_workers(self) -> None:
         wanted = max(1, self._could_start())
@@ -267,7 +269,7 @@ def environment_of(count: int) -> dict[str, str]:
         count: CPU threads that it may use.
     """
     environment = dict(os.environ)
-    prefer_gpu_settings(environment)
+    set_gpu_defaults(environment)
     settings = {name: value for name, value in environment.items() if name not in os.environ}
     return settings | threads_in_environment(count)
 

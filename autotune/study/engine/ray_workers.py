@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import UserError
-from autotune.runtime import cores
+from autotune.runtime import available_cpus
 from autotune.storage.url import is_sqlite, redact
 from autotune.study.devices import VISIBLE
 from autotune.study.engine.pool import (
@@ -146,7 +146,7 @@ def _connect(ray: Any, folder: str) -> bool:
         options = {
             "_temp_dir": folder,
             "object_store_memory": OBJECT_BYTES,
-            "num_cpus": cores(),  # Ray itself does not heed affinity
+            "num_cpus": available_cpus(),  # Ray itself does not heed affinity
         }
     try:
         if not own:

@@ -29,6 +29,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.trial import Trial, TrialState
 
+from autotune import optuna_private
 from autotune.config.schema import StudyConfig
 from autotune.errors import (
     AutotuneError,
@@ -39,20 +40,20 @@ from autotune.errors import (
     UserError,
     WorkerError,
 )
-from autotune.runtime import keep_freed_memory, keep_to_cores, one_thread
+from autotune.runtime import limit_torch_threads, single_threaded, tune_malloc
 from autotune.search.plugins import references
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
 from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.rdb.heartbeat import Heartbeat
-from autotune.storage.rdb.retry import patiently
+from autotune.storage.rdb.retry import call_with_retry
 from autotune.study.devices import VISIBLE, find_device, gpu_name
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.setup.resources import ResourceCache
 from autotune.study.state import attrs
-from autotune.study.state.budget import Ending
-from autotune.study.state.failures import Kind, first_line, kind_of
-from autotune.study.state.trial_queue import LOST, MAX_RETRIES, Claim, Claims, Wait
+from autotune.study.state.budget import StopReason
+from autotune.study.state.failures import FailureKind, classify, first_line
+from autotune.study.state.trial_queue import MAX_RETRIES, WORKER_LOST, Claim, TrialQueue, Wait
 from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.run import EventCallback, device_name, run_trial
 from autotune.text import VisibleFormatter, guard_standard_error
@@ -61,7 +62,7 @@ logger = logging.getLogger(__name__)
 
 #: So many failures in a row mean that the worker is sick, not its trials. Of passing ones it takes
 #: one more than a trial may have, so that a trial that brings them is given up before the worker.
-MAX_CONSECUTIVE_FAILURES = {Kind.UNEXPECTED: 3, Kind.TRANSIENT: MAX_RETRIES + 2}
+MAX_CONSECUTIVE_FAILURES = {FailureKind.UNEXPECTED: 3, FailureKind.TRANSIENT: MAX_RETRIES + 2}
 #: For how long a worker waits after the first passing failure; then for four times as long.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 120.0
 #: An argument of a worker's process, see :func:`main`.
@@ -122,13 +123,13 @@ def build_context(handle: OpenStudy, workers: int = 1, gpu: str | None = None) -
         StudyError: When the images or the weights are not those of the study.
     """
     device = find_device(gpu)  # before anything that takes its time
-    keep_freed_memory()
-    keep_to_cores()
+    tune_malloc()
+    limit_torch_threads()
     config = handle.config()
     ctx = WorkerContext(
         handle=handle,
         config=config,
-        space=attrs.space_of(handle.study),
+        space=attrs.study_space(handle.study),
         resources=ResourceCache(handle, config, workers),
         device=device,
         loader_workers=min(8, torch.get_num_threads()) if device.type == "cuda" else 0,
@@ -147,7 +148,7 @@ def check_plugins(handle: OpenStudy, config: StudyConfig) -> None:
         StudyError: When the file has changed.
         UserError: When it is not there.
     """
-    remembered = handle.study.user_attrs.get(attrs.OWN, {})
+    remembered = handle.study.user_attrs.get(attrs.PLUGINS, {})
     for key, own in references(config).items():
         if key != "space.custom" and own.digest() != remembered.get(key):
             raise StudyError(
@@ -156,7 +157,7 @@ def check_plugins(handle: OpenStudy, config: StudyConfig) -> None:
             )
 
 
-def run_worker(job: Job, stop: threading.Event, on_event: EventCallback) -> Ending | None:
+def run_worker(job: Job, stop: threading.Event, on_event: EventCallback) -> StopReason | None:
     """Run trials until no further one starts, or a stop is asked for.
 
     Args:
@@ -174,25 +175,25 @@ def run_worker(job: Job, stop: threading.Event, on_event: EventCallback) -> Endi
     """
     if job.threads:
         torch.set_num_threads(job.threads)
-    handle = patiently(open_existing, job.study, job.storage, job.files)
+    handle = call_with_retry(open_existing, job.study, job.storage, job.files)
     ctx = build_context(handle, job.workers, job.gpu)
     check_plugins(handle, ctx.config)
     study = handle.study
     # A worker that is started again must not draw the same trials again.
     draws = len(study.get_trials(deepcopy=False))
     seed = (ctx.config.search.seed * 1_000_003 + draws * 1009 + job.index) % 2**31
-    study.sampler = make_sampler(ctx.config, ctx.space, seed, attrs.budget_of)
-    claims = handle.claims()
+    study.sampler = make_sampler(ctx.config, ctx.space, seed, attrs.trial_budget)
+    claims = handle.trial_queue()
     on_event({"event": "ready", "device": device_name(ctx.device), "gpu": gpu_name(ctx.device)})
     failures = workers = 0
     waiting = False
     while not stop.is_set():
         # One thread: the small matrices of the GP only lose by more.
-        with one_thread(), storage_errors(handle.url):
+        with single_threaded(), storage_errors(handle.url):
             claim = claims.claim(job.worker)
             if isinstance(claim, Wait):
-                claims.sweep()  # for a trial whose worker is gone one would wait for ever
-        if isinstance(claim, Ending):
+                claims.reclaim_stale()  # for a trial whose worker is gone one would wait for ever
+        if isinstance(claim, StopReason):
             return claim
         if isinstance(claim, Wait):
             if not waiting:
@@ -205,13 +206,13 @@ def run_worker(job: Job, stop: threading.Event, on_event: EventCallback) -> Endi
         if max(job.workers, claim.workers) != workers:  # other launchers may have joined
             workers = max(job.workers, claim.workers)
             study.pruner = _pruner(ctx, workers)
-        beat = partial(claims.note_time, claim)
-        with Heartbeat(handle.storage, claim.trial._trial_id, beat):
+        beat = partial(claims.record_device_time, claim)
+        with Heartbeat(handle.storage, optuna_private.trial_id(claim.trial), beat):
             kind = run_claimed_trial(claim, ctx, claims, stop, on_event)
         failures = failures + 1 if kind in MAX_CONSECUTIVE_FAILURES else 0
         if kind in MAX_CONSECUTIVE_FAILURES and failures >= MAX_CONSECUTIVE_FAILURES[kind]:
             raise WorkerError(f"{failures} trials in a row failed; the log says why: {job.log}")
-        if kind == Kind.TRANSIENT:
+        if kind == FailureKind.TRANSIENT:
             _pause(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 4 ** (failures - 1)), stop)
     return None
 
@@ -233,10 +234,10 @@ def _pruner(ctx: WorkerContext, workers: int) -> BasePruner:
 def run_claimed_trial(
     claim: Claim,
     ctx: WorkerContext,
-    claims: Claims,
+    claims: TrialQueue,
     stop: threading.Event,
     on_event: EventCallback,
-) -> Kind | None:
+) -> FailureKind | None:
     """Run one trial and tell the study how it ended.
 
     Returns:
@@ -254,43 +255,46 @@ def run_claimed_trial(
         _tell_end(trial, outcome.word, on_event, outcome.value)
         return None
     except Exception as error:
-        kind = kind_of(error, ctx.device)
+        kind = classify(error, ctx.device)
         reason = f"{type(error).__name__}: {first_line(error)}"
-        if kind in (Kind.GIVEN_AWAY, Kind.UNEXPECTED):  # what a study that was deleted looks like
-            claims.check_is_there()
+        if kind in (
+            FailureKind.REASSIGNED,
+            FailureKind.UNEXPECTED,
+        ):  # what a study that was deleted looks like
+            claims.check_exists()
         match kind:
-            case Kind.INTERRUPTED:
-                claims.interrupt(claim)
+            case FailureKind.INTERRUPTED:
+                claims.requeue_interrupted(claim)
                 _tell_end(trial, "interrupted", on_event)
-            case Kind.GIVEN_AWAY:
+            case FailureKind.REASSIGNED:
                 _drop(trial, ctx, on_event)
-            case Kind.USER:
-                claims.interrupt(claim)
+            case FailureKind.USER:
+                claims.requeue_interrupted(claim)
                 logger.error("trial %d: %s", trial.number, error)
                 raise
-            case Kind.DISK_FULL:
-                claims.interrupt(claim)
+            case FailureKind.DISK_FULL:
+                claims.requeue_interrupted(claim)
                 raise DiskFullError(f"{first_line(error)}; free some space") from error
-            case Kind.DENIED:
-                claims.interrupt(claim)
+            case FailureKind.DENIED:
+                claims.requeue_interrupted(claim)
                 raise UserError(
                     f"a trial needs its files and folders, but {first_line(error)}; put that "
                     "right, or move the files of the study with 'files='"
                 ) from error
-            case Kind.STORAGE:
+            case FailureKind.STORAGE:
                 with storage_errors(ctx.handle.url):
                     raise
-            case Kind.TRANSIENT:
+            case FailureKind.TRANSIENT:
                 logger.warning("trial %d goes back", trial.number, exc_info=True)
                 _give_back(claim, claims, reason, on_event)
-            case Kind.POISONED:
+            case FailureKind.DEVICE_LOST:
                 logger.exception("trial %d goes back", trial.number)
-                _give_back(claim, claims, f"{LOST}: {reason}", on_event)
+                _give_back(claim, claims, f"{WORKER_LOST}: {reason}", on_event)
                 raise DeviceError(
                     f"the GPU does not answer this process any more ({reason}); the trial went "
                     "back to the queue; start the worker again"
                 ) from error
-            case Kind.OWN:
+            case FailureKind.BAD_PLAN:
                 kind_of_plan = type(error).__name__.removesuffix("Error").lower()
                 _fail(
                     claim, ctx, claims, f"{kind_of_plan}: {first_line(error)}", on_event, own=True
@@ -301,16 +305,16 @@ def run_claimed_trial(
         return kind
 
 
-def _give_back(claim: Claim, claims: Claims, reason: str, on_event: EventCallback) -> None:
-    claims.note_time(claim)
-    again = claims.give_back(claim.trial.number, reason)
+def _give_back(claim: Claim, claims: TrialQueue, reason: str, on_event: EventCallback) -> None:
+    claims.record_device_time(claim)
+    again = claims.requeue(claim.trial.number, reason)
     _tell_end(claim.trial, "queued again" if again else "failed", on_event)
 
 
 def _fail(
     claim: Claim,
     ctx: WorkerContext,
-    claims: Claims,
+    claims: TrialQueue,
     reason: str,
     on_event: EventCallback,
     own: bool,
@@ -321,7 +325,9 @@ def _fail(
     try:
         # Before the trial is told: a sampler must never see it without.
         plan_failed = {attrs.FAILED_PLAN: True} if own else {}
-        claims.storage.set_trial_user_attrs(trial._trial_id, {attrs.REASON: reason, **plan_failed})
+        claims.storage.set_trial_user_attrs(
+            optuna_private.trial_id(trial), {attrs.REASON: reason, **plan_failed}
+        )
     except UpdateFinishedTrialError:
         _drop(trial, ctx, on_event)
         return

@@ -2,10 +2,10 @@
 
 import sys
 
-from autotune.runtime import collect_rarely, leave
+from autotune.runtime import fast_exit, raise_gc_threshold
 
 if __name__ == "__main__":
-    collect_rarely()
+    raise_gc_threshold()
     from autotune.study.engine.worker import main
 
-    leave(main(sys.argv[1:]))
+    fast_exit(main(sys.argv[1:]))

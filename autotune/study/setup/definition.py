@@ -12,20 +12,19 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from autotune.config.fields import is_own, single_values
+from autotune.config.fields import is_plugin_ref, values_of_dimension
 from autotune.config.schema import POOLS, HeadSpace, SpaceConfig, StudyConfig
 from autotune.data.preprocessing import ImageSpec
-from autotune.data.progress import Progress, silent
-from autotune.data.sources.opening import fetch_source
-from autotune.data.sources.registry import is_missing
+from autotune.data.progress import Progress, no_progress
+from autotune.data.sources.registry import fetch_source, needs_download
 from autotune.data.splits.dataset import Dataset
 from autotune.data.splits.manifest import Manifest
-from autotune.errors import ConfigError, Problem, StorageError, UserError, in_yaml
-from autotune.models.backbone import build, check_name, data_config, load_backbone
-from autotune.models.layers import Layer, layers_of
+from autotune.errors import ConfigError, Problem, StorageError, UserError, format_yaml
+from autotune.models.backbone import build_backbone, check_name, data_config, load_backbone
+from autotune.models.layers import Layer, list_layers
 from autotune.models.network import pool_problem
-from autotune.models.surgery.capabilities import LayerOffer
-from autotune.models.surgery.probing import offers_of
+from autotune.models.surgery.capabilities import LayerCapabilities
+from autotune.models.surgery.probing import probe_layers
 from autotune.plan import KEEP
 from autotune.search.backbone_limits import Candidate
 from autotune.search.plugins import (
@@ -58,7 +57,7 @@ class DefinedBackbone:
     name: str
     weights_hash: str
     layers: tuple[Layer, ...]
-    offers: tuple[LayerOffer, ...]
+    offers: tuple[LayerCapabilities, ...]
     spec: ImageSpec
 
 
@@ -87,7 +86,7 @@ class Definition:
 def define(
     config: StudyConfig,
     manifest: Manifest | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     fetch: bool = False,
 ) -> Definition:
     """Look at everything that a study file names.
@@ -105,7 +104,7 @@ def define(
     mistakes = _Mistakes()
     if mistakes.attempt("storage", lambda: parse_url(config.storage)) is not None:
         mistakes.attempt("search.warm_start", lambda: check_warm_start(config))
-    to_fetch = fetch and is_missing(config.dataset)
+    to_fetch = fetch and needs_download(config.dataset)
     dataset = None if to_fetch else _images(config, manifest, progress, mistakes)
     looked = [_look_at(name, config, mistakes) for name in config.backbones]
     blanks = [blank for blank, _ in looked if blank is not None]
@@ -177,21 +176,21 @@ class _Blank:
     model: nn.Module
     input_size: tuple[int, int, int]
     layers: tuple[Layer, ...]
-    offers: tuple[LayerOffer, ...]
+    offers: tuple[LayerCapabilities, ...]
     pool_problems: Mapping[str, str]
 
     @staticmethod
     def of(name: str, config: StudyConfig) -> _Blank:
         check_name(name)
         size = config.data.image_size
-        model = build(name, size, device="meta")
+        model = build_backbone(name, size, device="meta")
         input_size = data_config(model, size)["input_size"]
-        layers = layers_of(model)
+        layers = list_layers(model)
         within_reach = layers[: reach(config.space)]
-        offers = offers_of(model, within_reach, input_size) if within_reach else ()
+        offers = probe_layers(model, within_reach, input_size) if within_reach else ()
         pool_problems = {
             pool: pool_problem(model, name, pool, input_size)
-            for pool in single_values(config.space.head.pool)
+            for pool in values_of_dimension(config.space.head.pool)
         }
         return _Blank(name, model, input_size, layers, offers, pool_problems)
 
@@ -226,13 +225,13 @@ def _own_space(config: StudyConfig, space: Space, blanks: Sequence[_Blank]) -> S
 
 def _try_sampler(config: StudyConfig, space: Space) -> None:
     """Make the study's own sampler once, as every worker will."""
-    if is_own(config.search.sampler):
+    if is_plugin_ref(config.search.sampler):
         load_own_sampler(config.search.sampler, space, config.search.seed)
 
 
 def _try_pruner(config: StudyConfig) -> None:
     """Make the study's own pruner once, as every worker will."""
-    if is_own(config.search.pruner):
+    if is_plugin_ref(config.search.pruner):
         load_own_pruner(config.search.pruner, config.training.epochs, workers=1)
 
 
@@ -280,15 +279,16 @@ def _depth_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Pr
     if not largest and given:
         yield Problem(
             "space.depth",
-            f"must be above 0 in some trials because space.layers.{given[0]} changes tuned layers "
-            f"alone, but got {in_yaml(space.depth)}; give a range such as {{low: 0, high: 4}}",
+            f"must be above 0 in some trials because space.layers.{given[0]} changes trainable "
+            f"layers alone, but got {format_yaml(space.depth)}; give a range such as "
+            "{low: 0, high: 4}",
         )
 
 
 def _changes(space: SpaceConfig) -> Iterator[tuple[str, Any]]:
     """Yield every value of a layer field that is not ``keep``, with the field's name."""
     for name in LAYER_FIELDS:
-        for value in single_values(getattr(space.layers, name)):
+        for value in values_of_dimension(getattr(space.layers, name)):
             if value != KEEP:
                 yield name, value
 
@@ -305,18 +305,18 @@ def _layer_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Pr
             yield Problem(f"space.layers.{name}", "; ".join(reasons))
 
 
-def _no_layer_takes(name: str, value: Any, offers: Sequence[LayerOffer]) -> str:
-    """Say why no layer of a backbone can take a value; empty when one can, or none is tuned."""
-    if not offers or not all(offer.problem(name, value) for offer in offers):
+def _no_layer_takes(name: str, value: Any, offers: Sequence[LayerCapabilities]) -> str:
+    """Say why no layer of a backbone takes a value; empty if one does, or none is trainable."""
+    if not offers or not all(offer.reason_unsupported(name, value) for offer in offers):
         return ""
     others = {1: "", 2: "; nor can layer 2 take it"}.get(
         len(offers), f"; nor can layers 2 to {len(offers)} take it"
     )
-    return f"{offers[0].problem(name, value)} (layer 1{others})"
+    return f"{offers[0].reason_unsupported(name, value)} (layer 1{others})"
 
 
 def _pool_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Problem]:
-    for pool in single_values(space.head.pool):
+    for pool in values_of_dimension(space.head.pool):
         reasons = [one.pool_problems[pool] for one in blanks]
         if all(reasons):
             allowed = "; ".join(one.pools for one in blanks)

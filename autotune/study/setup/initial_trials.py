@@ -11,13 +11,13 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from autotune.config.schema import StudyConfig
-from autotune.errors import StudyError, join_sentences, nearest
+from autotune.errors import StudyError, did_you_mean, join_sentences
 from autotune.plan import TrialPlan
 from autotune.search import ranking
 from autotune.search.initial_plans import Dropped, Start, fit_into, known_good, without_repeats
 from autotune.search.space import Space
 from autotune.storage.rdb.connection import open_storage, storage_errors
-from autotune.storage.rdb.retry import PatientStorage
+from autotune.storage.rdb.retry import RetryingStorage
 from autotune.storage.url import database_path, is_sqlite, redact
 from autotune.study.state import attrs
 
@@ -53,7 +53,7 @@ class InitialTrials:
 
 
 def choose_initial_trials(
-    config: StudyConfig, space: Space, storage: PatientStorage
+    config: StudyConfig, space: Space, storage: RetryingStorage
 ) -> InitialTrials:
     """Choose what a study starts with.
 
@@ -108,7 +108,7 @@ def queue_initial_trials(study: Study, starts: InitialTrials) -> None:
 
 def is_prefix_queued(study: Study, starts: InitialTrials) -> bool:
     """Tell whether what a study has queued so far is how these starts begin."""
-    there = [attrs.plan_of(one) for one in study.get_trials(deepcopy=False)]
+    there = [attrs.trial_plan(one) for one in study.get_trials(deepcopy=False)]
     return there == starts.plans[: len(there)]
 
 
@@ -142,7 +142,7 @@ def check_warm_start(config: StudyConfig) -> None:
                 join_sentences(
                     f"must name studies of the storage {shown}, which has no study {name!r}; it "
                     f"has {', '.join(others) or 'none'}",
-                    nearest(name, others),
+                    did_you_mean(name, others),
                 )
             )
         if name not in made:
@@ -171,11 +171,11 @@ def best_plans(study: Study, count: int) -> list[tuple[FrozenTrial, TrialPlan]]:
     left = study.get_trials(deepcopy=False)
     found: list[tuple[FrozenTrial, TrialPlan]] = []
     while len(found) < count:
-        best = ranking.best_of(left, attrs.direction_of(study))
+        best = ranking.best_of(left, attrs.metric_direction(study))
         if best is None:
             break
         left = [one for one in left if one is not best]
-        plan = attrs.plan_of(best)
+        plan = attrs.trial_plan(best)
         if plan is not None and all(plan != other for _, other in found):
             found.append((best, plan))
     return found

@@ -15,11 +15,11 @@ from optuna.study import Study
 from autotune.config.schema import StudyConfig
 from autotune.errors import StorageError, disk_full_as_user_error
 from autotune.storage.artifacts import add_artifact
-from autotune.storage.paths import Files
-from autotune.storage.rdb.connection import is_there, open_storage, storage_errors
+from autotune.storage.paths import StudyPaths
+from autotune.storage.rdb.connection import has_content, open_storage, storage_errors
 from autotune.storage.url import database_path, is_sqlite
 from autotune.study.state import attrs
-from autotune.study.state.budget import Ending
+from autotune.study.state.budget import StopReason
 
 if TYPE_CHECKING:
     from autotune.data.splits.manifest import Manifest
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 _FILE = "split.csv.gz"
 
 
-def write_manifest(study: Study, manifest: Manifest, files: Files) -> None:
+def write_manifest(study: Study, manifest: Manifest, files: StudyPaths) -> None:
     """Store the split of a new study as an artifact of it; one that is there stays.
 
     Raises:
@@ -48,7 +48,7 @@ def write_manifest(study: Study, manifest: Manifest, files: Files) -> None:
         study.set_user_attr(attrs.SPLIT, add_artifact(study, path, files.artifacts))
 
 
-def read_manifest(study: Study, files: Files) -> Manifest | None:
+def read_manifest(study: Study, files: StudyPaths) -> Manifest | None:
     """Read the split of a study.
 
     Returns:
@@ -90,7 +90,7 @@ def look_up_existing(config: StudyConfig) -> ExistingStudy:
     A storage that cannot be used is a matter of whoever opens the study.
     """
     with suppress(StorageError):
-        if is_sqlite(config.storage) and not is_there(database_path(config.storage)):
+        if is_sqlite(config.storage) and not has_content(database_path(config.storage)):
             return ExistingStudy()
         storage = open_storage(config.storage)
         with storage_errors(config.storage):
@@ -98,8 +98,8 @@ def look_up_existing(config: StudyConfig) -> ExistingStudy:
                 return ExistingStudy()
             study = attrs.load_study(config.name, storage)
             files = config.files or study.user_attrs.get(attrs.FILES)
-            manifest = read_manifest(study, Files.of(config.storage, files))
-            return ExistingStudy(manifest, Ending.of(study) is not None)
+            manifest = read_manifest(study, StudyPaths.from_url(config.storage, files))
+            return ExistingStudy(manifest, StopReason.from_study(study) is not None)
     return ExistingStudy()
 
 

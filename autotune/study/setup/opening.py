@@ -17,22 +17,22 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.study import Study
 from pydantic import ValidationError
 
-from autotune.config.fields import is_own
-from autotune.config.loading import apply_overrides, dotted
+from autotune.config.fields import is_plugin_ref
+from autotune.config.loading import apply_overrides, get_dotted
 from autotune.config.schema import StudyConfig
-from autotune.data.splits.manifest import missing_in_words
-from autotune.errors import StudyError, join_sentences, nearest
+from autotune.data.splits.manifest import describe_missing
+from autotune.errors import StudyError, did_you_mean, join_sentences
 from autotune.format_versions import STUDY, reading, stamp
 from autotune.search.plugins import Reference, references
-from autotune.storage.filesystem import refuse_network
-from autotune.storage.paths import Files
+from autotune.storage.filesystem import check_not_network
+from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import (
-    experimental,
-    is_there,
+    allow_experimental,
+    has_content,
     open_storage,
     storage_errors,
 )
-from autotune.storage.rdb.retry import PatientStorage
+from autotune.storage.rdb.retry import RetryingStorage
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
 from autotune.study.setup.initial_trials import (
@@ -44,7 +44,7 @@ from autotune.study.setup.initial_trials import (
 from autotune.study.setup.manifest_store import write_manifest
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget
-from autotune.study.state.trial_queue import Claims
+from autotune.study.state.trial_queue import TrialQueue
 
 if TYPE_CHECKING:
     from autotune.study.setup.definition import Definition
@@ -67,7 +67,9 @@ class OpenStudy:
         files: Where its files lie.
     """
 
-    def __init__(self, study: Study, storage: PatientStorage, url: str, files: Files) -> None:
+    def __init__(
+        self, study: Study, storage: RetryingStorage, url: str, files: StudyPaths
+    ) -> None:
         self.study = study
         self.storage = storage
         self.url = url
@@ -91,7 +93,7 @@ class OpenStudy:
         """Return the study's configuration as the study remembers it."""
         attributes = self.study.user_attrs
         what = f"the definition of the study {self.name!r}"
-        with reading(what, by=attrs.written_by(attributes)):
+        with reading(what, by=attrs.written_by_version(attributes)):
             return StudyConfig.model_validate(
                 {
                     **attributes[attrs.DEFINITION],
@@ -103,15 +105,15 @@ class OpenStudy:
                 }
             )
 
-    def claims(self) -> Claims:
+    def trial_queue(self) -> TrialQueue:
         """Return what gives out its trials."""
-        space = attrs.space_of(self.study)
-        return Claims(self.study, self.storage, self.url, space, self.uuid)
+        space = attrs.study_space(self.study)
+        return TrialQueue(self.study, self.storage, self.url, space, self.uuid)
 
     def progress(self) -> attrs.Progress:
         """Count the trials."""
-        return attrs.progress_of(
-            self.study.get_trials(deepcopy=False), attrs.budget_of(self.study)
+        return attrs.count_progress(
+            self.study.get_trials(deepcopy=False), attrs.trial_budget(self.study)
         )
 
 
@@ -135,7 +137,7 @@ def open_existing(name: str, url: str, files: str | None = None) -> OpenStudy:
                 join_sentences(
                     f"the storage {redact(url)} has no study {name!r}; it has "
                     f"{', '.join(names) or 'none'}",
-                    nearest(name, names),
+                    did_you_mean(name, names),
                 )
             )
     return _load(name, storage, url, files)
@@ -151,7 +153,7 @@ def find_existing(name: str, url: str, files: str | None = None) -> OpenStudy | 
         StudyError: When it was not made by autotune.
         StorageError: When the storage cannot be used.
     """
-    if is_sqlite(url) and not is_there(database_path(url)):
+    if is_sqlite(url) and not has_content(database_path(url)):
         return None
     storage = open_storage(url)
     with storage_errors(url):
@@ -160,13 +162,13 @@ def find_existing(name: str, url: str, files: str | None = None) -> OpenStudy | 
     return _load(name, storage, url, files)
 
 
-def _load(name: str, storage: PatientStorage, url: str, files: str | None) -> OpenStudy:
+def _load(name: str, storage: RetryingStorage, url: str, files: str | None) -> OpenStudy:
     with storage_errors(url):
         study = attrs.load_study(name, storage)
     if attrs.DEFINITION not in study.user_attrs:
         raise StudyError(f"the study {name!r} in {redact(url)} was not made by autotune")
     root = files or study.user_attrs.get(attrs.FILES)
-    return OpenStudy(study, storage, absolute_url(url), Files.of(url, root))
+    return OpenStudy(study, storage, absolute_url(url), StudyPaths.from_url(url, root))
 
 
 def wait_for_existing(
@@ -206,7 +208,7 @@ def open_or_create(
 
     Args:
         definition: The checked definition.
-        dataset: Facts of the images, as ``TaskInfo.to_json`` gives them.
+        dataset: Facts of the images, as ``DatasetInfo.to_json`` gives them.
         survey: What is odd about them, for a new study, see :mod:`autotune.data.quality.checks`.
 
     Raises:
@@ -216,7 +218,7 @@ def open_or_create(
     config = definition.config
     assert config.name is not None
     storage = open_storage(config.storage, create=True)
-    files = Files.of(config.storage, config.files)
+    files = StudyPaths.from_url(config.storage, config.files)
     with (
         storage_errors(config.storage),
         # Of two launchers that start at once, one makes the study and the other continues it.
@@ -249,11 +251,11 @@ def open_or_create(
         study.set_user_attr(attrs.FORMAT, stamp(STUDY))
         study.set_user_attr(attrs.FIT, config.fit.model_dump(mode="json"))
         study.set_user_attr(attrs.CACHE, config.cache.model_dump(mode="json"))
-        handle.claims().begin(Budget.of_run(config.search, time.time()))
+        handle.trial_queue().set_budget(Budget.from_config(config.search, time.time()))
     return handle
 
 
-def _create(config: StudyConfig, storage: PatientStorage) -> Study:
+def _create(config: StudyConfig, storage: RetryingStorage) -> Study:
     return optuna.create_study(
         study_name=config.name,
         storage=storage,
@@ -262,7 +264,7 @@ def _create(config: StudyConfig, storage: PatientStorage) -> Study:
     )
 
 
-def _clear_files(name: str, files: Files) -> None:
+def _clear_files(name: str, files: StudyPaths) -> None:
     """Remove what a deleted study of the same name has left and nobody wants any more.
 
     What somebody paid for or may still read stays: reports, fitted models, what was confirmed.
@@ -286,8 +288,8 @@ def check_existing(definition: Definition) -> bool:
     """
     config = definition.config
     if is_sqlite(config.storage):
-        refuse_network(database_path(config.storage))
-        if not is_there(database_path(config.storage)):
+        check_not_network(database_path(config.storage))
+        if not has_content(database_path(config.storage)):
             return False
     storage = open_storage(config.storage)
     with storage_errors(config.storage):
@@ -304,12 +306,12 @@ def _remember(
     definition: Definition,
     dataset: Mapping[str, Any],
     survey: Mapping[str, Any],
-    files: Files,
+    files: StudyPaths,
     starts: InitialTrials,
 ) -> None:
     """Store the definition with a new study and queue the trials that it starts with."""
     config = definition.config
-    with experimental():
+    with allow_experimental():
         study.set_metric_names(list(config.directions))
     study.set_user_attr(attrs.DATASET, dict(dataset))
     study.set_user_attr(attrs.SURVEY, dict(survey))
@@ -329,7 +331,9 @@ def _remember(
     study.set_user_attr(attrs.FILES, str(files.root))
     versions = {package: version(package) for package in _PACKAGES}
     study.set_user_attr(attrs.ENVIRONMENT, {"python": platform.python_version(), **versions})
-    study.set_user_attr(attrs.OWN, {key: one.digest() for key, one in references(config).items()})
+    study.set_user_attr(
+        attrs.PLUGINS, {key: one.digest() for key, one in references(config).items()}
+    )
     queue_initial_trials(study, starts)
     # Last, because a study counts as made when it has its definition.
     study.set_user_attr(attrs.DEFINITION, config.definition())
@@ -360,7 +364,7 @@ def check_same(study: Study, definition: Definition) -> None:
     if changes:
         lines = [f"  {key}: {old!r} in the study, {new!r} now" for key, old, new in changes]
         if missing := definition.dataset.missing:
-            lines.append(f"  dataset: {missing_in_words(missing)}")
+            lines.append(f"  dataset: {describe_missing(missing)}")
         raise StudyError(
             f"the study {study.study_name!r} exists with another definition:\n"
             + "\n".join(lines)
@@ -398,12 +402,12 @@ def _own_changes(
     """
     changes: list[tuple[str, Any, Any]] = []
     for key, now in references(config).items():
-        before = dotted(stored, key)
-        if is_own(before):
-            old, new = study.user_attrs[attrs.OWN][key], now.digest()
+        before = get_dotted(stored, key)
+        if is_plugin_ref(before):
+            old, new = study.user_attrs[attrs.PLUGINS][key], now.digest()
             if (Reference.of(before).name, old) != (now.name, new):
                 changes.append((key, f"{before} (hash {old[:16]})", f"{now} (hash {new[:16]})"))
-            stored = apply_overrides(stored, {key: dotted(config.model_dump(), key)})
+            stored = apply_overrides(stored, {key: get_dotted(config.model_dump(), key)})
     return changes, stored
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autotune.config.schema import ONLINE, StudyConfig
-from autotune.data.memory_budget import share_of_memory
+from autotune.data.memory_budget import worker_memory_budget
 from autotune.data.preprocessing import ImageSpec
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.data.views.views import Views
 from autotune.errors import StudyError
 from autotune.models.backbone import Backbone, load_backbone
@@ -35,14 +35,14 @@ class BackboneResources:
     """
 
     backbone: Backbone
-    task: Task
+    task: StudyData
     train: Views
     validation: Views
 
     @property
-    def kept_bytes(self) -> int:
+    def cache_bytes(self) -> int:
         """Memory that its views take once they are made."""
-        return sum(one.kept_bytes for one in {self.train, self.validation})
+        return sum(one.cache_bytes for one in {self.train, self.validation})
 
 
 class ResourceCache:
@@ -59,7 +59,7 @@ class ResourceCache:
 
     def __init__(self, handle: OpenStudy, config: StudyConfig, workers: int = 1) -> None:
         given = config.cache.memory_bytes
-        self.memory_bytes = share_of_memory(workers) if given is None else given
+        self.memory_bytes = worker_memory_budget(workers) if given is None else given
         self._opened = handle
         self._config = config
         self._made: dict[str, BackboneResources] = {}
@@ -71,7 +71,7 @@ class ResourceCache:
             StudyError: When the images or the weights are not those of the study.
         """
         if backbone not in self._made:
-            taken = sum(one.kept_bytes for one in self._made.values())
+            taken = sum(one.cache_bytes for one in self._made.values())
             left = self.memory_bytes - taken
             self._made[backbone] = _make(self._opened, self._config, backbone, left)
         return self._made[backbone]
@@ -93,7 +93,7 @@ def _make(
     cache = handle.files.cache
     limit = config.cache.disk_bytes
     manifest = read_manifest(handle.study, handle.files)
-    task = Task.open(
+    task = StudyData.open(
         config.dataset, config.data, spec, cache, limit_bytes=limit, manifest=manifest
     )
     if task.info.fingerprint != attributes[attrs.DATASET]["fingerprint"]:
@@ -104,14 +104,14 @@ def _make(
     return BackboneResources(backbone, task, *_views(task, config, memory_bytes))
 
 
-def _views(task: Task, config: StudyConfig, memory_bytes: int) -> tuple[Views, Views]:
+def _views(task: StudyData, config: StudyConfig, memory_bytes: int) -> tuple[Views, Views]:
     """Return the views that train and those that are judged."""
     augment, count = config.training.augment, config.training.view_count
     online = config.training.views == ONLINE
     if task.folds and not online:
         both = task.train_views(augment, count, config.search.seed, memory_bytes)
-        if both.kept_bytes:
+        if both.cache_bytes:
             return both, both
     validation = task.validation_views(memory_bytes)
-    left = 0 if online else memory_bytes - validation.kept_bytes
+    left = 0 if online else memory_bytes - validation.cache_bytes
     return task.train_views(augment, count, config.search.seed, left), validation

@@ -44,13 +44,13 @@ class Budget:
     patience: int | None = None
 
     @staticmethod
-    def of_run(search: SearchConfig, now: float) -> Budget:
+    def from_config(search: SearchConfig, now: float) -> Budget:
         """Return the budget of a run that starts now."""
         until = None if search.timeout is None else now + search.timeout
         return Budget(search.trials, search.timeout, until, search.device_hours, search.patience)
 
     @staticmethod
-    def of(study: Study) -> Budget:
+    def from_study(study: Study) -> Budget:
         """Read the budget of a study; a study of others has none."""
         return Budget.from_attributes(study.user_attrs)
 
@@ -71,7 +71,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Ending:
+class StopReason:
     """Why no new trial starts.
 
     Args:
@@ -83,30 +83,30 @@ class Ending:
     words: str
 
     @property
-    def may_change(self) -> bool:
+    def is_provisional(self) -> bool:
         """Whether a trial that runs can bring what makes the search go on."""
         return self.kind in (PATIENCE, EXHAUSTED)
 
     @staticmethod
-    def of(study: Study) -> Ending | None:
+    def from_study(study: Study) -> StopReason | None:
         """Read what ended a study; ``None`` while it goes on."""
-        return Ending.from_attributes(study.user_attrs)
+        return StopReason.from_attributes(study.user_attrs)
 
     @staticmethod
-    def from_attributes(attributes: Mapping[str, Any]) -> Ending | None:
+    def from_attributes(attributes: Mapping[str, Any]) -> StopReason | None:
         """Find in a study's user attributes what ended it; ``None`` while it goes on."""
         stored = attributes.get(attrs.ENDED)
         with reading("the end of the study"):
-            return Ending(**stored) if stored else None
+            return StopReason(**stored) if stored else None
 
     def to_json(self) -> dict[str, str]:
         """Return the ending as plain JSON values."""
         return asdict(self)
 
 
-def ending(
+def stop_reason(
     trials: Sequence[FrozenTrial], budget: Budget, direction: StudyDirection, now: float
-) -> Ending | None:
+) -> StopReason | None:
     """Say why no new trial may start; ``None`` while one may.
 
     Args:
@@ -115,37 +115,39 @@ def ending(
         direction: Whether more or less of the objective is better.
         now: In seconds of the Unix epoch.
     """
-    progress = attrs.progress_of(trials, budget.trials)
+    progress = attrs.count_progress(trials, budget.trials)
     if progress.finished >= budget.trials:
-        return Ending(TRIALS, _count(progress.finished, "finished trial"))
+        return StopReason(TRIALS, _count(progress.finished, "finished trial"))
     if progress.finished + progress.running >= budget.trials:
         started = _count(progress.finished + progress.running, "trial")
-        return Ending(TRIALS, f"{started}, of which {progress.running} still running")
+        return StopReason(TRIALS, f"{started}, of which {progress.running} still running")
     if budget.until is not None and now >= budget.until:
-        return Ending(TIMEOUT, f"the {budget.timeout:g} s of the run are over")
+        return StopReason(TIMEOUT, f"the {budget.timeout:g} s of the run are over")
     if budget.device_hours is not None:
-        used = held_hours(trials, now)
+        used = device_hours_used(trials, now)
         if used >= budget.device_hours:
-            return Ending(DEVICE_HOURS, f"{used:.3g} of {budget.device_hours:g} device-hours used")
+            return StopReason(
+                DEVICE_HOURS, f"{used:.3g} of {budget.device_hours:g} device-hours used"
+            )
     if budget.patience is not None:
-        since = since_best(trials, direction)
+        since = trials_since_best(trials, direction)
         if since >= budget.patience:
-            return Ending(PATIENCE, f"no better trial in the last {since}")
+            return StopReason(PATIENCE, f"no better trial in the last {since}")
     return None
 
 
-def held_hours(trials: Iterable[FrozenTrial], now: float) -> float:
+def device_hours_used(trials: Iterable[FrozenTrial], now: float) -> float:
     """Add up the hours for which trials have held a device, all attempts at them included."""
-    return sum(attrs.held_s(one, now) for one in trials) / 3600
+    return sum(attrs.device_seconds(one, now) for one in trials) / 3600
 
 
-def since_best(trials: Sequence[FrozenTrial], direction: StudyDirection) -> int:
+def trials_since_best(trials: Sequence[FrozenTrial], direction: StudyDirection) -> int:
     """Count the trials that ended after the best one, in the order in which they did.
 
     Among equals the first one is the best. Before a trial is complete, there is nothing to
     improve upon and nothing is counted.
     """
-    replaced = attrs.superseded(trials)
+    replaced = attrs.retried_numbers(trials)
     ended = sorted(
         (one for one in trials if one.state.is_finished() and one.number not in replaced),
         key=lambda one: (attrs.ended_at(one), one.number),
@@ -161,7 +163,7 @@ def since_best(trials: Sequence[FrozenTrial], direction: StudyDirection) -> int:
     return len(ended) - 1 - first
 
 
-def queue_of(trials: Iterable[FrozenTrial], ended: Ending | None) -> list[FrozenTrial]:
+def startable_queue(trials: Iterable[FrozenTrial], ended: StopReason | None) -> list[FrozenTrial]:
     """Return the queued trials that may start, in their order: first retries of earlier trials.
 
     When no new trial may start because nothing better is to be expected, a trial that was started
@@ -172,17 +174,19 @@ def queue_of(trials: Iterable[FrozenTrial], ended: Ending | None) -> list[Frozen
         ended: What :func:`ending` says of them.
     """
     waiting = [one for one in trials if one.state == TrialState.WAITING and _has_plan(one)]
-    retries = [one for one in waiting if attrs.retries(one)]
+    retries = [one for one in waiting if attrs.earlier_attempts(one)]
     if ended is None:
-        return [*retries, *(one for one in waiting if not attrs.retries(one))]
-    return retries if ended.may_change else []
+        return [*retries, *(one for one in waiting if not attrs.earlier_attempts(one))]
+    return retries if ended.is_provisional else []
 
 
-def could_start(trials: Sequence[FrozenTrial], budget: Budget, ended: Ending | None) -> int:
+def count_startable(
+    trials: Sequence[FrozenTrial], budget: Budget, ended: StopReason | None
+) -> int:
     """Count the trials that could start now."""
     if ended is not None:
-        return len(queue_of(trials, ended))
-    progress = attrs.progress_of(trials, budget.trials)
+        return len(startable_queue(trials, ended))
+    progress = attrs.count_progress(trials, budget.trials)
     return budget.trials - progress.finished - progress.running
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from optuna.trial import Trial
 
-NOUNS = {"parameters": "parameters", "latency_ms": "latency", "memory_mb": "memory"}
+COST_LABELS = {"parameters": "parameters", "latency_ms": "latency", "memory_mb": "memory"}
 _UNITS = {"parameters": "", "latency_ms": " ms", "memory_mb": " MB"}
 
 
@@ -28,36 +28,36 @@ def set_constraints(trial: Trial, costs: Mapping[str, float], limits: Mapping[st
             trial.set_constraint(f"max_{cost}", costs[cost] / limit - 1.0)
 
 
-def excess(costs: Mapping[str, float], limits: Mapping[str, float]) -> str:
+def violations(costs: Mapping[str, float], limits: Mapping[str, float]) -> str:
     """Say what is beyond its limit; empty when nothing is.
 
     Example:
-        >>> excess({"parameters": 12_300_000}, {"parameters": 10_000_000})
+        >>> violations({"parameters": 12_300_000}, {"parameters": 10_000_000})
         '12.3 M parameters, at most 10.0 M'
     """
     found = []
     for cost, limit in limits.items():
         if costs[cost] > limit:
-            has, may = amount(cost, costs[cost]), amount(cost, limit)
+            has, may = format_cost(cost, costs[cost]), format_cost(cost, limit)
             if has == may:  # the difference is in the digits that are not shown
                 has, may = (f"{one:,.10g}{_UNITS[cost]}" for one in (costs[cost], limit))
-            found.append(f"{has} {NOUNS[cost]}, at most {may}")
+            found.append(f"{has} {COST_LABELS[cost]}, at most {may}")
     return "; ".join(found)
 
 
-def amount(cost: str, value: float) -> str:
+def format_cost(cost: str, value: float) -> str:
     """Write a cost with its unit: ``12.3 M``, ``4.56 ms`` or ``1,234 MB``."""
     if cost == "parameters":
-        return in_short(round(value))
+        return format_count(round(value))
     # Three digits, zeros too: a column of them is to line up.
     return (f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}") + _UNITS[cost]
 
 
-def in_short(count: int) -> str:
+def format_count(count: int) -> str:
     """Write a number of parameters in three digits.
 
     Example:
-        >>> in_short(21_284_672)
+        >>> format_count(21_284_672)
         '21.3 M'
     """
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -12,31 +12,31 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from autotune.errors import (
     CacheError,
-    CrowdedError,
-    InterruptedTrial,
+    DeviceBusyError,
     TrialError,
+    TrialInterruptedError,
     UserError,
     hide_passwords,
     is_disk_full,
-    may_pass,
+    is_transient_os_error,
 )
-from autotune.models.device_errors import is_of_gpu, is_out_of_host_memory, is_out_of_memory
+from autotune.models.device_errors import is_gpu_error, is_out_of_host_memory, is_out_of_memory
 from autotune.storage.rdb.retry import is_transient
 
 
-class Kind(Enum):
+class FailureKind(Enum):
     """What a failure in the middle of a trial means, in a few words."""
 
     INTERRUPTED = "a stop was asked for"
-    GIVEN_AWAY = "another worker has the trial"
+    REASSIGNED = "another worker has the trial"
     USER = "no trial can go on before the user has put something right"
     DISK_FULL = "the same: no space is left on a disk"
     DENIED = "the same: a file or folder may not be used, or is not what it should be"
     STORAGE = "the storage was waited for in vain, or refuses for good"
-    OWN = "the plan is bad, on every device and at any time"
+    BAD_PLAN = "the plan is bad, on every device and at any time"
     MEMORY = "the plan does not fit into the memory of its device"
     TRANSIENT = "it may be over in a moment"
-    POISONED = "the process cannot use its GPU any more; another process can"
+    DEVICE_LOST = "the process cannot use its GPU any more; another process can"
     UNEXPECTED = "an error in autotune or in a library"
 
 
@@ -77,7 +77,7 @@ _LOADER_DIED = re.compile(r"DataLoader worker .*(exited unexpectedly|is killed b
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
 
 
-def kind_of(error: BaseException, device: torch.device) -> Kind:
+def classify(error: BaseException, device: torch.device) -> FailureKind:
     """Tell what kind of failure an error is.
 
     Args:
@@ -85,56 +85,56 @@ def kind_of(error: BaseException, device: torch.device) -> Kind:
         device: Where it trained. An error of CUDA that is not known to be the end of the process
             is told apart by asking the device for something simple.
     """
-    if isinstance(error, InterruptedTrial):
-        return Kind.INTERRUPTED
+    if isinstance(error, TrialInterruptedError):
+        return FailureKind.INTERRUPTED
     if isinstance(error, UpdateFinishedTrialError):
-        return Kind.GIVEN_AWAY
+        return FailureKind.REASSIGNED
     if isinstance(error, UserError):
-        return Kind.USER
+        return FailureKind.USER
     if isinstance(error, TrialError):
-        return Kind.OWN
-    if isinstance(error, CrowdedError | CacheError):
-        return Kind.TRANSIENT
+        return FailureKind.BAD_PLAN
+    if isinstance(error, DeviceBusyError | CacheError):
+        return FailureKind.TRANSIENT
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     if is_transient(error) or isinstance(cause, OperationalError | InterfaceError):
-        return Kind.STORAGE
+        return FailureKind.STORAGE
     if is_out_of_host_memory(error):
         # Beside a GPU it is the machine that has too little, not the plan that wants too much.
-        return Kind.MEMORY if device.type == "cpu" else Kind.TRANSIENT
+        return FailureKind.MEMORY if device.type == "cpu" else FailureKind.TRANSIENT
     if isinstance(error, OSError):
         return _kind_of_system_error(error)
     if isinstance(error, RuntimeError):
         return _kind_of_runtime_error(error, device)
-    return Kind.UNEXPECTED
+    return FailureKind.UNEXPECTED
 
 
-def _kind_of_system_error(error: OSError) -> Kind:
+def _kind_of_system_error(error: OSError) -> FailureKind:
     if error.errno is None:
         found = _ERRNO.search(str(error))
         error = OSError(int(found.group(1)), "") if found else error
     if is_disk_full(error):
-        return Kind.DISK_FULL
+        return FailureKind.DISK_FULL
     if error.errno in _DENIED:
-        return Kind.DENIED
-    return Kind.TRANSIENT if may_pass(error) else Kind.UNEXPECTED
+        return FailureKind.DENIED
+    return FailureKind.TRANSIENT if is_transient_os_error(error) else FailureKind.UNEXPECTED
 
 
-def _kind_of_runtime_error(error: RuntimeError, device: torch.device) -> Kind:
+def _kind_of_runtime_error(error: RuntimeError, device: torch.device) -> FailureKind:
     if is_out_of_memory(error):
-        return Kind.MEMORY
-    of_gpu = is_of_gpu(error)
+        return FailureKind.MEMORY
+    of_gpu = is_gpu_error(error)
     if of_gpu and _says(error, _POISON):
-        return Kind.POISONED
+        return FailureKind.DEVICE_LOST
     if of_gpu and not _says(error, _DETERMINISTIC):
-        return Kind.TRANSIENT if answers(device) else Kind.POISONED
-    return Kind.TRANSIENT if _LOADER_DIED.search(str(error)) else Kind.UNEXPECTED
+        return FailureKind.TRANSIENT if device_responds(device) else FailureKind.DEVICE_LOST
+    return FailureKind.TRANSIENT if _LOADER_DIED.search(str(error)) else FailureKind.UNEXPECTED
 
 
 def _says(error: BaseException, texts: tuple[str, ...]) -> bool:
     return any(text in str(error) for text in texts)
 
 
-def answers(device: torch.device) -> bool:
+def device_responds(device: torch.device) -> bool:
     """Tell whether this process can still use its device."""
     if device.type != "cuda":
         return True

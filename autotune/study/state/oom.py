@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import torch
 
-from autotune.errors import InterruptedTrial
+from autotune.errors import TrialInterruptedError
 from autotune.study.state import failures
 
 logger = logging.getLogger(__name__)
@@ -27,20 +27,20 @@ T = TypeVar("T")
 
 MIB = 2**20
 #: Fewer images than these do not train at a time: batch norm needs two.
-LEAST_PART = 2
+MIN_MICRO_BATCH = 2
 #: How long work waits for others to give memory back, before it is tried again in parts of the
 #: same size: the first time, and the second time. Then the parts are halved.
-CROWDED_WAITS_S = (3.0, 10.0)
+SHARED_WAITS_S = (3.0, 10.0)
 #: How often a wait looks whether there is room now, or a stop is asked for.
 _LOOK_AGAIN_S = 0.25
 #: A device of which others leave less than this share is crowded.
-CROWDED_BELOW = 0.85
+SHARED_BELOW = 0.85
 #: A plan that wants more than this share of a device would hardly fit alone: the CUDA context
 #: takes some, and more may be wanted than is known of.
 FITS_ALONE = 0.95
 #: What does not fit is beyond the memory by at least this share: the allocator rounds, and loses a
 #: part to gaps.
-LEAST_EXCESS = 0.01
+MIN_EXCESS = 0.01
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": MIB, "GiB": 2**30, "TiB": 2**40}
 _SIZE = r"([\d.,]+) (bytes|[KMGT]iB)"
 #: torch's allocators on CUDA and on the CPU, and numpy.
@@ -50,7 +50,7 @@ _FREE = re.compile(_SIZE + r" is free")
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryShortage:
     """What did not fit.
 
     Args:
@@ -65,10 +65,10 @@ class Need:
     device_bytes: int
 
     @property
-    def is_crowded(self) -> bool:
+    def is_shared_device(self) -> bool:
         """Whether the plan met others on its device, and would fit without them."""
         return (
-            self.left_bytes < CROWDED_BELOW * self.device_bytes
+            self.left_bytes < SHARED_BELOW * self.device_bytes
             and self.wanted_bytes < FITS_ALONE * self.device_bytes
         )
 
@@ -76,10 +76,10 @@ class Need:
     def excess(self) -> float:
         """What it wanted beyond what there is, as a share of that; always above zero."""
         if not self.device_bytes:
-            return LEAST_EXCESS
-        return max(LEAST_EXCESS, self.wanted_bytes / self.device_bytes - 1.0)
+            return MIN_EXCESS
+        return max(MIN_EXCESS, self.wanted_bytes / self.device_bytes - 1.0)
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """Write both sizes."""
         wanted, there = (f"{one / MIB:,.0f} MiB" for one in (self.wanted_bytes, self.device_bytes))
         if not self.device_bytes:
@@ -90,7 +90,7 @@ class Need:
         return f"it wanted at least {wanted}{denied}, the device has {there}"
 
 
-def need_of(error: BaseException, device: torch.device) -> Need:
+def measure_shortage(error: BaseException, device: torch.device) -> MemoryShortage:
     """Work out from an error what a plan wanted; called while what it held is still held.
 
     It never raises: where something cannot be measured, what the error says has to do.
@@ -103,14 +103,14 @@ def need_of(error: BaseException, device: torch.device) -> Need:
     asked, held = _size(_ASKED, text) or 0, _size(_HELD, text)
     if device.type != "cuda":
         used, left, there = _measured(_of_process, (0, 0, 0))
-        return Need(used + asked, left, there)
+        return MemoryShortage(used + asked, left, there)
     there = device_bytes(device)
     allocated, reserved, peak, free = _measured(lambda: _of_gpu(device), (0, 0, 0, 0))
     wanted = max((allocated if held is None else held) + asked, peak)
     # What the error says was so when it was raised; others may have left since.
     said = _size(_FREE, text)
     left = (free if said is None else said) + reserved
-    return Need(wanted, min(there, left) if there else left, there)
+    return MemoryShortage(wanted, min(there, left) if there else left, there)
 
 
 def device_bytes(device: torch.device) -> int:
@@ -185,19 +185,19 @@ class DoesNotFitError(Exception):
         need: What it wanted, and what there was.
     """
 
-    def __init__(self, need: Need) -> None:
-        super().__init__(need.in_words())
-        self.need = need
+    def __init__(self, need: MemoryShortage) -> None:
+        super().__init__(need.describe())
+        self.shortage = need
 
 
-def in_parts_that_fit(
+def with_oom_backoff(
     work: Callable[[int], T],
     part: int,
     device: torch.device,
     *,
-    least: int = LEAST_PART,
+    least: int = MIN_MICRO_BATCH,
     stopped: Callable[[], bool] = lambda: False,
-    on_halved: Callable[[int, Need], None] = lambda part, need: None,
+    on_halved: Callable[[int, MemoryShortage], None] = lambda part, need: None,
 ) -> T:
     """Do something with so many images at a time, with half as many where they do not fit.
 
@@ -215,19 +215,19 @@ def in_parts_that_fit(
 
     Raises:
         DoesNotFitError: When the smallest part does not fit.
-        InterruptedTrial: When a stop was asked for while it waited.
+        TrialInterruptedError: When a stop was asked for while it waited.
     """
-    waits = iter(CROWDED_WAITS_S)
+    waits = iter(SHARED_WAITS_S)
     while True:
         try:
             return work(part)
         except Exception as error:
-            if failures.kind_of(error, device) != failures.Kind.MEMORY:
+            if failures.classify(error, device) != failures.FailureKind.MEMORY:
                 raise
-            need, said = need_of(error, device), failures.first_line(error)
+            need, said = measure_shortage(error, device), failures.first_line(error)
         # Outside of the except block, which would keep the frames and their tensors alive.
-        give_memory_back(device, collect=True)
-        wait_s = next(waits, None) if need.is_crowded else None
+        release_memory(device, collect=True)
+        wait_s = next(waits, None) if need.is_shared_device else None
         if wait_s is not None:
             logger.warning("others hold the memory of the device; waiting: %s", said)
             _wait_for_room(need, device, wait_s, stopped)
@@ -235,12 +235,12 @@ def in_parts_that_fit(
         if part <= least:
             raise DoesNotFitError(need)
         part = max(least, part // 2)
-        waits = iter(CROWDED_WAITS_S)
+        waits = iter(SHARED_WAITS_S)
         logger.warning("%d images at a time from now on: %s", part, said)
         on_halved(part, need)
 
 
-def give_memory_back(device: torch.device, collect: bool = False) -> None:
+def release_memory(device: torch.device, collect: bool = False) -> None:
     """Give back to a GPU what torch's allocator keeps for networks that are gone.
 
     Other processes on it cannot use what is kept, and trials of other shapes need other blocks.
@@ -258,15 +258,15 @@ def give_memory_back(device: torch.device, collect: bool = False) -> None:
 
 
 def _wait_for_room(
-    need: Need, device: torch.device, wait_s: float, stopped: Callable[[], bool]
+    need: MemoryShortage, device: torch.device, wait_s: float, stopped: Callable[[], bool]
 ) -> None:
     """Wait until there is room for what did not fit, or the time is over."""
     until = time.monotonic() + wait_s
     # It wanted more than is known of: the request that failed was not its last.
-    enough = min(1.25 * need.wanted_bytes, CROWDED_BELOW * need.device_bytes)
+    enough = min(1.25 * need.wanted_bytes, SHARED_BELOW * need.device_bytes)
     while time.monotonic() < until:
         if stopped():
-            raise InterruptedTrial("stopped while others held the memory of the device")
+            raise TrialInterruptedError("stopped while others held the memory of the device")
         if _measured(lambda: _room(device), 0) >= enough:
             return
         time.sleep(min(_LOOK_AGAIN_S, wait_s))

@@ -24,13 +24,14 @@ from typing import Any, cast
 
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.pruners import _filter_study
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from autotune import optuna_private
 from autotune.errors import StudyError
 from autotune.format_versions import reading
+from autotune.optuna_private import StorageProxy
 from autotune.plan import TrialPlan
 from autotune.search.dimensions import suggest
 from autotune.search.greedy import STAGE
@@ -38,27 +39,34 @@ from autotune.search.samplers import CanonicalSampler, Draw, Proposal
 from autotune.search.space import Space
 from autotune.storage.rdb.connection import GRACE_PERIOD_S, HEARTBEAT_INTERVAL_S
 from autotune.storage.rdb.fast_rdb import Failure, StoredParam
-from autotune.storage.rdb.heartbeat import Beats, read_beats
+from autotune.storage.rdb.heartbeat import HeartbeatAges, read_heartbeat_ages
 from autotune.storage.rdb.retry import (
     LockLostError,
-    PatientStorage,
+    RetryingStorage,
     is_transient,
-    patient,
-    was_away,
+    retrying,
+    was_unavailable,
 )
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.study.state import attrs
-from autotune.study.state.budget import EXHAUSTED, Budget, Ending, could_start, ending, queue_of
+from autotune.study.state.budget import (
+    EXHAUSTED,
+    Budget,
+    StopReason,
+    count_startable,
+    startable_queue,
+    stop_reason,
+)
 
 logger = logging.getLogger(__name__)
 
 #: How often a new trial is drawn without the lock before a claim takes what it has; between two
 #: of them another worker has made a trial.
-PROPOSALS = 3
+MAX_PROPOSALS = 3
 #: How often a trial is given back to the queue after its worker was lost, without a new epoch.
 MAX_RETRIES = 3
 INTERRUPTED = "interrupted"
-LOST = "its worker was lost"
+WORKER_LOST = "its worker was lost"
 #: What a successor takes over from the attempt before it.
 _INHERITED = (
     attrs.PLAN,
@@ -68,7 +76,7 @@ _INHERITED = (
     attrs.SECONDS,
     attrs.CACHES,
     attrs.COSTS,
-    attrs.PART,
+    attrs.MICRO_BATCH,
 )
 
 
@@ -93,7 +101,7 @@ class Wait:
 
 
 @dataclass(frozen=True)
-class Claims:
+class TrialQueue:
     """Claims on the trials of one study.
 
     Args:
@@ -106,13 +114,13 @@ class Claims:
     """
 
     study: Study
-    storage: PatientStorage
+    storage: RetryingStorage
     url: str
     space: Space
     uuid: str | None = None
 
-    @patient
-    def claim(self, worker: str) -> Claim | Wait | Ending:
+    @retrying
+    def claim(self, worker: str) -> Claim | Wait | StopReason:
         """Take a waiting trial, or a new one; else say why not.
 
         Args:
@@ -125,10 +133,10 @@ class Claims:
                 self._undo(worker)
             raise
 
-    def _claim(self, worker: str) -> Claim | Wait | Ending:
+    def _claim(self, worker: str) -> Claim | Wait | StopReason:
         sampler = self.study.sampler
         ahead = isinstance(sampler, CanonicalSampler) and sampler.ahead
-        for left in reversed(range(PROPOSALS if ahead else 1)):
+        for left in reversed(range(MAX_PROPOSALS if ahead else 1)):
             found = self._try_to_claim(worker, self._propose(), last=not left)
             if found is not None:
                 return found
@@ -155,22 +163,22 @@ class Claims:
 
     def _try_to_claim(
         self, worker: str, proposal: Proposal | None, *, last: bool
-    ) -> Claim | Wait | Ending | None:
+    ) -> Claim | Wait | StopReason | None:
         """Claim a trial under the lock; ``None`` where the proposal does not hold any more."""
         sampler = self.study.sampler
         with self._lock() as attributes:
             # A sampler of one's own may want the curves of the trials that run.
             known = isinstance(sampler, CanonicalSampler) and not sampler.writes
-            with self.storage.changes_alone() if known else nullcontext():
+            with self.storage.state_changes_only() if known else nullcontext():
                 trials, now = self.study.get_trials(deepcopy=False), time.time()
             ended = self._ending(trials, now, Budget.from_attributes(attributes))
-            queued = next(iter(queue_of(trials, ended)), None)
+            queued = next(iter(startable_queue(trials, ended)), None)
             if queued is None and ended is None:
                 ended = self._exhausted(trials)
             if queued is None and ended is not None:
                 return self._nothing(trials, ended)
             try:
-                if Ending.from_attributes(attributes) is not None:
+                if StopReason.from_attributes(attributes) is not None:
                     self._remember(None)
                 started = self._start(queued, trials, worker, now, proposal, last=last)
             except UpdateFinishedTrialError as error:
@@ -182,7 +190,7 @@ class Claims:
         workers = {one.user_attrs.get(attrs.WORKER) for one in running} - {None}
         return Claim(trial, now, len(workers | {worker}))
 
-    @patient
+    @retrying
     def _undo(self, worker: str) -> None:
         """Give back what a claim has left behind that the storage broke off.
 
@@ -192,12 +200,12 @@ class Claims:
         with self._lock():
             for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if trial.user_attrs.get(attrs.WORKER) in (None, worker):
-                    self._give_back(trial, INTERRUPTED)
+                    self._requeue(trial, INTERRUPTED)
 
-    def _nothing(self, trials: Sequence[FrozenTrial], ended: Ending) -> Wait | Ending:
+    def _nothing(self, trials: Sequence[FrozenTrial], ended: StopReason) -> Wait | StopReason:
         """Say that nothing can start; where nothing runs either, that is the study's end."""
         running = any(one.state == TrialState.RUNNING for one in trials)
-        if running and ended.may_change:
+        if running and ended.is_provisional:
             return Wait()
         if not running:
             self._remember(ended)
@@ -232,13 +240,13 @@ class Claims:
                 return None
             return self._create(drawn, worker, since)
         if queued is not None:
-            attrs.plan_of(queued)  # one of a later version stays in the queue
+            attrs.trial_plan(queued)  # one of a later version stays in the queue
         trial = self._ask() if queued is None else self._pop(queued)
-        params, plan = plan_of_trial(trial, self.space)
+        params, plan = draw_missing_params(trial, self.space)
         # Last: a trial without them broke off above, and whoever holds the lock can see that.
-        attributes = {**plan, attrs.CLAIMED: since, attrs.WORKER: worker}
-        self.storage.fill_trial(trial._trial_id, params, attributes)
-        trial._cached_frozen_trial.user_attrs.update(attributes)
+        attributes = {**plan, attrs.CLAIMED_AT: since, attrs.WORKER: worker}
+        self.storage.fill_trial(optuna_private.trial_id(trial), params, attributes)
+        optuna_private.update_user_attrs(trial, attributes)
         return trial
 
     def _create(self, drawn: Draw, worker: str, since: float) -> int:
@@ -251,11 +259,13 @@ class Claims:
             user_attrs={
                 **stage,
                 attrs.PLAN: self.space.plan(drawn.params).to_json(),
-                attrs.CLAIMED: since,
+                attrs.CLAIMED_AT: since,
                 attrs.WORKER: worker,
             },
         )
-        return self.study._storage.create_new_trial(self.study._study_id, trial)
+        return optuna_private.storage(self.study).create_new_trial(
+            optuna_private.study_id(self.study), trial
+        )
 
     def _ask(self) -> Trial:
         with warnings.catch_warnings():
@@ -265,13 +275,15 @@ class Claims:
 
     def _pop(self, queued: FrozenTrial) -> Trial:
         """Take a certain trial out of the queue; ``Study.ask`` takes the one with least number."""
-        if not self.storage.set_trial_state_values(queued._trial_id, TrialState.RUNNING):
+        if not self.storage.set_trial_state_values(
+            optuna_private.trial_id(queued), TrialState.RUNNING
+        ):
             raise LockLostError(f"trial {queued.number} was taken by somebody else")
-        self.study._thread_local.cached_all_trials = None  # as ``Study.ask`` does
-        return Trial(self.study, queued._trial_id)
+        optuna_private.forget_trials(self.study)
+        return Trial(self.study, optuna_private.trial_id(queued))
 
-    @patient
-    def check_is_there(self) -> None:
+    @retrying
+    def check_exists(self) -> None:
         """Refuse a study that was deleted.
 
         Raises:
@@ -301,32 +313,32 @@ class Claims:
 
     def _ending(
         self, trials: Sequence[FrozenTrial], now: float, budget: Budget | None = None
-    ) -> Ending | None:
+    ) -> StopReason | None:
         wanted = budget or self.budget()
-        return ending(trials, wanted, attrs.direction_of(self.study), now)
+        return stop_reason(trials, wanted, attrs.metric_direction(self.study), now)
 
-    def _exhausted(self, trials: Sequence[FrozenTrial]) -> Ending | None:
+    def _exhausted(self, trials: Sequence[FrozenTrial]) -> StopReason | None:
         """Ask the sampler whether there is a further plan (a launcher has none to ask)."""
         if not self.space.distributions:
             # To the sampler, a baseline outside of a space without parameters is its only plan.
             only = self.space.plan({})
-            if all(attrs.plan_of(one) != only for one in trials):
+            if all(attrs.trial_plan(one) != only for one in trials):
                 return None
         sampler = self.study.sampler
         words = (
             sampler.exhausted(self.study, trials) if isinstance(sampler, CanonicalSampler) else ""
         )
-        return Ending(EXHAUSTED, words) if words else None
+        return StopReason(EXHAUSTED, words) if words else None
 
-    def _remember(self, ended: Ending | None) -> None:
-        if Ending.of(self.study) != ended:
+    def _remember(self, ended: StopReason | None) -> None:
+        if StopReason.from_study(self.study) != ended:
             self.study.set_user_attr(attrs.ENDED, ended.to_json() if ended else None)
 
     def budget(self) -> Budget:
         """Read the budget anew: another launcher may have changed it."""
-        return Budget.of(self.study)
+        return Budget.from_study(self.study)
 
-    def begin(self, budget: Budget) -> None:
+    def set_budget(self, budget: Budget) -> None:
         """Give the study the budget of a run that starts; what ended it before holds no more.
 
         The caller holds the study's lock: a worker must not meet a new study without its budget.
@@ -334,39 +346,39 @@ class Claims:
         self.study.set_user_attr(attrs.BUDGET, budget.to_json())
         self._remember(None)
 
-    @patient
-    def conclude(self) -> Ending | None:
+    @retrying
+    def finalize(self) -> StopReason | None:
         """Return what has ended the study, and remember it; ``None`` while it can go on.
 
         A worker has remembered it, unless there was none that came to ask.
         """
         with self._lock():
             trials = self.study.get_trials(deepcopy=False)
-            ended = Ending.of(self.study) or self._ending(trials, time.time())
+            ended = StopReason.from_study(self.study) or self._ending(trials, time.time())
             running = any(one.state == TrialState.RUNNING for one in trials)
-            if ended is None or running or queue_of(trials, ended):
+            if ended is None or running or startable_queue(trials, ended):
                 return None
             self._remember(ended)
             return ended
 
-    @patient
+    @retrying
     def reopen(self) -> None:
         """Forget what ended the study where the queue has trials that may start all the same."""
         with self._lock():
-            ended = Ending.of(self.study)
-            if ended is not None and queue_of(self.study.get_trials(deepcopy=False), ended):
+            ended = StopReason.from_study(self.study)
+            if ended is not None and startable_queue(self.study.get_trials(deepcopy=False), ended):
                 self._remember(None)
 
-    @patient
-    def could_start(self) -> int:
+    @retrying
+    def count_startable(self) -> int:
         """Count the trials that could start now, as far as it is known without a sampler."""
         trials = self.study.get_trials(deepcopy=False)
-        remembered = Ending.of(self.study)
+        remembered = StopReason.from_study(self.study)
         exhausted = remembered if remembered and remembered.kind == EXHAUSTED else None
         ended = self._ending(trials, time.time()) or exhausted
-        return could_start(trials, self.budget(), ended)
+        return count_startable(trials, self.budget(), ended)
 
-    @patient
+    @retrying
     def finish(
         self, claim: Claim, state: TrialState, values: float | Sequence[float] | None = None
     ) -> None:
@@ -383,25 +395,25 @@ class Claims:
         Raises:
             StudyError: When the study has been deleted.
         """
-        trial_id = claim.trial._trial_id
+        trial_id = optuna_private.trial_id(claim.trial)
         trial: FrozenTrial | None = None
         with suppress(KeyError):
             trial = self.storage.get_trial(trial_id)
         if trial is None or trial.state != TrialState.RUNNING:
-            self.check_is_there()
+            self.check_exists()
             return
         told = self._told(trial, state, values)
-        self.study._thread_local.cached_all_trials = None  # as ``Study.tell`` does
+        optuna_private.forget_trials(self.study)
         ended = False
         try:
-            view = _filter_study(self.study, trial)
+            view = optuna_private.filter_study(self.study, trial)
             self.study.sampler.after_trial(view, trial, state, told)
         finally:
             with study_lock(self.storage, self.url, self.study.study_name):
                 held = round(max(0.0, time.time() - claim.since), 6)
-                ended = self.storage.end_trial(trial_id, state, told, {attrs.HELD: held})
+                ended = self.storage.end_trial(trial_id, state, told, {attrs.DEVICE_SECONDS: held})
         if not ended:
-            self.check_is_there()
+            self.check_exists()
 
     def _told(
         self, trial: FrozenTrial, state: TrialState, values: float | Sequence[float] | None
@@ -421,25 +433,27 @@ class Claims:
             raise ValueError(f"trial {trial.number} cannot be complete with {values}")
         return [float(one) for one in told]
 
-    def note_time(self, claim: Claim) -> None:
+    def record_device_time(self, claim: Claim) -> None:
         """Write down for how long a trial has held its device so far."""
         held = max(0.0, time.time() - claim.since)
         with suppress(UpdateFinishedTrialError):  # it was given to another worker
-            self.storage.set_trial_user_attr(claim.trial._trial_id, attrs.HELD, round(held, 6))
+            self.storage.set_trial_user_attr(
+                optuna_private.trial_id(claim.trial), attrs.DEVICE_SECONDS, round(held, 6)
+            )
 
-    @patient
+    @retrying
     def progress(self) -> attrs.Progress:
         """Count the trials."""
-        return attrs.progress_of(self.study.get_trials(deepcopy=False), self.budget().trials)
+        return attrs.count_progress(self.study.get_trials(deepcopy=False), self.budget().trials)
 
-    @patient
-    def interrupt(self, claim: Claim) -> bool:
-        """Give a trial back because a stop was asked for; return as :meth:`give_back` does."""
-        self.note_time(claim)
-        return self.give_back(claim.trial.number, INTERRUPTED)
+    @retrying
+    def requeue_interrupted(self, claim: Claim) -> bool:
+        """Give a trial back because a stop was asked for; return as :meth:`requeue` does."""
+        self.record_device_time(claim)
+        return self.requeue(claim.trial.number, INTERRUPTED)
 
-    @patient
-    def give_back(self, number: int, reason: str) -> bool:
+    @retrying
+    def requeue(self, number: int, reason: str) -> bool:
         """Fail a running trial and queue its successor.
 
         Args:
@@ -450,28 +464,28 @@ class Claims:
             Whether there is a successor; there is none after ``MAX_RETRIES``.
         """
         with self._lock():
-            return self._give_back(self.study.get_trials(deepcopy=False)[number], reason)
+            return self._requeue(self.study.get_trials(deepcopy=False)[number], reason)
 
-    def _give_back(self, trial: FrozenTrial, reason: str) -> bool:
+    def _requeue(self, trial: FrozenTrial, reason: str) -> bool:
         if trial.state != TrialState.RUNNING:
             return False
         # A version that gave back in steps may have been killed between them.
-        again = trial.number in attrs.superseded(self.study.get_trials(deepcopy=False))
+        again = trial.number in attrs.retried_numbers(self.study.get_trials(deepcopy=False))
 
         def decide(current: FrozenTrial) -> Failure:
             nonlocal again
-            upcoming = None if again else successor_of(current, counted=reason != INTERRUPTED)
+            upcoming = None if again else make_retry(current, counted=reason != INTERRUPTED)
             again = again or upcoming is not None
             words = reason if again else f"{reason}, too often"
             return Failure({attrs.REASON: words}, upcoming)
 
-        failed = self.storage.fail_trial(trial._trial_id, decide)
-        self.study._thread_local.cached_all_trials = None  # as ``Study.tell`` does
+        failed = self.storage.fail_trial(optuna_private.trial_id(trial), decide)
+        optuna_private.forget_trials(self.study)
         return failed and again
 
-    @patient
-    def sweep(
-        self, is_gone: Callable[[str], bool] = lambda worker: False, reason: str = LOST
+    @retrying
+    def reclaim_stale(
+        self, is_gone: Callable[[str], bool] = lambda worker: False, reason: str = WORKER_LOST
     ) -> int:
         """Give back the trials of workers that are gone.
 
@@ -488,13 +502,15 @@ class Claims:
             running = [one for one in trials if one.state == TrialState.RUNNING]
             beats = None
             # While the storage was away nobody could write a heartbeat.
-            if running and not was_away(within_s=2 * HEARTBEAT_INTERVAL_S):
-                beats = read_beats(self.storage, [one._trial_id for one in running])
+            if running and not was_unavailable(within_s=2 * HEARTBEAT_INTERVAL_S):
+                beats = read_heartbeat_ages(
+                    self.storage, [optuna_private.trial_id(one) for one in running]
+                )
             for trial in running:
                 worker = trial.user_attrs.get(attrs.WORKER)
-                silent = beats is not None and is_silent(trial, beats)
+                silent = beats is not None and is_stale(trial, beats)
                 if worker is None or silent or is_gone(worker):
-                    again = self._give_back(trial, reason)
+                    again = self._requeue(trial, reason)
                     count += 1
                     logger.warning(
                         "trial %d: %s, that of %s; %s",
@@ -503,31 +519,31 @@ class Claims:
                         worker or "nobody",
                         "queued again" if again else "given up after too many losses",
                     )
-            for number, upcoming in lost_for_good(trials).items():
+            for number, upcoming in lost_without_retry(trials).items():
                 self.study.add_trial(upcoming)
                 logger.warning("trial %d was lost without a retry; queued again", number)
         return count
 
 
-def silent_s(trial: FrozenTrial, beats: Beats) -> float | None:
+def seconds_silent(trial: FrozenTrial, beats: HeartbeatAges) -> float | None:
     """Return for how many seconds the worker of a running trial has given no sign of life.
 
     Before the first heartbeat, its claim is one; ``None`` where there is neither.
     """
-    age = beats.age_s.get(trial._trial_id)
-    claimed = trial.user_attrs.get(attrs.CLAIMED)
+    age = beats.age_s.get(optuna_private.trial_id(trial))
+    claimed = trial.user_attrs.get(attrs.CLAIMED_AT)
     if age is None and claimed is not None:
         age = max(0.0, beats.now - float(claimed))
     return age
 
 
-def is_silent(trial: FrozenTrial, beats: Beats) -> bool:
+def is_stale(trial: FrozenTrial, beats: HeartbeatAges) -> bool:
     """Tell whether the worker of a running trial must be taken for dead."""
-    silent = silent_s(trial, beats)
+    silent = seconds_silent(trial, beats)
     return silent is None or silent > GRACE_PERIOD_S
 
 
-def lost_for_good(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
+def lost_without_retry(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
     """Find trials that failed because their workers fell silent, and were never tried again.
 
     Earlier versions failed a trial before they queued its successor, and could be killed between
@@ -537,21 +553,21 @@ def lost_for_good(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
     Returns:
         The successors that they should have, by number.
     """
-    replaced = attrs.superseded(trials)
+    replaced = attrs.retried_numbers(trials)
     found = {
-        one.number: successor_of(one)
+        one.number: make_retry(one)
         for one in trials
         if one.state == TrialState.FAIL
         and one.number not in replaced
         and attrs.WORKER in one.user_attrs
         and not {attrs.REASON, attrs.FAILED_PLAN} & one.user_attrs.keys()
         and one.datetime_complete is not None
-        and one.datetime_complete.timestamp() - attrs.last_sign(one) > GRACE_PERIOD_S / 2
+        and one.datetime_complete.timestamp() - attrs.last_sign_of_life(one) > GRACE_PERIOD_S / 2
     }
     return {number: upcoming for number, upcoming in found.items() if upcoming is not None}
 
 
-class _Suggested:
+class _Suggested(StorageProxy):
     """The storage of a trial that suggests its parameters, which are kept and not written.
 
     Optuna writes one after the other, in a transaction each, and looks around in each of them:
@@ -559,11 +575,8 @@ class _Suggested:
     """
 
     def __init__(self, storage: BaseStorage) -> None:
-        self._storage = storage
+        super().__init__(storage)
         self.params: dict[str, StoredParam] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._storage, name)
 
     def set_trial_param(
         self, trial_id: int, name: str, value: float, distribution: BaseDistribution
@@ -572,7 +585,9 @@ class _Suggested:
         self.params[name] = StoredParam(value, distribution)
 
 
-def plan_of_trial(trial: Trial, space: Space) -> tuple[dict[str, StoredParam], dict[str, Any]]:
+def draw_missing_params(
+    trial: Trial, space: Space
+) -> tuple[dict[str, StoredParam], dict[str, Any]]:
     """Suggest the parameters of a trial that has none yet, and work out its plan.
 
     Returns:
@@ -598,7 +613,7 @@ def plan_of_trial(trial: Trial, space: Space) -> tuple[dict[str, StoredParam], d
     return suggested.params, plan
 
 
-def successor_of(trial: FrozenTrial, counted: bool = True) -> FrozenTrial | None:
+def make_retry(trial: FrozenTrial, counted: bool = True) -> FrozenTrial | None:
     """Make the successor of a trial that is about to fail, or has.
 
     It has the trial's parameters, plan and curve, and resumes from its checkpoint. Of a trial
@@ -613,7 +628,7 @@ def successor_of(trial: FrozenTrial, counted: bool = True) -> FrozenTrial | None
     """
     # A trial that got further before it was lost is not what its workers die of.
     further = (trial.last_step or 0) > trial.user_attrs.get(attrs.RESUMED, 0)
-    before = 0 if further else trial.user_attrs.get(attrs.LOSSES, 0)
+    before = 0 if further else trial.user_attrs.get(attrs.LOST_ATTEMPTS, 0)
     lost = before + int(counted)
     if lost > MAX_RETRIES:
         return None
@@ -624,8 +639,8 @@ def successor_of(trial: FrozenTrial, counted: bool = True) -> FrozenTrial | None
         # Without a plan it is drawn anew, in the stage of then.
         if key in _INHERITED and (planned or key != attrs.STAGE)
     }
-    attributes[attrs.RETRIES] = [*attrs.retries(trial), trial.number]
-    attributes[attrs.LOSSES] = lost
+    attributes[attrs.RETRIES] = [*attrs.earlier_attempts(trial), trial.number]
+    attributes[attrs.LOST_ATTEMPTS] = lost
     attributes[attrs.RESUMED] = trial.last_step or 0
     system = {key: value for key, value in trial.system_attrs.items() if key == "fixed_params"}
     return create_trial(

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from autotune.data.cache.array_cache import Shelf
-from autotune.data.cache.entry import Writer
-from autotune.errors import NoRoomError
-from autotune.models.layers import layers_of
+from autotune.data.cache.array_cache import ArrayCache
+from autotune.data.cache.entry import EntryWriter
+from autotune.errors import InsufficientSpaceError
+from autotune.models.layers import list_layers
 from autotune.models.network import Network, build_network
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.storage.rdb.study_lock import study_lock
@@ -130,7 +130,7 @@ def _is_wrong(operation: Operation, ctx: WorkerContext) -> bool:
 def _found(ctx: WorkerContext, material: BackboneResources, kind: str) -> str:
     """Compare the precisions, or take what was found on this machine before."""
     backbone, size = material.backbone, material.task.spec.size
-    depth = min(ctx.space.deepest, len(layers_of(backbone.fresh())))
+    depth = min(ctx.space.deepest, len(list_layers(backbone.fresh())))
     count = min(ctx.config.training.batch_size, max(_FEWEST, _PIXELS // size**2))
     shape = (max(2, count), 3, size, size)
     identity = (socket.gethostname(), kind, torch.__version__, backbone.name, depth, shape)
@@ -156,14 +156,14 @@ def _kept(
         what: What is kept, for messages.
         find: Finds it.
     """
-    shelf = Shelf(ctx.handle.files.cache, ctx.config.cache.disk_bytes)
+    shelf = ArrayCache(ctx.handle.files.cache, ctx.config.cache.disk_bytes)
 
-    def make(_writer: Writer) -> dict[str, str | bool]:
+    def make(_writer: EntryWriter) -> dict[str, str | bool]:
         return {name: find()}
 
     try:
-        entry = shelf.open(key, make, 0, what)
-    except NoRoomError:  # the next worker finds it again
+        entry = shelf.get_or_create(key, make, 0, what)
+    except InsufficientSpaceError:  # the next worker finds it again
         return find()
     value: str | bool = entry.record[name]
     return value
@@ -184,4 +184,4 @@ def _compare(
             torch.manual_seed(0)
             return faster(network, in_channels_last(images.to(device)))
 
-    return oom.in_parts_that_fit(of_images, shape[0], device)
+    return oom.with_oom_backoff(of_images, shape[0], device)

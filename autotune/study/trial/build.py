@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from autotune.data.views.augmentation import seed_of
+from autotune.data.views.augmentation import mix_seed
 from autotune.data.views.views import Views
 from autotune.models.network import build_network
 from autotune.plan import TrialPlan
@@ -104,7 +104,7 @@ def build_trainer(
         train,
         validation,
         Normalise.of(data_config, ctx.device),
-        seed if fold is None else seed_of(seed, fold),
+        seed if fold is None else mix_seed(seed, fold),
         stopped,
         ctx.loader_workers,
         part,

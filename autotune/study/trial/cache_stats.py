@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from autotune.data.cache.array_cache import Shelf
-from autotune.data.cache.entry import Entry, Writer
+from autotune.data.cache.array_cache import ArrayCache
+from autotune.data.cache.entry import Entry, EntryWriter
 from autotune.errors import DiskFullError
 
 
@@ -41,7 +41,7 @@ class CacheStats:
 
 
 @dataclass(frozen=True)
-class CountingArrayCache(Shelf):
+class CountingArrayCache(ArrayCache):
     """A shelf that counts the features made for it.
 
     Args:
@@ -51,17 +51,17 @@ class CountingArrayCache(Shelf):
     stats: CacheStats = field(default_factory=CacheStats)
     _making: list[str] = field(default_factory=list)  # an entry may need another one
 
-    def open(
+    def get_or_create(
         self,
         key: str,
-        make: Callable[[Writer], dict[str, Any]],
+        make: Callable[[EntryWriter], dict[str, Any]],
         needed_bytes: int,
         what: str = "arrays",
     ) -> Entry:
-        """Open an entry, see :meth:`Shelf.open`."""
+        """Open an entry, see :meth:`ArrayCache.get_or_create`."""
         made: list[float] = []
 
-        def timed(writer: Writer) -> dict[str, Any]:
+        def timed(writer: EntryWriter) -> dict[str, Any]:
             self._making.append(key)
             start = time.perf_counter()
             try:
@@ -71,7 +71,7 @@ class CountingArrayCache(Shelf):
                 self._making.pop()
 
         try:
-            entry = super().open(key, timed, needed_bytes, what)
+            entry = super().get_or_create(key, timed, needed_bytes, what)
         except DiskFullError:
             self.stats.refused += 1
             raise

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from autotune.config.schema import StudyConfig
-from autotune.models.prefix.split import Split
+from autotune.models.prefix.split import PrefixSplit
 from autotune.search.space import Space
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.setup.resources import ResourceCache
@@ -36,6 +36,6 @@ class WorkerContext:
     resources: ResourceCache
     device: torch.device
     loader_workers: int
-    root_splits: dict[str, Split | None] = field(default_factory=dict)
+    root_splits: dict[str, PrefixSplit | None] = field(default_factory=dict)
     stats: CacheStats = field(default_factory=CacheStats)
     wrong: dict[str, bool] = field(default_factory=dict)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from autotune.config.schema import ONLINE
 from autotune.errors import SplitError
-from autotune.models.layers import layers_of
+from autotune.models.layers import list_layers
 from autotune.models.network import build_network
-from autotune.models.prefix.split import Split, split
+from autotune.models.prefix.split import PrefixSplit, split_network
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.study.trial.amp_choice import keep_in_float32
 from autotune.study.trial.cache_stats import CountingArrayCache
@@ -57,13 +57,13 @@ def use_features(
         return ""
     try:
         with training.autocast():  # the types of what crosses are those of the training
-            found = split(training.network, _images(training))
+            found = split_network(training.network, _images(training))
     except SplitError as error:
         if plan.backbone not in ctx.root_splits:
             logger.warning("%s trains whole: %s", plan.backbone, error)
             ctx.root_splits[plan.backbone] = None
         return str(error)
-    if found.trivial:
+    if found.is_trivial:
         return ""
     if plan.backbone not in ctx.root_splits:
         ctx.root_splits[plan.backbone] = _root(training, plan, material, ctx)
@@ -94,10 +94,10 @@ def _images(training: Training) -> Tensor:
 
 def _root(
     training: Training, plan: TrialPlan, material: BackboneResources, ctx: WorkerContext
-) -> Split | None:
+) -> PrefixSplit | None:
     """Cut the backbone as the deepest plan of the study does, or later where that is large."""
     backbone, space = material.backbone, ctx.space
-    depth = min(space.deepest, len(layers_of(backbone.fresh())))
+    depth = min(space.deepest, len(list_layers(backbone.fresh())))
     size = prod((3, material.task.spec.size, material.task.spec.size))
     while depth > 0:
         unchanged = TrialPlan(plan.backbone, depth, (LayerPlan(),) * depth)
@@ -106,11 +106,11 @@ def _root(
         keep_in_float32(network, ctx, material, training.autocast)
         try:
             with training.autocast():
-                found = split(network, _images(training))
+                found = split_network(network, _images(training))
         except SplitError as error:
             logger.info("%s has no root at depth %d: %s", plan.backbone, depth, error)
         else:
-            if not found.trivial and kept_bytes(found) <= _LARGEST_ROOT * size:
+            if not found.is_trivial and kept_bytes(found) <= _LARGEST_ROOT * size:
                 return found
         depth = depth * 3 // 4  # of a deep space, few are tried
     return None

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from autotune.data.drawing import tile, write
+from autotune.data.drawing import draw_text, draw_tile
 from autotune.text import one_line
 
 #: More classes than this get no names at the axes, and no counts in the cells.
@@ -137,15 +137,17 @@ def draw_worst(
     sheet = Image.new("RGB", (width, _TITLE + rows * high), _PAPER)
     pen = ImageDraw.Draw(sheet)
     title = "highest loss first; black: its class, red: what it was taken for"
-    write(pen, (_EDGE, _EDGE), title, 14, _INK, width - 2 * _EDGE)
+    draw_text(pen, (_EDGE, _EDGE), title, 14, _INK, width - 2 * _EDGE)
     for number, (one, view) in enumerate(judged):
         left, top = _EDGE + number % _COLUMNS * wide, _TITLE + number // _COLUMNS * high
-        sheet.paste(tile(view, _TILE), (left, top))
+        sheet.paste(draw_tile(view, _TILE), (left, top))
         place, below = (left, top + _TILE + 1), (left, top + _TILE + 1 + _LINE)
-        write(pen, place, f"{_percent(one.label_share)} for {classes[one.label]}", 13, _INK, _TILE)
+        draw_text(
+            pen, place, f"{_percent(one.label_share)} for {classes[one.label]}", 13, _INK, _TILE
+        )
         right = one.predicted == one.label
         said = "right" if right else f"{_percent(one.share)} for {classes[one.predicted]}"
-        write(pen, below, said, 13, _RIGHT if right else _WRONG, _TILE)
+        draw_text(pen, below, said, 13, _RIGHT if right else _WRONG, _TILE)
     path = folder / "worst_images.jpg"
     sheet.save(path, quality=85, subsampling=0)
     return path

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from autotune.config.schema import AUTO, ONLINE, FitConfig, StudyConfig
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.data.views.views import Views
 from autotune.plan import TrialPlan
 from autotune.study.trial.build import build_trainer
@@ -23,7 +23,7 @@ from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.retrain import TrainingProgress, with_oom_backoff
 from autotune.training.trainer import Training, batch_count
 
-#: ``fit.ema: auto`` averages over this share of the steps in which the tuned layers train.
+#: ``fit.ema: auto`` averages over this share of the steps in which the trainable layers train.
 AVERAGED = 0.05
 
 #: Told of an epoch.
@@ -78,7 +78,7 @@ class Refit:
         return with_oom_backoff(in_parts, self.training.part, self.training.device)
 
 
-def refit_views(task: Task, config: StudyConfig, fit: FitConfig, memory_bytes: int) -> Views:
+def refit_views(task: StudyData, config: StudyConfig, fit: FitConfig, memory_bytes: int) -> Views:
     """Return training and validation images as a final fit sees them.
 
     Args:

@@ -110,14 +110,14 @@ def with_oom_backoff(work: Callable[[int], T], part: int, device: torch.device) 
         UserError: When not even two images fit into memory.
     """
     try:
-        return oom.in_parts_that_fit(work, part, device)
+        return oom.with_oom_backoff(work, part, device)
     except oom.DoesNotFitError as error:
         raise UserError(
-            f"the plan must fit into memory, but even with {oom.LEAST_PART} images at a time "
+            f"the plan must fit into memory, but even with {oom.MIN_MICRO_BATCH} images at a time "
             f"{error}; take a larger device, or stop what else is on this one"
         ) from error
     finally:
-        oom.give_memory_back(device)
+        oom.release_memory(device)
 
 
 def _train(

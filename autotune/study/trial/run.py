@@ -19,9 +19,10 @@ import torch
 from optuna.trial import Trial, TrialState
 from safetensors.torch import save_file
 
+from autotune import optuna_private
 from autotune.config.schema import ONLINE, StudyConfig
 from autotune.data.cache.decoded_images import ImageStore
-from autotune.errors import CrowdedError, DivergedError, UserError, disk_full_as_user_error
+from autotune.errors import DeviceBusyError, DivergedError, UserError, disk_full_as_user_error
 from autotune.models.network import Network
 from autotune.search import ranking
 from autotune.search.study_view import DEVICE_MEMORY
@@ -93,21 +94,21 @@ def run_trial(
     Raises:
         PlanError: When the plan does not fit the backbone.
         DivergedError: When the training does.
-        InterruptedTrial: When a stop was asked for.
-        CrowdedError: When not even two images fit beside what others hold on the device.
+        TrialInterruptedError: When a stop was asked for.
+        DeviceBusyError: When not even two images fit beside what others hold on the device.
         UserError: When the baseline does not fit.
     """
     whole = ctx.config.training.batch_size
-    part = int(trial.user_attrs.get(attrs.PART, whole))
+    part = int(trial.user_attrs.get(attrs.MICRO_BATCH, whole))
     before_s = float(trial.user_attrs.get(attrs.SECONDS, 0.0))
     start = time.perf_counter()
 
-    def remember(part: int, need: oom.Need) -> None:
-        if not need.is_crowded:  # else there may be more room the next time
-            trial.set_user_attr(attrs.PART, part)
+    def remember(part: int, need: oom.MemoryShortage) -> None:
+        if not need.is_shared_device:  # else there may be more room the next time
+            trial.set_user_attr(attrs.MICRO_BATCH, part)
 
     try:
-        return oom.in_parts_that_fit(
+        return oom.with_oom_backoff(
             lambda part: _run(trial, ctx, stopped, on_event, part),
             part,
             ctx.device,
@@ -115,18 +116,19 @@ def run_trial(
             on_halved=remember,
         )
     except oom.DoesNotFitError as error:
-        need = error.need
-        logger.warning("trial %d does not fit: %s", trial.number, need.in_words())
-        if need.is_crowded:
-            raise CrowdedError(
-                f"others hold the memory of the device: {need.in_words()}"
+        need = error.shortage
+        logger.warning("trial %d does not fit: %s", trial.number, need.describe())
+        if need.is_shared_device:
+            raise DeviceBusyError(
+                f"others hold the memory of the device: {need.describe()}"
             ) from error
         if trial.user_attrs.get(attrs.ROLE) == attrs.BASELINE:
-            trial.set_user_attr(attrs.PART, whole)  # on a larger device
+            trial.set_user_attr(attrs.MICRO_BATCH, whole)  # on a larger device
             raise UserError(
                 "the baseline does not fit into memory: even with "
-                f"{oom.LEAST_PART} images at a time {need.in_words()}; every trial is compared "
-                "with it, so take a smaller data.image_size, another backbone, or a larger device"
+                f"{oom.MIN_MICRO_BATCH} images at a time {need.describe()}; every trial is "
+                "compared with it, so take a smaller data.image_size, another backbone, or a "
+                "larger device"
             ) from error
         trial.set_user_attr(attrs.SECONDS, round(before_s + time.perf_counter() - start, 3))
         return _infeasible(trial, ctx, need)
@@ -134,16 +136,16 @@ def run_trial(
         traceback.clear_frames(error.__traceback__)  # they hold the network, and what is its
         raise
     finally:
-        oom.give_memory_back(ctx.device)
+        oom.release_memory(ctx.device)
 
 
-def _infeasible(trial: Trial, ctx: WorkerContext, need: oom.Need) -> Outcome:
+def _infeasible(trial: Trial, ctx: WorkerContext, need: oom.MemoryShortage) -> Outcome:
     """Record that a plan does not fit, for the samplers to keep away from there."""
     frozen = ctx.handle.study.get_trials(deepcopy=False)[trial.number]
     trial.set_constraint(DEVICE_MEMORY, need.excess)
     attributes = {
         attrs.PEAK_MEMORY_MB: round(need.wanted_bytes / oom.MIB, 1),
-        attrs.REASON: f"{attrs.INFEASIBLE}: memory: {need.in_words()}",
+        attrs.REASON: f"{attrs.INFEASIBLE}: memory: {need.describe()}",
         attrs.EPOCHS: frozen.last_step or 0,
     }
     if need.device_bytes:
@@ -166,22 +168,22 @@ def _run(
     earlier_s = float(frozen.user_attrs.get(attrs.SECONDS, 0.0))
     before = ctx.stats.copy()
     checkpoint = checkpoint_for(ctx.handle, ctx.config, frozen)
-    plan = attrs.plan_of(frozen)
+    plan = attrs.trial_plan(frozen)
     assert plan is not None, "a claimed trial has its plan"
-    words = plan.in_words(named=len(ctx.space.backbones) > 1)
+    words = plan.describe(named=len(ctx.space.backbones) > 1)
     on_event({"event": "start", "trial": trial.number, "plan": words})
     training = build_trial(plan, ctx, stopped, part)
     attributes: dict[str, Any] = {
         attrs.DEVICE: device_name(ctx.device),
         attrs.COMPUTE: describe_precision(parts_of(training)[0]),
-        attrs.PARAMETERS_TUNED: count_trainable_parameters(training.network),
+        attrs.TRAINABLE_PARAMETERS: count_trainable_parameters(training.network),
     }
     if ctx.device.type == "cuda":
         attributes[attrs.GPU] = gpu_name(ctx.device)
     if ctx.device.type == "cpu":  # sums are rounded by how many share them
         attributes[attrs.THREADS] = torch.get_num_threads()
     if training.whole:
-        attributes[attrs.WHOLE] = training.whole
+        attributes[attrs.UNSPLIT_REASON] = training.whole
     _set_user_attrs(trial, ctx, attributes)
     costs = measure_trial_costs(trial, training, ctx.config)
     if exceeds_limits(trial, costs, ctx.config):
@@ -222,8 +224,8 @@ def _run(
 
 def _set_user_attrs(trial: Trial, ctx: WorkerContext, attributes: Mapping[str, Any]) -> None:
     """Write attributes of a trial in one transaction; Optuna has one for each."""
-    ctx.handle.storage.set_trial_user_attrs(trial._trial_id, attributes)
-    trial._cached_frozen_trial.user_attrs.update(attributes)
+    ctx.handle.storage.set_trial_user_attrs(optuna_private.trial_id(trial), attributes)
+    optuna_private.update_user_attrs(trial, attributes)
 
 
 def _of_caches(
@@ -233,7 +235,7 @@ def _of_caches(
 
     Of features that are not kept, or for some of which there was no room, nothing is said.
     """
-    found: dict[str, Any] = {"decoded": "once" if store.is_kept else "anew"}
+    found: dict[str, Any] = {"decoded": "once" if store.is_cached else "anew"}
     one = parts_of(training)[0]
     refused = stats.refused or (earlier and "computed" not in earlier)
     if one.train is one.images or one.config.views == ONLINE or refused:
@@ -266,7 +268,7 @@ def exceeds_limits(trial: Trial, costs: Mapping[str, float], config: StudyConfig
     """
     allowed = config.constraints.limits
     limits.set_constraints(trial, costs, allowed)
-    beyond = limits.excess(costs, allowed)
+    beyond = limits.violations(costs, allowed)
     if beyond:
         trial.set_user_attr(attrs.REASON, f"{attrs.INFEASIBLE}: {beyond}")
     return bool(beyond) and trial.user_attrs.get(attrs.ROLE) != attrs.BASELINE
@@ -294,7 +296,9 @@ def _train(
             if alone:
                 trial.report(value, result.epoch)
             else:  # Trial.report refuses two objectives; the storage takes the curve all the same
-                trial.storage.set_trial_intermediate_value(trial._trial_id, result.epoch, value)
+                trial.storage.set_trial_intermediate_value(
+                    optuna_private.trial_id(trial), result.epoch, value
+                )
         on_event(
             {
                 "event": "epoch",
@@ -367,7 +371,7 @@ def store_artifacts(
             assert outcome.values is not None
             trials = handle.study.get_trials(deepcopy=False)
             if not ranking.is_infeasible(frozen) and not ranking.is_beaten(
-                outcome.values, trials, attrs.direction_of(handle.study)
+                outcome.values, trials, attrs.metric_direction(handle.study)
             ):
                 weights = Path(folder) / "weights.safetensors"
                 state = training.result_state()

@@ -22,8 +22,8 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
 
-    def plan_views(self, epoch: int | None) -> Tensor:
-        """Choose a view of each image for an epoch, see :meth:`Views.plan_views`."""
+    def views_for_epoch(self, epoch: int | None) -> Tensor:
+        """Choose a view of each image for an epoch, see :meth:`Views.views_for_epoch`."""
 
     def batches(
         self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0
@@ -56,9 +56,9 @@ class Some:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def plan_views(self, epoch: int | None) -> Tensor:
+    def views_for_epoch(self, epoch: int | None) -> Tensor:
         """Choose a view of each image of the whole set, as what is kept of an epoch has all."""
-        return self.whole.plan_views(epoch)
+        return self.whole.views_for_epoch(epoch)
 
     def batches(
         self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autotune.data.views.views import Views, chunks
+from autotune.data.views.views import Views, split_batches
 from autotune.training.inputs.batches import Batches, Some
 from autotune.training.inputs.transfer import read_ahead, to_stay, upload
 
@@ -81,14 +81,14 @@ class OnDevice:
         self.labels = views.labels
         self.views = views
         self._device = device
-        self._stays = stays and views.kept is not None
+        self._stays = stays and views.cached is not None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def plan_views(self, epoch: int | None) -> Tensor:
-        """Choose a view of each image for an epoch, see :meth:`Views.plan_views`."""
-        return self.views.plan_views(epoch)
+    def views_for_epoch(self, epoch: int | None) -> Tensor:
+        """Choose a view of each image for an epoch, see :meth:`Views.views_for_epoch`."""
+        return self.views.views_for_epoch(epoch)
 
     def batches(
         self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0
@@ -98,7 +98,7 @@ class OnDevice:
         Yields:
             Images, uint8 ``(B, 3, size, size)``, and labels, int64 ``(B,)``, on the device.
         """
-        parts = chunks(order, batch_size)
+        parts = split_batches(order, batch_size)
         if not parts:
             return
         numbers = [views[part] for part in parts]
@@ -109,7 +109,7 @@ class OnDevice:
         if copy is not None and bool(copy.there[order, shown].all()):
             for some, goals in zip(self._sent(rows), labels, strict=True):
                 yield copy.views.index_select(0, some), goals
-        elif copy is None and len(parts) > 1 and self.views.are_made(order, shown):
+        elif copy is None and len(parts) > 1 and self.views.are_cached(order, shown):
             yield from zip(self._gathered(rows), labels, strict=True)
         else:
             made = self.views.batches(order, views, batch_size, num_workers)
@@ -141,8 +141,8 @@ class OnDevice:
         return _copies[self.views]
 
     def _gathered(self, rows: list[Tensor]) -> Iterator[Tensor]:
-        assert self.views.kept is not None, "all of them are made"
-        kept = self.views.kept.flatten(0, 1)
+        assert self.views.cached is not None, "all of them are made"
+        kept = self.views.cached.flatten(0, 1)
 
         def gather(some: Tensor, out: Sequence[Tensor]) -> None:
             torch.index_select(kept, 0, some, out=out[0])

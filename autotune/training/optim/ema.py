@@ -19,8 +19,8 @@ class WeightAverage:
 
     Its values are those of timm's ``ModelEmaV3`` with ``use_warmup``. That one goes through two
     state dictionaries of the whole network in every step, and copies each counter of batches with
-    an operation of its own. Here the tensors are listed once, only those of tuned layers and
-    head are averaged, and all of them together (``torch._foreach_lerp_``). What is locked does
+    an operation of its own. Here the tensors are listed once, only those of trainable layers and
+    head are averaged, and all of them together (``torch._foreach_lerp_``). What is frozen does
     not change: its average is the tensor itself.
 
     Integer buffers (the counters of batch norms) are not averaged but copied, all of them by one
@@ -64,6 +64,6 @@ class WeightAverage:
 
 def _by_kind(network: Network) -> tuple[list[Tensor], list[Tensor]]:
     """List what training changes of a network: what has a mean, and what counts."""
-    tensors = list(network.tuned_state().values())
+    tensors = list(network.trainable_state().values())
     floating = [one for one in tensors if one.is_floating_point()]
     return floating, [one for one in tensors if not one.is_floating_point()]

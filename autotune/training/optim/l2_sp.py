@@ -1,4 +1,4 @@
-"""L2-SP: tuned layers are pulled towards the weights that they start from.
+"""L2-SP: trainable layers are pulled towards the weights that they start from.
 
 Li et al. 2018, Explicit Inductive Bias for Transfer Learning with Convolutional Networks: the
 penalty ``l2_sp / 2 * ||w - w0||^2`` takes the place of weight decay, which pulls towards zero and
@@ -32,7 +32,7 @@ class Pull:
 
     Args:
         strength: ``l2_sp``.
-        starts: What each pulled parameter started from: one copy of the tuned layers.
+        starts: What each pulled parameter started from: one copy of the trainable layers.
         decoupled: Whether it moves the weights, by ``lr * strength``, and not the gradients.
     """
 

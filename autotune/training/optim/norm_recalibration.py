@@ -38,7 +38,7 @@ def sample(
         What the network takes: normalised images ``(N, C, H, W)``, or features.
     """
     order = torch.randperm(len(views), generator=torch.Generator().manual_seed(seed))[:count]
-    for images, _ in views.batches(order, views.plan_views(None), batch, loader_workers):
+    for images, _ in views.batches(order, views.views_for_epoch(None), batch, loader_workers):
         yield normalise(images)
 
 
@@ -47,7 +47,7 @@ def measure_norms(network: Network, batches: Iterable[Inputs]) -> None:
     """Measure the statistics of batch norms that see other features than the pretrained ones.
 
     As after a weight average (Izmailov et al. 2018, section 3.2): one pass, the mean over the
-    batches. Locked norms keep theirs.
+    batches. Frozen norms keep theirs.
 
     Args:
         network: The network; the buffers of ``network.stale_norms`` change.

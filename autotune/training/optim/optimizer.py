@@ -17,7 +17,7 @@ from autotune.training.optim.l2_sp import Pull
 
 
 def parameter_groups(network: Network, policy: TrainingPolicy) -> list[dict[str, Any]]:
-    """Group the tuned parameters by learning rate and weight decay.
+    """Group the trainable parameters by learning rate and weight decay.
 
     Layer ``i`` trains with ``lr * layer_decay ** i`` (the head is layer 0). Vectors (norms,
     biases) and what timm lists as ``no_weight_decay`` are not decayed, and neither are layers that
@@ -42,11 +42,11 @@ def make_optimizer(network: Network, policy: TrainingPolicy) -> Optimizer:
 
     AdamW and Adagrad take their step in one kernel (``fused``), on two CPU cores in a quarter of
     the time; torch has none for Adagrad on GPUs. SGD does not: its kernel wants momentum of all
-    parameters or of none, and layers that were locked at first have none. Nor does what is pulled:
+    parameters or of none, and layers that were frozen at first have none. Nor does what is pulled:
     a scaler leaves a step that overflowed in fp16 to such a kernel, which the pull comes before.
 
     Args:
-        network: The network before its training: with ``l2_sp``, its tuned layers are pulled
+        network: The network before its training: with ``l2_sp``, its trainable layers are pulled
             towards the weights that they have now.
         policy: The policy.
     """
@@ -74,7 +74,7 @@ def make_schedule(
 
     Where the head trains alone at first, its steps and the others each have such a schedule of
     their own (see :class:`autotune.training.optim.phases.Phases`). So the head has come to rest
-    when the layers are unlocked, and the rate rises anew while the optimiser, which has seen no
+    when the layers are unfrozen, and the rate rises anew while the optimiser, which has seen no
     gradient of these layers, gets to know them.
 
     Args:

@@ -1,4 +1,4 @@
-"""The two phases of a training: the head alone, then all tuned layers (LP-FT)."""
+"""The two phases of a training: the head alone, then all trainable layers (LP-FT)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from autotune.plan import TrainingPolicy
 class Phases:
     """Linear probing, then fine-tuning (Kumar et al. 2022): two trainings, one after the other.
 
-    With the head of a fresh network, the first steps of fine-tuning would undo in the tuned layers
-    what was pretrained. Each phase has its own schedule of the learning rate and its own moving
-    average; a training without head epochs is the second phase alone.
+    With the head of a fresh network, the first steps of fine-tuning would undo in the trainable
+    layers what was pretrained. Each phase has its own schedule of the learning rate and its own
+    moving average; a training without head epochs is the second phase alone.
 
     Args:
-        head_epochs: Epochs of the first phase, in which the tuned layers are locked.
+        head_epochs: Epochs of the first phase, in which the trainable layers are frozen.
         batches: Steps of an epoch.
     """
 
@@ -36,13 +36,13 @@ class Phases:
             batches: Steps of an epoch.
 
         Raises:
-            PlanError: When the tuned layers would never train.
+            PlanError: When the trainable layers would never train.
         """
         if not network.depth:
-            return Phases(0, batches)  # there is nothing to unlock
+            return Phases(0, batches)  # there is nothing to unfreeze
         if policy.head_epochs >= epochs:
             raise PlanError(
-                f"head_epochs must be below the {epochs} epochs of the training, or the tuned "
+                f"head_epochs must be below the {epochs} epochs of the training, or the trainable "
                 f"layers never train, but got {policy.head_epochs}"
             )
         return Phases(policy.head_epochs, batches)
@@ -60,6 +60,6 @@ class Phases:
         """Count the steps of the current phase, of ``steps`` that were made in all.
 
         Steps that fp16 leaves out are not counted: where there were such, rate and average begin
-        their second phase that many steps after the unlocking, with a rate near zero until then.
+        their second phase that many steps after the unfreezing, with a rate near zero until then.
         """
         return steps - self.head_steps if steps > self.head_steps else steps

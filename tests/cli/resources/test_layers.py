@@ -161,14 +161,14 @@ def test_json(tmp_path: Path) -> None:
 def test_a_plan_in_a_file(values: dict[str, Any], tmp_path: Path) -> None:
     out = shown("--plan", write(tmp_path, values), cwd=tmp_path)
     assert out == shown(NAME, "--plan", "plan.json", cwd=tmp_path)
-    assert out.startswith(f"{NAME}, plan.json: last 3 layers tuned")
+    assert out.startswith(f"{NAME}, plan.json: last 3 layers trainable")
     lines = {line.split("  ")[0]: line for line in out.splitlines()}
     assert "kernel 5, width 0.5" in lines["▣ layer 2"]
     assert "gelu" in lines["▣ layer 3"]
     assert "64 (dropout 0.2)" in lines["■ head"]
     assert {"□ layer 4", "□ layer 5", "■ layer 1"} <= set(lines)
-    assert re.search(r"^□ locked: 2 of 5 layers, ", out, re.MULTILINE)
-    assert re.search(r"^■ tuned: the head on 96 features and 3 layers, ", out, re.MULTILINE)
+    assert re.search(r"^□ frozen: 2 of 5 layers, ", out, re.MULTILINE)
+    assert re.search(r"^■ trainable: the head on 96 features and 3 layers, ", out, re.MULTILINE)
     assert re.search(r"^▣ reshaped: layers 2-3; the backbone goes from ", out, re.MULTILINE)
 
 
@@ -184,12 +184,12 @@ def test_a_plan_as_json(tmp_path: Path) -> None:
     assert TrialPlan.from_json(values["plan"]) == PLAN
     states = {row["index"]: row["state"] for row in values["layers"]}
     assert states == {
-        5: "locked",
-        4: "locked",
+        5: "frozen",
+        4: "frozen",
         3: "reshaped",
         2: "reshaped",
-        1: "tuned",
-        0: "tuned",
+        1: "trainable",
+        0: "trainable",
     }
 
 
@@ -198,7 +198,7 @@ def test_a_record_s_image_size_counts(tmp_path: Path) -> None:
     vit = replace(PLAN, backbone="test_vit", depth=0, layers=())
     name = write(tmp_path, {"plan": vit.to_json(), "definition": definition})
     assert "cannot take images of 9 px" in refused("--plan", name, cwd=tmp_path)
-    assert "locked: 7 of 7 layers" in shown("--plan", name, "--image-size", "32", cwd=tmp_path)
+    assert "frozen: 7 of 7 layers" in shown("--plan", name, "--image-size", "32", cwd=tmp_path)
 
 
 def test_the_plan_of_a_trial(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_the_plan_of_a_trial(tmp_path: Path) -> None:
     assert depth > 1
     out = call("layers", "--plan", str(trial.number), *which, cwd=tmp_path).out
     assert out == shown("--plan", str(trial.number), *which, cwd=tmp_path)
-    assert out.startswith(f"{NAME}, trial {trial.number}: last {depth} layers tuned")
+    assert out.startswith(f"{NAME}, trial {trial.number}: last {depth} layers trainable")
     assert out.count("■ layer ") == depth
     message = refused("--plan", "99", *which, cwd=tmp_path)
     assert "--plan: the study 'photos' has the trials 0 to " in message

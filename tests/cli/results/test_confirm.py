@@ -33,7 +33,7 @@ def test_confirm(opened: OpenStudy) -> None:
     assert lines[-1].startswith("6 of 6: trial ")
     assert "study small, accuracy, seeds 1 to 2, 95 % intervals" in first.out
     assert len([one for one in first.out.splitlines() if " ± " in one]) == 3
-    assert "\nbaseline: backbone locked" in first.out
+    assert "\nbaseline: backbone frozen" in first.out
     assert "2 seeds, corrected for choosing among 2" in first.out
     assert first.out.endswith("'autotune fit' measures on others.\n")
 
@@ -58,8 +58,8 @@ def test_rerun(opened: OpenStudy) -> None:
     ended = said(opened, "rerun", "small", "1")
     assert (ended.code, ended.err) == (0, "")
     first, second, where, last = ended.out.splitlines()
-    plan = attrs.plan_of(opened.study.trials[1])
-    assert plan is not None and first == f"trial 1: {plan.in_words()}"
+    plan = attrs.trial_plan(opened.study.trials[1])
+    assert plan is not None and first == f"trial 1: {plan.describe()}"
     value = f"{100 * (opened.study.trials[1].value or 0.0):.1f} %"
     assert second == f"accuracy {value} then, {value} now"
     assert where.startswith("trained on ")

@@ -160,8 +160,8 @@ def test_a_trial_has_its_note_and_its_pictures(
         f"{served.url}/dashboard/studies/{served.study_id}/trials?numbers=0",
         f"{pictures}.length == 3 && {pictures}.every(one => one.naturalWidth > 0)",
     )
-    assert "the baseline, " in text and "backbone locked, linear head" in text
-    assert re.search(r"□ layers 1-5 +locked .*\n■ head +tuned", text), text
+    assert "the baseline, " in text and "backbone frozen, linear head" in text
+    assert re.search(r"□ layers 1-5 +frozen .*\n■ head +trainable", text), text
     for name in PICTURES:
         assert name in text
     # Long lines would make the page wider than the window.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from autotune.storage.paths import Files
+from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
 from tests.support.connections import connections_closed
@@ -35,7 +35,7 @@ def test_every_form_lies_beside_the_study(folder: Path) -> None:
         path = FILES / f"reports/made.{form}"
         assert (ended.code, ended.err, ended.out) == (0, "", f"report: {path}\n")
         assert (folder / path).stat().st_size > 500
-    assert Files(folder / FILES).studies() == {"made"}  # a stranger would be the doctor's
+    assert StudyPaths(folder / FILES).studies() == {"made"}  # a stranger would be the doctor's
 
 
 def test_the_ending_is_enough(folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.doctor.checks import diagnose
 from autotune.study.setup.opening import open_existing
-from autotune.study.state.budget import Ending
+from autotune.study.state.budget import StopReason
 from tests.support.broken import claim, silence, trials_of
 from tests.support.inside import call, contents
 from tests.support.runs import SMALL, autotune, start, wait_for
@@ -43,7 +43,7 @@ def test_nothing_is_wrong_while_a_study_runs(
         time.sleep(0.05)
     assert launcher.returncode == 0, (tmp_path / "out.txt").read_text()
     assert looks > 20 and len(running) > 3
-    assert Ending.of(opened.study) is not None
+    assert StopReason.from_study(opened.study) is not None
     ended = call("doctor", "live", "--storage", url, cwd=tmp_path)
     assert (ended.code, ended.err) == (0, "")
     first, second = ended.out.splitlines()
@@ -82,7 +82,7 @@ def test_what_only_the_user_can_put_right_remains(tmp_path: Path) -> None:
     opened = open_small(tmp_path)
     opened.study.tell(claim(opened).number, 0.5)
     opened.study.tell(claim(opened).number, 0.5)
-    budget = opened.claims().budget()
+    budget = opened.trial_queue().budget()
     opened.study.set_user_attr("budget", {**budget.to_json(), "trials": 1})
     ended = call("doctor", "small", "--storage", opened.url, "--fix", cwd=tmp_path)
     assert ended.code == 1

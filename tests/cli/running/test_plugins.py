@@ -49,19 +49,19 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_example_of_the_documentation_runs(ran: Path) -> None:
     trials = trials_of(ran, "digits")
     assert [one.state.is_finished() for one in trials] == [True] * 7
-    origins = [attrs.origin_of(one) for one in trials[1:3]]
+    origins = [attrs.trial_origin(one) for one in trials[1:3]]
     assert all(origin.startswith("known good: ") for origin in origins)
     kernels = CategoricalDistribution(["keep", 5, 7])
     for trial in trials[3:]:
         assert trial.distributions["layer.3.kernel"] == kernels
         assert 0.001 <= trial.params["training.lr"] <= 0.01
         assert "training.layer_decay" not in trial.params
-        plan = attrs.plan_of(trial)
+        plan = attrs.trial_plan(trial)
         assert plan is not None and plan.policy.layer_decay == (0.7 if plan.depth else 1.0)
     opened = open_existing("digits", f"sqlite:///{ran}/storage/autotune.db")
     mine = f"{ran}/files/mine.py"
     assert opened.config().search.sampler == f"{mine}:MySampler"
-    assert set(opened.study.user_attrs[attrs.OWN]) == {
+    assert set(opened.study.user_attrs[attrs.PLUGINS]) == {
         "search.sampler",
         "search.pruner",
         "space.custom",

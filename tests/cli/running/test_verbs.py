@@ -94,7 +94,7 @@ def test_best_is_yaml_and_a_plan(finished: Path) -> None:
     trial = trials_of(finished, "tiny")[values["trial"]]
     assert list(values) == ["study", "trial", "accuracy", "plan"]
     assert (values["study"], values["accuracy"]) == ("tiny", trial.value)
-    assert TrialPlan.from_json(values["plan"]) == attrs.plan_of(trial)
+    assert TrialPlan.from_json(values["plan"]) == attrs.trial_plan(trial)
     assert contents(finished) == before
 
 

@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 
 from autotune.data.cache.decoded_images import ImageStore, open_store
 from autotune.data.preprocessing import ImageSpec
-from autotune.data.sources.opening import open_source
+from autotune.data.sources.registry import open_source
 from autotune.study.engine.worker import Job, run_worker
 from autotune.study.state import attrs
 from tests.support.images import photo

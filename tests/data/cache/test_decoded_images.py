@@ -22,9 +22,9 @@ from PIL import Image
 from autotune.data.cache import decoding
 from autotune.data.cache.decoded_images import ImageStore, open_store
 from autotune.data.image_files import read_image
-from autotune.data.preprocessing import ImageSpec, decode
+from autotune.data.preprocessing import ImageSpec, to_store_array
 from autotune.data.source import Source
-from autotune.data.sources.opening import open_source
+from autotune.data.sources.registry import open_source
 from autotune.errors import DatasetError, DiskFullError, UserError
 from tests.support.images import make_class_folders, photo
 
@@ -75,7 +75,7 @@ def test_rows_are_the_decoded_images_in_order(photos: Path, folder: Path) -> Non
     assert store.images.dtype == np.uint8
     assert not store.images.flags.writeable
     for row, index in enumerate(indices):
-        expected = decode(source.read(source.samples[index]), SPEC)
+        expected = to_store_array(source.read(source.samples[index]), SPEC)
         assert np.array_equal(store.images[row], expected)
     assert store.labels.tolist() == [1, 0, 0]
     assert store.labels.dtype == np.int64
@@ -91,7 +91,7 @@ def test_a_present_store_is_opened_and_not_decoded(
 ) -> None:
     source = open_source(str(photos))
     first = opened(source, folder)
-    monkeypatch.setattr(decoding, "decode", None)
+    monkeypatch.setattr(decoding, "to_store_array", None)
     second = opened(source, folder)
     assert np.array_equal(first.images, second.images)
     assert first.key == second.key
@@ -231,7 +231,9 @@ class TestDamage:
         (left_over,) = names(folder)
         assert ".tmp-" in left_over
         store = opened(source, folder)
-        assert np.array_equal(store.images[10], decode(source.read(source.samples[10]), SPEC))
+        assert np.array_equal(
+            store.images[10], to_store_array(source.read(source.samples[10]), SPEC)
+        )
         assert names(folder) == {store.key}
 
     def test_an_interrupted_build_leaves_nothing(self, photos: Path, folder: Path) -> None:
@@ -287,7 +289,7 @@ class TestDisk:
         self, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 100))
-        monkeypatch.setattr(decoding, "decode", None)
+        monkeypatch.setattr(decoding, "to_store_array", None)
         with pytest.raises(DiskFullError) as caught:
             opened(open_source(str(photos)), folder)
         assert str(caught.value) == (
@@ -354,8 +356,10 @@ class TestMoreThanThereIsRoomFor:
         store = opened(source, folder, limit=0.2, limit_bytes=self.LIMIT)
         assert store.skipped == (("b/000.png", "the file is empty"),)
         assert store.indices.tolist() == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10]
-        assert np.array_equal(store.images[6], decode(source.read(source.samples[7]), SPEC))
-        monkeypatch.setattr(decoding, "decode", None)
+        assert np.array_equal(
+            store.images[6], to_store_array(source.read(source.samples[7]), SPEC)
+        )
+        monkeypatch.setattr(decoding, "to_store_array", None)
         assert opened(source, folder, limit=0.2, limit_bytes=self.LIMIT).skipped == store.skipped
 
     def test_they_are_kept_once_there_is_room(self, photos: Path, folder: Path) -> None:
@@ -389,7 +393,7 @@ def test_an_image_that_the_disk_would_not_give_is_read_again(
             raise OSError(code, os.strerror(code))
         return read(self, sample, shrink)
 
-    monkeypatch.setattr(decoding, "READ_AGAIN_S", (0.01, 0.01))
+    monkeypatch.setattr(decoding, "RETRY_PAUSES_S", (0.01, 0.01))
     monkeypatch.setattr(type(source), "read", away)
     store = opened(source, folder, limit=0.5, workers=1)
     assert asked.count(source.samples[0].key) == reads

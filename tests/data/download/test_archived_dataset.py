@@ -13,18 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from autotune.data.download.archived_dataset import Fetched
-from autotune.data.download.http import Patience, transfer
-from autotune.data.download.paths import Place, data_folder
-from autotune.data.download.spec import Archive, Publication, addresses
-from autotune.data.progress import silent
+from autotune.data.download.archived_dataset import ArchivedDataset
+from autotune.data.download.http import RetryPolicy, download_archive
+from autotune.data.download.paths import DatasetPaths, data_folder
+from autotune.data.download.spec import ArchiveSpec, DatasetSpec, archive_urls
+from autotune.data.progress import no_progress
 from autotune.data.sources.stanford_dogs import read_dogs
-from autotune.errors import DatasetError, DiskFullError, NoRoomError, UserError
+from autotune.errors import DatasetError, DiskFullError, InsufficientSpaceError, UserError
 from tests.support.archives import dogs_archives, sums_of, tar_bytes
 from tests.support.publisher import Publisher, running_publisher
 
 FORK = multiprocessing.get_context("fork")
-HASTY = Patience(tries=2, pause_s=0.01, timeout_s=0.5)
+HASTY = RetryPolicy(tries=2, pause_s=0.01, timeout_s=0.5)
 CONTENT = os.urandom(1_000_000)
 
 
@@ -48,9 +48,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def place(home: Path) -> Place:
+def place(home: Path) -> DatasetPaths:
     (home / "set").mkdir(parents=True)
-    return Place(home / "set")
+    return DatasetPaths(home / "set")
 
 
 @pytest.fixture
@@ -65,9 +65,9 @@ def small_disk(home: Path) -> Iterator[Path]:
 
 def archive(
     content: bytes = CONTENT, *urls: str, known: bool = True, file: str = "a.tar"
-) -> Archive:
+) -> ArchiveSpec:
     digest = hashlib.sha256(content).hexdigest() if known else None
-    return Archive(file, urls, digest, len(content) if known else None, "images")
+    return ArchiveSpec(file, urls, digest, len(content) if known else None, "images")
 
 
 class Told(list[str]):
@@ -79,21 +79,23 @@ class Told(list[str]):
 
 
 class TestTransfer:
-    def test_a_file(self, publisher: Publisher, place: Place) -> None:
+    def test_a_file(self, publisher: Publisher, place: DatasetPaths) -> None:
         publisher.files["/a.tar"] = CONTENT
         seen: list[tuple[str, int, int | None]] = []
         one = archive(CONTENT, f"{publisher.url}/a.tar")
-        transfer(one, one.urls, place, lambda *step: seen.append(step), HASTY)
+        download_archive(one, one.urls, place, lambda *step: seen.append(step), HASTY)
         assert place.archive("a.tar").read_bytes() == CONTENT
         assert ("fetching a.tar", len(CONTENT), len(CONTENT)) in seen
         assert seen[-1] == ("checking a.tar", len(CONTENT), len(CONTENT))
         assert os.listdir(place.root) == ["a.tar"]
 
-    def test_a_transfer_that_is_cut_goes_on(self, publisher: Publisher, place: Place) -> None:
+    def test_a_transfer_that_is_cut_goes_on(
+        self, publisher: Publisher, place: DatasetPaths
+    ) -> None:
         publisher.files["/a.tar"] = CONTENT
         publisher.failures["/a.tar"] = ["cut:300000", 503, "cut:200000"]
         one = archive(CONTENT, f"{publisher.url}/a.tar")
-        transfer(one, one.urls, place, silent, HASTY)
+        download_archive(one, one.urls, place, no_progress, HASTY)
         assert place.archive("a.tar").read_bytes() == CONTENT
         first, second, third, fourth = publisher.requests
         assert first == "/a.tar"
@@ -103,7 +105,7 @@ class TestTransfer:
         assert publisher.conditions[1] is not None
 
     def test_what_a_killed_process_has_got_is_kept(
-        self, publisher: Publisher, place: Place
+        self, publisher: Publisher, place: DatasetPaths
     ) -> None:
         publisher.files["/a.tar"] = CONTENT
         one = archive(CONTENT, f"{publisher.url}/a.tar")
@@ -112,24 +114,24 @@ class TestTransfer:
             if done > 400_000:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        process = FORK.Process(target=transfer, args=(one, one.urls, place, die, HASTY))
+        process = FORK.Process(target=download_archive, args=(one, one.urls, place, die, HASTY))
         process.start()
         process.join(30)
         assert process.exitcode == -signal.SIGKILL
         kept = place.partial("a.tar").stat().st_size
         assert 0 < kept < len(CONTENT)
-        transfer(one, one.urls, place, silent, HASTY)
+        download_archive(one, one.urls, place, no_progress, HASTY)
         assert publisher.requests == ["/a.tar", f"/a.tar bytes={kept}-"]
         assert place.archive("a.tar").read_bytes() == CONTENT
 
     def test_another_mirror_goes_on_with_it(
-        self, publisher: Publisher, mirror: Publisher, place: Place
+        self, publisher: Publisher, mirror: Publisher, place: DatasetPaths
     ) -> None:
         publisher.files["/a.tar"] = mirror.files["/b.tar"] = CONTENT
         publisher.failures["/a.tar"] = ["cut:300000", 503, 503]
         one = archive(CONTENT, f"{publisher.url}/a.tar", f"{mirror.url}/b.tar")
         told = Told()
-        transfer(one, one.urls, place, told, HASTY)
+        download_archive(one, one.urls, place, told, HASTY)
         assert place.archive("a.tar").read_bytes() == CONTENT
         assert mirror.requests == ["/b.tar bytes=300000-"]
         assert mirror.conditions == [None]
@@ -137,83 +139,89 @@ class TestTransfer:
         assert f"a.tar: {host}: HTTP 503 Service Unavailable" in told
 
     def test_a_file_without_checksum_is_not_put_together_of_two(
-        self, publisher: Publisher, mirror: Publisher, place: Place
+        self, publisher: Publisher, mirror: Publisher, place: DatasetPaths
     ) -> None:
         publisher.files["/a.tar"] = CONTENT
         mirror.files["/a.tar"] = CONTENT[::-1]
         publisher.failures["/a.tar"] = ["cut:300000", 404]
         one = archive(CONTENT, f"{publisher.url}/a.tar", f"{mirror.url}/a.tar", known=False)
-        transfer(one, one.urls, place, silent, HASTY)
+        download_archive(one, one.urls, place, no_progress, HASTY)
         assert mirror.requests == ["/a.tar"]
         assert place.archive("a.tar").read_bytes() == CONTENT[::-1]
 
     def test_a_file_that_changes_meanwhile_is_begun_anew(
-        self, publisher: Publisher, place: Place
+        self, publisher: Publisher, place: DatasetPaths
     ) -> None:
         publisher.files["/a.tar"] = b"old" * 300_000
         publisher.failures["/a.tar"] = ["cut:300000", 404]
         one = archive(CONTENT, f"{publisher.url}/a.tar", known=False)
         with pytest.raises(DatasetError):
-            transfer(one, one.urls, place, silent, HASTY)
+            download_archive(one, one.urls, place, no_progress, HASTY)
         publisher.files["/a.tar"] = CONTENT
-        transfer(one, one.urls, place, silent, HASTY)
+        download_archive(one, one.urls, place, no_progress, HASTY)
         assert place.archive("a.tar").read_bytes() == CONTENT
 
-    def test_a_server_that_knows_no_ranges(self, publisher: Publisher, place: Place) -> None:
+    def test_a_server_that_knows_no_ranges(
+        self, publisher: Publisher, place: DatasetPaths
+    ) -> None:
         publisher.files["/a.tar"] = CONTENT
         publisher.ranges = False
         publisher.failures["/a.tar"] = ["cut:300000"]
         one = archive(CONTENT, f"{publisher.url}/a.tar")
-        transfer(one, one.urls, place, silent, HASTY)
+        download_archive(one, one.urls, place, no_progress, HASTY)
         assert place.archive("a.tar").read_bytes() == CONTENT
 
     def test_404_then_the_mirror(
-        self, publisher: Publisher, mirror: Publisher, place: Place
+        self, publisher: Publisher, mirror: Publisher, place: DatasetPaths
     ) -> None:
         mirror.files["/a.tar"] = CONTENT
         one = archive(CONTENT, f"{publisher.url}/a.tar", f"{mirror.url}/a.tar")
-        transfer(one, one.urls, place, silent, HASTY)
+        download_archive(one, one.urls, place, no_progress, HASTY)
         assert place.archive("a.tar").read_bytes() == CONTENT
         assert publisher.requests == ["/a.tar"]
 
     def test_a_wrong_checksum_then_the_mirror(
-        self, publisher: Publisher, mirror: Publisher, place: Place
+        self, publisher: Publisher, mirror: Publisher, place: DatasetPaths
     ) -> None:
         publisher.files["/a.tar"] = CONTENT[::-1]
         mirror.files["/a.tar"] = CONTENT
         one = archive(CONTENT, f"{publisher.url}/a.tar", f"{mirror.url}/a.tar")
-        transfer(one, one.urls, place, silent, HASTY)
+        download_archive(one, one.urls, place, no_progress, HASTY)
         assert place.archive("a.tar").read_bytes() == CONTENT
         assert mirror.requests == ["/a.tar"]
 
-    def test_a_damaged_beginning_is_begun_anew(self, publisher: Publisher, place: Place) -> None:
+    def test_a_damaged_beginning_is_begun_anew(
+        self, publisher: Publisher, place: DatasetPaths
+    ) -> None:
         publisher.files["/a.tar"] = CONTENT
         place.partial("a.tar").write_bytes(b"x" * 300_000)
         one = archive(CONTENT, f"{publisher.url}/a.tar")
-        transfer(one, one.urls, place, silent, HASTY)
+        download_archive(one, one.urls, place, no_progress, HASTY)
         assert place.archive("a.tar").read_bytes() == CONTENT
         assert publisher.requests == ["/a.tar bytes=300000-", "/a.tar"]
 
     @pytest.mark.parametrize("known", [True, False])
     def test_all_of_it_had_come_already(
-        self, known: bool, publisher: Publisher, place: Place
+        self, known: bool, publisher: Publisher, place: DatasetPaths
     ) -> None:
         publisher.files["/a.tar"] = CONTENT
         one = archive(CONTENT, f"{publisher.url}/a.tar", known=known)
         place.partial("a.tar").write_bytes(CONTENT)
         place.origin("a.tar").write_text(f'{{"url": "{one.urls[0]}", "validator": ""}}')
-        transfer(one, one.urls, place, silent, HASTY)
+        download_archive(one, one.urls, place, no_progress, HASTY)
         assert place.archive("a.tar").read_bytes() == CONTENT
         assert publisher.requests == ([] if known else [f"/a.tar bytes={len(CONTENT)}-"])
 
-    def test_nobody_has_it(self, publisher: Publisher, mirror: Publisher, place: Place) -> None:
+    def test_nobody_has_it(
+        self, publisher: Publisher, mirror: Publisher, place: DatasetPaths
+    ) -> None:
         publisher.files["/a.tar"] = b"<html>moved</html>"
         with running_publisher() as gone:
             pass
         urls = [f"{one.url}/a.tar" for one in (publisher, mirror, gone)]
         one = archive(CONTENT, *urls)
         with pytest.raises(DatasetError) as refusal:
-            transfer(one, one.urls, place, silent, HASTY)
+            download_archive(one, one.urls, place, no_progress, HASTY)
         said = str(refusal.value)
         assert "its file has 18 bytes and the published one 1000000" in said
         assert "HTTP 404 Not Found" in said
@@ -222,26 +230,28 @@ class TestTransfer:
         assert "\n" not in said
         assert os.listdir(place.root) == []
 
-    def test_a_server_that_says_nothing(self, publisher: Publisher, place: Place) -> None:
+    def test_a_server_that_says_nothing(self, publisher: Publisher, place: DatasetPaths) -> None:
         publisher.files["/a.tar"] = CONTENT
         publisher.failures["/a.tar"] = ["hang", "hang"]
         one = archive(CONTENT, f"{publisher.url}/a.tar")
         with pytest.raises(DatasetError, match="it does not answer in time"):
-            transfer(one, one.urls, place, silent, HASTY)
+            download_archive(one, one.urls, place, no_progress, HASTY)
 
     def test_a_disk_that_is_too_small(self, publisher: Publisher, small_disk: Path) -> None:
         content = CONTENT * 2
         publisher.files["/a.tar"] = content
-        place = Place(small_disk / "set")
+        place = DatasetPaths(small_disk / "set")
         place.root.mkdir()
         one = archive(content, f"{publisher.url}/a.tar")
-        with pytest.raises(NoRoomError, match=r"needs 0\.0 GB more.*with AUTOTUNE_DATA"):
-            transfer(one, one.urls, place, silent, HASTY)
+        with pytest.raises(
+            InsufficientSpaceError, match=r"needs 0\.0 GB more.*with AUTOTUNE_DATA"
+        ):
+            download_archive(one, one.urls, place, no_progress, HASTY)
 
     def test_a_disk_that_fills_up_meanwhile(self, publisher: Publisher, small_disk: Path) -> None:
         content = CONTENT[:900_000]
         publisher.files["/a.tar"] = content
-        place = Place(small_disk / "set")
+        place = DatasetPaths(small_disk / "set")
         place.root.mkdir()
         one = archive(content, f"{publisher.url}/a.tar")
         other = small_disk / "other"
@@ -251,17 +261,19 @@ class TestTransfer:
                 other.write_bytes(b"x" * 400_000)
 
         with pytest.raises(DiskFullError, match=r"no space left on the disk of .*what has come"):
-            transfer(one, one.urls, place, fill, HASTY)
+            download_archive(one, one.urls, place, fill, HASTY)
         other.unlink()
-        transfer(one, one.urls, place, silent, HASTY)
+        download_archive(one, one.urls, place, no_progress, HASTY)
         assert place.archive("a.tar").read_bytes() == content
         assert publisher.requests[1].startswith("/a.tar bytes=")
 
 
-def dogs(archives: dict[str, bytes], *urls: str, images: int = 15, classes: int = 3) -> Fetched:
+def dogs(
+    archives: dict[str, bytes], *urls: str, images: int = 15, classes: int = 3
+) -> ArchivedDataset:
     """Small Stanford Dogs: published, with their own checksums."""
     published = tuple(
-        Archive(
+        ArchiveSpec(
             name,
             tuple(f"{url}/{name}" for url in urls),
             hashlib.sha256(content).hexdigest(),
@@ -271,7 +283,9 @@ def dogs(archives: dict[str, bytes], *urls: str, images: int = 15, classes: int 
         for name, content in archives.items()
     )
     about = ("dogs", "Stanford Dogs", "http://127.0.0.1/", "for tests")
-    return Fetched(Publication(*about, published, images=images, classes=classes), read_dogs)
+    return ArchivedDataset(
+        DatasetSpec(*about, published, images=images, classes=classes), read_dogs
+    )
 
 
 @pytest.fixture(scope="module")
@@ -293,10 +307,10 @@ class TestFetched:
     ) -> None:
         serve(publisher, small_dogs)
         kept = dogs(small_dogs, publisher.url)
-        assert not kept.ready
+        assert not kept.is_downloaded
         told = Told()
         kept.fetch(told, HASTY)
-        assert kept.ready
+        assert kept.is_downloaded
         assert told[:2] == ["fetching images.tar", "checking images.tar"]
         assert "unpacking images.tar" in told
         source = read_dogs(kept.unpacked())
@@ -307,7 +321,7 @@ class TestFetched:
         assert listing(home / "dogs") == ["images.tar", "lists.tar", "unpacked"]
         assert kept.verify() == []
         publisher.requests.clear()
-        kept.fetch(silent, HASTY)
+        kept.fetch(no_progress, HASTY)
         assert publisher.requests == []
 
     def test_archives_that_were_put_there_by_hand(
@@ -317,8 +331,8 @@ class TestFetched:
         for name, content in small_dogs.items():
             (home / "dogs" / name).write_bytes(content)
         kept = dogs(small_dogs)
-        kept.fetch(silent, HASTY)
-        assert kept.ready
+        kept.fetch(no_progress, HASTY)
+        assert kept.is_downloaded
 
     @pytest.mark.parametrize(
         ("damage", "said"),
@@ -336,7 +350,7 @@ class TestFetched:
         (home / "dogs/images.tar").write_bytes(small_dogs["images.tar"][damage])
         kept = dogs(small_dogs, "http://127.0.0.1:9")
         with pytest.raises(DatasetError) as refusal:
-            kept.fetch(silent, HASTY)
+            kept.fetch(no_progress, HASTY)
         assert said in str(refusal.value)
         assert "get http://127.0.0.1:9/images.tar by hand" in str(refusal.value)
         assert listing(home / "dogs") == ["images.tar", "lists.tar"]
@@ -350,7 +364,7 @@ class TestFetched:
         kept = dogs(small_dogs, publisher.url)
         (home / "dogs").mkdir(parents=True)
         (home / "dogs/SHA256SUMS").write_text(sums_of(other))
-        kept.fetch(silent, HASTY)
+        kept.fetch(no_progress, HASTY)
         assert len(read_dogs(kept.unpacked()).classes) == 2
         (home / "dogs/SHA256SUMS").write_text("images.tar")
         with pytest.raises(DatasetError, match="line 1 is not"):
@@ -367,7 +381,7 @@ class TestFetched:
             DatasetError,
             match=r"has 20580 images of 120 classes, but the archives in .* have 15 of 3",
         ):
-            dogs(small_dogs, publisher.url, images=20580, classes=120).fetch(silent, HASTY)
+            dogs(small_dogs, publisher.url, images=20580, classes=120).fetch(no_progress, HASTY)
         assert listing(home / "dogs") == ["images.tar", "lists.tar"]
 
     def test_a_list_that_is_none(self, publisher: Publisher, home: Path) -> None:
@@ -375,7 +389,7 @@ class TestFetched:
         archives["lists.tar"] = tar_bytes({"train_list.mat": b"no list", "test_list.mat": b""})
         serve(publisher, archives)
         with pytest.raises(DatasetError, match="must be a list of Stanford Dogs in MATLAB's"):
-            dogs(archives, publisher.url).fetch(silent, HASTY)
+            dogs(archives, publisher.url).fetch(no_progress, HASTY)
         assert listing(home / "dogs") == ["images.tar", "lists.tar"]
 
     @pytest.mark.parametrize("name", ["/etc/passwd", "../../escaped"])
@@ -385,7 +399,7 @@ class TestFetched:
         archives = {**dogs_archives(), "images.tar": tar_bytes({name: b"x"})}
         serve(publisher, archives)
         with pytest.raises(DatasetError, match="would be written outside of the folder"):
-            dogs(archives, publisher.url).fetch(silent, HASTY)
+            dogs(archives, publisher.url).fetch(no_progress, HASTY)
         assert listing(home / "dogs") == ["images.tar", "lists.tar"]
         assert listing(home) == ["dogs"]
 
@@ -397,8 +411,8 @@ class TestFetched:
         assert 500_000 < len(archives["images.tar"]) < 950_000
         kept = dogs(archives, publisher.url, images=200, classes=40)
         with pytest.raises(DiskFullError):
-            kept.fetch(silent, HASTY)
-        assert not kept.ready
+            kept.fetch(no_progress, HASTY)
+        assert not kept.is_downloaded
         assert ".unpacked.part" not in os.listdir(small_disk / "dogs")
 
     def test_files_that_are_gone_or_changed(
@@ -406,7 +420,7 @@ class TestFetched:
     ) -> None:
         serve(publisher, small_dogs)
         kept = dogs(small_dogs, publisher.url)
-        kept.fetch(silent, HASTY)
+        kept.fetch(no_progress, HASTY)
         folder = home / "dogs/unpacked/images/Images/n02085620-Chihuahua"
         (folder / "n02085620_1.jpg").write_bytes(b"x")
         (folder / "n02085620_2.jpg").unlink()
@@ -434,10 +448,10 @@ class TestFetched:
         process.start()
         process.join(30)
         assert process.exitcode == -signal.SIGKILL
-        assert not kept.ready
+        assert not kept.is_downloaded
         assert (home / "dogs/.unpacked.part").is_dir()
         publisher.requests.clear()
-        kept.fetch(silent, HASTY)
+        kept.fetch(no_progress, HASTY)
         assert kept.verify() == []
         assert publisher.requests == []
         assert listing(home / "dogs") == ["images.tar", "lists.tar", "unpacked"]
@@ -452,7 +466,7 @@ class TestFetched:
 
         def fetch(log: Path) -> None:
             told = Told()
-            kept.fetch(told, Patience())
+            kept.fetch(told, RetryPolicy())
             log.write_text("\n".join(told))
 
         both = [FORK.Process(target=fetch, args=(log,)) for log in logs]
@@ -472,17 +486,17 @@ class TestFetched:
     def test_a_folder_that_cannot_be_written(self, home: Path) -> None:
         home.write_text("a file")
         with pytest.raises(DatasetError, match=r"must be a folder that can be written .*AUTOTUNE"):
-            dogs({}).fetch(silent, HASTY)
+            dogs({}).fetch(no_progress, HASTY)
 
     def test_a_folder_that_may_only_be_read_is_enough_once_it_is_there(
         self, publisher: Publisher, small_dogs: dict[str, bytes], home: Path
     ) -> None:
         serve(publisher, small_dogs)
         kept = dogs(small_dogs, publisher.url)
-        kept.fetch(silent, HASTY)
+        kept.fetch(no_progress, HASTY)
         (home / "dogs/.lock").unlink(missing_ok=True)
         before = sorted(home.rglob("*"))
-        kept.fetch(silent, HASTY)
+        kept.fetch(no_progress, HASTY)
         assert len(read_dogs(kept.unpacked()).samples) == 15
         assert sorted(home.rglob("*")) == before
 
@@ -508,11 +522,11 @@ def test_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_mirrors_of_one_s_own_are_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
     one = archive(CONTENT, "https://publisher/a.tar")
     monkeypatch.setenv("AUTOTUNE_MIRROR", "http://here/data/ https://there")
-    assert addresses("dogs", one) == (
+    assert archive_urls("dogs", one) == (
         "http://here/data/dogs/a.tar",
         "https://there/dogs/a.tar",
         "https://publisher/a.tar",
     )
     monkeypatch.setenv("AUTOTUNE_MIRROR", "/mnt/data")
     with pytest.raises(UserError, match=r"must be addresses that start with http.* '/mnt/data'"):
-        addresses("dogs", one)
+        archive_urls("dogs", one)

@@ -19,8 +19,8 @@ import pytest
 
 from autotune.data.download import extraction as extracting
 from autotune.data.download.extraction import MAX_RATIO, extract, is_archive
-from autotune.data.sources.local import open_own
-from autotune.errors import DatasetError, DiskFullError, NoRoomError
+from autotune.data.sources.registry import open_local
+from autotune.errors import DatasetError, DiskFullError, InsufficientSpaceError
 from tests.support.archives import tar_bytes, zip_bytes
 
 FORK = multiprocessing.get_context("fork")
@@ -203,7 +203,9 @@ def test_an_archive_larger_than_the_disk(
         with open("/dev/zero", "rb") as zeros:
             tar.addfile(info, zeros)
     archive = put(tmp_path / "bomb.tgz", file.getvalue())
-    with pytest.raises(NoRoomError, match=r"takes 0\.1 GB when it is unpacked, but the disk of"):
+    with pytest.raises(
+        InsufficientSpaceError, match=r"takes 0\.1 GB when it is unpacked, but the disk of"
+    ):
         extract(archive, small_disk / "out")
     assert left(small_disk) == []
 
@@ -362,7 +364,7 @@ def test_too_many_empty_folders(
 def test_a_format_that_is_not_read_here(start: bytes, name: str, tmp_path: Path) -> None:
     path = put(tmp_path / "photos.tar.zst", start + bytes(600))
     with pytest.raises(DatasetError, match=f"{name}.*pack it as .tar.gz or .zip"):
-        open_own(str(path))
+        open_local(str(path))
 
 
 def test_blank_images_are_no_bomb(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from autotune.config.schema import DataConfig
-from autotune.data.quality.checks import compared, remarks, survey
+from autotune.data.quality.checks import check_dataset, dataset_warnings, duplicate_summary
 from autotune.data.splits.dataset import Dataset
 from tests.support.images import make_class_folders, make_split_folder
 
@@ -33,30 +33,30 @@ BEGIN = "The classes are uneven: 'b' has 31 training images, 'a' 10. See trainin
     ],
 )
 def test_uneven_classes(training: dict[str, Any], said: str) -> None:
-    assert remarks(UNEVEN, training) == [BEGIN + said]
+    assert dataset_warnings(UNEVEN, training) == [BEGIN + said]
 
 
 def test_nothing_is_said_where_there_is_nothing_to_say() -> None:
-    assert remarks({}, {}) == []
-    assert remarks({**UNEVEN, "largest": ["b", 30]}, {}) == []
-    assert remarks(UNEVEN, {"objective": "macro_f1", "sampling": "balanced"}) == []
-    assert compared({}) == ""
+    assert dataset_warnings({}, {}) == []
+    assert dataset_warnings({**UNEVEN, "largest": ["b", 30]}, {}) == []
+    assert dataset_warnings(UNEVEN, {"objective": "macro_f1", "sampling": "balanced"}) == []
+    assert duplicate_summary({}) == ""
 
 
 def test_training_images_are_what_is_counted(tmp_path: Path) -> None:
     make_class_folders(tmp_path, {"a": 10, "b": 100})
     few = Dataset.open(str(tmp_path), DataConfig(train_per_class=3))
-    assert survey(few, "off") == {"largest": ["b", 3], "smallest": ["a", 3]}
-    assert survey(Dataset.open(str(tmp_path), DataConfig()), "off")["largest"] == ["b", 60]
+    assert check_dataset(few, "off") == {"largest": ["b", 3], "smallest": ["a", 3]}
+    assert check_dataset(Dataset.open(str(tmp_path), DataConfig()), "off")["largest"] == ["b", 60]
 
 
 def test_groups_across_given_parts_are_said(tmp_path: Path) -> None:
     make_split_folder(tmp_path, {"train": {"a": 5, "b": 5}, "test": {"a": 2, "b": 2}})
     dataset = Dataset.open(str(tmp_path), DataConfig(group=r"/(\w/\d+)"))
-    values = survey(dataset, "off")
+    values = check_dataset(dataset, "off")
     assert values["groups"]["count"] == 10
     assert values["groups"]["across"] == 4
-    (said,) = remarks(values, {})
+    (said,) = dataset_warnings(values, {})
     assert said == (
         "4 groups of images lie in several parts, because the data set comes in parts: "
         "train/a/000.png (train), test/a/000.png (test)."
@@ -65,6 +65,6 @@ def test_groups_across_given_parts_are_said(tmp_path: Path) -> None:
 
 def test_what_was_compared(tmp_path: Path) -> None:
     make_class_folders(tmp_path, {"a": 5, "b": 5}, size=(80, 80))
-    values = survey(Dataset.open(str(tmp_path), DataConfig()), "report")
-    assert compared(values).startswith("0 of 10 images are there more than once, ")
-    assert compared(values).endswith(" look alike; data.duplicates: report")
+    values = check_dataset(Dataset.open(str(tmp_path), DataConfig()), "report")
+    assert duplicate_summary(values).startswith("0 of 10 images are there more than once, ")
+    assert duplicate_summary(values).endswith(" look alike; data.duplicates: report")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from autotune.data.progress import INDEXING, READING
-from autotune.data.sources.opening import open_source
+from autotune.data.sources.registry import open_source
 from autotune.errors import DatasetError
 from tests.support.archives import tar_bytes, zip_bytes
 from tests.support.images import make_class_folders, make_split_folder
@@ -80,7 +80,7 @@ def test_parts_in_an_archive_are_kept(tmp_path: Path) -> None:
     folder = make_split_folder(tmp_path / "set", {"train": counts, "test": counts})
     (tmp_path / "set.tar").write_bytes(tar_bytes(files(folder, "set/")))
     source = open_source(str(tmp_path / "set.tar"))
-    assert [sample.part for sample in source.samples] == ["test", "test", "train", "train"]
+    assert [sample.split for sample in source.samples] == ["test", "test", "train", "train"]
 
 
 @pytest.mark.parametrize("content", [{"a/readme": b"x"}, {"a/1.png": b"x"}, {"1.png": b"x"}, {}])

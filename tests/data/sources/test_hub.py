@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from autotune.data.sources.opening import open_source
+from autotune.data.sources.registry import open_source
 from autotune.errors import DatasetError
 from tests.support.dataset_hub import opened, running_hub
 

@@ -14,14 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autotune.data.progress import silent
+from autotune.data.progress import no_progress
 from autotune.data.source import Source
 from autotune.data.sources.caltech import CALTECH101, CALTECH256
-from autotune.data.sources.opening import fetch_source, open_source
-from autotune.data.sources.registry import is_missing, kept_of, known_names
-from autotune.data.sources.stanford_dogs import PUBLICATION as DOGS
-from autotune.data.sources.stanford_dogs import leak
-from autotune.data.sources.torchvision_datasets import LOADED, Loaded
+from autotune.data.sources.registry import (
+    dataset_names,
+    downloadable,
+    fetch_source,
+    needs_download,
+    open_source,
+)
+from autotune.data.sources.stanford_dogs import STANFORD_DOGS as DOGS
+from autotune.data.sources.stanford_dogs import imagenet_overlap_warning
+from autotune.data.sources.torchvision_datasets import TORCHVISION_DATASETS, TorchvisionDataset
 from autotune.errors import DatasetError
 from tests.support.archives import (
     caltech101_archives,
@@ -50,23 +55,23 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Publisher]:
 def fetched(name: str, folder: str, archives: dict[str, bytes], mirror: Publisher) -> Source:
     """Fetch a small one from a mirror, and open it."""
     mirror.files.update({f"/{folder}/{file}": content for file, content in archives.items()})
-    kept = kept_of(name)
+    kept = downloadable(name)
     assert kept is not None
-    kept.place.root.mkdir(parents=True)
-    kept.place.other_sums.write_text(sums_of(archives))
-    assert is_missing(name)
+    kept.paths.root.mkdir(parents=True)
+    kept.paths.replaced_sums.write_text(sums_of(archives))
+    assert needs_download(name)
     with pytest.raises(DatasetError, match="is not fetched yet; 'autotune data fetch "):
         open_source(name)
-    fetch_source(name, silent)
-    assert not is_missing(name)
+    fetch_source(name, no_progress)
+    assert not needs_download(name)
     return open_source(name)
 
 
 def test_what_is_known() -> None:
-    assert {"digits", "dogs", "caltech101", "caltech256", "cifar10"} <= set(known_names())
-    assert not is_missing("digits")
-    assert not is_missing("photos")
-    assert [one.name for one in LOADED] == [
+    assert {"digits", "dogs", "caltech101", "caltech256", "cifar10"} <= set(dataset_names())
+    assert not needs_download("digits")
+    assert not needs_download("photos")
+    assert [one.name for one in TORCHVISION_DATASETS] == [
         *("flowers102", "pets", "food101", "dtd", "eurosat"),
         *("cifar10", "cifar100", "aircraft", "stl10"),
     ]
@@ -86,7 +91,7 @@ def test_dogs(mirror: Publisher) -> None:
     source = fetched("dogs", "dogs", dogs_archives(breeds=4, train=3, test=2), mirror)
     assert source.name == "dogs"
     assert source.classes == ("Breed 001", "Breed 002", "Breed 003", "Chihuahua")
-    assert Counter(one.part for one in source.samples) == {"train": 12, "test": 8}
+    assert Counter(one.split for one in source.samples) == {"train": 12, "test": 8}
     assert source.read(source.samples[0]).mode == "RGB"
     assert source.fingerprint == open_source("dogs").fingerprint
 
@@ -103,7 +108,7 @@ def test_dogs(mirror: Publisher) -> None:
     ],
 )
 def test_dogs_of_imagenet_leak_through_labels(backbone: str, leaks: bool) -> None:
-    assert bool(leak(backbone)) is leaks
+    assert bool(imagenet_overlap_warning(backbone)) is leaks
 
 
 def test_caltech101_leaves_the_background_out(mirror: Publisher) -> None:
@@ -111,7 +116,7 @@ def test_caltech101_leaves_the_background_out(mirror: Publisher) -> None:
     source = fetched("caltech101", "caltech101", caltech101_archives(counts), mirror)
     assert source.classes == ("Faces_easy", "accordion")
     assert Counter(one.label for one in source.samples) == {0: 2, 1: 4}
-    assert {one.part for one in source.samples} == {None}
+    assert {one.split for one in source.samples} == {None}
     assert source.samples[0].key == "Faces_easy/image_0001.jpg"
     whole = open_source("caltech101-background")
     assert whole.classes == ("BACKGROUND_Google", "Faces_easy", "accordion")
@@ -140,9 +145,9 @@ def put(name: str, home: Path, files: dict[str, bytes]) -> None:
         (home / name / file).write_bytes(content)
 
 
-def small(name: str, images: int) -> Loaded:
+def small(name: str, images: int) -> TorchvisionDataset:
     """Return a data set of a loader as if it were published with fewer images."""
-    (one,) = (one for one in LOADED if one.name == name)
+    (one,) = (one for one in TORCHVISION_DATASETS if one.name == name)
     return replace(one, images=images)
 
 
@@ -182,7 +187,7 @@ class TestLoaded:
         kept.fetch()
         source = kept.open()
         assert source.classes == ("A330", "Boeing 707")
-        parts = Counter((one.part, source.classes[one.label]) for one in source.samples)
+        parts = Counter((one.split, source.classes[one.label]) for one in source.samples)
         assert parts == {
             (part, name): 1 for part in ("train", "validation", "test") for name in source.classes
         }
@@ -217,7 +222,7 @@ class TestLoaded:
         kept.fetch()
         source = kept.open()
         assert source.classes == ("Abyssinian", "Yorkshire Terrier")
-        assert Counter(one.part for one in source.samples) == {"train": 2, "test": 2}
+        assert Counter(one.split for one in source.samples) == {"train": 2, "test": 2}
 
     def test_images_in_memory(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from torchvision.datasets import CIFAR10
@@ -250,7 +255,7 @@ class TestLoaded:
             kept.fetch()
         source = kept.open()
         assert source.classes == ("cat", "dog", "truck")
-        assert Counter(one.part for one in source.samples) == {"train": 6, "test": 3}
+        assert Counter(one.split for one in source.samples) == {"train": 6, "test": 3}
         first = next(one for one in source.samples if one.key == "train/000000")
         assert source.classes[first.label] == "truck"
         expected = pickle.loads(inside["data_batch_1"])["data"][0].reshape(3, 32, 32)
@@ -260,16 +265,16 @@ class TestLoaded:
 
     def test_class_folders(self) -> None:
         kept = small("eurosat", 4)
-        folder = kept.place.making / "eurosat/2750"
+        folder = kept.paths.staging / "eurosat/2750"
         for number in range(4):
             path = folder / ("River" if number % 2 else "Forest") / f"{number}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(jpeg(number))
-        os.rename(kept.place.making, kept.place.whole)
-        kept.place.sums.touch()
+        os.rename(kept.paths.staging, kept.paths.final)
+        kept.paths.sums.touch()
         source = kept.open()
         assert source.classes == ("Forest", "River")
-        assert {one.part for one in source.samples} == {None}
+        assert {one.split for one in source.samples} == {None}
 
     def test_an_archive_that_is_damaged(self, home: Path) -> None:
         put("aircraft", home, {"fgvc-aircraft-2013b.tar.gz": gz({"a": b"x" * 9999})[:50]})
@@ -296,5 +301,5 @@ class TestLoaded:
         kept = small("aircraft", images)
         with pytest.raises(DatasetError, match=re.escape(said)):
             kept.fetch()
-        assert not kept.ready
+        assert not kept.is_downloaded
         assert not (home / "aircraft/.unpacked.part").exists()

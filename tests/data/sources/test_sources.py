@@ -13,8 +13,7 @@ from sklearn.datasets import load_digits
 
 from autotune.data.progress import INDEXING, READING
 from autotune.data.source import Sample
-from autotune.data.sources.opening import open_source
-from autotune.data.sources.registry import known_names
+from autotune.data.sources.registry import dataset_names, open_source
 from autotune.errors import DatasetError
 from tests.support.images import make_class_folders, make_split_folder, photo
 
@@ -27,7 +26,7 @@ def refusal(name: Path | str) -> str:
 
 def test_digits_are_the_ones_of_scikit_learn() -> None:
     source = open_source("digits")
-    assert "digits" in known_names()
+    assert "digits" in dataset_names()
     assert source.name == "digits"
     assert source.classes == tuple("0123456789")
     assert len(source.samples) == 1797
@@ -51,7 +50,7 @@ def test_class_folders_are_searched_to_the_bottom(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").touch()
     source = open_source(str(tmp_path))
     assert source.classes == ("cats", "dogs")
-    assert [(sample.key, sample.label, sample.part) for sample in source.samples] == [
+    assert [(sample.key, sample.label, sample.split) for sample in source.samples] == [
         ("cats/000.png", 0, None),
         ("cats/001.png", 0, None),
         ("cats/B.JPeG", 0, None),
@@ -156,7 +155,7 @@ def test_split_folders_are_recognised(tmp_path: Path, name: str) -> None:
     (tmp_path / "annotations" / "boxes.xml").touch()
     source = open_source(str(tmp_path))
     assert source.classes == ("a", "b")
-    assert {(sample.key.split("/")[0], sample.part) for sample in source.samples} == {
+    assert {(sample.key.split("/")[0], sample.split) for sample in source.samples} == {
         ("train", "train"),
         (name, "validation"),
         ("test", "test"),
@@ -217,7 +216,7 @@ class TestFingerprint:
 class TestRefusals:
     def test_what_is_nothing(self, tmp_path: Path) -> None:
         assert refusal("digit").startswith(
-            f"a dataset is a known name ({', '.join(known_names())}), the path of a folder with "
+            f"a dataset is a known name ({', '.join(dataset_names())}), the path of a folder with "
             "one folder of images for each class, of a zip or tar file of such folders, or of a "
             "table (.csv, .tsv, .parquet) with a path and a label in each row, or "
             "hf://owner/name, but 'digit' is none of these; did you mean 'digits'?; nothing is "

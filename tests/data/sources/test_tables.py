@@ -11,7 +11,7 @@ import pytest
 from autotune.config.schema import DataConfig
 from autotune.data.progress import INDEXING, READING
 from autotune.data.source import Sample, Source
-from autotune.data.sources.opening import open_source
+from autotune.data.sources.registry import open_source
 from autotune.data.splits.stratified import make_split
 from autotune.errors import DatasetError
 from tests.support.images import photo
@@ -148,12 +148,12 @@ def test_splits_are_kept(photos: Path) -> None:
     source = opened(photos, "path,label,split", *lines)
     split = make_split(source, DataConfig())
     assert (len(split.train), len(split.validation), len(split.test)) == (4, 4, 4)
-    assert source.samples[split.validation[0]].part == "validation"
+    assert source.samples[split.validation[0]].split == "validation"
 
 
 def test_an_empty_column_of_splits_splits_nothing(photos: Path) -> None:
     source = opened(photos, "path,label,split", "photos/0.png,a,", "photos/1.png,b, ")
-    assert {sample.part for sample in source.samples} == {None}
+    assert {sample.split for sample in source.samples} == {None}
 
 
 def test_a_row_that_is_there_twice_counts_once(photos: Path) -> None:

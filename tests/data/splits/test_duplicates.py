@@ -9,12 +9,17 @@ import pytest
 from PIL import Image
 
 from autotune.config.schema import DataConfig
-from autotune.data.quality.checks import remarks, survey
-from autotune.data.sources.opening import open_source
+from autotune.data.quality.checks import check_dataset, dataset_warnings
+from autotune.data.sources.registry import open_source
 from autotune.data.splits import duplicates as duplicates_module
 from autotune.data.splits.dataset import Dataset
-from autotune.data.splits.duplicates import compare, find_duplicates, near_pairs, summary
-from autotune.data.splits.image_hashes import look_at
+from autotune.data.splits.duplicates import (
+    count_duplicates,
+    find_duplicates,
+    find_pairs,
+    near_pairs,
+)
+from autotune.data.splits.image_hashes import fingerprint_images
 from autotune.errors import DatasetError
 
 
@@ -98,7 +103,7 @@ def test_blocks_find_every_pair(count: int) -> None:
 
 def counted(photos: Path, mode: str = "report", **data: Any) -> dict[str, Any]:
     dataset = Dataset.open(str(photos), DataConfig(duplicates=mode, **data))
-    values: dict[str, Any] = survey(dataset, mode)["duplicates"]
+    values: dict[str, Any] = check_dataset(dataset, mode)["duplicates"]
     return values
 
 
@@ -118,19 +123,19 @@ def test_together_keeps_them_in_one_part(photos: Path) -> None:
 
 def test_no_image_is_decoded_where_nobody_asks(photos: Path) -> None:
     (photos / "a" / "0.png").write_bytes(b"")  # would be counted as unreadable
-    assert "duplicates" not in survey(Dataset.open(str(photos), DataConfig()), "off")
+    assert "duplicates" not in check_dataset(Dataset.open(str(photos), DataConfig()), "off")
 
 
 def test_what_it_says(photos: Path) -> None:
     for name in ("a", "b"):
         for index in range(10):
             scene(7).save(photos / name / f"same-{index}.png")
-    values = survey(Dataset.open(str(photos), DataConfig()), "report")
+    values = check_dataset(Dataset.open(str(photos), DataConfig()), "report")
     found = values["duplicates"]
     assert (found["exact"], found["near"], found["classes"]) == (21, 0, 10)
     assert (found["test"], found["validation"]) == (4, 3)
     assert [one for one in found["examples"] if one[1] == one[3]] == []
-    first, second = remarks(values, {})
+    first, second = dataset_warnings(values, {})
     assert first.startswith(
         "Duplicates across parts flatter what is measured: 4 test images are like one of training "
         "or validation and 3 validation images are like one of training (a/7.png (train) and "
@@ -149,7 +154,7 @@ def test_copies_of_what_looks_alike_count_too(photos: Path) -> None:
     source = open_source(str(photos))
     found = find_duplicates(source)
     split = Dataset.open(str(photos), DataConfig()).split
-    values = summary(found, source, split)
+    values = count_duplicates(found, source, split)
     assert (len(found.exact), len(found.near)) == (5, 1)
     assert (values["exact"], values["near"]) == (7, 7)
     alike = {i for i, one in enumerate(source.samples) if "/z" in one.key or one.key == "a/5.png"}
@@ -163,9 +168,11 @@ def test_images_that_all_look_alike_are_no_duplicates(
     variants(scene(3), photos / "a")
     for index in range(8):
         scene(3).resize((170 + index, 120)).save(photos / "b" / f"z{index}.png")
-    found = compare(look_at(open_source(str(photos)), range(35)))
+    found = find_pairs(fingerprint_images(open_source(str(photos)), range(35)))
     assert (found.too_many, len(found.near), len(found.exact)) == (True, 0, 1)
-    values = survey(Dataset.open(str(photos), DataConfig()), "report")
-    assert remarks(values, {})[0].startswith("The images look so much alike that near duplicates")
+    values = check_dataset(Dataset.open(str(photos), DataConfig()), "report")
+    assert dataset_warnings(values, {})[0].startswith(
+        "The images look so much alike that near duplicates"
+    )
     with pytest.raises(DatasetError, match="needs images that can be told apart"):
         Dataset.open(str(photos), DataConfig(duplicates="together"))

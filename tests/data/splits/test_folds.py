@@ -12,12 +12,12 @@ import pytest
 from autotune.config.schema import AugmentConfig, DataConfig
 from autotune.data.preprocessing import ImageSpec
 from autotune.data.source import Source
-from autotune.data.sources.opening import open_source
+from autotune.data.sources.registry import open_source
 from autotune.data.splits.dataset import Dataset
-from autotune.data.splits.folds import Fold, folds_fingerprint, joined, make_folds
+from autotune.data.splits.folds import Fold, folds_fingerprint, make_folds, merge_for_folds
 from autotune.data.splits.groups import find_groups
 from autotune.data.splits.stratified import make_split
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.errors import DatasetError
 from tests.data.splits.test_stratified import Listed, listed
 from tests.support.images import make_class_folders, make_split_folder
@@ -28,7 +28,7 @@ SPEC = ImageSpec(8, 12, "bicubic", 0.6, "center", (0.5, 0.5, 0.5), (0.5, 0.5, 0.
 def cut(source: Source, **data: object) -> tuple[Fold, ...]:
     config = DataConfig.model_validate({"folds": 3, **data})
     groups = find_groups(source, config.group)
-    split = joined(source, make_split(source, config, groups))
+    split = merge_for_folds(source, make_split(source, config, groups))
     return make_folds(source, split, config, groups)
 
 
@@ -134,7 +134,7 @@ def test_a_task_with_folds(tmp_path: Path) -> None:
     photos = make_class_folders(tmp_path / "photos", {"a": 10, "b": 15})
     (photos / "b" / "003.png").write_bytes(b"")
     data = DataConfig(folds=3, unreadable_limit=0.2)
-    task = Task.open(str(photos), data, SPEC, tmp_path / "images")
+    task = StudyData.open(str(photos), data, SPEC, tmp_path / "images")
     source = open_source(str(photos))
     found = cut(source)
     lost = next(i for i, one in enumerate(source.samples) if one.key == "b/003.png")
@@ -154,7 +154,7 @@ def test_a_task_with_folds(tmp_path: Path) -> None:
 def test_a_given_validation_part_joins_the_folds(tmp_path: Path) -> None:
     parts = {"train": {"a": 3, "b": 3}, "val": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}}
     photos = make_split_folder(tmp_path / "photos", parts)
-    info = Task.open(str(photos), DataConfig(folds=2), SPEC, tmp_path / "images").info
+    info = StudyData.open(str(photos), DataConfig(folds=2), SPEC, tmp_path / "images").info
     assert (info.train, info.test, len(info.folds)) == (10, 2, 2)
 
 
@@ -164,7 +164,7 @@ def test_a_class_that_a_fold_loses_is_refused(tmp_path: Path) -> None:
     (photos / "train" / "b" / "000.png").write_bytes(b"")
     with pytest.raises(DatasetError, match=r"images of fold [12], but none is left of 'b'"):
         data = DataConfig(folds=2, unreadable_limit=0.5)
-        Task.open(str(photos), data, SPEC, tmp_path / "images")
+        StudyData.open(str(photos), data, SPEC, tmp_path / "images")
 
 
 def test_folds_are_those_of_the_manifest(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_folds_are_those_of_the_manifest(tmp_path: Path) -> None:
     for file in more.rglob("*.png"):
         file.rename(photos / "a" / f"1{file.name}")
     later = Dataset.open(str(photos), data, made.manifest)
-    assert later.left_out == 8
+    assert later.num_added == 8
     assert later.fingerprint == made.fingerprint
     for one, other in zip(made.folds, later.folds, strict=True):
         assert np.array_equal(one.train, other.train)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from autotune.config.schema import DataConfig
 from autotune.data.source import Sample
 from autotune.data.splits.groups import find_groups
-from autotune.data.splits.stratified import Split, make_split
+from autotune.data.splits.stratified import SplitIndices, make_split
 from autotune.errors import DatasetError
 from tests.data.splits.test_stratified import Listed, check_disjoint, labels, listed
 
@@ -27,12 +27,12 @@ def grouped(groups: list[list[int]]) -> Listed:
     return Listed(tuple(samples), tuple(f"c{label}" for label in range(len(groups))))
 
 
-def split_of(source: Listed, **data: object) -> Split:
+def split_of(source: Listed, **data: object) -> SplitIndices:
     groups = find_groups(source, None)
     return make_split(source, DataConfig.model_validate(data), groups)
 
 
-def parts_of_groups(source: Listed, split: Split) -> dict[str | None, set[str]]:
+def parts_of_groups(source: Listed, split: SplitIndices) -> dict[str | None, set[str]]:
     found = defaultdict(set)
     for part in ("train", "validation", "test"):
         for index in getattr(split, part):

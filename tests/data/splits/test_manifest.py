@@ -10,7 +10,7 @@ import pytest
 
 from autotune.config.schema import DataConfig
 from autotune.data.splits.dataset import Dataset
-from autotune.data.splits.manifest import Line, Manifest
+from autotune.data.splits.manifest import Manifest, ManifestRow
 from autotune.errors import DatasetError
 from tests.support.images import make_class_folders
 
@@ -40,7 +40,7 @@ def test_it_is_read_as_it_was_written(photos: Path) -> None:
 
 
 def test_a_key_may_hold_anything() -> None:
-    lines = (Line('a/"x"\n,1.png', 1, "train", 0), Line("é/字.png", 0, "", 1))
+    lines = (ManifestRow('a/"x"\n,1.png', 1, "train", 0), ManifestRow("é/字.png", 0, "", 1))
     manifest = Manifest(("é", "a"), lines)
     assert Manifest.from_bytes(manifest.to_bytes()) == manifest
 
@@ -71,7 +71,7 @@ def test_new_files_are_left_out(photos: Path) -> None:
     make_class_folders(photos / "new", {"x": 2, "y": 1})
     shutil.move(photos / "new", photos / "0new")  # a class before the others shifts their labels
     after = opened(photos, before.manifest)
-    assert (after.left_out, after.missing) == (4, ())
+    assert (after.num_added, after.missing) == (4, ())
     assert (after.fingerprint, after.test_fingerprint) == (
         before.fingerprint,
         before.test_fingerprint,

@@ -7,10 +7,10 @@ import pytest
 
 from autotune.config.schema import DataConfig
 from autotune.data.preprocessing import ImageSpec
-from autotune.data.sources.opening import open_source
+from autotune.data.sources.registry import open_source
 from autotune.data.splits.dataset import Dataset
-from autotune.data.splits.protocol import InParts
-from autotune.data.views.study_data import Task
+from autotune.data.splits.protocol import ProtocolSource
+from autotune.data.views.study_data import StudyData
 from autotune.errors import DatasetError
 from tests.support.images import make_class_folders, make_split_folder
 
@@ -40,7 +40,9 @@ def test_folds_are_cut_from_what_does_not_test(photos: str, tmp_path: Path) -> N
     whole = DataConfig(protocol="10-per-class")
     data = DataConfig(protocol="10-per-class", folds=5)
     spec = ImageSpec(8, 8, "bicubic", 1.0, "center", (0.5,) * 3, (0.5,) * 3)
-    without, task = (Task.open(photos, one, spec, tmp_path / "cache") for one in (whole, data))
+    without, task = (
+        StudyData.open(photos, one, spec, tmp_path / "cache") for one in (whole, data)
+    )
     assert (task.info.train, task.info.test) == (30, 33)
     assert task.info.folds == (24,) * 5
     assert without.info.test == 33
@@ -52,7 +54,7 @@ def test_folds_are_cut_from_what_does_not_test(photos: str, tmp_path: Path) -> N
 
 def test_the_seed_draws(photos: str) -> None:
     source = open_source(photos)
-    first, again, other = (InParts(source, "10-per-class", seed) for seed in (0, 0, 1))
+    first, again, other = (ProtocolSource(source, "10-per-class", seed) for seed in (0, 0, 1))
     assert first.samples == again.samples != other.samples
     assert first.fingerprint == source.fingerprint
     assert first.read(first.samples[0]).size == (20, 16)

@@ -11,8 +11,8 @@ from PIL import Image
 
 from autotune.config.schema import DataConfig
 from autotune.data.source import Sample, Source
-from autotune.data.sources.opening import open_source
-from autotune.data.splits.stratified import Split, make_split, split_fingerprint
+from autotune.data.sources.registry import open_source
+from autotune.data.splits.stratified import SplitIndices, make_split, split_fingerprint
 from autotune.errors import DatasetError
 from tests.support.images import make_split_folder
 
@@ -49,7 +49,7 @@ def refusal(source: Source, config: DataConfig) -> str:
     return str(caught.value)
 
 
-def check_disjoint(split: Split, size: int) -> None:
+def check_disjoint(split: SplitIndices, size: int) -> None:
     everything = [*split.train, *split.validation, *split.test]
     assert len(set(everything)) == len(everything)
     assert set(everything) <= set(range(size))
@@ -130,7 +130,7 @@ class TestSplitFolders:
             ("validation", split.validation),
             ("test", split.test),
         ):
-            assert {source.samples[index].part for index in indices} == {part}
+            assert {source.samples[index].split for index in indices} == {part}
         assert [len(split.train), len(split.validation), len(split.test)] == [4, 3, 2]
 
     def test_a_missing_test_part_is_carved_from_train(self, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ class TestSplitFolders:
         split = make_split(source, DataConfig(validation=0.9, test=0.2))
         assert labels(source, split.test) == {0: 2, 1: 1}
         assert labels(source, split.train) == {0: 8, 1: 4}
-        assert {source.samples[index].part for index in split.test} == {"train"}
+        assert {source.samples[index].split for index in split.test} == {"train"}
         assert labels(source, split.validation) == {0: 2, 1: 2}
 
     def test_a_missing_validation_part_is_carved_from_train(self, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ class TestSplitFolders:
         source = open_source(str(tmp_path))
         split = make_split(source, DataConfig(validation=0.25))
         assert labels(source, split.validation) == {0: 1, 1: 1}
-        assert {source.samples[index].part for index in split.test} == {"test"}
+        assert {source.samples[index].split for index in split.test} == {"test"}
 
     def test_too_few_images_are_refused(self, tmp_path: Path) -> None:
         make_split_folder(tmp_path, {"train": {"a": 4, "b": 1}, "test": {"a": 2, "b": 2}})

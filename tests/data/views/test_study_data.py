@@ -11,10 +11,10 @@ import torch
 from autotune.config.schema import AugmentConfig, DataConfig
 from autotune.data.preprocessing import ImageSpec
 from autotune.data.sources import base
-from autotune.data.sources.opening import open_source
+from autotune.data.sources.registry import open_source
 from autotune.data.splits.dataset import Dataset
 from autotune.data.splits.stratified import make_split
-from autotune.data.views.study_data import Task, open_test_views
+from autotune.data.views.study_data import StudyData, open_test_views
 from autotune.errors import DatasetError
 from tests.support.images import make_class_folders, make_split_folder
 
@@ -30,7 +30,7 @@ def photos(tmp_path: Path) -> Path:
 
 def test_a_task_holds_train_and_validation(photos: Path, tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
-    task = Task.open(
+    task = StudyData.open(
         str(photos), DATA, SPEC, tmp_path / "images", lambda *call: calls.append(call)
     )
     split = make_split(open_source(str(photos)), DATA)
@@ -61,7 +61,7 @@ def test_the_search_never_reads_a_test_image(photos: Path, tmp_path: Path) -> No
     with patch.object(base, "read_image", spy):
         Dataset.open(str(photos), DATA)
         assert read == []
-        Task.open(str(photos), DATA, SPEC, tmp_path / "images")
+        StudyData.open(str(photos), DATA, SPEC, tmp_path / "images")
         wanted = {source.samples[index].key for index in split.train + split.validation}
         assert set(read) == wanted
         read.clear()
@@ -75,7 +75,7 @@ def test_the_search_never_reads_a_test_image(photos: Path, tmp_path: Path) -> No
 def test_what_a_study_remembers(photos: Path, tmp_path: Path) -> None:
     (photos / "b" / "000.png").write_bytes(b"")
     data = DataConfig(unreadable_limit=0.2)
-    info = Task.open(str(photos), data, SPEC, tmp_path / "images").info
+    info = StudyData.open(str(photos), data, SPEC, tmp_path / "images").info
     values = info.to_json()
     assert json.loads(json.dumps(values)) == values
     assert values == {
@@ -94,7 +94,7 @@ def test_what_a_study_remembers(photos: Path, tmp_path: Path) -> None:
 def test_the_fingerprint_follows_images_and_split(photos: Path, tmp_path: Path) -> None:
     def fingerprint(**data: int) -> str:
         config = DataConfig.model_validate(data)
-        return Task.open(str(photos), config, SPEC, tmp_path / "images").info.fingerprint
+        return StudyData.open(str(photos), config, SPEC, tmp_path / "images").info.fingerprint
 
     first = fingerprint()
     assert fingerprint() == first
@@ -105,7 +105,7 @@ def test_the_fingerprint_follows_images_and_split(photos: Path, tmp_path: Path) 
 
 
 def test_digits_need_no_file(tmp_path: Path) -> None:
-    task = Task.open("digits", DataConfig(train_per_class=5), SPEC, tmp_path)
+    task = StudyData.open("digits", DataConfig(train_per_class=5), SPEC, tmp_path)
     assert (task.info.train, task.info.validation, task.info.test) == (50, 359, 359)
     assert task.classes == tuple("0123456789")
 
@@ -113,7 +113,7 @@ def test_digits_need_no_file(tmp_path: Path) -> None:
 def test_a_split_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     parts = {"train": {"a": 3, "b": 3}, "val": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}}
     make_split_folder(tmp_path / "photos", parts)
-    info = Task.open(str(tmp_path / "photos"), DATA, SPEC, tmp_path / "images").info
+    info = StudyData.open(str(tmp_path / "photos"), DATA, SPEC, tmp_path / "images").info
     assert (info.train, info.validation, info.test) == (6, 4, 2)
 
 
@@ -122,7 +122,7 @@ def test_a_class_that_a_part_loses_is_refused(tmp_path: Path) -> None:
     photos = make_split_folder(tmp_path / "photos", parts)
     (photos / "val" / "b" / "000.png").write_bytes(b"")
     with pytest.raises(DatasetError) as caught:
-        Task.open(str(photos), DataConfig(unreadable_limit=0.5), SPEC, tmp_path / "images")
+        StudyData.open(str(photos), DataConfig(unreadable_limit=0.5), SPEC, tmp_path / "images")
     assert str(caught.value) == (
         "every class needs readable images in validation, but none is left of 'b'; repair "
         "val/b/000.png (the file is empty)"

@@ -12,7 +12,7 @@ import torch
 from autotune.config.schema import AugmentConfig
 from autotune.data.cache.decoded_images import ImageStore, open_store
 from autotune.data.preprocessing import ImageSpec
-from autotune.data.sources.opening import open_source
+from autotune.data.sources.registry import open_source
 from autotune.data.views.views import Views
 from tests.support.images import make_class_folders
 
@@ -43,7 +43,7 @@ def make(
 
 def collect(views: Views, epoch: int, num_workers: int = 0, size: int = 4) -> torch.Tensor:
     order = torch.arange(len(views))
-    plan = views.plan_views(epoch)
+    plan = views.views_for_epoch(epoch)
     return torch.cat([images for images, _ in views.batches(order, plan, size, num_workers)])
 
 
@@ -155,7 +155,7 @@ class TestAugmentations:
 class TestPlan:
     def test_every_image_goes_through_its_views_in_turn(self, store: ImageStore) -> None:
         views = make(store)
-        plan = torch.stack([views.plan_views(epoch) for epoch in range(8)])
+        plan = torch.stack([views.views_for_epoch(epoch) for epoch in range(8)])
         assert plan.dtype == torch.int64
         assert plan.shape == (8, COUNT)
         for column in plan.T.tolist():
@@ -164,16 +164,16 @@ class TestPlan:
 
     def test_every_epoch_uses_all_views_evenly(self, store: ImageStore) -> None:
         for epoch in range(4):
-            uses = torch.bincount(make(store).plan_views(epoch), minlength=4)
+            uses = torch.bincount(make(store).views_for_epoch(epoch), minlength=4)
             assert uses.max() - uses.min() <= 1
 
     def test_the_seed_decides(self, store: ImageStore) -> None:
-        plans = [make(store, seed=seed).plan_views(0) for seed in (0, 0, 1)]
+        plans = [make(store, seed=seed).views_for_epoch(0) for seed in (0, 0, 1)]
         assert torch.equal(plans[0], plans[1])
         assert not torch.equal(plans[0], plans[2])
 
     def test_one_view_is_view_0(self, store: ImageStore) -> None:
-        assert not make(store, views=1).plan_views(7).any()
+        assert not make(store, views=1).views_for_epoch(7).any()
 
 
 class TestBatches:
@@ -182,7 +182,7 @@ class TestBatches:
         views = make(store, limit=limit)
         order = torch.tensor([5, 0, 8, 3, 7, 1])
         for epoch in (0, 1, 0):
-            plan = views.plan_views(epoch)
+            plan = views.views_for_epoch(epoch)
             batches = list(views.batches(order, plan, 4))
             assert [len(labels) for _, labels in batches] == [4, 2]
             images = torch.cat([images for images, _ in batches])
@@ -209,7 +209,7 @@ class TestBatches:
         self, store: ImageStore, count: int, size: int, expected: list[int]
     ) -> None:
         views = make(store)
-        batches = views.batches(torch.arange(count), views.plan_views(0), size)
+        batches = views.batches(torch.arange(count), views.views_for_epoch(0), size)
         assert [len(images) for images, _ in batches] == expected
 
     @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on one core
@@ -230,14 +230,14 @@ class TestBatches:
         )
         for epoch in range(4):
             assert torch.equal(collect(views, epoch), first[epoch])
-        assert torch.equal(views.view(0, int(views.plan_views(2)[0])), first[2][0])
+        assert torch.equal(views.view(0, int(views.views_for_epoch(2)[0])), first[2][0])
         assert not made
 
     def test_kept_views_are_not_handed_out(self, store: ImageStore) -> None:
         views = make(store)
         expected = collect(views, 0)
         collect(views, 0).zero_()
-        view = int(views.plan_views(0)[0])
+        view = int(views.views_for_epoch(0)[0])
         views.view(0, view).zero_()
         assert torch.equal(collect(views, 0), expected)
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autotune.errors import SplitError
-from autotune.models.layers import layers_of
+from autotune.models.layers import list_layers
 from autotune.models.network import Head, Network, build_network
 from autotune.models.prefix.batch_analysis import from_parts, to_parts
-from autotune.models.prefix.split import Split, _compare, split
+from autotune.models.prefix.split import PrefixSplit, _compare, split_network
 from autotune.plan import HeadPlan, LayerPlan, TrialPlan
 from autotune.training.optim.norm_recalibration import measure_norms
 from tests.support import surgery
@@ -33,12 +33,12 @@ def slow(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-def cut(net: Network, shown: Tensor) -> Split:
+def cut(net: Network, shown: Tensor) -> PrefixSplit:
     """Split a network and attach the split, and check that nothing else of the network changed."""
     before, modes = state_of(net), [module.training for module in net.modules()]
     names = [*net.state_dict()], [*dict(net.named_parameters())], [*dict(net.named_modules())]
     generator = torch.get_rng_state()
-    found = split(net, shown)
+    found = split_network(net, shown)
     net.attach(found)
     assert names == (
         [*net.state_dict()],
@@ -51,7 +51,7 @@ def cut(net: Network, shown: Tensor) -> Split:
     return found
 
 
-def crossing(found: Split, shown: Tensor) -> tuple[Tensor, ...]:
+def crossing(found: PrefixSplit, shown: Tensor) -> tuple[Tensor, ...]:
     prefix = found.prefix()
     assert prefix is not None and prefix.needs == ()
     kept = shown.clone()
@@ -79,7 +79,7 @@ def step(net: Network, shown: Any) -> tuple[Tensor, dict[str, Tensor], dict[str,
     return found.detach(), gradients, state_of(own)
 
 
-def check_same(net: Network, found: Split, shown: Tensor) -> None:
+def check_same(net: Network, found: PrefixSplit, shown: Tensor) -> None:
     """Check that prefix and tail do what the whole network does, and write to nothing given."""
     parts = crossing(found, shown)
     kept = [one.clone() for one in parts]
@@ -110,7 +110,7 @@ def test_prefix_and_tail_are_the_network(name: str, depth: int) -> None:
     """With the same random numbers: each network here drops what it can."""
     net = network(name, min(depth, len(network(name).layers)), dropping=True)
     found = cut(net, images(name, 2, seed=5))
-    assert found.trivial == (depth == 99)
+    assert found.is_trivial == (depth == 99)
     for count in (2, 5):
         check_same(net, found, images(name, count))
     assert logits(net, crossing(found, images(name, 1))).shape == (1, 3)
@@ -159,10 +159,10 @@ def test_while_the_head_trains_alone_the_tail_is_that_of_evaluation() -> None:
     net = network("test_vit", 2, dropping=True)
     shown = images("test_vit", 4)
     parts = crossing(cut(net, shown), shown)
-    net.train_head_alone(True)
+    net.freeze_all_but_head(True)
     assert torch.equal(net(parts), net(shown))
     assert torch.equal(net(parts), logits(net, parts))
-    net.train_head_alone(False)
+    net.freeze_all_but_head(False)
     assert not torch.equal(net(parts), net(parts))  # drops
 
 
@@ -174,7 +174,7 @@ def test_a_copy_has_a_tail_of_its_own() -> None:
     average = ModelEmaV3(net, decay=0.5)
     with torch.no_grad():
         for name, parameter in average.module.named_parameters():
-            if name in average.module.tuned_state() and not name.startswith("head."):
+            if name in average.module.trainable_state() and not name.startswith("head."):
                 parameter.mul_(1.3)
     assert torch.equal(logits(net, parts), before)
     assert not torch.allclose(logits(average.module, parts), before)
@@ -234,9 +234,9 @@ def test_keys_are_the_same_in_every_process() -> None:
     names = ("test_resnet", "test_vit", "levit_128s")
     code = (
         "from tests.support.backbones import images, network\n"
-        "from autotune.models.prefix.split import split\n"
+        "from autotune.models.prefix.split import split_network\n"
         f"for name in {names}:\n"
-        "    print(*split(network(name, 2), images(name, 3)).keys)"
+        "    print(*split_network(network(name, 2), images(name, 3)).keys)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -303,7 +303,7 @@ class Made(nn.Module):
 def made(flow: Callable[[Any, Tensor], Tensor], depth: int = 1, end: Any = None) -> Network:
     torch.manual_seed(0)
     module = Made(flow, end)
-    return Network(module, layers_of(module), depth, Head(HeadPlan(), 8, 3))
+    return Network(module, list_layers(module), depth, Head(HeadPlan(), 8, 3))
 
 
 def pooled(x: Tensor) -> Tensor:
@@ -427,7 +427,7 @@ class Table(nn.Module):
         return x * self.scale
 
 
-def table_of_a_tuned_layer(self: Any, x: Tensor) -> Tensor:
+def table_of_a_trainable_layer(self: Any, x: Tensor) -> Tensor:
     x = self.middle(self.stem(x) + self.end.table)
     return pooled(self.end(x))
 
@@ -486,37 +486,37 @@ def test_networks_made_by_hand(
     flow: Callable[[Any, Tensor], Tensor], end: list[nn.Module] | None, depth: int
 ) -> None:
     net = made(flow, 0, None if end is None else nn.Sequential(*copy.deepcopy(end)))
-    layers = layers_of(net.backbone)
+    layers = list_layers(net.backbone)
     net = Network(net.backbone, layers, min(depth, len(layers)), net.head)
     check_same(net, cut(net, noise(2)), noise(5))
 
 
 def test_two_tensors_cross_where_one_skips_the_middle() -> None:
     found = cut(made(skip), noise())
-    assert found.shapes == ((8, 8, 8), (8, 8, 8)) and not found.trivial
+    assert found.shapes == ((8, 8, 8), (8, 8, 8)) and not found.is_trivial
 
 
 def test_dropout_that_drops_nothing_does_not_move_the_cut() -> None:
     """BEiT's layers call one, behind the position table, their own."""
     options = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 32}
     module = timm.create_model("beit_base_patch16_224", num_classes=0, **options)
-    net = Network(module, layers_of(module), 1, Head(HeadPlan(), 48, 3))
+    net = Network(module, list_layers(module), 1, Head(HeadPlan(), 48, 3))
     assert "pos_drop" in net.layers[0].modules
     found = cut(net, images("test_resnet", 2))
     assert found.shapes == ((5, 48),)
     check_same(net, found, images("test_resnet", 3))
 
 
-def test_tables_that_are_no_state_are_locked_wherever_they_are() -> None:
+def test_tables_that_are_no_state_are_frozen_wherever_they_are() -> None:
     shown = noise()
     keys = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        net = made(table_of_a_tuned_layer, end=Table())
+        net = made(table_of_a_trainable_layer, end=Table())
         torch.manual_seed(seed)
         net.backbone.end.table.normal_()  # type: ignore[union-attr, operator]
         found = cut(net, shown)
-        assert found.shapes == ((8, 8, 8),) and not found.trivial
+        assert found.shapes == ((8, 8, 8),) and not found.is_trivial
         check_same(net, found, shown)
         keys.append(found.keys)
     assert keys[0] == keys[1] != keys[2]
@@ -524,7 +524,7 @@ def test_tables_that_are_no_state_are_locked_wherever_they_are() -> None:
 
 def test_images_cross_alone_where_all_layers_train() -> None:
     found = cut(made(skip, 3), noise())
-    assert found.shapes == ((3, 16, 16),) and found.trivial
+    assert found.shapes == ((3, 16, 16),) and found.is_trivial
     assert torch.equal(crossing(found, noise())[0], noise())
 
 
@@ -594,7 +594,7 @@ def shapeless(self: Any, x: Tensor) -> Tensor:
 )
 def test_what_cannot_be_split_says_why(flow: Callable[[Any, Tensor], Tensor], reason: str) -> None:
     with pytest.raises(SplitError, match=reason):
-        split(made(flow), noise())
+        split_network(made(flow), noise())
 
 
 @pytest.mark.parametrize(
@@ -617,7 +617,7 @@ def test_what_a_device_fails_with_is_no_verdict_on_the_backbone(error: Exception
         raise error
 
     with pytest.raises(type(error)) as raised:
-        split(made(fails), noise())
+        split_network(made(fails), noise())
     assert raised.value is error
 
 

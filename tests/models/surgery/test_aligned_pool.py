@@ -15,7 +15,7 @@ from timm.models.metaformer import Pooling
 from torch import Tensor, nn
 
 from autotune.errors import PlanError
-from autotune.models.surgery.aligned_pool import POOLS, SamePool2d, change_pool, is_pool
+from autotune.models.surgery.aligned_pool import POOLS, GridAlignedPool2d, change_pool, is_pool
 from tests.support.backbones import backbone, images
 
 TARGETS = st.sampled_from(sorted(POOLS))
@@ -56,7 +56,7 @@ def pools(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
 def test_the_resolution_is_kept(drawn: tuple[nn.Module, Tensor], to: str) -> None:
     pool, input = drawn
     assert change_pool(pool, to)(input).shape == pool(input).shape
-    changed = SamePool2d(pool, *POOLS[to])
+    changed = GridAlignedPool2d(pool, *POOLS[to])
     output = changed(input)
     assert output.shape == pool(input).shape
     assert changed(input[0]).shape == output.shape[1:]
@@ -70,7 +70,7 @@ def test_the_resolution_is_kept(drawn: tuple[nn.Module, Tensor], to: str) -> Non
 def test_what_is_not_there_counts_in_no_way(drawn: tuple[nn.Module, Tensor], to: str) -> None:
     pool, input = drawn
     constant = torch.full_like(input, -3.0)
-    changed = SamePool2d(pool, *POOLS[to])
+    changed = GridAlignedPool2d(pool, *POOLS[to])
     assert torch.allclose(changed(constant), torch.tensor(-3.0))
 
 
@@ -87,11 +87,11 @@ def test_the_same_type_and_window_give_the_same_values(
 ) -> None:
     input = ramp(height, width)
     biggest = nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil)
-    assert torch.equal(SamePool2d(biggest, "max", kernel)(input), biggest(input))
+    assert torch.equal(GridAlignedPool2d(biggest, "max", kernel)(input), biggest(input))
     mean = nn.AvgPool2d(kernel, stride, padding, ceil, count_include_pad=False)
-    assert torch.allclose(SamePool2d(mean, "avg", kernel)(input), mean(input), atol=1e-6)
+    assert torch.allclose(GridAlignedPool2d(mean, "avg", kernel)(input), mean(input), atol=1e-6)
     dynamic = MaxPool2dSame(kernel, stride)
-    assert torch.equal(SamePool2d(dynamic, "max", kernel)(input), dynamic(input))
+    assert torch.equal(GridAlignedPool2d(dynamic, "max", kernel)(input), dynamic(input))
 
 
 @given(pools(), st.integers(2, 3))
@@ -110,7 +110,7 @@ def test_windows_lie_around_the_centres_of_the_original(
     width = input.shape[-1]
     side = window if kernel[1] > 1 else 1
     columns = torch.arange(width, dtype=torch.float32).expand(1, 1, input.shape[-2], width)
-    found = SamePool2d(pool, "avg", window)(columns)[0, 0, 0]
+    found = GridAlignedPool2d(pool, "avg", window)(columns)[0, 0, 0]
     for index, centre in enumerate(found.tolist()):
         first = index * stride[1] - padding[1]
         wanted = first + dilation[1] * (kernel[1] - 1) / 2
@@ -149,7 +149,7 @@ def test_the_same_object_when_nothing_changes() -> None:
     ):
         assert change_pool(pool, to) is pool
         others = [change_pool(pool, other) for other in POOLS if other != to]
-        assert all(type(one) is SamePool2d for one in others)
+        assert all(type(one) is GridAlignedPool2d for one in others)
 
 
 @given(pools(), TARGETS, TARGETS)
@@ -167,7 +167,7 @@ def test_a_changed_pooling_can_be_changed_again(
 
 def test_what_is_a_pooling() -> None:
     yes = [nn.MaxPool2d(2), nn.AvgPool2d((1, 2)), MaxPool2dSame(3, 2), AvgPool2dSame(2, 2)]
-    yes += [SamePool2d(nn.MaxPool2d(2), "avg", 3), Pooling(3).pool]
+    yes += [GridAlignedPool2d(nn.MaxPool2d(2), "avg", 3), Pooling(3).pool]
     assert all(is_pool(one) for one in yes)
     no: list[nn.Module] = [
         nn.MaxPool2d(1, 2),
@@ -195,7 +195,7 @@ def test_mode_and_state() -> None:
     assert not changed.training
     assert change_pool(nn.MaxPool2d(2), "avg3").training
     assert changed.state_dict() == {}
-    assert repr(changed).startswith("SamePool2d(avg, kernel_size=(3, 3), base=PoolGrid(")
+    assert repr(changed).startswith("GridAlignedPool2d(avg, kernel_size=(3, 3), base=PoolGrid(")
     copied = copy.deepcopy(changed)
     assert torch.equal(copied(ramp(9, 8)), changed(ramp(9, 8)))
 
@@ -209,7 +209,7 @@ def test_the_meta_device_gives_the_shapes(drawn: tuple[nn.Module, Tensor], to: s
 @pytest.mark.parametrize("to", POOLS)
 def test_memory_format_and_type_are_kept(to: str) -> None:
     input = ramp(9, 8).to(torch.bfloat16, memory_format=torch.channels_last)
-    output = SamePool2d(nn.MaxPool2d(3, 2, 1), *POOLS[to])(input)
+    output = GridAlignedPool2d(nn.MaxPool2d(3, 2, 1), *POOLS[to])(input)
     assert output.dtype == torch.bfloat16
     assert output.is_contiguous(memory_format=torch.channels_last)
 
@@ -217,7 +217,7 @@ def test_memory_format_and_type_are_kept(to: str) -> None:
 @pytest.mark.parametrize("to", POOLS)
 def test_gradients(to: str) -> None:
     input = ramp(5, 6).double().requires_grad_()
-    pool = SamePool2d(nn.AvgPool2d(2, ceil_mode=True), *POOLS[to])
+    pool = GridAlignedPool2d(nn.AvgPool2d(2, ceil_mode=True), *POOLS[to])
     assert torch.autograd.gradcheck(pool, (input,))
 
 

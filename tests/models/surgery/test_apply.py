@@ -6,8 +6,8 @@ from timm.layers.drop import DropPath
 from torch import nn
 
 from autotune.errors import PlanError
-from autotune.models.surgery.aligned_pool import SamePool2d
-from autotune.models.surgery.apply import check_layers, reshape
+from autotune.models.surgery.aligned_pool import GridAlignedPool2d
+from autotune.models.surgery.apply import apply_layer_plans, validate_plans
 from autotune.models.surgery.components import activation_name
 from autotune.models.surgery.inheritance import channel_norms
 from autotune.plan import TrialPlan
@@ -17,7 +17,7 @@ from tests.support.surgery import change, offers, pictures, source
 
 def reshaped(plan: TrialPlan, seed: int = 0) -> nn.Module:
     model = source(plan.backbone).fresh()
-    check_layers(plan, offers(plan.backbone))
+    validate_plans(plan, offers(plan.backbone))
     norms = None
     if plan.inherit == "data":
         readers = [
@@ -27,7 +27,7 @@ def reshaped(plan: TrialPlan, seed: int = 0) -> nn.Module:
             for name in group.readers
         ]
         norms = channel_norms(model, readers, pictures(plan.backbone, 4))
-    reshape(model, plan, offers(plan.backbone), seed, norms)
+    apply_layer_plans(model, plan, offers(plan.backbone), seed, norms)
     return model
 
 
@@ -44,7 +44,7 @@ def test_every_field_does_what_it_says() -> None:
     assert block.conv2.weight.shape == (96, 40, 5, 5)
     assert block.bn1.num_features == 40
     assert activation_name(block.act1) == activation_name(block.act2) == "elu"
-    assert isinstance(block.downsample[0], SamePool2d)
+    assert isinstance(block.downsample[0], GridAlignedPool2d)
     assert isinstance(block.drop_path, DropPath) and block.drop_path.drop_prob == 0.2
     assert block.downsample[1].kernel_size == (1, 1)
     first, second = reshaped(plan).get_submodule("layer3.0.conv3")
@@ -119,6 +119,6 @@ def test_the_pretrained_weights_are_not_shared() -> None:
 
 def test_check_layers_names_layer_field_and_value() -> None:
     found = offers("test_resnet")
-    check_layers(change("test_resnet", {2: {"kernel": 5}}), found)
+    validate_plans(change("test_resnet", {2: {"kernel": 5}}), found)
     with pytest.raises(PlanError, match=r"^layer 2, kernel: must be one of keep, 1, .* got 6$"):
-        check_layers(change("test_resnet", {2: {"kernel": 6}}), found)
+        validate_plans(change("test_resnet", {2: {"kernel": 6}}), found)

@@ -6,11 +6,11 @@ import pytest
 import timm
 
 from autotune.models.backbone import Backbone, data_config
-from autotune.models.layers import layers_of
+from autotune.models.layers import list_layers
 from autotune.models.surgery.aligned_pool import POOLS as POOLINGS
-from autotune.models.surgery.capabilities import KERNELS, POOLS, LayerOffer, channel_count
+from autotune.models.surgery.capabilities import KERNELS, POOLS, LayerCapabilities, channel_count
 from autotune.models.surgery.components import ACTIVATIONS
-from autotune.models.surgery.probing import offers_for, offers_of, without_weights
+from autotune.models.surgery.probing import cached_capabilities, probe_layers, without_weights
 from autotune.plan import KEEP, LayerPlan
 from tests.support.surgery import FAMILIES, offers, source, values
 
@@ -48,7 +48,7 @@ def test_every_field_has_something_to_change_or_a_reason(name: str) -> None:
         things = {
             "kernel": offer.convolutions,
             "width": offer.groups,
-            "bridge": offer.ends,
+            "bridge": offer.residual_writers,
             "activation": offer.activations,
             "pool": offer.pools,
             "dropout": offer.dropouts,
@@ -60,7 +60,12 @@ def test_every_field_has_something_to_change_or_a_reason(name: str) -> None:
             assert bool(offer.choices(field)) == bool(some)
         assert all(reason and not reason.endswith(".") for reason in offer.reasons.values())
         model = source(name).pretrained
-        for key in (*offer.convolutions, *offer.ends, *offer.activations, *offer.pools):
+        for key in (
+            *offer.convolutions,
+            *offer.residual_writers,
+            *offer.activations,
+            *offer.pools,
+        ):
             model.get_submodule(key)
 
 
@@ -70,8 +75,8 @@ def test_what_layers_of_known_blocks_offer() -> None:
     assert bottleneck.convolutions == {"layer3.0.conv2": (3, 3)}
     assert last.pools == {"layer4.0.downsample.0": "avg2"}
     assert last.activations == {"layer4.0.act1": "relu", "layer4.0.act2": "relu"}
-    assert last.ends == {"layer4.0.conv2": 96}
-    assert bottleneck.ends == {"layer3.0.conv3": 192}
+    assert last.residual_writers == {"layer4.0.conv2": 96}
+    assert bottleneck.residual_writers == {"layer3.0.conv3": 192}
     assert last.drop_paths == ("layer4.0.drop_path",)
     assert last.reasons == {"dropout": "it has no dropout"}
     vit = offers("test_vit")[0]
@@ -91,25 +96,29 @@ def test_activations_of_gates_stay() -> None:
 def test_growth_is_refused_where_it_fails() -> None:
     """GhostNet cuts what it computes to a fixed number of channels."""
     found = offers("ghostnet_050")
-    assert found[0].grows
+    assert found[0].can_grow
     for offer in found[1:]:
-        assert not offer.grows and offer.groups
+        assert not offer.can_grow and offer.groups
         size = offer.groups[0].size
-        assert offer.problem("width", 1.2).startswith(f"must be at most {size} or a ratio up to 1")
-        assert offer.problem("width", size + 8)
-        assert not offer.problem("width", 1.0) and not offer.problem("width", size)
-        assert not offer.problem("width", 0.5)
+        assert offer.reason_unsupported("width", 1.2).startswith(
+            f"must be at most {size} or a ratio up to 1"
+        )
+        assert offer.reason_unsupported("width", size + 8)
+        assert not offer.reason_unsupported("width", 1.0) and not offer.reason_unsupported(
+            "width", size
+        )
+        assert not offer.reason_unsupported("width", 0.5)
         assert offer.choices("width") == f"{size} fewer"
-    assert all(offer.grows for offer in offers("test_resnet"))
+    assert all(offer.can_grow for offer in offers("test_resnet"))
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "resnext50_32x4d", "test_vit", "ghostnet_050"])
 def test_problems(name: str) -> None:
     for offer in offers(name):
         for field in FIELDS:
-            assert offer.problem(field, KEEP) == ""
+            assert offer.reason_unsupported(field, KEEP) == ""
             if field in offer.reasons:
-                assert offer.reasons[field] in offer.problem(field, 0.5)
+                assert offer.reasons[field] in offer.reason_unsupported(field, 0.5)
                 assert offer.choices(field) == ""
         good = {
             "kernel": KERNELS,
@@ -132,46 +141,48 @@ def test_problems(name: str) -> None:
         for field in FIELDS:
             if field in offer.reasons:
                 continue
-            assert [one for one in good[field] if offer.problem(field, one)] == []
-            assert [one for one in bad[field] if not offer.problem(field, one)] == []
+            assert [one for one in good[field] if offer.reason_unsupported(field, one)] == []
+            assert [one for one in bad[field] if not offer.reason_unsupported(field, one)] == []
             for value in bad[field]:
-                assert str(value) in offer.problem(field, value)
+                assert str(value) in offer.reason_unsupported(field, value)
 
 
 def test_absolute_widths_of_grouped_channels() -> None:
     offer = offers("resnext50_32x4d")[0]
-    assert not offer.problem("width", 32) and not offer.problem("width", 1056)
-    assert "must be a multiple of 32" in offer.problem("width", 40)
-    assert not offer.problem("width", 0.51)  # a ratio goes to the nearest multiple
+    assert not offer.reason_unsupported("width", 32) and not offer.reason_unsupported(
+        "width", 1056
+    )
+    assert "must be a multiple of 32" in offer.reason_unsupported("width", 40)
+    assert not offer.reason_unsupported("width", 0.51)  # a ratio goes to the nearest multiple
     assert offer.choices("width") == "1024 fewer or more, in steps of 32"
 
 
 def test_what_a_layer_has_already_is_no_change() -> None:
     last, bottleneck = offers("test_resnet")[:2]
-    assert last.unchanged("kernel", 3) and not last.unchanged("kernel", 5)
-    assert last.unchanged("width", 1.0) and last.unchanged("width", 96)
-    assert last.unchanged("width", 1.001)  # rounds to the same number
-    assert not last.unchanged("width", 0.5) and not last.unchanged("width", 48)
-    assert last.unchanged("activation", "relu") and not last.unchanged("activation", "gelu")
-    assert last.unchanged("pool", "avg2") and not last.unchanged("pool", "avg3")
+    assert last.is_noop("kernel", 3) and not last.is_noop("kernel", 5)
+    assert last.is_noop("width", 1.0) and last.is_noop("width", 96)
+    assert last.is_noop("width", 1.001)  # rounds to the same number
+    assert not last.is_noop("width", 0.5) and not last.is_noop("width", 48)
+    assert last.is_noop("activation", "relu") and not last.is_noop("activation", "gelu")
+    assert last.is_noop("pool", "avg2") and not last.is_noop("pool", "avg3")
     for field in FIELDS:
-        assert last.unchanged(field, KEEP)
+        assert last.is_noop(field, KEEP)
     # There is one more convolution, whatever its width.
-    assert not bottleneck.unchanged("bridge", 1.0)
-    assert not offers("test_vit")[0].unchanged("dropout", 0.0)
+    assert not bottleneck.is_noop("bridge", 1.0)
+    assert not offers("test_vit")[0].is_noop("dropout", 0.0)
 
 
 def test_a_layer_of_several_kinds_is_never_unchanged() -> None:
-    offer = LayerOffer(
+    offer = LayerCapabilities(
         1,
         convolutions={"a": (3, 3), "b": (5, 5)},
         activations={"a": "relu", "b": "gelu"},
         pools={"a": "max2", "b": ""},
     )
     for field, options in (("kernel", (3, 5)), ("activation", ("relu",)), ("pool", ("max2",))):
-        assert not any(offer.unchanged(field, value) for value in options)
-    flat = LayerOffer(1, convolutions={"a": (1, 7), "b": (7, 1)})
-    assert flat.unchanged("kernel", 7)  # sides of 1 stay
+        assert not any(offer.is_noop(field, value) for value in options)
+    flat = LayerCapabilities(1, convolutions={"a": (1, 7), "b": (7, 1)})
+    assert flat.is_noop("kernel", 7)  # sides of 1 stay
 
 
 @pytest.mark.parametrize(
@@ -197,14 +208,18 @@ def test_what_leaves_the_function_of_a_layer_as_it_is(
 ) -> None:
     last = offers("test_resnet")[0]
     plan = LayerPlan(**changes)
-    assert last.preserves(plan, "weights") is last.preserves(plan, "data") is weights
-    assert last.preserves(plan, "none") is none
+    assert (
+        last.is_function_preserving(plan, "weights")
+        is last.is_function_preserving(plan, "data")
+        is weights
+    )
+    assert last.is_function_preserving(plan, "none") is none
 
 
 def test_outer_and_inexact_channels_promise_nothing() -> None:
     wider = LayerPlan(width=1.5)
-    assert not offers("gmlp_ti16_224")[0].preserves(wider, "weights")
-    assert not offers("mobilenetv3_small_050")[0].preserves(wider, "weights")
+    assert not offers("gmlp_ti16_224")[0].is_function_preserving(wider, "weights")
+    assert not offers("mobilenetv3_small_050")[0].is_function_preserving(wider, "weights")
 
 
 def test_the_poolings_are_those_that_there_are() -> None:
@@ -214,14 +229,14 @@ def test_the_poolings_are_those_that_there_are() -> None:
 def test_offers_are_worked_out_once_and_for_more_layers_when_asked() -> None:
     model = timm.create_model("test_convnext", num_classes=0).eval()
     found = Backbone("test_convnext", model, data_config(model, 64), "")
-    layers = layers_of(model)
-    first = offers_for(found, layers, 2)
+    layers = list_layers(model)
+    first = cached_capabilities(found, layers, 2)
     assert len(first) == 8
-    assert offers_for(found, layers, 8) is first
-    more = offers_for(found, layers, 10)
+    assert cached_capabilities(found, layers, 8) is first
+    more = cached_capabilities(found, layers, 10)
     assert len(more) == 10
     assert more[:8] == first
-    assert offers_for(found, layers, 1) is more
+    assert cached_capabilities(found, layers, 1) is more
     assert all(one.device.type == "cpu" for one in model.parameters())
 
 
@@ -230,7 +245,7 @@ def test_offers_need_no_weights_and_leave_none_behind() -> None:
     empty = without_weights(model)
     assert all(one.is_meta for one in [*empty.parameters(), *empty.buffers()])
     assert not any(one.is_meta for one in [*model.parameters(), *model.buffers()])
-    found = offers_of(empty, layers_of(empty), (3, 64, 64))
+    found = probe_layers(empty, list_layers(empty), (3, 64, 64))
     expected = offers("test_resnet")
     assert [one.groups for one in found[: len(expected)]] == [one.groups for one in expected]
     assert all(not one._forward_hooks for one in empty.modules())

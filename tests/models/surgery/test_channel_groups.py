@@ -8,8 +8,13 @@ import pytest
 import timm
 import torch
 
-from autotune.models.layers import layers_of
-from autotune.models.surgery.channel_groups import FEWEST, ChannelGroup, Channels, find_channels
+from autotune.models.layers import list_layers
+from autotune.models.surgery.channel_groups import (
+    MIN_CHANNELS,
+    ChannelGroup,
+    ChannelGroups,
+    find_channel_groups,
+)
 from autotune.models.surgery.probing import without_weights
 from tests.support.surgery import FAMILIES, source
 
@@ -17,11 +22,11 @@ NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 @functools.cache
-def channels(name: str, last: int = 5) -> Channels:
+def channels(name: str, last: int = 5) -> ChannelGroups:
     model = without_weights(source(name).pretrained)
     size = FAMILIES[name].size
-    return find_channels(
-        model, layers_of(model)[:last], torch.zeros(1, 3, size, size, device="meta")
+    return find_channel_groups(
+        model, list_layers(model)[:last], torch.zeros(1, 3, size, size, device="meta")
     )
 
 
@@ -48,7 +53,7 @@ def test_a_bottleneck_has_the_channels_of_both_its_inner_convolutions() -> None:
         "vector": norm("layer3.0.bn2"),
         "in": {"layer3.0.conv3"},
     }
-    assert channels("test_resnet").ends[2] == ("layer3.0.conv3",)
+    assert channels("test_resnet").residual_writers[2] == ("layer3.0.conv3",)
     for group in (first, second):
         assert (group.layer, group.size, group.unit) == (2, 48, 1)
         assert group.inner and group.exact
@@ -63,7 +68,7 @@ def test_the_mlp_of_a_transformer_but_not_its_attention() -> None:
         assert group.producers == (f"{block}.fc1",)
         assert group.readers == (f"{block}.fc2",)
         assert group.exact and group.inner
-        assert found.ends[index] == (f"{block}.fc2",)
+        assert found.residual_writers[index] == (f"{block}.fc2",)
 
 
 def test_an_inverted_residual_with_its_gate() -> None:
@@ -76,7 +81,7 @@ def test_an_inverted_residual_with_its_gate() -> None:
         "in": {f"{block}.se.conv_reduce", f"{block}.conv_pwl"},
     }
     assert group.size == 288
-    assert found.ends[3] == (f"{block}.conv_pwl",)
+    assert found.residual_writers[3] == (f"{block}.conv_pwl",)
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "mobilenetv3_small_050", "test_byobnet"])
@@ -96,7 +101,7 @@ def test_a_dense_layer_is_read_by_one_convolution() -> None:
         "vector": norm(f"{layer}.norm2"),
         "in": {f"{layer}.conv2"},
     }
-    assert found.ends[1] == (f"{layer}.conv2",)
+    assert found.residual_writers[1] == (f"{layer}.conv2",)
 
 
 def test_a_convolution_of_a_plain_chain_has_its_outputs() -> None:
@@ -104,7 +109,7 @@ def test_a_convolution_of_a_plain_chain_has_its_outputs() -> None:
     (group,) = found.groups[3]
     assert not group.inner
     assert members(group) == {"out": {"features.16"}, "vector": set(), "in": {"features.18"}}
-    assert found.ends[3] == ()
+    assert found.residual_writers[3] == ()
     assert 3 not in found.reasons
 
 
@@ -150,14 +155,14 @@ def test_members_lie_in_tensors_of_the_network(name: str) -> None:
     found = channels(name)
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     place = {
-        key: layer.index for layer in layers_of(model) for key in (*layer.modules, *layer.names)
+        key: layer.index for layer in list_layers(model) for key in (*layer.modules, *layer.names)
     }
     seen: set[tuple[str, str, int, int]] = set()
     for index, groups in found.groups.items():
         assert groups
         for group in groups:
             assert group.layer == index
-            assert group.size >= FEWEST and group.size % group.unit == 0
+            assert group.size >= MIN_CHANNELS and group.size % group.unit == 0
             assert group.producers and all(place[one] == index for one in group.producers)
             sides = [member.side for member in group.members]
             assert sides == sorted(sides, key=["out", "vector", "in"].index)
@@ -186,6 +191,6 @@ def test_a_layer_without_a_group_says_why() -> None:
     assert "another order" in found.reasons[5] or "further in front" in found.reasons[5]
     model = without_weights(timm.create_model("test_vit", num_classes=0))
     image = torch.zeros(1, 3, 160, 160, device="meta")
-    last = find_channels(model, layers_of(model)[-1:], image)
+    last = find_channel_groups(model, list_layers(model)[-1:], image)
     assert not last.groups
     assert last.reasons

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autotune.models.surgery.channel_tracing import Followed, follow
+from autotune.models.surgery.channel_tracing import ChannelTrace, trace_channels
 
 IMAGE = (1, 3, 8, 8)
 
@@ -30,26 +30,26 @@ def conv(inputs: int, outputs: int, kernel: int = 1, groups: int = 1) -> nn.Conv
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups)
 
 
-def run(net: nn.Module, wanted: list[str] | None = None) -> Followed:
+def run(net: nn.Module, wanted: list[str] | None = None) -> ChannelTrace:
     net = net.eval().to("meta")
     if wanted is None:
         kinds = nn.Conv2d | nn.Linear
         wanted = [name for name, module in net.named_modules() if isinstance(module, kinds)]
-    return follow(net, torch.zeros(IMAGE, device="meta"), wanted)
+    return trace_channels(net, torch.zeros(IMAGE, device="meta"), wanted)
 
 
-def classes(found: Followed, name: str, side: str = "writes") -> list[int]:
+def classes(found: ChannelTrace, name: str, side: str = "writes") -> list[int]:
     """Return the class of every channel that a module reads or writes."""
     numbers = getattr(found.atoms[name], side)
     assert numbers is not None
     return [int(one) for one in found.classes[numbers.numpy()]]
 
 
-def tensor(found: Followed, name: str) -> list[int]:
+def tensor(found: ChannelTrace, name: str) -> list[int]:
     return [int(one) for one in found.classes[found.tensors[name].numpy()].flatten()]
 
 
-def reasons(found: Followed, name: str) -> set[str]:
+def reasons(found: ChannelTrace, name: str) -> set[str]:
     return {found.bound.get(one, "") for one in classes(found, name)}
 
 

@@ -12,8 +12,8 @@ from autotune.models.surgery.components import (
     ACTIVATIONS,
     ScaledActivation,
     activation_name,
-    drop_paths,
-    dropouts,
+    find_drop_paths,
+    find_dropouts,
     is_activation,
     set_activation,
     set_drop_path,
@@ -81,7 +81,7 @@ def test_the_factor_behind_an_activation_stays(name: str, inplace: bool) -> None
 def test_the_dropout_of_attention_maps_is_another_thing() -> None:
     model = timm.create_model("test_vit", num_classes=0)
     names = [name for name, _ in model.named_modules()]
-    found = list(dropouts(model, names))
+    found = list(find_dropouts(model, names))
     assert "blocks.0.attn.proj_drop" in found and "blocks.0.mlp.drop1" in found
     assert not any("attn_drop" in name for name in found)
     set_dropout(model, "blocks.0.mlp.drop1", 0.3)
@@ -94,7 +94,7 @@ def test_drop_paths_that_are_none_identities_or_in_use() -> None:
         more = {"drop_path_rate": options["drop"]} if options else {}
         model = timm.create_model(name, num_classes=0, **more).eval()
         stir(model)  # the last norm of a branch starts at zero
-        found = list(drop_paths(model, [one for one, _ in model.named_modules()]))
+        found = list(find_drop_paths(model, [one for one, _ in model.named_modules()]))
         assert found
         for path in found:
             set_drop_path(model, path, 0.25)
@@ -112,7 +112,7 @@ def test_a_drop_path_of_no_share_changes_nothing() -> None:
     model = source("test_resnet").fresh()
     batch = torch.randn(2, 3, 64, 64)
     expected = model(batch)
-    for path in list(drop_paths(model, [one for one, _ in model.named_modules()])):
+    for path in list(find_drop_paths(model, [one for one, _ in model.named_modules()])):
         set_drop_path(model, path, 0.0)
     assert torch.equal(model(batch), expected)
     for module in model.modules():

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from autotune.models.surgery.channel_groups import ChannelGroup, Member
 from autotune.models.surgery.inheritance import (
-    activity,
+    activation_scores,
     channel_norms,
-    magnitude,
-    reinitialise,
-    select,
-    split,
+    magnitude_scores,
+    reinitialize,
+    select_channels,
+    split_copies,
 )
 from tests.support.surgery import FAMILIES, offers, pictures, source
 
@@ -38,9 +38,9 @@ def member(name: str, side: str, length: int, *segments: tuple[int, int, int]) -
 
 def test_fewer_channels_are_those_with_the_best_scores() -> None:
     scores = torch.tensor([0.1, 5.0, 3.0, 4.0, 0.2, 3.0])
-    assert select(scores, 3, 1, seeded()) == [1, 2, 3]  # of equal ones the first
-    assert select(scores, 6, 1, seeded()) == [0, 1, 2, 3, 4, 5]
-    assert select(scores, 4, 2, seeded()) == [1, 2, 3, 5]  # two of each half
+    assert select_channels(scores, 3, 1, seeded()) == [1, 2, 3]  # of equal ones the first
+    assert select_channels(scores, 6, 1, seeded()) == [0, 1, 2, 3, 4, 5]
+    assert select_channels(scores, 4, 2, seeded()) == [1, 2, 3, 5]  # two of each half
 
 
 @given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 30), st.integers(0, 99))
@@ -48,9 +48,9 @@ def test_as_many_from_every_block_and_none_thrice_before_all_twice(
     unit: int, size: int, wanted: int, seed: int
 ) -> None:
     scores = torch.randn(unit * size, generator=seeded(seed))
-    found = select(scores, wanted * unit, unit, seeded(seed))
+    found = select_channels(scores, wanted * unit, unit, seeded(seed))
     assert found == sorted(found)
-    assert found == select(scores, wanted * unit, unit, seeded(seed))
+    assert found == select_channels(scores, wanted * unit, unit, seeded(seed))
     for block in range(unit):
         own = [one - block * size for one in found if one // size == block]
         assert len(own) == wanted
@@ -66,7 +66,7 @@ def test_as_many_from_every_block_and_none_thrice_before_all_twice(
 
 def test_what_is_doubled_is_random() -> None:
     scores = torch.zeros(20)
-    drawn = {tuple(select(scores, 25, 1, seeded(seed))) for seed in range(8)}
+    drawn = {tuple(select_channels(scores, 25, 1, seeded(seed))) for seed in range(8)}
     assert len(drawn) == 8
 
 
@@ -77,7 +77,7 @@ def test_what_is_doubled_is_random() -> None:
 def test_shares_sum_to_the_whole(outputs: int, counts: list[int], spatial: bool) -> None:
     copies = [index for index, count in enumerate(counts) for _ in range(count)]
     whole = torch.randn(outputs, len(counts), *([3, 3] if spatial else []), generator=seeded())
-    found = split(whole[:, copies], copies, seeded())
+    found = split_copies(whole[:, copies], copies, seeded())
     assert found.shape == (outputs, len(copies), *whole.shape[2:])
     summed = torch.zeros_like(whole).index_add_(1, torch.tensor(copies), found)
     torch.testing.assert_close(summed, whole)
@@ -93,14 +93,14 @@ def test_shares_sum_to_the_whole(outputs: int, counts: list[int], spatial: bool)
 
 
 def test_every_output_has_shares_of_its_own() -> None:
-    found = split(torch.ones(6, 2), [0, 0], seeded())
+    found = split_copies(torch.ones(6, 2), [0, 0], seeded())
     assert len(found[:, 0].unique()) == 6
 
 
 def test_nothing_is_drawn_where_nothing_is_doubled() -> None:
     generator = seeded()
     weight = torch.randn(4, 3)
-    assert split(weight, [4, 7, 2], generator) is weight
+    assert split_copies(weight, [4, 7, 2], generator) is weight
     assert torch.equal(generator.get_state(), seeded().get_state())
 
 
@@ -119,14 +119,14 @@ def test_magnitude_sees_what_writes_scales_and_reads() -> None:
     with torch.no_grad():
         nn.init.ones_(model[0].weight)
         nn.init.ones_(model[2].weight)
-    even = magnitude(model, channels)
+    even = magnitude_scores(model, channels)
     assert even.shape == (8,)
     assert torch.allclose(even, even[:1])
     with torch.no_grad():
         model[0].weight[1] *= 2
         model[1].weight[3] *= 3  # type: ignore[index]
         model[2].weight[:, 5] *= 4
-    scores = magnitude(model, channels)
+    scores = magnitude_scores(model, channels)
     assert set(scores.argsort(descending=True)[:3].tolist()) == {1, 3, 5}
     assert scores[[0, 2, 4, 6, 7]].std() < 1e-6
 
@@ -139,7 +139,7 @@ def test_magnitude_counts_the_halves_of_a_gated_unit_as_one() -> None:
         nn.init.ones_(model[2].weight)
         model[0].weight[8 + 6] *= 5  # the gate of channel 6
         model[0].weight[2] *= 3  # the value of channel 2
-    scores = magnitude(model, channels)
+    scores = magnitude_scores(model, channels)
     assert scores.shape == (8,)
     assert scores.argsort(descending=True)[:2].tolist() == [6, 2]
 
@@ -148,7 +148,7 @@ def test_magnitude_counts_the_halves_of_a_gated_unit_as_one() -> None:
 def test_magnitude_of_real_groups(name: str) -> None:
     for offer in offers(name):
         for channels in offer.groups:
-            scores = magnitude(source(name).pretrained, channels)
+            scores = magnitude_scores(source(name).pretrained, channels)
             assert scores.shape == (channels.size,)
             assert bool(torch.isfinite(scores).all()) and len(scores.unique()) > 1
 
@@ -163,7 +163,7 @@ def test_activity_is_the_norm_of_what_a_channel_contributes() -> None:
     expected = inside.square().mean((0, 2, 3)).sqrt()
     torch.testing.assert_close(norms["2"], expected)
     weights = model[2].weight.detach().square().sum((0, 2, 3)).sqrt()
-    torch.testing.assert_close(activity(model, channels, norms), weights * expected)
+    torch.testing.assert_close(activation_scores(model, channels, norms), weights * expected)
 
 
 def test_activity_sums_over_readers_groups_and_places() -> None:
@@ -189,13 +189,13 @@ def test_activity_sums_over_readers_groups_and_places() -> None:
         for place in (2 * channel, 2 * channel + 1):
             column = model["linear"].weight.detach()[:, place]
             expected[channel] += float(column.square().sum()) * norms["linear"][place] ** 2
-    torch.testing.assert_close(activity(model, channels, norms), expected.sqrt())
+    torch.testing.assert_close(activation_scores(model, channels, norms), expected.sqrt())
 
 
 def test_activity_falls_back_on_magnitude() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3))
     channels = group(8, member("0", "out", 8))
-    assert torch.equal(activity(model, channels, {}), magnitude(model, channels))
+    assert torch.equal(activation_scores(model, channels, {}), magnitude_scores(model, channels))
 
 
 def test_channel_norms_of_tokens_and_nothing_stays_behind() -> None:
@@ -226,13 +226,13 @@ def test_channel_norms_of_tokens_and_nothing_stays_behind() -> None:
 def test_he_statistics(module: nn.Module, fan_out: int) -> None:
     with torch.no_grad():
         module.bias.fill_(7)  # type: ignore[operator, union-attr]
-    reinitialise(module, seeded())
+    reinitialize(module, seeded())
     weight = module.get_parameter("weight").detach()
     assert abs(float(weight.std()) / math.sqrt(2 / fan_out) - 1) < 0.05
     assert abs(float(weight.mean())) < 0.1 * math.sqrt(2 / fan_out)
     assert not module.bias.any()  # type: ignore[operator, union-attr]
     first = weight.clone()
-    reinitialise(module, seeded())
+    reinitialize(module, seeded())
     assert torch.equal(weight, first)
 
 
@@ -251,7 +251,7 @@ def test_norms_start_as_identities(norm: nn.Module) -> None:
     with torch.no_grad():
         for tensor in (*norm.parameters(), *norm.buffers()):
             tensor.fill_(3)
-    reinitialise(norm, seeded())
+    reinitialize(norm, seeded())
     assert torch.equal(norm.weight, torch.ones(6))  # type: ignore[arg-type]
     assert isinstance(norm, RmsNorm) or torch.equal(norm.bias, torch.zeros(6))
     if isinstance(norm, nn.BatchNorm2d):
@@ -263,10 +263,10 @@ def test_norms_start_as_identities(norm: nn.Module) -> None:
 def test_what_is_no_norm_keeps_its_weights() -> None:
     """A block that holds a scale of its own, and an activation with a slope."""
     slope = nn.PReLU(4)
-    reinitialise(slope, seeded())
+    reinitialize(slope, seeded())
     assert bool((slope.weight == 0.25).all())
     block = nn.Module()
     block.gamma = nn.Parameter(torch.full((4,), 3.0))
     block.bias = False
-    reinitialise(block, seeded())
+    reinitialize(block, seeded())
     assert bool((block.gamma == 3).all())

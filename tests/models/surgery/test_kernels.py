@@ -16,7 +16,7 @@ from timm.models import create_feature_extractor
 from torch import Tensor, nn
 
 from autotune.errors import PlanError
-from autotune.models.surgery.aligned_conv import ShiftedConv2d
+from autotune.models.surgery.aligned_conv import GridAlignedConv2d
 from autotune.models.surgery.kernels import (
     CORRELATION,
     change_kernel,
@@ -92,7 +92,7 @@ def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> bool:
 
 def at_old_taps(conv: nn.Conv2d, changed: nn.Conv2d) -> nn.Conv2d:
     """Return ``conv`` with the taps of a smaller kernel at their places and zeros elsewhere."""
-    assert isinstance(changed, ShiftedConv2d)
+    assert isinstance(changed, GridAlignedConv2d)
     same = copy.deepcopy(conv)
     (y, x), (kh, kw) = changed.offset, sides_of(changed)
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_the_resolution_is_kept(
 def test_a_larger_kernel_computes_the_same(drawn: tuple[nn.Conv2d, Tensor], more: int) -> None:
     conv, input = drawn
     changed = change_kernel(conv, max(conv.kernel_size) + more, inherit=True)
-    assert isinstance(changed, ShiftedConv2d)
+    assert isinstance(changed, GridAlignedConv2d)
     assert close(changed(input), conv(input))
 
 
@@ -169,7 +169,7 @@ def test_weight_standardisation_is_folded(kind: type[nn.Conv2d], stride: int) ->
     conv = fill(kind(4, 8, 3, stride=stride, bias=True))
     input = torch.randn(2, 4, 10, 11, generator=seeded(1))
     changed = change_kernel(conv, 5, inherit=True)
-    assert type(changed) is ShiftedConv2d
+    assert type(changed) is GridAlignedConv2d
     assert close(changed(input), conv(input))
     assert torch.equal(changed.weight[..., 1:4, 1:4], effective_weight(conv))
     assert not torch.equal(effective_weight(conv), conv.weight)
@@ -214,7 +214,7 @@ def test_random_weights_come_from_the_generator_alone() -> None:
 def test_a_random_kernel_lies_around_the_centre() -> None:
     for old, new, offset in ((7, 3, 2), (7, 2, 2), (3, 7, -2), (2, 5, -1), (3, 2, 0)):
         changed = change_kernel(make(old), new, inherit=False, generator=seeded())
-        assert isinstance(changed, ShiftedConv2d)
+        assert isinstance(changed, GridAlignedConv2d)
         assert changed.offset == (offset, offset)
 
 
@@ -223,7 +223,7 @@ def test_the_window_with_the_most_energy_is_kept() -> None:
     with torch.no_grad():
         conv.weight[..., 0:2, 3:5] *= 10
     changed = change_kernel(conv, 2, inherit=True)
-    assert isinstance(changed, ShiftedConv2d)
+    assert isinstance(changed, GridAlignedConv2d)
     assert changed.offset == (0, 3)
 
 
@@ -233,7 +233,7 @@ def test_of_equal_windows_the_most_central_is_kept() -> None:
     offsets = {}
     for kernel in (1, 2, 3, 4):
         changed = change_kernel(conv, kernel, inherit=True)
-        assert isinstance(changed, ShiftedConv2d)
+        assert isinstance(changed, GridAlignedConv2d)
         offsets[kernel] = changed.offset
     assert offsets == {1: (2, 2), 2: (1, 1), 3: (1, 1), 4: (0, 0)}
 
@@ -255,7 +255,7 @@ def test_variance_is_kept_for_inputs_of_the_model(old: Any, new: int, dilation: 
     wanted = covariance(conv.weight, conv.weight)
     assert torch.allclose(covariance(same.weight, same.weight), wanted, rtol=1e-4)
     # No multiple of the cut-out window explains as much of the old response.
-    assert isinstance(changed, ShiftedConv2d)
+    assert isinstance(changed, GridAlignedConv2d)
     (y, x), (kh, kw) = changed.offset, sides_of(changed)
     cut = torch.zeros_like(conv.weight)
     cut[..., y : y + kh, x : x + kw] = conv.weight[..., y : y + kh, x : x + kw]
@@ -411,9 +411,9 @@ def test_a_backbone_with_larger_kernels_computes_the_same(name: str) -> None:
 def test_a_backbone_can_be_traced() -> None:
     model = timm.create_model("test_resnet", num_classes=0).eval()
     change_all(model, 2)
-    changed = [name for name, m in model.named_modules() if isinstance(m, ShiftedConv2d)]
+    changed = [name for name, m in model.named_modules() if isinstance(m, GridAlignedConv2d)]
     traced = create_feature_extractor(model, {changed[-1]: "out"})
-    assert isinstance(traced.get_submodule(changed[-1]), ShiftedConv2d)
+    assert isinstance(traced.get_submodule(changed[-1]), GridAlignedConv2d)
     with torch.no_grad():
         assert traced(images("test_resnet"))["out"].ndim == 4
 

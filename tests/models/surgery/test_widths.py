@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autotune.models.surgery.capabilities import channel_count
 from autotune.models.surgery.channel_groups import ChannelGroup, Member
-from autotune.models.surgery.widths import Width, bridge, change_widths
+from autotune.models.surgery.widths import WidthChange, add_bridge, change_widths
 from tests.support.backbones import state_of
 from tests.support.surgery import FAMILIES, offers, pictures, source
 
@@ -65,7 +65,7 @@ def chain() -> tuple[nn.Module, ChannelGroup]:
 @pytest.mark.parametrize("count", [1, 3, 8, 11, 24])
 def test_sizes_that_modules_state_are_those_of_their_tensors(count: int) -> None:
     model, channels = chain()
-    change_widths(model, [Width(channels, count)], "weights", seeded())
+    change_widths(model, [WidthChange(channels, count)], "weights", seeded())
     first, batch_norm, _, depthwise, last = model.children()
     assert (first.in_channels, first.out_channels) == (3, count)
     assert batch_norm.num_features == count
@@ -92,7 +92,7 @@ def test_the_same_number_is_no_change() -> None:
     model, channels = chain()
     before = state_of(model)
     for inherit in ("weights", "none"):
-        change_widths(model, [Width(channels, 8)], inherit, seeded())
+        change_widths(model, [WidthChange(channels, 8)], inherit, seeded())
     after = state_of(model)
     assert all(torch.equal(before[key], after[key]) for key in before)
 
@@ -103,7 +103,7 @@ def test_channels_that_stay_are_whole_and_in_order() -> None:
         for index, strength in enumerate([1, 9, 1, 8, 1, 1, 7, 1]):
             model[0].weight[index] = strength  # type: ignore[index]
     before = state_of(model)
-    change_widths(model, [Width(channels, 3)], "weights", seeded())
+    change_widths(model, [WidthChange(channels, 3)], "weights", seeded())
     after = state_of(model)
     kept, doubled = [1, 3, 6], [2, 3, 6, 7, 12, 13]
     for key in ("0.weight", "0.bias", "1.weight", "1.running_mean", "1.running_var"):
@@ -130,11 +130,11 @@ def test_one_tensor_can_hold_the_channels_of_several_groups() -> None:
     batch = torch.randn(2, 3, 5, 5, generator=seeded())
     expected = model(batch)
     grown = copy.deepcopy(model)
-    change_widths(grown, [Width(one, 13), Width(two, 30)], "weights", seeded())
+    change_widths(grown, [WidthChange(one, 13), WidthChange(two, 30)], "weights", seeded())
     assert grown.last.in_channels == 46  # type: ignore[union-attr]
     torch.testing.assert_close(grown(batch), expected)
     mixed = copy.deepcopy(model)
-    change_widths(mixed, [Width(two, 5), Width(one, 9)], "weights", seeded())
+    change_widths(mixed, [WidthChange(two, 5), WidthChange(one, 9)], "weights", seeded())
     assert mixed(batch).shape == expected.shape
     # What belongs to neither keeps its weights.
     assert torch.equal(mixed.last.weight[:, -3:], model.last.weight[:, -3:])  # type: ignore
@@ -147,7 +147,7 @@ def test_a_grouped_convolution_takes_as_many_of_every_block() -> None:
     behind = group(12, member("1", "out", 12), member("2", "in", 12), unit=4)
     batch = torch.randn(2, 3, 6, 6, generator=seeded())
     expected = model(batch)
-    change_widths(model, [Width(before, 20), Width(behind, 16)], "weights", seeded())
+    change_widths(model, [WidthChange(before, 20), WidthChange(behind, 16)], "weights", seeded())
     assert model[1].weight.shape == (16, 5, 3, 3)  # type: ignore[union-attr]
     assert model[1].groups == 4  # type: ignore[union-attr]
     torch.testing.assert_close(model(batch), expected)
@@ -161,7 +161,7 @@ def test_a_weight_standardised_convolution_becomes_plain() -> None:
     channels = group(8, member("0", "out", 8), member("1", "in", 8))
     batch = torch.randn(2, 3, 9, 9, generator=seeded())
     expected = model(batch)
-    change_widths(model, [Width(channels, 12)], "weights", seeded())
+    change_widths(model, [WidthChange(channels, 12)], "weights", seeded())
     assert not any(isinstance(module, ScaledStdConv2d) for module in model)
     torch.testing.assert_close(model(batch), expected)
 
@@ -179,7 +179,7 @@ def test_parameters_and_layer_norms_follow() -> None:
         member("last", "in", 8),
     )
     norms = {"last": torch.tensor([0.0, 1, 0, 0, 1, 0, 0, 1])}
-    change_widths(model, [Width(channels, 3)], "data", seeded(), norms)
+    change_widths(model, [WidthChange(channels, 3)], "data", seeded(), norms)
     assert model.norm.normalized_shape == (3,)
     assert model.gamma.flatten().tolist() == [1, 4, 7]  # the active ones
     assert (model.first.out_features, model.last.in_features) == (3, 3)
@@ -189,7 +189,7 @@ def test_parameters_and_layer_norms_follow() -> None:
 def test_nothing_is_inherited_where_nothing_is_to_be() -> None:
     model, channels = chain()
     before = state_of(model)
-    change_widths(model, [Width(channels, 5)], "none", seeded(1))
+    change_widths(model, [WidthChange(channels, 5)], "none", seeded(1))
     after = state_of(model)
     assert not after["1.running_mean"].any() and bool((after["1.running_var"] == 1).all())
     assert bool((after["1.weight"] == 1).all())
@@ -197,18 +197,18 @@ def test_nothing_is_inherited_where_nothing_is_to_be() -> None:
     for key in ("0.weight", "3.weight"):
         assert not torch.isin(after[key], before[key]).any()
     again, _ = chain()
-    change_widths(again, [Width(channels, 5)], "none", seeded(1))
+    change_widths(again, [WidthChange(channels, 5)], "none", seeded(1))
     assert all(torch.equal(value, state_of(again)[key]) for key, value in after.items())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("ratio", [0.3, 1.7])
 def test_nothing_but_the_members_is_touched(name: str, ratio: float) -> None:
-    groups = [one for offer in offers(name) for one in offer.groups if ratio < 1 or offer.grows]
+    groups = [one for offer in offers(name) for one in offer.groups if ratio < 1 or offer.can_grow]
     if not groups:
         return
     model = copy.deepcopy(source(name).pretrained)
-    widths = [Width(one, channel_count(ratio, one.size, one.unit)) for one in groups]
+    widths = [WidthChange(one, channel_count(ratio, one.size, one.unit)) for one in groups]
     change_widths(model, widths, "weights", seeded())
     touched = {member.name for one in groups for member in one.members}
     expected = state_of(source(name).pretrained)
@@ -240,7 +240,7 @@ def bridged(kind: str, count: int, inherit: str = "weights") -> tuple[nn.Module,
     end, given_ = _ends()[kind]
     model = nn.Sequential(end).eval().requires_grad_(False)
     changed = copy.deepcopy(model)
-    bridge(changed, "0", count, inherit, seeded())
+    add_bridge(changed, "0", count, inherit, seeded())
     return model, changed, given_
 
 

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from autotune.results.dashboard.notes import NoteContext, study_note, trial_note
 from autotune.study.state import attrs
-from autotune.study.state.budget import Ending
+from autotune.study.state.budget import StopReason
 from tests.support.studies import make_study
 
 URL = "postgresql://me:secret@db.example.org/studies"
@@ -40,7 +40,7 @@ def test_the_note_of_a_study_says_what_it_is_and_how_to_run_it(study: Study) -> 
     note = study_note(study, URL)
     assert "| backbone | test\\_resnet.r160\\_in1k: 5 layers, 18.0 k parameters |" in note
     assert "| objective | accuracy on the validation part, the more the better |" in note
-    assert "| baseline | trial 0, 84.2 %: backbone locked, linear head, " in note
+    assert "| baseline | trial 0, 84.2 %: backbone frozen, linear head, " in note
     assert "| images | 200 train, 360 validate, 360 are the test part |" in note
     assert "| fingerprint | 0f0f0f0f" in note
     assert "autotune report digits --storage 'postgresql://me:***@db.example.org/studies'" in note
@@ -51,7 +51,9 @@ def test_the_note_of_a_study_says_what_it_is_and_how_to_run_it(study: Study) -> 
 def test_the_note_of_a_study_that_is_over_or_has_nothing() -> None:
     study = make_study(trials=0, running=0, failed=0, retried=0)
     assert study_note(study, "").startswith("**nothing has run yet**\n\n0 of 40 trials finished")
-    study.set_user_attr(attrs.ENDED, Ending("patience", "no better one in 20 trials").to_json())
+    study.set_user_attr(
+        attrs.ENDED, StopReason("patience", "no better one in 20 trials").to_json()
+    )
     assert "The study has ended: no better one in 20 trials." in study_note(study, "")
 
 
@@ -74,7 +76,7 @@ def test_every_trial_has_a_note_with_its_plan_and_picture(study: Study) -> None:
         assert "■ head" in note
         assert note.count("```") == 2
         assert len(note.encode()) < 1500
-    assert notes[TrialState.COMPLETE][0].startswith("**the baseline, 84.2 %**\n\nbackbone locked")
+    assert notes[TrialState.COMPLETE][0].startswith("**the baseline, 84.2 %**\n\nbackbone frozen")
     assert all("against the baseline**" in one for one in notes[TrialState.COMPLETE][1:])
     assert all(re.match(r"\*\*pruned after epoch \d", one) for one in notes[TrialState.PRUNED])
     assert {one.split("\n")[0] for one in notes[TrialState.FAIL]} == {
@@ -89,7 +91,9 @@ def test_every_trial_has_a_note_with_its_plan_and_picture(study: Study) -> None:
 def test_an_infeasible_trial_says_by_how_much() -> None:
     study = make_study(constraints={"max_parameters": 40_000.0})
     notes = [
-        trial_note(one, NoteContext.of(study)) for one in study.trials if attrs.is_untrained(one)
+        trial_note(one, NoteContext.of(study))
+        for one in study.trials
+        if attrs.ended_infeasible(one)
     ]
     assert notes
     assert all(one.startswith("**infeasible: ") and "at most 40.0 k" in one for one in notes)

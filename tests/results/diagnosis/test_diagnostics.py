@@ -13,7 +13,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.results.diagnosis.diagnostics import Answer, answers, luckiest
+from autotune.results.diagnosis.diagnostics import Diagnostic, diagnose, luckiest
 from autotune.results.report.html import render_report
 from autotune.results.values.verdict import Verdict
 from autotune.study.state import attrs
@@ -74,8 +74,8 @@ def add_baseline(study: Study, value: float = 0.8) -> None:
     add(study, value, lr=None, **{attrs.ROLE: attrs.BASELINE})
 
 
-def asked(study: Study, question: str) -> Answer | None:
-    return next((one for one in answers(study) if one.question == question), None)
+def asked(study: Study, question: str) -> Diagnostic | None:
+    return next((one for one in diagnose(study) if one.question == question), None)
 
 
 def answered(study: Study, question: str) -> tuple[str, str]:
@@ -330,7 +330,7 @@ def test_luck_of_many() -> None:
 )
 def test_every_kind_of_study_is_asked(made: dict[str, Any]) -> None:
     study = make_study(**made)
-    found = answers(study)
+    found = diagnose(study)
     assert len({one.question for one in found}) == len(found)
     assert all(one.answer.endswith(".") and "nan" not in one.answer for one in found)
     assert len(found) >= (9 if made["trials"] == 40 and "gain" not in made else 0)
@@ -341,7 +341,7 @@ def test_every_kind_of_study_is_asked(made: dict[str, Any]) -> None:
 
 def test_trials_of_unknown_origin_are_asked_too() -> None:
     study = optuna.create_study()
-    assert answers(study) == ()
+    assert diagnose(study) == ()
     study.add_trial(create_trial(value=float("inf")))
     study.add_trial(create_trial(value=0.5, intermediate_values={3: 0.5, 7: float("nan")}))
-    assert all(one.mark == "fine" for one in answers(study))
+    assert all(one.mark == "fine" for one in diagnose(study))

@@ -6,13 +6,13 @@ import pytest
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.results.diagnosis.headline import fitted, headline
+from autotune.results.diagnosis.headline import describe_refit, headline
 from autotune.results.diagnosis.savings import saved_by_pruning
 from autotune.results.report.html import render_report
-from autotune.results.values.objective import in_time
+from autotune.results.values.objective import format_duration
 from autotune.search import ranking
 from autotune.study.state import attrs
-from autotune.study.state.budget import Ending
+from autotune.study.state.budget import StopReason
 from tests.support.page import Parsed
 from tests.support.studies import ONE_PARAMETER, make_study
 
@@ -30,10 +30,10 @@ def page(study: Study) -> Parsed:
 def test_headline(study: Study) -> None:
     best = ranking.best_of(study.trials, study.direction)
     assert best is not None
-    plan = attrs.plan_of(best)
+    plan = attrs.trial_plan(best)
     assert plan is not None
     assert headline(study) == (
-        f"baseline 84.2 % → best 91.7 % (trial {best.number}, +7.5 points): {plan.in_words()}"
+        f"baseline 84.2 % → best 91.7 % (trial {best.number}, +7.5 points): {plan.describe()}"
     )
 
 
@@ -78,11 +78,11 @@ def test_headline_without_a_baseline() -> None:
 
 
 def test_facts(study: Study, page: Parsed) -> None:
-    progress = attrs.progress_of(study.trials, 40)
+    progress = attrs.count_progress(study.trials, 40)
     assert f"{progress.finished} of 40" in page.of("b")
     counts = f"{progress.complete} complete, {progress.pruned} pruned, 1 failed, 1 retried"
     assert f"{counts}, 1 running" in page.text
-    ended = [attrs.seconds_of(one) for one in study.trials]
+    ended = [attrs.wall_seconds(one) for one in study.trials]
     assert f"{sum(one for one in ended if one):,.0f} s on 2 workers (NVIDIA H200)" in page.text
 
 
@@ -96,7 +96,7 @@ def test_epochs_of_a_retried_attempt_count_once() -> None:
 
 def test_what_is_beyond_the_limits_is_not_pruned() -> None:
     limited = make_study(constraints={"max_latency_ms": 1.4}, trials=30)
-    beyond = [one for one in limited.trials if attrs.is_untrained(one)]
+    beyond = [one for one in limited.trials if attrs.ended_infeasible(one)]
     pruned = [one for one in limited.trials if one.state == TrialState.PRUNED]
     assert beyond and len(pruned) > len(beyond)
     trained = [one for one in limited.trials if one not in beyond]
@@ -123,7 +123,9 @@ def test_the_page_says_what_ended_the_study() -> None:
     study = make_study(trials=6, running=0)
     text = Parsed(render_report(study)).text
     assert "ended by" not in text and "The study is not at its end: 33 of 40" in text
-    study.set_user_attr(attrs.ENDED, Ending("patience", "no better trial in the last 4").to_json())
+    study.set_user_attr(
+        attrs.ENDED, StopReason("patience", "no better trial in the last 4").to_json()
+    )
     text = Parsed(render_report(study)).text
     assert "ended by patience no better trial in the last 4" in " ".join(text.split())
     assert "The study is not at its end" not in text
@@ -160,17 +162,17 @@ def read(
 
 
 def test_the_page_shows_what_fit_measured_last(study: Study) -> None:
-    assert fitted(study) == ""
+    assert describe_refit(study) == ""
     made = make_study(trials=8)
     made.set_user_attr(attrs.TEST_READS, [read(0.905, 0.84)])
-    assert fitted(made) == (
+    assert describe_refit(made) == (
         "On the test part, which no trial has seen: trial 7, fitted on training and validation "
         "images, has 90.5 %, the baseline 84.0 % (+6.5 points). It was read once."
     )
-    assert fitted(made) in Parsed(render_report(made)).text
+    assert describe_refit(made) in Parsed(render_report(made)).text
     gain = {"mean": 0.065, "low": 0.031, "high": 0.099}
     made.set_user_attr(attrs.TEST_READS, [read(0.8, 0.84), read(0.905, 0.84, gain=gain)])
-    said = fitted(made)
+    said = describe_refit(made)
     assert "90.5 %" in said and "(+6.5 points, interval of the gain 3.1 to 9.9)" in said
     assert "It was read 2 times" in said
 
@@ -178,9 +180,9 @@ def test_the_page_shows_what_fit_measured_last(study: Study) -> None:
 def test_the_test_part_of_a_minimised_objective() -> None:
     made = make_study(trials=8, objective="log_loss")
     made.set_user_attr(attrs.TEST_READS, [read(0.31, 0.4, "log_loss")])
-    assert "has 0.3100, the baseline 0.4000 (0.0900 lower)" in fitted(made)
+    assert "has 0.3100, the baseline 0.4000 (0.0900 lower)" in describe_refit(made)
     made.set_user_attr(attrs.TEST_READS, [read(0.9, 0.8)])  # of another metric
-    assert fitted(made) == ""
+    assert describe_refit(made) == ""
 
 
 @pytest.mark.parametrize(
@@ -194,4 +196,4 @@ def test_the_test_part_of_a_minimised_objective() -> None:
     ],
 )
 def test_in_time(seconds: float, text: str) -> None:
-    assert in_time(seconds) == text
+    assert format_duration(seconds) == text

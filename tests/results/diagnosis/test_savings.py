@@ -55,7 +55,7 @@ def test_features_are_priced_by_those_that_were_computed() -> None:
     found = by(study, "kept features")
     assert found is not None
     # Two trials of 10 epochs of 300 images; 600 computed at 5 ms, 5,400 not.
-    assert found.counted.startswith("5,400 of 6,000 passes of an image through the locked part")
+    assert found.counted.startswith("5,400 of 6,000 passes of an image through the frozen part")
     assert found.time.startswith("an estimated 27 s, at the 5 ms that each of the 600 computed")
     decoded = by(study, "decoded images")
     assert decoded is not None and decoded.time == ""

@@ -19,7 +19,7 @@ def held(
 ) -> FrozenTrial:
     """Make a trial that a worker held between two moments, in seconds after the start."""
     at = START.timestamp()
-    known = {attrs.CLAIMED: at + begin, attrs.HELD: end - begin} if claimed else {}
+    known = {attrs.CLAIMED_AT: at + begin, attrs.DEVICE_SECONDS: end - begin} if claimed else {}
     trial = create_trial(value=0.5, user_attrs={attrs.WORKER: worker, **known})
     trial.number = number
     trial.datetime_start = START + timedelta(seconds=begin)

@@ -15,7 +15,7 @@ from optuna.trial import create_trial
 from autotune.errors import StudyError
 from autotune.format_versions import CONFIRMATION, stamp
 from autotune.plan import TrainingPolicy, TrialPlan
-from autotune.results.diagnosis.headline import confirmed
+from autotune.results.diagnosis.headline import describe_confirmation
 from autotune.results.evaluation.confirm import (
     Confirmation,
     ConfirmProgress,
@@ -155,10 +155,10 @@ def test_a_study_of_the_same_name_has_values_of_its_own(tmp_path: Path) -> None:
 
 def test_the_study_remembers_the_verdict(opened: OpenStudy) -> None:
     _, found = confirmed_again(opened)
-    verdict = Verdict.of(opened.study)
+    verdict = Verdict.from_study(opened.study)
     assert verdict is not None and verdict == found.verdict
     assert verdict.trial == found.plans[0].trial
-    said = confirmed(opened.study, None)
+    said = describe_confirmation(opened.study, None)
     assert said.startswith("Confirmed over seeds: ")
     assert "2 seeds, corrected for choosing among 2" in said
     assert said in Parsed(render_report(opened.study)).of("p")
@@ -212,7 +212,7 @@ def test_a_plan_that_diverges_is_named_and_not_ranked(tmp_path: Path) -> None:
     assert found.verdict is not None and found.verdict.trials == (2, 1)
     assert confirm_plans(made, 2, 2).trained == 0
     assert confirm_plans(made, 1, 2).verdict is None
-    assert Verdict.of(made.study) is None
+    assert Verdict.from_study(made.study) is None
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from autotune.results.evaluation.confirm import candidates
 from autotune.results.evaluation.plan_selection import select_plan
 from autotune.results.values.verdict import Verdict
 from autotune.search import ranking
-from autotune.storage.paths import Files
+from autotune.storage.paths import StudyPaths
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from tests.support.studies import make_study
@@ -22,7 +22,9 @@ LUCKY = "The best of a search is good and lucky; 'autotune confirm' tells how mu
 
 def made(**options: Any) -> OpenStudy:
     study = make_study(**options)
-    return OpenStudy(study, study._storage, "sqlite:///none.db", Files.of("sqlite:///none.db"))
+    return OpenStudy(
+        study, study._storage, "sqlite:///none.db", StudyPaths.from_url("sqlite:///none.db")
+    )
 
 
 def confirmed(opened: OpenStudy, top: int = 3, **changes: Any) -> Verdict:
@@ -39,14 +41,14 @@ def test_without_a_confirmation_the_best_of_the_search() -> None:
     best = ranking.best_of(opened.study.trials, opened.study.direction)
     assert best is not None
     found = select_plan(opened)
-    assert (found.trial, found.plan) == (best.number, attrs.plan_of(best))
-    assert found.in_words() == f"trial {best.number}, the best of the search"
+    assert (found.trial, found.plan) == (best.number, attrs.trial_plan(best))
+    assert found.describe() == f"trial {best.number}, the best of the search"
     assert found.remarks == (LUCKY,)
 
 
 def test_the_baseline_where_no_trial_is_better() -> None:
     found = select_plan(made(gain=-0.05))
-    assert found.in_words() == "trial 0, the baseline: no trial is better"
+    assert found.describe() == "trial 0, the baseline: no trial is better"
     assert found.remarks == ()
 
 
@@ -55,7 +57,7 @@ def test_the_best_confirmed_mean_comes_before_the_best_of_the_search() -> None:
     verdict = confirmed(opened)
     found = select_plan(opened)
     assert found.trial == verdict.trial != select_plan(opened, verdict.trials[0]).trial
-    assert found.in_words() == f"trial {verdict.trial}, confirmed over 5 seeds"
+    assert found.describe() == f"trial {verdict.trial}, confirmed over 5 seeds"
     assert found.remarks == ()
 
 
@@ -72,7 +74,7 @@ def test_a_baseline_with_the_best_mean_is_fitted_itself() -> None:
     opened = made()
     verdict = confirmed(opened, gain=-0.01, low=-0.02, high=0.0)
     found = select_plan(opened)
-    assert found.in_words() == "trial 0, the baseline, confirmed over 5 seeds"
+    assert found.describe() == "trial 0, the baseline, confirmed over 5 seeds"
     assert found.plan.depth == 0
     assert found.remarks == (
         f"No confirmed plan has a better mean: the best is trial {verdict.trial}, which "

@@ -59,10 +59,10 @@ def test_stages_say_what_was_tried_and_gained() -> None:
     assert baseline is not None
     gain = f"{100 * (0.9 - baseline):+.1f} points"
     assert stage_rows(study) == (
-        StageRow("layer 1", "tuned or not", "1 of 3", "90.0 %", gain, "accepted", 1),
+        StageRow("layer 1", "trainable or not", "1 of 3", "90.0 %", gain, "accepted", 1),
         StageRow(
             "layer 2",
-            "tuned or not",
+            "trainable or not",
             "1 of 4",
             "85.0 %",
             "−5.0 points",
@@ -71,7 +71,7 @@ def test_stages_say_what_was_tried_and_gained() -> None:
         ),
         StageRow(
             "layer 3",
-            "tuned or not",
+            "trainable or not",
             "",
             "",
             "",

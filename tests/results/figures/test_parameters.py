@@ -39,7 +39,7 @@ def test_importances_leave_out_what_had_hardly_an_effect() -> None:
     space = parameters.space_of(study)
 
     def effective(name: str) -> int:
-        return sum(parameters.has_meaning(space, one, name) for one in complete)
+        return sum(parameters.is_active(space, one, name) for one in complete)
 
     names = parameters.parameter_names(study)
     shown = parameters.importances(study)
@@ -66,7 +66,7 @@ def test_a_parameter_has_a_meaning_where_its_value_changes_the_plan(
             )
             forms = [space.canonical({**one.params, name: value}) for value in values]
             expected = any(form != forms[0] for form in forms)
-            assert parameters.has_meaning(space, one, name) == expected, name
+            assert parameters.is_active(space, one, name) == expected, name
             told.add((name, expected))
     assert len({name for name, expected in told if not expected}) >= 3
 
@@ -132,10 +132,10 @@ def test_slices_of_a_policy_show_the_trials_in_which_it_means_something() -> Non
     study = make_study(space={**ONE_PARAMETER, "training": training})
     complete = study.get_trials(states=(TrialState.COMPLETE,))
     every = {one.number for one in complete}
-    tuned = {one.number for one in complete if one.params["depth"] > 0}
+    trainable = {one.number for one in complete if one.params["depth"] > 0}
     sgd = {one.number for one in complete if one.params["training.optimizer"] == "sgd"}
-    expected = {"momentum": sgd, "head_epochs": tuned, "l2_sp": tuned, "mixup": every}
-    assert all(every - one for one in (tuned, sgd))
+    expected = {"momentum": sgd, "head_epochs": trainable, "l2_sp": trainable, "mixup": every}
+    assert all(every - one for one in (trainable, sgd))
     for name, numbers in expected.items():
         figure = some(parameters.slice_figure(study, f"training.{name}"))
         shown = {row[0] for trace in figure.data for row in trace.customdata}
@@ -164,4 +164,4 @@ def test_values_that_mean_the_same_to_a_backbone_do_not_hide_the_others() -> Non
     trial = create_trial(
         value=0.5, params={"backbone": "a", "layer.1.kernel": 3}, distributions=searched
     )
-    assert parameters.has_meaning(space, trial, "layer.1.kernel")
+    assert parameters.is_active(space, trial, "layer.1.kernel")

@@ -48,7 +48,7 @@ def study() -> Study:
 
 
 def test_what_is_few_is_drawn_whole(study: Study) -> None:
-    results = StudyResults.of(study)
+    results = StudyResults.from_study(study)
     assert thinning.thin(results, results.trials, len(results.trials)) == list(results.trials)
     assert thinning.choose_rows(results) == list(results.trials)
     assert thinning.count_in_words(7, 7) == ""
@@ -58,7 +58,7 @@ def test_what_is_few_is_drawn_whole(study: Study) -> None:
 def test_trials_are_spread_evenly_and_the_best_are_among_them(
     study: Study, most: int, few: None
 ) -> None:
-    results = StudyResults.of(study)
+    results = StudyResults.from_study(study)
     drawn = thinning.thin(results, results.trials, most, keep={3})
     assert len(drawn) <= most + 2  # the one to keep, and the baseline
     assert numbers(drawn) == sorted(set(numbers(drawn)))
@@ -72,7 +72,7 @@ def test_trials_are_spread_evenly_and_the_best_are_among_them(
 
 
 def test_figures_say_how_many_trials_they_show(study: Study, few: None) -> None:
-    results = StudyResults.of(study)
+    results = StudyResults.from_study(study)
     history = some(course.history_figure(results))
     assert re.search(r"trial \(\d+ of 80 trials are drawn\)", history.layout.xaxis.title.text)
     assert "trials are drawn)" in some(course.curves_figure(results)).layout.xaxis.title.text
@@ -106,7 +106,7 @@ def test_the_best_so_far_is_the_same_line(
 def test_rows_of_the_table_do_not_depend_on_which_others_are_shown(
     study: Study, few: None
 ) -> None:
-    results = StudyResults.of(study)
+    results = StudyResults.from_study(study)
     every = {row.number: row for row in table_of(results.trials, results.objective, results.best)}
     chosen = thinning.choose_rows(results)
     assert len(chosen) < len(every)
@@ -146,7 +146,7 @@ def test_a_report_of_5000_trials_has_less_than_4_mb() -> None:
             values=one.values,
             params=one.params,
             distributions=one.distributions,
-            user_attrs={**one.user_attrs, attrs.CLAIMED: begin.timestamp() + 10 * number},
+            user_attrs={**one.user_attrs, attrs.CLAIMED_AT: begin.timestamp() + 10 * number},
             system_attrs=one.system_attrs,
             intermediate_values=one.intermediate_values,
         )

@@ -13,7 +13,7 @@ from PIL import Image
 import autotune
 from autotune.config.schema import AugmentConfig, DataConfig
 from autotune.data.preprocessing import ImageSpec
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.errors import ModelError, UserError
 from autotune.results.model.model import FORMAT, RECORD, WEIGHTS, Model, load_model
 from autotune.study.state import oom
@@ -55,7 +55,7 @@ def test_the_transform_is_that_of_the_study(fast: bool, tmp_path: Path) -> None:
     turned = Image.Exif()
     turned[274] = 6
     photo(500, 200).save(images / "a" / "001.jpg", exif=turned)
-    model = load_model(saved(tmp_path / "model", kept("mobilenetv3_small_050"), fast=fast))
+    model = load_model(saved(tmp_path / "model", kept("mobilenetv3_small_050"), fast_decode=fast))
     size = model.model_spec.image_size
     spec = ImageSpec.from_data_config(model.model_spec.data_config, size)
     assert spec.store_size > spec.size
@@ -65,7 +65,7 @@ def test_the_transform_is_that_of_the_study(fast: bool, tmp_path: Path) -> None:
         test=0.25,
         decode="fast" if fast else "exact",
     )
-    task = Task.open(str(images), data, spec, tmp_path / "cache")
+    task = StudyData.open(str(images), data, spec, tmp_path / "cache")
     views = task.train_validation_views(AugmentConfig(), 1, 0)
     normalise = Normalise.of(model.model_spec.data_config, torch.device("cpu"))
     rows = sorted([*task.train_rows, *task.validation_rows])
@@ -103,9 +103,9 @@ def test_images_that_do_not_fit_together_go_through_in_parts(
     model = load_model(folder)
     images = pictures("test_resnet")[:1].expand(5, -1, -1, -1)
     whole = model.probabilities(images)
-    need = oom.Need(5, 1, 10) if crowded else oom.Need(11, 10, 10)
-    monkeypatch.setattr(oom, "need_of", lambda error, device: need)
-    monkeypatch.setattr(oom, "CROWDED_WAITS_S", ())
+    need = oom.MemoryShortage(5, 1, 10) if crowded else oom.MemoryShortage(11, 10, 10)
+    monkeypatch.setattr(oom, "measure_shortage", lambda error, device: need)
+    monkeypatch.setattr(oom, "SHARED_WAITS_S", ())
     sizes: list[int] = []
     forward, left = Model.forward, iter([3, 3]) if crowded else None
 

@@ -14,7 +14,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.results.report.dataframe import facts_of, trials_frame
+from autotune.results.report.dataframe import trial_records, trials_frame
 from autotune.study.state import attrs
 from tests.support.studies import make_study
 
@@ -74,9 +74,9 @@ def test_values_are_those_of_the_study(study: Study, frame: pd.DataFrame) -> Non
     best = frame.loc[frame["value"].where(frame["state"] == "complete").idxmax()]
     assert best["value"] == study.best_value == best["metric.accuracy"]
     assert best["param.training.lr"] == study.best_params["training.lr"]
-    plan = attrs.plan_of(study.best_trial)
+    plan = attrs.trial_plan(study.best_trial)
     assert plan is not None
-    assert (best["plan"], best["depth"]) == (plan.in_words(), plan.depth)
+    assert (best["plan"], best["depth"]) == (plan.describe(), plan.depth)
     assert frame.loc[frame["role"] == "baseline", "number"].tolist() == [0]
     assert frame["retry_of"].dropna().tolist() == [2]
 
@@ -96,13 +96,13 @@ def test_a_parameter_without_effect_is_missing(study: Study, frame: pd.DataFrame
 
 def test_times_are_the_claims_in_utc(far_east: None) -> None:
     study = make_study(trials=2, running=0, failed=0, retried=0)
-    stamps = {attrs.CLAIMED: 1_700_000_000.0, attrs.HELD: 60.0}
+    stamps = {attrs.CLAIMED_AT: 1_700_000_000.0, attrs.DEVICE_SECONDS: 60.0}
     kept = optuna.create_study(direction="maximize")
     for attributes in (stamps, {}):
         one = study.trials[1]
         one.user_attrs = {**one.user_attrs, **attributes}
         kept.add_trial(one)
-    claimed, local = facts_of(kept)
+    claimed, local = trial_records(kept)
     assert claimed["started"] == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
     assert (claimed["ended"] - claimed["started"]).total_seconds() == 60
     # Optuna's own times are local ones.

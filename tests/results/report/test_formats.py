@@ -19,7 +19,7 @@ from optuna.study import Study
 from autotune.errors import UserError
 from autotune.results.report import formats
 from autotune.results.report.dataframe import trials_frame
-from autotune.results.report.formats import form_of, render
+from autotune.results.report.formats import render, resolve_format
 from autotune.results.report.markdown import BEST_SHOWN
 from autotune.study.state import attrs
 from tests.support.studies import HOSTILE, make_study
@@ -50,7 +50,7 @@ def text_of(study: Study, form: str) -> str:
     ],
 )
 def test_the_ending_says_the_form(path: str | None, given: str | None, meant: str) -> None:
-    assert form_of(path, given) == meant
+    assert resolve_format(path, given) == meant
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_the_ending_says_the_form(path: str | None, given: str | None, meant: st
 )
 def test_a_contradiction_is_a_mistake(path: str | None, given: str | None, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        form_of(path, given)
+        resolve_format(path, given)
 
 
 def test_markdown_answers_first(study: Study) -> None:
@@ -76,7 +76,7 @@ def test_markdown_answers_first(study: Study) -> None:
     ]
     at = lines.index("| trial | accuracy | epochs | seconds | plan |")
     rows = [one for one in lines[at + 2 :] if one][:BEST_SHOWN]
-    assert rows[0].startswith("| 7 best | 91.7 % | 10 | 155.0 | last 4 layers tuned, head 512")
+    assert rows[0].startswith("| 7 best | 91.7 % | 10 | 155.0 | last 4 layers trainable, head 512")
     assert any(one.startswith("| 0 baseline | 84.2 %") for one in rows)
     assert "autotune run digits.yaml --name digits-again" in text_of(study, "md")
 

@@ -110,11 +110,11 @@ def test_several_backbones_are_compared() -> None:
     made = make_study(others={"small": 3})
     best = ranking.best_of(made.trials, made.direction)
     assert best is not None
-    plan = attrs.plan_of(best)
+    plan = attrs.trial_plan(best)
     assert plan is not None
     parsed = Parsed(render_report(made))
     assert "Study digits, test_resnet.r160_in1k, small on digits" in parsed.text
-    assert f"{plan.in_words(named=True)}" in parsed.text
+    assert f"{plan.describe(named=True)}" in parsed.text
     assert "Values over backbone" in str(render_report(made))
     found = {row.name: row for row in backbones_of(made, made.trials, best)}
     assert [row.layers for row in found.values()] == [5, 3]
@@ -255,7 +255,7 @@ def test_two_thousand_trials_can_be_looked_at(browser: Browser, tmp_path: Path) 
     page, said, _ = report_page(browser, path, viewport={"width": 1200, "height": 900})
     # The best and the newest ones: what is left out is said above the table.
     rows = page.locator(".trials tbody tr").count()
-    assert rows == len(choose_rows(StudyResults.of(study))) < len(study.trials)
+    assert rows == len(choose_rows(StudyResults.from_study(study))) < len(study.trials)
     assert f"{rows:,} of {len(study.trials):,} trials" in page.locator("main").inner_text()
     # The table scrolls by itself, below its head: what follows it is not thousands of rows away.
     assert page.evaluate("document.documentElement.scrollHeight") < 12_000

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from autotune.results.report.summary import summarise
-from autotune.storage.paths import Files
+from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
@@ -24,7 +24,9 @@ def made(tmp_path: Path) -> Maker:
     def make(**options: Any) -> OpenStudy:
         url = f"sqlite:///{tmp_path}/autotune.db"
         storage = open_storage(url, create=True)
-        return OpenStudy(make_study(storage=storage, **options), storage, url, Files.of(url))
+        return OpenStudy(
+            make_study(storage=storage, **options), storage, url, StudyPaths.from_url(url)
+        )
 
     return make
 
@@ -33,14 +35,14 @@ def test_summary(made: Maker) -> None:
     opened = made()
     found = summarise(opened)
     trials = opened.study.get_trials(deepcopy=False)
-    assert found.progress == attrs.progress_of(trials, 40)
+    assert found.progress == attrs.count_progress(trials, 40)
     assert found.baseline is not None and found.baseline.number == 0
     assert found.best is not None and found.best.value == opened.study.best_value
     assert found.difference == "+7.5 points"
-    plan = attrs.plan_of(found.best)
+    plan = attrs.trial_plan(found.best)
     assert plan is not None
     assert [row.index for row in found.picture] == [5, 4, 3, 2, 1, 0]
-    assert [row.index for row in found.picture if row.state == "tuned"] == [
+    assert [row.index for row in found.picture if row.state == "trainable"] == [
         *range(plan.depth, -1, -1)
     ]
     # The attempt that was lost and tried again is no failure.

@@ -39,12 +39,12 @@ def test_where_a_trial_came_from_is_shown() -> None:
     known = {"taken": ["warm start: trial 1 of <b>"], "dropped": [["trial 2", "too deep"]]}
     study.set_user_attr(attrs.WARM_START, known)
     plan = study.trials[1].user_attrs[attrs.PLAN]
-    origin = {attrs.PLAN: plan, attrs.ORIGIN: "known good: last layer tuned"}
+    origin = {attrs.PLAN: plan, attrs.ORIGIN: "known good: last layer trainable"}
     study.add_trial(create_trial(value=0.5, user_attrs=origin))
     study.add_trial(create_trial(value=0.6, user_attrs={**origin, attrs.RETRIES: [4]}))
     page = Parsed(render_report(study))
-    assert "known good: last layer tuned" in page.of("td")
-    assert "retry of 4; known good: last layer tuned" in page.of("td")
+    assert "known good: last layer trainable" in page.of("td")
+    assert "retry of 4; known good: last layer trainable" in page.of("td")
     assert page.of("li")[-2:] == [
         "warm start: trial 1 of <b> is queued",
         "trial 2 is dropped: too deep",

@@ -11,8 +11,8 @@ from autotune.results.report.workers import failures_by_reason, worker_rows
 from autotune.study.doctor.snapshot import take_snapshot
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.state.budget import Ending
-from autotune.study.state.trial_queue import INTERRUPTED, LOST
+from autotune.study.state.budget import StopReason
+from autotune.study.state.trial_queue import INTERRUPTED, WORKER_LOST
 from tests.support.broken import claim, set_attribute, silence, trials_of
 from tests.support.small import open_small
 
@@ -33,13 +33,13 @@ def report(opened: OpenStudy, number: int, *epochs: int) -> None:
 def test_a_worker_s_row(opened: OpenStudy) -> None:
     trial = claim(opened, "gpu-box/41/10")
     report(opened, trial.number, 1, 2, 3)
-    set_attribute(opened, trial.number, attrs.HELD, 50.0)
+    set_attribute(opened, trial.number, attrs.DEVICE_SECONDS, 50.0)
     set_attribute(opened, trial.number, attrs.DEVICE, "NVIDIA H200")
     silence(opened.storage, trial, 10)
     (row,) = worker_rows(take_snapshot(opened))
     assert (row.host, row.place, row.device) == ("gpu-box", "41/10", "NVIDIA H200")
     assert (row.trial, row.epoch, row.epochs, row.value) == (0, 3, 20, 0.03)
-    assert row.plan == "backbone locked, linear head, adamw lr 0.03"
+    assert row.plan == "backbone frozen, linear head, adamw lr 0.03"
     assert row.silent_s is not None and 9 <= row.silent_s <= 15
     assert row.epochs_per_s == pytest.approx(3 / 60, rel=0.1)
     assert row.images_per_s == pytest.approx(50 * 3 / 60, rel=0.1)  # 50 training images
@@ -57,12 +57,12 @@ def test_late_and_silent_workers(opened: OpenStudy) -> None:
 def test_the_speed_of_a_retry_is_that_of_its_own_epochs(opened: OpenStudy) -> None:
     first = claim(opened)
     report(opened, first.number, *range(1, 11))
-    opened.claims().give_back(first.number, LOST)
+    opened.trial_queue().requeue(first.number, WORKER_LOST)
     retry = claim(opened)
     (row,) = worker_rows(take_snapshot(opened))
     assert (row.epoch, row.epochs_per_s) == (10, None)
     report(opened, retry.number, 11, 12)
-    set_attribute(opened, retry.number, attrs.HELD, 20.0)
+    set_attribute(opened, retry.number, attrs.DEVICE_SECONDS, 20.0)
     (row,) = worker_rows(take_snapshot(opened))
     assert row.epochs_per_s == pytest.approx(0.1, rel=0.2)
 
@@ -100,7 +100,7 @@ def test_workers_between_two_trials_are_shown_for_a_while(opened: OpenStudy) -> 
     assert (nine.worker, nine.trial) == ("box/1/9", None)
     assert (ten.worker, ten.trial) == ("box/1/10", busy.number)
     opened.study.tell(busy.number, 0.5)
-    opened.study.set_user_attr(attrs.ENDED, Ending("trials", "3 finished trials").to_json())
+    opened.study.set_user_attr(attrs.ENDED, StopReason("trials", "3 finished trials").to_json())
     assert worker_rows(take_snapshot(opened)) == ()
 
 
@@ -110,15 +110,15 @@ def test_failures_by_reason(opened: OpenStudy) -> None:
         "diverged: the accuracy is nan in epoch 1",
         "out of memory: CUDA out of memory. Tried to allocate 2 GiB",
         "RuntimeError: something",
-        f"{LOST}, too often",
+        f"{WORKER_LOST}, too often",
     )
     for reason in reasons:
         trial = claim(opened)
         set_attribute(opened, trial.number, attrs.REASON, reason)
         opened.study.tell(trial.number, state=TrialState.FAIL)
-    opened.claims().give_back(claim(opened).number, INTERRUPTED)
+    opened.trial_queue().requeue(claim(opened).number, INTERRUPTED)
     silence(opened.storage, claim(opened), 1000)
-    opened.claims().sweep()  # Optuna's sweep gives no reason
+    opened.trial_queue().reclaim_stale()  # Optuna's sweep gives no reason
     opened.study.tell(claim(opened).number, state=TrialState.FAIL)
     found = failures_by_reason(take_snapshot(opened).trials)
     assert dict(found) == {

@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 from scipy.stats import binom, ttest_1samp
 
-from autotune.results.values.intervals import LEVEL, Interval, interval, judge
+from autotune.results.values.intervals import (
+    CONFIDENCE_LEVEL,
+    Interval,
+    compare_with_baseline,
+    t_interval,
+)
 
 STUDIES = 2_000
 PLANS = 5
 #: A win is told by one side of intervals that have two.
-FALSE_WINS = (1 - LEVEL) / 2
+FALSE_WINS = (1 - CONFIDENCE_LEVEL) / 2
 VALIDATION = 180
 
 #: Draws values (plans and the baseline, seeds).
@@ -49,7 +54,7 @@ def few_images(rng: np.random.Generator, seeds: int) -> np.ndarray:
     return 0.5 / VALIDATION * rng.normal(size=(PLANS + 1, seeds))
 
 
-def wins(noise: Noise, seeds: int, gain: float = 0.0, maximised: bool = True) -> int:
+def wins(noise: Noise, seeds: int, gain: float = 0.0, maximized: bool = True) -> int:
     """Count the studies in which any plan is called better; the first one is, by ``gain``."""
     rng = np.random.default_rng(seeds)
     count = 0
@@ -57,11 +62,13 @@ def wins(noise: Noise, seeds: int, gain: float = 0.0, maximised: bool = True) ->
         drawn = 0.9 + noise(rng, seeds)
         drawn[0] += gain
         values = np.round(drawn * VALIDATION) / VALIDATION
-        if not maximised:
+        if not maximized:
             values = 1 - values
         plans = {plan: values[plan].tolist() for plan in range(PLANS)}
-        judged = judge(plans, values[PLANS].tolist(), maximised=maximised, step=1 / VALIDATION)
-        count += any(one.beats for one in judged)
+        judged = compare_with_baseline(
+            plans, values[PLANS].tolist(), maximized=maximized, step=1 / VALIDATION
+        )
+        count += any(one.is_better for one in judged)
     return count
 
 
@@ -77,18 +84,18 @@ def test_choosing_among_five_is_paid_for() -> None:
     for _ in range(STUDIES):
         values = shared(rng, 5)
         judged = [
-            judge({plan: values[plan].tolist()}, values[PLANS].tolist())[0]
+            compare_with_baseline({plan: values[plan].tolist()}, values[PLANS].tolist())[0]
             for plan in range(PLANS)
         ]
-        uncorrected += any(one.beats for one in judged)
+        uncorrected += any(one.is_better for one in judged)
     assert uncorrected > 2 * binom.ppf(0.999, STUDIES, FALSE_WINS)
 
 
-@pytest.mark.parametrize("maximised", [True, False])
-def test_a_gain_that_is_there_is_found(maximised: bool) -> None:
+@pytest.mark.parametrize("maximized", [True, False])
+def test_a_gain_that_is_there_is_found(maximized: bool) -> None:
     # Of the deviation of one plan from seed to seed, 0.01: the seed's own share cancels.
-    assert wins(shared, 5, 0.05, maximised) > 0.85 * STUDIES
-    assert wins(shared, 3, 0.05, maximised) < wins(shared, 5, 0.05, maximised)
+    assert wins(shared, 5, 0.05, maximized) > 0.85 * STUDIES
+    assert wins(shared, 3, 0.05, maximized) < wins(shared, 5, 0.05, maximized)
 
 
 def test_all_intervals_hold_together() -> None:
@@ -98,41 +105,47 @@ def test_all_intervals_hold_together() -> None:
     for _ in range(STUDIES):
         values = truth + uneven(rng, 4)
         plans = {plan: values[plan].tolist() for plan in range(PLANS)}
-        judged = judge(plans, values[PLANS].tolist())
+        judged = compare_with_baseline(plans, values[PLANS].tolist())
         held += all(one.gain.low <= truth[one.name] <= one.gain.high for one in judged)
-    assert held >= binom.ppf(0.001, STUDIES, LEVEL)
+    assert held >= binom.ppf(0.001, STUDIES, CONFIDENCE_LEVEL)
 
 
 def test_an_interval_is_that_of_student() -> None:
     values = [0.91, 0.93, 0.96, 0.92]
-    found = interval(values, 0.95)
+    found = t_interval(values, 0.95)
     low, high = ttest_1samp(values, 0).confidence_interval(0.95)
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
 
 
 def test_the_best_mean_is_first() -> None:
     plans = {7: [0.5, 0.6], 3: [0.7, 0.8], 9: [0.8, 0.7]}
-    assert [one.name for one in judge(plans, [0.5, 0.5])] == [3, 9, 7]
-    assert [one.name for one in judge(plans, [0.5, 0.5], maximised=False)] == [7, 3, 9]
+    assert [one.name for one in compare_with_baseline(plans, [0.5, 0.5])] == [3, 9, 7]
+    assert [one.name for one in compare_with_baseline(plans, [0.5, 0.5], maximized=False)] == [
+        7,
+        3,
+        9,
+    ]
 
 
 def test_a_gain_is_positive_where_less_is_better() -> None:
-    (found,) = judge({1: [0.2, 0.21, 0.19]}, [0.4, 0.41, 0.39], maximised=False)
+    (found,) = compare_with_baseline({1: [0.2, 0.21, 0.19]}, [0.4, 0.41, 0.39], maximized=False)
     assert found.gain == Interval(pytest.approx(0.2), pytest.approx(0.0, abs=1e-12))
-    assert found.beats
-    (worse,) = judge({1: [0.4, 0.41, 0.39]}, [0.2, 0.21, 0.19], maximised=False)
-    assert not worse.beats and worse.gain.mean == pytest.approx(-0.2)
+    assert found.is_better
+    (worse,) = compare_with_baseline({1: [0.4, 0.41, 0.39]}, [0.2, 0.21, 0.19], maximized=False)
+    assert not worse.is_better and worse.gain.mean == pytest.approx(-0.2)
 
 
 def test_one_image_more_under_every_seed_is_no_proof() -> None:
     plan, baseline = [0.91, 0.91, 0.91], [0.9, 0.9, 0.9]
-    assert judge({1: plan}, baseline)[0].beats
-    assert not judge({1: plan}, baseline, step=0.01)[0].beats
-    assert judge({1: [0.95] * 3}, baseline, step=0.01)[0].beats
+    assert compare_with_baseline({1: plan}, baseline)[0].is_better
+    assert not compare_with_baseline({1: plan}, baseline, step=0.01)[0].is_better
+    assert compare_with_baseline({1: [0.95] * 3}, baseline, step=0.01)[0].is_better
 
 
 def test_a_plan_that_is_left_out_counts() -> None:
     values, baseline = [0.92, 0.94, 0.93], [0.9, 0.9, 0.91]
-    alone, chosen = (judge({1: values}, baseline, among=among)[0] for among in (1, 5))
-    assert chosen.gain.half > 2 * alone.gain.half
+    alone, chosen = (
+        compare_with_baseline({1: values}, baseline, among=among)[0] for among in (1, 5)
+    )
+    assert chosen.gain.half_width > 2 * alone.gain.half_width
     assert chosen.mean == alone.mean

@@ -11,7 +11,9 @@ from tests.support.studies import make_study
 
 
 def test_objective_of_a_study() -> None:
-    assert Objective.of(make_study(trials=1)) == Objective("accuracy", StudyDirection.MAXIMIZE, 1)
+    assert Objective.from_study(make_study(trials=1)) == Objective(
+        "accuracy", StudyDirection.MAXIMIZE, 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -26,14 +28,14 @@ def test_objective_of_a_study() -> None:
     ],
 )
 def test_show(name: str, value: float | None, text: str) -> None:
-    assert Objective(name, StudyDirection.MAXIMIZE).show(value) == text
+    assert Objective(name, StudyDirection.MAXIMIZE).format_value(value) == text
 
 
 def test_a_mean_over_folds_is_shown_with_its_deviation() -> None:
     accuracy = Objective("accuracy", StudyDirection.MAXIMIZE)
-    assert accuracy.show(0.9312, 0.0081) == "93.1 ± 0.8 %"
-    assert accuracy.other("log_loss").show(0.25, 0.0125) == "0.2500 ± 0.0125"
-    assert accuracy.show(None, 0.1) == "–"
+    assert accuracy.format_value(0.9312, 0.0081) == "93.1 ± 0.8 %"
+    assert accuracy.with_name("log_loss").format_value(0.25, 0.0125) == "0.2500 ± 0.0125"
+    assert accuracy.format_value(None, 0.1) == "–"
 
 
 def test_differences_follow_the_metric() -> None:
@@ -49,4 +51,4 @@ def test_differences_follow_the_metric() -> None:
 def test_decimals_are_what_the_validation_part_resolves() -> None:
     study = make_study(trials=1, running=0, failed=0)
     study.set_user_attr(attrs.DATASET, {"validation": 5000})
-    assert Objective.of(study).show(0.84164) == "84.16 %"
+    assert Objective.from_study(study).format_value(0.84164) == "84.16 %"

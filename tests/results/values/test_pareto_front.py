@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from optuna.study import Study
 
-from autotune.results.diagnosis.diagnostics import answers
-from autotune.results.diagnosis.headline import facts, headline, notes
+from autotune.results.diagnosis.diagnostics import diagnose
+from autotune.results.diagnosis.headline import action_items, headline, key_figures
 from autotune.results.figures import history as course
 from autotune.results.figures import parameters
 from autotune.results.figures.pareto import front_figure
 from autotune.results.report.backbones import backbones_of
 from autotune.results.report.html import render_report, write_report
 from autotune.results.report.trial_table import cost_names, table_of
-from autotune.results.values.objective import Objective, show_values
-from autotune.results.values.pareto_front import front_of, nearest, none_yet
+from autotune.results.values.objective import Objective, format_values
+from autotune.results.values.pareto_front import closest_to_feasible, explain_no_best, front_of
 from autotune.search import ranking
 from autotune.study.state import attrs
 from tests.results.report.test_html import report_page
@@ -46,7 +46,7 @@ def limited() -> Study:
 def test_one_objective_has_no_front(limited: Study) -> None:
     assert front_of(limited) == []
     assert front_figure(limited) is None
-    assert Objective.cost_of(limited) is None
+    assert Objective.cost_from_study(limited) is None
 
 
 def test_the_front_goes_from_the_best_to_the_cheapest(study: Study) -> None:
@@ -58,14 +58,14 @@ def test_the_front_goes_from_the_best_to_the_cheapest(study: Study) -> None:
 
 
 def test_both_values_are_written(study: Study) -> None:
-    objective, cost = Objective.of(study), Objective.cost_of(study)
+    objective, cost = Objective.from_study(study), Objective.cost_from_study(study)
     assert cost is not None
-    assert (objective.words, cost.words) == ("accuracy", "latency")
-    assert show_values(study.trials[0], objective, cost) == "84.2 % at 0.800 ms"
-    assert cost.difference(0.98, 0.8) == "0.180 ms higher"
+    assert (objective.label, cost.label) == ("accuracy", "latency")
+    assert format_values(study.trials[0], objective, cost) == "84.2 % at 0.800 ms"
+    assert cost.format_difference(0.98, 0.8) == "0.180 ms higher"
     best = front_of(study)[0]
     assert headline(study).startswith(
-        f"baseline 84.2 % at 0.800 ms → best {show_values(best, objective, cost)} (trial "
+        f"baseline 84.2 % at 0.800 ms → best {format_values(best, objective, cost)} (trial "
         f"{best.number}, "
     )
     assert headline(study).endswith("3 trials on the Pareto front")
@@ -126,13 +126,13 @@ def test_importances_are_those_of_the_metric(study: Study) -> None:
 
 def test_infeasible_trials_are_counted_and_say_why(limited: Study) -> None:
     trials = limited.trials
-    progress = attrs.progress_of(trials, 40)
+    progress = attrs.count_progress(trials, 40)
     assert progress.infeasible > 0
-    counted = facts(limited, trials, progress)[0][2]
+    counted = key_figures(limited, trials, progress)[0][2]
     assert f"{progress.infeasible} infeasible" in counted
     assert cost_names(limited) == ("latency_ms",)
-    best = ranking.best_of(trials, attrs.direction_of(limited))
-    table = table_of(trials, Objective.of(limited), best, cost_names(limited))
+    best = ranking.best_of(trials, attrs.metric_direction(limited))
+    table = table_of(trials, Objective.from_study(limited), best, cost_names(limited))
     rows = [row for row in table if row.state == "infeasible"]
     assert len(rows) == progress.infeasible
     for row in rows:
@@ -145,19 +145,21 @@ def test_infeasible_trials_are_counted_and_say_why(limited: Study) -> None:
     # Of epochs, pruning has saved those of the pruned alone.
     assert (
         f"pruning saved {saved:,} of "
-        in {name: words for name, _, words in facts(limited, trials, progress)}["epochs trained"]
+        in {name: words for name, _, words in key_figures(limited, trials, progress)}[
+            "epochs trained"
+        ]
     )
 
 
 def test_where_nothing_is_within_the_limits_the_page_says_so() -> None:
     made = make_study(constraints=OUT_OF_REACH, trials=20, failed=0)
-    least = nearest(made.trials)
+    least = closest_to_feasible(made.trials)
     assert least is not None and least.number == 0  # the baseline costs least
     text = "no complete trial within the limits; the nearest is trial 0, 0.800 ms latency, at most"
     assert headline(made).startswith(text)
-    assert none_yet(made.trials) == headline(made)
-    progress = attrs.progress_of(made.trials, 20)
-    said = notes(progress, answers(made))
+    assert explain_no_best(made.trials) == headline(made)
+    progress = attrs.count_progress(made.trials, 20)
+    said = action_items(progress, diagnose(made))
     assert any("were beyond the limits or the memory" in one for one in said)
     parsed = Parsed(render_report(made))
     assert not parsed.open
@@ -198,7 +200,7 @@ def test_the_page_works_in_a_browser(
 def test_several_backbones_are_named_with_both_values() -> None:
     study = make_study(objectives=["accuracy", "latency_ms"], others={"tiny": 3}, trials=30)
     trials = study.get_trials(deepcopy=False)
-    best = ranking.best_of(trials, attrs.direction_of(study))
+    best = ranking.best_of(trials, attrs.metric_direction(study))
     for row in backbones_of(study, trials, best):
         assert " % at " in row.value and row.value.endswith(" ms")
     figure = front_figure(study)

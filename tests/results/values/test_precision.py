@@ -10,7 +10,7 @@ from optuna.trial import create_trial
 
 from autotune.results.report.html import render_report
 from autotune.results.report.markdown import render_markdown
-from autotune.results.values.precision import compute_in_words, computing_of
+from autotune.results.values.precision import describe_precision, describe_precisions
 from autotune.study.state import attrs
 from tests.support.page import Parsed
 from tests.support.studies import make_study
@@ -41,7 +41,7 @@ KEPT = ["stem.conv1", "layer4.0.conv1", "layer4.0.conv2", "layer4.1.conv1"]
     ],
 )
 def test_a_precision_in_words(compute: dict[str, Any], words: str) -> None:
-    assert compute_in_words(compute) == words
+    assert describe_precision(compute) == words
 
 
 def study_of(*computed: tuple[str, dict[str, Any] | None]) -> Study:
@@ -64,7 +64,7 @@ def test_the_report_says_what_the_trials_computed_in() -> None:
         "2 trials on NVIDIA <H200>: bf16, the rest in float32 with products in TF32",
         "1 trial on cpu: bf16, the rest in float32 (some layers are left in float32)",
     )
-    assert computing_of(study.trials) == lines
+    assert describe_precisions(study.trials) == lines
     page = Parsed(render_report(study))
     assert [one for one in page.of("li") if one in lines] == list(lines)
     assert "- 1 trial on cpu: bf16, the rest in float32" in render_markdown(study)
@@ -72,5 +72,5 @@ def test_the_report_says_what_the_trials_computed_in() -> None:
 
 def test_a_study_of_before_says_nothing_of_it() -> None:
     study = study_of(("cpu", None))
-    assert computing_of(study.trials) == ()
+    assert describe_precisions(study.trials) == ()
     assert "Precision" not in Parsed(render_report(study)).of("h3")

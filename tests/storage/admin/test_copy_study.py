@@ -15,8 +15,8 @@ from autotune.storage import filesystem
 from autotune.storage.admin.copy_study import Copied, add_study, copy_studies
 from autotune.storage.admin.read_only import reading
 from autotune.storage.admin.study_rows import read_study
-from autotune.storage.paths import REPORT_FORMS, Files
-from autotune.storage.rdb.connection import GRACE_PERIOD_S, experimental, open_storage
+from autotune.storage.paths import REPORT_FORMATS, StudyPaths
+from autotune.storage.rdb.connection import GRACE_PERIOD_S, allow_experimental, open_storage
 from tests.storage.conftest import NewUrl
 from tests.support.postgres import Server
 from tests.support.rows import everything, rich_study, trials_of
@@ -85,7 +85,7 @@ def test_a_running_trial_of_a_copy_is_found_when_nobody_runs_it(
     running = [one.number for one in study.trials if one.state == TrialState.RUNNING]
 
     def sweep() -> list[int]:
-        with experimental():
+        with allow_experimental():
             optuna.storages.fail_stale_trials(study)
         return [n for n in running if study.trials[n].state == TrialState.FAIL]
 
@@ -213,7 +213,7 @@ def test_a_copy_that_breaks_off_leaves_no_half_study(
     assert [one.name for one in told] == names_in(new) == ["whole"]
     assert {path.name for path in target.rglob("*") if path.is_file()} == {
         *("whole-artifact", "1.pt", "plan.json", "worker-0.log", "best.safetensors"),
-        *(f"whole.{form}" for form in REPORT_FORMS),
+        *(f"whole.{form}" for form in REPORT_FORMATS),
     }
     with open_storage(new).engine.connect() as connection:
         for table in ("trials", "trial_params", "study_user_attributes"):
@@ -285,16 +285,16 @@ def test_a_copy_is_of_one_moment(kind: str, new_url: NewUrl) -> None:
 # Files
 
 
-def fill_files(url: str, name: str, root: Path | None = None) -> Files:
+def fill_files(url: str, name: str, root: Path | None = None) -> StudyPaths:
     """Write the files of a study; by default where its storage has them."""
-    files = Files(root) if root else Files.of(url)
+    files = StudyPaths(root) if root else StudyPaths.from_url(url)
     artifact = f"{name}-artifact"
     own = (
         files.checkpoint(name, 1),
         files.confirmed(name) / "plan.json",
         files.log(name, "worker-0"),
         files.model(name) / "best.safetensors",
-        *(files.report(name, form) for form in REPORT_FORMS),
+        *(files.report(name, form) for form in REPORT_FORMATS),
     )
     for path in (files.artifacts / artifact, *own, files.cache / "images"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -323,9 +323,11 @@ def test_files_go_along(
     rich_study(old)
     fill_files(old, "rich")
     (copied,) = copy(old, new)
-    goal = Files.of(new)
-    assert folder_of(new) == str(goal.root) and folder_of(old) == str(Files.of(old).root)
-    for path in (goal.artifacts / "rich-artifact", *(one for one in goal.of_study("rich"))):
+    goal = StudyPaths.from_url(new)
+    assert folder_of(new) == str(goal.root) and folder_of(old) == str(
+        StudyPaths.from_url(old).root
+    )
+    for path in (goal.artifacts / "rich-artifact", *(one for one in goal.owned_by("rich"))):
         assert path.exists()
     assert (goal.artifacts / "rich-artifact").read_text() == "rich-artifact of rich"
     assert not goal.cache.exists()
@@ -340,7 +342,7 @@ def test_artifacts_of_an_earlier_copy_are_left_as_they_are(
     fill_files(old, "rich")
     shared = tmp_path / "shared"
     copy(old, new_url("sqlite"), files=str(shared))
-    for path in Files(shared).of_study("rich"):
+    for path in StudyPaths(shared).owned_by("rich"):
         path.rename(tmp_path / f"{path.name} of {path.parent.name}")
     broken = new_url("sqlite")
     break_half_way(broken)
@@ -356,7 +358,7 @@ def test_a_folder_that_somebody_chose_stays(new_url: NewUrl, tmp_path: Path) -> 
     (copied,) = copy(old, new)
     assert folder_of(new) == str(tmp_path / "shared")
     assert (copied.files.count, copied.files.folder) == (0, tmp_path / "shared")
-    assert not Files.of(new).root.exists()
+    assert not StudyPaths.from_url(new).root.exists()
 
 
 def test_another_folder_can_be_chosen(new_url: NewUrl, tmp_path: Path) -> None:
@@ -365,7 +367,7 @@ def test_another_folder_can_be_chosen(new_url: NewUrl, tmp_path: Path) -> None:
     fill_files(old, "rich", tmp_path / "shared")
     (copied,) = copy(old, new, files=str(tmp_path / "other"))
     assert folder_of(new) == str(tmp_path / "other")
-    assert copied.files.count == 5 + len(REPORT_FORMS)
+    assert copied.files.count == 5 + len(REPORT_FORMATS)
     assert (tmp_path / "other/artifacts/rich-artifact").exists()
 
 
@@ -375,14 +377,17 @@ def test_files_of_a_database_that_was_moved_with_them(new_url: NewUrl, tmp_path:
     files = fill_files(old, "rich")
     files.root.parent.rename(tmp_path / "moved")
     (copied,) = copy(f"sqlite:///{tmp_path}/moved/study.db", new)
-    assert (copied.files.count, copied.files.folder) == (5 + len(REPORT_FORMS), Files.of(new).root)
+    assert (copied.files.count, copied.files.folder) == (
+        5 + len(REPORT_FORMATS),
+        StudyPaths.from_url(new).root,
+    )
 
 
 def test_files_in_the_way_are_not_overwritten(new_url: NewUrl) -> None:
     old, new = new_url("sqlite"), new_url("sqlite")
     rich_study(old)
     fill_files(old, "rich")
-    model = Files.of(new).model("rich")
+    model = StudyPaths.from_url(new).model("rich")
     model.mkdir(parents=True)
     with pytest.raises(StorageError, match=f"{model} exists and is not overwritten; move it"):
         copy(old, new)

@@ -11,7 +11,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 
 from autotune.storage.rdb.connection import open_storage
-from autotune.storage.rdb.heartbeat import read_beats
+from autotune.storage.rdb.heartbeat import read_heartbeat_ages
 from tests.support.broken import silence
 from tests.support.postgres import Server
 
@@ -36,13 +36,13 @@ def test_ages_and_clocks(storage: RDBStorage) -> None:
         storage.record_heartbeat(trial_id)
     storage.record_heartbeat(ids[1])  # the second one is written in another way than the first
     silence(storage, storage.get_trial(ids[2]), 500)
-    beats = read_beats(storage, [*ids[1:], 10_000])
+    beats = read_heartbeat_ages(storage, [*ids[1:], 10_000])
     assert beats.age_s.keys() == set(ids[1:3])
     assert 0 <= beats.age_s[ids[1]] < 10
     assert 500 <= beats.age_s[ids[2]] < 510
     assert abs(beats.now - time.time()) < 5
-    assert abs(beats.ahead_s) < 2
+    assert abs(beats.clock_skew_s) < 2
 
 
 def test_nothing_runs(storage: RDBStorage) -> None:
-    assert read_beats(storage, []).age_s == {}
+    assert read_heartbeat_ages(storage, []).age_s == {}

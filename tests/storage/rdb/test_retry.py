@@ -18,7 +18,12 @@ from autotune.errors import StorageError
 from autotune.storage.rdb import connection as database
 from autotune.storage.rdb import retry
 from autotune.storage.rdb.connection import open_storage
-from autotune.storage.rdb.retry import LockLostError, is_transient, patiently, was_away
+from autotune.storage.rdb.retry import (
+    LockLostError,
+    call_with_retry,
+    is_transient,
+    was_unavailable,
+)
 from autotune.storage.rdb.study_lock import study_lock
 from tests.support.postgres import Server, start_server
 
@@ -69,7 +74,7 @@ def test_a_call_is_repeated_while_it_helps(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(retry, "_last_met", float("-inf"))
-    assert not was_away(within_s=60)
+    assert not was_unavailable(within_s=60)
     left = [operational(psycopg.OperationalError("password=geheim closed"))] * 2
 
     def call(value: int) -> int:
@@ -77,14 +82,14 @@ def test_a_call_is_repeated_while_it_helps(
             raise left.pop()
         return value
 
-    assert patiently(call, 3) == 3
+    assert call_with_retry(call, 3) == 3
     assert caplog.text.count("the storage is away") == 2
     assert "geheim" not in caplog.text
-    assert was_away(within_s=60)
+    assert was_unavailable(within_s=60)
 
 
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(retry, "RETRY_FOR_S", 0.5)
     calls = []
 
     def call() -> None:
@@ -92,7 +97,7 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         raise operational(psycopg.OperationalError("closed"))
 
     with pytest.raises(sqlalchemy.exc.OperationalError):
-        patiently(call)
+        call_with_retry(call)
     assert len(calls) > 1
 
 

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from autotune.storage.rdb import connection as database
 from autotune.storage.rdb import trial_reader
 from autotune.storage.rdb.connection import open_storage
-from autotune.storage.rdb.retry import PatientStorage, impatiently
+from autotune.storage.rdb.retry import RetryingStorage, no_retry
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 
@@ -43,7 +43,7 @@ def made(pool: object, state: TrialState = TrialState.RUNNING, **named: object) 
     )
 
 
-def fill(url: str, directions: int = 1) -> tuple[PatientStorage, int]:
+def fill(url: str, directions: int = 1) -> tuple[RetryingStorage, int]:
     """Make a study with trials in every state, with every kind of value."""
     storage = open_storage(url, create=True)
     study = optuna.create_study(storage=storage, directions=["maximize"] * directions)
@@ -137,7 +137,7 @@ def test_what_is_known_to_run_is_asked_for_its_state_alone(url: str) -> None:
         storage.set_trial_intermediate_value(trial_id, 1, 0.5)
     storage.set_trial_state_values(second, TrialState.COMPLETE, [0.5])
     late = storage.create_new_trial(study_id, claimed)
-    with storage.changes_alone():
+    with storage.state_changes_only():
         found = {one._trial_id: one for one in storage._get_trials(study_id, None, set(), -1)}
     assert list(found) == sorted(found) == [*before, late]
     assert found[first] is before[first]
@@ -178,7 +178,7 @@ def test_a_connection_that_the_server_has_dropped_is_made_anew(
     with other.connect() as connection:
         connection.execute(sqlalchemy.text(f"{drop} AND datname = current_database()"))
     other.dispose()
-    with impatiently():
+    with no_retry():
         assert len(storage._get_trials(study_id, None, set(), -1)) == 6
 
 

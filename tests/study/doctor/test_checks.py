@@ -26,8 +26,8 @@ from autotune.study.doctor.repair import repair
 from autotune.study.doctor.snapshot import take_snapshot
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
-from autotune.study.state.budget import Budget, Ending
-from autotune.study.state.trial_queue import LOST
+from autotune.study.state.budget import Budget, StopReason
+from autotune.study.state.trial_queue import WORKER_LOST
 from tests.support.broken import claim, renumber, set_attribute, silence, trials_of
 from tests.support.inside import contents
 from tests.support.small import open_small
@@ -83,18 +83,18 @@ def test_nothing_is_wrong_with_a_study_at_any_healthy_stage(handle: OpenStudy) -
     assert kinds(handle) == []
     finish(handle, first.number)
     handle.files.checkpoint(handle.name, first.number).unlink()
-    handle.claims().give_back(second.number, LOST)
+    handle.trial_queue().requeue(second.number, WORKER_LOST)
     write(handle.files.checkpoint(handle.name, second.number), age_s=5 * HOUR)  # of the retry
     assert kinds(handle) == []
     retry = claim(handle)
-    assert attrs.retries(retry) == [second.number]
+    assert attrs.earlier_attempts(retry) == [second.number]
     assert kinds(handle) == []
-    handle.claims().begin(Budget(1))
+    handle.trial_queue().set_budget(Budget(1))
     finish(handle, retry.number, 0.4)
     handle.files.checkpoint(handle.name, second.number).unlink()
-    handle.claims().begin(Budget(2))
+    handle.trial_queue().set_budget(Budget(2))
     handle.study.enqueue_trial({})  # waits for a larger budget
-    assert isinstance(handle.claims().claim("box/1/0"), Ending)
+    assert isinstance(handle.trial_queue().claim("box/1/0"), StopReason)
     assert kinds(handle) == []
 
 
@@ -114,28 +114,28 @@ def test_a_silent_worker_s_trial_is_given_back(handle: OpenStudy) -> None:
     trial, other = claim(handle), claim(handle, "box/1/1")
     silence(handle.storage, trial, 300)
     (found,) = findings(handle)
-    assert (found.kind, found.trial, found.fixable) == (finding.ZOMBIE, 0, True)
+    assert (found.kind, found.trial, found.is_fixable) == (finding.ZOMBIE, 0, True)
     assert re.search(r"box/1/0, which has been silent for 30\d s", found.message)
     assert repair(fresh(handle), [found]) == ["trial 0 was given back"]
     assert kinds(handle) == []
     states = [one.state for one in trials_of(fresh(handle))]
     assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
-    assert attrs.retries(trials_of(fresh(handle))[2]) == [0]
+    assert attrs.earlier_attempts(trials_of(fresh(handle))[2]) == [0]
     assert other.number == 1
 
 
 def test_a_worker_that_died_before_its_first_heartbeat(handle: OpenStudy) -> None:
     trial = claim(handle, beat=False)
     assert kinds(handle) == []  # it may be about to write it
-    set_attribute(handle, trial.number, attrs.CLAIMED, time.time() - 200)
+    set_attribute(handle, trial.number, attrs.CLAIMED_AT, time.time() - 200)
     (found,) = findings(handle)
     assert found.kind == finding.ZOMBIE
     assert re.search(r"box/1/0, which never gave a sign of life in 20\d s", found.message)
     repair(fresh(handle), [found])
     assert kinds(handle) == []
     first, retry = trials_of(fresh(handle))
-    assert (first.state, first.user_attrs[attrs.REASON]) == (TrialState.FAIL, LOST)
-    assert (retry.state, attrs.retries(retry)) == (TrialState.WAITING, [0])
+    assert (first.state, first.user_attrs[attrs.REASON]) == (TrialState.FAIL, WORKER_LOST)
+    assert (retry.state, attrs.earlier_attempts(retry)) == (TrialState.WAITING, [0])
 
 
 def test_a_claim_that_broke_off(handle: OpenStudy) -> None:
@@ -169,20 +169,20 @@ def test_a_trial_that_was_lost_too_often_is_failed_for_good(local: OpenStudy) ->
 
 def test_what_waits_after_the_end_of_a_study_that_could_go_on(local: OpenStudy) -> None:
     trial = claim(local)
-    local.claims().give_back(trial.number, LOST)
-    local.study.set_user_attr(attrs.ENDED, Ending("patience", "no better trial").to_json())
+    local.trial_queue().requeue(trial.number, WORKER_LOST)
+    local.study.set_user_attr(attrs.ENDED, StopReason("patience", "no better trial").to_json())
     (found,) = findings(local)
-    assert (found.kind, found.fixable) == (finding.ENDED, True)
+    assert (found.kind, found.is_fixable) == (finding.ENDED, True)
     repair(fresh(local), [found])
     assert kinds(local) == []
-    assert Ending.of(fresh(local).study) is None
+    assert StopReason.from_study(fresh(local).study) is None
 
 
 def test_what_runs_after_the_end(local: OpenStudy) -> None:
     trial = claim(local)
-    local.study.set_user_attr(attrs.ENDED, Ending("trials", "6 finished trials").to_json())
+    local.study.set_user_attr(attrs.ENDED, StopReason("trials", "6 finished trials").to_json())
     (found,) = findings(local)
-    assert (found.kind, found.fixable) == (finding.ENDED, False)
+    assert (found.kind, found.is_fixable) == (finding.ENDED, False)
     silence(local.storage, trial, 1000)
     (found,) = findings(local)
     assert found.kind == finding.ZOMBIE
@@ -200,7 +200,7 @@ def test_trials_that_share_a_number_or_are_missing(local: OpenStudy) -> None:
     assert kinds(local) == [finding.NUMBERS]
     renumber(local, 1, 5)
     (found,) = findings(local)
-    assert found.kind == finding.NUMBERS and not found.fixable
+    assert found.kind == finding.NUMBERS and not found.is_fixable
 
 
 def test_a_plan_that_was_trained_twice(local: OpenStudy) -> None:
@@ -233,16 +233,16 @@ def test_retries_that_are_broken(
         set_attribute(local, number, attrs.RETRIES, earlier)
     found = findings(local)
     assert [one.kind for one in found] == [finding.CHAIN]
-    assert said in found[0].message and not found[0].fixable
+    assert said in found[0].message and not found[0].is_fixable
 
 
 def test_finished_trials_beyond_the_budget(local: OpenStudy) -> None:
     for worker in range(3):
         finish(local, claim(local, f"box/1/{worker}").number)
-    local.claims().begin(Budget(2))
+    local.trial_queue().set_budget(Budget(2))
     (found,) = findings(local)
     assert found.kind == finding.BUDGET and "search.trials=3" in found.message
-    local.claims().begin(Budget(3))
+    local.trial_queue().set_budget(Budget(3))
     assert kinds(local) == []
 
 
@@ -305,13 +305,13 @@ def test_artifacts_of_another_storage_in_the_same_folder_are_left_alone(
     theirs = uploaded(other, tmp_path, claim(other))
     write(other.files.log("second", "worker-0"), age_s=0)
     (found,) = findings(local)
-    assert (found.kind, found.fixable) == (finding.ORPHANS, False)
+    assert (found.kind, found.is_fixable) == (finding.ORPHANS, False)
     assert "second" in found.message
     repair(fresh(local), [found])
     assert theirs.exists()
     other.files.log("second", "worker-0").unlink()
     other.files.log("second", "worker-0").parent.rmdir()
-    assert findings(local)[0].fixable
+    assert findings(local)[0].is_fixable
 
 
 def test_an_artifact_that_is_somebody_s_by_now_stays(local: OpenStudy, tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_missing_artifacts(handle: OpenStudy, tmp_path: Path) -> None:
     assert kinds(handle) == []  # a running trial may be about to write it
     finish(handle, trial.number)
     (found,) = findings(handle)
-    assert (found.kind, found.fixable) == (finding.MISSING, False)
+    assert (found.kind, found.is_fixable) == (finding.MISSING, False)
     assert "1 artifacts (picture.png) of trials 0" in found.message
 
 
@@ -382,7 +382,7 @@ def test_what_this_version_cannot_read(local: OpenStudy) -> None:
     for one, what in zip(
         found, ("its definition", "its space", "the plans of trials 0"), strict=True
     ):
-        assert what in one.message and not one.fixable
+        assert what in one.message and not one.is_fixable
 
 
 def test_a_lock_that_somebody_sits_on(handle: OpenStudy) -> None:
@@ -405,7 +405,7 @@ def test_the_clock_of_a_worker(handle: OpenStudy) -> None:
     trial = claim(handle)
     ahead = file_checks.worker_ahead_s(take_snapshot(handle), trial)
     assert ahead is not None and abs(ahead) < 3
-    set_attribute(handle, trial.number, attrs.CLAIMED, time.time() + 120)
+    set_attribute(handle, trial.number, attrs.CLAIMED_AT, time.time() + 120)
     (found,) = findings(handle)
     assert found.kind == finding.CLOCK
     assert re.search(r"clock of box/1/0 is 1[12]\d s ahead of", found.message)

@@ -20,8 +20,8 @@ from autotune.study.engine.launcher import run_study
 from autotune.study.engine.worker import run_worker
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.state.failures import Kind, answers, kind_of
-from autotune.study.state.oom import MIB, need_of
+from autotune.study.state.failures import FailureKind, classify, device_responds
+from autotune.study.state.oom import MIB, measure_shortage
 from tests.study.engine.test_launcher import BARE
 from tests.study.engine.test_worker import job
 from tests.support.runs import autotune, trials_of
@@ -57,13 +57,13 @@ def test_what_the_device_was_asked_for() -> None:
     held = torch.zeros(64 * MIB, dtype=torch.uint8, device=CUDA)
     with pytest.raises(torch.cuda.OutOfMemoryError) as caught:
         torch.empty(1 << 45, dtype=torch.uint8, device=CUDA)
-    assert kind_of(caught.value, CUDA) == Kind.MEMORY
-    need = need_of(caught.value, CUDA)
+    assert classify(caught.value, CUDA) == FailureKind.MEMORY
+    need = measure_shortage(caught.value, CUDA)
     assert need.wanted_bytes >= (1 << 45) + held.numel()
     assert need.left_bytes <= need.device_bytes
     assert need.device_bytes == torch.cuda.get_device_properties(CUDA).total_memory
-    assert not need.is_crowded
-    assert answers(CUDA)
+    assert not need.is_shared_device
+    assert device_responds(CUDA)
 
 
 def test_a_device_whose_memory_others_hold_is_crowded() -> None:
@@ -80,9 +80,9 @@ def test_a_device_whose_memory_others_hold_is_crowded() -> None:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(torch.cuda.OutOfMemoryError) as caught:
             torch.empty(int(0.3 * total), dtype=torch.uint8, device=CUDA)
-        need = need_of(caught.value, CUDA)
+        need = measure_shortage(caught.value, CUDA)
         other.kill()
-    assert need.is_crowded
+    assert need.is_shared_device
 
 
 def test_a_plan_that_does_not_fit_is_infeasible_and_the_worker_lives_on(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_plan_that_does_not_fit_is_infeasible_and_the_worker_lives_on(tmp_path
     small = [one for one in trials if one not in big]
     assert big and len(small) > 1
     for trial in big:
-        assert trial.state == TrialState.PRUNED and attrs.is_untrained(trial)
+        assert trial.state == TrialState.PRUNED and attrs.ended_infeasible(trial)
         assert trial.constraints[DEVICE_MEMORY] > 0
         assert float(trial.user_attrs[attrs.PEAK_MEMORY_MB]) >= 1024
         assert float(trial.user_attrs[attrs.DEVICE_MEMORY_MB]) == pytest.approx(1024, abs=1)
@@ -145,7 +145,7 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(tmp_path: Path) -> None
     run(handle)
     trials = handle.study.trials
     assert [one.state for one in trials] == [TrialState.COMPLETE] * 2
-    parts = [one.user_attrs.get(attrs.PART, 50) for one in trials]
+    parts = [one.user_attrs.get(attrs.MICRO_BATCH, 50) for one in trials]
     assert 2 <= min(parts) < 50
     assert all(float(one.user_attrs[attrs.PEAK_MEMORY_MB]) < 0.7 * peak for one in trials)
 
@@ -219,7 +219,7 @@ def test_a_real_assert_costs_a_process_and_not_the_trial(tmp_path: Path) -> None
     assert ended.returncode == 0, ended.stderr + ended.stdout
     assert not (site / "left").exists()
     assert "and is replaced" in ended.stdout
-    progress = attrs.progress_of(trials_of(tmp_path, "tiny"), 2)
+    progress = attrs.count_progress(trials_of(tmp_path, "tiny"), 2)
     assert (progress.finished, progress.failed, progress.retried) == (2, 0, 1)
     lost = next(one for one in trials_of(tmp_path, "tiny") if one.state == TrialState.FAIL)
     assert lost.user_attrs[attrs.REASON].startswith("its worker was lost")

@@ -20,14 +20,14 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.errors import UserError
-from autotune.runtime import cores
+from autotune.runtime import available_cpus
 from autotune.storage.rdb.connection import GRACE_PERIOD_S
 from autotune.study.engine import pool
 from autotune.study.engine.launcher import count_slots, resolve_gpus, run_study
 from autotune.study.engine.local_workers import LocalWorkers, local_backend
 from autotune.study.engine.worker import Job
 from autotune.study.state import attrs
-from autotune.study.state.budget import held_hours, since_best
+from autotune.study.state.budget import device_hours_used, trials_since_best
 from tests.support.inside import call
 from tests.support.runs import (
     SMALL,
@@ -105,7 +105,7 @@ def test_ctrl_c_gives_trials_back_and_the_next_run_resumes_them(tmp_path: Path) 
     trials = trials_of(tmp_path, "tiny")
     assert sorted(attrs.first_attempt(trials[number]) for number in waiting) == [0, 1]
     assert all(trials[number].intermediate_values for number in waiting)
-    assert attrs.progress_of(trials, 2).failed == 0
+    assert attrs.count_progress(trials, 2).failed == 0
 
     reached = {
         attrs.first_attempt(trials[number]): max(trials[number].intermediate_values)
@@ -154,7 +154,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> No
     assert (progress.failed, progress.running, progress.waiting) == (0, 0, 0)
     (lost,) = [one for one in trials if one.state == TrialState.FAIL]
     assert lost.user_attrs[attrs.REASON] == "its worker was lost"
-    (successor,) = [one for one in trials if attrs.retries(one) == [lost.number]]
+    (successor,) = [one for one in trials if attrs.earlier_attempts(one) == [lost.number]]
     assert successor.state == TrialState.COMPLETE
     assert successor.params == lost.params
     assert sorted(successor.intermediate_values) == list(range(1, 31))
@@ -226,7 +226,7 @@ def test_patience_ends_a_study_of_two_workers(tmp_path: Path) -> None:
     trials = trials_of(tmp_path, "tiny")
     assert all(one.state.is_finished() for one in trials)
     assert 3 <= len(trials) < 60
-    since = since_best(trials, StudyDirection.MAXIMIZE)
+    since = trials_since_best(trials, StudyDirection.MAXIMIZE)
     assert 2 <= since <= 3  # one more may have run
     words = f"no better trial in the last {since}"
     assert f"ended: {words}" in ended.out
@@ -246,9 +246,9 @@ def test_device_hours_end_a_study_of_two_workers(tmp_path: Path) -> None:
     trials = trials_of(tmp_path, "tiny")
     assert len(trials) < 60
     assert all(one.state != TrialState.RUNNING for one in trials)
-    assert held_hours(trials, 0.0) >= limit
+    assert device_hours_used(trials, 0.0) >= limit
     for trial in (one for one in trials if one.state != TrialState.WAITING):
-        assert attrs.held_s(trial, 0.0) == pytest.approx(attrs.seconds_of(trial), abs=2)
+        assert attrs.device_seconds(trial, 0.0) == pytest.approx(attrs.wall_seconds(trial), abs=2)
     again = autotune(*arguments, cwd=tmp_path)
     assert "device-hours used); nothing was trained." in again.stdout
     assert len(trials_of(tmp_path, "tiny")) == len(trials)
@@ -361,7 +361,7 @@ def test_a_process_that_lost_its_gpu_is_replaced_and_its_trial_goes_on(tmp_path:
     reason = first.user_attrs[attrs.REASON]
     assert reason.startswith("its worker was lost: AcceleratorError: CUDA error: device-side")
     assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
-    assert attrs.retries(second) == [0]
+    assert attrs.earlier_attempts(second) == [0]
     assert sorted(second.intermediate_values) == list(range(1, 16))
     assert first.intermediate_values.items() <= second.intermediate_values.items()
 
@@ -441,7 +441,7 @@ def test_a_full_disk_of_the_database_ends_the_run_and_the_next_one_goes_on(tmp_p
         (disk / "filler").unlink()
         time.sleep(GRACE_PERIOD_S)  # nobody could write down that the trial was given back
         process = start(*arguments, cwd=tmp_path)
-        wait_for(lambda: any(attrs.retries(one) for one in trials()), timeout=180)
+        wait_for(lambda: any(attrs.earlier_attempts(one) for one in trials()), timeout=180)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
     finally:
@@ -483,7 +483,7 @@ def test_a_place_that_kills_its_workers_is_named_and_the_others_go_on(
 
 
 def test_workers_are_counted() -> None:
-    assert count_slots(0, None, None) == min(2, cores())
+    assert count_slots(0, None, None) == min(2, available_cpus())
     assert count_slots(4, None, None) == 4
     assert count_slots(4, 3, None) == 3
     assert count_slots(2, None, 3) == 6

@@ -294,7 +294,7 @@ def test_a_place_with_a_batch_of_its_own_halves_it(tmp_path: Path, place: dict[s
         run(handle)
         assert rule.count
     for trial in completed(handle):
-        assert attrs.PART not in trial.user_attrs
+        assert attrs.MICRO_BATCH not in trial.user_attrs
 
 
 @pytest.mark.slow
@@ -305,7 +305,7 @@ def test_memory_gives_out_once_where_a_network_is_split(tmp_path: Path) -> None:
         run(handle)
         assert rule.count == 1
     for trial in completed(handle):
-        assert attrs.WHOLE not in trial.user_attrs
+        assert attrs.UNSPLIT_REASON not in trial.user_attrs
 
 
 @pytest.mark.slow
@@ -317,7 +317,7 @@ def test_a_step_that_does_not_fit_is_taken_in_parts(tmp_path: Path, inside: str)
         gpu.memory.provoke(6, inside)
         run(handle)
     trials = completed(handle)
-    assert [one.user_attrs[attrs.PART] for one in trials] == [5, 5]
+    assert [one.user_attrs[attrs.MICRO_BATCH] for one in trials] == [5, 5]
 
 
 @pytest.mark.slow
@@ -337,7 +337,7 @@ def test_a_plan_that_never_fits_is_infeasible_and_holds_nothing(tmp_path: Path) 
     baseline, *others = handle.study.trials
     assert baseline.state == TrialState.COMPLETE
     for trial in others:
-        assert trial.state == TrialState.PRUNED and attrs.is_untrained(trial)
+        assert trial.state == TrialState.PRUNED and attrs.ended_infeasible(trial)
         assert trial.user_attrs[attrs.REASON].startswith("infeasible: memory")
 
 
@@ -357,7 +357,7 @@ def test_a_neighbor_that_leaves_costs_no_trial_its_batch(tmp_path: Path) -> None
         run_worker(job(handle), threading.Event(), listen)
         assert crowded and not gpu.memory.neighbor_bytes
     for trial in completed(handle):
-        assert attrs.PART not in trial.user_attrs
+        assert attrs.MICRO_BATCH not in trial.user_attrs
 
 
 @pytest.mark.slow

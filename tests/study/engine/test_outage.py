@@ -73,7 +73,7 @@ def test_a_claim_whose_lock_was_lost_is_made_anew(
         storage=own_server.fresh_database(),
         files=str(tmp_path),
     )
-    claims = handle.claims()
+    claims = handle.trial_queue()
     if not queued:
         first = claims.claim("host/1/0")
         assert isinstance(first, Claim)
@@ -97,9 +97,9 @@ def test_a_claim_whose_lock_was_lost_is_made_anew(
     (broken,) = drops
     trials = handle.study.get_trials()
     assert trials[broken].state == TrialState.FAIL
-    assert attrs.retries(trials[claim.trial.number]) == [broken]
+    assert attrs.earlier_attempts(trials[claim.trial.number]) == [broken]
     assert trials[claim.trial.number].params == trials[broken].params
-    assert trials[claim.trial.number].user_attrs[attrs.LOSSES] == 0
+    assert trials[claim.trial.number].user_attrs[attrs.LOST_ATTEMPTS] == 0
     # The budget is as it was: what broke off does not count.
     progress = claims.progress()
     assert (progress.running, progress.waiting, progress.retried) == (1, 0, 1)
@@ -109,7 +109,7 @@ def test_a_trial_that_somebody_else_has_taken_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle = open_small(tmp_path, search__trials=2)
-    claims = handle.claims()
+    claims = handle.trial_queue()
     taken = []
     original = type(claims)._pop
 
@@ -153,7 +153,7 @@ def test_a_database_that_stays_away_ends_the_run_with_one_message(
         storage=own_server.fresh_database(),
         files=str(tmp_path),
     )
-    monkeypatch.setattr(retry, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(retry, "RETRY_FOR_S", 0.5)
 
     def stop(event: dict[str, Any]) -> None:
         if event["event"] == "epoch" and event["epoch"] == 1:
@@ -165,6 +165,6 @@ def test_a_database_that_stays_away_ends_the_run_with_one_message(
     monkeypatch.undo()
     study: Study = handle.study
     assert study.get_trials()[0].state == TrialState.RUNNING
-    assert handle.claims().sweep(lambda worker: True) == 1
+    assert handle.trial_queue().reclaim_stale(lambda worker: True) == 1
     run_worker(job(handle, files=str(tmp_path)), threading.Event(), lambda event: None)
     assert [one.state for one in study.get_trials()] == [TrialState.FAIL, TrialState.COMPLETE]

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
-from autotune.study.state.attrs import progress_of
+from autotune.study.state.attrs import count_progress
 from tests.support.runs import SMALL, command, environment, start, wait_for
 
 FEW = ("run", "digits", *SMALL, "training.epochs=60", "search.trials=4", "search.pruner=none")
@@ -64,7 +64,7 @@ def test_workers_share_a_study_and_one_is_killed(tmp_path: Path, postgres_url: s
     assert launcher.wait(timeout=240) == 0, (tmp_path / "out.txt").read_text()
     assert joined.wait(timeout=60) == 0, (tmp_path / "joined.txt").read_text()
     found = trials(storage)
-    progress = progress_of(found, 4)
+    progress = count_progress(found, 4)
     assert (progress.complete, progress.failed) == (4, 0)
     assert (progress.running, progress.waiting) == (0, 0)
     assert progress.retried == 1

@@ -93,13 +93,13 @@ def test_a_killed_worker_is_replaced_by_ray_and_the_budget_is_exact(
     said = tmp_path / "out.txt"
     assert process.wait(timeout=240) == 0, said.read_text()
     trials = trials_in(url)
-    progress = attrs.progress_of(trials, 4)
+    progress = attrs.count_progress(trials, 4)
     assert (progress.complete, progress.retried) == (4, 1)
     assert (progress.failed, progress.running, progress.waiting) == (0, 0, 0)
     (lost,) = [one for one in trials if one.state == TrialState.FAIL]
     assert lost.number == reported.number
     assert lost.user_attrs[attrs.REASON] == "its worker was lost"
-    (successor,) = [one for one in trials if attrs.retries(one) == [lost.number]]
+    (successor,) = [one for one in trials if attrs.earlier_attempts(one) == [lost.number]]
     assert sorted(successor.intermediate_values) == list(range(1, 26))
     assert len({one.user_attrs[attrs.WORKER] for one in trials}) == 3
     text = said.read_text()

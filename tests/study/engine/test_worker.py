@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from safetensors.torch import load_file
 
 from autotune.errors import (
-    CrowdedError,
+    DeviceBusyError,
     DeviceError,
     DiskFullError,
     DivergedError,
@@ -37,13 +37,13 @@ from autotune.models.network import Network, build_network
 from autotune.plan import TrialPlan
 from autotune.search import ranking
 from autotune.search.study_view import DEVICE_MEMORY
-from autotune.storage.paths import Files
-from autotune.storage.rdb.retry import PatientStorage
+from autotune.storage.paths import StudyPaths
+from autotune.storage.rdb.retry import RetryingStorage
 from autotune.study.engine import worker as worker_module
 from autotune.study.engine.worker import Job, build_context, run_worker, worker_name
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs, oom
-from autotune.study.state.budget import Ending
+from autotune.study.state.budget import StopReason
 from autotune.study.state.trial_queue import MAX_RETRIES, Claim
 from autotune.study.trial import build
 from autotune.study.trial import run as trial_module
@@ -119,8 +119,8 @@ def test_a_study_from_start_to_end(tmp_path: Path) -> None:
         assert pictures <= set(names)
         # Short attributes: the dashboard reads them all.
         assert len(json.dumps(attributes)) < 2000
-    assert trials[0].user_attrs[attrs.PARAMETERS_TUNED] == 970
-    files = Files.of(handle.url)
+    assert trials[0].user_attrs[attrs.TRAINABLE_PARAMETERS] == 970
+    files = StudyPaths.from_url(handle.url)
     assert not list(files.root.glob("checkpoints/*/*.pt"))
 
 
@@ -135,11 +135,11 @@ def test_weights_of_the_best_can_be_loaded_into_its_network(tmp_path: Path) -> N
         if one.filename == "weights.safetensors"
     ]
     ctx = build_context(handle)
-    plan = attrs.plan_of(best)
+    plan = attrs.trial_plan(best)
     assert plan is not None
     backbone = ctx.resources.of(plan.backbone).backbone
     network = build_network(backbone, plan, 10, seed=99)
-    network.load_tuned_state(load_file(handle.files.artifacts / weights.artifact_id))
+    network.load_trainable_state(load_file(handle.files.artifacts / weights.artifact_id))
     training = build_trainer(plan, ctx)
     training.network.load_state_dict(network.state_dict())
     assert training.validate().accuracy == best.value
@@ -150,7 +150,7 @@ def test_equal_plans_have_equal_values(tmp_path: Path) -> None:
     handle = open_small(tmp_path)
     run(handle)
     trial = handle.study.get_trials()[2]
-    plan = attrs.plan_of(trial)
+    plan = attrs.trial_plan(trial)
     assert plan is not None
     training = build_trainer(plan, build_context(handle))
     values = {result.epoch: result.metrics.accuracy for result in training.run() if result.metrics}
@@ -173,7 +173,7 @@ def test_images_that_there_is_no_room_for_give_the_same_values(tmp_path: Path) -
     ctx = build_context(handle)
     material = ctx.resources.of(ctx.space.backbone)
     assert not isinstance(material.task.store.images, np.ndarray)
-    assert material.kept_bytes == 0
+    assert material.cache_bytes == 0
 
 
 def test_the_test_part_is_not_decoded(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_diverged_trial_is_recorded_and_the_study_goes_on(tmp_path: Path) -> N
         assert attrs.PLAN in trial.user_attrs
         assert all(math.isfinite(one) for one in trial.intermediate_values.values())
     assert ranking.best_of(trials, handle.study.direction) is trials[0]
-    assert attrs.saved_epochs(trials, 2) == 0
+    assert attrs.pruned_epochs(trials, 2) == 0
     assert handle.progress().finished == 3
 
 
@@ -236,16 +236,16 @@ def test_time_on_the_device_is_that_of_each_attempt(tmp_path: Path) -> None:
     run(handle)
     first, second = handle.study.get_trials()
     for trial in (first, second):
-        seconds = attrs.seconds_of(trial)
+        seconds = attrs.wall_seconds(trial)
         assert seconds is not None
-        assert attrs.held_s(trial, 0.0) == pytest.approx(seconds, abs=0.5)
+        assert attrs.device_seconds(trial, 0.0) == pytest.approx(seconds, abs=0.5)
     assert second.user_attrs[attrs.SECONDS] > first.user_attrs[attrs.SECONDS]
-    assert Ending.of(handle.study) == Ending("trials", "1 finished trial")
+    assert StopReason.from_study(handle.study) == StopReason("trials", "1 finished trial")
 
 
 def test_a_worker_waits_for_what_others_bring(tmp_path: Path) -> None:
     handle = open_small(tmp_path, search__trials=9, search__patience=1, training__epochs=1)
-    claims = handle.claims()
+    claims = handle.trial_queue()
     baseline, other = claims.claim("other/1/0"), claims.claim("other/1/1")
     assert isinstance(baseline, Claim) and isinstance(other, Claim)
     claims.finish(baseline, TrialState.COMPLETE, 1.0)  # nothing is better, whatever is drawn
@@ -269,11 +269,11 @@ def test_a_worker_waits_for_what_others_bring(tmp_path: Path) -> None:
             ended = result.result(timeout=120)
         finally:
             stop.set()
-    assert ended == Ending.of(handle.study)
+    assert ended == StopReason.from_study(handle.study)
     assert ended is not None and ended.kind == "patience"
     assert [one["trial"] for one in events if one["event"] == "start"] == [3]
     trials = handle.study.get_trials()
-    assert attrs.retries(trials[3]) == [other.trial.number]
+    assert attrs.earlier_attempts(trials[3]) == [other.trial.number]
     assert trials[3].state == TrialState.COMPLETE
     assert events.count({"event": "waiting"}) == 1
 
@@ -286,7 +286,7 @@ def test_the_pruner_follows_the_workers_of_all_launchers(tmp_path: Path) -> None
         training__epochs=5,
         space__training__head_epochs=[0, 2],
     )
-    claims = handle.claims()
+    claims = handle.trial_queue()
     others = [claims.claim(f"other/1/{worker}") for worker in range(5)]
     asked: list[tuple[Any, ...]] = []
     run_original, make_original = worker_module.run_trial, worker_module.make_pruner
@@ -348,12 +348,12 @@ def test_a_trial_lost_after_its_last_epoch_is_only_told(
         patch.setattr(trial_module, "store_artifacts", killed)
         run(handle)
     ctx = build_context(handle)
-    assert handle.claims().sweep(lambda worker: True) == 1
+    assert handle.trial_queue().reclaim_stale(lambda worker: True) == 1
     events = run(handle)
     assert [one["event"] for one in events] == ["ready", "start", "end"]
     done = handle.study.get_trials()[1]
     assert done.state == TrialState.COMPLETE
-    plan = attrs.plan_of(done)
+    plan = attrs.trial_plan(done)
     assert plan == TrialPlan.from_json(done.user_attrs[attrs.PLAN])
     assert plan == ctx.space.baseline(ctx.config.baseline)
     assert done.value == done.intermediate_values[2]
@@ -364,7 +364,7 @@ def test_a_trial_that_fails_after_it_was_given_away_is_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     handle = open_small(tmp_path, search__trials=2)
-    claims = handle.claims()
+    claims = handle.trial_queue()
     original = build.build_network
     checkpoints = []
 
@@ -374,7 +374,7 @@ def test_a_trial_that_fails_after_it_was_given_away_is_dropped(
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write_bytes(b"")  # the successor's by now
         checkpoints.append(checkpoint)
-        assert claims.sweep(lambda worker: True) == 1
+        assert claims.reclaim_stale(lambda worker: True) == 1
         with checkpoint.open():
             raise error("too late")
 
@@ -393,7 +393,7 @@ def test_a_trial_that_fails_after_it_was_given_away_is_dropped(
     assert ends == [(0, "lost"), (1, "complete"), (2, "complete")]
     assert kept == [True]
     trials = handle.study.get_trials()
-    assert attrs.retries(trials[1]) == [0]
+    assert attrs.earlier_attempts(trials[1]) == [0]
     assert attrs.FAILED_PLAN not in trials[0].user_attrs
 
 
@@ -406,7 +406,7 @@ def test_what_a_worker_wrote_after_its_trial_was_finished_elsewhere_is_removed(
 
     def freeze(*_: Any, **__: Any) -> Any:
         monkeypatch.setattr(build, "build_network", original)
-        assert handle.claims().sweep(lambda worker: True) == 1
+        assert handle.trial_queue().reclaim_stale(lambda worker: True) == 1
         run(handle)
         checkpoint = handle.files.checkpoint(handle.name, 0)
         assert not checkpoint.exists()
@@ -481,17 +481,17 @@ def test_a_plan_that_does_not_fit_is_infeasible(
     def hungry(*arguments: Any, **named: Any) -> Any:
         trial = handle.study.trials[-1]
         late = where != "validating" or bool(trial.intermediate_values)
-        if on_the_device(attrs.plan_of(trial)) and late:
+        if on_the_device(attrs.trial_plan(trial)) and late:
             raise torch.cuda.OutOfMemoryError(HUGE)
         return original(*arguments, **named)
 
     monkeypatch.setattr(owner, name, hungry)
     events = run(handle)
     trials = handle.study.trials
-    plans = [attrs.plan_of(one) for one in trials]
+    plans = [attrs.trial_plan(one) for one in trials]
     hungry_ones = [one for one, plan in zip(trials, plans, strict=True) if on_the_device(plan)]
     for trial in hungry_ones:
-        assert trial.state == TrialState.PRUNED and attrs.is_untrained(trial)
+        assert trial.state == TrialState.PRUNED and attrs.ended_infeasible(trial)
         assert trial.constraints[DEVICE_MEMORY] > 100
         wanted = float(trial.user_attrs[attrs.PEAK_MEMORY_MB])
         there = float(trial.user_attrs[attrs.DEVICE_MEMORY_MB])
@@ -503,7 +503,7 @@ def test_a_plan_that_does_not_fit_is_infeasible(
         assert said is not None
         numbers = [float(one.replace(",", "")) for one in said.groups()]
         assert numbers == pytest.approx([wanted, there], abs=0.6)  # of two roundings
-        assert trial.user_attrs[attrs.PART] == oom.LEAST_PART
+        assert trial.user_attrs[attrs.MICRO_BATCH] == oom.MIN_MICRO_BATCH
         assert trial.user_attrs[attrs.EPOCHS] == len(trial.intermediate_values)
         assert trial.user_attrs[attrs.SECONDS] > 0
         assert attrs.FAILED_PLAN not in trial.user_attrs
@@ -536,20 +536,20 @@ def test_a_baseline_that_does_not_fit_ends_the_run(
     baseline = next(one for one in handle.study.trials if one.state == TrialState.COMPLETE)
     assert attrs.is_baseline(baseline)
     # In whole batches again.
-    assert baseline.user_attrs[attrs.PART] == 4
+    assert baseline.user_attrs[attrs.MICRO_BATCH] == 4
 
 
-CROWDED = oom.Need(4 * oom.MIB, 2 * oom.MIB, 10 * oom.MIB)
-ALONE = oom.Need(12 * oom.MIB, 10 * oom.MIB, 10 * oom.MIB)
+CROWDED = oom.MemoryShortage(4 * oom.MIB, 2 * oom.MIB, 10 * oom.MIB)
+ALONE = oom.MemoryShortage(12 * oom.MIB, 10 * oom.MIB, 10 * oom.MIB)
 
 
 @pytest.fixture
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oom, "CROWDED_WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(oom, "SHARED_WAITS_S", (0.0, 0.0))
 
 
 def short_of_memory(
-    monkeypatch: pytest.MonkeyPatch, needs: list[oom.Need]
+    monkeypatch: pytest.MonkeyPatch, needs: list[oom.MemoryShortage]
 ) -> list[tuple[int, int]]:
     """Let a training fail for want of memory in its third epoch, once for each need.
 
@@ -558,7 +558,7 @@ def short_of_memory(
     """
     begun: list[tuple[int, int]] = []
     coming = iter(needs)
-    met: list[oom.Need] = []
+    met: list[oom.MemoryShortage] = []
     original = Training._train_epoch
 
     def fail(self: Training) -> float:
@@ -570,7 +570,7 @@ def short_of_memory(
         return original(self)
 
     monkeypatch.setattr(Training, "_train_epoch", fail)
-    monkeypatch.setattr(oom, "need_of", lambda error, device: met[-1])
+    monkeypatch.setattr(oom, "measure_shortage", lambda error, device: met[-1])
     return begun
 
 
@@ -584,7 +584,7 @@ def test_beside_a_neighbor_a_trial_goes_on_as_it_was(
     run(handle)
     assert begun == [(0, 16), (1, 16), (2, 16), (2, 16), (2, 16), (3, 16)]
     (trial,) = handle.study.trials
-    assert trial.state == TrialState.COMPLETE and attrs.PART not in trial.user_attrs
+    assert trial.state == TrialState.COMPLETE and attrs.MICRO_BATCH not in trial.user_attrs
 
 
 @pytest.mark.usefixtures("no_waits")
@@ -596,7 +596,7 @@ def test_a_size_that_a_neighbor_forces_is_not_remembered(
     run(handle)
     assert begun[-2:] == [(2, 8), (3, 8)]
     (trial,) = handle.study.trials
-    assert trial.state == TrialState.COMPLETE and attrs.PART not in trial.user_attrs
+    assert trial.state == TrialState.COMPLETE and attrs.MICRO_BATCH not in trial.user_attrs
 
 
 @pytest.mark.usefixtures("no_waits")
@@ -609,7 +609,7 @@ def test_a_size_of_the_plan_itself_is_remembered(
     run(handle)
     assert [part for epoch, part in begun if epoch == 2] == [16, 8, 8, 8, 4, 2]
     (trial,) = handle.study.trials
-    assert trial.user_attrs[attrs.PART] == 2
+    assert trial.user_attrs[attrs.MICRO_BATCH] == 2
 
 
 @pytest.mark.usefixtures("no_waits", "no_pauses")
@@ -622,16 +622,16 @@ def test_nothing_is_infeasible_because_of_a_neighbor(
     run(handle)
     first, second = handle.study.trials
     assert first.state == TrialState.FAIL and second.state == TrialState.COMPLETE
-    assert first.user_attrs[attrs.REASON].startswith("CrowdedError: others hold the memory")
+    assert first.user_attrs[attrs.REASON].startswith("DeviceBusyError: others hold the memory")
     assert DEVICE_MEMORY not in first.constraints
-    assert attrs.PART not in second.user_attrs and attrs.is_baseline(second)
+    assert attrs.MICRO_BATCH not in second.user_attrs and attrs.is_baseline(second)
 
 
 def test_a_stop_is_heard_while_a_trial_waits_for_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle = open_small(tmp_path, search__trials=1, training__epochs=4)
-    monkeypatch.setattr(oom, "CROWDED_WAITS_S", (600.0,))
+    monkeypatch.setattr(oom, "SHARED_WAITS_S", (600.0,))
     begun = short_of_memory(monkeypatch, [CROWDED])
     monkeypatch.setattr(oom, "_room", lambda device: stop.set() or 0)
     stop = threading.Event()
@@ -656,7 +656,7 @@ def test_what_a_trial_held_is_free_when_it_has_failed(
         left.extend(one() is not None for one in networks)
 
     monkeypatch.setattr(Training, "_train_epoch", fail)
-    monkeypatch.setattr(oom, "give_memory_back", look)
+    monkeypatch.setattr(oom, "release_memory", look)
     run(handle)
     assert left == [False]
 
@@ -690,7 +690,7 @@ def failing_once(
     [
         OSError(errno.EIO, "Input/output error"),
         RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
-        CrowdedError("others hold the memory of the device"),
+        DeviceBusyError("others hold the memory of the device"),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -705,7 +705,7 @@ def test_a_passing_failure_is_tried_again_from_the_checkpoint(
     assert first.state == TrialState.FAIL and second.state == TrialState.COMPLETE
     assert first.user_attrs[attrs.REASON].startswith(f"{type(error).__name__}: ")
     assert attrs.FAILED_PLAN not in first.user_attrs
-    assert attrs.retries(second) == [0]
+    assert attrs.earlier_attempts(second) == [0]
     assert sorted(second.intermediate_values) == [1, 2, 3, 4]
     assert "queued again" in [one.get("state") for one in events]
     assert (handle.progress().finished, handle.progress().failed) == (1, 0)
@@ -777,7 +777,7 @@ def test_a_process_that_lost_its_gpu_gives_its_trial_back_and_ends(
     assert first.user_attrs[attrs.REASON] == (
         "its worker was lost: AcceleratorError: CUDA error: device-side assert triggered"
     )
-    assert second.user_attrs[attrs.LOSSES] == 1
+    assert second.user_attrs[attrs.LOST_ATTEMPTS] == 1
     run(handle)  # another process
     assert begun == [0, 1, 2, 2, 3]
     assert handle.study.trials[1].state == TrialState.COMPLETE
@@ -827,7 +827,7 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(
     run(handle)
     first, second = handle.study.get_trials()
     assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
-    assert first.user_attrs[attrs.PART] == second.user_attrs[attrs.PART] == 4
+    assert first.user_attrs[attrs.MICRO_BATCH] == second.user_attrs[attrs.MICRO_BATCH] == 4
     assert sorted(second.intermediate_values) == [1, 2, 3, 4]
 
 
@@ -837,9 +837,9 @@ def test_a_failed_plan_is_marked_before_its_trial_is_told(
     """A sampler that sees the failure must see the mark with it."""
     handle = open_small(tmp_path, search__trials=1)
     marks: list[object] = []
-    end = PatientStorage.end_trial
+    end = RetryingStorage.end_trial
 
-    def ended(self: PatientStorage, trial_id: int, *arguments: Any, **named: Any) -> Any:
+    def ended(self: RetryingStorage, trial_id: int, *arguments: Any, **named: Any) -> Any:
         marks.append(self.get_trial(trial_id).user_attrs.get(attrs.FAILED_PLAN))
         return end(self, trial_id, *arguments, **named)
 
@@ -847,7 +847,7 @@ def test_a_failed_plan_is_marked_before_its_trial_is_told(
         raise PlanError("no such layer")
 
     monkeypatch.setattr(build, "build_network", unfit)
-    monkeypatch.setattr(PatientStorage, "end_trial", ended)
+    monkeypatch.setattr(RetryingStorage, "end_trial", ended)
     run(handle)
     assert marks == [True]
 
@@ -965,9 +965,11 @@ def test_a_space_with_nothing_to_search_still_runs(tmp_path: Path) -> None:
     run(handle)
     trials = handle.study.get_trials()
     assert [one.state for one in trials] == [TrialState.COMPLETE] * 2
-    plans = [attrs.plan_of(one) for one in trials]
+    plans = [attrs.trial_plan(one) for one in trials]
     assert [plan.depth for plan in plans if plan] == [0, 1]
-    assert Ending.of(handle.study) == Ending("exhausted", "every plan of the space has been tried")
+    assert StopReason.from_study(handle.study) == StopReason(
+        "exhausted", "every plan of the space has been tried"
+    )
 
 
 def test_a_greedy_search_ends_with_its_last_stage(tmp_path: Path) -> None:
@@ -982,7 +984,7 @@ def test_a_greedy_search_ends_with_its_last_stage(tmp_path: Path) -> None:
     run(handle)
     stages = [one.user_attrs.get(attrs.STAGE) for one in handle.study.trials]
     assert stages[:2] == [None, "layer 1"] and len(stages) < 5
-    ended = Ending.of(handle.study)
+    ended = StopReason.from_study(handle.study)
     assert ended is not None and ended.kind == "exhausted"
     assert "all of its stages" in ended.words
 

@@ -127,14 +127,14 @@ def test_values_that_no_layer_can_take(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("depth", [0, [0], {"low": 0, "high": 0}])
-def test_changes_of_layers_that_are_never_tuned(depth: Any, tmp_path: Path) -> None:
+def test_changes_of_layers_that_are_never_trainable(depth: Any, tmp_path: Path) -> None:
     (problem,) = problems_of(
         tmp_path, space__depth=depth, space__layers={"width": 0.5, "activation": "elu"}
     )
     assert problem.key == "space.depth"
     assert problem.message.startswith(
-        "must be above 0 in some trials because space.layers.width changes tuned layers alone, "
-        "but got "
+        "must be above 0 in some trials because space.layers.width changes trainable layers "
+        "alone, but got "
     )
     assert problem.message.endswith("; give a range such as {low: 0, high: 4}")
     define(small_config(tmp_path, space__depth=depth, space__layers={"kernel": ["keep"]}))

@@ -13,7 +13,7 @@ from autotune.errors import DatasetError, StudyError
 from autotune.results.evaluation import refit as fit_module
 from autotune.storage.admin.backup import backup, restore
 from autotune.storage.admin.copy_study import copy_studies
-from autotune.storage.paths import Files
+from autotune.storage.paths import StudyPaths
 from autotune.study.doctor.checks import diagnose
 from autotune.study.engine.worker import build_context
 from autotune.study.setup.definition import define
@@ -25,7 +25,7 @@ from autotune.study.setup.manifest_store import (
 )
 from autotune.study.setup.opening import OpenStudy, check_existing, open_existing
 from autotune.study.state import attrs
-from autotune.study.state.budget import Ending
+from autotune.study.state.budget import StopReason
 from tests.support.images import make_class_folders
 from tests.support.small import open_defined, small_config
 
@@ -53,7 +53,7 @@ def test_the_split_is_an_artifact_of_the_study(handle: OpenStudy, photos: Path) 
     assert [path.name for path in handle.files.artifacts.iterdir()] == [name]
     manifest = read_manifest(handle.study, handle.files)
     assert manifest is not None
-    parts = [line.part for line in manifest.lines]
+    parts = [line.split for line in manifest.rows]
     counts = {part: parts.count(part) for part in ("train", "validation", "test", "")}
     assert counts == {"train": 10, "validation": 4, "test": 20, "": 6}
     assert len(str(handle.study.user_attrs[attrs.SURVEY])) < 200
@@ -71,7 +71,7 @@ def test_images_that_come_later_are_left_out(handle: OpenStudy, photos: Path) ->
     make_class_folders(photos / "more", {"x": 20})
     study_file = config(photos, folder)
     definition = define(study_file, stored_manifest(study_file))
-    assert definition.dataset.left_out == 21
+    assert definition.dataset.num_added == 21
     assert check_existing(definition)
     open_defined(definition)
     task = build_context(again(handle)).resources.of("test_resnet.letters").task
@@ -116,7 +116,7 @@ def test_without_it_a_study_goes_on_as_before(how: str, handle: OpenStudy, photo
 def test_a_study_that_has_ended_says_so(handle: OpenStudy, photos: Path, tmp_path: Path) -> None:
     study_file = config(photos, tmp_path)
     assert not look_up_existing(study_file).over
-    ended = Ending("trials", "2 finished trials").to_json()
+    ended = StopReason("trials", "2 finished trials").to_json()
     handle.study.set_user_attr(attrs.ENDED, ended)
     assert look_up_existing(study_file) == ExistingStudy(stored_manifest(study_file), over=True)
 
@@ -137,7 +137,7 @@ def test_it_goes_along_to_another_storage(handle: OpenStudy, tmp_path: Path) -> 
     (tmp_path / "other").mkdir()
     copy_studies(handle.url, target)
     copied = open_existing(handle.name, target)
-    assert copied.files == Files.of(target) != handle.files
+    assert copied.files == StudyPaths.from_url(target) != handle.files
     shutil.rmtree(handle.files.artifacts)
     assert read_manifest(copied) == manifest
     assert diagnose(copied).findings == ()
@@ -165,7 +165,7 @@ def test_fit_looks_at_the_test_part_s_fingerprint_before_it_reads(
     assert isinstance(manifest, Manifest)
     ctx = build_context(again(handle))
     ctx.resources.of("test_resnet.letters")  # opened before the image changes
-    key = next(line.key for line in manifest.lines if line.part == "test")
+    key = next(line.key for line in manifest.rows if line.split == "test")
     (photos / key).write_bytes(b"another")
     monkeypatch.setattr(fit_module, "prepare", lambda handle: ctx)
     with pytest.raises(DatasetError) as caught:

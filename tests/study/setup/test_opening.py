@@ -26,7 +26,7 @@ from autotune.study.setup.opening import (
     wait_for_existing,
 )
 from autotune.study.state import attrs
-from autotune.study.state.budget import Budget, Ending
+from autotune.study.state.budget import Budget, StopReason
 from autotune.study.state.trial_queue import Claim
 from tests.support.images import make_class_folders
 from tests.support.small import open_defined, open_small, small_config
@@ -38,8 +38,8 @@ def test_a_new_study_remembers_everything(tmp_path: Path) -> None:
     config = small_config(tmp_path)
     assert attributes[attrs.DEFINITION] == config.definition()
     assert Space.from_json(attributes[attrs.SPACE]) == define(config).space
-    assert Budget.of(handle.study) == Budget(trials=3)
-    assert Ending.of(handle.study) is None
+    assert Budget.from_study(handle.study) == Budget(trials=3)
+    assert StopReason.from_study(handle.study) is None
     assert attributes[attrs.DATASET]["train"] == 50
     assert list(attributes[attrs.BACKBONES]) == ["test_resnet.letters"]
     assert len(attributes[attrs.BACKBONES]["test_resnet.letters"]["layers"]) == 5
@@ -74,7 +74,7 @@ def test_log_loss_is_minimised(tmp_path: Path) -> None:
 
 def test_the_budget_may_change_and_the_space_may_not(tmp_path: Path) -> None:
     open_small(tmp_path)
-    assert attrs.budget_of(open_small(tmp_path, search__trials=9).study) == 9
+    assert attrs.trial_budget(open_small(tmp_path, search__trials=9).study) == 9
     changed = define(
         small_config(tmp_path, space__depth={"low": 0, "high": 4}, training__epochs=3)
     )
@@ -165,13 +165,13 @@ def test_differences_name_dotted_keys() -> None:
 
 TITLES = [
     "",
-    "known good: last layer tuned",
-    "known good: last 5 layers tuned with layer-wise decay",
+    "known good: last layer trainable",
+    "known good: last 5 layers trainable with layer-wise decay",
 ]
 
 
 def titles(study: Study) -> list[str]:
-    return [attrs.origin_of(one) for one in study.get_trials()]
+    return [attrs.trial_origin(one) for one in study.get_trials()]
 
 
 def test_known_good_plans_are_queued_after_the_baseline(tmp_path: Path) -> None:
@@ -179,14 +179,14 @@ def test_known_good_plans_are_queued_after_the_baseline(tmp_path: Path) -> None:
     assert titles(handle.study) == TITLES
     space = define(handle.config()).space
     for trial in handle.study.get_trials()[1:]:
-        plan = attrs.plan_of(trial)
+        plan = attrs.trial_plan(trial)
         assert trial.state == TrialState.WAITING and plan is not None
         assert trial.system_attrs["fixed_params"] == space.params(plan)
-    claims = handle.claims()
+    claims = handle.trial_queue()
     for expected in (0, 1):
         claim = claims.claim("host/1/0")
         assert isinstance(claim, Claim) and claim.trial.number == expected
-    assert claims.give_back(1, "its worker was lost")
+    assert claims.requeue(1, "its worker was lost")
     assert titles(handle.study) == [*TITLES, TITLES[1]]
 
 
@@ -227,10 +227,10 @@ def test_a_start_that_broke_off_may_be_followed_by_another_definition(
     handle = open_small(tmp_path, **narrow, baseline={"lr": 0.01})
     assert titles(handle.study) == [
         *TITLES[:2],
-        "known good: last 3 layers tuned with layer-wise decay",
+        "known good: last 3 layers trainable with layer-wise decay",
     ]
     assert [one.number for one in handle.study.get_trials()] == [0, 1, 2]
-    plan = attrs.plan_of(handle.study.get_trials()[0])
+    plan = attrs.trial_plan(handle.study.get_trials()[0])
     assert plan is not None and plan.policy.lr == 0.01
 
 
@@ -274,7 +274,7 @@ def test_the_best_plans_of_other_studies_are_taken(tmp_path: Path) -> None:
         "warm start: trial 1 of study dogs",
         "warm start: trial 2 of study cats",
     ]
-    assert attrs.warm_start_in_words(handle.study) == [
+    assert attrs.describe_warm_start(handle.study) == [
         "warm start: trial 2 of study dogs is queued",
         "warm start: trial 1 of study dogs is queued",
         "warm start: trial 2 of study cats is queued",
@@ -285,7 +285,7 @@ def test_the_best_plans_of_other_studies_are_taken(tmp_path: Path) -> None:
         "warm start: trial 3 of study cats is dropped: the same plan is queued already",
     ]
     for trial in handle.study.get_trials()[1:]:
-        plan = attrs.plan_of(trial)
+        plan = attrs.trial_plan(trial)
         assert plan is not None
         assert trial.system_attrs["fixed_params"] == definition.space.params(plan)
     # The study goes on without those that it began with.

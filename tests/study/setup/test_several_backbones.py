@@ -130,9 +130,9 @@ def test_the_study_remembers_all_of_them(handle: OpenStudy, tmp_path: Path) -> N
     assert handle.config().backbones == BOTH
     space = Space.from_json(attributes[attrs.SPACE])
     assert space == define(small_config(tmp_path, **TWO)).space
-    plan = attrs.plan_of(handle.study.get_trials()[0])
+    plan = attrs.trial_plan(handle.study.get_trials()[0])
     assert plan is not None and plan.backbone == RESNET
-    assert len(attrs.layers_of(attributes, plan)) == 5
+    assert len(attrs.backbone_layers(attributes, plan)) == 5
     for other, key in (
         ({"backbone": [RESNET, "test_vit"]}, "backbone: "),
         ({"backbone": [EFFICIENTNET, RESNET]}, "backbone: "),
@@ -192,13 +192,13 @@ def test_their_views_share_the_memory_of_a_worker(handle: OpenStudy) -> None:
     shared = build_context(handle, workers=2).resources.memory_bytes
     assert shared == build_context(handle).resources.memory_bytes // 2
     first = build_context(handle).resources.of(RESNET)
-    enough = first.train.kept_bytes + first.validation.kept_bytes
-    assert min(first.train.kept_bytes, first.validation.kept_bytes) > 0
-    for given, kept in ((enough, enough), (enough - 1, first.validation.kept_bytes), (0, 0)):
+    enough = first.train.cache_bytes + first.validation.cache_bytes
+    assert min(first.train.cache_bytes, first.validation.cache_bytes) > 0
+    for given, kept in ((enough, enough), (enough - 1, first.validation.cache_bytes), (0, 0)):
         handle.study.set_user_attr(attrs.CACHE, {"memory_gb": given / 1e9})
         resources = build_context(handle).resources
-        assert sum(resources.of(name).kept_bytes for name in (RESNET, EFFICIENTNET)) <= given
-        assert resources.of(RESNET).kept_bytes == kept
+        assert sum(resources.of(name).cache_bytes for name in (RESNET, EFFICIENTNET)) <= given
+        assert resources.of(RESNET).cache_bytes == kept
 
 
 # From start to end
@@ -232,7 +232,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
 def test_both_are_trained(finished: OpenStudy) -> None:
     trials = finished.study.get_trials()
     assert [one.state for one in trials] == [TrialState.COMPLETE] * 3
-    plans = [attrs.plan_of(one) for one in trials]
+    plans = [attrs.trial_plan(one) for one in trials]
     assert {plan.backbone for plan in plans if plan} == {*BOTH}
     space = Space.from_json(finished.study.user_attrs[attrs.SPACE])
     for trial, plan in zip(trials, plans, strict=True):
@@ -244,12 +244,12 @@ def test_both_are_trained(finished: OpenStudy) -> None:
 def test_summary_and_report_name_them(finished: OpenStudy) -> None:
     found = summarise(finished)
     assert found.best is not None and found.several
-    plan = attrs.plan_of(found.best)
+    plan = attrs.trial_plan(found.best)
     assert plan is not None
-    assert len(found.picture) == len(attrs.layers_of(finished.study.user_attrs, plan)) + 1
+    assert len(found.picture) == len(attrs.backbone_layers(finished.study.user_attrs, plan)) + 1
     page = Parsed(render_report(finished.study))
     assert f"{RESNET}, {EFFICIENTNET} on digits" in page.text
-    assert plan.in_words(named=True) in page.text
+    assert plan.describe(named=True) in page.text
     assert len(page.having("table", **{"class": "backbones"})) == 1
     for trial in finished.study.get_trials():
         edges_of_space(finished.study, trial)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from autotune.data.views.study_data import Task
+from autotune.data.views.study_data import StudyData
 from autotune.errors import StudyError
-from autotune.storage.paths import Files
+from autotune.storage.paths import StudyPaths
 from autotune.study.engine import launcher
 from autotune.study.engine.launcher import _open
 from autotune.study.setup.definition import Definition
@@ -48,7 +48,7 @@ def fails(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None
 def test_a_start_that_fails_alone_leaves_nothing(
     tmp_path: Path, fails: Callable[[Callable[[], Any]], None]
 ) -> None:
-    files = Files.of(f"sqlite:///{tmp_path}/deep/er/study.db")
+    files = StudyPaths.from_url(f"sqlite:///{tmp_path}/deep/er/study.db")
     seen: list[Path] = []
     fails(lambda: seen.extend(files.cache.rglob("record.json")))
     with pytest.raises(StudyError):
@@ -61,12 +61,12 @@ def test_a_start_that_fails_leaves_what_another_has_made_meanwhile(
     tmp_path: Path, fails: Callable[[Callable[[], Any]], None]
 ) -> None:
     good: list[OpenStudy] = []
-    tasks: list[Task] = []
+    tasks: list[StudyData] = []
 
     def other() -> None:
         good.append(start(tmp_path, "good"))
         config, (spec,) = definition(tmp_path, "good").config, definition(tmp_path, "good").specs
-        tasks.append(Task.open(config.dataset, config.data, spec, good[0].files.cache))
+        tasks.append(StudyData.open(config.dataset, config.data, spec, good[0].files.cache))
 
     fails(other)
     with pytest.raises(StudyError):

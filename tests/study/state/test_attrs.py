@@ -38,7 +38,7 @@ def study_of(trials: Sequence[FrozenTrial], *directions: str) -> Study:
 
 
 def best(study: Study) -> int | None:
-    found = ranking.best_of(study.trials, attrs.direction_of(study))
+    found = ranking.best_of(study.trials, attrs.metric_direction(study))
     return None if found is None else found.number
 
 
@@ -52,7 +52,7 @@ def test_nothing_is_best_where_all_are_beyond_the_limits() -> None:
     baseline = trial(0.9, beyond=0.5, role=attrs.BASELINE)
     study = study_of([baseline, trial(state=TrialState.PRUNED, beyond=2.0)], "maximize")
     assert best(study) is None
-    assert attrs.baseline_of(study.trials) is not None
+    assert attrs.find_baseline(study.trials) is not None
 
 
 def test_the_best_of_two_objectives_has_the_best_metric_then_the_lowest_cost() -> None:
@@ -66,7 +66,7 @@ def test_the_front_is_optuna_s_without_doubles(values: list[tuple[int, int, bool
     trials = [trial(x, y, beyond=float(over)) for x, y, over in values]
     for direction in ("maximize", "minimize"):
         study = study_of(trials, direction, "minimize")
-        front = ranking.front_of(study.trials, attrs.direction_of(study))
+        front = ranking.front_of(study.trials, attrs.metric_direction(study))
         assert {tuple(one.values) for one in front} == {
             tuple(one.values) for one in study.best_trials
         }
@@ -74,7 +74,7 @@ def test_the_front_is_optuna_s_without_doubles(values: list[tuple[int, int, bool
         assert best(study) == (front[0].number if front else None)
         for one in front:
             others = [other for other in study.trials if other.values != one.values]
-            assert not ranking.is_beaten(one.values, others, attrs.direction_of(study))
+            assert not ranking.is_beaten(one.values, others, attrs.metric_direction(study))
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ def test_infeasible_trials_are_counted_by_themselves() -> None:
         trial(state=TrialState.FAIL, beyond=-0.5),
         trial(state=TrialState.RUNNING, beyond=0.5),
     ]
-    progress = attrs.progress_of(trials, 4)
+    progress = attrs.count_progress(trials, 4)
     assert progress == attrs.Progress(
         complete=1, pruned=1, failed=1, retried=0, running=1, waiting=0, budget=4, infeasible=1
     )
     assert progress.finished == progress.budget == 4
-    assert attrs.saved_epochs(trials, 10) == 10  # of the pruned one alone
+    assert attrs.pruned_epochs(trials, 10) == 10  # of the pruned one alone

@@ -14,8 +14,15 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.config.schema import SearchConfig
 from autotune.study.state import attrs
-from autotune.study.state.budget import Budget, Ending, could_start, ending, held_hours, queue_of
-from autotune.study.state.budget import since_best as count_since
+from autotune.study.state.budget import (
+    Budget,
+    StopReason,
+    count_startable,
+    device_hours_used,
+    startable_queue,
+    stop_reason,
+)
+from autotune.study.state.budget import trials_since_best as count_since
 
 NOW = 1_800_000_000.0
 MAXIMIZE, MINIMIZE = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
@@ -27,7 +34,11 @@ def a_trial(
     state: TrialState, value: float = 0.5, claimed: float = 0.0, held: float = 0.0, **more: Any
 ) -> FrozenTrial:
     """Make a trial; ``claimed`` and ``held`` are seconds, the former since a while ago."""
-    times = {attrs.CLAIMED: NOW - 1000 + claimed, attrs.HELD: held, attrs.WORKER: "h/1/0"}
+    times = {
+        attrs.CLAIMED_AT: NOW - 1000 + claimed,
+        attrs.DEVICE_SECONDS: held,
+        attrs.WORKER: "h/1/0",
+    }
     attributes = {attrs.PLAN: {}, **({} if state == WAITING else times), **more}
     return create_trial(
         state=state, value=value if state == COMPLETE else None, user_attrs=attributes
@@ -40,34 +51,40 @@ def study_of(*trials: FrozenTrial) -> list[FrozenTrial]:
     return list(trials)
 
 
-def why(trials: Sequence[FrozenTrial], budget: Budget, now: float = NOW) -> Ending | None:
-    return ending(trials, budget, MAXIMIZE, now)
+def why(trials: Sequence[FrozenTrial], budget: Budget, now: float = NOW) -> StopReason | None:
+    return stop_reason(trials, budget, MAXIMIZE, now)
 
 
 def test_a_budget_is_json_and_back() -> None:
     search = SearchConfig(trials=3, timeout=60, device_hours=1.5, patience=4)
-    budget = Budget.of_run(search, NOW)
+    budget = Budget.from_config(search, NOW)
     assert budget == Budget(3, 60.0, NOW + 60, 1.5, 4)
     assert Budget.from_json(budget.to_json()) == budget
     assert Budget.from_json({"trials": 3, "timeout": None}) == Budget(3)  # of an older study
-    assert Budget.of_run(SearchConfig(trials=3), NOW).until is None
+    assert Budget.from_config(SearchConfig(trials=3), NOW).until is None
 
 
 @pytest.mark.parametrize(
     ("budget", "expected"),
     [
         (Budget(4), None),
-        (Budget(3), Ending("trials", "3 finished trials")),
+        (Budget(3), StopReason("trials", "3 finished trials")),
         (Budget(9, 60.0, NOW + 1), None),
-        (Budget(9, 60.0, NOW), Ending("timeout", "the 60 s of the run are over")),
+        (Budget(9, 60.0, NOW), StopReason("timeout", "the 60 s of the run are over")),
         (Budget(9, device_hours=0.06), None),
-        (Budget(9, device_hours=0.05), Ending("device hours", "0.05 of 0.05 device-hours used")),
+        (
+            Budget(9, device_hours=0.05),
+            StopReason("device hours", "0.05 of 0.05 device-hours used"),
+        ),
         (Budget(9, patience=3), None),
-        (Budget(9, patience=2), Ending("patience", "no better trial in the last 2")),
-        (Budget(3, 1.0, NOW, 0.01, 1), Ending("trials", "3 finished trials")),  # the first of all
+        (Budget(9, patience=2), StopReason("patience", "no better trial in the last 2")),
+        (
+            Budget(3, 1.0, NOW, 0.01, 1),
+            StopReason("trials", "3 finished trials"),
+        ),  # the first of all
     ],
 )
-def test_each_budget_ends_a_study(budget: Budget, expected: Ending | None) -> None:
+def test_each_budget_ends_a_study(budget: Budget, expected: StopReason | None) -> None:
     trials = study_of(
         a_trial(COMPLETE, 0.9, 0, 60), a_trial(PRUNED, 0, 60, 60), a_trial(FAIL, 0, 120, 60)
     )
@@ -75,9 +92,9 @@ def test_each_budget_ends_a_study(budget: Budget, expected: Ending | None) -> No
 
 
 def test_one_is_written_as_one() -> None:
-    assert why(study_of(a_trial(COMPLETE)), Budget(1)) == Ending("trials", "1 finished trial")
+    assert why(study_of(a_trial(COMPLETE)), Budget(1)) == StopReason("trials", "1 finished trial")
     both = study_of(a_trial(COMPLETE), a_trial(RUNNING))
-    assert why(both, Budget(2)) == Ending("trials", "2 trials, of which 1 still running")
+    assert why(both, Budget(2)) == StopReason("trials", "2 trials, of which 1 still running")
 
 
 def test_device_hours_count_every_attempt_once() -> None:
@@ -88,8 +105,10 @@ def test_device_hours_count_every_attempt_once() -> None:
         a_trial(RUNNING, claimed=700, held=15),  # its worker wrote 15 s at its last heartbeat
         a_trial(WAITING),
     )
-    assert held_hours(trials, NOW) * 3600 == pytest.approx(100 + 50 + 300)
-    assert held_hours(trials, NOW - 9999) * 3600 == pytest.approx(150)  # a clock that is behind
+    assert device_hours_used(trials, NOW) * 3600 == pytest.approx(100 + 50 + 300)
+    assert device_hours_used(trials, NOW - 9999) * 3600 == pytest.approx(
+        150
+    )  # a clock that is behind
 
 
 def test_the_time_after_a_loss_is_not_held() -> None:
@@ -97,12 +116,12 @@ def test_the_time_after_a_loss_is_not_held() -> None:
     lost.datetime_start = datetime(2026, 1, 1)
     lost.datetime_complete = lost.datetime_start + timedelta(days=7)  # found by the next run
     at_once = a_trial(FAIL)
-    del at_once.user_attrs[attrs.HELD]
+    del at_once.user_attrs[attrs.DEVICE_SECONDS]
     unsigned = create_trial(state=FAIL)
     older = create_trial(state=FAIL, user_attrs={attrs.WORKER: "h/1/0"})
     older.datetime_start = datetime(2026, 1, 1)
     older.datetime_complete = older.datetime_start + timedelta(seconds=7)
-    held = [attrs.held_s(one, NOW) for one in study_of(lost, at_once, unsigned, older)]
+    held = [attrs.device_seconds(one, NOW) for one in study_of(lost, at_once, unsigned, older)]
     assert held == [40, 0, 0, 7]
 
 
@@ -137,10 +156,10 @@ def test_what_is_beyond_the_limits_is_never_the_best_and_counts_like_the_others(
     assert count_since(trials, MAXIMIZE) == 0
     trials = study_of(*trials, limited(PRUNED, 3, 0.1), limited(PRUNED, 4, -0.1))
     assert count_since(trials, MAXIMIZE) == 2
-    assert why(trials, Budget(9, patience=2)) == Ending(
+    assert why(trials, Budget(9, patience=2)) == StopReason(
         "patience", "no better trial in the last 2"
     )
-    assert why(trials, Budget(5)) == Ending("trials", "5 finished trials")
+    assert why(trials, Budget(5)) == StopReason("trials", "5 finished trials")
 
 
 def test_what_may_start_of_the_queue() -> None:
@@ -149,14 +168,14 @@ def test_what_may_start_of_the_queue() -> None:
     blank = create_trial(state=WAITING, user_attrs={attrs.RETRIES: [0]})
     retry = a_trial(WAITING, **{attrs.RETRIES: [1]})
     trials = study_of(a_trial(FAIL), a_trial(FAIL), known, enqueued, blank, retry)
-    assert [one.number for one in queue_of(trials, None)] == [5, 2, 3]
+    assert [one.number for one in startable_queue(trials, None)] == [5, 2, 3]
     budget = Budget(9)
-    assert could_start(trials, budget, None) == 9
+    assert count_startable(trials, budget, None) == 9
     for kind, expected in {"patience": [5], "exhausted": [5], "timeout": [], "trials": []}.items():
-        ended = Ending(kind, "")
-        assert [one.number for one in queue_of(trials, ended)] == expected
-        assert could_start(trials, budget, ended) == len(expected)
-    assert queue_of(trials, Ending("device hours", "")) == []
+        ended = StopReason(kind, "")
+        assert [one.number for one in startable_queue(trials, ended)] == expected
+        assert count_startable(trials, budget, ended) == len(expected)
+    assert startable_queue(trials, StopReason("device hours", "")) == []
 
 
 @st.composite
@@ -208,7 +227,7 @@ def improvements(trials: Sequence[FrozenTrial], direction: StudyDirection) -> in
 def test_a_study_is_over_when_one_budget_is_used_up(
     trials: list[FrozenTrial], budget: Budget, direction: StudyDirection
 ) -> None:
-    progress = attrs.progress_of(trials, budget.trials)
+    progress = attrs.count_progress(trials, budget.trials)
     seconds = sum(
         NOW - one.user_attrs["claimed"] if one.state == RUNNING else one.user_attrs["held"]
         for one in trials
@@ -221,17 +240,17 @@ def test_a_study_is_over_when_one_budget_is_used_up(
         "patience": budget.patience is not None
         and improvements(trials, direction) >= budget.patience,
     }
-    found = ending(trials, budget, direction, NOW)
+    found = stop_reason(trials, budget, direction, NOW)
     assert (found.kind if found else None) == next(
         (kind for kind, reached in used_up.items() if reached), None
     )
     # In whatever order the storage gives them.
-    assert ending(trials[::-1], budget, direction, NOW) == found
-    startable = could_start(trials, budget, found)
+    assert stop_reason(trials[::-1], budget, direction, NOW) == found
+    startable = count_startable(trials, budget, found)
     assert (startable > 0) >= (found is None)
     if found is not None:
-        assert startable == len(queue_of(trials, found))
-        assert all(attrs.retries(one) for one in queue_of(trials, found))
+        assert startable == len(startable_queue(trials, found))
+        assert all(attrs.earlier_attempts(one) for one in startable_queue(trials, found))
 
 
 @given(studies(), LIMITS, DIRECTIONS)
@@ -239,7 +258,7 @@ def test_more_of_a_budget_never_ends_a_study(
     trials: list[FrozenTrial], budget: Budget, direction: StudyDirection
 ) -> None:
     """Nor does a trial that starts: what ended it before it started still does."""
-    if ending(trials, budget, direction, NOW) is None:
+    if stop_reason(trials, budget, direction, NOW) is None:
         double = Budget(
             2 * budget.trials,
             budget.timeout,
@@ -247,10 +266,10 @@ def test_more_of_a_budget_never_ends_a_study(
             budget.device_hours and 2 * budget.device_hours,
             budget.patience and 2 * budget.patience,
         )
-        assert ending(trials, double, direction, NOW) is None
+        assert stop_reason(trials, double, direction, NOW) is None
     else:
         started = study_of(*trials, a_trial(RUNNING, claimed=1000))
-        assert ending(started, budget, direction, NOW) is not None
+        assert stop_reason(started, budget, direction, NOW) is not None
 
 
 @given(studies(), st.integers(1, 20))
@@ -260,4 +279,4 @@ def test_saved_epochs_are_those_that_pruned_trials_lack(
     for number, trial in enumerate(trials):
         trial.user_attrs[attrs.EPOCHS] = min(epochs, number)
     lacking = [epochs - min(epochs, one.number) for one in trials if one.state == PRUNED]
-    assert attrs.saved_epochs(trials, epochs) == sum(lacking)
+    assert attrs.pruned_epochs(trials, epochs) == sum(lacking)

@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 
 from autotune.search import ranking
 from autotune.study.setup.initial_trials import best_plans
-from autotune.study.state.constraints import amount, excess, in_short, set_constraints
+from autotune.study.state.constraints import format_cost, format_count, set_constraints, violations
 from tests.support.studies import make_study
 
 
@@ -26,7 +26,7 @@ from tests.support.studies import make_study
     ],
 )
 def test_in_short(count: int, text: str) -> None:
-    assert in_short(count) == text
+    assert format_count(count) == text
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_in_short(count: int, text: str) -> None:
     ],
 )
 def test_costs_have_units(cost: str, value: float, text: str) -> None:
-    assert amount(cost, value) == text
+    assert format_cost(cost, value) == text
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_costs_have_units(cost: str, value: float, text: str) -> None:
 )
 def test_what_is_beyond_its_limit_is_said(parameters: int, latency: float, text: str) -> None:
     costs = {"parameters": parameters, "latency_ms": latency, "memory_mb": 1e9}
-    assert excess(costs, {"parameters": 10_000_000, "latency_ms": 5.0}) == text
+    assert violations(costs, {"parameters": 10_000_000, "latency_ms": 5.0}) == text
 
 
 def test_limits_are_told_as_shares() -> None:

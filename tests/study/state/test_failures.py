@@ -11,14 +11,14 @@ import torch
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
 from autotune.errors import (
-    CrowdedError,
+    DeviceBusyError,
     DiskFullError,
     DivergedError,
-    InterruptedTrial,
     PlanError,
     StudyError,
+    TrialInterruptedError,
 )
-from autotune.study.state.failures import Kind, answers, first_line, kind_of
+from autotune.study.state.failures import FailureKind, classify, device_responds, first_line
 from tests.support.backbones import CPU
 from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
 
@@ -36,54 +36,80 @@ def caused_by(error: Exception, cause: Exception) -> Exception:
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (InterruptedTrial("stopped"), Kind.INTERRUPTED),
-        (UpdateFinishedTrialError(), Kind.GIVEN_AWAY),
-        (DiskFullError("no space"), Kind.USER),
-        (StudyError("changed"), Kind.USER),
-        (DivergedError("nan"), Kind.OWN),
-        (PlanError("no such layer"), Kind.OWN),
-        (CrowdedError("others"), Kind.TRANSIENT),
-        (caused_by(StorageInternalError("an error of the storage"), OPERATIONAL), Kind.STORAGE),
-        (caused_by(StorageInternalError("an error of ours"), KeyError("x")), Kind.UNEXPECTED),
-        (OPERATIONAL, Kind.STORAGE),
-        (torch.cuda.OutOfMemoryError(OUT_OF_MEMORY), Kind.MEMORY),
+        (TrialInterruptedError("stopped"), FailureKind.INTERRUPTED),
+        (UpdateFinishedTrialError(), FailureKind.REASSIGNED),
+        (DiskFullError("no space"), FailureKind.USER),
+        (StudyError("changed"), FailureKind.USER),
+        (DivergedError("nan"), FailureKind.BAD_PLAN),
+        (PlanError("no such layer"), FailureKind.BAD_PLAN),
+        (DeviceBusyError("others"), FailureKind.TRANSIENT),
+        (
+            caused_by(StorageInternalError("an error of the storage"), OPERATIONAL),
+            FailureKind.STORAGE,
+        ),
+        (
+            caused_by(StorageInternalError("an error of ours"), KeyError("x")),
+            FailureKind.UNEXPECTED,
+        ),
+        (OPERATIONAL, FailureKind.STORAGE),
+        (torch.cuda.OutOfMemoryError(OUT_OF_MEMORY), FailureKind.MEMORY),
         (
             RuntimeError("CUDA out of memory. Tried to allocate 36.00 MiB (GPU 0; ...)"),
-            Kind.MEMORY,
+            FailureKind.MEMORY,
         ),
-        (accelerator_error("out of memory", "cudaErrorMemoryAllocation"), Kind.MEMORY),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), Kind.MEMORY),
+        (accelerator_error("out of memory", "cudaErrorMemoryAllocation"), FailureKind.MEMORY),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), FailureKind.MEMORY),
         (
             RuntimeError(
                 "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
             ),
-            Kind.MEMORY,
+            FailureKind.MEMORY,
         ),
-        (accelerator_error("device-side assert triggered"), Kind.POISONED),
-        (accelerator_error("an illegal memory access was encountered"), Kind.POISONED),
-        (accelerator_error("unspecified launch failure"), Kind.POISONED),
-        (accelerator_error("uncorrectable ECC error encountered"), Kind.POISONED),
-        (RuntimeError("CUDA error: driver shutting down"), Kind.POISONED),
-        (RuntimeError("CUDA error: the launch timed out and was terminated"), Kind.POISONED),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), Kind.TRANSIENT),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling"), Kind.TRANSIENT),
-        (accelerator_error("CUDA-capable device(s) is/are busy or unavailable"), Kind.TRANSIENT),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"), Kind.UNEXPECTED),
-        (accelerator_error("invalid configuration argument"), Kind.UNEXPECTED),
-        (OSError(errno.EIO, "Input/output error"), Kind.TRANSIENT),
-        (OSError(errno.ESTALE, "Stale file handle"), Kind.TRANSIENT),
-        (OSError(LOADER.format("OSError", "[Errno 116] Stale file handle")), Kind.TRANSIENT),
-        (RuntimeError("DataLoader worker (pid(s) 4711) exited unexpectedly"), Kind.TRANSIENT),
-        (RuntimeError("DataLoader worker (pid 4) is killed by signal: Killed."), Kind.TRANSIENT),
-        (OSError(errno.ENOSPC, "No space left on device"), Kind.DISK_FULL),
-        (FileNotFoundError(errno.ENOENT, "No such file"), Kind.UNEXPECTED),
-        (RuntimeError("shape mismatch: a unspecified launch failure"), Kind.UNEXPECTED),
-        (KeyError("CUDA error"), Kind.UNEXPECTED),
+        (accelerator_error("device-side assert triggered"), FailureKind.DEVICE_LOST),
+        (accelerator_error("an illegal memory access was encountered"), FailureKind.DEVICE_LOST),
+        (accelerator_error("unspecified launch failure"), FailureKind.DEVICE_LOST),
+        (accelerator_error("uncorrectable ECC error encountered"), FailureKind.DEVICE_LOST),
+        (RuntimeError("CUDA error: driver shutting down"), FailureKind.DEVICE_LOST),
+        (
+            RuntimeError("CUDA error: the launch timed out and was terminated"),
+            FailureKind.DEVICE_LOST,
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), FailureKind.TRANSIENT),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling"),
+            FailureKind.TRANSIENT,
+        ),
+        (
+            accelerator_error("CUDA-capable device(s) is/are busy or unavailable"),
+            FailureKind.TRANSIENT,
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"), FailureKind.UNEXPECTED),
+        (accelerator_error("invalid configuration argument"), FailureKind.UNEXPECTED),
+        (OSError(errno.EIO, "Input/output error"), FailureKind.TRANSIENT),
+        (OSError(errno.ESTALE, "Stale file handle"), FailureKind.TRANSIENT),
+        (
+            OSError(LOADER.format("OSError", "[Errno 116] Stale file handle")),
+            FailureKind.TRANSIENT,
+        ),
+        (
+            RuntimeError("DataLoader worker (pid(s) 4711) exited unexpectedly"),
+            FailureKind.TRANSIENT,
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 4) is killed by signal: Killed."),
+            FailureKind.TRANSIENT,
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), FailureKind.DISK_FULL),
+        (FileNotFoundError(errno.ENOENT, "No such file"), FailureKind.UNEXPECTED),
+        (RuntimeError("shape mismatch: a unspecified launch failure"), FailureKind.UNEXPECTED),
+        (KeyError("CUDA error"), FailureKind.UNEXPECTED),
     ],
-    ids=lambda one: one.name if isinstance(one, Kind) else f"{type(one).__name__}: {one}"[:50],
+    ids=lambda one: (
+        one.name if isinstance(one, FailureKind) else f"{type(one).__name__}: {one}"[:50]
+    ),
 )
-def test_the_kind_of_a_failure(error: BaseException, kind: Kind) -> None:
-    assert kind_of(error, CPU) == kind
+def test_the_kind_of_a_failure(error: BaseException, kind: FailureKind) -> None:
+    assert classify(error, CPU) == kind
 
 
 @pytest.mark.parametrize(
@@ -92,13 +118,13 @@ def test_the_kind_of_a_failure(error: BaseException, kind: Kind) -> None:
 def test_host_memory_is_the_plan_s_matter_on_the_cpu_alone(device: torch.device) -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 62, dtype=torch.uint8)
-    expected = Kind.MEMORY if device.type == "cpu" else Kind.TRANSIENT
-    assert kind_of(caught.value, device) == expected
-    assert kind_of(MemoryError(), device) == expected
+    expected = FailureKind.MEMORY if device.type == "cpu" else FailureKind.TRANSIENT
+    assert classify(caught.value, device) == expected
+    assert classify(MemoryError(), device) == expected
 
 
 def test_the_cpu_always_answers() -> None:
-    assert answers(CPU)
+    assert device_responds(CPU)
 
 
 def test_the_first_line_is_short_and_without_passwords() -> None:

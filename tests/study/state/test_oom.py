@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from autotune.errors import InterruptedTrial
+from autotune.errors import TrialInterruptedError
 from autotune.study.state import oom
 from autotune.study.state.oom import (
-    LEAST_EXCESS,
     MIB,
+    MIN_EXCESS,
     DoesNotFitError,
-    Need,
+    MemoryShortage,
     device_bytes,
-    in_parts_that_fit,
-    need_of,
+    measure_shortage,
+    with_oom_backoff,
 )
 from tests.support.backbones import CPU
 
@@ -26,10 +26,10 @@ from tests.support.backbones import CPU
 def test_what_the_cpu_was_asked_for() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 50, dtype=torch.uint8)
-    need = need_of(caught.value, CPU)
+    need = measure_shortage(caught.value, CPU)
     assert (1 << 50) + 10 * MIB < need.wanted_bytes < (1 << 50) + (1 << 36)
     assert 0 < need.left_bytes <= need.device_bytes < 1 << 46
-    assert not need.is_crowded
+    assert not need.is_shared_device
     assert need.excess == need.wanted_bytes / need.device_bytes - 1
 
 
@@ -48,29 +48,36 @@ def test_what_the_cpu_was_asked_for() -> None:
     ],
 )
 def test_the_size_of_a_request_is_read(text: str, asked: int) -> None:
-    held = need_of(RuntimeError(""), CPU).wanted_bytes
-    assert need_of(RuntimeError(text), CPU).wanted_bytes == pytest.approx(held + asked, abs=2**26)
+    held = measure_shortage(RuntimeError(""), CPU).wanted_bytes
+    assert measure_shortage(RuntimeError(text), CPU).wanted_bytes == pytest.approx(
+        held + asked, abs=2**26
+    )
 
 
 def test_a_device_is_crowded_where_a_plan_would_fit_without_the_others() -> None:
-    assert Need(5 * MIB, 1 * MIB, 10 * MIB).is_crowded
-    assert Need(9 * MIB, 1 * MIB, 10 * MIB).is_crowded
-    assert not Need(97 * MIB, 1 * MIB, 100 * MIB).is_crowded  # nearly all of it: hardly alone
-    assert not Need(5 * MIB, 10 * MIB, 10 * MIB).is_crowded  # nobody else is there
-    assert not Need(11 * MIB, 1 * MIB, 10 * MIB).is_crowded
+    assert MemoryShortage(5 * MIB, 1 * MIB, 10 * MIB).is_shared_device
+    assert MemoryShortage(9 * MIB, 1 * MIB, 10 * MIB).is_shared_device
+    assert not MemoryShortage(
+        97 * MIB, 1 * MIB, 100 * MIB
+    ).is_shared_device  # nearly all of it: hardly alone
+    assert not MemoryShortage(5 * MIB, 10 * MIB, 10 * MIB).is_shared_device  # nobody else is there
+    assert not MemoryShortage(11 * MIB, 1 * MIB, 10 * MIB).is_shared_device
 
 
 def test_the_excess_is_always_above_zero() -> None:
-    assert Need(15 * MIB, 9 * MIB, 10 * MIB).excess == 0.5
-    assert Need(5 * MIB, 10 * MIB, 10 * MIB).excess == LEAST_EXCESS
+    assert MemoryShortage(15 * MIB, 9 * MIB, 10 * MIB).excess == 0.5
+    assert MemoryShortage(5 * MIB, 10 * MIB, 10 * MIB).excess == MIN_EXCESS
 
 
 def test_sizes_in_words() -> None:
-    found = Need(2000 * MIB, 1500 * MIB, 1500 * MIB).in_words()
+    found = MemoryShortage(2000 * MIB, 1500 * MIB, 1500 * MIB).describe()
     assert found == "it wanted at least 2,000 MiB, the device has 1,500 MiB"
-    found = Need(900 * MIB, 1500 * MIB, 1500 * MIB).in_words()
+    found = MemoryShortage(900 * MIB, 1500 * MIB, 1500 * MIB).describe()
     assert found == "it wanted at least 900 MiB and did not get it, the device has 1,500 MiB"
-    assert Need(900 * MIB, 0, 0).in_words() == "it wanted at least 900 MiB and did not get it"
+    assert (
+        MemoryShortage(900 * MIB, 0, 0).describe()
+        == "it wanted at least 900 MiB and did not get it"
+    )
 
 
 #: As torch 2.15 writes it.
@@ -122,12 +129,12 @@ def test_the_memory_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_others_are_seen_who_have_left_since(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is free is what the error says, not what is free when it is asked."""
     Card(free=11 * GIB).put_in(monkeypatch)
-    need = need_of(torch.OutOfMemoryError(TEXT), CUDA)
-    assert need == Need(6 * GIB, 11 * GIB // 2, 16 * GIB)
-    assert need.is_crowded
-    need = need_of(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), CUDA)
-    assert need == Need(5 * GIB, 31 * GIB // 2, 16 * GIB)  # the peak
-    assert not need.is_crowded
+    need = measure_shortage(torch.OutOfMemoryError(TEXT), CUDA)
+    assert need == MemoryShortage(6 * GIB, 11 * GIB // 2, 16 * GIB)
+    assert need.is_shared_device
+    need = measure_shortage(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), CUDA)
+    assert need == MemoryShortage(5 * GIB, 31 * GIB // 2, 16 * GIB)  # the peak
+    assert not need.is_shared_device
 
 
 def raising(*_: object) -> Any:
@@ -142,24 +149,26 @@ def test_what_cannot_be_measured_does_not_hide_the_error(
 ) -> None:
     Card().put_in(monkeypatch)
     monkeypatch.setattr(torch.cuda, name, raising)
-    need = need_of(torch.OutOfMemoryError(TEXT), CUDA)
+    need = measure_shortage(torch.OutOfMemoryError(TEXT), CUDA)
     assert need.wanted_bytes == 6 * GIB
     assert need.device_bytes in (0, 16 * GIB)
-    assert need.excess == LEAST_EXCESS
-    assert need.in_words().startswith("it wanted at least 6,144 MiB and did not get it")
+    assert need.excess == MIN_EXCESS
+    assert need.describe().startswith("it wanted at least 6,144 MiB and did not get it")
 
 
 def test_a_machine_that_does_not_tell_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oom, "_of_process", lambda: Path("/nowhere").read_text())
-    need = need_of(RuntimeError("you tried to allocate 4096 bytes. Error code 12"), CPU)
-    assert need == Need(4096, 0, 0)
+    need = measure_shortage(RuntimeError("you tried to allocate 4096 bytes. Error code 12"), CPU)
+    assert need == MemoryShortage(4096, 0, 0)
 
 
-def failing(sizes: int, needs: Sequence[Need], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def failing(
+    sizes: int, needs: Sequence[MemoryShortage], monkeypatch: pytest.MonkeyPatch
+) -> list[int]:
     """Run something that fits in parts of so many; return the parts that were tried."""
     tried: list[int] = []
     coming = iter(needs)
-    monkeypatch.setattr(oom, "need_of", lambda error, device: next(coming))
+    monkeypatch.setattr(oom, "measure_shortage", lambda error, device: next(coming))
 
     def work(part: int) -> str:
         tried.append(part)
@@ -167,15 +176,15 @@ def failing(sizes: int, needs: Sequence[Need], monkeypatch: pytest.MonkeyPatch) 
             raise torch.OutOfMemoryError(TEXT)
         return "done"
 
-    assert in_parts_that_fit(work, 32, CPU) == "done"
+    assert with_oom_backoff(work, 32, CPU) == "done"
     return tried
 
 
-CROWDED, ALONE = Need(5, 1, 10), Need(11, 10, 10)
+CROWDED, ALONE = MemoryShortage(5, 1, 10), MemoryShortage(11, 10, 10)
 
 
 def test_parts_are_halved_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oom, "CROWDED_WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(oom, "SHARED_WAITS_S", (0.0, 0.0))
     assert failing(8, [ALONE] * 2, monkeypatch) == [32, 16, 8]
     assert failing(32, [], monkeypatch) == [32]
     # Beside others, each size is tried three times.
@@ -193,12 +202,10 @@ def test_what_does_not_fit_at_all(monkeypatch: pytest.MonkeyPatch, least: int) -
         tried.append(part)
         raise torch.OutOfMemoryError(TEXT)
 
-    monkeypatch.setattr(oom, "need_of", lambda error, device: ALONE)
+    monkeypatch.setattr(oom, "measure_shortage", lambda error, device: ALONE)
     with pytest.raises(DoesNotFitError) as caught:
-        in_parts_that_fit(
-            work, 5, CPU, least=least, on_halved=lambda part, need: told.append(part)
-        )
-    assert caught.value.need is ALONE
+        with_oom_backoff(work, 5, CPU, least=least, on_halved=lambda part, need: told.append(part))
+    assert caught.value.shortage is ALONE
     assert tried == [5, *told] and told == [2, 1][: 3 - least]
 
 
@@ -210,17 +217,17 @@ def test_other_errors_are_not_tried_again() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        in_parts_that_fit(work, 32, CPU)
+        with_oom_backoff(work, 32, CPU)
     assert tried == [32]
 
 
 def test_a_wait_ends_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     rooms = iter([5, 5, 7])
     asked: list[int] = []
-    monkeypatch.setattr(oom, "CROWDED_WAITS_S", (600.0,))
+    monkeypatch.setattr(oom, "SHARED_WAITS_S", (600.0,))
     monkeypatch.setattr(oom, "_LOOK_AGAIN_S", 0.0)
     monkeypatch.setattr(oom, "_room", lambda device: asked.append(1) or next(rooms))
-    monkeypatch.setattr(oom, "need_of", lambda error, device: CROWDED)
+    monkeypatch.setattr(oom, "measure_shortage", lambda error, device: CROWDED)
     tried: list[int] = []
 
     def work(part: int) -> None:
@@ -228,16 +235,16 @@ def test_a_wait_ends_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None
         if len(tried) == 1:
             raise torch.OutOfMemoryError(TEXT)
 
-    in_parts_that_fit(work, 32, CPU)
+    with_oom_backoff(work, 32, CPU)
     assert (tried, len(asked)) == ([32, 32], 3)
 
 
 def test_a_stop_ends_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oom, "CROWDED_WAITS_S", (600.0,))
-    monkeypatch.setattr(oom, "need_of", lambda error, device: CROWDED)
+    monkeypatch.setattr(oom, "SHARED_WAITS_S", (600.0,))
+    monkeypatch.setattr(oom, "measure_shortage", lambda error, device: CROWDED)
 
     def work(part: int) -> None:
         raise torch.OutOfMemoryError(TEXT)
 
-    with pytest.raises(InterruptedTrial):
-        in_parts_that_fit(work, 32, CPU, stopped=lambda: True)
+    with pytest.raises(TrialInterruptedError):
+        with_oom_backoff(work, 32, CPU, stopped=lambda: True)

@@ -25,7 +25,7 @@ GIB = 2**30
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No long waits, and the precision of float32 as it was."""
-    monkeypatch.setattr(oom, "CROWDED_WAITS_S", (0.01, 0.01))
+    monkeypatch.setattr(oom, "SHARED_WAITS_S", (0.01, 0.01))
     before = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
     yield
     torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = before
@@ -44,7 +44,7 @@ def run(handle: OpenStudy) -> None:
 def test_a_neighbor_that_leaves_costs_no_size(tmp_path: Path, times: int, part: int) -> None:
     handle = small(tmp_path)
     parts: list[int] = []
-    original = oom.in_parts_that_fit
+    original = oom.with_oom_backoff
 
     def noted(work: Any, *args: Any, **named: Any) -> Any:
         return original(lambda part: parts.append(part) or work(part), *args, **named)
@@ -52,12 +52,12 @@ def test_a_neighbor_that_leaves_costs_no_size(tmp_path: Path, times: int, part: 
     with pytest.MonkeyPatch.context() as patched, simulated_gpu() as gpu:
         gpu.memory.crowd(100 * GIB)
         gpu.memory.provoke(8, inside="_step", times=times)
-        patched.setattr(oom, "in_parts_that_fit", noted)
+        patched.setattr(oom, "with_oom_backoff", noted)
         run(handle)
     (trial,) = handle.study.trials
     assert trial.state == TrialState.COMPLETE
     assert parts == [16] * min(3, times + (part == 16)) + [8] * (part == 8)
-    assert attrs.PART not in trial.user_attrs and DEVICE_MEMORY not in trial.constraints
+    assert attrs.MICRO_BATCH not in trial.user_attrs and DEVICE_MEMORY not in trial.constraints
 
 
 def test_a_plan_alone_on_its_device_is_halved_at_once(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_plan_alone_on_its_device_is_halved_at_once(tmp_path: Path) -> None:
         gpu.memory.provoke(4, inside="_step")
         run(handle)
     (trial,) = handle.study.trials
-    assert trial.state == TrialState.COMPLETE and trial.user_attrs[attrs.PART] == 4
+    assert trial.state == TrialState.COMPLETE and trial.user_attrs[attrs.MICRO_BATCH] == 4
 
 
 def test_what_a_trial_kept_is_given_back(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from autotune.search.space import Space
 from autotune.storage.rdb.connection import open_storage
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.study.state import attrs
-from autotune.study.state.budget import Budget, Ending
-from autotune.study.state.trial_queue import PROPOSALS, Claim, Claims
+from autotune.study.state.budget import Budget, StopReason
+from autotune.study.state.trial_queue import MAX_PROPOSALS, Claim, TrialQueue
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 
@@ -49,7 +49,7 @@ def claims_of(
     depths: Sequence[int],
     meanwhile: Callable[[int], None] = lambda asked: None,
     sees_running: bool = False,
-) -> Claims:
+) -> TrialQueue:
     storage = open_storage(url, create=True)
     base = Base(depths, meanwhile)
     sampler = CanonicalSampler(SPACE, base, {"depth": 0}, sees_running=sees_running)
@@ -60,7 +60,7 @@ def claims_of(
         direction="maximize",
         load_if_exists=True,
     )
-    return Claims(study, storage, url, SPACE)
+    return TrialQueue(study, storage, url, SPACE)
 
 
 def depth_of(claim: object) -> int:
@@ -68,7 +68,7 @@ def depth_of(claim: object) -> int:
     return int(claim.trial.params["depth"])
 
 
-def asked(claims: Claims) -> int:
+def asked(claims: TrialQueue) -> int:
     base = claims.study.sampler._base  # type: ignore[attr-defined]
     assert isinstance(base, Base)
     return base.asked
@@ -104,14 +104,14 @@ def test_a_plan_that_another_worker_takes_meanwhile_is_not_trained_twice(
 
 
 def test_where_others_are_always_quicker_a_claim_still_ends(url: str) -> None:
-    depths = list(range(1, PROPOSALS + 1))
+    depths = list(range(1, MAX_PROPOSALS + 1))
     other = claims_of(url, depths)
     other.begin(Budget(20))
     claims = claims_of(
         url, depths, lambda asked: depth_of(other.claim(f"host/2/{asked}")), sees_running=True
     )
     found = depth_of(claims.claim("host/1/0"))
-    assert asked(claims) == PROPOSALS
+    assert asked(claims) == MAX_PROPOSALS
     trained = [one.params["depth"] for one in claims.study.trials]
     assert found not in depths and sorted(trained) == sorted({*depths, found})
 
@@ -121,7 +121,7 @@ def test_the_last_trial_of_a_budget_is_started_once(url: str) -> None:
     other.begin(Budget(1))
     claims = claims_of(url, [4], lambda asked: depth_of(other.claim("host/2/0")))
     ended = claims.claim("host/1/0")
-    assert isinstance(ended, Ending) and ended.kind == "trials"
+    assert isinstance(ended, StopReason) and ended.kind == "trials"
     assert [one.params["depth"] for one in claims.study.trials] == [3]
 
 
@@ -137,7 +137,7 @@ def test_what_is_queued_meanwhile_comes_first(url: str) -> None:
 @pytest.mark.parametrize("over", ["budget", "exhausted"])
 def test_nothing_is_drawn_where_nothing_can_start(url: str, over: str) -> None:
     claims = claims_of(url, range(10))
-    claims.begin(Budget(10 if over == "exhausted" else 1))
+    claims.set_budget(Budget(10 if over == "exhausted" else 1))
     for depth in range(10 if over == "exhausted" else 1):
         claims.study.add_trial(
             optuna.trial.create_trial(
@@ -147,14 +147,14 @@ def test_nothing_is_drawn_where_nothing_can_start(url: str, over: str) -> None:
                 distributions=dict(SPACE.distributions),
             )
         )
-    claims.begin(Budget(20 if over == "exhausted" else 1))
-    assert isinstance(claims.claim("host/1/0"), Ending)
+    claims.set_budget(Budget(20 if over == "exhausted" else 1))
+    assert isinstance(claims.claim("host/1/0"), StopReason)
     assert asked(claims) == 0
 
 
 def test_a_worker_that_meets_a_queue_draws_nothing(url: str) -> None:
     claims = claims_of(url, [4])
-    claims.begin(Budget(10))
+    claims.set_budget(Budget(10))
     claims.study.enqueue_trial({"depth": 7})
     assert depth_of(claims.claim("host/1/0")) == 7
     assert asked(claims) == 0

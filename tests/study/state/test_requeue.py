@@ -24,14 +24,14 @@ from sqlalchemy import func, select
 from autotune.errors import StudyError
 from autotune.storage.rdb.connection import GRACE_PERIOD_S
 from autotune.storage.rdb.fast_rdb import Failure, _reporting
-from autotune.storage.rdb.heartbeat import read_beats
+from autotune.storage.rdb.heartbeat import read_heartbeat_ages
 from autotune.study.doctor.checks import diagnose
 from autotune.study.doctor.finding import CURVE
 from autotune.study.doctor.finding import LOST as LOST_TRIAL
 from autotune.study.doctor.repair import repair
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
-from autotune.study.state.trial_queue import LOST, MAX_RETRIES, Claim, Claims
+from autotune.study.state.trial_queue import MAX_RETRIES, WORKER_LOST, Claim, TrialQueue
 from tests.study.state.test_trial_queue import claim, frozen, make_claims, states
 from tests.support.broken import silence
 from tests.support.runs import wait_for
@@ -40,11 +40,11 @@ from tests.support.small import open_small
 FINITE = TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
 
 
-def opened_anew(claims: Claims) -> Claims:
+def opened_anew(claims: TrialQueue) -> TrialQueue:
     """Open the study as another process does."""
     storage = optuna.storages.get_storage(claims.storage.engine.url.render_as_string(False))
     study = optuna.load_study(study_name="s", storage=storage)
-    return Claims(study, claims.storage, claims.url, claims.space)
+    return TrialQueue(study, claims.storage, claims.url, claims.space)
 
 
 # The curve
@@ -62,8 +62,8 @@ def test_a_worker_that_reports_while_another_trial_is_given_back(url: str) -> No
             second.report(0.3, 2)
         return True
 
-    assert claims.sweep(is_gone) == 2
-    successors = {attrs.retries(one)[0]: one for one in claims.study.trials[2:]}
+    assert claims.reclaim_stale(is_gone) == 2
+    successors = {attrs.earlier_attempts(one)[0]: one for one in claims.study.trials[2:]}
     assert successors[0].intermediate_values == {1: 0.1}
     assert successors[1].intermediate_values == {1: 0.2, 2: 0.3}
     assert successors[1].user_attrs[attrs.RESUMED] == 2
@@ -98,14 +98,14 @@ def test_nothing_is_reported_while_a_trial_is_given_back(
         return original(trial_id, late)
 
     monkeypatch.setattr(claims.storage, "fail_trial", fail_trial)
-    assert claims.give_back(trial.number, LOST)
+    assert claims.requeue(trial.number, WORKER_LOST)
     reporting.join(60)
     assert refused == [True]
     assert frozen(claims, 0).intermediate_values == {1: 0.1}
     assert frozen(claims, 1).intermediate_values == {1: 0.1}
 
 
-def waits_for_a_lock(claims: Claims) -> bool:
+def waits_for_a_lock(claims: TrialQueue) -> bool:
     query = "SELECT count(*) FROM pg_locks WHERE NOT granted"
     engine = sqlalchemy.create_engine(claims.storage.engine.url)
     try:
@@ -121,7 +121,7 @@ def test_a_report_that_is_being_written_is_waited_for(postgres_url: str) -> None
     trial = claim(claims)
     written: list[bool] = []
     giving = threading.Thread(
-        target=lambda: written.append(opened_anew(claims).give_back(trial.number, LOST))
+        target=lambda: written.append(opened_anew(claims).requeue(trial.number, WORKER_LOST))
     )
     report = {"of": trial._trial_id, "at": 1, "value": 0.5, "kind": FINITE, "uuid": None}
     with claims.storage.engine.begin() as connection:
@@ -151,13 +151,13 @@ def test_a_kill_between_failing_and_queueing_loses_nothing(
     for _ in range(2):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr("autotune.storage.rdb.fast_rdb._rows", killed)
-            claims.sweep(lambda worker: worker == "host/2/0")
+            claims.reclaim_stale(lambda worker: worker == "host/2/0")
         assert states(claims) == ["RUNNING", "RUNNING"]
         assert attrs.REASON not in frozen(claims, 0).user_attrs
-    assert claims.sweep(lambda worker: worker == "host/2/0") == 2
+    assert claims.reclaim_stale(lambda worker: worker == "host/2/0") == 2
     assert states(claims) == ["FAIL", "FAIL", "WAITING", "WAITING"]
-    assert [attrs.retries(frozen(claims, one)) for one in (2, 3)] == [[0], [1]]
-    assert {frozen(claims, one).user_attrs[attrs.REASON] for one in (0, 1)} == {LOST}
+    assert [attrs.earlier_attempts(frozen(claims, one)) for one in (2, 3)] == [[0], [1]]
+    assert {frozen(claims, one).user_attrs[attrs.REASON] for one in (0, 1)} == {WORKER_LOST}
     assert frozen(claims, 2).intermediate_values == {1: 0.4}
     assert gone.number == 1 and claims.progress().retried == 2
 
@@ -166,7 +166,9 @@ def test_two_who_give_back_make_one_successor(url: str) -> None:
     claims = make_claims(url)
     trial = claim(claims)
     others = [opened_anew(claims) for _ in range(3)]
-    threads = [threading.Thread(target=one.give_back, args=(trial.number, LOST)) for one in others]
+    threads = [
+        threading.Thread(target=one.requeue, args=(trial.number, WORKER_LOST)) for one in others
+    ]
     for one in threads:
         one.start()
     for one in threads:
@@ -178,8 +180,8 @@ def test_a_claim_without_a_heartbeat_is_given_back(url: str) -> None:
     """Its worker died between the two, and nobody else can tell."""
     claims = make_claims(url)
     old, new = claim(claims, "host/1/0"), claim(claims, "host/1/1")
-    old.set_user_attr(attrs.CLAIMED, time.time() - GRACE_PERIOD_S - 5)
-    assert claims.sweep() == 1
+    old.set_user_attr(attrs.CLAIMED_AT, time.time() - GRACE_PERIOD_S - 5)
+    assert claims.reclaim_stale() == 1
     assert states(claims) == ["FAIL", "RUNNING", "WAITING"]
     assert new.number == 1
 
@@ -187,13 +189,13 @@ def test_a_claim_without_a_heartbeat_is_given_back(url: str) -> None:
 # What earlier versions left
 
 
-def fail_as_earlier_versions(claims: Claims, trial: Trial, held_s: float = 30.0) -> None:
+def fail_as_earlier_versions(claims: TrialQueue, trial: Trial, held_s: float = 30.0) -> None:
     """Do what Optuna's sweep does first; the process is killed before the rest."""
-    claims.storage.set_trial_user_attr(trial._trial_id, attrs.HELD, held_s)
+    claims.storage.set_trial_user_attr(trial._trial_id, attrs.DEVICE_SECONDS, held_s)
     claims.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     with claims.storage.engine.begin() as connection:
         ended = datetime.utcfromtimestamp(  # as Optuna stores it
-            trial.user_attrs[attrs.CLAIMED]
+            trial.user_attrs[attrs.CLAIMED_AT]
         ) + timedelta(seconds=30 + GRACE_PERIOD_S)
         connection.execute(
             sqlalchemy.update(TrialModel)
@@ -214,22 +216,22 @@ def test_a_trial_that_was_lost_is_found_and_queued(url: str) -> None:
     own.set_user_attr(attrs.REASON, "diverged: the loss is nan in epoch 1")
     fail_as_earlier_versions(claims, own)
     tired = claim(claims)
-    tired.set_user_attr(attrs.LOSSES, MAX_RETRIES)
+    tired.set_user_attr(attrs.LOST_ATTEMPTS, MAX_RETRIES)
     fail_as_earlier_versions(claims, tired)
     assert claims.progress().failed == 4
-    assert claims.sweep() == 0
+    assert claims.reclaim_stale() == 0
     assert states(claims) == ["FAIL"] * 4 + ["WAITING"]
     successor = frozen(claims, 4)
-    assert attrs.retries(successor) == [0]
+    assert attrs.earlier_attempts(successor) == [0]
     assert successor.intermediate_values == {1: 0.3}
-    assert claims.sweep() == 0 and len(states(claims)) == 5
+    assert claims.reclaim_stale() == 0 and len(states(claims)) == 5
     assert claims.progress().failed == 3
 
 
 @pytest.mark.filterwarnings("ignore:datetime.datetime.utcfromtimestamp")
 def test_the_doctor_finds_a_lost_trial(tmp_path: Path) -> None:
     handle = open_small(tmp_path)
-    claims = handle.claims()
+    claims = handle.trial_queue()
     fail_as_earlier_versions(claims, claim(claims))
     found = diagnose(handle).findings
     assert [one.kind for one in found] == [LOST_TRIAL]
@@ -262,7 +264,7 @@ def test_the_doctor_finds_gaps_in_curves(
     epochs: list[int], state: TrialState, missing: str, tmp_path: Path
 ) -> None:
     handle = open_small(tmp_path, training__epochs=4)
-    curve(handle, claim(handle.claims()), epochs, state)
+    curve(handle, claim(handle.trial_queue()), epochs, state)
     found = [one for one in diagnose(handle).findings if one.kind == CURVE]
     assert [one.message.partition(":")[0] for one in found] == (
         [f"the curve of trial 0 lacks the epochs {missing}"] if missing else []
@@ -271,7 +273,7 @@ def test_the_doctor_finds_gaps_in_curves(
 
 def test_a_curve_without_its_end_is_a_gap(tmp_path: Path) -> None:
     handle = open_small(tmp_path, training__epochs=4)
-    curve(handle, claim(handle.claims()), [1, 2], TrialState.PRUNED, trained=3)
+    curve(handle, claim(handle.trial_queue()), [1, 2], TrialState.PRUNED, trained=3)
     (found,) = [one for one in diagnose(handle).findings if one.kind == CURVE]
     assert found.message.startswith("the curve of trial 0 lacks the epochs 3:")
 
@@ -295,7 +297,7 @@ def test_a_worker_of_a_deleted_study_writes_nothing_into_the_next(
     if kind == "postgres":
         place = {"storage": request.getfixturevalue("postgres_url"), "files": str(tmp_path)}
     handle = open_small(tmp_path, **place)
-    claims = handle.claims()
+    claims = handle.trial_queue()
     before = claims.claim("host/1/0")
     assert isinstance(before, Claim)
     before.trial.report(0.1, 1)
@@ -303,32 +305,32 @@ def test_a_worker_of_a_deleted_study_writes_nothing_into_the_next(
     deleted(handle)
     if again:
         anew = open_small(tmp_path, baseline__lr=0.5, **place)
-        running = claim(anew.claims(), "host/2/0")
+        running = claim(anew.trial_queue(), "host/2/0")
         if kind == "sqlite":  # gives the ids of what was deleted again
             assert running._trial_id == before.trial._trial_id
     for writing in (
         lambda: before.trial.report(0.2, 2),
         lambda: before.trial.set_user_attr(attrs.COSTS, {"latency": 7.0}),
         lambda: handle.storage.set_trial_system_attr(trial_id, "constraints", [1.0]),
-        lambda: claims.note_time(before),
+        lambda: claims.record_device_time(before),
         lambda: handle.storage.record_heartbeat(trial_id),
     ):
         with suppress(UpdateFinishedTrialError, KeyError):
             writing()
     for writing in (
         lambda: claims.finish(before, TrialState.COMPLETE, 0.9),
-        lambda: claims.give_back(0, LOST),
+        lambda: claims.requeue(0, WORKER_LOST),
         lambda: claims.claim("host/1/0"),
-        lambda: claims.sweep(lambda worker: True),
+        lambda: claims.reclaim_stale(lambda worker: True),
     ):
         with pytest.raises(StudyError, match="the study 'small' was deleted while it ran"):
             writing()
     if again:
         (trial,) = [one for one in anew.study.get_trials() if one.number == running.number]
         assert trial.state == TrialState.RUNNING and trial.intermediate_values == {}
-        assert not {attrs.COSTS, attrs.HELD} & trial.user_attrs.keys()
+        assert not {attrs.COSTS, attrs.DEVICE_SECONDS} & trial.user_attrs.keys()
         assert "constraints" not in trial.system_attrs
-        assert read_beats(anew.storage, [trial._trial_id]).age_s == {}
+        assert read_heartbeat_ages(anew.storage, [trial._trial_id]).age_s == {}
     with handle.storage.engine.connect() as connection:
         assert connection.scalar(select(func.count()).select_from(TrialHeartbeatModel)) == 0
     if again:
@@ -340,7 +342,7 @@ def test_a_worker_of_a_deleted_study_writes_nothing_into_one_that_is_not_ours(
 ) -> None:
     """A plain study has no uuid; SQLite gives it the ids of the deleted one all the same."""
     handle = open_small(tmp_path)
-    before = handle.claims().claim("host/1/0")
+    before = handle.trial_queue().claim("host/1/0")
     assert isinstance(before, Claim)
     other = deleted(handle)
     plain = optuna.create_study(study_name="plain", storage=other.storage)

@@ -13,14 +13,14 @@ from optuna.trial import Trial, TrialState
 
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget
-from autotune.study.state.trial_queue import LOST, Claim, Claims
+from autotune.study.state.trial_queue import WORKER_LOST, Claim, TrialQueue
 from tests.study.state.test_trial_queue import SPACE, Sampler, frozen, make_claims
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 
 
 @contextmanager
-def under_the_lock(claims: Claims) -> Iterator[list[str]]:
+def under_the_lock(claims: TrialQueue) -> Iterator[list[str]]:
     """Collect the statements between taking the lock and giving it back."""
     statements: list[str] = []
     held = False
@@ -39,7 +39,7 @@ def under_the_lock(claims: Claims) -> Iterator[list[str]]:
     sqlalchemy.event.remove(claims.storage.engine, "before_cursor_execute", note)
 
 
-def claimed(claims: Claims) -> Claim:
+def claimed(claims: TrialQueue) -> Claim:
     found = claims.claim("host/1/0")
     assert isinstance(found, Claim)
     return found
@@ -65,7 +65,7 @@ def test_a_queued_trial_is_a_few_statements_for_any_number_of_parameters(
     assert trial.params["training.lr"] == 0.5
     assert list(trial.params) == list(SPACE.distributions)
     assert trial.distributions == SPACE.distributions
-    assert attrs.plan_of(trial) == SPACE.plan(trial.params)
+    assert attrs.trial_plan(trial) == SPACE.plan(trial.params)
 
 
 def test_the_end_of_a_trial_is_a_few_statements(postgres_url: str) -> None:
@@ -116,7 +116,7 @@ def test_a_trial_ends_as_one_that_optuna_is_told_of(
     assert (found.state, found.values) == (wanted.state, wanted.values)
     assert found.datetime_complete is not None and wanted.datetime_complete is not None
     assert abs((found.datetime_complete - wanted.datetime_complete).total_seconds()) < 30
-    assert found.user_attrs[attrs.HELD] >= 0
+    assert found.user_attrs[attrs.DEVICE_SECONDS] >= 0
 
 
 def test_two_objectives_have_a_value_each(url: str) -> None:
@@ -127,7 +127,7 @@ def test_two_objectives_have_a_value_each(url: str) -> None:
         directions=["maximize", "minimize"],
         sampler=Sampler(),
     )
-    two = Claims(study, claims.storage, url, SPACE)
+    two = TrialQueue(study, claims.storage, url, SPACE)
     two.begin(Budget(10))
     two.finish(claimed(two), TrialState.COMPLETE, [0.5, 7.0])
     pruned = claimed(two)
@@ -142,14 +142,14 @@ def test_a_trial_that_was_given_back_meanwhile_stays_so(url: str) -> None:
     claims = make_claims(url)
     found = claimed(claims)
     sampler = claims.study.sampler
-    claims.give_back(found.trial.number, LOST)
+    claims.requeue(found.trial.number, WORKER_LOST)
     claims.finish(found, TrialState.COMPLETE, 0.5)
     assert frozen(claims, 0).state == TrialState.FAIL
 
     again = claimed(claims)
 
     def after_trial(*_: Any) -> None:  # between the look at the trial and the lock
-        claims.give_back(again.trial.number, LOST)
+        claims.requeue(again.trial.number, WORKER_LOST)
 
     sampler.after_trial = after_trial  # type: ignore[method-assign]
     claims.finish(again, TrialState.COMPLETE, 0.5)

@@ -25,15 +25,15 @@ from autotune.search.samplers import CanonicalSampler
 from autotune.search.space import Space
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
-from autotune.study.state.budget import Budget, Ending, since_best
+from autotune.study.state.budget import Budget, StopReason, trials_since_best
 from autotune.study.state.trial_queue import (
     INTERRUPTED,
-    LOST,
     MAX_RETRIES,
+    WORKER_LOST,
     Claim,
-    Claims,
+    TrialQueue,
     Wait,
-    successor_of,
+    make_retry,
 )
 from tests.support.runs import wait_for
 
@@ -63,44 +63,44 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/study.db"
 
 
-def make_claims(url: str, budget: int = 100, **limits: Any) -> Claims:
+def make_claims(url: str, budget: int = 100, **limits: Any) -> TrialQueue:
     storage = open_storage(url, create=True)
     study = optuna.create_study(
         study_name="s", storage=storage, sampler=Sampler(), direction="maximize"
     )
     study.set_user_attr(attrs.SPACE, SPACE.to_json())
-    claims = Claims(study, storage, url, SPACE)
-    claims.begin(Budget(budget, **limits))
+    claims = TrialQueue(study, storage, url, SPACE)
+    claims.set_budget(Budget(budget, **limits))
     return claims
 
 
-def exhaust(claims: Claims, words: str = "every plan of the space has been tried") -> None:
+def exhaust(claims: TrialQueue, words: str = "every plan of the space has been tried") -> None:
     assert isinstance(claims.study.sampler, Sampler)
     claims.study.sampler.words = words
 
 
-def claim(claims: Claims, worker: str = "host/1/0") -> Trial:
+def claim(claims: TrialQueue, worker: str = "host/1/0") -> Trial:
     claimed = claims.claim(worker)
     assert isinstance(claimed, Claim)
     return claimed.trial
 
 
-def over(claims: Claims) -> str:
+def over(claims: TrialQueue) -> str:
     """Ask for a trial where there is none to be had; return the kind of the ending."""
     ended = claims.claim("host/1/9")
-    assert isinstance(ended, Ending)
+    assert isinstance(ended, StopReason)
     return ended.kind
 
 
-def finish(claims: Claims, trial: Trial, value: float = 0.5) -> None:
+def finish(claims: TrialQueue, trial: Trial, value: float = 0.5) -> None:
     claims.study.tell(trial, value)
 
 
-def frozen(claims: Claims, number: int) -> FrozenTrial:
+def frozen(claims: TrialQueue, number: int) -> FrozenTrial:
     return claims.study.get_trials(deepcopy=False)[number]
 
 
-def states(claims: Claims) -> list[str]:
+def states(claims: TrialQueue) -> list[str]:
     return [trial.state.name for trial in claims.study.get_trials(deepcopy=False)]
 
 
@@ -109,13 +109,17 @@ def test_claims_end_at_the_budget(url: str) -> None:
     first, second = claim(claims), claim(claims)
     assert over(claims) == "trials"  # live trials count
     finish(claims, first)
-    assert claims.claim("host/1/1") == Ending("trials", "2 trials, of which 1 still running")
-    assert Ending.of(claims.study) is None
+    assert claims.claim("host/1/1") == StopReason("trials", "2 trials, of which 1 still running")
+    assert StopReason.from_study(claims.study) is None
     finish(claims, second)
-    assert claims.claim("host/1/1") == Ending("trials", "2 finished trials")
-    assert Ending.of(claims.study) == claims.conclude() == Ending("trials", "2 finished trials")
-    claims.begin(Budget(3))  # another launcher has raised it
-    assert claims.conclude() is None
+    assert claims.claim("host/1/1") == StopReason("trials", "2 finished trials")
+    assert (
+        StopReason.from_study(claims.study)
+        == claims.finalize()
+        == StopReason("trials", "2 finished trials")
+    )
+    claims.set_budget(Budget(3))  # another launcher has raised it
+    assert claims.finalize() is None
     assert claim(claims).number == 2
 
 
@@ -138,9 +142,9 @@ def test_a_claim_has_all_that_there_is_to_know(url: str) -> None:
     trial = frozen(claims, 0)
     assert trial.state == TrialState.RUNNING
     assert trial.user_attrs[attrs.WORKER] == "host/7/3"
-    assert before <= trial.user_attrs[attrs.CLAIMED] == claimed.since <= time.time()
+    assert before <= trial.user_attrs[attrs.CLAIMED_AT] == claimed.since <= time.time()
     assert trial.distributions == SPACE.distributions
-    assert attrs.plan_of(trial) == SPACE.plan(trial.params)
+    assert attrs.trial_plan(trial) == SPACE.plan(trial.params)
     assert claimed.workers == 1
     for worker, workers in (("host/7/4", 2), ("other/9/0", 3), ("host/7/3", 3)):
         more = claims.claim(worker)
@@ -170,18 +174,18 @@ def test_a_worker_that_dies_in_the_middle_of_a_claim(
 
     for _ in range(2):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("autotune.study.state.trial_queue.plan_of_trial", killed)
+            patch.setattr("autotune.study.state.trial_queue.draw_missing_params", killed)
             claims.claim("host/1/0")
     assert states(claims) == ["RUNNING", "RUNNING"]
-    assert claims.sweep() == 2
+    assert claims.reclaim_stale() == 2
     assert claims.progress().waiting == 2
     queued, drawn = (frozen(claims, claim(claims).number) for _ in range(2))
-    assert (attrs.retries(queued), attrs.retries(drawn)) == ([0], [1])
+    assert (attrs.earlier_attempts(queued), attrs.earlier_attempts(drawn)) == ([0], [1])
     assert queued.params["depth"] == 3  # as it was queued
     for trial in (queued, drawn):
         # Drawn as a whole: one half of one plan and one of another would be neither.
         assert trial.params == SPACE.canonical(trial.params)
-        assert attrs.plan_of(trial) == SPACE.plan(trial.params)
+        assert attrs.trial_plan(trial) == SPACE.plan(trial.params)
         assert attrs.STAGE not in trial.user_attrs  # it belongs to what was drawn in it
 
 
@@ -200,7 +204,7 @@ def test_a_new_trial_is_there_as_a_whole_or_not_at_all(
     claim(claims)
     (trial,) = claims.study.trials
     assert trial.state == TrialState.RUNNING and trial.user_attrs[attrs.WORKER] == "host/1/0"
-    assert attrs.plan_of(trial) == SPACE.plan(trial.params)
+    assert attrs.trial_plan(trial) == SPACE.plan(trial.params)
     assert list(trial.params) == list(SPACE.distributions)
 
 
@@ -210,36 +214,36 @@ def test_a_new_trial_is_there_as_a_whole_or_not_at_all(
 def test_after_the_moment_nothing_starts(url: str) -> None:
     claims = make_claims(url, timeout=60.0, until=time.time() + 60)
     first, second = claim(claims), claim(claims)
-    claims.give_back(first.number, LOST)
+    claims.requeue(first.number, WORKER_LOST)
     claims.study.set_user_attr(attrs.BUDGET, Budget(100, 60.0, time.time()).to_json())
     assert over(claims) == "timeout"
-    assert claims.could_start() == 0
-    assert Ending.of(claims.study) is None  # one runs
+    assert claims.count_startable() == 0
+    assert StopReason.from_study(claims.study) is None  # one runs
     finish(claims, second)
-    assert claims.claim("host/1/0") == Ending("timeout", "the 60 s of the run are over")
-    assert claims.conclude() == Ending("timeout", "the 60 s of the run are over")
+    assert claims.claim("host/1/0") == StopReason("timeout", "the 60 s of the run are over")
+    assert claims.finalize() == StopReason("timeout", "the 60 s of the run are over")
     assert claims.progress().waiting == 1
-    claims.begin(Budget(100))  # the next run has no limit of time, and goes on with the retry
-    assert Ending.of(claims.study) is None
-    assert attrs.retries(frozen(claims, claim(claims).number)) == [0]
+    claims.set_budget(Budget(100))  # the next run has no limit of time, and goes on with the retry
+    assert StopReason.from_study(claims.study) is None
+    assert attrs.earlier_attempts(frozen(claims, claim(claims).number)) == [0]
 
 
 def test_device_hours_end_a_study(url: str) -> None:
     claims = make_claims(url, device_hours=1.0)
     for hours, worker in ((0.5, "host/1/0"), (0.3, "host/1/1")):
         trial = claim(claims, worker)
-        trial.set_user_attr(attrs.HELD, 3600 * hours)
+        trial.set_user_attr(attrs.DEVICE_SECONDS, 3600 * hours)
         finish(claims, trial)
     running = claim(claims)
-    assert claims.could_start() == 97
-    running.set_user_attr(attrs.CLAIMED, time.time() - 0.21 * 3600)
-    assert claims.claim("host/1/1") == Ending("device hours", "1.01 of 1 device-hours used")
-    assert claims.could_start() == 0
-    assert claims.conclude() is None
+    assert claims.count_startable() == 97
+    running.set_user_attr(attrs.CLAIMED_AT, time.time() - 0.21 * 3600)
+    assert claims.claim("host/1/1") == StopReason("device hours", "1.01 of 1 device-hours used")
+    assert claims.count_startable() == 0
+    assert claims.finalize() is None
     # Its worker was gone long before anyone saw: what it held counts, not the time since.
-    running.set_user_attr(attrs.HELD, 60.0)
-    claims.give_back(running.number, LOST)
-    assert attrs.retries(frozen(claims, claim(claims).number)) == [2]
+    running.set_user_attr(attrs.DEVICE_SECONDS, 60.0)
+    claims.requeue(running.number, WORKER_LOST)
+    assert attrs.earlier_attempts(frozen(claims, claim(claims).number)) == [2]
 
 
 def test_patience_waits_for_what_runs(url: str) -> None:
@@ -249,16 +253,16 @@ def test_patience_waits_for_what_runs(url: str) -> None:
     finish(claims, trials[1], 0.4)
     finish(claims, trials[2], 0.5)  # as good is not better
     assert claims.claim("host/1/0") == Wait()
-    assert claims.could_start() == 0
+    assert claims.count_startable() == 0
     finish(claims, trials[3], 0.6)  # and the search goes on
     fifth, sixth = claim(claims), claim(claims)
     claims.study.tell(fifth, state=TrialState.FAIL)
     claims.study.tell(sixth, state=TrialState.FAIL)
-    assert claims.claim("host/1/0") == Ending("patience", "no better trial in the last 2")
-    assert claims.conclude() == Ending("patience", "no better trial in the last 2")
-    claims.begin(Budget(100, patience=3))
+    assert claims.claim("host/1/0") == StopReason("patience", "no better trial in the last 2")
+    assert claims.finalize() == StopReason("patience", "no better trial in the last 2")
+    claims.set_budget(Budget(100, patience=3))
     assert claim(claims).number == 6
-    assert Ending.of(claims.study) is None
+    assert StopReason.from_study(claims.study) is None
 
 
 def test_patience_runs_retries_and_leaves_what_else_is_queued(url: str) -> None:
@@ -267,11 +271,11 @@ def test_patience_runs_retries_and_leaves_what_else_is_queued(url: str) -> None:
     claims.study.enqueue_trial({"depth": 1, "training.lr": 0.5})
     finish(claims, first, 0.5)
     finish(claims, second, 0.4)
-    claims.give_back(third.number, LOST)
-    assert claims.could_start() == 1
-    assert claims.conclude() is None
+    claims.requeue(third.number, WORKER_LOST)
+    assert claims.count_startable() == 1
+    assert claims.finalize() is None
     retry = claim(claims)
-    assert attrs.retries(frozen(claims, retry.number)) == [third.number]
+    assert attrs.earlier_attempts(frozen(claims, retry.number)) == [third.number]
     assert claims.claim("host/1/1") == Wait()
     finish(claims, retry, 0.4)
     assert over(claims) == "patience"
@@ -290,26 +294,26 @@ def test_an_exhausted_space_ends_a_study_when_nothing_runs(url: str) -> None:
     exhaust(claims, "")  # the last trial of a stage came in, say
     third = claim(claims)
     exhaust(claims)
-    claims.give_back(third.number, LOST)
-    assert attrs.retries(frozen(claims, claim(claims).number)) == [third.number]
+    claims.requeue(third.number, WORKER_LOST)
+    assert attrs.earlier_attempts(frozen(claims, claim(claims).number)) == [third.number]
     finish(claims, queued)
     assert claims.claim("host/1/2") == Wait()
     claims.study.tell(3, 0.4)
     words = "every plan of the space has been tried"
-    assert claims.claim("host/1/2") == Ending("exhausted", words)
-    assert claims.could_start() == 0
-    assert claims.conclude() == Ending("exhausted", words)
-    claims.begin(Budget(200))
-    assert Ending.of(claims.study) is None and claims.conclude() is None
+    assert claims.claim("host/1/2") == StopReason("exhausted", words)
+    assert claims.count_startable() == 0
+    assert claims.finalize() == StopReason("exhausted", words)
+    claims.set_budget(Budget(200))
+    assert StopReason.from_study(claims.study) is None and claims.finalize() is None
 
 
 def test_a_queued_trial_without_a_plan_needs_one(url: str) -> None:
     claims = make_claims(url)
     claims.storage.create_new_trial(claims.study._study_id)  # lost between asking and drawing
-    claims.sweep()
+    claims.reclaim_stale()
     exhaust(claims)
     assert over(claims) == "exhausted"
-    assert claims.conclude() is not None
+    assert claims.finalize() is not None
     exhaust(claims, "")
     assert claim(claims).number == 1
 
@@ -318,8 +322,8 @@ def test_retries_come_first(url: str) -> None:
     claims = make_claims(url, budget=2)
     first = claim(claims)
     claims.study.enqueue_trial({"depth": 1, "training.lr": 0.5})
-    claims.give_back(first.number, LOST)
-    assert attrs.retries(frozen(claims, claim(claims).number)) == [first.number]
+    claims.requeue(first.number, WORKER_LOST)
+    assert attrs.earlier_attempts(frozen(claims, claim(claims).number)) == [first.number]
     assert frozen(claims, claim(claims).number).params["depth"] == 1
 
 
@@ -332,14 +336,14 @@ from autotune.search.space import Space
 from autotune.storage.rdb.connection import open_storage
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.study.state import attrs
-from autotune.study.state.trial_queue import Claims, Wait
+from autotune.study.state.trial_queue import TrialQueue, Wait
 url, worker, seconds = sys.argv[1:]
 storage = open_storage(url)
 study = optuna.load_study(study_name="s", storage=storage)
 space = Space.from_json(study.user_attrs[attrs.SPACE])
 random, start = optuna.samplers.RandomSampler(int(worker[-1])), space.nearest(space.baseline())
 study.sampler = CanonicalSampler(space, random, start)
-claims = Claims(study, storage, url, space)
+claims = TrialQueue(study, storage, url, space)
 while not hasattr(claim := claims.claim(worker), "words"):
     if claim == Wait():
         time.sleep(0.05)
@@ -348,7 +352,7 @@ while not hasattr(claim := claims.claim(worker), "words"):
     with study_lock(storage, url, "s"):
         for one in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
             assert len(one.params) == len(space.distributions), one
-            assert {attrs.PLAN, attrs.CLAIMED, attrs.WORKER} <= one.user_attrs.keys(), one
+            assert {attrs.PLAN, attrs.CLAIMED_AT, attrs.WORKER} <= one.user_attrs.keys(), one
     claims.finish(claim, optuna.trial.TrialState.COMPLETE, claim.trial.params["training.lr"])
 print(json.dumps(claim.to_json()))
 """
@@ -375,7 +379,7 @@ def test_the_number_of_trials_is_exact_over_processes(url: str) -> None:
     trials = claims.study.get_trials(deepcopy=False)
     assert [one.number for one in trials] == list(range(25))
     assert all(one.state == TrialState.COMPLETE for one in trials)
-    assert Ending.of(claims.study) == Ending("trials", "25 finished trials")
+    assert StopReason.from_study(claims.study) == StopReason("trials", "25 finished trials")
 
 
 def test_patience_is_exact_over_processes(url: str) -> None:
@@ -383,29 +387,31 @@ def test_patience_is_exact_over_processes(url: str) -> None:
     assert run_processes(url, 3, 0.02) == ["patience"] * 3
     trials = claims.study.get_trials(deepcopy=False)
     assert all(one.state == TrialState.COMPLETE for one in trials)
-    since = since_best(trials, StudyDirection.MAXIMIZE)
-    assert Ending.of(claims.study) == Ending("patience", f"no better trial in the last {since}")
+    since = trials_since_best(trials, StudyDirection.MAXIMIZE)
+    assert StopReason.from_study(claims.study) == StopReason(
+        "patience", f"no better trial in the last {since}"
+    )
     # Two others ran when the sixth in a row came in without a better one.
     assert 6 <= since <= 8
     ended = sorted(trials, key=attrs.ended_at)
     for trial in trials:
-        before = [one for one in ended if attrs.ended_at(one) < trial.user_attrs[attrs.CLAIMED]]
-        assert since_best(before, StudyDirection.MAXIMIZE) < 6
+        before = [one for one in ended if attrs.ended_at(one) < trial.user_attrs[attrs.CLAIMED_AT]]
+        assert trials_since_best(before, StudyDirection.MAXIMIZE) < 6
 
 
 def test_device_hours_are_exact_over_processes(url: str) -> None:
     claims = make_claims(url, device_hours=1.5 / 3600)
     assert run_processes(url, 3, 0.3) == ["device hours"] * 3
     trials = claims.study.get_trials(deepcopy=False)
-    held = [one.user_attrs[attrs.HELD] for one in trials]
+    held = [one.user_attrs[attrs.DEVICE_SECONDS] for one in trials]
     assert all(0.3 <= one < 2 for one in held)
     assert sum(held) >= 1.5
     for trial in trials:  # none started when the limit was reached
-        start = trial.user_attrs[attrs.CLAIMED]
+        start = trial.user_attrs[attrs.CLAIMED_AT]
         used = sum(
-            min(attrs.ended_at(one), start) - one.user_attrs[attrs.CLAIMED]
+            min(attrs.ended_at(one), start) - one.user_attrs[attrs.CLAIMED_AT]
             for one in trials
-            if one.user_attrs[attrs.CLAIMED] < start
+            if one.user_attrs[attrs.CLAIMED_AT] < start
         )
         assert used < 1.5
 
@@ -415,13 +421,15 @@ def test_the_moment_holds_for_every_process(url: str) -> None:
     with ThreadPoolExecutor(1) as pool:
         kinds = pool.submit(run_processes, url, 2, 0.2)
         wait_for(lambda: len(states(claims)) > 2)
-        claims.begin(Budget(100, 1.0, time.time() + 1))
+        claims.set_budget(Budget(100, 1.0, time.time() + 1))
         assert kinds.result() == ["timeout"] * 2
     until = claims.budget().until
     trials = claims.study.get_trials(deepcopy=False)
     assert until is not None
-    assert all(one.user_attrs[attrs.CLAIMED] <= until for one in trials)
-    assert Ending.of(claims.study) == Ending("timeout", "the 1 s of the run are over")
+    assert all(one.user_attrs[attrs.CLAIMED_AT] <= until for one in trials)
+    assert StopReason.from_study(claims.study) == StopReason(
+        "timeout", "the 1 s of the run are over"
+    )
 
 
 # Giving back and sweeping
@@ -443,7 +451,7 @@ def test_given_back_trials_come_next_with_all_they_had(url: str) -> None:
         trial.set_user_attr(key, what)
     trial.report(0.3, 1)
     trial.report(0.4, 2)
-    assert claims.give_back(trial.number, INTERRUPTED)
+    assert claims.requeue(trial.number, INTERRUPTED)
     assert states(claims) == ["FAIL", "WAITING"]
     assert claims.progress().finished == 0
     assert claims.progress().retried == 1
@@ -465,12 +473,12 @@ def test_given_back_trials_come_next_with_all_they_had(url: str) -> None:
 def test_losses_are_capped_and_stops_are_not(url: str) -> None:
     claims = make_claims(url, budget=1)
     for _ in range(2 * MAX_RETRIES):
-        assert claims.give_back(claim(claims).number, INTERRUPTED)
+        assert claims.requeue(claim(claims).number, INTERRUPTED)
     for _ in range(MAX_RETRIES):
-        assert claims.give_back(claim(claims).number, LOST)
+        assert claims.requeue(claim(claims).number, WORKER_LOST)
     last = claim(claims)
-    assert not claims.give_back(last.number, LOST)
-    assert claims.study.trials[last.number].user_attrs[attrs.REASON] == f"{LOST}, too often"
+    assert not claims.requeue(last.number, WORKER_LOST)
+    assert claims.study.trials[last.number].user_attrs[attrs.REASON] == f"{WORKER_LOST}, too often"
     assert claims.progress().failed == 1
     assert over(claims) == "trials"
 
@@ -480,10 +488,10 @@ def test_a_trial_that_gets_further_every_time_is_never_given_up(url: str) -> Non
     for epoch in range(1, 2 * MAX_RETRIES):
         trial = claim(claims)
         trial.report(0.5, epoch)
-        assert claims.give_back(trial.number, LOST)
+        assert claims.requeue(trial.number, WORKER_LOST)
     for _ in range(MAX_RETRIES - 1):  # the last one above was the first of these
-        assert claims.give_back(claim(claims).number, LOST)
-    assert not claims.give_back(claim(claims).number, LOST)
+        assert claims.requeue(claim(claims).number, WORKER_LOST)
+    assert not claims.requeue(claim(claims).number, WORKER_LOST)
 
 
 def test_a_trial_has_one_successor(url: str) -> None:
@@ -491,9 +499,9 @@ def test_a_trial_has_one_successor(url: str) -> None:
     trial = claim(claims)
     lost = claims.study.trials[trial.number]
     # What an earlier version left that died between queueing and failing.
-    claims.study.add_trial(successor_of(lost))  # type: ignore[arg-type]
+    claims.study.add_trial(make_retry(lost))  # type: ignore[arg-type]
     assert states(claims) == ["RUNNING", "WAITING"]
-    assert claims.give_back(trial.number, LOST)
+    assert claims.requeue(trial.number, WORKER_LOST)
     assert states(claims) == ["FAIL", "WAITING"]
 
 
@@ -501,7 +509,7 @@ def test_finished_trials_are_not_given_back(url: str) -> None:
     claims = make_claims(url, budget=1)
     trial = claim(claims)
     finish(claims, trial)
-    assert not claims.give_back(trial.number, LOST)
+    assert not claims.requeue(trial.number, WORKER_LOST)
     assert states(claims) == ["COMPLETE"]
 
 
@@ -510,15 +518,15 @@ def test_a_sweep_finds_the_trials_of_lost_workers(url: str) -> None:
     ours, others = claim(claims, "host/1/0"), claim(claims, "host/2/0")
     # Of a worker that was killed between claiming and signing.
     unsigned = claims.storage.create_new_trial(claims.study._study_id)
-    assert claims.sweep(lambda worker: worker.startswith("host/1/")) == 2
+    assert claims.reclaim_stale(lambda worker: worker.startswith("host/1/")) == 2
     trials = claims.study.get_trials(deepcopy=False)
     assert trials[ours.number].state == TrialState.FAIL
-    assert trials[ours.number].user_attrs[attrs.REASON] == LOST
+    assert trials[ours.number].user_attrs[attrs.REASON] == WORKER_LOST
     assert trials[2]._trial_id == unsigned
     assert trials[2].state == TrialState.FAIL
     assert trials[others.number].state == TrialState.RUNNING
     assert claims.progress().waiting == 2
-    assert claims.sweep() == 0
+    assert claims.reclaim_stale() == 0
 
 
 def test_a_sweep_finds_silent_workers(url: str) -> None:
@@ -530,19 +538,19 @@ def test_a_sweep_finds_silent_workers(url: str) -> None:
         connection.exec_driver_sql(
             "UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')"
         )
-    assert claims.sweep() == 1
+    assert claims.reclaim_stale() == 1
     assert states(claims) == ["FAIL", "WAITING"]
-    assert attrs.retries(claims.study.trials[1]) == [0]
+    assert attrs.earlier_attempts(claims.study.trials[1]) == [0]
 
 
 def test_a_lowered_budget_leaves_queued_trials_in_the_queue(url: str) -> None:
     claims = make_claims(url, budget=2)
     first, second = claim(claims), claim(claims)
-    claims.give_back(second.number, INTERRUPTED)
+    claims.requeue(second.number, INTERRUPTED)
     finish(claims, first)
-    claims.begin(Budget(1))
+    claims.set_budget(Budget(1))
     assert over(claims) == "trials"
-    assert claims.conclude() is not None
+    assert claims.finalize() is not None
     assert claims.progress().waiting == 1
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from optuna.study import load_study
 
-from autotune.data.cache.array_cache import Shelf
-from autotune.errors import NoRoomError
+from autotune.data.cache.array_cache import ArrayCache
+from autotune.errors import InsufficientSpaceError
 from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
@@ -86,10 +86,10 @@ def test_networks_of_small_images_train_in_half_precision(tmp_path: Path) -> Non
     )
     run(handle)
     assert [one.state.name for one in handle.study.trials] == ["COMPLETE"] * 2
-    tuned = handle.study.trials[1]
-    plan = attrs.plan_of(tuned)
+    trainable = handle.study.trials[1]
+    plan = attrs.trial_plan(trainable)
     assert plan is not None and plan.depth == 2
-    computed = tuned.user_attrs[attrs.COMPUTE]
+    computed = trainable.user_attrs[attrs.COMPUTE]
     assert (computed["half"], computed["float32"]) == ("bf16", "ieee")
 
 
@@ -119,10 +119,10 @@ def test_a_cache_without_room_costs_a_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_room(*_: object, **__: object) -> None:
-        raise NoRoomError("no room")
+        raise InsufficientSpaceError("no room")
 
     ctx = build_context(small(tmp_path, "bf16"))
-    monkeypatch.setattr(Shelf, "open", no_room)
+    monkeypatch.setattr(ArrayCache, "get_or_create", no_room)
     (operations,) = operations_of(torch.nn.Linear(4, 2), (3, 4, 4), BF16).values()
     assert amp_choice._is_wrong(operations[0], ctx) is False
     assert ctx.wrong == {amp_choice.identity_of(operations[0]): False}

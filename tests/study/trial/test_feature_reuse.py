@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from autotune.data.cache.array_cache import Shelf
+from autotune.data.cache.array_cache import ArrayCache
 from autotune.errors import SplitError
 from autotune.plan import TrainingPolicy
 from autotune.search.dimensions import inert_value
@@ -26,7 +26,7 @@ from tests.support.small import open_small
 
 
 def kept(handle: OpenStudy) -> list[str]:
-    return Shelf(handle.files.cache).known("features")
+    return ArrayCache(handle.files.cache).keys("features")
 
 
 def values(handle: OpenStudy) -> list[float]:
@@ -43,11 +43,11 @@ def test_features_change_no_value_but_by_rounding(tmp_path: Path) -> None:
     run(on)
     run(off)
     assert kept(on) and not kept(off)
-    assert [attrs.plan_of(one) for one in on.study.trials] == [
-        attrs.plan_of(one) for one in off.study.trials
+    assert [attrs.trial_plan(one) for one in on.study.trials] == [
+        attrs.trial_plan(one) for one in off.study.trials
     ]
     assert values(on) == pytest.approx(values(off), abs=0.06)
-    assert all(attrs.WHOLE not in one.user_attrs for one in on.study.trials)
+    assert all(attrs.UNSPLIT_REASON not in one.user_attrs for one in on.study.trials)
     assert all(one.user_attrs[attrs.CACHES] == {"decoded": "once"} for one in off.study.trials)
 
 
@@ -109,7 +109,7 @@ def test_what_cannot_be_split_trains_whole_and_says_so(
     handle = small(tmp_path, search__trials=2)
     with caplog.at_level(logging.WARNING):
         run(handle)
-    reasons = {one.user_attrs.get(attrs.WHOLE) for one in handle.study.trials}
+    reasons = {one.user_attrs.get(attrs.UNSPLIT_REASON) for one in handle.study.trials}
     assert reasons == {"the backbone cannot be traced (of this test)"}
     assert not kept(handle)
     said = [one.getMessage() for one in caplog.records if "trains whole" in one.getMessage()]

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from PIL import Image
 from safetensors.torch import load_file
 
-from autotune.data.cache.array_cache import Shelf
+from autotune.data.cache.array_cache import ArrayCache
 from autotune.errors import StudyError
 from autotune.results.evaluation.refit import refit_study
 from autotune.results.report.html import render_report
@@ -64,7 +64,7 @@ def test_a_study_in_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     # Every image is judged once.
     assert [matrix.sum() for matrix in drawn] == [dataset["validation"]] * 3
     # Whatever was cut: two views in training, one in validation, of all images at once.
-    entries = Shelf(handle.files.cache).known("features")
+    entries = ArrayCache(handle.files.cache).keys("features")
     assert len({key.split("/")[1] for key in entries}) == 3
     text = Parsed(render_report(handle.study)).text
     assert f"{dataset['train']} in 2 folds, {dataset['test']} test" in text
@@ -81,7 +81,7 @@ def test_weights_of_all_folds_give_the_value_again(tmp_path: Path) -> None:
         for one in get_all_artifact_meta(trial, storage=handle.storage)
         if one.filename == "weights.safetensors"
     ]
-    plan = attrs.plan_of(trial)
+    plan = attrs.trial_plan(trial)
     assert plan is not None
     again = build_trial(plan, build_context(handle))
     assert isinstance(again, Folds)
@@ -92,7 +92,7 @@ def test_weights_of_all_folds_give_the_value_again(tmp_path: Path) -> None:
             for name, value in state.items()
             if name.startswith(f"fold{number}.")
         }
-        one.network.load_tuned_state(own)
+        one.network.load_trainable_state(own)
     assert again.validate().to_json() == trial.user_attrs[attrs.METRICS]
 
 
@@ -172,7 +172,7 @@ def test_images_are_kept_once(tmp_path: Path, changes: dict[str, Any]) -> None:
     material = ctx.resources.of(ctx.space.backbone)
     shared = material.train is material.validation
     assert shared == (not changes)
-    assert material.kept_bytes == (len(material.train) * 3 * 3 * 16 * 16 if shared else 0)
+    assert material.cache_bytes == (len(material.train) * 3 * 3 * 16 * 16 if shared else 0)
 
 
 def test_the_final_fit_trains_on_all_images_of_the_folds(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def killed_after(handle: OpenStudy, epoch: int) -> None:
 def finished(handle: OpenStudy) -> tuple[FrozenTrial, list[int]]:
     """Run a study to its end; return its trial and the epochs that were trained for it."""
     events: list[dict[str, Any]] = []
-    handle.claims().sweep(lambda worker: True)
+    handle.trial_queue().reclaim_stale(lambda worker: True)
     run_worker(job(handle), threading.Event(), events.append)
     (trial,) = [
         one for one in handle.study.get_trials(deepcopy=False) if one.state == TrialState.COMPLETE
@@ -134,7 +134,7 @@ def test_an_older_backup_does_not_go_on_where_it_never_was(
     handle = open_one(tmp_path)
     killed_after(handle, 2)
     backup(handle.url, tmp_path / "backup.db")
-    handle.claims().sweep(lambda worker: True)
+    handle.trial_queue().reclaim_stale(lambda worker: True)
     killed_after(handle, 4)
     optuna.delete_study(study_name=handle.name, storage=handle.storage)
     restore(tmp_path / "backup.db", handle.url)

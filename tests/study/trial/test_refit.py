@@ -37,7 +37,7 @@ def config(folder: Path, **overrides: Any) -> StudyConfig:
     ("fit", "training_ema", "head_epochs", "expected"),
     [
         ({}, None, 0, 1 - 1 / (AVERAGED * 20 * 4)),
-        ({}, None, 10, 1 - 1 / (AVERAGED * 10 * 4)),  # of the steps in which layers are tuned
+        ({}, None, 10, 1 - 1 / (AVERAGED * 10 * 4)),  # of the steps in which layers are trainable
         ({}, None, 19, None),  # fewer than two steps are no average
         ({}, 0.99, 0, 0.99),
         ({"ema": "off"}, 0.99, 0, None),
@@ -55,9 +55,9 @@ def test_how_long_the_average_is(
     study = config(tmp_path, training__ema=training_ema)
     found = ema_decay(study, FitConfig(**fit), replace(PLAN, policy=policy), 200)
     assert found == (expected if expected is None else pytest.approx(expected))
-    if training_ema is None and not fit:  # a locked backbone has no phase of its own
-        locked = replace(PLAN, depth=0, layers=(), policy=policy)
-        assert ema_decay(study, FitConfig(), locked, 200) == pytest.approx(1 - 1 / 4)
+    if training_ema is None and not fit:  # a frozen backbone has no phase of its own
+        frozen = replace(PLAN, depth=0, layers=(), policy=policy)
+        assert ema_decay(study, FitConfig(), frozen, 200) == pytest.approx(1 - 1 / 4)
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,11 @@ def test_views(
     study = config(tmp_path, training__views=of_study)
     found = refit_views(task, study, FitConfig(views=views), 1 << 30)
     assert found.views == expected
-    assert bool(found.kept_bytes) == (expected < 20)
+    assert bool(found.cache_bytes) == (expected < 20)
     assert len(found) == len(task.train_rows) + len(task.validation_rows)
 
 
-def test_what_is_judged_is_the_average_and_locked_layers_are_untouched(ctx: WorkerContext) -> None:
+def test_what_is_judged_is_the_average_and_frozen_layers_are_untouched(ctx: WorkerContext) -> None:
     task = ctx.resources.of(PLAN.backbone).task
     fit = FitConfig(ema=0.9, views="online")
     epochs: list[int] = []
@@ -89,9 +89,9 @@ def test_what_is_judged_is_the_average_and_locked_layers_are_untouched(ctx: Work
                       "part": 64}  # fmt: skip
     pretrained = ctx.resources.of(PLAN.backbone).backbone.pretrained.state_dict()
     state = training.result.state_dict()
-    locked = [name for layer in training.network.layers[2:] for name in layer.names]
-    assert locked and all(
-        torch.equal(state[f"backbone.{name}"], pretrained[name]) for name in locked
+    frozen = [name for layer in training.network.layers[2:] for name in layer.names]
+    assert frozen and all(
+        torch.equal(state[f"backbone.{name}"], pretrained[name]) for name in frozen
     )
 
 

@@ -17,7 +17,7 @@ from autotune.search import ranking
 from autotune.study.engine.worker import build_context, run_worker
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.state.budget import Ending
+from autotune.study.state.budget import StopReason
 from autotune.study.trial import build
 from tests.study.engine.test_worker import job, run
 from tests.support.page import Parsed
@@ -39,7 +39,7 @@ def test_parameters_are_recorded_without_being_asked_for(tmp_path: Path) -> None
     run(handle)
     ctx = build_context(handle)
     (trial,) = handle.study.trials
-    plan = attrs.plan_of(trial)
+    plan = attrs.trial_plan(trial)
     assert plan is not None
     network = build.build_trainer(plan, ctx).network
     parameters = sum(one.numel() for one in network.parameters())
@@ -81,9 +81,9 @@ def test_an_infeasible_plan_is_not_trained_and_never_best(tmp_path: Path, limit:
     assert {ends[one.number] for one in beyond} == {"infeasible"}
     progress = handle.progress()
     assert (progress.infeasible, progress.finished) == (len(beyond), 8)
-    ended = Ending.of(handle.study)
+    ended = StopReason.from_study(handle.study)
     assert ended is not None and ended.kind == "trials"
-    best = ranking.best_of(trials, attrs.direction_of(handle.study))
+    best = ranking.best_of(trials, attrs.metric_direction(handle.study))
     assert best is not None and best in within
 
 
@@ -96,7 +96,7 @@ def test_a_study_without_a_plan_within_its_limits_ends_and_says_so(tmp_path: Pat
     assert trials[0].user_attrs[attrs.REASON].endswith("k parameters, at most 1.00 k")
     names = [one.filename for one in get_all_artifact_meta(trials[0], storage=handle.storage)]
     assert "weights.safetensors" not in names
-    assert Ending.of(handle.study) == Ending("trials", "4 finished trials")
+    assert StopReason.from_study(handle.study) == StopReason("trials", "4 finished trials")
     found = summarise(handle)
     assert found.best is None
     assert found.nearest is not None
@@ -142,7 +142,7 @@ def test_a_study_of_two_objectives(tmp_path: Path) -> None:
         assert sorted(trial.intermediate_values) == [1, 2]
         assert trial.intermediate_values[2] == trial.values[0]
         assert trial.user_attrs[attrs.EPOCHS] == 2
-    front = ranking.front_of(study.trials, attrs.direction_of(study))
+    front = ranking.front_of(study.trials, attrs.metric_direction(study))
     assert {one.number for one in front} == {one.number for one in study.best_trials}
     kept = [
         one.number

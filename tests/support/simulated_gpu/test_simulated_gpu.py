@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autotune.study.state.failures import Kind as Failure
-from autotune.study.state.failures import answers, kind_of
-from autotune.study.state.oom import need_of
+from autotune.study.state.failures import FailureKind as Failure
+from autotune.study.state.failures import classify, device_responds
+from autotune.study.state.oom import measure_shortage
 from autotune.training.trainer import Normalise
 from tests.support.simulated_gpu import GpuTensor, Kind, SimulatedGpu, simulated_gpu
 from tests.support.simulated_gpu.traffic import COPIES
@@ -116,7 +116,7 @@ def test_arguments_are_checked_as_by_torch(gpu: SimulatedGpu) -> None:
         torch.cuda.get_device_properties(1)
     assert torch.cuda.get_device_name(torch.device("cuda")) == "Simulated GPU"
     assert torch.cuda.current_device() == 0
-    assert answers(CUDA)
+    assert device_responds(CUDA)
 
 
 def test_values_and_gradients_are_those_of_the_cpu() -> None:
@@ -280,10 +280,10 @@ def test_memory_gives_out() -> None:
         held = torch.zeros(5 * MIB, dtype=torch.uint8, device=CUDA)
         with pytest.raises(torch.OutOfMemoryError) as caught:
             torch.zeros(4 * MIB, dtype=torch.uint8, device=CUDA)
-        assert kind_of(caught.value, CUDA) == Failure.MEMORY
-        need = need_of(caught.value, CUDA)
+        assert classify(caught.value, CUDA) == Failure.MEMORY
+        need = measure_shortage(caught.value, CUDA)
         assert (need.wanted_bytes, need.device_bytes) == (9 * MIB, 8 * MIB)
-        assert not need.is_crowded
+        assert not need.is_shared_device
         torch.cuda.set_per_process_memory_fraction(0.5)
         with pytest.raises(torch.OutOfMemoryError):
             held + 1
@@ -297,7 +297,7 @@ def test_a_neighbor_holds_memory_for_a_while() -> None:
         gpu.memory.crowd(6 * MIB)
         with pytest.raises(torch.OutOfMemoryError, match=r"Process \d+ has 6.00 MiB") as caught:
             torch.zeros(4 * MIB, dtype=torch.uint8, device=CUDA)
-        assert need_of(caught.value, CUDA).is_crowded
+        assert measure_shortage(caught.value, CUDA).is_shared_device
         gpu.memory.crowd(6 * MIB, calls=1)
         assert torch.cuda.mem_get_info() == (2 * MIB, 8 * MIB)
         assert torch.cuda.mem_get_info() == (8 * MIB, 8 * MIB)

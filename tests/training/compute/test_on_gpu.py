@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from autotune.data.cache.array_cache import Shelf
+from autotune.data.cache.array_cache import ArrayCache
 from autotune.data.views.views import Views
-from autotune.models.prefix.split import split
+from autotune.models.prefix.split import split_network
 from autotune.plan import TrialPlan
 from autotune.training import trainer
 from autotune.training.checkpoint import Checkpoint
@@ -70,10 +70,10 @@ def on_features(
     run = training(found, **named)
     looks = torch.stack([shown.view(index, 0) for index in range(2)])
     with run.autocast():
-        parts = split(run.network, run.normalise(looks))
+        parts = split_network(run.network, run.normalise(looks))
     weights = backbone(found.backbone).weights_hash
     cache = FeatureCache(
-        Shelf(folder), weights, run.normalise, run.autocast, None, on_device=stays
+        ArrayCache(folder), weights, run.normalise, run.autocast, None, on_device=stays
     )
     run.use(parts, Features(cache, parts, shown), Features(cache, parts, judged))
     return run
@@ -164,10 +164,10 @@ def test_all_trials_and_folds_share_one_copy_of_the_images(gpu: SimulatedGpu) ->
     shown = some_digits(44, 2)
     order = torch.randperm(44)
     first, second = place(shown, GPU), place(Some(shown, order[:30]), GPU)
-    planned = shown.plan_views(0)
+    planned = shown.views_for_epoch(0)
     seen = [torch.cat(one).cpu() for one in zip(*first.batches(order, planned, 8), strict=True)]
     held = transfer.staying_bytes(GPU)
-    assert held == shown.kept_bytes
+    assert held == shown.cache_bytes
     gpu.traffic.reset()
     rows = torch.arange(30).flip(0)
     again = [torch.cat(one).cpu() for one in zip(*second.batches(rows, planned, 8), strict=True)]
@@ -185,7 +185,7 @@ def test_all_trials_and_folds_share_one_copy_of_the_images(gpu: SimulatedGpu) ->
 
 def test_a_look_at_some_images_copies_no_others(gpu: SimulatedGpu) -> None:
     shown = some_digits(44, 2)
-    ((some, labels),) = place(shown, GPU).batches(torch.arange(4), shown.plan_views(None), 8)
+    ((some, labels),) = place(shown, GPU).batches(torch.arange(4), shown.views_for_epoch(None), 8)
     assert some.device == labels.device == GPU
     assert transfer.staying_bytes(GPU) == 0
 
@@ -196,8 +196,8 @@ def test_views_that_the_host_does_not_keep_do_not_stay(gpu: SimulatedGpu) -> Non
     maker = kept._maker
     online = Views(maker.store, maker.rows, maker.spec, maker.augment, 2, 0, memory_limit_bytes=0)
     order = torch.randperm(44)
-    found = list(place(online, GPU).batches(order, online.plan_views(1), 8))
-    expected = kept.batches(order, kept.plan_views(1), 8)
+    found = list(place(online, GPU).batches(order, online.views_for_epoch(1), 8))
+    expected = kept.batches(order, kept.views_for_epoch(1), 8)
     for (images, labels), (others, numbers) in zip(found, expected, strict=True):
         assert torch.equal(images.cpu(), others) and torch.equal(labels.cpu(), numbers)
     assert transfer.staying_bytes(GPU) == 0
@@ -296,8 +296,8 @@ def test_features_are_computed_in_smaller_parts_where_memory_gives_out(
 
 
 def entries(folder: Path) -> dict[str, np.ndarray]:
-    shelf = Shelf(folder)
-    found = {key: shelf.find(key) for key in shelf.known("features")}
+    shelf = ArrayCache(folder)
+    found = {key: shelf.get(key) for key in shelf.keys("features")}
     return {key: one.array("0").astype(np.float32) for key, one in found.items() if one}
 
 

@@ -8,8 +8,8 @@ import torch
 
 from autotune.config.schema import AugmentConfig, DataConfig
 from autotune.data.preprocessing import ImageSpec
-from autotune.data.views.augmentation import ViewMaker
-from autotune.data.views.study_data import Task
+from autotune.data.views.augmentation import ViewRenderer
+from autotune.data.views.study_data import StudyData
 from autotune.training.features import FeatureCache
 from autotune.training.inputs.epoch_sampler import epoch_order
 from tests.support.backbones import plan
@@ -42,24 +42,24 @@ def test_balanced_shows_every_class_equally_often() -> None:
 
 
 @pytest.fixture
-def task(tmp_path: Path) -> Task:
+def task(tmp_path: Path) -> StudyData:
     photos = make_class_folders(tmp_path / "photos", {"a": 10, "b": 40})
     spec = ImageSpec(8, 12, "bicubic", 0.6, "center", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return Task.open(str(photos), DataConfig(), spec, tmp_path / "images")
+    return StudyData.open(str(photos), DataConfig(), spec, tmp_path / "images")
 
 
-def test_repeated_images_are_made_once(task: Task) -> None:
+def test_repeated_images_are_made_once(task: StudyData) -> None:
     views = task.train_views(AugmentConfig(), 2, seed=0)
     positions = torch.tensor([0, 0, 1, 3, 0, 3, 1, 0, 3])
-    chosen = views.plan_views(0)
+    chosen = views.views_for_epoch(0)
     made: list[tuple[int, int]] = []
-    real = ViewMaker.make
+    real = ViewRenderer.render
 
-    def spy(self: ViewMaker, pairs: list[tuple[int, int]]) -> torch.Tensor:
+    def spy(self: ViewRenderer, pairs: list[tuple[int, int]]) -> torch.Tensor:
         made.extend(pairs)
         return real(self, pairs)
 
-    with patch.object(ViewMaker, "make", spy):
+    with patch.object(ViewRenderer, "make", spy):
         batches = list(views.batches(positions, chosen, 4))
     assert sorted(position for position, _ in made) == [0, 1, 3]
     images = torch.cat([images for images, _ in batches])

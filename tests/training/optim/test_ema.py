@@ -62,17 +62,17 @@ def test_a_checkpoint_with_an_average_of_timm_is_loaded(tmp_path: Path) -> None:
         for value in timm_average.module.state_dict().values():
             if value.is_floating_point():
                 value.add_(0.125)
-    state = {**run.state(), "ema": timm_average.module.tuned_state()}
+    state = {**run.state(), "ema": timm_average.module.trainable_state()}
     checkpoint = Checkpoint(tmp_path / "0.pt")
     checkpoint.save(copy.deepcopy(state), 1)
     later = training(found, ema=0.9)
     loaded = checkpoint.load(later.state())
     assert loaded is not None
     later.load_state(loaded)
-    kept = later.result.tuned_state()
+    kept = later.result.trainable_state()
     assert all(torch.equal(kept[key], value) for key, value in state["ema"].items())
     assert later.epoch == 1
     assert later.ema is not None
     before = kept["head.0.weight"].clone()
     later.ema.update(step=5)
-    assert not torch.equal(later.result.tuned_state()["head.0.weight"], before)
+    assert not torch.equal(later.result.trainable_state()["head.0.weight"], before)

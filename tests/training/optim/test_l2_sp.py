@@ -1,4 +1,4 @@
-"""L2-SP: tuned layers are pulled towards what they start from."""
+"""L2-SP: trainable layers are pulled towards what they start from."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def built(found: TrialPlan) -> Network:
     return build_network(backbone(found.backbone), found, 3, seed=0)
 
 
-def tuned(net: Network) -> dict[str, Tensor]:
+def trainable(net: Network) -> dict[str, Tensor]:
     return {key: one.detach() for key, one, layer in net.layer_of_parameters() if layer}
 
 
 def distance(run: Training, start: dict[str, Tensor]) -> float:
-    return sum(float((one - start[key]).norm()) for key, one in tuned(run.network).items())
+    return sum(float((one - start[key]).norm()) for key, one in trainable(run.network).items())
 
 
 @torch.no_grad()
 def displace(net: Network) -> None:
-    """Move every tuned parameter, and give it a gradient."""
+    """Move every trainable parameter, and give it a gradient."""
     generator = torch.Generator().manual_seed(3)
     for _, parameter, _ in net.layer_of_parameters():
         parameter.add_(torch.randn(parameter.shape, generator=generator))
@@ -42,7 +42,7 @@ def displace(net: Network) -> None:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_it_keeps_tuned_layers_near_to_their_start(optimizer: str) -> None:
+def test_it_keeps_trainable_layers_near_to_their_start(optimizer: str) -> None:
     def moved(l2_sp: float) -> tuple[float, float]:
         run = training(plan("test_resnet", 3, optimizer=optimizer, lr=0.02, l2_sp=l2_sp), epochs=6)
         start = state_of(run.network)
@@ -113,7 +113,7 @@ def test_where_it_pulls_to(found: TrialPlan) -> None:
     for parameter in net.parameters():
         parameter.grad = None if parameter.grad is None else torch.zeros_like(parameter)
     optimizer.step()
-    for key, one in tuned(net).items():
+    for key, one in trainable(net).items():
         torch.testing.assert_close(one, start[key], atol=1e-5, rtol=1e-5)
     head = net.head[-1].weight.detach()
     assert not torch.allclose(head, start["head.0.weight"], atol=0.1)
@@ -178,5 +178,5 @@ def test_clipping_does_not_touch_it() -> None:
     start = state_of(run.network)
     displace(run.network)
     step(run, run.network(torch.randn(4, 3, 32, 32)).pow(2).sum())
-    for key, one in tuned(run.network).items():
+    for key, one in trainable(run.network).items():
         torch.testing.assert_close(one, start[key], atol=1e-5, rtol=1e-5)

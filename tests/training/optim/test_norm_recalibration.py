@@ -36,7 +36,7 @@ def inputs(net: Network, name: str, images: list[Tensor]) -> list[Tensor]:
 
 def test_statistics_are_those_of_the_features() -> None:
     net = built(PLAN)
-    # The first norm of layer 2 sees what the locked layers give: no other norm lies between.
+    # The first norm of layer 2 sees what the frozen layers give: no other norm lies between.
     expected = copy.deepcopy(net)
     name = "layer3.0.bn1"
     seen = inputs(expected, name, batches())
@@ -62,7 +62,7 @@ def test_norms_behind_see_features_that_are_normalised_by_the_batch() -> None:
     torch.testing.assert_close(norm.running_mean, means)
 
 
-def test_locked_norms_and_weights_are_untouched_and_momenta_restored() -> None:
+def test_frozen_norms_and_weights_are_untouched_and_momenta_restored() -> None:
     net = built(PLAN)
     for place, module in enumerate(net.stale_norms):
         module.momentum = 0.1 + place / 100

@@ -20,9 +20,9 @@ def test_groups_have_the_rates_of_their_layers(name: str) -> None:
         for group in groups
         for parameter in group["params"]
     }
-    tuned = list(net.layer_of_parameters())
-    assert len(settings) == len(tuned) == sum(len(group["params"]) for group in groups)
-    for key, parameter, layer in tuned:
+    trainable = list(net.layer_of_parameters())
+    assert len(settings) == len(trainable) == sum(len(group["params"]) for group in groups)
+    for key, parameter, layer in trainable:
         spared = parameter.ndim < 2 or key in ("backbone.pos_embed", "backbone.cls_token")
         assert settings[id(parameter)] == (0.1 * 0.5**layer, 0.0 if spared else 0.01), key
     assert len({(group["lr"], group["weight_decay"]) for group in groups}) == len(groups)

@@ -1,4 +1,4 @@
-"""The head alone at first, then all tuned layers."""
+"""The head alone at first, then all trainable layers."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def with_head_epochs(found: TrialPlan, epochs: int) -> TrialPlan:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_tuned_layers_stay_to_the_bit_and_change_afterwards(recipe: str) -> None:
+def test_trainable_layers_stay_to_the_bit_and_change_afterwards(recipe: str) -> None:
     found, options = RECIPES[recipe]
     run = training(with_head_epochs(found, 2), epochs=4, **options)
     run.measure_norms()  # part of the start: statistics that surgery has made stale
     start = of_backbone(run.network)
-    locked = {
+    frozen = {
         f"backbone.{name}" for one in run.network.layers[found.depth :] for name in one.names
     }
     head = state_of(run.network.head)
@@ -70,8 +70,8 @@ def test_tuned_layers_stay_to_the_bit_and_change_afterwards(recipe: str) -> None
                     if layer and one.ndim > 1 and one.numel() > 1
                 }
                 assert matrices <= changed
-                assert changed & locked == set()
-                statistics = {key for key in start if "running_" in key} - locked
+                assert changed & frozen == set()
+                statistics = {key for key in start if "running_" in key} - frozen
                 assert statistics <= changed
 
 
@@ -142,14 +142,14 @@ def test_the_rate_and_the_average_begin_anew() -> None:
     assert [index for index, one in enumerate(same) if one] == [0, 6]
 
 
-def test_without_tuned_layers_there_is_one_phase() -> None:
+def test_without_trainable_layers_there_is_one_phase() -> None:
     found = [training(plan("test_resnet", head_epochs=epochs), epochs=3) for epochs in (0, 2, 9)]
     results = [[(one.loss, one.metrics) for one in run.run()] for run in found]
     assert results[0] == results[1] == results[2]
 
 
 @pytest.mark.parametrize("epochs", [3, 4])
-def test_tuned_layers_that_would_never_train_are_refused(epochs: int) -> None:
+def test_trainable_layers_that_would_never_train_are_refused(epochs: int) -> None:
     message = rf"head_epochs must be below the 3 epochs .* but got {epochs}"
     with pytest.raises(PlanError, match=message):
         training(plan("test_resnet", 1, head_epochs=epochs), epochs=3)

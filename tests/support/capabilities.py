@@ -11,8 +11,8 @@ Value = int | float | str
 
 
 @dataclass(frozen=True)
-class PlainOffer:
-    """Stands for a ``LayerOffer``.
+class FakeCapabilities:
+    """Stands for a ``LayerCapabilities``.
 
     Args:
         index: The layer, counted from the output.
@@ -26,18 +26,18 @@ class PlainOffer:
     refused: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
 
-    def problem(self, name: str, value: Value) -> str:
+    def reason_unsupported(self, name: str, value: Value) -> str:
         if value == KEEP:
             return ""
         if name in self.reasons:
             return f"must be keep, but got {value!r}: {self.reasons[name]}"
         return f"cannot be {value!r}" if value in self.refused.get(name, ()) else ""
 
-    def unchanged(self, name: str, value: Value) -> bool:
-        assert not self.problem(name, value)
+    def is_noop(self, name: str, value: Value) -> bool:
+        assert not self.reason_unsupported(name, value)
         return value == KEEP or self.present.get(name) == value
 
 
-def offers(count: int) -> tuple[PlainOffer, ...]:
+def fake_capabilities(count: int) -> tuple[FakeCapabilities, ...]:
     """Return layers that can take everything and have none of it."""
-    return tuple(PlainOffer(index) for index in range(1, count + 1))
+    return tuple(FakeCapabilities(index) for index in range(1, count + 1))

@@ -1,0 +1,165 @@
+"""Everything that autotune uses of Optuna beyond its public interface, in this one module.
+
+No other module of autotune reaches into Optuna, and ``tests/test_optuna_private.py`` names what a
+new release of Optuna has moved.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Container, Mapping
+from typing import Any
+
+from optuna.pruners import _filter_study as filter_study
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._heartbeat import BaseHeartbeat
+from optuna.storages._rdb import models
+from optuna.study import Study
+from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+__all__ = [
+    "BaseHeartbeat",
+    "OpenRDBStorage",
+    "StorageProxy",
+    "StudyProxy",
+    "filter_study",
+    "forget_trials",
+    "models",
+    "numbered",
+    "storage",
+    "study_id",
+    "trial_id",
+    "update_user_attrs",
+    "with_storage",
+    "without_constraints",
+]
+
+
+def trial_id(trial: Trial | FrozenTrial) -> int:
+    """Return the id of a trial, which is unique in its storage."""
+    return trial._trial_id
+
+
+def study_id(study: Study) -> int:
+    """Return the id of a study, which is unique in its storage."""
+    return study._study_id
+
+
+def storage(study: Study) -> BaseStorage:
+    """Return the storage of a study, with Optuna's cache of finished trials around it."""
+    return study._storage
+
+
+def with_storage(study: Study, proxy: StorageProxy) -> Study:
+    """Copy a study, with another storage in place of its own."""
+    copied = copy.copy(study)
+    copied._storage = proxy  # type: ignore[assignment]
+    return copied
+
+
+def forget_trials(study: Study) -> None:
+    """Drop the trials that this thread has read, as ``Study.ask`` and ``Study.tell`` do."""
+    study._thread_local.cached_all_trials = None
+
+
+def update_user_attrs(trial: Trial, attributes: Mapping[str, Any]) -> None:
+    """Put user attributes that were written to the storage into a trial that was read before."""
+    trial._cached_frozen_trial.user_attrs.update(attributes)
+
+
+def numbered(trial: FrozenTrial, id_: int, number: int) -> FrozenTrial:
+    """Copy a trial under the id and the number that its storage gave it."""
+    copied = copy.copy(trial)
+    copied._trial_id, copied.number = id_, number
+    copied.user_attrs = dict(trial.user_attrs)
+    copied.system_attrs = dict(trial.system_attrs)
+    copied.intermediate_values = dict(trial.intermediate_values)
+    return copied
+
+
+def without_constraints(trial: FrozenTrial) -> FrozenTrial:
+    """Copy a trial without its constraints."""
+    copied = copy.copy(trial)
+    copied._system_attrs = {
+        key: value
+        for key, value in trial._system_attrs.items()
+        if not key.startswith(f"{_CONSTRAINTS_KEY}:")
+    }
+    return copied
+
+
+class StorageProxy:
+    """Stands in for a storage, which answers everything that a subclass does not.
+
+    Args:
+        storage: The storage.
+    """
+
+    def __init__(self, storage: BaseStorage) -> None:
+        self._storage = storage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+
+class StudyProxy:
+    """Stands in for a study to a sampler or a pruner, and shows it other trials.
+
+    Args:
+        study: The study, which answers everything else.
+        storage: The storage to show, by default that of the study.
+    """
+
+    def __init__(self, study: Study, storage: StorageProxy | None = None) -> None:
+        self._study = study
+        self._storage = storage or study._storage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Return the trials to show."""
+        raise NotImplementedError
+
+    def _get_trials(
+        self,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+        use_cache: bool = False,
+    ) -> list[FrozenTrial]:
+        return self.get_trials(deepcopy, states)
+
+
+class OpenRDBStorage(RDBStorage):
+    """Optuna's database storage, with public names for the private methods to override."""
+
+    def fetch_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        """Read what Optuna's cache asks for: trials with these ids, and those after another."""
+        return super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)
+
+    def insert_trial(self, study_id: int, template: FrozenTrial | None = None) -> FrozenTrial:
+        """Write a new trial, a copy of the template if there is one."""
+        return super()._create_new_trial(study_id, template)
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        return self.fetch_trials(study_id, states, included_trial_ids, trial_id_greater_than)
+
+    def _create_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None = None
+    ) -> FrozenTrial:
+        return self.insert_trial(study_id, template_trial)

@@ -1,0 +1,40 @@
+"""Files and folders that appear complete or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from autotune.atomic import atomic_file, atomic_folder, write_bytes, write_text
+from autotune.errors import DiskFullError
+
+
+def test_a_file_replaces_the_old_one_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "file"
+    assert write_bytes(path, b"old") == path
+    assert write_text(path, "n\u00e9w") == path
+    with atomic_file(path, sync=True) as temporary:
+        temporary.write_text("newest")
+        assert path.read_text("utf-8") == "n\u00e9w"
+    assert path.read_text() == "newest"
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_a_folder_appears_when_its_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "deeper" / "folder"
+    with atomic_folder(path) as temporary:
+        (temporary / "file").write_text("text")
+        assert not path.exists()
+    assert (path / "file").read_text() == "text"
+    assert os.listdir(path.parent) == ["folder"]
+
+
+@pytest.mark.parametrize("write", [atomic_file, atomic_folder])
+def test_an_error_leaves_what_was_there(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "target"
+    with pytest.raises(DiskFullError, match="no space left"), write(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert os.listdir(tmp_path) == []
