@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from autotune.study.engine import launcher
-from autotune.study.engine.pool import BackendPlan
 from autotune.study.engine.worker import Job, worker_main, worker_name
 from autotune.study.trial.run import EventCallback
 
@@ -25,23 +24,29 @@ class InlineBackend:
     """
 
     restarts = False
+    threads = 1
 
-    def __init__(self) -> None:
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
         self._threads: dict[str, threading.Thread] = {}
         self._stop = threading.Event()
         self._turn = threading.Lock()
 
+    def prepare(self) -> None:
+        pass
+
+    check = prepare
+
     def start(self, slot: int, job: Job, on_event: EventCallback) -> None:
-        number = len(self._threads)
-        name = worker_name(os.getpid(), number)
-        job = replace(job, worker=name, index=number, threads=1, gpu="")
+        index = len(self._threads)
+        name = worker_name(os.getpid(), index)
+        job = replace(job, worker=name, index=index, gpu="")
         thread = threading.Thread(target=self._run, args=(slot, job, on_event), daemon=True)
         self._threads[name] = thread
         thread.start()
 
     def _run(self, slot: int, job: Job, on_event: EventCallback) -> None:
-        self._turn.acquire()
-        has_turn = True
+        has_turn = self._turn.acquire()
 
         def pass_on(event: dict[str, Any]) -> None:
             nonlocal has_turn
@@ -74,10 +79,10 @@ class InlineBackend:
 
 
 @contextmanager
-def inline_backend(_devices: Sequence[str], slots: int) -> Iterator[BackendPlan]:
-    backend = InlineBackend()
+def inline_backend(_devices: Sequence[str], slots: int) -> Iterator[InlineBackend]:
+    backend = InlineBackend(slots)
     try:
-        yield BackendPlan(backend, slots, threads=1)
+        yield backend
     finally:
         backend.close()
 

@@ -134,7 +134,7 @@ def refit_study(
     settings = config.fit if settings is None else settings
     baseline_plan = ctx.space.baseline(config.baseline)
     backbones = dict.fromkeys((plan.backbone, baseline_plan.backbone))
-    tasks = {name: ctx.resources.of(name).task for name in backbones}
+    tasks = {name: ctx.resources.get(name).data for name in backbones}
     memory_bytes = ctx.resources.memory_bytes // len(tasks)
     train = {
         name: refit_views(task, config, settings, memory_bytes) for name, task in tasks.items()
@@ -246,8 +246,8 @@ def _write(
 ) -> None:
     """Write the model, and for people what it is and how good."""
     config = ctx.config
-    material = ctx.resources.of(result.plan.backbone)
-    classes = material.task.classes
+    material = ctx.resources.get(result.plan.backbone)
+    classes = material.data.classes
     description = ModelSpec(
         result.plan,
         classes,

@@ -111,7 +111,7 @@ def keep_in_float32(
     Returns:
         The precision in which it can train.
     """
-    size = material.task.spec.size
+    size = material.data.spec.size
     return keep_wrong_in_float32(
         network, (3, size, size), autocast, lambda operation: _is_wrong(operation, ctx)
     )
@@ -129,7 +129,7 @@ def _is_wrong(operation: Operation, ctx: WorkerContext) -> bool:
 
 def _found(ctx: WorkerContext, material: BackboneResources, kind: str) -> str:
     """Compare the precisions, or take what was found on this machine before."""
-    backbone, size = material.backbone, material.task.spec.size
+    backbone, size = material.backbone, material.data.spec.size
     depth = min(ctx.space.deepest, len(list_layers(backbone.fresh())))
     count = min(ctx.config.training.batch_size, max(_FEWEST, _PIXELS // size**2))
     shape = (max(2, count), 3, size, size)
@@ -175,7 +175,7 @@ def _compare(
     """Time the deepest plan of the study without changes of shape."""
     backbone, device = material.backbone, ctx.device
     plan = TrialPlan(backbone.name, depth, (LayerPlan(),) * depth)
-    network = build_network(backbone, plan, len(material.task.classes), seed=0)
+    network = build_network(backbone, plan, len(material.data.classes), seed=0)
     network.to(device).to(memory_format=torch.channels_last)
 
     def of_images(count: int) -> str:

@@ -33,8 +33,8 @@ def build_trial(
     seed: int | None = None,
 ) -> Training | Folds:
     """Build what a trial trains: one network, or one for every fold; see build_trainer."""
-    material = ctx.resources.of(plan.backbone)
-    cut = material.task.folds
+    material = ctx.resources.get(plan.backbone)
+    cut = material.data.folds
     if not cut:
         return build_trainer(plan, ctx, stopped, part=part, seed=seed)
     folds = Folds(
@@ -75,12 +75,12 @@ def build_trainer(
             and dropout. The views stay those of the study, so that its features serve.
     """
     seed = ctx.config.search.seed if seed is None else seed
-    material = ctx.resources.of(plan.backbone)
+    material = ctx.resources.get(plan.backbone)
     train: Batches = material.train if refit is None else refit
     validation: Batches | None = material.validation if refit is None else None
-    assert refit is not None or fold is not None or not material.task.folds, "which fold?"
+    assert refit is not None or fold is not None or not material.data.folds, "which fold?"
     if fold is not None:
-        cut = material.task.folds[fold]
+        cut = material.data.folds[fold]
         train = Some(material.train, torch.from_numpy(cut.train))
         validation = Some(material.validation, torch.from_numpy(cut.validation))
     data_config = material.backbone.data_config
@@ -89,7 +89,7 @@ def build_trainer(
     network = build_network(
         material.backbone,
         plan,
-        len(material.task.classes),
+        len(material.data.classes),
         seed,
         lambda: next(sample(train, ACTIVITY_IMAGES, to_cpu, seed)),
     )

@@ -98,7 +98,7 @@ def _root(
     """Cut the backbone as the deepest plan of the study does, or later where that is large."""
     backbone, space = material.backbone, ctx.space
     depth = min(space.deepest, len(list_layers(backbone.fresh())))
-    size = prod((3, material.task.spec.size, material.task.spec.size))
+    size = prod((3, material.data.spec.size, material.data.spec.size))
     while depth > 0:
         unchanged = TrialPlan(plan.backbone, depth, (LayerPlan(),) * depth)
         network = build_network(backbone, unchanged, training.network.head.classes, seed=0)

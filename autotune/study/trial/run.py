@@ -70,7 +70,7 @@ class Outcome:
         return [self.value] if self.cost is None else [self.value, self.cost]
 
     @property
-    def word(self) -> str:
+    def state_name(self) -> str:
         """The state in a word: ``complete``, ``pruned`` or ``infeasible``."""
         return attrs.INFEASIBLE if self.value is None else self.state.name.lower()
 
@@ -195,7 +195,7 @@ def _run(
     finally:
         seconds = earlier_s + time.perf_counter() - start
         earlier = frozen.user_attrs.get(attrs.CACHES, {})
-        store = ctx.resources.of(plan.backbone).task.store
+        store = ctx.resources.get(plan.backbone).data.store
         caches = _of_caches(training, store, ctx.stats.since(before), earlier)
         last = ctx.handle.study.get_trials(deepcopy=False)[trial.number].last_step
         attributes = {attrs.CACHES: caches, attrs.EPOCHS: last or 0}
@@ -217,7 +217,7 @@ def _run(
         metrics.objective(ctx.config.training.objective),
         next((costs[name] for name in ctx.config.directions if name in costs), None),
     )
-    store_artifacts(trial, ctx, ctx.resources.of(plan.backbone), training, outcome)
+    store_artifacts(trial, ctx, ctx.resources.get(plan.backbone), training, outcome)
     checkpoint.path.unlink(missing_ok=True)
     return outcome
 
@@ -360,7 +360,7 @@ def store_artifacts(
         pictures = [draw_curve(Path(folder), frozen.intermediate_values, objective)]
         if outcome.state == TrialState.COMPLETE:
             assert training.validation_logits is not None
-            classes = material.task.classes
+            classes = material.data.classes
             logits, labels = training.validation_logits, material.validation.labels
             matrix = confusion(logits, labels, classes)
             pictures.append(draw_confusion(Path(folder), matrix, classes))

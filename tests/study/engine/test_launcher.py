@@ -271,7 +271,7 @@ def test_workers_that_cannot_start_end_the_run_with_their_log(
         PYTHONPATH=str(poison),
     )
     assert result.code == 1
-    assert "the workers die again and again" in result.err
+    assert "workers keep crashing; the last lines of" in result.err
     assert by_state(tmp_path, "tiny", TrialState.RUNNING) == []
 
 
@@ -280,7 +280,7 @@ def test_a_worker_that_dies_before_it_reads_its_job_ends_like_any_other(
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     told: SimpleQueue[dict[str, Any]] = SimpleQueue()
-    backend = LocalWorkers(())
+    backend = LocalWorkers((), 1)
     # More than a pipe holds: the launcher still writes when the process is gone.
     job = Job("s" * 200_000, "sqlite:///a.db", None, "", 0, 1, 1, str(tmp_path / "worker.log"))
     backend.start(0, job, told.put)
@@ -291,12 +291,10 @@ def test_a_worker_that_dies_before_it_reads_its_job_ends_like_any_other(
 def test_processes_wait_for_their_jobs(tmp_path: Path) -> None:
     """They begin without a study; one that died meanwhile is replaced; none is left behind."""
     told: SimpleQueue[dict[str, Any]] = SimpleQueue()
-    with local_backend((), 3) as placed:
-        backend = placed.backend
-        assert isinstance(backend, LocalWorkers)
-        assert not backend._waiting
-        placed.prepare()
-        early = dict(backend._waiting)
+    with local_backend((), 3) as backend:
+        assert not backend._idle
+        backend.prepare()
+        early = dict(backend._idle)
         assert sorted(early) == [0, 1, 2]
         early[1].kill()
         early[1].wait()
@@ -384,7 +382,7 @@ def test_a_worker_in_the_foreground_that_lost_its_gpu_says_so(tmp_path: Path) ->
         PYTHONPATH=f"{site}{os.pathsep}{root}",
     )
     assert ended.returncode == 75
-    assert "the GPU does not answer this process any more" in ended.stderr
+    assert "this process can no longer use the GPU" in ended.stderr
     assert "start the worker again" in ended.stderr
     assert "Traceback (most recent call last)" in ended.stderr  # of the error, in its log
 
@@ -491,7 +489,9 @@ def test_workers_are_counted() -> None:
         count_slots(1, 0, None)
     with pytest.raises(UserError, match="--workers-per-gpu: must be at least 1, but got -1"):
         count_slots(1, None, -1)
-    with pytest.raises(UserError, match="--workers 4 and --workers-per-gpu 2 say the same"):
+    with pytest.raises(
+        UserError, match="--workers 4 and --workers-per-gpu 2 contradict each other"
+    ):
         count_slots(1, 4, 2)
     with pytest.raises(UserError, match="--workers-per-gpu 2: no GPU is used; give --workers"):
         count_slots(0, None, 2)

@@ -137,7 +137,7 @@ def test_weights_of_the_best_can_be_loaded_into_its_network(tmp_path: Path) -> N
     ctx = build_context(handle)
     plan = attrs.trial_plan(best)
     assert plan is not None
-    backbone = ctx.resources.of(plan.backbone).backbone
+    backbone = ctx.resources.get(plan.backbone).backbone
     network = build_network(backbone, plan, 10, seed=99)
     network.load_trainable_state(load_file(handle.files.artifacts / weights.artifact_id))
     training = build_trainer(plan, ctx)
@@ -171,15 +171,15 @@ def test_images_that_there_is_no_room_for_give_the_same_values(tmp_path: Path) -
     assert values[0] == values[1]
     assert pictures[0] == pictures[1]
     ctx = build_context(handle)
-    material = ctx.resources.of(ctx.space.backbone)
-    assert not isinstance(material.task.store.images, np.ndarray)
+    material = ctx.resources.get(ctx.space.backbone)
+    assert not isinstance(material.data.store.images, np.ndarray)
     assert material.cache_bytes == 0
 
 
 def test_the_test_part_is_not_decoded(tmp_path: Path) -> None:
     """Test once (contract 8): no image of the test part is in the store of a worker."""
     ctx = build_context(open_small(tmp_path))
-    task = ctx.resources.of(ctx.space.backbone).task
+    task = ctx.resources.get(ctx.space.backbone).data
     info = task.info
     assert info.test == 898
     assert len(task.store.indices) == info.train + info.validation
@@ -769,7 +769,7 @@ def test_a_process_that_lost_its_gpu_gives_its_trial_back_and_ends(
 ) -> None:
     handle = open_small(tmp_path, search__trials=1, training__epochs=4)
     begun = failing_once(handle, monkeypatch, accelerator_error("device-side assert triggered"))
-    with pytest.raises(DeviceError, match="the GPU does not answer this process any more") as end:
+    with pytest.raises(DeviceError, match="this process can no longer use the GPU") as end:
         run(handle)
     assert end.value.exit_code == 75
     assert (handle.progress().running, handle.progress().waiting) == (0, 1)
@@ -880,7 +880,7 @@ def test_a_folder_that_cannot_be_written_stops_the_worker_and_keeps_the_trial(
         raise OSError(number, "is refused", "/here")
 
     monkeypatch.setattr(trial_module, "store_artifacts", refuse)
-    with pytest.raises(UserError, match="is refused: '/here'; put that right, or move"):
+    with pytest.raises(UserError, match="is refused: '/here'; fix that, or move"):
         run(handle)
     progress = handle.progress()
     assert (progress.failed, progress.running, progress.waiting) == (0, 0, 1)
@@ -891,7 +891,7 @@ def test_a_file_in_the_place_of_the_checkpoints_keeps_the_trial(tmp_path: Path) 
     folder = handle.files.checkpoints(handle.name)
     folder.parent.mkdir(parents=True)
     folder.write_bytes(b"")
-    with pytest.raises(UserError, match="a trial needs its files and folders, but"):
+    with pytest.raises(UserError, match="a trial cannot use its files or folders"):
         run(handle)
     assert handle.progress().waiting == 1
     folder.unlink()

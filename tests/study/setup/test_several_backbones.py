@@ -172,26 +172,26 @@ def test_each_is_loaded_when_it_is_needed_and_sees_the_same_images_in_its_own_wa
     monkeypatch.setattr(resources, "load_backbone", noted)
     ctx = build_context(handle)
     assert loaded == []
-    second, first = (ctx.resources.of(name) for name in reversed(BOTH))
-    assert ctx.resources.of(RESNET) is first
+    second, first = (ctx.resources.get(name) for name in reversed(BOTH))
+    assert ctx.resources.get(RESNET) is first
     assert loaded == [EFFICIENTNET, RESNET]
-    assert first.task.spec != second.task.spec
-    assert first.task.store.key != second.task.store.key
-    assert first.task.info == second.task.info
-    assert (first.task.train_rows == second.task.train_rows).all()
+    assert first.data.spec != second.data.spec
+    assert first.data.store.key != second.data.store.key
+    assert first.data.info == second.data.info
+    assert (first.data.train_rows == second.data.train_rows).all()
     assert torch.equal(first.train.labels, second.train.labels)
     assert torch.equal(first.validation.labels, second.validation.labels)
     change_weights(handle, EFFICIENTNET)
     ctx = build_context(handle)
-    ctx.resources.of(RESNET)
+    ctx.resources.get(RESNET)
     with pytest.raises(StudyError, match=f"weights 'none' of '{EFFICIENTNET}' have changed"):
-        ctx.resources.of(EFFICIENTNET)
+        ctx.resources.get(EFFICIENTNET)
 
 
 def test_their_views_share_the_memory_of_a_worker(handle: OpenStudy) -> None:
     shared = build_context(handle, workers=2).resources.memory_bytes
     assert shared == build_context(handle).resources.memory_bytes // 2
-    first = build_context(handle).resources.of(RESNET)
+    first = build_context(handle).resources.get(RESNET)
     enough = first.train.cache_bytes + first.validation.cache_bytes
     assert min(first.train.cache_bytes, first.validation.cache_bytes) > 0
     for given, kept in ((enough, enough), (enough - 1, first.validation.cache_bytes), (0, 0)):

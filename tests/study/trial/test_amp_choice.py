@@ -128,7 +128,7 @@ def test_a_cache_without_room_costs_a_comparison(
     assert ctx.wrong == {amp_choice.identity_of(operations[0]): False}
     monkeypatch.setattr(amp_choice, "_compare", lambda *_: "bf16")
     (backbone,) = ctx.config.backbones
-    assert amp_choice._found(ctx, ctx.resources.of(backbone), "cpu") == "bf16"
+    assert amp_choice._found(ctx, ctx.resources.get(backbone), "cpu") == "bf16"
 
 
 @pytest.mark.parametrize(("capability", "word"), [((8, 0), "bf16"), ((7, 5), "fp16")])
@@ -142,7 +142,7 @@ def test_a_gpu_takes_half_precision_without_a_comparison(
     monkeypatch.setattr(
         amp_choice, "set_float32_precision", lambda device, word: set_to.append(word)
     )
-    material = ctx.resources.of("test_resnet.letters")
+    material = ctx.resources.get("test_resnet.letters")
     assert amp_choice.choose_precision(ctx, material).mode == word
     assert remembered(handle) == {"test_resnet.letters": {"a card": word}}
     assert handle.study.user_attrs[attrs.FLOAT32] == {"a card": "tf32"}

@@ -160,8 +160,8 @@ def test_inherited_channels_are_chosen_without_the_images_that_judge(tmp_path: P
     plan = ctx.space.baseline(ctx.config.baseline)
     training = build_trial(plan, ctx)
     assert isinstance(training, Folds)
-    material = ctx.resources.of(plan.backbone)
-    for one, cut in zip(training.folds, material.task.folds, strict=True):
+    material = ctx.resources.get(plan.backbone)
+    for one, cut in zip(training.folds, material.data.folds, strict=True):
         assert one.images.labels.tolist() == material.train.labels[cut.train].tolist()
         assert not {*cut.train} & {*cut.validation}
 
@@ -169,7 +169,7 @@ def test_inherited_channels_are_chosen_without_the_images_that_judge(tmp_path: P
 @pytest.mark.parametrize("changes", [{}, {"memory_gb": 0}])
 def test_images_are_kept_once(tmp_path: Path, changes: dict[str, Any]) -> None:
     ctx = build_context(small(tmp_path, training__views=3, cache=changes))
-    material = ctx.resources.of(ctx.space.backbone)
+    material = ctx.resources.get(ctx.space.backbone)
     shared = material.train is material.validation
     assert shared == (not changes)
     assert material.cache_bytes == (len(material.train) * 3 * 3 * 16 * 16 if shared else 0)
