@@ -28,14 +28,14 @@ from autotune.models.surgery.probing import probe_layers
 from autotune.plan import KEEP
 from autotune.search.backbone_limits import Candidate
 from autotune.search.plugins import (
-    Reference,
+    PluginRef,
     dimension_of,
-    load_own_pruner,
-    load_own_sampler,
-    own_space,
-    references,
+    load_pruner_plugin,
+    load_sampler_plugin,
+    load_space_plugin,
+    plugin_refs,
 )
-from autotune.search.space import LAYER_FIELDS, Space, reach
+from autotune.search.space import LAYER_FIELDS, Space, num_shaped_layers
 from autotune.storage.url import parse_url
 from autotune.study.setup.initial_trials import check_warm_start
 
@@ -119,7 +119,7 @@ def define(
             *_layer_problems(config.space, metas),
             *_pool_problems(config.space, metas),
         ]
-    plugins = references(config)
+    plugins = plugin_refs(config)
     for key, plugin in plugins.items():
         problems.attempt(key, plugin.load)
     if to_fetch and not problems.problems:
@@ -127,18 +127,18 @@ def define(
         dataset = problems.attempt("dataset", open_images)
     problems.raise_if_any()
     assert dataset is not None
-    space = Space.of([meta.candidate for meta in metas], config.space, config.inherit)
+    space = Space.from_candidates([meta.candidate for meta in metas], config.space, config.inherit)
     if plugins:
         custom = problems.attempt("space.custom", lambda: _customize(config, space, metas))
         space = custom or space
         search = config.search
         if is_plugin_ref(search.sampler):  # made once here, as every worker will
             problems.attempt(
-                "search.sampler", lambda: load_own_sampler(search.sampler, space, search.seed)
+                "search.sampler", lambda: load_sampler_plugin(search.sampler, space, search.seed)
             )
         if is_plugin_ref(search.pruner):
             epochs = config.training.epochs
-            problems.attempt("search.pruner", lambda: load_own_pruner(search.pruner, epochs, 1))
+            problems.attempt("search.pruner", lambda: load_pruner_plugin(search.pruner, epochs, 1))
         problems.raise_if_any()
     return Definition(config, space, dataset, backbones)
 
@@ -198,7 +198,7 @@ class _MetaBackbone:
         model = build_backbone(name, size, device="meta")
         input_size = data_config(model, size)["input_size"]
         layers = list_layers(model)
-        reachable = layers[: reach(config.space)]
+        reachable = layers[: num_shaped_layers(config.space)]
         offers = probe_layers(model, reachable, input_size) if reachable else ()
         pool_problems = {
             pool: pool_problem(model, name, pool, input_size)
@@ -222,12 +222,12 @@ def _customize(config: StudyConfig, space: Space, metas: Sequence[_MetaBackbone]
     custom = config.space.custom
     if custom is None:
         return space
-    changed = own_space(custom, space, metas[0].offers)
+    changed = load_space_plugin(custom, space, metas[0].offers)
     depth, pool = (dimension_of(changed, name) for name in ("depth", "head.pool"))
     as_file = SpaceConfig(depth=depth, head=HeadSpace(pool=pool))
     for problem in (*_depth_problems(as_file, metas), *_pool_problems(as_file, metas)):
         name = problem.key.removeprefix("space.")
-        raise UserError(f"the space of {Reference.of(custom)}: {name}: {problem.message}")
+        raise UserError(f"the space of {PluginRef.from_text(custom)}: {name}: {problem.message}")
     return changed
 
 

@@ -14,7 +14,13 @@ from autotune.config.schema import StudyConfig
 from autotune.errors import StudyError, did_you_mean, join_sentences
 from autotune.plan import TrialPlan
 from autotune.search import ranking
-from autotune.search.initial_plans import Dropped, Start, fit_into, known_good, without_repeats
+from autotune.search.initial_plans import (
+    InitialPlan,
+    SkippedPlan,
+    adapt_plan,
+    default_plans,
+    drop_duplicates,
+)
 from autotune.search.space import Space
 from autotune.storage.rdb.connection import open_storage, storage_errors
 from autotune.storage.rdb.retry import RetryingStorage
@@ -42,9 +48,9 @@ class InitialTrials:
 
     baseline: TrialPlan
     params: dict[str, Any] | None
-    plans_to_try: tuple[Start, ...] = ()
+    plans_to_try: tuple[InitialPlan, ...] = ()
     warm: tuple[str, ...] = ()
-    dropped: tuple[Dropped, ...] = ()
+    dropped: tuple[SkippedPlan, ...] = ()
 
     @classmethod
     def from_config(
@@ -52,18 +58,18 @@ class InitialTrials:
     ) -> InitialTrials:
         """Choose the initial trials; the studies of a warm start are in the same storage."""
         baseline = space.baseline(config.baseline)
-        defaults: tuple[Start, ...] = ()
+        defaults: tuple[InitialPlan, ...] = ()
         if config.search.known_good:
-            defaults = known_good(space, config.baseline, config.training.epochs)
+            defaults = default_plans(space, config.baseline, config.training.epochs)
         candidates = [
             candidate
             for name in config.search.warm_start
             for candidate in _best_starts(attrs.load_study(name, storage), space)
         ]
-        fitting = [candidate for candidate in candidates if isinstance(candidate, Start)]
-        dropped = [candidate for candidate in candidates if isinstance(candidate, Dropped)]
+        fitting = [candidate for candidate in candidates if isinstance(candidate, InitialPlan)]
+        dropped = [candidate for candidate in candidates if isinstance(candidate, SkippedPlan)]
         known = [baseline, *(start.plan for start in defaults)]
-        warm, repeated = without_repeats(fitting, known)
+        warm, repeated = drop_duplicates(fitting, known)
         return cls(
             baseline,
             space.params(baseline),
@@ -135,16 +141,16 @@ def check_warm_start(config: StudyConfig) -> None:
             raise StudyError(f"the study {name!r} in {url} was not made by autotune")
 
 
-def _best_starts(study: Study, space: Space) -> list[Start | Dropped]:
+def _best_starts(study: Study, space: Space) -> list[InitialPlan | SkippedPlan]:
     """Fit the best plans of a study into a space."""
     best = best_plans(study, PLANS_PER_STUDY)
     if not best:
         trials = study.get_trials(deepcopy=False)
         limits = "within its limits" if any(map(ranking.is_infeasible, trials)) else "yet"
         reason = f"it has no complete trial {limits}"
-        return [Dropped(f"warm start: study {study.study_name}", reason)]
+        return [SkippedPlan(f"warm start: study {study.study_name}", reason)]
     return [
-        fit_into(space, f"warm start: trial {trial.number} of study {study.study_name}", plan)
+        adapt_plan(space, f"warm start: trial {trial.number} of study {study.study_name}", plan)
         for trial, plan in best
     ]
 
@@ -157,7 +163,7 @@ def best_plans(study: Study, count: int) -> list[tuple[FrozenTrial, TrialPlan]]:
     remaining = study.get_trials(deepcopy=False)
     chosen: list[tuple[FrozenTrial, TrialPlan]] = []
     while len(chosen) < count:
-        best = ranking.best_of(remaining, attrs.metric_direction(study))
+        best = ranking.best_trial(remaining, attrs.metric_direction(study))
         if best is None:
             break
         remaining = [trial for trial in remaining if trial is not best]

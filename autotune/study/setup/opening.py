@@ -23,7 +23,7 @@ from autotune.config.schema import StudyConfig
 from autotune.data.splits.manifest import describe_missing
 from autotune.errors import StudyError, did_you_mean, join_sentences
 from autotune.format_versions import STUDY, reading, stamp
-from autotune.search.plugins import Reference, references
+from autotune.search.plugins import PluginRef, plugin_refs
 from autotune.storage.filesystem import check_not_network
 from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import allow_experimental, open_storage, storage_errors
@@ -302,7 +302,7 @@ def _store_definition(
         for backbone in definition.backbones
     }
     versions = {package: version(package) for package in _PACKAGES}
-    plugins = {key: plugin.digest() for key, plugin in references(config).items()}
+    plugins = {key: plugin.digest() for key, plugin in plugin_refs(config).items()}
     for name, value in (
         (attrs.BACKBONES, backbones),
         (attrs.SPACE, definition.space.to_json()),
@@ -373,11 +373,11 @@ def _compare_plugins(
         The differences, and the stored definition with the current paths of these plugins.
     """
     changes: list[Difference] = []
-    for key, plugin in references(config).items():
+    for key, plugin in plugin_refs(config).items():
         before = get_dotted(stored, key)
         if is_plugin_ref(before):
             old, new = study.user_attrs[attrs.PLUGINS][key], plugin.digest()
-            if (Reference.of(before).name, old) != (plugin.name, new):
+            if (PluginRef.from_text(before).name, old) != (plugin.name, new):
                 changes.append((key, f"{before} (hash {old[:16]})", f"{plugin} (hash {new[:16]})"))
             stored = apply_overrides(stored, {key: get_dotted(config.model_dump(), key)})
     return changes, stored
