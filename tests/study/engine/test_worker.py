@@ -622,7 +622,9 @@ def test_nothing_is_infeasible_because_of_a_neighbor(
     run(handle)
     first, second = handle.study.trials
     assert first.state == TrialState.FAIL and second.state == TrialState.COMPLETE
-    assert first.user_attrs[attrs.REASON].startswith("DeviceBusyError: others hold the memory")
+    assert first.user_attrs[attrs.REASON].startswith(
+        "DeviceBusyError: other processes are using the memory"
+    )
     assert DEVICE_MEMORY not in first.constraints
     assert attrs.MICRO_BATCH not in second.user_attrs and attrs.is_baseline(second)
 
@@ -690,7 +692,7 @@ def failing_once(
     [
         OSError(errno.EIO, "Input/output error"),
         RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
-        DeviceBusyError("others hold the memory of the device"),
+        DeviceBusyError("other processes are using the memory of the device"),
     ],
     ids=lambda error: type(error).__name__,
 )

@@ -105,7 +105,7 @@ def test_what_cannot_be_split_trains_whole_and_says_so(
     def refuse(network: Any, images: Tensor) -> None:
         raise SplitError("the backbone cannot be traced (of this test)")
 
-    monkeypatch.setattr(feature_reuse, "split", refuse)
+    monkeypatch.setattr(feature_reuse, "split_network", refuse)
     handle = small(tmp_path, search__trials=2)
     with caplog.at_level(logging.WARNING):
         run(handle)
