@@ -1,10 +1,10 @@
-"""Workers of a study as threads of this process: all of them but the start of a process."""
+"""Workers inside of this process: everything of them but the start of a process."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,8 +12,47 @@ from typing import Any
 import pytest
 
 from autotune.study.engine import launcher
-from autotune.study.engine.worker import Job, worker_main, worker_name
+from autotune.study.engine.worker import Job, run_worker, worker_main, worker_name
+from autotune.study.setup.opening import OpenStudy
 from autotune.study.trial.run import EventCallback
+
+Event = dict[str, Any]
+
+
+def job(handle: OpenStudy, **changes: Any) -> Job:
+    values: dict[str, Any] = {
+        "study": handle.name,
+        "storage": handle.url,
+        "files": None,
+        "worker": "host/1/0",
+        "index": 0,
+        "workers": 1,
+        "threads": 1,
+        "log": "here",
+    }
+    return Job(**{**values, **changes})
+
+
+def run(
+    handle: OpenStudy, until: Callable[[Event], bool] = lambda event: False, **changes: Any
+) -> list[Event]:
+    """Run a worker to the end of its study; return its events.
+
+    Args:
+        handle: The study.
+        until: Is called with every event; the worker is stopped when it returns true.
+        changes: Changes of its job.
+    """
+    events: list[Event] = []
+    stop = threading.Event()
+
+    def on_event(event: Event) -> None:
+        events.append(event)
+        if until(event):
+            stop.set()
+
+    run_worker(job(handle, **changes), stop, on_event)
+    return events
 
 
 class InlineBackend:

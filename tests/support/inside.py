@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import (
-    AbstractContextManager,
+    ExitStack,
     contextmanager,
     nullcontext,
     redirect_stderr,
@@ -49,7 +49,7 @@ def call(*arguments: str, cwd: Path, processes: bool = False, **extra: str) -> E
     out, err = io.StringIO(), io.StringIO()
     with (
         pytest.MonkeyPatch.context() as patch,
-        _workers_inline() if arguments[:1] == ("run",) and not processes else nullcontext(),
+        _shortcuts(arguments[0], processes) if arguments else nullcontext(),
         _same_signals(),
         redirect_stdout(out),
         redirect_stderr(err),
@@ -64,10 +64,18 @@ def call(*arguments: str, cwd: Path, processes: bool = False, **extra: str) -> E
     return Ended(int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
-def _workers_inline() -> AbstractContextManager[None]:
-    from tests.support.inline import workers_inline  # imports torch, which few commands need
+@contextmanager
+def _shortcuts(verb: str, processes: bool) -> Iterator[None]:
+    with ExitStack() as stack:
+        if verb in ("run", "validate"):
+            from tests.support.small import backbones_probed_once  # imports torch
 
-    return workers_inline()
+            stack.enter_context(backbones_probed_once())
+        if verb == "run" and not processes:
+            from tests.support.inline import workers_inline
+
+            stack.enter_context(workers_inline())
+        yield
 
 
 @contextmanager

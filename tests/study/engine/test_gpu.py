@@ -23,7 +23,7 @@ from autotune.study.state import attrs
 from autotune.study.state.failures import FailureKind, classify, device_responds
 from autotune.study.state.oom import MIB, measure_shortage
 from tests.study.engine.test_launcher import BARE
-from tests.study.engine.test_worker import job
+from tests.support.inline import job
 from tests.support.runs import autotune, trials_of
 from tests.support.small import open_small, small_config
 

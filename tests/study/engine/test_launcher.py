@@ -70,9 +70,7 @@ def trials_running(folder: Path) -> int:
 
 
 def test_budget_is_exact_and_a_second_run_trains_nothing(tmp_path: Path) -> None:
-    # Long enough for the worker that is ready last to find something to do.
-    arguments = ("run", "digits", *BARE, "training.epochs=30", "search.pruner=none")
-    arguments += ("--name", "tiny")
+    arguments = ("run", "digits", *BARE, "search.pruner=none", "--name", "tiny")
     first = call(*arguments, "--workers", "2", "search.trials=4", cwd=tmp_path)
     assert first.code == 0, first.err
     trials = trials_of(tmp_path, "tiny")
@@ -91,6 +89,17 @@ def test_budget_is_exact_and_a_second_run_trains_nothing(tmp_path: Path) -> None
     assert len(trials_of(tmp_path, "tiny")) == 6
 
 
+def test_workers_are_processes_of_their_own(tmp_path: Path) -> None:
+    arguments = ("run", "digits", *BARE, "training.epochs=1", "search.trials=1", "--name", "tiny")
+    ended = call(*arguments, "--workers", "1", cwd=tmp_path, processes=True)
+    assert (ended.code, ended.err) == (0, "")
+    (trial,) = trials_of(tmp_path, "tiny")
+    assert trial.state == TrialState.COMPLETE
+    log = tmp_path / "storage/autotune.files/logs/tiny/worker-0.log"
+    assert log.exists() and worker_pids(tmp_path) == []
+
+
+@pytest.mark.slow
 def test_ctrl_c_gives_trials_back_and_the_next_run_resumes_them(tmp_path: Path) -> None:
     """The next run is ended by a second Ctrl-C, with workers that do not react to the first."""
     arguments = ("run", "digits", *LONG, "search.trials=2", "--name", "tiny", "--workers", "2")
@@ -137,6 +146,7 @@ def test_ctrl_c_gives_trials_back_and_the_next_run_resumes_them(tmp_path: Path) 
     assert by_state(tmp_path, "tiny", TrialState.WAITING) != []
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
     config = small_config(tmp_path, search__trials=2, search__pruner="none", training__epochs=30)
     pids = []
@@ -254,6 +264,7 @@ def test_device_hours_end_a_study_of_two_workers(tmp_path: Path) -> None:
     assert len(trials_of(tmp_path, "tiny")) == len(trials)
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_start_end_the_run_with_their_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +279,7 @@ def test_workers_that_cannot_start_end_the_run_with_their_log(
     result = call(
         *("run", "digits", *SMALL, "--name", "tiny", "--workers", "1"),
         cwd=tmp_path,
+        processes=True,
         PYTHONPATH=str(poison),
     )
     assert result.code == 1
@@ -288,6 +300,7 @@ def test_a_worker_that_dies_before_it_reads_its_job_ends_like_any_other(
     backend.close()
 
 
+@pytest.mark.slow
 def test_processes_wait_for_their_jobs(tmp_path: Path) -> None:
     """They begin without a study; one that died meanwhile is replaced; none is left behind."""
     told: SimpleQueue[dict[str, Any]] = SimpleQueue()
@@ -314,6 +327,7 @@ def test_processes_wait_for_their_jobs(tmp_path: Path) -> None:
     assert all(popen.poll() is not None for popen in (*early.values(), *started))
 
 
+@pytest.mark.slow
 def test_a_process_whose_launcher_ends_without_a_job_for_it_ends(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "autotune.study.engine.worker_main"]
     ended = subprocess.run(command, input="", capture_output=True, text=True, timeout=120)
@@ -350,6 +364,7 @@ def test_a_process_that_lost_its_gpu_is_replaced_and_its_trial_goes_on(tmp_path:
         *("run", "digits", *BARE, "training.epochs=15", "training.batch_size=16"),
         *("search.trials=1", "--name", "tiny", "--workers", "1"),
         cwd=tmp_path,
+        processes=True,
         PYTHONPATH=f"{site}{os.pathsep}{root}",
     )
     assert ended.code == 0, ended.err + ended.out

@@ -19,8 +19,8 @@ from autotune.study.trial import amp_choice
 from autotune.study.trial.build import build_trainer
 from autotune.training.compute.amp import AmpPolicy, is_kept_fp32
 from autotune.training.compute.half_products import Operation
-from tests.study.engine.test_worker import run
 from tests.support.backbones import CPU
+from tests.support.inline import run
 from tests.support.small import open_small
 from tests.training.compute.test_amp import pretend_card
 

@@ -21,7 +21,7 @@ from autotune.study.state import attrs
 from autotune.study.trial import feature_reuse
 from autotune.study.trial.build import build_trainer
 from autotune.training.features import Features
-from tests.study.engine.test_worker import run
+from tests.support.inline import run
 from tests.support.small import open_small
 
 

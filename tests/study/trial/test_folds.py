@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,15 @@ from autotune.data.cache.array_cache import ArrayCache
 from autotune.errors import StudyError
 from autotune.results.evaluation.refit import refit_study
 from autotune.results.report.html import render_report
-from autotune.study.engine.worker import build_context, run_worker
+from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy, open_or_create
 from autotune.study.state import attrs
 from autotune.study.trial import run as trial_module
 from autotune.study.trial.build import build_trial
 from autotune.training.folds import CrossValidationTrainer
 from autotune.training.metrics import Metrics
-from tests.study.engine.test_worker import job, picture, run
+from tests.study.engine.test_worker import picture
+from tests.support.inline import run
 from tests.support.page import Parsed
 from tests.support.small import defined, open_small, small_config
 
@@ -119,13 +119,7 @@ def test_an_interrupted_trial_goes_on_where_it_was(tmp_path: Path) -> None:
     undisturbed = small(tmp_path / "a", **options)
     run(undisturbed)
     handle = small(tmp_path / "b", **options)
-    stop = threading.Event()
-
-    def on_event(event: dict[str, Any]) -> None:
-        if event["event"] == "epoch" and event["epoch"] == 2:
-            stop.set()
-
-    run_worker(job(handle), stop, on_event)
+    run(handle, until=lambda event: event.get("epoch") == 2)
     resumed = run(handle)
     assert [one["epoch"] for one in resumed if one["event"] == "epoch"] == [3, 4]
     (expected,) = undisturbed.study.trials
