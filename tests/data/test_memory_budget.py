@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.data.memory_budget import SHARE, _of_groups, machine_bytes, worker_memory_budget
+from autotune.data.memory_budget import SHARE, _group_limits, machine_bytes, worker_memory_budget
 
 
 def test_a_share_of_the_machine_for_each_worker() -> None:
@@ -23,14 +23,14 @@ def test_a_limit_of_addresses_counts() -> None:
     limit = 1 << 32
     if machine_bytes() < limit:
         pytest.skip("a small machine")
-    said = subprocess.run(
+    message = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
-    assert int(said.stdout) == limit
+    assert int(message.stdout) == limit
 
 
 @pytest.mark.parametrize(
@@ -53,4 +53,4 @@ def test_limits_of_control_groups(tmp_path: Path, membership: str, limits: list[
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(value)
-    assert list(_of_groups(membership, tmp_path)) == limits
+    assert list(_group_limits(membership, tmp_path)) == limits

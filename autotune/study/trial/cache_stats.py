@@ -52,7 +52,7 @@ class CountingArrayCache(ArrayCache):
         key: str,
         make: Callable[[EntryWriter], dict[str, Any]],
         needed_bytes: int,
-        what: str = "arrays",
+        noun: str = "arrays",
     ) -> Entry:
         """Return an entry, see :meth:`ArrayCache.get_or_create`."""
         seconds: list[float] = []
@@ -67,7 +67,7 @@ class CountingArrayCache(ArrayCache):
                 self._computing.pop()
 
         try:
-            entry = super().get_or_create(key, timed, needed_bytes, what)
+            entry = super().get_or_create(key, timed, needed_bytes, noun)
         except DiskFullError:
             self.stats.refused += 1
             raise
