@@ -53,12 +53,8 @@ _ALTERNATIVES = {
 class RunResult:
     """How a run ended.
 
-    Args:
-        handle: The study.
-        progress: Its trials.
-        ended: Why the study has ended; ``None`` when it can continue.
-        trained: Whether a trial was started.
-        interrupted: Whether a signal stopped it.
+    ``ended`` says why the study has ended and is ``None`` if it can continue; ``trained`` is
+    whether a trial was started, ``interrupted`` whether a signal stopped it.
     """
 
     handle: OpenStudy
@@ -104,11 +100,6 @@ def resolve_gpus(gpus: str | None) -> tuple[str, ...]:
 
 def count_slots(gpus: int, workers: int | None, workers_per_gpu: int | None) -> int:
     """Return how many workers run at a time.
-
-    Args:
-        gpus: GPUs that are used.
-        workers: ``--workers``, in all.
-        workers_per_gpu: ``--workers-per-gpu``.
 
     Raises:
         UserError: When a number is below 1, both are given, or there is no GPU to share.
@@ -300,11 +291,7 @@ def _remove_created(
 ) -> None:
     """Remove what a run that could not start has made, and nothing that others use.
 
-    Args:
-        folders: The folders that it made; empty ones are removed.
-        entries: The cache entries that it made; unused ones are removed.
-        files: Where it keeps its files.
-        storage: Storage URL.
+    It removes empty folders, unused entries of the cache, and the lock of a missing database.
     """
     if is_sqlite(storage) and not database_path(storage).exists():
         lock = FileLock(f"{database_path(storage)}.lock")

@@ -37,9 +37,7 @@ Process = subprocess.Popen[str]
 class LocalWorkers:
     """Worker processes, the backend of ``--engine local``.
 
-    Args:
-        devices: ``CUDA_VISIBLE_DEVICES`` of the slots, in turn; empty for the CPU.
-        slots: Workers at a time.
+    The slots get the devices in turn; without any they use the CPU.
     """
 
     restarts = False

@@ -86,13 +86,7 @@ class _Slot:
 
 
 class WorkerPool:
-    """The workers of one launcher.
-
-    Args:
-        handle: The study.
-        backend: What runs them.
-        on_event: Called with every event.
-    """
+    """The workers of one launcher."""
 
     def __init__(self, handle: OpenStudy, backend: WorkerBackend, on_event: EventCallback) -> None:
         self._handle = handle

@@ -193,14 +193,7 @@ def _cpus_per_worker(nodes: list[Mapping[str, float]], gpus: float) -> int:
 
 
 class RayWorkers:
-    """Workers as tasks of a cluster, the backend of ``--engine ray``.
-
-    Args:
-        ray: The package, connected.
-        gpus: GPUs of a worker.
-        cpus: CPUs of a worker.
-        slots: Workers at a time.
-    """
+    """Workers as tasks of a cluster, the backend of ``--engine ray``."""
 
     restarts = True
 

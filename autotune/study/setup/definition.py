@@ -46,12 +46,7 @@ _T = TypeVar("_T")
 class DefinedBackbone:
     """A checked backbone of a study, without its weights: workers load those again.
 
-    Args:
-        name: timm model name with its pretrained tag.
-        weights_hash: Fingerprint of its weights.
-        layers: Its layers, the last one first.
-        offers: What its last layers can become, as many as the space may reshape.
-        spec: How images enter it.
+    Layers are counted from the last one; ``offers`` has as many as the space may reshape.
     """
 
     name: str
@@ -63,14 +58,7 @@ class DefinedBackbone:
 
 @dataclass(frozen=True)
 class Definition:
-    """A study that can be run.
-
-    Args:
-        config: The checked study file.
-        space: Its static space.
-        dataset: The images and their split.
-        backbones: The pretrained backbones, that of the baseline first.
-    """
+    """A study that can be run; its first backbone is that of the baseline."""
 
     config: StudyConfig
     space: Space
@@ -144,11 +132,7 @@ def define(
 
 
 class ProblemCollector:
-    """Collects the problems of a study file.
-
-    Args:
-        config: The study file.
-    """
+    """Collects the problems of a study file."""
 
     def __init__(self, config: StudyConfig) -> None:
         self._name = config.name or "study"

@@ -86,11 +86,9 @@ def find_study(name: str | None, url: str) -> tuple[Study, RetryingStorage] | No
 
 @dataclass(frozen=True)
 class ExistingStudy:
-    """What is known of a study before it is opened for a run.
+    """The split of a study, if it can be read, and whether the study has ended.
 
-    Args:
-        manifest: Its split, if it can be read.
-        has_ended: Whether it has ended; a larger budget lets it continue all the same.
+    A larger budget lets it continue all the same.
     """
 
     manifest: Manifest | None = None

@@ -50,14 +50,7 @@ Difference = tuple[str, Any, Any]
 
 
 class OpenStudy:
-    """An open study with everything that belongs to it.
-
-    Args:
-        study: Optuna's study.
-        storage: Its storage; for a database the one below Optuna's cache.
-        url: Absolute storage URL.
-        files: Where its files are.
-    """
+    """An open study with its storage (below Optuna's cache), absolute URL and files."""
 
     def __init__(
         self, study: Study, storage: RetryingStorage, url: str, files: StudyPaths
@@ -109,12 +102,7 @@ class OpenStudy:
 
 
 def open_existing(name: str, url: str, files: str | None = None) -> OpenStudy:
-    """Open a study that exists.
-
-    Args:
-        name: Name of the study.
-        url: Storage URL.
-        files: Folder of its files, if it is not beside the database.
+    """Open a study that exists; ``files`` is needed if they are not beside the database.
 
     Raises:
         StudyError: When the storage has no such study, or it was not made by autotune.
@@ -158,14 +146,7 @@ def _opened(study: Study, storage: RetryingStorage, url: str, files: str | None)
 def wait_for_existing(
     name: str, url: str, files: str | None, wait_s: float, stop: threading.Event
 ) -> OpenStudy | None:
-    """Open a study that a launcher may be about to make; see :func:`open_existing`.
-
-    Args:
-        name: Name of the study.
-        url: Storage URL.
-        files: Folder of its files, if it is not beside the database.
-        wait_s: How long to wait for the study.
-        stop: Set to end the waiting; the result is ``None`` then.
+    """Open a study that a launcher may be about to make; ``None`` after a stop.
 
     Raises:
         StudyError: When there is no such study after the time.

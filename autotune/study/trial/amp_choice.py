@@ -107,12 +107,6 @@ def keep_in_float32(
     See :mod:`autotune.training.compute.half_products`. Each convolution and matrix product is
     compared once for all studies of the machine.
 
-    Args:
-        network: A network of the backbone, on its device.
-        ctx: The worker's context.
-        resources: The backbone and its images.
-        amp: The intended precision.
-
     Returns:
         The precision in which the network can train.
     """
@@ -149,15 +143,7 @@ def _fastest(ctx: WorkerContext, resources: BackboneResources, kind: str) -> str
 def _cached(
     ctx: WorkerContext, key: str, name: str, what: str, compute: Callable[[], str | bool]
 ) -> str | bool:
-    """Return a value from the cache of the machine, or compute it and cache it.
-
-    Args:
-        ctx: The worker's context.
-        key: Key of the cache entry.
-        name: Name of the value in its record.
-        what: What is cached, for messages.
-        compute: Computes the value.
-    """
+    """Return a value from the record of a cache entry; compute and cache it if it is missing."""
     cache = ArrayCache(ctx.handle.files.cache, ctx.config.cache.disk_bytes)
 
     def make(_writer: EntryWriter) -> dict[str, str | bool]:

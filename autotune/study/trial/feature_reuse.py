@@ -45,12 +45,6 @@ def use_features(
     Mixed images (mixup, CutMix) differ in every step, so their features are not cached. Folds
     share the features of all images, which are computed together.
 
-    Args:
-        training: The trainer of a trial, before its first epoch.
-        plan: The plan.
-        resources: Backbone and images.
-        ctx: The worker's context.
-
     Returns:
         Why the backbone cannot be split, or an empty string.
     """

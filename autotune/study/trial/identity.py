@@ -22,13 +22,7 @@ _SECTIONS = ("data", "training")
 
 
 def checkpoint_for(handle: OpenStudy, config: StudyConfig, trial: FrozenTrial) -> Checkpoint:
-    """Return the checkpoint of a trial.
-
-    Args:
-        handle: The study.
-        config: Its configuration.
-        trial: The trial, with its plan and the values that its earlier attempts reported.
-    """
+    """Return the checkpoint of a trial; it has the values that earlier attempts reported."""
     first = attrs.first_attempt(trial)
     plan = trial.user_attrs[attrs.PLAN]
     attributes = handle.study.user_attrs

@@ -30,13 +30,7 @@ _PAPER, _INK, _RIGHT, _WRONG = "#ffffff", "#1c2733", "#2e6b34", "#b3261e"
 
 
 def draw_curve(folder: Path, values: Mapping[int, float], objective: str) -> Path:
-    """Draw the objective on the validation split against the epoch.
-
-    Args:
-        folder: Folder of the PNG.
-        values: Objective by epoch.
-        objective: Its name.
-    """
+    """Draw the objective on the validation split against the epoch."""
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.add_subplot()
     epochs = sorted(values)
@@ -49,13 +43,7 @@ def draw_curve(folder: Path, values: Mapping[int, float], objective: str) -> Pat
 
 
 def draw_confusion(folder: Path, matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> Path:
-    """Draw a confusion matrix, rows scaled to shares of the true class.
-
-    Args:
-        folder: Folder of the PNG.
-        matrix: ``(classes, classes)`` counts; rows are true, columns predicted.
-        classes: Names of the classes.
-    """
+    """Draw a confusion matrix; rows are true classes, scaled to their shares."""
     count = len(classes)
     side = min(9.0, 3.0 + 0.35 * count)
     figure = Figure(figsize=(side, side), layout="constrained")
@@ -77,15 +65,7 @@ def draw_confusion(folder: Path, matrix: npt.NDArray[np.int64], classes: Sequenc
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network predicts for an image.
-
-    Args:
-        position: Position of the image among those that were evaluated.
-        label: Its class.
-        predicted: The most likely class.
-        share: Probability of the predicted class.
-        label_share: Probability of its own class.
-    """
+    """What a network predicts for an image: a class with its share, and that of the true class."""
 
     position: int
     label: int
@@ -95,13 +75,7 @@ class Prediction:
 
 
 def worst(logits: Tensor, labels: Tensor, count: int = WORST) -> list[Prediction]:
-    """Choose the images with the highest loss, the worst one first.
-
-    Args:
-        logits: ``(N, classes)``.
-        labels: ``(N,)``.
-        count: Most images to return.
-    """
+    """Choose the images with the highest loss, the worst one first."""
     # In single precision: of 50,000 images and 1,000 classes, double takes 0.4 GB and a second.
     losses = cross_entropy(logits, labels.to(logits.device), reduction="none")
     order = losses.argsort(descending=True, stable=True)[:count]
@@ -126,10 +100,7 @@ def draw_worst(
 ) -> Path:
     """Draw the worst-classified images as the network saw them, with what it predicted.
 
-    Args:
-        folder: Folder of the JPEG, which has a tenth of the size of a PNG of photos.
-        images: The images, each with its view ``(3, H, W)``, uint8.
-        classes: Names of the classes.
+    Each comes with its view ``(3, H, W)``, uint8. A JPEG has a tenth of the size of a PNG.
     """
     rows = -(-len(images) // _COLUMNS)
     wide, high = _TILE + _GAP, _TILE + 2 * _LINE + _GAP

@@ -54,12 +54,7 @@ class TrainingSummary:
 
 @dataclass(frozen=True)
 class Refit:
-    """A refitted plan.
-
-    Args:
-        training: Its trainer, after the last epoch.
-        summary: How it was trained.
-    """
+    """A refitted plan: its trainer after the last epoch, and how it was trained."""
 
     training: Trainer
     summary: TrainingSummary
@@ -76,14 +71,7 @@ class Refit:
 
 
 def refit_views(data: StudyData, config: StudyConfig, fit: FitConfig, memory_bytes: int) -> Views:
-    """Return the training and validation images for a refit.
-
-    Args:
-        data: The images.
-        config: The study's configuration.
-        fit: The settings of the refit.
-        memory_bytes: Limit for cached views; online views are not cached.
-    """
+    """Return the training and validation images for a refit; online views are not cached."""
     training = config.training
     is_online = _is_online(config, fit)
     count = training.epochs if is_online else training.view_count

@@ -28,13 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of a training.
-
-    Args:
-        metrics: Scores on the validation split after the last epoch; means over folds.
-        curve: The objective after each epoch, counted from 1.
-        compute: The precision, see :func:`autotune.study.trial.run.describe_precision`.
-    """
+    """The result of a training: last metrics (means over folds), objective by epoch, precision."""
 
     metrics: Metrics
     curve: dict[int, float]
@@ -90,11 +84,7 @@ def retrain(
 
 @dataclass
 class TrainingProgress:
-    """The state after the last epoch, from which another attempt resumes.
-
-    Args:
-        state: :meth:`Trainer.state` after the last epoch, on the CPU.
-    """
+    """The state of a trainer after the last epoch, on the CPU: another attempt resumes from it."""
 
     state: dict[str, Any] | None = None
 
