@@ -38,7 +38,7 @@ HOUR = 3600.0
 
 
 @pytest.fixture
-def opened(url: str, tmp_path: Path) -> OpenStudy:
+def handle(url: str, tmp_path: Path) -> OpenStudy:
     """A study of which nothing has run."""
     return open_small(tmp_path, storage=url, files=str(tmp_path / "files"), search__trials=6)
 

@@ -35,7 +35,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def opened(photos: Path, tmp_path: Path) -> OpenStudy:
+def handle(photos: Path, tmp_path: Path) -> OpenStudy:
     return open_defined(define(config(photos, tmp_path)))
 
 

@@ -117,7 +117,7 @@ def test_a_pooling_that_none_of_them_has(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> OpenStudy:
+def handle(tmp_path: Path) -> OpenStudy:
     return open_small(tmp_path, **TWO)
 
 

@@ -25,7 +25,7 @@ PLAN = TrialPlan("test_resnet.letters", 2, (LayerPlan(),) * 2, policy=TrainingPo
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> WorkerContext:
+def ctx(tmp_path_factory: pytest.TempPathFactory) -> WorkerContext:
     return build_context(open_small(tmp_path_factory.mktemp("refit"), training__views=2))
 
 
