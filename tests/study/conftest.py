@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+
+from tests.support.small import backbones_probed_once
+
+
+@pytest.fixture(scope="session", autouse=True)
+def probed_once() -> Iterator[None]:
+    """Probe what layers can become once for each backbone: a second of most definitions."""
+    with backbones_probed_once():
+        yield
 
 
 @pytest.fixture
