@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ from autotune.results.report.html import render_report
 from autotune.results.report.summary import summarise
 from autotune.search.space import Space
 from autotune.study.engine import launcher
-from autotune.study.engine.worker import Job, build_context, run_worker
+from autotune.study.engine.worker import build_context
 from autotune.study.setup import resources
 from autotune.study.setup.definition import define
 from autotune.study.setup.opening import OpenStudy, check_existing
 from autotune.study.state import attrs
+from tests.support.inline import run
 from tests.support.inside import call
 from tests.support.page import Parsed
 from tests.support.small import open_small, small_config
@@ -197,8 +197,8 @@ def test_their_views_share_the_memory_of_a_worker(handle: OpenStudy) -> None:
     for given, kept in ((enough, enough), (enough - 1, first.validation.cache_bytes), (0, 0)):
         handle.study.set_user_attr(attrs.CACHE, {"memory_gb": given / 1e9})
         resources = build_context(handle).resources
-        assert sum(resources.of(name).cache_bytes for name in (RESNET, EFFICIENTNET)) <= given
-        assert resources.of(RESNET).cache_bytes == kept
+        assert sum(resources.get(name).cache_bytes for name in (RESNET, EFFICIENTNET)) <= given
+        assert resources.get(RESNET).cache_bytes == kept
 
 
 # From start to end
@@ -222,9 +222,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
     assert sum(one["done"] == one["total"] for one in decoded) == 2
     baseline = handle.study.get_trials()[0].system_attrs["fixed_params"]
     handle.study.enqueue_trial({**baseline, "backbone": EFFICIENTNET, "depth": 6})
-    job = Job(handle.name, handle.url, None, "host/1/0", 0, 1, 1, "here")
-    run_worker(job, threading.Event(), events.append)
-    said = [one["plan"] for one in events if one["event"] == "start"]
+    said = [event["plan"] for event in run(handle) if event["event"] == "start"]
     assert all(one.startswith(tuple(f"{name}: " for name in BOTH)) for one in said)
     return handle
 

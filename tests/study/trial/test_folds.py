@@ -105,7 +105,7 @@ def test_a_trial_is_pruned_with_all_its_folds(tmp_path: Path) -> None:
             return True
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autotune.study.engine.worker._pruner", lambda *args: Always())
+        patch.setattr("autotune.study.engine.worker.make_pruner", lambda *args: Always())
         run(handle)
     for trial in study.trials:
         assert trial.state == TrialState.PRUNED
