@@ -46,7 +46,7 @@ dataset := $(if $(STUDY),$(if $(filter command line environment,$(origin DATASET
 overrides = $(if $(dataset),'dataset=$(DATASET)') \
 	$(call given,BACKBONE,backbone) $(call given,WEIGHTS,weights) \
 	$(call given,INHERIT,inherit) \
-	$(call given,SAMPLER,search.sampler) $(call given,ORDER,search.order) \
+	$(call given,SAMPLER,search.sampler) $(call given,ORDER,search.strategy) \
 	$(call given,PRUNER,search.pruner) \
 	$(call given,TRIALS,search.trials) $(call given,TIMEOUT,search.timeout) \
 	$(call given,SEED,search.seed) $(call given,EPOCHS,training.epochs)

@@ -33,11 +33,11 @@ from autotune.errors import (
 )
 
 #: A change of one of these keys makes another study, and the study's name says so.
-NAMING_KEYS = ("dataset", "backbone", "inherit", "search.sampler", "search.order")
+NAMING_KEYS = ("dataset", "backbone", "init", "search.sampler", "search.strategy")
 #: Endings of data sets that are files: they are no part of a name.
 _ENDINGS = re.compile(r"\.(csv|tsv|parquet|zip|tar|tar\.(gz|bz2|xz)|t(gz|bz|bz2|xz))$", re.I)
 #: What a study file means that does not give them.
-_DEFAULTS = {"inherit": "weights", "search.sampler": SAMPLERS[0], "search.order": STRATEGIES[0]}
+_DEFAULTS = {"init": "weights", "search.sampler": SAMPLERS[0], "search.strategy": STRATEGIES[0]}
 
 
 def presets_folder() -> Path:
@@ -292,7 +292,7 @@ def validate(values: Mapping[str, Any], source: str) -> StudyConfig:
         found = error.errors()
         problems = [_problem(one) for one in found[:MAX_PROBLEMS]]
         raise ConfigError(source, problems, len(found)) from None
-    if problems := config.contradictions():
+    if problems := config.cross_field_problems():
         raise ConfigError(source, problems)
     return config
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.config.loading import find_study_file, load_study_file
-from autotune.config.schema import FitConfig, StudyConfig
+from autotune.config.schema import RefitConfig, StudyConfig
 from autotune.data.progress import COUNTED_STEPS
 from autotune.errors import AutotuneError, ConfigError, StudyError, UserError
 from autotune.text import visible
@@ -186,7 +186,7 @@ class Located:
     name: str
     storage: str
     files: str | None
-    fit: FitConfig | None = None
+    fit: RefitConfig | None = None
 
 
 def locate(
@@ -206,7 +206,7 @@ def locate(
         return Located(name or study, storage or default, None)
     config = load(study, overrides, name, storage)
     assert config.name is not None
-    return Located(config.name, config.storage, config.files, config.fit)
+    return Located(config.name, config.storage, config.files, config.refit)
 
 
 def check_writable(path: str | Path) -> None:

@@ -112,7 +112,7 @@ class Training:
         loader_workers: Processes that prepare images which do not fit into memory.
         part: Images that go through the network at a time; by default the whole batch. Gradients
             of the parts of a batch add up to that of the batch; batch norm sees one part.
-        autocast: Mixed precision; by default what ``config.amp`` names, and none for ``auto``.
+        autocast: Mixed precision; by default what ``config.precision`` names, and none for ``auto``.
         graphs: Whether steps may be captured in CUDA graphs, see
             :class:`autotune.training.compute.cuda_graphs.CapturedStep`: of trainings that are long
             enough, on a GPU, of batches that go through the network as a whole. Not with fp16,
@@ -157,7 +157,7 @@ class Training:
         self.images = place(train, self.device, stays)
         self.train = self.images
         self.validation = None if validation is None else place(validation, self.device, stays)
-        self.autocast = Autocast.of(config.amp, self.device) if autocast is None else autocast
+        self.autocast = Autocast.of(config.precision, self.device) if autocast is None else autocast
         spare(network, self.autocast)
         self.loss = nn.CrossEntropyLoss(label_smoothing=policy.label_smoothing)
         self.mixing = make_mixing(policy, network.head.classes)
@@ -336,10 +336,10 @@ class Training:
         return total
 
     def _clip(self) -> None:
-        if self.config.clip_norm is not None:
+        if self.config.clip_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(trainable, self.config.clip_norm)
+            torch.nn.utils.clip_grad_norm_(trainable, self.config.clip_grad_norm)
 
     def _update(self) -> None:
         if self._step_is_left_out():

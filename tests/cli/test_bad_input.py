@@ -156,7 +156,7 @@ def damaged_images(root: Path) -> None:
         (empty_class, "but {0} has none in 'eel'; fill or remove it"),
         (too_few_images, "but 'dog' has 2; add images or remove the class"),
         (images_without_classes, "but {0} has no folders; its 3 images lie directly in it; put"),
-        (damaged_images, "0.01 of the images may be unreadable (data.unreadable_limit), but "),
+        (damaged_images, "0.01 of the images may be unreadable (data.max_unreadable_share), but "),
     ],
 )
 def test_images(make: object, said: str, tmp_path: Path) -> None:

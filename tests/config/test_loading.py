@@ -136,7 +136,7 @@ def test_the_values_of_yaml(study: Path) -> None:
     )
     config = load_study_file(str(study))
     assert config.search.pruner == "none"
-    assert config.training.amp == "off"
+    assert config.training.precision == "off"
     assert config.space.training.lr == {"low": 1e-4, "high": 0.1, "log": True}
 
 
@@ -149,7 +149,7 @@ def test_overrides_replace_values_sections_and_nothing_else(study: Path) -> None
         str(study), ["search.trials=9", "space={head: {units: [1, 2]}}", "files=/x=y"]
     )
     assert (config.search.trials, config.search.seed) == (9, 3)
-    assert config.space.depth == 0
+    assert config.space.trainable_layers == 0
     assert config.space.head.units == [1, 2]
     assert config.files == "/x=y"
     config = load_study_file(str(study), ["search={sampler: gp}", "search.seed=4"])

@@ -57,7 +57,7 @@ def make(*arguments: str) -> str:
         (["study", "STUDY=my.yaml", "DATASET=x"], "run 'my.yaml' 'dataset=x'"),
         (["study", "NAME=other"], "run 'digits' --name 'other'"),
         (["study", "WEIGHTS=a.pth", "SEED=1"], "run 'digits' 'weights=a.pth' 'search.seed=1'"),
-        (["study", "ARGS=training.views=2"], "run 'digits' training.views=2"),
+        (["study", "ARGS=training.num_views=2"], "run 'digits' training.num_views=2"),
         (["report", "SAMPLER=gp"], "report 'digits' 'search.sampler=gp'"),
         (["report", "ARGS=--format md"], "report 'digits' --format md"),
         (["best"], "best 'digits'"),

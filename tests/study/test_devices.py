@@ -394,8 +394,8 @@ if sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']:
 """
 )
 SMALL = (
-    *("data.train_per_class=5", "data.image_size=16", "training.views=1", "training.epochs=4"),
-    *("search.known_good=false", "search.trials=5", "space.layers={}", "training.batch_size=10"),
+    *("data.train_per_class=5", "data.image_size=16", "training.num_views=1", "training.epochs=4"),
+    *("search.default_plans=false", "search.trials=5", "space.layers={}", "training.batch_size=10"),
 )
 
 

@@ -17,14 +17,14 @@ from autotune.study.setup.opening import OpenStudy, open_or_create
 OVERRIDES: dict[str, Any] = {
     "name": "small",
     "training.epochs": 2,
-    "training.views": 1,
+    "training.num_views": 1,
     "data.train_per_class": 5,
     "data.validation": 0.1,
     "data.image_size": 16,
     "space.head.hidden_layers": {"low": 0, "high": 1},
     "space.head.units": 8,
     "search.trials": 3,
-    "search.known_good": False,
+    "search.default_plans": False,
 }
 
 

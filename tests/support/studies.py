@@ -135,7 +135,7 @@ def _study_attributes(
     config: StudyConfig, counts: Mapping[str, int], budget: int, hostile: str
 ) -> dict[str, Any]:
     return {
-        attrs.DEFINITION: config.definition(),
+        attrs.DEFINITION: config.identity(),
         attrs.BUDGET: {"trials": budget, "timeout": None},
         attrs.DATASET: {
             "name": "digits" + hostile,

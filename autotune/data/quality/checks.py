@@ -151,7 +151,7 @@ def _duplicates(values: Mapping[str, Any]) -> list[str]:
         way_out = (
             "The data set comes in parts, which are kept"
             if found["mode"] == "together"
-            else "They stay in one part with data.duplicates: together"
+            else "They stay in one part with data.duplicates: group"
         )
         said.append(
             f"Duplicates across parts flatter what is measured: {' and '.join(leaks)} "

@@ -34,7 +34,7 @@ class Dataset:
         groups: int64, ``(N,)``: number of the group of every image; ``None`` where no two belong
             together.
         folds: What ``data.folds`` cuts the training part into; empty without it.
-        duplicates: What was found while the split was made; only ``data.duplicates: together``
+        duplicates: What was found while the split was made; only ``data.duplicates: group``
             has to look before.
         num_added: How many images there are besides, which came after the study was made.
         missing: Keys of images of the study that are not there any more: so this is another split.

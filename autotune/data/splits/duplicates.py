@@ -133,7 +133,7 @@ def refuse_too_many(found: Duplicates) -> None:
     """
     if found.too_many:
         raise DatasetError(
-            "data.duplicates: together needs images that can be told apart, but of these images "
+            "data.duplicates: group needs images that can be told apart, but of these images "
             f"each looks like more than {_MOST_PAIRS} others; take report or off, and name what "
             "belongs together with data.group"
         )

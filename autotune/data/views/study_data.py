@@ -112,7 +112,7 @@ class StudyData:
             sorted(split.train + split.validation),
             spec,
             folder,
-            unreadable_limit=data.unreadable_limit,
+            unreadable_limit=data.max_unreadable_share,
             progress=progress,
             limit_bytes=limit_bytes,
             fast=data.decode == "fast",
@@ -225,7 +225,7 @@ def open_test_views(
         opened.split.test,
         spec,
         folder,
-        unreadable_limit=data.unreadable_limit,
+        unreadable_limit=data.max_unreadable_share,
         limit_bytes=limit_bytes,
         fast=data.decode == "fast",
     )

@@ -295,7 +295,7 @@ def _is_stable(seen: _Seen) -> Diagnostic | None:
             question,
             f"No: {said}{_where_it_diverges(seen)}.",
             "act",
-            "Lower the upper end of training.lr, or clip gradients with training.clip_norm.",
+            "Lower the upper end of training.lr, or clip gradients with training.clip_grad_norm.",
         )
     if seen.noise[0] and fall > 3 * seen.noise[0]:
         return Diagnostic(

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from optuna.trial import FrozenTrial
 
-from autotune.config.schema import FitConfig
+from autotune.config.schema import RefitConfig
 from autotune.data.progress import Progress, no_progress
 from autotune.data.sources.registry import fetch_source
 from autotune.data.views.study_data import open_test_views
@@ -108,7 +108,7 @@ def refit_study(
     folder: Path | None = None,
     on_epoch: Callable[[str, int, int], None] = lambda what, epoch, epochs: None,
     fetching: Progress = no_progress,
-    settings: FitConfig | None = None,
+    settings: RefitConfig | None = None,
 ) -> RefitResult:
     """Train the chosen plan and the baseline on training + validation and measure both.
 
@@ -131,7 +131,7 @@ def refit_study(
     fetch_source(opened.config().dataset, fetching)
     ctx = build_context(opened)
     config = ctx.config
-    settings = config.fit if settings is None else settings
+    settings = config.refit if settings is None else settings
     baseline_plan = ctx.space.baseline(config.baseline)
     backbones = dict.fromkeys((plan.backbone, baseline_plan.backbone))
     tasks = {name: ctx.resources.of(name).task for name in backbones}
@@ -268,7 +268,7 @@ def _write(
         **_figures_of(result.comparison, result.test_images),
         "times_the_test_part_was_read": result.reads,
         "pretrained": weights_origin(material.backbone, config.weights),
-        "definition": config.definition(),
+        "definition": config.identity(),
     }
     with replacing(result.folder) as folder:
         record_of_model = save_model(folder, trained.training.result, description, facts)

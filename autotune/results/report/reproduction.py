@@ -101,7 +101,7 @@ def _is_preset(study: Study) -> bool:
     if study.study_name not in presets():
         return False
     try:
-        shipped = load_study_file(study.study_name).definition()
+        shipped = load_study_file(study.study_name).identity()
     except AutotuneError:
         return False
     return shipped == study.user_attrs.get(attrs.DEFINITION)

@@ -119,7 +119,7 @@ def define(
         dataset = _images(config, manifest, progress, mistakes)
     if mistakes.found or dataset is None:
         raise ConfigError(config.name or "study", mistakes.found)
-    space = Space.of([one.candidate for one in blanks], config.space, config.inherit)
+    space = Space.of([one.candidate for one in blanks], config.space, stored_init(config.init))
     if own:
         found = mistakes.attempt("space.custom", lambda: _own_space(config, space, blanks))
         space = found or space
@@ -216,7 +216,7 @@ def _own_space(config: StudyConfig, space: Space, blanks: Sequence[_Blank]) -> S
         return space
     changed = own_space(custom, space, blanks[0].offers)
     depth, pool = (dimension_of(changed, name) for name in ("depth", "head.pool"))
-    as_file = SpaceConfig(depth=depth, head=HeadSpace(pool=pool))
+    as_file = SpaceConfig(trainable_layers=depth, head=HeadSpace(pool=pool))
     for problem in (*_depth_problems(as_file, blanks), *_pool_problems(as_file, blanks)):
         name = problem.key.removeprefix("space.")
         raise UserError(f"the space of {Reference.of(custom)}: {name}: {problem.message}")
@@ -265,22 +265,22 @@ def _space_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> list[Proble
 
 
 def _depth_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Problem]:
-    depths = space.depth if isinstance(space.depth, list) else [space.depth]
+    depths = space.trainable_layers if isinstance(space.trainable_layers, list) else [space.trainable_layers]
     largest = max(int(one["high"] if isinstance(one, dict) else one) for one in depths)
     deepest = max(blanks, key=lambda one: len(one.layers))
     if largest > len(deepest.layers):
         most = ", which has most" if len(blanks) > 1 else ""
         yield Problem(
-            "space.depth",
+            "space.trainable_layers",
             f"must be at most {len(deepest.layers)}, the number of layers of "
             f"{deepest.name!r}{most}, but got {largest}",
         )
     given = [name for name, _ in _changes(space)]
     if not largest and given:
         yield Problem(
-            "space.depth",
+            "space.trainable_layers",
             f"must be above 0 in some trials because space.layers.{given[0]} changes trainable "
-            f"layers alone, but got {format_yaml(space.depth)}; give a range such as "
+            f"layers alone, but got {format_yaml(space.trainable_layers)}; give a range such as "
             "{low: 0, high: 4}",
         )
 

@@ -98,7 +98,7 @@ class OpenStudy:
                 {
                     **attributes[attrs.DEFINITION],
                     "name": self.name,
-                    "fit": attributes.get(attrs.FIT, {}),
+                    "refit": attributes.get(attrs.FIT, {}),
                     "cache": attributes.get(attrs.CACHE, {}),
                     "storage": self.url,
                     "files": str(self.files.root),
@@ -229,7 +229,7 @@ def open_or_create(
         if attrs.DEFINITION in study.user_attrs:
             check_same(study, definition)
             # Images, weights and files of one's own that were moved are found where they are now.
-            study.set_user_attr(attrs.DEFINITION, config.definition())
+            study.set_user_attr(attrs.DEFINITION, config.identity())
         elif not all(attrs.PLAN in one.user_attrs for one in study.get_trials(deepcopy=False)):
             raise StudyError(
                 f"the storage {redact(config.storage)} has a study {config.name!r} that was not "
@@ -249,7 +249,7 @@ def open_or_create(
             study.set_user_attr(attrs.UUID, uuid4().hex)
         handle = OpenStudy(study, storage, absolute_url(config.storage), files)
         study.set_user_attr(attrs.FORMAT, stamp(STUDY))
-        study.set_user_attr(attrs.FIT, config.fit.model_dump(mode="json"))
+        study.set_user_attr(attrs.FIT, config.refit.model_dump(mode="json"))
         study.set_user_attr(attrs.CACHE, config.cache.model_dump(mode="json"))
         handle.trial_queue().set_budget(Budget.from_config(config.search, time.time()))
     return handle
@@ -336,7 +336,7 @@ def _remember(
     )
     queue_initial_trials(study, starts)
     # Last, because a study counts as made when it has its definition.
-    study.set_user_attr(attrs.DEFINITION, config.definition())
+    study.set_user_attr(attrs.DEFINITION, config.identity())
 
 
 def check_same(study: Study, definition: Definition) -> None:
@@ -349,7 +349,7 @@ def check_same(study: Study, definition: Definition) -> None:
         StudyError: With every difference and the way out.
     """
     stored = _filled_in(study.user_attrs[attrs.DEFINITION])
-    wanted = definition.config.definition()
+    wanted = definition.config.identity()
     changes, stored = _own_changes(study, stored, definition.config)
     # These two are what they hold, not where it lies.
     before, now = (
@@ -376,7 +376,7 @@ def check_same(study: Study, definition: Definition) -> None:
 def _filled_in(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Give a stored definition the defaults of the keys that it was made without."""
     try:
-        return StudyConfig.model_validate(dict(stored)).definition()
+        return StudyConfig.model_validate(dict(stored)).identity()
     except ValidationError:  # of a later version: its differences are shown as they are
         return dict(stored)
 

@@ -107,7 +107,7 @@ def _make(
 def _views(task: StudyData, config: StudyConfig, memory_bytes: int) -> tuple[Views, Views]:
     """Return the views that train and those that are judged."""
     augment, count = config.training.augment, config.training.view_count
-    online = config.training.views == ONLINE
+    online = config.training.num_views == ONLINE
     if task.folds and not online:
         both = task.train_views(augment, count, config.search.seed, memory_bytes)
         if both.cache_bytes:

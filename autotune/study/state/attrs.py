@@ -27,10 +27,10 @@ from autotune.storage.rdb import fast_rdb
 
 # Of a study
 UUID = fast_rdb.UUID  # str: drawn when it is made; a study made anew under its name has another
-DEFINITION = "definition"  # dict: what StudyConfig.definition() returned
+DEFINITION = "definition"  # dict: what StudyConfig.identity() returned
 BUDGET = "budget"  # dict: Budget.to_json() of the last run
 CACHE = "cache"  # dict: CacheConfig of the last run
-FIT = "fit"  # dict: FitConfig of the last run
+FIT = "fit"  # dict: RefitConfig of the last run
 ENDED = "ended"  # dict: StopReason.to_json() of what ended the study; None while it goes on
 DATASET = "dataset"  # dict: what TaskInfo.to_json() returned
 SPLIT = "split"  # str: id of the artifact that holds the Manifest of its images

@@ -42,7 +42,7 @@ _FEWEST = 4
 def choose_precision(ctx: WorkerContext, material: BackboneResources) -> Autocast:
     """Return the precision in which a backbone trains on the device of a worker.
 
-    With ``training.amp: auto`` a GPU takes half precision: bf16 where it has it in hardware, else
+    With ``training.precision: auto`` a GPU takes half precision: bf16 where it has it in hardware, else
     fp16. On a CPU the first worker compares the precisions, once for all studies of the machine.
     The study remembers the outcome, so that all trials of a backbone on such devices, and their
     reruns, compute alike. What stays in float32 on a GPU is computed in TF32 from here on.
@@ -51,7 +51,7 @@ def choose_precision(ctx: WorkerContext, material: BackboneResources) -> Autocas
         ctx: What the worker has at hand.
         material: The backbone and its images.
     """
-    mode, device = ctx.config.training.amp, ctx.device
+    mode, device = ctx.config.training.precision, ctx.device
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if device.type == "cuda":
         single = _agreed(ctx, attrs.FLOAT32, (kind,), lambda: FLOAT32)

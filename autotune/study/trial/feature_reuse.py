@@ -78,7 +78,7 @@ def use_features(
         # Of a trial that ran out of memory they stay on the disk.
         on_device=training.part >= ctx.config.training.batch_size,
     )
-    online, together = ctx.config.training.views == ONLINE, isinstance(whole, Folds)
+    online, together = ctx.config.training.num_views == ONLINE, isinstance(whole, Folds)
     whole.use(
         found,
         Features(cache, found, material.train, online, together),

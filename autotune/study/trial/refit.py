@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from autotune.config.schema import AUTO, ONLINE, FitConfig, StudyConfig
+from autotune.config.schema import AUTO, ONLINE, RefitConfig, StudyConfig
 from autotune.data.views.study_data import StudyData
 from autotune.data.views.views import Views
 from autotune.plan import TrialPlan
@@ -23,7 +23,7 @@ from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.retrain import TrainingProgress, with_oom_backoff
 from autotune.training.trainer import Training, batch_count
 
-#: ``fit.ema: auto`` averages over this share of the steps in which the trainable layers train.
+#: ``refit.ema: auto`` averages over this share of the steps in which the trainable layers train.
 AVERAGED = 0.05
 
 #: Told of an epoch.
@@ -78,17 +78,17 @@ class Refit:
         return with_oom_backoff(in_parts, self.training.part, self.training.device)
 
 
-def refit_views(task: StudyData, config: StudyConfig, fit: FitConfig, memory_bytes: int) -> Views:
+def refit_views(task: StudyData, config: StudyConfig, settings: RefitConfig, memory_bytes: int) -> Views:
     """Return training and validation images as a final fit sees them.
 
     Args:
         task: The images.
         config: The study's configuration.
-        fit: How a final fit trains.
+        settings: How a final fit trains.
         memory_bytes: Most memory that kept views may take; new ones are not kept.
     """
     training = config.training
-    online = _is_online(config, fit)
+    online = _is_online(config, settings)
     count = training.epochs if online else training.view_count
     left = 0 if online else memory_bytes
     return task.train_validation_views(training.augment, count, config.search.seed, left)
@@ -98,7 +98,7 @@ def refit(
     plan: TrialPlan,
     ctx: WorkerContext,
     views: Views,
-    fit: FitConfig,
+    settings: RefitConfig,
     on_epoch: EpochCallback = lambda epoch: None,
     part: int | None = None,
 ) -> Refit:
@@ -111,7 +111,7 @@ def refit(
         plan: The plan.
         ctx: What the study trains with.
         views: What :func:`refit_views` returned.
-        fit: How a final fit trains.
+        settings: How a final fit trains.
         on_epoch: Called after every epoch.
         part: Images that go through the network at a time; by default the whole batch.
 
@@ -120,7 +120,7 @@ def refit(
         UserError: When not even two images fit into memory.
     """
     config = ctx.config
-    ema = ema_decay(config, fit, plan, len(views))
+    ema = ema_decay(config, settings, plan, len(views))
     changed = config.model_copy(
         update={"training": config.training.model_copy(update={"ema": ema})}
     )
@@ -139,7 +139,7 @@ def refit(
     training = with_oom_backoff(train, whole if part is None else part, ctx.device)
     summary = TrainingSummary(
         images=len(views),
-        views=ONLINE if _is_online(config, fit) else views.views,
+        views=ONLINE if _is_online(config, settings) else views.views,
         epochs=config.training.epochs,
         ema=ema,
         part=min(whole, training.part),
@@ -148,7 +148,7 @@ def refit(
     return Refit(training, summary)
 
 
-def ema_decay(config: StudyConfig, fit: FitConfig, plan: TrialPlan, images: int) -> float | None:
+def ema_decay(config: StudyConfig, settings: RefitConfig, plan: TrialPlan, images: int) -> float | None:
     """Return the decay of the average of the weights, or ``None`` for none.
 
     By itself it is that of the study, or as long as suits the steps: too long an average would
@@ -156,15 +156,15 @@ def ema_decay(config: StudyConfig, fit: FitConfig, plan: TrialPlan, images: int)
 
     Args:
         config: The study's configuration.
-        fit: How a final fit trains.
+        settings: How a final fit trains.
         plan: The plan; epochs in which its head trains alone are not averaged over.
         images: Training images.
     """
     training = config.training
-    if fit.ema == "off":
+    if settings.ema == "off":
         return None
-    if fit.ema != AUTO:
-        return float(fit.ema)
+    if settings.ema != AUTO:
+        return float(settings.ema)
     if training.ema is not None:
         return training.ema
     epochs = training.epochs - (plan.policy.head_epochs if plan.depth else 0)
@@ -172,8 +172,8 @@ def ema_decay(config: StudyConfig, fit: FitConfig, plan: TrialPlan, images: int)
     return 1 - 1 / steps if steps >= 2 else None
 
 
-def _is_online(config: StudyConfig, fit: FitConfig) -> bool:
+def _is_online(config: StudyConfig, settings: RefitConfig) -> bool:
     """Tell whether images are augmented anew in every epoch: not where they never are."""
-    return config.training.views == ONLINE or (
-        fit.views == ONLINE and config.training.view_count > 1
+    return config.training.num_views == ONLINE or (
+        settings.views == ONLINE and config.training.view_count > 1
     )

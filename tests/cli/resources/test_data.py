@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 ARCHIVES = dogs_archives(breeds=4, train=6, test=2)
 TINY = (
     *("backbone=test_resnet", "weights=none", "data.image_size=32", "training.epochs=1"),
-    *("training.views=1", "search.trials=2", "search.sampler=random", "space.depth=2"),
+    *("training.num_views=1", "search.trials=2", "search.sampler=random", "space.trainable_layers=2"),
 )
 
 
@@ -93,10 +93,10 @@ def test_run_looks_at_everything_else_before_it_fetches(
     publisher: Publisher, home: Path, tmp_path: Path
 ) -> None:
     where = {"AUTOTUNE_DATA": str(home), "AUTOTUNE_MIRROR": publisher.url}
-    wrong = ("search.sampler=nowhere.py:Sampler", "space.depth=99")
+    wrong = ("search.sampler=nowhere.py:Sampler", "space.trainable_layers=99")
     ended = call("run", "dogs", *TINY, *wrong, cwd=tmp_path, **where)
     assert ended.code == 2
-    assert "space.depth" in ended.err and "dataset" not in ended.err
+    assert "space.trainable_layers" in ended.err and "dataset" not in ended.err
     assert publisher.requests == []
 
 
@@ -189,7 +189,7 @@ def test_make_study_from_a_checkout(tmp_path: Path) -> None:
     def make(target: str) -> subprocess.CompletedProcess[str]:
         variables = ("DATASET=dogs", "BACKBONE=test_resnet.r160_in1k", "WEIGHTS=none", "TRIALS=3")
         return subprocess.run(
-            ["make", target, *variables, "EPOCHS=1", "ARGS=data.image_size=32 space.depth=3"],
+            ["make", target, *variables, "EPOCHS=1", "ARGS=data.image_size=32 space.trainable_layers=3"],
             cwd=checkout,
             env=environment,
             capture_output=True,

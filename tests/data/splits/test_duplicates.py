@@ -140,7 +140,7 @@ def test_what_it_says(photos: Path) -> None:
         "Duplicates across parts flatter what is measured: 4 test images are like one of training "
         "or validation and 3 validation images are like one of training (a/7.png (train) and "
     )
-    assert first.endswith("exact). They stay in one part with data.duplicates: together.")
+    assert first.endswith("exact). They stay in one part with data.duplicates: group.")
     assert second == (
         "10 pairs of images that are alike have two classes: one of the two labels may be wrong."
     )

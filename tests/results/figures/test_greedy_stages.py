@@ -25,7 +25,7 @@ def greedy_study(**greedy: Any) -> Study:
     definition = study.user_attrs[attrs.DEFINITION]
     definition["search"] |= {"order": "greedy", "known_good": False, "greedy": greedy}
     study.set_user_attr(attrs.DEFINITION, definition)
-    assert StudyConfig.model_validate(definition).search.order == "greedy"
+    assert StudyConfig.model_validate(definition).search.strategy == "greedy"
     return study
 
 

@@ -31,7 +31,7 @@ def page(study: Study) -> Parsed:
 
 def test_the_study_file_defines_the_same_study(study: Study) -> None:
     config = StudyConfig.model_validate(yaml.safe_load(study_file(study, "sqlite:///a.db")))
-    assert config.definition() == study.user_attrs[attrs.DEFINITION]
+    assert config.identity() == study.user_attrs[attrs.DEFINITION]
     assert (config.name, config.search.trials, config.storage) == ("digits", 40, "sqlite:///a.db")
 
 

@@ -131,7 +131,7 @@ def test_changes_of_layers_that_are_never_trainable(depth: Any, tmp_path: Path) 
     (problem,) = problems_of(
         tmp_path, space__depth=depth, space__layers={"width": 0.5, "activation": "elu"}
     )
-    assert problem.key == "space.depth"
+    assert problem.key == "space.trainable_layers"
     assert problem.message.startswith(
         "must be above 0 in some trials because space.layers.width changes trainable layers "
         "alone, but got "
@@ -150,5 +150,5 @@ def test_mistakes_of_a_space_come_in_the_order_of_the_file(tmp_path: Path) -> No
         space__layers={"kernel": [3, "keep"], "last": 2},
         space__head__pool=["keep", "max"],
     )
-    assert [one.key for one in found] == ["space.depth", "space.layers.kernel", "space.head.pool"]
+    assert [one.key for one in found] == ["space.trainable_layers", "space.layers.kernel", "space.head.pool"]
     assert "no spatial convolution (layer 1; nor can layer 2 take it)" in found[1].message

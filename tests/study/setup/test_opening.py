@@ -36,7 +36,7 @@ def test_a_new_study_remembers_everything(tmp_path: Path) -> None:
     handle = open_small(tmp_path)
     attributes = handle.study.user_attrs
     config = small_config(tmp_path)
-    assert attributes[attrs.DEFINITION] == config.definition()
+    assert attributes[attrs.DEFINITION] == config.identity()
     assert Space.from_json(attributes[attrs.SPACE]) == define(config).space
     assert Budget.from_study(handle.study) == Budget(trials=3)
     assert StopReason.from_study(handle.study) is None
@@ -46,7 +46,7 @@ def test_a_new_study_remembers_everything(tmp_path: Path) -> None:
     assert attributes[attrs.ENVIRONMENT]["optuna"] == optuna.__version__
     assert handle.study.metric_names == ["accuracy"]
     assert handle.study.direction == StudyDirection.MAXIMIZE
-    assert handle.config().definition() == config.definition()
+    assert handle.config().identity() == config.identity()
 
 
 def test_the_baseline_is_queued_first_and_once(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_the_budget_may_change_and_the_space_may_not(tmp_path: Path) -> None:
         check_existing(changed)
     message = str(caught.value)
     assert "the study 'small' exists with another definition" in message
-    assert "space.depth: {'low': 0, 'high': 5} in the study, {'low': 0, 'high': 4} now" in message
+    assert "space.trainable_layers: {'low': 0, 'high': 5} in the study, {'low': 0, 'high': 4} now" in message
     assert "training.epochs: 2 in the study, 3 now" in message
     assert "--name small-2" in message
     with pytest.raises(StudyError):

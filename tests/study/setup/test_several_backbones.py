@@ -85,7 +85,7 @@ def test_the_space_has_to_fit_one_of_them(tmp_path: Path) -> None:
         space__layers={"pool": ["keep", "avg3"], "dropout": 0.1, "last": 2},
     ) == [
         Problem(
-            "space.depth",
+            "space.trainable_layers",
             f"must be at most 6, the number of layers of {EFFICIENTNET!r}, which has most, but "
             "got 7",
         ),
