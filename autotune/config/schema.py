@@ -132,8 +132,8 @@ class _Section(BaseModel):
 class LayerSpace(_Section):
     """``space.layers``: what trainable layers may become; a layer takes the values that it can.
 
-    ``max_layers`` is how many of the last layers have these fields, deeper ones keep their shape: every
-    layer brings as many parameters as there are searched fields, and a sampler that has to model
+    The last ``max_layers`` layers have these fields; deeper ones keep their shape. Every layer
+    brings as many parameters as there are searched fields, and a sampler that has to model
     hundreds of them from a few dozen trials finds nothing.
     """
 
@@ -550,12 +550,12 @@ class StudyConfig(_Section):
             f"{'objectives' if objectives else 'backbones'}, but got greedy",
             "search.default_plans": greedy
             and search.default_plans
-            and "must be false with search.strategy: greedy, which starts from the baseline, but got "
-            "true",
+            and "must be false with search.strategy: greedy, which starts from the baseline, but "
+            "got true",
             "search.warm_start": greedy
             and search.warm_start
-            and "must be left out with search.strategy: greedy, which starts from the baseline, but "
-            f"got {format_yaml(search.warm_start)}",
+            and "must be left out with search.strategy: greedy, which starts from the baseline, "
+            f"but got {format_yaml(search.warm_start)}",
             "space.training.head_only_epochs": head_epochs >= self.training.epochs
             and f"must be below training.epochs ({self.training.epochs}), but got {head_epochs}",
             "space.custom": len(self.backbones) > 1

@@ -42,8 +42,8 @@ StorageOption = Annotated[
     typer.Option(
         "--storage",
         envvar="AUTOTUNE_STORAGE",
-        help="Storage URL: sqlite:///file.db or postgresql://user:password@host/database. A "
-        "password is better in the environment: others can see a command line.",
+        help="Storage URL: sqlite:///file.db or postgresql://user:password@host/database. Give "
+        "a password in the environment or in ~/.pgpass: others can read the command line.",
         show_envvar=True,
     ),
 ]
@@ -180,13 +180,13 @@ class Located:
         name: Name of the study.
         storage: Storage URL.
         files: Folder of its files, where the study file names one.
-        fit: How its final fit trains, where there is a study file.
+        refit: How its final fit trains, where there is a study file.
     """
 
     name: str
     storage: str
     files: str | None
-    fit: RefitConfig | None = None
+    refit: RefitConfig | None = None
 
 
 def locate(

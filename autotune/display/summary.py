@@ -87,7 +87,7 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
             Text(
                 describe_confirmation(opened.study, found.best)
                 or "The best of a search is a lucky draw; 'autotune confirm' trains it under "
-                "other seeds, 'autotune fit' measures it on the test part."
+                "other seeds, 'autotune refit' measures it on the test part."
             )
         )
     _print_next(console, opened, has_best=found.best is not None)
@@ -169,7 +169,7 @@ def _print_next(console: Console, opened: OpenStudy, *, has_best: bool) -> None:
     lines.append(("look around", call.format("dashboard")))
     if has_best:
         lines += [("winning plan", call.format("best")), ("over seeds", call.format("confirm"))]
-        lines += [("final model", call.format("fit"))]
+        lines += [("final model", call.format("refit"))]
     console.print()
     for title, text in lines:
         # Never wrapped: a command that was broken into two lines cannot be pasted.

@@ -7,7 +7,7 @@ Everything lies in one folder beside the database, ``autotune.files/`` beside ``
     checkpoints/<study>/<trial>.pt   state after the last finished epoch of a live trial
     confirmed/<study>/<key>.json     scores of a plan under another seed (``autotune confirm``)
     logs/<study>/<worker>.log        one log a worker
-    models/<study>/                  what ``autotune fit`` writes
+    models/<study>/                  what ``autotune refit`` writes
     reports/<study>.<form>           what ``autotune report`` writes
 """
 

@@ -112,7 +112,7 @@ class Training:
         loader_workers: Processes that prepare images which do not fit into memory.
         part: Images that go through the network at a time; by default the whole batch. Gradients
             of the parts of a batch add up to that of the batch; batch norm sees one part.
-        autocast: Mixed precision; by default what ``config.precision`` names, and none for ``auto``.
+        autocast: Mixed precision; by default that of ``config.precision``, none for ``auto``.
         graphs: Whether steps may be captured in CUDA graphs, see
             :class:`autotune.training.compute.cuda_graphs.CapturedStep`: of trainings that are long
             enough, on a GPU, of batches that go through the network as a whole. Not with fp16,
@@ -157,7 +157,9 @@ class Training:
         self.images = place(train, self.device, stays)
         self.train = self.images
         self.validation = None if validation is None else place(validation, self.device, stays)
-        self.autocast = Autocast.of(config.precision, self.device) if autocast is None else autocast
+        self.autocast = (
+            Autocast.of(config.precision, self.device) if autocast is None else autocast
+        )
         spare(network, self.autocast)
         self.loss = nn.CrossEntropyLoss(label_smoothing=policy.label_smoothing)
         self.mixing = make_mixing(policy, network.head.classes)

@@ -188,14 +188,14 @@ def test_overrides_that_cannot_be_read() -> None:
         (
             "serach.trials=3",
             "serach: unknown key; a study file has name, description, dataset, backbone, weights, "
-            "inherit, data, space, baseline, search, training, objectives, constraints, fit, "
+            "init, data, space, baseline, search, training, objectives, constraints, refit, "
             "cache, "
             "storage, files; did you mean "
             "'search'?",
         ),
         (
             "search.trails=3",
-            "search.trails: unknown key; search has sampler, pruner, order, greedy, known_good, "
+            "search.trails: unknown key; search has sampler, pruner, strategy, greedy, "
             "warm_start, trials, timeout, device_hours, patience, "
             "seed; did you mean 'trials'?",
         ),
@@ -207,7 +207,7 @@ def test_overrides_that_cannot_be_read() -> None:
         ("search=", "search: must hold keys of its own, but got null"),
         (
             "search..trials=3",
-            "search.: unknown key; search has sampler, pruner, order, greedy, known_good, "
+            "search.: unknown key; search has sampler, pruner, strategy, greedy, "
             "warm_start, trials, timeout, device_hours, patience, seed",
         ),
     ],
@@ -258,7 +258,7 @@ def test_no_message_shows_a_password(overrides: list[str], study: Path) -> None:
         ({"name": "d", "backbone": ["r", "s"]}, {"backbone": ["r", "s"]}, "d"),
         ({"name": "d", "backbone": ["r", "s"]}, {"backbone": "r"}, "d-r"),
         ({"name": "d", "backbone": "r"}, {"backbone": ["x" * 99, "y"]}, "d-" + "x" * 98),
-        ({"name": "d"}, {"inherit": ["weights", "none"]}, "d-weights+none"),
+        ({"name": "d"}, {"init": ["weights", "none"]}, "d-weights+none"),
         ({"name": "d"}, {"dataset": "x", "search.sampler": "tpe"}, "d-x-tpe"),
         ({"name": "digits"}, {"search.sampler": "my.py:Mine"}, "digits-Mine"),
         ({"name": "d", "search": {"sampler": "my.py:Mine"}}, {}, "d"),

@@ -15,7 +15,7 @@ from autotune.config.loading import all_keys, apply_overrides, validate
 from autotune.config.schema import (
     ACTIVATIONS,
     COSTS,
-    INHERIT,
+    INIT,
     LAYER_POOLS,
     OBJECTIVES,
     OPTIMIZERS,
@@ -40,8 +40,8 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
         ["", None, 18, [], ["a", "a"], ["a", 18], {"low": "a", "high": "b"}],
     ),
     "weights": ([("none", "none"), ("my.pth", "my.pth")], ["", None, False]),
-    "inherit": (
-        [*((one, one) for one in INHERIT), (["data", "none"], ["data", "none"])],
+    "init": (
+        [*((one, one) for one in INIT), (["activations", "random"], ["activations", "random"])],
         ["weight", None, True, [], ["none", "none"], {"low": 1, "high": 2}],
     ),
     "data.validation": ([(0.1, 0.1), ("1e-1", 0.1)], [0, 1, -0.1, True, None, "x", math.nan]),
@@ -61,10 +61,13 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
         ["abc", "(", "(a", 3, True, ["(a)"], "(?P<1>a)"],
     ),
     "data.duplicates": (
-        [("report", "report"), ("together", "together"), (False, "off")],
+        [("report", "report"), ("group", "group"), (False, "off")],
         ["drop", None, True],
     ),
-    "space.trainable_layers": ([(0, 0), ([0, 3], [0, 3])], [-1, 1.5, True, None, "all", [], [1, 1.0]]),
+    "space.trainable_layers": (
+        [(0, 0), ([0, 3], [0, 3])],
+        [-1, 1.5, True, None, "all", [], [1, 1.0]],
+    ),
     "space.layers.kernel": (
         [*((one, one) for one in ("keep", *KERNELS)), (["keep", 3.0, "5"], ["keep", 3, 5])],
         [4, 0, 1.5, True, None, "kep", [], [3, 3.0], {"low": 1, "high": 3}],
@@ -87,7 +90,10 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
         [0.91, -0.1, None, True, ["keep", "keep"], "kep"],
     ),
     "space.layers.drop_path": ([("keep", "keep"), ([0.1], [0.1])], [1, [0.1, 0.1]]),
-    "space.layers.max_layers": ([(1, 1), (24.0, 24)], [0, 1.5, None, [1, 2], {"low": 1, "high": 2}]),
+    "space.layers.max_layers": (
+        [(1, 1), (24.0, 24)],
+        [0, 1.5, None, [1, 2], {"low": 1, "high": 2}],
+    ),
     "space.head.hidden_layers": ([(3, 3), ([0, 2], [0, 2])], [4, -1, True]),
     "space.head.units": ([(1, 1), ([64, 128.0], [64, 128])], [0, 65537, "big", [64, 64]]),
     "space.head.activation": ([(one, one) for one in ACTIVATIONS], ["keep", None, True]),
@@ -103,7 +109,10 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "space.training.weight_decay": ([(0, 0.0), (10, 10.0)], [-1e-9, 10.1]),
     "space.training.momentum": ([(0, 0.0), (0.999, 0.999)], [1, -0.1, None]),
     "space.training.label_smoothing": ([(0.9, 0.9)], [1, -0.1]),
-    "space.training.head_only_epochs": ([(0, 0), (3.0, 3), ([0, 2], [0, 2])], [-1, 1.5, 20, [0, 30]]),
+    "space.training.head_only_epochs": (
+        [(0, 0), (3.0, 3), ([0, 2], [0, 2])],
+        [-1, 1.5, 20, [0, 30]],
+    ),
     "space.training.l2_sp": ([(0, 0.0), ("1e-2", 0.01)], [-0.1, 11, True]),
     "space.training.mixup": ([(0, 0.0), ([0, 0.2], [0.0, 0.2])], [-0.1, 11]),
     "space.training.cutmix": ([(1, 1.0)], [-0.1, 11]),
@@ -138,12 +147,15 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "training.epochs": ([(1, 1), (20.0, 20), ("20", 20)], [0, 100001, 1.5, True, 10**400]),
     "training.batch_size": ([(2, 2)], [0, 1, 65537, False]),
     "training.objective": ([(one, one) for one in OBJECTIVES], ["acc", None]),
-    "training.sampling": ([("plain", "plain"), ("balanced", "balanced")], ["weighted", None]),
+    "training.sampling": ([("uniform", "uniform"), ("balanced", "balanced")], ["weighted", None]),
     "training.num_views": ([(1, 1), (1024, 1024), ("online", "online")], [0, 1025, "onlin", None]),
     "training.warmup": ([(0, 0.0), (0.9, 0.9)], [1, -0.1]),
     "training.clip_grad_norm": ([(None, None), (1, 1.0)], [0, -1, True]),
     "training.ema": ([(None, None), (0.99, 0.99)], [0, 1]),
-    "training.precision": ([("auto", "auto"), (False, "off"), ("fp16", "fp16")], ["on", True, None]),
+    "training.precision": (
+        [("auto", "auto"), (False, "off"), ("fp16", "fp16")],
+        ["on", True, None],
+    ),
     "training.augment.crop": ([(1, 1.0)], [0, 1.1]),
     "training.augment.flip": ([(0, 0.0), (1, 1.0)], [-0.1, 1.1, True]),
     "training.augment.rotate": ([(180, 180.0)], [-1, 181]),
@@ -178,7 +190,11 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
 RANGES: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
     ("space.trainable_layers", {"low": 0, "high": 5}, {"low": 0, "high": 5}),
     ("space.trainable_layers", {"low": 2, "high": 8, "step": 3}, {"low": 2, "high": 8, "step": 3}),
-    ("space.trainable_layers", {"low": 1, "high": 8, "log": True}, {"low": 1, "high": 8, "log": True}),
+    (
+        "space.trainable_layers",
+        {"low": 1, "high": 8, "log": True},
+        {"low": 1, "high": 8, "log": True},
+    ),
     ("space.training.lr", {"low": "1e-4", "high": 1}, {"low": 1e-4, "high": 1.0}),
     (
         "space.head.dropout",
@@ -302,13 +318,15 @@ def test_what_several_rooms_know_is_the_same_everywhere() -> None:
     from autotune.config import fields as rules
     from autotune.config import schema as config
     from autotune.models.surgery import capabilities, components
+    from autotune.search.space import KEY_NAMES
 
     assert tuple(components.ACTIVATIONS) == ACTIVATIONS
     assert capabilities.KERNELS == KERNELS
     assert tuple(capabilities.POOLS) == LAYER_POOLS
     assert rules.FIRST_ABSOLUTE == plan.FIRST_ABSOLUTE
     *fields, last = config.LayerSpace.model_fields
-    assert (fields, last) == ([field.name for field in dataclasses.fields(plan.LayerPlan)], "last")
+    named = [KEY_NAMES.get(field.name, field.name) for field in dataclasses.fields(plan.LayerPlan)]
+    assert (fields, last) == (named, "max_layers")
 
 
 def test_all_mistakes_at_once() -> None:
@@ -337,8 +355,8 @@ def test_all_mistakes_at_once() -> None:
         "my.yaml: 16 mistakes\n"
         "  dataset: must not be empty\n"
         "  backbone: is required, but the file does not give it\n"
-        "  space.trainable_layers: a range has the keys low, high, step, log, but got 'stop'; did you mean "
-        "'step'?\n"
+        "  space.trainable_layers: a range has the keys low, high, step, log, but got 'stop'; did "
+        "you mean 'step'?\n"
         "  space.head.units: the values of a choice must differ, but got 64 twice\n"
         "  space.head.dropout: high must be low plus whole steps of 0.1, but got 0.85; the "
         "nearest below is 0.8\n"
@@ -350,7 +368,7 @@ def test_all_mistakes_at_once() -> None:
         "  search.sampler: must be one of gp, tpe, random, or one's own as my_file.py:name, "
         "but got 'tpee'; did you mean 'tpe'?\n"
         "  search.trials: must be a whole number of at least 1, but got 0\n"
-        "  search.prunner: unknown key; search has sampler, pruner, order, greedy, known_good, "
+        "  search.prunner: unknown key; search has sampler, pruner, strategy, greedy, "
         "warm_start, trials, timeout, device_hours, patience, seed; did you mean 'pruner'?\n"
         "  training.epochs: must be a whole number of at least 1 and at most 100000, but got "
         "true\n"
@@ -358,11 +376,11 @@ def test_all_mistakes_at_once() -> None:
         "but got 'accurracy'; did you mean 'accuracy'?\n"
         "  training.augment: must hold keys of its own, but got null\n"
         "  lr: unknown key; a study file has name, description, dataset, backbone, weights, "
-        "inherit, data, space, baseline, search, training, objectives, constraints, fit, "
+        "init, data, space, baseline, search, training, objectives, constraints, refit, "
         "cache, storage, files; did you mean "
         "'space.training.lr' or 'baseline.lr'?\n"
         "  bakbone: unknown key; a study file has name, description, dataset, backbone, weights, "
-        "inherit, data, space, baseline, search, training, objectives, constraints, fit, "
+        "init, data, space, baseline, search, training, objectives, constraints, refit, "
         "cache, storage, files; did you mean "
         "'backbone'?"
     )
@@ -416,14 +434,14 @@ def test_all_mistakes_at_once() -> None:
         (
             "space.layers.drop",
             0.1,
-            "unknown key; space.layers has kernel, width, bridge, activation, pool, dropout, "
-            "drop_path, last; did you mean 'dropout' or 'drop_path'?",
+            "unknown key; space.layers has kernel, width, low_rank, activation, pool, dropout, "
+            "drop_path, max_layers; did you mean 'dropout' or 'drop_path'?",
         ),
         ("space.head.batch_norm", "yes", "must be true or false, but got 'yes'"),
         (
-            "inherit",
+            "init",
             "weight",
-            "must be one of weights, data, none, but got 'weight'; did you mean 'weights'?",
+            "must be one of pretrained, activations, random, but got 'weight'",
         ),
         ("space.trainable_layers", [], "a choice needs at least one value, but got an empty list"),
         (
@@ -441,7 +459,7 @@ def test_all_mistakes_at_once() -> None:
             "augment",
             {},
             "unknown key; a study file has name, description, dataset, backbone, weights, "
-            "inherit, data, space, baseline, search, training, objectives, constraints, fit, "
+            "init, data, space, baseline, search, training, objectives, constraints, refit, "
             "cache, storage, files; did you mean "
             "'training.augment'?",
         ),
@@ -449,7 +467,7 @@ def test_all_mistakes_at_once() -> None:
             "seed",
             1,
             "unknown key; a study file has name, description, dataset, backbone, weights, "
-            "inherit, data, space, baseline, search, training, objectives, constraints, fit, "
+            "init, data, space, baseline, search, training, objectives, constraints, refit, "
             "cache, storage, files; did you mean "
             "'data.seed' or 'search.seed'?",
         ),
@@ -509,7 +527,7 @@ overrides = st.fixed_dictionaries(
     {},
     optional={
         "space.trainable_layers": numbers(0, 12, True),
-        "inherit": names(INHERIT),
+        "init": names(INIT),
         "space.layers.kernel": names(("keep", *KERNELS)),
         "space.layers.width": names(("keep", 0.5, 1.5, 64)),
         "space.layers.activation": names(("keep", *ACTIVATIONS)),

@@ -65,7 +65,7 @@ def test_the_operators_are_those_of_the_paper(name: str) -> None:
     assert head.units == [64, 128, 256, 512, 1024]
     assert head.dropout == {"low": 0.0, "high": 0.9, "step": 0.1}
     assert head.hidden_layers == {"low": 0, "high": 2}
-    assert config.inherit == "none"
+    assert config.init == "random"
     assert config.space.training.optimizer == "adagrad"
     assert config.space.training.lr == 0.01
     assert config.training.batch_size == 8

@@ -40,7 +40,7 @@ def small_config(folder: Path, **overrides: Any) -> StudyConfig:
 
 _LOOKED: dict[str, Definition] = {}
 #: What :func:`define` looks at, where nothing of it is a file.
-_LOOKS = ("dataset", "data", "backbone", "weights", "space", "inherit")
+_LOOKS = ("dataset", "data", "backbone", "weights", "space", "init")
 
 
 def defined(config: StudyConfig) -> Definition:

@@ -21,6 +21,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
+from autotune.config.old_names import stored_init
 from autotune.config.schema import StudyConfig
 from autotune.plan import TrialPlan
 from autotune.search.backbone_limits import Candidate
@@ -34,7 +35,7 @@ EPOCHS = 10
 VALIDATION = 360
 HOSTILE = "</script><script>alert('x')</script><b>&amp;"
 SPACE: Mapping[str, Any] = {
-    "depth": {"low": 0, "high": 5},
+    "trainable_layers": {"low": 0, "high": 5},
     "head": {
         "hidden_layers": {"low": 0, "high": 2},
         "units": [64, 128, 256, 512],
@@ -47,7 +48,7 @@ SPACE: Mapping[str, Any] = {
         "weight_decay": {"low": 1e-6, "high": 1e-2, "log": True},
     },
 }
-ONE_PARAMETER: Mapping[str, Any] = {"depth": {"low": 0, "high": 5}}
+ONE_PARAMETER: Mapping[str, Any] = {"trainable_layers": {"low": 0, "high": 5}}
 
 
 def make_study(
@@ -114,7 +115,7 @@ def make_study(
     )
     counts = dict(zip(config.backbones, (layers, *(others or {}).values()), strict=True))
     candidates = [Candidate(one, count, fake_capabilities(count)) for one, count in counts.items()]  # type: ignore[arg-type]
-    made = Space.of(candidates, config.space, config.inherit)
+    made = Space.of(candidates, config.space, stored_init(config.init))
     study = optuna.create_study(
         study_name=name, storage=storage, directions=list(config.directions.values())
     )

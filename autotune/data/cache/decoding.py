@@ -181,8 +181,8 @@ def check_skipped(
     if len(skipped) > unreadable_limit * len(indices):
         raise DatasetError(
             f"at most {unreadable_limit:.4g} of the images may be unreadable "
-            f"(data.max_unreadable_share), but {len(skipped)} of {len(indices)} are: {shown}; repair "
-            "or remove them, or raise the limit"
+            f"(data.max_unreadable_share), but {len(skipped)} of {len(indices)} are: {shown}; "
+            "repair or remove them, or raise the limit"
         )
     before = {source.samples[index].label for index in indices}
     lost = sorted(before - {source.samples[index].label for index in kept})

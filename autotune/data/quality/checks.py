@@ -150,7 +150,7 @@ def _duplicates(values: Mapping[str, Any]) -> list[str]:
     if leaks:
         way_out = (
             "The data set comes in parts, which are kept"
-            if found["mode"] == "together"
+            if found["mode"] in ("group", "together")  # the latter before version 0.2
             else "They stay in one part with data.duplicates: group"
         )
         said.append(

@@ -80,7 +80,7 @@ class Dataset:
         if data.protocol is not None:
             source = ProtocolSource(source, data.protocol, data.seed)
         duplicates = None
-        if data.duplicates == "together":
+        if data.duplicates == "group":
             duplicates = find_duplicates(source, progress)
             refuse_too_many(duplicates)
         alike = None if duplicates is None else duplicates.pairs

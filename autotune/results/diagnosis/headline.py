@@ -158,7 +158,7 @@ def describe_confirmation(study: Study, best: FrozenTrial | None) -> str:
 
 
 def describe_refit(study: Study) -> str:
-    """Say what the last ``autotune fit`` measured on the test part; empty where there was none.
+    """Say what the last ``autotune refit`` measured on the test part; empty where there was none.
 
     Args:
         study: The study.
@@ -199,7 +199,7 @@ def caveats(
     said = [
         "These are validation values. The best of many trials is chosen by the very value that "
         "is shown, so it is optimistic; autotune confirm trains the best plans under other seeds, "
-        "and autotune fit measures the test part, which no trial has seen, once."
+        "and autotune refit measures the test part, which no trial has seen, once."
     ]
     if folds := dataset.get("folds"):
         said.append(

@@ -311,7 +311,7 @@ def _score(
 def _key(opened: OpenStudy, ctx: WorkerContext, entrant: _Candidate, seed: int) -> str:
     """Return a digest of all that decides about a value: of a study made anew it is another."""
     attributes = opened.study.user_attrs
-    definition = ctx.config.identity()
+    definition = ctx.config.stable_identity()
     decides = [
         entrant.plan.to_json(),
         seed,

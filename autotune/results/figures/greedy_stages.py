@@ -46,8 +46,8 @@ def stage_rows(study: Study) -> tuple[StageRow, ...]:
     Returns:
         One row a stage; none for a study in another order.
     """
-    definition = study.user_attrs.get(attrs.DEFINITION)
-    if not definition or definition.get("search", {}).get("order") != "greedy":
+    definition = attrs.definition(study.user_attrs)
+    if not definition or definition.get("search", {}).get("strategy") != "greedy":
         return ()
     by = attrs.written_by_version(study.user_attrs)
     with reading(f"the definition of the study {study.study_name!r}", by=by):

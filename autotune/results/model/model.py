@@ -286,7 +286,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:
-    """Load what ``autotune fit`` has written.
+    """Load what ``autotune refit`` has written.
 
     Neither the study nor its images nor the hub are needed.
 
@@ -314,7 +314,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         model_spec.spec  # noqa: B018 -- refuses what is no preprocessing
     except (KeyError, TypeError, ValueError, BackboneError) as error:
         raise ModelError(
-            f"{folder / RECORD} must be what autotune fit has written, but it is not "
+            f"{folder / RECORD} must be what autotune refit has written, but it is not "
             f"({type(error).__name__}: {first_line(error)}); fit the model again"
         ) from error
     state = _read_weights(folder / WEIGHTS, digest)
@@ -334,7 +334,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         ModelError: When the folder holds no model, a damaged one, or one of a newer version.
     """
     file = folder / RECORD
-    way_out = "give the folder that autotune fit has written, the last line of what it prints"
+    way_out = "give the folder that autotune refit has written, the last line of what it prints"
     if not folder.is_dir():
         what = "but it is a file" if folder.exists() else "but there is none"
         raise ModelError(f"{folder} must be the folder of a model, {what}; {way_out}")

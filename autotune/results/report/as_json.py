@@ -96,7 +96,7 @@ def _document(study: Study, storage_url: str) -> dict[str, Any]:
         "confirmed": {**verdict.to_json(), "beats": verdict.is_better} if verdict else None,
         "fit": attributes.get(attrs.TEST_READS, []),
         "questions": [asdict(one) for one in diagnose(study)],
-        "definition": attributes.get(attrs.DEFINITION),
+        "definition": attrs.definition(attributes) or None,
         "dataset": attributes.get(attrs.DATASET),
         "survey": attributes.get(attrs.SURVEY),
         "environment": attributes.get(attrs.ENVIRONMENT),

@@ -23,7 +23,7 @@ def study_file(study: Study, storage_url: str = "") -> str:
         storage_url: URL of the storage; a password in it is left out, and so is the key when
             there is none.
     """
-    definition = study.user_attrs.get(attrs.DEFINITION)
+    definition = attrs.definition(study.user_attrs)
     if not definition:
         return ""
     remembered = study.user_attrs.get(attrs.BUDGET, {})
@@ -67,7 +67,7 @@ def next_commands(study: Study, storage_url: str) -> str:
             f"autotune run {file_name(study)}{storage}",
             "# the best plans and the baseline over seeds; then the final model and its test",
             f"autotune confirm {name}{storage}",
-            f"autotune fit {name}{storage}",
+            f"autotune refit {name}{storage}",
         ]
     )
 
@@ -104,4 +104,4 @@ def _is_preset(study: Study) -> bool:
         shipped = load_study_file(study.study_name).identity()
     except AutotuneError:
         return False
-    return shipped == study.user_attrs.get(attrs.DEFINITION)
+    return shipped == attrs.definition(study.user_attrs)

@@ -236,7 +236,7 @@ def cut_curves(snapshot: Snapshot) -> Iterator[Finding]:
                 CURVE,
                 f"the curve of trial {trial.number} lacks the epochs {in_words(missing)}: they "
                 "were trained, and their values are lost. A pruner compares other trials with "
-                f"what is there; 'autotune rerun' tells whether its value holds",
+                f"what is there; 'autotune reproduce' tells whether its value holds",
             )
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from autotune.config.fields import is_plugin_ref, values_of_dimension
+from autotune.config.old_names import stored_init
 from autotune.config.schema import POOLS, HeadSpace, SpaceConfig, StudyConfig
 from autotune.data.preprocessing import ImageSpec
 from autotune.data.progress import Progress, no_progress
@@ -35,7 +36,7 @@ from autotune.search.plugins import (
     own_space,
     references,
 )
-from autotune.search.space import LAYER_FIELDS, Space, reach
+from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Space, reach
 from autotune.storage.url import parse_url
 from autotune.study.setup.initial_trials import check_warm_start
 
@@ -265,7 +266,11 @@ def _space_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> list[Proble
 
 
 def _depth_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Problem]:
-    depths = space.trainable_layers if isinstance(space.trainable_layers, list) else [space.trainable_layers]
+    depths = (
+        space.trainable_layers
+        if isinstance(space.trainable_layers, list)
+        else [space.trainable_layers]
+    )
     largest = max(int(one["high"] if isinstance(one, dict) else one) for one in depths)
     deepest = max(blanks, key=lambda one: len(one.layers))
     if largest > len(deepest.layers):
@@ -288,7 +293,7 @@ def _depth_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Pr
 def _changes(space: SpaceConfig) -> Iterator[tuple[str, Any]]:
     """Yield every value of a layer field that is not ``keep``, with the field's name."""
     for name in LAYER_FIELDS:
-        for value in values_of_dimension(getattr(space.layers, name)):
+        for value in values_of_dimension(getattr(space.layers, KEY_NAMES.get(name, name))):
             if value != KEEP:
                 yield name, value
 
@@ -302,7 +307,7 @@ def _layer_problems(space: SpaceConfig, blanks: Sequence[_Blank]) -> Iterator[Pr
                 reasons = [
                     f"{one.name!r} {reason}" for one, reason in zip(blanks, reasons, strict=True)
                 ]
-            yield Problem(f"space.layers.{name}", "; ".join(reasons))
+            yield Problem(f"space.layers.{KEY_NAMES.get(name, name)}", "; ".join(reasons))
 
 
 def _no_layer_takes(name: str, value: Any, offers: Sequence[LayerCapabilities]) -> str:

@@ -16,6 +16,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from autotune.config.old_names import with_new_names
 from autotune.data.quality.checks import dataset_warnings
 from autotune.format_versions import ATTRIBUTE as _FORMAT
 from autotune.format_versions import STUDY, check_format, reading
@@ -229,9 +230,14 @@ def describe_warm_start(study: Study) -> list[str]:
     return taken + [f"{title} is dropped: {reason}" for title, reason in known["dropped"]]
 
 
+def definition(study_attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the study file that a study was made from, with the key names of this version."""
+    return with_new_names(study_attrs.get(DEFINITION) or {})[0]
+
+
 def image_warnings(study_attrs: Mapping[str, Any]) -> list[str]:
     """Say what should be known of the images of a study, in sentences."""
-    training = study_attrs.get(DEFINITION, {}).get("training", {})
+    training = definition(study_attrs).get("training", {})
     return dataset_warnings(study_attrs.get(SURVEY, {}), training)
 
 

@@ -42,8 +42,9 @@ _FEWEST = 4
 def choose_precision(ctx: WorkerContext, material: BackboneResources) -> Autocast:
     """Return the precision in which a backbone trains on the device of a worker.
 
-    With ``training.precision: auto`` a GPU takes half precision: bf16 where it has it in hardware, else
-    fp16. On a CPU the first worker compares the precisions, once for all studies of the machine.
+    With ``training.precision: auto`` a GPU takes half precision: bf16 where it has it in hardware,
+    else fp16. On a CPU the first worker compares the precisions, once for all studies of the
+    machine.
     The study remembers the outcome, so that all trials of a backbone on such devices, and their
     reruns, compute alike. What stays in float32 on a GPU is computed in TF32 from here on.
 

@@ -78,7 +78,9 @@ class Refit:
         return with_oom_backoff(in_parts, self.training.part, self.training.device)
 
 
-def refit_views(task: StudyData, config: StudyConfig, settings: RefitConfig, memory_bytes: int) -> Views:
+def refit_views(
+    task: StudyData, config: StudyConfig, settings: RefitConfig, memory_bytes: int
+) -> Views:
     """Return training and validation images as a final fit sees them.
 
     Args:
@@ -148,7 +150,9 @@ def refit(
     return Refit(training, summary)
 
 
-def ema_decay(config: StudyConfig, settings: RefitConfig, plan: TrialPlan, images: int) -> float | None:
+def ema_decay(
+    config: StudyConfig, settings: RefitConfig, plan: TrialPlan, images: int
+) -> float | None:
     """Return the decay of the average of the weights, or ``None`` for none.
 
     By itself it is that of the study, or as long as suits the steps: too long an average would

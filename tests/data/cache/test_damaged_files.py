@@ -212,7 +212,7 @@ def test_what_is_read_of_damaged_images_is_the_same_every_time(
 
 def test_a_study_over_such_a_folder_ends(tmp_path: Path) -> None:
     kinds = make_zoo(tmp_path / "zoo", seed=1, each=3)
-    data = {"data__unreadable_limit": 0.9, "data__train_per_class": None, "data__test": 0.1}
+    data = {"data__max_unreadable_share": 0.9, "data__train_per_class": None, "data__test": 0.1}
     study = open_small(tmp_path, dataset=str(tmp_path / "zoo"), search__trials=2, **data)
     job = Job(study.name, study.url, None, "host/1/0", 0, workers=1, threads=1, log="here")
     run_worker(job, threading.Event(), lambda event: None)

@@ -134,7 +134,7 @@ def test_the_page_says_what_ended_the_study() -> None:
 
 
 def test_the_page_warns_of_optimism(page: Parsed) -> None:
-    assert "autotune fit measures the test part" in page.text
+    assert "autotune refit measures the test part" in page.text
     assert "On 360 validation images, one standard error of 91.7 % is 1.5 points." in page.text
 
 

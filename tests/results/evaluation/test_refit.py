@@ -26,9 +26,9 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
     made = open_small(
         tmp_path_factory.mktemp("fit"),
         search__trials=2,
-        training__views=2,
-        fit__ema=0.5,
-        fit__views="online",
+        training__num_views=2,
+        refit__ema=0.5,
+        refit__views="online",
     )
     run(made)
     return made

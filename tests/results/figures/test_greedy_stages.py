@@ -16,7 +16,10 @@ from autotune.search.space import Space
 from autotune.study.state import attrs
 from tests.support.studies import make_study
 
-SPACE = {"depth": {"low": 0, "high": 3}, "training": {"weight_decay": {"low": 0, "high": 0.3}}}
+SPACE = {
+    "trainable_layers": {"low": 0, "high": 3},
+    "training": {"weight_decay": {"low": 0, "high": 0.3}},
+}
 
 
 def greedy_study(**greedy: Any) -> Study:

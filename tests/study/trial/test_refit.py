@@ -26,7 +26,7 @@ PLAN = TrialPlan("test_resnet.letters", 2, (LayerPlan(),) * 2, policy=TrainingPo
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> WorkerContext:
-    return build_context(open_small(tmp_path_factory.mktemp("refit"), training__views=2))
+    return build_context(open_small(tmp_path_factory.mktemp("refit"), training__num_views=2))
 
 
 def config(folder: Path, **overrides: Any) -> StudyConfig:
@@ -68,7 +68,7 @@ def test_views(
     views: str, of_study: int | str, expected: int, ctx: WorkerContext, tmp_path: Path
 ) -> None:
     task = ctx.resources.of(PLAN.backbone).task
-    study = config(tmp_path, training__views=of_study)
+    study = config(tmp_path, training__num_views=of_study)
     found = refit_views(task, study, RefitConfig(views=views), 1 << 30)
     assert found.views == expected
     assert bool(found.cache_bytes) == (expected < 20)
