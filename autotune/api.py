@@ -242,7 +242,7 @@ class Study:
         if opened is None:
             return None
         trials = opened.study.get_trials(deepcopy=False)
-        return self._summary(ranking.best_of(trials, attrs.metric_direction(opened.study)))
+        return self._summary(ranking.best_trial(trials, attrs.metric_direction(opened.study)))
 
     @property
     def baseline(self) -> TrialSummary | None:
@@ -525,7 +525,7 @@ class Study:
 
         study = opened.study
         trials = study.get_trials(deepcopy=False)
-        best = ranking.best_of(trials, attrs.metric_direction(study))
+        best = ranking.best_trial(trials, attrs.metric_direction(study))
         progress = attrs.count_progress(trials, attrs.trial_budget(study))
         rows = [
             (name, f"{number} ({made_of})")

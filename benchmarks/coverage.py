@@ -6,7 +6,7 @@
 For the smallest classification model of every timm model module, with random weights: every depth
 is built and its locking checked, the head is tried, and every kind of change is applied to all of
 the last 8 layers that offer it, one kind at a time, followed by a forward pass, a backward pass
-and one optimiser step. Changes that promise to leave the function as it is are held to it. Plans
+and one optimizer step. Changes that promise to leave the function as it is are held to it. Plans
 go through JSON. Each family runs in a process of its own.
 """
 
@@ -148,7 +148,7 @@ def _plan(name: str, offers: Any, field: str, value: Any) -> Any:
 
 
 def _step(network: Any, images: Any) -> None:
-    """Do one optimiser step and check that it went well and touched the trainable part alone."""
+    """Do one optimizer step and check that it went well and touched the trainable part alone."""
     import torch
     from torch.nn import functional
 

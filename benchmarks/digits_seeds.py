@@ -51,7 +51,7 @@ def run_seed(seed: int, trials: int, folder: Path) -> Row:
     seconds = time.perf_counter() - start
     study = result.handle.study
     found = study.get_trials(deepcopy=False)
-    baseline, best = attrs.find_baseline(found), ranking.best_of(found, study.direction)
+    baseline, best = attrs.find_baseline(found), ranking.best_trial(found, study.direction)
     assert baseline is not None and best is not None
     assert baseline.value is not None and best.value is not None
     return Row(

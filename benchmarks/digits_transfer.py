@@ -30,7 +30,7 @@ from autotune.models.layers import list_layers
 from autotune.models.network import build_network
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.runtime import available_cpus
-from autotune.training.trainer import Normalise, Training
+from autotune.training.trainer import Normalizer, Trainer
 
 SEEDS = (0, 1, 2)
 HEAD_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -48,13 +48,13 @@ def accuracy(
     plan = TrialPlan(
         config.backbone, trainable, (LayerPlan(),) * trainable, policy=TrainingPolicy(lr=lr)
     )
-    training = Training(
+    training = Trainer(
         build_network(backbone, plan, len(task.classes), seed),
         plan.policy,
         config.training,
         task.train_views(config.training.augment, config.training.view_count, seed),
         task.validation_views(),
-        Normalise.of(backbone.data_config, torch.device("cpu")),
+        Normalizer.from_config(backbone.data_config, torch.device("cpu")),
         seed,
     )
     *_, last = training.run()

@@ -35,9 +35,9 @@ from autotune.models.backbone import Backbone, build_backbone, data_config, hash
 from autotune.models.network import build_network
 from autotune.models.prefix.split import PrefixSplit, split_network
 from autotune.plan import LayerPlan, TrialPlan
-from autotune.training.features import FeatureCache, Features, kept_bytes
-from autotune.training.optim.norm_recalibration import sample
-from autotune.training.trainer import Normalise, Training
+from autotune.training.features import FeatureCache, Features, bytes_per_image
+from autotune.training.optim.norm_recalibration import sample_batches
+from autotune.training.trainer import Normalizer, Trainer
 
 NAME = "resnet18"
 SIZE = 64
@@ -85,24 +85,24 @@ class Bench:
         self.decoding_s = time.perf_counter() - begun
         self.config = TrainingConfig(epochs=2, batch_size=64, num_views=views)
         self.train = self.task.train_views(self.config.augment, views, 0, memory_bytes=0)
-        self.normalise = Normalise.of(self.backbone.data_config, CPU)
+        self.normalize = Normalizer.from_config(self.backbone.data_config, CPU)
         self.cache = cache
 
     def prepare(
         self, depth: int, root: PrefixSplit | None
-    ) -> tuple[Training, PrefixSplit, Features]:
+    ) -> tuple[Trainer, PrefixSplit, Features]:
         """Make a training of a depth on features."""
         plan = TrialPlan(NAME, depth, (LayerPlan(),) * depth)
         network = build_network(self.backbone, plan, CLASSES, 0)
         network.to(memory_format=torch.channels_last)
-        training = Training(network, plan.policy, self.config, self.train, None, self.normalise, 0)
-        found = split_network(network, next(sample(self.train, 2, self.normalise, 0)))
-        way = training.autocast
+        training = Trainer(network, plan.policy, self.config, self.train, None, self.normalize, 0)
+        found = split_network(network, next(sample_batches(self.train, 2, self.normalize, 0)))
+        way = training.amp
         cache = FeatureCache(
-            ArrayCache(self.cache), self.backbone.weights_hash, self.normalise, way, root
+            ArrayCache(self.cache), self.backbone.weights_hash, self.normalize, way, root
         )
         features = Features(cache, found, self.train)
-        training.use(found, features, features)
+        training.use_features(found, features, features)
         return training, found, features
 
 
@@ -113,7 +113,7 @@ def compute(features: Features, epoch: int) -> float:
     return time.perf_counter() - begun
 
 
-def epoch_s(training: Training) -> float:
+def epoch_s(training: Trainer) -> float:
     """Return the seconds of an epoch of training, the second one."""
     training._train_epoch()
     begun = time.perf_counter()
@@ -139,8 +139,8 @@ def by_images(counts: Sequence[int], home: Path) -> list[str]:
             f"| {count:,} | {bench.decoding_s:.2f} | {1e6 * bench.decoding_s / total:.0f} "
             f"| {root_s:.2f} | {1e6 * root_s / shown:.0f} | {last_s:.2f} "
             f"| {1e6 * last_s / shown:.0f} | {trained_s:.3f} | {1e6 * trained_s / shown:.0f} "
-            f"| {decoded / 1e6:.0f} | {kept_bytes(root) * shown / 1e6:.0f} "
-            f"| {kept_bytes(last) * shown / 1e6:.1f} |"
+            f"| {decoded / 1e6:.0f} | {bytes_per_image(root) * shown / 1e6:.0f} "
+            f"| {bytes_per_image(last) * shown / 1e6:.1f} |"
         )
         print(rows[-1], flush=True)
     return rows
@@ -154,7 +154,7 @@ def by_views(count: int, home: Path) -> list[str]:
         bench = Bench(home / f"images-{count}", cache, views)
         _, root, features = bench.prepare(ROOT, None)
         seconds = sum(compute(features, epoch) for epoch in range(views))
-        size = kept_bytes(root) * len(bench.train) * views
+        size = bytes_per_image(root) * len(bench.train) * views
         rows.append(f"| {views} | {seconds:.2f} | {seconds / views:.2f} | {size / 1e6:.0f} |")
         print(rows[-1], flush=True)
     return rows
@@ -171,7 +171,7 @@ def by_depth(count: int, home: Path) -> list[str]:
         training, found, features = bench.prepare(depth, root)
         onward = compute(features, 0)
         rows.append(
-            f"| {depth} | {found.shapes[0]} | {kept_bytes(found) / 1e3:.1f} | {alone:.2f} "
+            f"| {depth} | {found.shapes[0]} | {bytes_per_image(found) / 1e3:.1f} | {alone:.2f} "
             f"| {onward:.2f} | {epoch_s(training):.2f} |"
         )
         print(rows[-1], flush=True)

@@ -36,9 +36,9 @@ from autotune.study.setup.opening import open_or_create
 from autotune.study.trial.build import build_trainer
 from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.refit import refit_views
-from autotune.training.metrics import Metrics, measure
+from autotune.training.metrics import Metrics, compute_metrics
 from autotune.training.optim.ema import WeightAverage
-from autotune.training.trainer import Training
+from autotune.training.trainer import Trainer
 
 #: How many steps an average is long, as a share of all.
 SHARES = (0.025, 0.05, 0.1, 0.2)
@@ -72,8 +72,8 @@ def train(
     return scores, seconds
 
 
-def _score(training: Training, test: Views) -> Metrics:
-    return measure(*training.predict(test))
+def _score(training: Trainer, test: Views) -> Metrics:
+    return compute_metrics(*training.predict(test))
 
 
 def run_seed(study: str, seed: int, overrides: list[str], folder: Path) -> dict[tuple, Metrics]:

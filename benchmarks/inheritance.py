@@ -36,8 +36,8 @@ from autotune.models.network import build_network
 from autotune.models.surgery.probing import cached_capabilities
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.study.setup.definition import define
-from autotune.training.optim.norm_recalibration import sample
-from autotune.training.trainer import Normalise, Training
+from autotune.training.optim.norm_recalibration import sample_batches
+from autotune.training.trainer import Normalizer, Trainer
 
 AFTER = (0, 1, 3, 10)
 CHANGES: tuple[tuple[str, Any], ...] = (
@@ -71,21 +71,21 @@ class Setting:
 
     def training(
         self, plan: TrialPlan, seed: int, epochs: int, head: dict[str, torch.Tensor] | None = None
-    ) -> Training:
+    ) -> Trainer:
         """Make the training of a plan, with a head that is already trained."""
         train, validation = self.views(seed)
-        normalise = Normalise.of(self.backbone.data_config, torch.device("cpu"))
+        normalize = Normalizer.from_config(self.backbone.data_config, torch.device("cpu"))
         network = build_network(
             self.backbone,
             plan,
             len(self.task.classes),
             seed,
-            lambda: next(sample(train, 64, normalise, seed)),
+            lambda: next(sample_batches(train, 64, normalize, seed)),
         )
         if head is not None:
             network.head.load_state_dict(head)
         config = self.config.training.model_copy(update={"epochs": epochs})
-        return Training(network, plan.policy, config, train, validation, normalise, seed)
+        return Trainer(network, plan.policy, config, train, validation, normalize, seed)
 
 
 def settings(options: argparse.Namespace, folder: Path) -> Iterator[Setting]:
@@ -160,7 +160,7 @@ def run(setting: Setting, depth: int, seed: int) -> Iterator[tuple[str, str, dic
                 yield f"{field} {value}", inherit, course(training)
 
 
-def course(training: Training) -> dict[int, float]:
+def course(training: Trainer) -> dict[int, float]:
     """Train to the end; return the validation accuracy after the epochs of interest."""
     training.measure_norms()
     found = {0: training.validate().accuracy}

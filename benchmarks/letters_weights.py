@@ -91,7 +91,7 @@ def normalisation() -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def draw(glyphs: Tensor, rng: torch.Generator) -> Tensor:
-    """Turn rendered glyphs into normalised input: turn, shear, scale and move each, add noise.
+    """Turn rendered glyphs into normalized input: turn, shear, scale and move each, add noise.
 
     torchvision's transforms draw one set of parameters for a whole batch; one sampling grid per
     glyph gives each its own at no more cost.
@@ -101,7 +101,7 @@ def draw(glyphs: Tensor, rng: torch.Generator) -> Tensor:
         rng: Source of the distortions.
 
     Returns:
-        Images of shape (glyphs, 3, SIZE, SIZE), normalised as the backbone asks for.
+        Images of shape (glyphs, 3, SIZE, SIZE), normalized as the backbone asks for.
     """
     count = len(glyphs)
 

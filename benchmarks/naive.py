@@ -1,7 +1,7 @@
 """What a good user would write today, against autotune: time and accuracy over one list of plans.
 
 The naive side (naive_study.py) and an autotune study train the same plans on the same images: the
-same layers frozen, the same heads, optimiser, learning rates, schedule, batches and epochs, no
+same layers frozen, the same heads, optimizer, learning rates, schedule, batches and epochs, no
 pruning; two worker processes each, which share the cores. autotune runs twice: cold, with an empty
 folder of files, and warm, as a fresh study that finds the files of the first.
 
@@ -273,11 +273,9 @@ def cpu_of_children() -> float:
 
 def call_all(commands: Sequence[list[str]], folder: Path, on_gpu: bool = False) -> None:
     """Run processes side by side until all have ended, and end if one of them failed."""
-    # As in a plain shell: who has set such a variable has trainable the naive side too.
-    trainable = ("MALLOC_", "OMP_", "MKL_")
-    environment = {
-        key: value for key, value in os.environ.items() if not key.startswith(trainable)
-    }
+    # As in a plain shell: who has set such a variable has tuned the naive side too.
+    tuned = ("MALLOC_", "OMP_", "MKL_")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(tuned)}
     if not on_gpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     paths = [folder / f"output-{number}.txt" for number in range(len(commands))]

@@ -209,7 +209,7 @@ class Model(nn.Module):
         return self.head(self.backbone(images))
 
     def groups(self, plan: Plan) -> list[dict]:
-        """Return the optimiser's groups: a learning rate for each layer, no decay of vectors."""
+        """Return the optimizer's groups: a learning rate for each layer, no decay of vectors."""
         parameters = dict(self.backbone.named_parameters())
         listed = getattr(self.backbone, "no_weight_decay", set)()
         layers = [[(name, parameters[name]) for name in one] for one in self.layers[: plan.depth]]

@@ -20,7 +20,7 @@ from search_curves import DIVERGED, Params, Table, load_config
 
 from autotune.config.schema import StudyConfig
 from autotune.search.dimensions import suggest
-from autotune.search.initial_plans import known_good
+from autotune.search.initial_plans import default_plans
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
 from autotune.search.space import Space
@@ -83,8 +83,8 @@ def starting_params(config: StudyConfig, space: Space) -> list[Params]:
     baseline = space.params(space.baseline(config.baseline))
     assert baseline is not None, "outside the space"
     starts = ()
-    if config.search.default_plans:
-        starts = known_good(space, config.baseline, config.training.epochs)
+    if config.search.known_good:
+        starts = default_plans(space, config.baseline, config.training.epochs)
     return [baseline, *(one.params for one in starts)]
 
 

@@ -44,7 +44,7 @@ from autotune.plan import TrialPlan
 from autotune.runtime import available_cpus, single_threaded
 from autotune.search.space import Space
 from autotune.study.setup.definition import Definition, define
-from autotune.training.trainer import Normalise, Training
+from autotune.training.trainer import Normalizer, Trainer
 
 HERE = Path(__file__).parent
 #: The values of the searched ranges that are trained; a simulated trial takes the nearest.
@@ -110,20 +110,20 @@ class Bench:
     backbone: Backbone
     train: Views
     validation: Views
-    normalise: Normalise
+    normalize: Normalizer
 
     def network(self, plan: TrialPlan) -> Network:
         """Build the network of a plan."""
         classes = len(self.found.dataset.source.classes)
         return build_network(self.backbone, plan, classes, self.found.config.search.seed)
 
-    def training(self, plan: TrialPlan) -> Training:
+    def training(self, plan: TrialPlan) -> Trainer:
         """Prepare the training of a plan as a study would."""
         return self._training(
-            self.network(plan), plan, self.train, self.validation, self.normalise
+            self.network(plan), plan, self.train, self.validation, self.normalize
         )
 
-    def training_on_features(self, plan: TrialPlan) -> Training:
+    def training_on_features(self, plan: TrialPlan) -> Trainer:
         """Prepare the same training on what the frozen layers give."""
         network = self.network(plan)
         for name in frozen_children(plan.depth):
@@ -131,11 +131,11 @@ class Bench:
         return self._training(network, plan, *features(plan.depth), as_it_is)
 
     def _training(
-        self, network: Network, plan: TrialPlan, train: Views, validation: Views, normalise: Any
-    ) -> Training:
+        self, network: Network, plan: TrialPlan, train: Views, validation: Views, normalize: Any
+    ) -> Trainer:
         config = self.found.config
         seed = config.search.seed
-        return Training(network, plan.policy, config.training, train, validation, normalise, seed)
+        return Trainer(network, plan.policy, config.training, train, validation, normalize, seed)
 
 
 @cache
@@ -149,8 +149,8 @@ def bench() -> Bench:
         train = task.train_views(settings.augment, settings.view_count, config.search.seed)
         size = config.data.image_size
         backbone = load_backbone(config.backbones[0], config.weights, size)
-        normalise = Normalise.of(backbone.data_config, torch.device("cpu"))
-        return Bench(found, backbone, train, task.validation_views(), normalise)
+        normalize = Normalizer.from_config(backbone.data_config, torch.device("cpu"))
+        return Bench(found, backbone, train, task.validation_views(), normalize)
 
 
 def frozen_children(depth: int) -> tuple[str, ...]:
@@ -172,13 +172,13 @@ def features(depth: int) -> tuple[FeatureViews, FeatureViews]:
         views = []
         for number in range(images.views):
             batches = images.batches(order, torch.full_like(order, number), batch)
-            views.append(torch.cat([frozen(shared.normalise(chunk)) for chunk, _ in batches]))
+            views.append(torch.cat([frozen(shared.normalize(chunk)) for chunk, _ in batches]))
         return FeatureViews(images, torch.stack(views, dim=1))
 
     return compute(shared.train, batch), compute(shared.validation, 4 * batch)
 
 
-def curve(training: Training) -> tuple[list[int], list[float]]:
+def curve(training: Trainer) -> tuple[list[int], list[float]]:
     """Train to the end.
 
     Returns:

@@ -22,7 +22,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "decode": ("torchvision/datasets/folder.py:pil_loader", "autotune/data/cache/decoding.py"),
     "augment": ("torchvision/transforms/", "autotune/data/views/augmentation.py"),
     "backward": ("torch/_tensor.py:backward",),
-    "optimiser": ("torch/optim/", ":clip_grad_norm_", "training/loop.py:_update"),
+    "optimizer": ("torch/optim/", ":clip_grad_norm_", "training/loop.py:_update"),
     "forward": ("torch/nn/modules/module.py:_call_impl",),
 }
 REST = "rest"

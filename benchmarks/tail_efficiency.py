@@ -32,7 +32,7 @@ from autotune.study.engine.launcher import run_study
 from autotune.study.engine.worker import build_context
 from autotune.study.trial.build import build_trainer
 from autotune.study.trial.context import WorkerContext
-from autotune.training.trainer import Training
+from autotune.training.trainer import Trainer
 
 GOAL = 0.95
 #: A share above this is no speed but noise: reading features costs something.
@@ -74,7 +74,7 @@ class Resident:
                 yield self.batch[: len(chunk)], self.of_batch[: len(chunk)]
 
 
-def resident(training: Training) -> Resident:
+def resident(training: Trainer) -> Resident:
     """Take the shapes of a batch of a training, and fill them anew."""
     train = training.train
     order, views = torch.arange(len(train)), train.views_for_epoch(0)

@@ -17,7 +17,7 @@ from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, Tria
 from autotune.results.evaluation import confirm
 from autotune.results.model import model
 from autotune.results.values.verdict import Verdict
-from autotune.search.backbone_limits import Limits
+from autotune.search.backbone_limits import BackboneLimits
 from autotune.search.space import Space
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason
@@ -35,7 +35,7 @@ STORED: dict[str, Sequence[Any]] = {
         ),
         *(
             [one.__name__, *(field.name for field in fields(one))]
-            for one in (*PLAN, Space, Limits, Budget, StopReason, Verdict, Metrics)
+            for one in (*PLAN, Space, BackboneLimits, Budget, StopReason, Verdict, Metrics)
         ),
     ],
     format_versions.MODEL: [

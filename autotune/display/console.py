@@ -236,9 +236,9 @@ def check_folder(path: Path) -> None:
 
 def tell_own_python(shown: Console, config: StudyConfig) -> None:
     """Say that a study file runs Python of its own, and from which files."""
-    from autotune.search.plugins import references
+    from autotune.search.plugins import plugin_refs
 
-    own = references(config)
+    own = plugin_refs(config)
     if own:
         files = ", ".join(f"{one.path} ({key})" for key, one in own.items())
         shown.print(Text(f"this study file runs its own Python: {files}"))

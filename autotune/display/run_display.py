@@ -196,7 +196,7 @@ class State:
         self.left = Left.of(study, time.time())
         self.progress = attrs.count_progress(trials, self.left.budget.trials)
         baseline = attrs.find_baseline(trials)
-        best = ranking.best_of(trials, attrs.metric_direction(study))
+        best = ranking.best_trial(trials, attrs.metric_direction(study))
         self.baseline = self._values(baseline) if baseline else ""
         self.best, self.best_trial = (self._values(best), best.number) if best else ("", None)
 

@@ -101,7 +101,7 @@ class Picture:
 
     def _scores(self) -> str:
         trials = self.snapshot.trials
-        best = ranking.best_of(trials, self.objective.direction)
+        best = ranking.best_trial(trials, self.objective.direction)
         baseline = attrs.find_baseline(trials)
         shown = [
             f"{name} {format_values(trial, self.objective, self.cost)} (trial {trial.number})"

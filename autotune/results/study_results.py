@@ -79,7 +79,7 @@ class StudyResults:
     @cached_property
     def best(self) -> FrozenTrial | None:
         """The best complete trial within the limits, or ``None``."""
-        return ranking.best_of(self.trials, self.direction)
+        return ranking.best_trial(self.trials, self.direction)
 
     @cached_property
     def baseline(self) -> FrozenTrial | None:
@@ -102,7 +102,7 @@ class StudyResults:
         """The Pareto front from the best metric to the lowest cost; empty with one objective."""
         if self.cost is None:
             return ()
-        return tuple(ranking.front_of(self.trials, self.direction))
+        return tuple(ranking.pareto_front(self.trials, self.direction))
 
     @cached_property
     def closest_to_feasible(self) -> FrozenTrial | None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from autotune.models.surgery.capabilities import LayerCapabilities
 
 #: For each backbone the values of a parameter that it can take, ``None`` for all of them.
-Own = list[tuple[Any, ...] | None]
+AllowedValues = list[tuple[Any, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Limits:
+class BackboneLimits:
     """What one backbone takes of a space that it shares with others.
 
     Args:
@@ -85,14 +85,16 @@ class Limits:
         return {"layers": self.layers, "allowed": allowed}
 
     @staticmethod
-    def from_json(values: Mapping[str, Any]) -> Limits:
+    def from_json(values: Mapping[str, Any]) -> BackboneLimits:
         """Build limits from what :meth:`to_json` returned."""
         refuse_unknown(values, ("layers", "allowed"), "the limits of a backbone")
         allowed = {name: tuple(found) for name, found in values["allowed"].items()}
-        return Limits(values["layers"], allowed)
+        return BackboneLimits(values["layers"], allowed)
 
 
-def limits_of(candidates: Sequence[Candidate], own: Mapping[str, Own]) -> dict[str, Limits]:
+def limits_by_backbone(
+    candidates: Sequence[Candidate], own: Mapping[str, AllowedValues]
+) -> dict[str, BackboneLimits]:
     """Return what each backbone takes, by name.
 
     Args:
@@ -100,7 +102,7 @@ def limits_of(candidates: Sequence[Candidate], own: Mapping[str, Own]) -> dict[s
         own: What :func:`share` found, by parameter.
     """
     return {
-        candidate.name: Limits(
+        candidate.name: BackboneLimits(
             candidate.layers,
             {name: one for name, values in own.items() if (one := values[position]) is not None},
         )
@@ -108,7 +110,9 @@ def limits_of(candidates: Sequence[Candidate], own: Mapping[str, Own]) -> dict[s
     }
 
 
-def share(dimension: Any, meanings: Sequence[Callable[[Any], Any]]) -> tuple[Any, Own]:
+def shared_dimension(
+    dimension: Any, meanings: Sequence[Callable[[Any], Any]]
+) -> tuple[Any, AllowedValues]:
     """Find the values of a dimension that some backbone can take.
 
     Args:

@@ -18,13 +18,13 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.search.dimensions import inert_value
+from autotune.search.dimensions import inactive_value
 from autotune.search.space import Params, Space
 
 Key = tuple[Any, ...]
 
 
-def key_of(space: Space, params: Mapping[str, Any]) -> Key:
+def canonical_key(space: Space, params: Mapping[str, Any]) -> Key:
     """Return what tells a plan from all others: its canonical parameters, in order.
 
     Numbers to twelve digits: the third step of 0.1 is 0.3 in one place and 0.1 * 3 in another.
@@ -35,7 +35,7 @@ def key_of(space: Space, params: Mapping[str, Any]) -> Key:
     )
 
 
-def drawn(
+def seen_keys(
     space: Space, trials: Iterable[FrozenTrial], known: dict[int, Key] | None = None
 ) -> set[Key]:
     """Return the keys of all plans that trials have, had, or wait for.
@@ -55,7 +55,7 @@ def drawn(
             params = _params_of(trial)
             if not params.keys() >= space.distributions.keys():
                 continue
-            key = key_of(space, params)
+            key = canonical_key(space, params)
             if trial.state.is_finished():
                 known[trial.number] = key
         found.add(key)
@@ -93,7 +93,7 @@ def nearest_unseen(
     """
     varied = set(space.distributions if free is None else free)
     for params in _walk(space, space.canonical(start), rng, varied):
-        if key_of(space, params) not in seen:
+        if canonical_key(space, params) not in seen:
             return params
     return None
 
@@ -107,7 +107,7 @@ def _walk(
     leaves of a tree that branches only where it has one.
     """
     names = list(space.distributions)
-    inert = {name: inert_value(found) for name, found in space.distributions.items()}
+    inert = {name: inactive_value(found) for name, found in space.distributions.items()}
 
     def settled(known: Params, name: str, value: Any) -> Any:
         return space.canonical({**inert, **known, name: value})[name]

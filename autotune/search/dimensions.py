@@ -18,7 +18,7 @@ from optuna.trial import Trial
 from autotune.plan import KEEP
 
 
-def distribution(dimension: Any, integer: bool = False) -> BaseDistribution | None:
+def to_distribution(dimension: Any, integer: bool = False) -> BaseDistribution | None:
     """Turn a dimension of the study file into an Optuna distribution.
 
     Args:
@@ -74,7 +74,7 @@ def contains(found: BaseDistribution, value: Any) -> bool:
         return False
 
 
-def whole_numbers(found: BaseDistribution) -> Sequence[int]:
+def integer_values(found: BaseDistribution) -> Sequence[int]:
     """List the values of a distribution of whole numbers, in its order."""
     if isinstance(found, CategoricalDistribution):
         return [int(one) for one in found.choices if one is not None]
@@ -82,7 +82,7 @@ def whole_numbers(found: BaseDistribution) -> Sequence[int]:
     return range(found.low, found.high + 1, found.step)
 
 
-def in_words(found: BaseDistribution) -> str:
+def describe(found: BaseDistribution) -> str:
     """Write a distribution as one reads it: ``0.001 to 0.1, log``."""
     if isinstance(found, CategoricalDistribution):
         return ", ".join(map(str, found.choices))
@@ -94,7 +94,7 @@ def in_words(found: BaseDistribution) -> str:
     return text if whole or found.step is None else f"{text} in steps of {found.step}"
 
 
-def within(found: BaseDistribution, value: Any) -> Any:
+def nearest_in(found: BaseDistribution, value: Any) -> Any:
     """Return the value itself when a distribution can take it, else the nearest that it can.
 
     Near is meant by ratio on a logarithmic range and among positive choices, which are learning
@@ -123,7 +123,7 @@ def _nearest(numbers: Sequence[float], value: float, by_ratio: bool) -> float:
     return min(numbers, key=lambda one: abs(one - value))
 
 
-def inert_value(found: BaseDistribution) -> Any:
+def inactive_value(found: BaseDistribution) -> Any:
     """Return the value that a parameter without meaning takes: its first choice or upper end.
 
     Any value would do, as long as it is always the same; the upper end of a layer decay is 1.

@@ -8,7 +8,7 @@ from statistics import StatisticsError, linear_regression, mean, median
 
 Curve = Mapping[int, float]
 #: So many complete trials make a line; fewer tell no more than what they gained.
-ENOUGH = 4
+MIN_TRIALS = 4
 
 
 def last_value(curve: Curve) -> tuple[int, float] | None:
@@ -17,7 +17,7 @@ def last_value(curve: Curve) -> tuple[int, float] | None:
     return (max(finite), curve[max(finite)]) if finite else None
 
 
-class Promises:
+class FinalValuePredictor:
     """Foresees the final value of pruned trials by regression on the complete ones of a study.
 
     Of the trials that were at a step and went on, the final value is regressed on the one at that
@@ -34,7 +34,7 @@ class Promises:
         self._complete = list(complete)
         self._lines: dict[int, tuple[float, float]] = {}
 
-    def of(self, curve: Curve) -> float | None:
+    def predict(self, curve: Curve) -> float | None:
         """Return what a curve promises, ``None`` where it has no finite value.
 
         Where no complete trial has a value at its last step, that is its last value.
@@ -58,7 +58,7 @@ class Promises:
         if not pairs:
             return 1.0, 0.0
         then, finally_ = zip(*pairs, strict=True)
-        if len(pairs) < ENOUGH:
+        if len(pairs) < MIN_TRIALS:
             return 1.0, median(after - before for before, after in pairs)
         try:
             slope = min(1.0, max(0.0, linear_regression(then, finally_).slope))

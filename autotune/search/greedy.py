@@ -23,8 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config.schema import GreedyConfig
 from autotune.search import ranking
-from autotune.search.deduplication import Key, drawn, nearest_unseen
-from autotune.search.dimensions import whole_numbers
+from autotune.search.deduplication import Key, nearest_unseen, seen_keys
+from autotune.search.dimensions import integer_values
 from autotune.search.space import Params, Space
 from autotune.search.study_view import FAILED_PLAN
 
@@ -86,7 +86,7 @@ class StageResult:
 
 
 @dataclass(frozen=True)
-class Course:
+class GreedyState:
     """Where a study in greedy order stands.
 
     Args:
@@ -100,7 +100,7 @@ class Course:
     incumbent: Params
 
 
-def stages_of(space: Space) -> tuple[Stage, ...]:
+def list_stages(space: Space) -> tuple[Stage, ...]:
     """List the stages of a space, layer 1 first.
 
     Where the depth has steps, the layers between two of them are one stage.
@@ -112,7 +112,7 @@ def stages_of(space: Space) -> tuple[Stage, ...]:
         for index in sorted({int(name.split(".")[1]) for name in names if _is_layer(name)}):
             stages.append(Stage(f"{LAYER} {index}", _free(names, index, index)))
     else:
-        depths = sorted(whole_numbers(depth))
+        depths = sorted(integer_values(depth))
         for low, high in zip([0, *depths], depths, strict=False):
             if high > 0:
                 title = f"{LAYER} {high}" if high == low + 1 else f"{LAYER}s {low + 1}-{high}"
@@ -140,14 +140,14 @@ def _free(names: Sequence[str], low: int, high: int) -> tuple[str, ...]:
     return (*layers, *(name for name in others if name in names))
 
 
-def course(
+def greedy_state(
     space: Space,
     trials: Sequence[FrozenTrial],
     direction: StudyDirection,
     config: GreedyConfig,
     budget: int,
     start: Mapping[str, object],
-) -> Course:
+) -> GreedyState:
     """Work out where a study stands.
 
     Args:
@@ -158,14 +158,14 @@ def course(
         budget: Finished trials that the study is to have.
         start: Canonical parameters of the baseline, or of what is nearest to it in the space.
     """
-    seen = drawn(space, trials)
+    seen = seen_keys(space, trials)
     first = [one for one in trials if STAGE not in one.user_attrs and not _gone(one)]
-    baseline = ranking.best_of(first, direction)
+    baseline = ranking.best_trial(first, direction)
     incumbent, value = dict(start), None if baseline is None else baseline.value
     results: list[StageResult] = []
     ended_layers = False
     used = len(first)
-    stages = stages_of(space)
+    stages = list_stages(space)
     for position, stage in enumerate(stages):
         if stage.is_layer and ended_layers:
             results.append(StageResult(stage, skipped=True))
@@ -177,14 +177,14 @@ def course(
         over = result.finished >= quota or (not left and result.finished == len(result.trials))
         results.append(replace(result, over=over))
         if left and not over:
-            return Course(tuple(results), stage, incumbent)
+            return GreedyState(tuple(results), stage, incumbent)
         used += result.finished
         if result.accepted:
             assert result.best is not None
             incumbent, value = space.canonical(result.best.params), result.best.value
         elif stage.is_layer and over and config.stop == "no_gain":
             ended_layers = True
-    return Course(tuple(results), None, incumbent)
+    return GreedyState(tuple(results), None, incumbent)
 
 
 def _result(
@@ -196,7 +196,7 @@ def _result(
     margin: float,
 ) -> StageResult:
     mine = [one for one in trials if one.user_attrs.get(STAGE) == stage.name and not _gone(one)]
-    best = ranking.best_of(mine, direction)
+    best = ranking.best_trial(mine, direction)
     sign = -1.0 if direction == StudyDirection.MINIMIZE else 1.0
     accepted = best is not None and (
         before is None or sign * ((best.value or 0.0) - before) > margin

@@ -18,8 +18,14 @@ from optuna.distributions import (
 
 from autotune.config.schema import BaselineConfig
 from autotune.plan import KEEP, TrialPlan
-from autotune.search.dimensions import contains, in_words, inert_value, whole_numbers, within
-from autotune.search.space import Params, Space, has_meaning, values_of
+from autotune.search.dimensions import (
+    contains,
+    describe,
+    inactive_value,
+    integer_values,
+    nearest_in,
+)
+from autotune.search.space import Params, Space, is_active, plan_values
 
 #: Peak learning rates with which a whole pretrained network is fine-tuned, for batches of about
 #: 64. AdamW: 1e-3 for batches of 256, scaled linearly (He et al. 2022, Masked Autoencoders, table
@@ -40,7 +46,7 @@ HEAD_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialPlan:
     """A plan to try before the search chooses its own.
 
     Args:
@@ -55,7 +61,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Dropped:
+class SkippedPlan:
     """A plan of another study that is not tried, and why.
 
     Args:
@@ -67,9 +73,9 @@ class Dropped:
     reason: str
 
 
-def known_good(
+def default_plans(
     space: Space, config: BaselineConfig | None = None, epochs: int = 1
-) -> tuple[Start, ...]:
+) -> tuple[InitialPlan, ...]:
     """Return the plans that often work: a few layers, all layers with small rates, the head first.
 
     Each value is the intended one where the space has it, and the nearest that it has otherwise.
@@ -106,19 +112,19 @@ def known_good(
             },
         ),
     ]
-    found: list[Start] = []
+    found: list[InitialPlan] = []
     for title, values in wanted:
         start = _nearest_start(space, baseline, values)
         if "head_epochs" in values and not start.plan.policy.head_epochs:
             continue
         title = title or _trainable_in_words(start.plan)
         found.append(replace(start, title=f"known good: {title}"))
-    return tuple(without_repeats(found, [baseline])[0])
+    return tuple(drop_duplicates(found, [baseline])[0])
 
 
-def without_repeats(
-    starts: Iterable[Start], before: Sequence[TrialPlan]
-) -> tuple[list[Start], list[Dropped]]:
+def drop_duplicates(
+    starts: Iterable[InitialPlan], before: Sequence[TrialPlan]
+) -> tuple[list[InitialPlan], list[SkippedPlan]]:
     """Tell the plans that are new from those that are there already.
 
     Args:
@@ -126,18 +132,18 @@ def without_repeats(
         before: Plans that are queued before them.
     """
     seen = list(before)
-    kept: list[Start] = []
-    dropped: list[Dropped] = []
+    kept: list[InitialPlan] = []
+    dropped: list[SkippedPlan] = []
     for start in starts:
         if start.plan in seen:
-            dropped.append(Dropped(start.title, "the same plan is queued already"))
+            dropped.append(SkippedPlan(start.title, "the same plan is queued already"))
         else:
             kept.append(start)
             seen.append(start.plan)
     return kept, dropped
 
 
-def fit_into(space: Space, title: str, plan: TrialPlan) -> Start | Dropped:
+def adapt_plan(space: Space, title: str, plan: TrialPlan) -> InitialPlan | SkippedPlan:
     """Bring a plan of another study into a space, or say why it does not fit.
 
     Args:
@@ -145,24 +151,24 @@ def fit_into(space: Space, title: str, plan: TrialPlan) -> Start | Dropped:
         title: Where the plan comes from, in words.
         plan: The plan.
     """
-    reason = misfit(space, plan)
+    reason = misfit_reason(space, plan)
     params = space.params(plan)
     if params is None or reason:
-        return Dropped(title, reason or "means something else in the space of this study")
-    return Start(title, params, plan)
+        return SkippedPlan(title, reason or "means something else in the space of this study")
+    return InitialPlan(title, params, plan)
 
 
-def misfit(space: Space, plan: TrialPlan) -> str:
+def misfit_reason(space: Space, plan: TrialPlan) -> str:
     """Say which parameter of a plan a space does not have, in an empty string if it has all."""
     if plan.backbone not in space.backbones:
         return f"backbone is {plan.backbone}, and this study has {', '.join(space.backbones)}"
-    values = values_of(plan)
+    values = plan_values(plan)
     for name, value in values.items():
-        if not has_meaning(name, values):
+        if not is_active(name, values):
             continue
         if name in space.distributions:
             if not contains(space.distributions[name], value):
-                allowed = in_words(space.distributions[name])
+                allowed = describe(space.distributions[name])
                 return f"{name} is {_shown(value)}, and this study has {allowed}"
         elif name in space.fixed:
             if space.fixed[name] != value:
@@ -180,7 +186,7 @@ def _shown(value: Any) -> str:
 def _trainable_depths(space: Space) -> list[int]:
     """List the depths of a space that tune a layer, the smallest first."""
     found = space.distributions.get("depth")
-    depths = [space.fixed["depth"]] if found is None else whole_numbers(found)
+    depths = [space.fixed["depth"]] if found is None else integer_values(found)
     return sorted(int(depth) for depth in depths if depth)
 
 
@@ -191,15 +197,15 @@ def _fine_tuning_lr(space: Space, baseline: TrialPlan, config: BaselineConfig) -
     if name in space.fixed:
         optimizer = space.fixed[name]
     else:
-        optimizer = within(space.distributions[name], optimizer)
+        optimizer = nearest_in(space.distributions[name], optimizer)
     if config.lr is not None and optimizer == baseline.policy.optimizer:
         return config.lr / HEAD_FACTOR
     return FINE_TUNING_LR[optimizer]
 
 
-def _nearest_start(space: Space, baseline: TrialPlan, values: dict[str, Any]) -> Start:
+def _nearest_start(space: Space, baseline: TrialPlan, values: dict[str, Any]) -> InitialPlan:
     """Return the point of a space nearest to the baseline with some values changed."""
-    wanted = values_of(baseline) | {
+    wanted = plan_values(baseline) | {
         name if name == "depth" else f"training.{name}": value for name, value in values.items()
     }
     params = {}
@@ -207,18 +213,20 @@ def _nearest_start(space: Space, baseline: TrialPlan, values: dict[str, Any]) ->
         if name.startswith("layer."):
             params[name] = _nearest_to_keep(found)
         else:
-            params[name] = within(found, wanted[name]) if name in wanted else inert_value(found)
+            params[name] = (
+                nearest_in(found, wanted[name]) if name in wanted else inactive_value(found)
+            )
     plan = space.plan(params)
     canonical = space.params(plan)
     assert canonical is not None
-    return Start("", canonical, plan)
+    return InitialPlan("", canonical, plan)
 
 
 def _nearest_to_keep(found: BaseDistribution) -> Any:
     """Return ``keep`` where a layer has the choice; a range is one of dropout: its lower end."""
     if isinstance(found, IntDistribution | FloatDistribution):
         return found.low
-    return within(found, KEEP)
+    return nearest_in(found, KEEP)
 
 
 def _trainable_in_words(plan: TrialPlan) -> str:

@@ -44,15 +44,15 @@ from autotune.config.schema import (
 )
 from autotune.errors import UserError, did_you_mean, join_sentences
 from autotune.plan import KEEP
-from autotune.search.dimensions import contains, in_words
-from autotune.search.space import KEY_NAMES, Space
+from autotune.search.dimensions import contains, describe
+from autotune.search.space import Space
 
 if TYPE_CHECKING:
     from autotune.models.surgery.capabilities import LayerCapabilities
 
 
 @dataclass(frozen=True)
-class Reference:
+class PluginRef:
     """What ``my_file.py:name`` names.
 
     Args:
@@ -64,10 +64,10 @@ class Reference:
     name: str
 
     @staticmethod
-    def of(text: str) -> Reference:
+    def from_text(text: str) -> PluginRef:
         """Read ``my_file.py:name``."""
         path, _, name = text.rpartition(":")
-        return Reference(Path(path), name)
+        return PluginRef(Path(path), name)
 
     def __str__(self) -> str:
         return f"{self.path.name}:{self.name}"
@@ -200,14 +200,14 @@ class _Source(importlib.abc.SourceLoader):
         return self._source
 
 
-def references(config: StudyConfig) -> dict[str, Reference]:
+def plugin_refs(config: StudyConfig) -> dict[str, PluginRef]:
     """Return what a study file names of one's own, by key."""
     values = config.model_dump()
     named = {key: get_dotted(values, key) for key in PLUGIN_KEYS}
-    return {key: Reference.of(text) for key, text in named.items() if is_plugin_ref(text)}
+    return {key: PluginRef.from_text(text) for key, text in named.items() if is_plugin_ref(text)}
 
 
-def load_own_sampler(reference: str, space: Space, seed: int) -> BaseSampler:
+def load_sampler_plugin(reference: str, space: Space, seed: int) -> BaseSampler:
     """Make a sampler of one's own: ``MySampler(space=space, seed=seed)``.
 
     Args:
@@ -222,7 +222,7 @@ def load_own_sampler(reference: str, space: Space, seed: int) -> BaseSampler:
     Raises:
         UserError: When the file or the class fails, or it makes no sampler.
     """
-    own = Reference.of(reference)
+    own = PluginRef.from_text(reference)
     sampler = own.call(space=space, seed=seed)
     if not isinstance(sampler, BaseSampler):
         raise UserError(_not_a(own, "optuna.samplers.BaseSampler", sampler))
@@ -245,7 +245,7 @@ def load_own_sampler(reference: str, space: Space, seed: int) -> BaseSampler:
     return sampler
 
 
-def _check_proposed(own: Reference, space: Space, name: str, value: Any) -> None:
+def _check_proposed(own: PluginRef, space: Space, name: str, value: Any) -> None:
     found = space.distributions.get(name)
     if found is None:
         raise UserError(
@@ -255,10 +255,10 @@ def _check_proposed(own: Reference, space: Space, name: str, value: Any) -> None
             )
         )
     if not contains(found, value):
-        raise UserError(f"{own} proposes {name} = {value!r}, but it must be of {in_words(found)}")
+        raise UserError(f"{own} proposes {name} = {value!r}, but it must be of {describe(found)}")
 
 
-def load_own_pruner(reference: str, epochs: int, workers: int) -> BasePruner:
+def load_pruner_plugin(reference: str, epochs: int, workers: int) -> BasePruner:
     """Make a pruner of one's own: ``MyPruner(epochs=epochs, workers=workers)``.
 
     Args:
@@ -269,7 +269,7 @@ def load_own_pruner(reference: str, epochs: int, workers: int) -> BasePruner:
     Raises:
         UserError: When the file or the class fails, or it makes no pruner.
     """
-    own = Reference.of(reference)
+    own = PluginRef.from_text(reference)
     pruner = own.call(epochs=epochs, workers=workers)
     if not isinstance(pruner, BasePruner):
         raise UserError(_not_a(own, "optuna.pruners.BasePruner", pruner))
@@ -277,7 +277,7 @@ def load_own_pruner(reference: str, epochs: int, workers: int) -> BasePruner:
     return pruner
 
 
-def own_space(reference: str, space: Space, offers: Sequence[LayerCapabilities]) -> Space:
+def load_space_plugin(reference: str, space: Space, offers: Sequence[LayerCapabilities]) -> Space:
     """Have a function of one's own change a space: ``function(space)`` returns another one.
 
     It may replace distributions and fix or free parameters; the parameters stay the same, and
@@ -291,7 +291,7 @@ def own_space(reference: str, space: Space, offers: Sequence[LayerCapabilities])
     Raises:
         UserError: When the function fails, or with the first thing that is wrong with its space.
     """
-    own = Reference.of(reference)
+    own = PluginRef.from_text(reference)
     changed = own.load()(space)
     if not isinstance(changed, Space):
         raise UserError(_not_a(own, "autotune.search.space.Space", changed))
@@ -300,7 +300,7 @@ def own_space(reference: str, space: Space, offers: Sequence[LayerCapabilities])
     return changed
 
 
-def _not_a(own: Reference, kind: str, got: Any) -> str:
+def _not_a(own: PluginRef, kind: str, got: Any) -> str:
     return f"{own} must make an instance of {kind}, but made {type(got).__name__}"
 
 

@@ -11,10 +11,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config.fields import is_plugin_ref
 from autotune.optuna_private import StudyProxy
-from autotune.search.plugins import load_own_pruner
+from autotune.search.plugins import load_pruner_plugin
 
 #: So many other trials must have a value at an epoch before they are a measure for it.
-MEASURE = 5
+N_MIN_TRIALS = 5
 
 
 def make_pruner(name: str, epochs: int, workers: int, head_epochs: int = 0) -> BasePruner:
@@ -32,19 +32,21 @@ def make_pruner(name: str, epochs: int, workers: int, head_epochs: int = 0) -> B
         until the rate has come down far, the values of later epochs say as little of the last one
         (benchmarks/search_quality.py). ``median`` ends the worse half of the trials and
         ``percentile`` the worst quarter; both are measured by all trials, running ones included,
-        see :class:`AmongAll`. :data:`MEASURE` others must have come as far:
+        see :class:`AllTrialsPruner`. :data:`N_MIN_TRIALS` others must have come as far:
         so the first trials finish, and with many workers those that are ahead.
 
     Raises:
         KeyError: When there is no such pruner; the study file has been checked before.
     """
     if is_plugin_ref(name):
-        return load_own_pruner(name, epochs, workers)
+        return load_pruner_plugin(name, epochs, workers)
     warmup = head_epochs + max(1, (epochs - head_epochs) // 10)
     if name == "median":
-        return AmongAll(MedianPruner(0, warmup, n_min_trials=MEASURE), epochs)
+        return AllTrialsPruner(MedianPruner(0, warmup, n_min_trials=N_MIN_TRIALS), epochs)
     if name == "percentile":
-        return AmongAll(PercentilePruner(75.0, 0, warmup, n_min_trials=MEASURE), epochs)
+        return AllTrialsPruner(
+            PercentilePruner(75.0, 0, warmup, n_min_trials=N_MIN_TRIALS), epochs
+        )
     if name == "hyperband":
         return HyperbandPruner(min_resource=warmup, max_resource=epochs, reduction_factor=3)
     if name == "none":
@@ -52,7 +54,7 @@ def make_pruner(name: str, epochs: int, workers: int, head_epochs: int = 0) -> B
     raise KeyError(name)
 
 
-class AmongAll(BasePruner):
+class AllTrialsPruner(BasePruner):
     """Let a pruner compare a trial with every other that has a value at its epoch.
 
     A pruned trial counts as one that would have stayed where it was: at later epochs it is among

@@ -13,7 +13,7 @@ def is_infeasible(trial: FrozenTrial) -> bool:
     return any(value > 0.0 for value in trial.constraints.values())
 
 
-def best_of(trials: Iterable[FrozenTrial], direction: StudyDirection) -> FrozenTrial | None:
+def best_trial(trials: Iterable[FrozenTrial], direction: StudyDirection) -> FrozenTrial | None:
     """Return the best completed trial within the limits, or ``None``.
 
     Of two objectives that is the one with the best metric. Among equals it is the one that costs
@@ -23,10 +23,10 @@ def best_of(trials: Iterable[FrozenTrial], direction: StudyDirection) -> FrozenT
         trials: The trials.
         direction: Direction of the metric.
     """
-    return next(iter(best_first(trials, direction)), None)
+    return next(iter(rank_trials(trials, direction)), None)
 
 
-def front_of(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
+def pareto_front(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
     """Return the Pareto front: no other trial has a better metric and costs no more.
 
     Args:
@@ -37,13 +37,13 @@ def front_of(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[F
         The trials from the best metric to the lowest cost.
     """
     front: list[FrozenTrial] = []
-    for one in best_first(trials, direction):
+    for one in rank_trials(trials, direction):
         if not front or one.values[1] < front[-1].values[1]:
             front.append(one)
     return front
 
 
-def is_beaten(
+def is_dominated(
     values: Sequence[float], trials: Iterable[FrozenTrial], direction: StudyDirection
 ) -> bool:
     """Tell whether some trial within the limits is as good as these values in all objectives."""
@@ -55,8 +55,8 @@ def is_beaten(
     )
 
 
-def best_first(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
-    """Return the completed trials within the limits, the best one first; see :func:`best_of`.
+def rank_trials(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
+    """Return the completed trials within the limits, the best one first; see :func:`best_trial`.
 
     Args:
         trials: The trials.

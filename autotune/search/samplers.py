@@ -23,16 +23,16 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from autotune import optuna_private
 from autotune.config.fields import is_plugin_ref
 from autotune.config.schema import StudyConfig
-from autotune.search.deduplication import Key, drawn, key_of, nearest_unseen
-from autotune.search.greedy import STAGE, Course, course
-from autotune.search.plugins import load_own_sampler
+from autotune.search.deduplication import Key, canonical_key, nearest_unseen, seen_keys
+from autotune.search.greedy import STAGE, GreedyState, greedy_state
+from autotune.search.plugins import load_sampler_plugin
 from autotune.search.space import Params, Space
 from autotune.search.study_view import StudyView
 
 #: Random trials before a model takes over, baseline included (Optuna's own default).
 STARTUP_TRIALS = 10
 #: The same for each stage of a greedy search (the paper's code draws 5 at random a stage).
-STARTUP_TRIALS_OF_STAGE = 5
+STARTUP_TRIALS_PER_STAGE = 5
 #: How often a sampler is asked for a plan that has not been drawn before.
 ATTEMPTS = 3
 
@@ -122,7 +122,7 @@ class CanonicalSampler(BaseSampler):
         *,
         seed: int = 0,
         impute: bool = False,
-        where: Callable[[Study, Sequence[FrozenTrial]], Course] | None = None,
+        where: Callable[[Study, Sequence[FrozenTrial]], GreedyState] | None = None,
         writes: bool = False,
         sees_running: bool = False,
         ahead: bool = True,
@@ -151,7 +151,7 @@ class CanonicalSampler(BaseSampler):
         focus = self._focus(study, trials)
         if focus is None:
             return "the greedy search has gone through all of its stages"
-        seen = drawn(self._space, trials, self._keys)
+        seen = seen_keys(self._space, trials, self._keys)
         if nearest_unseen(self._space, focus.start, seen, random.Random(0), focus.free) is None:
             return "every plan of the space has been tried"
         return ""
@@ -254,8 +254,8 @@ class CanonicalSampler(BaseSampler):
             return self._draw(study, trial, trials, focus) if last else None
         if self._sees_running and len(trials) > proposal.trials and not last:
             return None
-        seen = drawn(self._space, trials, self._keys)
-        if key_of(self._space, proposal.draw.params) not in seen:
+        seen = seen_keys(self._space, trials, self._keys)
+        if canonical_key(self._space, proposal.draw.params) not in seen:
             return proposal.draw
         if not last:
             return None
@@ -274,12 +274,12 @@ class CanonicalSampler(BaseSampler):
         focus: _Focus,
     ) -> Draw:
         others = [one for one in trials if one.number != trial.number]
-        seen = drawn(self._space, others, self._keys)
+        seen = seen_keys(self._space, others, self._keys)
         view = self._view(study, trials, focus)
         params: Params = {}
         for _ in range(ATTEMPTS):
             params = self._sample(view, trial, focus)
-            if key_of(self._space, params) not in seen:
+            if canonical_key(self._space, params) not in seen:
                 return Draw(params, focus.stage)
         return self._nearest_left(trial, params, seen, focus)
 
@@ -355,13 +355,13 @@ def make_sampler(
         KeyError: When there is no such sampler; the study file has been checked before.
     """
     search = config.search
-    greedy = search.strategy == "greedy"
-    startup = STARTUP_TRIALS_OF_STAGE if greedy else STARTUP_TRIALS
+    greedy = search.order == "greedy"
+    startup = STARTUP_TRIALS_PER_STAGE if greedy else STARTUP_TRIALS
     start = space.nearest(space.baseline(config.baseline))
 
-    def where(study: Study, trials: Sequence[FrozenTrial]) -> Course:
+    def where(study: Study, trials: Sequence[FrozenTrial]) -> GreedyState:
         wanted = search.trials if budget is None else budget(study)
-        return course(space, trials, study.direction, search.greedy, wanted, start)
+        return greedy_state(space, trials, study.direction, search.greedy, wanted, start)
 
     return CanonicalSampler(
         space,
@@ -379,7 +379,7 @@ def make_sampler(
 def _base(name: str, space: Space, startup: int, seed: int) -> BaseSampler:
     """Make the sampler that does the modelling."""
     if is_plugin_ref(name):
-        return load_own_sampler(name, space, seed)
+        return load_sampler_plugin(name, space, seed)
     if name == "random":
         return RandomSampler(seed=seed)
     if name == "tpe":

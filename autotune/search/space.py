@@ -39,14 +39,20 @@ from autotune.plan import (
     TrainingPolicy,
     TrialPlan,
 )
-from autotune.search.backbone_limits import Candidate, Limits, Own, limits_of, share
+from autotune.search.backbone_limits import (
+    AllowedValues,
+    BackboneLimits,
+    Candidate,
+    limits_by_backbone,
+    shared_dimension,
+)
 from autotune.search.dimensions import (
     contains,
-    distribution,
-    inert_value,
+    inactive_value,
+    integer_values,
+    nearest_in,
     only_value,
-    whole_numbers,
-    within,
+    to_distribution,
 )
 
 if TYPE_CHECKING:
@@ -66,13 +72,13 @@ _PARAMETER = re.compile(
 
 #: Fields of the policy that mean nothing without trainable layers (``momentum``: without SGD),
 #: with the value that they have then.
-INERT_POLICY = {
+INACTIVE_POLICY = {
     name: getattr(TrainingPolicy(), name)
     for name in ("layer_decay", "momentum", "head_epochs", "l2_sp")
 }
 
 
-def reach(config: SpaceConfig) -> int:
+def num_shaped_layers(config: SpaceConfig) -> int:
     """Return how many of the last layers a space may reshape: 0 where all fields are ``keep``."""
     dimensions = [getattr(config.layers, KEY_NAMES.get(name, name)) for name in LAYER_FIELDS]
     if all(values_of_dimension(one) == [KEEP] for one in dimensions):
@@ -94,7 +100,7 @@ class Space:
     backbone: str
     fixed: Mapping[str, Any]
     distributions: Mapping[str, BaseDistribution]
-    limits: Mapping[str, Limits] = field(default_factory=dict)
+    limits: Mapping[str, BackboneLimits] = field(default_factory=dict)
 
     @property
     def backbones(self) -> tuple[str, ...]:
@@ -105,7 +111,7 @@ class Space:
     def deepest(self) -> int:
         """The greatest depth of any plan of any backbone."""
         searched = self.distributions.get("depth")
-        return int(self.fixed["depth"]) if searched is None else max(whole_numbers(searched))
+        return int(self.fixed["depth"]) if searched is None else max(integer_values(searched))
 
     @staticmethod
     def from_config(
@@ -120,10 +126,12 @@ class Space:
             offers: What the last :func:`reach` layers can become; a layer without an offer keeps
                 its shape.
         """
-        return Space.of([Candidate(backbone, len(offers), offers)], config, inherit)
+        return Space.from_candidates([Candidate(backbone, len(offers), offers)], config, inherit)
 
     @staticmethod
-    def of(candidates: Sequence[Candidate], config: SpaceConfig, inherit: Dimension) -> Space:
+    def from_candidates(
+        candidates: Sequence[Candidate], config: SpaceConfig, inherit: Dimension
+    ) -> Space:
         """Build the space that a study file describes.
 
         Parameters that no trial could give a meaning (the units of a hidden layer that is never
@@ -136,21 +144,21 @@ class Space:
         """
         names = [candidate.name for candidate in candidates]
         dimensions: dict[str, tuple[Any, bool]] = {}
-        own: dict[str, Own] = {}
+        own: dict[str, AllowedValues] = {}
         if len(names) > 1:
             dimensions["backbone"] = (names, False)
-        dimensions["depth"] = (config.trainable_layers, True)
-        for index in range(1, reach(config) + 1):
+        dimensions["depth"] = (config.depth, True)
+        for index in range(1, num_shaped_layers(config) + 1):
             for name in LAYER_FIELDS:
                 meanings = [partial(one.in_layer, index, name) for one in candidates]
-                shared, values = share(getattr(config.layers, KEY_NAMES.get(name, name)), meanings)
+                shared, values = shared_dimension(getattr(config.layers, name), meanings)
                 if values_of_dimension(shared) != [KEEP]:
                     dimensions[f"layer.{index}.{name}"] = (shared, False)
                     own[f"layer.{index}.{name}"] = values
         if any(name.endswith(INHERITING) for name in dimensions):
             dimensions["inherit"] = (inherit, False)
         head = config.head
-        pool, own["head.pool"] = share(head.pool, [one.in_head for one in candidates])
+        pool, own["head.pool"] = shared_dimension(head.pool, [one.in_head for one in candidates])
         dimensions["head.pool"] = (pool, False)
         dimensions["head.hidden_layers"] = (head.hidden_layers, True)
         hidden = largest(head.hidden_layers)
@@ -169,12 +177,12 @@ class Space:
         fixed: Params = {}
         distributions: dict[str, BaseDistribution] = {}
         for name, (dimension, integer) in dimensions.items():
-            found = distribution(dimension, integer)
+            found = to_distribution(dimension, integer)
             if found is None:
                 fixed[name] = only_value(dimension)
             else:
                 distributions[name] = found
-        limits = limits_of(candidates, own) if len(names) > 1 else {}
+        limits = limits_by_backbone(candidates, own) if len(names) > 1 else {}
         return Space(names[0], fixed, distributions, limits)
 
     @property
@@ -184,7 +192,7 @@ class Space:
         found = self.distributions.get(name)
         if found is None:
             return int(self.fixed.get(name, 0))
-        return max(whole_numbers(found))
+        return max(integer_values(found))
 
     def to_json(self) -> dict[str, Any]:
         """Return the space as plain JSON values, ready for a study's user attributes."""
@@ -229,7 +237,10 @@ class Space:
             values["backbone"],
             {**values["fixed"], **unknown},
             distributions,
-            {name: Limits.from_json(one) for name, one in values.get("limits", {}).items()},
+            {
+                name: BackboneLimits.from_json(one)
+                for name, one in values.get("limits", {}).items()
+            },
         )
 
     def canonical(self, params: Mapping[str, Any]) -> Params:
@@ -243,7 +254,7 @@ class Space:
         """
         values = self._meant(params)
         result = {
-            name: self._written(name, values) if has_meaning(name, values) else inert_value(found)
+            name: self._written(name, values) if is_active(name, values) else inactive_value(found)
             for name, found in self.distributions.items()
         }
         if result.get("inherit") == "data" and not _changes(values, ("width",)):
@@ -268,8 +279,8 @@ class Space:
             return value
         limits = self.limits[values["backbone"]]
         if name == "depth" and value == limits.layers:
-            return min((one for one in whole_numbers(found) if one > value), default=value)
-        return inert_value(found) if name in limits.allowed else value
+            return min((one for one in integer_values(found) if one > value), default=value)
+        return inactive_value(found) if name in limits.allowed else value
 
     def plan(self, params: Mapping[str, Any]) -> TrialPlan:
         """Build the trial plan that parameters describe.
@@ -283,8 +294,8 @@ class Space:
             for i in range(1, values["head.hidden_layers"] + 1)
         )
         policy = {name: values[f"training.{name}"] for name in POLICY_FIELDS}
-        for name, inert in INERT_POLICY.items():
-            if not has_meaning(f"training.{name}", values):
+        for name, inert in INACTIVE_POLICY.items():
+            if not is_active(f"training.{name}", values):
                 policy[name] = inert
         layers = tuple(
             LayerPlan(**{name: values.get(f"layer.{i}.{name}", KEEP) for name in LAYER_FIELDS})
@@ -295,7 +306,7 @@ class Space:
             head = replace(
                 head, activation=values["head.activation"], batch_norm=values["head.batch_norm"]
             )
-        inherits = "inherit" in values and has_meaning("inherit", values)
+        inherits = "inherit" in values and is_active("inherit", values)
         return TrialPlan(
             backbone=values.get("backbone", self.backbone),
             depth=values["depth"],
@@ -309,9 +320,9 @@ class Space:
         """Return the canonical parameters of a plan, ``None`` when it is not in the space."""
         if plan.backbone not in self.backbones:
             return None
-        values = values_of(plan)
+        values = plan_values(plan)
         searched = {
-            name: values.get(name, inert_value(found))
+            name: values.get(name, inactive_value(found))
             for name, found in self.distributions.items()
         }
         canonical = self.canonical(searched)
@@ -321,10 +332,10 @@ class Space:
 
     def nearest(self, plan: TrialPlan) -> Params:
         """Return the canonical parameters of what is nearest to a plan in the space."""
-        values = values_of(plan)
+        values = plan_values(plan)
         return self.canonical(
             {
-                name: within(found, values.get(name, inert_value(found)))
+                name: nearest_in(found, values.get(name, inactive_value(found)))
                 for name, found in self.distributions.items()
             }
         )
@@ -350,13 +361,15 @@ class Space:
             elif key in self.fixed:
                 policy[name] = self.fixed[key]
             else:
-                policy[name] = within(self.distributions[key], default)
-        momentum = policy["momentum"] if policy["optimizer"] == "sgd" else INERT_POLICY["momentum"]
-        policy |= {**INERT_POLICY, "momentum": momentum}
+                policy[name] = nearest_in(self.distributions[key], default)
+        momentum = (
+            policy["momentum"] if policy["optimizer"] == "sgd" else INACTIVE_POLICY["momentum"]
+        )
+        policy |= {**INACTIVE_POLICY, "momentum": momentum}
         return TrialPlan(self.backbone, policy=TrainingPolicy(**policy))
 
 
-def values_of(plan: TrialPlan) -> Params:
+def plan_values(plan: TrialPlan) -> Params:
     """Return what a plan says, under the names that parameters of a space have."""
     values: Params = {
         "backbone": plan.backbone,
@@ -378,7 +391,7 @@ def values_of(plan: TrialPlan) -> Params:
     return values
 
 
-def has_meaning(name: str, values: Mapping[str, Any]) -> bool:
+def is_active(name: str, values: Mapping[str, Any]) -> bool:
     """Tell whether a parameter has an effect under the values of all others."""
     if name.startswith("layer."):
         return int(name.split(".")[1]) <= int(values["depth"])
@@ -390,7 +403,7 @@ def has_meaning(name: str, values: Mapping[str, Any]) -> bool:
         return int(name.rsplit(".", 1)[1]) <= int(values["head.hidden_layers"])
     if name == "training.momentum":
         return bool(values["training.optimizer"] == "sgd")
-    return name.removeprefix("training.") not in INERT_POLICY or bool(values["depth"])
+    return name.removeprefix("training.") not in INACTIVE_POLICY or bool(values["depth"])
 
 
 def _changes(values: Mapping[str, Any], names: Sequence[str]) -> bool:

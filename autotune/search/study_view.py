@@ -5,7 +5,7 @@ are pruned; neither it nor TPE learns from a plan that diverged. So both are sho
 are worth:
 
 - a pruned trial (to the GP) as a complete one with the value that its curve promises, see
-  :class:`autotune.search.extrapolation.Promises`;
+  :class:`autotune.search.extrapolation.FinalValuePredictor`;
 - a plan that failed (:data:`FAILED_PLAN`) as a complete one with the worst value there is;
 - a plan beyond a constraint, which was never trained (to the GP), with the median value and its
   constraints: what is wrong with it is not its value.
@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune import optuna_private
 from autotune.optuna_private import StorageProxy, StudyProxy
-from autotune.search.extrapolation import Promises
+from autotune.search.extrapolation import FinalValuePredictor
 
 #: User attribute (true) of a trial that failed because of its plan: it diverged, or does not fit
 #: its backbone.
@@ -43,7 +43,7 @@ DEVICE_MEMORY_MB = "device_memory_mb"
 #: What is taken of the memory by trials that fit where no trial tells: half of it.
 _UNKNOWN_EXCESS = -0.5
 #: Most trials that a GP is shown; the time of a suggestion grows with their third power.
-MOST_TRIALS = 120
+MAX_TRIALS = 120
 #: Id of a trial that is yet to be made, as Optuna has it.
 UPCOMING = -1
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -104,7 +104,7 @@ def _imputed(study: Study, trials: Sequence[FrozenTrial], impute: bool) -> list[
     if len(study.directions) > 1:
         left = [one for one in trials if one.state != TrialState.FAIL]
         return _with_medians(left) if impute else left
-    promises = Promises(
+    promises = FinalValuePredictor(
         (one.intermediate_values, one.value)
         for one in trials
         if one.state == TrialState.COMPLETE and one.value is not None
@@ -116,7 +116,7 @@ def _imputed(study: Study, trials: Sequence[FrozenTrial], impute: bool) -> list[
         if trial.state == TrialState.FAIL and trial.user_attrs.get(FAILED_PLAN):
             bad.append(trial)
         elif trial.state == TrialState.PRUNED and impute:
-            value = promises.of(trial.intermediate_values)
+            value = promises.predict(trial.intermediate_values)
             if value is None:
                 unmeasured.append(trial)
             else:
@@ -191,13 +191,13 @@ def _constrained(trial: FrozenTrial, constraints: Mapping[str, float]) -> Frozen
 
 
 def _thinned(trials: Sequence[FrozenTrial], study: Study) -> list[FrozenTrial]:
-    """Leave at most ``MOST_TRIALS`` ended ones: the best half of them, and the newest."""
+    """Leave at most ``MAX_TRIALS`` ended ones: the best half of them, and the newest."""
     ended = [one for one in trials if one.state in _ENDED]
-    if len(ended) <= MOST_TRIALS or len(study.directions) > 1:
+    if len(ended) <= MAX_TRIALS or len(study.directions) > 1:
         return list(trials)
     sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
     by_value = sorted(ended, key=lambda one: sign * (one.value or 0.0))
-    best = {one.number for one in by_value[: MOST_TRIALS // 2]}
-    newest = [one.number for one in ended if one.number not in best][-(MOST_TRIALS // 2) :]
+    best = {one.number for one in by_value[: MAX_TRIALS // 2]}
+    newest = [one.number for one in ended if one.number not in best][-(MAX_TRIALS // 2) :]
     kept = best | set(newest)
     return [one for one in trials if one.state not in _ENDED or one.number in kept]

@@ -1,1 +1,1 @@
-"""The training loop, its optimiser, metrics and checkpoints."""
+"""The training loop, its optimizer, metrics and checkpoints."""

@@ -22,7 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import SGD, Adagrad, AdamW, Optimizer
 
 from autotune.runtime import single_threaded
-from autotune.training.trainer import Training
+from autotune.training.trainer import Trainer
 
 #: Passes before the clock counts: caches fill, CUDA chooses its kernels.
 WARM_UP_S, WARM_UP_PASSES = 0.2, 20
@@ -35,12 +35,12 @@ ALONE_WITHIN_S = 30.0
 #: Images in the two passes whose saved activations are counted; batch norm needs two.
 FEW, MORE = 2, 4
 _MIB = 2**20
-#: Tensors of a parameter's size that an optimiser keeps beside it.
+#: Tensors of a parameter's size that an optimizer keeps beside it.
 _KEPT: dict[type[Optimizer], int] = {AdamW: 2, Adagrad: 1, SGD: 1}
 
 
 def measure_costs(
-    training: Training, wanted: Collection[str], networks: int = 1
+    training: Trainer, wanted: Collection[str], networks: int = 1
 ) -> dict[str, float]:
     """Measure what the network of a training costs.
 
@@ -67,11 +67,11 @@ def count_parameters(network: nn.Module) -> int:
     return sum(one.numel() for one in network.parameters())
 
 
-def latency_ms(training: Training) -> float:
+def latency_ms(training: Trainer) -> float:
     """Time the forward pass of one image, in milliseconds.
 
     In evaluation mode on the device that trains, under the mixed precision of the validation;
-    the image is on the device and normalised. On the CPU on one thread, whatever the worker has:
+    the image is on the device and normalized. On the CPU on one thread, whatever the worker has:
     so the number does not depend on how many workers share the machine.
 
     What else runs makes single passes late, and none early. On a GPU that workers share, one of
@@ -85,7 +85,7 @@ def latency_ms(training: Training) -> float:
 
     def timed() -> float:
         start = time.perf_counter()
-        with training.autocast():
+        with training.amp.autocast():
             network(image)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -97,10 +97,10 @@ def latency_ms(training: Training) -> float:
         network.eval()
         _repeat(timed, WARM_UP_S, WARM_UP_PASSES)
         times = _repeat(timed, TIMED_S, TIMED_PASSES)
-    return 1000.0 * (statistics.median(times) if device.type == "cpu" else quick(times))
+    return 1000.0 * (statistics.median(times) if device.type == "cpu" else fast_quantile(times))
 
 
-def quick(times: Sequence[float]) -> float:
+def fast_quantile(times: Sequence[float]) -> float:
     """Return the time that a tenth of all passes keeps within, at least one of them."""
     return sorted(times)[max(0, math.ceil(QUICK * len(times)) - 1)]
 
@@ -131,18 +131,18 @@ def _repeat(timed: Callable[[], float], seconds: float, passes: int) -> list[flo
     return times
 
 
-def memory_mb(training: Training, networks: int = 1) -> float:
+def memory_mb(training: Trainer, networks: int = 1) -> float:
     """Return what the training holds at the study's batch size, in MB of 2**20 bytes.
 
     That is the network (twice where a moving average of it is kept), the gradients and the
-    optimiser's state of its trainable part, with L2-SP what its trainable layers started from, and
+    optimizer's state of its trainable part, with L2-SP what its trainable layers started from, and
     the activations that are saved for the backward pass. Not in it: what an operation needs for a
     moment, the space of CUDA's libraries, what the allocator loses; a device has to have more.
 
     Args:
         training: The training.
         networks: How many such networks train in turns (folds). Each has a trainable part of its
-            own, with what the optimiser keeps; gradients and activations are those of one at a
+            own, with what the optimizer keeps; gradients and activations are those of one at a
             time.
     """
     weights = _bytes([*training.network.parameters(), *training.network.buffers()])
@@ -163,7 +163,7 @@ def memory_mb(training: Training, networks: int = 1) -> float:
     return total / _MIB
 
 
-def saved_bytes(training: Training, count: int) -> int:
+def saved_bytes(training: Trainer, count: int) -> int:
     """Count the bytes that a forward pass of some images saves for the backward pass.
 
     A storage that several operations save counts once, one that holds parameters or buffers not
@@ -188,18 +188,18 @@ def saved_bytes(training: Training, count: int) -> int:
         if training.mixing is not None:  # its targets are shares of all classes
             images, labels = training.mixing(images, labels)
         with saved_tensors_hooks(keep, never):
-            with training.autocast():
+            with training.amp.autocast():
                 logits = network(images)
             training.loss(logits.float(), labels)
     return sum(storage.nbytes() for storage in saved.values())
 
 
-def _images(training: Training, count: int) -> tuple[Tensor, Tensor]:
-    """Return normalised training images ``(count, C, H, W)`` and their labels."""
-    rows = torch.arange(count) % len(training.images)
-    batches = training.images.batches(rows, training.images.views_for_epoch(None), count)
+def _images(training: Trainer, count: int) -> tuple[Tensor, Tensor]:
+    """Return normalized training images ``(count, C, H, W)`` and their labels."""
+    rows = torch.arange(count) % len(training.raw_train)
+    batches = training.raw_train.batches(rows, training.raw_train.views_for_epoch(None), count)
     images, labels = next(batches)
-    return training.normalise(images), labels.to(training.device)
+    return training.normalize(images), labels.to(training.device)
 
 
 @contextmanager
@@ -218,7 +218,7 @@ def _untouched(network: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _bytes_of_steps(optimizer: Optimizer, gradients: bool = True) -> int:
-    """Count the bytes of the gradients and of what the optimiser keeps for each parameter."""
+    """Count the bytes of the gradients and of what the optimizer keeps for each parameter."""
     total = 0
     for group in optimizer.param_groups:
         kept = _KEPT[type(optimizer)] if group.get("momentum", 1.0) else 0
@@ -226,7 +226,7 @@ def _bytes_of_steps(optimizer: Optimizer, gradients: bool = True) -> int:
     return total
 
 
-def _bytes_of_starts(training: Training) -> int:
+def _bytes_of_starts(training: Trainer) -> int:
     """Count the bytes of the weights that L2-SP pulls towards, a copy of the trainable layers."""
     if not training.policy.l2_sp:
         return 0

@@ -29,11 +29,17 @@ from autotune.data.views.views import Views, split_batches
 from autotune.errors import DiskFullError
 from autotune.models.prefix.split import Prefix, PrefixSplit
 from autotune.runtime import available_cpus, single_threaded
-from autotune.training.compute.amp import Autocast, describe_compute
-from autotune.training.compute.micro_batches import Halving
-from autotune.training.inputs.batches import Inputs, in_channels_last
-from autotune.training.inputs.transfer import Layout, copy_in_chunks, read_ahead, to_stay, upload
-from autotune.training.trainer import Normalise
+from autotune.training.compute.amp import AmpPolicy, describe_compute
+from autotune.training.compute.micro_batches import MicroBatcher
+from autotune.training.inputs.batches import Inputs, to_channels_last
+from autotune.training.inputs.transfer import (
+    Layout,
+    allocate_resident,
+    copy_in_chunks,
+    prefetch,
+    upload,
+)
+from autotune.training.trainer import Normalizer
 
 logger = logging.getLogger(__name__)
 
@@ -62,19 +68,19 @@ class FeatureCache:
     """Where the features of a backbone are kept, and how they are computed.
 
     Args:
-        shelf: Where they lie.
+        array_cache: Where they lie.
         weights_hash: Fingerprint of the backbone's weights.
-        normalise: Brings images to what the backbone expects.
-        autocast: Mixed precision of the training.
+        normalize: Brings images to what the backbone expects.
+        amp: Mixed precision of the training.
         root: The cut from which all others are computed; ``None`` takes the images.
         loader_workers: Processes that prepare images which do not fit into memory.
         on_device: Whether the features of an epoch may lie in the memory of a GPU.
     """
 
-    shelf: ArrayCache
+    array_cache: ArrayCache
     weights_hash: str
-    normalise: Normalise
-    autocast: Autocast
+    normalize: Normalizer
+    amp: AmpPolicy
     root: PrefixSplit | None
     loader_workers: int = 0
     on_device: bool = True
@@ -98,7 +104,7 @@ class FeatureCache:
         home = f"features/{_digest(_FORMAT, self.weights_hash, images, *self._way())}"
         half, single = (f"{home}/{_digest(*split.keys)}{tail}" for tail in ("", "-float32"))
         for key in (half, single):
-            kept = self.shelf.get(key)
+            kept = self.array_cache.get(key)
             if kept is not None:
                 return kept
         try:
@@ -109,7 +115,7 @@ class FeatureCache:
     def _way(self) -> tuple[str, ...]:
         """Say by what features of the same network may differ."""
         root = self.root.keys if self.root is not None else ()
-        return *describe_compute(self.autocast), *root
+        return *describe_compute(self.amp), *root
 
     def _open(
         self,
@@ -120,7 +126,7 @@ class FeatureCache:
         numbers: Tensor,
         dtype: torch.dtype,
     ) -> Entry:
-        dtypes = [kept_as(one, dtype) for one in split.dtypes]
+        dtypes = [stored_dtype(one, dtype) for one in split.dtypes]
         row = sum(
             one.itemsize * prod(shape) for one, shape in zip(dtypes, split.shapes, strict=True)
         )
@@ -132,11 +138,11 @@ class FeatureCache:
             ]
             for block in self._computed(split, views, positions, numbers):
                 for array, tensor, one in zip(rows, block, dtypes, strict=True):
-                    array.append(rounded(tensor, one).cpu().numpy())
+                    array.append(to_stored_dtype(tensor, one).cpu().numpy())
             return {"weights": self.weights_hash}
 
         what = f"features of {len(positions)} images"
-        return self.shelf.get_or_create(key, make, row * len(positions), what)
+        return self.array_cache.get_or_create(key, make, row * len(positions), what)
 
     def _computed(
         self, split: PrefixSplit, views: Views, positions: Tensor, numbers: Tensor
@@ -167,11 +173,11 @@ class FeatureCache:
         """
 
         def work(block: Inputs) -> Block:
-            with self.autocast():
+            with self.amp.autocast():
                 return prefix(*map(self.prepare, block))
 
-        if self.autocast.device.type != "cpu":
-            halving = Halving("features", self.autocast.device)
+        if self.amp.device.type != "cpu":
+            halving = MicroBatcher("features", self.amp.device)
             for block in blocks:
                 yield from halving.run(work, block)
             return
@@ -197,18 +203,18 @@ class FeatureCache:
                 # Without "clip" numpy would write to a buffer first; all rows are there.
                 np.take(one, rows.numpy(), axis=0, out=target.numpy(), mode="clip")
 
-        if self.autocast.device.type == "cuda":
-            yield from read_ahead(wanted, _layouts(arrays), gather, self.autocast.device)
+        if self.amp.device.type == "cuda":
+            yield from prefetch(wanted, _layouts(arrays), gather, self.amp.device)
             return
         for rows in wanted:
             yield tuple(torch.from_numpy(one[rows.numpy()]) for one in arrays)
 
     def prepare(self, tensor: Tensor) -> Tensor:
         """Bring images or kept features to the device as the network takes them."""
-        moved = upload(tensor, self.autocast.device)
+        moved = upload(tensor, self.amp.device)
         if tensor.dtype == torch.uint8:
-            return self.normalise(moved)
-        moved = in_channels_last(moved)
+            return self.normalize(moved)
+        moved = to_channels_last(moved)
         return moved.float() if moved.is_floating_point() else moved
 
 
@@ -240,7 +246,7 @@ class Features:
         self._views = views
         self._online = online
         self._together = together
-        self._halving = Halving("features", cache.autocast.device)
+        self._halving = MicroBatcher("features", cache.amp.device)
         self._resident: dict[bytes, list[Tensor]] = {}
 
     def __len__(self) -> int:
@@ -282,7 +288,7 @@ class Features:
             return prefix(self._cache.prepare(images))
 
         for images, labels in self._views.batches(order, views, batch_size, num_workers):
-            with self._cache.autocast():
+            with self._cache.amp.autocast():
                 block = _joined(self._halving.run(work, images))
             # Outside of the context: it would last until the next batch, over a whole step.
             yield block, self._there(labels)
@@ -308,11 +314,11 @@ class Features:
         What is kept stays. Epochs show the views in turn, so that giving one up for the next
         would give up each before it comes again.
         """
-        device = self._cache.autocast.device
+        device = self._cache.amp.device
         if device.type == "cuda":
             if not self._cache.on_device:
                 return None
-            kept = to_stay(_layouts(arrays), len(arrays[0]), device)
+            kept = allocate_resident(_layouts(arrays), len(arrays[0]), device)
             for array, target in zip(arrays, kept or (), strict=kept is not None):
                 copy_in_chunks(array, target)
             return kept
@@ -332,7 +338,7 @@ class Features:
         """
         if not wanted:
             return
-        of_batch = kept_bytes(self._split) * len(wanted[0])
+        of_batch = bytes_per_image(self._split) * len(wanted[0])
         at_once = max(1, _GATHERED_BYTES // max(1, of_batch))
         groups = [wanted[start : start + at_once] for start in range(0, len(wanted), at_once)]
         sizes = [[len(one) for one in some] for some in groups]
@@ -359,7 +365,7 @@ class Features:
         return torch.split(self._there(self.labels[order]), [len(one) for one in parts])
 
     def _there(self, labels: Tensor) -> Tensor:
-        return upload(labels, self._cache.autocast.device)
+        return upload(labels, self._cache.amp.device)
 
 
 def _layouts(arrays: Sequence[np.ndarray]) -> list[Layout]:
@@ -374,20 +380,20 @@ def _joined(parts: list[Block]) -> Block:
     return tuple(torch.cat(one) for one in zip(*parts, strict=True))
 
 
-def kept_bytes(split: PrefixSplit) -> int:
+def bytes_per_image(split: PrefixSplit) -> int:
     """Return the bytes that the features of one image take."""
     return sum(
-        kept_as(dtype, torch.float16).itemsize * prod(shape)
+        stored_dtype(dtype, torch.float16).itemsize * prod(shape)
         for dtype, shape in zip(split.dtypes, split.shapes, strict=True)
     )
 
 
-def kept_as(dtype: torch.dtype, floating: torch.dtype) -> torch.dtype:
+def stored_dtype(dtype: torch.dtype, floating: torch.dtype) -> torch.dtype:
     """Return the dtype in which a crossing tensor is kept."""
     return floating if dtype.is_floating_point else dtype
 
 
-def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def to_stored_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Bring a crossing tensor to the dtype in which it is kept.
 
     Raises:

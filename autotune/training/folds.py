@@ -17,12 +17,12 @@ from autotune.config.schema import TrainingConfig
 from autotune.models.network import Network
 from autotune.models.prefix.split import PrefixSplit
 from autotune.training.checkpoint import Checkpoint
-from autotune.training.inputs.batches import Batches, Some
-from autotune.training.metrics import Metrics, deviation, mean
-from autotune.training.trainer import EpochResult, Training
+from autotune.training.inputs.batches import Batches, SubsetBatches
+from autotune.training.metrics import Metrics, mean_metrics, std_metrics
+from autotune.training.trainer import EpochResult, Trainer
 
 
-class Folds:
+class CrossValidationTrainer:
     """The trainings of a plan, one a fold, as one training.
 
     The tensors that no training changes are held once for all: the networks share those of the
@@ -37,18 +37,18 @@ class Folds:
 
     def __init__(
         self,
-        trainings: Iterable[Training],
+        trainings: Iterable[Trainer],
         train: Sequence[Tensor],
         validation: Sequence[Tensor],
     ) -> None:
-        self.folds: tuple[Training, ...] = ()
+        self.folds: tuple[Trainer, ...] = ()
         for one in trainings:
             _share_frozen((self.folds or (one,))[0].network, one)
             self.folds += (one,)
         self._train = train
         self._validation = validation
         #: Why the backbone cannot be split, where it cannot.
-        self.whole = ""
+        self.unsplit_reason = ""
 
     @property
     def network(self) -> Network:
@@ -60,7 +60,7 @@ class Folds:
         """What all trials of the study share."""
         return self.folds[0].config
 
-    def use(self, split: PrefixSplit, train: Batches, validation: Batches) -> None:
+    def use_features(self, split: PrefixSplit, train: Batches, validation: Batches) -> None:
         """Train on features in place of images, with the same values to rounding.
 
         Args:
@@ -69,12 +69,14 @@ class Folds:
             validation: Features of the same images, as they are evaluated.
         """
         for one, trained, judged in zip(self.folds, self._train, self._validation, strict=True):
-            one.use(split, Some(train, trained), Some(validation, judged))
+            one.use_features(
+                split, SubsetBatches(train, trained), SubsetBatches(validation, judged)
+            )
 
     def run(self, checkpoint: Checkpoint | None = None) -> Iterator[EpochResult]:
         """Train to the last epoch, yielding after each one of all folds.
 
-        See :meth:`Training.run`. What is interrupted between two folds of an epoch repeats the
+        See :meth:`Trainer.run`. What is interrupted between two folds of an epoch repeats the
         epoch from the first.
 
         Args:
@@ -100,19 +102,19 @@ class Folds:
         Raises:
             DivergedError: When logits are not finite.
         """
-        return mean([one.validate() for one in self.folds])
+        return mean_metrics([one.validate() for one in self.folds])
 
     @property
     def metrics(self) -> Metrics | None:
         """Mean scores over the folds, of the last validation."""
         scores = self._scores()
-        return mean(scores) if scores else None
+        return mean_metrics(scores) if scores else None
 
     @property
-    def deviation(self) -> Metrics | None:
+    def metrics_std(self) -> Metrics | None:
         """Standard deviation of the scores over the folds, of the last validation."""
         scores = self._scores()
-        return deviation(scores) if scores else None
+        return std_metrics(scores) if scores else None
 
     def _scores(self) -> list[Metrics]:
         scores = [one.metrics for one in self.folds if one.metrics is not None]
@@ -129,12 +131,12 @@ class Folds:
             0, torch.cat(list(self._validation)).to(joined.device), joined
         )
 
-    def result_state(self) -> dict[str, Tensor]:
+    def eval_state(self) -> dict[str, Tensor]:
         """Return what training has changed of all networks to judge: ``fold1.`` and so on."""
         return {
             f"fold{number}.{name}": value
             for number, one in enumerate(self.folds, start=1)
-            for name, value in one.result_state().items()
+            for name, value in one.eval_state().items()
         }
 
     def state(self) -> dict[str, Any]:
@@ -147,22 +149,22 @@ class Folds:
             one.load_state(its)
 
 
-def parts_of(training: Training | Folds) -> tuple[Training, ...]:
+def trainers_of(training: Trainer | CrossValidationTrainer) -> tuple[Trainer, ...]:
     """Return the trainings that a trial consists of: one, or one a fold."""
-    return training.folds if isinstance(training, Folds) else (training,)
+    return training.folds if isinstance(training, CrossValidationTrainer) else (training,)
 
 
-def _epochs(training: Training) -> Iterator[EpochResult]:
+def _epochs(training: Trainer) -> Iterator[EpochResult]:
     for result in training.run():
         training.optimizer.zero_grad(set_to_none=True)  # one fold's gradients at a time
         yield result
 
 
-def _share_frozen(network: Network, training: Training) -> None:
+def _share_frozen(network: Network, training: Trainer) -> None:
     """Have the networks of a training hold the frozen tensors of another one of the plan."""
     theirs = dict(network.named_parameters()) | dict(network.named_buffers())
     changing = network.trainable_state().keys()
-    for copy in {training.network, training.result}:
+    for copy in {training.network, training.eval_model}:
         for name, tensor in (*copy.named_parameters(), *copy.named_buffers()):
             if name not in changing:
                 tensor.data = theirs[name].data

@@ -45,12 +45,12 @@ class Metrics:
         return float(getattr(self, name))
 
 
-def mean(scores: Sequence[Metrics]) -> Metrics:
+def mean_metrics(scores: Sequence[Metrics]) -> Metrics:
     """Return the mean of each metric over folds."""
     return _each(statistics.fmean, scores)
 
 
-def deviation(scores: Sequence[Metrics]) -> Metrics:
+def std_metrics(scores: Sequence[Metrics]) -> Metrics:
     """Return the standard deviation of each metric over folds, estimated from two or more."""
     return _each(statistics.stdev, scores)
 
@@ -60,7 +60,7 @@ def _each(of: Callable[[Sequence[float]], float], scores: Sequence[Metrics]) -> 
     return Metrics(**{name: float(of([one.objective(name) for one in scores])) for name in names})
 
 
-def measure(logits: Tensor, labels: Tensor) -> Metrics:
+def compute_metrics(logits: Tensor, labels: Tensor) -> Metrics:
     """Compute all metrics.
 
     Args:

@@ -23,24 +23,28 @@ from autotune.models.network import Network
 from autotune.models.prefix.split import PrefixSplit
 from autotune.plan import TrainingPolicy
 from autotune.training.checkpoint import Checkpoint
-from autotune.training.compute.amp import Autocast, spare
+from autotune.training.compute.amp import AmpPolicy, keep_slow_convs_fp32
 from autotune.training.compute.cuda_graphs import (
-    LEAST_STEPS,
+    MIN_STEPS,
+    Capture,
     CapturedStep,
     CaptureError,
-    Record,
     is_usable,
-    recorder,
-    tell,
+    log_not_captured,
+    make_capture,
 )
-from autotune.training.compute.micro_batches import Halving, give_cache_back, halved
-from autotune.training.inputs.batches import Batches, Inputs, in_channels_last, in_parts
+from autotune.training.compute.micro_batches import MicroBatcher, empty_cache, run_halving
+from autotune.training.inputs.batches import Batches, Inputs, micro_batches, to_channels_last
 from autotune.training.inputs.epoch_sampler import epoch_order
 from autotune.training.inputs.mixup import make_mixing
-from autotune.training.inputs.placement import give_back, place
-from autotune.training.metrics import Metrics, measure
+from autotune.training.inputs.placement import place_on_device, release_copy
+from autotune.training.metrics import Metrics, compute_metrics
 from autotune.training.optim.ema import WeightAverage
-from autotune.training.optim.norm_recalibration import BATCH, measure_norms, sample
+from autotune.training.optim.norm_recalibration import (
+    BATCH_SIZE,
+    recalibrate_batch_norms,
+    sample_batches,
+)
 from autotune.training.optim.optimizer import make_optimizer, make_schedule
 from autotune.training.optim.phases import Phases
 
@@ -71,7 +75,7 @@ class EpochResult:
 
 
 @dataclass(frozen=True)
-class Normalise:
+class Normalizer:
     """Bring uint8 images to what the backbone expects.
 
     Args:
@@ -83,37 +87,37 @@ class Normalise:
     std: Tensor
 
     @staticmethod
-    def of(data_config: Mapping[str, Any], device: torch.device) -> Normalise:
+    def from_config(data_config: Mapping[str, Any], device: torch.device) -> Normalizer:
         """Take mean and std from timm's data configuration."""
         mean, std = (
             torch.tensor(data_config[key], device=device).view(1, -1, 1, 1) * 255.0
             for key in ("mean", "std")
         )
-        return Normalise(mean, std)
+        return Normalizer(mean, std)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Normalise ``(N, C, H, W)`` uint8 images on their way to the device."""
+        """Normalize ``(N, C, H, W)`` uint8 images on their way to the device."""
         images = images.to(self.mean.device, non_blocking=True)
-        return in_channels_last((images.float() - self.mean) / self.std)
+        return to_channels_last((images.float() - self.mean) / self.std)
 
 
-class Training:
+class Trainer:
     """The training of one network under one policy.
 
     Args:
         network: The network, already on ``device``.
-        policy: Optimiser, learning rates and so on.
+        policy: Optimizer, learning rates and so on.
         config: What all trials of the study share.
         train: Training images and their views.
         validation: Validation images, or ``None`` in the final fit.
-        normalise: Brings images to what the backbone expects.
+        normalize: Brings images to what the backbone expects.
         seed: Seed of batches, dropout and views.
         stopped: Asked after every batch; true interrupts the training.
         loader_workers: Processes that prepare images which do not fit into memory.
-        part: Images that go through the network at a time; by default the whole batch. Gradients
-            of the parts of a batch add up to that of the batch; batch norm sees one part.
-        autocast: Mixed precision; by default that of ``config.precision``, none for ``auto``.
-        graphs: Whether steps may be captured in CUDA graphs, see
+        micro_batch_size: Images that go through the network at a time; by default the whole
+            batch. The gradients of its micro-batches add up; batch norm sees one micro-batch.
+        amp: Mixed precision; by default what ``config.amp`` names, and none for ``auto``.
+        cuda_graphs: Whether steps may be captured in CUDA graphs, see
             :class:`autotune.training.compute.cuda_graphs.CapturedStep`: of trainings that are long
             enough, on a GPU, of batches that go through the network as a whole. Not with fp16,
             whose scaler decides on the host what a step does.
@@ -129,69 +133,71 @@ class Training:
         config: TrainingConfig,
         train: Batches,
         validation: Batches | None,
-        normalise: Normalise,
+        normalize: Normalizer,
         seed: int,
         stopped: Callable[[], bool] = lambda: False,
         loader_workers: int = 0,
-        part: int | None = None,
-        autocast: Autocast | None = None,
-        graphs: bool = False,
+        micro_batch_size: int | None = None,
+        amp: AmpPolicy | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         self.network = network
         self.policy = policy
         self.config = config
         #: Why the backbone cannot be split, where it cannot.
-        self.whole = ""
-        self.normalise = normalise
+        self.unsplit_reason = ""
+        self.normalize = normalize
         self.seed = seed
         self.stopped = stopped
         self.loader_workers = loader_workers
-        self.part = config.batch_size if part is None else part
+        self.micro_batch_size = config.batch_size if micro_batch_size is None else micro_batch_size
         self.device = next(network.parameters()).device
         # What did not fit as a whole batch leaves no memory for images that stay on the device.
-        stays = self.part >= config.batch_size
+        stays = self.micro_batch_size >= config.batch_size
         for one in (train, validation):
             if one is not None and not stays:
-                give_back(one)
+                release_copy(one)
         #: The training images themselves, also where features take their place.
-        self.images = place(train, self.device, stays)
-        self.train = self.images
-        self.validation = None if validation is None else place(validation, self.device, stays)
-        self.autocast = (
-            Autocast.of(config.precision, self.device) if autocast is None else autocast
+        self.raw_train = place_on_device(train, self.device, stays)
+        self.train = self.raw_train
+        self.validation = (
+            None if validation is None else place_on_device(validation, self.device, stays)
         )
-        spare(network, self.autocast)
+        self.amp = AmpPolicy.from_mode(config.amp, self.device) if amp is None else amp
+        keep_slow_convs_fp32(network, self.amp)
         self.loss = nn.CrossEntropyLoss(label_smoothing=policy.label_smoothing)
         self.mixing = make_mixing(policy, network.head.classes)
         self.optimizer = make_optimizer(network, policy)
-        batches = batch_count(len(train), config.batch_size)
+        batches = num_batches(len(train), config.batch_size)
         self.steps = config.epochs * batches
-        self.phases = Phases.of(network, policy, config.epochs, batches)
+        self.phases = Phases.from_policy(network, policy, config.epochs, batches)
         self.schedule = make_schedule(
             self.optimizer, self.steps, config.warmup, self.phases.head_steps
         )
         self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=self.autocast.dtype is torch.float16
+            self.device.type, enabled=self.amp.dtype is torch.float16
         )
         #: Whether a step that fp16 leaves out is known on the device alone, until the epoch ends:
         #: to ask at once would make the host wait for every step. The fused kernel leaves such a
         #: step out by itself; for other optimizers the scaler asks in any case.
-        self.asks_late = self.device.type == "cuda" and bool(self.optimizer.defaults.get("fused"))
+        self.defers_skip_check = self.device.type == "cuda" and bool(
+            self.optimizer.defaults.get("fused")
+        )
         self._left_out = torch.zeros((), dtype=torch.int64, device=self.device)
         self._unit = torch.ones((), device=self.device)
         self.ema = WeightAverage(network, config.ema) if config.ema else None
-        fits = graphs and self.device.type == "cuda" and stays and self.steps >= LEAST_STEPS
+        fits = cuda_graphs and self.device.type == "cuda" and stays and self.steps >= MIN_STEPS
         plain = self.mixing is not None or self.scaler.is_enabled()
         #: Captures a step; ``None`` where all steps are plain.
-        self.record: Record | None = recorder(self.device) if fits and not plain else None
+        self.record: Capture | None = make_capture(self.device) if fits and not plain else None
         self._captured: dict[bool, CapturedStep] = {}
         self.epoch = 0
-        self._judging = Halving("validation", self.device)
+        self._judging = MicroBatcher("validation", self.device)
         # Of the last validate(): logits (N, classes) and scores.
         self.validation_logits: Tensor | None = None
         self.metrics: Metrics | None = None
 
-    def use(self, split: PrefixSplit, train: Batches, validation: Batches) -> None:
+    def use_features(self, split: PrefixSplit, train: Batches, validation: Batches) -> None:
         """Train on features in place of images, with the same values to rounding.
 
         Args:
@@ -207,7 +213,7 @@ class Training:
 
     def to_inputs(self, batch: Inputs) -> Inputs:
         """Bring what a batch holds to what the network takes: features are that already."""
-        return batch if isinstance(batch, tuple) else self.normalise(batch)
+        return batch if isinstance(batch, tuple) else self.normalize(batch)
 
     def run(self, checkpoint: Checkpoint | None = None) -> Iterator[EpochResult]:
         """Train to the last epoch, yielding after each; resume where a checkpoint ends.
@@ -224,7 +230,7 @@ class Training:
             if state is not None:
                 self.load_state(state)
         if self.epoch == 0:
-            self.measure_norms()
+            self.recalibrate_norms()
         while self.epoch < self.config.epochs:
             start = time.perf_counter()
             loss = self._train_epoch()
@@ -236,7 +242,7 @@ class Training:
             if checkpoint is not None:
                 checkpoint.save(self.state(), self.epoch)
 
-    def measure_norms(self) -> None:
+    def recalibrate_norms(self) -> None:
         """Measure the norm statistics that the plan has made stale, on training images.
 
         Where a batch does not fit into the memory of a GPU, it begins again with half as many
@@ -247,13 +253,13 @@ class Training:
             return
 
         def measured(batch: int) -> None:
-            images = sample(
+            images = sample_batches(
                 self.train, NORM_IMAGES, self.to_inputs, self.seed, self.loader_workers, batch
             )
-            with self.autocast():
-                measure_norms(self.network, images)
+            with self.amp.autocast():
+                recalibrate_batch_norms(self.network, images)
 
-        halved(measured, BATCH, LEAST_BATCH, "norm statistics", self.device)
+        run_halving(measured, BATCH_SIZE, LEAST_BATCH, "norm statistics", self.device)
         if self.ema is not None:
             self.ema.set()
 
@@ -261,7 +267,7 @@ class Training:
         torch.manual_seed(_mix(self.seed, self.epoch))
         order = epoch_order(self.train.labels, self.config.sampling)
         views = self.train.views_for_epoch(self.epoch)
-        self.network.freeze_all_but_head(self.phases.head_alone(self.epoch))
+        self.network.freeze_all_but_head(self.phases.is_head_only(self.epoch))
         total = torch.zeros((), device=self.device)
         for images, labels in self.train.batches(
             order, views, self.config.batch_size, self.loader_workers
@@ -301,40 +307,42 @@ class Training:
             or torch.is_autocast_enabled(self.device.type)
         ):
             return None
-        alone = self.phases.head_alone(self.epoch)
+        alone = self.phases.is_head_only(self.epoch)
         if alone not in self._captured:
             self._captured.clear()  # of the phase before
             trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
-            single = self.autocast.dtype is None
+            single = self.amp.dtype is None
             try:
                 self._captured[alone] = CapturedStep(
                     self._gradients, self.network, trainable, inputs, targets, self.record, single
                 )
             except CaptureError as error:
-                tell(str(error))
+                log_not_captured(str(error))
                 self.record = None
             if self.record is None:  # outside of the except block, which holds its memory
-                give_cache_back(self.device)
+                empty_cache(self.device)
                 return None
         return self._captured[alone](inputs, targets)
 
     def _gradients(self, inputs: Inputs, targets: Tensor) -> Tensor:
-        """Compute the gradients of a batch, part by part, and clip them; return its mean loss.
+        """Compute and clip the gradients of a batch; return its mean loss.
 
         This is captured where it can be: what changes from step to step on the host belongs into
         :meth:`_update`.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        parts = part_count(len(targets), self.part)
+        parts = num_micro_batches(len(targets), self.micro_batch_size)
         total: Tensor | None = None
-        for some, goals in zip(in_parts(inputs, parts), targets.tensor_split(parts), strict=True):
-            with self.autocast():
+        for some, goals in zip(
+            micro_batches(inputs, parts), targets.tensor_split(parts), strict=True
+        ):
+            with self.amp.autocast():
                 logits = self.network(some)
             loss = self.loss(logits.float(), goals) * (len(goals) / len(targets))
             self.scaler.scale(loss).backward()
             total = loss.detach() if total is None else total + loss.detach()
         self._clip()
-        assert total is not None, "a batch has at least one part"
+        assert total is not None, "a batch has at least one micro-batch"
         return total
 
     def _clip(self) -> None:
@@ -361,7 +369,7 @@ class Training:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         left_out = self.scaler.scale(self._unit) < scale  # a gradient overflowed in fp16
-        if not self.asks_late:
+        if not self.defers_skip_check:
             return bool(left_out)
         self._left_out += left_out
         return False
@@ -385,7 +393,7 @@ class Training:
             group["lr"] = peak * factor(self.schedule.last_epoch)
 
     @property
-    def result(self) -> Network:
+    def eval_model(self) -> Network:
         """The network to judge: the moving average of the weights where one is kept."""
         return self.network if self.ema is None else self.ema.module
 
@@ -397,38 +405,38 @@ class Training:
         """
         assert self.validation is not None
         self.validation_logits, labels = self.predict(self.validation)
-        self.metrics = measure(self.validation_logits, labels)
+        self.metrics = compute_metrics(self.validation_logits, labels)
         return self.metrics
 
     @property
-    def _judged_at_a_time(self) -> int:
+    def _eval_batch_size(self) -> int:
         """Images of a batch without gradients: a GPU wants many, the caches of a CPU do not."""
-        return 4 * self.part if self.device.type == "cuda" else self.part
+        return 4 * self.micro_batch_size if self.device.type == "cuda" else self.micro_batch_size
 
     @torch.no_grad()
     def predict(self, views: Batches) -> tuple[Tensor, Tensor]:
         """Return logits ``(N, classes)`` and labels ``(N,)`` of the evaluation views."""
-        network = self.result.eval()
+        network = self.eval_model.eval()
         order = torch.arange(len(views))
         outputs: list[Tensor] = []
 
         def judged(images: Inputs) -> Tensor:
-            with self.autocast():
+            with self.amp.autocast():
                 logits: Tensor = network(self.to_inputs(images))
             return logits.float()
 
-        there = place(views, self.device, stays=False)
+        there = place_on_device(views, self.device, stays=False)
         for images, _ in there.batches(
-            order, views.views_for_epoch(None), self._judged_at_a_time, self.loader_workers
+            order, views.views_for_epoch(None), self._eval_batch_size, self.loader_workers
         ):
             if self.stopped():
                 raise TrialInterruptedError(f"stopped in the validation of epoch {self.epoch}")
             outputs += self._judging.run(judged, images)
         return torch.cat(outputs), views.labels
 
-    def result_state(self) -> dict[str, Tensor]:
+    def eval_state(self) -> dict[str, Tensor]:
         """Return what training has changed of the network to judge."""
-        return self.result.trainable_state()
+        return self.eval_model.trainable_state()
 
     def state(self) -> dict[str, Any]:
         """Return everything that a resumed training needs."""
@@ -459,13 +467,13 @@ def _mix(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch * 7_919 + 1) % (2**63)
 
 
-def batch_count(images: int, batch_size: int) -> int:
+def num_batches(images: int, batch_size: int) -> int:
     """Count the batches of an epoch: a single image left over joins the batch before it."""
     batches = math.ceil(images / batch_size)
     left_over = images - (batches - 1) * batch_size
     return batches - (batches > 1 and left_over == 1)
 
 
-def part_count(images: int, part: int) -> int:
+def num_micro_batches(images: int, micro_batch_size: int) -> int:
     """Count the parts of a batch: none has a single image, which batch norm refuses."""
-    return max(1, min(math.ceil(images / part), images // 2))
+    return max(1, min(math.ceil(images / micro_batch_size), images // 2))

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import torch
 
-from autotune.training.compute.amp import Autocast
+from autotune.training.compute.amp import AmpPolicy
 from gpu_steps.trace import STEP, Traffic, read_trace
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ def gpu_for_processes(folder: Path, dry: bool) -> Iterator[None]:
         raise RuntimeError(f"the simulated device has found faults: {faults}")
 
 
-def mode_of(autocast: Autocast) -> str:
+def mode_of(amp: AmpPolicy) -> str:
     """Name the mixed precision in force: ``off``, or its dtype."""
-    return "off" if autocast.dtype is None else str(autocast.dtype).removeprefix("torch.")
+    return "off" if amp.dtype is None else str(amp.dtype).removeprefix("torch.")
 
 
 @dataclass

@@ -15,12 +15,12 @@ from autotune.study.devices import find_device
 from autotune.study.engine.worker import build_context
 from autotune.study.trial.amp_choice import choose_precision
 from autotune.training.compute.amp import (
-    Autocast,
+    AmpPolicy,
     float32_precision,
-    half_of,
+    half_precision_for,
     set_float32_precision,
 )
-from autotune.training.inputs.batches import in_channels_last
+from autotune.training.inputs.batches import to_channels_last
 from gpu_steps.context import Context
 from gpu_steps.device import mode_of
 from gpu_steps.material import LR, configure, open_study, plan_of_depth
@@ -50,10 +50,14 @@ def time_modes(context: Context) -> None:
         )
         network = _whole(material.backbone, device)
         for batch in sizes.timed_batches:
-            for mode, products in (("off", "ieee"), ("tf32", "tf32"), (half_of(device), "ieee")):
+            for mode, products in (
+                ("off", "ieee"),
+                ("tf32", "tf32"),
+                (half_precision_for(device), "ieee"),
+            ):
                 set_float32_precision(device, products)
-                autocast = Autocast.of("off" if mode == "tf32" else mode, device)
-                step_ms = 1e3 * _step_s(network, autocast, batch, sizes.image_px, context)
+                amp = AmpPolicy.from_mode("off" if mode == "tf32" else mode, device)
+                step_ms = 1e3 * _step_s(network, amp, batch, sizes.image_px, context)
                 context.add(
                     "step",
                     backbone=name,
@@ -71,12 +75,10 @@ def _whole(backbone: Backbone, device: torch.device) -> Network:
     return network.to(device).to(memory_format=torch.channels_last)
 
 
-def _step_s(
-    network: Network, autocast: Autocast, batch: int, size: int, context: Context
-) -> float:
+def _step_s(network: Network, amp: AmpPolicy, batch: int, size: int, context: Context) -> float:
     """Return the median seconds of a step."""
-    device = autocast.device
-    images = in_channels_last(torch.randn(batch, 3, size, size, device=device))
+    device = amp.device
+    images = to_channels_last(torch.randn(batch, 3, size, size, device=device))
     goals = torch.zeros(batch, dtype=torch.int64, device=device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, fused=True)
     loss = nn.CrossEntropyLoss()
@@ -84,7 +86,7 @@ def _step_s(
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with autocast():
+        with amp.autocast():
             logits = network(images)
         loss(logits.float(), goals).backward()
         optimizer.step()

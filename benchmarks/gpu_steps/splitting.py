@@ -14,8 +14,8 @@ from autotune.models.backbone import Backbone, load_backbone
 from autotune.models.network import build_network
 from autotune.models.prefix.split import split_network
 from autotune.study.devices import find_device
-from autotune.training.compute.amp import Autocast, set_float32_precision
-from autotune.training.inputs.batches import in_channels_last
+from autotune.training.compute.amp import AmpPolicy, set_float32_precision
+from autotune.training.inputs.batches import to_channels_last
 from gpu_steps.context import Context
 from gpu_steps.material import plan_of_depth
 
@@ -37,7 +37,9 @@ def compare(context: Context) -> None:
         backbone = load_backbone(name, "none", context.sizes.image_px)
         for mode in MODES:
             try:
-                values = _compare(backbone, context.sizes.image_px, Autocast.of(mode, device))
+                values = _compare(
+                    backbone, context.sizes.image_px, AmpPolicy.from_mode(mode, device)
+                )
             except (SplitError, RuntimeError) as error:
                 print(traceback.format_exc(), flush=True)
                 context.add("split", backbone=name, mode=mode, error=str(error)[:500])
@@ -46,25 +48,25 @@ def compare(context: Context) -> None:
         print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
 
 
-def _compare(backbone: Backbone, size: int, autocast: Autocast) -> dict[str, float]:
+def _compare(backbone: Backbone, size: int, amp: AmpPolicy) -> dict[str, float]:
     """Return relative differences between split and whole, and between the GPU and the CPU."""
-    device = autocast.device
+    device = amp.device
     drawn = torch.Generator().manual_seed(1)
-    images = in_channels_last(torch.randn(COUNT, 3, size, size, generator=drawn))
+    images = to_channels_last(torch.randn(COUNT, 3, size, size, generator=drawn))
     network = build_network(backbone, plan_of_depth(backbone.name, DEPTH), CLASSES, seed=0)
     network.to(device).to(memory_format=torch.channels_last)
     on_device = images.to(device)
-    with autocast():
+    with amp.autocast():
         found = split_network(network, on_device)
     network.attach(found)
     prefix = found.prefix()
     assert prefix is not None, "the images suffice"
-    with autocast():
+    with amp.autocast():
         features = prefix(on_device)
-    split_outcome = outcome(network, features, autocast)
-    whole_outcome = outcome(network, on_device, autocast)
+    split_outcome = outcome(network, features, amp)
+    whole_outcome = outcome(network, on_device, amp)
     values = differences(split_outcome, whole_outcome)
-    if autocast.dtype is None:
+    if amp.dtype is None:
         on_cpu = _features_on_cpu(backbone, images)
         values["cpu"] = max(
             _difference(one.cpu(), other) for one, other in zip(features, on_cpu, strict=True)

@@ -16,7 +16,7 @@ import torch
 from autotune.runtime import available_cpus
 from autotune.study.devices import find_device
 from autotune.study.state.oom import device_bytes
-from autotune.training.compute.amp import half_of
+from autotune.training.compute.amp import half_precision_for
 from gpu_steps.context import Context
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ def describe(context: Context) -> None:
         total_bytes=total,
         free_bytes=free,
         allowed_bytes=device_bytes(device),
-        half=half_of(device),
+        half=half_precision_for(device),
         cuda=torch.version.cuda,
         cores=available_cpus(),
         processors=os.cpu_count(),

@@ -19,7 +19,7 @@ from autotune.study.engine.worker import build_context
 from autotune.study.trial.build import build_trainer
 from autotune.study.trial.context import WorkerContext
 from autotune.training.compute.cuda_graphs import is_usable
-from autotune.training.trainer import Training
+from autotune.training.trainer import Trainer
 from gpu_steps.context import Context
 from gpu_steps.device import Watch, mode_of
 from gpu_steps.material import configure, open_study, plan_of_depth
@@ -81,7 +81,7 @@ def _measure(context: Context, ctx: WorkerContext, depth: int, way: str) -> None
         way=way,
         given=IMAGES if not isinstance(synthetic.train.batch, tuple) else "features",
         form=CAPTURED if captured else PLAIN,
-        autocast=mode_of(real.autocast),
+        autocast=mode_of(real.amp),
         real=round(images / best[0], 1),
         resident=round(images / best[1], 1),
         share=round(best[1] / best[0], 4),
@@ -90,7 +90,7 @@ def _measure(context: Context, ctx: WorkerContext, depth: int, way: str) -> None
     )
 
 
-def _epochs(real: Training, synthetic: Training, watch: Watch) -> Iterator[tuple[float, float]]:
+def _epochs(real: Trainer, synthetic: Trainer, watch: Watch) -> Iterator[tuple[float, float]]:
     """Train epoch by epoch in turn; yield the seconds of those that count, watch the last one."""
     runs = real.run(), synthetic.run()
     count = real.config.epochs

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from autotune.models.layers import list_layers
 from autotune.models.network import Network, build_network
-from autotune.training.optim.norm_recalibration import measure_norms
+from autotune.training.optim.norm_recalibration import recalibrate_batch_norms
 from tests.support.backbones import DROPPING, SMALL, backbone, images, plan, state_of
 from tests.support.surgery import FAMILIES, built, change, offers, pictures, source, values
 
@@ -177,7 +177,7 @@ def test_training_reshaped_layers_leaves_the_others_alone(name: str) -> None:
                 assert torch.equal(after[key], pretrained[key.removeprefix("backbone.")]), key
 
     check_frozen()
-    measure_norms(net, [pictures(name, 4, seed=seed) for seed in range(2)])
+    recalibrate_batch_norms(net, [pictures(name, 4, seed=seed) for seed in range(2)])
     check_frozen()
     for module in net.stale_norms:
         assert int(module.num_batches_tracked) == 2

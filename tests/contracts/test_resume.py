@@ -11,8 +11,8 @@ import torch
 from autotune.errors import TrialInterruptedError
 from autotune.plan import TrainingPolicy, TrialPlan
 from autotune.training.checkpoint import Checkpoint
-from autotune.training.folds import Folds
-from autotune.training.trainer import EpochResult, Training
+from autotune.training.folds import CrossValidationTrainer
+from autotune.training.trainer import EpochResult, Trainer
 from tests.support.backbones import differing, flat, folds, plan, training
 from tests.support.surgery import change
 
@@ -92,7 +92,7 @@ IN_FOLDS = tuple(
 )
 
 
-def make(recipe: str, **more: Any) -> Training | Folds:
+def make(recipe: str, **more: Any) -> Trainer | CrossValidationTrainer:
     found, options = RECIPES[recipe.removeprefix("folds: ")]
     named = {"epochs": EPOCHS, **options, **more}
     if recipe in IN_FOLDS:

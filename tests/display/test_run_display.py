@@ -73,7 +73,7 @@ def test_the_live_view_shows_all_there_is(opened: OpenStudy) -> None:
     text = drawn(state)
     trials = opened.study.get_trials(deepcopy=False)
     progress = attrs.count_progress(trials, 40)
-    best = ranking.best_of(trials, opened.study.direction)
+    best = ranking.best_trial(trials, opened.study.direction)
     assert best is not None and best.value is not None
     assert text.startswith("study made\n")
     bar = re.search(r"^([━╸╺]{18})  (\S.*\S)  time left (\S+)$", text.splitlines()[1].rstrip())

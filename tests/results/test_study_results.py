@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("closed_connections")
 def test_what_was_read_stays_what_it_was() -> None:
     study = make_study()
     results = StudyResults.from_study(study)
-    count, best = len(study.trials), ranking.best_of(study.trials, study.direction)
+    count, best = len(study.trials), ranking.best_trial(study.trials, study.direction)
     study.add_trial(create_trial(value=1.0))
     study.set_user_attr(attrs.BUDGET, {"trials": 1})
     assert len(study.trials) == count + 1
@@ -40,7 +40,7 @@ def test_values_follow_from_the_trials() -> None:
     study = make_study(objectives=("accuracy", "parameters"))
     results = StudyResults.from_study(study)
     assert results.cost is not None
-    assert list(results.front) == ranking.front_of(results.trials, results.direction)
+    assert list(results.front) == ranking.pareto_front(results.trials, results.direction)
     assert results.baseline is attrs.find_baseline(results.trials)
     assert results.superseded == attrs.retried_numbers(results.trials) != set()
     assert results.space is not None

@@ -18,8 +18,8 @@ from optuna.distributions import (
 
 from autotune.config.schema import SpaceConfig
 from autotune.plan import HeadPlan, LayerPlan, TrialPlan
-from autotune.search.backbone_limits import Candidate, Limits, share
-from autotune.search.dimensions import contains, inert_value
+from autotune.search.backbone_limits import BackboneLimits, Candidate, shared_dimension
+from autotune.search.dimensions import contains, inactive_value
 from autotune.search.space import Params, Space
 from tests.support.capabilities import FakeCapabilities, fake_capabilities
 
@@ -41,12 +41,14 @@ LARGE = Candidate("large", 5, fake_capabilities(2))  # type: ignore[arg-type]
 
 
 def both(inherit: Any = "weights", **config: Any) -> Space:
-    return Space.of([SMALL, LARGE], SpaceConfig.model_validate({**CONFIG, **config}), inherit)
+    return Space.from_candidates(
+        [SMALL, LARGE], SpaceConfig.model_validate({**CONFIG, **config}), inherit
+    )
 
 
 def params(space: Space, **given: Any) -> Params:
     """Return parameters, by default the inert ones; a dot is given as two underscores."""
-    plain = {name: inert_value(found) for name, found in space.distributions.items()}
+    plain = {name: inactive_value(found) for name, found in space.distributions.items()}
     return {**plain, **{name.replace("__", "."): value for name, value in given.items()}}
 
 
@@ -64,7 +66,7 @@ def test_the_backbone_is_the_first_parameter_and_values_are_those_of_any() -> No
     }
     assert next(iter(space.distributions)) == "backbone"
     assert space.limits == {
-        "small": Limits(
+        "small": BackboneLimits(
             2,
             {
                 "layer.1.kernel": ("keep", 5),
@@ -74,13 +76,13 @@ def test_the_backbone_is_the_first_parameter_and_values_are_those_of_any() -> No
                 "head.pool": ("keep", "avg"),
             },
         ),
-        "large": Limits(5, {}),
+        "large": BackboneLimits(5, {}),
     }
 
 
 def test_one_backbone_is_as_if_there_could_be_no_other() -> None:
     config = SpaceConfig.model_validate(CONFIG)
-    alone = Space.of([LARGE], config, "weights")
+    alone = Space.from_candidates([LARGE], config, "weights")
     assert alone == Space.from_config("large", config, "weights", LARGE.offers)
     assert not alone.limits and alone.backbones == ("large",)
     assert set(alone.to_json()) == {"backbone", "fixed", "distributions"}
@@ -141,7 +143,7 @@ def test_where_keep_is_no_choice_the_first_possible_value_is_taken() -> None:
         offers=(FakeCapabilities(1, refused={"kernel": (1,)}),),  # type: ignore[arg-type]
         pools=("avg",),
     )
-    space = Space.of(
+    space = Space.from_candidates(
         [picky, LARGE],
         SpaceConfig(
             trainable_layers=1,
@@ -220,7 +222,7 @@ def test_a_plan_outside_of_the_space_has_no_parameters(plan: TrialPlan) -> None:
 def test_share(dimension: Any, shared: Any, own: Any) -> None:
     """One has 3 already, and neither can be 1."""
     first, second = {3: "keep", 5: 5}, {3: 3, 5: 5}
-    assert share(dimension, [first.get, second.get]) == (shared, own)
+    assert shared_dimension(dimension, [first.get, second.get]) == (shared, own)
 
 
 # Whatever the study file and the backbones
@@ -296,7 +298,7 @@ inherits = choice("weights", "data", "none")
 @st.composite
 def drawn(draw: st.DrawFn) -> tuple[Space, Params, Params, list[Candidate], SpaceConfig, Any]:
     of, config, inherit = draw(candidates()), draw(configs), draw(inherits)
-    space = Space.of(of, config, inherit)
+    space = Space.from_candidates(of, config, inherit)
     values = st.fixed_dictionaries(
         {name: value_in(found) for name, found in space.distributions.items()}
     )
@@ -323,8 +325,8 @@ def test_each_backbone_has_the_plans_of_a_study_of_its_own(given: tuple[Any, ...
     (candidate,) = (one for one in of if one.name == plan.backbone)
     assert plan.depth <= candidate.layers
     # With the depth of the plan: deeper than its layers, no study of its own could go.
-    alone = Space.of(
-        [candidate], config.model_copy(update={"trainable_layers": plan.depth}), inherit
+    alone = Space.from_candidates(
+        [candidate], config.model_copy(update={"depth": plan.depth}), inherit
     )
     assert alone.params(plan) is not None
     for index, layer in enumerate(plan.layers, start=1):

@@ -12,7 +12,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
 from autotune.config.schema import SpaceConfig
-from autotune.search.deduplication import Key, _walk, drawn, key_of, nearest_unseen
+from autotune.search.deduplication import Key, _walk, canonical_key, nearest_unseen, seen_keys
 from autotune.search.space import Params, Space
 from tests.support.capabilities import fake_capabilities
 
@@ -53,7 +53,7 @@ def every_plan(space: Space) -> set[Key]:
             values.append([found.low + step * i for i in range(count)])  # type: ignore[attr-defined]
     names = list(space.distributions)
     return {
-        key_of(space, dict(zip(names, chosen, strict=True)))
+        canonical_key(space, dict(zip(names, chosen, strict=True)))
         for chosen in itertools.product(*values)
     }
 
@@ -67,18 +67,20 @@ def test_every_plan_comes_once_and_then_none(space: Space) -> None:
     plans = list(_walk(space, start_of(space), random.Random(0), space.distributions))
     assert all(space.canonical(params) == params for params in plans)
     assert all(space.params(space.plan(params)) == params for params in plans)
-    seen = {key_of(space, params) for params in plans}
+    seen = {canonical_key(space, params) for params in plans}
     assert len(seen) == len(plans)
     assert seen == every_plan(space)
     last = plans[-1]
     assert nearest_unseen(space, start_of(space), seen, random.Random(0)) is None
-    left = nearest_unseen(space, start_of(space), seen - {key_of(space, last)}, random.Random(0))
+    left = nearest_unseen(
+        space, start_of(space), seen - {canonical_key(space, last)}, random.Random(0)
+    )
     assert left == last
 
 
 def test_what_comes_first_changes_last() -> None:
     start = start_of(SMALL)
-    seen = {key_of(SMALL, start)}
+    seen = {canonical_key(SMALL, start)}
     near = nearest_unseen(SMALL, start, seen, random.Random(0))
     assert near is not None
     assert {name for name in near if near[name] != start[name]} == {"training.optimizer"}
@@ -95,7 +97,7 @@ def test_only_what_is_free_varies() -> None:
     seen: set[Key] = set()
     plans = []
     while (params := nearest_unseen(SMALL, start, seen, random.Random(1), free)) is not None:
-        seen.add(key_of(SMALL, params))
+        seen.add(canonical_key(SMALL, params))
         plans.append(params)
     # keep, keep; kernel alone with weights, none; width (and both) with weights, data, none.
     assert len(plans) == 1 + 2 + 3 + 3
@@ -108,13 +110,13 @@ def test_a_continuous_space_has_no_end() -> None:
         params = nearest_unseen(CONTINUOUS, start_of(CONTINUOUS), seen, random.Random(len(seen)))
         assert params is not None
         assert 1e-4 <= params["training.lr"] <= 1
-        seen.add(key_of(CONTINUOUS, params))
+        seen.add(canonical_key(CONTINUOUS, params))
     assert len(seen) == 200
 
 
 def test_steps_that_differ_by_rounding_are_one_plan() -> None:
     one, other = ({"depth": 1, "training.weight_decay": value} for value in (0.1 + 0.2, 0.3))
-    assert key_of(GRIDS, one) == key_of(GRIDS, other)
+    assert canonical_key(GRIDS, one) == canonical_key(GRIDS, other)
 
 
 @settings(deadline=None)
@@ -130,14 +132,16 @@ def test_drawn_plans_do_not_come_back(seed: int, count: int) -> None:
                 distributions=dict(SMALL.distributions),
             )
         )
-    seen = drawn(SMALL, study.trials)
+    seen = seen_keys(SMALL, study.trials)
     found = nearest_unseen(SMALL, params if count else start_of(SMALL), seen, rng)
     assert found is not None
-    assert key_of(SMALL, found) not in seen
+    assert canonical_key(SMALL, found) not in seen
 
 
 def test_queued_plans_are_drawn_and_plans_outside_the_space_are_not() -> None:
     study = optuna.create_study()
     study.enqueue_trial({**start_of(SMALL), "depth": 2})
     study.enqueue_trial({})
-    assert drawn(SMALL, study.trials) == {key_of(SMALL, {**start_of(SMALL), "depth": 2})}
+    assert seen_keys(SMALL, study.trials) == {
+        canonical_key(SMALL, {**start_of(SMALL), "depth": 2})
+    }

@@ -15,7 +15,13 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from autotune.search.dimensions import contains, distribution, in_words, whole_numbers, within
+from autotune.search.dimensions import (
+    contains,
+    describe,
+    integer_values,
+    nearest_in,
+    to_distribution,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +43,7 @@ from autotune.search.dimensions import contains, distribution, in_words, whole_n
     ],
 )
 def test_distributions(dimension: Any, integer: bool, expected: BaseDistribution | None) -> None:
-    assert distribution(dimension, integer) == expected
+    assert to_distribution(dimension, integer) == expected
 
 
 @pytest.mark.parametrize(
@@ -60,8 +66,8 @@ def test_distributions(dimension: Any, integer: bool, expected: BaseDistribution
     ],
 )
 def test_the_nearest_value(found: BaseDistribution, value: Any, nearest: Any) -> None:
-    assert within(found, value) == nearest
-    assert contains(found, within(found, value))
+    assert nearest_in(found, value) == nearest
+    assert contains(found, nearest_in(found, value))
 
 
 @given(
@@ -77,7 +83,7 @@ def test_the_nearest_value_is_on_the_grid(
         warnings.simplefilter("ignore")  # an end that binary numbers do not reach is lowered
         found = FloatDistribution(start * 0.1, start * 0.1 + count * step, step=step)
     assume(not found.single())
-    near = within(found, value)
+    near = nearest_in(found, value)
     assert contains(found, near)
     clipped = min(max(value, found.low), found.high)
     assert abs(near - clipped) <= step / 2 + 1e-9
@@ -92,7 +98,7 @@ def test_the_nearest_value_is_on_the_grid(
     ],
 )
 def test_whole_numbers(found: BaseDistribution, values: list[int]) -> None:
-    assert list(whole_numbers(found)) == values
+    assert list(integer_values(found)) == values
 
 
 @pytest.mark.parametrize(
@@ -106,4 +112,4 @@ def test_whole_numbers(found: BaseDistribution, values: list[int]) -> None:
     ],
 )
 def test_in_words(found: BaseDistribution, words: str) -> None:
-    assert in_words(found) == words
+    assert describe(found) == words

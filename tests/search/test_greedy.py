@@ -13,7 +13,7 @@ from autotune.config.loading import validate
 from autotune.config.schema import GreedyConfig, SpaceConfig
 from autotune.plan import KEEP
 from autotune.search.dimensions import suggest
-from autotune.search.greedy import STAGE, Course, course, stages_of
+from autotune.search.greedy import STAGE, GreedyState, greedy_state, list_stages
 from autotune.search.samplers import CanonicalSampler, make_sampler
 from autotune.search.space import Params, Space
 from autotune.search.study_view import FAILED_PLAN
@@ -45,8 +45,8 @@ def start_of(space: Space) -> Params:
     return space.nearest(space.baseline())
 
 
-def where(study: Study, space: Space, budget: int = 40, **config: Any) -> Course:
-    return course(
+def where(study: Study, space: Space, budget: int = 40, **config: Any) -> GreedyState:
+    return greedy_state(
         space,
         study.trials,
         study.direction,
@@ -87,7 +87,7 @@ def search(
 
 
 def test_the_stages_go_from_the_last_layer_to_the_first_then_head_and_training() -> None:
-    stages = stages_of(FULL)
+    stages = list_stages(FULL)
     assert [(one.name, one.depth) for one in stages] == [
         ("layer 1", 1),
         ("layer 2", 2),
@@ -101,19 +101,19 @@ def test_the_stages_go_from_the_last_layer_to_the_first_then_head_and_training()
 
 
 def test_layers_that_have_nothing_to_search_are_trainable_as_they_are() -> None:
-    plain = stages_of(space_of(trainable_layers={"low": 0, "high": 4, "step": 2}))
+    plain = list_stages(space_of(depth={"low": 0, "high": 4, "step": 2}))
     assert [(one.name, one.free, one.depth) for one in plain] == [
         ("layers 1-2", (), 2),
         ("layers 3-4", (), 4),
     ]
-    chosen = stages_of(space_of(trainable_layers=[3, 1], layers={"kernel": ["keep", 5]}))
+    chosen = list_stages(space_of(depth=[3, 1], layers={"kernel": ["keep", 5]}))
     assert [(one.name, one.depth) for one in chosen] == [("layer 1", 1), ("layers 2-3", 3)]
-    fixed = stages_of(space_of(trainable_layers=2, layers={"kernel": ["keep", 5]}))
+    fixed = list_stages(space_of(depth=2, layers={"kernel": ["keep", 5]}))
     assert [(one.name, one.free, one.depth) for one in fixed] == [
         ("layer 1", ("layer.1.kernel", "inherit"), None),
         ("layer 2", ("layer.2.kernel", "inherit"), None),
     ]
-    assert stages_of(space_of()) == ()
+    assert list_stages(space_of()) == ()
 
 
 def test_every_stage_varies_its_own_part_and_the_rest_is_the_incumbent() -> None:
@@ -129,7 +129,7 @@ def test_every_stage_varies_its_own_part_and_the_rest_is_the_incumbent() -> None
         by_stage.setdefault(trial.user_attrs[STAGE], []).append(trial)
     assert list(by_stage) == ["layer 1", "layer 2", "layer 3", "head", "training"]
     incumbent = start_of(FULL)
-    for stage in stages_of(FULL):
+    for stage in list_stages(FULL):
         trials = by_stage[stage.name]
         expected = {**incumbent, "depth": stage.depth or incumbent["depth"]}
         for trial in trials:

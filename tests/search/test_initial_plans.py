@@ -13,12 +13,12 @@ from autotune.config.schema import BaselineConfig, SpaceConfig
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
 from autotune.search.backbone_limits import Candidate
 from autotune.search.initial_plans import (
-    Dropped,
-    Start,
-    fit_into,
-    known_good,
-    misfit,
-    without_repeats,
+    InitialPlan,
+    SkippedPlan,
+    adapt_plan,
+    default_plans,
+    drop_duplicates,
+    misfit_reason,
 )
 from autotune.search.space import Space
 from tests.support.capabilities import fake_capabilities
@@ -28,7 +28,7 @@ DEPTH = {"low": 0, "high": 5}
 LR = {"low": 1e-5, "high": 1.0, "log": True}
 
 
-def short(starts: tuple[Start, ...]) -> list[tuple[str, int, float, float, int]]:
+def short(starts: tuple[InitialPlan, ...]) -> list[tuple[str, int, float, float, int]]:
     """Title, depth, learning rate, layer decay and head epochs of every plan."""
     return [
         (
@@ -45,7 +45,7 @@ def short(starts: tuple[Start, ...]) -> list[tuple[str, int, float, float, int]]
 def test_the_plans_of_the_digits_study() -> None:
     config = load_study_file("digits")
     space = space_of(**config.space.model_dump())
-    found = known_good(space, config.baseline, config.training.epochs)
+    found = default_plans(space, config.baseline, config.training.epochs)
     assert short(found) == [
         ("last layer trainable", 1, 0.009, 1.0, 0),
         ("last 5 layers trainable with layer-wise decay", 5, 0.003, 0.7, 0),
@@ -63,12 +63,12 @@ def test_the_head_first_where_the_space_has_head_epochs() -> None:
         trainable_layers=DEPTH,
         training={**training, "head_only_epochs": {"low": 0, "high": 4, "step": 2}},
     )
-    assert short(known_good(searched, epochs=20))[2] == (title, 5, 9e-4, 0.7, 4)
-    assert short(known_good(searched, epochs=8))[2] == (title, 5, 9e-4, 0.7, 2)
-    fixed = space_of(trainable_layers=DEPTH, training={**training, "head_only_epochs": 3})
-    assert [one[4] for one in short(known_good(fixed, epochs=20))] == [3, 3, 3]
-    without = space_of(trainable_layers=DEPTH, training=training)
-    assert len(known_good(without, epochs=20)) == 2
+    assert short(default_plans(searched, epochs=20))[2] == (title, 5, 9e-4, 0.7, 4)
+    assert short(default_plans(searched, epochs=8))[2] == (title, 5, 9e-4, 0.7, 2)
+    fixed = space_of(depth=DEPTH, training={**training, "head_epochs": 3})
+    assert [one[4] for one in short(default_plans(fixed, epochs=20))] == [3, 3, 3]
+    without = space_of(depth=DEPTH, training=training)
+    assert len(default_plans(without, epochs=20)) == 2
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_learning_rates_follow_optimiser_and_baseline(
 ) -> None:
     space = space_of(trainable_layers=DEPTH, training={"optimizer": optimizer, "lr": LR})
     config = BaselineConfig.model_validate(baseline)
-    assert [one[2] for one in short(known_good(space, config))] == [pytest.approx(3 * lr), lr]
+    assert [one[2] for one in short(default_plans(space, config))] == [pytest.approx(3 * lr), lr]
 
 
 def test_values_that_the_space_does_not_have_become_the_nearest() -> None:
@@ -99,7 +99,7 @@ def test_values_that_the_space_does_not_have_become_the_nearest() -> None:
         head={"hidden_layers": [1, 2], "units": [64, 512], "pool": ["max", "avg"]},
         training={"lr": [1e-3, 1e-2], "layer_decay": [0.5, 0.8], "weight_decay": 0.1},
     )
-    found = known_good(space)
+    found = default_plans(space)
     assert short(found) == [
         ("last 2 layers trainable with layer-wise decay", 2, 1e-3, 0.8, 0),
         ("last 3 layers trainable with layer-wise decay", 3, 1e-3, 0.8, 0),
@@ -111,27 +111,30 @@ def test_values_that_the_space_does_not_have_become_the_nearest() -> None:
 
 @pytest.mark.parametrize("depth", [0, [0], {"low": 0, "high": 0}])
 def test_nothing_is_known_where_no_layer_is_trainable(depth: Any) -> None:
-    assert known_good(space_of(trainable_layers=depth, training={"lr": LR})) == ()
+    assert default_plans(space_of(depth=depth, training={"lr": LR})) == ()
 
 
 def test_equal_plans_are_queued_once() -> None:
-    (only,) = known_good(space_of(trainable_layers=1))
+    (only,) = default_plans(space_of(depth=1))
     assert only.title == "known good: last layer trainable"
-    two = [Start("a", {}, only.plan), Start("b", {}, replace(only.plan, depth=0, layers=()))]
-    kept, dropped = without_repeats(two, [only.plan])
+    two = [
+        InitialPlan("a", {}, only.plan),
+        InitialPlan("b", {}, replace(only.plan, depth=0, layers=())),
+    ]
+    kept, dropped = drop_duplicates(two, [only.plan])
     assert [one.title for one in kept] == ["b"]
-    assert dropped == [Dropped("a", "the same plan is queued already")]
+    assert dropped == [SkippedPlan("a", "the same plan is queued already")]
 
 
 @given(spaces)
 def test_plans_are_canonical_points_of_any_space(space: Space) -> None:
-    found = known_good(space, epochs=20)
+    found = default_plans(space, epochs=20)
     plans = [space.baseline(), *(one.plan for one in found)]
     assert len(set(plans)) == len(plans)
     for start in found:
         assert start.plan.depth > 0
         assert space.params(start.plan) == start.params
-        assert misfit(space, start.plan) == ""
+        assert misfit_reason(space, start.plan) == ""
 
 
 # Plans of other studies
@@ -208,22 +211,25 @@ def with_policy(**values: Any) -> TrialPlan:
     ],
 )
 def test_the_first_parameter_that_does_not_fit_is_named(plan: TrialPlan, reason: str) -> None:
-    found = fit_into(FIXED, "warm start: trial 3 of study dogs", plan)
+    found = adapt_plan(FIXED, "warm start: trial 3 of study dogs", plan)
     assert found.title == "warm start: trial 3 of study dogs"
     if reason:
-        assert isinstance(found, Dropped) and found.reason.startswith(reason)
+        assert isinstance(found, SkippedPlan) and found.reason.startswith(reason)
         assert FIXED.params(plan) is None
     else:
-        assert isinstance(found, Start) and found.plan == plan
+        assert isinstance(found, InitialPlan) and found.plan == plan
         assert found.params == FIXED.params(plan)
 
 
 def test_a_plan_of_any_of_several_backbones_fits() -> None:
     both = [Candidate(name, 3, fake_capabilities(3)) for name in ("resnet18", "resnet34")]
-    config = SpaceConfig.model_validate({"trainable_layers": {"low": 0, "high": 3}})
-    space = Space.of(both, config, "weights")
+    config = SpaceConfig.model_validate({"depth": {"low": 0, "high": 3}})
+    space = Space.from_candidates(both, config, "weights")
     for backbone in ("resnet18", "resnet34"):
         plan = space.plan({"backbone": backbone, "depth": 2})
-        assert isinstance(fit_into(space, "there", plan), Start)
+        assert isinstance(adapt_plan(space, "there", plan), InitialPlan)
     other = replace(space.plan({"backbone": "resnet18", "depth": 2}), backbone="resnet50")
-    assert misfit(space, other) == "backbone is resnet50, and this study has resnet18, resnet34"
+    assert (
+        misfit_reason(space, other)
+        == "backbone is resnet50, and this study has resnet18, resnet34"
+    )

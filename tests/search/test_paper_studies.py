@@ -18,8 +18,8 @@ from autotune.models.surgery.apply import apply_layer_plans, validate_plans
 from autotune.models.surgery.capabilities import LayerCapabilities
 from autotune.models.surgery.probing import probe_layers
 from autotune.plan import TrialPlan
-from autotune.search.greedy import stages_of
-from autotune.search.space import Space, reach
+from autotune.search.greedy import list_stages
+from autotune.search.space import Space, num_shaped_layers
 
 PAPER = ("paper-densenet121", "paper-resnet50", "paper-vgg16")
 ACTIVATIONS = {"keep", "relu", "sigmoid", "tanh", "elu", "selu"}
@@ -30,7 +30,7 @@ def parts(name: str) -> tuple[nn.Module, tuple[LayerCapabilities, ...], Space]:
     """Build the backbone of a study on the meta device, with its offers and its space."""
     config = load_study_file(name, ["weights=none"])
     model = build_backbone(config.backbone, None, device="meta").eval()
-    layers = list_layers(model)[: reach(config.space)]
+    layers = list_layers(model)[: num_shaped_layers(config.space)]
     offers = probe_layers(model, layers, data_config(model)["input_size"])
     return model, offers, Space.from_config(config.backbone, config.space, "none", offers)
 
@@ -76,7 +76,7 @@ def test_the_operators_are_those_of_the_paper(name: str) -> None:
 @pytest.mark.parametrize("name", PAPER)
 def test_the_order_is_that_of_the_paper(name: str) -> None:
     _, _, space = parts(name)
-    stages = stages_of(space)
+    stages = list_stages(space)
     assert [one.name for one in stages] == [*(f"layer {i}" for i in range(1, 7)), "head"]
     assert load_study_file(name, ["weights=none"]).search.trials == 1 + 25 * len(stages)
 

@@ -14,11 +14,11 @@ from optuna.trial import TrialState
 from autotune.config.schema import StudyConfig
 from autotune.errors import UserError
 from autotune.search.plugins import (
-    Reference,
-    load_own_pruner,
-    load_own_sampler,
-    own_space,
-    references,
+    PluginRef,
+    load_pruner_plugin,
+    load_sampler_plugin,
+    load_space_plugin,
+    plugin_refs,
 )
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
@@ -66,7 +66,7 @@ def write(folder: Path, text: str, name: str = "mine.py") -> Path:
 def message(folder: Path, text: str, name: str, **arguments: Any) -> str:
     path = write(folder, text)
     with pytest.raises(UserError) as caught:
-        Reference.of(f"{path}:{name}").call(**arguments)
+        PluginRef.from_text(f"{path}:{name}").call(**arguments)
     return str(caught.value).replace(f"{folder}/", "")
 
 
@@ -78,19 +78,19 @@ def test_a_file_is_run_once_under_a_name_of_its_own(tmp_path: Path) -> None:
         tmp_path, "import sys\ncalls = []\ndef name():\n    calls.append(1)\n    return calls"
     )
     before, modules = list(sys.path), set(sys.modules)
-    assert Reference.of(f"{path}:name").call() is Reference.of(f"{path}:name").call()
+    assert PluginRef.from_text(f"{path}:name").call() is PluginRef.from_text(f"{path}:name").call()
     assert sys.path == before
     (made,) = set(sys.modules) - modules
     assert made.startswith("_autotune_own_")
     assert [one.name for one in tmp_path.iterdir()] == ["mine.py"]
     path.write_text("def name():\n    return 'changed'")
-    assert Reference.of(f"{path}:name").call() == "changed"
+    assert PluginRef.from_text(f"{path}:name").call() == "changed"
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     write(tmp_path, SAMPLER)
     with pytest.raises(UserError) as caught:
-        Reference.of(f"{tmp_path}/mime.py:MySampler").load()
+        PluginRef.from_text(f"{tmp_path}/mime.py:MySampler").load()
     assert str(caught.value) == (
         f"there is no file {tmp_path}/mime.py; a path is relative to the study file, on the "
         "command line to the working directory; did you mean 'mine.py'?"
@@ -136,7 +136,7 @@ def test_which_keys_are_of_ones_own() -> None:
     config = StudyConfig.model_validate(
         {"dataset": "d", "backbone": "b", "search": {"sampler": "/a/b.py:C", "pruner": "none"}}
     )
-    assert references(config) == {"search.sampler": Reference(Path("/a/b.py"), "C")}
+    assert plugin_refs(config) == {"search.sampler": PluginRef(Path("/a/b.py"), "C")}
 
 
 # Samplers and pruners
@@ -209,7 +209,7 @@ def test_a_pruner_is_asked(tmp_path: Path) -> None:
     assert not trial.should_prune()
     trial.report(9, 2)
     assert trial.should_prune()
-    study.pruner = load_own_pruner(f"{path}:Wrong", epochs=5, workers=2)
+    study.pruner = load_pruner_plugin(f"{path}:Wrong", epochs=5, workers=2)
     with pytest.raises(UserError, match=r"mine\.py:5 raises ZeroDivisionError: division by zero"):
         trial.should_prune()
 
@@ -217,14 +217,14 @@ def test_a_pruner_is_asked(tmp_path: Path) -> None:
 def test_what_is_made_must_be_what_was_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path, "def make(*_, **__): return {}")
     with pytest.raises(UserError) as caught:
-        load_own_sampler(f"{path}:make", SPACE, 0)
+        load_sampler_plugin(f"{path}:make", SPACE, 0)
     assert str(caught.value) == (
         "mine.py:make must make an instance of optuna.samplers.BaseSampler, but made dict"
     )
     with pytest.raises(UserError, match=r"of optuna\.pruners\.BasePruner, but made dict"):
-        load_own_pruner(f"{path}:make", 5, 1)
+        load_pruner_plugin(f"{path}:make", 5, 1)
     with pytest.raises(UserError, match=r"of autotune\.search\.space\.Space, but made dict"):
-        own_space(f"{path}:make", SPACE, OFFERS)
+        load_space_plugin(f"{path}:make", SPACE, OFFERS)
 
 
 # Spaces
@@ -242,7 +242,7 @@ def make(space):
 
 def changed(folder: Path, body: str) -> Space:
     path = write(folder, HEADER.replace("BODY", "\n    ".join(body.split("; "))))
-    return own_space(f"{path}:make", SPACE, OFFERS)
+    return load_space_plugin(f"{path}:make", SPACE, OFFERS)
 
 
 def test_a_space_can_be_narrowed_and_given_other_values(tmp_path: Path) -> None:

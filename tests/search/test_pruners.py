@@ -9,7 +9,7 @@ from optuna.pruners import BasePruner, HyperbandPruner
 from optuna.trial import TrialState
 
 from autotune.config.schema import PRUNERS
-from autotune.search.pruners import MEASURE, make_pruner
+from autotune.search.pruners import N_MIN_TRIALS, make_pruner
 
 EPOCHS = 20
 WARMUP = EPOCHS // 10
@@ -95,8 +95,8 @@ def test_the_percentile_pruner_ends_the_worst_quarter_where_the_median_ends_half
 @pytest.mark.parametrize("workers", [1, 8])
 def test_the_first_trials_finish(workers: int) -> None:
     pruner = make_pruner("median", EPOCHS, workers)
-    assert pruned_at(study_with(pruner, [rising(0.8)] * (MEASURE - 1)), rising(0.1)) is None
-    assert pruned_at(study_with(pruner, [rising(0.8)] * MEASURE), rising(0.1)) == WARMUP
+    assert pruned_at(study_with(pruner, [rising(0.8)] * (N_MIN_TRIALS - 1)), rising(0.1)) is None
+    assert pruned_at(study_with(pruner, [rising(0.8)] * N_MIN_TRIALS), rising(0.1)) == WARMUP
 
 
 def test_trials_that_run_side_by_side_are_measured_by_each_other() -> None:

@@ -8,7 +8,7 @@ import pytest
 from optuna.pruners import MedianPruner, PercentilePruner
 from optuna.trial import TrialState, create_trial
 
-from autotune.search.pruners import AmongAll
+from autotune.search.pruners import AllTrialsPruner
 
 EPOCHS = 10
 
@@ -38,7 +38,7 @@ def test_the_bar_does_not_rise_with_the_survivors() -> None:
     """Half were pruned at 0.4; who is better than they were is in the better half."""
     study = study_with([[0.8] * EPOCHS] * 5, [[0.4] * 2] * 5)
     plain = MedianPruner(n_startup_trials=5, n_warmup_steps=2)
-    ours = AmongAll(plain, EPOCHS)
+    ours = AllTrialsPruner(plain, EPOCHS)
     assert is_pruned(study, plain, 0.7, 0.7)
     assert not is_pruned(study, ours, 0.7, 0.7)
     assert is_pruned(study, ours, 0.3, 0.3)
@@ -46,7 +46,7 @@ def test_the_bar_does_not_rise_with_the_survivors() -> None:
 
 def test_a_pruned_trial_stays_where_it_was() -> None:
     study = study_with([[0.8] * EPOCHS] * 2, [[0.4, 0.5]] * 3)
-    ours = AmongAll(PercentilePruner(50.0, n_startup_trials=5), EPOCHS)
+    ours = AllTrialsPruner(PercentilePruner(50.0, n_startup_trials=5), EPOCHS)
     for step in range(2, EPOCHS):
         assert not is_pruned(study, ours, *[0.55] * step)
         assert is_pruned(study, ours, *[0.45] * step)
@@ -56,7 +56,7 @@ def test_trials_without_a_curve_are_no_measure() -> None:
     study = study_with([[0.8] * EPOCHS] * 3, [])
     for _ in range(5):  # beyond a constraint, never trained
         study.add_trial(create_trial(state=TrialState.PRUNED))
-    ours = AmongAll(MedianPruner(n_startup_trials=4), EPOCHS)
+    ours = AllTrialsPruner(MedianPruner(n_startup_trials=4), EPOCHS)
     assert not is_pruned(study, ours, 0.1)
     assert not is_pruned(optuna.create_study(), ours, 0.1)
 
@@ -67,7 +67,7 @@ def test_a_running_trial_counts_as_far_as_it_has_come_and_never_for_itself() -> 
         other = study.ask()
         for step in (1, 2):
             other.report(0.8, step)
-    ours = AmongAll(MedianPruner(n_startup_trials=0, n_min_trials=3), EPOCHS)
+    ours = AllTrialsPruner(MedianPruner(n_startup_trials=0, n_min_trials=3), EPOCHS)
     assert is_pruned(study, ours, 0.1, 0.1)
     assert not is_pruned(study, ours, 0.1, 0.1, 0.1)  # none of them has come to the third
 
@@ -75,11 +75,11 @@ def test_a_running_trial_counts_as_far_as_it_has_come_and_never_for_itself() -> 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_curves_with_other_numbers_do_no_harm(value: float) -> None:
     study = study_with([[0.8] * EPOCHS] * 5, [[0.4, value]])
-    assert is_pruned(study, AmongAll(MedianPruner(5, 1), EPOCHS), 0.1, 0.1)
+    assert is_pruned(study, AllTrialsPruner(MedianPruner(5, 1), EPOCHS), 0.1, 0.1)
 
 
 def test_the_study_stays_as_it_is() -> None:
     study = study_with([[0.8] * EPOCHS] * 5, [[0.4] * 2] * 5)
     before = [(one.state, one.intermediate_values) for one in study.trials]
-    is_pruned(study, AmongAll(MedianPruner(), EPOCHS), 0.3)
+    is_pruned(study, AllTrialsPruner(MedianPruner(), EPOCHS), 0.3)
     assert [(one.state, one.intermediate_values) for one in study.trials[:-1]] == before

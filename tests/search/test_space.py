@@ -14,8 +14,8 @@ from optuna.distributions import (
 
 from autotune.config.schema import BaselineConfig, SpaceConfig
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
-from autotune.search.dimensions import contains, inert_value
-from autotune.search.space import Params, Space, reach
+from autotune.search.dimensions import contains, inactive_value
+from autotune.search.space import Params, Space, num_shaped_layers
 from tests.support.capabilities import FakeCapabilities
 from tests.support.spaces import (
     FULL,
@@ -102,7 +102,7 @@ def test_layers_have_fields_up_to_the_last_one_of_the_file() -> None:
     ],
 )
 def test_reach(config: dict[str, Any], count: int) -> None:
-    assert reach(SpaceConfig.model_validate(config)) == count
+    assert num_shaped_layers(SpaceConfig.model_validate(config)) == count
 
 
 def test_a_layer_has_only_the_values_that_it_can_take() -> None:
@@ -179,7 +179,7 @@ def test_what_is_inherited_matters_to_changed_weights_alone(
 
 def test_inherit_has_no_meaning_while_no_trainable_layer_changes_weights() -> None:
     space = space_of(["none", "weights", "data"], **SHAPES)
-    plain = {name: inert_value(found) for name, found in space.distributions.items()}
+    plain = {name: inactive_value(found) for name, found in space.distributions.items()}
 
     def canonical(**given: Any) -> Any:
         params = {**plain, **{name.replace("__", "."): one for name, one in given.items()}}
@@ -291,7 +291,7 @@ def test_what_has_no_meaning_takes_its_inert_value() -> None:
         "depth": 1,
         "head.hidden_layers": 2,
     }
-    assert inert_value(space.distributions["head.pool"]) == "keep"
+    assert inactive_value(space.distributions["head.pool"]) == "keep"
 
 
 #: Spaces in which all of the policy is searched.

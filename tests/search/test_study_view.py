@@ -13,7 +13,7 @@ from autotune.search.study_view import (
     DEVICE_MEMORY,
     DEVICE_MEMORY_MB,
     FAILED_PLAN,
-    MOST_TRIALS,
+    MAX_TRIALS,
     PEAK_MEMORY_MB,
     StudyView,
 )
@@ -105,13 +105,13 @@ def test_only_trials_with_the_parameters_that_match_are_shown() -> None:
 
 
 def test_a_gp_sees_the_best_and_the_newest_of_many() -> None:
-    values = [0.001 * (i % 500) for i in range(3 * MOST_TRIALS)]
+    values = [0.001 * (i % 500) for i in range(3 * MAX_TRIALS)]
     study = study_of(*(complete({1: value}) for value in values), {"state": TrialState.RUNNING})
     numbers = [one[0] for one in shown(study)]
-    assert len(numbers) == MOST_TRIALS + 1
-    best = sorted(range(len(values)), key=lambda i: -values[i])[: MOST_TRIALS // 2]
+    assert len(numbers) == MAX_TRIALS + 1
+    best = sorted(range(len(values)), key=lambda i: -values[i])[: MAX_TRIALS // 2]
     assert set(best) <= set(numbers)
-    assert set(range(len(values) - MOST_TRIALS // 2, len(values) + 1)) <= set(numbers)
+    assert set(range(len(values) - MAX_TRIALS // 2, len(values) + 1)) <= set(numbers)
     assert len(shown(study, impute=False)) == len(values) + 1
 
 

@@ -19,10 +19,10 @@ from autotune.data.views.views import Views
 from autotune.models.backbone import Backbone, data_config, hash_weights
 from autotune.models.network import Network, build_network
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
-from autotune.training.folds import Folds
-from autotune.training.inputs.batches import Some
-from autotune.training.optim.norm_recalibration import sample
-from autotune.training.trainer import Normalise, Training
+from autotune.training.folds import CrossValidationTrainer
+from autotune.training.inputs.batches import SubsetBatches
+from autotune.training.optim.norm_recalibration import sample_batches
+from autotune.training.trainer import Normalizer, Trainer
 
 SIZE = 32
 CPU = torch.device("cpu")
@@ -76,7 +76,7 @@ def network(name: str, depth: int = 0, dropping: bool = False, classes: int = 3)
 
 
 def images(name: str, count: int = 4, seed: int = 0) -> Tensor:
-    """Draw normalised images ``(count, 3, size, size)``."""
+    """Draw normalized images ``(count, 3, size, size)``."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, 3, SIZE, SIZE, generator=generator)
 
@@ -136,34 +136,34 @@ def training(
     stopped: Callable[[], bool] = lambda: False,
     dropping: bool = False,
     net: Network | None = None,
-    part: int | None = None,
+    micro_batch_size: int | None = None,
     device: torch.device = CPU,
     shown: Views | None = None,
     graphs: bool = False,
     **config: Any,
-) -> Training:
+) -> Trainer:
     """Make a training of a plan on a few digits, or on the images that are given."""
     settings = TrainingConfig(**{"epochs": 3, "batch_size": 16, "views": 1, **config})
     source = backbone(found.backbone, dropping)
-    normalise = Normalise.of(source.data_config, CPU)
+    normalize = Normalizer.from_config(source.data_config, CPU)
 
     def some() -> Tensor:
-        return next(sample(some_digits(count, seed=seed), 16, normalise, seed))
+        return next(sample_batches(some_digits(count, seed=seed), 16, normalize, seed))
 
     net = net or build_network(source, found, 10, seed, some)
     if device != CPU:
         net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Training(
+    return Trainer(
         net,
         found.policy,
         settings,
         some_digits(count, settings.views, seed=seed) if shown is None else shown,
         None if validation is None else some_digits(validation, start=600),
-        Normalise.of(source.data_config, device),
+        Normalizer.from_config(source.data_config, device),
         seed,
         stopped,
-        part=part,
-        graphs=graphs,
+        micro_batch_size=micro_batch_size,
+        cuda_graphs=graphs,
     )
 
 
@@ -175,7 +175,7 @@ def folds(
     stopped: Callable[[], bool] = lambda: False,
     dropping: bool = False,
     **config: Any,
-) -> Folds:
+) -> CrossValidationTrainer:
     """Make trainings of a plan in three folds of a few digits, 15 each with all classes."""
     settings = TrainingConfig(**{"epochs": 3, "batch_size": 16, "views": 1, **config})
     source = backbone(found.backbone, dropping)
@@ -183,27 +183,27 @@ def folds(
     order = torch.arange(count)
     judged = [order[order // 15 % 3 == fold] for fold in range(3)]
     trained = [order[order // 15 % 3 != fold] for fold in range(3)]
-    normalise = Normalise.of(source.data_config, CPU)
+    normalize = Normalizer.from_config(source.data_config, CPU)
 
-    def one(fold: int) -> Training:
-        train = Some(whole, trained[fold])
-        return Training(
+    def one(fold: int) -> Trainer:
+        train = SubsetBatches(whole, trained[fold])
+        return Trainer(
             build_network(
-                source, found, 10, seed, lambda: next(sample(train, 16, normalise, seed))
+                source, found, 10, seed, lambda: next(sample_batches(train, 16, normalize, seed))
             ),
             found.policy,
             settings,
             train,
-            Some(whole, judged[fold]),
-            normalise,
+            SubsetBatches(whole, judged[fold]),
+            normalize,
             seed + 1000 * fold,
             stopped,
         )
 
-    return Folds(map(one, range(3)), trained, judged)
+    return CrossValidationTrainer(map(one, range(3)), trained, judged)
 
 
-def step(run: Training, loss: Tensor) -> None:
+def step(run: Trainer, loss: Tensor) -> None:
     """Take one step of a training with a loss of one's own."""
     run.optimizer.zero_grad()
     run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

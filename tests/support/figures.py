@@ -22,7 +22,7 @@ def traces(figure: go.Figure | None) -> dict[str, Any]:
 
 
 def best_of(study: Study) -> FrozenTrial:
-    best = ranking.best_of(study.trials, study.direction)
+    best = ranking.best_trial(study.trials, study.direction)
     assert best is not None
     return best
 

@@ -9,7 +9,7 @@ from typing import Any
 from autotune.config.loading import apply_overrides, presets, read_yaml, validate
 from autotune.config.schema import StudyConfig
 from autotune.data.views.study_data import StudyData
-from autotune.search.plugins import references
+from autotune.search.plugins import plugin_refs
 from autotune.storage.paths import StudyPaths
 from autotune.study.setup.definition import Definition, define
 from autotune.study.setup.opening import OpenStudy, open_or_create
@@ -45,7 +45,7 @@ _LOOKS = ("dataset", "data", "backbone", "weights", "space", "init")
 
 def defined(config: StudyConfig) -> Definition:
     """Define a study; the images and backbones of an earlier one are not looked at again."""
-    if config.dataset != "digits" or references(config) or config.search.warm_start:
+    if config.dataset != "digits" or plugin_refs(config) or config.search.warm_start:
         return define(config)
     if config.weights not in ("hub", "none"):
         return define(config)

@@ -16,10 +16,10 @@ from autotune.config.schema import COSTS, OPTIMIZERS
 from autotune.training import cost_profile
 from autotune.training.cost_profile import (
     count_parameters,
+    fast_quantile,
     latency_ms,
     measure_costs,
     memory_mb,
-    quick,
     saved_bytes,
 )
 from tests.support.backbones import SMALL, plan, state_of, training
@@ -71,11 +71,11 @@ def test_measuring_leaves_no_trace(name: str, amp: str) -> None:
 
 def test_the_time_of_a_pass_that_nothing_made_late() -> None:
     """A neighbor on the GPU makes nine passes of ten late, or all but one of a few."""
-    assert quick([2.0] * 10) == 2.0
-    assert quick([9.0] * 180 + [2.0] * 20) == 2.0
-    assert quick([9.0, 2.0, 9.0]) == 2.0
-    assert quick([1.0] + [2.0] * 199) == 2.0  # and not the luckiest one of many
-    assert quick([5.0]) == 5.0
+    assert fast_quantile([2.0] * 10) == 2.0
+    assert fast_quantile([9.0] * 180 + [2.0] * 20) == 2.0
+    assert fast_quantile([9.0, 2.0, 9.0]) == 2.0
+    assert fast_quantile([1.0] + [2.0] * 199) == 2.0  # and not the luckiest one of many
+    assert fast_quantile([5.0]) == 5.0
 
 
 @pytest.mark.parametrize("measuring", [False, True])

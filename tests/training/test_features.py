@@ -15,10 +15,10 @@ from autotune.models.prefix.split import PrefixSplit, split_network
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.training import features as features_module
 from autotune.training.checkpoint import Checkpoint
-from autotune.training.compute.amp import Autocast
-from autotune.training.features import FeatureCache, Features, kept_bytes
-from autotune.training.inputs.batches import in_parts
-from autotune.training.trainer import Training
+from autotune.training.compute.amp import AmpPolicy
+from autotune.training.features import FeatureCache, Features, bytes_per_image
+from autotune.training.inputs.batches import micro_batches
+from autotune.training.trainer import Trainer
 from tests.support.backbones import (
     CPU,
     SMALL,
@@ -37,11 +37,11 @@ def cut(name: str, depth: int) -> PrefixSplit:
 
 
 def cache_of(
-    run: Training, folder: Path, root: PrefixSplit | None = None, **limit: Any
+    run: Trainer, folder: Path, root: PrefixSplit | None = None, **limit: Any
 ) -> FeatureCache:
     shelf = ArrayCache(folder, **limit)
     weights = backbone("test_resnet").weights_hash
-    return FeatureCache(shelf, weights, run.normalise, run.autocast, root)
+    return FeatureCache(shelf, weights, run.normalize, run.amp, root)
 
 
 def on_features(
@@ -50,21 +50,21 @@ def on_features(
     root: PrefixSplit | None = None,
     limit: int | None = None,
     **named: Any,
-) -> Training:
+) -> Trainer:
     """Make a training of a plan that goes on from features."""
     run = training(found, **named)
     cache = cache_of(run, folder, root, limit_bytes=limit)
     parts = split_network(run.network, images(found.backbone, 2))
     assert run.validation is not None
-    run.use(
+    run.use_features(
         parts,
-        Features(cache, parts, run.images),
+        Features(cache, parts, run.raw_train),
         Features(cache, parts, run.validation),  # type: ignore[arg-type]
     )
     return run
 
 
-def course(run: Training, checkpoint: Path | None = None) -> list[tuple[float, float]]:
+def course(run: Trainer, checkpoint: Path | None = None) -> list[tuple[float, float]]:
     found = []
     for result in run.run(Checkpoint(checkpoint) if checkpoint else None):
         assert result.metrics is not None
@@ -139,7 +139,7 @@ def test_other_weights_and_other_images_are_other_features(tmp_path: Path) -> No
     positions = torch.arange(20)
 
     def count(weights: str, start: int, seed: int, view: int) -> int:
-        cache = FeatureCache(shelf, weights, run.normalise, run.autocast, None)
+        cache = FeatureCache(shelf, weights, run.normalize, run.amp, None)
         shown = some_digits(20, views=3, start=start, seed=seed)
         cache.open(parts, shown, positions, torch.full((20,), view))
         return len(shelf.keys())
@@ -185,7 +185,7 @@ def test_online_views_are_not_kept(tmp_path: Path) -> None:
     found = plan("test_resnet", 1, lr=0.01)
     run = on_features(found, tmp_path, views=3)
     assert isinstance(run.train, Features)
-    run.train = Features(run.train._cache, run.train._split, run.images, online=True)
+    run.train = Features(run.train._cache, run.train._split, run.raw_train, online=True)
     expected = np.array(course(training(found, views=3)))
     assert np.array(course(run)) == pytest.approx(expected, rel=0.01)
     assert len(ArrayCache(tmp_path).keys()) == 1  # of the validation images
@@ -207,16 +207,18 @@ def test_a_resumed_training_goes_on_bit_by_bit(tmp_path: Path) -> None:
     assert [*begun[:2], *rest] == whole
 
 
-@pytest.mark.parametrize("part", [None, 5])
-def test_surgery_average_and_phases_go_with_features(part: int | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("micro_batch_size", [None, 5])
+def test_surgery_average_and_phases_go_with_features(
+    micro_batch_size: int | None, tmp_path: Path
+) -> None:
     layers = (LayerPlan(width=0.5), LayerPlan(kernel=5))
     base = plan("test_resnet", 2, lr=0.01, head_epochs=1)
     found = TrialPlan(base.backbone, 2, layers, base.head, base.policy)
-    named: dict[str, Any] = {"views": 2, "ema": 0.9, "part": part}
+    named: dict[str, Any] = {"views": 2, "ema": 0.9, "micro_batch_size": micro_batch_size}
     whole, parted = training(found, **named), on_features(found, tmp_path, **named)
     assert parted.network.stale_norms
-    whole.measure_norms()
-    parted.measure_norms()
+    whole.recalibrate_norms()
+    parted.recalibrate_norms()
     for mine, theirs in zip(whole.network.buffers(), parted.network.buffers(), strict=True):
         assert torch.allclose(mine.float(), theirs.float(), rtol=0.01, atol=0.001)
     assert np.array(course(parted)) == pytest.approx(np.array(course(whole)), rel=0.03)
@@ -224,8 +226,8 @@ def test_surgery_average_and_phases_go_with_features(part: int | None, tmp_path:
 
 def test_inputs_are_cut_alike() -> None:
     one, two = torch.arange(14).view(7, 2), torch.arange(7)
-    assert [len(some) for some in in_parts(one, 3)] == [3, 2, 2]
-    parts = in_parts((one, two), 3)
+    assert [len(some) for some in micro_batches(one, 3)] == [3, 2, 2]
+    parts = micro_batches((one, two), 3)
     assert all(isinstance(some, tuple) for some in parts)
     joined = [torch.cat([some[index] for some in parts]) for index in range(2)]
     assert torch.equal(joined[0], one) and torch.equal(joined[1], two)
@@ -234,7 +236,7 @@ def test_inputs_are_cut_alike() -> None:
 def test_bytes_of_one_image() -> None:
     found = cut("test_resnet", 0)
     (shape,) = found.shapes
-    assert kept_bytes(found) == 2 * Tensor(*shape).numel()
+    assert bytes_per_image(found) == 2 * Tensor(*shape).numel()
 
 
 def test_epochs_that_are_kept_in_memory_stay_there(
@@ -245,13 +247,13 @@ def test_epochs_that_are_kept_in_memory_stay_there(
     everything = course(on_features(found, tmp_path, views=3, epochs=6))
     run = on_features(found, tmp_path, views=3, epochs=6)
     assert isinstance(run.train, Features)
-    size = kept_bytes(run.train._split) * len(run.train) * 2  # float32 in memory
+    size = bytes_per_image(run.train._split) * len(run.train) * 2  # float32 in memory
     monkeypatch.setattr(features_module, "_CPU_BYTES", int(1.2 * size))
     opened: list[bytes] = []
     open_entry = FeatureCache.open
 
     def count(cache: FeatureCache, parts: PrefixSplit, views: Any, *which: Tensor) -> Any:
-        if views is run.images:
+        if views is run.raw_train:
             opened.append(which[1].numpy().tobytes())
         return open_entry(cache, parts, views, *which)
 
@@ -285,9 +287,9 @@ def test_features_of_smaller_parts_are_the_same_to_half_precision(
     They differ by less than one rounding of what they are computed in (bf16 has 8 bits) or kept
     in (fp16 has 11).
     """
-    autocast = Autocast.of(amp, CPU)
+    amp = AmpPolicy.from_mode(amp, CPU)
     net = network(name, 1)
-    with autocast():
+    with amp.autocast():
         prefix = split_network(net, images(name, 2)).prefix()
         assert prefix is not None
         shown = images(name, 32)

@@ -16,16 +16,16 @@ from autotune.models.prefix.split import split_network
 from autotune.plan import TrialPlan
 from autotune.training.cost_profile import memory_mb
 from autotune.training.features import FeatureCache, Features
-from autotune.training.folds import Folds, parts_of
-from autotune.training.inputs.batches import Some
-from autotune.training.trainer import Training
+from autotune.training.folds import CrossValidationTrainer, trainers_of
+from autotune.training.inputs.batches import SubsetBatches
+from autotune.training.trainer import Trainer
 from tests.support.backbones import backbone, folds, images, plan, some_digits, training
 
 
 def test_some_images_share_what_the_whole_set_keeps() -> None:
     whole = some_digits(30, views=3)
     positions = torch.tensor([2, 5, 7, 20, 29])
-    some = Some(whole, positions)
+    some = SubsetBatches(whole, positions)
     assert len(some) == 5 and torch.equal(some.labels, whole.labels[positions])
     views = some.views_for_epoch(1)
     assert torch.equal(views, whole.views_for_epoch(1))
@@ -42,7 +42,7 @@ def test_an_epoch_is_one_of_all_folds_and_has_their_mean() -> None:
     for number, one in enumerate(run.folds):
         inner = one._train_epoch
 
-        def noted(number: int = number, one: Training = one, inner: Any = inner) -> float:
+        def noted(number: int = number, one: Trainer = one, inner: Any = inner) -> float:
             asked.append((one.epoch, number))
             return float(inner())
 
@@ -53,9 +53,9 @@ def test_an_epoch_is_one_of_all_folds_and_has_their_mean() -> None:
     scores = [one.metrics for one in run.folds if one.metrics is not None]
     assert results[-1].metrics == run.metrics
     found = [one.accuracy for one in scores]
-    assert run.metrics is not None and run.deviation is not None
+    assert run.metrics is not None and run.metrics_std is not None
     assert run.metrics.accuracy == pytest.approx(np.mean(found))
-    assert run.deviation.accuracy == pytest.approx(np.std(found, ddof=1))
+    assert run.metrics_std.accuracy == pytest.approx(np.std(found, ddof=1))
     assert run.metrics.log_loss == pytest.approx(np.mean([one.log_loss for one in scores]))
 
 
@@ -89,10 +89,10 @@ def addresses(module: nn.Module) -> dict[str, int]:
     return {name: one.data_ptr() for name, one in tensors.items()}
 
 
-def held_bytes(run: Folds) -> int:
+def held_bytes(run: CrossValidationTrainer) -> int:
     storages: dict[int, int] = {}
     for one in run.folds:
-        networks = {one.network, one.result}
+        networks = {one.network, one.eval_model}
         tensors: list[Tensor] = [
             tensor for net in networks for tensor in (*net.parameters(), *net.buffers())
         ]
@@ -107,7 +107,7 @@ def held_bytes(run: Folds) -> int:
 def test_networks_share_what_is_locked(ema: float | None) -> None:
     run = folds(plan("test_resnet", 2, lr=0.01), ema=ema)
     changing = run.network.trainable_state().keys()
-    networks = {id(net): net for one in run.folds for net in (one.network, one.result)}
+    networks = {id(net): net for one in run.folds for net in (one.network, one.eval_model)}
     found = [addresses(net) for net in networks.values()]
     assert len(found) == (6 if ema else 3)
     for name in found[0]:
@@ -130,20 +130,20 @@ def test_networks_share_what_is_locked(ema: float | None) -> None:
     assert held_bytes(run) == pytest.approx(frozen + 3 * one_more, rel=0.001)
 
 
-def on_features(found: TrialPlan, folder: Path, **named: Any) -> Folds:
+def on_features(found: TrialPlan, folder: Path, **named: Any) -> CrossValidationTrainer:
     run = folds(found, views=2, **named)
     first = run.folds[0]
     cache = FeatureCache(
         ArrayCache(folder),
         backbone("test_resnet").weights_hash,
-        first.normalise,
-        first.autocast,
+        first.normalize,
+        first.amp,
         None,
     )
     parts = split_network(run.network, images(found.backbone, 2))
     whole = some_digits(45, 2)
     both = (Features(cache, parts, whole, together=True) for _ in range(2))
-    run.use(parts, *both)
+    run.use_features(parts, *both)
     return run
 
 
@@ -172,9 +172,9 @@ def test_features_are_computed_once_for_all_folds(
 
 def test_parts_of() -> None:
     run = folds(plan("test_resnet"))
-    assert parts_of(run) == run.folds
-    assert parts_of(run.folds[0]) == (run.folds[0],)
+    assert trainers_of(run) == run.folds
+    assert trainers_of(run.folds[0]) == (run.folds[0],)
     assert isinstance(run.network, Network)
-    names = run.result_state().keys()
+    names = run.eval_state().keys()
     assert {name.partition(".")[0] for name in names} == {"fold1", "fold2", "fold3"}
     assert "fold1.head.0.weight" in names

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autotune.errors import DivergedError
-from autotune.training.metrics import confusion, measure
+from autotune.training.metrics import compute_metrics, confusion
 
 LABELS = torch.tensor([0, 0, 0, 1, 1, 2])
 
@@ -18,7 +18,7 @@ def logits_of(probabilities: list[list[float]]) -> torch.Tensor:
 def test_metrics_by_hand() -> None:
     rows = [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.5, 0.3]]
     rows += [[0.3, 0.6, 0.1], [0.5, 0.4, 0.1], [0.2, 0.2, 0.6]]
-    found = measure(logits_of(rows), LABELS)
+    found = compute_metrics(logits_of(rows), LABELS)
     assert found.accuracy == pytest.approx(4 / 6)
     assert found.balanced_accuracy == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
     assert found.macro_f1 == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
@@ -31,7 +31,7 @@ def test_metrics_by_hand() -> None:
 
 def test_a_class_that_is_never_predicted() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0]]).repeat(6, 1)
-    found = measure(logits, LABELS)
+    found = compute_metrics(logits, LABELS)
     assert found.accuracy == 0.5
     assert found.balanced_accuracy == pytest.approx(1 / 3)
     assert found.macro_f1 == pytest.approx(2 / 3 / 3)
@@ -42,13 +42,13 @@ def test_a_class_that_is_never_predicted() -> None:
 def test_a_sure_mistake_has_a_finite_loss() -> None:
     logits = torch.zeros(6, 3)
     logits[:, 0] = 1e4
-    assert math.isfinite(measure(logits, LABELS).log_loss)
+    assert math.isfinite(compute_metrics(logits, LABELS).log_loss)
 
 
 def test_accuracy_and_confusion_agree_on_ties() -> None:
     logits = torch.zeros(6, 3)
     logits[:, 2] = 1e-30  # lost in the softmax, not in the logits
-    found = measure(logits, LABELS)
+    found = compute_metrics(logits, LABELS)
     assert found.accuracy == confusion(logits, LABELS, "abc").trace() / 6
 
 
@@ -57,4 +57,4 @@ def test_logits_must_be_finite(value: float) -> None:
     logits = torch.zeros(6, 3)
     logits[4, 1] = value
     with pytest.raises(DivergedError, match="not finite"):
-        measure(logits, LABELS)
+        compute_metrics(logits, LABELS)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from autotune.errors import DivergedError, TrialInterruptedError
 from autotune.models.network import build_network
 from autotune.training.checkpoint import Checkpoint
-from autotune.training.metrics import measure
-from autotune.training.trainer import Normalise, Training, batch_count, part_count
+from autotune.training.metrics import compute_metrics
+from autotune.training.trainer import Normalizer, Trainer, num_batches, num_micro_batches
 from tests.support.backbones import (
     CPU,
     backbone,
@@ -36,13 +36,13 @@ def test_batches_are_counted_as_they_come(images: int, batch_size: int) -> None:
     views = some_digits(60)
     order = torch.arange(images)
     batches = list(views.batches(order, torch.zeros(60, dtype=torch.int64), batch_size))
-    assert len(batches) == batch_count(images, batch_size)
+    assert len(batches) == num_batches(images, batch_size)
 
 
 def test_images_are_normalised_as_timm_does() -> None:
     config = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
     batch = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
-    found = Normalise.of(config, CPU)(batch)
+    found = Normalizer.from_config(config, CPU)(batch)
     mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     assert torch.allclose(found, (batch / 255 - mean) / std, atol=1e-6)
 
@@ -76,9 +76,9 @@ def test_steps_that_overflow_are_counted_on_the_device_until_the_epoch_ends(scal
     """As on a GPU, where asking at once would wait for the device in every step."""
     found = plan("test_resnet", 1, lr=0.01)
 
-    def trained(late: bool) -> tuple[Training, list[tuple[int, float, float]], int]:
+    def trained(late: bool) -> tuple[Trainer, list[tuple[int, float, float]], int]:
         run = training(found, amp="fp16", count=64, epochs=2, ema=0.9)
-        run.asks_late = late
+        run.defers_skip_check = late
         run.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         steps = 0
         step = run.schedule.step
@@ -124,7 +124,7 @@ def test_the_gradient_is_clipped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "part", "parts"),
+    ("images", "micro_batch_size", "parts"),
     [
         (64, 64, 1),
         (64, 100, 1),
@@ -136,8 +136,8 @@ def test_the_gradient_is_clipped() -> None:
         (1, 2, 1),
     ],
 )
-def test_parts_of_a_batch(images: int, part: int, parts: int) -> None:
-    assert part_count(images, part) == parts
+def test_parts_of_a_batch(images: int, micro_batch_size: int, parts: int) -> None:
+    assert num_micro_batches(images, micro_batch_size) == parts
     sizes = [len(one) for one in torch.arange(images).tensor_split(parts)]
     assert images == 1 or min(sizes) >= 2
 
@@ -147,8 +147,8 @@ def test_the_gradients_of_parts_add_up_to_that_of_the_batch(mixup: float) -> Non
     """Where no trainable layer has a batch norm: that one would see other batches."""
     found = plan("test_vit", 2, optimizer="sgd", lr=0.01, label_smoothing=0.1, mixup=mixup)
 
-    def trained(part: int | None) -> tuple[list[float], dict[str, Tensor]]:
-        run = training(found, batch_size=16, epochs=2, part=part)
+    def trained(micro_batch_size: int | None) -> tuple[list[float], dict[str, Tensor]]:
+        run = training(found, batch_size=16, epochs=2, micro_batch_size=micro_batch_size)
         return [one.loss for one in run.run()], state_of(run.network)
 
     (whole, expected), (parts, state) = trained(None), trained(3)
@@ -185,8 +185,8 @@ def test_the_moving_average_of_the_weights() -> None:
     run._update = follow  # type: ignore[method-assign]
     list(run.run())
     assert steps == 6
-    assert run.result is not run.network
-    found = run.result.state_dict()
+    assert run.eval_model is not run.network
+    found = run.eval_model.state_dict()
     for key, value in average.items():
         assert torch.allclose(found[key].double(), value.double(), atol=1e-5), key
     pretrained = backbone("test_resnet").pretrained.state_dict()
@@ -249,19 +249,19 @@ def test_predictions_come_in_the_order_of_the_images() -> None:
     assert not logits.requires_grad
     with torch.no_grad():
         each = [
-            run.network(run.normalise(views.view(i, 0).unsqueeze(0))) for i in range(len(views))
+            run.network(run.normalize(views.view(i, 0).unsqueeze(0))) for i in range(len(views))
         ]
     assert torch.allclose(logits, torch.cat(each), atol=1e-5)
     results = list(run.run())
     assert run.validation_logits is not None
-    assert results[-1].metrics == measure(run.validation_logits, run.validation.labels)
+    assert results[-1].metrics == compute_metrics(run.validation_logits, run.validation.labels)
 
 
 def test_frozen_layers_survive_a_real_training() -> None:
     run = training(plan("test_efficientnet", 2, 8, dropout=0.3), dropping=True, ema=0.9)
     list(run.run())
     pretrained = state_of(backbone("test_efficientnet").pretrained)
-    for net in (run.network, run.result):
+    for net in (run.network, run.eval_model):
         own = state_of(net.backbone)
         for layer in net.layers[2:]:
             assert all(torch.equal(own[name], pretrained[name]) for name in layer.names)
@@ -270,7 +270,7 @@ def test_frozen_layers_survive_a_real_training() -> None:
 def test_a_finished_training_leaves_nothing_behind() -> None:
     run = training(plan("test_resnet", 5), epochs=1, ema=0.9)
     list(run.run())
-    networks = [weakref.ref(run.network), weakref.ref(run.result)]
+    networks = [weakref.ref(run.network), weakref.ref(run.eval_model)]
     del run
     gc.collect()
     assert [one() for one in networks] == [None, None]
@@ -289,10 +289,10 @@ def test_it_learns(tmp_path: Path) -> None:
     assert run.metrics.accuracy > 0.95
     # The weights alone are the model: a new network that loads them predicts the same.
     other = build_network(source, found, 10, seed=5)
-    other.load_trainable_state(copy.deepcopy(run.result.trainable_state()))
+    other.load_trainable_state(copy.deepcopy(run.eval_model.trainable_state()))
     run.network = other
     logits, labels = run.predict(views)
-    assert measure(logits, labels) == run.metrics
+    assert compute_metrics(logits, labels) == run.metrics
     assert digits().classes == tuple(str(i) for i in range(10))
 
 
@@ -302,8 +302,8 @@ def test_a_training_on_a_gpu(amp: str) -> None:
     cuda = torch.device("cuda", 0)
     found = plan("test_resnet", 5, 16, dropout=0.2, lr=0.01)
     net = build_network(backbone("test_resnet"), found, 10, seed=0).to(cuda)
-    run: Training = training(found, net=net, count=100, epochs=15, amp=amp, ema=0.9)
-    run.normalise = Normalise.of(backbone("test_resnet").data_config, cuda)
+    run: Trainer = training(found, net=net, count=100, epochs=15, amp=amp, ema=0.9)
+    run.normalize = Normalizer.from_config(backbone("test_resnet").data_config, cuda)
     losses: list[Any] = [one.loss for one in run.run()]
     assert losses[-1] < losses[0] / 2
     assert isinstance(run.network, nn.Module)

@@ -32,7 +32,7 @@ def best(
 
     opened = open_existing(located.name, located.storage, located.files)
     trials = opened.study.get_trials(deepcopy=False)
-    found = ranking.best_of(trials, attrs.metric_direction(opened.study))
+    found = ranking.best_trial(trials, attrs.metric_direction(opened.study))
     if found is None:
         raise StudyError(f"the study {located.name!r} has {explain_no_best(trials)}")
     names = tuple(opened.config().directions)

@@ -25,7 +25,7 @@ def validate(
     config = load_checked(study, overrides, name, storage)
     shown = console()
     tell_own_python(shown, config)
-    from autotune.search.dimensions import in_words
+    from autotune.search.dimensions import describe
     from autotune.study.setup.definition import define
 
     with error_console().status("looking at what the file names") as line:
@@ -47,6 +47,6 @@ def validate(
         joins = "; the validation part that the data set has is in them" if given else ""
         shown.print(f"  split     {config.data.folds} folds and a test part{joins}")
     for key, distribution in definition.space.distributions.items():
-        shown.print(f"  searched  {key}: {in_words(distribution)}", highlight=False)
+        shown.print(f"  searched  {key}: {describe(distribution)}", highlight=False)
     for key, value in definition.space.fixed.items():
         shown.print(f"  fixed     {key}: {value}", highlight=False)

@@ -34,7 +34,7 @@ def study_note(study: Study, storage_url: str) -> str:
     """
     trials = study.get_trials(deepcopy=False)
     attributes = study.user_attrs
-    best = ranking.best_of(trials, attrs.metric_direction(study))
+    best = ranking.best_trial(trials, attrs.metric_direction(study))
     answer = [f"**{escape_markdown(headline(study))}**", escape_markdown(_so_far(study, trials))]
     if said := describe_confirmation(study, best):
         answer.append(escape_markdown(said))

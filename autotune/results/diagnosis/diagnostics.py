@@ -27,7 +27,7 @@ from autotune.results.study_results import StudyResults
 from autotune.results.values.objective import Objective
 from autotune.results.values.verdict import Verdict, format_gain
 from autotune.search import ranking
-from autotune.search.extrapolation import ENOUGH, Promises
+from autotune.search.extrapolation import MIN_TRIALS, FinalValuePredictor
 from autotune.study.state import attrs
 
 #: Below so many complete trials, importances are hardly more than noise.
@@ -98,7 +98,7 @@ class _Seen:
     @cached_property
     def ranked(self) -> list[FrozenTrial]:
         """The complete trials within the limits that have a finite value, the best one first."""
-        found = ranking.best_first(self.trials, self.objective.direction)
+        found = ranking.rank_trials(self.trials, self.objective.direction)
         return [one for one in found if math.isfinite(one.values[0])]
 
     @cached_property
@@ -222,7 +222,7 @@ def _would_more_help(seen: _Seen) -> Diagnostic | None:
     if len(seen.trained) < _ENOUGH or seen.best is None:
         return None
     start = seen.trained[(3 * len(seen.trained)) // 4].number
-    early = ranking.best_of(
+    early = ranking.best_trial(
         (one for one in seen.ranked if one.number < start), seen.objective.direction
     )
     late = sum(one.number >= start for one in seen.trained)
@@ -434,11 +434,11 @@ def _did_pruning_cut_winners(seen: _Seen) -> Diagnostic | None:
         if one.state == TrialState.PRUNED and (curve := _curve(one)) and max(curve) in best
     ]
     complete = [one for one in seen.ranked if _curve(one)]
-    if not curves or seen.best is None or len(complete) < ENOUGH:
+    if not curves or seen.best is None or len(complete) < MIN_TRIALS:
         return None
     ahead = sum(seen.gain(curve[max(curve)], best[max(curve)]) > 0 for curve in curves)
-    promises = Promises((_curve(one), one.values[0]) for one in complete)
-    foreseen = [promised for one in curves if (promised := promises.of(one)) is not None]
+    promises = FinalValuePredictor((_curve(one), one.values[0]) for one in complete)
+    foreseen = [promised for one in curves if (promised := promises.predict(one)) is not None]
     gains = [seen.gain(one, seen.best.values[0]) for one in foreseen]
     at = round(median(max(curve) for curve in curves))
     peers = [curve[at] for one in complete if at in (curve := _curve(one))]

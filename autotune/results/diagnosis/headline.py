@@ -31,7 +31,7 @@ def headline(study: Study) -> str:
     trials = study.get_trials(deepcopy=False)
     objective, cost = Objective.from_study(study), Objective.cost_from_study(study)
     direction = attrs.metric_direction(study)
-    best, baseline = ranking.best_of(trials, direction), attrs.find_baseline(trials)
+    best, baseline = ranking.best_trial(trials, direction), attrs.find_baseline(trials)
     if best is None:
         if closest_to_feasible(trials) is not None:
             return explain_no_best(trials)
@@ -48,7 +48,7 @@ def headline(study: Study) -> str:
             f"{best.number}, {objective.format_difference(value, start)}){words}{_of_front(study)}"
         )
     others = [one for one in trials if one is not baseline]
-    second = ranking.best_of(others, direction)
+    second = ranking.best_trial(others, direction)
     if second is None:
         return f"only the baseline is complete: {shown}"
     if second.values[0] == value:

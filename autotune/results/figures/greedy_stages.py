@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 from autotune.config.schema import StudyConfig
 from autotune.format_versions import reading
 from autotune.results.values.objective import Objective
-from autotune.search.greedy import StageResult, course
+from autotune.search.greedy import StageResult, greedy_state
 from autotune.study.state import attrs
 
 
@@ -53,7 +53,7 @@ def stage_rows(study: Study) -> tuple[StageRow, ...]:
     with reading(f"the definition of the study {study.study_name!r}", by=by):
         config = StudyConfig.model_validate(definition)
     space = attrs.study_space(study)
-    found = course(
+    found = greedy_state(
         space,
         study.get_trials(deepcopy=False),
         attrs.metric_direction(study),

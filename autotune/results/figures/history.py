@@ -164,7 +164,7 @@ def curves_figure(study: Study | StudyResults) -> go.Figure | None:
     curved = [one for one in results.trials if one.intermediate_values]
     if not curved:
         return None
-    best = ranking.best_of(curved, objective.direction)
+    best = ranking.best_trial(curved, objective.direction)
     baseline = attrs.find_baseline(curved)
     running = {one.number for one in curved if one.state == TrialState.RUNNING}
     trials = thin(results, curved, MOST_CURVES, running)

@@ -191,7 +191,7 @@ def is_active(space: Space | None, trial: FrozenTrial, parameter: str) -> bool:
         # The same as below at a fiftieth of the time: what a parameter means does not depend on
         # its own value, and equal values have equal forms.
         values_of_trial = {**space.fixed, **trial.params}
-        return not found.single() and search_space.has_meaning(parameter, values_of_trial)
+        return not found.single() and search_space.is_active(parameter, values_of_trial)
     if isinstance(found, CategoricalDistribution):
         values: Sequence[Any] = found.choices  # to a backbone, some of them may mean the same
     else:

@@ -42,7 +42,7 @@ def thin(
     if len(trials) <= most:
         return list(trials)
     complete = [one for one in trials if one.state == TrialState.COMPLETE]
-    best = ranking.best_first(complete, results.direction)[:BEST_DRAWN]
+    best = ranking.rank_trials(complete, results.direction)[:BEST_DRAWN]
     kept = {*keep, *(one.number for one in best)}
     if results.baseline is not None:
         kept.add(results.baseline.number)
@@ -73,7 +73,7 @@ def choose_rows(results: StudyResults) -> list[FrozenTrial]:
     if len(results.trials) <= MOST_ROWS:
         return list(results.trials)
     half = MOST_ROWS // 2
-    chosen = {one.number for one in ranking.best_first(results.trials, results.direction)[:half]}
+    chosen = {one.number for one in ranking.rank_trials(results.trials, results.direction)[:half]}
     chosen |= {one.number for one in results.trials[-half:]}
     if results.baseline is not None:
         chosen.add(results.baseline.number)

@@ -71,7 +71,7 @@ def _document(study: Study, storage_url: str) -> dict[str, Any]:
     trials = study.get_trials(deepcopy=False)
     attributes = study.user_attrs
     lines = [_line(facts, one) for facts, one in zip(trial_records(study), trials, strict=True)]
-    best = ranking.best_of(trials, attrs.metric_direction(study))
+    best = ranking.best_trial(trials, attrs.metric_direction(study))
     baseline = attrs.find_baseline(trials)
     progress = attrs.count_progress(trials, attrs.trial_budget(study))
     ended, verdict = ended_by(study, progress), Verdict.from_study(study)

@@ -55,7 +55,7 @@ def backbones_of(
     rows = []
     for position, (name, facts) in enumerate(study.user_attrs.get(attrs.BACKBONES, {}).items()):
         own = complete.get(name, [])
-        found = ranking.best_of(own, attrs.metric_direction(study))
+        found = ranking.best_trial(own, attrs.metric_direction(study))
         marks = (("best", best is not None and best in own), ("baseline", not position))
         rows.append(
             BackboneRow(

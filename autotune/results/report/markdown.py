@@ -53,7 +53,7 @@ def render_markdown(study: Study, storage_url: str = "") -> str:
 def _blocks(study: Study, storage_url: str) -> Iterator[str]:
     trials = study.get_trials(deepcopy=False)
     objective = Objective.from_study(study)
-    best = ranking.best_of(trials, attrs.metric_direction(study))
+    best = ranking.best_trial(trials, attrs.metric_direction(study))
     baseline = attrs.find_baseline(trials)
     progress = attrs.count_progress(trials, attrs.trial_budget(study))
     dataset = study.user_attrs.get(attrs.DATASET, {})
@@ -111,7 +111,7 @@ def _trials(
 ) -> Iterator[str]:
     """Yield the best trials as a table, of two objectives the Pareto front."""
     front = front_of(study)
-    ranked = front or ranking.best_first(trials, attrs.metric_direction(study))
+    ranked = front or ranking.rank_trials(trials, attrs.metric_direction(study))
     baseline = attrs.find_baseline(trials)
     shown = ranked[:BEST_SHOWN]
     if not shown:

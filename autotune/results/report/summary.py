@@ -75,7 +75,7 @@ def summarise(opened: OpenStudy) -> Summary:
     study = opened.study
     attributes = study.user_attrs
     trials = study.get_trials(deepcopy=False)
-    best = ranking.best_of(trials, attrs.metric_direction(study))
+    best = ranking.best_trial(trials, attrs.metric_direction(study))
     plan = attrs.trial_plan(best) if best is not None else None
     superseded = attrs.retried_numbers(trials)
     reasons = Counter(

@@ -26,7 +26,7 @@ def front_of(study: Study) -> list[FrozenTrial]:
     """
     if Objective.cost_from_study(study) is None:
         return []
-    return ranking.front_of(study.get_trials(deepcopy=False), attrs.metric_direction(study))
+    return ranking.pareto_front(study.get_trials(deepcopy=False), attrs.metric_direction(study))
 
 
 def closest_to_feasible(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:

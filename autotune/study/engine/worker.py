@@ -41,7 +41,7 @@ from autotune.errors import (
     WorkerError,
 )
 from autotune.runtime import limit_torch_threads, single_threaded, tune_malloc
-from autotune.search.plugins import references
+from autotune.search.plugins import plugin_refs
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
 from autotune.storage.rdb.connection import storage_errors
@@ -149,7 +149,7 @@ def check_plugins(handle: OpenStudy, config: StudyConfig) -> None:
         UserError: When it is not there.
     """
     remembered = handle.study.user_attrs.get(attrs.PLUGINS, {})
-    for key, own in references(config).items():
+    for key, own in plugin_refs(config).items():
         if key != "space.custom" and own.digest() != remembered.get(key):
             raise StudyError(
                 f"{key}: the file {own.path} has changed since the study {handle.name!r} was "

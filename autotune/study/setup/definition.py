@@ -29,14 +29,14 @@ from autotune.models.surgery.probing import probe_layers
 from autotune.plan import KEEP
 from autotune.search.backbone_limits import Candidate
 from autotune.search.plugins import (
-    Reference,
+    PluginRef,
     dimension_of,
-    load_own_pruner,
-    load_own_sampler,
-    own_space,
-    references,
+    load_pruner_plugin,
+    load_sampler_plugin,
+    load_space_plugin,
+    plugin_refs,
 )
-from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Space, reach
+from autotune.search.space import LAYER_FIELDS, Space, num_shaped_layers
 from autotune.storage.url import parse_url
 from autotune.study.setup.initial_trials import check_warm_start
 
@@ -112,7 +112,7 @@ def define(
     backbones = tuple(found for _, found in looked if found is not None)
     if len(blanks) == len(config.backbones):  # else who knows what the missing one can take
         mistakes.found += _space_problems(config.space, blanks)
-    own = references(config)
+    own = plugin_refs(config)
     for key, reference in own.items():
         mistakes.attempt(key, reference.load)
     if to_fetch and not mistakes.found:
@@ -120,7 +120,7 @@ def define(
         dataset = _images(config, manifest, progress, mistakes)
     if mistakes.found or dataset is None:
         raise ConfigError(config.name or "study", mistakes.found)
-    space = Space.of([one.candidate for one in blanks], config.space, stored_init(config.init))
+    space = Space.from_candidates([one.candidate for one in blanks], config.space, config.inherit)
     if own:
         found = mistakes.attempt("space.custom", lambda: _own_space(config, space, blanks))
         space = found or space
@@ -187,7 +187,7 @@ class _Blank:
         model = build_backbone(name, size, device="meta")
         input_size = data_config(model, size)["input_size"]
         layers = list_layers(model)
-        within_reach = layers[: reach(config.space)]
+        within_reach = layers[: num_shaped_layers(config.space)]
         offers = probe_layers(model, within_reach, input_size) if within_reach else ()
         pool_problems = {
             pool: pool_problem(model, name, pool, input_size)
@@ -215,25 +215,25 @@ def _own_space(config: StudyConfig, space: Space, blanks: Sequence[_Blank]) -> S
     custom = config.space.custom
     if custom is None:
         return space
-    changed = own_space(custom, space, blanks[0].offers)
+    changed = load_space_plugin(custom, space, blanks[0].offers)
     depth, pool = (dimension_of(changed, name) for name in ("depth", "head.pool"))
     as_file = SpaceConfig(trainable_layers=depth, head=HeadSpace(pool=pool))
     for problem in (*_depth_problems(as_file, blanks), *_pool_problems(as_file, blanks)):
         name = problem.key.removeprefix("space.")
-        raise UserError(f"the space of {Reference.of(custom)}: {name}: {problem.message}")
+        raise UserError(f"the space of {PluginRef.from_text(custom)}: {name}: {problem.message}")
     return changed
 
 
 def _try_sampler(config: StudyConfig, space: Space) -> None:
     """Make the study's own sampler once, as every worker will."""
     if is_plugin_ref(config.search.sampler):
-        load_own_sampler(config.search.sampler, space, config.search.seed)
+        load_sampler_plugin(config.search.sampler, space, config.search.seed)
 
 
 def _try_pruner(config: StudyConfig) -> None:
     """Make the study's own pruner once, as every worker will."""
     if is_plugin_ref(config.search.pruner):
-        load_own_pruner(config.search.pruner, config.training.epochs, workers=1)
+        load_pruner_plugin(config.search.pruner, config.training.epochs, workers=1)
 
 
 def _look_at(

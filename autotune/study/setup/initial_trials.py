@@ -14,7 +14,13 @@ from autotune.config.schema import StudyConfig
 from autotune.errors import StudyError, did_you_mean, join_sentences
 from autotune.plan import TrialPlan
 from autotune.search import ranking
-from autotune.search.initial_plans import Dropped, Start, fit_into, known_good, without_repeats
+from autotune.search.initial_plans import (
+    InitialPlan,
+    SkippedPlan,
+    adapt_plan,
+    default_plans,
+    drop_duplicates,
+)
 from autotune.search.space import Space
 from autotune.storage.rdb.connection import open_storage, storage_errors
 from autotune.storage.rdb.retry import RetryingStorage
@@ -35,21 +41,21 @@ class InitialTrials:
     Args:
         baseline: Plan of the baseline.
         params: Its canonical parameters, ``None`` when it lies outside the space.
-        known_good: Plans that often work.
+        default_plans: Plans that often work.
         warm: The best plans of other studies.
         dropped: Those of them that are not tried, and why.
     """
 
     baseline: TrialPlan
     params: dict[str, Any] | None
-    known_good: tuple[Start, ...] = ()
-    warm: tuple[Start, ...] = ()
-    dropped: tuple[Dropped, ...] = ()
+    default_plans: tuple[InitialPlan, ...] = ()
+    warm: tuple[InitialPlan, ...] = ()
+    dropped: tuple[SkippedPlan, ...] = ()
 
     @property
     def plans(self) -> list[TrialPlan]:
         """All plans in the order in which they are queued."""
-        return [self.baseline, *(one.plan for one in (*self.known_good, *self.warm))]
+        return [self.baseline, *(one.plan for one in (*self.default_plans, *self.warm))]
 
 
 def choose_initial_trials(
@@ -64,19 +70,19 @@ def choose_initial_trials(
     """
     baseline = space.baseline(config.baseline)
     known = (
-        known_good(space, config.baseline, config.training.epochs)
-        if config.search.default_plans
+        default_plans(space, config.baseline, config.training.epochs)
+        if config.search.known_good
         else ()
     )
-    fitting: list[Start] = []
-    dropped: list[Dropped] = []
+    fitting: list[InitialPlan] = []
+    dropped: list[SkippedPlan] = []
     for name in config.search.warm_start:
         for one in _of_study(attrs.load_study(name, storage), space):
-            if isinstance(one, Start):
+            if isinstance(one, InitialPlan):
                 fitting.append(one)
             else:
                 dropped.append(one)
-    warm, repeated = without_repeats(fitting, [baseline, *(one.plan for one in known)])
+    warm, repeated = drop_duplicates(fitting, [baseline, *(one.plan for one in known)])
     return InitialTrials(
         baseline, space.params(baseline), known, tuple(warm), (*dropped, *repeated)
     )
@@ -91,7 +97,7 @@ def queue_initial_trials(study: Study, starts: InitialTrials) -> None:
         logger.info("the baseline lies outside the space and is not shown to the sampler")
     role = {attrs.ROLE: attrs.BASELINE}
     trials: list[tuple[dict[str, Any], dict[str, Any]]] = [(starts.params or {}, role)]
-    for one in (*starts.known_good, *starts.warm):
+    for one in (*starts.default_plans, *starts.warm):
         trials.append((one.params, {attrs.ORIGIN: one.title}))
     there = len(study.get_trials(deepcopy=False))
     for plan, (params, attributes) in list(zip(starts.plans, trials, strict=True))[there:]:
@@ -149,16 +155,16 @@ def check_warm_start(config: StudyConfig) -> None:
             raise StudyError(f"the study {name!r} in {shown} was not made by autotune")
 
 
-def _of_study(study: Study, space: Space) -> list[Start | Dropped]:
+def _of_study(study: Study, space: Space) -> list[InitialPlan | SkippedPlan]:
     """Bring the best plans of a study into a space."""
     best = best_plans(study, PLANS_PER_STUDY)
     if not best:
         trials = study.get_trials(deepcopy=False)
         limits = "within its limits" if any(map(ranking.is_infeasible, trials)) else "yet"
         reason = f"it has no complete trial {limits}"
-        return [Dropped(f"warm start: study {study.study_name}", reason)]
+        return [SkippedPlan(f"warm start: study {study.study_name}", reason)]
     return [
-        fit_into(space, f"warm start: trial {trial.number} of study {study.study_name}", plan)
+        adapt_plan(space, f"warm start: trial {trial.number} of study {study.study_name}", plan)
         for trial, plan in best
     ]
 
@@ -171,7 +177,7 @@ def best_plans(study: Study, count: int) -> list[tuple[FrozenTrial, TrialPlan]]:
     left = study.get_trials(deepcopy=False)
     found: list[tuple[FrozenTrial, TrialPlan]] = []
     while len(found) < count:
-        best = ranking.best_of(left, attrs.metric_direction(study))
+        best = ranking.best_trial(left, attrs.metric_direction(study))
         if best is None:
             break
         left = [one for one in left if one is not best]

@@ -23,7 +23,7 @@ from autotune.config.schema import StudyConfig
 from autotune.data.splits.manifest import describe_missing
 from autotune.errors import StudyError, did_you_mean, join_sentences
 from autotune.format_versions import STUDY, reading, stamp
-from autotune.search.plugins import Reference, references
+from autotune.search.plugins import PluginRef, plugin_refs
 from autotune.storage.filesystem import check_not_network
 from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import (
@@ -332,7 +332,7 @@ def _remember(
     versions = {package: version(package) for package in _PACKAGES}
     study.set_user_attr(attrs.ENVIRONMENT, {"python": platform.python_version(), **versions})
     study.set_user_attr(
-        attrs.PLUGINS, {key: one.digest() for key, one in references(config).items()}
+        attrs.PLUGINS, {key: one.digest() for key, one in plugin_refs(config).items()}
     )
     queue_initial_trials(study, starts)
     # Last, because a study counts as made when it has its definition.
@@ -401,11 +401,11 @@ def _own_changes(
         The differences, and the stored definition with the paths of now for what was compared.
     """
     changes: list[tuple[str, Any, Any]] = []
-    for key, now in references(config).items():
+    for key, now in plugin_refs(config).items():
         before = get_dotted(stored, key)
         if is_plugin_ref(before):
             old, new = study.user_attrs[attrs.PLUGINS][key], now.digest()
-            if (Reference.of(before).name, old) != (now.name, new):
+            if (PluginRef.from_text(before).name, old) != (now.name, new):
                 changes.append((key, f"{before} (hash {old[:16]})", f"{now} (hash {new[:16]})"))
             stored = apply_overrides(stored, {key: get_dotted(config.model_dump(), key)})
     return changes, stored

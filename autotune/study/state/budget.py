@@ -152,13 +152,13 @@ def trials_since_best(trials: Sequence[FrozenTrial], direction: StudyDirection) 
         (one for one in trials if one.state.is_finished() and one.number not in replaced),
         key=lambda one: (attrs.ended_at(one), one.number),
     )
-    best = ranking.best_of(ended, direction)
+    best = ranking.best_trial(ended, direction)
     if best is None:
         return 0
     first = next(
         at
         for at, one in enumerate(ended)
-        if one.value == best.value and ranking.best_of([one], direction) is not None
+        if one.value == best.value and ranking.best_trial([one], direction) is not None
     )
     return len(ended) - 1 - first
 

@@ -192,7 +192,7 @@ class DoesNotFitError(Exception):
 
 def with_oom_backoff(
     work: Callable[[int], T],
-    part: int,
+    micro_batch_size: int,
     device: torch.device,
     *,
     least: int = MIN_MICRO_BATCH,
@@ -207,7 +207,7 @@ def with_oom_backoff(
     Args:
         work: What to do, told how many images go through the network at a time. It may be called
             several times, and goes on from a checkpoint if it keeps one.
-        part: How many at first.
+        micro_batch_size: How many at first.
         device: Where the network is.
         least: The smallest part.
         stopped: Asked while it waits; true interrupts.
@@ -220,7 +220,7 @@ def with_oom_backoff(
     waits = iter(SHARED_WAITS_S)
     while True:
         try:
-            return work(part)
+            return work(micro_batch_size)
         except Exception as error:
             if failures.classify(error, device) != failures.FailureKind.MEMORY:
                 raise
@@ -232,12 +232,12 @@ def with_oom_backoff(
             logger.warning("others hold the memory of the device; waiting: %s", said)
             _wait_for_room(need, device, wait_s, stopped)
             continue
-        if part <= least:
+        if micro_batch_size <= least:
             raise DoesNotFitError(need)
-        part = max(least, part // 2)
+        micro_batch_size = max(least, micro_batch_size // 2)
         waits = iter(SHARED_WAITS_S)
-        logger.warning("%d images at a time from now on: %s", part, said)
-        on_halved(part, need)
+        logger.warning("%d images at a time from now on: %s", micro_batch_size, said)
+        on_halved(micro_batch_size, need)
 
 
 def release_memory(device: torch.device, collect: bool = False) -> None:

@@ -18,14 +18,20 @@ from autotune.models.network import Network, build_network
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.study.state import attrs, oom
-from autotune.training.compute.amp import FLOAT32, Autocast, faster, half_of, set_float32_precision
+from autotune.training.compute.amp import (
+    FLOAT32_PRECISION,
+    AmpPolicy,
+    fastest_precision,
+    half_precision_for,
+    set_float32_precision,
+)
 from autotune.training.compute.half_products import (
     Operation,
-    identity_of,
-    is_wrong,
-    keep_wrong_in_float32,
+    is_inaccurate,
+    keep_inaccurate_fp32,
+    operation_id,
 )
-from autotune.training.inputs.batches import in_channels_last
+from autotune.training.inputs.batches import to_channels_last
 
 if TYPE_CHECKING:
     from autotune.study.setup.resources import BackboneResources
@@ -39,7 +45,7 @@ _PIXELS = 8 * 224**2
 _FEWEST = 4
 
 
-def choose_precision(ctx: WorkerContext, material: BackboneResources) -> Autocast:
+def choose_precision(ctx: WorkerContext, material: BackboneResources) -> AmpPolicy:
     """Return the precision in which a backbone trains on the device of a worker.
 
     With ``training.precision: auto`` a GPU takes half precision: bf16 where it has it in hardware,
@@ -55,18 +61,18 @@ def choose_precision(ctx: WorkerContext, material: BackboneResources) -> Autocas
     mode, device = ctx.config.training.precision, ctx.device
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if device.type == "cuda":
-        single = _agreed(ctx, attrs.FLOAT32, (kind,), lambda: FLOAT32)
+        single = _agreed(ctx, attrs.FLOAT32, (kind,), lambda: FLOAT32_PRECISION)
         set_float32_precision(device, single)
     if mode != "auto":
-        return Autocast.of(mode, device)
+        return AmpPolicy.from_mode(mode, device)
 
     def find() -> str:
         # Steps of a few images on a GPU would be a matter of launching kernels, of which autocast
         # adds some: half precision would look slow that is several times as fast in a batch.
-        return half_of(device) if device.type == "cuda" else _found(ctx, material, kind)
+        return half_precision_for(device) if device.type == "cuda" else _found(ctx, material, kind)
 
     known = _agreed(ctx, attrs.PRECISION, (material.backbone.name, kind), find)
-    return Autocast.of(known, device)
+    return AmpPolicy.from_mode(known, device)
 
 
 def _agreed(ctx: WorkerContext, name: str, keys: tuple[str, ...], find: Callable[[], str]) -> str:
@@ -97,8 +103,8 @@ def _below(values: dict[str, Any], keys: tuple[str, ...]) -> str | None:
 
 
 def keep_in_float32(
-    network: Network, ctx: WorkerContext, material: BackboneResources, autocast: Autocast
-) -> Autocast:
+    network: Network, ctx: WorkerContext, material: BackboneResources, autocast: AmpPolicy
+) -> AmpPolicy:
     """Leave in float32 what half precision gets wrong on this machine, see training/half.py.
 
     Each convolution and matrix product is compared once for all studies of the machine.
@@ -113,17 +119,17 @@ def keep_in_float32(
         The precision in which it can train.
     """
     size = material.task.spec.size
-    return keep_wrong_in_float32(
+    return keep_inaccurate_fp32(
         network, (3, size, size), autocast, lambda operation: _is_wrong(operation, ctx)
     )
 
 
 def _is_wrong(operation: Operation, ctx: WorkerContext) -> bool:
     """Compare an operation with float32, or take what was found on this machine before."""
-    identity = identity_of(operation)
+    identity = operation_id(operation)
     if identity not in ctx.wrong:
         key, what = f"half/{identity}", "comparisons of precisions"
-        wrong = _kept(ctx, key, "wrong", what, lambda: is_wrong(operation))
+        wrong = _kept(ctx, key, "wrong", what, lambda: is_inaccurate(operation))
         ctx.wrong[identity] = bool(wrong)
     return ctx.wrong[identity]
 
@@ -183,6 +189,6 @@ def _compare(
         images = torch.randn((count, *shape[1:]), generator=torch.Generator().manual_seed(0))
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
-            return faster(network, in_channels_last(images.to(device)))
+            return fastest_precision(network, to_channels_last(images.to(device)))
 
     return oom.with_oom_backoff(of_images, shape[0], device)

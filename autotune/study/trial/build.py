@@ -16,10 +16,10 @@ from autotune.plan import TrialPlan
 from autotune.study.trial.amp_choice import choose_precision, keep_in_float32
 from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.feature_reuse import use_features
-from autotune.training.folds import Folds
-from autotune.training.inputs.batches import Batches, Some
-from autotune.training.optim.norm_recalibration import sample
-from autotune.training.trainer import Normalise, Training
+from autotune.training.folds import CrossValidationTrainer
+from autotune.training.inputs.batches import Batches, SubsetBatches
+from autotune.training.optim.norm_recalibration import sample_batches
+from autotune.training.trainer import Normalizer, Trainer
 
 #: Training images on which `inherit: data` measures how active channels are.
 ACTIVITY_IMAGES = 64
@@ -29,23 +29,25 @@ def build_trial(
     plan: TrialPlan,
     ctx: WorkerContext,
     stopped: Callable[[], bool] = lambda: False,
-    part: int | None = None,
+    micro_batch_size: int | None = None,
     seed: int | None = None,
-) -> Training | Folds:
+) -> Trainer | CrossValidationTrainer:
     """Build what a trial trains: one network, or one for every fold; see build_trainer."""
     material = ctx.resources.of(plan.backbone)
     cut = material.task.folds
     if not cut:
-        return build_trainer(plan, ctx, stopped, part=part, seed=seed)
-    folds = Folds(
+        return build_trainer(plan, ctx, stopped, micro_batch_size=micro_batch_size, seed=seed)
+    folds = CrossValidationTrainer(
         (
-            build_trainer(plan, ctx, stopped, part=part, fold=one, seed=seed)
+            build_trainer(
+                plan, ctx, stopped, micro_batch_size=micro_batch_size, fold=one, seed=seed
+            )
             for one in range(len(cut))
         ),
         [torch.from_numpy(one.train) for one in cut],
         [torch.from_numpy(one.validation) for one in cut],
     )
-    folds.whole = use_features(folds, plan, material, ctx)
+    folds.unsplit_reason = use_features(folds, plan, material, ctx)
     return folds
 
 
@@ -54,10 +56,10 @@ def build_trainer(
     ctx: WorkerContext,
     stopped: Callable[[], bool] = lambda: False,
     refit: Views | None = None,
-    part: int | None = None,
+    micro_batch_size: int | None = None,
     fold: int | None = None,
     seed: int | None = None,
-) -> Training:
+) -> Trainer:
     """Build the network of a plan and everything that trains it.
 
     All trials of a study share one training seed: they differ by their plans, not by luck with
@@ -68,7 +70,7 @@ def build_trainer(
         ctx: What the worker has at hand.
         stopped: Asked after every batch; true interrupts the training.
         refit: Images to train on in place of the study's training part, without validation.
-        part: Images that go through the network at a time, see :class:`Training`.
+        micro_batch_size: Images that go through the network at a time, see :class:`Trainer`.
         fold: Which fold, in a study with folds: it has a seed of its own for all but the weights
             that training starts from.
         seed: Another training seed than the study's: other initial weights, order of the images
@@ -81,36 +83,36 @@ def build_trainer(
     assert refit is not None or fold is not None or not material.task.folds, "which fold?"
     if fold is not None:
         cut = material.task.folds[fold]
-        train = Some(material.train, torch.from_numpy(cut.train))
-        validation = Some(material.validation, torch.from_numpy(cut.validation))
+        train = SubsetBatches(material.train, torch.from_numpy(cut.train))
+        validation = SubsetBatches(material.validation, torch.from_numpy(cut.validation))
     data_config = material.backbone.data_config
-    to_cpu = Normalise.of(data_config, torch.device("cpu"))
+    to_cpu = Normalizer.from_config(data_config, torch.device("cpu"))
     autocast = choose_precision(ctx, material)
     network = build_network(
         material.backbone,
         plan,
         len(material.task.classes),
         seed,
-        lambda: next(sample(train, ACTIVITY_IMAGES, to_cpu, seed)),
+        lambda: next(sample_batches(train, ACTIVITY_IMAGES, to_cpu, seed)),
     )
     if ctx.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(ctx.device)
-    network.to(ctx.device).to(memory_format=torch.channels_last)  # see in_channels_last
+    network.to(ctx.device).to(memory_format=torch.channels_last)  # see to_channels_last
     autocast = keep_in_float32(network, ctx, material, autocast)
-    training = Training(
+    training = Trainer(
         network,
         plan.policy,
         ctx.config.training,
         train,
         validation,
-        Normalise.of(data_config, ctx.device),
+        Normalizer.from_config(data_config, ctx.device),
         seed if fold is None else mix_seed(seed, fold),
         stopped,
         ctx.loader_workers,
-        part,
+        micro_batch_size,
         autocast,
-        graphs=ctx.config.cache.cuda_graphs != "off",
+        cuda_graphs=ctx.config.cache.cuda_graphs != "off",
     )
     if refit is None and fold is None:
-        training.whole = use_features(training, plan, material, ctx)
+        training.unsplit_reason = use_features(training, plan, material, ctx)
     return training

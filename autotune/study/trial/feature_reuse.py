@@ -17,10 +17,10 @@ from autotune.models.prefix.split import PrefixSplit, split_network
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.study.trial.amp_choice import keep_in_float32
 from autotune.study.trial.cache_stats import CountingArrayCache
-from autotune.training.features import FeatureCache, Features, kept_bytes
-from autotune.training.folds import Folds, parts_of
-from autotune.training.optim.norm_recalibration import sample
-from autotune.training.trainer import Training
+from autotune.training.features import FeatureCache, Features, bytes_per_image
+from autotune.training.folds import CrossValidationTrainer, trainers_of
+from autotune.training.optim.norm_recalibration import sample_batches
+from autotune.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from autotune.study.setup.resources import BackboneResources
@@ -36,7 +36,10 @@ _LARGEST_ROOT = 4.0
 
 
 def use_features(
-    whole: Training | Folds, plan: TrialPlan, material: BackboneResources, ctx: WorkerContext
+    whole: Trainer | CrossValidationTrainer,
+    plan: TrialPlan,
+    material: BackboneResources,
+    ctx: WorkerContext,
 ) -> str:
     """Have a training go on from features that are kept, where its network can be split.
 
@@ -52,11 +55,11 @@ def use_features(
     Returns:
         Why its backbone cannot be split, or an empty string.
     """
-    training = parts_of(whole)[0]
+    training = trainers_of(whole)[0]
     if ctx.config.cache.features == "off" or training.mixing is not None:
         return ""
     try:
-        with training.autocast():  # the types of what crosses are those of the training
+        with training.amp.autocast():  # the types of what crosses are those of the training
             found = split_network(training.network, _images(training))
     except SplitError as error:
         if plan.backbone not in ctx.root_splits:
@@ -71,15 +74,18 @@ def use_features(
     cache = FeatureCache(
         CountingArrayCache(files.cache, limit, ctx.stats),
         material.backbone.weights_hash,
-        training.normalise,
-        training.autocast,
+        training.normalize,
+        training.amp,
         ctx.root_splits[plan.backbone],
         ctx.loader_workers,
         # Of a trial that ran out of memory they stay on the disk.
-        on_device=training.part >= ctx.config.training.batch_size,
+        on_device=training.micro_batch_size >= ctx.config.training.batch_size,
     )
-    online, together = ctx.config.training.num_views == ONLINE, isinstance(whole, Folds)
-    whole.use(
+    online, together = (
+        ctx.config.training.views == ONLINE,
+        isinstance(whole, CrossValidationTrainer),
+    )
+    whole.use_features(
         found,
         Features(cache, found, material.train, online, together),
         Features(cache, found, material.validation, together=together),
@@ -87,13 +93,13 @@ def use_features(
     return ""
 
 
-def _images(training: Training) -> Tensor:
+def _images(training: Trainer) -> Tensor:
     """Return some training images as the network takes them."""
-    return next(sample(training.images, _IMAGES, training.normalise, seed=0))
+    return next(sample_batches(training.raw_train, _IMAGES, training.normalize, seed=0))
 
 
 def _root(
-    training: Training, plan: TrialPlan, material: BackboneResources, ctx: WorkerContext
+    training: Trainer, plan: TrialPlan, material: BackboneResources, ctx: WorkerContext
 ) -> PrefixSplit | None:
     """Cut the backbone as the deepest plan of the study does, or later where that is large."""
     backbone, space = material.backbone, ctx.space
@@ -103,14 +109,14 @@ def _root(
         unchanged = TrialPlan(plan.backbone, depth, (LayerPlan(),) * depth)
         network = build_network(backbone, unchanged, training.network.head.classes, seed=0)
         network.to(training.device).to(memory_format=torch.channels_last)
-        keep_in_float32(network, ctx, material, training.autocast)
+        keep_in_float32(network, ctx, material, training.amp)
         try:
-            with training.autocast():
+            with training.amp.autocast():
                 found = split_network(network, _images(training))
         except SplitError as error:
             logger.info("%s has no root at depth %d: %s", plan.backbone, depth, error)
         else:
-            if not found.is_trivial and kept_bytes(found) <= _LARGEST_ROOT * size:
+            if not found.is_trivial and bytes_per_image(found) <= _LARGEST_ROOT * size:
                 return found
         depth = depth * 3 // 4  # of a deep space, few are tried
     return None

@@ -21,7 +21,7 @@ from autotune.plan import TrialPlan
 from autotune.study.trial.build import build_trainer
 from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.retrain import TrainingProgress, with_oom_backoff
-from autotune.training.trainer import Training, batch_count
+from autotune.training.trainer import Trainer, num_batches
 
 #: ``refit.ema: auto`` averages over this share of the steps in which the trainable layers train.
 AVERAGED = 0.05
@@ -39,7 +39,7 @@ class TrainingSummary:
         views: ``online``, or how many views each image has; 1 is no augmentation.
         epochs: Epochs.
         ema: Decay of the average of the weights, ``None`` where there is none.
-        part: Images that went through the network at a time.
+        micro_batch_size: Images that went through the network at a time.
         seconds: Wall time.
     """
 
@@ -47,12 +47,13 @@ class TrainingSummary:
     views: int | str
     epochs: int
     ema: float | None
-    part: int
+    micro_batch_size: int
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
-        return asdict(self)
+        names = {"micro_batch_size": "part"}  # as it has been stored from the first
+        return {names.get(name, name): value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,18 @@ class Refit:
         summary: How it was trained.
     """
 
-    training: Training
+    training: Trainer
     summary: TrainingSummary
 
     def predict(self, views: Views) -> tuple[Tensor, Tensor]:
         """Return logits and labels on the CPU, in parts that fit into memory."""
 
-        def in_parts(part: int) -> tuple[Tensor, Tensor]:
-            self.training.part = part
+        def predict(micro_batch_size: int) -> tuple[Tensor, Tensor]:
+            self.training.micro_batch_size = micro_batch_size
             logits, labels = self.training.predict(views)
             return logits.cpu(), labels.cpu()
 
-        return with_oom_backoff(in_parts, self.training.part, self.training.device)
+        return with_oom_backoff(predict, self.training.micro_batch_size, self.training.device)
 
 
 def refit_views(
@@ -102,7 +103,7 @@ def refit(
     views: Views,
     settings: RefitConfig,
     on_epoch: EpochCallback = lambda epoch: None,
-    part: int | None = None,
+    micro_batch_size: int | None = None,
 ) -> Refit:
     """Train a plan on the images of a final fit.
 
@@ -115,7 +116,7 @@ def refit(
         views: What :func:`refit_views` returned.
         settings: How a final fit trains.
         on_epoch: Called after every epoch.
-        part: Images that go through the network at a time; by default the whole batch.
+        micro_batch_size: Images that go through the network at a time; by default the whole batch.
 
     Raises:
         DivergedError: When the training diverges.
@@ -131,20 +132,22 @@ def refit(
 
     reached = TrainingProgress()
 
-    def train(part: int) -> Training:
-        training = build_trainer(plan, ctx, refit=views, part=part)
+    def train(micro_batch_size: int) -> Trainer:
+        training = build_trainer(plan, ctx, refit=views, micro_batch_size=micro_batch_size)
         for result in reached.go_on(training):
             on_epoch(result.epoch)
         return training
 
     whole = config.training.batch_size
-    training = with_oom_backoff(train, whole if part is None else part, ctx.device)
+    training = with_oom_backoff(
+        train, whole if micro_batch_size is None else micro_batch_size, ctx.device
+    )
     summary = TrainingSummary(
         images=len(views),
         views=ONLINE if _is_online(config, settings) else views.views,
         epochs=config.training.epochs,
         ema=ema,
-        part=min(whole, training.part),
+        micro_batch_size=min(whole, training.micro_batch_size),
         seconds=round(time.perf_counter() - start, 3),
     )
     return Refit(training, summary)
@@ -172,7 +175,7 @@ def ema_decay(
     if training.ema is not None:
         return training.ema
     epochs = training.epochs - (plan.policy.head_epochs if plan.depth else 0)
-    steps = AVERAGED * epochs * batch_count(images, training.batch_size)
+    steps = AVERAGED * epochs * num_batches(images, training.batch_size)
     return 1 - 1 / steps if steps >= 2 else None
 
 

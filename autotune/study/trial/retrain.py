@@ -17,9 +17,9 @@ from autotune.study.state import oom
 from autotune.study.trial.build import build_trial
 from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.run import describe_precision
-from autotune.training.folds import Folds, parts_of
+from autotune.training.folds import CrossValidationTrainer, trainers_of
 from autotune.training.metrics import Metrics
-from autotune.training.trainer import EpochResult, Training
+from autotune.training.trainer import EpochResult, Trainer
 
 #: Told of an epoch.
 EpochCallback = Callable[[int], None]
@@ -47,7 +47,7 @@ def retrain(
     on_epoch: EpochCallback = lambda epoch: None,
     *,
     seed: int | None = None,
-    part: int | None = None,
+    micro_batch_size: int | None = None,
     epochs: int | None = None,
 ) -> Trained:
     """Train a plan on the training part of a study and judge it on the validation part.
@@ -60,19 +60,21 @@ def retrain(
         ctx: What the study trains with.
         on_epoch: Called after every epoch.
         seed: Training seed; by default the study's.
-        part: Images that go through the network at a time; by default the whole batch.
+        micro_batch_size: Images that go through the network at a time; by default the whole batch.
         epochs: After how many epochs it ends, the schedule being that of all; by default all.
 
     Raises:
         DivergedError: When the training does.
         UserError: When not even two images fit into memory.
     """
-    part = ctx.config.training.batch_size if part is None else part
+    micro_batch_size = (
+        ctx.config.training.batch_size if micro_batch_size is None else micro_batch_size
+    )
     reached = TrainingProgress()
     curve: dict[int, float] = {}
     return with_oom_backoff(
-        lambda part: _train(plan, ctx, on_epoch, seed, part, epochs, reached, curve),
-        part,
+        lambda size: _train(plan, ctx, on_epoch, seed, size, epochs, reached, curve),
+        micro_batch_size,
         ctx.device,
     )
 
@@ -82,12 +84,12 @@ class TrainingProgress:
     """How far a training has come, for another attempt to go on from there.
 
     Args:
-        state: What :meth:`Training.state` returned after the last epoch, on the CPU.
+        state: What :meth:`Trainer.state` returned after the last epoch, on the CPU.
     """
 
     state: dict[str, Any] | None = None
 
-    def go_on(self, training: Training | Folds) -> Iterator[EpochResult]:
+    def go_on(self, training: Trainer | CrossValidationTrainer) -> Iterator[EpochResult]:
         """Train from where the last attempt ended, yielding after each epoch."""
         if self.state is not None:
             training.load_state(self.state)
@@ -98,19 +100,19 @@ class TrainingProgress:
             )
 
 
-def with_oom_backoff(work: Callable[[int], T], part: int, device: torch.device) -> T:
+def with_oom_backoff(work: Callable[[int], T], micro_batch_size: int, device: torch.device) -> T:
     """Do something apart from the search with so many images at a time, or as many as fit.
 
     Args:
         work: What to do, told how many images go through the network at a time.
-        part: How many at first.
+        micro_batch_size: How many at first.
         device: Where the network is.
 
     Raises:
         UserError: When not even two images fit into memory.
     """
     try:
-        return oom.with_oom_backoff(work, part, device)
+        return oom.with_oom_backoff(work, micro_batch_size, device)
     except oom.DoesNotFitError as error:
         raise UserError(
             f"the plan must fit into memory, but even with {oom.MIN_MICRO_BATCH} images at a time "
@@ -125,13 +127,13 @@ def _train(
     ctx: WorkerContext,
     on_epoch: EpochCallback,
     seed: int | None,
-    part: int,
+    micro_batch_size: int,
     epochs: int | None,
     reached: TrainingProgress,
     curve: dict[int, float],
 ) -> Trained:
     objective = ctx.config.training.objective
-    training = build_trial(plan, ctx, part=part, seed=seed)
+    training = build_trial(plan, ctx, micro_batch_size=micro_batch_size, seed=seed)
     for result in reached.go_on(training):
         assert result.metrics is not None
         value = result.metrics.objective(objective)
@@ -143,4 +145,4 @@ def _train(
             break
     metrics = training.metrics
     assert metrics is not None
-    return Trained(metrics, curve, describe_precision(parts_of(training)[0]))
+    return Trained(metrics, curve, describe_precision(trainers_of(training)[0]))

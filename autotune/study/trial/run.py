@@ -37,11 +37,11 @@ from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.identity import checkpoint_for
 from autotune.study.trial.plots import draw_confusion, draw_curve, draw_worst, worst
 from autotune.training.checkpoint import Checkpoint
-from autotune.training.compute.amp import float32_precision, is_kept_in_float32
+from autotune.training.compute.amp import float32_precision, is_kept_fp32
 from autotune.training.cost_profile import measure_costs
-from autotune.training.folds import Folds, parts_of
+from autotune.training.folds import CrossValidationTrainer, trainers_of
 from autotune.training.metrics import confusion
-from autotune.training.trainer import Training
+from autotune.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -99,18 +99,18 @@ def run_trial(
         UserError: When the baseline does not fit.
     """
     whole = ctx.config.training.batch_size
-    part = int(trial.user_attrs.get(attrs.MICRO_BATCH, whole))
+    micro_batch_size = int(trial.user_attrs.get(attrs.MICRO_BATCH, whole))
     before_s = float(trial.user_attrs.get(attrs.SECONDS, 0.0))
     start = time.perf_counter()
 
-    def remember(part: int, need: oom.MemoryShortage) -> None:
+    def remember(micro_batch_size: int, need: oom.MemoryShortage) -> None:
         if not need.is_shared_device:  # else there may be more room the next time
-            trial.set_user_attr(attrs.MICRO_BATCH, part)
+            trial.set_user_attr(attrs.MICRO_BATCH, micro_batch_size)
 
     try:
         return oom.with_oom_backoff(
-            lambda part: _run(trial, ctx, stopped, on_event, part),
-            part,
+            lambda size: _run(trial, ctx, stopped, on_event, size),
+            micro_batch_size,
             ctx.device,
             stopped=stopped,
             on_halved=remember,
@@ -161,7 +161,7 @@ def _run(
     ctx: WorkerContext,
     stopped: Callable[[], bool],
     on_event: EventCallback,
-    part: int,
+    micro_batch_size: int,
 ) -> Outcome:
     start = time.perf_counter()
     frozen = ctx.handle.study.get_trials(deepcopy=False)[trial.number]
@@ -172,18 +172,18 @@ def _run(
     assert plan is not None, "a claimed trial has its plan"
     words = plan.describe(named=len(ctx.space.backbones) > 1)
     on_event({"event": "start", "trial": trial.number, "plan": words})
-    training = build_trial(plan, ctx, stopped, part)
+    training = build_trial(plan, ctx, stopped, micro_batch_size)
     attributes: dict[str, Any] = {
         attrs.DEVICE: device_name(ctx.device),
-        attrs.COMPUTE: describe_precision(parts_of(training)[0]),
+        attrs.COMPUTE: describe_precision(trainers_of(training)[0]),
         attrs.TRAINABLE_PARAMETERS: count_trainable_parameters(training.network),
     }
     if ctx.device.type == "cuda":
         attributes[attrs.GPU] = gpu_name(ctx.device)
     if ctx.device.type == "cpu":  # sums are rounded by how many share them
         attributes[attrs.THREADS] = torch.get_num_threads()
-    if training.whole:
-        attributes[attrs.UNSPLIT_REASON] = training.whole
+    if training.unsplit_reason:
+        attributes[attrs.UNSPLIT_REASON] = training.unsplit_reason
     _set_user_attrs(trial, ctx, attributes)
     costs = measure_trial_costs(trial, training, ctx.config)
     if exceeds_limits(trial, costs, ctx.config):
@@ -203,8 +203,8 @@ def _run(
     metrics = training.validate() if training.validation_logits is None else training.metrics
     assert metrics is not None
     attributes = {attrs.METRICS: metrics.to_json()}
-    if isinstance(training, Folds) and training.deviation is not None:
-        attributes[attrs.DEVIATIONS] = training.deviation.to_json()
+    if isinstance(training, CrossValidationTrainer) and training.metrics_std is not None:
+        attributes[attrs.DEVIATIONS] = training.metrics_std.to_json()
     if ctx.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(ctx.device) / oom.MIB
         attributes[attrs.PEAK_MEMORY_MB] = round(peak, 1)
@@ -229,16 +229,19 @@ def _set_user_attrs(trial: Trial, ctx: WorkerContext, attributes: Mapping[str, A
 
 
 def _of_caches(
-    training: Training | Folds, store: ImageStore, stats: CacheStats, earlier: Mapping[str, Any]
+    training: Trainer | CrossValidationTrainer,
+    store: ImageStore,
+    stats: CacheStats,
+    earlier: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Say whether images are decoded once for all trials, and what features were computed.
 
     Of features that are not kept, or for some of which there was no room, nothing is said.
     """
     found: dict[str, Any] = {"decoded": "once" if store.is_cached else "anew"}
-    one = parts_of(training)[0]
+    one = trainers_of(training)[0]
     refused = stats.refused or (earlier and "computed" not in earlier)
-    if one.train is one.images or one.config.num_views == ONLINE or refused:
+    if one.train is one.raw_train or one.config.views == ONLINE or refused:
         return found
     computed = int(earlier.get("computed", 0)) + stats.computed
     seconds = float(earlier.get("seconds", 0.0)) + stats.seconds
@@ -246,7 +249,7 @@ def _of_caches(
 
 
 def measure_trial_costs(
-    trial: Trial, training: Training | Folds, config: StudyConfig
+    trial: Trial, training: Trainer | CrossValidationTrainer, config: StudyConfig
 ) -> dict[str, float]:
     """Return what a trial's network costs, and record it.
 
@@ -255,7 +258,7 @@ def measure_trial_costs(
     """
     known: dict[str, float] | None = trial.user_attrs.get(attrs.COSTS)
     if known is None:
-        parts = parts_of(training)
+        parts = trainers_of(training)
         known = measure_costs(parts[0], config.costs, len(parts))
         trial.set_user_attr(attrs.COSTS, known)
     return known
@@ -276,7 +279,7 @@ def exceeds_limits(trial: Trial, costs: Mapping[str, float], config: StudyConfig
 
 def _train(
     trial: Trial,
-    training: Training | Folds,
+    training: Trainer | CrossValidationTrainer,
     checkpoint: Checkpoint,
     reported: set[int],
     on_event: EventCallback,
@@ -318,13 +321,13 @@ def count_trainable_parameters(network: Network) -> int:
     return sum(parameter.numel() for _, parameter, _ in network.layer_of_parameters())
 
 
-def describe_precision(training: Training) -> dict[str, Any]:
+def describe_precision(training: Trainer) -> dict[str, Any]:
     """Say in which precision a training computes, for the record."""
     found: dict[str, Any] = {
-        "half": training.autocast.mode,
+        "half": training.amp.mode,
         "float32": float32_precision(training.device),
     }
-    kept = [name for name, one in training.network.named_modules() if is_kept_in_float32(one)]
+    kept = [name for name, one in training.network.named_modules() if is_kept_fp32(one)]
     return {**found, "kept": kept} if kept else found
 
 
@@ -337,7 +340,7 @@ def store_artifacts(
     trial: Trial,
     ctx: WorkerContext,
     material: BackboneResources,
-    training: Training | Folds,
+    training: Trainer | CrossValidationTrainer,
     outcome: Outcome,
 ) -> None:
     """Upload the pictures of a trial, and its weights when it is the best so far.
@@ -370,11 +373,11 @@ def store_artifacts(
             pictures.append(draw_worst(Path(folder), judged, classes))
             assert outcome.values is not None
             trials = handle.study.get_trials(deepcopy=False)
-            if not ranking.is_infeasible(frozen) and not ranking.is_beaten(
+            if not ranking.is_infeasible(frozen) and not ranking.is_dominated(
                 outcome.values, trials, attrs.metric_direction(handle.study)
             ):
                 weights = Path(folder) / "weights.safetensors"
-                state = training.result_state()
+                state = training.eval_state()
                 # On the host: to lay them out on a GPU would take memory of it.
                 laid_out = {key: value.cpu().contiguous() for key, value in state.items()}
                 save_file(laid_out, weights)

@@ -16,19 +16,19 @@ from torch.utils._pytree import tree_map_only
 
 #: So many times as fast has a step to be in half precision. On two cores of an EPYC with AVX-512
 #: bf16 it is 1.5 (MobileNetV2) to 2 times (ResNet-18, ViT, ConvNeXt) as fast.
-GAIN = 1.3
+MIN_SPEEDUP = 1.3
 #: Steps of each precision that are timed; the shortest counts.
 _ROUNDS = 3
 #: GPUs from here on (Ampere) compute bf16 and TF32 in hardware.
 #: https://docs.nvidia.com/cuda/cuda-c-programming-guide/#features-and-technical-specifications
 BF16_CAPABILITY = (8, 0)
 #: How a GPU computes what is not in half precision: norms, losses, and all of it without autocast.
-FLOAT32 = "tf32"
+FLOAT32_PRECISION = "tf32"
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Autocast:
+class AmpPolicy:
     """Mixed precision of a training.
 
     Args:
@@ -40,28 +40,28 @@ class Autocast:
     dtype: torch.dtype | None
 
     @staticmethod
-    def of(mode: str, device: torch.device) -> Autocast:
+    def from_mode(mode: str, device: torch.device) -> AmpPolicy:
         """Make what a mode names: ``off``, ``bf16`` or ``fp16``."""
-        return Autocast(device, _HALF.get(mode))
+        return AmpPolicy(device, _HALF.get(mode))
 
     @property
     def mode(self) -> str:
         """What names it: ``off``, ``bf16`` or ``fp16``."""
         return next((name for name, one in _HALF.items() if one is self.dtype), "off")
 
-    def __call__(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
         """Return the context in which the forward pass runs."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
 
-def half_of(device: torch.device) -> str:
+def half_precision_for(device: torch.device) -> str:
     """Name the half precision that suits a device: fp16 only where a GPU has no bf16."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < BF16_CAPABILITY:
         return "fp16"
     return "bf16"
 
 
-def set_float32_precision(device: torch.device, precision: str = FLOAT32) -> None:
+def set_float32_precision(device: torch.device, precision: str = FLOAT32_PRECISION) -> None:
     """Set how a GPU computes what stays in float32, for the whole process.
 
     TF32 rounds the factors of a product to 10 bits and adds in float32. A matrix product takes an
@@ -93,18 +93,18 @@ def float32_precision(device: torch.device) -> str:
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def describe_compute(autocast: Autocast) -> tuple[str, ...]:
+def describe_compute(amp: AmpPolicy) -> tuple[str, ...]:
     """Say by what the values of one network may differ from device to device.
 
     Args:
-        autocast: The device, and the mixed precision in force on it.
+        amp: The device, and the mixed precision in force on it.
 
     Returns:
         The type of the device and the half precision; of a GPU also its name, its capability and
         the precision of what stays in float32.
     """
-    device = autocast.device
-    said = (device.type, str(autocast.dtype))
+    device = amp.device
+    said = (device.type, str(amp.dtype))
     if device.type != "cuda":
         return said
     major, minor = torch.cuda.get_device_capability(device)
@@ -112,7 +112,7 @@ def describe_compute(autocast: Autocast) -> tuple[str, ...]:
     return (*said, name, f"{major}.{minor}", float32_precision(device))
 
 
-def faster(network: nn.Module, images: Tensor) -> str:
+def fastest_precision(network: nn.Module, images: Tensor) -> str:
     """Find out by a few steps in which precision a network trains faster.
 
     Args:
@@ -121,26 +121,25 @@ def faster(network: nn.Module, images: Tensor) -> str:
         images: Normalised images ``(N, C, H, W)``, at least two.
 
     Returns:
-        ``off``, or the half precision of the device where a step of it is at least ``GAIN`` times
-        as fast.
+        ``off``, or the half precision of the device if that is ``MIN_SPEEDUP`` times as fast.
     """
-    half = half_of(images.device)
+    half = half_precision_for(images.device)
     network.train()
-    spare(network, Autocast.of(half, images.device))
+    keep_slow_convs_fp32(network, AmpPolicy.from_mode(half, images.device))
     best = {"off": math.inf, half: math.inf}
     for timed in [False, *[True] * _ROUNDS]:  # the first steps of all choose their kernels
         for mode in best:
-            seconds = _step_s(network, images, Autocast.of(mode, images.device))
+            seconds = _step_s(network, images, AmpPolicy.from_mode(mode, images.device))
             if timed:
                 best[mode] = min(best[mode], seconds)
-    return half if best["off"] >= GAIN * best[half] else "off"
+    return half if best["off"] >= MIN_SPEEDUP * best[half] else "off"
 
 
-def _step_s(network: nn.Module, images: Tensor, autocast: Autocast) -> float:
+def _step_s(network: nn.Module, images: Tensor, amp: AmpPolicy) -> float:
     wait: Callable[[], Any] = torch.cuda.synchronize if images.is_cuda else lambda: None
     wait()
     start = time.perf_counter()
-    with autocast():
+    with amp.autocast():
         output = network(images)
     output.float().square().mean().backward()
     wait()
@@ -149,32 +148,32 @@ def _step_s(network: nn.Module, images: Tensor, autocast: Autocast) -> float:
     return seconds
 
 
-def spare(network: nn.Module, autocast: Autocast) -> None:
+def keep_slow_convs_fp32(network: nn.Module, amp: AmpPolicy) -> None:
     """Leave those convolutions in float32 whose gradients have no fast kernel in half precision.
 
     On the CPU those are depthwise ones with a stride or a kernel of five or more: 2 to 90 times
     slower (torch 2.15, oneDNN on AVX-512). Which modules the network has, their names and states
     stay the same.
     """
-    if autocast.device.type != "cpu" or autocast.dtype is None:
+    if amp.device.type != "cpu" or amp.dtype is None:
         return
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and _is_slow(module):
-            keep_in_float32(module)
+            keep_fp32(module)
 
 
-def keep_in_float32(module: nn.Module) -> None:
+def keep_fp32(module: nn.Module) -> None:
     """Have a module compute in float32 under autocast on the CPU; a second time changes nothing.
 
     Args:
         module: The module. Copies of it do so as well.
     """
-    if not is_kept_in_float32(module):
+    if not is_kept_fp32(module):
         module.register_forward_pre_hook(_enter, with_kwargs=True)
         module.register_forward_hook(_leave, always_call=True)
 
 
-def is_kept_in_float32(module: nn.Module) -> bool:
+def is_kept_fp32(module: nn.Module) -> bool:
     """Tell whether a module computes in float32 under autocast."""
     return _enter in module._forward_pre_hooks.values()
 

@@ -22,13 +22,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autotune.training.compute.micro_batches import give_cache_back
+from autotune.training.compute.micro_batches import empty_cache
 
 logger = logging.getLogger(__name__)
 
 #: A training of fewer steps is over before a capture has paid: it costs about as much as 10 plain
 #: steps, and a tenth of a second.
-LEAST_STEPS = 300
+MIN_STEPS = 300
 #: Plain steps on a stream of their own before a capture, as torch asks for: libraries choose their
 #: kernels and take their workspaces.
 WARM_UPS = 3
@@ -45,7 +45,7 @@ _broken: set[torch.device] = set()
 #: Computes the gradients of a batch; returns its loss.
 Compute = Callable[[tuple[Tensor, ...], Tensor], Tensor]
 #: Captures a function and returns what does its work again on the same tensors.
-Record = Callable[[Callable[[], None]], Callable[[], None]]
+Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
 
 class CaptureError(RuntimeError):
@@ -76,7 +76,7 @@ class CapturedStep:
         parameters: Sequence[nn.Parameter],
         features: tuple[Tensor, ...],
         labels: Tensor,
-        record: Record,
+        record: Capture,
         single: bool,
     ) -> None:
         self._parameters = list(parameters)
@@ -207,7 +207,7 @@ def _relative(expected: list[Tensor], found: list[Tensor]) -> float:
     return float((square / size) ** 0.5) if size else square
 
 
-def record_graph(device: torch.device, compute: Callable[[], None]) -> Callable[[], None]:
+def capture_graph(device: torch.device, compute: Callable[[], None]) -> Callable[[], None]:
     """Capture what a function launches on a GPU.
 
     Args:
@@ -229,7 +229,7 @@ def record_graph(device: torch.device, compute: Callable[[], None]) -> Callable[
         for _ in range(WARM_UPS):
             compute()
     current.wait_stream(side)
-    give_cache_back(device)
+    empty_cache(device)
     held = torch.cuda.memory_reserved(device)
     graph = torch.cuda.CUDAGraph()
     try:
@@ -266,9 +266,9 @@ def is_usable(device: torch.device) -> bool:
     return device not in _broken
 
 
-def recorder(device: torch.device) -> Record:
+def make_capture(device: torch.device) -> Capture:
     """Return what captures functions on a GPU."""
-    return functools.partial(record_graph, device)
+    return functools.partial(capture_graph, device)
 
 
 @contextmanager
@@ -285,6 +285,6 @@ def _waits_refused() -> Iterator[None]:
 
 
 @functools.cache
-def tell(reason: str) -> None:
+def log_not_captured(reason: str) -> None:
     """Log why steps are not captured, each reason once."""
     logger.warning("steps are launched one by one, not captured in a CUDA graph: %s", reason)

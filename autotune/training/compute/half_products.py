@@ -29,8 +29,8 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from autotune.training.compute.amp import Autocast, keep_in_float32
-from autotune.training.inputs.batches import in_channels_last
+from autotune.training.compute.amp import AmpPolicy, keep_fp32
+from autotune.training.inputs.batches import to_channels_last
 
 logger = logging.getLogger(__name__)
 
@@ -114,18 +114,18 @@ def _forms_of(arguments: Any) -> Any:
     )
 
 
-def operations_of(
-    network: nn.Module, image: tuple[int, int, int], autocast: Autocast
+def record_operations(
+    network: nn.Module, image: tuple[int, int, int], amp: AmpPolicy
 ) -> dict[nn.Module, list[Operation]]:
     """Run a network once, and return its products in half precision by the modules they are in.
 
     Args:
         network: The network on its device; it is not changed.
         image: Shape of an image, ``(C, H, W)``.
-        autocast: Mixed precision in which it trains.
+        amp: Mixed precision in which it trains.
     """
-    assert autocast.dtype is not None, "products in half precision"
-    recorder = _Recorder(autocast.dtype)
+    assert amp.dtype is not None, "products in half precision"
+    recorder = _Recorder(amp.dtype)
     count = max(2, min(_MOST_IMAGES, _PIXELS // (image[1] * image[2])))
     images = torch.randn((count, *image), generator=torch.Generator().manual_seed(0))
     handles = []
@@ -137,8 +137,8 @@ def operations_of(
             ),
         ]
     try:
-        with _evaluated(network), torch.no_grad(), autocast(), recorder:
-            network(in_channels_last(images.to(autocast.device)))
+        with _evaluated(network), torch.no_grad(), amp.autocast(), recorder:
+            network(to_channels_last(images.to(amp.device)))
     finally:
         for handle in handles:
             handle.remove()
@@ -157,7 +157,7 @@ def _evaluated(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def is_wrong(operation: Operation) -> bool:
+def is_inaccurate(operation: Operation) -> bool:
     """Tell whether an operation or one of its gradients is wrong in half precision.
 
     Args:
@@ -235,12 +235,12 @@ def _fill_memory(expected: list[Tensor]) -> None:
     del blocks
 
 
-def keep_wrong_in_float32(
+def keep_inaccurate_fp32(
     network: nn.Module,
     image: tuple[int, int, int],
-    autocast: Autocast,
-    is_wrong: Callable[[Operation], bool] = is_wrong,
-) -> Autocast:
+    amp: AmpPolicy,
+    is_wrong: Callable[[Operation], bool] = is_inaccurate,
+) -> AmpPolicy:
     """Leave those modules of a network in float32 that half precision gets wrong on a CPU.
 
     Names and states of the network stay the same.
@@ -248,25 +248,25 @@ def keep_wrong_in_float32(
     Args:
         network: The network on its device.
         image: Shape of an image, ``(C, H, W)``.
-        autocast: Mixed precision in which it is to train.
+        amp: Mixed precision in which it is to train.
         is_wrong: Tells whether an operation is wrong.
 
     Returns:
         The mixed precision in which it can train: none where something is wrong that is not done
         by a module of its own.
     """
-    if autocast.device.type != "cpu" or autocast.dtype is None:
-        return autocast
+    if amp.device.type != "cpu" or amp.dtype is None:
+        return amp
     names = {module: name for name, module in network.named_modules()}
-    for module, operations in operations_of(network, image, autocast).items():
+    for module, operations in record_operations(network, image, amp).items():
         wrong = [one for one in operations if is_wrong(one)]
         if not wrong:
             continue
-        logger.info("%s is wrong in %s: %s", names[module], autocast.dtype, wrong[0].key)
+        logger.info("%s is wrong in %s: %s", names[module], amp.dtype, wrong[0].key)
         if not _is_whole(module):
-            return replace(autocast, dtype=None)
-        keep_in_float32(module)
-    return autocast
+            return replace(amp, dtype=None)
+        keep_fp32(module)
+    return amp
 
 
 def _is_whole(module: nn.Module) -> bool:
@@ -289,7 +289,7 @@ def describe_cpu() -> tuple[str, ...]:
     return (model, torch.backends.cpu.get_cpu_capability(), *limits)
 
 
-def identity_of(operation: Operation) -> str:
+def operation_id(operation: Operation) -> str:
     """Name an operation on this machine, with this version of torch: 32 hexadecimal digits."""
     said = (*describe_cpu(), torch.__version__, torch.get_num_threads(), operation.key)
     return hashlib.blake2b(repr(said).encode(), digest_size=16).hexdigest()

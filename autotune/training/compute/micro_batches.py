@@ -15,14 +15,14 @@ from typing import TypeVar
 import torch
 
 from autotune.models.device_errors import is_out_of_memory
-from autotune.training.inputs.batches import Inputs, in_parts
+from autotune.training.inputs.batches import Inputs, micro_batches
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
-class Halving:
+class MicroBatcher:
     """In how many parts batches go through a network: in twice as many where memory gives out.
 
     Args:
@@ -55,7 +55,7 @@ class Halving:
         while True:
             parts = max(1, min(self.parts, images))
             try:
-                return [work(some) for some in in_parts(batch, parts)]
+                return [work(some) for some in micro_batches(batch, parts)]
             except RuntimeError as error:
                 if parts >= images or not is_out_of_memory(error):
                     raise
@@ -68,10 +68,12 @@ class Halving:
                 -(-images // parts),
                 -(-images // self.parts),
             )
-            give_cache_back(self.device)
+            empty_cache(self.device)
 
 
-def halved(work: Callable[[int], T], count: int, least: int, what: str, device: torch.device) -> T:
+def run_halving(
+    work: Callable[[int], T], count: int, least: int, what: str, device: torch.device
+) -> T:
     """Do something with so many images at a time, from its beginning with half as many.
 
     Args:
@@ -98,10 +100,10 @@ def halved(work: Callable[[int], T], count: int, least: int, what: str, device: 
             max(least, count // 2),
         )
         count = max(least, count // 2)
-        give_cache_back(device)
+        empty_cache(device)
 
 
-def give_cache_back(device: torch.device) -> None:
+def empty_cache(device: torch.device) -> None:
     """Give back what the allocator of a GPU keeps for later."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-#: What a network takes: normalised images ``(N, C, H, W)``, or features of images, each
+#: What a network takes: normalized images ``(N, C, H, W)``, or features of images, each
 #: ``(N, *shape)``.
 Inputs = Tensor | tuple[Tensor, ...]
 
@@ -35,7 +35,7 @@ class Batches(Protocol):
         """
 
 
-class Some:
+class SubsetBatches:
     """Some images of a set, which share what is kept of them with the others.
 
     Args:
@@ -77,7 +77,7 @@ class Some:
         return self.whole.batches(self.positions[order], views, batch_size, num_workers)
 
 
-def in_channels_last(tensor: Tensor) -> Tensor:
+def to_channels_last(tensor: Tensor) -> Tensor:
     """Lay the channels of images side by side: convolutions are up to twice as fast (oneDNN).
 
     Their values are the same, and so is the shape; tensors of other shapes stay as they are.
@@ -85,7 +85,7 @@ def in_channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def in_parts(inputs: Inputs, parts: int) -> list[Inputs]:
+def micro_batches(inputs: Inputs, parts: int) -> list[Inputs]:
     """Cut what a network takes for a batch into nearly equal parts."""
     if isinstance(inputs, tuple):
         return list(zip(*(one.tensor_split(parts) for one in inputs), strict=True))

@@ -10,7 +10,7 @@ from autotune.plan import TrainingPolicy
 def make_mixing(policy: TrainingPolicy, classes: int) -> v2.Transform | None:
     """Make what mixes the batches of a policy, each with itself moved on by one image.
 
-    It takes normalised images ``(N, C, H, W)`` and labels ``(N,)`` and gives images of that shape
+    It takes normalized images ``(N, C, H, W)`` and labels ``(N,)`` and gives images of that shape
     and the share of each class in them ``(N, classes)``. Of mixup (Zhang et al. 2018) and CutMix
     (Yun et al. 2019) a batch gets one, drawn anew for every batch where both are on. All draws
     (which of the two, the share, the box) come from torch's global generator of the CPU, wherever

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from autotune.data.views.views import Views, split_batches
-from autotune.training.inputs.batches import Batches, Some
-from autotune.training.inputs.transfer import read_ahead, to_stay, upload
+from autotune.training.inputs.batches import Batches, SubsetBatches
+from autotune.training.inputs.transfer import allocate_resident, prefetch, upload
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class _Copy:
 _copies: weakref.WeakKeyDictionary[Views, _Copy] = weakref.WeakKeyDictionary()
 
 
-def place(batches: Batches, device: torch.device, stays: bool = True) -> Batches:
+def place_on_device(batches: Batches, device: torch.device, stays: bool = True) -> Batches:
     """Have the batches of a set of images come on the device that trains.
 
     Args:
@@ -45,22 +45,22 @@ def place(batches: Batches, device: torch.device, stays: bool = True) -> Batches
     """
     if device.type != "cuda":
         return batches
-    if isinstance(batches, Some):
-        return Some(place(batches.whole, device, stays), batches.positions)
-    return OnDevice(batches, device, stays) if isinstance(batches, Views) else batches
+    if isinstance(batches, SubsetBatches):
+        return SubsetBatches(place_on_device(batches.whole, device, stays), batches.positions)
+    return DeviceViews(batches, device, stays) if isinstance(batches, Views) else batches
 
 
-def give_back(batches: Batches) -> None:
+def release_copy(batches: Batches) -> None:
     """Give the memory back that images take on a GPU: a training has run out of it."""
-    if isinstance(batches, Some):
-        give_back(batches.whole)
-    elif isinstance(batches, OnDevice):
-        give_back(batches.views)
+    if isinstance(batches, SubsetBatches):
+        release_copy(batches.whole)
+    elif isinstance(batches, DeviceViews):
+        release_copy(batches.views)
     elif isinstance(batches, Views):
         _copies.pop(batches, None)
 
 
-class OnDevice:
+class DeviceViews:
     """Views whose batches come on a GPU: what :class:`Views` is on the CPU.
 
     Where there is room, all views that the host keeps stay on the GPU. Each is copied there with
@@ -133,7 +133,7 @@ class OnDevice:
         if not several:
             return None
         count = len(self) * self.views.views
-        made = to_stay([(self.views.shape, torch.uint8)], count, self._device)
+        made = allocate_resident([(self.views.shape, torch.uint8)], count, self._device)
         if made is None:
             return None
         there = torch.zeros((len(self), self.views.views), dtype=torch.bool)
@@ -148,7 +148,7 @@ class OnDevice:
             torch.index_select(kept, 0, some, out=out[0])
 
         layout = (self.views.shape, torch.uint8)
-        for (images,) in read_ahead(rows, [layout], gather, self._device):
+        for (images,) in prefetch(rows, [layout], gather, self._device):
             yield images
 
     def _sent(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:

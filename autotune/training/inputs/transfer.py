@@ -4,8 +4,8 @@ A copy from pageable memory makes the host wait. So everything goes through pinn
 torch keeps for the next copy: it hands a buffer out again only after the copy from it has ended
 (``CachingHostAllocator``). Two or three buffers take turns that way.
 
-What is used in every epoch stays on the device where it fits (:func:`to_stay`). What does not fit
-is gathered by a thread and copied on a stream of its own, ahead of the steps (:func:`read_ahead`).
+Data used in every epoch stays on the device if it fits (:func:`allocate_resident`). Otherwise a
+thread gathers it and it is copied on a separate stream, ahead of the steps (:func:`prefetch`).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ DEVICE_SHARE = 0.25
 #: Bytes that are copied to the device at a time. One more buffer of this size is all that an
 #: entry of features takes in the memory of the host.
 CHUNK_BYTES = 64 << 20
-#: Batches that are gathered at the same time as others are used, see :func:`read_ahead`.
-AHEAD = 2
+#: Batches that are gathered at the same time as others are used, see :func:`prefetch`.
+PREFETCHED_BATCHES = 2
 
 #: Shape of a row and its type.
 Layout = tuple[tuple[int, ...], torch.dtype]
@@ -54,10 +54,10 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
-    return pinned(tensor.shape, tensor.dtype).copy_(tensor).to(device, non_blocking=True)
+    return empty_pinned(tensor.shape, tensor.dtype).copy_(tensor).to(device, non_blocking=True)
 
 
-def pinned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def empty_pinned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Make a tensor in memory of the host that a GPU can read by itself.
 
     Where the machine has none left for that, it is ordinary memory: copies from it make the host
@@ -81,8 +81,8 @@ def _tell_of_pageable() -> None:
     logger.warning("the machine has no memory left to pin: copies to the GPU are slow")
 
 
-def staying_bytes(device: torch.device) -> int:
-    """Count the bytes that stay on a device because of :func:`to_stay`."""
+def resident_bytes(device: torch.device) -> int:
+    """Count the bytes that stay on a device because of :func:`allocate_resident`."""
     return sum(one.nbytes for one in _staying.values() if one.device == device)
 
 
@@ -91,11 +91,13 @@ def has_room(size: int, device: torch.device) -> bool:
     free, _ = torch.cuda.mem_get_info(device)
     # What torch keeps for its next tensors is free for them.
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    held = staying_bytes(device)
+    held = resident_bytes(device)
     return held + size <= DEVICE_SHARE * (free + held)
 
 
-def to_stay(layouts: Sequence[Layout], rows: int, device: torch.device) -> list[Tensor] | None:
+def allocate_resident(
+    layouts: Sequence[Layout], rows: int, device: torch.device
+) -> list[Tensor] | None:
     """Make tensors on a GPU that stay there, where there is room for all of them.
 
     Args:
@@ -132,18 +134,18 @@ def copy_in_chunks(array: np.ndarray, target: Tensor) -> None:
     step = max(1, CHUNK_BYTES // row)
     for start in range(0, len(array), step):
         some = array[start : start + step]
-        chunk = pinned(some.shape, target.dtype)
+        chunk = empty_pinned(some.shape, target.dtype)
         np.copyto(chunk.numpy(), some)
         target[start : start + step].copy_(chunk, non_blocking=True)
 
 
-def read_ahead(
+def prefetch(
     wanted: Sequence[Tensor], layouts: Sequence[Layout], gather: Gather, device: torch.device
 ) -> Iterator[tuple[Tensor, ...]]:
     """Bring batches of rows to a GPU, each while the ones before it are used.
 
-    A thread gathers ``AHEAD`` batches into pinned memory. Only the thread of the caller talks to
-    the GPU: it copies a batch on a stream of its own before it gives out the one before.
+    A thread gathers ``PREFETCHED_BATCHES`` batches into pinned memory. Only the caller's thread
+    talks to the GPU: it copies a batch on a stream of its own before it gives out the one before.
 
     Args:
         wanted: int64, ``(B,)`` each: the rows of each batch.
@@ -160,7 +162,7 @@ def read_ahead(
     pool = ThreadPoolExecutor(1, "gather", torch.set_num_threads, (threads,))
 
     def begin(rows: Tensor) -> None:
-        batch = [pinned((len(rows), *shape), dtype) for shape, dtype in layouts]
+        batch = [empty_pinned((len(rows), *shape), dtype) for shape, dtype in layouts]
         waiting.append((batch, pool.submit(gather, rows, batch)))
 
     def send() -> tuple[tuple[Tensor, ...], torch.cuda.Event]:
@@ -182,7 +184,7 @@ def read_ahead(
         on_the_way = None
         for index, rows in enumerate(wanted):
             begin(rows)
-            if index < AHEAD:
+            if index < PREFETCHED_BATCHES:
                 continue
             before, on_the_way = on_the_way, send()
             if before is not None:

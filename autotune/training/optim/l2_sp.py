@@ -21,10 +21,10 @@ from autotune.plan import TrainingPolicy
 
 
 @dataclass(frozen=True, eq=False)
-class Pull:
-    """A pull on parameters, given before every step of an optimiser (a hook of torch's).
+class L2SP:
+    """A pull on parameters, given before every step of an optimizer (a hook of torch's).
 
-    It enters where the optimiser's own weight decay does: after clipping, which bounds what a
+    It enters where the optimizer's own weight decay does: after clipping, which bounds what a
     batch says and is no business of a term that is known exactly, and not in a step that fp16
     leaves out. For SGD and Adagrad that is the gradient. For AdamW it is the weight itself,
     decoupled: divided by the size of a parameter's gradients, the pull would be weakest where the
@@ -41,7 +41,7 @@ class Pull:
     decoupled: bool
 
     @staticmethod
-    def of(network: Network, policy: TrainingPolicy) -> Pull | None:
+    def from_policy(network: Network, policy: TrainingPolicy) -> L2SP | None:
         """Make the pull of a policy on a network that has not been trained yet.
 
         That goes for a resumed training too: its network is built, and only then loaded. So a
@@ -57,7 +57,7 @@ class Pull:
             for _, parameter, layer in network.layer_of_parameters()
             if layer > 0
         }
-        return Pull(policy.l2_sp, starts, policy.optimizer == "adamw") if starts else None
+        return L2SP(policy.l2_sp, starts, policy.optimizer == "adamw") if starts else None
 
     @torch.no_grad()
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -13,37 +13,37 @@ from autotune.training.inputs.batches import Batches, Inputs
 T = TypeVar("T")
 
 #: Images in a batch.
-BATCH = 64
+BATCH_SIZE = 64
 
 
-def sample(
+def sample_batches(
     views: Batches,
     count: int,
-    normalise: Callable[[Any], T],
+    normalize: Callable[[Any], T],
     seed: int,
     loader_workers: int = 0,
-    batch: int = BATCH,
+    batch: int = BATCH_SIZE,
 ) -> Iterator[T]:
     """Draw some images as they are evaluated, always the same ones.
 
     Args:
         views: The images, or their features.
         count: How many, or all where there are fewer.
-        normalise: Brings them to what the backbone expects.
+        normalize: Brings them to what the backbone expects.
         seed: Of the draw.
         loader_workers: Processes that prepare images which do not fit into memory.
         batch: Images in a batch.
 
     Yields:
-        What the network takes: normalised images ``(N, C, H, W)``, or features.
+        What the network takes: normalized images ``(N, C, H, W)``, or features.
     """
     order = torch.randperm(len(views), generator=torch.Generator().manual_seed(seed))[:count]
     for images, _ in views.batches(order, views.views_for_epoch(None), batch, loader_workers):
-        yield normalise(images)
+        yield normalize(images)
 
 
 @torch.no_grad()
-def measure_norms(network: Network, batches: Iterable[Inputs]) -> None:
+def recalibrate_batch_norms(network: Network, batches: Iterable[Inputs]) -> None:
     """Measure the statistics of batch norms that see other features than the pretrained ones.
 
     As after a weight average (Izmailov et al. 2018, section 3.2): one pass, the mean over the

@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule of a trial."""
+"""Optimizer and learning-rate schedule of a trial."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from autotune.models.network import Network
 from autotune.plan import TrainingPolicy
-from autotune.training.optim.l2_sp import Pull
+from autotune.training.optim.l2_sp import L2SP
 
 
 def parameter_groups(network: Network, policy: TrainingPolicy) -> list[dict[str, Any]]:
@@ -38,7 +38,7 @@ def parameter_groups(network: Network, policy: TrainingPolicy) -> list[dict[str,
 
 
 def make_optimizer(network: Network, policy: TrainingPolicy) -> Optimizer:
-    """Make the optimiser that a policy names.
+    """Make the optimizer that a policy names.
 
     AdamW and Adagrad take their step in one kernel (``fused``), on two CPU cores in a quarter of
     the time; torch has none for Adagrad on GPUs. SGD does not: its kernel wants momentum of all
@@ -51,7 +51,7 @@ def make_optimizer(network: Network, policy: TrainingPolicy) -> Optimizer:
         policy: The policy.
     """
     groups = parameter_groups(network, policy)
-    pull = Pull.of(network, policy)
+    pull = L2SP.from_policy(network, policy)
     optimizer: Optimizer
     if policy.optimizer == "sgd":
         momentum = policy.momentum
@@ -74,7 +74,7 @@ def make_schedule(
 
     Where the head trains alone at first, its steps and the others each have such a schedule of
     their own (see :class:`autotune.training.optim.phases.Phases`). So the head has come to rest
-    when the layers are unfrozen, and the rate rises anew while the optimiser, which has seen no
+    when the layers are unfrozen, and the rate rises anew while the optimizer, which has seen no
     gradient of these layers, gets to know them.
 
     Args:

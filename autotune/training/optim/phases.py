@@ -26,7 +26,7 @@ class Phases:
     batches: int
 
     @staticmethod
-    def of(network: Network, policy: TrainingPolicy, epochs: int, batches: int) -> Phases:
+    def from_policy(network: Network, policy: TrainingPolicy, epochs: int, batches: int) -> Phases:
         """Take the phases from a policy.
 
         Args:
@@ -52,7 +52,7 @@ class Phases:
         """Steps of the first phase."""
         return self.head_epochs * self.batches
 
-    def head_alone(self, epoch: int) -> bool:
+    def is_head_only(self, epoch: int) -> bool:
         """Tell whether only the head trains in an epoch, counted from 0."""
         return epoch < self.head_epochs
 

@@ -47,7 +47,7 @@ def test_run_and_status_list_the_front_and_the_infeasible(folder: Path) -> None:
     objective, cost = Objective.from_study(study), Objective.cost_from_study(study)
     ended = call("status", "two", cwd=folder)
     assert (ended.code, ended.err) == (0, "")
-    front = ranking.front_of(study.get_trials(deepcopy=False), attrs.metric_direction(study))
+    front = ranking.pareto_front(study.get_trials(deepcopy=False), attrs.metric_direction(study))
     for text in (said, ended.out):
         assert (
             f"8 of 8 finished: {progress.complete} complete, 0 pruned, {progress.infeasible} "
@@ -63,7 +63,7 @@ def test_best_is_yaml_with_the_front(folder: Path) -> None:
     ended = call("best", "two", cwd=folder)
     found = yaml.safe_load(ended.out)
     trials = opened.study.get_trials(deepcopy=False)
-    front = ranking.front_of(trials, attrs.metric_direction(opened.study))
+    front = ranking.pareto_front(trials, attrs.metric_direction(opened.study))
     assert list(found) == ["study", "trial", "accuracy", "memory_mb", "front", "plan"]
     assert found["trial"] == front[0].number
     assert [[one["accuracy"], one["memory_mb"]] for one in found["front"]] == [
@@ -82,7 +82,7 @@ def test_the_report_has_the_front(folder: Path) -> None:
 def test_fit_takes_the_best_of_the_front_or_a_trial_of_one_s_choice(folder: Path) -> None:
     opened = opened_in(folder)
     trials = opened.study.get_trials(deepcopy=False)
-    best = ranking.best_of(trials, attrs.metric_direction(opened.study))
+    best = ranking.best_trial(trials, attrs.metric_direction(opened.study))
     assert best is not None
     ended = call("refit", "two", cwd=folder)
     assert (ended.code, ended.err) == (0, "")

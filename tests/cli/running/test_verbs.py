@@ -18,8 +18,8 @@ from autotune.results.model.model import load_model
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
-from autotune.training.metrics import measure
-from autotune.training.trainer import Normalise
+from autotune.training.metrics import compute_metrics
+from autotune.training.trainer import Normalizer
 from tests.support.inside import call, contents
 from tests.support.runs import trials_of
 from tests.support.studies import make_study
@@ -146,19 +146,19 @@ def check_model(folder: Path, cache: Path) -> None:
     config = StudyConfig.model_validate({"name": "tiny", **values["definition"]})
     assert values["pretrained"]["weights"] == "shipped"
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert f"| accuracy (top-1) | {values['test']['accuracy']:.2%} [" in card
+    assert f"| accuracy (top-1) | {values['test']['accuracy']:.2%} (" in card
     model = load_model(folder)
     views = open_test_views(config.dataset, config.data, model.spec, cache)
-    normalise = Normalise.of(values["preprocessing"], torch.device("cpu"))
+    normalize = Normalizer.from_config(values["preprocessing"], torch.device("cpu"))
     order = torch.arange(len(views))
     with torch.no_grad():
         logits = torch.cat(
             [
-                model(normalise(images)).float()
+                model(normalize(images)).float()
                 for images, _ in views.batches(order, torch.zeros_like(order), 64)
             ]
         )
-    found = measure(logits, views.labels).to_json()
+    found = compute_metrics(logits, views.labels).to_json()
     for name, value in found.items():
         assert values["test"][name] == pytest.approx(value, abs=1e-4), name
 

@@ -21,7 +21,7 @@ from autotune.models.network import Head, Network, build_network
 from autotune.models.prefix.batch_analysis import from_parts, to_parts
 from autotune.models.prefix.split import PrefixSplit, _compare, split_network
 from autotune.plan import HeadPlan, LayerPlan, TrialPlan
-from autotune.training.optim.norm_recalibration import measure_norms
+from autotune.training.optim.norm_recalibration import recalibrate_batch_norms
 from tests.support import surgery
 from tests.support.backbones import SMALL, backbone, images, network, state_of
 from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
@@ -148,8 +148,8 @@ def test_norms_are_measured_from_features() -> None:
     net, other = surgery.built(plan), surgery.built(plan)
     parts = crossing(cut(net, shown), shown)
     assert net.stale_norms
-    measure_norms(other, [shown])
-    measure_norms(net, [parts])  # type: ignore[list-item]
+    recalibrate_batch_norms(other, [shown])
+    recalibrate_batch_norms(net, [parts])  # type: ignore[list-item]
     after = state_of(other)
     for name, value in state_of(net).items():
         assert torch.allclose(value.float(), after[name].float(), rtol=1e-5, atol=1e-6), name
@@ -585,7 +585,7 @@ def shapeless(self: Any, x: Tensor) -> Tensor:
     ("flow", "reason"),
     [
         (branch, "cannot be traced"),
-        (mixing, "belongs to no image alone"),
+        (mixing, "mixes the images of a batch"),
         (draws, "draws random numbers"),
         (noisy, "differ from the whole"),
         (shapeless, "does not depend on the images"),

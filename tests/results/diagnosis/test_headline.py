@@ -28,7 +28,7 @@ def page(study: Study) -> Parsed:
 
 
 def test_headline(study: Study) -> None:
-    best = ranking.best_of(study.trials, study.direction)
+    best = ranking.best_trial(study.trials, study.direction)
     assert best is not None
     plan = attrs.trial_plan(best)
     assert plan is not None

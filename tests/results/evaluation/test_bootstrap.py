@@ -19,7 +19,7 @@ from autotune.results.evaluation.bootstrap import (
     Assessment,
     compare,
 )
-from autotune.training.metrics import measure
+from autotune.training.metrics import compute_metrics
 
 
 def answers(images: int, classes: int, seed: int, edge: float = 1.5) -> tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ def answers(images: int, classes: int, seed: int, edge: float = 1.5) -> tuple[Te
 def test_values_are_those_of_scikit_learn() -> None:
     logits, labels = answers(300, 7, seed=0)
     found = compare(logits, logits, labels).model.values
-    scores = measure(logits, labels).to_json()
+    scores = compute_metrics(logits, labels).to_json()
     assert {name: found[name] for name in scores} == scores
     top = top_k_accuracy_score(labels, logits, k=5, labels=np.arange(7))
     assert found[TOP_ACCURACY] == pytest.approx(top)
@@ -45,7 +45,7 @@ def test_values_are_those_of_scikit_learn() -> None:
     expected = (np.abs(shares - means) * counts[counts > 0]).sum() / 300
     assert found[CALIBRATION_ERROR] == pytest.approx(expected)
     # What is drawn is computed from sums of its own: of every image once it is the same.
-    own = bootstrap._ImageSums.of(logits, labels).estimates(np.ones((300, 1)))[0]
+    own = bootstrap._ImageSums.from_logits(logits, labels).metrics(np.ones((300, 1)))[0]
     assert list(found.values()) == pytest.approx(own.tolist())
 
 
@@ -60,7 +60,7 @@ def test_intervals_are_those_of_a_loop() -> None:
     found = compare(logits, logits, labels).model.estimates
     generator = np.random.default_rng(1)
     rows = generator.integers(0, 200, (300, 200))
-    drawn = [measure(logits[row], labels[row]).to_json() for row in rows]
+    drawn = [compute_metrics(logits[row], labels[row]).to_json() for row in rows]
     for name in drawn[0]:
         low, high = np.quantile([one[name] for one in drawn], [0.025, 0.975])
         width = high - low
@@ -72,7 +72,7 @@ def test_equal_draws_for_equal_seeds_and_in_any_portions(monkeypatch: pytest.Mon
     logits, labels = answers(60, 3, seed=0)
     first = compare(logits, -logits, labels)
     assert compare(logits, -logits, labels) == first
-    monkeypatch.setattr(bootstrap, "_AT_A_TIME", 60 * 37)
+    monkeypatch.setattr(bootstrap, "_MAX_WEIGHTS", 60 * 37)
     others = compare(logits, -logits, labels, seed=1)
     for name, figure in others.model.estimates.items():
         assert figure.value == first.model.estimates[name].value

@@ -8,7 +8,7 @@ from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
 from autotune.results.figures import parameters
-from autotune.search.backbone_limits import Limits
+from autotune.search.backbone_limits import BackboneLimits
 from autotune.search.space import Space
 from autotune.study.state import attrs
 from tests.support.figures import add, best_of, some, traces
@@ -157,7 +157,7 @@ def test_a_space_that_cannot_be_read_does_not_hide_the_trials(stored: object) ->
 
 def test_values_that_mean_the_same_to_a_backbone_do_not_hide_the_others() -> None:
     kernel = CategoricalDistribution(["keep", 3, 5])
-    limits = {"a": Limits(2, {"layer.1.kernel": ("keep", 3)}), "b": Limits(2, {})}
+    limits = {"a": BackboneLimits(2, {"layer.1.kernel": ("keep", 3)}), "b": BackboneLimits(2, {})}
     fixed = {"depth": 1, "head.hidden_layers": 0, "training.optimizer": "adamw"}
     searched = {"backbone": CategoricalDistribution(["a", "b"]), "layer.1.kernel": kernel}
     space = Space("a", fixed, searched, limits)

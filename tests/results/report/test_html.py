@@ -108,7 +108,7 @@ def test_a_study_that_remembers_nothing_is_reported() -> None:
 
 def test_several_backbones_are_compared() -> None:
     made = make_study(others={"small": 3})
-    best = ranking.best_of(made.trials, made.direction)
+    best = ranking.best_trial(made.trials, made.direction)
     assert best is not None
     plan = attrs.trial_plan(best)
     assert plan is not None

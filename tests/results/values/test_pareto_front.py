@@ -131,7 +131,7 @@ def test_infeasible_trials_are_counted_and_say_why(limited: Study) -> None:
     counted = key_figures(limited, trials, progress)[0][2]
     assert f"{progress.infeasible} infeasible" in counted
     assert cost_names(limited) == ("latency_ms",)
-    best = ranking.best_of(trials, attrs.metric_direction(limited))
+    best = ranking.best_trial(trials, attrs.metric_direction(limited))
     table = table_of(trials, Objective.from_study(limited), best, cost_names(limited))
     rows = [row for row in table if row.state == "infeasible"]
     assert len(rows) == progress.infeasible
@@ -200,7 +200,7 @@ def test_the_page_works_in_a_browser(
 def test_several_backbones_are_named_with_both_values() -> None:
     study = make_study(objectives=["accuracy", "latency_ms"], others={"tiny": 3}, trials=30)
     trials = study.get_trials(deepcopy=False)
-    best = ranking.best_of(trials, attrs.metric_direction(study))
+    best = ranking.best_trial(trials, attrs.metric_direction(study))
     for row in backbones_of(study, trials, best):
         assert " % at " in row.value and row.value.endswith(" ms")
     figure = front_figure(study)

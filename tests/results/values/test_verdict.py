@@ -59,7 +59,7 @@ def test_gains(gain: float, shown: str) -> None:
 
 def test_a_study_has_it_in_its_answer() -> None:
     study = make_study()
-    best = ranking.best_of(study.trials, study.direction)
+    best = ranking.best_trial(study.trials, study.direction)
     assert best is not None
     assert Verdict.from_study(study) is None and describe_confirmation(study, best) == ""
     study.set_user_attr(attrs.CONFIRMED, replace(WON, trials=(best.number,)).to_json())

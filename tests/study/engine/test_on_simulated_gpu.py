@@ -31,7 +31,7 @@ from autotune.study.state import attrs
 from autotune.study.state.oom import MIB
 from autotune.training import trainer
 from autotune.training.compute.cuda_graphs import CapturedStep
-from autotune.training.trainer import Training
+from autotune.training.trainer import Trainer
 from tests.study.engine.test_launcher import BARE
 from tests.study.engine.test_worker import job, run
 from tests.support.runs import autotune, trials_of
@@ -137,15 +137,13 @@ def test_a_trial_trains_on_a_gpu(tmp_path: Path) -> None:
 def test_a_tensor_that_was_left_on_the_host_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Training._step
+    step = Trainer._step
 
-    def forgetful(self: Training, inputs: Any, targets: Tensor) -> Tensor:
+    def forgetful(self: Trainer, inputs: Any, targets: Tensor) -> Tensor:
         return step(self, inputs, targets.cpu())
 
-    monkeypatch.setattr(Training, "_step", forgetful)
-    handle = opened_study(
-        tmp_path, training__precision="off", space__trainable_layers=1, training__epochs=1
-    )
+    monkeypatch.setattr(Trainer, "_step", forgetful)
+    handle = opened_study(tmp_path, training__amp="off", space__depth=1, training__epochs=1)
     with simulated_gpu() as gpu:
         run(handle)
         assert gpu.faults

@@ -50,7 +50,7 @@ from autotune.study.trial import run as trial_module
 from autotune.study.trial.build import build_trainer
 from autotune.training.inputs.batches import Inputs
 from autotune.training.metrics import Metrics
-from autotune.training.trainer import Training
+from autotune.training.trainer import Trainer
 from tests.support.cuda import accelerator_error
 from tests.support.runs import wait_for
 from tests.support.small import open_small
@@ -127,7 +127,7 @@ def test_a_study_from_start_to_end(tmp_path: Path) -> None:
 def test_weights_of_the_best_can_be_loaded_into_its_network(tmp_path: Path) -> None:
     handle = open_small(tmp_path)
     run(handle)
-    best = ranking.best_of(handle.study.get_trials(), handle.study.direction)
+    best = ranking.best_trial(handle.study.get_trials(), handle.study.direction)
     assert best is not None
     (weights,) = [
         one
@@ -200,7 +200,7 @@ def test_a_diverged_trial_is_recorded_and_the_study_goes_on(tmp_path: Path) -> N
         assert trial.user_attrs[attrs.FAILED_PLAN] is True
         assert attrs.PLAN in trial.user_attrs
         assert all(math.isfinite(one) for one in trial.intermediate_values.values())
-    assert ranking.best_of(trials, handle.study.direction) is trials[0]
+    assert ranking.best_trial(trials, handle.study.direction) is trials[0]
     assert attrs.pruned_epochs(trials, 2) == 0
     assert handle.progress().finished == 3
 
@@ -221,7 +221,7 @@ def test_a_value_that_is_no_number_fails_the_trial_and_is_not_reported(
     for trial in trials[1:]:
         assert trial.user_attrs[attrs.REASON] == "diverged: the log_loss is inf in epoch 1"
         assert trial.intermediate_values == {}
-    assert ranking.best_of(trials, handle.study.direction) == trials[0]
+    assert ranking.best_trial(trials, handle.study.direction) == trials[0]
 
 
 def test_time_on_the_device_is_that_of_each_attempt(tmp_path: Path) -> None:
@@ -473,8 +473,8 @@ def test_a_plan_that_does_not_fit_is_infeasible(
     name, owner = {
         "building": ("build_network", build),
         "measuring": ("measure_costs", trial_module),
-        "training": ("_step", Training),
-        "validating": ("predict", Training),
+        "training": ("_step", Trainer),
+        "validating": ("predict", Trainer),
     }[where]
     original = getattr(owner, name)
 
@@ -559,17 +559,17 @@ def short_of_memory(
     begun: list[tuple[int, int]] = []
     coming = iter(needs)
     met: list[oom.MemoryShortage] = []
-    original = Training._train_epoch
+    original = Trainer._train_epoch
 
-    def fail(self: Training) -> float:
-        begun.append((self.epoch, self.part))
+    def fail(self: Trainer) -> float:
+        begun.append((self.epoch, self.micro_batch_size))
         need = next(coming, None) if self.epoch == 2 else None
         if need is not None:
             met.append(need)
             raise torch.cuda.OutOfMemoryError(HUGE)
         return original(self)
 
-    monkeypatch.setattr(Training, "_train_epoch", fail)
+    monkeypatch.setattr(Trainer, "_train_epoch", fail)
     monkeypatch.setattr(oom, "measure_shortage", lambda error, device: met[-1])
     return begun
 
@@ -648,14 +648,14 @@ def test_what_a_trial_held_is_free_when_it_has_failed(
     networks: list[weakref.ref[Network]] = []
     left: list[bool] = []
 
-    def fail(self: Training) -> float:
+    def fail(self: Trainer) -> float:
         networks.append(weakref.ref(self.network))
         raise DivergedError("the loss is nan")
 
     def look(device: torch.device, collect: bool = False) -> None:
         left.extend(one() is not None for one in networks)
 
-    monkeypatch.setattr(Training, "_train_epoch", fail)
+    monkeypatch.setattr(Trainer, "_train_epoch", fail)
     monkeypatch.setattr(oom, "release_memory", look)
     run(handle)
     assert left == [False]
@@ -672,15 +672,15 @@ def failing_once(
 ) -> list[int]:
     """Let a training fail in its third epoch, once; return the epochs it begins, as it does."""
     begun: list[int] = []
-    original = Training._train_epoch
+    original = Trainer._train_epoch
 
-    def fail(self: Training) -> float:
+    def fail(self: Trainer) -> float:
         begun.append(self.epoch)
         if self.epoch == 2 and begun.count(2) == 1:
             raise error
         return original(self)
 
-    monkeypatch.setattr(Training, "_train_epoch", fail)
+    monkeypatch.setattr(Trainer, "_train_epoch", fail)
     return begun
 
 

@@ -38,7 +38,7 @@ def study_of(trials: Sequence[FrozenTrial], *directions: str) -> Study:
 
 
 def best(study: Study) -> int | None:
-    found = ranking.best_of(study.trials, attrs.metric_direction(study))
+    found = ranking.best_trial(study.trials, attrs.metric_direction(study))
     return None if found is None else found.number
 
 
@@ -66,7 +66,7 @@ def test_the_front_is_optuna_s_without_doubles(values: list[tuple[int, int, bool
     trials = [trial(x, y, beyond=float(over)) for x, y, over in values]
     for direction in ("maximize", "minimize"):
         study = study_of(trials, direction, "minimize")
-        front = ranking.front_of(study.trials, attrs.metric_direction(study))
+        front = ranking.pareto_front(study.trials, attrs.metric_direction(study))
         assert {tuple(one.values) for one in front} == {
             tuple(one.values) for one in study.best_trials
         }
@@ -74,7 +74,7 @@ def test_the_front_is_optuna_s_without_doubles(values: list[tuple[int, int, bool
         assert best(study) == (front[0].number if front else None)
         for one in front:
             others = [other for other in study.trials if other.values != one.values]
-            assert not ranking.is_beaten(one.values, others, attrs.metric_direction(study))
+            assert not ranking.is_dominated(one.values, others, attrs.metric_direction(study))
 
 
 @pytest.mark.parametrize(
@@ -83,13 +83,13 @@ def test_the_front_is_optuna_s_without_doubles(values: list[tuple[int, int, bool
 )
 def test_what_is_no_better_in_anything_is_beaten(values: list[float], beaten: bool) -> None:
     trials = [trial(0.9, 2.0), trial(0.5, 1.0), trial(0.99, 0.1, beyond=1.0)]
-    assert ranking.is_beaten(values, trials, MAXIMISE) is beaten
+    assert ranking.is_dominated(values, trials, MAXIMISE) is beaten
 
 
 def test_equal_values_do_not_replace_the_best() -> None:
-    assert ranking.is_beaten([0.5], [trial(0.5)], MINIMISE)
-    assert not ranking.is_beaten([0.4], [trial(0.5)], MINIMISE)
-    assert not ranking.is_beaten([0.4], [], MINIMISE)
+    assert ranking.is_dominated([0.5], [trial(0.5)], MINIMISE)
+    assert not ranking.is_dominated([0.4], [trial(0.5)], MINIMISE)
+    assert not ranking.is_dominated([0.4], [], MINIMISE)
 
 
 def test_infeasible_trials_are_counted_by_themselves() -> None:

@@ -17,8 +17,8 @@ from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.trial import amp_choice
 from autotune.study.trial.build import build_trainer
-from autotune.training.compute.amp import Autocast, is_kept_in_float32
-from autotune.training.compute.half_products import Operation, operations_of
+from autotune.training.compute.amp import AmpPolicy, is_kept_fp32
+from autotune.training.compute.half_products import Operation, record_operations
 from tests.study.engine.test_worker import run
 from tests.support.backbones import CPU
 from tests.support.small import open_small
@@ -26,7 +26,7 @@ from tests.training.compute.test_amp import pretend_card
 
 pytestmark = pytest.mark.usefixtures("idle_machine")
 
-BF16 = Autocast(CPU, torch.bfloat16)
+BF16 = AmpPolicy(CPU, torch.bfloat16)
 
 
 def small(folder: Path, amp: str = "auto") -> OpenStudy:
@@ -46,7 +46,7 @@ def test_a_precision_that_is_given_is_not_compared(
 ) -> None:
     handle = small(tmp_path, amp)
     ctx = build_context(handle)
-    assert build_trainer(ctx.space.baseline(), ctx).autocast.dtype is dtype
+    assert build_trainer(ctx.space.baseline(), ctx).amp.dtype is dtype
     assert remembered(handle) is None
 
 
@@ -54,7 +54,7 @@ def test_it_is_compared_once_for_a_study(tmp_path: Path) -> None:
     handle = small(tmp_path)
     state = torch.get_rng_state()
     ctx = build_context(handle)
-    first = build_trainer(ctx.space.baseline(), ctx).autocast
+    first = build_trainer(ctx.space.baseline(), ctx).amp
     assert torch.equal(torch.get_rng_state(), state)
     found = remembered(handle)
     assert found == {"test_resnet.letters": {"cpu": "off" if first.dtype is None else "bf16"}}
@@ -69,7 +69,7 @@ def test_what_a_study_remembers_holds_for_all(
     known = {"test_resnet.letters": {"cpu": word, "NVIDIA H200": "fp16"}, "other": {"cpu": "off"}}
     handle.study.set_user_attr(attrs.PRECISION, known)
     ctx = build_context(handle)
-    assert build_trainer(ctx.space.baseline(), ctx).autocast.dtype is dtype
+    assert build_trainer(ctx.space.baseline(), ctx).amp.dtype is dtype
     assert remembered(handle) == known
     run(handle)
     assert [one.state.name for one in handle.study.trials] == ["COMPLETE", "COMPLETE"]
@@ -104,14 +104,14 @@ def test_an_operation_is_compared_once_for_a_machine(
         compared.append(operation.key)
         return "192, 3, 3)" in operation.key
 
-    monkeypatch.setattr(amp_choice, "is_wrong", compare)
+    monkeypatch.setattr(amp_choice, "is_inaccurate", compare)
     handle = small(tmp_path, "bf16")
     kept = []
     for _ in range(2):  # two workers
         ctx = build_context(handle)
         for plan in (ctx.space.baseline(), ctx.space.baseline()):
             network = build_trainer(plan, ctx).network
-            kept.append([name for name, one in network.named_modules() if is_kept_in_float32(one)])
+            kept.append([name for name, one in network.named_modules() if is_kept_fp32(one)])
     assert len(kept[0]) == 1 and kept[0][0].endswith("conv1")
     assert kept == [kept[0]] * 4
     assert len(set(compared)) == len(compared) > 10
@@ -125,9 +125,9 @@ def test_a_cache_without_room_costs_a_comparison(
 
     ctx = build_context(small(tmp_path, "bf16"))
     monkeypatch.setattr(ArrayCache, "get_or_create", no_room)
-    (operations,) = operations_of(torch.nn.Linear(4, 2), (3, 4, 4), BF16).values()
+    (operations,) = record_operations(torch.nn.Linear(4, 2), (3, 4, 4), BF16).values()
     assert amp_choice._is_wrong(operations[0], ctx) is False
-    assert ctx.wrong == {amp_choice.identity_of(operations[0]): False}
+    assert ctx.wrong == {amp_choice.operation_id(operations[0]): False}
     monkeypatch.setattr(amp_choice, "_compare", lambda *_: "bf16")
     (backbone,) = ctx.config.backbones
     assert amp_choice._found(ctx, ctx.resources.of(backbone), "cpu") == "bf16"
@@ -166,7 +166,7 @@ def test_a_comparison_that_does_not_fit_into_memory_takes_fewer_images(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
         return "off"
 
-    monkeypatch.setattr(amp_choice, "faster", compare)
+    monkeypatch.setattr(amp_choice, "fastest_precision", compare)
     ctx = build_context(small(tmp_path))
     build_trainer(ctx.space.baseline(), ctx)
     assert sizes[-1] <= 16 < sizes[0]

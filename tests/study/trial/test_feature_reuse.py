@@ -13,7 +13,7 @@ from torch import Tensor
 from autotune.data.cache.array_cache import ArrayCache
 from autotune.errors import SplitError
 from autotune.plan import TrainingPolicy
-from autotune.search.dimensions import inert_value
+from autotune.search.dimensions import inactive_value
 from autotune.search.space import Space
 from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
@@ -85,7 +85,7 @@ def test_all_cuts_come_from_the_deepest(tmp_path: Path) -> None:
 
 def draws(space: Space) -> list[dict[str, Any]]:
     """Draw the simplest plan of each depth."""
-    base = {name: inert_value(found) for name, found in space.distributions.items()}
+    base = {name: inactive_value(found) for name, found in space.distributions.items()}
     return [{**base, "depth": depth} for depth in (0, 1, 2)]
 
 
@@ -97,8 +97,8 @@ def test_mixed_images_and_whole_networks_need_no_features(tmp_path: Path) -> Non
     plan = replace(ctx.space.baseline(), policy=TrainingPolicy(mixup=0.2))
     training = build_trainer(plan, ctx)
     assert training.mixing is not None
-    assert training.train is training.images
-    assert training.whole == ""
+    assert training.train is training.raw_train
+    assert training.unsplit_reason == ""
 
 
 def test_what_cannot_be_split_trains_whole_and_says_so(

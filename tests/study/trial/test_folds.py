@@ -24,7 +24,7 @@ from autotune.study.setup.opening import OpenStudy, open_or_create
 from autotune.study.state import attrs
 from autotune.study.trial import run as trial_module
 from autotune.study.trial.build import build_trial
-from autotune.training.folds import Folds
+from autotune.training.folds import CrossValidationTrainer
 from autotune.training.metrics import Metrics
 from tests.study.engine.test_worker import job, picture, run
 from tests.support.page import Parsed
@@ -84,7 +84,7 @@ def test_weights_of_all_folds_give_the_value_again(tmp_path: Path) -> None:
     plan = attrs.trial_plan(trial)
     assert plan is not None
     again = build_trial(plan, build_context(handle))
-    assert isinstance(again, Folds)
+    assert isinstance(again, CrossValidationTrainer)
     state = load_file(handle.files.artifacts / weights.artifact_id)
     for number, one in enumerate(again.folds, start=1):
         own = {
@@ -139,16 +139,16 @@ def test_a_batch_that_does_not_fit_is_halved_in_all_folds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle = small(tmp_path, search__trials=1, cache__features="off")
-    inner = trial_module.Folds.run
+    inner = trial_module.CrossValidationTrainer.run
     parts: list[list[int]] = []
 
-    def short(self: Folds, *args: Any) -> Any:
-        parts.append([one.part for one in self.folds])
+    def short(self: CrossValidationTrainer, *args: Any) -> Any:
+        parts.append([one.micro_batch_size for one in self.folds])
         if len(parts) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
         return inner(self, *args)
 
-    monkeypatch.setattr(trial_module.Folds, "run", short)
+    monkeypatch.setattr(trial_module.CrossValidationTrainer, "run", short)
     run(handle)
     (trial,) = handle.study.trials
     assert trial.state == TrialState.COMPLETE
@@ -159,10 +159,10 @@ def test_inherited_channels_are_chosen_without_the_images_that_judge(tmp_path: P
     ctx = build_context(small(tmp_path, data__train_per_class=None))
     plan = ctx.space.baseline(ctx.config.baseline)
     training = build_trial(plan, ctx)
-    assert isinstance(training, Folds)
+    assert isinstance(training, CrossValidationTrainer)
     material = ctx.resources.of(plan.backbone)
     for one, cut in zip(training.folds, material.task.folds, strict=True):
-        assert one.images.labels.tolist() == material.train.labels[cut.train].tolist()
+        assert one.raw_train.labels.tolist() == material.train.labels[cut.train].tolist()
         assert not {*cut.train} & {*cut.validation}
 
 

@@ -16,7 +16,7 @@ from autotune.study.engine.worker import build_context
 from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.refit import AVERAGED, ema_decay, refit, refit_views
 from autotune.study.trial.retrain import retrain
-from autotune.training.trainer import Training
+from autotune.training.trainer import Trainer
 from tests.support.small import open_small, small_config
 
 pytestmark = pytest.mark.usefixtures("idle_machine")
@@ -82,13 +82,13 @@ def test_what_is_judged_is_the_average_and_frozen_layers_are_untouched(ctx: Work
     found = refit(PLAN, ctx, refit_views(task, ctx.config, fit, 0), fit, epochs.append)
     assert epochs == [1, 2]
     training = found.training
-    assert training.result is not training.network
+    assert training.eval_model is not training.network
     summary = found.summary.to_json()
     assert summary.pop("seconds") > 0
     assert summary == {"images": len(training.train), "views": "online", "epochs": 2, "ema": 0.9,
                       "part": 64}  # fmt: skip
     pretrained = ctx.resources.of(PLAN.backbone).backbone.pretrained.state_dict()
-    state = training.result.state_dict()
+    state = training.eval_model.state_dict()
     frozen = [name for layer in training.network.layers[2:] for name in layer.names]
     assert frozen and all(
         torch.equal(state[f"backbone.{name}"], pretrained[name]) for name in frozen
@@ -99,26 +99,26 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(
     ctx: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = ctx.resources.of(PLAN.backbone).task
-    views = refit_views(task, ctx.config, RefitConfig(), 0)
-    inner, predict = Training._step, Training.predict
+    views = refit_views(task, ctx.config, FitConfig(), 0)
+    inner, predict = Trainer._step, Trainer.predict
 
-    def short(self: Training, *args: Any) -> Any:
-        if self.part > 16:
+    def short(self: Trainer, *args: Any) -> Any:
+        if self.micro_batch_size > 16:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
         return inner(self, *args)
 
-    def shorter(self: Training, *args: Any) -> Any:
-        if self.part > 8:
+    def shorter(self: Trainer, *args: Any) -> Any:
+        if self.micro_batch_size > 8:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
         return predict(self, *args)
 
-    monkeypatch.setattr(Training, "_step", short)
-    monkeypatch.setattr(Training, "predict", shorter)
-    found = refit(PLAN, ctx, views, RefitConfig(), part=32)
-    assert found.summary.part == 16
+    monkeypatch.setattr(Trainer, "_step", short)
+    monkeypatch.setattr(Trainer, "predict", shorter)
+    found = refit(PLAN, ctx, views, FitConfig(), micro_batch_size=32)
+    assert found.summary.micro_batch_size == 16
     logits, labels = found.predict(ctx.resources.of(PLAN.backbone).validation)
-    assert len(logits) == len(labels) and found.training.part == 8
-    monkeypatch.setattr(Training, "_step", out_of_memory)
+    assert len(logits) == len(labels) and found.training.micro_batch_size == 8
+    monkeypatch.setattr(Trainer, "_step", out_of_memory)
     with pytest.raises(UserError, match="even with 2 images at a time"):
         refit(PLAN, ctx, views, RefitConfig())
 
@@ -131,24 +131,24 @@ def test_after_a_batch_that_does_not_fit_a_training_goes_on_from_its_last_epoch(
     ctx: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the values of a training that began with the small parts, but for the first epochs."""
-    views = refit_views(ctx.resources.of(PLAN.backbone).task, ctx.config, RefitConfig(), 0)
-    inner, begun, failed = Training._train_epoch, [], []
+    views = refit_views(ctx.resources.of(PLAN.backbone).task, ctx.config, FitConfig(), 0)
+    inner, begun, failed = Trainer._train_epoch, [], []
 
-    def short(self: Training) -> float:
-        begun.append((self.epoch, self.part))
+    def short(self: Trainer) -> float:
+        begun.append((self.epoch, self.micro_batch_size))
         if self.epoch == 1 and not failed:
             failed.append(self.epoch)
             out_of_memory()
         return inner(self)
 
-    monkeypatch.setattr(Training, "_train_epoch", short)
+    monkeypatch.setattr(Trainer, "_train_epoch", short)
     epochs: list[int] = []
-    refit(PLAN, ctx, views, RefitConfig(), epochs.append, part=32)
+    refit(PLAN, ctx, views, FitConfig(), epochs.append, micro_batch_size=32)
     count = ctx.config.training.epochs
     assert epochs == list(range(1, count + 1))
     assert begun == [(0, 32), (1, 32), *((epoch, 16) for epoch in range(1, count))]
     begun.clear()
     failed.clear()
-    found = retrain(PLAN, ctx, part=32)
+    found = retrain(PLAN, ctx, micro_batch_size=32)
     assert begun == [(0, 32), (1, 32), *((epoch, 16) for epoch in range(1, count))]
     assert sorted(found.curve) == list(range(1, count + 1))

@@ -83,7 +83,7 @@ def test_an_infeasible_plan_is_not_trained_and_never_best(tmp_path: Path, limit:
     assert (progress.infeasible, progress.finished) == (len(beyond), 8)
     ended = StopReason.from_study(handle.study)
     assert ended is not None and ended.kind == "trials"
-    best = ranking.best_of(trials, attrs.metric_direction(handle.study))
+    best = ranking.best_trial(trials, attrs.metric_direction(handle.study))
     assert best is not None and best in within
 
 
@@ -142,7 +142,7 @@ def test_a_study_of_two_objectives(tmp_path: Path) -> None:
         assert sorted(trial.intermediate_values) == [1, 2]
         assert trial.intermediate_values[2] == trial.values[0]
         assert trial.user_attrs[attrs.EPOCHS] == 2
-    front = ranking.front_of(study.trials, attrs.metric_direction(study))
+    front = ranking.pareto_front(study.trials, attrs.metric_direction(study))
     assert {one.number for one in front} == {one.number for one in study.best_trials}
     kept = [
         one.number

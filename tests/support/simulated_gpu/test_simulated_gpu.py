@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from autotune.study.state.failures import FailureKind as Failure
 from autotune.study.state.failures import classify, device_responds
 from autotune.study.state.oom import measure_shortage
-from autotune.training.trainer import Normalise
+from autotune.training.trainer import Normalizer
 from tests.support.simulated_gpu import GpuTensor, Kind, SimulatedGpu, simulated_gpu
 from tests.support.simulated_gpu.traffic import COPIES
 
@@ -203,7 +203,7 @@ def test_the_host_does_not_wait_for_a_training_step(gpu: SimulatedGpu) -> None:
 
 
 def test_copies_are_told_apart_and_name_who_asked(gpu: SimulatedGpu) -> None:
-    normalise = Normalise.of({"mean": (0.5,) * 3, "std": (0.5,) * 3}, CUDA)
+    normalise = Normalizer.from_config({"mean": (0.5,) * 3, "std": (0.5,) * 3}, CUDA)
     gpu.traffic.reset()
     images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     assert not images.is_pinned() and images.pin_memory().is_pinned()

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from autotune.training.compute.amp import (
-    Autocast,
+    AmpPolicy,
     describe_compute,
-    faster,
+    fastest_precision,
     float32_precision,
-    half_of,
+    half_precision_for,
+    keep_slow_convs_fp32,
     set_float32_precision,
-    spare,
 )
 from tests.support.backbones import CPU, plan, training
 
-BF16 = Autocast(CPU, torch.bfloat16)
+BF16 = AmpPolicy(CPU, torch.bfloat16)
 CUDA = torch.device("cuda", 0)
 
 
@@ -42,8 +42,8 @@ def float32_as_before() -> Iterator[None]:
     [("auto", None), ("off", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
 )
 def test_modes(mode: str, dtype: torch.dtype | None) -> None:
-    assert Autocast.of(mode, CPU).dtype is dtype
-    with Autocast.of(mode, CPU)():
+    assert AmpPolicy.from_mode(mode, CPU).dtype is dtype
+    with AmpPolicy.from_mode(mode, CPU).autocast():
         assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == (dtype or torch.float32)
 
 
@@ -70,7 +70,7 @@ class Slow(nn.Module):
 def test_the_faster_precision_is_found(half: float, single: float, expected: str) -> None:
     network = Slow(half, single)
     before = copy.deepcopy(network.state_dict())
-    assert faster(network, torch.randn(2, 3, 2, 2)) == expected
+    assert fastest_precision(network, torch.randn(2, 3, 2, 2)) == expected
     assert network.steps.count(torch.bfloat16) == network.steps.count(torch.float32) >= 3
     assert all(parameter.grad is None for parameter in network.parameters())
     assert all(torch.equal(one, before[key]) for key, one in network.state_dict().items())
@@ -83,9 +83,9 @@ def test_the_faster_precision_is_found(half: float, single: float, expected: str
 def test_the_half_precision_of_a_device(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], half: str
 ) -> None:
-    assert half_of(CPU) == "bf16"
+    assert half_precision_for(CPU) == "bf16"
     pretend_card(monkeypatch, "a card", capability)
-    assert half_of(CUDA) == half
+    assert half_precision_for(CUDA) == half
 
 
 @pytest.mark.usefixtures("float32_as_before")
@@ -103,19 +103,19 @@ def test_the_precision_of_float32_is_that_of_gpus_alone() -> None:
 @pytest.mark.usefixtures("float32_as_before")
 def test_devices_that_compute_otherwise_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert describe_compute(BF16) == ("cpu", "torch.bfloat16")
-    assert describe_compute(Autocast(CPU, None)) == ("cpu", "None")
+    assert describe_compute(AmpPolicy(CPU, None)) == ("cpu", "None")
     found = set()
     for name, capability in [("NVIDIA A100", (8, 0)), ("NVIDIA H100", (9, 0))]:
         pretend_card(monkeypatch, name, capability)
         for precision in ("ieee", "tf32"):
             set_float32_precision(CUDA, precision)
             for dtype in (None, torch.bfloat16):
-                found.add(describe_compute(Autocast(CUDA, dtype)))
+                found.add(describe_compute(AmpPolicy(CUDA, dtype)))
     assert len(found) == 8
     assert ("cuda", "torch.bfloat16", "NVIDIA A100", "8.0", "tf32") in found
 
 
-def dtypes_of(network: nn.Module, inputs: Tensor, autocast: Autocast) -> dict[str, torch.dtype]:
+def dtypes_of(network: nn.Module, inputs: Tensor, amp: AmpPolicy) -> dict[str, torch.dtype]:
     """Return what each convolution gives."""
     found: dict[str, torch.dtype] = {}
     hooks = [
@@ -125,7 +125,7 @@ def dtypes_of(network: nn.Module, inputs: Tensor, autocast: Autocast) -> dict[st
         for name, module in network.named_modules()
         if isinstance(module, nn.Conv2d)
     ]
-    with autocast():
+    with amp.autocast():
         network(inputs)
     for hook in hooks:
         hook.remove()
@@ -146,8 +146,8 @@ def convolutions() -> nn.Sequential:
 def test_slow_convolutions_stay_in_single_precision() -> None:
     network, images = convolutions(), torch.randn(2, 3, 32, 32)
     plain = copy.deepcopy(network)
-    spare(network, BF16)
-    spare(network, BF16)  # a second time changes nothing
+    keep_slow_convs_fp32(network, BF16)
+    keep_slow_convs_fp32(network, BF16)  # a second time changes nothing
     found = dtypes_of(network, images, BF16)
     single = {name for name, dtype in found.items() if dtype == torch.float32}
     assert single == {"2", "3"}
@@ -159,19 +159,17 @@ def test_slow_convolutions_stay_in_single_precision() -> None:
     assert dtypes_of(copied, images, BF16) == found
 
 
-@pytest.mark.parametrize(
-    "autocast", [Autocast(CPU, None), Autocast(torch.device("cuda", 0), None)]
-)
-def test_nothing_is_spared_without_half_precision_on_the_cpu(autocast: Autocast) -> None:
+@pytest.mark.parametrize("amp", [AmpPolicy(CPU, None), AmpPolicy(torch.device("cuda", 0), None)])
+def test_nothing_is_spared_without_half_precision_on_the_cpu(amp: AmpPolicy) -> None:
     network = convolutions()
-    spare(network, autocast)
+    keep_slow_convs_fp32(network, amp)
     assert not any(module._forward_pre_hooks for module in network.modules())
 
 
 def test_a_convolution_that_fails_leaves_the_precision_as_it_was() -> None:
     network = convolutions()
-    spare(network, BF16)
-    with BF16():
+    keep_slow_convs_fp32(network, BF16)
+    with BF16.autocast():
         with pytest.raises(RuntimeError):
             network[2](torch.randn(2, 7, 8, 8))  # 8 channels are wanted
         assert torch.is_autocast_enabled("cpu")
@@ -181,7 +179,7 @@ def test_a_convolution_that_fails_leaves_the_precision_as_it_was() -> None:
 def test_a_training_spares_its_network() -> None:
     """MobileNet and its like have depthwise convolutions with strides."""
     run = training(plan("test_efficientnet", 2, lr=0.01), amp="bf16")
-    found = dtypes_of(run.network, torch.randn(2, 3, 32, 32), run.autocast)
+    found = dtypes_of(run.network, torch.randn(2, 3, 32, 32), run.amp)
     strided = {
         name
         for name, module in run.network.named_modules()

@@ -11,18 +11,18 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from autotune.training.compute.amp import Autocast, is_kept_in_float32
+from autotune.training.compute.amp import AmpPolicy, is_kept_fp32
 from autotune.training.compute.half_products import (
     Operation,
     _Form,
-    identity_of,
-    is_wrong,
-    keep_wrong_in_float32,
-    operations_of,
+    is_inaccurate,
+    keep_inaccurate_fp32,
+    operation_id,
+    record_operations,
 )
 from tests.support.backbones import CPU
 
-BF16, FP16 = Autocast(CPU, torch.bfloat16), Autocast(CPU, torch.float16)
+BF16, FP16 = AmpPolicy(CPU, torch.bfloat16), AmpPolicy(CPU, torch.float16)
 
 
 class Attention(nn.Module):
@@ -57,20 +57,20 @@ class Mixed(nn.Module):
         return self.head(torch.einsum("btc,bt->bc", tokens, tokens.softmax(1)[..., 0]))
 
 
-def named(network: nn.Module, autocast: Autocast) -> dict[str, list[str]]:
+def named(network: nn.Module, amp: AmpPolicy) -> dict[str, list[str]]:
     names = {module: name for name, module in network.named_modules()}
     return {
         names[module]: [one.function._schema.name for one in found]
-        for module, found in operations_of(network, (3, 8, 8), autocast).items()
+        for module, found in record_operations(network, (3, 8, 8), amp).items()
     }
 
 
-@pytest.mark.parametrize("autocast", [BF16, FP16])
-def test_the_products_of_a_network_are_found(autocast: Autocast) -> None:
+@pytest.mark.parametrize("amp", [BF16, FP16])
+def test_the_products_of_a_network_are_found(amp: AmpPolicy) -> None:
     network = Mixed().train()
     network.norm.eval()
     before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
-    found = named(network, autocast)
+    found = named(network, amp)
     assert {name: found[name] for name in ("plain", "grouped", "depthwise", "transposed")} == {
         name: ["aten::convolution"] for name in ("plain", "grouped", "depthwise", "transposed")
     }
@@ -87,8 +87,8 @@ def test_the_products_of_a_network_are_found(autocast: Autocast) -> None:
 
 def test_equal_operations_have_one_name() -> None:
     def names(size: int) -> list[str]:
-        found = operations_of(Mixed(), (3, size, size), BF16)
-        return [identity_of(one) for some in found.values() for one in some]
+        found = record_operations(Mixed(), (3, size, size), BF16)
+        return [operation_id(one) for some in found.values() for one in some]
 
     assert names(8) == names(8)
     assert len(set(names(8))) == len(names(8))
@@ -130,19 +130,21 @@ def injected(backward: Callable[[int, Tensor], Tensor]) -> Operation:
     ],
 )
 def test_a_gradient_that_is_off(wrong: bool, backward: Callable[[int, Tensor], Tensor]) -> None:
-    assert is_wrong(injected(backward)) == wrong
+    assert is_inaccurate(injected(backward)) == wrong
 
 
 def test_memory_that_is_left_as_it_was_is_seen() -> None:
     """Such a kernel may meet its own result of the last time, which would be right."""
-    assert is_wrong(injected(lambda call, right: torch.empty(right.shape, dtype=right.dtype)))
+    assert is_inaccurate(injected(lambda call, right: torch.empty(right.shape, dtype=right.dtype)))
 
 
 @pytest.mark.parametrize("strides", [(6, 1), (1, 4), (0, 1), (12, 2), (1, 1)])
 def test_tensors_of_every_layout(strides: tuple[int, int]) -> None:
     form = _Form((4, 6), strides, torch.bfloat16)
     other = _Form((6, 3), (3, 1), torch.bfloat16)
-    assert not is_wrong(Operation(torch.ops.aten.mm.default, (form, other), {}, torch.bfloat16))
+    assert not is_inaccurate(
+        Operation(torch.ops.aten.mm.default, (form, other), {}, torch.bfloat16)
+    )
 
 
 @pytest.mark.parametrize("groups", [1, 4, 32])
@@ -153,14 +155,14 @@ def test_gradients_of_small_maps_are_those_of_float32(groups: int, size: int) ->
     network = nn.Sequential(nn.Conv2d(32, 32, 3, 2, 1, groups=groups), nn.Flatten())
     network.to(memory_format=torch.channels_last)
     single = copy.deepcopy(network)
-    autocast = keep_wrong_in_float32(network, (32, size, size), BF16)
-    assert autocast == BF16
+    amp = keep_inaccurate_fp32(network, (32, size, size), BF16)
+    assert amp == BF16
     images = torch.randn(16, 32, size, size).contiguous(memory_format=torch.channels_last)
     single(images).square().mean().backward()
     for _ in range(10):
         blocks = [torch.full((32 * 32 // groups * 9,), torch.nan) for _ in range(8)]
         del blocks
-        with autocast():
+        with amp.autocast():
             output = network(images)
         network.zero_grad()
         output.float().square().mean().backward()
@@ -171,11 +173,11 @@ def test_gradients_of_small_maps_are_those_of_float32(groups: int, size: int) ->
 
 def test_only_what_is_wrong_stays_in_single_precision() -> None:
     network = Mixed()
-    autocast = keep_wrong_in_float32(
+    amp = keep_inaccurate_fp32(
         network, (3, 8, 8), BF16, lambda one: "shape=(8, 4, 3, 3)" in one.key
     )
-    assert autocast == BF16
-    kept = {name for name, one in network.named_modules() if is_kept_in_float32(one)}
+    assert amp == BF16
+    kept = {name for name, one in network.named_modules() if is_kept_fp32(one)}
     assert kept == {"grouped"}
     assert set(named(network, BF16)) == set(named(Mixed(), BF16)) - kept
 
@@ -183,17 +185,17 @@ def test_only_what_is_wrong_stays_in_single_precision() -> None:
 def test_a_network_with_a_wrong_product_of_its_own_trains_in_float32() -> None:
     """Its graph has no module there that could be left out."""
     network = Mixed()
-    autocast = keep_wrong_in_float32(
+    amp = keep_inaccurate_fp32(
         network, (3, 8, 8), BF16, lambda one: "scaled_dot_product" in one.key
     )
-    assert autocast == Autocast(CPU, None)
+    assert amp == AmpPolicy(CPU, None)
 
 
 @pytest.mark.parametrize(
-    "autocast", [Autocast(CPU, None), Autocast(torch.device("cuda", 0), torch.bfloat16)]
+    "amp", [AmpPolicy(CPU, None), AmpPolicy(torch.device("cuda", 0), torch.bfloat16)]
 )
-def test_nothing_is_compared_elsewhere(autocast: Autocast) -> None:
+def test_nothing_is_compared_elsewhere(amp: AmpPolicy) -> None:
     def compared(_: Operation) -> bool:
         raise AssertionError("compared")
 
-    assert keep_wrong_in_float32(Mixed(), (3, 8, 8), autocast, compared) == autocast
+    assert keep_inaccurate_fp32(Mixed(), (3, 8, 8), amp, compared) == amp

@@ -27,9 +27,9 @@ from autotune.training.compute import cuda_graphs
 from autotune.training.compute.cuda_graphs import CapturedStep
 from autotune.training.features import FeatureCache, Features
 from autotune.training.inputs import placement, transfer
-from autotune.training.inputs.batches import Some
-from autotune.training.inputs.placement import give_back, place
-from autotune.training.trainer import Training
+from autotune.training.inputs.batches import SubsetBatches
+from autotune.training.inputs.placement import place_on_device, release_copy
+from autotune.training.trainer import Trainer
 from tests.support.backbones import (
     backbone,
     differing,
@@ -56,30 +56,30 @@ def gpu() -> Iterator[SimulatedGpu]:
         yield device
 
 
-def on_gpu(found: TrialPlan = FOUND, **named: Any) -> Training:
+def on_gpu(found: TrialPlan = FOUND, **named: Any) -> Trainer:
     named = {"views": 2, "ema": 0.9, "epochs": 4, **named}
     return training(found, device=GPU, shown=some_digits(44, named["views"]), **named)
 
 
 def on_features(
     folder: Path, found: TrialPlan = FOUND, stays: bool = True, **named: Any
-) -> Training:
+) -> Trainer:
     """Make a training that goes on from features, on the device or on the CPU."""
     shown, judged = some_digits(44, 2), some_digits(20, start=600)
     named = {"views": 2, "ema": 0.9, "epochs": 4, "device": GPU, "shown": shown, **named}
     run = training(found, **named)
     looks = torch.stack([shown.view(index, 0) for index in range(2)])
-    with run.autocast():
-        parts = split_network(run.network, run.normalise(looks))
+    with run.amp.autocast():
+        parts = split_network(run.network, run.normalize(looks))
     weights = backbone(found.backbone).weights_hash
     cache = FeatureCache(
-        ArrayCache(folder), weights, run.normalise, run.autocast, None, on_device=stays
+        ArrayCache(folder), weights, run.normalize, run.amp, None, on_device=stays
     )
-    run.use(parts, Features(cache, parts, shown), Features(cache, parts, judged))
+    run.use_features(parts, Features(cache, parts, shown), Features(cache, parts, judged))
     return run
 
 
-def losses(run: Training) -> list[float]:
+def losses(run: Trainer) -> list[float]:
     return [one.loss for one in run.run()]
 
 
@@ -113,7 +113,7 @@ def test_a_network_that_trains_whole_waits_for_nothing(
     assert slow_lines(gpu) == []
     # Once an epoch: the loss, and with fp16 how many steps were left out.
     assert waits_for_the_loss(gpu) == (8 if amp == "fp16" else 4)
-    assert bool(transfer.staying_bytes(GPU)) == WHOLE[case]
+    assert bool(transfer.resident_bytes(GPU)) == WHOLE[case]
     assert all(np.isfinite(found))
 
 
@@ -163,10 +163,13 @@ def test_where_images_lie_changes_no_value(
 def test_all_trials_and_folds_share_one_copy_of_the_images(gpu: SimulatedGpu) -> None:
     shown = some_digits(44, 2)
     order = torch.randperm(44)
-    first, second = place(shown, GPU), place(Some(shown, order[:30]), GPU)
+    first, second = (
+        place_on_device(shown, GPU),
+        place_on_device(SubsetBatches(shown, order[:30]), GPU),
+    )
     planned = shown.views_for_epoch(0)
     seen = [torch.cat(one).cpu() for one in zip(*first.batches(order, planned, 8), strict=True)]
-    held = transfer.staying_bytes(GPU)
+    held = transfer.resident_bytes(GPU)
     assert held == shown.cache_bytes
     gpu.traffic.reset()
     rows = torch.arange(30).flip(0)
@@ -178,16 +181,18 @@ def test_all_trials_and_folds_share_one_copy_of_the_images(gpu: SimulatedGpu) ->
     # Nothing but the numbers of rows and the labels came from the host.
     sent = gpu.traffic.of(Kind.PINNED_TO_DEVICE)
     assert sum(one.nbytes for one in sent) == 2 * 30 * 8
-    assert transfer.staying_bytes(GPU) == held
-    give_back(second)
-    assert transfer.staying_bytes(GPU) == 0
+    assert transfer.resident_bytes(GPU) == held
+    release_copy(second)
+    assert transfer.resident_bytes(GPU) == 0
 
 
 def test_a_look_at_some_images_copies_no_others(gpu: SimulatedGpu) -> None:
     shown = some_digits(44, 2)
-    ((some, labels),) = place(shown, GPU).batches(torch.arange(4), shown.views_for_epoch(None), 8)
+    ((some, labels),) = place_on_device(shown, GPU).batches(
+        torch.arange(4), shown.views_for_epoch(None), 8
+    )
     assert some.device == labels.device == GPU
-    assert transfer.staying_bytes(GPU) == 0
+    assert transfer.resident_bytes(GPU) == 0
 
 
 def test_views_that_the_host_does_not_keep_do_not_stay(gpu: SimulatedGpu) -> None:
@@ -196,11 +201,11 @@ def test_views_that_the_host_does_not_keep_do_not_stay(gpu: SimulatedGpu) -> Non
     maker = kept._maker
     online = Views(maker.store, maker.rows, maker.spec, maker.augment, 2, 0, memory_limit_bytes=0)
     order = torch.randperm(44)
-    found = list(place(online, GPU).batches(order, online.views_for_epoch(1), 8))
+    found = list(place_on_device(online, GPU).batches(order, online.views_for_epoch(1), 8))
     expected = kept.batches(order, kept.views_for_epoch(1), 8)
     for (images, labels), (others, numbers) in zip(found, expected, strict=True):
         assert torch.equal(images.cpu(), others) and torch.equal(labels.cpu(), numbers)
-    assert transfer.staying_bytes(GPU) == 0
+    assert transfer.resident_bytes(GPU) == 0
 
 
 def test_a_training_that_ran_out_of_memory_gives_back_what_images_take(
@@ -210,7 +215,7 @@ def test_a_training_that_ran_out_of_memory_gives_back_what_images_take(
     run = training(FOUND, device=GPU, shown=shown, views=2, epochs=1)
     losses(run)
     assert shown in placement._copies
-    smaller = training(FOUND, device=GPU, shown=shown, views=2, epochs=1, part=8)
+    smaller = training(FOUND, device=GPU, shown=shown, views=2, epochs=1, micro_batch_size=8)
     losses(smaller)
     assert shown not in placement._copies
 
@@ -229,12 +234,12 @@ def test_all_that_stays_counts_together(gpu: SimulatedGpu) -> None:
     transfer_limit = 1 << 20
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transfer, "DEVICE_SHARE", transfer_limit / gpu.memory.total_bytes)
-        first = transfer.to_stay([((600,), torch.uint8)], 1024, GPU)
+        first = transfer.allocate_resident([((600,), torch.uint8)], 1024, GPU)
         assert first is not None
-        assert transfer.to_stay([((600,), torch.uint8)], 1024, GPU) is None
+        assert transfer.allocate_resident([((600,), torch.uint8)], 1024, GPU) is None
         del first
         gc.collect()
-        assert transfer.to_stay([((600,), torch.uint8)], 1024, GPU) is not None
+        assert transfer.allocate_resident([((600,), torch.uint8)], 1024, GPU) is not None
     assert share > transfer_limit
 
 
@@ -247,7 +252,7 @@ def test_rows_are_read_ahead_in_order(sizes: list[int], gpu: SimulatedGpu) -> No
         torch.index_select(table, 0, rows, out=out[0])
 
     layout = [((5,), torch.int64)]
-    found = [one.cpu() for (one,) in transfer.read_ahead(wanted, layout, gather, GPU)]
+    found = [one.cpu() for (one,) in transfer.prefetch(wanted, layout, gather, GPU)]
     assert len(found) == len(wanted)
     assert all(torch.equal(one, table[rows]) for one, rows in zip(found, wanted, strict=True))
 
@@ -257,7 +262,7 @@ def test_what_fails_while_reading_ahead_is_told(gpu: SimulatedGpu) -> None:
         raise OSError(5, "the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        list(transfer.read_ahead([torch.arange(2)], [((1,), torch.int64)], gather, GPU))
+        list(transfer.prefetch([torch.arange(2)], [((1,), torch.int64)], gather, GPU))
 
 
 OOM = 3  # more images than these find no memory
@@ -331,9 +336,9 @@ def test_validation_goes_on_in_smaller_parts(gpu: SimulatedGpu) -> None:
 def test_norm_statistics_are_measured_on_smaller_batches(gpu: SimulatedGpu) -> None:
     found = change("test_resnet", {1: {"width": 0.5}})
     run, whole = on_gpu(found), on_gpu(found)
-    whole.measure_norms()
+    whole.recalibrate_norms()
     rule = gpu.memory.provoke(16, inside="Training.measure_norms")
-    run.measure_norms()
+    run.recalibrate_norms()
     assert rule.count == 2  # 64 and 32
     momenta = {one.momentum for one in run.network.stale_norms}
     assert momenta == {one.momentum for one in whole.network.stale_norms} != {None}
@@ -356,9 +361,9 @@ def test_not_even_one_image_fits(gpu: SimulatedGpu, tmp_path: Path) -> None:
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedGpu]:
     """A device that captures steps, also of trainings as short as these."""
-    monkeypatch.setattr(trainer, "LEAST_STEPS", 1)
+    monkeypatch.setattr(trainer, "MIN_STEPS", 1)
     monkeypatch.setattr(cuda_graphs, "_broken", set())
-    cuda_graphs.tell.cache_clear()
+    cuda_graphs.log_not_captured.cache_clear()
     gc.collect()
     with simulated_gpu(graphs=True) as device:
         yield device
@@ -404,7 +409,7 @@ def test_captured_steps_give_the_values_of_plain_ones(
     captures = 2 if found.policy.head_epochs else 1
     assert again == 4 * 2 + 2 * captures  # two full batches an epoch, and two comparisons
     assert differing(flat(plain.state()), flat(run.state())) == []
-    assert differing(flat(plain.result_state()), flat(run.result_state())) == []
+    assert differing(flat(plain.eval_state()), flat(run.eval_state())) == []
     # Comparing waits, once; no step does.
     waits = [one for one in slow_lines(graphs) if "capture.py" not in one]
     assert waits == []
@@ -440,7 +445,7 @@ def test_a_captured_step_that_differs_is_not_used(
     expected = losses(on_features(tmp_path, found))
 
     def wrong(device: torch.device, compute: Any) -> Any:
-        replay = cuda_graphs.record_graph(device, compute)
+        replay = cuda_graphs.capture_graph(device, compute)
         parameters = [one for one in run.network.parameters() if one.requires_grad]
 
         def work() -> None:
@@ -470,7 +475,7 @@ def test_random_numbers_of_the_host_cannot_be_captured(
         def forward(self, values: Tensor) -> Tensor:
             return values * (1 + 0.5 * float(torch.rand(())))
 
-    def noisy(graphs: bool) -> Training:
+    def noisy(graphs: bool) -> Trainer:
         run = on_features(tmp_path, found, graphs=graphs)
         run.network.head.insert(0, Noisy())
         return run
@@ -485,9 +490,9 @@ def test_random_numbers_of_the_host_cannot_be_captured(
 def test_a_device_that_captures_nothing_takes_plain_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(trainer, "LEAST_STEPS", 1)
+    monkeypatch.setattr(trainer, "MIN_STEPS", 1)
     monkeypatch.setattr(cuda_graphs, "_broken", set())
-    cuda_graphs.tell.cache_clear()
+    cuda_graphs.log_not_captured.cache_clear()
     with simulated_gpu(graphs=False):
         found, _ = CAPTURED["tail"]
         plain = on_features(tmp_path, found)
@@ -515,7 +520,7 @@ def test_a_capture_that_breaks_off_ends_all_replays_of_the_process(
             if torch.cuda.is_current_stream_capturing():
                 raise RuntimeError("operation failed due to a previous error during capture")
 
-        return cuda_graphs.record_graph(device, half)
+        return cuda_graphs.capture_graph(device, half)
 
     second = on_features(tmp_path, found, graphs=True)
     second.record = functools.partial(broken, GPU)
@@ -529,7 +534,7 @@ def test_a_capture_that_breaks_off_ends_all_replays_of_the_process(
     ("found", "named"),
     [
         (plan("test_resnet", 1), {"amp": "fp16"}),
-        (plan("test_resnet", 1), {"part": 8}),
+        (plan("test_resnet", 1), {"micro_batch_size": 8}),
         (plan("test_resnet", 1, mixup=0.2), {}),
         (plan("test_resnet", 1), {"graphs": False}),
     ],
@@ -557,7 +562,7 @@ def test_a_training_of_captured_steps_leaves_nothing_behind(
     run = on_features(tmp_path, graphs=True)
     losses(run)
     assert run._captured
-    networks = [weakref.ref(run.network), weakref.ref(run.result)]
+    networks = [weakref.ref(run.network), weakref.ref(run.eval_model)]
     del run
     gc.collect()
     assert [one() for one in networks] == [None, None]

@@ -38,17 +38,17 @@ def test_the_average_is_that_of_timm(name: str, head_epochs: int) -> None:
 
     run._update = follow  # type: ignore[method-assign]
     list(run.run())
-    found, expected = state_of(run.result), state_of(timm_average.module)
+    found, expected = state_of(run.eval_model), state_of(timm_average.module)
     assert [key for key, one in expected.items() if not torch.equal(one, found[key])] == []
-    assert run.result is not run.network
+    assert run.eval_model is not run.network
     moved = state_of(run.network)
     assert not torch.equal(found["head.0.weight"], moved["head.0.weight"])
 
 
 def test_after_the_norms_are_measured_the_average_begins_with_them() -> None:
     run = training(change("test_resnet", {1: {"width": 0.5}}), ema=0.9, epochs=1)
-    run.measure_norms()
-    first, second = state_of(run.network), state_of(run.result)
+    run.recalibrate_norms()
+    first, second = state_of(run.network), state_of(run.eval_model)
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 

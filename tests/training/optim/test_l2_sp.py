@@ -11,9 +11,9 @@ from torch import Tensor
 
 from autotune.models.network import Network, build_network
 from autotune.plan import TrialPlan
-from autotune.training.optim.l2_sp import Pull
+from autotune.training.optim.l2_sp import L2SP
 from autotune.training.optim.optimizer import make_optimizer
-from autotune.training.trainer import Training
+from autotune.training.trainer import Trainer
 from tests.support.backbones import backbone, network, plan, state_of, step, training
 from tests.support.surgery import change
 
@@ -28,7 +28,7 @@ def trainable(net: Network) -> dict[str, Tensor]:
     return {key: one.detach() for key, one, layer in net.layer_of_parameters() if layer}
 
 
-def distance(run: Training, start: dict[str, Tensor]) -> float:
+def distance(run: Trainer, start: dict[str, Tensor]) -> float:
     return sum(float((one - start[key]).norm()) for key, one in trainable(run.network).items())
 
 
@@ -128,7 +128,7 @@ def test_a_resumed_training_pulls_to_the_start_and_not_to_the_checkpoint(optimiz
     second = training(found)
     second.load_state(copy.deepcopy(first.state()))
     (pull,) = second.optimizer._optimizer_step_pre_hooks.values()
-    assert isinstance(pull, Pull)
+    assert isinstance(pull, L2SP)
     assert pull.decoupled == (optimizer == "adamw")
     names = {key: one for key, one, layer in second.network.layer_of_parameters() if layer}
     assert len(pull.starts) == len(names)
@@ -138,8 +138,8 @@ def test_a_resumed_training_pulls_to_the_start_and_not_to_the_checkpoint(optimiz
 
 
 def test_without_it_there_is_no_copy() -> None:
-    assert Pull.of(network("test_resnet", 2), plan("test_resnet", 2).policy) is None
-    assert Pull.of(network("test_resnet"), plan("test_resnet", l2_sp=0.1).policy) is None
+    assert L2SP.from_policy(network("test_resnet", 2), plan("test_resnet", 2).policy) is None
+    assert L2SP.from_policy(network("test_resnet"), plan("test_resnet", l2_sp=0.1).policy) is None
     run = training(plan("test_resnet", 2))
     assert not run.optimizer._optimizer_step_pre_hooks
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from autotune.models.network import Network, build_network
-from autotune.training.optim.norm_recalibration import measure_norms, sample
-from autotune.training.trainer import NORM_IMAGES, Normalise
+from autotune.training.optim.norm_recalibration import recalibrate_batch_norms, sample_batches
+from autotune.training.trainer import NORM_IMAGES, Normalizer
 from tests.support.backbones import CPU, backbone, plan, some_digits, state_of, training
 from tests.support.surgery import built, change, pictures, source
 
@@ -40,7 +40,7 @@ def test_statistics_are_those_of_the_features() -> None:
     expected = copy.deepcopy(net)
     name = "layer3.0.bn1"
     seen = inputs(expected, name, batches())
-    measure_norms(net, batches())
+    recalibrate_batch_norms(net, batches())
     norm = net.backbone.get_submodule(name)
     means = torch.stack([one.mean((0, 2, 3)) for one in seen]).mean(0)
     variances = torch.stack([one.var((0, 2, 3)) for one in seen]).mean(0)
@@ -56,7 +56,7 @@ def test_norms_behind_see_features_that_are_normalised_by_the_batch() -> None:
         module.train()
     name = "layer4.0.bn2"
     seen = inputs(twin, name, batches())
-    measure_norms(net, batches())
+    recalibrate_batch_norms(net, batches())
     norm = net.backbone.get_submodule(name)
     means = torch.stack([one.mean((0, 2, 3)) for one in seen]).mean(0)
     torch.testing.assert_close(norm.running_mean, means)
@@ -67,7 +67,7 @@ def test_frozen_norms_and_weights_are_untouched_and_momenta_restored() -> None:
     for place, module in enumerate(net.stale_norms):
         module.momentum = 0.1 + place / 100
     before = state_of(net)
-    measure_norms(net, batches())
+    recalibrate_batch_norms(net, batches())
     after = state_of(net)
     stale = {
         f"{name}.{leaf}"
@@ -114,38 +114,38 @@ def test_the_head_is_not_measured() -> None:
 
 def test_the_drawn_images_are_the_same_every_time() -> None:
     views = some_digits(30, views=3, seed=1)
-    normalise = Normalise.of(backbone("test_resnet").data_config, CPU)
-    first = torch.cat(list(sample(views, 12, normalise, 5)))
+    normalize = Normalizer.from_config(backbone("test_resnet").data_config, CPU)
+    first = torch.cat(list(sample_batches(views, 12, normalize, 5)))
     torch.manual_seed(99)
-    again = torch.cat(list(sample(views, 12, normalise, 5)))
+    again = torch.cat(list(sample_batches(views, 12, normalize, 5)))
     assert torch.equal(first, again)
     assert first.shape == (12, 3, 32, 32)
-    other = torch.cat(list(sample(views, 12, normalise, 6)))
+    other = torch.cat(list(sample_batches(views, 12, normalize, 6)))
     assert not torch.equal(first, other)
     # They are evaluation views of these images, none of them twice.
     expected = torch.stack([views.view(i, 0) for i in range(30)])
-    everything = normalise(expected)
+    everything = normalize(expected)
     found = [(everything == one).flatten(1).all(1).nonzero().flatten().tolist() for one in first]
     assert all(found) and len({one[0] for one in found}) >= 11
-    assert torch.cat(list(sample(views, 99, normalise, 5))).shape[0] == 30
+    assert torch.cat(list(sample_batches(views, 99, normalize, 5))).shape[0] == 30
 
 
 def test_images_come_in_batches() -> None:
     views = some_digits(130)
-    normalise = Normalise.of(backbone("test_resnet").data_config, CPU)
-    sizes = [len(one) for one in sample(views, 129, normalise, 0)]
+    normalize = Normalizer.from_config(backbone("test_resnet").data_config, CPU)
+    sizes = [len(one) for one in sample_batches(views, 129, normalize, 0)]
     assert sizes == [64, 65]  # never one alone
-    assert [len(one) for one in sample(views, 130, normalise, 0)] == [64, 64, 2]
+    assert [len(one) for one in sample_batches(views, 130, normalize, 0)] == [64, 64, 2]
 
 
 def test_a_training_measures_before_its_first_epoch() -> None:
     found = change("test_resnet", {1: {"width": 0.5}})
     whole = training(found, ema=0.9, epochs=1)
     expected = copy.deepcopy(whole.network)
-    images = list(sample(whole.train, NORM_IMAGES, whole.normalise, whole.seed))
+    images = list(sample_batches(whole.train, NORM_IMAGES, whole.normalize, whole.seed))
     assert sum(map(len, images)) == len(whole.train)
-    measure_norms(expected, images)
-    whole.measure_norms()
+    recalibrate_batch_norms(expected, images)
+    whole.recalibrate_norms()
     first, second = state_of(whole.network), state_of(expected)
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert whole.ema is not None
@@ -157,6 +157,6 @@ def test_a_training_measures_before_its_first_epoch() -> None:
 def test_nothing_is_measured_where_nothing_is_stale(depth: int) -> None:
     whole = training(plan("test_resnet", depth), epochs=1)
     before = state_of(whole.network)
-    whole.measure_norms()
+    whole.recalibrate_norms()
     after = state_of(whole.network)
     assert all(torch.equal(before[key], after[key]) for key in before)

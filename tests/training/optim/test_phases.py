@@ -13,7 +13,7 @@ from autotune.errors import PlanError
 from autotune.models.network import Network
 from autotune.plan import TrialPlan
 from autotune.training.optim.phases import Phases
-from autotune.training.trainer import EpochResult, Training
+from autotune.training.trainer import EpochResult, Trainer
 from tests.support.backbones import network, plan, state_of, training
 from tests.support.surgery import change
 
@@ -46,14 +46,14 @@ def with_head_epochs(found: TrialPlan, epochs: int) -> TrialPlan:
 def test_trainable_layers_stay_to_the_bit_and_change_afterwards(recipe: str) -> None:
     found, options = RECIPES[recipe]
     run = training(with_head_epochs(found, 2), epochs=4, **options)
-    run.measure_norms()  # part of the start: statistics that surgery has made stale
+    run.recalibrate_norms()  # part of the start: statistics that surgery has made stale
     start = of_backbone(run.network)
     frozen = {
         f"backbone.{name}" for one in run.network.layers[found.depth :] for name in one.names
     }
     head = state_of(run.network.head)
     for result in run.run():
-        for net in {run.network, run.result}:
+        for net in {run.network, run.eval_model}:
             now = of_backbone(net)
             changed = {key for key in start if not torch.equal(start[key], now[key])}
             if result.epoch <= 2:
@@ -115,7 +115,7 @@ def test_no_gradient_is_computed_for_the_backbone() -> None:
 
 
 def test_the_rate_and_the_average_begin_anew() -> None:
-    run: Training = training(
+    run: Trainer = training(
         plan("test_resnet", 2, lr=0.01, head_epochs=2), epochs=6, warmup=0.25, ema=0.99
     )
     rates: list[float] = []
@@ -125,7 +125,7 @@ def test_the_rate_and_the_average_begin_anew() -> None:
     def follow() -> None:
         rates.append(run.optimizer.param_groups[0]["lr"])
         update()
-        average = run.result.state_dict()
+        average = run.eval_model.state_dict()
         same.append(
             all(torch.equal(one, average[key]) for key, one in run.network.state_dict().items())
         )
@@ -158,9 +158,9 @@ def test_trainable_layers_that_would_never_train_are_refused(epochs: int) -> Non
 @given(st.integers(0, 9), st.integers(1, 9), st.integers(1, 9))
 def test_steps_are_counted_in_each_phase(head_epochs: int, more: int, batches: int) -> None:
     policy = plan("test_resnet", 1, head_epochs=head_epochs).policy
-    phases = Phases.of(network("test_resnet", 1), policy, head_epochs + more, batches)
+    phases = Phases.from_policy(network("test_resnet", 1), policy, head_epochs + more, batches)
     assert phases.head_steps == head_epochs * batches
-    alone = [phases.head_alone(epoch) for epoch in range(head_epochs + more)]
+    alone = [phases.is_head_only(epoch) for epoch in range(head_epochs + more)]
     assert alone == [True] * head_epochs + [False] * more
     counted = [
         phases.steps_of_phase(step) for step in range(1, (head_epochs + more) * batches + 1)
