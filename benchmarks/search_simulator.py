@@ -83,7 +83,7 @@ def starting_params(config: StudyConfig, space: Space) -> list[Params]:
     baseline = space.params(space.baseline(config.baseline))
     assert baseline is not None, "outside the space"
     starts = ()
-    if config.search.known_good:
+    if config.search.default_plans:
         starts = default_plans(space, config.baseline, config.training.epochs)
     return [baseline, *(one.params for one in starts)]
 

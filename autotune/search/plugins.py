@@ -45,7 +45,7 @@ from autotune.config.schema import (
 from autotune.errors import UserError, did_you_mean, join_sentences
 from autotune.plan import KEEP
 from autotune.search.dimensions import contains, describe
-from autotune.search.space import Space
+from autotune.search.space import KEY_NAMES, Space
 
 if TYPE_CHECKING:
     from autotune.models.surgery.capabilities import LayerCapabilities

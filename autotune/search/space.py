@@ -147,7 +147,7 @@ class Space:
         own: dict[str, AllowedValues] = {}
         if len(names) > 1:
             dimensions["backbone"] = (names, False)
-        dimensions["depth"] = (config.depth, True)
+        dimensions["depth"] = (config.trainable_layers, True)
         for index in range(1, num_shaped_layers(config) + 1):
             for name in LAYER_FIELDS:
                 meanings = [partial(one.in_layer, index, name) for one in candidates]

@@ -101,14 +101,14 @@ def test_the_stages_go_from_the_last_layer_to_the_first_then_head_and_training()
 
 
 def test_layers_that_have_nothing_to_search_are_trainable_as_they_are() -> None:
-    plain = list_stages(space_of(depth={"low": 0, "high": 4, "step": 2}))
+    plain = list_stages(space_of(trainable_layers={"low": 0, "high": 4, "step": 2}))
     assert [(one.name, one.free, one.depth) for one in plain] == [
         ("layers 1-2", (), 2),
         ("layers 3-4", (), 4),
     ]
-    chosen = list_stages(space_of(depth=[3, 1], layers={"kernel": ["keep", 5]}))
+    chosen = list_stages(space_of(trainable_layers=[3, 1], layers={"kernel": ["keep", 5]}))
     assert [(one.name, one.depth) for one in chosen] == [("layer 1", 1), ("layers 2-3", 3)]
-    fixed = list_stages(space_of(depth=2, layers={"kernel": ["keep", 5]}))
+    fixed = list_stages(space_of(trainable_layers=2, layers={"kernel": ["keep", 5]}))
     assert [(one.name, one.free, one.depth) for one in fixed] == [
         ("layer 1", ("layer.1.kernel", "inherit"), None),
         ("layer 2", ("layer.2.kernel", "inherit"), None),

@@ -65,9 +65,9 @@ def test_the_head_first_where_the_space_has_head_epochs() -> None:
     )
     assert short(default_plans(searched, epochs=20))[2] == (title, 5, 9e-4, 0.7, 4)
     assert short(default_plans(searched, epochs=8))[2] == (title, 5, 9e-4, 0.7, 2)
-    fixed = space_of(depth=DEPTH, training={**training, "head_epochs": 3})
+    fixed = space_of(trainable_layers=DEPTH, training={**training, "head_only_epochs": 3})
     assert [one[4] for one in short(default_plans(fixed, epochs=20))] == [3, 3, 3]
-    without = space_of(depth=DEPTH, training=training)
+    without = space_of(trainable_layers=DEPTH, training=training)
     assert len(default_plans(without, epochs=20)) == 2
 
 
@@ -111,11 +111,11 @@ def test_values_that_the_space_does_not_have_become_the_nearest() -> None:
 
 @pytest.mark.parametrize("depth", [0, [0], {"low": 0, "high": 0}])
 def test_nothing_is_known_where_no_layer_is_trainable(depth: Any) -> None:
-    assert default_plans(space_of(depth=depth, training={"lr": LR})) == ()
+    assert default_plans(space_of(trainable_layers=depth, training={"lr": LR})) == ()
 
 
 def test_equal_plans_are_queued_once() -> None:
-    (only,) = default_plans(space_of(depth=1))
+    (only,) = default_plans(space_of(trainable_layers=1))
     assert only.title == "known good: last layer trainable"
     two = [
         InitialPlan("a", {}, only.plan),
@@ -223,7 +223,7 @@ def test_the_first_parameter_that_does_not_fit_is_named(plan: TrialPlan, reason:
 
 def test_a_plan_of_any_of_several_backbones_fits() -> None:
     both = [Candidate(name, 3, fake_capabilities(3)) for name in ("resnet18", "resnet34")]
-    config = SpaceConfig.model_validate({"depth": {"low": 0, "high": 3}})
+    config = SpaceConfig.model_validate({"trainable_layers": {"low": 0, "high": 3}})
     space = Space.from_candidates(both, config, "weights")
     for backbone in ("resnet18", "resnet34"):
         plan = space.plan({"backbone": backbone, "depth": 2})

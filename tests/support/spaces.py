@@ -137,7 +137,7 @@ spaces = st.fixed_dictionaries(
                 "cutmix": dimension(0, 1, False),
             }
         ),
-        "inherit": names("weights", "data", "none"),
+        "init": names("weights", "data", "none"),
         "of": layer_offers,
     }
 ).map(lambda values: space_of(**values))

@@ -115,7 +115,7 @@ def make_study(
     )
     counts = dict(zip(config.backbones, (layers, *(others or {}).values()), strict=True))
     candidates = [Candidate(one, count, fake_capabilities(count)) for one, count in counts.items()]  # type: ignore[arg-type]
-    made = Space.from_candidates(candidates, config.space, config.inherit)
+    made = Space.from_candidates(candidates, config.space, stored_init(config.init))
     study = optuna.create_study(
         study_name=name, storage=storage, directions=list(config.directions.values())
     )

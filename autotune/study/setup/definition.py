@@ -36,7 +36,7 @@ from autotune.search.plugins import (
     load_space_plugin,
     plugin_refs,
 )
-from autotune.search.space import LAYER_FIELDS, Space, num_shaped_layers
+from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Space, num_shaped_layers
 from autotune.storage.url import parse_url
 from autotune.study.setup.initial_trials import check_warm_start
 
@@ -120,7 +120,9 @@ def define(
         dataset = _images(config, manifest, progress, mistakes)
     if mistakes.found or dataset is None:
         raise ConfigError(config.name or "study", mistakes.found)
-    space = Space.from_candidates([one.candidate for one in blanks], config.space, config.inherit)
+    space = Space.from_candidates(
+        [one.candidate for one in blanks], config.space, stored_init(config.init)
+    )
     if own:
         found = mistakes.attempt("space.custom", lambda: _own_space(config, space, blanks))
         space = found or space

@@ -71,7 +71,7 @@ def choose_initial_trials(
     baseline = space.baseline(config.baseline)
     known = (
         default_plans(space, config.baseline, config.training.epochs)
-        if config.search.known_good
+        if config.search.default_plans
         else ()
     )
     fitting: list[InitialPlan] = []

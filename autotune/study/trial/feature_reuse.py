@@ -82,7 +82,7 @@ def use_features(
         on_device=training.micro_batch_size >= ctx.config.training.batch_size,
     )
     online, together = (
-        ctx.config.training.views == ONLINE,
+        ctx.config.training.num_views == ONLINE,
         isinstance(whole, CrossValidationTrainer),
     )
     whole.use_features(

@@ -241,7 +241,7 @@ def _of_caches(
     found: dict[str, Any] = {"decoded": "once" if store.is_cached else "anew"}
     one = trainers_of(training)[0]
     refused = stats.refused or (earlier and "computed" not in earlier)
-    if one.train is one.raw_train or one.config.views == ONLINE or refused:
+    if one.train is one.raw_train or one.config.num_views == ONLINE or refused:
         return found
     computed = int(earlier.get("computed", 0)) + stats.computed
     seconds = float(earlier.get("seconds", 0.0)) + stats.seconds

@@ -16,7 +16,11 @@ from autotune.study.setup.opening import OpenStudy
 from tests.study.engine.test_worker import job
 from tests.support.small import open_small
 
-STUDY: dict[str, Any] = {"search__trials": 4, "training__num_views": 2, "search__sampler": "random"}
+STUDY: dict[str, Any] = {
+    "search__trials": 4,
+    "training__num_views": 2,
+    "search__sampler": "random",
+}
 
 
 def every(folder: Path, pattern: str) -> None:

@@ -51,8 +51,16 @@ BASE: dict[str, Any] = {
 KINDS: dict[str, dict[str, Any]] = {
     "heads alone": {"space__trainable_layers": 0, "space__head__hidden_layers": [0, 1]},
     "trainable layers": {"training__precision": "off", "space__trainable_layers": 2},
-    "whole": {"training__precision": "auto", "space__trainable_layers": 5, "cache__features": "off"},
-    "online views": {"training__precision": "bf16", "space__trainable_layers": 1, "training__num_views": "online"},
+    "whole": {
+        "training__precision": "auto",
+        "space__trainable_layers": 5,
+        "cache__features": "off",
+    },
+    "online views": {
+        "training__precision": "bf16",
+        "space__trainable_layers": 1,
+        "training__num_views": "online",
+    },
     "folds": {"training__precision": "off", "space__trainable_layers": 2, "data__folds": 3},
     "mixup and CutMix": {
         "training__precision": "bf16",
@@ -143,7 +151,9 @@ def test_a_tensor_that_was_left_on_the_host_is_found(
         return step(self, inputs, targets.cpu())
 
     monkeypatch.setattr(Trainer, "_step", forgetful)
-    handle = opened_study(tmp_path, training__amp="off", space__depth=1, training__epochs=1)
+    handle = opened_study(
+        tmp_path, training__precision="off", space__trainable_layers=1, training__epochs=1
+    )
     with simulated_gpu() as gpu:
         run(handle)
         assert gpu.faults
@@ -242,7 +252,11 @@ CAPTURED: dict[str, dict[str, Any]] = {
     "bf16": {"training__precision": "bf16", "space__trainable_layers": 1},
     "folds": {"space__trainable_layers": 1, "data__folds": 2},
     "the head first": {"space__trainable_layers": 1, "space__training__head_epochs": 1},
-    "no average": {"space__trainable_layers": 1, "training__ema": None, "training__clip_grad_norm": None},
+    "no average": {
+        "space__trainable_layers": 1,
+        "training__ema": None,
+        "training__clip_grad_norm": None,
+    },
 }
 
 
@@ -266,7 +280,9 @@ def test_a_worker_replays_its_steps_with_the_same_values(
     for graphs in (False, True):
         replays = 0
         folder = tmp_path / str(graphs)
-        trials = search(opened_study(folder, **{"training__precision": "off", **options}), graphs=graphs)
+        trials = search(
+            opened_study(folder, **{"training__precision": "off", **options}), graphs=graphs
+        )
         assert bool(replays) == graphs
         values.append([one.user_attrs[attrs.METRICS]["log_loss"] for one in trials])
     assert values[0] == pytest.approx(values[1], rel=1e-4)
@@ -313,7 +329,11 @@ def test_memory_gives_out_once_where_a_network_is_split(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("inside", ["Training._step", ""], ids=["step", "everywhere"])
 def test_a_step_that_does_not_fit_is_taken_in_parts(tmp_path: Path, inside: str) -> None:
-    options = {"training__precision": "off", "space__trainable_layers": 5, "cache__features": "off"}
+    options = {
+        "training__precision": "off",
+        "space__trainable_layers": 5,
+        "cache__features": "off",
+    }
     handle = opened_study(tmp_path, **options)
     with simulated_gpu() as gpu:
         gpu.memory.provoke(6, inside)

@@ -187,8 +187,9 @@ def test_the_test_part_is_not_decoded(tmp_path: Path) -> None:
 
 def test_a_diverged_trial_is_recorded_and_the_study_goes_on(tmp_path: Path) -> None:
     handle = open_small(
-        tmp_path, space__training__lr=100.0, training__clip_grad_norm=None, space__trainable_layers=5,
-        space__training__optimizer="sgd", space__layers={}, baseline__lr=0.01,
+        tmp_path, space__training__lr=100.0, training__clip_grad_norm=None,
+        space__trainable_layers=5, space__training__optimizer="sgd", space__layers={},
+        baseline__lr=0.01,
     )  # fmt: skip
     run(handle)
     trials = handle.study.get_trials()

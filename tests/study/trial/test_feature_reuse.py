@@ -34,7 +34,12 @@ def values(handle: OpenStudy) -> list[float]:
 
 
 def small(folder: Path, **named: Any) -> OpenStudy:
-    named = {"space__trainable_layers": [0, 1, 2], "search__trials": 6, "search__sampler": "random", **named}
+    named = {
+        "space__trainable_layers": [0, 1, 2],
+        "search__trials": 6,
+        "search__sampler": "random",
+        **named,
+    }
     return open_small(folder, search__pruner="none", training__num_views=2, **named)
 
 

@@ -99,7 +99,7 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(
     ctx: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = ctx.resources.of(PLAN.backbone).task
-    views = refit_views(task, ctx.config, FitConfig(), 0)
+    views = refit_views(task, ctx.config, RefitConfig(), 0)
     inner, predict = Trainer._step, Trainer.predict
 
     def short(self: Trainer, *args: Any) -> Any:
@@ -114,7 +114,7 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(
 
     monkeypatch.setattr(Trainer, "_step", short)
     monkeypatch.setattr(Trainer, "predict", shorter)
-    found = refit(PLAN, ctx, views, FitConfig(), micro_batch_size=32)
+    found = refit(PLAN, ctx, views, RefitConfig(), micro_batch_size=32)
     assert found.summary.micro_batch_size == 16
     logits, labels = found.predict(ctx.resources.of(PLAN.backbone).validation)
     assert len(logits) == len(labels) and found.training.micro_batch_size == 8
@@ -131,7 +131,7 @@ def test_after_a_batch_that_does_not_fit_a_training_goes_on_from_its_last_epoch(
     ctx: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the values of a training that began with the small parts, but for the first epochs."""
-    views = refit_views(ctx.resources.of(PLAN.backbone).task, ctx.config, FitConfig(), 0)
+    views = refit_views(ctx.resources.of(PLAN.backbone).task, ctx.config, RefitConfig(), 0)
     inner, begun, failed = Trainer._train_epoch, [], []
 
     def short(self: Trainer) -> float:
@@ -143,7 +143,7 @@ def test_after_a_batch_that_does_not_fit_a_training_goes_on_from_its_last_epoch(
 
     monkeypatch.setattr(Trainer, "_train_epoch", short)
     epochs: list[int] = []
-    refit(PLAN, ctx, views, FitConfig(), epochs.append, micro_batch_size=32)
+    refit(PLAN, ctx, views, RefitConfig(), epochs.append, micro_batch_size=32)
     count = ctx.config.training.epochs
     assert epochs == list(range(1, count + 1))
     assert begun == [(0, 32), (1, 32), *((epoch, 16) for epoch in range(1, count))]
