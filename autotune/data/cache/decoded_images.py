@@ -18,34 +18,32 @@ from typing import Any
 import numpy as np
 
 from autotune.data.cache.array_cache import ArrayCache
-from autotune.data.cache.decoding import (
-    IMAGES,
-    check_skipped,
-    decode_all,
-    decode_sample,
-    silence_pillow,
-)
-from autotune.data.cache.entry import Entry
-from autotune.data.preprocessing import ImageSpec
+from autotune.data.cache.decoding import ordered_thread_map, retry_read, silence_pillow
+from autotune.data.cache.entry import Entry, EntryWriter
+from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
 from autotune.data.source import Source
 from autotune.errors import DatasetError, InsufficientSpaceError
+from autotune.text import join_some
 
 logger = logging.getLogger(__name__)
 
-#: Raised whenever the same images would be stored otherwise.
+#: Version of the format: raised whenever the same images would be stored otherwise.
 _FORMAT = 2
+#: Name of the array: uint8, ``(N, 3, T, T)``.
+_IMAGES = "images"
 _LIST = "-list"
-_LIST_BYTES = 64  # of an image in a record, skipped ones with their reasons included
+#: Bytes of an image in a record, skipped images with their reasons included.
+_LIST_BYTES = 64
 
 
 @dataclass(frozen=True, eq=False)
 class LazyImages:
-    """Images that are decoded whenever they are asked for, to the same pixels as stored ones.
+    """Images that are decoded whenever they are needed.
 
     Args:
         source: The images.
         indices: int64, ``(N,)``: indices into its samples.
-        spec: What the backbone wants.
+        spec: What the backbone expects.
         fast: Whether large JPEGs are decoded at a part of their size.
     """
 
@@ -54,19 +52,25 @@ class LazyImages:
     spec: ImageSpec
     fast: bool
 
+    def decode(self, row: int) -> np.ndarray | str:
+        """Decode an image, uint8 ``(3, T, T)``, or return the reason why it cannot be decoded."""
+        sample = self.source.samples[self.indices[row]]
+        shrink = partial(draft_decode, spec=self.spec) if self.fast else None
+        return retry_read(lambda: to_store_array(self.source.read(sample, shrink), self.spec))
+
     def __getitem__(self, row: int) -> np.ndarray:
-        """Return an image, uint8 ``(3, T, T)``.
+        """Return an image that could be decoded at the start, uint8 ``(3, T, T)``.
 
         Raises:
-            DatasetError: When it could be read at the start, and cannot now.
+            DatasetError: When it cannot be read any more.
         """
-        sample = self.source.samples[self.indices[row]]
         with silence_pillow():
-            image = decode_sample(self.source, sample, self.spec, self.fast)
+            image = self.decode(row)
         if isinstance(image, str):
             raise DatasetError(
                 f"the images of {self.source.name!r} must stay while a study runs, but "
-                f"{sample.key} cannot be read any more ({image}); bring it back"
+                f"{self.source.samples[self.indices[row]].key} cannot be read any more ({image}); "
+                "bring it back"
             )
         return image
 
@@ -76,8 +80,8 @@ class ImageStore:
     """Decoded images, read-only and shared.
 
     Args:
-        entry: Where they lie on the shelf, or the list of them alone.
-        images: uint8, ``(N, 3, T, T)``, mapped from disk; or decoded when a row is asked for.
+        entry: Their cache entry, or that of their list alone.
+        images: uint8, ``(N, 3, T, T)``, mapped from disk; or decoded when a row is needed.
         labels: int64, ``(N,)``.
         indices: int64, ``(N,)``: indices into the source's samples.
         skipped: Key and reason of each image that could not be decoded.
@@ -96,31 +100,21 @@ class ImageStore:
 
     @property
     def is_cached(self) -> bool:
-        """Whether the images are kept decoded; otherwise each is decoded whenever it is needed."""
+        """Whether the decoded images are stored; otherwise each is decoded when it is needed."""
         return not isinstance(self.images, LazyImages)
 
     def rows(self, indices: Sequence[int]) -> np.ndarray:
-        """Find the rows of source indices.
-
-        Args:
-            indices: Indices into the source's samples.
-
-        Returns:
-            int64 rows in the same order; indices without a row are left out.
-        """
-        known = self._rows
-        return np.array([known[index] for index in indices if index in known], dtype=np.int64)
+        """Return the rows of source indices, int64, in the same order; skipped ones have none."""
+        rows = self._row_of
+        return np.array([rows[index] for index in indices if index in rows], dtype=np.int64)
 
     @cached_property
-    def _rows(self) -> dict[int, int]:
+    def _row_of(self) -> dict[int, int]:
         return {int(index): row for row, index in enumerate(self.indices)}
 
     def __reduce__(self) -> tuple[Callable[..., ImageStore], tuple[Any, ...]]:
         # pickling the mapped array would copy every image into each data-loading process
-        return _from_entry, (
-            self.entry,
-            self.images if isinstance(self.images, LazyImages) else None,
-        )
+        return _from_entry, (self.entry, None if self.is_cached else self.images)
 
 
 def open_store(
@@ -130,77 +124,106 @@ def open_store(
     folder: Path,
     *,
     unreadable_limit: float,
-    progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
     workers: int | None = None,
     limit_bytes: int | None = None,
     fast: bool = False,
 ) -> ImageStore:
-    """Open the decoded images of a source, and decode them first if nobody has.
+    """Open the decoded images of a source, and decode them first if that is not done yet.
 
-    Processes that ask for the same images at once wait for the one that decodes them. Where the
+    Processes that need the same images at once wait for the one that decodes them. Where the
     decoded images are larger than the limit or the disk, they are decoded when they are needed.
 
     Args:
         source: The images.
-        indices: Which of its samples.
-        spec: What the backbone wants.
-        folder: Where all stores lie.
+        indices: Indices into its samples.
+        spec: What the backbone expects.
+        folder: Folder of the cache.
         unreadable_limit: Largest share of ``indices`` that may fail to decode.
-        progress: Called with the number of images done and their total.
-        workers: Decoding threads; None takes one for each core.
-        limit_bytes: What everything in ``folder`` may take, see :class:`ArrayCache`.
-        fast: Whether large JPEGs are decoded at a part of their size, see
-            :func:`autotune.data.preprocessing.draft_decode`.
-
-    Returns:
-        The images that could be decoded.
+        on_progress: Called with the number of images done and their total.
+        workers: Decoding threads; ``None`` takes one for each core.
+        limit_bytes: Limits everything in ``folder``, see :class:`ArrayCache`.
+        fast: Whether large JPEGs are decoded at a part of their size.
 
     Raises:
         DatasetError: When too many images, or all of a class, cannot be decoded.
         DiskFullError: When the disk is full, or fills up meanwhile.
     """
-    shelf = ArrayCache(folder, limit_bytes)
-    key = _key(source, indices, spec, fast)
+    images = LazyImages(source, np.array(indices, dtype=np.int64), spec, fast)
     size, count = spec.store_size, len(indices)
-    make = partial(
-        decode_all,
-        source=source,
-        indices=indices,
-        spec=spec,
-        unreadable_limit=unreadable_limit,
-        progress=progress,
-        workers=workers,
-        fast=fast,
-    )
+
+    def decode(is_stored: bool, writer: EntryWriter) -> dict[str, Any]:
+        rows = writer.array(_IMAGES, np.uint8, (3, size, size)) if is_stored else None
+        decoded, skipped = [], []
+        with silence_pillow():
+            for row, image in ordered_thread_map(images.decode, range(count), workers):
+                if isinstance(image, str):
+                    skipped.append((source.samples[indices[row]].key, image))
+                else:
+                    decoded.append(int(indices[row]))
+                    if rows is not None:
+                        rows.append(image[None])
+                on_progress(row + 1, count)
+        _check_skipped(images, decoded, skipped, unreadable_limit)
+        if skipped:
+            reasons = "; ".join(f"{name} ({reason})" for name, reason in skipped)
+            message = "%d of %d images cannot be decoded and are skipped: %s"
+            logger.warning(message, len(skipped), count, reasons)
+        labels = [source.samples[index].label for index in decoded]
+        return {"indices": decoded, "labels": labels, "skipped": skipped}
+
+    cache, key = ArrayCache(folder, limit_bytes), _key(images)
     try:
-        what = f"{count} decoded images of {size}x{size}"
-        store = _from_entry(
-            shelf.get_or_create(key, partial(make, keep=True), count * 3 * size**2, what)
-        )
+        needed, noun = count * 3 * size**2, f"{count} decoded images of {size}x{size}"
+        store = _from_entry(cache.get_or_create(key, partial(decode, True), needed, noun))
     except InsufficientSpaceError as error:
         logger.warning("%s; until then each is decoded whenever it is needed, slower", error)
-        what = f"keys and labels of {count} images"
-        entry = shelf.get_or_create(
-            f"{key}{_LIST}", partial(make, keep=False), count * _LIST_BYTES, what
-        )
-        store = _from_entry(
-            entry, LazyImages(source, np.array(entry.record["indices"]), spec, fast)
-        )
-    check_skipped(source, indices, store.indices, store.skipped, unreadable_limit)
+        needed, noun = count * _LIST_BYTES, f"keys and labels of {count} images"
+        entry = cache.get_or_create(f"{key}{_LIST}", partial(decode, False), needed, noun)
+        readable = LazyImages(source, np.array(entry.record["indices"]), spec, fast)
+        store = _from_entry(entry, readable)
+    _check_skipped(images, store.indices, store.skipped, unreadable_limit)
     return store
 
 
-def _key(source: Source, indices: Sequence[int], spec: ImageSpec, fast: bool) -> str:
-    identity = [_FORMAT, source.fingerprint, [int(index) for index in indices], asdict(spec)]
-    identity += ["fast"] if fast else []
+def _key(images: LazyImages) -> str:
+    identity = [_FORMAT, images.source.fingerprint, images.indices.tolist(), asdict(images.spec)]
+    identity += ["fast"] if images.fast else []
     return hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()
 
 
-def _from_entry(entry: Entry, undecoded: LazyImages | None = None) -> ImageStore:
+def _from_entry(entry: Entry, images: LazyImages | None = None) -> ImageStore:
     return ImageStore(
         entry=entry,
-        images=entry.array(IMAGES) if undecoded is None else undecoded,
+        images=entry.array(_IMAGES) if images is None else images,
         labels=np.array(entry.record["labels"], dtype=np.int64),
         indices=np.array(entry.record["indices"], dtype=np.int64),
         skipped=tuple((str(name), str(reason)) for name, reason in entry.record["skipped"]),
     )
+
+
+def _check_skipped(
+    images: LazyImages,
+    decoded: Sequence[int] | np.ndarray,
+    skipped: Sequence[tuple[str, str]],
+    limit: float,
+) -> None:
+    """Refuse images of which too many, or all of a class, cannot be decoded."""
+    if not skipped:
+        return
+    source, count = images.source, len(images.indices)
+    listed = join_some([f"{name} ({reason})" for name, reason in skipped], 5, "; ")
+    if len(skipped) > limit * count:
+        raise DatasetError(
+            f"at most {limit:.4g} of the images may be unreadable (data.unreadable_limit), but "
+            f"{len(skipped)} of {count} are: {listed}; repair or remove them, or raise the limit"
+        )
+    labels, kept = (
+        {source.samples[index].label for index in some} for some in (images.indices, decoded)
+    )
+    if lost := sorted(labels - kept):
+        raise DatasetError(
+            "every class needs images that can be decoded, but none can of "
+            f"{', '.join(repr(source.classes[label]) for label in lost)}: {listed}; repair or "
+            "remove them"
+        )

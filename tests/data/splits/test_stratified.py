@@ -81,12 +81,6 @@ def test_the_seed_decides() -> None:
     assert split_fingerprint(one) != split_fingerprint(two)
 
 
-def test_three_images_are_one_for_each_part() -> None:
-    source = listed([3, 100])
-    split = make_split(source, DataConfig(validation=0.45, test=0.45))
-    assert all(labels(source, part)[0] == 1 for part in (split.train, split.test))
-
-
 def test_train_per_class_leaves_the_surplus_unused() -> None:
     source = listed([40, 60])
     split = make_split(source, DataConfig(train_per_class=5))
@@ -114,7 +108,7 @@ def test_too_few_images_for_train_per_class_are_refused() -> None:
 
 def test_shares_that_leave_nothing_are_refused() -> None:
     assert refusal(listed([9, 9]), DataConfig(validation=0.6, test=0.4)) == (
-        "the shares of the parts may be 0.999 together, to leave images to train on, but "
+        "the shares of the splits may be 0.999 together, to leave images to train on, but "
         "data.validation=0.6 + data.test=0.4 is more; lower them"
     )
 
