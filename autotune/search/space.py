@@ -151,7 +151,9 @@ class Space:
         for index in range(1, num_shaped_layers(config) + 1):
             for name in LAYER_FIELDS:
                 meanings = [partial(one.in_layer, index, name) for one in candidates]
-                shared, values = shared_dimension(getattr(config.layers, name), meanings)
+                shared, values = shared_dimension(
+                    getattr(config.layers, KEY_NAMES.get(name, name)), meanings
+                )
                 if values_of_dimension(shared) != [KEEP]:
                     dimensions[f"layer.{index}.{name}"] = (shared, False)
                     own[f"layer.{index}.{name}"] = values

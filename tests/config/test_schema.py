@@ -368,7 +368,7 @@ def test_all_mistakes_at_once() -> None:
         "  search.sampler: must be one of gp, tpe, random, or one's own as my_file.py:name, "
         "but got 'tpee'; did you mean 'tpe'?\n"
         "  search.trials: must be a whole number of at least 1, but got 0\n"
-        "  search.prunner: unknown key; search has sampler, pruner, strategy, greedy, "
+        "  search.prunner: unknown key; search has sampler, pruner, strategy, greedy, default_plans, "
         "warm_start, trials, timeout, device_hours, patience, seed; did you mean 'pruner'?\n"
         "  training.epochs: must be a whole number of at least 1 and at most 100000, but got "
         "true\n"

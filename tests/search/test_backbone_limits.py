@@ -326,7 +326,7 @@ def test_each_backbone_has_the_plans_of_a_study_of_its_own(given: tuple[Any, ...
     assert plan.depth <= candidate.layers
     # With the depth of the plan: deeper than its layers, no study of its own could go.
     alone = Space.from_candidates(
-        [candidate], config.model_copy(update={"depth": plan.depth}), inherit
+        [candidate], config.model_copy(update={"trainable_layers": plan.depth}), inherit
     )
     assert alone.params(plan) is not None
     for index, layer in enumerate(plan.layers, start=1):

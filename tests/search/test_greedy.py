@@ -36,7 +36,7 @@ FULL = space_of(
 
 
 def sampler_of(space: Space, **greedy: Any) -> CanonicalSampler:
-    search = {"sampler": "random", "order": "greedy", "trials": 40, "greedy": greedy}
+    search = {"sampler": "random", "strategy": "greedy", "trials": 40, "greedy": greedy}
     study = {"dataset": "digits", "backbone": "resnet18", "search": search}
     return make_sampler(validate(study, "test"), space, 0)
 

@@ -137,7 +137,7 @@ spaces = st.fixed_dictionaries(
                 "cutmix": dimension(0, 1, False),
             }
         ),
-        "init": names("weights", "data", "none"),
+        "inherit": names("weights", "data", "none"),
         "of": layer_offers,
     }
 ).map(lambda values: space_of(**values))

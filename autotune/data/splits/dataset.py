@@ -34,7 +34,7 @@ class Dataset:
         groups: int64, ``(N,)``: number of the group of every image; ``None`` where no two belong
             together.
         folds: The folds of the training split; empty without ``data.folds``.
-        duplicates: The duplicates, where ``data.duplicates: together`` needed them for the split.
+        duplicates: The duplicates, where ``data.duplicates: group`` needed them for the split.
         num_added: Number of images that were added after the study was made; they are not used.
         missing: Keys of images of the study that are not there any more: the split is a new one.
     """

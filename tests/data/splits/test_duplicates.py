@@ -141,7 +141,7 @@ def test_what_it_says(photos: Path) -> None:
         "training or validation and 3 validation images are like one of training (a/7.png (train) "
         "and "
     )
-    assert first.endswith("exact). They stay in one split with data.duplicates: together.")
+    assert first.endswith("exact). They stay in one split with data.duplicates: group.")
     assert second == (
         "10 pairs of duplicates have two classes: one of the two labels may be wrong."
     )

@@ -26,7 +26,7 @@ def greedy_study(**greedy: Any) -> Study:
     """A study of the layers alone, with its baseline at 84.2 %."""
     study = make_study(trials=1, running=0, failed=0, retried=0, space=SPACE, budget=13)
     definition = study.user_attrs[attrs.DEFINITION]
-    definition["search"] |= {"order": "greedy", "known_good": False, "greedy": greedy}
+    definition["search"] |= {"strategy": "greedy", "default_plans": False, "greedy": greedy}
     study.set_user_attr(attrs.DEFINITION, definition)
     assert StudyConfig.model_validate(definition).search.strategy == "greedy"
     return study
