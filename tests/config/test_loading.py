@@ -195,8 +195,8 @@ def test_overrides_that_cannot_be_read() -> None:
         ),
         (
             "search.trails=3",
-            "search.trails: unknown key; search has sampler, pruner, strategy, greedy, default_plans, "
-            "warm_start, trials, timeout, device_hours, patience, "
+            "search.trails: unknown key; search has sampler, pruner, strategy, greedy, "
+            "default_plans, warm_start, trials, timeout, device_hours, patience, "
             "seed; did you mean 'trials'?",
         ),
         (
@@ -207,8 +207,8 @@ def test_overrides_that_cannot_be_read() -> None:
         ("search=", "search: must hold keys of its own, but got null"),
         (
             "search..trials=3",
-            "search.: unknown key; search has sampler, pruner, strategy, greedy, default_plans, "
-            "warm_start, trials, timeout, device_hours, patience, seed",
+            "search.: unknown key; search has sampler, pruner, strategy, greedy, "
+            "default_plans, warm_start, trials, timeout, device_hours, patience, seed",
         ),
     ],
 )
