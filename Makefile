@@ -153,8 +153,8 @@ layers: $(BIN)/autotune ## show the layers of BACKBONE and what each can become
 validate: $(BIN)/autotune $(reader) ## check a study file, its images and its backbone
 	@$(BIN)/autotune validate $(which)
 
-backup: $(BIN)/autotune ## write all studies of STORAGE to one file (OUTPUT=...), while workers go on
-	@$(BIN)/autotune storage backup --output '$(OUTPUT)'
+backup: $(BIN)/autotune ## copy all studies of STORAGE with their files to an SQLite file (OUTPUT=...), while workers run
+	@$(BIN)/autotune storage copy --to 'sqlite:///$(OUTPUT)'
 
 compose = docker compose --file storage/compose.yaml
 docker = @$(compose) version >/dev/null 2>&1 || \
@@ -182,10 +182,10 @@ $(VENV)/postgres-local: $(BIN)/autotune
 	@touch $@
 
 postgres-local: $(VENV)/postgres-local ## start a Postgres server without Docker or root; data in storage/postgres
-	@$(BIN)/autotune storage local --folder storage/postgres
+	@$(BIN)/autotune storage postgres start --folder storage/postgres
 
 postgres-local-down: $(VENV)/postgres-local ## stop that server; its studies stay
-	@$(BIN)/autotune storage local --folder storage/postgres --stop
+	@$(BIN)/autotune storage postgres stop --folder storage/postgres
 
 test: $(BIN)/pytest ## run the tests (minutes)
 	$(BIN)/python -m pytest -n 2 $(ARGS)

@@ -26,7 +26,7 @@ from autotune.results.values.objective import Objective, format_values
 from autotune.results.values.pareto_front import MAX_FRONT_LINES, describe_excess
 from autotune.search import ranking
 from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
-from autotune.study.doctor.snapshot import take_snapshot
+from autotune.study.doctor.collect import take_snapshot
 from autotune.study.state import attrs
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
     console.print()
     if not trained and found.ended is not None:
         console.print(
-            f"The study {opened.name!r} is over ({found.ended.words}); nothing was trained.",
+            f"The study {opened.name!r} is over ({found.ended.text}); nothing was trained.",
             highlight=False,
             markup=False,
         )
@@ -68,7 +68,7 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
         f"{retried}{running}{queued}",
         highlight=False,
     )
-    for line in (f"ended: {found.ended.words}" if found.ended else "", found.saved):
+    for line in (f"ended: {found.ended.text}" if found.ended else "", found.saved):
         if line:
             console.print(Text(line))
     for reason, count in found.reasons:

@@ -45,11 +45,12 @@ SURFACE = {
     "data path": {"name"},
     "weights fetch": {"backbones"},
     "storage copy": {"--from", "--to", "--study", "--files"},
-    "storage backup": {"--output", "-o", "--storage"},
+    "storage backup": {"--output", "-o", "--storage"},  # the old names
     "storage restore": {"file", "--storage", "--files"},
     "storage upgrade": {"--storage"},
     "storage check": {"--storage"},
-    "storage local": {"--folder", "--stop"},
+    "storage postgres": {"action", "--folder"},
+    "storage local": {"--folder", "--stop"},  # the old name
 }
 
 

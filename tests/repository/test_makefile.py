@@ -86,7 +86,7 @@ def make(*arguments: str) -> str:
         (["validate"], "validate 'digits'"),
         (["layers", "BACKBONE=resnet50.a1_in1k"], "layers 'resnet50.a1_in1k'"),
         (["layers", "ARGS=--plan 3"], "layers --plan 3"),
-        (["backup", "OUTPUT=my.db"], "storage backup --output 'my.db'"),
+        (["backup", "OUTPUT=my.db"], "storage copy --to 'sqlite:///my.db'"),
     ],
 )
 def test_variables_become_arguments(arguments: list[str], expected: str) -> None:
@@ -125,15 +125,15 @@ def test_the_tests_that_need_a_gpu_run_one_after_the_other() -> None:
 
 def test_a_backup_has_a_name_of_its_own() -> None:
     told = make("backup", "STORAGE=postgresql://me:secret@host/db")
-    name = r"'storage/backup-\d{8}-\d{6}\.db'"
-    assert re.fullmatch(rf"\.venv/bin/autotune storage backup --output {name}", told)
+    name = r"'sqlite:///storage/backup-\d{8}-\d{6}\.db'"
+    assert re.fullmatch(rf"\.venv/bin/autotune storage copy --to {name}", told)
 
 
 def test_the_local_server() -> None:
     installed = ("-o", ".venv/postgres-local")
-    start = ".venv/bin/autotune storage local --folder storage/postgres"
-    assert make(*installed, "postgres-local") == start
-    assert make(*installed, "postgres-local-down") == f"{start} --stop"
+    for target, action in (("postgres-local", "start"), ("postgres-local-down", "stop")):
+        expected = f".venv/bin/autotune storage postgres {action} --folder storage/postgres"
+        assert make(*installed, target) == expected
 
 
 @pytest.fixture

@@ -34,8 +34,8 @@ def reproduce(
     with shown.status("opening the study") as line:
         from autotune.results.evaluation.reproduce import reproduce_trial
         from autotune.results.values.objective import Objective
-        from autotune.study.doctor.collect import in_words
         from autotune.study.setup.opening import open_existing
+        from autotune.text import join_some
 
         opened = open_existing(located.name, located.storage, located.files)
         found = reproduce_trial(
@@ -67,7 +67,7 @@ def reproduce(
         )
         if found.missing_epochs:
             shown.print(
-                Text(f"the study has no value of the epochs {in_words(found.missing_epochs)}")
+                Text(f"the study has no value of the epochs {join_some(found.missing_epochs)}")
             )
         if not found.changes:
             shown.print(

@@ -68,7 +68,7 @@ def _so_far(study: Study, trials: Sequence[FrozenTrial]) -> str:
     parts = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
     of_budget = f" of {progress.budget:,}" if progress.budget else ""
     ended = ended_by(study, progress)
-    end = f". The study has ended: {ended.words}" if ended else ""
+    end = f". The study has ended: {ended.text}" if ended else ""
     return f"{progress.finished:,}{of_budget} trials finished ({parts or 'none yet'}){end}."
 
 

@@ -120,7 +120,7 @@ def key_figures(
         found.append(("epochs trained", f"{trained:,}", saved))
     ended = ended_by(study, progress)
     if ended is not None:
-        found.append(("ended by", ended.kind, ended.words))
+        found.append(("ended by", ended.kind, ended.text))
     return found
 
 

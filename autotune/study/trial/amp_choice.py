@@ -163,13 +163,13 @@ def _kept(
         what: What is kept, for messages.
         find: Finds it.
     """
-    shelf = ArrayCache(ctx.handle.files.cache, ctx.config.cache.disk_bytes)
+    cache = ArrayCache(ctx.handle.files.cache, ctx.config.cache.disk_bytes)
 
     def make(_writer: EntryWriter) -> dict[str, str | bool]:
         return {name: find()}
 
     try:
-        entry = shelf.get_or_create(key, make, 0, what)
+        entry = cache.get_or_create(key, make, 0, what)
     except InsufficientSpaceError:  # the next worker finds it again
         return find()
     value: str | bool = entry.record[name]

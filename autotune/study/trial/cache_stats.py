@@ -1,4 +1,4 @@
-"""What a worker computes for the shelf, counted: how much of a study was not computed again."""
+"""Counts of what a worker computes for the cache."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class CacheStats:
 
 @dataclass(frozen=True)
 class CountingArrayCache(ArrayCache):
-    """A shelf that counts the features made for it.
+    """A cache that counts the features computed for it.
 
     Args:
         tally: Where they are counted.

@@ -82,7 +82,7 @@ def test_facts(study: Study, page: Parsed) -> None:
     assert f"{progress.finished} of 40" in page.of("b")
     counts = f"{progress.complete} complete, {progress.pruned} pruned, 1 failed, 1 retried"
     assert f"{counts}, 1 running" in page.text
-    ended = [attrs.wall_seconds(one) for one in study.trials]
+    ended = [one.duration.total_seconds() for one in study.trials]
     assert f"{sum(one for one in ended if one):,.0f} s on 2 workers (NVIDIA H200)" in page.text
 
 

@@ -429,7 +429,7 @@ def test_two_workers_share_a_gpu(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
+def handle(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
     """A study that was searched on the device."""
     folder = tmp_path_factory.mktemp("searched")
     made = opened_study(

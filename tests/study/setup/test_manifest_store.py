@@ -11,7 +11,6 @@ from autotune.config.schema import StudyConfig
 from autotune.data.splits.manifest import Manifest
 from autotune.errors import DatasetError, StudyError
 from autotune.results.evaluation import refit as fit_module
-from autotune.storage.admin.backup import backup, restore
 from autotune.storage.admin.copy_study import copy_studies
 from autotune.storage.paths import StudyPaths
 from autotune.study.doctor.checks import diagnose
@@ -36,7 +35,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def opened(photos: Path, tmp_path: Path) -> OpenStudy:
+def handle(photos: Path, tmp_path: Path) -> OpenStudy:
     return open_defined(define(config(photos, tmp_path)))
 
 
@@ -141,14 +140,6 @@ def test_it_goes_along_to_another_storage(handle: OpenStudy, tmp_path: Path) -> 
     shutil.rmtree(handle.files.artifacts)
     assert read_manifest(copied) == manifest
     assert diagnose(copied).findings == ()
-
-
-def test_it_survives_a_backup(handle: OpenStudy, tmp_path: Path) -> None:
-    manifest = read_manifest(handle.study, handle.files)
-    backup(handle.url, tmp_path / "saved.db")
-    target = f"sqlite:///{tmp_path}/back.db"
-    restore(tmp_path / "saved.db", target, str(handle.files.root))
-    assert read_manifest(open_existing(handle.name, target)) == manifest
 
 
 def test_the_doctor_misses_it(handle: OpenStudy) -> None:

@@ -117,7 +117,7 @@ def test_a_pooling_that_none_of_them_has(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> OpenStudy:
+def handle(tmp_path: Path) -> OpenStudy:
     return open_small(tmp_path, **TWO)
 
 
@@ -262,7 +262,7 @@ def test_fit_gives_each_its_own_images(finished: OpenStudy, tmp_path: Path) -> N
     result = refit_study(finished, number, tmp_path / "model")
     assert result.plan.backbone == EFFICIENTNET
     assert result.test != result.baseline
-    values = json.loads((tmp_path / "model/attrs.json").read_text())
+    values = json.loads((tmp_path / "model/record.json").read_text())
     assert values["preprocessing"]["interpolation"] == "bicubic"
     assert values["definition"]["backbone"] == [*BOTH]
 
