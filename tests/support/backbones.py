@@ -17,6 +17,7 @@ from autotune.data.preprocessing import ImageSpec
 from autotune.data.views.study_data import StudyData
 from autotune.data.views.views import Views
 from autotune.models.backbone import Backbone, data_config, hash_weights
+from autotune.models.layers import list_layers
 from autotune.models.network import Network, build_network
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
 from autotune.training.folds import CrossValidationTrainer
@@ -63,6 +64,10 @@ def backbone(name: str, dropping: bool = False) -> Backbone:
     return Backbone(name, model, data_config(model, SIZE), hash_weights(model))
 
 
+def depths(name: str) -> range:
+    return range(len(list_layers(backbone(name).pretrained)) + 1)
+
+
 def plan(name: str, depth: int = 0, *units: int, dropout: float = 0.0, **policy: Any) -> TrialPlan:
     """Make a plan that keeps everything."""
     hidden = tuple(HiddenLayer(one, dropout) for one in units)
@@ -85,6 +90,14 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     """Copy all parameters and buffers, those that are not saved included."""
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     return {name: value.detach().clone() for name, value in tensors.items()}
+
+
+def same_state(first: nn.Module, second: nn.Module) -> bool:
+    """Say whether two modules have the same parameters and buffers, to the bit."""
+    ours, theirs = state_of(first), state_of(second)
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[key], theirs[key]) for key in ours
+    )
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:

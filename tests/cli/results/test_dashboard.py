@@ -147,10 +147,10 @@ def test_the_note_of_a_study_is_shown(served: Served, shown: Shown, tmp_path: Pa
         "document.body.innerText.includes('To run it again')",
     )
     for expected in (
-        "3 of 3 trials finished",
+        "trials: 3 of 3 finished",
         "50 train",
         "dataset: digits",
-        "autotune refit tiny",
+        "autotune fit tiny",
     ):
         assert expected in text, text
     assert shown.page.locator("table").count() == 2
