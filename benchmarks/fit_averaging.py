@@ -99,7 +99,7 @@ def run_seed(study: str, seed: int, overrides: list[str], folder: Path) -> dict[
         layers=(LayerPlan(),) * depth,
         policy=TrainingPolicy(lr=5e-3 if study == "digits" else 1e-3, layer_decay=0.7),
     )
-    task = ctx.resources.of(plan.backbone).task
+    task = ctx.resources.get(plan.backbone).data
     test = open_test_views(config.dataset, config.data, task.spec, files.cache)
     found = {}
     for views in ("study", "online"):

@@ -205,6 +205,7 @@ def test_a_run_is_watched_to_its_end(tmp_path: Path) -> None:
     assert "3 of 3 finished" in looks[-1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_watch(tmp_path: Path) -> None:
     opened = open_small(tmp_path)
     watching = start(

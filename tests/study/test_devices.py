@@ -36,6 +36,7 @@ from tests.support.driver import (
     pretend_gpus,
     refuse_gpus,
 )
+from tests.support.inside import call
 from tests.support.runs import autotune, trials_of
 from tests.support.simulated_gpu import simulated_gpu
 from tests.support.small import open_small
@@ -471,7 +472,7 @@ def test_no_verb_falls_back_to_the_cpu(verb: str, tmp_path: Path) -> None:
 
 @without_gpu
 def test_a_run_on_a_gpu_that_is_not_there_writes_nothing(tmp_path: Path) -> None:
-    ended = autotune("run", "digits", "--name", "tiny", cwd=tmp_path, CUDA_VISIBLE_DEVICES="7")
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("error: the GPU of CUDA_VISIBLE_DEVICES=7 cannot be used: ")
+    ended = call("run", "digits", "--name", "tiny", cwd=tmp_path, CUDA_VISIBLE_DEVICES="7")
+    assert ended.code == 2
+    assert ended.err.startswith("error: the GPU of CUDA_VISIBLE_DEVICES=7 cannot be used: ")
     assert list(tmp_path.iterdir()) == []

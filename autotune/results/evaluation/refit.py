@@ -135,7 +135,7 @@ def refit_study(
     settings = settings or config.refit
     baseline_plan = ctx.space.baseline(config.baseline)
     backbones = dict.fromkeys((selection.plan.backbone, baseline_plan.backbone))
-    data = {name: ctx.resources.of(name).task for name in backbones}
+    data = {name: ctx.resources.get(name).data for name in backbones}
     memory_bytes = ctx.resources.memory_bytes // len(data)
     train = {
         name: refit_views(views, config, settings, memory_bytes) for name, views in data.items()
@@ -185,8 +185,8 @@ def refit_study(
         reads=_record_read(handle, selection.trial, comparison),
         folder=folder or handle.files.model(handle.name),
     )
-    resources = ctx.resources.of(selection.plan.backbone)
-    classes = resources.task.classes
+    resources = ctx.resources.get(selection.plan.backbone)
+    classes = resources.data.classes
     spec = ModelSpec(
         selection.plan,
         classes,

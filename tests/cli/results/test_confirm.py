@@ -9,7 +9,7 @@ import yaml
 
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from tests.study.engine.test_worker import run
+from tests.support.inline import run
 from tests.support.inside import Ended, call
 from tests.support.small import open_small
 

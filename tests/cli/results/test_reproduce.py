@@ -8,8 +8,8 @@ import pytest
 from optuna.trial import create_trial
 
 from autotune.study.state import attrs
-from tests.study.engine.test_worker import run
 from tests.support.connections import connections_closed
+from tests.support.inline import run
 from tests.support.inside import call
 from tests.support.small import open_small
 

@@ -16,7 +16,7 @@ from autotune.results.evaluation.refit import RefitResult, refit_study
 from autotune.results.model.model import load_model
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from tests.study.engine.test_worker import run
+from tests.support.inline import run
 from tests.support.inside import contents
 from tests.support.small import open_small
 

@@ -14,7 +14,7 @@ from autotune.results.evaluation.reproduce import reproduce_trial
 from autotune.study.engine.worker import run_worker
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from tests.study.engine.test_worker import job, run
+from tests.support.inline import job, run
 from tests.support.small import open_small
 
 

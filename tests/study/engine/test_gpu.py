@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,11 @@ from optuna.trial import TrialState
 from autotune.errors import UserError
 from autotune.search.study_view import DEVICE_MEMORY
 from autotune.study.engine.launcher import run_study
-from autotune.study.engine.worker import run_worker
-from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.failures import FailureKind, classify, device_responds
 from autotune.study.state.oom import MIB, measure_shortage
 from tests.study.engine.test_launcher import BARE
-from tests.study.engine.test_worker import job
+from tests.support.inline import run
 from tests.support.runs import autotune, trials_of
 from tests.support.small import open_small, small_config
 
@@ -45,12 +42,6 @@ def limit_to(mib: float) -> None:
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(CUDA).total_memory
     torch.cuda.set_per_process_memory_fraction(mib * MIB / total)
-
-
-def run(handle: OpenStudy) -> list[dict[str, Any]]:
-    events: list[dict[str, Any]] = []
-    run_worker(job(handle), threading.Event(), events.append)
-    return events
 
 
 def test_what_the_device_was_asked_for() -> None:

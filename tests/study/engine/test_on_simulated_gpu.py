@@ -33,7 +33,7 @@ from autotune.training import trainer
 from autotune.training.compute.cuda_graphs import CapturedStep
 from autotune.training.trainer import Trainer
 from tests.study.engine.test_launcher import BARE
-from tests.study.engine.test_worker import job, run
+from tests.support.inline import job, run
 from tests.support.runs import autotune, trials_of
 from tests.support.simulated_gpu import Kind, simulated_gpu
 from tests.support.simulated_gpu.process import faults_of, simulated_environment

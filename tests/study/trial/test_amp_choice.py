@@ -18,9 +18,9 @@ from autotune.study.state import attrs
 from autotune.study.trial import amp_choice
 from autotune.study.trial.build import build_trainer
 from autotune.training.compute.amp import AmpPolicy, is_kept_fp32
-from autotune.training.compute.half_products import Operation, record_operations
-from tests.study.engine.test_worker import run
+from autotune.training.compute.half_products import Operation
 from tests.support.backbones import CPU
+from tests.support.inline import run
 from tests.support.small import open_small
 from tests.training.compute.test_amp import pretend_card
 
@@ -125,12 +125,12 @@ def test_a_cache_without_room_costs_a_comparison(
 
     ctx = build_context(small(tmp_path, "bf16"))
     monkeypatch.setattr(ArrayCache, "get_or_create", no_room)
-    (operations,) = record_operations(torch.nn.Linear(4, 2), (3, 4, 4), BF16).values()
-    assert amp_choice._is_wrong(operations[0], ctx) is False
-    assert ctx.wrong == {amp_choice.operation_id(operations[0]): False}
+    monkeypatch.setattr(amp_choice, "is_inaccurate", lambda operation: False)
+    build_trainer(ctx.space.baseline(), ctx)
+    assert ctx.wrong_in_half and not any(ctx.wrong_in_half.values())
     monkeypatch.setattr(amp_choice, "_compare", lambda *_: "bf16")
     (backbone,) = ctx.config.backbones
-    assert amp_choice._found(ctx, ctx.resources.of(backbone), "cpu") == "bf16"
+    assert amp_choice._fastest(ctx, ctx.resources.get(backbone), "cpu") == "bf16"
 
 
 @pytest.mark.parametrize(("capability", "word"), [((8, 0), "bf16"), ((7, 5), "fp16")])
@@ -144,7 +144,7 @@ def test_a_gpu_takes_half_precision_without_a_comparison(
     monkeypatch.setattr(
         amp_choice, "set_float32_precision", lambda device, word: set_to.append(word)
     )
-    material = ctx.resources.of("test_resnet.letters")
+    material = ctx.resources.get("test_resnet.letters")
     assert amp_choice.choose_precision(ctx, material).mode == word
     assert remembered(handle) == {"test_resnet.letters": {"a card": word}}
     assert handle.study.user_attrs[attrs.FLOAT32] == {"a card": "tf32"}

@@ -21,7 +21,7 @@ from autotune.study.state import attrs
 from autotune.study.trial import feature_reuse
 from autotune.study.trial.build import build_trainer
 from autotune.training.features import Features
-from tests.study.engine.test_worker import run
+from tests.support.inline import run
 from tests.support.small import open_small
 
 
@@ -112,7 +112,7 @@ def test_what_cannot_be_split_trains_whole_and_says_so(
     def refuse(network: Any, images: Tensor) -> None:
         raise SplitError("the backbone cannot be traced (of this test)")
 
-    monkeypatch.setattr(feature_reuse, "split", refuse)
+    monkeypatch.setattr(feature_reuse, "split_network", refuse)
     handle = small(tmp_path, search__trials=2)
     with caplog.at_level(logging.WARNING):
         run(handle)
