@@ -86,6 +86,6 @@ def _is_preset(results: StudyResults) -> bool:
     if results.name not in presets():
         return False
     try:
-        return load_study_file(results.name).definition() == results.definition
+        return load_study_file(results.name).identity() == results.definition
     except AutotuneError:
         return False

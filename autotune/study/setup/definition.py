@@ -116,7 +116,9 @@ def define(
         dataset = problems.attempt("dataset", open_images)
     problems.raise_if_any()
     assert dataset is not None
-    space = Space.from_candidates([meta.candidate for meta in metas], config.space, config.inherit)
+    space = Space.from_candidates(
+        [meta.candidate for meta in metas], config.space, stored_init(config.init)
+    )
     if plugins:
         custom = problems.attempt("space.custom", lambda: _customize(config, space, metas))
         space = custom or space
@@ -236,7 +238,11 @@ def _inspect_backbone(
 
 
 def _depth_problems(space: SpaceConfig, metas: Sequence[_MetaBackbone]) -> Iterator[Problem]:
-    depths = space.depth if isinstance(space.depth, list) else [space.depth]
+    depths = (
+        space.trainable_layers
+        if isinstance(space.trainable_layers, list)
+        else [space.trainable_layers]
+    )
     largest = max(int(depth["high"] if isinstance(depth, dict) else depth) for depth in depths)
     deepest = max(metas, key=lambda meta: len(meta.layers))
     if largest > len(deepest.layers):
@@ -249,9 +255,9 @@ def _depth_problems(space: SpaceConfig, metas: Sequence[_MetaBackbone]) -> Itera
     changed = [name for name, _ in _changes(space)]
     if not largest and changed:
         yield Problem(
-            "space.depth",
+            "space.trainable_layers",
             f"must be above 0 in some trials because space.layers.{changed[0]} changes trainable "
-            f"layers alone, but got {format_yaml(space.depth)}; give a range such as "
+            f"layers alone, but got {format_yaml(space.trainable_layers)}; give a range such as "
             "{low: 0, high: 4}",
         )
 

@@ -192,7 +192,7 @@ def open_or_create(
         if attrs.DEFINITION in study.user_attrs:
             check_same(study, definition)
             # It holds the current paths of images, weights and plugins that were moved.
-            study.set_user_attr(attrs.DEFINITION, config.definition())
+            study.set_user_attr(attrs.DEFINITION, config.identity())
         elif not all(attrs.PLAN in trial.user_attrs for trial in study.get_trials(deepcopy=False)):
             raise StudyError(
                 f"the storage {redact(config.storage)} has a study {config.name!r} that was not "
@@ -208,7 +208,7 @@ def open_or_create(
             _store_definition(study, definition, dataset, survey or {}, files)
             initial.queue(study)
             # Last, because a study counts as made when it has its definition.
-            study.set_user_attr(attrs.DEFINITION, config.definition())
+            study.set_user_attr(attrs.DEFINITION, config.identity())
         if attrs.UUID not in study.user_attrs:  # of an older version
             study.set_user_attr(attrs.UUID, uuid4().hex)
         handle = OpenStudy(study, storage, absolute_url(config.storage), files)
@@ -304,7 +304,7 @@ def check_same(study: Study, definition: Definition) -> None:
         StudyError: With every difference and what to do.
     """
     stored = _with_defaults(study.user_attrs[attrs.DEFINITION])
-    current = definition.config.definition()
+    current = definition.config.identity()
     changes, stored = _compare_plugins(study, stored, definition.config)
     paths = [
         {key: values.pop(key) for key in ("dataset", "weights")} for values in (stored, current)

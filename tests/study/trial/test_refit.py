@@ -26,7 +26,7 @@ PLAN = TrialPlan("test_resnet.letters", 2, (LayerPlan(),) * 2, policy=TrainingPo
 
 @pytest.fixture(scope="module")
 def ctx(tmp_path_factory: pytest.TempPathFactory) -> WorkerContext:
-    return build_context(open_small(tmp_path_factory.mktemp("refit"), training__views=2))
+    return build_context(open_small(tmp_path_factory.mktemp("refit"), training__num_views=2))
 
 
 def config(folder: Path, **overrides: Any) -> StudyConfig:
@@ -68,8 +68,8 @@ def test_views(
     views: str, of_study: int | str, expected: int, ctx: WorkerContext, tmp_path: Path
 ) -> None:
     task = ctx.resources.get(PLAN.backbone).data
-    study = config(tmp_path, training__views=of_study)
-    found = refit_views(task, study, FitConfig(views=views), 1 << 30)
+    study = config(tmp_path, training__num_views=of_study)
+    found = refit_views(task, study, RefitConfig(views=views), 1 << 30)
     assert found.views == expected
     assert bool(found.cache_bytes) == (expected < 20)
     assert len(found) == len(task.train_rows) + len(task.validation_rows)
@@ -77,7 +77,7 @@ def test_views(
 
 def test_what_is_judged_is_the_average_and_frozen_layers_are_untouched(ctx: WorkerContext) -> None:
     task = ctx.resources.get(PLAN.backbone).data
-    fit = FitConfig(ema=0.9, views="online")
+    fit = RefitConfig(ema=0.9, views="online")
     epochs: list[int] = []
     found = refit(PLAN, ctx, refit_views(task, ctx.config, fit, 0), fit, epochs.append)
     assert epochs == [1, 2]
@@ -99,7 +99,7 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(
     ctx: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = ctx.resources.get(PLAN.backbone).data
-    views = refit_views(task, ctx.config, FitConfig(), 0)
+    views = refit_views(task, ctx.config, RefitConfig(), 0)
     inner, predict = Trainer._step, Trainer.predict
 
     def short(self: Trainer, *args: Any) -> Any:
@@ -131,7 +131,7 @@ def test_after_a_batch_that_does_not_fit_a_training_goes_on_from_its_last_epoch(
     ctx: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the values of a training that began with the small parts, but for the first epochs."""
-    views = refit_views(ctx.resources.get(PLAN.backbone).data, ctx.config, FitConfig(), 0)
+    views = refit_views(ctx.resources.get(PLAN.backbone).data, ctx.config, RefitConfig(), 0)
     inner, begun, failed = Trainer._train_epoch, [], []
 
     def short(self: Trainer) -> float:
