@@ -70,9 +70,7 @@ class Refit:
         return with_oom_backoff(predict, self.training.micro_batch_size, self.training.device)
 
 
-def refit_views(
-    data: StudyData, config: StudyConfig, fit: RefitConfig, memory_bytes: int
-) -> Views:
+def refit_views(data: StudyData, config: StudyConfig, fit: RefitConfig, memory_bytes: int) -> Views:
     """Return the training and validation images for a refit; online views are not cached."""
     training = config.training
     is_online = _is_online(config, fit)
@@ -85,7 +83,7 @@ def refit(
     plan: TrialPlan,
     ctx: WorkerContext,
     views: Views,
-    settings: RefitConfig,
+    fit: RefitConfig,
     on_epoch: EpochCallback = lambda epoch: None,
     micro_batch_size: int | None = None,
 ) -> Refit:
@@ -124,7 +122,7 @@ def refit(
     trainer = with_oom_backoff(train, size, ctx.device)
     summary = TrainingSummary(
         images=len(views),
-        views=ONLINE if _is_online(config, settings) else views.views,
+        views=ONLINE if _is_online(config, fit) else views.views,
         epochs=config.training.epochs,
         ema=ema,
         micro_batch_size=min(batch_size, trainer.micro_batch_size),
@@ -146,10 +144,10 @@ def ema_decay(config: StudyConfig, fit: RefitConfig, plan: TrialPlan, images: in
         images: Training images.
     """
     training = config.training
-    if settings.ema == "off":
+    if fit.ema == "off":
         return None
-    if settings.ema != AUTO:
-        return float(settings.ema)
+    if fit.ema != AUTO:
+        return float(fit.ema)
     if training.ema is not None:
         return training.ema
     epochs = training.epochs - (plan.policy.head_epochs if plan.depth else 0)
@@ -160,5 +158,5 @@ def ema_decay(config: StudyConfig, fit: RefitConfig, plan: TrialPlan, images: in
 def _is_online(config: StudyConfig, fit: RefitConfig) -> bool:
     """Tell whether every epoch augments the images again; a study without views never does."""
     return config.training.num_views == ONLINE or (
-        refit.views == ONLINE and config.training.view_count > 1
+        fit.views == ONLINE and config.training.view_count > 1
     )
