@@ -70,7 +70,9 @@ class Refit:
         return with_oom_backoff(predict, self.training.micro_batch_size, self.training.device)
 
 
-def refit_views(data: StudyData, config: StudyConfig, fit: RefitConfig, memory_bytes: int) -> Views:
+def refit_views(
+    data: StudyData, config: StudyConfig, fit: RefitConfig, memory_bytes: int
+) -> Views:
     """Return the training and validation images for a refit; online views are not cached."""
     training = config.training
     is_online = _is_online(config, fit)
