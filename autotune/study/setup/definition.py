@@ -211,7 +211,7 @@ def _customize(config: StudyConfig, space: Space, metas: Sequence[_MetaBackbone]
         return space
     changed = load_space_plugin(custom, space, metas[0].offers)
     depth, pool = (dimension_of(changed, name) for name in ("depth", "head.pool"))
-    as_file = SpaceConfig(depth=depth, head=HeadSpace(pool=pool))
+    as_file = SpaceConfig(trainable_layers=depth, head=HeadSpace(pool=pool))
     for problem in (*_depth_problems(as_file, metas), *_pool_problems(as_file, metas)):
         name = problem.key.removeprefix("space.")
         raise UserError(f"the space of {PluginRef.from_text(custom)}: {name}: {problem.message}")
