@@ -250,7 +250,7 @@ def test_a_worker_replays_its_steps_with_the_same_values(
     tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of both trials, and of each fold."""
-    monkeypatch.setattr(trainer, "LEAST_STEPS", 4)
+    monkeypatch.setattr(trainer, "MIN_STEPS", 4)
     replays = 0
     replay = CapturedStep.__call__
 
