@@ -364,11 +364,11 @@ def test_no_plan_is_trained_twice_and_the_last_one_ends_the_study(name: str) -> 
     sampler = sampler_of(name, SMALL, 0)
     study = new_study(SMALL, sampler)
     for _ in range(10):
-        assert sampler.exhausted(study) == ""
+        assert sampler.exhausted_reason(study) == ""
         run(study, SMALL, 1)
     drawn = {tuple(one.params.values()) for one in study.trials}
     assert len(drawn) == 10  # the head alone, and two depths with two decays, times two poolings
-    assert sampler.exhausted(study) == "every plan of the space has been tried"
+    assert sampler.exhausted_reason(study) == "every plan of the space has been tried"
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -327,8 +327,8 @@ def test_each_backbone_has_the_plans_of_a_study_of_its_own(given: tuple[Any, ...
     assert alone.params(plan) is not None
     for index, layer in enumerate(plan.layers, start=1):
         for name, value in layer.changes().items():
-            assert candidate.in_layer(index, name, value) == value
-    assert candidate.in_head(plan.head.pool) or plan.head.pool == "keep"
+            assert candidate.resolve_layer_value(index, name, value) == value
+    assert candidate.resolve_pool(plan.head.pool) or plan.head.pool == "keep"
 
 
 @given(drawn())

@@ -77,7 +77,7 @@ def search(
     """Run trials one after the other, at most ``n``."""
     study.sampler = sampler
     for _ in range(n):
-        if sampler.exhausted(study):
+        if sampler.exhausted_reason(study):
             return
         trial = study.ask()
         params = {name: suggest(trial, name, one) for name, one in space.distributions.items()}
@@ -210,7 +210,7 @@ def test_workers_do_not_wait_for_a_stage_whose_plans_are_all_taken() -> None:
     ahead = where(study, space)
     assert ahead.current is not None
     assert ahead.current.name == "layer 2"
-    assert not ahead.results[0].over
+    assert not ahead.results[0].is_finished
     study.tell(1, 0.4)
     assert where(study, space).current.name == "training"  # type: ignore[union-attr]
 
@@ -270,7 +270,7 @@ def test_the_course_is_the_same_for_every_worker_and_after_every_crash(seed: int
         if running and (len(running) >= 4 or rng.random() < 0.5):
             trial = running.pop(rng.randrange(len(running)))
             study.tell(trial, rng.random())
-        elif not sampler.exhausted(study):
+        elif not sampler.exhausted_reason(study):
             study.sampler = sampler
             trial = study.ask()
             for name, one in FULL.distributions.items():

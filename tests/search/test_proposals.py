@@ -67,7 +67,7 @@ def test_one_worker_draws_ahead_what_it_would_draw_under_the_lock(name: str) -> 
             trials = study.get_trials(deepcopy=False)
             if ahead:
                 proposal = sampler.propose(study, trials)
-                found = sampler.settle(study, upcoming(trials), trials, proposal, last=False)
+                found = sampler.accept(study, upcoming(trials), trials, proposal, last=False)
                 assert found is not None
             else:
                 found = sampler.draw(study, upcoming(trials), trials)
@@ -83,8 +83,8 @@ def test_a_plan_that_another_worker_has_taken_is_not_drawn_again(state: TrialSta
     proposal = sampler.propose(study, [])
     add(study, space, proposal.draw, state)
     trials = study.get_trials(deepcopy=False)
-    assert sampler.settle(study, upcoming(trials), trials, proposal, last=False) is None
-    found = sampler.settle(study, upcoming(trials), trials, proposal, last=True)
+    assert sampler.accept(study, upcoming(trials), trials, proposal, last=False) is None
+    found = sampler.accept(study, upcoming(trials), trials, proposal, last=True)
     assert found is not None
     assert found.params != proposal.draw.params
 
@@ -103,10 +103,10 @@ def test_a_further_trial_counts_where_the_sampler_keeps_away_from_it(
     proposal = sampler.propose(study, trials)
     add(study, space, other.draw(study, upcoming(trials), trials), TrialState.RUNNING)
     trials = study.get_trials(deepcopy=False)
-    found = sampler.settle(study, upcoming(trials), trials, proposal, last=False)
+    found = sampler.accept(study, upcoming(trials), trials, proposal, last=False)
     assert found == (proposal.draw if holds else None)
     # Not for ever: with many workers there is always a further trial.
-    assert sampler.settle(study, upcoming(trials), trials, proposal, last=True) == proposal.draw
+    assert sampler.accept(study, upcoming(trials), trials, proposal, last=True) == proposal.draw
 
 
 def test_a_trial_that_has_ended_in_between_is_no_reason_to_draw_anew() -> None:
@@ -119,7 +119,7 @@ def test_a_trial_that_has_ended_in_between_is_no_reason_to_draw_anew() -> None:
     proposal = sampler.propose(study, study.get_trials(deepcopy=False))
     study.tell(running, 0.5)
     trials = study.get_trials(deepcopy=False)
-    found = sampler.settle(study, upcoming(trials), trials, proposal, last=False)
+    found = sampler.accept(study, upcoming(trials), trials, proposal, last=False)
     assert found == proposal.draw
 
 
@@ -135,7 +135,7 @@ def test_a_search_in_stages_draws_in_the_stage_of_now() -> None:
     # Another worker has the only trial of that stage, which gains.
     add(study, space, sampler.draw(study, upcoming(trials), trials))
     trials = study.get_trials(deepcopy=False)
-    assert sampler.settle(study, upcoming(trials), trials, proposal, last=False) is None
-    found = sampler.settle(study, upcoming(trials), trials, proposal, last=True)
+    assert sampler.accept(study, upcoming(trials), trials, proposal, last=False) is None
+    found = sampler.accept(study, upcoming(trials), trials, proposal, last=True)
     assert found is not None
     assert found.stage == "layer 2"

@@ -87,15 +87,15 @@ def _searched(result: StageResult) -> str:
 
 
 def _gain(result: StageResult, best: FrozenTrial | None, objective: Objective) -> str:
-    if best is None or best.value is None or result.before is None:
+    if best is None or best.value is None or result.value_before is None:
         return ""
-    return objective.format_difference(best.value, result.before)
+    return objective.format_difference(best.value, result.value_before)
 
 
 def _verdict(result: StageResult, margin: float) -> str:
     if result.skipped:
         return "left out: the layer before it gained nothing"
-    if not result.over:
+    if not result.is_finished:
         return "in progress"
     if result.accepted:
         return "accepted"

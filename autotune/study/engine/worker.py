@@ -227,7 +227,7 @@ def _pause(seconds: float, stop: threading.Event) -> None:
 def _pruner(ctx: WorkerContext, workers: int) -> BasePruner:
     config = ctx.config
     return make_pruner(
-        config.search.pruner, config.training.epochs, workers, ctx.space.most_head_epochs
+        config.search.pruner, config.training.epochs, workers, ctx.space.max_head_epochs
     )
 
 

@@ -135,7 +135,7 @@ class TrialQueue:
 
     def _claim(self, worker: str) -> Claim | Wait | StopReason:
         sampler = self.study.sampler
-        ahead = isinstance(sampler, CanonicalSampler) and sampler.ahead
+        ahead = isinstance(sampler, CanonicalSampler) and sampler.proposes_ahead
         for left in reversed(range(MAX_PROPOSALS if ahead else 1)):
             found = self._try_to_claim(worker, self._propose(), last=not left)
             if found is not None:
@@ -148,7 +148,7 @@ class TrialQueue:
         A GP takes seconds; under the lock, all other workers would wait for them.
         """
         sampler = self.study.sampler
-        if not isinstance(sampler, CanonicalSampler) or not sampler.ahead:
+        if not isinstance(sampler, CanonicalSampler) or not sampler.proposes_ahead:
             return None
         try:  # the trials are remembered: there is less to read under the lock
             trials = self.study.get_trials(deepcopy=False)
@@ -168,7 +168,7 @@ class TrialQueue:
         sampler = self.study.sampler
         with self._lock() as attributes:
             # A sampler of one's own may want the curves of the trials that run.
-            known = isinstance(sampler, CanonicalSampler) and not sampler.writes
+            known = isinstance(sampler, CanonicalSampler) and not sampler.writes_trials
             with self.storage.state_changes_only() if known else nullcontext():
                 trials, now = self.study.get_trials(deepcopy=False), time.time()
             ended = self._ending(trials, now, Budget.from_attributes(attributes))
@@ -228,12 +228,12 @@ class TrialQueue:
         sampler = self.study.sampler
         # What waits without a plan is drawn as a new trial is, and ``ask`` takes it.
         new = queued is None and all(one.state != TrialState.WAITING for one in trials)
-        if new and isinstance(sampler, CanonicalSampler) and not sampler.writes:
+        if new and isinstance(sampler, CanonicalSampler) and not sampler.writes_trials:
             upcoming = create_trial(state=TrialState.RUNNING)
             upcoming.number = len(trials)
             drawn: Draw | None = None
             if proposal is not None:
-                drawn = sampler.settle(self.study, upcoming, trials, proposal, last=last)
+                drawn = sampler.accept(self.study, upcoming, trials, proposal, last=last)
             elif last:
                 drawn = sampler.draw(self.study, upcoming, trials)
             if drawn is None:
@@ -326,7 +326,9 @@ class TrialQueue:
                 return None
         sampler = self.study.sampler
         words = (
-            sampler.exhausted(self.study, trials) if isinstance(sampler, CanonicalSampler) else ""
+            sampler.exhausted_reason(self.study, trials)
+            if isinstance(sampler, CanonicalSampler)
+            else ""
         )
         return StopReason(EXHAUSTED, words) if words else None
 

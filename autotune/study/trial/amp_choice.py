@@ -136,7 +136,7 @@ def _is_wrong(operation: Operation, ctx: WorkerContext) -> bool:
 def _found(ctx: WorkerContext, material: BackboneResources, kind: str) -> str:
     """Compare the precisions, or take what was found on this machine before."""
     backbone, size = material.backbone, material.task.spec.size
-    depth = min(ctx.space.deepest, len(list_layers(backbone.fresh())))
+    depth = min(ctx.space.max_depth, len(list_layers(backbone.fresh())))
     count = min(ctx.config.training.batch_size, max(_FEWEST, _PIXELS // size**2))
     shape = (max(2, count), 3, size, size)
     identity = (socket.gethostname(), kind, torch.__version__, backbone.name, depth, shape)

@@ -103,7 +103,7 @@ def _root(
 ) -> PrefixSplit | None:
     """Cut the backbone as the deepest plan of the study does, or later where that is large."""
     backbone, space = material.backbone, ctx.space
-    depth = min(space.deepest, len(list_layers(backbone.fresh())))
+    depth = min(space.max_depth, len(list_layers(backbone.fresh())))
     size = prod((3, material.task.spec.size, material.task.spec.size))
     while depth > 0:
         unchanged = TrialPlan(plan.backbone, depth, (LayerPlan(),) * depth)

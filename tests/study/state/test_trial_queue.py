@@ -54,7 +54,7 @@ class Sampler(CanonicalSampler):
         super().__init__(SPACE, RandomSampler(seed=0), SPACE.nearest(SPACE.baseline()))
         self.words = ""
 
-    def exhausted(self, study: Study, trials: Sequence[FrozenTrial] | None = None) -> str:
+    def exhausted_reason(self, study: Study, trials: Sequence[FrozenTrial] | None = None) -> str:
         return self.words
 
 
@@ -165,7 +165,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_claim(
 ) -> None:
     claims = make_claims(url, budget=2)
     claims.study.enqueue_trial({"depth": 3})
-    claims.study.sampler.writes = True  # type: ignore[attr-defined]  # a sampler of one's own
+    claims.study.sampler.writes_trials = True  # type: ignore[attr-defined]  # a sampler of one's own
 
     def killed(trial: Trial, *_: Any) -> None:
         trial.suggest_int("depth", 0, 5)
