@@ -1,8 +1,7 @@
-"""Confirming: the best plans of a search and the baseline, trained under seeds of their own.
+"""Confirmation: the best plans of a search and the baseline, trained under new seeds.
 
-The protocol is the study's: its images, its split, its validation part (with folds, all of them).
-A seed changes the initial weights, the order of the images and dropout. The views stay those of
-the study: what was kept of them serves, and a frozen layer is not computed again.
+Images, splits and folds are those of the study. A seed changes the initial weights, the order of
+the images and dropout. The views stay those of the study, so cached features can be reused.
 """
 
 from __future__ import annotations
@@ -10,25 +9,19 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import FrozenTrial
-
+from autotune.atomic import write_text
 from autotune.data.progress import Progress, no_progress
 from autotune.data.sources.registry import fetch_source
-from autotune.errors import DivergedError, StudyError, disk_full_as_user_error
-from autotune.format_versions import (
-    CONFIRMATION,
-    check_format,
-    reading,
-    refuse_unknown,
-    stamp,
-)
+from autotune.errors import DivergedError, StudyError
+from autotune.format_versions import CONFIRMATION, check_format, reading, refuse_unknown, stamp
 from autotune.plan import TrialPlan
+from autotune.results.evaluation.plan_selection import best_plans
+from autotune.results.study_results import StudyResults
 from autotune.results.values.intervals import (
     CONFIDENCE_LEVEL,
     Interval,
@@ -36,9 +29,7 @@ from autotune.results.values.intervals import (
     t_interval,
 )
 from autotune.results.values.objective import Objective
-from autotune.results.values.pareto_front import explain_no_best
 from autotune.results.values.verdict import Verdict
-from autotune.search import ranking
 from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
@@ -48,23 +39,23 @@ from autotune.study.trial.retrain import retrain
 
 logger = logging.getLogger(__name__)
 
-#: What the file of one training holds.
+#: Fields of the file of one training.
 FIELDS = ("format", "autotune", "plan", "seed", "metrics", "failed", "checksum")
 
 
 @dataclass(frozen=True)
 class ConfirmProgress:
-    """How far the confirming is.
+    """The state of a confirmation during or after a training.
 
     Args:
-        trial: Whose plan is trained; ``None`` for the baseline.
+        trial: The trial whose plan is trained; ``None`` for the baseline.
         seed: The seed.
-        done: Trainings that are over, this one included where ``value`` or ``failed`` is given.
+        done: Trainings that have ended, this one included where ``value`` or ``failed`` is given.
         total: Trainings in all.
-        epoch: The epoch that is over, 0 before the first.
-        value: What it reached, at its end.
-        failed: Why it has no value, at its end.
-        known: Whether an earlier call has trained it.
+        epoch: The last epoch, 0 before the first.
+        value: The value that was reached, at the end.
+        failed: Why there is no value, at the end.
+        is_cached: Whether the value comes from an earlier call.
     """
 
     trial: int | None
@@ -74,36 +65,29 @@ class ConfirmProgress:
     epoch: int = 0
     value: float | None = None
     failed: str = ""
-    known: bool = False
+    is_cached: bool = False
 
     def describe(self, objective: Objective) -> str:
-        """Describe the outcome of a training, with values as the objective formats them.
-
-        Empty before the training has ended.
-        """
+        """Describe the outcome of a training; return an empty text before its end."""
         if self.value is None and not self.failed:
             return ""
         plan = "baseline" if self.trial is None else f"trial {self.trial}"
-        outcome = (
-            self.failed
-            or f"{objective.format_value(self.value)}{' (known)' if self.known else ''}"
-        )
-        return f"{self.done} of {self.total}: {plan}, seed {self.seed}: {outcome}"
+        value = objective.format_value(self.value) + " (cached)" * self.is_cached
+        return f"{self.done} of {self.total}: {plan}, seed {self.seed}: {self.failed or value}"
 
 
 @dataclass(frozen=True)
 class PlanResult:
-    """What a plan reached over seeds.
+    """The values of a plan over seeds.
 
     Args:
         trial: Its trial; ``None`` for the baseline.
         plan: The plan.
         search_value: Its value in the search, ``None`` where the baseline has none.
-        values: Under each seed, ``None`` where it diverged.
+        values: The value under each seed, ``None`` where it diverged.
         failed: Why it diverged, where it did.
-        mean: Mean of its values with an interval; ``None`` where one is missing.
-        gain: By how much it is better than the baseline, with an interval that holds together
-            with those of all others.
+        mean: Mean of its values with an interval; ``None`` where a value is missing.
+        gain: By how much it is better than the baseline. The intervals of all plans hold together.
         selection_bias: By how much its mean is worse than its value in the search.
     """
 
@@ -129,25 +113,25 @@ class PlanResult:
             "searched": self.search_value,
             "values": list(self.values),
             "failed": self.failed,
-            "shrank": self.selection_bias,
             "mean": self.mean and self.mean.mean,
             "mean_interval": self.mean and [self.mean.low, self.mean.high],
             "gain": self.gain and self.gain.mean,
             "gain_interval": self.gain and [self.gain.low, self.gain.high],
+            "shrank": self.selection_bias,
             "beats": self.is_better,
         }
 
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What confirming has brought.
+    """The result of a confirmation.
 
     Args:
         baseline: The baseline.
         plans: The plans, the best mean first; those that diverged come last.
         seeds: The seeds.
-        trained: How many trainings this call has added.
-        verdict: In short; ``None`` where every plan diverged.
+        trained: Number of trainings of this call.
+        verdict: The summary; ``None`` where every plan diverged.
     """
 
     baseline: PlanResult
@@ -158,282 +142,239 @@ class Confirmation:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
+        verdict = self.verdict
         return {
             "level": CONFIDENCE_LEVEL,
             "seeds": list(self.seeds),
             "trained": self.trained,
             "baseline": self.baseline.to_json(),
-            "plans": [one.to_json() for one in self.plans],
-            "verdict": self.verdict
-            and {**self.verdict.to_json(), "beats": self.verdict.is_better},
+            "plans": [plan.to_json() for plan in self.plans],
+            "verdict": verdict and {**verdict.to_json(), "beats": verdict.is_better},
         }
 
 
+@dataclass(frozen=True)
+class _SeedResult:
+    value: float | None
+    failed: str
+    is_cached: bool
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A plan to train; its micro-batch size is set where a whole batch does not fit."""
+
+    trial: int | None
+    plan: TrialPlan
+    search_value: float | None = None
+    micro_batch_size: int | None = None
+    results: list[_SeedResult] = field(default_factory=list)
+
+    def values(self) -> list[float]:
+        """Return the values; fewer than there are seeds where it diverged."""
+        return [result.value for result in self.results if result.value is not None]
+
+
 def confirm_plans(
-    opened: OpenStudy,
+    handle: OpenStudy,
     top: int,
     seeds: int,
-    on_epoch: Callable[[ConfirmProgress], None] = lambda step: None,
-    fetching: Progress = no_progress,
+    on_progress: Callable[[ConfirmProgress], None] = lambda progress: None,
+    on_download: Progress = no_progress,
 ) -> Confirmation:
     """Train the best plans of a study and its baseline under several seeds, and compare them.
 
-    Every training that is over is kept at once, so that a call that was interrupted goes on, and
-    one with more seeds trains what is missing. The short result is written down with the study.
+    Every training is stored at its end. An interrupted call continues where it ended, and a call
+    with more seeds trains only what is missing. The verdict is stored with the study.
 
     Args:
-        opened: The study.
-        top: How many plans, besides the baseline; of two objectives the first of the Pareto front.
-        seeds: How many seeds, at least two; none is the study's.
-        on_epoch: Called after every epoch and every end.
-        fetching: Told how far the fetching of a known data set is that is not on this machine.
+        handle: The study.
+        top: Number of plans besides the baseline; with two objectives the first of the front.
+        seeds: Number of seeds, at least two; the seed of the study is not among them.
+        on_progress: Called after every epoch and every training.
+        on_download: Called while a registered dataset is downloaded.
 
     Raises:
         StudyError: When there is no plan but the baseline, or the baseline diverges.
         DiskFullError: When a result cannot be written.
     """
-    chosen = candidates(opened, top)
-    fetch_source(opened.config().dataset, fetching)
-    ctx = build_context(opened)
+    results = StudyResults.from_study(handle.study)
+    best = best_plans(results, top)
+    fetch_source(handle.config().dataset, on_download)
+    ctx = build_context(handle)
     config = ctx.config
-    numbers = tuple((config.search.seed + one) % 2**31 for one in range(1, seeds + 1))
-    baseline = attrs.find_baseline(opened.study.get_trials(deepcopy=False))
-    entrants = [
-        _Candidate.of(baseline, ctx.space.baseline(config.baseline), None),
-        *(_Candidate.of(trial, plan, trial.number) for trial, plan in chosen),
+    first = _Candidate(None, ctx.space.baseline(config.baseline))
+    if (trial := results.baseline) is not None:
+        size = trial.user_attrs.get(attrs.MICRO_BATCH)
+        first = replace(first, search_value=attrs.metric_value(trial), micro_batch_size=size)
+    plans = [
+        _Candidate(
+            trial.number, plan, attrs.metric_value(trial), trial.user_attrs.get(attrs.MICRO_BATCH)
+        )
+        for trial, plan in best
     ]
-    scores: dict[int | None, list[_SeedResult]] = {one.number: [] for one in entrants}
-    total, done = len(entrants) * len(numbers), 0
-    # All plans under a seed before the next: what is interrupted leaves whole pairs.
-    for seed in numbers:
-        for one in entrants:
-            step = ConfirmProgress(one.number, seed, done, total)
-            scores[one.number].append(_score(opened, ctx, one, step, on_epoch))
-            done += 1
-    return _compare(opened, entrants, scores, numbers)
+    numbers = tuple((config.search.seed + offset) % 2**31 for offset in range(1, seeds + 1))
+    total = (1 + len(plans)) * seeds
+    # All plans under a seed before the next one: an interrupted call leaves complete pairs.
+    for index, seed in enumerate(numbers):
+        for place, candidate in enumerate((first, *plans)):
+            done = index * (1 + len(plans)) + place
+            progress = ConfirmProgress(candidate.trial, seed, done, total)
+            candidate.results.append(_train(handle, ctx, candidate, progress, on_progress))
+    confirmation = _compare(results, first, plans, numbers)
+    verdict = confirmation.verdict
+    handle.study.set_user_attr(attrs.CONFIRMED, verdict and verdict.to_json())
+    return confirmation
 
 
-def candidates(opened: OpenStudy, top: int) -> list[tuple[FrozenTrial, TrialPlan]]:
-    """Return the best trials of a study with their plans, the baseline aside.
-
-    Raises:
-        StudyError: When there is none.
-    """
-    trials = opened.study.get_trials(deepcopy=False)
-    direction = attrs.metric_direction(opened.study)
-    several = len(opened.study.directions) > 1
-    best = (ranking.pareto_front if several else ranking.rank_trials)(trials, direction)
-    found = [
-        (one, plan)
-        for one in best
-        if not attrs.is_baseline(one) and (plan := attrs.trial_plan(one)) is not None
-    ]
-    if not found:
-        missing = "no complete trial but the baseline" if best else explain_no_best(trials)
-        raise StudyError(f"the study {opened.name!r} has {missing}; nothing can be confirmed")
-    return found[:top]
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A plan that is compared.
-
-    Args:
-        number: Its trial; ``None`` for the baseline.
-        plan: The plan.
-        search_value: Its value in the search.
-        micro_batch_size: Images that go through its network at a time, where a batch does not fit.
-    """
-
-    number: int | None
-    plan: TrialPlan
-    search_value: float | None
-    micro_batch_size: int | None
-
-    @staticmethod
-    def of(trial: FrozenTrial | None, plan: TrialPlan, number: int | None) -> _Candidate:
-        if trial is None:
-            return _Candidate(number, plan, None, None)
-        micro_batch_size = trial.user_attrs.get(attrs.MICRO_BATCH)
-        return _Candidate(number, plan, attrs.metric_value(trial), micro_batch_size)
-
-
-@dataclass(frozen=True)
-class _SeedResult:
-    """What a plan reached under a seed.
-
-    Args:
-        value: The objective, ``None`` where it diverged.
-        failed: Why it diverged.
-        known: Whether an earlier call has kept it.
-    """
-
-    value: float | None
-    failed: str = ""
-    known: bool = False
-
-
-def _score(
-    opened: OpenStudy,
+def _train(
+    handle: OpenStudy,
     ctx: WorkerContext,
-    entrant: _Candidate,
-    step: ConfirmProgress,
-    on_epoch: Callable[[ConfirmProgress], None],
+    candidate: _Candidate,
+    progress: ConfirmProgress,
+    on_progress: Callable[[ConfirmProgress], None],
 ) -> _SeedResult:
-    """Train a plan under a seed, unless it has been."""
-    path = opened.files.confirmed(opened.name) / f"{_key(opened, ctx, entrant, step.seed)}.json"
+    """Train a plan under a seed, or return the stored result of an earlier call."""
+    seed = progress.seed
+    path = handle.files.confirmed(handle.name) / f"{_key(handle, ctx, candidate, seed)}.json"
     # As JSON gives it back: lists, not tuples.
-    asked = json.loads(json.dumps({"plan": entrant.plan.to_json(), "seed": step.seed}))
-    kept = _read(path, asked)
-    known = kept is not None
-    if kept is None:
-        on_epoch(step)
+    expected = json.loads(json.dumps({"plan": candidate.plan.to_json(), "seed": seed}))
+    values = _read(path, expected)
+    is_cached = values is not None
+    if values is None:
+        on_progress(progress)
         metrics, failed = None, ""
         try:
             metrics = retrain(
-                entrant.plan,
+                candidate.plan,
                 ctx,
-                lambda epoch: on_epoch(replace(step, epoch=epoch)),
-                seed=step.seed,
-                micro_batch_size=entrant.micro_batch_size,
+                lambda epoch: on_progress(replace(progress, epoch=epoch)),
+                seed=seed,
+                micro_batch_size=candidate.micro_batch_size,
             ).metrics.to_json()
         except DivergedError as error:
             failed = str(error)
-        kept = {**asked, "metrics": metrics, "failed": failed}
-        _write(path, kept)
+        values = {**expected, "metrics": metrics, "failed": failed}
+        _write(path, values)
     with reading(str(path), CONFIRMATION):
-        value = kept["metrics"] and kept["metrics"][ctx.config.training.objective]
-        score = _SeedResult(value, kept["failed"], known)
-    on_epoch(replace(step, done=step.done + 1, **asdict(score)))
-    return score
+        value = values["metrics"] and values["metrics"][ctx.config.training.objective]
+        result = _SeedResult(value, values["failed"], is_cached)
+    on_progress(replace(progress, done=progress.done + 1, **asdict(result)))
+    return result
 
 
-def _key(opened: OpenStudy, ctx: WorkerContext, entrant: _Candidate, seed: int) -> str:
-    """Return a digest of all that decides about a value: of a study made anew it is another."""
-    attributes = opened.study.user_attrs
+def _key(handle: OpenStudy, ctx: WorkerContext, candidate: _Candidate, seed: int) -> str:
+    """Return a digest of all that determines a value; another study of this name has another."""
+    attributes = handle.study.user_attrs
     definition = ctx.config.definition()
-    decides = [
-        entrant.plan.to_json(),
-        seed,
-        ctx.config.search.seed,
-        definition["training"],
-        definition["data"],
-        attributes[attrs.DATASET]["fingerprint"],
-        attributes[attrs.BACKBONES][entrant.plan.backbone]["weights_hash"],
-    ]
-    return digest(decides)
+    return digest(
+        [
+            candidate.plan.to_json(),
+            seed,
+            ctx.config.search.seed,
+            definition["training"],
+            definition["data"],
+            attributes[attrs.DATASET]["fingerprint"],
+            attributes[attrs.BACKBONES][candidate.plan.backbone]["weights_hash"],
+        ]
+    )
 
 
-def _read(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """Read what a plan reached under a seed; ``None`` where it has to be trained (again)."""
+def _read(path: Path, expected: dict[str, Any]) -> dict[str, Any] | None:
+    """Read the result of a plan and a seed; return ``None`` where it must be trained."""
     try:
         values: Any = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError):  # a power cut may leave an empty file
         values = None
-    if not isinstance(values, dict) or not _is_whole(values):
-        logger.warning("%s is damaged; the plan is trained again", path)
+    if not isinstance(values, dict) or not _is_intact(values):
+        logger.warning("%s is damaged; training the plan again", path)
         return None
     check_format(values, CONFIRMATION, str(path))
     with reading(str(path), CONFIRMATION):
-        refuse_unknown(values, FIELDS, "what was confirmed")
-    if any(values.get(key) != one for key, one in asked.items()):
-        logger.warning("%s is that of another plan or seed; the plan is trained again", path)
+        refuse_unknown(values, FIELDS, "a confirmation")
+    if any(values.get(key) != value for key, value in expected.items()):
+        logger.warning("%s belongs to another plan or seed; training the plan again", path)
         return None
     return values
 
 
-def _is_whole(values: dict[str, Any]) -> bool:
-    """Compare what was read with its checksum; the first format has none."""
+def _is_intact(values: dict[str, Any]) -> bool:
+    """Remove the checksum and compare; the first format has none."""
     checksum = values.pop("checksum", None)
-    if checksum is None:
-        return bool(values.get("format", 1) == 1)
-    return bool(checksum == digest(values))
+    return bool(values.get("format", 1) == 1 if checksum is None else checksum == digest(values))
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
     values = {**stamp(CONFIRMATION), **values}
     values["checksum"] = digest(values)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with disk_full_as_user_error(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    write_text(path, f"{json.dumps(values, indent=2)}\n")
 
 
 def _compare(
-    opened: OpenStudy,
-    entrants: Sequence[_Candidate],
-    scores: Mapping[int | None, Sequence[_SeedResult]],
+    results: StudyResults,
+    baseline: _Candidate,
+    plans: Sequence[_Candidate],
     seeds: tuple[int, ...],
 ) -> Confirmation:
-    """Judge the plans that trained under every seed, and write down what came of it."""
-    objective = Objective.from_study(opened.study)
-    images = int(opened.study.user_attrs[attrs.DATASET].get("validation") or 0)
+    """Rank the plans that were trained under every seed."""
+    objective = results.objective
+    images = int(results.dataset.get("validation") or 0)
     step = 1 / images if objective.is_share and images else 0.0
-    whole = {
-        number: values
-        for number, some in scores.items()
-        if len(values := [one.value for one in some if one.value is not None]) == len(seeds)
-    }
 
-    def line(
-        entrant: _Candidate, mean: Interval | None = None, gain: Interval | None = None
+    def result_of(
+        candidate: _Candidate, mean: Interval | None = None, gain: Interval | None = None
     ) -> PlanResult:
-        its, shrank = scores[entrant.number], None
-        if mean is not None and entrant.search_value is not None:
-            shrank = entrant.search_value - mean.mean
+        bias = None
+        if mean is not None and candidate.search_value is not None:
+            bias = candidate.search_value - mean.mean
+            bias = bias if objective.is_maximized else -bias
         return PlanResult(
-            trial=entrant.number,
-            plan=entrant.plan,
-            search_value=entrant.search_value,
-            values=tuple(one.value for one in its),
-            failed=next((one.failed for one in its if one.failed), ""),
+            trial=candidate.trial,
+            plan=candidate.plan,
+            search_value=candidate.search_value,
+            values=tuple(result.value for result in candidate.results),
+            failed=next((one.failed for one in candidate.results if one.failed), ""),
             mean=mean,
             gain=gain,
-            selection_bias=shrank if shrank is None or objective.is_maximized else -shrank,
+            selection_bias=bias,
         )
 
-    first, *others = entrants
-    if first.number not in whole:
+    if len(baseline.values()) < len(seeds):
         raise StudyError(
-            f"the baseline of {opened.name!r} must train under every seed, for plans to be "
-            f"compared with it, but: {line(first).failed}; a study with a lower baseline.lr helps"
+            f"confirming {results.name!r} failed: its baseline diverged "
+            f"({result_of(baseline).failed}), and plans are compared with it. Make a study with a "
+            "lower baseline.lr."
         )
-    judged = compare_with_baseline(
-        {number: some for number, some in whole.items() if number is not None},
-        whole[first.number],
+    by_trial = {plan.trial: plan for plan in plans if plan.trial is not None}
+    compared = compare_with_baseline(
+        {trial: v for trial, plan in by_trial.items() if len(v := plan.values()) == len(seeds)},
+        baseline.values(),
         maximized=objective.is_maximized,
         step=step,
-        among=len(others),
+        among=len(plans),
     )
-    by_number = {one.number: one for one in others}
-    baseline = line(first, t_interval(whole[first.number], CONFIDENCE_LEVEL, step / math.sqrt(12)))
-    ranked = [line(by_number[one.name], one.mean, one.gain) for one in judged]
-    diverged = [line(one) for one in others if one.number not in whole]
-    verdict = _verdict(baseline, ranked[0], others, seeds) if ranked else None
-    opened.study.set_user_attr(attrs.CONFIRMED, verdict and verdict.to_json())
-    trained = sum(not one.known for some in scores.values() for one in some)
-    return Confirmation(baseline, (*ranked, *diverged), seeds, trained, verdict)
-
-
-def _verdict(
-    baseline: PlanResult, best: PlanResult, others: Sequence[_Candidate], seeds: Sequence[int]
-) -> Verdict:
-    assert best.trial is not None and best.mean and best.gain and baseline.mean
-    assert best.selection_bias is not None, "a trial of a search has a value"
-    return Verdict(
-        trial=best.trial,
-        mean=best.mean.mean,
-        baseline=baseline.mean.mean,
-        gain=best.gain.mean,
-        low=best.gain.low,
-        high=best.gain.high,
-        selection_bias=best.selection_bias,
-        seeds=len(seeds),
-        trials=tuple(one.number for one in others if one.number is not None),
+    ranked = [result_of(by_trial.pop(one.name), one.mean, one.gain) for one in compared]
+    mean = t_interval(baseline.values(), CONFIDENCE_LEVEL, step / math.sqrt(12))
+    verdict = None
+    if compared:
+        best, bias = compared[0], ranked[0].selection_bias
+        verdict = Verdict(
+            trial=best.name,
+            mean=best.mean.mean,
+            baseline=mean.mean,
+            gain=best.gain.mean,
+            low=best.gain.low,
+            high=best.gain.high,
+            selection_bias=0.0 if bias is None else bias,
+            seeds=len(seeds),
+            trials=tuple(plan.trial for plan in plans if plan.trial is not None),
+        )
+    return Confirmation(
+        baseline=result_of(baseline, mean),
+        plans=(*ranked, *map(result_of, by_trial.values())),
+        seeds=seeds,
+        trained=sum(not one.is_cached for plan in (baseline, *plans) for one in plan.results),
+        verdict=verdict,
     )

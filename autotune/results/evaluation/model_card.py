@@ -1,23 +1,25 @@
-"""The model card: what a fitted model is and how good, for whoever finds its folder."""
+"""The model card: what a refitted model is and how good it is, for a reader of its folder."""
 
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from autotune.models.backbone import PACKAGED_WEIGHTS, Backbone
 from autotune.plan import TrialPlan
-from autotune.results.model.model import write_text
-from autotune.text import as_cell, visible
+from autotune.results.evaluation.bootstrap import Bin
+from autotune.results.values.markdown import escape, table
+from autotune.text import as_cell
 
-CARD, MATRIX = "README.md", "confusion_matrix.csv"
-#: Classes whose recall is listed; the matrix beside the card has those of all.
+CARD, MATRIX, RELIABILITY = "README.md", "confusion_matrix.csv", "reliability.png"
+#: Most classes whose recall is listed; the matrix beside the card has all.
 LISTED_CLASSES = 100
 _METRICS = {
     "accuracy": "accuracy (top-1)",
@@ -27,17 +29,80 @@ _METRICS = {
     "log_loss": "log loss",
     "calibration_error": "calibration error",
 }
+_CARD = """\
+---
+library_name: autotune
+pipeline_tag: image-classification
+---
+
+# {study}
+
+Classifies images into {count} classes: {backbone}, trained by autotune with the plan of {chosen}:
+{plan}.
+
+{remarks}## Scores
+
+Measured on {images} images of {dataset} that were used neither by the search nor by the training;
+trained on {train_images} others. {reads}
+
+{scores}
+
+The baseline is the unchanged backbone with a linear head, trained as this model was. In brackets:
+95 % bootstrap intervals over the test images; those of the difference are paired. They say how far
+other images would change a score, not how far another training would. Log loss (in nats) and
+calibration error are better when lower.
+
+{difference}
+
+![Confusion matrix of the test split](confusion_matrix.png)
+
+Recall of each class:
+
+{recalls}
+
+## Calibration
+
+Images that were classified with about the same probability, and the share of them that is correct.
+The calibration error is the mean gap between the last two columns over all images; with few images
+it is overestimated.
+
+![Share of correct predictions by probability](reliability.png)
+
+{calibration}
+
+## Training
+
+{training}
+
+## Model
+
+{model}
+
+## Usage
+
+    autotune predict THIS_FOLDER photos/ -o classes.csv
+    autotune export THIS_FOLDER --format onnx
+
+In Python `autotune.load('THIS_FOLDER').predict(['a.jpg', 'b.jpg'])` returns the probabilities of
+the classes.
+
+## Licenses
+
+{license}
+
+The images that it was trained on have terms of their own.
+"""
 
 
 def weights_origin(backbone: Backbone, weights: str) -> dict[str, str]:
-    """Say where the weights of a backbone come from, and under which licence.
+    """Return where the weights of a backbone come from, and their license.
 
     Args:
         backbone: The backbone, as it was loaded.
-        weights: What the study file says: ``hub``, ``none`` or a file.
+        weights: The value of the study file: ``hub``, ``none`` or a file.
 
     Returns:
-        ``weights`` (``hub``, ``shipped``, ``file`` or ``none``) and ``hash``, for the hub
+        ``weights`` (``hub``, ``shipped``, ``file`` or ``none``) and ``hash``; for the hub also
         ``source`` and ``licence`` where timm states them.
     """
     kind = weights if weights in ("hub", "none") else "file"
@@ -47,157 +112,138 @@ def weights_origin(backbone: Backbone, weights: str) -> dict[str, str]:
     if kind == "hub":
         stated: Mapping[str, Any] = getattr(backbone.pretrained, "pretrained_cfg", {})
         source = stated.get("hf_hub_id") or stated.get("url")
-        found = {"source": source, "licence": stated.get("license")}
-        origin |= {key: str(value) for key, value in found.items() if value}
+        values = {"source": source, "licence": stated.get("license")}
+        origin |= {key: str(value) for key, value in values.items() if value}
     return {"weights": kind, **origin}
 
 
 def write_model_card(
-    folder: Path, record: Mapping[str, Any], matrix: npt.NDArray[np.int64]
+    folder: Path, record: Mapping[str, Any], matrix: npt.NDArray[np.int64], bins: Sequence[Bin]
 ) -> None:
-    """Write the card of a model and its confusion matrix as a table.
+    """Write the card of a model, its confusion matrix as CSV and its reliability diagram.
 
     Args:
         folder: The folder of the model.
         record: What :func:`~autotune.results.model.model.save_model` returned.
-        matrix: ``(classes, classes)`` counts of the test part; rows are true.
+        matrix: Counts on the test split ``(classes, classes)``; rows are true.
+        bins: Calibration on the test split.
     """
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["true \\ predicted", *map(as_cell, record["classes"])])
-    for name, row in zip(record["classes"], matrix.tolist(), strict=True):
-        writer.writerow([as_cell(name), *row])
-    write_text(folder / MATRIX, table.getvalue())
-    write_text(folder / CARD, model_card(record, matrix))
+    with (folder / MATRIX).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["true \\ predicted", *map(as_cell, record["classes"])])
+        for name, row in zip(record["classes"], matrix.tolist(), strict=True):
+            writer.writerow([as_cell(name), *row])
+    _draw_reliability(folder / RELIABILITY, bins)
+    (folder / CARD).write_text(model_card(record, matrix), "utf-8")
 
 
 def model_card(record: Mapping[str, Any], matrix: npt.NDArray[np.int64]) -> str:
     """Return the card of a model as Markdown, with the front matter of the Hugging Face hub."""
     plan = TrialPlan.from_json(record["plan"])
-    test = record["test"]
-    classes, preprocessing = record["classes"], record["preprocessing"]
+    preprocessing = record["preprocessing"]
     reads = record["times_the_test_part_was_read"]
-    versions = ", ".join(f"{name} {one}" for name, one in record["versions"].items())
-    sections = [
-        "---\nlibrary_name: autotune\npipeline_tag: image-classification\n---",
-        f"# {_plain(record['study'])}",
-        f"Tells {len(classes)} classes of images apart. {plan.backbone}, trained by autotune with "
-        f"the plan of {record['chosen']}: {plan.describe()}.",
-        *record["remarks"],
-        "## How good",
-        f"On {test['images']} images of {_plain(record['dataset'])} that neither the search nor "
-        f"the training has seen; trained on {record['trained_on']['images']} others. "
-        + _reads_in_words(reads),
-        _figures(record),
-        "The baseline is the untouched backbone with a linear head, trained as this model was. In "
-        "brackets: 95 % bootstrap intervals over the test images; those of the difference are "
-        "paired. They say how far other images would change a figure, not how far another "
-        "training would. Log loss (in nats) and calibration error are better when lower.",
-        "This model is the baseline."
-        if record["is_baseline"]
-        else describe_difference(record["objective"], record["intervals"]["difference"]),
-        "![Confusion matrix of the test part](confusion_matrix.png)",
-        *_classes(classes, matrix),
-        "## What its probabilities are worth",
-        *_reliability(record["calibration"]["test"]),
-        "## How it was trained",
-        _table(("", "this model", "baseline"), _training(record)),
-        "## What it is",
-        _table(
-            ("", ""),
-            [
-                ("parameters", f"{record['parameters']:,}"),
-                ("input", " x ".join(map(str, preprocessing["input_size"]))),
-                ("resized with", f"{preprocessing['interpolation']}, then cropped to a share of "
-                 f"{preprocessing['crop_pct']:g} ({preprocessing['crop_mode']})"),
-                ("mean", _numbers(preprocessing["mean"])),
-                ("standard deviation", _numbers(preprocessing["std"])),
-                ("made with", versions),
-            ],
+    often = "once." if reads == 1 else f"{reads} times; scores that were chosen by are optimistic."
+    if record["is_baseline"]:
+        difference = "This model is the baseline."
+    else:
+        difference = describe_difference(record["objective"], record["intervals"]["difference"])
+    model = [
+        ("parameters", f"{record['parameters']:,}"),
+        ("input", " x ".join(map(str, preprocessing["input_size"]))),
+        (
+            "resized with",
+            f"{preprocessing['interpolation']}, then cropped to a share of "
+            f"{preprocessing['crop_pct']:g} ({preprocessing['crop_mode']})",
         ),
-        "## How to use it",
-        "    autotune predict THIS_FOLDER photos/ -o classes.csv\n"
-        "    autotune export THIS_FOLDER --format onnx\n"
-        "In Python `autotune.load('THIS_FOLDER').predict(['a.jpg', 'b.jpg'])` gives the "
-        "probabilities of the classes.",
-        "## Licences",
-        _licence(plan.backbone, record["pretrained"]),
-        "The images that it was trained on have terms of their own.",
-    ]  # fmt: skip
-    return "\n\n".join(sections) + "\n"
+        ("mean", _numbers(preprocessing["mean"])),
+        ("standard deviation", _numbers(preprocessing["std"])),
+        ("made with", ", ".join(" ".join(item) for item in record["versions"].items())),
+    ]
+    return _CARD.format(
+        study=escape(record["study"]),
+        count=len(record["classes"]),
+        backbone=plan.backbone,
+        chosen=record["chosen"],
+        plan=plan.describe(),
+        remarks="".join(f"{remark}\n\n" for remark in record["remarks"]),
+        images=record["test"]["images"],
+        dataset=escape(record["dataset"]),
+        train_images=record["trained_on"]["images"],
+        reads=f"The test split was read {often}",
+        scores=_scores(record),
+        difference=difference,
+        recalls=_recalls(record["classes"], matrix),
+        calibration=_calibration(record["calibration"]["test"]),
+        training=table(("", "this model", "baseline"), _training(record)),
+        model=table(("", ""), model),
+        license=_license(plan.backbone, record["pretrained"]),
+    )
 
 
 def describe_difference(metric: str, differences: Mapping[str, Mapping[str, float]]) -> str:
-    """Say in a sentence whether the test part shows a difference to the baseline.
+    """Say in a sentence whether the test split shows a difference to the baseline.
 
     Args:
-        metric: The metric that the study optimises.
-        differences: Of each metric ``value``, ``low`` and ``high``, model minus baseline.
+        metric: The metric that the study optimizes.
+        differences: ``value``, ``low`` and ``high`` of each metric, model minus baseline.
     """
-    name, found = _METRICS[metric], differences[metric]
-    value, low, high = (_signed(metric, found[key]) for key in ("value", "low", "high"))
+    gap = differences[metric]
+    value, low, high = (_signed(metric, gap[key]) for key in ("value", "low", "high"))
     unit = "" if metric == "log_loss" else " points"
-    known = f"{value}{unit} against the baseline (95 % interval {low} to {high})"
-    if found["low"] <= 0.0 <= found["high"]:
+    text = f"The {_METRICS[metric]} is {value}{unit} against the baseline (95 % interval {low} to "
+    if gap["low"] <= 0.0 <= gap["high"]:
         return (
-            f"The {name} is {known}. The interval includes 0: the test part does not show that "
-            "one of the two is better."
+            f"{text}{high}). The interval includes 0: the test split does not show that one of "
+            "the two is better."
         )
-    better = (found["value"] > 0) != (metric == "log_loss")
-    return f"The {name} is {known}: this model is {'better' if better else 'worse'}."
+    is_better = (gap["value"] > 0) != (metric == "log_loss")
+    return f"{text}{high}): this model is {'better' if is_better else 'worse'}."
 
 
-def _figures(record: Mapping[str, Any]) -> str:
+def _scores(record: Mapping[str, Any]) -> str:
     intervals = record["intervals"]
     rows = []
-    for name, words in _METRICS.items():
+    for name, label in _METRICS.items():
         if name not in record["test"]:
             continue
-        shown = [
-            f"{_figure(name, record[scores][name])} "
-            f"[{', '.join(_figure(name, end) for end in intervals[key][name])}]"
+        cells = [
+            f"{_score(name, record[scores][name])} "
+            f"({' to '.join(_score(name, end) for end in intervals[key][name])})"
             for scores, key in (("test", "test"), ("baseline_test", "baseline"))
         ]
         gap = intervals["difference"][name]
         value, low, high = (_signed(name, gap[key]) for key in ("value", "low", "high"))
-        rows.append((words, *shown, f"{value} [{low}, {high}]"))
-    return _table(("", "this model", "baseline", "difference"), rows)
+        rows.append((label, *cells, f"{value} ({low} to {high})"))
+    return table(("", "this model", "baseline", "difference"), rows)
 
 
-def _reliability(bins: Sequence[Mapping[str, Any]]) -> list[str]:
+def _calibration(bins: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         (
-            f"{one['low']:.0%} to {one['high']:.0%}",
-            str(one["images"]),
-            f"{one['probability']:.1%}",
-            f"{one['accuracy']:.1%}",
+            f"{found['low']:.0%} to {found['high']:.0%}",
+            str(found["images"]),
+            f"{found['probability']:.1%}",
+            f"{found['accuracy']:.1%}",
         )
-        for one in bins
-        if one["images"]
+        for found in bins
+        if found["images"]
     ]
-    return [
-        "Of the images that were classified with about the same probability, so many are right. "
-        "The calibration error is the mean gap of the two last columns over all images; with few "
-        "images it comes out too large.",
-        "![Share of right answers by probability](reliability.png)",
-        _table(("probability", "images", "mean probability", "right"), rows),
-    ]
+    return table(("probability", "images", "mean probability", "correct"), rows)
 
 
-def _training(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _training(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    formats: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "images": ("images (training and validation split)", str),
+        "views": ("views of each image", _views),
+        "epochs": ("epochs", str),
+        "ema": ("average of the weights", lambda ema: f"decay {ema:.4f}" if ema else "none"),
+        "part": ("images at a time", str),
+        "seconds": ("seconds", lambda seconds: f"{seconds:.0f}"),
+    }
     both = (record["trained_on"], record["baseline_trained_on"])
-
-    def row(words: str, key: str, write: Callable[[Any], str]) -> tuple[str, str, str]:
-        mine, its = (write(one[key]) for one in both)
-        return words, mine, its
-
     return [
-        row("images (training and validation part)", "images", str),
-        row("views of each image", "views", _views),
-        row("epochs", "epochs", str),
-        row("average of the weights", "ema", lambda ema: f"decay {ema:.4f}" if ema else "none"),
-        row("images at a time", "part", str),
-        row("seconds", "seconds", lambda seconds: f"{seconds:.0f}"),
+        (label, *(write(summary[key]) for summary in both))
+        for key, (label, write) in formats.items()
     ]
 
 
@@ -207,63 +253,58 @@ def _views(views: int | str) -> str:
     return "1, not augmented" if views == 1 else str(views)
 
 
-def _reads_in_words(reads: int) -> str:
-    if reads == 1:
-        return "The test images were looked at once."
-    return (
-        f"The test images were looked at {reads} times: whoever chose by that has chosen by these "
-        "figures."
-    )
-
-
-def _classes(classes: list[str], matrix: npt.NDArray[np.int64]) -> list[str]:
+def _recalls(classes: list[str], matrix: npt.NDArray[np.int64]) -> str:
     """List the recall of every class, worst first."""
     counts = matrix.sum(axis=1)
     recalls = matrix.diagonal() / np.maximum(1, counts)
     order = np.argsort(recalls, kind="stable")[:LISTED_CLASSES]
-    rows = [(_plain(classes[i]), str(counts[i]), f"{recalls[i]:.1%}") for i in order]
+    rows = [(classes[i], str(counts[i]), f"{recalls[i]:.1%}") for i in order]
     more = len(classes) - len(rows)
-    left_out = [f"{more} more classes are in `{MATRIX}`."] if more else []
-    return ["Recall of each class:", _table(("class", "images", "recall"), rows), *left_out]
+    rest = f"\n\n{more} more classes are in `{MATRIX}`." if more else ""
+    return table(("class", "images", "recall"), rows) + rest
 
 
-def _licence(name: str, pretrained: Mapping[str, str]) -> str:
-    kind = pretrained["weights"]
-    if kind == "none":
-        return f"{name} started from random weights."
-    if kind == "file":
-        return (
-            f"{name} started from the weights of a file (fingerprint {pretrained['hash']}); "
-            "their licence is not known here."
-        )
-    if kind == "shipped":
-        return f"{name} started from the weights that autotune ships (Apache-2.0)."
+def _license(name: str, pretrained: Mapping[str, str]) -> str:
     source = pretrained.get("source", "the hub")
-    if "licence" not in pretrained:
-        return f"{name} started from the weights of {source}; timm states no licence of them."
-    return f"{name} started from the weights of {source}; timm states {pretrained['licence']}."
+    match pretrained["weights"]:
+        case "none":
+            return f"{name} started from random weights."
+        case "file":
+            return (
+                f"{name} started from the weights of a file (fingerprint {pretrained['hash']}) "
+                "of unknown license."
+            )
+        case "shipped":
+            return f"{name} started from the weights that autotune ships (Apache-2.0)."
+    license_name = pretrained.get("licence", "no license")
+    return f"{name} started from the weights of {source}; timm states {license_name}."
 
 
-def _figure(name: str, value: float) -> str:
+def _draw_reliability(path: Path, bins: Sequence[Bin]) -> None:
+    """Draw the share of correct predictions over the probability of the predicted class."""
+    figure = Figure(figsize=(4.5, 5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    filled = [found for found in bins if found.images]
+    upper.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="calibrated")
+    x, y = [found.probability for found in filled], [found.accuracy for found in filled]
+    upper.plot(x, y, marker="o", markersize=4, label="this model")
+    upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share of correct predictions")
+    upper.legend(loc="upper left")
+    upper.grid(alpha=0.3)
+    edges, heights = [found.low for found in bins], [found.images for found in bins]
+    lower.bar(edges, heights, bins[0].high - bins[0].low, align="edge")
+    lower.set(xlabel="probability of the predicted class", ylabel="images")
+    FigureCanvasAgg(figure).print_png(str(path))  # type: ignore[no-untyped-call]
+
+
+def _score(name: str, value: float) -> str:
     return f"{value:.4f}" if name == "log_loss" else f"{value:.2%}"
 
 
 def _signed(name: str, value: float) -> str:
-    shown = f"{value:+.4f}" if name == "log_loss" else f"{100 * value:+.2f}"
-    return shown.replace("-", "−")
+    text = f"{value:+.4f}" if name == "log_loss" else f"{100 * value:+.2f}"
+    return text.replace("-", "−")
 
 
 def _numbers(values: list[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _plain(text: str) -> str:
-    """Take from a name what Markdown would read as its own, line ends among it."""
-    spaced = " ".join(text.split())
-    special = "\\`*_{}[]<>#|!"
-    return visible("".join(f"\\{one}" if one in special else one for one in spaced))

@@ -1,37 +1,33 @@
-"""Which plan is fitted, and why.
+"""Which plan is refitted, and why.
 
-A plan that was confirmed is known over several seeds and comes before one that was good once. So
-the best confirmed mean is taken, whether or not it is shown to beat the baseline, and the baseline
-itself where no confirmed plan has a better one.
+Values over several seeds come before one value of the search: the best confirmed mean is taken,
+whether or not it is shown to be better than the baseline. The baseline itself is taken where no
+confirmed plan has a better mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial
 
 from autotune.errors import StudyError
 from autotune.plan import TrialPlan
-from autotune.results.evaluation.confirm import candidates
-from autotune.results.values.objective import Objective
-from autotune.results.values.pareto_front import explain_no_best
+from autotune.results.study_results import StudyResults
 from autotune.results.values.verdict import Verdict
 from autotune.search import ranking
-from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 
 
 @dataclass(frozen=True)
 class SelectedPlan:
-    """The plan that is fitted.
+    """The plan that is refitted.
 
     Args:
         trial: Number of its trial.
         plan: The plan.
         reason: Why this one, in a few words: ``confirmed over 5 seeds``.
-        remarks: What should be known of the choice, in sentences.
+        remarks: What a reader of the scores should know, in sentences.
     """
 
     trial: int
@@ -40,88 +36,93 @@ class SelectedPlan:
     remarks: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """Say it in a sentence: ``trial 12, confirmed over 5 seeds``."""
+        """Return trial and reason: ``trial 12, confirmed over 5 seeds``."""
         return f"trial {self.trial}, {self.reason}"
 
 
-def select_plan(opened: OpenStudy, trial: int | None = None) -> SelectedPlan:
-    """Choose the plan to fit.
+def select_plan(results: StudyResults, trial: int | None = None) -> SelectedPlan:
+    """Select the plan to refit.
 
     Args:
-        opened: The study.
-        trial: Number of the trial to take whatever was found out about it.
+        results: The study.
+        trial: Number of the trial to take, whatever is known about it.
 
     Raises:
         StudyError: When there is no such trial, or none that is complete.
     """
-    trials = opened.study.get_trials(deepcopy=False)
     if trial is not None:
-        if not 0 <= trial < len(trials):
+        if not 0 <= trial < len(results.trials):
             raise StudyError(
-                f"--trial: the study {opened.name!r} has the trials 0 to {len(trials) - 1}, but "
-                f"got {trial}"
+                f"--trial: the study {results.name!r} has the trials 0 to "
+                f"{len(results.trials) - 1}, but got {trial}"
             )
-        return _chosen(opened, trials[trial], "as asked for")
-    verdict = Verdict.from_study(opened.study)
-    return _searched(opened, trials) if verdict is None else _confirmed(opened, trials, verdict)
-
-
-def _searched(opened: OpenStudy, trials: Sequence[FrozenTrial]) -> SelectedPlan:
-    best = ranking.best_trial(trials, attrs.metric_direction(opened.study))
+        return _selected(results, results.trials[trial], "as asked for")
+    if results.verdict is not None:
+        return _confirmed(results, results.verdict)
+    best = results.best
     if best is None:
-        raise StudyError(f"the study {opened.name!r} has {explain_no_best(trials)}")
+        raise StudyError(f"the study {results.name!r} has {results.explain_no_best()}")
     if attrs.is_baseline(best):
-        return _chosen(opened, best, "the baseline: no trial is better")
-    return _chosen(
-        opened,
-        best,
-        "the best of the search",
-        "The best of a search is good and lucky; 'autotune confirm' tells how much was luck.",
+        return _selected(results, best, "the baseline: no trial is better")
+    bias = "Its value is biased upwards by selection; 'autotune confirm' measures by how much."
+    return _selected(results, best, "the best of the search", bias)
+
+
+def best_plans(results: StudyResults, top: int) -> list[tuple[FrozenTrial, TrialPlan]]:
+    """Return the best trials with their plans, without the baseline.
+
+    With two objectives these are the first trials of the Pareto front.
+
+    Raises:
+        StudyError: When there is none.
+    """
+    best = (
+        results.front if results.cost else ranking.rank_trials(results.trials, results.direction)
     )
+    plans = [
+        (trial, plan)
+        for trial in best
+        if not attrs.is_baseline(trial) and (plan := attrs.trial_plan(trial)) is not None
+    ]
+    if not plans:
+        reason = results.explain_no_best()
+        if best:
+            reason = "no complete trial but the baseline"
+        raise StudyError(f"the study {results.name!r} has {reason}; nothing can be confirmed")
+    return plans[:top]
 
 
-def _confirmed(opened: OpenStudy, trials: Sequence[FrozenTrial], verdict: Verdict) -> SelectedPlan:
+def _confirmed(results: StudyResults, verdict: Verdict) -> SelectedPlan:
     seeds = f"confirmed over {verdict.seeds} seeds"
-    baseline = attrs.find_baseline(trials)
-    stale = _stale(opened, verdict)
-    if verdict.gain <= 0 and baseline is not None:
-        known = (
-            f"No confirmed plan has a better mean: the best is trial {verdict.trial}, which "
-            f"--trial {verdict.trial} takes.",
+    best = [trial.number for trial, _ in best_plans(results, len(verdict.trials))]
+    missing = [str(number) for number in best if number not in verdict.trials]
+    outdated: tuple[str, ...] = ()
+    if missing:
+        trials = f"Trials {', '.join(missing)} are" if missing[1:] else f"Trial {missing[0]} is"
+        outdated = (
+            f"{trials} better in the search than some that were confirmed; run 'autotune confirm' "
+            "again to compare them.",
         )
-        return _chosen(opened, baseline, f"the baseline, {seeds}", *known, *stale)
-    doubt: tuple[str, ...] = ()
-    if not verdict.is_better:
-        doubt = (f"{_sentence(verdict.describe(Objective.from_study(opened.study)))}.",)
-    return _chosen(opened, trials[verdict.trial], seeds, *doubt, *stale)
+    if verdict.gain <= 0 and results.baseline is not None:
+        remark = (
+            f"No confirmed plan has a better mean: the best is trial {verdict.trial}, which "
+            f"--trial {verdict.trial} takes."
+        )
+        reason = f"the baseline, {seeds}"
+        return _selected(results, results.baseline, reason, remark, *outdated)
+    trial = results.trials[verdict.trial]
+    if verdict.is_better:
+        return _selected(results, trial, seeds, *outdated)
+    text = verdict.describe(results.objective)
+    return _selected(results, trial, seeds, f"{text[0].upper()}{text[1:]}.", *outdated)
 
 
-def _stale(opened: OpenStudy, verdict: Verdict) -> tuple[str, ...]:
-    """Name the trials that would be confirmed by now and were not."""
-    best = candidates(opened, len(verdict.trials))
-    missing = [one.number for one, _ in best if one.number not in verdict.trials]
-    if not missing:
-        return ()
-    which = f"Trial {missing[0]} is" if len(missing) == 1 else f"Trials {_listed(missing)} are"
-    return (
-        f"{which} better in the search than some that were confirmed; 'autotune confirm' again "
-        "compares them.",
-    )
-
-
-def _chosen(opened: OpenStudy, trial: FrozenTrial, reason: str, *remarks: str) -> SelectedPlan:
+def _selected(
+    results: StudyResults, trial: FrozenTrial, reason: str, *remarks: str
+) -> SelectedPlan:
     plan = attrs.trial_plan(trial)
     if plan is None:
         raise StudyError(
-            f"--trial: trial {trial.number} of {opened.name!r} ended before it had a plan"
+            f"--trial: trial {trial.number} of {results.name!r} ended before it had a plan"
         )
     return SelectedPlan(trial.number, plan, reason, remarks)
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    *first, last = map(str, numbers)
-    return f"{', '.join(first)} and {last}"
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]

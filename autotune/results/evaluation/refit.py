@@ -1,7 +1,7 @@
-"""The final fit: the best plan and the baseline, trained anew, measured on the test part.
+"""The refit: the best plan and the baseline, trained again and measured on the test split.
 
-This is the only code that reads the test part, and every time it does is written down with the
-study: a test part that was looked at often is a validation part.
+This is the only code that reads the test split, and the study records every read: choosing by a
+test split makes it a validation split.
 """
 
 from __future__ import annotations
@@ -12,10 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from optuna.trial import FrozenTrial
-
 from autotune.config.schema import FitConfig
 from autotune.data.progress import Progress, no_progress
 from autotune.data.sources.registry import fetch_source
@@ -25,35 +21,32 @@ from autotune.plan import TrialPlan
 from autotune.results.evaluation.bootstrap import Comparison, compare
 from autotune.results.evaluation.model_card import weights_origin, write_model_card
 from autotune.results.evaluation.plan_selection import SelectedPlan, select_plan
-from autotune.results.evaluation.reliability import draw_reliability
-from autotune.results.model.model import ModelSpec, replacing, save_model
+from autotune.results.model.model import ModelSpec, replace_files, save_model
+from autotune.results.study_results import StudyResults
 from autotune.storage.rdb.retry import call_with_retry
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.study.engine.worker import build_context
 from autotune.study.setup.manifest_store import read_manifest
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.plots import draw_confusion
 from autotune.study.trial.refit import Refit, TrainingSummary, refit, refit_views
 from autotune.training.metrics import Metrics, compute_metrics, confusion
 
-TEST_READS = attrs.TEST_READS
-
 
 @dataclass(frozen=True)
 class RefitResult:
-    """What the final fit brought.
+    """A refitted model and its scores.
 
     Args:
-        choice: The plan that was trained, and why this one.
-        test: Its scores on the test part.
-        baseline: Scores of the baseline on the test part.
-        comparison: All figures of both with their intervals.
+        selection: The plan that was trained, and why this one.
+        test: Its scores on the test split.
+        baseline: Scores of the baseline on the test split.
+        comparison: All metrics of both with their intervals.
         summary: How the plan was trained.
-        baseline_summary: How the baseline was.
-        test_images: Images of the test part.
-        reads: How often the test part has been read, this time included.
+        baseline_summary: How the baseline was trained.
+        test_images: Images of the test split.
+        reads: How often the test split has been read, this time included.
         folder: Where the model was written.
     """
 
@@ -79,143 +72,150 @@ class RefitResult:
 
     @property
     def images(self) -> int:
-        """Training images of both: the training and the validation part together."""
+        """Training images of both: the training and the validation split together."""
         return self.summary.images
 
     @property
     def is_baseline(self) -> bool:
-        """Whether the plan is that of the baseline: there was one training then."""
+        """Whether the plan is that of the baseline: then there was one training."""
         return self.summary is self.baseline_summary
 
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
+    def scores(self) -> dict[str, Any]:
+        """Return choice and scores as JSON values: the keys of the record and of ``--json``."""
         return {
             "trial": self.trial,
             "chosen": self.selection.describe(),
             "remarks": list(self.selection.remarks),
-            "plan": self.plan.to_json(),
-            **_figures_of(self.comparison, self.test_images),
+            "test": {"images": self.test_images, **self.comparison.model.values},
+            "baseline_test": self.comparison.baseline.values,
+            "intervals": self.comparison.to_json(),
+            "calibration": {
+                "test": [asdict(one) for one in self.comparison.model.bins],
+                "baseline": [asdict(one) for one in self.comparison.baseline.bins],
+            },
             "trained_on": self.summary.to_json(),
             "baseline_trained_on": self.baseline_summary.to_json(),
             "times_the_test_part_was_read": self.reads,
-            "folder": str(self.folder),
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {**self.scores(), "plan": self.plan.to_json(), "folder": str(self.folder)}
 
 
 def refit_study(
-    opened: OpenStudy,
+    handle: OpenStudy,
     trial: int | None = None,
     folder: Path | None = None,
     on_epoch: Callable[[str, int, int], None] = lambda what, epoch, epochs: None,
-    fetching: Progress = no_progress,
+    on_progress: Progress = no_progress,
     settings: FitConfig | None = None,
 ) -> RefitResult:
-    """Train the chosen plan and the baseline on training + validation and measure both.
+    """Train the selected plan and the baseline on training + validation images and measure both.
 
     Args:
-        opened: The study.
-        trial: Number of the trial to take; by default see
-        :mod:`autotune.results.evaluation.plan_selection`.
-        folder: Where the model goes; by default beside the study.
-        on_epoch: Called after every epoch: what is trained, the epoch, how many there are.
-        fetching: Told how far the fetching of a known dataset is that is not on this machine.
-        settings: How to train; by default as the study's last run had it.
+        handle: The study.
+        trial: Number of the trial to take; default: see
+            :mod:`autotune.results.evaluation.plan_selection`.
+        folder: Where the model is written; default: beside the study.
+        on_epoch: Called after every epoch with what is trained, the epoch, and their number.
+        on_progress: Called while a registered dataset is downloaded.
+        settings: How to train; default: as in the study's last run.
 
     Raises:
         StudyError: When there is no such trial, or none that is complete.
         DivergedError: When one of the two trainings diverges.
         DiskFullError: When the model cannot be written.
     """
-    selection = select_plan(opened, trial)
-    plan = selection.plan
-    fetch_source(opened.config().dataset, fetching)
-    ctx = build_context(opened)
+    results = StudyResults.from_study(handle.study)
+    selection = select_plan(results, trial)
+    fetch_source(handle.config().dataset, on_progress)
+    ctx = build_context(handle)
     config = ctx.config
-    settings = config.fit if settings is None else settings
+    settings = settings or config.fit
     baseline_plan = ctx.space.baseline(config.baseline)
-    backbones = dict.fromkeys((plan.backbone, baseline_plan.backbone))
-    tasks = {name: ctx.resources.of(name).task for name in backbones}
-    memory_bytes = ctx.resources.memory_bytes // len(tasks)
+    backbones = dict.fromkeys((selection.plan.backbone, baseline_plan.backbone))
+    data = {name: ctx.resources.of(name).task for name in backbones}
+    memory_bytes = ctx.resources.memory_bytes // len(data)
     train = {
-        name: refit_views(task, config, settings, memory_bytes) for name, task in tasks.items()
+        name: refit_views(views, config, settings, memory_bytes) for name, views in data.items()
     }
 
-    trials = opened.study.get_trials(deepcopy=False)
-
-    def trained(what: str, plan: TrialPlan, trial: FrozenTrial | None) -> Refit:
+    def train_plan(what: str, plan: TrialPlan, number: int | None) -> Refit:
         epochs = config.training.epochs
+        attributes = {} if number is None else results.trials[number].user_attrs
         return refit(
             plan,
             ctx,
             train[plan.backbone],
             settings,
             lambda epoch: on_epoch(what, epoch, epochs),
-            _part_of(trial),
+            attributes.get(attrs.MICRO_BATCH),
         )
 
-    best = trained("best plan", plan, trials[selection.trial])
-    baseline = best
-    if baseline_plan != plan:
-        baseline = trained("baseline", baseline_plan, attrs.find_baseline(trials))
-    manifest = read_manifest(opened.study, opened.files)
-    fingerprint = opened.study.user_attrs[attrs.DATASET].get("test_fingerprint")
+    model = baseline = train_plan("best plan", selection.plan, selection.trial)
+    if baseline_plan != selection.plan:
+        number = None if results.baseline is None else results.baseline.number
+        baseline = train_plan("baseline", baseline_plan, number)
     test = {
         name: open_test_views(
             config.dataset,
             config.data,
-            task.spec,
-            opened.files.cache,
+            views.spec,
+            handle.files.cache,
             config.cache.disk_bytes,
-            manifest,
-            fingerprint,
+            read_manifest(handle.study, handle.files),
+            results.attributes[attrs.DATASET].get("test_fingerprint"),
         )
-        for name, task in tasks.items()
+        for name, views in data.items()
     }
-    logits, labels = best.predict(test[plan.backbone])
-    others = logits
-    if baseline is not best:
-        others, _ = baseline.predict(test[baseline_plan.backbone])
-    comparison = compare(logits, others, labels)
-    reads = _note_read(opened, selection.trial, comparison)
+    logits, labels = model.predict(test[selection.plan.backbone])
+    baseline_logits = logits
+    if baseline is not model:
+        baseline_logits, _ = baseline.predict(test[baseline_plan.backbone])
+    comparison = compare(logits, baseline_logits, labels)
     result = RefitResult(
         selection=selection,
         test=compute_metrics(logits, labels),
-        baseline=compute_metrics(others, labels),
+        baseline=compute_metrics(baseline_logits, labels),
         comparison=comparison,
-        summary=best.summary,
+        summary=model.summary,
         baseline_summary=baseline.summary,
         test_images=len(labels),
-        reads=reads,
-        folder=folder or opened.files.model(opened.name),
+        reads=_record_read(handle, selection.trial, comparison),
+        folder=folder or handle.files.model(handle.name),
     )
-    with disk_full_as_user_error(result.folder):
-        classes = tasks[plan.backbone].classes
-        _write(result, opened, ctx, best, confusion(logits, labels, classes))
+    resources = ctx.resources.of(selection.plan.backbone)
+    classes = resources.task.classes
+    spec = ModelSpec(
+        selection.plan,
+        classes,
+        resources.backbone.data_config,
+        config.data.image_size,
+        fast_decode=config.data.decode == "fast",
+    )
+    scores = result.scores()
+    facts = {
+        **scores,
+        "study": handle.name,
+        "dataset": config.dataset,
+        "objective": config.training.objective,
+        "is_baseline": result.is_baseline,
+        "trained_on": {"parts": ["train", "validation"], **scores["trained_on"]},
+        "pretrained": weights_origin(resources.backbone, config.weights),
+        "definition": config.definition(),
+    }
+    matrix = confusion(logits, labels, classes)
+    with disk_full_as_user_error(result.folder), replace_files(result.folder) as new:
+        record = save_model(new, model.training.eval_model, spec, facts)
+        draw_confusion(new, matrix, classes)
+        write_model_card(new, record, matrix, comparison.model.bins)
     return result
 
 
-def _part_of(trial: FrozenTrial | None) -> int | None:
-    """Return how many images of a trial fitted into memory, where a whole batch did not."""
-    micro_batch_size = None if trial is None else trial.user_attrs.get(attrs.MICRO_BATCH)
-    return None if micro_batch_size is None else int(micro_batch_size)
-
-
-def _figures_of(comparison: Comparison, images: int) -> dict[str, Any]:
-    """Return all figures as plain JSON values: the same names in the record and in ``--json``."""
-    return {
-        "test": {"images": images, **comparison.model.values},
-        "baseline_test": comparison.baseline.values,
-        "intervals": comparison.to_json(),
-        "calibration": {
-            "test": [asdict(one) for one in comparison.model.bins],
-            "baseline": [asdict(one) for one in comparison.baseline.bins],
-        },
-    }
-
-
-def _note_read(opened: OpenStudy, trial: int, comparison: Comparison) -> int:
-    """Write down with the study that the test part was read; return how often it has been."""
-    gain = comparison.difference[opened.config().training.objective]
+def _record_read(handle: OpenStudy, trial: int, comparison: Comparison) -> int:
+    """Record with the study that the test split was read; return how often it has been."""
+    gain = comparison.difference[handle.config().training.objective]
     entry = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "trial": trial,
@@ -225,53 +225,13 @@ def _note_read(opened: OpenStudy, trial: int, comparison: Comparison) -> int:
         "intervals": comparison.model.intervals,
     }
 
-    def note() -> int:
-        # Under the lock, for two fits at once; what the storage was away for is not noted twice.
-        with study_lock(opened.storage, opened.url, opened.name):
-            reads = list(opened.study.user_attrs.get(attrs.TEST_READS, ()))
+    def record() -> int:
+        # The lock is for two refits at once. A call that is retried must not record it twice.
+        with study_lock(handle.storage, handle.url, handle.name):
+            reads = list(handle.study.user_attrs.get(attrs.TEST_READS, ()))
             if entry not in reads:
                 reads.append(entry)
-                opened.study.set_user_attr(attrs.TEST_READS, reads)
+                handle.study.set_user_attr(attrs.TEST_READS, reads)
             return len(reads)
 
-    return call_with_retry(note)
-
-
-def _write(
-    result: RefitResult,
-    opened: OpenStudy,
-    ctx: WorkerContext,
-    trained: Refit,
-    matrix: npt.NDArray[np.int64],
-) -> None:
-    """Write the model, and for people what it is and how good."""
-    config = ctx.config
-    material = ctx.resources.of(result.plan.backbone)
-    classes = material.task.classes
-    description = ModelSpec(
-        result.plan,
-        classes,
-        material.backbone.data_config,
-        config.data.image_size,
-        fast_decode=config.data.decode == "fast",
-    )
-    facts = {
-        "study": opened.name,
-        "trial": result.trial,
-        "chosen": result.selection.describe(),
-        "remarks": list(result.selection.remarks),
-        "dataset": config.dataset,
-        "objective": config.training.objective,
-        "is_baseline": result.is_baseline,
-        "trained_on": {"parts": ["train", "validation"], **result.summary.to_json()},
-        "baseline_trained_on": result.baseline_summary.to_json(),
-        **_figures_of(result.comparison, result.test_images),
-        "times_the_test_part_was_read": result.reads,
-        "pretrained": weights_origin(material.backbone, config.weights),
-        "definition": config.definition(),
-    }
-    with replacing(result.folder) as folder:
-        record_of_model = save_model(folder, trained.training.eval_model, description, facts)
-        draw_confusion(folder, matrix, classes)
-        draw_reliability(folder, result.comparison.model.bins)
-        write_model_card(folder, record_of_model, matrix)
+    return call_with_retry(record)

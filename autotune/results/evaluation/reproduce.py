@@ -1,9 +1,9 @@
-"""One trial once more, as the study trained it: does it come out the same?"""
+"""One trial trained again as the study did: does it reach the same values?"""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -25,17 +25,17 @@ from autotune.study.trial.run import device_name
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What a trial reached then and now.
+    """The values of a trial in the study and in a second training.
 
     Args:
         trial: Its number.
         plan: Its plan.
         pruned: Whether it was pruned; then it was trained up to that epoch.
-        then: The objective after each epoch, as the study has it; after the last one, the value of
-            the trial.
-        now: The same of this training.
-        changes: What is not as it was, in words: device, precision, versions.
-        computing: On which device this training computed, and in which precision, in words.
+        recorded: The objective after each epoch, as the study has it; after the last one, the
+            value of the trial.
+        reproduced: The objective after each epoch of this training.
+        changes: What has changed since then: device, precision, versions.
+        compute: Device and precision of this training.
     """
 
     trial: int
@@ -49,59 +49,57 @@ class Reproduction:
     @property
     def first_difference(self) -> int | None:
         """The first epoch whose values differ, ``None`` where all are equal bit by bit."""
-        return next(
-            (one for one in self.reproduced if self.recorded.get(one) != self.reproduced[one]),
-            None,
-        )
+        epochs = self.reproduced.items()
+        return next((epoch for epoch, value in epochs if self.recorded.get(epoch) != value), None)
 
     @property
     def missing_epochs(self) -> tuple[int, ...]:
-        """The epochs of which the study has no value: its curve was cut."""
-        return tuple(one for one in self.reproduced if one not in self.recorded)
+        """The epochs of which the study has no value, because its curve was thinned."""
+        return tuple(epoch for epoch in self.reproduced if epoch not in self.recorded)
 
     @property
     def largest_difference(self) -> tuple[int, float]:
-        """The epoch whose values are furthest apart, and by how much: now minus then."""
-        apart = {
-            one: self.reproduced[one] - self.recorded[one]
-            for one in self.reproduced
-            if one in self.recorded
+        """The epoch with the largest difference, and the difference: reproduced - recorded."""
+        differences = {
+            epoch: value - self.recorded[epoch]
+            for epoch, value in self.reproduced.items()
+            if epoch in self.recorded
         }
-        epoch = max(apart, key=lambda one: abs(apart[one]))
-        return epoch, apart[epoch]
+        return max(differences.items(), key=lambda item: abs(item[1]))
 
     @property
     def values(self) -> tuple[float, float]:
-        """The value after the last epoch, then and now."""
-        return self.recorded[max(self.reproduced)], self.reproduced[max(self.reproduced)]
+        """The value after the last epoch, recorded and reproduced."""
+        last = max(self.reproduced)
+        return self.recorded[last], self.reproduced[last]
 
 
 def reproduce_trial(
-    opened: OpenStudy,
+    handle: OpenStudy,
     number: int,
     on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
-    fetching: Progress = no_progress,
+    on_progress: Progress = no_progress,
 ) -> Reproduction:
     """Train the plan of a trial as the study did.
 
-    On the CPU that is on as many threads as then: sums are rounded by how many share them.
+    On the CPU it uses the number of threads of the trial, because that changes how sums are
+    rounded.
 
     Args:
-        opened: The study.
+        handle: The study.
         number: Number of the trial.
-        on_epoch: Called after every epoch, and how many there will be.
-        fetching: Told how far the fetching of a known data set is that is not on this machine.
+        on_epoch: Called after every epoch with its number, and the number of epochs.
+        on_progress: Called while a registered dataset is downloaded.
 
     Raises:
-        StudyError: When there is no such trial, or nothing that could be compared.
+        StudyError: When there is no such trial, or nothing to compare with.
     """
-    trial, plan, epochs = find_reproducible(opened, number)
-    fetch_source(opened.config().dataset, fetching)
-    ctx = build_context(opened)
-    before = torch.get_num_threads()
-    threads = int(trial.user_attrs.get(attrs.THREADS, before))
+    trial, plan, epochs = find_reproducible(handle, number)
+    fetch_source(handle.config().dataset, on_progress)
+    ctx = build_context(handle)
+    threads = torch.get_num_threads()
     if ctx.device.type == "cpu":
-        torch.set_num_threads(threads)
+        torch.set_num_threads(int(trial.user_attrs.get(attrs.THREADS, threads)))
     try:
         trained = retrain(
             plan,
@@ -111,74 +109,68 @@ def reproduce_trial(
             epochs=epochs,
         )
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
     device = device_name(ctx.device)
+    recorded = dict(trial.intermediate_values)
+    if trial.state == TrialState.COMPLETE and (value := attrs.metric_value(trial)) is not None:
+        recorded[epochs] = value
     return Reproduction(
-        number,
-        plan,
-        trial.state == TrialState.PRUNED,
-        _then(trial, epochs),
-        trained.curve,
-        tuple(_changes(opened.study.user_attrs, trial, device, trained.compute)),
-        f"{device}: {describe_precision(trained.compute)}",
+        trial=number,
+        plan=plan,
+        pruned=trial.state == TrialState.PRUNED,
+        recorded=recorded,
+        reproduced=trained.curve,
+        changes=tuple(_changes(handle.study.user_attrs, trial, device, trained.compute)),
+        compute=f"{device}: {describe_precision(trained.compute)}",
     )
 
 
-def find_reproducible(opened: OpenStudy, number: int) -> tuple[FrozenTrial, TrialPlan, int]:
-    """Return a trial that can be trained again, its plan, and up to which epoch.
+def find_reproducible(handle: OpenStudy, number: int) -> tuple[FrozenTrial, TrialPlan, int]:
+    """Return a trial that can be trained again, its plan, and its number of epochs.
 
     Raises:
         StudyError: When there is no such trial, or it has no value; with the reason.
     """
-    trials = opened.study.get_trials(deepcopy=False)
+    trials = handle.study.get_trials(deepcopy=False)
     if not 0 <= number < len(trials):
-        there = f"the trials 0 to {len(trials) - 1}" if trials else "no trial yet"
-        raise StudyError(f"TRIAL: the study {opened.name!r} has {there}, but got {number}")
+        numbers = f"the trials 0 to {len(trials) - 1}" if trials else "no trial yet"
+        raise StudyError(f"TRIAL: the study {handle.name!r} has {numbers}, but got {number}")
     trial = trials[number]
     plan = attrs.trial_plan(trial)
-    what = f"trial {number} of {opened.name!r}"
+    what = f"trial {number} of {handle.name!r}"
     if not trial.state.is_finished():
-        raise StudyError(f"{what} must have ended to be compared with, but is {_state(trial)}")
-    again = next((one.number for one in trials if number in attrs.earlier_attempts(one)), None)
-    if again is not None:
-        raise StudyError(f"{what} was given back and tried again; rerun trial {again} instead")
-    reason = trial.user_attrs.get(attrs.REASON, "no reason is known")
+        is_queued = trial.state == TrialState.WAITING
+        state = "queued" if is_queued else trial.state.name.lower()
+        raise StudyError(f"{what} must have ended to be compared with, but is {state}")
+    retry = next((one.number for one in trials if number in attrs.earlier_attempts(one)), None)
+    if retry is not None:
+        raise StudyError(f"{what} was requeued and tried again; reproduce trial {retry} instead")
+    reason = trial.user_attrs.get(attrs.REASON, "the reason is unknown")
     if trial.state == TrialState.FAIL:
         raise StudyError(f"{what} has failed and has no value to compare with: {reason}")
     if attrs.ended_infeasible(trial):
         raise StudyError(f"{what} was not trained, and has no value to compare with: {reason}")
-    # A trial that is complete has its value of the last epoch, even where its curve was cut.
+    # A complete trial has the value of its last epoch, even where its curve was thinned.
     epochs = max(trial.intermediate_values, default=0)
     if trial.state == TrialState.COMPLETE:
-        epochs = opened.config().training.epochs
+        epochs = handle.config().training.epochs
     if plan is None or not epochs:
         raise StudyError(f"{what} has no epoch to compare with")
     return trial, plan, epochs
 
 
-def _then(trial: FrozenTrial, epochs: int) -> dict[int, float]:
-    value = attrs.metric_value(trial) if trial.state == TrialState.COMPLETE else None
-    return {**trial.intermediate_values, **({} if value is None else {epochs: value})}
-
-
-def _state(trial: FrozenTrial) -> str:
-    return "queued" if trial.state == TrialState.WAITING else trial.state.name.lower()
-
-
 def _changes(
     study_attrs: Mapping[str, Any], trial: FrozenTrial, device: str, compute: Mapping[str, Any]
-) -> list[str]:
-    """Say what is not as it was when the study was made, and the trial was trained."""
-    found = []
-    then = trial.user_attrs.get(attrs.DEVICE, device)
-    if then != device:
-        found.append(f"device {then} then, {device} now")
-    computed = trial.user_attrs.get(attrs.COMPUTE)
-    if computed and computed != compute:
-        old, new = describe_precision(computed), describe_precision(compute)
-        found.append(f"computed in {old} then, in {new} now")
+) -> Iterator[str]:
+    """Yield what has changed since the study was made and the trial was trained."""
+    recorded_device = trial.user_attrs.get(attrs.DEVICE, device)
+    if recorded_device != device:
+        yield f"device {recorded_device} then, {device} now"
+    recorded = trial.user_attrs.get(attrs.COMPUTE)
+    if recorded and recorded != compute:
+        old, new = describe_precision(recorded), describe_precision(compute)
+        yield f"computed in {old} then, in {new} now"
     for name, old in study_attrs.get(attrs.ENVIRONMENT, {}).items():
         new = platform.python_version() if name == "python" else version(name)
         if old != new:
-            found.append(f"{name} {old} then, {new} now")
-    return found
+            yield f"{name} {old} then, {new} now"

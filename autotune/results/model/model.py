@@ -1,14 +1,14 @@
-"""A fitted model as a folder, which is all that another machine needs to use it.
+"""A refitted model as a folder, which is all that another machine needs to use it.
 
 ::
 
     model.safetensors     all weights of the network
-    record.json           how to build it, what its images must be, how good it is
-    README.md             the same for people
-    confusion_matrix.*    what the test part was taken for
-    reliability.png       what its probabilities are worth
+    record.json           how to build it, the preprocessing of its images, its scores
+    README.md             the model card
+    confusion_matrix.*    true and predicted classes of the test split
+    reliability.png       its calibration
 
-This is the only module that knows what the first two hold.
+Only this module knows the content of the first two.
 """
 
 from __future__ import annotations
@@ -35,7 +35,14 @@ from torch import Tensor, nn
 from autotune.data.download.checksums import sha256_of
 from autotune.data.image_files import read_image, to_rgb
 from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
-from autotune.errors import BackboneError, FormatError, ModelError, PlanError, UserError
+from autotune.errors import (
+    AutotuneError,
+    BackboneError,
+    FormatError,
+    ModelError,
+    PlanError,
+    UserError,
+)
 from autotune.format_versions import FORMATS, MODEL, check_format
 from autotune.models.backbone import Backbone, build_backbone, check_name, first_line
 from autotune.models.network import Network, build_network
@@ -46,7 +53,7 @@ from autotune.training.trainer import Normalizer
 
 FORMAT = FORMATS[MODEL]
 WEIGHTS, RECORD = "model.safetensors", "record.json"
-#: What a record has of every model; a fit adds what it has measured.
+#: Fields of the record of every model; a refit adds its scores.
 FIELDS = (
     *("format", "versions", "weights_sha256", "parameters", "backbone", "image_size", "decode"),
     *("plan", "kernel_offsets", "classes", "preprocessing"),
@@ -57,14 +64,14 @@ _PACKAGES = ("autotune", "timm", "torch", "torchvision", "pillow")
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """How to build a network and how to show it images.
+    """How to build a network and how to prepare its images.
 
     Args:
-        plan: What was made of the backbone.
-        classes: Names of the classes; a logit for each.
+        plan: The plan of the backbone's layers and of the head.
+        classes: Names of the classes, in the order of the logits.
         data_config: timm's data configuration of the backbone.
-        image_size: Side of the input that the study asked for; ``None`` for the backbone's own.
-        fast: Whether large JPEG files were decoded at a part of their size.
+        image_size: Side of the input as configured; ``None`` for the backbone's own.
+        fast_decode: Whether large JPEG files are decoded at a reduced size.
     """
 
     plan: TrialPlan
@@ -75,15 +82,15 @@ class ModelSpec:
 
     @property
     def spec(self) -> ImageSpec:
-        """What the network wants to see."""
+        """The preprocessing of images."""
         return ImageSpec.from_data_config(self.data_config, self.image_size)
 
 
 class Model(nn.Module):
-    """A fitted network with everything that is between it and an image file.
+    """A refitted network with its preprocessing.
 
-    It is in evaluation mode and on the CPU when it is loaded; ``to`` and ``train`` are those of
-    any module, and ``train`` leaves the frozen layers frozen.
+    After loading it is in evaluation mode and on the CPU. ``to`` and ``train`` work as in any
+    module; ``train`` leaves the frozen layers in evaluation mode.
 
     Example:
         >>> model = autotune.load("storage/autotune.files/models/digits")  # doctest: +SKIP
@@ -92,11 +99,11 @@ class Model(nn.Module):
     Args:
         network: The network.
         model_spec: How it was built.
-        digest: SHA-256 of the file of its weights, hexadecimal; empty where there is none.
+        digest: SHA-256 of its weights file, hexadecimal; empty where there is none.
 
     Attributes:
         classes: Names of the classes, in the order of the logits.
-        spec: What the network wants to see.
+        spec: The preprocessing of images.
     """
 
     def __init__(self, network: Network, model_spec: ModelSpec, digest: str = "") -> None:
@@ -107,7 +114,7 @@ class Model(nn.Module):
         self.classes = model_spec.classes
         self.spec = model_spec.spec
         self._normalize = Normalizer.from_config(asdict(self.spec), torch.device("cpu"))
-        # Images at a time, once it is known that more do not fit into memory.
+        # Images at a time, once a larger number has not fitted into memory.
         self._micro_batch_size: int | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -116,11 +123,11 @@ class Model(nn.Module):
         return logits
 
     def transform(self, image: Image.Image) -> Tensor:
-        """Resize, crop and normalize an image as the validation images of the study were.
+        """Resize, crop and normalize an image like the validation images of the study.
 
         Args:
-            image: An image of any mode, upright: a photo that Pillow has opened lies as the
-                camera was held. :meth:`read` turns it.
+            image: An upright image of any mode. Pillow does not turn a photo by its EXIF
+                orientation when it opens a file; :meth:`read` does.
 
         Returns:
             float32, ``(3, size, size)``.
@@ -135,15 +142,15 @@ class Model(nn.Module):
         return self._normalize(torch.from_numpy(crop)[None])[0].contiguous()
 
     def read(self, path: str | os.PathLike[str]) -> Tensor:
-        """Read an image file as the study read its own, and transform it.
+        """Read an image file as the study does, and transform it.
 
         Raises:
-            OSError: When the file is no image, or damaged.
+            OSError: When the file is not an image, or is damaged.
         """
-        smaller = partial(draft_decode, spec=self.spec) if self.model_spec.fast_decode else None
-        return self.transform(read_image(path, smaller))
+        fast = self.model_spec.fast_decode
+        shrink = partial(draft_decode, spec=self.spec) if fast else None
+        return self.transform(read_image(path, shrink))
 
-    @torch.no_grad()
     def predict(
         self, images: Iterable[Image.Image | str | os.PathLike[str]], batch_size: int = 64
     ) -> Tensor:
@@ -154,27 +161,27 @@ class Model(nn.Module):
             batch_size: Images that go through the network at a time.
 
         Returns:
-            float32 on the CPU, ``(N, classes)``; rows sum up to 1.
+            float32 on the CPU, ``(N, classes)``; rows sum to 1.
 
         Raises:
             OSError: When a file cannot be read.
         """
         tensors = [
-            self.transform(one) if isinstance(one, Image.Image) else self.read(one)
-            for one in images
+            self.transform(image) if isinstance(image, Image.Image) else self.read(image)
+            for image in images
         ]
-        if not tensors:
-            return torch.empty(0, len(self.classes))
-        return torch.cat(
-            [self.probabilities(torch.stack(part)) for part in _parts(tensors, batch_size)]
-        )
+        batches = [
+            self.probabilities(torch.stack(tensors[start : start + batch_size]))
+            for start in range(0, len(tensors), batch_size)
+        ]
+        return torch.cat(batches) if batches else torch.empty(0, len(self.classes))
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
         """Return the probabilities ``(N, classes)`` of normalized images, on the CPU.
 
-        Whatever mode the network is in, it is judged in evaluation mode. Images that do not fit
-        into the memory of its device together go through it in halves, quarters and so on.
+        The network runs in evaluation mode, whatever its mode is. Images that do not fit into the
+        memory of its device together go through it in halves, quarters and so on.
 
         Raises:
             UserError: When not even one image fits into memory.
@@ -182,47 +189,45 @@ class Model(nn.Module):
         training = self.training
         device = next(self.parameters()).device
 
-        def predict(micro_batch_size: int) -> Tensor:
-            return torch.cat(
-                [self(some.to(device)) for some in torch.split(images, micro_batch_size)]
-            )
+        def run(micro_batch: int) -> Tensor:
+            return torch.cat([self(some.to(device)) for some in torch.split(images, micro_batch)])
+
+        def on_halved(micro_batch: int, shortage: oom.MemoryShortage) -> None:
+            if not shortage.is_shared_device:  # else there may be more room for the next images
+                self._micro_batch_size = micro_batch
 
         try:
             self.eval()
             logits = oom.with_oom_backoff(
-                predict,
+                run,
                 min(len(images), self._micro_batch_size or len(images)),
                 device,
                 least=1,
-                on_halved=self._remember,
+                on_halved=on_halved,
             )
         except oom.DoesNotFitError as error:
             raise UserError(
-                f"an image must fit into memory, but {error}; take a larger device, or stop what "
-                "else is on this one"
+                f"an image must fit into memory, but {error}; take a larger device, or stop the "
+                "other processes on this one"
             ) from error
         finally:
             self.train(training)
         return logits.float().softmax(dim=1).cpu()
 
-    def _remember(self, micro_batch_size: int, need: oom.MemoryShortage) -> None:
-        if not need.is_shared_device:  # else there may be more room for the next images
-            self._micro_batch_size = micro_batch_size
-
 
 def save_model(
     folder: Path, network: Network, model_spec: ModelSpec, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write a model; a process that is killed meanwhile leaves the old one or a refused one.
+    """Write weights and record of a model into a folder.
 
     Args:
-        folder: Where; it is made if it is not there.
+        folder: Where; it is made if it does not exist.
         network: The network.
         model_spec: How it was built.
-        facts: What else is to be remembered of it, as plain JSON values.
+        facts: Further fields of the record, as plain JSON values.
 
     Returns:
-        The record that was written.
+        The record.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plan = model_spec.plan.to_json()
@@ -230,14 +235,12 @@ def save_model(
         key: value.to("cpu", copy=True, memory_format=torch.contiguous_format)
         for key, value in network.state_dict().items()
     }
-    weights = folder / f".{WEIGHTS}.new"
-    save_file(state, weights, metadata={"plan": json.dumps(plan)})
+    save_file(state, folder / WEIGHTS, metadata={"plan": json.dumps(plan)})
     record = {
         "format": FORMAT,
-        "versions": {name: _version(name) for name in _PACKAGES}
-        | {"python": platform.python_version()},
-        "weights_sha256": sha256_of(weights),
-        "parameters": sum(one.numel() for one in network.parameters()),
+        "versions": {name: _version(name) for name in (*_PACKAGES, "python")},
+        "weights_sha256": sha256_of(folder / WEIGHTS),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "backbone": model_spec.plan.backbone,
         "image_size": model_spec.image_size,
         "decode": "fast" if model_spec.fast_decode else "exact",
@@ -248,31 +251,25 @@ def save_model(
         **facts,
     }
     assert set(FIELDS) == record.keys() - facts.keys(), "a format that is not FORMAT"
-    os.replace(weights, folder / WEIGHTS)
-    write_text(folder / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(record, indent=2, ensure_ascii=False)
+    (folder / RECORD).write_text(f"{text}\n", "utf-8")
     return record
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """Write into a folder that takes the place of another one's files at the end.
+def replace_files(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder whose files replace those of a model when the block ends.
 
-    Where that end is not reached, the files there are as they were: a disk that is full or a
-    process that is killed leaves no new model beside an old card.
-
-    Args:
-        folder: The folder; files that get no new version stay.
-
-    Yields:
-        Where to write.
+    Files that get no new version stay, such as exports. After an error (a full disk) all files are
+    the old ones. A process that is killed during the replacement leaves a folder that is refused,
+    because the record names the hash of the weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     new = folder / ".new"
-    shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(new, ignore_errors=True)  # left by a process that was killed
     new.mkdir()
     try:
         yield new
-        # Weights and record first, one right after the other: in between the folder is refused.
         first = (WEIGHTS, RECORD)
         for path in sorted(new.iterdir(), key=lambda path: path.name not in first):
             os.replace(path, folder / path.name)
@@ -280,82 +277,73 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, "utf-8")
-    os.replace(temporary, path)
-
-
 def load_model(path: str | os.PathLike[str]) -> Model:
-    """Load what ``autotune fit`` has written.
+    """Load a model that ``autotune refit`` has written.
 
-    Neither the study nor its images nor the hub are needed.
+    Study, images and hub are not needed.
 
     Args:
         path: The folder of the model.
 
     Returns:
-        The network in evaluation mode, on the CPU.
+        The model in evaluation mode, on the CPU.
 
     Raises:
         ModelError: When the folder holds no model, a damaged one, or one of a newer version.
     """
     folder = Path(path).expanduser()
-    record = read_record(folder)
+    record = _read_record(folder)
     try:
-        size = record["image_size"]
         model_spec = ModelSpec(
             TrialPlan.from_json(record["plan"]),
             tuple(record["classes"]),
             record["preprocessing"],
-            size,
+            record["image_size"],
             record["decode"] == "fast",
         )
         digest, offsets = record["weights_sha256"], dict(record["kernel_offsets"])
-        model_spec.spec  # noqa: B018 -- refuses what is no preprocessing
+        model_spec.spec  # noqa: B018 -- raises for invalid preprocessing
     except (KeyError, TypeError, ValueError, BackboneError) as error:
         raise ModelError(
-            f"{folder / RECORD} must be what autotune fit has written, but it is not "
-            f"({type(error).__name__}: {first_line(error)}); fit the model again"
+            f"{folder / RECORD} must be what autotune refit has written, but it is not "
+            f"({type(error).__name__}: {first_line(error)}); refit the model"
         ) from error
     state = _read_weights(folder / WEIGHTS, digest)
-    network = _built(model_spec, folder)
     try:
+        network = _build_network(model_spec)
         network.load_state_dict(state)
         set_kernel_offsets(network, offsets)
-    except (RuntimeError, ValueError) as error:
-        raise ModelError(_misfit(folder, record, first_line(error))) from error
+    except (BackboneError, PlanError, RuntimeError, ValueError) as error:
+        versions = record.get("versions") or {}
+        others = [f"{name} {made}" for name, made in versions.items() if made != _version(name)]
+        hint = f"it was made with {', '.join(others)}; install these" if others else "refit it"
+        text = str(error) if isinstance(error, AutotuneError) else first_line(error)
+        raise ModelError(f"the model of {folder} cannot be built here ({text}); {hint}") from error
     return Model(network, model_spec, digest).eval()
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """Read what a model folder says of its model.
-
-    Raises:
-        ModelError: When the folder holds no model, a damaged one, or one of a newer version.
-    """
+def _read_record(folder: Path) -> dict[str, Any]:
     file = folder / RECORD
-    way_out = "give the folder that autotune fit has written, the last line of what it prints"
+    hint = "give the folder that autotune refit has written, the last line of its output"
     if not folder.is_dir():
         what = "but it is a file" if folder.exists() else "but there is none"
-        raise ModelError(f"{folder} must be the folder of a model, {what}; {way_out}")
+        raise ModelError(f"{folder} must be the folder of a model, {what}; {hint}")
     try:
         record = json.loads(file.read_text("utf-8"))
     except FileNotFoundError as error:
         raise ModelError(
-            f"the folder of a model has a {RECORD}, but {folder} has none; {way_out}"
+            f"the folder of a model has a {RECORD}, but {folder} has none; {hint}"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file} cannot be read ({first_line(error)}); {way_out}") from error
+        raise ModelError(f"{file} cannot be read ({first_line(error)}); {hint}") from error
     written = record.get("format") if isinstance(record, dict) else None
     if not isinstance(written, int) or isinstance(written, bool):
         raise ModelError(
-            f"{file} must have a 'format', but it has none: an earlier version of autotune has "
-            "written it, or something else; fit the model again"
+            f"{file} must have a 'format', but it has none: it was written by an earlier version "
+            "of autotune, or by another program; refit the model"
         )
-    made = record.get("versions")
-    by = made.get("autotune") if isinstance(made, dict) else None
+    versions = record.get("versions")
+    by = versions.get("autotune") if isinstance(versions, dict) else None
     try:
         check_format({"format": written, "autotune": by}, MODEL, f"the model in {folder}")
     except FormatError as error:
@@ -363,41 +351,28 @@ def read_record(folder: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def _built(model_spec: ModelSpec, folder: Path) -> Network:
+def _build_network(model_spec: ModelSpec) -> Network:
     """Build the network of a model, with weights that are replaced right after."""
     plan = model_spec.plan
-    try:
-        check_name(plan.backbone)
-        module = build_backbone(plan.backbone, model_spec.image_size).eval().requires_grad_(False)
-        backbone = Backbone(plan.backbone, module, model_spec.data_config, "")
-        # Nothing is inherited: no images are needed, and no channel has to be chosen.
-        return build_network(
-            backbone, replace(plan, inherit="none"), len(model_spec.classes), seed=0
-        )
-    except (BackboneError, PlanError) as error:
-        raise ModelError(_misfit(folder, read_record(folder), str(error))) from error
-
-
-def _misfit(folder: Path, record: Mapping[str, Any], reason: str) -> str:
-    """Say that a whole model cannot be built here, and with which packages it was made."""
-    made = record.get("versions") or {}
-    others = [f"{name} {made[name]}" for name in made if made[name] != _version(name)]
-    hint = f"it was made with {', '.join(others)}; install these" if others else "fit it again"
-    return f"the model of {folder} cannot be built here ({reason}); {hint}"
+    check_name(plan.backbone)
+    module = build_backbone(plan.backbone, model_spec.image_size).eval().requires_grad_(False)
+    backbone = Backbone(plan.backbone, module, model_spec.data_config, "")
+    # Nothing is inherited: no images are needed, and no channel has to be chosen.
+    return build_network(backbone, replace(plan, inherit="none"), len(model_spec.classes), seed=0)
 
 
 def _read_weights(file: Path, digest: str) -> dict[str, Tensor]:
     try:
-        found = sha256_of(file)
-        if found == digest:
+        actual = sha256_of(file)
+        if actual == digest:
             return load_file(file)
     except (OSError, SafetensorError) as error:
         raise ModelError(
-            f"{file} cannot be read ({first_line(error)}); copy the model again, or fit it again"
+            f"{file} cannot be read ({first_line(error)}); copy the model again, or refit it"
         ) from error
     raise ModelError(
-        f"{file} must have the SHA-256 {digest} that {RECORD} beside it names, but has {found}: "
-        "it is damaged, or of another fit; copy the whole folder again, or fit the model again"
+        f"{file} must have the SHA-256 {digest} that {RECORD} names, but has {actual}: it is "
+        "damaged, or of another refit; copy the whole folder again, or refit the model"
     )
 
 
@@ -407,7 +382,3 @@ def _version(name: str) -> str:
     with suppress(ModuleNotFoundError):  # PackageNotFoundError is one
         return version(name)
     return "unknown"
-
-
-def _parts(tensors: list[Tensor], size: int) -> Iterable[list[Tensor]]:
-    return (tensors[start : start + size] for start in range(0, len(tensors), size))

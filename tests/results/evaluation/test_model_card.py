@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from autotune.results.evaluation.bootstrap import Bin
 from autotune.results.evaluation.model_card import (
     LISTED_CLASSES,
     describe_difference,
@@ -21,6 +23,7 @@ from tests.support.models import kept
 from tests.support.surgery import FAMILIES, built, source
 
 CLASSES = ("cat", "a|b\n# x", "dog")
+BINS = (Bin(0.0, 0.5, 0, 0.0, 0.0), Bin(0.5, 1.0, 20, 0.75, 0.65))
 MATRIX = np.array([[8, 1, 1], [0, 5, 5], [0, 0, 0]])
 
 
@@ -35,10 +38,7 @@ def facts(**changes: Any) -> dict[str, Any]:
     ends = {name: [value - 0.05, value + 0.05] for name, value in scores.items()}
     gaps = {name: {"value": 0.0, "low": -0.04, "high": 0.04} for name in scores}
     manner = {"images": 40, "views": "online", "epochs": 9, "ema": 0.95, "part": 8, "seconds": 7.2}
-    bins = [
-        {"low": 0.0, "high": 0.5, "images": 0, "probability": 0.0, "accuracy": 0.0},
-        {"low": 0.5, "high": 1.0, "images": 20, "probability": 0.75, "accuracy": 0.65},
-    ]
+    bins = [asdict(one) for one in BINS]
     return {
         "study": "pets",
         "trial": 7,
@@ -73,14 +73,14 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_every_figure_is_there(record: dict[str, Any], tmp_path: Path) -> None:
-    write_model_card(tmp_path, record, MATRIX)
+    write_model_card(tmp_path, record, MATRIX, BINS)
     text = (tmp_path / "README.md").read_text("utf-8")
     for line in (
         "# pets",
-        "| accuracy (top-1) | 65.00% [60.00%, 70.00%] | 50.00% [60.00%, 70.00%] | "
-        "+15.00 [+1.00, +29.00] |",
-        "| log loss | 0.7123 [0.6623, 0.7623] | 0.7123 [0.6623, 0.7623] | "
-        "+0.0000 [−0.0400, +0.0400] |",
+        "| accuracy (top-1) | 65.00% (60.00% to 70.00%) | 50.00% (60.00% to 70.00%) | "
+        "+15.00 (+1.00 to +29.00) |",
+        "| log loss | 0.7123 (0.6623 to 0.7623) | 0.7123 (0.6623 to 0.7623) | "
+        "+0.0000 (−0.0400 to +0.0400) |",
         "| 50% to 100% | 20 | 75.0% | 65.0% |",
         "| views of each image | a new one in every epoch | 1, not augmented |",
         "| average of the weights | decay 0.9500 | none |",
@@ -92,8 +92,8 @@ def test_every_figure_is_there(record: dict[str, Any], tmp_path: Path) -> None:
         "test_resnet started from the weights of timm/x; timm states mit.",
     ):
         assert f"{line}\n" in text, line
-    assert "The test images were looked at once." in text
-    assert "the plan of trial 7, confirmed over 5 seeds: " in text
+    assert "The test split was read once." in text
+    assert "the plan of trial 7, confirmed over 5 seeds:" in text
     assert "interval +1.00 to +29.00): this model is better." in text
     assert "top-5" not in text and "0% to 50%" not in text
     assert record["plan"]["backbone"] in text
@@ -109,7 +109,7 @@ def test_every_figure_is_there(record: dict[str, Any], tmp_path: Path) -> None:
     [
         ("accuracy", (0.021, 0.009, 0.033), "this model is better."),
         ("accuracy", (-0.021, -0.033, -0.009), "this model is worse."),
-        ("accuracy", (0.021, -0.009, 0.05), "The interval includes 0: the test part does not"),
+        ("accuracy", (0.021, -0.009, 0.05), "The interval includes 0: the test split does not"),
         ("log_loss", (-0.1, -0.2, -0.05), "this model is better."),
         ("log_loss", (0.1, 0.05, 0.2), "this model is worse."),
     ],
@@ -129,9 +129,9 @@ def test_a_difference_in_a_sentence(
     ("pretrained", "said"),
     [
         ({"weights": "none", "hash": "0f"}, "test_resnet started from random weights."),
-        ({"weights": "file", "hash": "0f"}, "(fingerprint 0f); their licence is not known here."),
+        ({"weights": "file", "hash": "0f"}, "(fingerprint 0f) of unknown license."),
         ({"weights": "shipped", "hash": "0f"}, "the weights that autotune ships (Apache-2.0)."),
-        ({"weights": "hub", "source": "a/b", "hash": "0f"}, "of a/b; timm states no licence"),
+        ({"weights": "hub", "source": "a/b", "hash": "0f"}, "of a/b; timm states no license"),
     ],
 )
 def test_licences(record: dict[str, Any], pretrained: dict[str, str], said: str) -> None:
@@ -140,7 +140,7 @@ def test_licences(record: dict[str, Any], pretrained: dict[str, str], said: str)
 
 def test_a_test_part_that_was_looked_at_often(record: dict[str, Any]) -> None:
     said = model_card({**record, "times_the_test_part_was_read": 3}, MATRIX)
-    assert "The test images were looked at 3 times" in said
+    assert "The test split was read 3 times" in said
 
 
 def test_a_model_that_is_the_baseline(record: dict[str, Any]) -> None:

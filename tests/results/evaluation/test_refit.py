@@ -61,7 +61,7 @@ def test_both_are_trained_alike_and_all_figures_are_kept(
         assert told[key] == values[key]
     card = (fitted.folder / "README.md").read_text("utf-8")
     assert "| average of the weights | decay 0.5000 | decay 0.5000 |\n" in card
-    assert "the plan of trial 1, as asked for: " in card
+    assert "the plan of trial 1, as asked for:" in card
 
 
 def test_settings_of_a_call_come_before_those_of_the_study(

@@ -140,6 +140,7 @@ def test_what_cannot_be_rerun(tmp_path: Path) -> None:
     assert refused(count + 1).endswith("compare with: infeasible: 3 ms latency, at most 1 ms")
     study.add_trial(create_trial(value=0.5, user_attrs={attrs.RETRIES: [count]}))
     assert refused(count) == (
-        f"trial {count} of 'small' was given back and tried again; rerun trial {count + 2} instead"
+        f"trial {count} of 'small' was requeued and tried again; reproduce trial {count + 2} "
+        "instead"
     )
     assert refused(count + 2) == f"trial {count + 2} of 'small' has no epoch to compare with"

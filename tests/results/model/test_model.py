@@ -179,7 +179,7 @@ def test_formats(folder: Path, tmp_path: Path) -> None:
     said = refused(newer)
     assert "X was written by autotune 9.1, and cannot be read" in said
     assert f"it has format {FORMAT + 1}" in said and f"reads the format {FORMAT} of a" in said
-    assert "fit the model again" in refused(edited(folder, tmp_path / "b", format=None))
+    assert "refit the model" in refused(edited(folder, tmp_path / "b", format=None))
 
 
 @pytest.mark.parametrize("key", ["plan", "classes", "preprocessing", "decode", "weights_sha256"])
@@ -192,9 +192,9 @@ def test_weights_of_another_fit(folder: Path, tmp_path: Path) -> None:
     """A fit that was killed between its two files, or a copy that was cut."""
     torn = edited(folder, tmp_path / "model")
     shutil.copy(saved(tmp_path / "other", kept("test_resnet", 2)) / WEIGHTS, torn)
-    assert "it is damaged, or of another fit" in refused(torn)
+    assert "it is damaged, or of another refit" in refused(torn)
     (torn / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1])
-    assert "it is damaged, or of another fit" in refused(torn)
+    assert "it is damaged, or of another refit" in refused(torn)
     (torn / WEIGHTS).unlink()
     assert "X/model.safetensors cannot be read (" in refused(torn)
 
@@ -207,4 +207,4 @@ def test_what_cannot_be_built_here(folder: Path, tmp_path: Path) -> None:
     assert "has no backbone 'future_net'" in said
     assert said.endswith("it was made with timm 9.0; install these")
     said = refused(edited(folder, tmp_path / "b", classes=["one", "two"]))
-    assert "cannot be built here" in said and said.endswith("; fit it again")
+    assert "cannot be built here" in said and said.endswith("; refit it")
