@@ -118,7 +118,7 @@ class PluginRef:
         return self._wrap(value)
 
     def check(self, made: Any, kind: type, name: str) -> Any:
-        """Return an object that the file made if it is an instance of a class, given with its name.
+        """Return what the file made if it is an instance of a class, given with its name.
 
         Raises:
             UserError: When it is not.

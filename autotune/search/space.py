@@ -1,9 +1,9 @@
 """The static space of a study: dimensions of the study file <-> Optuna distributions <-> plans.
 
 Every trial of a study suggests the same parameters with the same distributions (TPE and the GP
-model jointly only what all trials share, optuna issue 5299). A parameter that another choice makes
-inactive takes a fixed value: the *canonical form*. Equal canonical parameters mean equal plans, and
-the samplers learn from all trials.
+model jointly only what all trials share, optuna issue 5299). A parameter that another choice
+makes inactive takes a fixed value: the *canonical form*. Equal canonical parameters mean equal
+plans, and the samplers learn from all trials.
 
 A layer has only the values that it can take, and the one that it has already is called ``keep``.
 What a layer can take is found out once; a study stores its space.
@@ -318,7 +318,7 @@ class Space:
         )
 
     def _values(self, plan: TrialPlan) -> Params:
-        """Return a value of a plan for every searched parameter, even one that it does not have."""
+        """Return a value for every searched parameter, from a plan if it has one."""
         values = plan_values(plan)
         return {
             name: values.get(name, inactive_value(distribution))
