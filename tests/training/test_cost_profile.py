@@ -83,14 +83,14 @@ def test_one_process_times_its_network_on_a_gpu_at_a_time(
     measuring: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(cost_profile, "ALONE_WITHIN_S", 0.05)
+    monkeypatch.setattr(cost_profile, "LOCK_TIMEOUT_S", 0.05)
     pretend_gpus(monkeypatch, "NVIDIA H200", uuid="8932f937")
     device = torch.device("cuda", 0)
     lock = FileLock(tmp_path / f"autotune-{os.getuid()}-8932f937.lock")
     if measuring:
         lock.acquire()
     # Where another process measures, it is waited for in vain, and measured all the same.
-    with cost_profile._only_one(device), pytest.raises(Timeout):
+    with cost_profile._gpu_lock(device), pytest.raises(Timeout):
         FileLock(lock.lock_file).acquire(timeout=0)
     lock.release(force=True)
     with FileLock(lock.lock_file).acquire(timeout=0):
@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_written_keeps_nobody_from_measuring(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     (tmp_path / "none").touch()
     pretend_gpus(monkeypatch, "NVIDIA H200")
-    with cost_profile._only_one(torch.device("cuda", 0)):
+    with cost_profile._gpu_lock(torch.device("cuda", 0)):
         pass
 
 

@@ -25,7 +25,7 @@ from autotune.training.compute.amp import (
     half_precision_for,
     set_float32_precision,
 )
-from autotune.training.compute.half_products import (
+from autotune.training.compute.half_precision_check import (
     Operation,
     is_inaccurate,
     keep_inaccurate_fp32,

@@ -1,4 +1,4 @@
-"""What a training goes through: images in batches, or features of them."""
+"""Batches of images, or of their features."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-#: What a network takes: normalized images ``(N, C, H, W)``, or features of images, each
-#: ``(N, *shape)``.
+#: The inputs of a network: normalized images ``(N, C, H, W)``, or features, each ``(N, *shape)``.
 Inputs = Tensor | tuple[Tensor, ...]
 
 
@@ -28,7 +27,7 @@ class Batches(Protocol):
     def batches(
         self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0
     ) -> Iterator[tuple[Any, Tensor]]:
-        """Go through images in batches, see :meth:`Views.batches`.
+        """Iterate over batches, see :meth:`Views.batches`.
 
         Yields:
             uint8 images ``(B, C, H, W)`` or features, and labels, int64 ``(B,)``.
@@ -36,16 +35,11 @@ class Batches(Protocol):
 
 
 class SubsetBatches:
-    """Some images of a set, which share what is kept of them with the others.
+    """A subset of images that shares the cache of the full set.
 
     Args:
-        whole: The set, or features of it.
-        positions: int64, ``(N,)``: which of its images.
-
-    Attributes:
-        labels: int64 tensor, ``(N,)``.
-        whole: The set.
-        positions: Which of its images.
+        whole: The full set, or its features.
+        positions: int64, ``(N,)``: the images of the subset.
     """
 
     def __init__(self, whole: Batches, positions: Tensor) -> None:
@@ -57,23 +51,13 @@ class SubsetBatches:
         return len(self.labels)
 
     def views_for_epoch(self, epoch: int | None) -> Tensor:
-        """Choose a view of each image of the whole set, as what is kept of an epoch has all."""
+        """Choose a view of each image of the full set: a cached epoch has all images."""
         return self.whole.views_for_epoch(epoch)
 
     def batches(
         self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0
     ) -> Iterator[tuple[Any, Tensor]]:
-        """Go through some of the images in batches, see :meth:`Views.batches`.
-
-        Args:
-            order: int64, ``(M,)``: positions among these images, in the order wanted.
-            views: What :meth:`plan_views` returned.
-            batch_size: Images in a batch.
-            num_workers: Processes that prepare images.
-
-        Yields:
-            What those of the whole set are.
-        """
+        """Iterate over batches, see :meth:`Views.batches`; ``order`` counts within the subset."""
         return self.whole.batches(self.positions[order], views, batch_size, num_workers)
 
 
@@ -85,8 +69,8 @@ def to_channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def micro_batches(inputs: Inputs, parts: int) -> list[Inputs]:
-    """Cut what a network takes for a batch into nearly equal parts."""
+def micro_batches(inputs: Inputs, count: int) -> list[Inputs]:
+    """Split the inputs of a batch into nearly equal micro-batches."""
     if isinstance(inputs, tuple):
-        return list(zip(*(one.tensor_split(parts) for one in inputs), strict=True))
-    return list(inputs.tensor_split(parts))
+        return list(zip(*(tensor.tensor_split(count) for tensor in inputs), strict=True))
+    return list(inputs.tensor_split(count))

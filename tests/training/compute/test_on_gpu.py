@@ -88,13 +88,13 @@ def slow_lines(gpu: SimulatedGpu) -> list[str]:
     return [
         one.line
         for one in gpu.traffic.of(*SLOW, within="_train_epoch")
-        if not one.is_within("FeatureCache.open") and "Training._train_epoch" not in one.callers[0]
+        if not one.is_within("FeatureCache.open") and "Trainer._train_epoch" not in one.callers[0]
     ]
 
 
 def waits_for_the_loss(gpu: SimulatedGpu) -> int:
     found = gpu.traffic.of(*SLOW, within="_train_epoch")
-    return sum("Training._train_epoch" in one.callers[0] for one in found)
+    return sum("Trainer._train_epoch" in one.callers[0] for one in found)
 
 
 WHOLE = {"there": True, "too many": False}
@@ -324,7 +324,7 @@ def test_validation_goes_on_in_smaller_parts(gpu: SimulatedGpu) -> None:
     run = on_gpu(epochs=1)
     losses(run)
     logits, labels = run.predict(some_digits(20, start=600))
-    rule = gpu.memory.provoke(OOM, inside="Training.predict")
+    rule = gpu.memory.provoke(OOM, inside="Trainer.predict")
     again, same = run.predict(some_digits(20, start=600))
     torch.testing.assert_close(again.cpu(), logits.cpu(), atol=1e-5, rtol=1e-4)
     assert torch.equal(labels, same)
@@ -337,7 +337,7 @@ def test_norm_statistics_are_measured_on_smaller_batches(gpu: SimulatedGpu) -> N
     found = change("test_resnet", {1: {"width": 0.5}})
     run, whole = on_gpu(found), on_gpu(found)
     whole.recalibrate_norms()
-    rule = gpu.memory.provoke(16, inside="Training.measure_norms")
+    rule = gpu.memory.provoke(16, inside="Trainer.recalibrate_norms")
     run.recalibrate_norms()
     assert rule.count == 2  # 64 and 32
     momenta = {one.momentum for one in run.network.stale_norms}
@@ -390,7 +390,7 @@ def test_captured_steps_give_the_values_of_plain_ones(
     """Weights, optimizer, average and random numbers, bit by bit on the simulated device."""
     found, named = CAPTURED[case]
     plain = on_features(tmp_path, found, **named)
-    assert plain.record is None
+    assert plain.capture is None
     expected = losses(plain)
     run = on_features(tmp_path, found, graphs=True, **named)
     again = 0
@@ -405,7 +405,7 @@ def test_captured_steps_give_the_values_of_plain_ones(
         patch.setattr(CapturedStep, "__call__", count)
         graphs.traffic.reset()
         assert losses(run) == expected
-    assert run.record is not None
+    assert run.capture is not None
     captures = 2 if found.policy.head_epochs else 1
     assert again == 4 * 2 + 2 * captures  # two full batches an epoch, and two comparisons
     assert differing(flat(plain.state()), flat(run.state())) == []
@@ -427,7 +427,7 @@ def test_a_resumed_training_captures_again(graphs: SimulatedGpu, tmp_path: Path)
             if result.epoch > last:
                 break
             seen.append(result.loss)
-        assert run.record is not None
+        assert run.capture is not None
     assert seen == expected
     final = on_features(tmp_path / "features", found, graphs=True)
     assert list(final.run(Checkpoint(path))) == []
@@ -458,9 +458,9 @@ def test_a_captured_step_that_differs_is_not_used(
 
     for _ in range(2):
         run = on_features(tmp_path, found, graphs=True)
-        run.record = functools.partial(wrong, GPU)
+        run.capture = functools.partial(wrong, GPU)
         assert losses(run) == expected
-        assert run.record is None
+        assert run.capture is None
     # Said once, though it happened twice.
     assert caplog.text.count("steps are launched one by one") == 1
     assert "its gradients differ by 1.0e-01 from those of a plain step" in caplog.text
@@ -483,7 +483,7 @@ def test_random_numbers_of_the_host_cannot_be_captured(
     expected = losses(noisy(False))
     run = noisy(True)
     assert losses(run) == expected
-    assert run.record is None
+    assert run.capture is None
     assert "steps are launched one by one" in caplog.text
 
 
@@ -500,7 +500,7 @@ def test_a_device_that_captures_nothing_takes_plain_steps(
         run = on_features(tmp_path, found, graphs=True)
         assert losses(run) == expected
         assert differing(flat(plain.state()), flat(run.state())) == []
-    assert run.record is None
+    assert run.capture is None
     assert caplog.text.count("operation not supported") == 1
 
 
@@ -523,7 +523,7 @@ def test_a_capture_that_breaks_off_ends_all_replays_of_the_process(
         return cuda_graphs.capture_graph(device, half)
 
     second = on_features(tmp_path, found, graphs=True)
-    second.record = functools.partial(broken, GPU)
+    second.capture = functools.partial(broken, GPU)
     assert losses(second) == expected
     assert not cuda_graphs.is_usable(GPU)
     seen += [one.loss for one in course]
@@ -542,7 +542,7 @@ def test_a_capture_that_breaks_off_ends_all_replays_of_the_process(
 def test_what_is_not_captured(
     found: TrialPlan, named: dict[str, Any], graphs: SimulatedGpu, tmp_path: Path
 ) -> None:
-    assert on_features(tmp_path, found, **{"graphs": True, **named}).record is None
+    assert on_features(tmp_path, found, **{"graphs": True, **named}).capture is None
 
 
 def test_images_are_not_captured(graphs: SimulatedGpu) -> None:
@@ -552,8 +552,8 @@ def test_images_are_not_captured(graphs: SimulatedGpu) -> None:
 
 
 def test_short_trainings_are_not_captured(gpu: SimulatedGpu, tmp_path: Path) -> None:
-    assert on_features(tmp_path, graphs=True).record is None  # 12 steps
-    assert on_features(tmp_path, graphs=True, epochs=100).record is not None
+    assert on_features(tmp_path, graphs=True).capture is None  # 12 steps
+    assert on_features(tmp_path, graphs=True, epochs=100).capture is not None
 
 
 def test_a_training_of_captured_steps_leaves_nothing_behind(

@@ -59,7 +59,7 @@ def test_repeated_images_are_made_once(task: StudyData) -> None:
         made.extend(pairs)
         return real(self, pairs)
 
-    with patch.object(ViewRenderer, "make", spy):
+    with patch.object(ViewRenderer, "render", spy):
         batches = list(views.batches(positions, chosen, 4))
     assert sorted(position for position, _ in made) == [0, 1, 3]
     images = torch.cat([images for images, _ in batches])
