@@ -273,11 +273,9 @@ def cpu_of_children() -> float:
 
 def call_all(commands: Sequence[list[str]], folder: Path, on_gpu: bool = False) -> None:
     """Run processes side by side until all have ended, and end if one of them failed."""
-    # As in a plain shell: who has set such a variable has trainable the naive side too.
-    trainable = ("MALLOC_", "OMP_", "MKL_")
-    environment = {
-        key: value for key, value in os.environ.items() if not key.startswith(trainable)
-    }
+    # As in a plain shell: who has set such a variable has tuned the naive side too.
+    tuned = ("MALLOC_", "OMP_", "MKL_")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(tuned)}
     if not on_gpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     paths = [folder / f"output-{number}.txt" for number in range(len(commands))]

@@ -1,7 +1,7 @@
 """Backbones: timm models by name, with the weights they start from.
 
-Weights come from the hub (the pretrained tag's own), from a file, from the package for the tags
-it ships itself, or not at all.
+Weights come from the hub (the pretrained tag), from a file, from the package for the tags it
+ships itself, or not at all.
 """
 
 from __future__ import annotations
@@ -61,18 +61,15 @@ def check_name(name: str) -> None:
         return
     architecture, dot, tag = name.partition(".")
     if not timm.is_model(architecture):
-        known = [*timm.list_models(), *PACKAGED_WEIGHTS]
         raise BackboneError(
             join_sentences(
                 f"timm {timm.__version__} has no backbone {name!r}",
-                did_you_mean(architecture, known)
+                did_you_mean(architecture, [*timm.list_models(), *PACKAGED_WEIGHTS])
                 or "'python -c \"import timm; print(timm.list_models())\"' lists them",
             )
         )
-    tags = [one.partition(".")[2] for one in timm.list_pretrained(architecture + ".*")]
-    tags += [
-        one.partition(".")[2] for one in PACKAGED_WEIGHTS if one.startswith(architecture + ".")
-    ]
+    names = [*timm.list_pretrained(f"{architecture}.*"), *PACKAGED_WEIGHTS]
+    tags = [name.partition(".")[2] for name in names if name.startswith(f"{architecture}.")]
     if dot and tag not in tags:
         raise BackboneError(
             join_sentences(
@@ -100,17 +97,20 @@ def load_backbone(name: str, weights: str = "hub", image_size: int | None = None
         model = _from_hub(name, image_size)
     else:
         model = build_backbone(name, image_size)
-        if weights != "none":
-            packaged = Path(__file__).parent / "weights" / PACKAGED_WEIGHTS.get(name, "")
-            load_weights(model, packaged if weights == "hub" else Path(weights).expanduser(), name)
-    model.eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+        if weights == "hub":
+            load_weights(model, _packaged(name), name)
+        elif weights != "none":
+            load_weights(model, Path(weights).expanduser(), name)
+    model.eval().requires_grad_(False)
     return Backbone(name, model, data_config(model, image_size), hash_weights(model))
 
 
-def build_backbone(name: str, image_size: int | None, device: str | None = None) -> nn.Module:
-    """Build a timm model without a classifier and without pretrained weights.
+def _packaged(name: str) -> Path:
+    return Path(__file__).parent / "weights" / PACKAGED_WEIGHTS[name]
+
+
+def build_backbone(name: str, image_size: int | None, device: str = "cpu") -> nn.Module:
+    """Build a timm model without classifier and without pretrained weights.
 
     Args:
         name: timm model name, with or without a pretrained tag.
@@ -124,12 +124,12 @@ def build_backbone(name: str, image_size: int | None, device: str | None = None)
         BackboneError: When the backbone cannot take images of that size.
     """
     try:
-        with torch.device(device or "cpu"), torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
             model = _create(name, image_size)
             if image_size is not None:
                 model.eval()(torch.zeros(1, 3, image_size, image_size))
-                model.train()  # forgets what some attention layers keep in evaluation mode
+                model.train()  # drops what some attention layers cache in evaluation mode
     except (AssertionError, ValueError, TypeError, RuntimeError) as error:
         if image_size is None:
             raise
@@ -151,17 +151,11 @@ def _create(name: str, image_size: int | None, **options: Any) -> nn.Module:
 def data_config(model: nn.Module, image_size: int | None = None) -> dict[str, Any]:
     """Return timm's data configuration of a model, for square inputs of ``image_size`` pixels."""
     overrides = {} if image_size is None else {"input_size": (3, image_size, image_size)}
-    config = resolve_data_config(overrides, model=model)  # type: ignore[no-untyped-call]
-    return dict(config)
+    return dict(resolve_data_config(overrides, model=model))  # type: ignore[no-untyped-call]
 
 
 def load_weights(model: nn.Module, path: Path, name: str) -> None:
-    """Load the weights of a file into a model without classifier.
-
-    Args:
-        model: The module; changed in place.
-        path: A ``.safetensors`` file, or a ``.pth`` or ``.pt`` file that holds tensors only.
-        name: The backbone's name, for messages.
+    """Load a ``.safetensors``, ``.pth`` or ``.pt`` file of tensors into a model, in place.
 
     Raises:
         BackboneError: When the file cannot be read, or its keys or shapes are not the model's.
@@ -175,7 +169,7 @@ def load_weights(model: nn.Module, path: Path, name: str) -> None:
         state: Mapping[str, torch.Tensor] = timm.models.load_state_dict(
             str(path), use_ema=False, weights_only=True
         )
-    except Exception as error:  # whatever a damaged file makes its reader raise
+    except Exception as error:  # the reader's errors on a damaged file are of many types
         raise BackboneError(
             f"weights: cannot read {str(path)!r} as a {path.suffix or 'weights'} file "
             f"({type(error).__name__}: {first_line(error)}); give a .safetensors file, or a .pth "
@@ -185,54 +179,52 @@ def load_weights(model: nn.Module, path: Path, name: str) -> None:
         isinstance(value, torch.Tensor) for value in state.values()
     ):
         raise BackboneError(f"weights: {str(path)!r} holds no state dict of tensors")
-    problems = _mismatch(model, state)
-    if problems:
-        filtered = _filtered(model, state)
-        if filtered is not None and not _mismatch(model, filtered):
-            state, problems = filtered, []
-    if problems:
-        raise BackboneError(
-            f"weights: {str(path)!r} does not belong to the backbone {name!r}: "
-            + "; ".join(problems)
-        )
+    if problems := _mismatches(model, state):
+        converted = _converted(model, state)
+        if converted is None or _mismatches(model, converted):
+            raise BackboneError(
+                f"weights: {str(path)!r} does not belong to the backbone {name!r}: "
+                + "; ".join(problems)
+            )
+        state = converted
     own = model.state_dict()
     model.load_state_dict({key: state.get(key, own[key]) for key in own})
 
 
-def _mismatch(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
-    """Say how the keys and shapes of a state dict differ from the model's; the head is free."""
+def _mismatches(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
+    """List how keys and shapes of a state dict differ from the model's; the head may differ."""
     own = model.state_dict()
-    classifiers = _classifier_prefixes(model)
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    foreign = [key for key in state if key not in own and not key.startswith(classifiers)]
-    shapes = [
-        f"{key} is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in state and own[key].shape != state[key].shape
+    classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    heads = tuple(
+        f"{one}." for one in ([classifier] if isinstance(classifier, str) else classifier)
+    )
+    differences = {
+        "missing": [k for k in own if k not in state and not k.endswith("num_batches_tracked")],
+        "unknown": [k for k in state if k not in own and not k.startswith(heads)],
+        "other shapes": [
+            f"{key} is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+            for key in own
+            if key in state and own[key].shape != state[key].shape
+        ],
+    }
+    return [
+        f"{len(keys)} {title}: {', '.join(keys[:3])}"
+        + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        for title, keys in differences.items()
+        if keys
     ]
-    found = []
-    for title, keys in (("missing", missing), ("unknown", foreign), ("other shapes", shapes)):
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            found.append(f"{len(keys)} {title}: {', '.join(keys[:3])}{more}")
-    return found
 
 
-def _classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
-    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    return tuple(f"{one}." for one in ([names] if isinstance(names, str) else names))
-
-
-def _filtered(
+def _converted(
     model: nn.Module, state: Mapping[str, torch.Tensor]
 ) -> Mapping[str, torch.Tensor] | None:
-    """Bring the checkpoint of an architecture's authors into timm's form, where timm knows how."""
+    """Convert the checkpoint of an architecture's authors to timm's form, where timm can."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return None
     try:
         converted = convert(dict(state), model)
-    except Exception as error:  # the file is no checkpoint that it was written for
+    except Exception as error:  # the file is not the kind of checkpoint it was written for
         logger.debug("checkpoint_filter_fn of %s: %s", type(model).__name__, error)
         return None
     return converted if isinstance(converted, Mapping) else None
@@ -248,14 +240,14 @@ def _from_hub(name: str, image_size: int | None) -> nn.Module:
     if config is None or not config.has_weights:
         raise BackboneError(f"weights: timm has no pretrained weights for {name!r}; {way_out}")
     if image_size is not None:
-        build_backbone(name, image_size, device="meta")  # refuses a wrong size before the download
+        build_backbone(name, image_size, device="meta")  # refuses a wrong size before downloading
     try:
         if config.hf_hub_id:
             cached = _cached(config.hf_hub_id)
             if cached is not None:  # read as timm reads a download, but without asking the hub
                 overlay = {"file": str(cached), "custom_load": False}
                 return _create(name, image_size, pretrained=True, pretrained_cfg_overlay=overlay)
-            # One quick question: a hub that is down would be asked for most of a minute.
+            # One quick request: timm would retry a hub that is down for most of a minute.
             url = huggingface_hub.hf_hub_url(config.hf_hub_id, "model.safetensors")
             answer = get_session().head(url, timeout=10)
             if answer.status_code >= 500:
@@ -263,48 +255,43 @@ def _from_hub(name: str, image_size: int | None) -> nn.Module:
         return _create(name, image_size, pretrained=True)
     except Exception as error:  # of the HTTP client of huggingface_hub, which changes over time
         raise BackboneError(
-            f"weights: the pretrained weights of {name!r} cannot be had from the hub "
+            f"weights: cannot load the pretrained weights of {name!r} from the hub "
             f"({type(error).__name__}: {first_line(error)}); {way_out}"
         ) from error
 
 
 def fetch_weights(name: str) -> Path | None:
-    """Download the weights of a backbone's pretrained tag into the hub's cache, if they are not.
-
-    Args:
-        name: timm model name, with or without a pretrained tag.
+    """Download the weights of a backbone's pretrained tag unless the hub's cache has them.
 
     Returns:
-        Their file; ``None`` where the repository calls it otherwise than most.
+        Their file; ``None`` where the repository has an unusual name for it.
 
     Raises:
-        BackboneError: When the backbone is unknown, has no weights on the hub, or they cannot be
-            had.
+        BackboneError: When the backbone is unknown, has no weights on the hub, or the download
+            fails.
     """
     check_name(name)
     if name in PACKAGED_WEIGHTS:
-        return Path(__file__).parent / "weights" / PACKAGED_WEIGHTS[name]
+        return _packaged(name)
     config = timm.models.get_pretrained_cfg(name)
     if config is None or not config.has_weights or not config.hf_hub_id:
         raise BackboneError(f"timm has no pretrained weights for {name!r} on the hub")
-    found = _cached(config.hf_hub_id)
-    if found is None:
+    if _cached(config.hf_hub_id) is None:
         load_backbone(name)  # timm knows which of the repository's files it reads
-        found = _cached(config.hf_hub_id)
-    return found
+    return _cached(config.hf_hub_id)
 
 
 def _cached(repository: str) -> Path | None:
-    """Find the weights of a hub repository in the local cache."""
+    """Return the file of a hub repository's weights in the local cache."""
     for file in ("model.safetensors", "pytorch_model.bin"):
-        found = huggingface_hub.try_to_load_from_cache(repository, file)
-        if isinstance(found, str):
-            return Path(found)
+        path = huggingface_hub.try_to_load_from_cache(repository, file)
+        if isinstance(path, str):
+            return Path(path)
     return None
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says first, short enough for a message."""
+    """Return the first line of an error's message, short enough for a message."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else "no details"
 

@@ -1,6 +1,6 @@
-"""Errors of torch that tell of a device and its memory, and not of what was computed there.
+"""Recognize errors of torch that concern a device or its memory, not what was computed there.
 
-torch and its libraries say most of it in the text of a ``RuntimeError`` alone. The texts are those
+torch and its libraries say most of it only in the text of a ``RuntimeError``. The texts are those
 of the CUDA runtime (https://docs.nvidia.com/cuda/cuda-runtime-api/, ``cudaError``), of cuDNN and
 of cuBLAS.
 """
@@ -11,7 +11,7 @@ import re
 
 import torch
 
-#: What is said where the memory of a GPU does not suffice.
+#: Texts of errors when the memory of a GPU does not suffice.
 _OUT_OF_MEMORY = (
     "CUDA out of memory",
     "CUDA error: out of memory",
@@ -22,39 +22,34 @@ _OUT_OF_MEMORY = (
     # cuDNN has no room for the workspace of any of its kernels.
     "unable to find an engine to execute this computation",
 )
-#: What is said where the memory of the machine does not suffice.
-_OUT_OF_HOST_MEMORY = ("DefaultCPUAllocator: can't allocate memory",)
-_OF_A_GPU = re.compile(r"CUDA (driver )?error|cuDNN error|CUDNN_STATUS|CUBLAS_STATUS")
-#: The class of errors of the CUDA runtime; torch 2.7 has none, and raises ``RuntimeError``.
-_ERROR_OF_CUDA: type[Exception] | None = getattr(torch, "AcceleratorError", None)
+_GPU_ERROR = re.compile(r"CUDA (driver )?error|cuDNN error|CUDNN_STATUS|CUBLAS_STATUS")
+#: Class of the CUDA runtime's errors; torch 2.7 has none and raises ``RuntimeError``.
+_CUDA_ERROR_CLASS: type[Exception] | None = getattr(torch, "AcceleratorError", None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that the memory of a GPU did not suffice."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and _says(error, _OUT_OF_MEMORY)
+    """Return whether an error means that the memory of a GPU did not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+    )
 
 
 def is_out_of_host_memory(error: BaseException) -> bool:
-    """Tell whether an error says that the memory of the machine did not suffice."""
-    return isinstance(error, MemoryError) or _says(error, _OUT_OF_HOST_MEMORY)
+    """Return whether an error means that the memory of the machine did not suffice."""
+    text = "DefaultCPUAllocator: can't allocate memory"
+    return isinstance(error, MemoryError) or text in str(error)
 
 
 def is_gpu_error(error: BaseException) -> bool:
-    """Tell whether an error is one of CUDA, cuDNN or cuBLAS."""
-    if _ERROR_OF_CUDA is not None and isinstance(error, _ERROR_OF_CUDA):
+    """Return whether an error is one of CUDA, cuDNN or cuBLAS."""
+    if _CUDA_ERROR_CLASS is not None and isinstance(error, _CUDA_ERROR_CLASS):
         return True
-    return isinstance(error, RuntimeError) and bool(_OF_A_GPU.search(str(error)))
+    return isinstance(error, RuntimeError) and bool(_GPU_ERROR.search(str(error)))
 
 
 def is_device_error(error: BaseException) -> bool:
-    """Tell whether an error is one of a device or its memory: elsewhere, or later, there is none.
+    """Return whether an error is due to a device or its memory: it may not occur elsewhere.
 
-    Whoever takes errors for a verdict on a network lets these pass.
+    Code that takes errors for a property of a network must let these pass.
     """
     return is_out_of_memory(error) or is_out_of_host_memory(error) or is_gpu_error(error)
-
-
-def _says(error: BaseException, texts: tuple[str, ...]) -> bool:
-    return any(text in str(error) for text in texts)

@@ -1,4 +1,4 @@
-"""What a backbone is made of, layer by layer, and what each layer can become.
+"""Inspect a backbone layer by layer: what each layer is, and what it can become.
 
 Everything is measured on the meta device: no weights are made, read or downloaded.
 """
@@ -6,7 +6,7 @@ Everything is measured on the meta device: no weights are made, read or download
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from autotune.plan import KEEP, LayerPlan, TrialPlan
 
 #: Fields of a layer plan, in the order in which they are shown.
 FIELDS = tuple(LayerPlan.__dataclass_fields__)
-#: What a study file allows of a head, see ``autotune.config.schema.HeadSpace``.
+#: Limits of a head in a study file, see ``autotune.config.schema.HeadSpace``.
 MAX_HIDDEN_LAYERS, MAX_UNITS, MAX_DROPOUT = 3, 65536, 0.95
 
 Size = tuple[int, int, int]
@@ -35,17 +35,17 @@ Size = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class InspectedLayer:
-    """One layer and what can be known of it without its weights.
+    """One layer and what is known of it without its weights.
 
     Args:
         layer: The layer.
         kind: The class of its main module in a word, e.g. ``Bottleneck``, ``conv`` or ``stem``.
-        shape: Of its output for one image: ``(C, H, W)`` of a map, ``(tokens, C)`` of a
+        shape: Shape of its output for one image: ``(C, H, W)`` of a map, ``(tokens, C)`` of a
             sequence, ``(C,)`` of pooled features; empty where none of its modules ran.
         macs: Multiply-accumulates of its convolutions, linear layers and matrix products for
             one image.
         share: Its share of the backbone's multiply-accumulates.
-        present: What it has now of each field that can change; ``3x3`` of a kernel.
+        present: Current values of each field that can change; ``3x3`` for a kernel.
         capabilities: What it can become.
     """
 
@@ -64,6 +64,7 @@ class InspectedLayer:
 
     def to_json(self) -> dict[str, Any]:
         """Return the layer as plain JSON values."""
+        reasons = self.capabilities.reasons
         return {
             **self.layer.to_json(),
             "kind": self.kind,
@@ -74,9 +75,9 @@ class InspectedLayer:
             "offers": {
                 name: {"present": list(self.present[name]), **_values(self.capabilities, name)}
                 for name in FIELDS
-                if name not in self.capabilities.reasons
+                if name not in reasons
             },
-            "reasons": dict(self.capabilities.reasons),
+            "reasons": dict(reasons),
         }
 
 
@@ -115,7 +116,7 @@ class Inspection:
         head: The head, which is layer 0.
         layers: The layers, the last one first.
         macs: Multiply-accumulates of the whole backbone for one image.
-        remainder: Those of them that belong to no layer.
+        remainder: Those that belong to no layer.
     """
 
     backbone: str
@@ -127,7 +128,7 @@ class Inspection:
 
     @property
     def parameters(self) -> int:
-        """Number of trainable values, the head's not counted."""
+        """Number of trainable values without the head."""
         return sum(one.layer.parameters for one in self.layers)
 
     def to_json(self) -> dict[str, Any]:
@@ -144,7 +145,7 @@ class Inspection:
 
 
 def inspect_layers(name: str, image_size: int | None = None) -> Inspection:
-    """Look at a backbone on the meta device.
+    """Inspect a backbone on the meta device.
 
     Args:
         name: timm model name, with or without a pretrained tag.
@@ -153,27 +154,26 @@ def inspect_layers(name: str, image_size: int | None = None) -> Inspection:
     Raises:
         BackboneError: When the backbone is unknown or cannot take images of that size.
     """
-    model, input_size = _blank(name, image_size)
+    model, input_size = _build_on_meta(name, image_size)
     layers = list_layers(model)
-    passed = FlopsProfile.from_model(model, layers, input_size)
-    kinds = _kinds(model, layers)
-    offers = probe_layers(model, layers, input_size)
+    profile = FlopsProfile(model, layers, input_size)
     inspected = tuple(
         InspectedLayer(
             layer=layer,
             kind=kind,
-            shape=passed.shapes.get(layer.index, ()),
-            macs=passed.macs[layer.index],
-            share=passed.macs[layer.index] / max(1, passed.total),
-            present={one: tuple(_present(model, offer, one)) for one in FIELDS},
-            capabilities=offer,
+            shape=profile.shapes.get(layer.index, ()),
+            macs=profile.macs[layer.index],
+            share=profile.macs[layer.index] / max(1, profile.total),
+            present={field: _present(model, capabilities, field) for field in FIELDS},
+            capabilities=capabilities,
         )
-        for layer, kind, offer in zip(layers, kinds, offers, strict=True)
+        for layer, kind, capabilities in zip(
+            layers, _kinds(model, layers), probe_layers(model, layers, input_size), strict=True
+        )
     )
-    head = InspectedHead(passed.features, tuple(_pools(model, name, input_size)))
-    return Inspection(
-        name, input_size, head, inspected, passed.total, passed.macs.get(UNASSIGNED, 0)
-    )
+    head = InspectedHead(profile.features, _working_pools(model, name, input_size))
+    remainder = profile.macs.get(UNASSIGNED, 0)
+    return Inspection(name, input_size, head, inspected, profile.total, remainder)
 
 
 @dataclass(frozen=True)
@@ -198,21 +198,17 @@ class PlanPreview:
 def preview_plan(plan: TrialPlan, image_size: int | None = None) -> PlanPreview:
     """Apply a plan to its backbone on the meta device.
 
-    Args:
-        plan: The plan.
-        image_size: Side of the square input in pixels; ``None`` for the backbone's own.
-
     Raises:
         BackboneError: When the backbone is unknown or cannot take images of that size.
         PlanError: When the plan does not fit the backbone.
     """
-    model, input_size = _blank(plan.backbone, image_size)
+    model, input_size = _build_on_meta(plan.backbone, image_size)
     before = list_layers(model)
     check_plan(plan, plan.backbone, len(before))
-    works = tuple(_pools(model, plan.backbone, input_size))
-    if plan.head.pool not in works:
+    pools = _working_pools(model, plan.backbone, input_size)
+    if plan.head.pool not in pools:
         raise PlanError(
-            f"head.pool: must be one of {', '.join(works)} for {plan.backbone!r}, but got "
+            f"head.pool: must be one of {', '.join(pools)} for {plan.backbone!r}, but got "
             f"{plan.head.pool!r}"
         )
     if plan.head.activation not in ACTIVATIONS:
@@ -222,107 +218,86 @@ def preview_plan(plan: TrialPlan, image_size: int | None = None) -> PlanPreview:
         )
     changed = copy.deepcopy(model).eval()
     if plan.reshaped:
-        offers = probe_layers(model, before[: max(plan.reshaped)], input_size)
-        validate_plans(plan, offers)
+        capabilities = probe_layers(model, before[: max(plan.reshaped)], input_size)
+        validate_plans(plan, capabilities)
         # The meta device has no weights to inherit or to compare.
-        apply_layer_plans(changed, replace(plan, inherit="none"), offers, seed=0)
+        apply_layer_plans(changed, replace(plan, inherit="none"), capabilities, seed=0)
     after = list_layers(changed)
     set_pool(changed, plan.head.pool, plan.backbone)
-    passed = FlopsProfile.from_model(changed, after, input_size)
-    return PlanPreview(
-        before,
-        after,
-        passed.features,
-        FlopsProfile.from_model(model, before, input_size).total,
-        passed.total,
-    )
+    profile = FlopsProfile(changed, after, input_size)
+    macs_before = FlopsProfile(model, before, input_size).total
+    return PlanPreview(before, after, profile.features, macs_before, profile.total)
 
 
-def _blank(name: str, image_size: int | None) -> tuple[nn.Module, Size]:
-    """Build a backbone on the meta device; return it with the size of its images."""
+def _build_on_meta(name: str, image_size: int | None) -> tuple[nn.Module, Size]:
     check_name(name)
     model = build_backbone(name, image_size, device="meta")
     return model, data_config(model, image_size)["input_size"]
 
 
-def _pools(model: nn.Module, name: str, input_size: Size) -> Iterator[str]:
-    """Yield the global poolings that work, found by trying each."""
-    return (pool for pool in POOLS if not pool_problem(model, name, pool, input_size))
-
-
-#: torch's classes -> the word for them.
-_WORDS = {"Conv2d": "conv", "Linear": "linear"}
+def _working_pools(model: nn.Module, name: str, input_size: Size) -> tuple[str, ...]:
+    return tuple(pool for pool in POOLS if not pool_problem(model, name, pool, input_size))
 
 
 def _kinds(model: nn.Module, layers: Sequence[Layer]) -> list[str]:
     """Name what each layer is; the convolution next to the input is the stem."""
     kinds = [_kind(model, layer) for layer in layers]
-    *others, first = kinds
-    conv = first == "conv" or first.startswith("Conv")
-    if "stem" in layers[-1].label.lower() or (conv and first not in others):
+    is_conv = kinds[-1] == "conv" or kinds[-1].startswith("Conv")
+    if "stem" in layers[-1].label.lower() or (is_conv and kinds[-1] not in kinds[:-1]):
         kinds[-1] = "stem"
     return kinds
 
 
 def _kind(model: nn.Module, layer: Layer) -> str:
     """Name the class of the module of a layer that has the most parameters."""
-    inside = set(layer.modules)
-    tops = [name for name in layer.modules if name.rpartition(".")[0] not in inside]
-    main = _largest([model.get_submodule(name) for name in tops])
+
+    def size(module: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    tops = [name for name in layer.modules if name.rpartition(".")[0] not in layer.modules]
+    main = max((model.get_submodule(name) for name in tops), key=size, default=nn.Identity())
+    if not size(main):
+        return "parameters"
     count = 1
     while type(main) in (nn.Sequential, nn.ModuleList):
-        assert main is not None
-        members = [one for one in main.children() if _weight(one)]
+        members = [member for member in main.children() if size(member)]
         if not members:
             break
-        main = _largest(members)
-        assert main is not None
-        alike = sum(type(one) is type(main) for one in members)
-        count = alike if alike > 1 and alike == len(members) else 1
-    if main is None:
-        return "parameters"
-    word = "norm" if _only_vectors(main) else type(main).__name__
-    word = _WORDS.get(word, word)
+        main = max(members, key=size)
+        count = len(members) if all(type(member) is type(main) for member in members) else 1
+    is_norm = all(parameter.ndim <= 1 for parameter in main.parameters())
+    word = "norm" if is_norm else type(main).__name__
+    word = {"Conv2d": "conv", "Linear": "linear"}.get(word, word)
     return word if count == 1 else f"{count} {word}"
 
 
-def _weight(module: nn.Module) -> int:
-    return sum(one.numel() for one in module.parameters())
-
-
-def _largest(modules: Sequence[nn.Module]) -> nn.Module | None:
-    found = max(modules, key=_weight, default=None)
-    return found if found is not None and _weight(found) else None
-
-
-def _only_vectors(module: nn.Module) -> bool:
-    return all(one.ndim <= 1 for one in module.parameters())
-
-
-def _present(model: nn.Module, offer: LayerCapabilities, name: str) -> list[int | float | str]:
+def _present(
+    model: nn.Module, capabilities: LayerCapabilities, field: str
+) -> tuple[int | float | str, ...]:
     """List the different values that a layer has of a field, in the order of the network."""
-    found: list[int | float | str]
-    if name == "kernel":
-        found = [f"{rows}x{columns}" for rows, columns in offer.convolutions.values()]
-    elif name == "width":
-        found = [group.size for group in offer.groups]
-    elif name == "bridge":
-        found = list(offer.residual_writers.values())
-    elif name == "activation":
-        found = [
-            word or type(model.get_submodule(path)).__name__.lower()
-            for path, word in offer.activations.items()
-        ]
-    elif name == "pool":
-        found = [word or _pool_words(model, path) for path, word in offer.pools.items()]
-    elif name == "dropout":
-        found = [float(model.get_submodule(path).p) for path in offer.dropouts]  # type: ignore[arg-type]
-    else:
-        found = [_drop_rate(model, path) for path in offer.drop_paths]
-    return list(dict.fromkeys(found))
+    values: Sequence[int | float | str]
+    match field:
+        case "kernel":
+            values = [f"{rows}x{columns}" for rows, columns in capabilities.convolutions.values()]
+        case "width":
+            values = [group.size for group in capabilities.groups]
+        case "bridge":
+            values = list(capabilities.residual_writers.values())
+        case "activation":
+            values = [
+                name or type(model.get_submodule(path)).__name__.lower()
+                for path, name in capabilities.activations.items()
+            ]
+        case "pool":
+            values = [name or _pool_name(model, path) for path, name in capabilities.pools.items()]
+        case "dropout":
+            values = [float(model.get_submodule(path).p) for path in capabilities.dropouts]  # type: ignore[arg-type]
+        case _:
+            values = [_drop_rate(model, path) for path in capabilities.drop_paths]
+    return tuple(dict.fromkeys(values))
 
 
-def _pool_words(model: nn.Module, path: str) -> str:
+def _pool_name(model: nn.Module, path: str) -> str:
     pool = model.get_submodule(path)
     kernel: Any = pool.kernel_size
     sides = kernel if isinstance(kernel, int) else max(kernel)
@@ -335,20 +310,20 @@ def _drop_rate(model: nn.Module, path: str) -> float:
     return round(drop.drop_prob or 0.0, 6) if isinstance(drop, DropPath) else 0.0
 
 
-def _values(offer: LayerCapabilities, name: str) -> dict[str, Any]:
+def _values(capabilities: LayerCapabilities, field: str) -> dict[str, Any]:
     """Describe the values that a field of a layer can take."""
-    lists: dict[str, Sequence[int | str]] = {
-        "kernel": KERNELS,
-        "activation": ACTIVATIONS,
-        "pool": LAYER_POOLS,
-    }
-    if name in lists:
-        return {"values": [KEEP, *lists[name]]}
-    if name in ("width", "bridge"):
-        width = name == "width"
-        return {
-            "smallest_ratio": MIN_RATIO,
-            "largest_ratio": MAX_RATIO if offer.can_grow or not width else 1.0,
-            "multiple_of": max(group.unit for group in offer.groups) if width else 1,
-        }
-    return {"low": 0.0, "below": 1.0}
+    match field:
+        case "kernel":
+            return {"values": [KEEP, *KERNELS]}
+        case "activation":
+            return {"values": [KEEP, *ACTIVATIONS]}
+        case "pool":
+            return {"values": [KEEP, *LAYER_POOLS]}
+        case "width":
+            most = MAX_RATIO if capabilities.can_grow else 1.0
+            unit = max(group.unit for group in capabilities.groups)
+        case "bridge":
+            most, unit = MAX_RATIO, 1
+        case _:
+            return {"low": 0.0, "below": 1.0}
+    return {"smallest_ratio": MIN_RATIO, "largest_ratio": most, "multiple_of": unit}

@@ -1,7 +1,7 @@
 """The layers of a backbone, counted from the output: layer 1 is the last.
 
-A layer is one group of parameters as timm's ``group_matcher`` orders them, the same groups that
-timm uses for layer-wise learning-rate decay. The head is not a layer.
+A layer is one group of parameters of timm's ``group_matcher``, the groups that timm uses for
+layer-wise learning-rate decay. The head is not a layer.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from typing import Any
 from timm.models._manipulate import group_with_matcher
 from torch import nn
 
-#: Stands for "behind everything that the matcher knows", as timm's own grouping does.
-_UNMATCHED = float("inf")
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -26,7 +23,7 @@ class Layer:
         index: Position counted from the output; 1 is the last layer.
         label: The modules it is made of, e.g. ``layer4.1``.
         names: Names of its parameters and buffers.
-        modules: Names of all modules that lie in it.
+        modules: Names of all modules inside it.
         parameters: Number of trainable values.
     """
 
@@ -42,28 +39,29 @@ class Layer:
 
 
 def list_layers(backbone: nn.Module) -> tuple[Layer, ...]:
-    """List the layers of a backbone that has no classifier, the last one first.
+    """List the layers of a backbone without classifier, the last one first.
 
-    Groups that hold only vectors (a final norm) are joined to the layer before them: alone they
-    are no layer that one could re-train to any effect.
-
-    Args:
-        backbone: A timm model built with ``num_classes=0``; the meta device will do.
+    Groups that hold only vectors (a final norm) are joined to the layer before them: re-training
+    them alone has little effect. The meta device suffices.
     """
     parameters = dict(backbone.named_parameters())
     tensors = parameters | dict(backbone.named_buffers())
     modules = [name for name, _ in backbone.named_modules() if name]
     group_of = _groups(backbone, [*tensors, *modules])
-    with_tensors = sorted({group_of[name] for name in tensors})
-    merged = _join_vectors(with_tensors, group_of, tensors)
-    count = len(set(merged.values()))
+    with_matrix = {group_of[name] for name, tensor in tensors.items() if tensor.ndim > 1}
+    merged: dict[int, int] = {}
+    for group in sorted({group_of[name] for name in tensors}):
+        last = max(merged.values(), default=-1)
+        merged[group] = last + 1 if group in with_matrix or last < 0 else last
     position_of = {name: merged[group_of[name]] for name in tensors}
-    owners = _owners(position_of)
-    last = max(group_of.values())
-    matched = {name: _position(group_of[name], merged, last) for name in modules}
-    place_of = _places(modules, owners, matched)
+    owners: dict[str, set[int]] = defaultdict(set)
+    for name, position in position_of.items():
+        for prefix in _prefixes(name):
+            owners[prefix].add(position)
+    place_of = _places(modules, owners, group_of, merged)
+    count = len(set(merged.values()))
     layers = []
-    for position in range(count):
+    for position in reversed(range(count)):
         names = tuple(name for name in tensors if position_of[name] == position)
         layers.append(
             Layer(
@@ -74,7 +72,7 @@ def list_layers(backbone: nn.Module) -> tuple[Layer, ...]:
                 parameters=sum(parameters[name].numel() for name in names if name in parameters),
             )
         )
-    return tuple(reversed(layers))
+    return tuple(layers)
 
 
 def _groups(backbone: nn.Module, names: list[str]) -> Mapping[str, int]:
@@ -87,92 +85,59 @@ def _groups(backbone: nn.Module, names: list[str]) -> Mapping[str, int]:
 
 
 def _order_of_children(backbone: nn.Module) -> Any:
-    """Number the children in the order they were registered, containers by their members.
-
-    For the few timm models that have no ``group_matcher``.
-    """
-    order: dict[str, int] = {}
+    """Return a matcher for the few timm models without one: children as registered."""
+    children: list[str] = []
     for name, child in backbone.named_children():
+        is_container = isinstance(child, nn.Sequential | nn.ModuleList)
         members = [f"{name}.{inner}" for inner, _ in child.named_children()]
-        for one in members if isinstance(child, nn.Sequential | nn.ModuleList) else [name]:
-            order[one] = len(order)
+        children += members if is_container else [name]
+    order = {name: index for index, name in enumerate(children)}
 
     def number(name: str) -> float:
-        parts = name.split(".")
-        for length in (2, 1):
-            found = order.get(".".join(parts[:length]))
-            if found is not None:
-                return found
-        # Position tables and class tokens go with the stem, as in timm's matchers.
-        return 0 if name in dict(backbone.named_parameters(recurse=False)) else _UNMATCHED
+        for prefix in reversed(_prefixes(name)[:2]):
+            if prefix in order:
+                return order[prefix]
+        # Position tables and class tokens go with the stem, as in timm's matchers; what no rule
+        # matches comes last, as in timm's grouping.
+        return 0 if name in dict(backbone.named_parameters(recurse=False)) else float("inf")
 
     return number
 
 
-def _join_vectors(
-    groups: list[int], group_of: Mapping[str, int], tensors: Mapping[str, Any]
-) -> dict[int, int]:
-    """Map each group to the position of its layer, groups without a matrix to their neighbour."""
-    merged: dict[int, int] = {}
-    position = -1
-    for group in groups:
-        matrix = any(tensors[name].ndim > 1 for name in tensors if group_of[name] == group)
-        if matrix or position < 0:
-            position += 1
-        merged[group] = position
-    return merged
-
-
-def _position(group: int, merged: Mapping[int, int], last: int) -> int | None:
-    """Find the layer of a group: one without tensors (pooling) goes with the layer before it.
-
-    The very last group is what the matcher does not know, the head for one; without tensors it
-    belongs to no layer.
-    """
-    if group in merged or group == last:
-        return merged.get(group)
-    return merged[max(one for one in merged if one < group)] if group > min(merged) else None
-
-
-def _owners(position_of: Mapping[str, int]) -> Mapping[str, set[int]]:
-    """Find for every module and tensor the positions of the layers that have a part of it."""
-    owners: dict[str, set[int]] = defaultdict(set)
-    for name, position in position_of.items():
-        parts = name.split(".")
-        for length in range(1, len(parts) + 1):
-            owners[".".join(parts[:length])].add(position)
-    return owners
+def _prefixes(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
 
 
 def _places(
-    modules: list[str], owners: Mapping[str, set[int]], matched: Mapping[str, int | None]
+    modules: list[str],
+    owners: Mapping[str, set[int]],
+    group_of: Mapping[str, int],
+    merged: Mapping[int, int],
 ) -> Mapping[str, int | None]:
-    """Find the position of the layer that each module lies in, ``None`` for none.
+    """Return the position of the layer of each module, parents first; ``None`` for no layer.
 
     A module lies where its tensors do, whatever the matcher says of its name: some matchers know
-    ``norm.weight`` but not ``norm``. One without tensors lies where its parent does.
-
-    Args:
-        modules: Names of the modules, parents first.
-        owners: What :func:`_owners` returned.
-        matched: What the matcher says of the modules' names.
+    ``norm.weight`` but not ``norm``. A module without tensors lies where its parent does, else
+    (pooling) with its group or the layer before it. The last group is what no rule matches, such
+    as the head.
     """
     places: dict[str, int | None] = {}
     for name in modules:
+        parent, group = places.get(name.rpartition(".")[0]), group_of[name]
         if name in owners:
             places[name] = next(iter(owners[name])) if len(owners[name]) == 1 else None
+        elif parent is not None:
+            places[name] = parent
+        elif group in merged or group == max(group_of.values()):
+            places[name] = merged.get(group)
         else:
-            parent = places.get(name.rpartition(".")[0])
-            places[name] = matched[name] if parent is None else parent
+            places[name] = max((merged[one] for one in merged if one < group), default=None)
     return places
 
 
 def _label(names: tuple[str, ...], owners: Mapping[str, set[int]]) -> str:
-    """Name the largest modules that lie in the layer with all that they have."""
-    tops = []
-    for name in names:
-        parts = name.split(".")
-        paths = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
-        tops.append(next(path for path in paths if len(owners[path]) == 1))
-    tops = list(dict.fromkeys(tops))
+    """Name the largest modules that belong to one layer as a whole."""
+    paths = (next(path for path in _prefixes(name) if len(owners[path]) == 1) for name in names)
+    tops = list(dict.fromkeys(paths))
     return ", ".join(tops[:3]) + (f" and {len(tops) - 3} more" if len(tops) > 3 else "")

@@ -1,8 +1,8 @@
 """A trial's network: the backbone with its frozen and trainable layers, and the head.
 
-Frozen means frozen: no gradient, no change of norm statistics, no dropout. ``requires_grad``
-alone does not freeze batch norm, so the frozen modules are put back into evaluation mode
-whenever the network is told to train.
+Frozen layers get no gradient, no change of norm statistics and no dropout. ``requires_grad`` alone
+does not freeze batch norm, so frozen modules return to evaluation mode whenever the network is
+set to train.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from autotune.plan import KEEP, HeadPlan, TrialPlan
 
 
 class Tail(Protocol):
-    """What computes the rest of a network from the tensors that cross a split."""
+    """Computes the rest of a network from the tensors that cross a split."""
 
     def tail(self, network: Network, crossing: tuple[Tensor, ...], training: bool) -> Tensor:
         """Return the features of the backbone, ``(N, num_features)``."""
 
 
 class Head(nn.Sequential):
-    """The head of a plan on ``features`` inputs: hidden layers, then a linear layer.
+    """The head of a plan: hidden layers, then a linear layer.
 
     A hidden layer is linear, batch norm, activation, dropout: the paper's order with an
     activation.
@@ -62,10 +62,10 @@ class Network(nn.Module):
     Args:
         backbone: Module without classifier; it becomes part of the network.
         layers: Its layers, the last one first.
-        depth: How many of them are trainable.
+        depth: Number of trainable layers.
         head: The head.
-        stale: How many of the last layers compute or see other features than the pretrained
-            ones, so that their norm statistics describe what is no longer there.
+        stale: Number of last layers that compute or see other features than the pretrained ones:
+            their norm statistics have to be measured anew.
     """
 
     def __init__(
@@ -81,16 +81,16 @@ class Network(nn.Module):
         self.head = head
         self.depth = depth
         self.layers = layers
-        trainable = {name for layer in layers[:depth] for name in layer.names}
-        for name, parameter in backbone.named_parameters():
-            parameter.requires_grad_(name in trainable)
-        inside = {name for layer in layers[:depth] for name in layer.modules}
-        # Modules outside of every layer (containers, input dropout) count as frozen unless
-        # nothing is: what they drop would reach the frozen layers.
+        self._trainable_names = frozenset(
+            f"backbone.{name}" for layer in layers[:depth] for name in layer.names
+        )
+        trainable_modules = {name for layer in layers[:depth] for name in layer.modules}
+        # Modules outside of every layer (containers, input dropout) are frozen unless nothing
+        # is: what they drop would reach the frozen layers.
         self.frozen = [
             module
             for name, module in backbone.named_modules()
-            if name not in inside and depth < len(layers)
+            if name not in trainable_modules and depth < len(layers)
         ]
         self.stale_norms = tuple(
             module
@@ -98,42 +98,41 @@ class Network(nn.Module):
             for name in layer.modules
             if isinstance(module := backbone.get_submodule(name), nn.modules.batchnorm._BatchNorm)
         )
-        self._trainable_names = frozenset(f"backbone.{name}" for name in trainable)
-        self._head_alone = False
         self._split: Tail | None = None
+        self._freeze_parameters(False)
+
+    def _freeze_parameters(self, all_but_head: bool) -> None:
+        self._is_head_only = all_but_head
+        for name, parameter in self.backbone.named_parameters():
+            is_trainable = f"backbone.{name}" in self._trainable_names
+            parameter.requires_grad_(is_trainable and not all_but_head)
 
     def train(self, mode: bool = True) -> Network:
         """Set the mode of the trainable part; the frozen part stays in evaluation mode."""
         super().train(mode)
-        for module in self.backbone.modules() if self._head_alone else self.frozen:
+        for module in self.backbone.modules() if self._is_head_only else self.frozen:
             module.training = False
         return self
 
-    def freeze_all_but_head(self, alone: bool) -> Network:
-        """Switch to training, with the trainable layers frozen like the others or not.
-
-        While they are, nothing of the backbone needs a gradient, and none is computed for it.
-        """
-        self._head_alone = alone
-        for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(not alone and f"backbone.{name}" in self._trainable_names)
+    def freeze_all_but_head(self, freeze: bool) -> Network:
+        """Switch to training, with the whole backbone frozen or as the plan says."""
+        self._freeze_parameters(freeze)
         return self.train()
 
     def attach(self, split: Tail) -> None:
-        """Let :meth:`forward` take the crossing tensors of a split; copies of the network too."""
+        """Let :meth:`forward` of this network and its copies take the tensors of a split."""
         self._split = split
 
     def forward(self, images: Tensor | tuple[Tensor, ...]) -> Tensor:
         """Return the logits ``(N, classes)``.
 
         Args:
-            images: Normalised images ``(N, C, H, W)``, or what crosses of them: a tuple of tensors
-                ``(N, *shape)`` in the order of the split that is attached.
+            images: Normalised images ``(N, C, H, W)``, or the crossing tensors of the attached
+                split, each ``(N, *shape)``.
         """
         if isinstance(images, tuple):
             assert self._split is not None, "crossing tensors need a split"
-            training = self.training and not self._head_alone
-            features = self._split.tail(self, images, training)
+            features = self._split.tail(self, images, self.training and not self._is_head_only)
         else:
             features = self.backbone(images)
         logits: Tensor = self.head(features)
@@ -142,20 +141,19 @@ class Network(nn.Module):
     def layer_of_parameters(self) -> Iterator[tuple[str, nn.Parameter, int]]:
         """Yield every trainable parameter with its name and layer; the head counts as layer 0.
 
-        Those of trainable layers are among them while the head trains alone.
+        Those of trainable layers are included while only the head trains.
         """
         index = {name: layer.index for layer in self.layers for name in layer.names}
         for name, parameter in self.named_parameters():
-            if name in self._trainable_names or name.startswith("head."):
+            if self._is_trainable(name):
                 yield name, parameter, index.get(name.removeprefix("backbone."), 0)
+
+    def _is_trainable(self, name: str) -> bool:
+        return name in self._trainable_names or name.startswith("head.")
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Return the part of the state that training changes: trainable layers and head."""
-        return {
-            name: value
-            for name, value in self.state_dict().items()
-            if name.startswith("head.") or name in self._trainable_names
-        }
+        return {n: value for n, value in self.state_dict().items() if self._is_trainable(n)}
 
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
         """Load what :meth:`trainable_state` returned.
@@ -163,16 +161,12 @@ class Network(nn.Module):
         Raises:
             PlanError: When the state is that of another plan.
         """
-        own = {name: value.shape for name, value in self.trainable_state().items()}
-        if own != {name: value.shape for name, value in state.items()}:
-            differing = sorted(
-                name
-                for name in own.keys() | state.keys()
-                if name not in own or name not in state or own[name] != state[name].shape
-            )
+        own = {(name, value.shape) for name, value in self.trainable_state().items()}
+        if differing := own ^ {(name, value.shape) for name, value in state.items()}:
+            names = sorted({name for name, _ in differing})
             raise PlanError(
-                f"the stored weights belong to another plan: {len(differing)} of their keys or "
-                f"shapes differ, {differing[0]} first"
+                f"the stored weights belong to another plan: {len(names)} of their keys or "
+                f"shapes differ, {names[0]} first"
             )
         self.load_state_dict(state, strict=False)
 
@@ -184,14 +178,14 @@ def build_network(
     seed: int,
     sample: Callable[[], Tensor] | None = None,
 ) -> Network:
-    """Apply a trial plan to a backbone.
+    """Apply a trial plan to a copy of a backbone.
 
     Args:
-        backbone: The pretrained backbone; it is copied, not changed.
+        backbone: The pretrained backbone.
         plan: The plan.
         classes: Number of classes.
-        seed: Seed of the initial weights of the head and of what inheritance draws.
-        sample: Gives some normalised training images ``(N, C, H, W)``; needed by plans with
+        seed: Seed of the head's initial weights and of what inheritance draws.
+        sample: Returns normalised training images ``(N, C, H, W)``; needed by plans with
             ``inherit: data``.
 
     Raises:
@@ -202,22 +196,20 @@ def build_network(
     check_plan(plan, backbone.name, len(layers))
     stale = 0
     if plan.reshaped:
-        offers = cached_capabilities(backbone, layers, max(plan.reshaped))
-        validate_plans(plan, offers)
+        capabilities = cached_capabilities(backbone, layers, max(plan.reshaped))
+        validate_plans(plan, capabilities)
         norms = None
         if plan.inherit == "data" and any(layer.width != KEEP for layer in plan.layers):
             assert sample is not None, "inherit: data needs images"
             readers = [
-                name for offer in offers for group in offer.groups for name in group.readers
+                name for one in capabilities for group in one.groups for name in group.readers
             ]
             norms = channel_norms(module.eval(), readers, sample())
-        apply_layer_plans(module, plan, offers, seed, norms)
-        differing = [
-            index
-            for index in plan.reshaped
-            if not offers[index - 1].is_function_preserving(plan.layers[index - 1], plan.inherit)
-        ]
-        stale = max(differing, default=0)
+        apply_layer_plans(module, plan, capabilities, seed, norms)
+        for index in plan.reshaped:
+            layer_plan = plan.layers[index - 1]
+            if not capabilities[index - 1].is_function_preserving(layer_plan, plan.inherit):
+                stale = max(stale, index)
         layers = list_layers(module)
     set_pool(module, plan.head.pool, backbone.name)
     features = feature_count(module, backbone.data_config["input_size"])
@@ -246,7 +238,7 @@ def set_pool(module: nn.Module, pool: str, name: str) -> None:
         return
     try:
         module.reset_classifier(0, pool)  # type: ignore[operator]
-    except Exception as error:  # each architecture refuses in its own way
+    except Exception as error:  # each architecture fails in its own way
         raise PlanError(
             f"head.pool: the backbone {name!r} cannot pool with {pool!r} "
             f"({type(error).__name__}: {error}); 'keep' always works"
@@ -254,16 +246,13 @@ def set_pool(module: nn.Module, pool: str, name: str) -> None:
 
 
 def pool_problem(model: nn.Module, name: str, pool: str, input_size: tuple[int, int, int]) -> str:
-    """Try a global pooling without weights.
+    """Return why a backbone on the meta device cannot have a global pooling, or "".
 
     Args:
-        model: The backbone on the meta device; it is not changed.
+        model: The backbone; a copy of it is changed.
         name: Its name.
         pool: The pooling.
         input_size: Channels, height and width of its images.
-
-    Returns:
-        Why it does not work, or an empty string.
     """
     if pool == KEEP:
         return ""

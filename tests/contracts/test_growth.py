@@ -146,7 +146,7 @@ def _scrambled(scores: Tensor, count: int, unit: int, generator: torch.Generator
 @pytest.mark.parametrize("name", [name for name in FAMILIES if is_exact(name, 2)])
 @pytest.mark.parametrize("error", [_whole, _eighth_off])
 def test_a_wrong_split_is_noticed(name: str, error: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(widths, "split", error)
+    monkeypatch.setattr(widths, "split_copies", error)
     index = next(
         offer.index
         for offer in offers(name)
@@ -200,13 +200,13 @@ def test_shrinking_is_exact_selection(
     name: str, inherit: str, ratio: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen: list[tuple[int, list[int]]] = []
-    right = widths.select
+    right = widths.select_channels
 
     def note(scores: Tensor, *rest: Any) -> list[int]:
         chosen.append((len(scores), right(scores, *rest)))
         return chosen[-1][1]
 
-    monkeypatch.setattr(widths, "select", note)
+    monkeypatch.setattr(widths, "select_channels", note)
     indices = [
         offer.index for offer in offers(name) if offer.groups and is_exact(name, offer.index)
     ]
@@ -247,20 +247,20 @@ def test_halves_would_stay_copies_for_ever(name: str, monkeypatch: pytest.Monkey
         shares = 1 / torch.bincount(number)[number]
         return weight * shares.view(1, -1, *(1,) * (weight.ndim - 2))
 
-    monkeypatch.setattr(widths, "split", halves)
+    monkeypatch.setattr(widths, "split_copies", halves)
     assert max(_apart(name, monkeypatch)) < 0.2  # that it is not 0 is rounding
 
 
 def _apart(name: str, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Double the channels of a layer and train a step; return the shares of pairs that differ."""
     chosen: list[list[int]] = []
-    right = widths.select
+    right = widths.select_channels
 
     def note(*args: Any) -> list[int]:
         chosen.append(right(*args))
         return chosen[-1]
 
-    monkeypatch.setattr(widths, "select", note)
+    monkeypatch.setattr(widths, "select_channels", note)
     index = next(offer.index for offer in offers(name) if "width" in growths(offer))
     groups = offers(name)[index - 1].groups
     net = built(change(name, {index: {"width": 2.0}}))

@@ -75,7 +75,7 @@ def test_weights_are_downloaded_once_and_then_the_cache_is_enough(
         refused = later.load(CONVNEXT)
     assert refused.refusal is not None
     assert "\n" not in refused.refusal
-    assert f"weights of {CONVNEXT!r} cannot be had from the hub (Connect" in refused.refusal
+    assert f"weights of {CONVNEXT!r} from the hub (Connect" in refused.refusal
     assert WAY_OUT in refused.refusal
     assert refused.seconds < 10
 
@@ -108,7 +108,7 @@ def test_a_download_of_something_else(process: Loader) -> None:
     for _ in range(2):  # from the hub, then from the cache
         refusal = process.load(BYOBNET).refusal
         assert refusal is not None
-        assert "cannot be had from the hub (SafetensorError" in refusal
+        assert "from the hub (SafetensorError" in refusal
 
 
 def test_a_backbone_without_weights_on_the_hub() -> None:

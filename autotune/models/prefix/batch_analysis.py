@@ -1,13 +1,13 @@
-"""What the nodes of a network's graph give: which of them are frozen, and what is per image.
+"""Find the frozen nodes of a network's graph, and how their values depend on the batch.
 
-The graph runs on two batches of random images, two and three of them, of which the last two of
-the three are the two. What has the same shape and values in both is a constant; a number in the
-ratio of the batches counts images; a tensor with one dimension in that ratio holds one part for
-each image, and where they lie in it is found by comparing the parts of the same images. What is
-none of these belongs to no image alone.
+The graph runs on batches of two and of three random images; the last two of the three are the
+two. A value with the same shape and content in both is a constant; a number in the ratio of the
+batches counts images; a tensor with one dimension in that ratio holds one part for each image,
+and where they lie in it is found by comparing the parts of the same images. Any other value
+depends on several images at once.
 
-The same run tells which operations write into their arguments, by the version counters of the
-tensors. What is read after such a write then depends on it in the graph too.
+The same run finds the operations that write into their arguments, by the version counters of the
+tensors. In the new graph, what is read after such a write depends on it.
 """
 
 from __future__ import annotations
@@ -26,41 +26,28 @@ from autotune.models.prefix.graph import digest, execute_node, reads_trainable_s
 
 #: Images in the two batches.
 FEW, MANY = 2, 3
-#: Largest relative difference of what one image gives in both: rounding, which deep networks
-#: amplify. Other images differ by about 1.
+#: Largest relative difference between the parts of one image in both batches: rounding, which
+#: deep networks amplify. Other images differ by about 1.
 _ROUNDING = 0.05
 
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """A value that is the same for all images.
-
-    Args:
-        value: The value.
-    """
+    """A value that is the same for all images."""
 
     value: Any
 
 
 @dataclass(frozen=True, eq=False)
 class BatchMultiple:
-    """A number that is a multiple of the number of images.
-
-    Args:
-        each: How many for each image.
-    """
+    """A number that is ``each`` times the number of images."""
 
     each: int
 
 
 @dataclass(frozen=True, eq=False)
 class Nested:
-    """A tuple or list of values, not all of them constant.
-
-    Args:
-        type: Its type.
-        items: The kinds of its values.
-    """
+    """A tuple or list of values, not all of them constant."""
 
     type: type
     items: tuple[Kind, ...]
@@ -71,8 +58,8 @@ class PerImage:
     """A tensor with one part for each image.
 
     Args:
-        shape: Of one part.
-        dtype: Of the tensor.
+        shape: Shape of one part.
+        dtype: Type of the tensor.
         dim: The dimension that holds the images.
         before: How often all images are repeated in it.
         each: How many of its entries belong to one image.
@@ -85,19 +72,24 @@ class PerImage:
     each: int = 1
 
     @property
-    def plain(self) -> bool:
+    def layout(self) -> tuple[int, int, int]:
+        """``dim``, ``before`` and ``each``, see :func:`to_parts`."""
+        return self.dim, self.before, self.each
+
+    @property
+    def is_batch_first(self) -> bool:
         """Whether the tensor itself is ``(N, *shape)``."""
         return (self.dim, self.each) == (0, 1)
 
     @property
     def bytes(self) -> int:
-        """Of one part."""
+        """Bytes of one part."""
         return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class Unknown:
-    """Anything else."""
+    """Any other value."""
 
 
 Kind = Constant | BatchMultiple | Nested | PerImage | Unknown
@@ -105,16 +97,16 @@ Kind = Constant | BatchMultiple | Nested | PerImage | Unknown
 
 @dataclass(frozen=True, eq=False)
 class GraphAnalysis:
-    """A graph in which what is written depends on its writer, and what its nodes give.
+    """A graph in which what is written depends on its writer, and the kinds of its values.
 
     Args:
         root: The module that it belongs to.
         graph: The graph.
         digests: Digest of each node.
-        frozen: The nodes that depend on the images and on frozen state alone.
-        rewritten: The nodes whose memory is written to by a later one.
+        frozen: The nodes that depend only on the images and on frozen state.
+        rewritten: The nodes whose memory a later one writes to.
         effects: The nodes that are not frozen and write to buffers.
-        kinds: What the frozen nodes give, by digest.
+        kinds: Kinds of the frozen nodes' values, by digest.
     """
 
     root: nn.Module
@@ -139,16 +131,16 @@ def analyze(
     like: Tensor,
     known: Mapping[str, Kind] | None = None,
 ) -> GraphAnalysis:
-    """Run a graph node by node and note what it gives.
+    """Run a graph node by node and classify its values.
 
     Args:
         root: The module that it belongs to, in the mode of the graph.
         graph: The graph.
         trainable: Names of the parameters and buffers that training changes.
-        shape: Of one image.
+        shape: Shape of one image.
         like: A tensor of the type and on the device of the images.
-        known: What frozen nodes give, where another graph of the network has told; nodes that it
-            does not have are not frozen then.
+        known: Kinds from another graph of the network; then only nodes with these digests are
+            frozen.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(MANY, *shape, generator=generator).to(like)
@@ -156,7 +148,7 @@ def analyze(
     batches = [few, images] if known is None else [few]
     values: list[dict[Node, Any]] = [{} for _ in batches]
     new = fx.Graph()
-    now: dict[Node, Node] = {}
+    copies: dict[Node, Node] = {}
     digests: dict[Node, str] = {}
     kinds: dict[str, Kind] = {}
     frozen: set[Node] = set()
@@ -164,60 +156,59 @@ def analyze(
     effects: list[Node] = []
     buffers = set[int]().union(*map(_addresses, root.buffers()))
     memory: dict[Node, set[int]] = {}
-    ends = _last_uses(graph)
+    last_reads = _last_reads(graph)
 
-    def add(copied: Node, free: bool) -> None:
-        """Take a node up, once its values are known."""
+    def add(copied: Node, is_trainable: bool) -> None:
         digests[copied] = key = digest(copied, root, digests, shape)
-        inputs = copied.all_input_nodes
-        if not free or not all(one in frozen for one in inputs):
-            return
-        if known is None or key in known:
+        is_frozen = not is_trainable and frozen.issuperset(copied.all_input_nodes)
+        if is_frozen and (known is None or key in known):
             frozen.add(copied)
 
+    def classify_frozen(copied: Node, node: Node) -> None:
+        if known is None and copied in frozen:
+            is_constant = copied.op == "get_attr"
+            pair = [one[node] for one in values]
+            kinds.setdefault(
+                digests[copied], Constant(pair[0]) if is_constant else classify(*pair)
+            )
+
     for node in graph.nodes:
-        copied = now[node] = new.node_copy(node, now.__getitem__)
+        copied = copies[node] = new.node_copy(node, copies.__getitem__)
         if node.op == "output":
             digests[copied] = ""
             continue
-        add(copied, not reads_trainable_state(node, root, trainable))
+        add(copied, reads_trainable_state(node, root, trainable))
         written: set[int] = set()
-        for place, found in enumerate(values):
+        for place, run in enumerate(values):
             if place and copied not in frozen:
                 continue
             if node.op == "placeholder":
-                found[node] = batches[place]
+                run[node] = batches[place]
                 continue
-            args, kwargs = _arguments(node, found)
-            operands = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+            args, kwargs = _arguments(node, run)
+            operands = _tensors((args, kwargs))
             versions = [one._version for one in operands]
-            found[node] = execute_node(node, root, args, kwargs)
+            run[node] = execute_node(node, root, args, kwargs)
             written |= {
                 _address(one)
                 for one, version in zip(operands, versions, strict=True)
                 if one._version != version
             }
-        if known is None and copied in frozen:
-            own = node.op == "get_attr"
-            kind = Constant(values[0][node]) if own else classify(*(one[node] for one in values))
-            kinds.setdefault(digests[copied], kind)
+        classify_frozen(copied, node)
         if written & buffers and copied not in frozen:
             effects.append(copied)
         if written:
             rewritten |= {one for one, places in memory.items() if places & written}
-            for earlier in [one for one in values[0] if one is not node]:
-                if _addresses(values[0][earlier]) & written:
-                    renewed = new.call_function(after, (now[earlier], copied))
-                    now[earlier] = renewed
-                    add(renewed, True)
-                    memory[renewed] = _addresses(values[0][earlier])
-                    if known is None and renewed in frozen:
-                        kind = classify(*(one[earlier] for one in values))
-                        kinds.setdefault(digests[renewed], kind)
+            for earlier, value in values[0].items():
+                if earlier is not node and _addresses(value) & written:
+                    renewed = copies[earlier] = new.call_function(after, (copies[earlier], copied))
+                    add(renewed, False)
+                    memory[renewed] = _addresses(value)
+                    classify_frozen(renewed, earlier)
         memory[copied] = _addresses(values[0][node])
-        for gone in ends.get(node, ()):
-            for found in values:
-                found.pop(gone, None)
+        for unread in last_reads.get(node, ()):
+            for run in values:
+                run.pop(unread, None)
     return GraphAnalysis(
         root,
         new,
@@ -229,35 +220,42 @@ def analyze(
     )
 
 
-def for_other_mode(root: nn.Module, flow: GraphAnalysis, shape: tuple[int, ...]) -> GraphAnalysis:
-    """Return a graph as that of another mode that has the same nodes.
+def for_other_mode(
+    root: nn.Module, analysis: GraphAnalysis, shape: tuple[int, ...]
+) -> GraphAnalysis:
+    """Return the analysis of another mode whose graph has the same nodes.
 
     Args:
         root: The module in the other mode.
-        flow: The graph; nodes whose modules do something else in the other mode are not frozen.
-        shape: Of one image.
+        analysis: That of the first mode; nodes whose modules do something else in the other mode
+            are not frozen.
+        shape: Shape of one image.
     """
     digests: dict[Node, str] = {}
-    for node in flow.graph.nodes:
+    for node in analysis.graph.nodes:
         digests[node] = digest(node, root, digests, shape)
-    frozen = frozenset(node for node in flow.frozen if digests[node] == flow.digests[node])
-    return replace(flow, root=root, digests=digests, frozen=frozen)
+    frozen = {node for node in analysis.frozen if digests[node] == analysis.digests[node]}
+    return replace(analysis, root=root, digests=digests, frozen=frozenset(frozen))
 
 
-def _last_uses(graph: fx.Graph) -> dict[Node, list[Node]]:
-    """Say for each node which values nobody reads after it."""
+def _last_reads(graph: fx.Graph) -> dict[Node, list[Node]]:
+    """Return for each node the values that are not read after it."""
     last = {one: node for node in graph.nodes for one in node.all_input_nodes}
-    ends: dict[Node, list[Node]] = {}
+    reads: dict[Node, list[Node]] = {}
     for node in graph.nodes:
-        ends.setdefault(last.get(node, node), []).append(node)
-    return ends
+        reads.setdefault(last.get(node, node), []).append(node)
+    return reads
 
 
 def _arguments(node: Node, values: Mapping[Node, Any]) -> Any:
-    def value(one: Any) -> Any:
-        return values[one] if isinstance(one, Node) else one
+    def value(argument: Any) -> Any:
+        return values[argument] if isinstance(argument, Node) else argument
 
     return map_aggregate((node.args, node.kwargs), value)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [one for one in tree_leaves(value) if isinstance(one, Tensor)]
 
 
 def _address(tensor: Tensor) -> int:
@@ -265,22 +263,21 @@ def _address(tensor: Tensor) -> int:
 
 
 def _addresses(value: Any) -> set[int]:
-    tensors = [one for one in tree_leaves(value) if isinstance(one, Tensor)]
-    return {_address(one) for one in tensors} - {0}
+    return set(map(_address, _tensors(value))) - {0}
 
 
 def classify(few: Any, many: Any) -> Kind:
-    """Say what a node gives, from its values for the two batches as they are now."""
+    """Return the kind of a node's value from its values for the two batches."""
     if isinstance(few, Tensor) and isinstance(many, Tensor):
-        return _kind_of_tensor(few, many)
-    if isinstance(few, tuple | list) and type(few) is type(many) and len(few) == len(many):
+        return _classify_tensor(few, many)
+    if type(few) is not type(many):
+        return Unknown()
+    if isinstance(few, tuple | list) and len(few) == len(many):
         items = tuple(map(classify, few, many))
         constants = [one.value for one in items if isinstance(one, Constant)]
         if len(constants) == len(items):
             return Constant(type(few)(constants))
         return Nested(type(few), items)
-    if type(few) is not type(many):
-        return Unknown()
     if few == many:
         return Constant(few)
     if isinstance(few, int) and few * MANY == many * FEW and few % FEW == 0:
@@ -288,28 +285,26 @@ def classify(few: Any, many: Any) -> Kind:
     return Unknown()
 
 
-def _kind_of_tensor(few: Tensor, many: Tensor) -> Kind:
+def _classify_tensor(few: Tensor, many: Tensor) -> Kind:
     if few.shape == many.shape:
         return Constant(few.clone()) if torch.equal(few, many) else Unknown()
     if few.ndim != many.ndim:
         return Unknown()
-    dims = [dim for dim in range(few.ndim) if few.shape[dim] != many.shape[dim]]
-    size = few.shape[dims[0]]
-    if len(dims) > 1 or size * MANY != many.shape[dims[0]] * FEW or size % FEW:
+    dim, *others = [dim for dim in range(few.ndim) if few.shape[dim] != many.shape[dim]]
+    size = few.shape[dim]
+    if others or size * MANY != many.shape[dim] * FEW or size % FEW:
         return Unknown()
     each = size // FEW
     for before in [one for one in range(1, each + 1) if each % one == 0]:
-        parts = [to_parts(one, dims[0], before, each) for one in (few, many)]
-        if _alike(parts[0], parts[1][MANY - FEW :]):
-            return PerImage(tuple(parts[0].shape[1:]), few.dtype, dims[0], before, each)
+        first, second = (to_parts(one, dim, before, each) for one in (few, many))
+        if _is_close(first, second[MANY - FEW :]):
+            return PerImage(tuple(first.shape[1:]), few.dtype, dim, before, each)
     return Unknown()
 
 
-def _alike(first: Tensor, second: Tensor) -> bool:
-    if not first.is_floating_point():
+def _is_close(first: Tensor, second: Tensor) -> bool:
+    if torch.equal(first, second) or not first.is_floating_point():
         return torch.equal(first, second)
-    if torch.equal(first, second):
-        return True
     first, second = first.float(), second.float()
     return float((first - second).norm()) <= _ROUNDING * float(first.norm())
 
@@ -342,7 +337,7 @@ def from_parts(parts: Tensor, dim: int, before: int, each: int) -> Tensor:
 
 
 def varies_by_image(kind: Kind) -> bool:
-    """Say whether a value of this kind differs from image to image."""
+    """Return whether a value of this kind differs from image to image."""
     if isinstance(kind, Nested):
         return any(map(varies_by_image, kind.items))
     return isinstance(kind, PerImage | Unknown)

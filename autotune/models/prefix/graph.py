@@ -1,13 +1,13 @@
-"""What a network computes, node by node: traced with torch.fx, each node with a digest.
+"""Trace what a network computes with torch.fx, and give each node of the graph a digest.
 
-torch.fx writes down every call of a module of torch or of one that timm wants left whole, and
-every function between them. What depends on the mode is fixed in the graph, so each mode has a
-graph of its own; and what depends on the number of images is a node like any other.
+torch.fx records every call of a module of torch or of one that timm wants left whole, and every
+function between them. What depends on the mode is fixed in the graph, so each mode has a graph of
+its own; what depends on the number of images is a node like any other.
 
-A digest says what a node computes: its operation, the settings of its module, and the digests of
-its arguments down to the images. It is the same in every process and for every network that
-computes the same up to there. Parameters and buffers enter by name and shape: their values are
-those of the backbone, which has a fingerprint of its own.
+A digest identifies what a node computes: its operation, the settings of its module, and the
+digests of its arguments down to the images. It is the same in every process and for every network
+that computes the same up to there. Parameters and buffers enter by name and shape: their values
+are those of the backbone, which has a fingerprint of its own.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from autotune.models.backbone import first_line
 from autotune.models.device_errors import is_device_error
 from autotune.models.network import Network
 
-#: Modules of these files of torch without tensors do the same in both modes, but for the random.
+#: Files of torch whose modules without tensors do the same in both modes, except random ones.
 _MODELESS = frozenset(
     f"torch.nn.modules.{name}"
     for name in ("activation", "channelshuffle", "flatten", "fold", "linear", "padding")
 ) | {"torch.nn.modules.pixelshuffle", "torch.nn.modules.pooling", "torch.nn.modules.upsampling"}
 _RANDOM = (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
-#: What costs too much to be done anew in every epoch, by the name of the function or method.
+#: Functions and methods, by name, that cost too much to be computed anew in every epoch.
 _PRODUCTS = frozenset(
     {
         *("addmm", "baddbmm", "bilinear", "bmm", "einsum", "linear", "matmul", "mm"),
@@ -44,13 +44,15 @@ _PRODUCTS = frozenset(
         *("multi_head_attention_forward", "scaled_dot_product_attention"),
     }
 )
+#: A function of a network and tensors.
+Function = Callable[..., Any]
 
 
 class TraceClone(nn.Module):
-    """A copy of a network's backbone, to be traced and tried.
+    """A copy of a network's backbone for tracing and trial runs.
 
-    Parameters are the network's own; modes and buffers are not, so that nothing that is done with
-    it changes the network. Names are those of the network.
+    It shares the network's parameters, but not modes and buffers, so that nothing done with it
+    changes the network. Names are those of the network.
 
     Args:
         network: The network.
@@ -59,9 +61,9 @@ class TraceClone(nn.Module):
 
     def __init__(self, network: Network, training: bool) -> None:
         super().__init__()
-        own = {id(parameter): parameter for parameter in network.backbone.parameters()}
-        self.backbone: nn.Module = copy.deepcopy(network.backbone, own)
-        self.train()  # forgets what some attention layers keep in evaluation mode
+        shared = {id(parameter): parameter for parameter in network.backbone.parameters()}
+        self.backbone: nn.Module = copy.deepcopy(network.backbone, shared)
+        self.train()  # drops what some attention layers cache in evaluation mode
         if training:
             frozen = {id(module) for module in network.frozen}
             for name, module in network.backbone.named_modules():
@@ -77,21 +79,21 @@ class TraceClone(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Leaves whole what timm says cannot be traced, and reads buffers anew like parameters."""
+    """Leaves whole what timm declares untraceable, and reads buffers anew like parameters."""
 
     proxy_buffer_attributes = True
 
     def __init__(self) -> None:
         functions = get_notrace_functions()  # type: ignore[no-untyped-call]
         super().__init__(autowrap_modules=(math,), autowrap_functions=tuple(functions))
-        self._whole = tuple(get_notrace_modules())  # type: ignore[no-untyped-call]
+        self._leaves = tuple(get_notrace_modules())  # type: ignore[no-untyped-call]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self._whole) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(shadow: TraceClone) -> fx.Graph:
-    """Trace a network in the mode that its shadow has.
+def trace(clone: TraceClone) -> fx.Graph:
+    """Trace a network in the mode that its clone has.
 
     torch changes how modules are called while it traces: no other thread may run one meanwhile.
 
@@ -100,7 +102,7 @@ def trace(shadow: TraceClone) -> fx.Graph:
     """
     before = torch.get_rng_state()
     try:
-        graph = _Tracer().trace(shadow)
+        graph = _Tracer().trace(clone)
     except Exception as error:  # each architecture fails in its own way
         if is_device_error(error):
             raise
@@ -115,10 +117,8 @@ def trace(shadow: TraceClone) -> fx.Graph:
 def same_graphs(
     first: fx.Graph, first_root: nn.Module, second: fx.Graph, second_root: nn.Module
 ) -> bool:
-    """Say whether two traced graphs have the same nodes and constants."""
-    if first.python_code("self").src != second.python_code("self").src:
-        return False
-    return all(
+    """Return whether two traced graphs have the same nodes and constants."""
+    return first.python_code("self").src == second.python_code("self").src and all(
         torch.equal(get_target(first_root, node.target), get_target(second_root, node.target))
         for node in first.nodes
         if node.op == "get_attr" and not is_backbone_attr(node)
@@ -126,29 +126,30 @@ def same_graphs(
 
 
 def get_target(root: nn.Module, target: Any) -> Any:
-    """Return what a dotted name stands for."""
+    """Return the attribute of a module with a dotted name."""
     return functools.reduce(getattr, str(target).split("."), root)
 
 
 def is_backbone_attr(node: Node) -> bool:
-    """Say whether what a ``get_attr`` node reads belongs to the backbone, not to the trace."""
+    """Return whether a ``get_attr`` node reads from the backbone, not a constant of the trace."""
     return str(node.target).startswith("backbone.")
 
 
 def execute_node(node: Node, root: nn.Module, args: Any, kwargs: Any) -> Any:
-    """Do what a node says."""
-    if node.op == "get_attr":
-        return get_target(root, node.target)
-    if node.op == "call_module":
-        return get_target(root, node.target)(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    """Return the value of a node for the values of its arguments."""
+    match node.op:
+        case "get_attr":
+            return get_target(root, node.target)
+        case "call_module":
+            return get_target(root, node.target)(*args, **kwargs)
+        case "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)
     return node.target(*args, **kwargs)
 
 
 def is_expensive(node: Node, root: nn.Module) -> bool:
-    """Say whether a node has parameters of its own, or multiplies matrices."""
+    """Return whether a node has parameters of its own, or multiplies matrices."""
     if node.op == "call_module":
         return any(True for _ in get_target(root, node.target).parameters())
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
@@ -156,13 +157,7 @@ def is_expensive(node: Node, root: nn.Module) -> bool:
 
 
 def reads_trainable_state(node: Node, root: nn.Module, trainable: frozenset[str]) -> bool:
-    """Say whether a node reads what training changes.
-
-    Args:
-        node: The node.
-        root: The module that it belongs to.
-        trainable: The names of the parameters and buffers that it changes.
-    """
+    """Return whether a node reads one of the ``trainable`` parameters and buffers."""
     target = str(node.target)
     if node.op == "get_attr":
         return target in trainable
@@ -176,7 +171,7 @@ def reads_trainable_state(node: Node, root: nn.Module, trainable: frozenset[str]
 def digest(
     node: Node, root: nn.Module, digests: Mapping[Node, str], images: tuple[int, ...]
 ) -> str:
-    """Return what a node computes as 32 hexadecimal digits.
+    """Return the digest of a node, 32 hexadecimal digits.
 
     Args:
         node: The node.
@@ -193,14 +188,14 @@ def digest(
     elif node.op == "get_attr":
         owner, _, name = str(node.target).rpartition(".")
         module, tensor = get_target(root, owner) if owner else root, get_target(root, node.target)
-        own = is_backbone_attr(node) and name not in module._non_persistent_buffers_set
-        words.append(f"{node.target} {_form(tensor)}" if own else _content(tensor))
+        is_saved = is_backbone_attr(node) and name not in module._non_persistent_buffers_set
+        words.append(f"{node.target} {_form(tensor)}" if is_saved else _content(tensor))
     elif node.op == "call_module":
         words += [str(node.target), *_settings(get_target(root, node.target))]
     elif node.op == "call_method":
         words.append(str(node.target))
     elif node.op == "call_function":
-        words.append(_name_of(node.target))
+        words.append(_qualified_name(node.target))
     words += [_spell(node.args, digests), _spell(node.kwargs, digests)]
     return _hash("\n".join(words).encode())
 
@@ -218,8 +213,7 @@ def _content(tensor: Tensor) -> str:
     return f"{_form(tensor)} {_hash(data)}"
 
 
-def _name_of(function: Any) -> str:
-    """Return the qualified name of a function or class."""
+def _qualified_name(function: Any) -> str:
     name = getattr(function, "__qualname__", None)
     if name is None:
         raise SplitError(f"a {type(function).__name__} has no name that other processes know")
@@ -227,27 +221,27 @@ def _name_of(function: Any) -> str:
 
 
 def _settings(module: nn.Module) -> Iterable[str]:
-    """Say of what type a module is, with all its settings and the shapes of its tensors.
+    """Yield the type of a module, all its settings and the shapes of its tensors.
 
-    The mode is one of them where it could matter. Buffers that are not saved are no part of a
+    The mode is one of them where it could matter. Buffers that are not saved are not part of a
     backbone's fingerprint: they enter with their values.
     """
     for name, part in module.named_modules():
-        yield f"{name}: {_name_of(type(part))}"
+        yield f"{name}: {_qualified_name(type(part))}"
         for key, value in sorted(vars(part).items()):
             if key != "training" and _is_plain(value):
                 yield f"{key}={_spell(value, {})}"
-        tensors = part.named_parameters(recurse=False)
-        yield from (f"{key} {_form(value)}" for key, value in tensors)
+        for key, value in part.named_parameters(recurse=False):
+            yield f"{key} {_form(value)}"
         for key, value in part.named_buffers(recurse=False):
-            fleeting = key in part._non_persistent_buffers_set
-            yield f"{key} {_content(value) if fleeting else _form(value)}"
+            is_saved = key not in part._non_persistent_buffers_set
+            yield f"{key} {_form(value) if is_saved else _content(value)}"
         if not _is_modeless(part):
             yield f"training={part.training}"
 
 
 def _is_modeless(module: nn.Module) -> bool:
-    """Say whether a module surely does the same in training as in evaluation."""
+    """Return whether a module surely does the same in training as in evaluation."""
     if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
         return False
     if isinstance(module, nn.modules.dropout._DropoutNd):
@@ -257,33 +251,30 @@ def _is_modeless(module: nn.Module) -> bool:
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple | list):
-        return all(_is_plain(one) for one in value)
+        return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str | torch.dtype)
 
 
 def _spell(value: Any, digests: Mapping[Node, str]) -> str:
     """Write an argument so that it reads the same in every process."""
-    if isinstance(value, Node):
-        return digests[value]
-    if isinstance(value, tuple | list):
-        inner = ", ".join(_spell(one, digests) for one in value)
-        return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
-    if isinstance(value, Mapping):
-        return str({str(key): _spell(one, digests) for key, one in value.items()})
-    if isinstance(value, slice):
-        return f"slice{_spell((value.start, value.stop, value.step), digests)}"
-    if isinstance(value, Tensor):
-        return _content(value)
-    if isinstance(value, torch.device):
-        return "device"
-    known = (bool, int, float, complex, str, range, torch.dtype, torch.memory_format, torch.layout)
-    if value is None or value is ... or isinstance(value, known):
+    match value:
+        case Node():
+            return digests[value]
+        case tuple() | list():
+            inner = ", ".join(_spell(one, digests) for one in value)
+            return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
+        case Mapping():
+            return str({str(key): _spell(one, digests) for key, one in value.items()})
+        case slice():
+            return f"slice{_spell((value.start, value.stop, value.step), digests)}"
+        case Tensor():
+            return _content(value)
+        case torch.device():
+            return "device"
+    printed = (bool, int, float, complex, str, range, torch.dtype, torch.memory_format)
+    if value is None or value is ... or isinstance(value, (*printed, torch.layout)):
         return repr(value)
-    return _name_of(value)
-
-
-#: A function that is given a network and tensors.
-Function = Callable[..., Any]
+    return _qualified_name(value)
 
 
 def compile_graph(graph: fx.Graph) -> tuple[Function, str]:

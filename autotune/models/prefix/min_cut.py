@@ -1,4 +1,4 @@
-"""Where a network is cut: what has to lie before, and the fewest bytes that separate it."""
+"""Find the fewest bytes that separate the expensive frozen nodes of a graph from its tail."""
 
 from __future__ import annotations
 
@@ -13,92 +13,87 @@ from autotune.errors import SplitError
 from autotune.models.prefix.batch_analysis import GraphAnalysis, PerImage, varies_by_image
 from autotune.models.prefix.graph import is_expensive
 
-#: Stands for "no cut here".
-_ENDLESS = 2**30
+#: Capacity that no cut may use.
+_INFINITE = 2**30
 
 
-def crossing_kind(flow: GraphAnalysis, key: str) -> PerImage:
-    """Return what is known of a crossing tensor."""
-    kind = flow.kinds[key]
+def crossing_kind(analysis: GraphAnalysis, key: str) -> PerImage:
+    """Return the kind of a crossing tensor."""
+    kind = analysis.kinds[key]
     assert isinstance(kind, PerImage), "only such tensors are cut"
     return kind
 
 
-def varies(flow: GraphAnalysis, node: Node) -> bool:
-    """Say whether a frozen node gives something that differs from image to image."""
-    return varies_by_image(flow.kinds[flow.digests[node]])
+def varies(analysis: GraphAnalysis, node: Node) -> bool:
+    """Return whether the value of a frozen node differs from image to image."""
+    return varies_by_image(analysis.kinds[analysis.digests[node]])
 
 
 def dependencies(
-    flow: GraphAnalysis, wanted: Iterable[Node], given: Iterable[str] = ()
+    analysis: GraphAnalysis, wanted: Iterable[Node], given: Iterable[str] = ()
 ) -> set[Node]:
-    """List the nodes that some nodes depend on, themselves included, as far as what is given.
+    """Return all nodes needed to compute some nodes, these included.
 
     Args:
-        flow: The graph.
+        analysis: The graph.
         wanted: The nodes.
-        given: Digests of frozen nodes whose values are there.
+        given: Digests of frozen nodes whose values are given.
     """
-    found: set[Node] = set()
+    needed: set[Node] = set()
     waiting = list(wanted)
     while waiting:
         node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            known = node in flow.frozen and (flow.digests[node] in given or not varies(flow, node))
-            if not known:
-                waiting += node.all_input_nodes
-    return found
+        if node in needed:
+            continue
+        needed.add(node)
+        is_given = node in analysis.frozen and (
+            analysis.digests[node] in given or not varies(analysis, node)
+        )
+        waiting += [] if is_given else node.all_input_nodes
+    return needed
 
 
-def output_of(flow: GraphAnalysis) -> Node:
-    """Return the node that ends the graph."""
-    return flow.graph.output_node()
-
-
-def first_nodes(flow: GraphAnalysis, keys: Sequence[str]) -> list[Node]:
-    """Find the first node of each key."""
-    nodes: dict[str, Node] = {}
-    for node in flow.graph.nodes:
-        if node in flow.frozen:
-            nodes.setdefault(flow.digests[node], node)
+def first_nodes(analysis: GraphAnalysis, keys: Sequence[str]) -> list[Node]:
+    """Return the first frozen node of each digest."""
+    nodes = {
+        analysis.digests[node]: node
+        for node in reversed(analysis.graph.nodes)
+        if node in analysis.frozen
+    }
     return [nodes[key] for key in keys]
 
 
-def cheapest_cut(flows: Sequence[GraphAnalysis]) -> tuple[str, ...]:
-    """Choose what crosses: the fewest bytes that separate all that is expensive from the tail.
+def cheapest_cut(analyses: Sequence[GraphAnalysis]) -> tuple[str, ...]:
+    """Return the digests of the nodes to cut at, in the order of the graph.
 
     A minimum cut of the frozen nodes that differ from image to image, those of the graphs of both
-    modes in one. The images and the expensive nodes are its sources; what nodes of the tail read
-    are its sinks.
-
-    Returns:
-        The digests of the nodes, in the order of the graph.
+    modes in one. The images and the expensive nodes are its sources; the nodes that the tail
+    reads are its sinks.
 
     Raises:
-        SplitError: When something would have to cross that belongs to no image alone.
+        SplitError: When a tensor would have to cross that has no part for each image.
     """
     bytes_of: dict[str, int] = {}
     edges: set[tuple[str, str]] = set()
     sources: set[str] = set()
     sinks: set[str] = set()
-    for flow in flows:
-        needed = dependencies(flow, [output_of(flow), *flow.effects])
-        for node in [one for one in flow.graph.nodes if one in needed]:
-            key, inner = flow.digests[node], node in flow.frozen
-            if inner and not varies(flow, node):
-                continue
-            if inner:
-                kind = flow.kinds[key]
-                bytes_of[key] = max(kind.bytes, 1) if isinstance(kind, PerImage) else _ENDLESS
-                if node.op == "placeholder" or is_expensive(node, flow.root):
+    for analysis in analyses:
+        needed = dependencies(analysis, [analysis.graph.output_node(), *analysis.effects])
+        for node in [one for one in analysis.graph.nodes if one in needed]:
+            key, is_frozen = analysis.digests[node], node in analysis.frozen
+            if is_frozen:
+                if not varies(analysis, node):
+                    continue
+                kind = analysis.kinds[key]
+                bytes_of[key] = max(kind.bytes, 1) if isinstance(kind, PerImage) else _INFINITE
+                if node.op == "placeholder" or is_expensive(node, analysis.root):
                     sources.add(key)
             for one in node.all_input_nodes:
-                if one in flow.frozen and varies(flow, one):
-                    if inner:
-                        edges.add((flow.digests[one], key))
+                if one in analysis.frozen and varies(analysis, one):
+                    if is_frozen:
+                        edges.add((analysis.digests[one], key))
                     else:
-                        sinks.add(flow.digests[one])
+                        sinks.add(analysis.digests[one])
     return _minimum_cut(bytes_of, edges, sources, sinks)
 
 
@@ -117,17 +112,17 @@ def _minimum_cut(
     enter = {key: 2 * index for index, key in enumerate(keys)}
     source, sink = 2 * len(keys), 2 * len(keys) + 1
     arcs = [(enter[key], enter[key] + 1, bytes_of[key]) for key in keys]
-    arcs += [(enter[one] + 1, enter[other], _ENDLESS) for one, other in edges]
-    arcs += [(source, enter[key], _ENDLESS) for key in sources]
-    arcs += [(enter[key] + 1, sink, _ENDLESS) for key in sinks]
+    arcs += [(enter[one] + 1, enter[other], _INFINITE) for one, other in edges]
+    arcs += [(source, enter[key], _INFINITE) for key in sources]
+    arcs += [(enter[key] + 1, sink, _INFINITE) for key in sinks]
     tails, heads, sizes = np.array(arcs, dtype=np.int32).reshape(-1, 3).T
     capacity = csr_array(coo_array((sizes, (tails, heads)), shape=(sink + 1, sink + 1)))
     flow = maximum_flow(capacity, source, sink).flow
     passing = int(flow[:, [sink]].toarray().astype(np.int64).sum())
     if not passing:
-        raise SplitError("what the backbone gives does not depend on the images")
-    if passing >= _ENDLESS:
-        raise SplitError("what the trainable layers read belongs to no image alone")
+        raise SplitError("the output of the backbone does not depend on the images")
+    if passing >= _INFINITE:
+        raise SplitError("the trainable layers read a tensor that mixes the images of a batch")
     left = csr_array(capacity - flow)
     left.eliminate_zeros()
     behind = set(breadth_first_order(csr_array(left.T), sink, return_predecessors=False).tolist())

@@ -1,9 +1,9 @@
-"""A network in two: the prefix, which never changes, and the tail, which trains.
+"""Split a network into a prefix, which never changes, and a tail, which trains.
 
-What depends on the images and on frozen state alone is the same in every epoch. The prefix
-computes it once for each image; the tail goes on from the tensors that cross, with the very
-modules and parameters of the network. Where several cuts would do, the one is taken whose
-tensors have the fewest bytes: cheap operations may lie on either side, or on both.
+Values that depend only on the images and on frozen state are the same in every epoch. The prefix
+computes them once for each image; the tail continues from the tensors that cross, with the
+network's own modules and parameters. Of several possible cuts the one with the fewest bytes is
+taken: cheap operations may lie on either side, or on both.
 """
 
 from __future__ import annotations
@@ -47,26 +47,25 @@ from autotune.models.prefix.min_cut import (
     crossing_kind,
     dependencies,
     first_nodes,
-    output_of,
     varies,
 )
 
-#: Largest relative difference between a network that is split and the whole one, by what its
-#: products are computed in: four to ten times the unit roundoff, which is 2^-9 in bf16 and 2^-12
-#: in fp16 (https://en.wikipedia.org/wiki/Bfloat16_floating-point_format). Where the layout of a
-#: tensor changes at the cut, another kernel may go on from there, and add in another order.
+#: Largest relative difference between a network that is split and the whole one, by the type in
+#: which products are computed: four to ten times the unit roundoff, which is 2^-9 in bf16 and
+#: 2^-12 in fp16 (https://en.wikipedia.org/wiki/Bfloat16_floating-point_format). Where the layout
+#: of a tensor changes at the cut, another kernel may continue there and add in another order.
 _ROUNDING = {torch.bfloat16: 2e-2, torch.float16: 5e-3, torch.float32: 1e-3}
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class _Subgraph:
     """A part of a network as a function.
 
     Args:
         function: Takes the owner of the modules, what ``needs`` names, and the constants.
-        needs: Keys of what it is given.
+        needs: Keys of its arguments.
         constants: Tensors that are the same for all images.
-        source: What the function does.
+        source: Source of the function.
     """
 
     function: Function
@@ -85,11 +84,11 @@ class Prefix:
     It computes without gradients and in evaluation mode, whatever the mode of the network.
 
     Args:
-        needs: Keys of the tensors that it is given, in order; empty for images.
+        needs: Keys of its input tensors, in order; empty for images.
     """
 
     needs: tuple[str, ...]
-    _part: _Part
+    _subgraph: _Subgraph
     _owner: nn.Module
 
     @torch.no_grad()
@@ -100,7 +99,7 @@ class Prefix:
             given: Normalised images ``(N, C, H, W)``, or the tensors that ``needs`` names, each
                 ``(N, *shape)``. They are not changed.
         """
-        crossing: tuple[Tensor, ...] = self._part(self._owner, given)
+        crossing: tuple[Tensor, ...] = self._subgraph(self._owner, given)
         return crossing
 
 
@@ -109,20 +108,20 @@ class PrefixSplit:
     """A network that is cut where training begins.
 
     Args:
-        keys: What each crossing tensor is, 32 hexadecimal digits: equal keys are equal features,
+        keys: Key of each crossing tensor, 32 hexadecimal digits: equal keys are equal features,
             given the backbone's weights and the precision. They are the same in every process.
         shapes: Shape of one image's part of each.
         dtypes: Their types.
-        trivial: Whether nothing that costs anything lies before the cut.
+        is_trivial: Whether nothing expensive lies before the cut.
     """
 
     keys: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[torch.dtype, ...]
     is_trivial: bool
-    _flow: GraphAnalysis
-    _evaluation: _Part
-    _training: _Part
+    _analysis: GraphAnalysis
+    _evaluation: _Subgraph
+    _training: _Subgraph
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PrefixSplit:
         """Return itself: nothing of it belongs to one copy of a network."""
@@ -132,16 +131,16 @@ class PrefixSplit:
         """Return the part before the cut.
 
         Args:
-            known: Keys of tensors to begin with, as other splits of the backbone have them; the
-                prefix needs no more of them than it uses. Empty for images.
+            known: Keys of tensors to start from, as other splits of the backbone have them; the
+                prefix needs only those that it uses. Empty for images.
 
         Returns:
             The prefix, or ``None`` where the known tensors do not suffice.
         """
-        part = _prefix_part(self._flow, self.keys, known or None)
-        if part is None:
+        subgraph = _prefix_subgraph(self._analysis, self.keys, known)
+        if subgraph is None:
             return None
-        return Prefix(part.needs if known else (), part, self._flow.root)
+        return Prefix(subgraph.needs if known else (), subgraph, self._analysis.root)
 
     def tail(self, network: nn.Module, crossing: tuple[Tensor, ...], training: bool) -> Tensor:
         """Return the pooled features ``(N, F)``.
@@ -149,10 +148,10 @@ class PrefixSplit:
         Args:
             network: The network that was split, or a copy of it.
             crossing: The crossing tensors, each ``(N, *shape)``. They are not changed.
-            training: Whether trainable layers train; else they work as in evaluation.
+            training: Whether trainable layers are in training mode.
         """
-        part = self._training if training else self._evaluation
-        features: Tensor = part(network, crossing)
+        subgraph = self._training if training else self._evaluation
+        features: Tensor = subgraph(network, crossing)
         return features
 
 
@@ -161,12 +160,11 @@ def split_network(network: Network, images: Tensor) -> PrefixSplit:
 
     Args:
         network: The network, already on its device; it is not changed. Where it trains under
-            autocast, this has to run under it too: what crosses has the types of now.
-        images: Some normalised images ``(N, C, H, W)``; the first is looked at.
+            autocast, this has to run under it too: crossing tensors get the present types.
+        images: Normalised images ``(N, C, H, W)``; only the first is used.
 
     Raises:
-        SplitError: With the reason, when the backbone cannot be traced, or what crosses belongs
-            to no image alone.
+        SplitError: When the backbone cannot be traced, or no cut gives a tensor for each image.
     """
     devices = [images.device] if images.device.type == "cuda" else []
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):
@@ -178,101 +176,97 @@ def split_network(network: Network, images: Tensor) -> PrefixSplit:
             if is_device_error(error):
                 raise
             raise SplitError(
-                f"the backbone cannot be taken apart ({type(error).__name__}: {first_line(error)})"
+                f"the backbone cannot be split ({type(error).__name__}: {first_line(error)})"
             ) from error
 
 
 def _split(network: Network, images: Tensor) -> PrefixSplit:
     trainable = frozenset(network.trainable_state())  # buffers that are not saved are tables
-    shape, one = tuple(images.shape[1:]), images[:1]
-    shadow = TraceClone(network, training=False)
-    graph = trace(shadow)
-    flow = analyze(shadow, graph, trainable, shape, images)
-    flows = [flow]
+    shape, image = tuple(images.shape[1:]), images[:1]
+    clone = TraceClone(network, training=False)
+    graph = trace(clone)
+    analysis = analyze(clone, graph, trainable, shape, images)
+    analyses = [analysis]
     if network.depth:
         active = TraceClone(network, training=True)
-        trained = trace(active)
-        if same_graphs(trained, active, graph, shadow):
-            flows.append(for_other_mode(active, flow, shape))
+        active_graph = trace(active)
+        if same_graphs(active_graph, active, graph, clone):
+            analyses.append(for_other_mode(active, analysis, shape))
         else:
-            flows.append(analyze(active, trained, trainable, shape, images, flow.kinds))
-    keys = cheapest_cut(flows)
-    kinds = [crossing_kind(flow, key) for key in keys]
-    prefix = _prefix_part(flow, keys)
+            analyses.append(
+                analyze(active, active_graph, trainable, shape, images, analysis.kinds)
+            )
+    keys = cheapest_cut(analyses)
+    kinds = [crossing_kind(analysis, key) for key in keys]
+    prefix = _prefix_subgraph(analysis, keys)
     assert prefix is not None, "the images always suffice"
-    crossing = prefix(shadow, [one])
-    evaluation = _tail_part(flow, keys, crossing)
-    _compare(evaluation(shadow, crossing), shadow(one))
+    crossing = prefix(clone, [image])
+    evaluation = _tail_subgraph(analysis, keys, crossing)
+    _compare(evaluation(clone, crossing), clone(image))
     training = evaluation
     if network.depth:
-        training = _tail_part(flows[1], keys, [part.repeat_interleave(2, 0) for part in crossing])
+        doubled = [part.repeat_interleave(2, 0) for part in crossing]
+        training = _tail_subgraph(analyses[1], keys, doubled)
     return PrefixSplit(
         keys,
         tuple(kind.shape for kind in kinds),
         tuple(kind.dtype for kind in kinds),
         not any(
-            is_expensive(node, shadow) and varies(flow, node)
-            for node in dependencies(flow, first_nodes(flow, keys))
+            is_expensive(node, clone) and varies(analysis, node)
+            for node in dependencies(analysis, first_nodes(analysis, keys))
         ),
-        flow,
+        analysis,
         evaluation,
         training,
     )
 
 
-def _compare(found: Tensor, expected: Tensor) -> None:
+def _compare(features: Tensor, expected: Tensor) -> None:
     """Refuse a split network that does something else than the whole one."""
-    if found.shape == expected.shape:
-        single, whole = found.float(), expected.float()
-        off = float((single - whole).norm() / whole.norm().clamp_min(1e-30))
-        if off <= _ROUNDING[_computed_in(expected.device)]:
-            return
+    if features.shape != expected.shape:
+        raise SplitError(
+            f"prefix and tail give {tuple(features.shape)} instead of {tuple(expected.shape)}"
+        )
+    # Products are rounded to this type; float32 on a GPU may be TF32, of the bits of fp16.
+    device = expected.device.type
+    dtype = torch.float16 if device == "cuda" else torch.float32
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    single, whole = features.float(), expected.float()
+    off = float((single - whole).norm() / whole.norm().clamp_min(1e-30))
+    if not off <= _ROUNDING[dtype]:
         raise SplitError(f"prefix and tail differ from the whole backbone by {off:.1e}")
-    raise SplitError(
-        f"prefix and tail give {tuple(found.shape)} instead of {tuple(expected.shape)}"
-    )
 
 
-def _computed_in(device: torch.device) -> torch.dtype:
-    """Return what products are rounded to: float32 on a GPU may be TF32, of the bits of fp16."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.get_autocast_dtype(device.type)
-    return torch.float16 if device.type == "cuda" else torch.float32
-
-
-def _prefix_part(
-    flow: GraphAnalysis, keys: Sequence[str], known: Sequence[str] | None = None
-) -> _Part | None:
-    """Make the part before the cut, from images or from the tensors of some keys."""
-    wanted = first_nodes(flow, keys)
-    if known is None:
-        known = [flow.digests[node] for node in flow.graph.nodes if node.op == "placeholder"]
-    needed = dependencies(flow, wanted, known)
-    reached = {flow.digests[node] for node in needed if node in flow.frozen}
+def _prefix_subgraph(
+    analysis: GraphAnalysis, keys: Sequence[str], known: Sequence[str] = ()
+) -> _Subgraph | None:
+    """Make the part before the cut, from the tensors of some keys; from images without keys."""
+    wanted = first_nodes(analysis, keys)
+    images = [analysis.digests[node] for node in analysis.graph.nodes if node.op == "placeholder"]
+    known = known or images
+    needed = dependencies(analysis, wanted, known)
+    reached = {analysis.digests[node] for node in needed if node in analysis.frozen}
     used = tuple(dict.fromkeys(key for key in known if key in reached))
-    if any(node.op == "placeholder" and flow.digests[node] not in used for node in needed):
+    if {*images}.intersection(analysis.digests[node] for node in needed) - {*used}:
         return None
-    rewritten = {flow.digests[node] for node in flow.rewritten}
+    rewritten = {analysis.digests[node] for node in analysis.rewritten}
     written = [_given(index) for index, key in enumerate(used) if key in rewritten]
-    return _part(flow, used, wanted, written, as_parts=True)
+    return _subgraph(analysis, used, wanted, written, as_parts=True)
 
 
-def _tail_part(flow: GraphAnalysis, keys: tuple[str, ...], crossing: Sequence[Tensor]) -> _Part:
-    """Make the part behind the cut, and try it.
-
-    Args:
-        flow: The graph of one mode.
-        keys: What crosses.
-        crossing: The crossing tensors of some images.
-    """
-    wanted = output_of(flow).all_input_nodes
-    part = _part(flow, keys, wanted)
-    tried = {_given(index): one.clone() for index, one in enumerate(crossing)}
-    tried |= {_constant(index): one.clone() for index, one in enumerate(part.constants)}
-    versions = {name: one._version for name, one in tried.items()}
-    part.function(flow.root, *tried.values())
-    written = [name for name, one in tried.items() if one._version != versions[name]]
-    return _part(flow, keys, wanted, written) if written else part
+def _tail_subgraph(
+    analysis: GraphAnalysis, keys: tuple[str, ...], crossing: Sequence[Tensor]
+) -> _Subgraph:
+    """Make the part behind the cut, and try it with the crossing tensors of some images."""
+    wanted = analysis.graph.output_node().all_input_nodes
+    subgraph = _subgraph(analysis, keys, wanted)
+    arguments = {_given(index): one.clone() for index, one in enumerate(crossing)}
+    arguments |= {_constant(index): one.clone() for index, one in enumerate(subgraph.constants)}
+    versions = {name: one._version for name, one in arguments.items()}
+    subgraph.function(analysis.root, *arguments.values())
+    written = [name for name, one in arguments.items() if one._version != versions[name]]
+    return _subgraph(analysis, keys, wanted, written) if written else subgraph
 
 
 def _given(index: int) -> str:
@@ -283,32 +277,34 @@ def _constant(index: int) -> str:
     return f"constant_{index}"
 
 
-def _part(
-    flow: GraphAnalysis,
+def _subgraph(
+    analysis: GraphAnalysis,
     given: tuple[str, ...],
     wanted: Sequence[Node],
     written: Collection[str] = (),
     as_parts: bool = False,
-) -> _Part:
+) -> _Subgraph:
     """Make a function of some nodes of a graph.
 
     Args:
-        flow: The graph.
-        given: Keys of the tensors that it is given, as parts ``(N, *shape)``.
+        analysis: The graph.
+        given: Keys of its arguments, which are parts ``(N, *shape)``.
         wanted: The nodes whose values it returns.
         written: The arguments that nodes write to: they get copies.
-        as_parts: Whether to return a tuple of parts, and not the one value as it is; what writes
-            to buffers belongs to the latter alone.
+        as_parts: Whether to return a tuple of parts, and not the one value as it is; writes to
+            buffers belong to the latter alone.
     """
-    needed = dependencies(flow, wanted if as_parts else [*wanted, *flow.effects], given)
-    nodes = [node for node in flow.graph.nodes if node in needed]
-    fixed = {node: flow.kinds[flow.digests[node]] for node in nodes if _is_fixed(flow, node)}
+    needed = dependencies(analysis, wanted if as_parts else [*wanted, *analysis.effects], given)
+    nodes = [node for node in analysis.graph.nodes if node in needed]
+    fixed = {
+        node: analysis.kinds[analysis.digests[node]] for node in nodes if _is_fixed(analysis, node)
+    }
     values = [kind.value for kind in fixed.values() if isinstance(kind, Constant)]
     tensors = {id(one): one for one in tree_leaves(values) if isinstance(one, Tensor)}
     graph = fx.Graph()
     inputs = {key: graph.placeholder(_given(index)) for index, key in enumerate(given)}
     constants = {one: graph.placeholder(_constant(index)) for index, one in enumerate(tensors)}
-    images = graph.call_method("size", (next(iter(inputs.values())), 0))
+    count = graph.call_method("size", (next(iter(inputs.values())), 0))
 
     def argument(place: Node) -> Node:
         return graph.call_method("clone", (place,)) if place.name in written else place
@@ -317,7 +313,7 @@ def _part(
         if isinstance(kind, Constant):
             return tree_map_only(Tensor, lambda one: argument(constants[id(one)]), kind.value)
         if isinstance(kind, BatchMultiple):
-            return graph.call_function(operator.mul, (images, kind.each))
+            return graph.call_function(operator.mul, (count, kind.each))
         assert isinstance(kind, Nested)
         items = [literal(one) for one in kind.items]
         return items if kind.type is list else tuple(items)
@@ -325,34 +321,33 @@ def _part(
     made: dict[Node, Any] = {}
     results: dict[Node, Node] = {}
     for node in nodes:
-        key = flow.digests[node]
+        key = analysis.digests[node]
         if node in fixed:
             made[node] = literal(fixed[node])
-        elif node in flow.frozen and key in inputs:
-            kind = crossing_kind(flow, key)
+        elif node in analysis.frozen and key in inputs:
+            kind = crossing_kind(analysis, key)
             made[node] = argument(inputs[key])
-            if not kind.plain:
-                layout = (kind.dim, kind.before, kind.each)
-                made[node] = graph.call_function(from_parts, (made[node], *layout))
+            if not kind.is_batch_first:
+                made[node] = graph.call_function(from_parts, (made[node], *kind.layout))
         else:
             made[node] = graph.node_copy(node, made.__getitem__)
         if as_parts and node in wanted:
-            kept = made[node]
-            if node in flow.rewritten:  # by a node that may come
-                kept = graph.call_method("clone", (kept,))
-            kind = crossing_kind(flow, key)
-            if not kind.plain:
-                kept = graph.call_function(to_parts, (kept, kind.dim, kind.before, kind.each))
-            results[node] = kept
-    if not images.users:
-        graph.erase_node(images)
+            result = made[node]
+            if node in analysis.rewritten:  # by a node that may follow
+                result = graph.call_method("clone", (result,))
+            kind = crossing_kind(analysis, key)
+            if not kind.is_batch_first:
+                result = graph.call_function(to_parts, (result, *kind.layout))
+            results[node] = result
+    if not count.users:
+        graph.erase_node(count)
     graph.output(tuple(results[one] for one in wanted) if as_parts else made[wanted[0]])
     function, source = compile_graph(graph)
-    return _Part(function, given, tuple(tensors.values()), source)
+    return _Subgraph(function, given, tuple(tensors.values()), source)
 
 
-def _is_fixed(flow: GraphAnalysis, node: Node) -> bool:
-    """Say whether a frozen node gives constants and numbers of images alone."""
-    if node not in flow.frozen or varies(flow, node):
+def _is_fixed(analysis: GraphAnalysis, node: Node) -> bool:
+    """Return whether the value of a frozen node consists of constants and numbers of images."""
+    if node not in analysis.frozen or varies(analysis, node):
         return False
     return node.op != "get_attr" or not is_backbone_attr(node)

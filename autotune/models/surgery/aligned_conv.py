@@ -1,8 +1,8 @@
-"""A convolution with another kernel in place of a given one, at exactly its resolution.
+"""A convolution with a new kernel on the sampling grid of the convolution it replaces.
 
-The new kernel samples the input on the grid of the old one: tap 0 of the new kernel lies at tap
-``offset`` of the old one, which is negative for a larger kernel. What that needs at the borders
-of the image is worked out per input, because ``floor`` and dynamic 'SAME' padding depend on it.
+Tap 0 of the new kernel lies at tap ``offset`` of the old one, which is negative for a larger
+kernel. The padding is computed for each input: ``floor`` and dynamic 'SAME' padding depend on its
+size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ConvGrid:
     Args:
         kernel: Sides of its kernel.
         border: Pixels it adds ``(before, after)`` per dimension, ``None`` for dynamic 'SAME'
-            padding, which depends on the size of the input.
+            padding.
     """
 
     kernel: Pair
@@ -34,7 +34,7 @@ class ConvGrid:
 
     @classmethod
     def from_module(cls, conv: nn.Conv2d) -> ConvGrid:
-        """Read the grid of a convolution; that of a :class:`GridAlignedConv2d` is its base's."""
+        """Read the grid of a convolution; a :class:`GridAlignedConv2d` has that of its base."""
         if isinstance(conv, GridAlignedConv2d):
             return conv.base
         kernel = (conv.kernel_size[0], conv.kernel_size[1])
@@ -45,9 +45,9 @@ class ConvGrid:
         if conv.padding == "same":  # torch adds the odd pixel at the end
             spans = [d * (k - 1) for k, d in zip(kernel, conv.dilation, strict=True)]
             rows, columns = ((span // 2, span - span // 2) for span in spans)
-            return cls(kernel, (rows, columns))
-        rows_, columns_ = (int(side) for side in conv.padding)
-        return cls(kernel, ((rows_, rows_), (columns_, columns_)))
+        else:
+            rows, columns = ((int(side), int(side)) for side in conv.padding)
+        return cls(kernel, (rows, columns))
 
     def border_at(self, axis: int, size: int, stride: int, dilation: int) -> Pair:
         """Return the pixels added before and after an input of this size."""
@@ -59,12 +59,12 @@ class ConvGrid:
 
 @register_notrace_module
 class GridAlignedConv2d(nn.Conv2d):
-    """A convolution with another kernel in place of a given one, on the grid of that one.
+    """A convolution with another kernel on the grid of a given one.
 
-    Its state is ``weight`` and ``bias``, as that of any convolution. ``kernel_size`` and
-    ``padding`` stay those of the base, because some networks pad by them before they convolve
-    (DaViT); the kernel's own sides are those of ``weight``. Beyond the border that a
-    base convolution with another padding mode than zeros adds in its mode, there are zeros.
+    Its state is ``weight`` and ``bias``, as for any convolution. ``kernel_size`` and ``padding``
+    stay those of the base, because some networks pad by them before they convolve (DaViT); the
+    kernel's own sides are those of ``weight``. A base with another padding mode than zeros adds
+    its border in that mode; beyond it, there are zeros.
 
     Args:
         base: The convolution whose grid, stride, dilation and groups to take.
@@ -73,15 +73,14 @@ class GridAlignedConv2d(nn.Conv2d):
         offset: Taps of ``base`` per dimension by which the new kernel begins later.
 
     Shapes:
-        input ``(N, C, H, W)`` or ``(C, H, W)``; output of the resolution that ``base`` gives.
+        input ``(N, C, H, W)`` or ``(C, H, W)``; output of the resolution of ``base``.
     """
 
     def __init__(self, base: nn.Conv2d, weight: Tensor, bias: Tensor | None, offset: Pair) -> None:
-        height, width = weight.shape[-2:]
         super().__init__(
             weight.shape[1] * base.groups,
             weight.shape[0],
-            (height, width),
+            (weight.shape[2], weight.shape[3]),
             stride=(base.stride[0], base.stride[1]),
             dilation=(base.dilation[0], base.dilation[1]),
             groups=base.groups,
@@ -98,15 +97,12 @@ class GridAlignedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve at the resolution of the base convolution."""
-        borders, needs = [], []
-        for axis, size in enumerate(input.shape[-2:]):
-            border, need = self._border(axis, size)
-            borders.append(border)
-            needs.append(need)
+        pairs = [self._border(axis, size) for axis, size in enumerate(input.shape[-2:])]
+        needs = [need for _, need in pairs]
         if self.padding_mode != "zeros":
-            (top, bottom), (left, right) = borders
+            (top, bottom), (left, right) = (border for border, _ in pairs)
             input = F.pad(input, (left, right, top, bottom), mode=self.padding_mode)
-            needs = [(n[0] - b[0], n[1] - b[1]) for n, b in zip(needs, borders, strict=True)]
+            needs = [(need[0] - border[0], need[1] - border[1]) for border, need in pairs]
         input, padding = fit_border(input, needs, self.stride)
         return F.conv2d(
             input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
@@ -122,7 +118,7 @@ class GridAlignedConv2d(nn.Conv2d):
         )
 
     def _border(self, axis: int, size: int) -> tuple[Pair, Pair]:
-        """Return what the base adds to an input of this size, and what is needed here."""
+        """Return the pixels that the base adds to an input of this size, and those needed here."""
         stride, dilation = self.stride[axis], self.dilation[axis]
         before, after = self.base.border_at(axis, size, stride, dilation)
         reach = dilation * (self.base.kernel[axis] - 1) + 1
@@ -137,7 +133,7 @@ def fit_border(
 ) -> tuple[Tensor, Pair]:
     """Add and cut pixels at the borders of an input.
 
-    What an operation can pad by itself is left to it: a copy of the input costs as much memory as
+    Padding that the operation can add is left to it: a copy of the input costs as much memory as
     the input. More pixels at the end than needed do no harm below one stride.
 
     Args:
@@ -152,10 +148,10 @@ def fit_border(
     padding, added, cut = [], [], []
     for (before, after), step in zip(needs, stride, strict=True):
         both = max(before, 0)
-        alone = after <= both < after + step
-        padding.append(both if alone else 0)
-        added.append((0, 0) if alone else (both, max(after, 0)))
-        cut.append((max(-before, 0), 0 if alone else max(-after, 0)))
+        is_symmetric = after <= both < after + step
+        padding.append(both if is_symmetric else 0)
+        added.append((0, 0) if is_symmetric else (both, max(after, 0)))
+        cut.append((max(-before, 0), 0 if is_symmetric else max(-after, 0)))
     if any(map(any, added)):
         (top, bottom), (left, right) = added
         input = F.pad(input, (left, right, top, bottom), value=value)
@@ -166,28 +162,27 @@ def fit_border(
     return input, (padding[0], padding[1])
 
 
-def kernel_offsets(model: nn.Module) -> dict[str, Pair]:
-    """Return where the kernels of shifted convolutions begin, by name of the module.
+def _aligned_convs(model: nn.Module) -> dict[str, GridAlignedConv2d]:
+    modules = model.named_modules()
+    return {name: module for name, module in modules if isinstance(module, GridAlignedConv2d)}
 
-    Which part of a larger kernel is kept depends on its weights; it is no part of the state.
+
+def kernel_offsets(model: nn.Module) -> dict[str, Pair]:
+    """Return the offsets of grid-aligned convolutions, by name of the module.
+
+    Which part of a larger kernel is kept depends on its weights; it is not in the state dict.
     """
-    return {
-        name: module.offset
-        for name, module in model.named_modules()
-        if isinstance(module, GridAlignedConv2d)
-    }
+    return {name: module.offset for name, module in _aligned_convs(model).items()}
 
 
 def set_kernel_offsets(model: nn.Module, offsets: Mapping[str, Sequence[int]]) -> None:
     """Put back what :func:`kernel_offsets` returned.
 
     Raises:
-        ValueError: When the shifted convolutions of the model are others.
+        ValueError: When the grid-aligned convolutions of the model are others.
     """
-    if offsets.keys() != (own := kernel_offsets(model)).keys():
-        differing = sorted(offsets.keys() ^ own.keys())
+    convs = _aligned_convs(model)
+    if differing := sorted(offsets.keys() ^ convs.keys()):
         raise ValueError(f"kernel offsets belong to other modules, {differing[0]} first")
     for name, (down, right) in offsets.items():
-        module = model.get_submodule(name)
-        assert isinstance(module, GridAlignedConv2d)
-        module.offset = (int(down), int(right))
+        convs[name].offset = (int(down), int(right))

@@ -1,4 +1,4 @@
-"""Another pooling in place of a given one, at exactly its resolution."""
+"""A pooling of another type or window on the sampling grid of the pooling it replaces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from autotune.errors import PlanError, did_you_mean, join_sentences
 from autotune.models.surgery.aligned_conv import Pair, fit_border
 
-#: What a pooling can be changed to: the name of each type and window.
+#: Name in a study file -> type and window of a pooling.
 POOLS = {"max2": ("max", 2), "max3": ("max", 3), "avg2": ("avg", 2), "avg3": ("avg", 3)}
 
 
@@ -40,7 +40,7 @@ class PoolGrid:
 
     @classmethod
     def from_module(cls, pool: nn.Module) -> PoolGrid:
-        """Read the grid of a pooling; that of a :class:`GridAlignedPool2d` is its original's."""
+        """Read the grid of a pooling; a :class:`GridAlignedPool2d` has that of its base."""
         if isinstance(pool, GridAlignedPool2d):
             return pool.base
         same = isinstance(pool, MaxPool2dSame | AvgPool2dSame)
@@ -53,7 +53,7 @@ class PoolGrid:
         )
 
     def windows(self, axis: int, size: int) -> Pair:
-        """Return how many windows fit to an input of this size, and the pixels added before it.
+        """Return the number of windows on an input of this size, and the pixels before it.
 
         As torch counts them (``pooling_output_shape_pad_lr`` in aten/src/ATen/native/Pool.h): in
         ceil mode a last window that begins behind the input and its padding is left out.
@@ -76,9 +76,9 @@ class PoolGrid:
 class GridAlignedPool2d(nn.Module):
     """A max or average pooling in place of another pooling, with its stride and resolution.
 
-    Its windows lie around the centres of the original ones, half a pixel later where no window
-    can. Pixels that are not there count in no way. A window that would have none at all (the
-    original's ceil mode makes such) sees the last pixel of the input instead.
+    Its windows lie around the centers of the original ones, half a pixel later where they cannot.
+    Pixels outside of the input are ignored. A window that would hold none inside (the original's
+    ceil mode makes such) reads the last pixel of the input instead.
 
     Args:
         pool: The pooling whose grid to take.
@@ -86,7 +86,7 @@ class GridAlignedPool2d(nn.Module):
         window: Sides of the window; sides of 1 of the original stay 1.
 
     Shapes:
-        input ``(N, C, H, W)`` or ``(C, H, W)``; output of the resolution that ``pool`` gives.
+        input ``(N, C, H, W)`` or ``(C, H, W)``; output of the resolution of ``pool``.
     """
 
     def __init__(self, pool: nn.Module, kind: str, window: int) -> None:
@@ -111,23 +111,22 @@ class GridAlignedPool2d(nn.Module):
         means, padding = self._average(input, needs)
         if all(max(need) <= own for need, own in zip(needs, padding, strict=True)):
             return means
-        there = input.new_ones((1, *input.shape[-2:]))
-        return means / self._average(there, needs)[0]
+        inside = input.new_ones((1, *input.shape[-2:]))
+        return means / self._average(inside, needs)[0]
 
     def extra_repr(self) -> str:
         """Show what it does and in place of what."""
         return f"{self.kind}, kernel_size={self.kernel_size}, base={self.base}"
 
     def _average(self, input: Tensor, needs: Sequence[Pair]) -> tuple[Tensor, Pair]:
-        """Average over windows with zeros in place of what is missing, and say what torch padded.
+        """Return means over windows with zeros for missing pixels, and the padding of torch.
 
-        What torch pads by itself it does not count; zeros of :func:`fit_border` it does.
+        torch does not count what it pads itself; it counts the zeros of :func:`fit_border`.
         """
         padded, padding = fit_border(input, needs, self.stride)
-        means = F.avg_pool2d(
+        return F.avg_pool2d(
             padded, self.kernel_size, self.stride, padding, count_include_pad=False
-        )
-        return means, padding
+        ), padding
 
     def _border(self, axis: int, size: int) -> tuple[int, int, int]:
         """Return what an input of this size needs.
@@ -146,10 +145,10 @@ class GridAlignedPool2d(nn.Module):
 
 
 def is_pool(module: nn.Module) -> bool:
-    """Say whether a module is a pooling that :func:`change_pool` can change.
+    """Return whether :func:`change_pool` can change a module.
 
-    Decided by class: torch's and timm's max and average poolings over windows. Global, adaptive
-    and blur poolings are none, and one that returns indices too.
+    Only torch's and timm's max and average poolings over windows, by class; no global, adaptive
+    or blur pooling, and none that returns indices.
     """
     known = (nn.MaxPool2d, nn.AvgPool2d, MaxPool2dSame, AvgPool2dSame, GridAlignedPool2d)
     if type(module) not in known:
@@ -161,11 +160,7 @@ def is_pool(module: nn.Module) -> bool:
 
 
 def change_pool(pool: nn.Module, to: str) -> nn.Module:
-    """Return a pooling of another type or window, with the resolution of the given one.
-
-    Args:
-        pool: The pooling, one that :func:`is_pool` knows.
-        to: One of :data:`POOLS`.
+    """Return a pooling of a type and window of :data:`POOLS`, with the resolution of ``pool``.
 
     Returns:
         The new pooling in the same mode, or ``pool`` itself when it is of that type and window.
@@ -174,38 +169,26 @@ def change_pool(pool: nn.Module, to: str) -> nn.Module:
         PlanError: When the module is no such pooling, or there is no such type and window.
     """
     if to not in POOLS:
-        raise PlanError(
-            join_sentences(
-                f"a pooling can be changed to {', '.join(POOLS)}, but got {to!r}",
-                did_you_mean(to, POOLS),
-            )
-        )
+        message = f"a pooling can be changed to {', '.join(POOLS)}, but got {to!r}"
+        raise PlanError(join_sentences(message, did_you_mean(to, POOLS)))
     if not is_pool(pool):
         raise PlanError(
             "only torch's and timm's max and average poolings over windows of several pixels can "
             f"be changed, but got {pool}; it must be kept"
         )
     kind, window = POOLS[to]
-    if _kind(pool) == kind and _pair(pool.kernel_size) == _window(
-        PoolGrid.from_module(pool), window
-    ):
+    is_max = isinstance(pool, nn.MaxPool2d)
+    present = pool.kind if isinstance(pool, GridAlignedPool2d) else "max" if is_max else "avg"
+    if present == kind and _pair(pool.kernel_size) == _window(PoolGrid.from_module(pool), window):
         return pool
     return GridAlignedPool2d(pool, kind, window).train(pool.training)
 
 
-def _kind(pool: nn.Module) -> str:
-    """Return the type of a pooling, ``max`` or ``avg``."""
-    if isinstance(pool, GridAlignedPool2d):
-        return pool.kind
-    return "max" if isinstance(pool, nn.MaxPool2d) else "avg"
-
-
 def _window(base: PoolGrid, window: int) -> Pair:
-    """Return the sides of a window, 1 where the original's are."""
+    """Return the sides of a window; sides of 1 of the original stay 1."""
     return (window if base.kernel[0] > 1 else 1, window if base.kernel[1] > 1 else 1)
 
 
 def _pair(value: object) -> Pair:
-    """Return a side for rows and columns, as torch's modules take one number for both."""
     rows, columns = to_2tuple(value)
     return int(rows), int(columns)

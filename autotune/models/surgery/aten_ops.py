@@ -1,7 +1,7 @@
-"""What torch's operations do to channels, in the kinds that matter for following them.
+"""Operations of torch by what they do to channels.
 
-Operations with the tag ``pointwise`` are elementwise. What is in no list here mixes channels, as
-far as can be known.
+Operations with the tag ``pointwise`` are elementwise. An operation in no list here is taken to
+mix channels.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 
 aten = torch.ops.aten
 
-#: Bring values to other places and leave them as they are.
+#: Move values without changing them.
 MOVING = {
     aten.permute, aten.transpose, aten.t, aten.clone, aten.detach, aten.alias, aten.unsqueeze,
     aten.squeeze, aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.expand,
@@ -19,7 +19,7 @@ MOVING = {
     aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle, aten.native_channel_shuffle,
     aten.im2col, aten.unfold, aten.repeat, aten.repeat_interleave, aten.diagonal, aten._to_copy,
 }  # fmt: skip
-#: Of them, those that keep every value in its place.
+#: Of these, the ones that keep every value in its place, and those that reshape.
 COPYING = {aten.clone, aten.detach, aten.alias, aten._to_copy}
 RESHAPING = {aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias}
 #: Elementwise, though not tagged so.
@@ -31,12 +31,12 @@ POOLING = {
     aten.upsample_bilinear2d, aten.upsample_bicubic2d, aten._upsample_bilinear2d_aa,
     aten._upsample_bicubic2d_aa, aten.grid_sampler_2d,
 }  # fmt: skip
-#: Combine what lies along some dimensions to one value.
+#: Reduce some dimensions to one value.
 SUMS = {aten.sum, aten.linalg_vector_norm}
 STATISTICS = {aten.mean, aten.var, aten.std, aten.var_mean, aten.amax, aten.amin, *SUMS}
-#: Compute each value from all that lie along a dimension with it.
+#: Compute each value from all values along a dimension.
 ALONG = {aten._softmax, aten._safe_softmax, aten._log_softmax, aten.cumsum}
-#: Scale by statistics and by an entry a channel; the second kind's statistics are of channels.
+#: Scale by statistics and by an entry a channel; those of batch norms are statistics of channels.
 BATCH_NORMS = {
     aten.native_batch_norm, aten.cudnn_batch_norm, aten._native_batch_norm_legit,
     aten._native_batch_norm_legit_no_training, aten._batch_norm_no_update,

@@ -1,10 +1,10 @@
-"""Which channels of a network can change their number, and what has to change with them."""
+"""Find the channels of a network that can change their number, and all tensors that hold them."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,8 @@ from autotune.models.surgery.channel_tracing import ChannelTrace, trace_channels
 
 Side = Literal["out", "in", "vector"]
 
-#: Fewer channels than this are maps that a block computes on the way (attention, gates).
+#: Minimum number of channels of a group; fewer are maps that a block computes on the way
+#: (attention, gates).
 MIN_CHANNELS = 8
 
 
@@ -49,11 +50,11 @@ class ChannelGroup:
     Args:
         layer: The layer that writes them, counted from the output.
         size: Number of channels.
-        unit: A new number of channels must be a multiple of it, as many from each of ``unit``
-            equal blocks (grouped convolutions, group norm).
+        unit: A new number of channels must be a multiple of it, with as many from each of
+            ``unit`` equal blocks (grouped convolutions, group norm).
         inner: Whether they begin and end within the layer.
-        exact: Whether duplicated channels can leave the function unchanged; a norm over the
-            channels, for one, sees other statistics.
+        exact: Whether duplicated channels can leave the function unchanged; not so under a norm
+            over the channels, whose statistics change.
         members: The tensor dimensions that hold them; producers first.
     """
 
@@ -83,7 +84,7 @@ class ChannelGroups:
         groups: Groups by layer, counted from the output, in the order of the network.
         reasons: Why a layer without a group has none.
         residual_writers: Names of the convolutions and linear layers by which a layer writes to
-            channels that other layers write to as well, the residual stream for one.
+            channels that other layers write to as well, such as the residual stream.
     """
 
     groups: Mapping[int, tuple[ChannelGroup, ...]]
@@ -91,14 +92,18 @@ class ChannelGroups:
     residual_writers: Mapping[int, tuple[str, ...]]
 
 
+#: A tensor dimension that holds channels: name, side, dimension, channel numbers.
+_Vector = tuple[str, Side, int, np.ndarray]
+
+
 def find_channel_groups(model: nn.Module, layers: Sequence[Layer], image: Tensor) -> ChannelGroups:
     """Find the groups of channels that can change in the given layers.
 
     A layer's groups are those that begin and end within it. Where it has none, they are the
-    channels that it alone writes, to be read by the layers behind it.
+    channels that only it writes, for the layers behind it to read.
 
     Args:
-        model: The backbone in evaluation mode; the meta device will do.
+        model: The backbone in evaluation mode; the meta device suffices.
         layers: Its last layers, the last one first.
         image: ``(1, C, H, W)`` on the same device.
     """
@@ -108,82 +113,68 @@ def find_channel_groups(model: nn.Module, layers: Sequence[Layer], image: Tensor
         for name, module in model.named_modules()
         if name in place and isinstance(module, nn.Conv2d | nn.Linear)
     ]
-    followed = trace_channels(model, image, wanted)
-    vectors = list(_vectors(followed))
-    squeezed = _squeezed(followed, place)
-    found: dict[int, list[ChannelGroup]] = defaultdict(list)
+    trace = trace_channels(model, image, wanted)
+    vectors = list(_vectors(trace))
+    gates = _gates(trace, place)
+    candidates: dict[int, list[ChannelGroup]] = defaultdict(list)
     reasons: dict[int, str] = {}
-    residual_writers: dict[int, list[str]] = defaultdict(list)
     seen: set[frozenset[int]] = set()
     for name, side, _, numbers in vectors:
-        if side != "out" or name in squeezed:
+        if side != "out" or name in gates:
             continue
-        classes = followed.classes[numbers]
-        key = frozenset(int(one) for one in classes)
-        index = place[name]
+        classes = trace.classes[numbers]
+        key = frozenset(classes.tolist())
         if key in seen:
             continue
         seen.add(key)
-        outcome = _group(key, classes, index, vectors, followed, place, model)
+        outcome = _group(key, classes, place[name], vectors, trace, place, model)
         if isinstance(outcome, str):
-            reasons.setdefault(index, outcome)
+            reasons.setdefault(place[name], outcome)
         else:
-            found[index].append(outcome)
-    groups = {}
-    for index, some in found.items():
-        inner = [group for group in some if group.inner]
-        groups[index] = tuple(inner or some)
+            candidates[place[name]].append(outcome)
+    groups, writers = {}, {}
+    for index, found in candidates.items():
+        inner = [group for group in found if group.inner]
+        groups[index] = tuple(inner or found)
         readers = {name for group in inner for name in group.readers}
-        inside = {name for group in inner for name in group.producers}
-        residual_writers[index] = [
+        producers = {name for group in inner for name in group.producers}
+        writers[index] = tuple(
             name
-            for name in followed.atoms
-            if name in readers - inside - squeezed and not followed.atoms[name].passes
-        ]
-    return ChannelGroups(
-        groups, reasons, {index: tuple(names) for index, names in residual_writers.items()}
-    )
+            for name, layer in trace.layers.items()
+            if name in readers - producers - gates and not layer.is_depthwise
+        )
+    return ChannelGroups(groups, reasons, writers)
 
 
-def _vectors(followed: ChannelTrace) -> Iterable[tuple[str, Side, int, np.ndarray]]:
-    """List every tensor dimension that holds channels: name, side, dimension, numbers."""
-    for name, atom in followed.atoms.items():
-        if atom.passes:
-            if atom.reads is not None:
-                yield name, "vector", 0, atom.reads.numpy()
-            continue
-        assert atom.writes is not None
-        yield name, "out", 0, atom.writes.numpy()
-        if atom.reads is not None:
-            yield name, "in", 1, atom.reads.numpy()
-    for name, numbers in followed.tensors.items():
-        classes = torch.from_numpy(followed.classes)[numbers]
+def _vectors(trace: ChannelTrace) -> Iterator[_Vector]:
+    """Yield every tensor dimension that holds channels; -1 for more than one dimension."""
+    for name, layer in trace.layers.items():
+        if not layer.is_depthwise:
+            assert layer.writes is not None
+            yield name, "out", 0, layer.writes.numpy()
+        if layer.reads is not None:
+            side: Side = "vector" if layer.is_depthwise else "in"
+            yield name, side, int(side == "in"), layer.reads.numpy()
+    for name, numbers in trace.tensors.items():
+        classes = torch.from_numpy(trace.classes)[numbers]
         for dim in range(numbers.ndim):
-            first = classes
-            for other in range(numbers.ndim):
-                if other != dim:
-                    first = first.narrow(other, 0, 1)
-            if bool((classes == first).all()):
-                # One class for every place along the other dimensions.
-                picked = numbers
-                for other in range(numbers.ndim):
-                    if other != dim:
-                        picked = picked.narrow(other, 0, 1)
-                yield name, "vector", dim, picked.reshape(-1).numpy()
+            first = tuple(
+                slice(None) if other == dim else slice(1) for other in range(numbers.ndim)
+            )
+            if bool((classes == classes[first]).all()):  # one class along the other dimensions
+                yield name, "vector", dim, numbers[first].reshape(-1).numpy()
                 break
         else:
             yield name, "vector", -1, numbers.reshape(-1).numpy()
 
 
-def _squeezed(followed: ChannelTrace, place: Mapping[str, int]) -> frozenset[str]:
-    """Name what works on pooled channels beside the main path: the gates of squeeze-excitation."""
+def _gates(trace: ChannelTrace, place: Mapping[str, int]) -> frozenset[str]:
+    """Name the layers on pooled channels beside the main path (squeeze-excitation)."""
     widest: dict[int, int] = defaultdict(int)
-    for name, atom in followed.atoms.items():
-        widest[place[name]] = max(widest[place[name]], atom.extent)
+    for name, layer in trace.layers.items():
+        widest[place[name]] = max(widest[place[name]], layer.extent)
     return frozenset(
-        name
-        for name, atom in followed.atoms.items()
-        if atom.extent == 1 and widest[place[name]] > 1
+        name for name, layer in trace.layers.items() if layer.extent == 1 < widest[place[name]]
     )
 
 
@@ -191,58 +182,57 @@ def _group(
     key: frozenset[int],
     classes: np.ndarray,
     index: int,
-    vectors: Sequence[tuple[str, Side, int, np.ndarray]],
-    followed: ChannelTrace,
+    vectors: Sequence[_Vector],
+    trace: ChannelTrace,
     place: Mapping[str, int],
     model: nn.Module,
 ) -> ChannelGroup | str:
-    """Put a group together, or say why its channels are as many as they are."""
-    reason = next((followed.bound[one] for one in key if one in followed.bound), None)
+    """Make the group of some classes, or return why the number of its channels is fixed."""
+    reason = next((trace.fixed[one] for one in key if one in trace.fixed), None)
     if reason is not None:
         return reason
-    roots = classes[np.sort(np.unique(classes, return_index=True)[1])]
+    channels = classes[np.sort(np.unique(classes, return_index=True)[1])]
     wanted = np.fromiter(key, dtype=np.int64)
     members = []
     unit = 1
     for name, side, dim, numbers in vectors:
-        there = followed.classes[numbers]
-        hits = np.isin(there, wanted) & (numbers > 0)
+        held = trace.classes[numbers]
+        hits = np.isin(held, wanted) & (numbers > 0)
         if not hits.any():
             continue
         layer = place.get(name)
         if layer is None or layer > index:
-            return f"{name} of a layer further in front holds them"
+            return f"{name} of an earlier layer holds them"
         if side == "out" and layer != index:
             return f"{name} of a later layer writes to them as well"
         if dim < 0:
             return f"{name} holds them in more than one dimension"
-        segments = _segments(np.where(hits, there, -1), roots)
+        segments = _segments(np.where(hits, held, -1), channels)
         if segments is None:
             return f"{name} has them in another order"
         blocks = _blocks(model, name, side)
         if blocks > 1:
-            if segments != ((0, 1, 1),) or len(there) != len(roots) or len(roots) % blocks:
+            if segments != ((0, 1, 1),) or len(held) != len(channels) or len(channels) % blocks:
                 return f"{name} is grouped across them"
             unit = math.lcm(unit, blocks)
-        members.append(Member(name, side, dim, len(there), segments))
-    if len(roots) < MIN_CHANNELS:
-        return f"they are only {len(roots)}"
-    if len(roots) % unit:
-        return f"{len(roots)} channels cannot be cut into {unit} equal blocks"
-    inner = all(place[member.name] == index for member in members) and not key & followed.output
+        members.append(Member(name, side, dim, len(held), segments))
+    if len(channels) < MIN_CHANNELS:
+        return f"they are only {len(channels)}"
+    if len(channels) % unit:
+        return f"{len(channels)} channels cannot be cut into {unit} equal blocks"
     order: dict[Side, int] = {"out": 0, "vector": 1, "in": 2}
     return ChannelGroup(
         layer=index,
-        size=len(roots),
+        size=len(channels),
         unit=unit,
-        inner=inner,
-        exact=not key & followed.inexact,
+        inner=all(place[member.name] == index for member in members) and not key & trace.output,
+        exact=not key & trace.inexact,
         members=tuple(sorted(members, key=lambda member: order[member.side])),
     )
 
 
 def _blocks(model: nn.Module, name: str, side: Side) -> int:
-    """Return into how many equal blocks a module cuts its channels."""
+    """Return the number of equal blocks into which a module cuts its channels."""
     owner = model.get_submodule(name if side != "vector" else name.rpartition(".")[0])
     if isinstance(owner, nn.GroupNorm):
         return owner.num_groups
@@ -251,19 +241,16 @@ def _blocks(model: nn.Module, name: str, side: Side) -> int:
     return 1
 
 
-def _segments(there: np.ndarray, roots: np.ndarray) -> tuple[tuple[int, int, int], ...] | None:
-    """Find the stretches in which all channels stand in order, ``None`` if there are others."""
-    size = len(roots)
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], (there >= 0).astype(np.int8), [0]])))
-    found = []
+def _segments(held: np.ndarray, channels: np.ndarray) -> tuple[tuple[int, int, int], ...] | None:
+    """Return the stretches that hold all channels in order, ``None`` if there are others."""
+    size = len(channels)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], (held >= 0).astype(np.int8), [0]])))
+    segments = []
     for start, end in edges.reshape(-1, 2):
-        stretch = there[start:end]
-        run = int(np.argmax(stretch != stretch[0])) if (stretch != stretch[0]).any() else 0
-        run = run or (len(stretch) if size == 1 else 1)
-        if len(stretch) % (size * run):
+        stretch = held[start:end]
+        run = int(np.argmax(stretch != stretch[0])) or (len(stretch) if size == 1 else 1)
+        blocks, rest = divmod(len(stretch), size * run)
+        if rest or not (stretch.reshape(blocks, size, run) == channels[None, :, None]).all():
             return None
-        blocks = len(stretch) // (size * run)
-        if not (stretch.reshape(blocks, size, run) == roots[None, :, None]).all():
-            return None
-        found.append((int(start), blocks, run))
-    return tuple(found)
+        segments.append((int(start), blocks, run))
+    return tuple(segments)

@@ -1,4 +1,4 @@
-"""The parts of a block that are replaced as a whole: activations, dropout, drop path."""
+"""Replace components of a block that have no channels: activations, dropout, drop path."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "mish": nn.Mish,
 }
-#: timm's own classes -> the name of what they compute.
-_ALSO: dict[type[nn.Module], str] = {
+#: timm's own classes -> name of the function that they compute.
+_TIMM_NAMES: dict[type[nn.Module], str] = {
     timm_layers.GELU: "gelu",
     timm_layers.Swish: "silu",
     timm_layers.Mish: "mish",
     timm_layers.HardSwish: "hardswish",
 }
-#: What counts as the activation of a block. Sigmoids and tanh are not among them: they are gates.
+_NAMES = {kind: name for name, kind in ACTIVATIONS.items()} | _TIMM_NAMES
+#: Classes that count as the activation of a block. Sigmoid and tanh do not: they are gates.
 _REPLACEABLE = (
     *(kind for name, kind in ACTIVATIONS.items() if name not in ("sigmoid", "tanh")),
-    *_ALSO,
+    *_TIMM_NAMES,
     nn.ReLU6,
     nn.PReLU,
     timm_layers.GELUTanh,
@@ -44,31 +45,24 @@ _REPLACEABLE = (
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Say whether a module is the activation function of a block."""
+    """Return whether a module is the activation function of a block."""
     return isinstance(module, _REPLACEABLE)
 
 
 def activation_name(module: nn.Module) -> str:
-    """Return the name of an activation function in a study file, empty for other ones."""
-    names = {kind: name for name, kind in ACTIVATIONS.items()} | _ALSO
+    """Return the name of an activation function in a study file, "" for unusual ones."""
     unusual = (
         (isinstance(module, nn.GELU) and module.approximate != "none")
         or (isinstance(module, nn.LeakyReLU) and module.negative_slope != 0.01)
         or (isinstance(module, nn.ELU) and module.alpha != 1.0)
     )
-    if unusual:
-        return ""
-    return names.get(type(module), "")
+    return "" if unusual else _NAMES.get(type(module), "")
 
 
 class ScaledActivation(nn.Module):
-    """An activation function and the factor behind it, in place of timm's ``GammaAct``.
+    """An activation function and a factor, in place of timm's ``GammaAct``.
 
     ``GammaAct`` multiplies in place, over what relu, sigmoid and tanh keep for their gradients.
-
-    Args:
-        activation: The function.
-        gamma: The factor.
     """
 
     def __init__(self, activation: nn.Module, gamma: float) -> None:
@@ -83,13 +77,7 @@ class ScaledActivation(nn.Module):
 
 
 def set_activation(model: nn.Module, name: str, activation: str) -> None:
-    """Replace an activation function; NFNets keep the factor behind it.
-
-    Args:
-        model: The network; changed in place.
-        name: Dotted name of the module.
-        activation: A key of :data:`ACTIVATIONS`.
-    """
+    """Replace an activation function by one of ``ACTIVATIONS``; NFNets keep their factor."""
     old = model.get_submodule(name)
     new: nn.Module = ACTIVATIONS[activation]()
     if isinstance(old, GammaAct):
@@ -98,7 +86,7 @@ def set_activation(model: nn.Module, name: str, activation: str) -> None:
 
 
 def find_dropouts(model: nn.Module, modules: Iterable[str]) -> Iterator[str]:
-    """Name the dropout modules among some; that of attention maps is another thing."""
+    """Yield the names of dropout modules, without the dropout of attention maps."""
     for name in modules:
         if isinstance(model.get_submodule(name), nn.Dropout) and "attn_drop" not in name:
             yield name
@@ -110,9 +98,9 @@ def set_dropout(model: nn.Module, name: str, share: float) -> None:
 
 
 def find_drop_paths(model: nn.Module, modules: Iterable[str]) -> Iterator[str]:
-    """Name the places where some modules drop their residual branch, used or not.
+    """Yield the attributes by which modules drop their residual branch, used or not.
 
-    timm's blocks keep the place of a drop path whose rate is zero: as an identity or as ``None``.
+    timm's blocks have the attribute at a rate of zero too: as an identity or as ``None``.
     """
     for name in modules:
         module = model.get_submodule(name)

@@ -1,4 +1,4 @@
-"""How old weights enter new shapes: which channels stay, which are doubled, what is shared."""
+"""Bring old weights into new shapes: which channels stay, are doubled, or are shared."""
 
 from __future__ import annotations
 
@@ -21,24 +21,18 @@ def magnitude_scores(model: nn.Module, group: ChannelGroup) -> Tensor:
 
     torch-pruning's group importance (Fang et al. 2023, arXiv 2301.12900, section 3.3).
 
-    Args:
-        model: The network.
-        group: The channels.
-
     Returns:
         One score a channel, ``(group.size,)``.
     """
     chosen = Group()
     for member in group.members:
-        module, prune = _as_pruned(model, member)
+        module, prune = _pruned_module(model, member)
         if module is None or len(member.segments) != 1:
             continue
         start, blocks, run = member.segments[0]
         node = Node(module, None, member.name)
-        chosen.add_dep(
-            Dependency(prune, prune, node, node),
-            list(range(start, start + blocks * group.size * run)),
-        )
+        entries = list(range(start, start + blocks * group.size * run))
+        chosen.add_dep(Dependency(prune, prune, node, node), entries)
         chosen[-1].root_idxs = [
             channel for _ in range(blocks) for channel in range(group.size) for _ in range(run)
         ]
@@ -47,8 +41,8 @@ def magnitude_scores(model: nn.Module, group: ChannelGroup) -> Tensor:
     return torch.ones(group.size) if scores is None else scores[: group.size].float().cpu()
 
 
-def _as_pruned(model: nn.Module, member: Member) -> tuple[nn.Module | None, Any]:
-    """Find the module of a member, and torch-pruning's word for what happens to it."""
+def _pruned_module(model: nn.Module, member: Member) -> tuple[nn.Module | None, Any]:
+    """Return the module of a member, and torch-pruning's function for it."""
     name, side = member.name, member.side
     if side == "vector":
         name, _, leaf = name.rpartition(".")
@@ -73,10 +67,10 @@ def activation_scores(
     Args:
         model: The network.
         group: The channels.
-        norms: For every reader, the root mean square of each of its input channels.
+        norms: For every reader, the root mean square of each input channel.
 
     Returns:
-        One score a channel, ``(group.size,)``; from :func:`magnitude` where nothing reads them.
+        One score a channel, ``(group.size,)``; :func:`magnitude_scores` where nothing reads them.
     """
     scores = torch.zeros(group.size)
     for member in group.members:
@@ -97,7 +91,7 @@ def activation_scores(
 def channel_norms(
     model: nn.Module, readers: Iterable[str], images: Tensor
 ) -> Mapping[str, Tensor]:
-    """Measure how active the input channels of some modules are.
+    """Measure the root mean square of every input channel of some modules.
 
     Args:
         model: The network in evaluation mode.
@@ -105,23 +99,23 @@ def channel_norms(
         images: ``(N, C, H, W)``, normalised, on the device of the network.
 
     Returns:
-        For each of them the root mean square of every input channel, ``(in,)``.
+        Vectors ``(in,)`` by module.
     """
     norms: dict[str, Tensor] = {}
 
-    def note(name: str, module: nn.Module) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             given = args[0].float()
-            dims = [dim for dim in range(given.ndim) if dim != (given.ndim - 1 if linear else 1)]
+            channels = given.ndim - 1 if isinstance(module, nn.Linear) else 1
+            dims = [dim for dim in range(given.ndim) if dim != channels]
             norms[name] = given.square().mean(dims).sqrt().cpu()
 
-        linear = isinstance(module, nn.Linear)
         return hook
 
     with ExitStack() as stack:
         for name in readers:
             module = model.get_submodule(name)
-            stack.callback(module.register_forward_pre_hook(note(name, module)).remove)
+            stack.callback(module.register_forward_pre_hook(note(name)).remove)
         model(images)
     return norms
 
@@ -137,8 +131,8 @@ def select_channels(
     Args:
         scores: One a channel.
         count: New number of channels, a multiple of ``unit``.
-        unit: As many are taken from each of ``unit`` equal blocks.
-        generator: Chooses what is doubled.
+        unit: Number of equal blocks, from each of which as many are taken.
+        generator: Source of the choice of doubled channels.
 
     Returns:
         Old channels in ascending order.
@@ -152,20 +146,20 @@ def select_channels(
         else:
             extra = torch.randperm(size, generator=generator)[: wanted % size]
             kept = torch.cat([torch.arange(size).repeat(wanted // size), extra])
-        chosen += sorted(block * size + int(one) for one in kept)
+        chosen += sorted(block * size + int(channel) for channel in kept)
     return chosen
 
 
 def split_copies(weight: Tensor, copies: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Divide what reads doubled channels among their copies, so that the sum stays the same.
+    """Divide the weights that read doubled channels among the copies; their sum stays the same.
 
-    Every weight is divided at random, not in halves: copies that are read alike would be trained
-    alike and stay copies for ever.
+    The shares are random, not halves: copies that are read alike would train alike and stay
+    copies for ever.
 
     Args:
         weight: ``(out, copies, ...)``: the weights of a channel repeated for each of its copies.
-        copies: For each of them the channel that it is a copy of.
-        generator: Draws the shares.
+        copies: The channel that each is a copy of.
+        generator: Source of the shares.
 
     Returns:
         The divided weights, of the same shape.
@@ -177,16 +171,13 @@ def split_copies(weight: Tensor, copies: Sequence[int], generator: torch.Generat
     drawn = torch.rand(weight.shape[0], len(number), generator=generator) * 0.5 + 0.25
     total = torch.zeros(weight.shape[0], int(number.max()) + 1).index_add_(1, number, drawn)
     shares = torch.where(alone, torch.ones(()), drawn / total[:, number])
-    shape = (*shares.shape, *(1,) * (weight.ndim - 2))
-    return weight * shares.view(shape).to(weight)
+    return weight * shares.view(*shares.shape, *(1,) * (weight.ndim - 2)).to(weight)
 
 
 def reinitialize(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw new weights, as the paper's changed layers do (He et al. 2015, arXiv 1502.01852).
+    """Draw new weights for a convolution, linear layer or norm, in place.
 
-    Args:
-        module: A convolution, linear layer or norm; changed in place.
-        generator: Draws the weights.
+    As the paper's changed layers do (He et al. 2015, arXiv 1502.01852).
     """
     weight: Any = getattr(module, "weight", None)
     bias: Any = getattr(module, "bias", None)

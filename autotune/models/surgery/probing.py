@@ -1,16 +1,17 @@
-"""Finding out what the last layers of a backbone can become, by trying it on the meta device.
+"""Find out what the last layers of a backbone can become, by trying it on the meta device.
 
-Nothing here needs weights. Every kind of change is tried for all layers at once, and layer by
-layer only where that fails; what fails is not offered, with the reason.
+No weights are needed. Every kind of change is tried for all layers at once, and layer by layer
+only where that fails; what fails is not offered, with the reason.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,10 +31,25 @@ from autotune.models.surgery.components import (
     set_activation,
     set_drop_path,
 )
-from autotune.models.surgery.kernels import change_kernel, is_spatial, kernel_problem
+from autotune.models.surgery.kernels import is_spatial, kernel_problem, replace_kernel
 from autotune.models.surgery.widths import WidthChange, add_bridge, change_widths
 
 logger = logging.getLogger(__name__)
+
+_Change = Callable[[LayerCapabilities, nn.Module], None]
+#: Field of a plan -> attribute of the capabilities -> reason where there is none.
+_FIELDS = {
+    "kernel": ("convolutions", "it has no spatial convolution"),
+    "width": ("groups", "no convolution or linear layer of it has channels of its own"),
+    "bridge": ("residual_writers", "no channels of its own lead to channels of other layers"),
+    "activation": ("activations", "it has no activation function as a module"),
+    "pool": ("pools", "it does not pool"),
+    "dropout": ("dropouts", "it has no dropout"),
+    "drop_path": ("drop_paths", "it has no residual branch that can be dropped"),
+}
+#: Minimum number of last layers that are probed, once for each backbone.
+_MIN_LAYERS = 8
+_cache: WeakKeyDictionary[nn.Module, tuple[LayerCapabilities, ...]] = WeakKeyDictionary()
 
 
 class _MetaProbe:
@@ -42,43 +58,39 @@ class _MetaProbe:
     def __init__(self, model: nn.Module, image: Tensor) -> None:
         self.model = model
         self.image = image
-        self.shape: torch.Size | None = None
-        #: Modules that run, with how much they write; 1 stands for pooled channels.
+        #: Modules that run, with the pixels or values that they write; 1 for pooled channels.
         self.extents: dict[str, int] = {}
         with ExitStack() as stack, torch.no_grad():
             for name, module in model.named_modules():
-                stack.callback(module.register_forward_hook(self._note(name)).remove)
-            self.shape = model(image).shape
+                stack.callback(module.register_forward_hook(self._note_extent(name)).remove)
+            self.shape: torch.Size = model(image).shape
 
-    def _note(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def _note_extent(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             extent = 1
-            if isinstance(output, Tensor):
+            if isinstance(output, Tensor) and output.ndim > 2:
                 # Channels come second in maps and last in sequences.
                 extent = output[0, 0].numel() if output.ndim == 4 else output.numel()
-                extent = extent if output.ndim > 2 else 1
             self.extents[name] = max(extent, self.extents.get(name, 0))
 
         return hook
 
-    def problem(self, change: Callable[[nn.Module], None], same: bool = True) -> str:
-        """Change a copy and run it; return why that fails, or an empty string.
+    def problem(self, change: Callable[[nn.Module], None], same_shape: bool = True) -> str:
+        """Run a changed copy; return why that fails, "" if it works.
 
         Args:
-            change: What to do to the copy.
-            same: Whether the output must have the old shape; else the number of features may
-                differ.
+            change: Changes the copy.
+            same_shape: Whether the number of features must stay the same.
         """
         changed = copy.deepcopy(self.model)
         try:
             change(changed)
             with torch.no_grad():
                 shape = changed(self.image).shape
-        except Exception as error:  # whatever a network makes of an unexpected shape
+        except Exception as error:  # each architecture fails in its own way
             lines = str(error).strip().splitlines()
             return f"{type(error).__name__}: {lines[0][:160] if lines else 'no details'}"
-        assert self.shape is not None
-        if len(shape) != len(self.shape) or (same and shape != self.shape):
+        if len(shape) != len(self.shape) or (same_shape and shape != self.shape):
             return f"the output would be {tuple(shape)} instead of {tuple(self.shape)}"
         return ""
 
@@ -92,103 +104,97 @@ def probe_layers(
         model: The backbone without a classifier, in evaluation mode, on the meta device.
         layers: Its last layers, the last one first.
         input_size: Channels, height and width of its images.
-
-    Returns:
-        One offer for each of the layers.
     """
     model = copy.deepcopy(model).eval()
     image = torch.zeros(1, *input_size, device="meta")
-    bench = _MetaProbe(model, image)
+    probe = _MetaProbe(model, image)
     channels = find_channel_groups(model, layers, image)
-    drafts = []
+    candidates = []
     for layer in layers:
-        residual_writers = {
+        writers = {
             name: int(module.weight.shape[0])  # type: ignore[index]
             for name in channels.residual_writers.get(layer.index, ())
             if getattr(module := model.get_submodule(name), "groups", 1) == 1
         }
-        drafts.append(
-            replace(
-                _draft(bench, layer),
-                groups=channels.groups.get(layer.index, ()),
-                can_grow=True,
-                residual_writers=residual_writers,
-            )
+        groups = channels.groups.get(layer.index, ())
+        candidates.append(
+            replace(_candidates(probe, layer), groups=groups, residual_writers=writers)
         )
-    offers = _try_all(bench, drafts, channels.reasons)
-    return tuple(offers)
+    checked = _without_failing_widths(probe, _without_failing_changes(probe, candidates))
+    return tuple(_with_reasons(one, channels.reasons.get(one.index)) for one in checked)
 
 
-#: Offers are worked out for at least this many of the last layers, once for each backbone.
-_AT_LEAST = 8
-_known: WeakKeyDictionary[nn.Module, tuple[LayerCapabilities, ...]] = WeakKeyDictionary()
+def _with_reasons(candidate: LayerCapabilities, width_reason: str | None) -> LayerCapabilities:
+    """Add the reasons for fields with nothing to change."""
+    reasons = dict(candidate.reasons)
+    for name, (attribute, reason) in _FIELDS.items():
+        if not getattr(candidate, attribute):
+            reasons.setdefault(name, (name == "width" and width_reason) or reason)
+    return replace(candidate, reasons=reasons)
 
 
 def cached_capabilities(
     backbone: Backbone, layers: Sequence[Layer], last: int
 ) -> tuple[LayerCapabilities, ...]:
-    """Return what the last layers of a backbone can become; worked out once and kept.
+    """Return what the last layers of a backbone can become, probed once for each backbone.
 
     Args:
         backbone: The backbone.
         layers: All of its layers, the last one first.
-        last: How many of them are asked for.
+        last: Number of layers that are needed.
 
     Returns:
-        Offers for the last ``last`` layers or more.
+        Capabilities of the last ``last`` layers or more.
     """
-    found = _known.get(backbone.pretrained, ())
-    if len(found) < last:
-        chosen = layers[: max(last, _AT_LEAST)]
+    known = _cache.get(backbone.pretrained, ())
+    if len(known) < last:
         model = without_weights(backbone.pretrained)
-        found = probe_layers(model, chosen, backbone.data_config["input_size"])
-        _known[backbone.pretrained] = found
-    return found
+        chosen = layers[: max(last, _MIN_LAYERS)]
+        known = probe_layers(model, chosen, backbone.data_config["input_size"])
+        _cache[backbone.pretrained] = known
+    return known
 
 
 def without_weights(model: nn.Module) -> nn.Module:
-    """Copy a network on to the meta device; its weights are not copied on the way."""
-    tensors = [*model.parameters(), *model.buffers()]
+    """Copy a network to the meta device without copying its weights on the way."""
     on_meta: dict[int, Any] = {}
-    for one in tensors:
-        empty = torch.empty_like(one, device="meta")
-        on_meta[id(one)] = (
-            nn.Parameter(empty, requires_grad=one.requires_grad)
-            if isinstance(one, nn.Parameter)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        empty = torch.empty_like(tensor, device="meta")
+        on_meta[id(tensor)] = (
+            nn.Parameter(empty, requires_grad=tensor.requires_grad)
+            if isinstance(tensor, nn.Parameter)
             else empty
         )
     return copy.deepcopy(model, on_meta)
 
 
-def _draft(bench: _MetaProbe, layer: Layer) -> LayerCapabilities:
-    """List what could change in a layer by the kinds of its modules."""
-    model = bench.model
-    running = [name for name in layer.modules if name in bench.extents]
+def _candidates(probe: _MetaProbe, layer: Layer) -> LayerCapabilities:
+    """List what could change in a layer by the classes of its modules, apart from its channels."""
+    model, extents = probe.model, probe.extents
+    running = [name for name in layer.modules if name in extents]
     modules = {name: model.get_submodule(name) for name in running}
-    reasons: dict[str, str] = {}
     spatial = {
         name: module
         for name, module in modules.items()
         if isinstance(module, nn.Conv2d) and is_spatial(module)
     }
-    convolutions = {
-        name: (module.kernel_size[0], module.kernel_size[1])
-        for name, module in spatial.items()
-        if not kernel_problem(module)
-    }
-    if not convolutions:
-        problems = [kernel_problem(module) for module in spatial.values()]
-        reasons["kernel"] = problems[0] if problems else "it has no spatial convolution"
-    acts = {name: module for name, module in modules.items() if is_activation(module)}
-    widest = max((bench.extents[name] for name in acts), default=0)
+    problems = {name: kernel_problem(module) for name, module in spatial.items()}
+    unsupported = bool(problems) and all(problems.values())
+    activations = {name: module for name, module in modules.items() if is_activation(module)}
+    widest = max((extents[name] for name in activations), default=0)
     return LayerCapabilities(
         layer.index,
-        convolutions=convolutions,
-        # Those of pooled channels belong to gates.
+        convolutions={
+            name: (module.kernel_size[0], module.kernel_size[1])
+            for name, module in spatial.items()
+            if not problems[name]
+        },
+        can_grow=True,
+        # Activations of pooled channels belong to gates.
         activations={
             name: activation_name(module)
-            for name, module in acts.items()
-            if bench.extents[name] > 1 or widest == 1
+            for name, module in activations.items()
+            if extents[name] > 1 or widest == 1
         },
         pools={
             name: next((to for to in POOLS if change_pool(module, to) is module), "")
@@ -197,138 +203,104 @@ def _draft(bench: _MetaProbe, layer: Layer) -> LayerCapabilities:
         },
         dropouts=tuple(find_dropouts(model, running)),
         drop_paths=tuple(find_drop_paths(model, layer.modules)),
-        reasons=reasons,
+        reasons={"kernel": next(iter(problems.values()))} if unsupported else {},
     )
 
 
-#: Field of a plan -> attribute of an offer -> reason where there is none.
-_PARTS = {
-    "kernel": ("convolutions", "it has no spatial convolution"),
-    "width": ("groups", "no convolution or linear layer of it has channels of its own"),
-    "bridge": (
-        "residual_writers",
-        "it writes to no channels of other layers from channels of its own",
-    ),
-    "activation": ("activations", "it has no activation function as a module"),
-    "pool": ("pools", "it does not pool"),
-    "dropout": ("dropouts", "it has no dropout"),
-    "drop_path": ("drop_paths", "it has no residual branch that can be dropped"),
-}
+def _changes() -> list[tuple[str, _Change]]:
+    """Return for each field a change to try."""
+    generator = torch.Generator().manual_seed(0)
 
-
-def _try_all(
-    bench: _MetaProbe, offers: Sequence[LayerCapabilities], reasons: Mapping[int, str]
-) -> list[LayerCapabilities]:
-    """Try every kind of change and take back what does not work."""
-    drawn = torch.Generator().manual_seed(0)
-
-    def kernels(side: int) -> Callable[[nn.Module, LayerCapabilities], None]:
-        def change(model: nn.Module, offer: LayerCapabilities) -> None:
-            for name in offer.convolutions:
-                old = model.get_submodule(name)
-                assert isinstance(old, nn.Conv2d)
-                new = side if side not in old.kernel_size else side + 2
-                model.set_submodule(name, change_kernel(old, new, inherit=False, generator=drawn))
+    def kernels(side: int) -> _Change:
+        def change(layer: LayerCapabilities, model: nn.Module) -> None:
+            for name, sides in layer.convolutions.items():
+                new = side + 2 if side in sides else side
+                replace_kernel(model, name, new, inherit=False, generator=generator)
 
         return change
 
-    def bridges(model: nn.Module, offer: LayerCapabilities) -> None:
-        for name, size in offer.residual_writers.items():
-            add_bridge(model, name, channel_count(0.5, size, 1), "weights", drawn)
+    def bridges(layer: LayerCapabilities, model: nn.Module) -> None:
+        for name, size in layer.residual_writers.items():
+            add_bridge(model, name, channel_count(0.5, size, 1), "weights", generator)
 
-    def activations(model: nn.Module, offer: LayerCapabilities) -> None:
-        for name in offer.activations:
+    def activations(layer: LayerCapabilities, model: nn.Module) -> None:
+        for name in layer.activations:
             set_activation(model, name, "elu")
 
-    def pools(model: nn.Module, offer: LayerCapabilities) -> None:
-        for name, kind in offer.pools.items():
+    def pools(layer: LayerCapabilities, model: nn.Module) -> None:
+        for name, kind in layer.pools.items():
             to = "avg3" if kind != "avg3" else "max2"
             model.set_submodule(name, change_pool(model.get_submodule(name), to))
 
-    def paths(model: nn.Module, offer: LayerCapabilities) -> None:
-        for name in offer.drop_paths:
+    def drop_paths(layer: LayerCapabilities, model: nn.Module) -> None:
+        for name in layer.drop_paths:
             set_drop_path(model, name, 0.1)
 
-    checked = list(offers)
-    for name, change in (
+    return [
         ("kernel", kernels(5)),
         ("kernel", kernels(1)),
         ("bridge", bridges),
         ("activation", activations),
         ("pool", pools),
-        ("drop_path", paths),
-    ):
-        checked = _without_failing(bench, checked, name, change)
-    checked = _try_widths(bench, checked)
-    for position, offer in enumerate(checked):
-        found = dict(offer.reasons)
-        for name, (attribute, reason) in _PARTS.items():
-            if not getattr(offer, attribute):
-                own = reasons.get(offer.index, reason) if name == "width" else reason
-                found.setdefault(name, own)
-        checked[position] = replace(offer, reasons=found)
-    return checked
+        ("drop_path", drop_paths),
+    ]
 
 
-def _without_failing(
-    bench: _MetaProbe,
-    offers: Sequence[LayerCapabilities],
-    name: str,
-    change: Callable[[nn.Module, LayerCapabilities], None],
+def _without_failing_changes(
+    probe: _MetaProbe, candidates: Sequence[LayerCapabilities]
 ) -> list[LayerCapabilities]:
-    """Try a change on all layers at once, then on each alone; take back what fails."""
-    attribute = _PARTS[name][0]
-    concerned = [offer for offer in offers if getattr(offer, attribute)]
-
-    def together(model: nn.Module) -> None:
-        for offer in concerned:
-            change(model, offer)
-
-    if not concerned or not bench.problem(together):
-        return list(offers)
-    checked = []
-    for offer in offers:
-        problem = bench.problem(lambda model, one=offer: change(model, one))  # type: ignore[misc]
-        if problem:
-            logger.debug("layer %d, %s: %s", offer.index, name, problem)
-            empty: Any = type(getattr(offer, attribute))()
-            reasons = {**offer.reasons, name: f"the network does not run with it ({problem})"}
-            offer = replace(offer, **{attribute: empty, "reasons": reasons})
-        checked.append(offer)
+    """Try each change on all layers at once, then on each alone; take back what fails."""
+    checked = list(candidates)
+    for name, change in _changes():
+        attribute = _FIELDS[name][0]
+        is_possible = any(getattr(layer, attribute) for layer in checked)
+        if not is_possible or not probe.problem(partial(_apply_to_all, change, checked)):
+            continue
+        for position, layer in enumerate(checked):
+            if problem := probe.problem(partial(change, layer)):
+                logger.debug("layer %d, %s: %s", layer.index, name, problem)
+                empty: Any = type(getattr(layer, attribute))()
+                reasons = {**layer.reasons, name: _does_not_run(problem)}
+                checked[position] = replace(layer, **{attribute: empty, "reasons": reasons})
     return checked
 
 
-def _try_widths(bench: _MetaProbe, offers: Sequence[LayerCapabilities]) -> list[LayerCapabilities]:
+def _apply_to_all(change: _Change, layers: Sequence[LayerCapabilities], model: nn.Module) -> None:
+    for layer in layers:
+        change(layer, model)
+
+
+def _does_not_run(problem: str) -> str:
+    return f"the network does not run with it ({problem})"
+
+
+def _without_failing_widths(
+    probe: _MetaProbe, candidates: Sequence[LayerCapabilities]
+) -> list[LayerCapabilities]:
     """Take back the groups that cannot shrink; note where they cannot grow."""
 
-    def problem(groups: Iterable[ChannelGroup], ratio: float) -> str:
-        widths = [
-            WidthChange(group, channel_count(ratio, group.size, group.unit)) for group in groups
-        ]
-        widths = [one for one in widths if one.count != one.group.size]
-        drawn = torch.Generator().manual_seed(0)
-        return bench.problem(
-            lambda model: change_widths(model, widths, "none", drawn),
-            same=all(width.group.inner for width in widths),
+    def problem(groups: Sequence[ChannelGroup], ratio: float) -> str:
+        counts = [(group, channel_count(ratio, group.size, group.unit)) for group in groups]
+        widths = [WidthChange(group, count) for group, count in counts if count != group.size]
+        generator = torch.Generator().manual_seed(0)
+        return probe.problem(
+            lambda model: change_widths(model, widths, "none", generator),
+            same_shape=all(width.group.inner for width in widths),
         )
 
-    def every(some: Sequence[LayerCapabilities]) -> list[ChannelGroup]:
-        return [group for offer in some for group in offer.groups]
+    def all_groups() -> list[ChannelGroup]:
+        return [group for layer in checked for group in layer.groups]
 
-    checked = list(offers)
-    if problem(every(checked), 0.5):
-        for position, offer in enumerate(checked):
-            reason = problem(offer.groups, 0.5)
-            if reason:
-                alone = [problem([group], 0.5) for group in offer.groups]
-                works = tuple(
-                    group for group, why in zip(offer.groups, alone, strict=True) if not why
+    checked = list(candidates)
+    if problem(all_groups(), 0.5):
+        for position, layer in enumerate(checked):
+            if reason := problem(layer.groups, 0.5):
+                working = tuple(group for group in layer.groups if not problem([group], 0.5))
+                working = () if problem(working, 0.5) else working
+                reasons = {**layer.reasons, "width": _does_not_run(reason)}
+                checked[position] = replace(
+                    layer, groups=working, reasons=layer.reasons if working else reasons
                 )
-                if problem(works, 0.5):
-                    works = ()
-                reason = f"the network does not run with it ({reason})"
-                reasons = offer.reasons if works else {**offer.reasons, "width": reason}
-                checked[position] = replace(offer, groups=works, reasons=reasons)
-    if problem(every(checked), 1.5):
-        checked = [replace(offer, can_grow=not problem(offer.groups, 1.5)) for offer in checked]
+    if problem(all_groups(), 1.5):
+        checked = [replace(one, can_grow=not problem(one.groups, 1.5)) for one in checked]
     return checked

@@ -1,4 +1,4 @@
-"""Other numbers of channels inside a layer, and 1x1 bridges where the outside must stay."""
+"""Change the number of channels inside a layer, or add 1x1 bridges where the outside must stay."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from autotune.models.surgery.kernels import without_standardization
 
 @dataclass(frozen=True)
 class WidthChange:
-    """A group of channels and the number of them that is wanted, a multiple of ``group.unit``."""
+    """A group of channels and its wanted number of them, a multiple of ``group.unit``."""
 
     group: ChannelGroup
     count: int
@@ -36,26 +36,31 @@ def change_widths(
     generator: torch.Generator,
     norms: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Change the number of channels of groups, with everything that holds them.
+    """Change the number of channels of groups, with every tensor that holds them, in place.
 
     All at once, because one tensor can hold the channels of several groups.
 
     Args:
-        model: The network; changed in place.
+        model: The network.
         widths: The groups and the new numbers.
-        inherit: ``weights`` and ``data`` keep weights, ``none`` draws new ones for all that
-            changes its shape.
-        generator: Chooses what is doubled, and draws weights.
-        norms: How active the channels are, for ``data``; see
+        inherit: ``weights`` and ``data`` keep weights, ``none`` draws new ones for everything
+            that changes its shape.
+        generator: Source of the choice of doubled channels, and of weights.
+        norms: Activity of the channels for ``data``, see
             :func:`~autotune.models.surgery.inheritance.activation_scores`.
     """
-    selections = [_selection(model, width, inherit, generator, norms) for width in widths]
     touched: dict[tuple[str, str, int], list[tuple[Member, list[int], int]]] = defaultdict(list)
-    for width, selection in zip(widths, selections, strict=True):
-        if width.count != width.group.size:
-            for member in width.group.members:
-                key = (member.name, member.side, member.dim)
-                touched[key].append((member, selection, width.group.size))
+    for width in widths:
+        group = width.group
+        if inherit == "none":
+            scores = -torch.arange(group.size, dtype=torch.float32)  # the first ones
+        elif norms is None:
+            scores = magnitude_scores(model, group)
+        else:
+            scores = activation_scores(model, group, norms)
+        selection = select_channels(scores, width.count, group.unit, generator)
+        for member in group.members if width.count != group.size else ():
+            touched[member.name, member.side, member.dim].append((member, selection, group.size))
     for (name, side, dim), parts in touched.items():
         positions = _positions(parts)
         if side == "vector":
@@ -70,50 +75,34 @@ def change_widths(
             reinitialize(module, generator)
 
 
-def _selection(
-    model: nn.Module,
-    width: WidthChange,
-    inherit: str,
-    generator: torch.Generator,
-    norms: Mapping[str, Tensor] | None,
-) -> list[int]:
-    if inherit == "none":
-        scores = -torch.arange(width.group.size, dtype=torch.float32)  # the first ones
-    elif norms is None:
-        scores = magnitude_scores(model, width.group)
-    else:
-        scores = activation_scores(model, width.group, norms)
-    return select_channels(scores, width.count, width.group.unit, generator)
-
-
 def _positions(parts: Sequence[tuple[Member, list[int], int]]) -> list[int]:
-    """Merge what several groups want of one dimension into the old position of every new one."""
+    """Return the old position of every new one in a dimension that holds several groups."""
     stretches = sorted(
         (segment, selection, size)
         for member, selection, size in parts
         for segment in member.segments
     )
-    found: list[int] = []
+    positions: list[int] = []
     end = 0
     for (start, blocks, run), selection, size in stretches:
-        found.extend(range(end, start))
+        positions.extend(range(end, start))
         for block in range(blocks):
             first = start + block * size * run
             for channel in selection:
-                found.extend(range(first + channel * run, first + (channel + 1) * run))
+                positions.extend(range(first + channel * run, first + (channel + 1) * run))
         end = start + blocks * size * run
-    found.extend(range(end, parts[0][0].length))
-    return found
+    positions.extend(range(end, parts[0][0].length))
+    return positions
 
 
 def _plain(model: nn.Module, name: str) -> nn.Module:
-    """Return a module, a weight-standardised convolution as the plain one that it amounts to."""
+    """Return a module; a weight-standardized convolution is first replaced by a plain one."""
     module = model.get_submodule(name)
     if isinstance(module, nn.Conv2d):
-        unstandardised = without_standardization(module)
-        if unstandardised is not module:
-            model.set_submodule(name, unstandardised)
-        return unstandardised
+        plain = without_standardization(module)
+        if plain is not module:
+            model.set_submodule(name, plain)
+        return plain
     return module
 
 
@@ -128,13 +117,14 @@ def _take(module: nn.Module, name: str, dim: int, positions: Sequence[int]) -> N
     setattr(module, name, new)
 
 
+def _set_count(module: nn.Module, side: str, count: int) -> None:
+    setattr(module, f"{side}_{'channels' if isinstance(module, nn.Conv2d) else 'features'}", count)
+
+
 def _change_output(module: nn.Module, positions: Sequence[int]) -> None:
     _take(module, "weight", 0, positions)
     _take(module, "bias", 0, positions)
-    if isinstance(module, nn.Conv2d):
-        module.out_channels = len(positions)
-    else:
-        module.out_features = len(positions)  # type: ignore[assignment]
+    _set_count(module, "out", len(positions))
 
 
 def _change_input(module: nn.Module, positions: Sequence[int], generator: torch.Generator) -> None:
@@ -147,10 +137,7 @@ def _change_input(module: nn.Module, positions: Sequence[int], generator: torch.
         taken = part.index_select(1, torch.tensor(own, device=part.device))
         parts.append(split_copies(taken, own, generator))
     module.weight = nn.Parameter(torch.cat(parts), requires_grad=weight.requires_grad)
-    if isinstance(module, nn.Conv2d):
-        module.in_channels = len(positions)
-    else:
-        module.in_features = len(positions)  # type: ignore[assignment]
+    _set_count(module, "in", len(positions))
 
 
 def _change_vector(model: nn.Module, name: str, dim: int, positions: Sequence[int]) -> nn.Module:
@@ -161,9 +148,7 @@ def _change_vector(model: nn.Module, name: str, dim: int, positions: Sequence[in
         module = _plain(model, name)
         assert isinstance(module, nn.Conv2d)
         multiplier = module.out_channels // module.in_channels
-        _take(module, "weight", 0, positions)
-        _take(module, "bias", 0, positions)
-        module.out_channels = len(positions)
+        _change_output(module, positions)
         module.in_channels = module.groups = len(positions) // multiplier
         return module
     old = getattr(owner, leaf).shape[dim]
@@ -179,7 +164,7 @@ def _change_vector(model: nn.Module, name: str, dim: int, positions: Sequence[in
 def add_bridge(
     model: nn.Module, name: str, count: int, inherit: str, generator: torch.Generator
 ) -> None:
-    """Have a convolution or linear layer write other channels, brought back by a 1x1 one.
+    """Make a module write ``count`` channels, brought back to the old number by a 1x1 one.
 
     The operator with which AutoTune (Basha et al. 2020) keeps the rest of a network unchanged.
     With fewer channels and inheritance, the two are the best approximation of the old one
@@ -191,7 +176,7 @@ def add_bridge(
         name: The convolution (not grouped) or linear layer.
         count: Channels in between.
         inherit: ``none`` draws new weights for both.
-        generator: Draws weights.
+        generator: Source of the weights.
     """
     first = copy.deepcopy(_plain(model, name))
     old = first.get_parameter("weight").detach()
@@ -213,20 +198,18 @@ def add_bridge(
         back = split_copies(torch.eye(outputs).to(old)[:, selection], selection, generator)
     first.weight = nn.Parameter(reduced.view(count, *old.shape[1:]))
     first.bias = None  # type: ignore[assignment]
-    second: nn.Module
-    options = {"bias": bias is not None, "device": "meta"}
+    _set_count(first, "out", count)
+    has_bias = bias is not None
+    second: nn.Conv2d | nn.Linear
     if isinstance(first, nn.Conv2d):
-        first.out_channels = count
-        second = nn.Conv2d(count, outputs, 1, **options)  # type: ignore[arg-type]
+        second = nn.Conv2d(count, outputs, 1, bias=has_bias, device="meta")
         second.weight = nn.Parameter(back[:, :, None, None])
     else:
-        first.out_features = count  # type: ignore[assignment]
-        second = nn.Linear(count, outputs, **options)  # type: ignore[arg-type]
+        second = nn.Linear(count, outputs, bias=has_bias, device="meta")
         second.weight = nn.Parameter(back)
     if bias is not None:
         second.bias = nn.Parameter(bias.detach().clone())
-    pair = nn.Sequential(first, second)
     if inherit == "none":
-        for module in pair:
-            reinitialize(module, generator)
-    model.set_submodule(name, pair.train(first.training))
+        reinitialize(first, generator)
+        reinitialize(second, generator)
+    model.set_submodule(name, nn.Sequential(first, second).train(first.training))

@@ -585,7 +585,7 @@ def shapeless(self: Any, x: Tensor) -> Tensor:
     ("flow", "reason"),
     [
         (branch, "cannot be traced"),
-        (mixing, "belongs to no image alone"),
+        (mixing, "mixes the images of a batch"),
         (draws, "draws random numbers"),
         (noisy, "differ from the whole"),
         (shapeless, "does not depend on the images"),

@@ -40,7 +40,7 @@ def run(net: nn.Module, wanted: list[str] | None = None) -> ChannelTrace:
 
 def classes(found: ChannelTrace, name: str, side: str = "writes") -> list[int]:
     """Return the class of every channel that a module reads or writes."""
-    numbers = getattr(found.atoms[name], side)
+    numbers = getattr(found.layers[name], side)
     assert numbers is not None
     return [int(one) for one in found.classes[numbers.numpy()]]
 
@@ -50,7 +50,7 @@ def tensor(found: ChannelTrace, name: str) -> list[int]:
 
 
 def reasons(found: ChannelTrace, name: str) -> set[str]:
-    return {found.bound.get(one, "") for one in classes(found, name)}
+    return {found.fixed.get(one, "") for one in classes(found, name)}
 
 
 def test_a_chain() -> None:
@@ -62,9 +62,9 @@ def test_a_chain() -> None:
     assert reasons(found, "0") == {""}
     assert not set(classes(found, "0")) & found.inexact
     assert found.output == set(classes(found, "3"))
-    assert found.atoms["0"].reads is None  # nobody knows where the channels of an image end
-    assert found.atoms["0"].extent == 64
-    assert list(found.atoms) == ["0", "3"]
+    assert found.layers["0"].reads is None  # nobody knows where the channels of an image end
+    assert found.layers["0"].extent == 64
+    assert list(found.layers) == ["0", "3"]
 
 
 def test_a_residual_sum_ties_what_it_adds() -> None:
@@ -81,7 +81,7 @@ def test_a_residual_sum_ties_what_it_adds() -> None:
     assert classes(found, "second", "reads") == classes(found, "first")
     # Were the stem of a layer further in front, what is added to it could not change.
     fewer = run(net, ["first", "second", "tail"])
-    assert reasons(fewer, "second") == {"they meet channels of layers further in front"}
+    assert reasons(fewer, "second") == {"they meet channels of earlier layers"}
     assert reasons(fewer, "first") == {""}
 
 
@@ -126,14 +126,14 @@ def test_the_parts_of_a_split_go_their_ways() -> None:
 def test_a_depthwise_convolution_hands_channels_on(multiplier: int) -> None:
     out = 8 * multiplier
     found = run(nn.Sequential(conv(3, 8), conv(8, out, 3, groups=8), conv(out, 4)))
-    assert found.atoms["1"].passes and not found.atoms["0"].passes
+    assert found.layers["1"].is_depthwise and not found.layers["0"].is_depthwise
     expected = [one for one in classes(found, "0") for _ in range(multiplier)]
     assert classes(found, "1", "reads") == classes(found, "2", "reads") == expected
 
 
 def test_a_grouped_convolution_reads_and_writes() -> None:
     found = run(nn.Sequential(conv(3, 8), conv(8, 16, 3, groups=4), conv(16, 4)))
-    assert not found.atoms["1"].passes
+    assert not found.layers["1"].is_depthwise
     assert classes(found, "1", "reads") == classes(found, "0")
     assert len(set(classes(found, "1"))) == 16
     assert not set(classes(found, "1")) & set(classes(found, "0"))
@@ -155,7 +155,7 @@ def test_squeeze_and_excitation() -> None:
     assert main == classes(found, "widen") == classes(found, "tail", "reads")
     assert classes(found, "widen", "reads") == classes(found, "squeeze")
     assert reasons(found, "main") == {""}
-    assert found.atoms["squeeze"].extent == found.atoms["widen"].extent == 1
+    assert found.layers["squeeze"].extent == found.layers["widen"].extent == 1
 
 
 def test_shuffled_channels_are_followed_to_their_new_places() -> None:
@@ -258,7 +258,7 @@ def test_a_linear_layer_over_tokens_leaves_channels_alone() -> None:
     )
     found = run(net)
     assert classes(found, "second", "reads") == classes(found, "first")
-    assert "tokens" not in found.atoms
+    assert "tokens" not in found.layers
 
 
 def test_branches_that_are_weighed_change_together() -> None:
