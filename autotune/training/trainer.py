@@ -240,9 +240,9 @@ class Trainer:
     def recalibrate_norms(self) -> None:
         """Measure the norm statistics that the plan has made stale, on training images.
 
-        If a batch does not fit into the memory of a GPU, it starts over with half as many images
-        in each. This changes more than rounding, because the norms see other batches; the statistics
-        are means over more and smaller ones, an equally good estimate of the same.
+        If a batch does not fit into GPU memory, it starts over with half as many images in each.
+        This changes more than rounding, because the norms see other batches; the statistics are
+        means over more and smaller ones, an equally good estimate of the same.
         """
         if not self.network.stale_norms:
             return
