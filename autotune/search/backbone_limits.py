@@ -61,12 +61,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class BackboneLimits:
-    """What one backbone takes of a space that it shares with others.
-
-    Args:
-        layers: Number of its layers, the most that it can train.
-        allowed: The values that it can take, for each parameter of which it cannot take all.
-    """
+    """What one backbone takes of a space that it shares with others."""
 
     layers: int
     allowed: Mapping[str, tuple[Any, ...]]

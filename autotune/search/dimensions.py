@@ -20,15 +20,7 @@ from autotune.plan import KEEP
 
 
 def to_distribution(dimension: Any, integer: bool = False) -> BaseDistribution | None:
-    """Convert a dimension of the study file to an Optuna distribution.
-
-    Args:
-        dimension: A single value, a list, or a range with ``low`` and ``high``.
-        integer: Whether the numbers are integers.
-
-    Returns:
-        The distribution, or ``None`` if only one value is possible.
-    """
+    """Convert a dimension of the study file to an Optuna distribution."""
     if isinstance(dimension, list):
         return CategoricalDistribution(dimension) if len(dimension) > 1 else None
     if not isinstance(dimension, dict) or dimension["low"] == dimension["high"]:

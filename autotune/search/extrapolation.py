@@ -25,9 +25,6 @@ class FinalValuePredictor:
     learning rate, gain more than others. With the gain alone they look as bad as they were when
     they were pruned (the GP then learns from its pruner; benchmarks/search_quality.py). Selection
     by the pruner does not bend the line: it selects by the variable that is regressed on.
-
-    Args:
-        complete: Curve and final value of every complete trial.
     """
 
     def __init__(self, complete: Iterable[tuple[Curve, float]]) -> None:

@@ -146,16 +146,7 @@ def greedy_state(
     budget: int,
     start: Mapping[str, object],
 ) -> GreedyState:
-    """Derive the state of a greedy search from its trials.
-
-    Args:
-        space: Its static space.
-        trials: All its trials.
-        direction: Direction of the objective.
-        config: The ``search.greedy`` section.
-        budget: Finished trials that the study is to have.
-        start: Canonical parameters of the baseline, or of the plan nearest to it in the space.
-    """
+    """Derive the state of a greedy search from its trials."""
     seen = seen_keys(space, trials)
     trials = [trial for trial in trials if not _is_uninformative(trial)]
     first = [trial for trial in trials if STAGE not in trial.user_attrs]

@@ -43,13 +43,7 @@ HEAD_SHARE = 0.25
 
 @dataclass(frozen=True)
 class InitialPlan:
-    """A plan to try before the search chooses its own.
-
-    Args:
-        title: Where it comes from.
-        params: Its canonical parameters.
-        plan: The plan.
-    """
+    """A plan to try before the search chooses its own."""
 
     title: str
     params: Params
@@ -58,12 +52,7 @@ class InitialPlan:
 
 @dataclass(frozen=True)
 class SkippedPlan:
-    """A plan that is not tried, and why.
-
-    Args:
-        title: Where it comes from.
-        reason: The parameter that does not fit, its value and what this study has.
-    """
+    """A plan that is not tried, and why."""
 
     title: str
     reason: str
@@ -77,11 +66,6 @@ def default_plans(
     Each value is the intended one if the space has it, else the nearest that it has. The learning
     rate follows that of the baseline in the study file, which trains a head; if the file gives
     none, it is :data:`FINE_TUNING_LR`.
-
-    Args:
-        space: The static space of the study.
-        config: The ``baseline`` section of the study file.
-        epochs: Epochs of a trial.
 
     Returns:
         Up to three plans that differ from each other and from the baseline; none if the space
@@ -117,12 +101,7 @@ def default_plans(
 def drop_duplicates(
     plans: Iterable[InitialPlan], before: Sequence[TrialPlan]
 ) -> tuple[list[InitialPlan], list[SkippedPlan]]:
-    """Separate new plans from plans that are queued already.
-
-    Args:
-        plans: The plans, in their order.
-        before: Plans that are queued before them.
-    """
+    """Separate new plans from plans that are queued already."""
     seen = list(before)
     kept: list[InitialPlan] = []
     skipped: list[SkippedPlan] = []

@@ -48,12 +48,7 @@ _INTEGERS = ("depth", "head.hidden_layers", "training.head_epochs")
 
 @dataclass(frozen=True)
 class PluginRef:
-    """A parsed ``my_file.py:name``.
-
-    Args:
-        path: The file.
-        name: What to take from it.
-    """
+    """A parsed ``my_file.py:name``."""
 
     path: Path
     name: str
@@ -118,11 +113,7 @@ class PluginRef:
         return self._wrap(value)
 
     def check(self, made: Any, kind: type, name: str) -> Any:
-        """Return what the file made if it is an instance of a class, given with its name.
-
-        Raises:
-            UserError: When it is not.
-        """
+        """Return what the file made if it is an instance of a class, given with its name."""
         if isinstance(made, kind):
             return made
         raise UserError(f"{self} must make an instance of {name}, but made {type(made).__name__}")
@@ -206,11 +197,6 @@ def plugin_refs(config: StudyConfig) -> dict[str, PluginRef]:
 def load_sampler_plugin(reference: str, space: Space, seed: int) -> BaseSampler:
     """Make a custom sampler: ``MySampler(space=space, seed=seed)``.
 
-    Args:
-        reference: ``/path/to/my_file.py:MySampler``.
-        space: The static space of the study.
-        seed: Seed of this worker.
-
     Returns:
         The sampler. It sees canonical trials of the space when ``CanonicalSampler`` wraps it. An
         error in it, or a value outside of the space, is one message that names the file.
@@ -260,11 +246,6 @@ def _check_proposed(ref: PluginRef, space: Space, name: str, value: Any) -> None
 def load_pruner_plugin(reference: str, epochs: int, workers: int) -> BasePruner:
     """Make a custom pruner: ``MyPruner(epochs=epochs, workers=workers)``.
 
-    Args:
-        reference: ``/path/to/my_file.py:MyPruner``.
-        epochs: Epochs of an unpruned trial.
-        workers: Workers of the study.
-
     Raises:
         UserError: When the file or the class fails, or it makes no pruner.
     """
@@ -280,11 +261,6 @@ def load_space_plugin(reference: str, space: Space, offers: Sequence[LayerCapabi
 
     It may replace distributions and fix or free parameters. The parameters stay the same, and
     their values keep to the rules of the study file and to what each layer can take.
-
-    Args:
-        reference: ``/path/to/my_file.py:function``.
-        space: The space made from all other keys.
-        offers: What the last layers can become.
 
     Raises:
         UserError: When the function fails, or with the first problem of its space.

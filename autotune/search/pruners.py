@@ -56,10 +56,6 @@ class AllTrialsPruner(BasePruner):
 
     A pruned trial keeps its last value in later epochs: it is among the worst there, so survivors
     only have to be better than what was given up. A running trial counts as far as it has come.
-
-    Args:
-        base: A pruner that compares with complete trials.
-        epochs: Epochs of an unpruned trial.
     """
 
     def __init__(self, base: BasePruner, epochs: int) -> None:

@@ -22,10 +22,6 @@ def rank_trials(trials: Iterable[FrozenTrial], direction: StudyDirection) -> lis
     """Return the complete, feasible trials, best first.
 
     Trials with equal metrics are ordered by cost (with two objectives), then by number.
-
-    Args:
-        trials: The trials.
-        direction: Direction of the metric.
     """
     sign = _sign(direction)
     return sorted(
@@ -38,10 +34,6 @@ def pareto_front(trials: Iterable[FrozenTrial], direction: StudyDirection) -> li
     """Return the Pareto front of trials with two objectives, from best metric to lowest cost.
 
     Of trials with equal values it has the first.
-
-    Args:
-        trials: The trials.
-        direction: Direction of the metric.
     """
     front: list[FrozenTrial] = []
     for trial in rank_trials(trials, direction):

@@ -38,13 +38,7 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class _Focus:
-    """The part of the space that is sampled at present.
-
-    Args:
-        free: The parameters that vary.
-        start: Values of all parameters; the others keep these.
-        stage: Name of the stage of a greedy search.
-    """
+    """The part of the space that is sampled at present."""
 
     free: tuple[str, ...]
     start: Params
@@ -53,12 +47,7 @@ class _Focus:
 
 @dataclass(frozen=True)
 class Draw:
-    """The parameters that a sampler has chosen for a trial.
-
-    Args:
-        params: A value for every parameter of the space, in canonical form.
-        stage: Name of the stage of a greedy search; ``None`` without one.
-    """
+    """The parameters that a sampler has chosen for a trial."""
 
     params: Params
     stage: str | None
@@ -66,13 +55,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Parameters that were drawn ahead, without the study's lock.
-
-    Args:
-        draw: The parameters, and the stage.
-        focus: The part of the space that they vary.
-        trials: How many trials the study had.
-    """
+    """Parameters that were drawn ahead, without the study's lock."""
 
     draw: Draw
     focus: _Focus
@@ -125,10 +108,6 @@ class CanonicalSampler(BaseSampler):
         """Return why no further plan can be drawn; empty while one can.
 
         While trials run, the answer may change with their results.
-
-        Args:
-            study: The study.
-            trials: Its trials, if they have been read already.
         """
         trials = study.get_trials(deepcopy=False) if trials is None else trials
         focus = self._stage_focus(study, trials)

@@ -119,15 +119,7 @@ class Space:
     def from_config(
         backbone: str, config: SpaceConfig, inherit: Dimension, offers: Sequence[LayerCapabilities]
     ) -> Space:
-        """Build the space of a study file with one backbone.
-
-        Args:
-            backbone: timm model name with its pretrained tag.
-            config: The ``space`` section.
-            inherit: The ``inherit`` key.
-            offers: What the last :func:`num_shaped_layers` layers can become; a layer that is not
-                listed keeps its shape.
-        """
+        """Build the space of a study file with one backbone."""
         return Space.from_candidates([Candidate(backbone, len(offers), offers)], config, inherit)
 
     @staticmethod
@@ -138,11 +130,6 @@ class Space:
 
         Parameters that are inactive in every trial (the units of a hidden layer that no head has,
         a field that the layer has to keep) are left out.
-
-        Args:
-            candidates: The backbones, that of the baseline first.
-            config: The ``space`` section.
-            inherit: The ``inherit`` key.
         """
         names = [candidate.name for candidate in candidates]
         dimensions: dict[str, tuple[Any, bool]] = {}
@@ -231,14 +218,7 @@ class Space:
         )
 
     def canonical(self, params: Mapping[str, Any]) -> Params:
-        """Replace the values of inactive parameters by their fixed value.
-
-        Args:
-            params: A value for every searched parameter.
-
-        Returns:
-            The same parameters in canonical form, in the order of the space.
-        """
+        """Replace the values of inactive parameters by their fixed value."""
         values = self._resolve(params)
         result = {
             name: self._write(name, values)

@@ -61,10 +61,6 @@ class Checkpoint:
     def save(self, state: Mapping[str, Any], epoch: int) -> None:
         """Write a state so that a reader finds the old one or the new one, never half of it.
 
-        Args:
-            state: What :meth:`load` is to return.
-            epoch: The last finished epoch, counted from 1.
-
         Raises:
             DiskFullError: When there is no space left; the old state stays.
         """

@@ -44,12 +44,6 @@ def measure_costs(
 ) -> dict[str, float]:
     """Measure what the network of a training costs.
 
-    Args:
-        trainer: The training, before its first epoch.
-        wanted: The costs to measure, of ``autotune.config.schema.COSTS``; parameters are always
-            counted.
-        networks: How many such networks train in turns, see :func:`memory_mb`.
-
     Returns:
         Cost by name, as recorded: parameters as an integer, milliseconds, MB of 2**20 bytes.
     """

@@ -180,15 +180,7 @@ class FeatureCache:
             yield from _prefetched_map(pool, work, blocks)
 
     def rows(self, arrays: Sequence[np.ndarray], wanted: Sequence[Tensor]) -> Iterator[Block]:
-        """Read rows of stored features, for a GPU ahead of their use.
-
-        Args:
-            arrays: The stored array of each crossing tensor.
-            wanted: int64, ``(B,)`` each: the rows of each batch.
-
-        Yields:
-            The rows, each ``(B, *shape)``; in the memory of the GPU that trains, if one does.
-        """
+        """Read rows of stored features, for a GPU ahead of their use."""
 
         def gather(rows: Tensor, out: Sequence[Tensor]) -> None:
             for array, target in zip(arrays, out, strict=True):
@@ -251,11 +243,7 @@ class Features:
     def batches(
         self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0
     ) -> Iterator[tuple[Block, Tensor]]:
-        """Iterate over batches, see :meth:`Views.batches`.
-
-        Yields:
-            The crossing tensors, each ``(B, *shape)``, and labels, int64 ``(B,)``.
-        """
+        """Iterate over batches, see :meth:`Views.batches`."""
         device = self._cache.amp.device
         if not self._online:
             # A whole epoch is an entry of all images, whichever of them it draws: so it is the
@@ -379,11 +367,7 @@ def _stored_dtype(dtype: torch.dtype, floating: torch.dtype) -> torch.dtype:
 
 
 def _to_stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert a crossing tensor to the dtype in which it is stored.
-
-    Raises:
-        _TooLargeError: When a finite value does not stay finite.
-    """
+    """Convert a crossing tensor to the dtype in which it is stored."""
     stored = tensor.to(dtype)
     if dtype == torch.float16 and not stored.isfinite().all() and tensor.isfinite().all():
         raise _TooLargeError

@@ -63,13 +63,7 @@ class CrossValidationTrainer:
         return self.folds[0].config
 
     def use_features(self, split: PrefixSplit, train: Batches, validation: Batches) -> None:
-        """Train on features instead of images; the values are the same up to rounding.
-
-        Args:
-            split: The split of the first network; it serves all of them.
-            train: Features of all images of the folds, in their training views.
-            validation: Features of the same images, in their evaluation views.
-        """
+        """Train on features instead of images; the values are the same up to rounding."""
         for fold, trained, held_out in zip(self.folds, self._train, self._validation, strict=True):
             fold.use_features(
                 split, SubsetBatches(train, trained), SubsetBatches(validation, held_out)
@@ -93,11 +87,7 @@ class CrossValidationTrainer:
                 checkpoint.save(self.state(), results[0].epoch)
 
     def validate(self) -> Metrics:
-        """Score every network on its validation images; return the mean.
-
-        Raises:
-            DivergedError: When logits are not finite.
-        """
+        """Score every network on its validation images; return the mean."""
         return mean_metrics([fold.validate() for fold in self.folds])
 
     @property

@@ -67,10 +67,6 @@ def _aggregate(function: Callable[[list[float]], float], scores: Sequence[Metric
 def compute_metrics(logits: Tensor, labels: Tensor) -> Metrics:
     """Compute all metrics.
 
-    Args:
-        logits: ``(N, classes)``.
-        labels: ``(N,)`` class indices; every class must occur.
-
     Raises:
         DivergedError: When a logit is not finite.
     """

@@ -73,12 +73,7 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class Normalizer:
-    """Normalizes uint8 images as the backbone expects.
-
-    Args:
-        mean: ``(1, C, 1, 1)``, of values between 0 and 255.
-        std: ``(1, C, 1, 1)``, of values between 0 and 255.
-    """
+    """Normalizes uint8 images for the backbone; ``(1, C, 1, 1)`` each, between 0 and 255."""
 
     mean: Tensor
     std: Tensor
@@ -195,13 +190,7 @@ class Trainer:
         self.metrics: Metrics | None = None
 
     def use_features(self, split: PrefixSplit, train: Batches, validation: Batches) -> None:
-        """Train on features instead of images; the values are the same up to rounding.
-
-        Args:
-            split: The split of the network.
-            train: Features of the training images.
-            validation: Features of the validation images.
-        """
+        """Train on features instead of images; the values are the same up to rounding."""
         self.network.attach(split)
         if self.ema is not None:
             self.ema.module.attach(split)

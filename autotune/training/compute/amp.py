@@ -68,10 +68,6 @@ def set_float32_precision(device: torch.device, precision: str = FLOAT32_PRECISI
     eighth of the time on an A100 (https://pytorch.org/docs/stable/notes/cuda.html#tf32-on-ampere).
     torch enables it for convolutions, not for matrix products. Older GPUs ignore it. The CPU is
     left as it is.
-
-    Args:
-        device: The device that trains.
-        precision: ``tf32``, or ``ieee`` for all bits.
     """
     if device.type != "cuda":
         return

@@ -197,14 +197,6 @@ def _relative(expected: list[Tensor], values: list[Tensor]) -> float:
 def capture_graph(device: torch.device, compute: Callable[[], None]) -> Callable[[], None]:
     """Capture what a function launches on a GPU.
 
-    Args:
-        device: The GPU.
-        compute: The function: it may not make the host wait. It is called ``WARM_UPS`` times
-            first; the captured call itself computes nothing.
-
-    Returns:
-        A function that launches all of it again.
-
     Raises:
         RuntimeError: When it cannot be captured, or holds too much memory.
     """

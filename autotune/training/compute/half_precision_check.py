@@ -68,14 +68,7 @@ class _Form:
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """A convolution or matrix product, without its values.
-
-    Args:
-        function: The operator.
-        arguments: Its arguments, with a form in place of each tensor.
-        options: Its keyword arguments, likewise.
-        dtype: The half precision.
-    """
+    """A convolution or matrix product, without its values."""
 
     function: Any
     arguments: tuple[Any, ...]
@@ -115,13 +108,7 @@ def _to_forms(arguments: Any) -> Any:
 def record_operations(
     network: nn.Module, image: tuple[int, int, int], amp: AmpPolicy
 ) -> dict[nn.Module, list[Operation]]:
-    """Run a network once, and return its products in half precision by module.
-
-    Args:
-        network: The network on its device; it is not changed.
-        image: Shape of an image, ``(C, H, W)``.
-        amp: Mixed precision in which it trains.
-    """
+    """Run a network once, and return its products in half precision by module."""
     assert amp.dtype is not None, "products in half precision"
     recorder = _Recorder(amp.dtype)
     count = max(2, min(_MAX_IMAGES, _PIXELS // (image[1] * image[2])))
@@ -238,12 +225,6 @@ def keep_inaccurate_fp32(
     """Keep those modules of a network in float32 that half precision gets wrong on a CPU.
 
     Names and states of the network stay the same.
-
-    Args:
-        network: The network on its device.
-        image: Shape of an image, ``(C, H, W)``.
-        amp: Mixed precision in which it is to train.
-        is_inaccurate: Tells whether an operation is wrong.
 
     Returns:
         The mixed precision in which it can train: none if an operation is wrong that does not

@@ -25,10 +25,6 @@ T = TypeVar("T")
 class MicroBatcher:
     """Splits batches into twice as many micro-batches whenever memory is not enough.
 
-    Args:
-        what: What is computed, for the log: ``features``.
-        device: The device.
-
     Attributes:
         parts: Micro-batches of a batch, also of the batches to come.
     """
@@ -70,13 +66,6 @@ def run_halving(
     work: Callable[[int], T], count: int, least: int, what: str, device: torch.device
 ) -> T:
     """Work with ``count`` images at a time; start over with half as many if they do not fit.
-
-    Args:
-        work: The work, called with the number of images that go through a network at a time.
-        count: The first number.
-        least: The smallest number that is tried.
-        what: What is done, for the log.
-        device: The device.
 
     Raises:
         RuntimeError: When not even ``least`` images fit.

@@ -27,20 +27,11 @@ class Batches(Protocol):
     def batches(
         self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0
     ) -> Iterator[tuple[Any, Tensor]]:
-        """Iterate over batches, see :meth:`Views.batches`.
-
-        Yields:
-            uint8 images ``(B, C, H, W)`` or features, and labels, int64 ``(B,)``.
-        """
+        """Iterate over batches, see :meth:`Views.batches`."""
 
 
 class SubsetBatches:
-    """A subset of images that shares the cache of the full set.
-
-    Args:
-        whole: The full set, or its features.
-        positions: int64, ``(N,)``: the images of the subset.
-    """
+    """A subset of images, int64 positions ``(N,)``, that shares the cache of the full set."""
 
     def __init__(self, whole: Batches, positions: Tensor) -> None:
         self.labels = whole.labels[positions]

@@ -66,11 +66,6 @@ class DeviceViews:
     If there is room, all views that the host caches stay on the GPU. Each is copied with the first
     batch that shows it. Views are made in the thread of the caller, or by loader processes: they
     use torch's generator, which belongs to the steps as well.
-
-    Args:
-        views: The views.
-        device: The GPU.
-        stays: Whether they may stay there.
     """
 
     def __init__(self, views: Views, device: torch.device, stays: bool = True) -> None:
@@ -89,11 +84,7 @@ class DeviceViews:
     def batches(
         self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over batches, see :meth:`Views.batches`.
-
-        Yields:
-            Images, uint8 ``(B, 3, size, size)``, and labels, int64 ``(B,)``, on the device.
-        """
+        """Iterate over batches, see :meth:`Views.batches`."""
         parts = split_batches(order, batch_size)
         if not parts:
             return

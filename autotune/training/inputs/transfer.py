@@ -135,15 +135,6 @@ def prefetch(
 
     A thread gathers ``PREFETCHED_BATCHES`` batches into pinned memory. Only the caller's thread
     talks to the GPU: it copies a batch on a separate stream before it yields the one before.
-
-    Args:
-        wanted: int64, ``(B,)`` each: the rows of each batch.
-        layouts: Shape and type of a row.
-        gather: Writes rows into pinned memory; called in a thread.
-        device: The GPU.
-
-    Yields:
-        Tensors ``(B, *shape)`` on the device, one for each layout.
     """
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     waiting: deque[tuple[list[Tensor], Future[None]]] = deque()

@@ -24,19 +24,7 @@ def sample_batches(
     loader_workers: int = 0,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[T]:
-    """Draw random images in their evaluation views, for one seed always the same.
-
-    Args:
-        views: The images, or their features.
-        count: Number of images; all if there are fewer.
-        normalize: Makes the inputs of the network.
-        seed: Seed of the draw.
-        loader_workers: Processes that prepare images which do not fit into memory.
-        batch_size: Images in a batch.
-
-    Yields:
-        The inputs of the network: normalized images ``(N, C, H, W)``, or features.
-    """
+    """Draw random images in their evaluation views, for one seed always the same."""
     order = torch.randperm(len(views), generator=torch.Generator().manual_seed(seed))[:count]
     numbers = views.views_for_epoch(None)
     for images, _ in views.batches(order, numbers, batch_size, loader_workers):
@@ -49,10 +37,6 @@ def recalibrate_batch_norms(network: Network, batches: Iterable[Inputs]) -> None
 
     As after a weight average (Izmailov et al. 2018, section 3.2): one pass, the mean over the
     batches. Frozen norms keep their statistics.
-
-    Args:
-        network: The network; the buffers of ``network.stale_norms`` change.
-        batches: Inputs of the network, of at least two images in each.
     """
     momenta = [norm.momentum for norm in network.stale_norms]
     network.eval()

@@ -45,11 +45,6 @@ def make_optimizer(network: Network, policy: TrainingPolicy) -> Optimizer:
     parameters or of none, and layers that were frozen at first have none. Nor does an optimizer
     with L2-SP: a scaler leaves it to a fused kernel to skip a step that overflowed in fp16, and
     the pull comes before that.
-
-    Args:
-        network: The network before its training: ``l2_sp`` pulls its trainable layers towards the
-            weights that they have now.
-        policy: The policy.
     """
     groups = parameter_groups(network, policy)
     pull = L2SP.from_policy(network, policy)
@@ -77,12 +72,6 @@ def make_schedule(
     :class:`autotune.training.optim.phases.Phases`). So the head has settled when the layers are
     unfrozen, and the rate rises again while the optimizer, which has seen no gradient of these
     layers, adapts to them.
-
-    Args:
-        optimizer: The optimizer; its groups hold the peak learning rates.
-        steps: Steps of the whole training.
-        warmup: Share of the steps of each schedule in which the rate rises.
-        head_steps: Head-only steps at the start; fewer than ``steps``.
     """
 
     def factor(step: int) -> float:

@@ -16,10 +16,6 @@ class Phases:
     With a fresh head, the first steps of fine-tuning would destroy pretrained features in the
     trainable layers. Each phase has its own learning-rate schedule and its own moving average; a
     training without head-only epochs has only the second phase.
-
-    Args:
-        head_epochs: Epochs of the first phase, in which the trainable layers are frozen.
-        batches: Steps of an epoch.
     """
 
     head_epochs: int
