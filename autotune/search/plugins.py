@@ -7,8 +7,6 @@ it shadows no other module, and all of its code is in the one file whose content
 from __future__ import annotations
 
 import hashlib
-import importlib.abc
-import importlib.util
 import json
 import sys
 import traceback
@@ -129,14 +127,12 @@ class PluginRef:
         key = hashlib.sha256(bytes(self.path) + b"\0" + source).hexdigest()[:16]
         name = f"_autotune_own_{key}"
         if name not in sys.modules:
-            loader = _SourceLoader(self.path, source)
-            spec = importlib.util.spec_from_loader(name, loader, origin=str(self.path))
-            assert spec is not None
-            module = importlib.util.module_from_spec(spec)
+            module = ModuleType(name)
+            module.__file__ = str(self.path)
             sys.modules[name] = module  # dataclasses look themselves up there
             try:
                 with self._errors_name_file():
-                    loader.exec_module(module)
+                    exec(compile(source, str(self.path), "exec"), vars(module))
             except UserError:
                 del sys.modules[name]
                 raise
@@ -161,7 +157,7 @@ class PluginRef:
         except (UserError, StorageInternalError):
             raise
         except (Exception, SystemExit) as error:
-            # Python's import machinery adds frames of its own; the last frame in the file counts.
+            # The last frame in the file counts, whatever it calls.
             frames = traceback.extract_tb(error.__traceback__)
             lines = [frame.lineno for frame in frames if frame.filename == str(self.path)]
             message = str(error)
@@ -171,20 +167,6 @@ class PluginRef:
                     lines = [error.lineno]
             where = f"{self.path}:{lines[-1]}" if lines else f"{self.path} ({self.name})"
             raise UserError(f"{where} raises {type(error).__name__}: {message}") from error
-
-
-class _SourceLoader(importlib.abc.SourceLoader):
-    """Loads a module from text that was read already; writes no bytecode beside the file."""
-
-    def __init__(self, path: Path, source: bytes) -> None:
-        self._path = path
-        self._source = source
-
-    def get_filename(self, fullname: str) -> str:
-        return str(self._path)
-
-    def get_data(self, path: str | bytes) -> bytes:
-        return self._source
 
 
 def plugin_refs(config: StudyConfig) -> dict[str, PluginRef]:

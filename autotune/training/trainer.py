@@ -33,8 +33,13 @@ from autotune.training.compute.cuda_graphs import (
     make_capture,
 )
 from autotune.training.compute.micro_batches import MicroBatcher, empty_cache, run_halving
-from autotune.training.inputs.batches import Batches, Inputs, micro_batches, to_channels_last
-from autotune.training.inputs.epoch_sampler import epoch_order
+from autotune.training.inputs.batches import (
+    Batches,
+    Inputs,
+    epoch_order,
+    micro_batches,
+    to_channels_last,
+)
 from autotune.training.inputs.mixup import make_mixing
 from autotune.training.inputs.placement import place_on_device, release_copy
 from autotune.training.metrics import Metrics, compute_metrics

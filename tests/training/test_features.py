@@ -123,7 +123,7 @@ def test_values_do_not_depend_on_what_was_kept_before(
     assert len(alone.array_cache.keys()) == 2  # with those of the root
     rows_of(later, cut("test_resnet", 1))
     rows_of(later, root)
-    monkeypatch.setattr(features_module, "cores", lambda: 3)
+    monkeypatch.setattr(features_module, "available_cpus", lambda: 3)
     assert np.array_equal(found, rows_of(later, last))
     # From the images they are the same to rounding, and kept apart.
     direct = cache_of(run, tmp_path / "b")
@@ -175,7 +175,7 @@ def test_without_room_features_are_computed_whenever_they_are_needed(
         run = on_features(found, tmp_path, limit=1000, views=2)
         expected = np.array(course(training(found, views=2)))
         assert np.array(course(run)) == pytest.approx(expected, rel=1e-3)
-    said = [one.getMessage() for one in caplog.records if "computed anew" in one.getMessage()]
+    said = [one.getMessage() for one in caplog.records if "computed again" in one.getMessage()]
     assert len(said) == 2  # of training and of validation images, once each
     assert "cache.disk_gb" in said[0]
     assert ArrayCache(tmp_path).keys() == []
