@@ -23,8 +23,7 @@ from PIL import Image
 from autotune.data.image_files import read_image
 from autotune.data.source import Sample, Shrink
 from autotune.data.sources.folders import EXTENSIONS
-from autotune.data.splits.duplicates import NEAR_BITS, near_pairs
-from autotune.data.splits.image_hashes import HASH_SIDE, fingerprint_images
+from autotune.data.splits.duplicates import HASH_SIDE, NEAR_BITS, fingerprint_images, near_pairs
 
 HASHES: dict[str, Callable[[Image.Image], np.ndarray]] = {
     "pHash, 256 bits": lambda image: imagehash.phash(image, hash_size=HASH_SIDE).hash,

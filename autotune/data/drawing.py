@@ -1,4 +1,4 @@
-"""What is drawn on sheets of images: tiles, and lines of text."""
+"""Drawing on sheets of images: tiles, and lines of text."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from autotune.text import visible
 
 
 def draw_tile(view: Tensor, side: int) -> Image.Image:
-    """Draw a view ``(3, H, W)``, uint8, as a square of some side, in pixels."""
+    """Draw a view ``(3, H, W)``, uint8, as a square with a side in pixels."""
     pixels = view.permute(1, 2, 0).numpy()
-    small = pixels.shape[0] < side  # its pixels are to be seen
-    how = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
-    return Image.fromarray(pixels).resize((side, side), how)
+    is_small = pixels.shape[0] < side  # its pixels stay visible
+    resample = Image.Resampling.NEAREST if is_small else Image.Resampling.LANCZOS
+    return Image.fromarray(pixels).resize((side, side), resample)
 
 
 def draw_text(
     pen: ImageDraw.ImageDraw,
-    place: tuple[int, int],
+    corner: tuple[int, int],
     text: str,
     size: int,
-    ink: str,
+    color: str,
     width: int,
 ) -> None:
-    """Write a line; what does not fit is cut off. A script that the font lacks is boxes.
+    """Draw a line of text; what does not fit is cut off. Letters that the font lacks are boxes.
 
     Args:
         pen: Draws on the sheet.
-        place: Upper left corner, in pixels.
+        corner: Upper left corner, in pixels.
         text: The line.
         size: Height of the letters, in pixels.
-        ink: Colour.
-        width: What the line may take, in pixels.
+        color: Color of the letters.
+        width: Limits the line, in pixels.
     """
     font = _font(size)
     line = visible(" ".join(text.split()))
     while pen.textlength(line, font) > width and len(line) > 1:
         line = f"{line.rstrip('…')[:-1]}…"
-    pen.text(place, line, ink, font)
+    pen.text(corner, line, color, font)
 
 
 @cache

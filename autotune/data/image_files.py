@@ -1,4 +1,4 @@
-"""Image files of any kind -> upright 8-bit RGB images."""
+"""Reading of image files of any kind as upright 8-bit RGB images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 #: Pillow would also open EPS, which starts Ghostscript: a file that merely calls itself .jpg
 #: must not run a program. The rest is what files named .jpg and .png hold in practice.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", "MPO")
-_TURNS = {
+#: EXIF orientation -> what turns the image upright.
+_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -26,7 +27,7 @@ _TURNS = {
 
 
 class UnreadableImageError(OSError):
-    """One image cannot be decoded; the data set may go on without it."""
+    """One image cannot be decoded; the data set can be used without it."""
 
 
 def read_image(
@@ -61,27 +62,24 @@ def read_image(
 
 
 def to_rgb(image: Image.Image, white: int = 65535) -> Image.Image:
-    """Turn an image of any mode into RGB.
+    """Convert an image of any mode to RGB.
 
-    Transparent parts are laid on white, the paper that such drawings are made for. 16-bit grey
-    is divided by 257. Modes without a fixed range (32-bit integers, floats) are read as 0..1,
-    0..255 or 0..65535, whichever holds their values first, and stretched otherwise. Colour
+    Transparent parts get a white background, the paper that such drawings are made for. 16-bit
+    gray is divided by 257. Modes without a fixed range (32-bit integers, floats) are read as 0..1,
+    0..255 or 0..65535, whichever holds their values first, and stretched otherwise. Color
     profiles are not applied: the networks were trained on images read without them.
 
     Args:
         image: A decoded image, of any Pillow mode.
-        white: The value of white in 16-bit grey; negative where 0 is white.
-
-    Returns:
-        The image in mode RGB.
+        white: The value of white in 16-bit gray; negative where 0 is white.
     """
     if image.mode.startswith("I;16"):
         values = np.asarray(image)
-        grey = values * (255.0 / abs(white))
-        grey = 255.0 - grey if white < 0 else grey
+        gray = values * (255.0 / abs(white))
+        gray = 255.0 - gray if white < 0 else gray
         if isinstance(clear := image.info.get("transparency"), int):
-            grey = np.where(values == clear, 255.0, grey)
-        return Image.fromarray(_to_uint8(grey)).convert("RGB")
+            gray = np.where(values == clear, 255.0, gray)
+        return Image.fromarray(_to_uint8(gray)).convert("RGB")
     if image.mode in ("I", "F"):
         return Image.fromarray(_to_uint8(_as_0_255(image))).convert("RGB")
     if image.has_transparency_data:
@@ -92,7 +90,7 @@ def to_rgb(image: Image.Image, white: int = 65535) -> Image.Image:
 
 
 def _white(image: Image.Image) -> int:
-    """Return what white is in 16-bit grey: TIFF may hold 12 bits, and may count from white."""
+    """Return white in 16-bit gray: TIFF may hold 12 bits, and may count from white."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return 65535
     tags = image.tag_v2
@@ -101,12 +99,12 @@ def _white(image: Image.Image) -> int:
 
 
 def _upright(image: Image.Image, tagged: Image.Image) -> Image.Image:
-    """Turn an image by the orientation that the file's EXIF has; damaged EXIF has none."""
+    """Turn an image by the EXIF orientation of its file; damaged EXIF has none."""
     try:
-        turn = _TURNS.get(tagged.getexif().get(ExifTags.Base.Orientation, 1))
+        transpose = _TRANSPOSES.get(tagged.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # on damaged bytes, Pillow raises nearly anything
         return image
-    return image if turn is None else image.transpose(turn)
+    return image if transpose is None else image.transpose(transpose)
 
 
 def _as_0_255(image: Image.Image) -> np.ndarray:
@@ -134,13 +132,11 @@ def _formats() -> tuple[str, ...]:
 
 def _reason(file: str | os.PathLike[str] | BinaryIO, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "the file is empty" if _size(file) == 0 else "not an image that Pillow can read"
+        if isinstance(file, str | os.PathLike):
+            is_empty = os.path.getsize(file) == 0
+        else:
+            is_empty = file.seek(0, os.SEEK_END) == 0
+        return "the file is empty" if is_empty else "not an image that Pillow can read"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
-
-
-def _size(file: str | os.PathLike[str] | BinaryIO) -> int:
-    if isinstance(file, str | os.PathLike):
-        return os.path.getsize(file)
-    return file.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""How much memory a worker may fill with what it could compute again."""
+"""Memory that a worker may fill with what it could compute again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from autotune.runtime import CONTROL_GROUPS, control_groups
 
-#: Of the memory of the machine, the share that all workers together may fill where the study file
-#: does not say: the networks need theirs, and the system keeps files in the rest.
+#: Limits what all workers together may fill, as a share of the machine's memory, where the study
+#: file sets no limit: the networks need memory, and the system caches files in the rest.
 SHARE = 0.25
 
 
@@ -22,22 +22,18 @@ def worker_memory_budget(workers: int) -> int:
 
 def machine_bytes() -> int:
     """Return the memory that this process could have: of the machine, or of its container."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    addresses, _ = resource.getrlimit(resource.RLIMIT_AS)
-    limited = [] if addresses == resource.RLIM_INFINITY else [addresses]
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if address_space != resource.RLIM_INFINITY:
+        limits.append(address_space)
     with suppress(OSError):  # not Linux
-        limited += _of_groups(Path("/proc/self/cgroup").read_text(), CONTROL_GROUPS)
-    return min(physical, *limited) if limited else physical
+        limits += _group_limits(Path("/proc/self/cgroup").read_text(), CONTROL_GROUPS)
+    return min(limits)
 
 
-def _of_groups(membership: str, root: Path) -> Iterator[int]:
-    """Read the limits of the control groups of a process, of either version.
-
-    Args:
-        membership: What ``/proc/self/cgroup`` says: hierarchy, controllers and path in each line.
-        root: Where the groups are mounted.
-    """
+def _group_limits(membership: str, root: Path) -> Iterator[int]:
+    """Yield the limits of the control groups in a ``/proc/self/cgroup``, of either version."""
     names = {1: "memory.limit_in_bytes", 2: "memory.max"}
     for folder, version in control_groups(membership, root, "memory"):
-        with suppress(OSError, ValueError):  # none here, or "max"
+        with suppress(OSError, ValueError):  # no limit, or "max"
             yield int((folder / names[version]).read_text())

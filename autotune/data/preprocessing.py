@@ -1,4 +1,4 @@
-"""How a backbone wants its images, and one decoded image of that kind."""
+"""The images that a backbone expects, and the preprocessing that makes them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from autotune.errors import BackboneError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
-#: So many times as large as what it is resized to is a JPEG that is decoded at a part of its size.
-#: Images then differ by less than half a level of 255 from those that are decoded in full, one by
-#: less than a whole one (``benchmarks/decoding.py``); with 2 instead of 2.5 they do not.
+#: Least size, as a multiple of the resized image, at which a JPEG is decoded at a part of its
+#: size. Images then differ by less than half a level of 255 from those that are decoded in full,
+#: one by less than a whole one (``benchmarks/decoding.py``); with 2 instead of 2.5 they do not.
 DRAFT_MIN_RATIO = 2.5
-#: Twice Pillow's own limit: what it calls a decompression bomb.
+#: Limits the pixels of a resized image: twice Pillow's own limit for decompression bombs.
 _MAX_PIXELS = 2 * (1 << 30) // 12
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What a backbone wants to see.
+    """The images that a backbone expects.
 
     Args:
         size: Side of the network's input, in pixels.
-        store_size: Side of a decoded image; its centre crop of ``size`` is the input.
+        store_size: Side of a decoded image; its center crop of ``size`` is the input.
         interpolation: Name of the resampling filter, as timm writes it.
         crop_pct: Share of the resized short side that the input covers.
         crop_mode: timm's ``center``, ``squash`` or ``border``.
@@ -50,18 +50,13 @@ class ImageSpec:
 
     @classmethod
     def from_data_config(cls, config: Mapping[str, Any], image_size: int | None) -> ImageSpec:
-        """Read what timm knows about a backbone.
+        """Return the specification of a backbone from timm's ``resolve_model_data_config``.
 
-        Args:
-            config: What ``timm.data.resolve_model_data_config`` returns.
-            image_size: Side of the input in pixels, or None for the backbone's own.
-
-        Returns:
-            The specification; its stored images are larger than the input where the backbone's
-            evaluation transform cuts a border off, so that augmented views can use the border.
+        Its stored images are larger than the input where the backbone's evaluation transform cuts
+        a border off, so that augmented views can use the border.
 
         Raises:
-            BackboneError: When the backbone wants something else than square colour images.
+            BackboneError: When the backbone expects anything but square color images.
         """
         channels, height, width = config["input_size"]
         if channels != 3:
@@ -77,13 +72,13 @@ class ImageSpec:
         size = int(height if image_size is None else image_size)
         crop_mode = str(config.get("crop_mode") or "center")
         interpolation = str(config["interpolation"])
-        for name, value, known in (
+        for name, value, choices in (
             ("crop modes", crop_mode, CROP_MODES),
             ("interpolations", interpolation, INTERPOLATIONS),
         ):
-            if value not in known:
+            if value not in choices:
                 raise BackboneError(
-                    f"the {name} of images are {', '.join(known)}, but the backbone wants "
+                    f"the {name} of images are {', '.join(choices)}, but the backbone expects "
                     f"{value!r}; choose another backbone"
                 )
         crop_pct = float(config["crop_pct"])
@@ -99,14 +94,10 @@ class ImageSpec:
 
 
 def to_store_array(image: Image.Image, spec: ImageSpec) -> np.ndarray:
-    """Resize and crop an image as timm does for evaluation, but keep the border it can spare.
-
-    Args:
-        image: An image in mode RGB.
-        spec: What the backbone wants.
+    """Resize and crop an RGB image as timm does for evaluation, but keep a border where possible.
 
     Returns:
-        An array of uint8, ``(3, store_size, store_size)``, whose centre crop of ``size`` equals
+        An array of uint8, ``(3, store_size, store_size)``, whose center crop of ``size`` equals
         timm's evaluation transform bit for bit.
 
     Raises:
@@ -115,11 +106,10 @@ def to_store_array(image: Image.Image, spec: ImageSpec) -> np.ndarray:
     """
     short, long = sorted(image.size)
     side = spec.size / spec.crop_pct
-    problem = f"too long for its width: {image.width}x{image.height}"
-    if spec.crop_mode == "center" and side * side * long / short > _MAX_PIXELS:
-        raise UnreadableImageError(problem)
-    if spec.crop_mode == "border" and round(short / (long / math.floor(side))) < 1:
-        raise UnreadableImageError(problem)
+    is_too_large = spec.crop_mode == "center" and side * side * long / short > _MAX_PIXELS
+    is_too_thin = spec.crop_mode == "border" and round(short / (long / math.floor(side))) < 1
+    if is_too_large or is_too_thin:
+        raise UnreadableImageError(f"too long for its width: {image.width}x{image.height}")
     array: np.ndarray = _transform(spec)(image).numpy()
     return array
 
@@ -129,10 +119,6 @@ def draft_decode(image: Image.Image, spec: ImageSpec) -> Image.Image:
 
     The JPEG library leaves high frequencies out of the inverse transform, several times faster
     than making all pixels and averaging them.
-
-    Args:
-        image: An image that has been opened and not decoded.
-        spec: What the backbone wants.
 
     Returns:
         An image of the size to which the evaluation transform resizes; the image itself where
@@ -144,10 +130,8 @@ def draft_decode(image: Image.Image, spec: ImageSpec) -> Image.Image:
     width, height = image.size
     # Where the size is no multiple of 8, the last pixels hold less than the others: the box. Other
     # formats than JPEG know no draft.
-    drafted = image.draft(
-        None, (math.ceil(DRAFT_MIN_RATIO * size[0]), math.ceil(DRAFT_MIN_RATIO * size[1]))
-    )
-    if drafted is None or image.size == (width, height):
+    least = (math.ceil(DRAFT_MIN_RATIO * size[0]), math.ceil(DRAFT_MIN_RATIO * size[1]))
+    if image.draft(None, least) is None or image.size == (width, height):
         return image
     scale = round(width / image.width)
     resample = Image.Resampling[spec.interpolation.upper()]
@@ -155,7 +139,7 @@ def draft_decode(image: Image.Image, spec: ImageSpec) -> Image.Image:
 
 
 def _resized(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int] | None:
-    """Return to what the evaluation transform resizes an image, before it crops."""
+    """Return the size to which the evaluation transform resizes an image before it crops."""
     side = math.floor(spec.size / spec.crop_pct)
     if spec.crop_mode == "squash":
         return side, side
@@ -168,7 +152,7 @@ def _resized(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int] | None:
 
 
 def _store_size(size: int, crop_pct: float) -> int:
-    """Return the largest side whose centre crop composes exactly with a centre crop of ``size``.
+    """Return the largest side whose center crop composes exactly with a center crop of ``size``.
 
     torchvision puts a crop at ``round((side - size) / 2)``, and Python rounds halves to even: a
     difference divisible by four shifts every such half by an even number, so the two roundings
@@ -193,7 +177,7 @@ def _transform(spec: ImageSpec) -> Any:
     if spec.store_size == spec.size:
         return transform
     crop = transforms.CenterCrop(spec.store_size)
-    steps = [
+    steps = (
         crop if isinstance(step, transforms.CenterCrop) else step for step in transform.transforms
-    ]
-    return transforms.Compose(steps)
+    )
+    return transforms.Compose(list(steps))

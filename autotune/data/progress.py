@@ -1,4 +1,4 @@
-"""How far the fetching and opening of a source are, told to whoever shows it."""
+"""Progress of a download, and of opening a data set."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ COMPARING = "comparing the images"
 #: The steps that count files; all others count bytes.
 COUNTED_STEPS = (INDEXING, READING, COMPARING)
 
-#: Called with what is done, in words, how much of it, and the total; None while that is not known.
+#: Called with a step, what is done of it, and the total; ``None`` while that is unknown.
 Progress = Callable[[str, int, int | None], None]
 
 
 def no_progress(step: str, done: int, total: int | None) -> None:
-    """Show nothing."""
+    """Do nothing."""

@@ -1,13 +1,15 @@
-"""What a source of labelled images is."""
+"""The interface of a source of labelled images."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
 
 from PIL import Image
 
+#: Gets an image before it is decoded, and may return a smaller one.
 Shrink = Callable[[Image.Image], Image.Image]
 
 
@@ -18,9 +20,8 @@ class Sample:
     Args:
         key: Stable name: a path relative to the folder, or e.g. ``digits/0017``.
         label: Index into the source's classes.
-        part: ``train``, ``validation`` or ``test`` when the source is already split.
-        group: What the image shows or whom it is of, where the source says: all images of a group
-            go to the same part.
+        split: ``train``, ``validation`` or ``test`` when the source is already split.
+        group: Images of one group, e.g. of one person, go to the same split.
     """
 
     key: str
@@ -29,37 +30,31 @@ class Sample:
     group: str | None = None
 
 
-class Source(Protocol):
-    """Labelled images that can be read one by one, from any thread."""
+class Source(ABC):
+    """Labelled images that can be read one by one, from any thread.
 
-    @property
-    def name(self) -> str:
-        """The name the source was opened by."""
+    Attributes:
+        name: The data set as the user named it.
+        classes: Names of the classes; a label is an index into them.
+        samples: All images, sorted by key.
+    """
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, sorted; a label is an index into them."""
+    name: str
+    classes: tuple[str, ...]
+    samples: tuple[Sample, ...]
 
-    @property
-    def samples(self) -> tuple[Sample, ...]:
-        """All images, sorted by key."""
-
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hexadecimal digest of all keys and contents."""
+        return self.fingerprint_of(self.samples)
 
+    @abstractmethod
     def fingerprint_of(self, samples: Sequence[Sample]) -> str:
-        """Return a hexadecimal digest of the keys and contents of some images.
+        """Return a hexadecimal digest of the keys and contents of some images."""
 
-        That of all samples is the source's own.
-        """
-
+    @abstractmethod
     def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
         """Return an image, upright, in mode RGB.
-
-        Args:
-            sample: Which one.
-            shrink: Gets the image before it is decoded, and may return a smaller one.
 
         Raises:
             OSError: When the image cannot be decoded.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.data.memory_budget import SHARE, _of_groups, machine_bytes, worker_memory_budget
+from autotune.data.memory_budget import SHARE, _group_limits, machine_bytes, worker_memory_budget
 
 
 def test_a_share_of_the_machine_for_each_worker() -> None:
@@ -53,4 +53,4 @@ def test_limits_of_control_groups(tmp_path: Path, membership: str, limits: list[
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(value)
-    assert list(_of_groups(membership, tmp_path)) == limits
+    assert list(_group_limits(membership, tmp_path)) == limits

@@ -124,7 +124,7 @@ def test_an_image_like_a_thread_is_refused() -> None:
         (
             {"crop_mode": "corner"},
             (
-                "the crop modes of images are center, squash, border, but the backbone wants "
+                "the crop modes of images are center, squash, border, but the backbone expects "
                 "'corner'; choose another backbone"
             ),
         ),
@@ -132,7 +132,7 @@ def test_an_image_like_a_thread_is_refused() -> None:
             {"interpolation": "random"},
             (
                 "the interpolations of images are nearest, bilinear, bicubic, box, hamming, "
-                "lanczos, but the backbone wants 'random'; choose another backbone"
+                "lanczos, but the backbone expects 'random'; choose another backbone"
             ),
         ),
     ],

@@ -30,7 +30,7 @@ logging.basicConfig(level=logging.WARNING, format="%(message)s")
 for name in sys.argv[1:]:
     try:
         source = open_source(name)
-        samples = [[one.key, one.label, one.part, one.group] for one in source.samples]
+        samples = [[one.key, one.label, one.split, one.group] for one in source.samples]
         reads = [np.asarray(source.read(one)).mean(axis=(0, 1)).tolist() for one in source.samples]
         answer = {"classes": source.classes, "samples": samples, "colours": reads,
                   "fingerprint": source.fingerprint}

@@ -1,16 +1,16 @@
 """Arrays on disk: made once, by one process, and mapped into the memory of all that need them.
 
-An entry is a folder, named by its key, on the shelf::
+An entry is a folder, named by its key, in the folder of the cache::
 
-    <key>/record.json        what its maker says of it; dtype, shape and checksum of its arrays
+    <key>/record.json        values of its maker; dtype, shape and checksum of its arrays
     <key>/<name>             one array, row after row
     <key>/checked-<boot>     compared with its checksums since this machine was started
-    <key>.lock               locked by whoever makes the entry, or drops it
-    <key>.tmp-<process>/     an entry that is being made; ``needed`` says how large it may become
+    <key>.lock               locked by the process that makes the entry, or drops it
+    <key>.tmp-<process>/     an unfinished entry; ``needed`` holds its largest possible size
 
-Whoever maps an array holds a shared lock of its file for as long as the mapping lives, and the
-system takes the lock back from a process that is killed: what is in use is never dropped. That
-would free no space here, and on a network file system it would take the pages from under
+A process that maps an array holds a shared lock of its file for as long as the mapping lives, and
+the system takes the lock back from a process that is killed: entries in use are never dropped.
+That would free no space here, and on a network file system it would take the pages from under
 processes of other machines.
 """
 
@@ -42,19 +42,27 @@ from autotune.data.cache.entry import (
     try_lock,
     write_record,
 )
-from autotune.errors import CacheError, InsufficientSpaceError, UserError, disk_full_as_user_error
+from autotune.errors import (
+    CacheError,
+    InsufficientSpaceError,
+    UserError,
+    disk_full_as_user_error,
+)
+from autotune.text import format_bytes
 
 logger = logging.getLogger(__name__)
 
-#: After how long a process that waits for another one says so.
+#: Seconds of waiting for another process before a log message.
 WAIT_SHOWN_S = 10.0
-#: Of what is free or taken by entries, the share that they may take where no limit is given.
+#: Limits all entries where no limit is given, as a share of the free space and their own.
 SHARE = 0.5
 _UNFINISHED = ".tmp-"
-#: Where the entries are noted that this process makes, see :func:`record_new_entries`.
-_NOTED: ContextVar[list[Path] | None] = ContextVar("noted entries", default=None)
-#: Pauses before what was removed is made again: removing a large cache takes seconds.
+#: Folders of the entries that this process makes, see :func:`record_new_entries`.
+_NEW_ENTRIES: ContextVar[list[Path] | None] = ContextVar("new entries", default=None)
+#: Pauses before removed files are made again: removing a large cache takes seconds.
 _PAUSES_S = (0.1, 0.3, 1.0, 3.0)
+
+Make = Callable[[EntryWriter], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -62,36 +70,29 @@ class ArrayCache:
     """A folder of entries that together stay below a limit.
 
     Args:
-        folder: Where they lie.
-        limit_bytes: What all of them together may take; None is half of what is free on the disk
-            or taken by them.
+        folder: Its folder.
+        limit_bytes: Limits all entries together; ``None`` is half of their size and the free
+            space of the disk.
     """
 
     folder: Path
     limit_bytes: int | None = None
 
     def get_or_create(
-        self,
-        key: str,
-        make: Callable[[EntryWriter], dict[str, Any]],
-        needed_bytes: int,
-        what: str = "arrays",
+        self, key: str, make: Make, needed_bytes: int, noun: str = "arrays"
     ) -> Entry:
-        """Open an entry, and make it first if nobody has.
+        """Open an entry, and make it first if it does not exist.
 
-        Processes that ask for the same entry at once wait for the one that makes it. It appears
-        under its name only when it is whole. Others that have not been used for longest are
-        dropped for it where there is no room. Whoever wants the space may remove the shelf, or any
-        file of it, at any time: what is missing is made again.
+        Processes that need the same entry at once wait for the one that makes it. It appears
+        when it is complete. Where there is no room for it, the entries that have not been used
+        for longest are dropped. Anybody who needs the space may remove the cache, or any file of
+        it, at any time: what is missing is made again.
 
         Args:
-            key: Its name on the shelf, which may lead through folders: ``features/<digest>``.
-            make: Writes the arrays, and returns what else there is to know, as JSON values.
+            key: Its name, which may lead through folders: ``features/<digest>``.
+            make: Writes the arrays, and returns further JSON values for the record.
             needed_bytes: The most that the arrays may take.
-            what: What they are, for messages, in the plural.
-
-        Returns:
-            The entry.
+            noun: A plural noun for the arrays, for messages.
 
         Raises:
             InsufficientSpaceError: When there is no room for it; nothing has been made or dropped.
@@ -99,27 +100,62 @@ class ArrayCache:
             UserError: When the folder cannot be written.
             CacheError: When its files are removed again and again.
         """
-        for pause_s in _PAUSES_S:
+        pauses = iter(_PAUSES_S)
+        while True:
             try:
-                return self._get_or_create(key, make, needed_bytes, what)
+                return self._get_or_create(key, make, needed_bytes, noun)
             except (CacheError, OSError) as error:
                 if not self._was_removed(error):
                     raise
-                reason = str(error)
+                if (pause_s := next(pauses, None)) is None:
+                    raise CacheError(
+                        f"{noun} cannot be stored, because files in {self.folder} are removed "
+                        f"again and again ({error}); it may be emptied, but not all the time"
+                    ) from error
+                reason = str(error)  # not the error: its traceback would keep the mappings
             logger.warning("files in %s were removed (%s); making them again", self.folder, reason)
             time.sleep(pause_s)
-        try:
-            return self._get_or_create(key, make, needed_bytes, what)
-        except OSError as error:
-            if not self._was_removed(error):
-                raise
-            raise CacheError(
-                f"{what} cannot be kept, because files in {self.folder} are removed again and "
-                f"again ({error}); it may be emptied, but not all the time"
-            ) from error
+
+    def get(self, key: str) -> Entry | None:
+        """Open an entry; return ``None`` when it does not exist or is damaged."""
+        folder = self._entry_folder(key)
+        entry = read_if_valid(folder, noun=None)
+        if entry is not None:
+            _mark_used(folder)
+        return entry
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Return the sorted keys of all entries, or of those below a folder, e.g. ``features``."""
+        entries, _ = _list_entries(self._entry_folder(prefix) if prefix else self.folder)
+        return sorted(entry.folder.relative_to(self.folder).as_posix() for entry in entries)
+
+    def remove(self, folders: Iterable[Path]) -> None:
+        """Remove the entries in some folders, apart from those that another process uses."""
+        for folder in folders:
+            with _unused(folder) as is_ours:
+                if is_ours:
+                    _remove(folder)
+                    _lock_path(folder).unlink(missing_ok=True)
+        room = self.folder / ".room"
+        if _lock_path(room).exists() and not self.keys():
+            with _lock_now(room) as is_ours:
+                if is_ours:
+                    _lock_path(room).unlink(missing_ok=True)
+
+    def _get_or_create(self, key: str, make: Make, needed: int, noun: str) -> Entry:
+        folder = self._entry_folder(key)
+        entry = self.get(key)
+        if entry is None:
+            with disk_full_as_user_error(self.folder), _locked(folder, noun):
+                entry = read_if_valid(folder, noun)  # another process may have made it meanwhile
+                if entry is None:
+                    self._make(folder, make, needed, noun)
+                    entry = read_entry(folder)
+            _mark_used(folder)
+        return entry
 
     def _was_removed(self, error: Exception) -> bool:
-        """Tell whether an error comes of files of the shelf that somebody has removed.
+        """Tell whether an error comes of files of the cache that somebody has removed.
 
         With a lock that was removed, two processes may make the same entry; one of them is late.
         """
@@ -127,171 +163,99 @@ class ArrayCache:
             return isinstance(error, CacheError)
         paths = (error.filename, error.filename2)
         return error.errno in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) and any(
-            Path(str(one)).is_relative_to(self.folder) for one in paths if one is not None
+            Path(str(path)).is_relative_to(self.folder) for path in paths if path is not None
         )
 
-    def _get_or_create(
-        self, key: str, make: Callable[[EntryWriter], dict[str, Any]], needed_bytes: int, what: str
-    ) -> Entry:
-        home = self._home(key)
-        entry = self.get(key)
-        if entry is None:
-            with disk_full_as_user_error(self.folder), _locked(home, what):
-                entry = read_if_valid(home, what)  # another process may have made it meanwhile
-                if entry is None:
-                    self._make(home, make, needed_bytes, what)
-                    entry = read_entry(home)
-            _mark_used(home)
-        return entry
+    def _room_lock(self, noun: str) -> AbstractContextManager[None]:
+        return _locked(self.folder / ".room", noun)
 
-    def get(self, key: str) -> Entry | None:
-        """Open an entry if it has been made.
-
-        Args:
-            key: Its name on the shelf.
-
-        Returns:
-            The entry; None when it is not there or damaged.
-        """
-        home = self._home(key)
-        entry = read_if_valid(home, what=None)
-        if entry is not None:
-            _mark_used(home)
-        return entry
-
-    def keys(self, prefix: str = "") -> list[str]:
-        """List the keys of the entries below a folder of the shelf, sorted.
-
-        Args:
-            prefix: The folder, e.g. ``features``; all of the shelf if empty.
-        """
-        below = self._home(prefix) if prefix else self.folder
-        kept, _ = _list_entries(below)
-        return sorted(one.home.relative_to(self.folder).as_posix() for one in kept)
-
-    def remove(self, homes: Iterable[Path]) -> None:
-        """Remove entries, apart from those that another process uses by now.
-
-        Args:
-            homes: Their folders.
-        """
-        for home in homes:
-            with _unused(home) as ours:
-                if ours:
-                    _remove(home)
-                    _lock_of(home).unlink(missing_ok=True)
-        room = self.folder / ".room"
-        if _lock_of(room).exists() and not self.keys():
-            with _lock_now(room) as ours:
-                if ours:
-                    _lock_of(room).unlink(missing_ok=True)
-
-    def make_room(self, needed_bytes: int, what: str = "arrays") -> None:
-        """Drop what has not been used for longest until there is room.
-
-        What another process uses, makes or drops is left alone. Nothing is dropped where that
-        would not suffice.
-
-        Args:
-            needed_bytes: How much is to be written.
-            what: What it is, for the message, in the plural.
-
-        Raises:
-            InsufficientSpaceError: When there cannot be room.
-        """
-        with self._room_lock(what):
-            self._drop(needed_bytes, what)
-
-    def _room_lock(self, what: str) -> AbstractContextManager[None]:
-        return _locked(self.folder / ".room", what)
-
-    def _home(self, key: str) -> Path:
-        parts = key.split("/")
-        if any(part.startswith(".") or not part or _UNFINISHED in part for part in parts):
+    def _entry_folder(self, key: str) -> Path:
+        names = key.split("/")
+        if any(name.startswith(".") or not name or _UNFINISHED in name for name in names):
             raise ValueError(f"a key is folder names with / between them, but got {key!r}")
-        return self.folder.joinpath(*parts)
+        return self.folder.joinpath(*names)
 
-    def _make(
-        self, home: Path, make: Callable[[EntryWriter], dict[str, Any]], needed: int, what: str
-    ) -> None:
-        """Write into a temporary folder and give it its name when it is whole."""
-        for left_over in home.parent.glob(f"{home.name}{_UNFINISHED}*"):
-            _clear(left_over)  # the lock is ours: nobody's now
-        _remove(home)
-        temporary = _unfinished(home)
+    def _make(self, folder: Path, make: Make, needed: int, noun: str) -> None:
+        """Write into a temporary folder, and rename it when it is complete."""
+        for remainder in folder.parent.glob(f"{folder.name}{_UNFINISHED}*"):
+            _clear(remainder)  # the lock is ours: no process uses it
+        _remove(folder)
+        temporary = _unfinished(folder)
         writer = EntryWriter(temporary)
         try:
             # one at a time, or two would both take the room that is left
-            with self._room_lock(what):
-                self._drop(needed, what)
+            with self._room_lock(noun):
+                self._drop(needed, noun)
                 temporary.mkdir()
                 (temporary / NEEDED).write_text(str(needed))
             record = make(writer)
             if "arrays" in record:
-                raise ValueError("'arrays' in a record is what the shelf knows of them")
+                raise ValueError("'arrays' in a record is set by the cache")
             record = {**record, "arrays": writer.finish()}
             write_record(temporary / RECORD, record)
             mark_checked(temporary, record["arrays"])
             (temporary / NEEDED).unlink()
-            os.replace(temporary, home)
-            if (noted := _NOTED.get()) is not None:
-                noted.append(home)
+            os.replace(temporary, folder)
+            if (new_entries := _NEW_ENTRIES.get()) is not None:
+                new_entries.append(folder)
         except BaseException:
-            with self._room_lock(what):  # goes as well when it fails
+            with self._room_lock(noun):  # its lock is removed as well when this fails
                 raise
         finally:
             writer.close()
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _drop(self, needed: int, what: str) -> None:
-        kept, coming = _list_entries(self.folder)
-        taken = sum(one.bytes for one in kept) + sum(one.takes for one in coming)
-        folder = next(path for path in (self.folder, *self.folder.parents) if path.exists())
-        free = shutil.disk_usage(folder).free - sum(one.takes - one.bytes for one in coming)
+    def _drop(self, needed: int, noun: str) -> None:
+        entries, pending = _list_entries(self.folder)
+        taken = sum(entry.bytes for entry in entries) + sum(entry.reserved for entry in pending)
+        existing = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        free -= sum(entry.reserved - entry.bytes for entry in pending)
         limit = self.limit_bytes
         if limit is None:
             limit = int(SHARE * (free + taken))
-        with ExitStack() as held:
+        with ExitStack() as locks:
             dropped: list[_CachedEntry] = []
             gained = 0
-            for one in sorted(kept, key=lambda one: one.used_s):
+            for entry in sorted(entries, key=lambda entry: entry.used_s):
                 if needed <= min(free + gained, limit - taken + gained):
                     break
-                if held.enter_context(_unused(one.home)):
-                    dropped.append(one)
-                    gained += one.bytes
+                if locks.enter_context(_unused(entry.folder)):
+                    dropped.append(entry)
+                    gained += entry.bytes
             if needed > free + gained:
                 raise InsufficientSpaceError(
-                    f"{what} need {_megabytes(needed)}, but the disk of {self.folder} has "
-                    f"{_megabytes(free)} free; free some space, or move the files of the study "
+                    f"{noun} need {format_bytes(needed)}, but the disk of {self.folder} has "
+                    f"{format_bytes(free)} free; free some space, or move the files of the study "
                     "with 'files='"
                 )
             if needed > limit - taken + gained:
                 raise InsufficientSpaceError(
-                    f"{what} need {_megabytes(needed)}, but everything in {self.folder} may take "
-                    f"{_megabytes(limit)}, of which {_megabytes(taken - gained)} are in use; "
-                    "raise cache.disk_gb, or move the files of the study with 'files='"
+                    f"{noun} need {format_bytes(needed)}, but everything in {self.folder} may "
+                    f"take {format_bytes(limit)}, of which {format_bytes(taken - gained)} are in "
+                    "use; raise cache.disk_gb, or move the files of the study with 'files='"
                 )
-            for one in dropped:
-                _remove(one.home)
-                _lock_of(one.home).unlink(missing_ok=True)
-                logger.info("%s: dropped for want of room (%s)", one.home, _megabytes(one.bytes))
+            for entry in dropped:
+                _remove(entry.folder)
+                _lock_path(entry.folder).unlink(missing_ok=True)
+                size = format_bytes(entry.bytes)
+                logger.info("%s: dropped to make room (%s)", entry.folder, size)
 
 
 @contextmanager
 def record_new_entries() -> Iterator[list[Path]]:
-    """Note the folders of the entries that this process makes for as long as the context lasts."""
-    noted: list[Path] = []
-    token = _NOTED.set(noted)
+    """Record the folders of the entries that this process makes inside the block."""
+    folders: list[Path] = []
+    token = _NEW_ENTRIES.set(folders)
     try:
-        yield noted
+        yield folders
     finally:
-        _NOTED.reset(token)
+        _NEW_ENTRIES.reset(token)
 
 
 @dataclass(frozen=True)
 class _CachedEntry:
-    home: Path
+    folder: Path
     bytes: int
     used_s: float
 
@@ -302,50 +266,46 @@ class _PendingEntry:
     needed: int
 
     @property
-    def takes(self) -> int:
+    def reserved(self) -> int:
         return max(self.bytes, self.needed)
 
 
 def _list_entries(folder: Path) -> tuple[list[_CachedEntry], list[_PendingEntry]]:
-    """Look at everything below a folder; what killed makers have left is removed."""
-    kept: list[_CachedEntry] = []
-    coming: list[_PendingEntry] = []
+    """List everything below a folder, and remove what killed processes have left."""
+    entries: list[_CachedEntry] = []
+    pending: list[_PendingEntry] = []
     for name, folders, files in os.walk(folder):
         path = Path(name)
-        finished, unfinished, _ = path.name.partition(_UNFINISHED)
-        if not unfinished and RECORD not in files:
+        finished, is_unfinished, _ = path.name.partition(_UNFINISHED)
+        if not is_unfinished and RECORD not in files:
             continue
         folders.clear()
-        # an entry may go, or get its name, while it is looked at
+        # an entry may be removed or renamed at the same time
         with suppress(FileNotFoundError):
             size = sum((path / file).stat().st_size for file in files)
-            if not unfinished:
-                kept.append(_CachedEntry(path, size, (path / RECORD).stat().st_mtime))
-            elif not _clear_left_over(path, path.with_name(finished)):
+            if not is_unfinished:
+                entries.append(_CachedEntry(path, size, (path / RECORD).stat().st_mtime))
+                continue
+            with _lock_now(path.with_name(finished)) as is_ours:
+                if is_ours:  # of a process that was killed
+                    shutil.rmtree(path, ignore_errors=True)
+            if not is_ours:
                 needed = (path / NEEDED).read_text() if NEEDED in files else ""
-                coming.append(_PendingEntry(size, int(needed or 0)))
-    return kept, coming
-
-
-def _clear_left_over(temporary: Path, home: Path) -> bool:
-    """Remove an unfinished entry, unless somebody is at it."""
-    with _lock_now(home) as ours:
-        if ours:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return ours
+                pending.append(_PendingEntry(size, int(needed or 0)))
+    return entries, pending
 
 
 @contextmanager
-def _unused(home: Path) -> Iterator[bool]:
-    """Keep an entry from being opened, if nobody uses, makes or drops it."""
-    with _lock_now(home) as ours, ExitStack() as streams:
-        yield ours and _lock_files(home, streams)
+def _unused(folder: Path) -> Iterator[bool]:
+    """Keep an entry from being opened, if no process uses, makes or drops it."""
+    with _lock_now(folder) as is_ours, ExitStack() as streams:
+        yield is_ours and _lock_files(folder, streams)
 
 
 @contextmanager
-def _lock_now(home: Path) -> Iterator[bool]:
-    """Hold the lock of an entry, if it can be had without waiting."""
-    lock = FileLock(_lock_of(home))
+def _lock_now(folder: Path) -> Iterator[bool]:
+    """Hold the lock of an entry, if that is possible without waiting."""
+    lock = FileLock(_lock_path(folder))
     # Another user's, or a folder in its place.
     with suppress(Timeout, PermissionError, IsADirectoryError):
         lock.acquire(timeout=0)
@@ -355,26 +315,26 @@ def _lock_now(home: Path) -> Iterator[bool]:
         lock.release()
 
 
-def _lock_files(home: Path, streams: ExitStack) -> bool:
+def _lock_files(folder: Path, streams: ExitStack) -> bool:
     try:
         return all(
             try_lock(streams.enter_context(open(path, "r+b")), fcntl.LOCK_EX)
-            for path in home.iterdir()
+            for path in folder.iterdir()
         )
-    except (PermissionError, FileNotFoundError):  # another user's, or gone meanwhile
+    except (PermissionError, FileNotFoundError):  # another user's, or removed meanwhile
         return False
 
 
-def _mark_used(home: Path) -> None:
+def _mark_used(folder: Path) -> None:
     with suppress(OSError):  # dropped meanwhile, or a folder that may only be read
-        os.utime(home / RECORD)
+        os.utime(folder / RECORD)
 
 
-def _remove(home: Path) -> None:
+def _remove(folder: Path) -> None:
     """Remove a folder so that no part of it is ever seen under its name."""
     with suppress(FileNotFoundError):
-        os.replace(home, _unfinished(home))
-    _clear(_unfinished(home))
+        os.replace(folder, _unfinished(folder))
+    _clear(_unfinished(folder))
 
 
 def _clear(path: Path) -> None:
@@ -386,53 +346,45 @@ def _clear(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _unfinished(home: Path) -> Path:
-    return home.with_name(f"{home.name}{_UNFINISHED}{os.getpid()}")
+def _unfinished(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}{_UNFINISHED}{os.getpid()}")
 
 
-def _lock_of(home: Path) -> Path:
-    return home.with_name(f"{home.name}.lock")
+def _lock_path(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
 
 
 @contextmanager
-def _locked(home: Path, what: str) -> Iterator[None]:
-    """Hold a lock of the shelf; after a failure leave no trace of the attempt."""
-    new = [path for path in home.parents if not path.exists()]
-    path = _lock_of(home)
+def _locked(folder: Path, noun: str) -> Iterator[None]:
+    """Hold a lock of the cache; after a failure leave no trace of the attempt."""
+    new = [path for path in folder.parents if not path.exists()]
+    path = _lock_path(folder)
     lock = FileLock(path)
     try:
         try:
-            home.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_dir():  # a folder in its place is nobody's lock
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():  # a folder in its place is no lock
                 _clear(path)
-            _acquire(lock, what)
+            try:
+                lock.acquire(timeout=WAIT_SHOWN_S)
+            except Timeout:
+                logger.warning("another process makes %s; waiting for it (%s)", noun, path)
+                lock.acquire()
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise UserError(
-                f"{what} are kept in a folder that can be written, but {home.parent}: "
+                f"{noun} are stored in a folder that can be written, but {folder.parent}: "
                 f"{error.strerror}; name another one with 'files='"
             ) from error
         try:
             yield
         except BaseException:
-            # filelock looks whether a lock file that it got is still the one of that name
+            # filelock checks whether a lock file that it got is still the one of that name
             path.unlink(missing_ok=True)
             raise
         finally:
             lock.release()
     except BaseException:
-        for folder in new:
-            with suppress(OSError):  # not empty: somebody else uses it
-                folder.rmdir()
+        for parent in new:
+            with suppress(OSError):  # not empty: another process uses it
+                parent.rmdir()
         raise
-
-
-def _acquire(lock: FileLock, what: str) -> None:
-    try:
-        lock.acquire(timeout=WAIT_SHOWN_S)
-    except Timeout:
-        logger.warning("another process makes %s; waiting for it (%s)", what, lock.lock_file)
-        lock.acquire()
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"

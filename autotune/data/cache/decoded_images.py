@@ -32,20 +32,21 @@ from autotune.errors import DatasetError, InsufficientSpaceError
 
 logger = logging.getLogger(__name__)
 
-#: Raised whenever the same images would be stored otherwise.
+#: Version of the format: raised whenever the same images would be stored otherwise.
 _FORMAT = 2
 _LIST = "-list"
-_LIST_BYTES = 64  # of an image in a record, skipped ones with their reasons included
+#: Bytes of an image in a record, skipped images with their reasons included.
+_LIST_BYTES = 64
 
 
 @dataclass(frozen=True, eq=False)
 class LazyImages:
-    """Images that are decoded whenever they are asked for, to the same pixels as stored ones.
+    """Images that are decoded whenever they are needed, to the same pixels as stored ones.
 
     Args:
         source: The images.
         indices: int64, ``(N,)``: indices into its samples.
-        spec: What the backbone wants.
+        spec: What the backbone expects.
         fast: Whether large JPEGs are decoded at a part of their size.
     """
 
@@ -76,8 +77,8 @@ class ImageStore:
     """Decoded images, read-only and shared.
 
     Args:
-        entry: Where they lie on the shelf, or the list of them alone.
-        images: uint8, ``(N, 3, T, T)``, mapped from disk; or decoded when a row is asked for.
+        entry: Their cache entry, or that of their list alone.
+        images: uint8, ``(N, 3, T, T)``, mapped from disk; or decoded when a row is needed.
         labels: int64, ``(N,)``.
         indices: int64, ``(N,)``: indices into the source's samples.
         skipped: Key and reason of each image that could not be decoded.
@@ -96,31 +97,21 @@ class ImageStore:
 
     @property
     def is_cached(self) -> bool:
-        """Whether the images are kept decoded; otherwise each is decoded whenever it is needed."""
+        """Whether the decoded images are stored; otherwise each is decoded when it is needed."""
         return not isinstance(self.images, LazyImages)
 
     def rows(self, indices: Sequence[int]) -> np.ndarray:
-        """Find the rows of source indices.
-
-        Args:
-            indices: Indices into the source's samples.
-
-        Returns:
-            int64 rows in the same order; indices without a row are left out.
-        """
-        known = self._rows
-        return np.array([known[index] for index in indices if index in known], dtype=np.int64)
+        """Return the rows of source indices, int64, in the same order; skipped ones have none."""
+        rows = self._row_of
+        return np.array([rows[index] for index in indices if index in rows], dtype=np.int64)
 
     @cached_property
-    def _rows(self) -> dict[int, int]:
+    def _row_of(self) -> dict[int, int]:
         return {int(index): row for row, index in enumerate(self.indices)}
 
     def __reduce__(self) -> tuple[Callable[..., ImageStore], tuple[Any, ...]]:
         # pickling the mapped array would copy every image into each data-loading process
-        return _from_entry, (
-            self.entry,
-            self.images if isinstance(self.images, LazyImages) else None,
-        )
+        return _from_entry, (self.entry, None if self.is_cached else self.images)
 
 
 def open_store(
@@ -130,36 +121,32 @@ def open_store(
     folder: Path,
     *,
     unreadable_limit: float,
-    progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
     limit_bytes: int | None = None,
     fast: bool = False,
 ) -> ImageStore:
-    """Open the decoded images of a source, and decode them first if nobody has.
+    """Open the decoded images of a source, and decode them first if that is not done yet.
 
-    Processes that ask for the same images at once wait for the one that decodes them. Where the
+    Processes that need the same images at once wait for the one that decodes them. Where the
     decoded images are larger than the limit or the disk, they are decoded when they are needed.
 
     Args:
         source: The images.
-        indices: Which of its samples.
-        spec: What the backbone wants.
-        folder: Where all stores lie.
+        indices: Indices into its samples.
+        spec: What the backbone expects.
+        folder: Folder of the cache.
         unreadable_limit: Largest share of ``indices`` that may fail to decode.
-        progress: Called with the number of images done and their total.
-        workers: Decoding threads; None takes one for each core.
-        limit_bytes: What everything in ``folder`` may take, see :class:`ArrayCache`.
-        fast: Whether large JPEGs are decoded at a part of their size, see
-            :func:`autotune.data.preprocessing.draft_decode`.
-
-    Returns:
-        The images that could be decoded.
+        on_progress: Called with the number of images done and their total.
+        workers: Decoding threads; ``None`` takes one for each core.
+        limit_bytes: Limits everything in ``folder``, see :class:`ArrayCache`.
+        fast: Whether large JPEGs are decoded at a part of their size.
 
     Raises:
         DatasetError: When too many images, or all of a class, cannot be decoded.
         DiskFullError: When the disk is full, or fills up meanwhile.
     """
-    shelf = ArrayCache(folder, limit_bytes)
+    cache = ArrayCache(folder, limit_bytes)
     key = _key(source, indices, spec, fast)
     size, count = spec.store_size, len(indices)
     make = partial(
@@ -168,24 +155,20 @@ def open_store(
         indices=indices,
         spec=spec,
         unreadable_limit=unreadable_limit,
-        progress=progress,
+        on_progress=on_progress,
         workers=workers,
         fast=fast,
     )
     try:
-        what = f"{count} decoded images of {size}x{size}"
-        store = _from_entry(
-            shelf.get_or_create(key, partial(make, keep=True), count * 3 * size**2, what)
-        )
+        needed, noun = count * 3 * size**2, f"{count} decoded images of {size}x{size}"
+        store = _from_entry(cache.get_or_create(key, partial(make, is_stored=True), needed, noun))
     except InsufficientSpaceError as error:
         logger.warning("%s; until then each is decoded whenever it is needed, slower", error)
-        what = f"keys and labels of {count} images"
-        entry = shelf.get_or_create(
-            f"{key}{_LIST}", partial(make, keep=False), count * _LIST_BYTES, what
-        )
-        store = _from_entry(
-            entry, LazyImages(source, np.array(entry.record["indices"]), spec, fast)
-        )
+        needed, noun = count * _LIST_BYTES, f"keys and labels of {count} images"
+        make_list = partial(make, is_stored=False)
+        entry = cache.get_or_create(f"{key}{_LIST}", make_list, needed, noun)
+        images = LazyImages(source, np.array(entry.record["indices"]), spec, fast)
+        store = _from_entry(entry, images)
     check_skipped(source, indices, store.indices, store.skipped, unreadable_limit)
     return store
 
@@ -196,10 +179,10 @@ def _key(source: Source, indices: Sequence[int], spec: ImageSpec, fast: bool) ->
     return hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()
 
 
-def _from_entry(entry: Entry, undecoded: LazyImages | None = None) -> ImageStore:
+def _from_entry(entry: Entry, images: LazyImages | None = None) -> ImageStore:
     return ImageStore(
         entry=entry,
-        images=entry.array(IMAGES) if undecoded is None else undecoded,
+        images=entry.array(IMAGES) if images is None else images,
         labels=np.array(entry.record["labels"], dtype=np.int64),
         indices=np.array(entry.record["indices"], dtype=np.int64),
         skipped=tuple((str(name), str(reason)) for name, reason in entry.record["skipped"]),

@@ -1,4 +1,4 @@
-"""One entry of the shelf: how it is written, and how it is opened and checked."""
+"""One entry of the array cache: how it is written, opened and checked."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from autotune.errors import CacheError
 
 logger = logging.getLogger(__name__)
 
-#: The file of an entry that says what the others are.
+#: The file of an entry that describes the others.
 RECORD = "record.json"
-#: The file of an unfinished entry that says how large it may become, in bytes.
+#: The file of an unfinished entry with its largest possible size, in bytes.
 NEEDED = "needed"
 _CHUNK_BYTES = 1 << 24
 _CHECKSUM = "crc32"
-#: What the system says of files that are gone, cannot be read, or are not what they should be.
+#: Errors of the system for files that are missing, cannot be read, or are not what they should be.
 _DAMAGED = (errno.ENOENT, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _LAST = re.compile(rf', "{_CHECKSUM}": (\d+)}}$'.encode())
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """Arrays that have been made, read-only and shared. It travels between processes by its path.
+    """Arrays, read-only and shared between processes. Only its path is pickled.
 
     Args:
-        folder: Where they lie.
-        record: What the maker returned, as JSON gives it back, and under ``arrays`` the dtype,
-            shape and checksum of each array.
+        folder: Its folder.
+        record: The values that its maker returned, as JSON gives them back, and under ``arrays``
+            the dtype, shape and checksum of each array.
     """
 
     folder: Path
@@ -50,14 +50,7 @@ class Entry:
     _arrays: dict[str, np.ndarray] = field(repr=False)
 
     def array(self, name: str) -> np.ndarray:
-        """Return an array, mapped from disk (an empty one is not).
-
-        Args:
-            name: What the maker called it.
-
-        Raises:
-            KeyError: When there is none of that name.
-        """
+        """Return an array by its name, mapped from disk (an empty one is not)."""
         return self._arrays[name]
 
     def __reduce__(self) -> tuple[Callable[[Path], Entry], tuple[Path]]:
@@ -65,48 +58,8 @@ class Entry:
         return read_entry, (self.folder,)
 
 
-class EntryWriter:
-    """What the maker of an entry writes to.
-
-    Args:
-        folder: Where the files go.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._rows: dict[str, ArrayWriter] = {}
-
-    def array(self, name: str, dtype: np.typing.DTypeLike, shape: Sequence[int]) -> ArrayWriter:
-        """Begin an array; several may be written side by side.
-
-        Args:
-            name: Its name, a file name.
-            dtype: Of its values. numpy has no bfloat16: write such values as ``uint16`` and
-                return torch's name for them in the record.
-            shape: Of one row, ``()`` for a number.
-        """
-        taken = ("", "..", RECORD, NEEDED, *self._rows)
-        if name in taken or name != Path(name).name:
-            raise ValueError(f"an array needs a file name of its own, but got {name!r}")
-        self._rows[name] = ArrayWriter(self._folder / name, np.dtype(dtype), tuple(shape))
-        return self._rows[name]
-
-    def finish(self) -> dict[str, dict[str, Any]]:
-        """Bring all arrays to the disk.
-
-        Returns:
-            What the record has to say of each.
-        """
-        return {name: rows.finish() for name, rows in self._rows.items()}
-
-    def close(self) -> None:
-        """Close the files, whole or not."""
-        for rows in self._rows.values():
-            rows.close()
-
-
 class ArrayWriter:
-    """One array that is being written. Written, not mapped: a full disk is an error, no SIGBUS.
+    """Writes one array. Plain writes, not a mapping: a full disk raises OSError, not SIGBUS.
 
     Args:
         path: Its file.
@@ -125,7 +78,7 @@ class ArrayWriter:
         """Write the next rows.
 
         Args:
-            rows: ``(n, *shape)``, of the dtype that was announced.
+            rows: ``(n, *shape)``, of the dtype of the array.
 
         Raises:
             ValueError: When they are of another shape or dtype.
@@ -142,20 +95,55 @@ class ArrayWriter:
         self._count += len(rows)
 
     def finish(self) -> dict[str, Any]:
-        """Bring the array to the disk, and return what the record has to say of it."""
+        """Flush the array to the disk, and return its part of the record."""
         self._stream.flush()
         os.fsync(self._stream.fileno())
         shape = [self._count, *self._shape]
         return {"dtype": self._dtype.str, "shape": shape, "crc32": self._crc}
 
     def close(self) -> None:
-        """Close the file, whole or not."""
+        """Close the file, finished or not."""
         with suppress(OSError):  # of a full disk, which has been reported
             self._stream.close()
 
 
+class EntryWriter:
+    """Writes the arrays of an entry.
+
+    Args:
+        folder: Folder of the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._arrays: dict[str, ArrayWriter] = {}
+
+    def array(self, name: str, dtype: np.typing.DTypeLike, shape: Sequence[int]) -> ArrayWriter:
+        """Begin an array; several may be written side by side.
+
+        Args:
+            name: Its name, a file name.
+            dtype: Of its values. numpy has no bfloat16: write such values as ``uint16`` and
+                return torch's name for them in the record.
+            shape: Of one row, ``()`` for a number.
+        """
+        if name in ("", "..", RECORD, NEEDED, *self._arrays) or name != Path(name).name:
+            raise ValueError(f"an array needs its own file name, but got {name!r}")
+        self._arrays[name] = ArrayWriter(self._folder / name, np.dtype(dtype), tuple(shape))
+        return self._arrays[name]
+
+    def finish(self) -> dict[str, dict[str, Any]]:
+        """Flush all arrays to the disk, and return their part of the record."""
+        return {name: array.finish() for name, array in self._arrays.items()}
+
+    def close(self) -> None:
+        """Close the files, finished or not."""
+        for array in self._arrays.values():
+            array.close()
+
+
 def try_lock(stream: BinaryIO, kind: int) -> bool:
-    """Lock a file, shared or exclusively (``fcntl``), if that can be had at once."""
+    """Lock a file, shared or exclusively (``fcntl``), if that is possible at once."""
     try:
         fcntl.flock(stream, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -163,16 +151,16 @@ def try_lock(stream: BinaryIO, kind: int) -> bool:
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
             raise
-        return kind == fcntl.LOCK_SH  # a file system without locks: one reads, and drops nothing
+        return kind == fcntl.LOCK_SH  # a file system without locks: read, and drop nothing
     return True
 
 
-def read_if_valid(home: Path, what: str | None) -> Entry | None:
-    """Open an entry if it is there and whole; ``what`` it is, where damage is to be told."""
-    if not home.exists():
+def read_if_valid(folder: Path, noun: str | None) -> Entry | None:
+    """Open an entry if it exists and is undamaged; damage is logged where there is a noun."""
+    if not folder.exists():
         return None
     try:
-        entry = read_entry(home)
+        entry = read_entry(folder)
         _check(entry)
     except BlockingIOError:  # it is being dropped
         return None
@@ -186,8 +174,8 @@ def read_if_valid(home: Path, what: str | None) -> Entry | None:
         reason = f"{type(error).__name__}: {error}"
     else:
         return entry
-    if what is not None:
-        logger.warning("the %s in %s are damaged (%s); making them again", what, home, reason)
+    if noun is not None:
+        logger.warning("the %s in %s are damaged (%s); making them again", noun, folder, reason)
     return None
 
 
@@ -200,35 +188,30 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
         os.fsync(stream.fileno())
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Read the record of an entry.
+def read_entry(folder: Path) -> Entry:
+    """Open an entry without a comparison of its arrays with their checksums.
 
     Raises:
-        ValueError: When it is damaged. That of an entry of an earlier version has no checksum.
+        CacheError: When a file of it is missing.
+        ValueError: When it is damaged.
     """
+    try:
+        record = _read_record(folder / RECORD)
+        arrays = {name: _map(folder / name, about) for name, about in record["arrays"].items()}
+    except FileNotFoundError as error:
+        raise CacheError(f"{error.filename} was removed") from error
+    return Entry(folder, record, arrays)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
     text = path.read_bytes()
-    last = _LAST.search(text)
+    last = _LAST.search(text)  # a record of an earlier version has no checksum
     if last is not None and int(last[1]) != zlib.crc32(text[: last.start()]):
-        raise ValueError(f"{path.name} has not the checksum that it says")
+        raise ValueError(f"{path.name} does not have its checksum")
     record: dict[str, Any] = json.loads(text)
     if last is not None:
         del record[_CHECKSUM]
     return record
-
-
-def read_entry(home: Path) -> Entry:
-    """Open an entry that is there; the checksums of its arrays are not compared.
-
-    Raises:
-        CacheError: When a file of it is gone.
-        ValueError: When it is damaged.
-    """
-    try:
-        record = read_record(home / RECORD)
-        arrays = {name: _map(home / name, about) for name, about in record["arrays"].items()}
-    except FileNotFoundError as error:
-        raise CacheError(f"{error.filename} was removed") from error
-    return Entry(home, record, arrays)
 
 
 def _map(path: Path, about: dict[str, Any]) -> np.ndarray:
@@ -236,7 +219,7 @@ def _map(path: Path, about: dict[str, Any]) -> np.ndarray:
     size = dtype.itemsize * math.prod(shape)
     with open(path, "rb") as stream:
         if os.fstat(stream.fileno()).st_size != size:
-            raise ValueError(f"{path.name} has not the size that {RECORD} says")
+            raise ValueError(f"{path.name} does not have the size in {RECORD}")
         if size == 0:
             return np.empty(shape, dtype)
         if not try_lock(stream, fcntl.LOCK_SH):  # the mapping has a duplicate, which keeps it
@@ -249,13 +232,13 @@ def _check(entry: Entry) -> None:
 
     That is when a power cut may have left empty blocks; and when a file was written since. What a
     disk changes by itself in between is not seen: that would mean to read everything whenever it
-    is opened. The content is read, not mapped: a sector that cannot be read is an error, no
+    is opened. The content is read, not mapped: a sector that cannot be read raises OSError, not
     SIGBUS.
     """
     arrays = entry.record["arrays"]
-    mark = _mark_of(entry.folder)
     with suppress(FileNotFoundError):
-        if mark.read_text(encoding="utf-8") == _written(entry.folder, arrays):
+        mark = _mark_path(entry.folder).read_text(encoding="utf-8")
+        if mark == _write_times(entry.folder, arrays):
             return
     for name, about in arrays.items():
         crc = 0
@@ -263,28 +246,28 @@ def _check(entry: Entry) -> None:
             while chunk := stream.read(_CHUNK_BYTES):
                 crc = zlib.crc32(chunk, crc)
         if crc != about["crc32"]:
-            raise ValueError(f"{name} has not the checksum that {RECORD} says")
+            raise ValueError(f"{name} does not have the checksum in {RECORD}")
     with suppress(OSError):  # a folder that may only be read
         mark_checked(entry.folder, arrays)
 
 
 def mark_checked(folder: Path, names: Iterable[str]) -> None:
-    """Remember that arrays are as their checksums say, and when they were written."""
-    _mark_of(folder).write_text(_written(folder, names), encoding="utf-8")
+    """Store that arrays have their checksums, and when they were written."""
+    _mark_path(folder).write_text(_write_times(folder, names), encoding="utf-8")
 
 
-def _mark_of(folder: Path) -> Path:
+def _mark_path(folder: Path) -> Path:
     return folder / f"checked-{boot_id()}"
 
 
-def _written(folder: Path, names: Iterable[str]) -> str:
-    """Say when each array was written, in nanoseconds."""
+def _write_times(folder: Path, names: Iterable[str]) -> str:
+    """Return when each array was written, in nanoseconds."""
     return json.dumps({name: (folder / name).stat().st_mtime_ns for name in names})
 
 
 @cache
 def boot_id() -> str:
-    """Name the time since the machine was started; where it cannot be told, this process."""
+    """Return the identity of the machine's last start; where it is unknown, of this process."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

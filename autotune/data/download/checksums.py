@@ -1,10 +1,10 @@
-"""Files against their checksums, in the form of ``sha256sum``."""
+"""Checksums of files, in the form of ``sha256sum``."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,25 +14,20 @@ _CHUNK_BYTES = 1 << 20
 _THREADS = 4
 
 
-def sha256_of(path: Path, progress: Callable[[int], None] = lambda done: None) -> str:
-    """Return the SHA-256 of a file, hexadecimal.
-
-    Args:
-        path: The file.
-        progress: Called with the bytes read so far.
-    """
+def sha256_of(path: Path, on_progress: Callable[[int], None] = lambda done: None) -> str:
+    """Return the SHA-256 of a file, hexadecimal; report the bytes read so far."""
     digest, done = hashlib.sha256(), 0
     with open(path, "rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
             done += len(chunk)
-            progress(done)
+            on_progress(done)
     return digest.hexdigest()
 
 
 def write_sums(folder: Path, sums: Path) -> None:
     """Write the checksums of all files of a folder into one more file of it."""
-    paths = [path for path in _files(folder) if path != sums]
+    paths = _files(folder, sums)
     with ThreadPoolExecutor(_THREADS) as pool, open(sums, "wb") as stream:
         for path, digest in zip(paths, pool.map(sha256_of, paths), strict=True):
             name = os.fsencode(path.relative_to(folder).as_posix())
@@ -40,15 +35,12 @@ def write_sums(folder: Path, sums: Path) -> None:
 
 
 def read_sums(sums: Path) -> dict[str, str]:
-    """Read checksums.
-
-    Returns:
-        Name, as the file has it, -> SHA-256.
+    """Return file name -> SHA-256.
 
     Raises:
-        DatasetError: When a line is none.
+        DatasetError: When a line has another form.
     """
-    found = {}
+    digests = {}
     for number, line in enumerate(sums.read_bytes().splitlines(), 1):
         digest, _, name = line.partition(b"  ")
         if not name or len(digest) != 64 or digest.strip(b"0123456789abcdefABCDEF"):
@@ -56,42 +48,38 @@ def read_sums(sums: Path) -> dict[str, str]:
                 f"every line of {sums} must be a SHA-256, two spaces and a file name, as "
                 f"'sha256sum' writes it, but line {number} is not; write it anew"
             )
-        found[os.fsdecode(name)] = digest.decode().lower()
-    return found
+        digests[os.fsdecode(name)] = digest.decode().lower()
+    return digests
 
 
 def differences(
-    folder: Path, sums: Path, progress: Callable[[int, int], None] = lambda done, total: None
+    folder: Path, sums: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> list[str]:
-    """Compare the files of a folder with their checksums.
-
-    Args:
-        folder: The folder.
-        sums: The file of checksums, relative to it.
-        progress: Called with the bytes compared, and their total.
+    """Compare the files of a folder with their checksums; report the bytes and their total.
 
     Returns:
-        What is wrong, a line each: missing, changed and unknown files.
+        A line for each missing, changed and unknown file.
     """
     expected = read_sums(sums)
 
-    def look(name: str) -> str:
+    def compare(name: str) -> str:
         try:
             return "" if sha256_of(folder / name) == expected[name] else f"{name} has changed"
         except OSError as error:
             return f"{name}: {error.strerror}"
 
-    there = [path for path in _files(folder) if path != sums]
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in there}
-    total, done, wrong = sum(sizes.values()), 0, []
+    sizes = {
+        path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder, sums)
+    }
+    total, done, problems = sum(sizes.values()), 0, []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for name, problem in zip(expected, pool.map(look, expected), strict=True):
+        for name, problem in zip(expected, pool.map(compare, expected), strict=True):
             done += sizes.get(name, 0)
-            progress(done, total)
+            on_progress(done, total)
             if problem:
-                wrong.append(problem)
-    return wrong + [f"{name} does not belong to it" for name in sizes if name not in expected]
+                problems.append(problem)
+    return problems + [f"{name} does not belong to it" for name in sizes if name not in expected]
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if not path.is_dir())
+def _files(folder: Path, without: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if not path.is_dir() and path != without]

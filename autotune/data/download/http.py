@@ -1,4 +1,4 @@
-"""One file from the first address that has it, going on where a transfer was cut."""
+"""Download of one file over HTTP, from the first source that has it, with resume."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from autotune.data.download.checksums import sha256_of
 from autotune.data.download.paths import DATA_VARIABLE, DatasetPaths
 from autotune.data.download.spec import ArchiveSpec
 from autotune.data.progress import Progress
-from autotune.errors import DatasetError, DiskFullError, InsufficientSpaceError, is_disk_full
+from autotune.errors import DatasetError, InsufficientSpaceError
+from autotune.text import first_line, format_bytes
 
-#: Answers after which the same address may have it in a moment.
-_PASSING = (408, 425, 429, 500, 502, 503, 504)
-#: Between two tries.
-_LONGEST_PAUSE_S = 30.0
+#: Status codes after which the same source may have the file in a moment.
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+#: Limits the pause between two tries.
+_MAX_PAUSE_S = 30.0
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """For how long an address is asked.
+    """When a source is tried again.
 
     Args:
-        tries: Tries that bring nothing new, after which the next address is asked.
-        pause_s: Before the next one; it doubles with each that brought nothing.
-        timeout_s: For an answer, and between two pieces of it.
+        tries: Tries without new bytes, after which the next source is asked.
+        pause_s: Pause before the second try; it doubles with each try without new bytes.
+        timeout_s: Limits the wait for an answer, and between two pieces of it.
     """
 
     tries: int = 4
@@ -44,244 +45,194 @@ class RetryPolicy:
 
 
 class _Interrupted(Exception):
-    """A transfer ended early; the address may go on with it."""
+    """A transfer ended early; the same source may continue it."""
 
 
 class _SourceFailed(Exception):
-    """An address does not have the file."""
+    """A source does not have the file."""
 
 
 def download_archive(
     archive: ArchiveSpec,
     urls: Sequence[str],
-    place: DatasetPaths,
+    paths: DatasetPaths,
     progress: Progress,
-    patience: RetryPolicy | None = None,
+    retry: RetryPolicy,
 ) -> None:
-    """Get a file, from the first address that has it.
+    """Download an archive from the first source that has it.
 
-    What has come stays when the transfer is cut or the process killed, and the next call goes on
-    with it, from another address too: the checksum decides in the end. A file without checksum is
-    continued only from the same address and unchanged.
-
-    Args:
-        archive: The file. Where its checksum is known, another content is refused.
-        urls: Where to ask, in this order.
-        place: Where it goes.
-        progress: Told of the bytes that are there.
-        patience: For how long an address is asked.
+    An interrupted download is kept, and the next call resumes it, also from another source: the
+    checksum decides in the end. Without a checksum, it is resumed only from the same source, and
+    only while the file there is unchanged.
 
     Raises:
-        DatasetError: When no address has it: with the reason of each, and how to go on by hand.
+        DatasetError: When no source has it, with the reason of each.
         InsufficientSpaceError: When the disk has less space than the file needs.
-        DiskFullError: When the disk fills up meanwhile; what has come stays.
+        OSError: When the file cannot be written; what was downloaded stays.
     """
     reasons = []
     with httpx2.Client(
         follow_redirects=True,
-        timeout=httpx2.Timeout((patience or RetryPolicy()).timeout_s, connect=15.0),
+        timeout=httpx2.Timeout(retry.timeout_s, connect=15.0),
         headers={"User-Agent": "autotune", "Accept-Encoding": "identity"},
     ) as client:
         for url in urls:
-            one = _Transfer(client, archive, url, place, progress, patience or RetryPolicy())
             try:
-                one.run()
+                return _Download(client, archive, url, paths, progress, retry).run()
             except _SourceFailed as error:
-                reasons.append(f"{_host(url)}: {error}")
+                reasons.append(f"{urlsplit(url).netloc.rpartition('@')[2] or url}: {error}")
                 progress(f"{archive.file}: {reasons[-1]}", 0, None)
-            except OSError as error:
-                raise _cannot_write(error, place) from error
-            else:
-                return
     raise DatasetError(
-        f"{archive.file} cannot be had: {'; '.join(reasons) or 'it has no address'}; what has "
-        f"come is kept, so try again later, or get {archive.urls[0] if archive.urls else 'it'} "
-        f"by hand and put it into {place.root}"
+        f"{archive.file} cannot be downloaded: {'; '.join(reasons) or 'it has no address'}; what "
+        "has been downloaded is kept, so try again later, or get "
+        f"{archive.urls[0] if archive.urls else 'it'} by hand and put it into {paths.root}"
     )
 
 
 @dataclass
-class _Transfer:
-    """A file from one address."""
+class _Download:
+    """The download of a file from one source."""
 
     client: httpx2.Client
     archive: ArchiveSpec
     url: str
     paths: DatasetPaths
     progress: Progress
-    patience: RetryPolicy
+    retry: RetryPolicy
 
     @property
-    def part(self) -> Path:
+    def partial(self) -> Path:
         return self.paths.partial(self.archive.file)
 
+    @property
+    def origin(self) -> Path:
+        return self.paths.origin(self.archive.file)
+
     def run(self) -> None:
-        if self.archive.sha256 is None and self._origin().get("url") != self.url:
-            self._start_over()  # nothing would tell what was put together of two files
-        begun_before = self._have() > 0
-        self._get_all()
-        if self._is_right():
-            self._finish()
-            return
-        self._start_over()
-        if begun_before:  # what was there was of another file, or damaged
+        if self.archive.sha256 is None and self._read_origin().get("url") != self.url:
+            self._restart()  # no checksum would reveal a mixture of two files
+        is_resumed = self._size() > 0
+        for _ in range(1 + is_resumed):  # what was there may be damaged, or of another file
             self._get_all()
-            if self._is_right():
-                self._finish()
+            if self._is_valid():
+                os.replace(self.partial, self.paths.archive(self.archive.file))
+                self.origin.unlink(missing_ok=True)
                 return
-            self._start_over()
+            self._restart()
         raise _SourceFailed("what it sends has not the published checksum")
 
     def _get_all(self) -> None:
-        fruitless = 0
+        failures = 0
         while True:
-            before = self._have()
+            before = self._size()
             try:
-                self._get_more()
-                return
+                return self._get_more()
             except (_Interrupted, httpx2.TransportError) as error:
-                fruitless = 0 if self._have() > before else fruitless + 1
-                most = min(2, self.patience.tries) if _is_nowhere(error) else self.patience.tries
-                if fruitless >= most:
+                failures = 0 if self._size() > before else failures + 1
+                # a host without any answer seldom changes while one waits
+                is_down = isinstance(error, httpx2.ConnectError)
+                if failures >= (min(2, self.retry.tries) if is_down else self.retry.tries):
                     raise _SourceFailed(_reason(error)) from error
                 self.progress(f"{self.archive.file}: {_reason(error)}, trying again", 0, None)
-                time.sleep(min(self.patience.pause_s * 2**fruitless, _LONGEST_PAUSE_S))
+                time.sleep(min(self.retry.pause_s * 2**failures, _MAX_PAUSE_S))
             except (httpx2.HTTPError, httpx2.InvalidURL) as error:
                 raise _SourceFailed(_reason(error)) from error
 
     def _get_more(self) -> None:
-        """Ask once, for what is missing, and take what comes."""
-        have, size = self._have(), self.archive.size
-        if size is not None and have > size:
-            have = self._start_over()
-        if size is not None and have == size:
+        """Request the missing bytes once."""
+        start, size = self._size(), self.archive.size
+        if size is not None and start > size:
+            start = self._restart()
+        if start == size:
             return
         headers = {}
-        if have:
-            headers["Range"] = f"bytes={have}-"
-            origin = self._origin()
+        if start:
+            headers["Range"] = f"bytes={start}-"
+            origin = self._read_origin()
             if origin.get("url") == self.url and origin.get("validator"):
                 headers["If-Range"] = origin["validator"]
-        with self.client.stream("GET", self.url, headers=headers) as answer:
-            if answer.status_code == 416:
-                if _total(answer) == have:
+        with self.client.stream("GET", self.url, headers=headers) as response:
+            status = f"HTTP {response.status_code} {response.reason_phrase}".strip()
+            content_range = response.headers.get("Content-Range", "")
+            if response.status_code == 416:
+                if content_range == f"bytes */{start}":
                     return
-                self._start_over()
-                raise _Interrupted("it is shorter than what has come")
-            if answer.status_code in _PASSING:
-                raise _Interrupted(_status(answer))
-            if answer.status_code not in (200, 206):
-                raise _SourceFailed(_status(answer))
-            start = have if answer.status_code == 206 else 0
-            if answer.status_code == 206 and _start(answer) != have:
-                self._start_over()
-                raise _Interrupted("it sends another part than was asked for")
-            self._take(answer, start)
+                self._restart()
+                raise _Interrupted("it is shorter than what was downloaded")
+            if response.status_code in _TRANSIENT:
+                raise _Interrupted(status)
+            if response.status_code not in (200, 206):
+                raise _SourceFailed(status)
+            if response.status_code == 200:
+                start = 0
+            elif not re.match(rf"bytes {start}-", content_range):
+                self._restart()
+                raise _Interrupted("it sends another range than requested")
+            self._receive(response, start)
 
-    def _take(self, answer: httpx2.Response, start: int) -> None:
-        length = answer.headers.get("Content-Length", "")
+    def _receive(self, response: httpx2.Response, start: int) -> None:
+        length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdigit() else None
         size = self.archive.size
         if size is not None and total is not None and total != size:
             raise _SourceFailed(f"its file has {total} bytes and the published one {size}")
         if total is not None:
-            self._check_room(total - start)
-        self._note_origin(answer)
-        done = start
-        with open(self.part, "r+b" if start else "wb") as stream:
+            self._check_space(total - start)
+        self._write_origin(response)
+        done, step = start, f"fetching {self.archive.file}"
+        with open(self.partial, "r+b" if start else "wb") as stream:
             stream.seek(start)
-            self.progress(f"fetching {self.archive.file}", done, size or total)
-            for chunk in answer.iter_raw():
+            self.progress(step, done, size or total)
+            for chunk in response.iter_raw():
                 stream.write(chunk)
                 done += len(chunk)
                 if size is not None and done > size:
                     raise _SourceFailed(f"it sends more than the {size} bytes that are published")
-                self.progress(f"fetching {self.archive.file}", done, size or total)
+                self.progress(step, done, size or total)
         if total is not None and done != total:
             raise _Interrupted("the transfer was cut")
 
-    def _check_room(self, missing: int) -> None:
+    def _check_space(self, missing: int) -> None:
         free = shutil.disk_usage(self.paths.root).free
         if missing > free:
             raise InsufficientSpaceError(
-                f"{self.archive.file} needs {missing / 1e9:.1f} GB more, but the disk of "
-                f"{self.paths.root} has {free / 1e9:.1f} GB left; free some space, or name a "
+                f"{self.archive.file} needs {format_bytes(missing)} more, but the disk of "
+                f"{self.paths.root} has {format_bytes(free)} left; free some space, or name a "
                 f"folder on another disk with {DATA_VARIABLE}"
             )
 
-    def _is_right(self) -> bool:
-        size, expected = self._have(), self.archive.sha256
+    def _is_valid(self) -> bool:
+        size, expected = self._size(), self.archive.sha256
         if self.archive.size is not None and size != self.archive.size:
             return False
         if expected is None:
             return True
         step = f"checking {self.archive.file}"
-        return sha256_of(self.part, lambda done: self.progress(step, done, size)) == expected
+        return sha256_of(self.partial, lambda done: self.progress(step, done, size)) == expected
 
-    def _finish(self) -> None:
-        os.replace(self.part, self.paths.archive(self.archive.file))
-        self.paths.origin(self.archive.file).unlink(missing_ok=True)
+    def _size(self) -> int:
+        return self.partial.stat().st_size if self.partial.exists() else 0
 
-    def _have(self) -> int:
-        return self.part.stat().st_size if self.part.exists() else 0
-
-    def _start_over(self) -> int:
-        self.part.unlink(missing_ok=True)
-        self.paths.origin(self.archive.file).unlink(missing_ok=True)
+    def _restart(self) -> int:
+        self.partial.unlink(missing_ok=True)
+        self.origin.unlink(missing_ok=True)
         return 0
 
-    def _origin(self) -> dict[str, Any]:
+    def _read_origin(self) -> dict[str, Any]:
         with suppress(OSError, ValueError):
-            found = json.loads(self.paths.origin(self.archive.file).read_text("utf-8"))
-            if isinstance(found, dict):
-                return found
+            origin = json.loads(self.origin.read_text("utf-8"))
+            if isinstance(origin, dict):
+                return origin
         return {}
 
-    def _note_origin(self, answer: httpx2.Response) -> None:
-        """Remember what tells a server whether its file is still the same (RFC 9110, 13.1.5)."""
-        tag = answer.headers.get("ETag", "")
-        validator = tag if tag.startswith('"') else answer.headers.get("Last-Modified", "")
-        text = json.dumps({"url": self.url, "validator": validator})
-        self.paths.origin(self.archive.file).write_text(text, "utf-8")
-
-
-def _cannot_write(error: OSError, place: DatasetPaths) -> Exception:
-    if is_disk_full(error):
-        return DiskFullError(
-            f"no space left on the disk of {place.root}; what has come is kept: free some space "
-            f"and go on, or name a folder on another disk with {DATA_VARIABLE}"
-        )
-    return DatasetError(
-        f"{place.root} must be a folder that can be written ({error.strerror}); name another one "
-        f"with {DATA_VARIABLE}"
-    )
-
-
-def _is_nowhere(error: Exception) -> bool:
-    """Tell whether nobody answers at all, which seldom changes while one waits."""
-    return isinstance(error, httpx2.ConnectError)
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).netloc.rpartition("@")[2] or url
-
-
-def _status(answer: httpx2.Response) -> str:
-    return f"HTTP {answer.status_code} {answer.reason_phrase}".strip()
+    def _write_origin(self, response: httpx2.Response) -> None:
+        """Store what lets a server tell whether its file is unchanged (RFC 9110, 13.1.5)."""
+        tag = response.headers.get("ETag", "")
+        validator = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
+        self.origin.write_text(json.dumps({"url": self.url, "validator": validator}), "utf-8")
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, httpx2.TimeoutException):
         return "it does not answer in time"
-    lines = str(error).splitlines()
-    return lines[0][:200] if lines else type(error).__name__
-
-
-def _start(answer: httpx2.Response) -> int | None:
-    found = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
-    return int(found[1]) if found else None
-
-
-def _total(answer: httpx2.Response) -> int | None:
-    found = re.fullmatch(r"bytes \*/(\d+)", answer.headers.get("Content-Range", ""))
-    return int(found[1]) if found else None
+    return first_line(error) if str(error) else type(error).__name__

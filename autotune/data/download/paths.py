@@ -1,14 +1,14 @@
-"""Where data sets by name and unpacked archives are kept: the one place that knows the layout.
+"""Paths of downloaded data sets and of unpacked archives.
 
-All of them lie in one folder, ``AUTOTUNE_DATA`` or else ``autotune/data`` in the user's cache
-folder, for all studies::
+They are in one folder for all studies, ``AUTOTUNE_DATA`` or else ``autotune/data`` in the user's
+cache folder::
 
-    dogs/images.tar         an archive as it is published, fetched or put there by hand
-    dogs/images.tar.part    what has come of one so far, with images.tar.part.json: from where
-    dogs/SHA256SUMS         put there by hand: the archives differ from the published ones
-    dogs/unpacked/          the images; it is there only when they are whole
+    dogs/images.tar         an archive as published: downloaded, or put there by the user
+    dogs/images.tar.part    an unfinished download; images.tar.part.json: where it comes from
+    dogs/SHA256SUMS         written by the user, for archives that replace the published ones
+    dogs/unpacked/          the images; exists only when it is complete
     dogs/unpacked/SHA256SUMS
-    unpacked/0a1b.../       one's own archive, unpacked
+    unpacked/0a1b.../       an archive of the user, unpacked
 """
 
 from __future__ import annotations
@@ -22,28 +22,23 @@ DATA_VARIABLE = "AUTOTUNE_DATA"
 
 
 def data_folder() -> Path:
-    """Return the folder of all data sets; it need not be there."""
-    given = os.environ.get(DATA_VARIABLE)
-    if given:
-        return Path(given).expanduser().absolute()
+    """Return the folder of all data sets; it need not exist."""
+    if folder := os.environ.get(DATA_VARIABLE):
+        return Path(folder).expanduser().absolute()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     if not cache.is_absolute():  # the XDG base directory specification: to be ignored
         cache = Path("~/.cache").expanduser()
     return cache / "autotune" / "data"
 
 
-def unpacked_folder(key: str) -> Path:
-    """Return where one's own archive is unpacked; it is there only when it is whole.
-
-    Args:
-        key: Tells archives apart.
-    """
-    return data_folder() / "unpacked" / key
+def unpacked_folder(digest: str) -> Path:
+    """Return where an archive of the user is unpacked; it exists only when it is complete."""
+    return data_folder() / "unpacked" / digest
 
 
 @dataclass(frozen=True)
 class DatasetPaths:
-    """Where one data set lies.
+    """Paths of one data set.
 
     Args:
         root: Its folder.
@@ -53,42 +48,42 @@ class DatasetPaths:
 
     @staticmethod
     def from_name(name: str) -> DatasetPaths:
-        """Return the place of a data set by its name."""
+        """Return the paths of a data set by its name."""
         return DatasetPaths(data_folder() / name)
 
     def archive(self, file: str) -> Path:
-        """An archive as it is published."""
+        """An archive as published."""
         return self.root / file
 
     def partial(self, file: str) -> Path:
-        """What has come of an archive so far."""
+        """An unfinished download of an archive."""
         return self.root / f"{file}.part"
 
     def origin(self, file: str) -> Path:
-        """From where it came: JSON."""
+        """The source of an unfinished download: JSON."""
         return self.root / f"{file}.part.json"
 
     @property
     def replaced_sums(self) -> Path:
-        """Checksums of archives that differ from the published ones."""
+        """Checksums of archives that replace the published ones."""
         return self.root / "SHA256SUMS"
 
     @property
     def final(self) -> Path:
-        """The unpacked data set; there only when it is whole."""
+        """The unpacked data set; exists only when it is complete."""
         return self.root / "unpacked"
 
     @property
     def sums(self) -> Path:
-        """Checksums of the unpacked files, as ``sha256sum`` writes them."""
+        """Checksums of the unpacked files, in the form of ``sha256sum``."""
         return self.final / "SHA256SUMS"
 
     @property
     def staging(self) -> Path:
-        """The data set while it is unpacked; what lies there without the lock is a leftover."""
+        """The data set while it is unpacked; without the lock it is a remainder."""
         return self.root / ".unpacked.part"
 
     @property
     def lock(self) -> Path:
-        """Held by the process that fetches and unpacks."""
+        """Locked by the process that downloads and unpacks."""
         return self.root / ".lock"

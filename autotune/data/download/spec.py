@@ -1,28 +1,28 @@
-"""What is known of a published data set before any of it is here."""
+"""The archives of a published data set."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from autotune.data.download.paths import DATA_VARIABLE
 from autotune.errors import UserError
 
-#: The environment variable with addresses that are asked before the publisher.
+#: The environment variable with addresses that are tried before the publisher's.
 MIRROR_VARIABLE = "AUTOTUNE_MIRROR"
 
 
 @dataclass(frozen=True)
 class ArchiveSpec:
-    """One archive as it is published.
+    """One archive as published.
 
     Args:
         file: Its name.
-        urls: Where it can be had, the publisher first.
+        urls: Its addresses, the publisher's first.
         sha256: Its checksum, hexadecimal; ``None`` where no source states one.
         size: In bytes; ``None`` where no source states it.
         folder: Where its content goes in the unpacked data set.
-        inner: The archive within it that is meant, where there is one.
+        inner: The archive inside it that holds the images, if any.
     """
 
     file: str
@@ -33,35 +33,8 @@ class ArchiveSpec:
     inner: str | None = None
 
 
-@dataclass(frozen=True)
-class DatasetSpec:
-    """A data set as it is published.
-
-    Args:
-        name: What study files call it.
-        title: Its full name.
-        page: Where it is described.
-        terms: What its publisher allows, in a sentence.
-        archives: What it consists of.
-        images: How many images there are.
-        classes: How many classes.
-    """
-
-    name: str
-    title: str
-    page: str
-    terms: str
-    archives: tuple[ArchiveSpec, ...]
-    images: int = field(kw_only=True)
-    classes: int = field(kw_only=True)
-
-
 def archive_urls(name: str, archive: ArchiveSpec) -> tuple[str, ...]:
-    """Return where to ask for an archive, in this order: mirrors of one's own, the publisher.
-
-    Args:
-        name: Name of the data set.
-        archive: The archive.
+    """Return the addresses of an archive of a data set, those of mirrors first.
 
     Raises:
         UserError: When a mirror is no HTTP address.
@@ -74,5 +47,5 @@ def archive_urls(name: str, archive: ArchiveSpec) -> tuple[str, ...]:
                 f"separated by spaces, but got {mirror!r}; a folder of archives is what "
                 f"{DATA_VARIABLE} names"
             )
-    own = tuple(f"{mirror.rstrip('/')}/{name}/{archive.file}" for mirror in mirrors)
-    return (*own, *archive.urls)
+    mirrored = (f"{mirror.rstrip('/')}/{name}/{archive.file}" for mirror in mirrors)
+    return (*mirrored, *archive.urls)

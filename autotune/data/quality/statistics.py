@@ -11,8 +11,12 @@ import numpy as np
 
 from autotune.data.quality.checks import check_dataset
 from autotune.data.splits.dataset import Dataset
-from autotune.data.splits.duplicates import count_duplicates, find_pairs
-from autotune.data.splits.image_hashes import ImageFingerprint, fingerprint_images
+from autotune.data.splits.duplicates import (
+    ImageFingerprint,
+    count_duplicates,
+    find_pairs,
+    fingerprint_images,
+)
 from autotune.data.splits.stratified import SPLITS
 
 
@@ -56,7 +60,7 @@ def compute_statistics(
     dataset: Dataset,
     duplicates: str = "report",
     test: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> DatasetStatistics:
     """Compute the statistics of a data set.
 
@@ -64,12 +68,12 @@ def compute_statistics(
         dataset: Images and their split.
         duplicates: The setting ``data.duplicates``.
         test: Whether test images are decoded too; otherwise they are only counted.
-        progress: Called with the number of images decoded and their total.
+        on_progress: Called with the number of images decoded and their total.
     """
     source, split = dataset.source, dataset.split
     splits = ("train", "validation", *(("test",) if test else ()))
     indices = sorted(index for name in splits for index in getattr(split, name))
-    results = fingerprint_images(source, indices, progress)
+    results = fingerprint_images(source, indices, on_progress)
     readable = [result for result in results.values() if isinstance(result, ImageFingerprint)]
     checks = check_dataset(dataset, "off")
     if duplicates != "off":

@@ -1,11 +1,10 @@
-"""What a source of images is, and some: the digits, image files, some images of another."""
+"""Sources of images: the digits of scikit-learn, image files, and a subset of another source."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -19,14 +18,14 @@ from autotune.data.sources.folders import ImageFile, digest_files, printable, sc
 from autotune.errors import DatasetError
 
 
-class DigitsSource:
-    """The 1,797 handwritten digits of scikit-learn, 8x8 grey; they need no download."""
+class DigitsSource(Source):
+    """The 1,797 handwritten digits of scikit-learn, 8x8 gray; they need no download."""
 
     name = "digits"
 
     def __init__(self) -> None:
         digits = load_digits()
-        # 17 grey levels, 0..16
+        # 17 gray levels, 0..16
         self._images = np.rint(digits.images * (255.0 / 16.0)).astype(np.uint8)
         self.classes = tuple(str(name) for name in digits.target_names)
         self.samples = tuple(
@@ -34,11 +33,6 @@ class DigitsSource:
             for index, label in enumerate(digits.target)
         )
         self._index = {sample.key: index for index, sample in enumerate(self.samples)}
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hexadecimal digest of the pixels and labels."""
-        return self.fingerprint_of(self.samples)
 
     def fingerprint_of(self, samples: Sequence[Sample]) -> str:
         """Return a hexadecimal digest of the pixels and labels of some images."""
@@ -52,15 +46,15 @@ class DigitsSource:
         return Image.fromarray(self._images[self._index[sample.key]]).convert("RGB")
 
 
-class FileSource:
+class FileSource(Source):
     """Image files, each of a class.
 
     Args:
-        name: What the user calls them.
+        name: The data set as the user named it.
         files: The files, sorted by key.
-        labelled: Whether something else than their keys says which class, part and group they
-            are of.
-        progress: Told of the files read for the fingerprint.
+        labelled: Whether classes, splits and groups do not follow from the keys, so that they are
+            part of the fingerprint.
+        progress: Called while the files are read for the fingerprint.
 
     Raises:
         DatasetError: When two files have the same key.
@@ -83,57 +77,53 @@ class FileSource:
         self._paths = {file.key: file.path for file in files}
         if len(self._paths) < len(files):
             keys = [file.key for file in files]
-            doubled = next(key for key, after in pairwise(keys) if key == after)
+            repeated = next(key for key, after in pairwise(keys) if key == after)
             raise DatasetError(
-                f"every image needs a name of its own, but two of {name!r} are written "
-                f"{doubled!r}; rename one of them"
+                f"every image needs its own name, but two of {name!r} are written {repeated!r}; "
+                "rename one of them"
             )
         self._labelled = labelled
         self._digests = digest_files(self._paths, progress)
-        self.fingerprint = self.fingerprint_of(self.samples)
 
     def fingerprint_of(self, samples: Sequence[Sample]) -> str:
         """Return a hexadecimal digest of the keys, sizes and ends of some files."""
-        places = list(range(len(samples)))
+        rows = list(range(len(samples)))
         if samples is not self.samples:
-            place_of = {sample.key: place for place, sample in enumerate(self.samples)}
-            places = [place_of[sample.key] for sample in samples]
-        digest = hashlib.blake2b(self._digests[places].tobytes(), digest_size=16)
+            row_of = {sample.key: row for row, sample in enumerate(self.samples)}
+            rows = [row_of[sample.key] for sample in samples]
+        digest = hashlib.blake2b(self._digests[rows].tobytes(), digest_size=16)
         if not self._labelled:
             return digest.hexdigest()
         digest = hashlib.blake2b(digest.hexdigest().encode(), digest_size=16)
-        for place in places:
-            one = self.samples[place]
-            digest.update(json.dumps([self.classes[one.label], one.split, one.group]).encode())
+        for row in rows:
+            sample = self.samples[row]
+            values = [self.classes[sample.label], sample.split, sample.group]
+            digest.update(json.dumps(values).encode())
         return digest.hexdigest()
 
     def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
-        """Return the image of a sample, upright, in mode RGB.
-
-        Raises:
-            OSError: When the file cannot be decoded.
-        """
+        """Return the image of a sample, upright, in mode RGB."""
         return read_image(self._paths[sample.key], shrink)
 
 
 class FolderSource(FileSource):
-    """The image files of a folder of class folders, split into parts or not.
+    """The image files of a folder of class folders, already split or not.
 
     Args:
-        name: What the user calls the folder.
+        name: The data set as the user named it.
         root: Its path.
-        progress: Told of the images found, and read for the fingerprint.
+        progress: Called while images are listed and read for the fingerprint.
 
     Raises:
-        DatasetError: When the folder is not laid out as a dataset.
+        DatasetError: When the folder is not laid out as a data set.
     """
 
     def __init__(self, name: str, root: str, progress: Progress = no_progress) -> None:
         super().__init__(name, scan_folder(root, progress), progress=progress)
 
 
-class SubsetSource:
-    """Some images of another source, under the classes that they had when they were chosen.
+class SubsetSource(Source):
+    """Some images of another source, with other labels and splits where wanted.
 
     Args:
         source: The other source.
@@ -149,19 +139,10 @@ class SubsetSource:
         self.samples = samples
         self._source = source
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hexadecimal digest of the keys and contents of these images alone."""
-        return self.fingerprint_of(self.samples)
-
     def fingerprint_of(self, samples: Sequence[Sample]) -> str:
         """Return a hexadecimal digest of the keys and contents of some images."""
         return self._source.fingerprint_of(samples)
 
     def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
-        """Return the image of a sample, upright, in mode RGB.
-
-        Raises:
-            OSError: When the image cannot be decoded.
-        """
+        """Return the image of a sample, upright, in mode RGB."""
         return self._source.read(sample, shrink)

@@ -1,4 +1,4 @@
-"""Caltech-101 and Caltech-256: photographs of objects, in no official parts.
+"""Caltech-101 and Caltech-256: photographs of objects, without an official split.
 
 Li, Andreeto, Ranzato, Perona: Caltech 101 (1.0), doi:10.22002/D1.20086. Griffin, Holub, Perona:
 Caltech 256 (1.0), doi:10.22002/D1.20087. Each has one more class of other pictures, to be
@@ -8,22 +8,64 @@ rejected, which results usually leave out.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-from autotune.data.download.spec import ArchiveSpec, DatasetSpec
+from autotune.data.download.archived_dataset import ArchivedDataset
+from autotune.data.download.spec import ArchiveSpec
 from autotune.data.progress import Progress, no_progress
 from autotune.data.sources.base import FileSource
 from autotune.data.sources.folders import ImageFile
 from autotune.errors import DatasetError
 
 BACKGROUND = "BACKGROUND_Google"
-CLUTTER = "clutter"
+CLUTTER = "257.clutter"
 _RECORDS = "https://data.caltech.edu"
 _TERMS = "Creative Commons Attribution 4.0 (CC BY 4.0), as CaltechDATA states it"
 
+
+def read_caltech101(
+    root: Path, progress: Progress = no_progress, *, background: bool = True
+) -> FileSource:
+    """Open the unpacked Caltech-101, with or without its class of other pictures."""
+    name = "caltech101-background" if background else "caltech101"
+    folder = root / "images" / "101_ObjectCategories"
+    return _read(name, folder, progress, "" if background else BACKGROUND)
+
+
+def read_caltech256(
+    root: Path, progress: Progress = no_progress, *, clutter: bool = True
+) -> FileSource:
+    """Open the unpacked Caltech-256, with or without its class of other pictures."""
+    name = "caltech256-clutter" if clutter else "caltech256"
+    folder = root / "images" / "256_ObjectCategories"
+    return _read(name, folder, progress, "" if clutter else CLUTTER)
+
+
+def _read(name: str, folder: Path, progress: Progress, left_out: str) -> FileSource:
+    """Open the images of class folders such as ``accordion`` or ``001.ak47``.
+
+    Folders within a class, and files without ``.jpg``, are remains that are no part of the set.
+
+    Raises:
+        DatasetError: When the layout is not the published one.
+    """
+    if not folder.is_dir():
+        raise DatasetError(
+            f"{folder} must be the folder of classes, but it is not there; remove "
+            f"{folder.parent.parent} and the archive, and they are downloaded again"
+        )
+    files = [
+        ImageFile(f"{label}/{image}", str(path), label.partition(".")[2] or label, None)
+        for label in sorted(os.listdir(folder))
+        if label != left_out and (folder / label).is_dir()
+        for image in sorted(os.listdir(folder / label))
+        if image.endswith(".jpg") and (path := folder / label / image).is_file()
+    ]
+    return FileSource(name, files, progress=progress)
+
+
 # Size and checksum: tensorflow/datasets, datasets/caltech101/checksums.tsv (commit 46e70c8).
-CALTECH101 = DatasetSpec(
+CALTECH101 = ArchivedDataset(
     name="caltech101",
     title="Caltech-101",
     page=f"{_RECORDS}/records/mzrjq-6wc02",
@@ -45,10 +87,11 @@ CALTECH101 = DatasetSpec(
     ),
     images=9_144,
     classes=102,
+    read=read_caltech101,
 )
 
 # Checksum: pytorch/vision, prototype/datasets/_builtin/caltech.py. No source states the size.
-CALTECH256 = DatasetSpec(
+CALTECH256 = ArchivedDataset(
     name="caltech256",
     title="Caltech-256",
     page=f"{_RECORDS}/records/nyy15-4j048",
@@ -67,67 +110,5 @@ CALTECH256 = DatasetSpec(
     ),
     images=30_607,
     classes=257,
+    read=read_caltech256,
 )
-
-
-def read_caltech101(
-    root: Path, progress: Progress = no_progress, *, background: bool = True
-) -> FileSource:
-    """Open the unpacked Caltech-101.
-
-    Args:
-        root: The folder with ``images/101_ObjectCategories/``.
-        progress: Told of the files read for the fingerprint.
-        background: Whether the class of other pictures is one of them.
-
-    Raises:
-        DatasetError: When it is not laid out as published.
-    """
-    files = [
-        ImageFile(key, path, folder, None)
-        for folder, key, path in _images(root / "images" / "101_ObjectCategories")
-        if background or folder != BACKGROUND
-    ]
-    name = "caltech101-background" if background else "caltech101"
-    return FileSource(name, files, progress=progress)
-
-
-def read_caltech256(
-    root: Path, progress: Progress = no_progress, *, clutter: bool = True
-) -> FileSource:
-    """Open the unpacked Caltech-256.
-
-    Args:
-        root: The folder with ``images/256_ObjectCategories/``.
-        progress: Told of the files read for the fingerprint.
-        clutter: Whether the class of other pictures is one of them.
-
-    Raises:
-        DatasetError: When it is not laid out as published.
-    """
-    files = [
-        ImageFile(key, path, folder.partition(".")[2], None)  # 001.ak47
-        for folder, key, path in _images(root / "images" / "256_ObjectCategories")
-        if clutter or folder.partition(".")[2] != CLUTTER
-    ]
-    name = "caltech256-clutter" if clutter else "caltech256"
-    return FileSource(name, files, progress=progress)
-
-
-def _images(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield class folder, key and path of every image, sorted by key.
-
-    Folders within a class, and files without ``.jpg``, are remains that are no part of the set.
-    """
-    if not folder.is_dir():
-        raise DatasetError(
-            f"{folder} must be the folder of classes, but it is not there; remove "
-            f"{folder.parent.parent} and the archive, and they are fetched again"
-        )
-    for class_folder in sorted(os.listdir(folder)):
-        if not (folder / class_folder).is_dir():
-            continue
-        for name in sorted(os.listdir(folder / class_folder)):
-            path = folder / class_folder / name
-            if name.endswith(".jpg") and path.is_file():
-                yield class_folder, f"{class_folder}/{name}", str(path)

@@ -1,4 +1,4 @@
-"""A folder of images -> its classes and files, and their digests."""
+"""Images in class folders, and digests of files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,11 +15,12 @@ import numpy as np
 
 from autotune.data.progress import INDEXING, READING, Progress, no_progress
 from autotune.errors import DatasetError, join_sentences
+from autotune.text import join_some
 
 logger = logging.getLogger(__name__)
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-#: Names of the folders of a data set that is already split (in lower case) -> part.
+#: Names of splits, in lower case -> split.
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -31,7 +32,7 @@ SPLIT_NAMES = {
     "testing": "test",
 }
 #: Folders that systems put among others: of macOS into archives, of Synology, of file systems.
-_OF_SYSTEMS = ("__MACOSX", "@eaDir", "lost+found")
+_SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "lost+found")
 _LAYOUT = "put the images of each class into a folder named after the class"
 _EDGE_BYTES = 1 << 16
 _THREADS = 16
@@ -44,12 +45,11 @@ class ImageFile:
     """One image file.
 
     Args:
-        key: Its stable name: the path relative to the folder, with ``/``; printable whatever the
-            file is called.
+        key: Its stable name: the path relative to the folder, with ``/``; always printable.
         path: The file, as the system names it.
-        class_name: Name of its class, as :func:`one_spelling` writes it.
-        part: ``train``, ``validation`` or ``test`` when the images are already split.
-        group: What goes to the same part as a whole, if anything says so.
+        class_name: Name of its class, as :func:`normalized` writes it.
+        split: ``train``, ``validation`` or ``test`` when the images are already split.
+        group: Images of one group go to the same split.
     """
 
     key: str
@@ -60,85 +60,105 @@ class ImageFile:
 
 
 def scan_folder(root: str, progress: Progress = no_progress) -> tuple[ImageFile, ...]:
-    """Find the images of a folder of class folders, split into parts or not.
+    """Find the images of a folder of class folders, already split or not, sorted by key.
 
-    Args:
-        root: An existing folder. Hidden files, other files and symlink loops are passed over;
-            symlinks are followed. A dangling symlink counts as a file: it is somebody's image.
-        progress: Told of the images found so far.
-
-    Returns:
-        The images, sorted by key.
+    Hidden files, other files and symlink loops are passed over; symlinks are followed. A dangling
+    symlink counts as a file: it is somebody's image.
 
     Raises:
         DatasetError: When the folder has no class folders, an empty class, only one class, or
-            parts whose classes differ.
+            splits whose classes differ.
     """
     files: list[ImageFile] = []
     try:
-        parts = _parts(root)
-        for part, folder in parts:
-            for found in _classes(root, part, folder):
-                files += found
+        splits = _splits(root)
+        for split, folder in splits:
+            for class_files in _classes(root, split, folder):
+                files += class_files
                 progress(INDEXING, len(files), None)
     except OSError as error:
         raise DatasetError(
             f"every folder of a dataset must be readable, but {error.filename}: {error.strerror}; "
             "change its permissions or move it elsewhere"
         ) from error
-    _check_classes(root, files, [part for part, _ in parts])
-    _mention_spellings(root, [folder for _, folder in parts])
+    _check_classes(root, files, [split for split, _ in splits])
+    for _, folder in splits:
+        names = Counter(normalized(name) for name in _subfolders(folder))
+        if repeated := sorted(name for name, count in names.items() if count > 1):
+            logger.warning(
+                "%s: %s: folders whose names differ in how Unicode spells them are one class",
+                root,
+                quoted(repeated),
+            )
     return tuple(sorted(files, key=lambda file: file.key))
 
 
 def digest_files(paths: Mapping[str, str], progress: Progress = no_progress) -> np.ndarray:
-    """Digest files by name, size and the content of both their ends.
+    """Digest files by key, size and the content of both their ends: uint8, ``(N, 16)``.
 
     Two ends of 64 KiB are what makes 10,000 photos a matter of seconds; an editor that leaves
     them and the size alone goes unnoticed.
-
-    Args:
-        paths: Key of each file -> the file.
-        progress: Told of the files read so far.
-
-    Returns:
-        uint8, ``(N, 16)``.
     """
-    every = list(paths.items())
-    chunks = [every[start : start + _CHUNK] for start in range(0, len(every), _CHUNK)]
-    found = []
+    files = list(paths.items())
+    chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
+    digests = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for number, digests in enumerate(pool.map(_file_digests, chunks), 1):
-            found.append(digests)
-            progress(READING, min(number * _CHUNK, len(every)), len(every))
-    return np.frombuffer(b"".join(found), dtype=np.uint8).reshape(-1, _DIGEST_BYTES)
+        for number, content in enumerate(pool.map(_file_digests, chunks), 1):
+            digests.append(content)
+            progress(READING, min(number * _CHUNK, len(files)), len(files))
+    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, _DIGEST_BYTES)
 
 
 def wrapped_folder(folder: str) -> str | None:
-    """Return the only folder that lies in another one, if it may hold class folders or parts."""
+    """Return the only folder inside another one, if it may hold class folders or splits."""
     inner = _subfolders(folder)
-    loose = any(_is_image(entry) for entry in _entries(folder))
-    if len(inner) != 1 or loose:
+    if len(inner) != 1 or any(_is_image(entry) for entry in _entries(folder)):
         return None
     path = os.path.join(folder, inner[0])
     return path if _subfolders(path) else None
 
 
+def image_paths(folder: str) -> Iterator[str]:
+    """Yield the images of an existing folder and of the folders in it, each real folder once.
+
+    Raises an OSError when one of the folders cannot be read.
+    """
+    seen: set[str] = set()
+    pending = [folder]
+    while pending:
+        path = pending.pop()
+        real = os.path.realpath(path)
+        if real in seen:
+            continue
+        seen.add(real)
+        for entry in _entries(path):
+            if _is_folder(entry):
+                if entry.name not in _SYSTEM_FOLDERS:
+                    pending.append(entry.path)
+            elif _is_image(entry):
+                yield entry.path
+
+
 def printable(name: str) -> str:
-    """Write a file's name so that any log, terminal and JSON file can hold it.
+    """Return the name of a file in a form that any log, terminal and JSON file can hold.
 
     Names that are no UTF-8 reach Python with lone surrogates, which cannot be encoded again.
     """
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def one_spelling(name: str) -> str:
-    """Write a name as Unicode composes it (NFC), however its letters were put together.
+def normalized(name: str) -> str:
+    """Return a name in Unicode's composed form (NFC).
 
     An umlaut is one character or two; systems differ in which they write, and people see no
     difference.
     """
     return unicodedata.normalize("NFC", name)
+
+
+def quoted(names: Collection[str]) -> str:
+    """Quote names in a message; the first 20 are enough to see what is wrong."""
+    return join_some([repr(printable(name[:200])) for name in names])
 
 
 def _file_digests(files: Sequence[tuple[str, str]]) -> bytes:
@@ -162,31 +182,33 @@ def _file_digest(key: str, path: str) -> bytes:
     return digest.digest()
 
 
-def _parts(root: str) -> list[tuple[str | None, str]]:
-    """Return (part, its folder's path) for a split folder, else the folder itself."""
+def _splits(root: str) -> list[tuple[str | None, str]]:
+    """Return (split, path) for each folder of a split data set, else the folder itself."""
     folders = _subfolders(root)
-    named = [(SPLIT_NAMES[name.lower()], name) for name in folders if name.lower() in SPLIT_NAMES]
-    parts = [part for part, _ in named]
-    if "train" not in parts or len(set(parts)) < 2:
+    named = {name: SPLIT_NAMES[name.lower()] for name in folders if name.lower() in SPLIT_NAMES}
+    splits = list(named.values())
+    if "train" not in splits or len(set(splits)) < 2:
         return [(None, root)]
-    others = [name for name in folders if name.lower() not in SPLIT_NAMES]
-    others = [name for name in others if next(image_paths(os.path.join(root, name)), None)]
+    others = [
+        name
+        for name in folders
+        if name not in named and next(image_paths(os.path.join(root, name)), None)
+    ]
     if others:
         raise DatasetError(
             f"a folder that is already split has no other folders with images, but {root} has "
-            f"{_names(others)} next to {_names([name for _, name in named])}; move one of the "
-            "two elsewhere"
+            f"{quoted(others)} next to {quoted(named)}; move one of the two elsewhere"
         )
-    doubled = [name for part, name in named if parts.count(part) > 1]
-    if doubled:
+    repeated = [name for name, split in named.items() if splits.count(split) > 1]
+    if repeated:
         raise DatasetError(
-            f"a folder that is already split has one folder for each part, but {root} has "
-            f"{_names(doubled)}; join them or move one elsewhere"
+            f"a folder that is already split has one folder for each split, but {root} has "
+            f"{quoted(repeated)}; join them or move one elsewhere"
         )
-    return [(part, os.path.join(root, name)) for part, name in sorted(named)]
+    return sorted((split, os.path.join(root, name)) for name, split in named.items())
 
 
-def _classes(root: str, part: str | None, folder: str) -> Iterator[list[ImageFile]]:
+def _classes(root: str, split: str | None, folder: str) -> Iterator[list[ImageFile]]:
     """Yield the images of one class folder after the other."""
     names = _subfolders(folder)
     loose = sum(_is_image(entry) for entry in _entries(folder))
@@ -204,53 +226,40 @@ def _classes(root: str, part: str | None, folder: str) -> Iterator[list[ImageFil
     inside = len(os.path.join(root, ""))
     folders = [os.path.join(folder, name) for name in names]
     with ThreadPoolExecutor(_THREADS) as pool:  # a network file system takes its time for each
-        all_paths = pool.map(lambda one: list(image_paths(one)), folders)
+        all_paths = pool.map(lambda path: list(image_paths(path)), folders)
         for name, class_folder, paths in zip(names, folders, all_paths, strict=True):
             if not paths:
                 empty.append(class_folder[inside:])
-            class_name = one_spelling(name)
+            class_name = normalized(name)
             yield [
-                ImageFile(printable(path[inside:]).replace(os.sep, "/"), path, class_name, part)
+                ImageFile(printable(path[inside:]).replace(os.sep, "/"), path, class_name, split)
                 for path in paths
             ]
     if empty:
         raise DatasetError(
             f"every class needs images ({' '.join(EXTENSIONS)}), but {root} has none in "
-            f"{_names(empty)}; fill or remove {'it' if len(empty) == 1 else 'them'}"
+            f"{quoted(empty)}; fill or remove {'it' if len(empty) == 1 else 'them'}"
         )
 
 
-def _mention_spellings(root: str, folders: Sequence[str]) -> None:
-    """Say which class folders of one folder are one class, spelled in two ways."""
-    for folder in folders:
-        names = Counter(one_spelling(name) for name in _subfolders(folder))
-        doubled = sorted(name for name, count in names.items() if count > 1)
-        if doubled:
-            logger.warning(
-                "%s: %s: folders whose names differ in how Unicode spells them are one class",
-                root,
-                _names(doubled),
-            )
-
-
-def _check_classes(root: str, files: Sequence[ImageFile], parts: Sequence[str | None]) -> None:
+def _check_classes(root: str, files: Sequence[ImageFile], splits: Sequence[str | None]) -> None:
     classes = sorted({file.class_name for file in files})
-    for part in parts:
-        present = {file.class_name for file in files if file.split == part}
+    for split in splits:
+        present = {file.class_name for file in files if file.split == split}
         missing = [name for name in classes if name not in present]
         if missing:
             raise DatasetError(
-                f"the parts of a split folder must have the same classes, but {_names(missing)} "
-                f"of {root} {'is' if len(missing) == 1 else 'are'} missing in {part}; add images "
-                "there, or remove the class from the other parts"
+                f"the splits of a folder must have the same classes, but {quoted(missing)} of "
+                f"{root} {'is' if len(missing) == 1 else 'are'} missing in {split}; add images "
+                "there, or remove the class from the other splits"
             )
     if len(classes) == 1:
         inner = os.path.join(root, _subfolders(root)[0])
-        nested = parts[0] is None and len(_subfolders(inner)) > 1
+        is_nested = splits[0] is None and len(_subfolders(inner)) > 1
         raise DatasetError(
             join_sentences(
-                f"a dataset needs at least two classes, but {root} has one, {_names(classes)}",
-                f"did you mean {inner}?" if nested else _LAYOUT,
+                f"a dataset needs at least two classes, but {root} has one, {quoted(classes)}",
+                f"did you mean {inner}?" if is_nested else _LAYOUT,
             )
         )
 
@@ -262,33 +271,8 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _subfolders(folder: str) -> list[str]:
-    entries = _entries(folder)
-    return [one.name for one in entries if _is_folder(one) and one.name not in _OF_SYSTEMS]
-
-
-def image_paths(folder: str) -> Iterator[str]:
-    """Yield the images of a folder and of the folders in it, each real folder once.
-
-    Args:
-        folder: An existing folder.
-
-    Raises:
-        OSError: When one of the folders cannot be read.
-    """
-    seen: set[str] = set()
-    pending = [folder]
-    while pending:
-        here = pending.pop()
-        real = os.path.realpath(here)
-        if real in seen:
-            continue
-        seen.add(real)
-        for entry in _entries(here):
-            if _is_folder(entry):
-                if entry.name not in _OF_SYSTEMS:
-                    pending.append(entry.path)
-            elif _is_image(entry):
-                yield entry.path
+    names = [entry.name for entry in _entries(folder) if _is_folder(entry)]
+    return [name for name in names if name not in _SYSTEM_FOLDERS]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -299,16 +283,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    """Tell whether an entry is called like an image, and no pipe or device, nor a link to one."""
+    """Tell whether an entry is named like an image, and no pipe or device, nor a link to one."""
     if not entry.name.lower().endswith(EXTENSIONS):
         return False
     try:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
     except OSError:
         return True
-
-
-def _names(names: Sequence[str]) -> str:
-    """Quote names for a message; the first 20 are enough to see what is wrong."""
-    text = ", ".join(f"'{printable(name)}'" for name in names[:20])
-    return text + (f" and {len(names) - 20} more" if len(names) > 20 else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,14 +11,15 @@ from pathlib import Path
 
 from autotune.data.download.archived_dataset import ArchivedDataset
 from autotune.data.download.downloadable import Downloadable
-from autotune.data.download.extraction import is_archive, unsupported_format
+from autotune.data.download.extraction import extract, is_archive, remove, unsupported_format
+from autotune.data.download.paths import unpacked_folder
 from autotune.data.progress import Progress, no_progress
 from autotune.data.source import Source
-from autotune.data.sources.archive import open_archive
 from autotune.data.sources.base import DigitsSource, FolderSource
 from autotune.data.sources.caltech import CALTECH101, CALTECH256, read_caltech101, read_caltech256
+from autotune.data.sources.folders import wrapped_folder
 from autotune.data.sources.hub import SCHEME, HubSource
-from autotune.data.sources.stanford_dogs import STANFORD_DOGS, read_dogs
+from autotune.data.sources.stanford_dogs import STANFORD_DOGS
 from autotune.data.sources.tables import TABLE_ENDINGS, TableSource
 from autotune.data.sources.torchvision_datasets import TORCHVISION_DATASETS
 from autotune.errors import DatasetError, did_you_mean, join_sentences
@@ -26,6 +28,8 @@ _PATHS = (
     "the path of a folder with one folder of images for each class, of a zip or tar file of such "
     f"folders, or of a table ({', '.join(TABLE_ENDINGS)}) with a path and a label in each row"
 )
+
+_EDGE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -42,22 +46,19 @@ class RegisteredDataset:
 
 
 def _archived(
-    dataset: ArchivedDataset, read: Callable[[Path, Progress], Source]
+    dataset: ArchivedDataset, read: Callable[[Path, Progress], Source] | None = None
 ) -> RegisteredDataset:
-    return RegisteredDataset(lambda progress: read(dataset.unpacked(), progress), dataset)
+    reader = read or dataset.read
+    return RegisteredDataset(lambda progress: reader(dataset.folder(), progress), dataset)
 
-
-_DOGS = ArchivedDataset(STANFORD_DOGS, read_dogs)
-_CALTECH101 = ArchivedDataset(CALTECH101, read_caltech101)
-_CALTECH256 = ArchivedDataset(CALTECH256, read_caltech256)
 
 _REGISTRY: dict[str, RegisteredDataset] = {
     "digits": RegisteredDataset(lambda progress: DigitsSource()),
-    "dogs": _archived(_DOGS, read_dogs),
-    "caltech101": _archived(_CALTECH101, partial(read_caltech101, background=False)),
-    "caltech101-background": _archived(_CALTECH101, read_caltech101),
-    "caltech256": _archived(_CALTECH256, partial(read_caltech256, clutter=False)),
-    "caltech256-clutter": _archived(_CALTECH256, read_caltech256),
+    "dogs": _archived(STANFORD_DOGS),
+    "caltech101": _archived(CALTECH101, partial(read_caltech101, background=False)),
+    "caltech101-background": _archived(CALTECH101),
+    "caltech256": _archived(CALTECH256, partial(read_caltech256, clutter=False)),
+    "caltech256-clutter": _archived(CALTECH256),
     **{dataset.name: RegisteredDataset(dataset.open, dataset) for dataset in TORCHVISION_DATASETS},
 }
 
@@ -68,10 +69,7 @@ def dataset_names() -> tuple[str, ...]:
 
 
 def downloadable(name: str) -> Downloadable | None:
-    """Return what has to be downloaded before a data set can be opened.
-
-    It is ``None`` for the digits, and for images of the user.
-    """
+    """Return what must be downloaded before a data set can be opened, if anything."""
     registered = _REGISTRY.get(name)
     return registered.download if registered else None
 
@@ -95,14 +93,7 @@ def fetch_source(name: str, progress: Progress) -> None:
 
 
 def open_source(name: str, progress: Progress = no_progress) -> Source:
-    """Open a data set by what a study file says.
-
-    Args:
-        name: A registered name, or what :func:`open_local` takes.
-        progress: Called while files are listed and read.
-
-    Returns:
-        The source; no image has been decoded yet.
+    """Open a data set: a registered name, or what :func:`open_local` takes. No image is decoded.
 
     Raises:
         DatasetError: When there is no such data set, its layout is wrong, or it must be
@@ -120,9 +111,6 @@ def open_local(name: str, progress: Progress = no_progress) -> Source:
             ``hf://owner/name``.
         progress: Called while files are listed and read.
 
-    Returns:
-        The source; no image has been decoded yet.
-
     Raises:
         DatasetError: When nothing is there, or its layout is wrong.
     """
@@ -134,14 +122,15 @@ def open_local(name: str, progress: Progress = no_progress) -> Source:
             return FolderSource(name, path, progress)
         if path.lower().endswith(TABLE_ENDINGS) and os.path.isfile(path):
             return TableSource(name, path, progress)
-        if is_archive(Path(path)):
-            return open_archive(name, path, progress)
-        if archive_format := unsupported_format(Path(path)):
-            raise DatasetError(
-                f"a dataset is {_PATHS}, but {name!r} is a file of {archive_format}, which cannot "
-                "be read here; unpack it and name the folder, or pack it as .tar.gz or .zip"
-            )
         if os.path.exists(path):
+            if is_archive(Path(path)):
+                return open_archive(name, path, progress)
+            if archive_format := unsupported_format(Path(path)):
+                raise DatasetError(
+                    f"a dataset is {_PATHS}, but {name!r} is a file of {archive_format}, which "
+                    "cannot be read here; unpack it and name the folder, or pack it as .tar.gz or "
+                    ".zip"
+                )
             raise DatasetError(f"a dataset is {_PATHS}, but {name!r} is none of these")
     names = dataset_names()
     raise DatasetError(
@@ -152,3 +141,40 @@ def open_local(name: str, progress: Progress = no_progress) -> Source:
             f"nothing is at {os.path.abspath(path)!r}" if "\0" not in path else "",
         )
     )
+
+
+def open_archive(name: str, path: str, progress: Progress = no_progress) -> FolderSource:
+    """Open the class folders in a zip or tar file; folders around them are passed through.
+
+    The archive is unpacked once: size, time of change and both its ends identify it.
+
+    Raises:
+        DatasetError: When the archive is damaged, or holds no class folders; nothing stays.
+        DiskFullError: When the disk has no room for its content.
+    """
+    folder = unpacked_folder(_archive_digest(path))
+    extract(Path(path), folder, partial(progress, "unpacking the images"))
+    root = str(folder)
+    while (inner := wrapped_folder(root)) is not None:
+        root = inner
+    try:
+        return FolderSource(name, root, progress)
+    except DatasetError as error:
+        remove(folder)
+        raise DatasetError(f"{name!r} was unpacked into {folder}: {error}") from error
+
+
+def _archive_digest(path: str) -> str:
+    try:
+        with open(path, "rb") as stream:
+            status = os.fstat(stream.fileno())
+            identity = b"%d %d" % (status.st_size, status.st_mtime_ns)
+            digest = hashlib.blake2b(identity, digest_size=16)
+            digest.update(stream.read(_EDGE_BYTES))
+            stream.seek(max(0, status.st_size - _EDGE_BYTES))
+            digest.update(stream.read(_EDGE_BYTES))
+    except OSError as error:
+        raise DatasetError(
+            f"{path} must be an archive, but cannot be read: {error.strerror}"
+        ) from error
+    return digest.hexdigest()

@@ -15,7 +15,8 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from autotune.data.download.spec import ArchiveSpec, DatasetSpec
+from autotune.data.download.archived_dataset import ArchivedDataset
+from autotune.data.download.spec import ArchiveSpec
 from autotune.data.progress import Progress, no_progress
 from autotune.data.sources.base import FileSource
 from autotune.data.sources.folders import ImageFile
@@ -23,8 +24,62 @@ from autotune.errors import DatasetError
 
 _BASE = "vision.stanford.edu/aditya86/ImageNetDogs"
 
+
+def read_dogs(root: Path, progress: Progress = no_progress) -> FileSource:
+    """Open the unpacked archives, with the splits of the official lists.
+
+    Raises:
+        DatasetError: When a list cannot be read, or names an image that is not there.
+    """
+    folder = root / "images" / "Images"
+    present = {
+        f"{breed.name}/{name}"
+        for breed in (folder.iterdir() if folder.is_dir() else ())
+        if breed.is_dir()
+        for name in os.listdir(breed)
+    }
+    files = []
+    for split in ("train", "test"):
+        for key in _listed(root / "lists" / f"{split}_list.mat"):
+            if key not in present:
+                raise DatasetError(
+                    f"every image of Stanford Dogs' lists must be there, but {folder / key} is "
+                    f"not; remove {root}, and it is downloaded again"
+                )
+            # n02085782-Japanese_spaniel/n02085782_1.jpg -> Japanese spaniel
+            breed = key.partition("/")[0].partition("-")[2].replace("_", " ")
+            files.append(ImageFile(key, str(folder / key), breed, split))
+    files.sort(key=lambda file: file.key)
+    return FileSource("dogs", files, labelled=True, progress=progress)
+
+
+def imagenet_overlap_warning(backbone: str) -> str:
+    """Return a warning that test scores on Stanford Dogs are too good; empty where they are not.
+
+    Args:
+        backbone: timm model name. Its tag tells whether it was trained with ImageNet's labels.
+    """
+    if not re.search(r"in(1|12|21|22)k", backbone.partition(".")[2]):
+        return ""
+    return (
+        f"Stanford Dogs is a part of ImageNet, with whose labels {backbone} was trained: these "
+        "scores are too good for new photographs."
+    )
+
+
+def _listed(path: Path) -> list[str]:
+    """Return the images of a list, such as ``n02085620-Chihuahua/n02085620_5927.jpg``."""
+    try:
+        return [str(cell) for cell in np.atleast_1d(loadmat(path, squeeze_me=True)["file_list"])]
+    except (OSError, ValueError, KeyError, TypeError, MatReadError) as error:
+        raise DatasetError(
+            f"{path} must be a list of Stanford Dogs in MATLAB's format ({error}); remove the "
+            "archives and the folder, and they are downloaded again"
+        ) from error
+
+
 # Sizes and checksums: tensorflow/datasets, url_checksums/stanford_dogs.txt (commit 24211da).
-STANFORD_DOGS = DatasetSpec(
+STANFORD_DOGS = ArchivedDataset(
     name="dogs",
     title="Stanford Dogs",
     page=f"http://{_BASE}/",
@@ -47,71 +102,5 @@ STANFORD_DOGS = DatasetSpec(
     ),
     images=20_580,
     classes=120,
+    read=read_dogs,
 )
-
-
-def read_dogs(root: Path, progress: Progress = no_progress) -> FileSource:
-    """Open the unpacked archives.
-
-    Args:
-        root: The folder with ``images/Images/`` and ``lists/``.
-        progress: Told of the files read for the fingerprint.
-
-    Returns:
-        All images, in the parts ``train`` and ``test`` of the official lists.
-
-    Raises:
-        DatasetError: When a list cannot be read, or names an image that is not there.
-    """
-    folder = root / "images" / "Images"
-    there = {
-        f"{breed.name}/{name}"
-        for breed in (folder.iterdir() if folder.is_dir() else ())
-        if breed.is_dir()
-        for name in os.listdir(breed)
-    }
-    files = []
-    for part in ("train", "test"):
-        for key in _listed(root / "lists" / f"{part}_list.mat"):
-            if key not in there:
-                raise DatasetError(
-                    f"every image of Stanford Dogs' lists must be there, but {folder / key} is "
-                    f"not; remove {root}, and it is fetched again"
-                )
-            files.append(ImageFile(key, str(folder / key), _breed(key), part))
-    files.sort(key=lambda file: file.key)
-    return FileSource("dogs", files, labelled=True, progress=progress)
-
-
-def imagenet_overlap_warning(backbone: str) -> str:
-    """Say why a test accuracy on Stanford Dogs is too good, if it is.
-
-    Args:
-        backbone: timm model name with its pretrained tag.
-
-    Returns:
-        A sentence for backbones whose tag names labels of ImageNet, else nothing.
-    """
-    if not re.search(r"in(1|12|21|22)k", backbone.partition(".")[2]):
-        return ""
-    return (
-        f"Stanford Dogs is a part of ImageNet, with whose labels {backbone} was trained: these "
-        "scores are too good for new photographs."
-    )
-
-
-def _listed(path: Path) -> list[str]:
-    """Return the images of a list, such as ``n02085620-Chihuahua/n02085620_5927.jpg``."""
-    try:
-        cells = np.atleast_1d(loadmat(path, squeeze_me=True)["file_list"])
-        return [str(cell) for cell in cells]
-    except (OSError, ValueError, KeyError, TypeError, MatReadError) as error:
-        raise DatasetError(
-            f"{path} must be a list of Stanford Dogs in MATLAB's format ({error}); remove the "
-            "archives and the folder, and they are fetched again"
-        ) from error
-
-
-def _breed(key: str) -> str:
-    """Return the class of an image: ``n02085782-Japanese_spaniel/...`` -> ``Japanese spaniel``."""
-    return key.partition("/")[0].partition("-")[2].replace("_", " ")

@@ -1,8 +1,7 @@
-"""A table of images (CSV, TSV, Parquet) -> its files, their classes, parts and groups."""
+"""A table of images (CSV, TSV, Parquet): its files, their classes, splits and groups."""
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,14 +12,13 @@ import pandas as pd
 
 from autotune.data.progress import INDEXING, Progress, no_progress
 from autotune.data.sources.base import FileSource
-from autotune.data.sources.folders import SPLIT_NAMES, ImageFile, one_spelling, printable
+from autotune.data.sources.folders import SPLIT_NAMES, ImageFile, normalized, printable, quoted
 from autotune.errors import DatasetError, did_you_mean, join_sentences
-
-logger = logging.getLogger(__name__)
+from autotune.text import join_some, plural
 
 #: Endings of the files that are tables.
 TABLE_ENDINGS = (".csv", ".tsv", ".parquet")
-#: What the columns of a table may be called, in any case.
+#: Role of a column -> its names, in lower case.
 COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "filepath", "image"),
     "label": ("label", "class", "class_name", "category"),
@@ -30,7 +28,8 @@ COLUMNS = {
 _NEEDED = ("path", "label")
 #: Limits a cell: no system has longer paths.
 MAX_CHARACTERS = 32_768
-_SHOWN = 5
+#: Limits the lines and files that a message lists.
+_MAX_LISTED = 5
 _THREADS = 16
 _CHUNK = 1000
 
@@ -39,9 +38,9 @@ class TableSource(FileSource):
     """The image files that a table names.
 
     Args:
-        name: What the user calls the table.
+        name: The table as the user named it.
         path: Its path. Paths in it are relative to its folder.
-        progress: Told of the files looked for, and read for the fingerprint.
+        progress: Called while files are looked up, and read for the fingerprint.
 
     Raises:
         DatasetError: With everything that is wrong with the table.
@@ -57,20 +56,26 @@ def read_table(path: str, progress: Progress = no_progress) -> tuple[ImageFile, 
 
     Args:
         path: A file with one of :data:`TABLE_ENDINGS`.
-        progress: Told of the files looked for.
+        progress: Called while the files are looked up.
 
     Returns:
-        The images, sorted by key. A row that is there twice counts once.
+        The images, sorted by key. A repeated row counts once.
 
     Raises:
         DatasetError: With everything that is wrong with the table.
     """
     table = _columns(path, _load(path))
-    _check_lengths(path, table)
+    for role in table.columns:
+        is_long = table[role].map(lambda text: text is not None and len(text) > MAX_CHARACTERS)
+        if is_long.any():  # before such a cell is quoted
+            raise DatasetError(
+                f"a {role} must have at most {MAX_CHARACTERS:,} characters, but {path} has longer "
+                f"ones ({_lines(table.index[is_long])}); is a quotation mark not closed?"
+            )
     folder = os.path.dirname(path)
-    places = [None if one is None else _place(folder, one) for one in table["path"]]
+    paths = [None if cell is None else _resolved(folder, cell) for cell in table["path"]]
     # by number: pandas' own strings are all UTF-8, and names of files need not be
-    table["file"], distinct = pd.factorize(np.array(places, dtype=object))
+    table["file"], distinct = pd.factorize(np.array(paths, dtype=object))
     files = list(distinct)
     problems = [*_problems(table, files), *_missing(files, progress)]
     if problems:
@@ -79,7 +84,21 @@ def read_table(path: str, progress: Progress = no_progress) -> tuple[ImageFile, 
             f"{'; '.join(problems)}"
         )
     table = table.drop_duplicates("file")
-    return tuple(sorted(_files(table, files), key=lambda file: file.key))
+    empty = [None] * len(table)
+    splits, groups = table.get("split", empty), table.get("group", empty)
+    images = [
+        ImageFile(
+            printable(cell),
+            files[file],
+            label,
+            None if word is None else SPLIT_NAMES[word.lower()],
+            group,
+        )
+        for cell, file, label, word, group in zip(
+            table["path"], table["file"], table["label"], splits, groups, strict=True
+        )
+    ]
+    return tuple(sorted(images, key=lambda image: image.key))
 
 
 def _load(path: str) -> pd.DataFrame:
@@ -94,7 +113,7 @@ def _load(path: str) -> pd.DataFrame:
                 path,
                 sep=separator,
                 encoding=encoding,
-                # a file may be called anything; the other columns are looked at later
+                # a file may have any name; the other columns are checked later
                 encoding_errors="surrogateescape",
                 dtype=object,
                 keep_default_na=False,  # a class may be called NA
@@ -107,81 +126,62 @@ def _load(path: str) -> pd.DataFrame:
             f"{path}: Parquet files are read by pyarrow, which is not installed; run pip install "
             "'autotune[parquet]', or write the table as CSV"
         ) from error
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:  # and kinds of them
+        reason = error.strerror if isinstance(error, OSError) else None
+        reason = reason or str(error).strip().splitlines()[0]
         raise DatasetError(f"{path} must be a table, but cannot be read: {reason}") from error
-    except (ValueError, pd.errors.ParserWarning) as error:  # and kinds of them
-        reason = str(error).strip().splitlines()[0]
-        raise DatasetError(f"{path} must be a table, but cannot be read: {reason}") from error
-
-
-def _check_lengths(path: str, table: pd.DataFrame) -> None:
-    """Refuse cells that are no names, before one of them is quoted.
-
-    Raises:
-        DatasetError: With the lines.
-    """
-    for role in table.columns:
-        long = table[role].map(lambda text: text is not None and len(text) > MAX_CHARACTERS)
-        if long.any():
-            raise DatasetError(
-                f"a {role} must have at most {MAX_CHARACTERS:,} characters, but {path} has longer "
-                f"ones ({_lines(table.index[long])}); is a quotation mark not closed?"
-            )
 
 
 def _dialect(path: str) -> tuple[str, str]:
-    """Return encoding and separator: those of spreadsheet programs are recognised."""
+    """Return encoding and separator, also those of spreadsheet programs."""
     with open(path, "rb") as stream:
         start = stream.read(1 << 16)
     encoding = "utf-16" if start.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     header = start.decode(encoding, "replace").partition("\n")[0]
-    if path.lower().endswith(".tsv"):
-        return encoding, "\t"
-    return encoding, max(",;\t", key=header.count)
+    return encoding, "\t" if path.lower().endswith(".tsv") else max(",;\t", key=header.count)
 
 
 def _columns(path: str, table: pd.DataFrame) -> pd.DataFrame:
-    """Return the columns that count, under one name each, with what is no text as text."""
-    there = [str(column) for column in table.columns]
-    found: dict[str, str] = {}
+    """Return the columns that count, named by their roles, as text."""
+    columns = [str(column) for column in table.columns]
+    by_role: dict[str, str] = {}
     problems = []
     for role, names in COLUMNS.items():
-        named = [one for one in there if one.strip().lower() in names]
+        named = [column for column in columns if column.strip().lower() in names]
         if len(named) > 1:
-            problems.append(f"{_quoted(named)} are all {role}s; keep one of them")
+            problems.append(f"{quoted(named)} are all {role}s; keep one of them")
         elif named:
-            found[role] = named[0]
+            by_role[role] = named[0]
         elif role in _NEEDED:
-            near = [did_you_mean(one.strip().lower(), names) for one in there]
-            hints = [f"{one!r}: {hint}" for one, hint in zip(there, near, strict=True) if hint]
-            problems.append(
-                join_sentences(f"no column is called {' or '.join(names)}", *hints[:1])
+            hints = (
+                f"{column!r}: {hint}"
+                for column in columns
+                if (hint := did_you_mean(column.strip().lower(), names))
             )
+            problem = f"no column is called {' or '.join(names)}"
+            problems.append(join_sentences(problem, next(hints, "")))
     if problems:
         raise DatasetError(
             f"the first line of a table names its columns, a path and a label among them, but "
-            f"{path}: {'; '.join(problems)}; its columns are {_quoted(there)}"
+            f"{path}: {'; '.join(problems)}; its columns are {quoted(columns)}"
         )
-    columns = table.set_axis(there, axis=1)
-    held = columns[found["path"]].dropna()
-    if not held.map(lambda value: isinstance(value, str)).all():
+    table = table.set_axis(columns, axis=1)
+    paths = table[by_role["path"]].dropna()
+    if not paths.map(lambda value: isinstance(value, str)).all():
         raise DatasetError(
-            f"{path}: its column {found['path']!r} must hold the paths of files, but it holds "
-            f"{type(held.iloc[0]).__name__}; write the images into files"
+            f"{path}: its column {by_role['path']!r} must hold the paths of files, but it holds "
+            f"{type(paths.iloc[0]).__name__}; write the images into files"
         )
-    return pd.DataFrame({role: _texts(columns[name], role) for role, name in found.items()})
+    return pd.DataFrame({role: _texts(table[column], role) for role, column in by_role.items()})
 
 
 def _texts(column: pd.Series, role: str) -> pd.Series:
-    """Return the cells of a column as text, and None where they are empty."""
-    whole = pd.api.types.is_float_dtype(column.dtype) and (column.dropna() % 1 == 0).all()
+    """Return the cells of a column as text, and ``None`` where they are empty."""
+    is_whole = pd.api.types.is_float_dtype(column.dtype) and (column.dropna() % 1 == 0).all()
     texts: list[str | None] = []
-    for value, empty in zip(column, column.isna(), strict=True):
-        text = None if empty else str(int(value) if whole else value)
-        if text is not None and role != "path":
-            text = one_spelling(text.strip())
-        texts.append(text or None)
+    for value, is_empty in zip(column, column.isna(), strict=True):
+        text = "" if is_empty else str(int(value) if is_whole else value)
+        texts.append((text if role == "path" else normalized(text.strip())) or None)
     return pd.Series(texts, dtype=object)
 
 
@@ -191,29 +191,24 @@ def _problems(table: pd.DataFrame, files: Sequence[str]) -> Iterator[str]:
         yield "it has no rows"
         return
     for role in table.columns.intersection(["path", "label", "split"]):
-        empty = table[role].isna()
-        if role == "split" and empty.all():
-            continue
-        if empty.any():
-            yield f"{_rows(int(empty.sum()))} without a {role} ({_lines(table.index[empty])})"
+        is_empty = table[role].isna()
+        if is_empty.any() and not (role == "split" and is_empty.all()):
+            yield f"{_rows(is_empty)} without a {role} ({_lines(table.index[is_empty])})"
     for role in table.columns.intersection(["label", "split", "group"]):
-        broken = table[role].map(lambda text: text is not None and not _is_utf8(text))
-        if broken.any():
+        is_broken = table[role].map(lambda text: text is not None and not _is_utf8(text))
+        if is_broken.any():
             yield (
-                f"{_rows(int(broken.sum()))} whose {role} is not in UTF-8 "
-                f"({_lines(table.index[broken])}); save the table as UTF-8"
+                f"{_rows(is_broken)} whose {role} is not in UTF-8 "
+                f"({_lines(table.index[is_broken])}); save the table as UTF-8"
             )
     if "split" in table:
         yield from _split_problems(table, files)
     named = table.dropna(subset=["path", "label"])
-    kinds = named.groupby("file")["label"].nunique()
-    doubled = kinds[kinds > 1].index
-    if len(doubled):
-        first = doubled[0]
-        labels = sorted(set(named.loc[named["file"] == first, "label"]))
+    if ambiguous := _ambiguous(named, "label"):
+        labels = sorted(set(named.loc[named["file"] == ambiguous[0], "label"]))
         yield (
-            f"{_many(len(doubled), 'image has', 'images have')} more than one label, e.g. "
-            f"{printable(files[first])}: {_quoted(labels)}"
+            f"{plural(len(ambiguous), 'image has', 'images have')} more than one label, e.g. "
+            f"{printable(files[ambiguous[0]])}: {quoted(labels)}"
         )
     if named["label"].nunique() == 1:
         yield f"all images are of one class, {named['label'].iloc[0]!r}; there must be two"
@@ -223,23 +218,27 @@ def _split_problems(table: pd.DataFrame, files: Sequence[str]) -> Iterator[str]:
     words = table["split"].dropna()
     unknown = sorted(set(words[~words.str.lower().isin(list(SPLIT_NAMES))]))
     if unknown:
-        yield f"{_quoted(unknown)} in the column of splits; allowed are {', '.join(SPLIT_NAMES)}"
+        yield f"{quoted(unknown)} in the column of splits; allowed are {', '.join(SPLIT_NAMES)}"
         return
-    parts = words.str.lower().map(SPLIT_NAMES)
-    if len(parts) and "train" not in set(parts):
-        yield f"no row is in train; all are in {', '.join(sorted(set(parts)))}"
-    several = table.assign(part=parts).dropna(subset=["path"]).groupby("file")["part"].nunique()
-    several = several[several > 1]
-    if len(several):
+    splits = words.str.lower().map(SPLIT_NAMES)
+    if len(splits) and "train" not in set(splits):
+        yield f"no row is in train; all are in {', '.join(sorted(set(splits)))}"
+    ambiguous = _ambiguous(table.assign(split=splits).dropna(subset=["path"]), "split")
+    if ambiguous:
         yield (
-            f"{_many(len(several), 'image is', 'images are')} in more than one part, e.g. "
-            f"{printable(files[several.index[0]])}"
+            f"{plural(len(ambiguous), 'image is', 'images are')} in more than one split, e.g. "
+            f"{printable(files[ambiguous[0]])}"
         )
-    classes = {part: set(table["label"][parts.index[parts == part]]) for part in set(parts)}
-    for part in sorted(classes):
-        missing = sorted(set(table["label"].dropna()) - classes[part])
-        if missing:
-            yield f"no image of {_quoted(missing)} is in {part}"
+    for split in sorted(set(splits)):
+        present = set(table["label"][splits.index[splits == split]])
+        if missing := sorted(set(table["label"].dropna()) - present):
+            yield f"no image of {quoted(missing)} is in {split}"
+
+
+def _ambiguous(table: pd.DataFrame, role: str) -> list[int]:
+    """Return the files that have several values of a role."""
+    counts = table.groupby("file")[role].nunique()
+    return list(counts[counts > 1].index)
 
 
 def _missing(files: Sequence[str], progress: Progress) -> Iterator[str]:
@@ -247,57 +246,35 @@ def _missing(files: Sequence[str], progress: Progress) -> Iterator[str]:
     missing: list[str] = []
     with ThreadPoolExecutor(_THREADS) as pool:
         chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
-        for number, found in enumerate(pool.map(_not_there, chunks), 1):
-            missing += found
+        for number, absent in enumerate(pool.map(_absent, chunks), 1):
+            missing += absent
             progress(INDEXING, min(number * _CHUNK, len(files)), len(files))
     if missing:
-        shown = ", ".join(printable(one) for one in missing[:_SHOWN])
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        yield f"{_many(len(missing), 'file is', 'files are')} not there: {shown}{more}"
+        names = join_some([printable(path) for path in missing], _MAX_LISTED)
+        yield f"{plural(len(missing), 'file is', 'files are')} not there: {names}"
 
 
-def _place(folder: str, path: str) -> str:
-    """Return where a file lies; a path may be written as Windows writes it."""
-    place = os.path.normpath(os.path.join(folder, path))
-    if "\\" in path and "\0" not in path and not os.path.exists(place):
-        return os.path.normpath(os.path.join(folder, path.replace("\\", "/")))
-    return place
-
-
-def _not_there(paths: Iterable[str]) -> list[str]:
+def _absent(paths: Iterable[str]) -> list[str]:
     return [path for path in paths if "\0" in path or not os.path.isfile(path)]
 
 
-def _files(table: pd.DataFrame, files: Sequence[str]) -> Iterator[ImageFile]:
-    nothing = [None] * len(table)
-    parts, groups = table.get("split", nothing), table.get("group", nothing)
-    for path, file, label, word, group in zip(
-        table["path"], table["file"], table["label"], parts, groups, strict=True
-    ):
-        part = None if word is None else SPLIT_NAMES[word.lower()]
-        yield ImageFile(printable(path), files[file], label, part, group)
+def _resolved(folder: str, path: str) -> str:
+    """Return the path of a file, which may be written as Windows writes it."""
+    resolved = os.path.normpath(os.path.join(folder, path))
+    if "\\" in path and "\0" not in path and not os.path.exists(resolved):
+        return os.path.normpath(os.path.join(folder, path.replace("\\", "/")))
+    return resolved
 
 
 def _is_utf8(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def _rows(count: int) -> str:
-    return _many(count, "row", "rows")
-
-
-def _many(count: int, one: str, several: str) -> str:
-    return f"{count} {one if count == 1 else several}"
+def _rows(mask: pd.Series) -> str:
+    return plural(int(mask.sum()), "row")
 
 
 def _lines(index: pd.Index) -> str:
-    """Say where rows are; the first line of the file names the columns."""
-    shown = ", ".join(str(int(row) + 2) for row in index[:_SHOWN])
-    more = f" and {len(index) - _SHOWN} more" if len(index) > _SHOWN else ""
-    return f"line{'s' if len(index) > 1 else ''} {shown}{more}"
-
-
-def _quoted(names: Iterable[str]) -> str:
-    every = list(names)
-    text = ", ".join(repr(printable(name[:200])) for name in every[:20])
-    return text + (f" and {len(every) - 20} more" if len(every) > 20 else "")
+    """Return the line numbers of rows; the first line of the file names the columns."""
+    word = "lines" if len(index) > 1 else "line"
+    return f"{word} {join_some([int(row) + 2 for row in index], _MAX_LISTED)}"

@@ -1,4 +1,4 @@
-"""A data set as a study uses it: the images, and which of them are in which part."""
+"""The images of a study and their split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from autotune.data.splits.duplicates import Duplicates, find_duplicates, refuse_
 from autotune.data.splits.folds import Fold, folds_fingerprint, make_folds, merge_for_folds
 from autotune.data.splits.groups import find_groups
 from autotune.data.splits.manifest import Manifest, describe_missing
-from autotune.data.splits.protocol import ProtocolSource, refuse_groups
+from autotune.data.splits.protocol import apply_protocol, refuse_groups
 from autotune.data.splits.stratified import SplitIndices, make_split, split_fingerprint
 from autotune.errors import DatasetError
 
@@ -30,14 +30,13 @@ class Dataset:
 
     Args:
         source: The images.
-        split: Which of them are in which part.
+        split: Which images train, validate and test.
         groups: int64, ``(N,)``: number of the group of every image; ``None`` where no two belong
             together.
-        folds: What ``data.folds`` cuts the training part into; empty without it.
-        duplicates: What was found while the split was made; only ``data.duplicates: together``
-            has to look before.
-        num_added: How many images there are besides, which came after the study was made.
-        missing: Keys of images of the study that are not there any more: so this is another split.
+        folds: The folds of the training split; empty without ``data.folds``.
+        duplicates: The duplicates, where ``data.duplicates: together`` needed them for the split.
+        num_added: Number of images that were added after the study was made; they are not used.
+        missing: Keys of images of the study that are not there any more: the split is a new one.
     """
 
     source: Source
@@ -58,34 +57,29 @@ class Dataset:
     ) -> Dataset:
         """Find images and split them; none is decoded unless duplicates are to stay together.
 
-        Args:
-            name: What a study file says.
-            data: How the images are to be split.
-            manifest: The split of an earlier run. It holds as long as all its images are there.
-            progress: Told how far the opening is.
+        A manifest, of an earlier run, holds as long as all its images are there.
 
         Raises:
-            DatasetError: When there is no such data set, it is not laid out as one, or it cannot
-                be split.
+            DatasetError: When there is no such data set, its layout is wrong, or it cannot be
+                split.
         """
         source = open_source(name, progress)
         missing = () if manifest is None else manifest.missing(source)
         if manifest is not None and not missing:
-            picked, split, groups = manifest.select(source)
-            num_added = len(source.samples) - len(picked.samples)
+            selected, split, groups = manifest.select(source)
+            num_added = len(source.samples) - len(selected.samples)
             if num_added:
-                logger.info("%s: %d images came after the study was made", name, num_added)
-            folds = make_folds(picked, split, data, groups)
-            return cls(picked, split, groups, folds, num_added=num_added)
+                logger.info("%s: %d images were added after the study was made", name, num_added)
+            folds = make_folds(selected, split, data, groups)
+            return cls(selected, split, groups, folds, num_added=num_added)
         if data.protocol is not None:
-            source = ProtocolSource(source, data.protocol, data.seed)
+            source = apply_protocol(source, data.protocol, data.seed)
         duplicates = None
         if data.duplicates == "together":
             duplicates = find_duplicates(source, progress)
             refuse_too_many(duplicates)
-        alike = None if duplicates is None else duplicates.pairs
         try:
-            groups = find_groups(source, data.group, alike)
+            groups = find_groups(source, data.group, duplicates.pairs if duplicates else None)
             if groups is not None and data.protocol is not None:
                 refuse_groups(source, data.protocol)
             split = make_split(source, data, groups)
@@ -104,15 +98,15 @@ class Dataset:
     def fingerprint(self) -> str:
         """Hexadecimal digest of all images, their classes and the split."""
         digest = hashlib.blake2b(digest_size=16)
-        for part in (self.source.fingerprint, split_fingerprint(self.split), *self.source.classes):
-            digest.update(part.encode() + b"\0")
+        for text in (self.source.fingerprint, split_fingerprint(self.split), *self.source.classes):
+            digest.update(text.encode() + b"\0")
         if self.folds:
             digest.update(folds_fingerprint(self.folds).encode())
         return digest.hexdigest()
 
     @cached_property
     def test_fingerprint(self) -> str:
-        """Hexadecimal digest of the images of the test part and their classes."""
+        """Hexadecimal digest of the test images and their classes."""
         samples = [self.source.samples[index] for index in self.split.test]
         digest = hashlib.blake2b(self.source.fingerprint_of(samples).encode(), digest_size=16)
         for sample in samples:
@@ -121,5 +115,5 @@ class Dataset:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The split, to be written down."""
+        """The split in the form in which it is stored."""
         return Manifest.from_split(self.source, self.split, self.groups)

@@ -1,41 +1,75 @@
-"""Images that are there more than once: pixel by pixel, or to the eye."""
+"""Exact and near-duplicate images, found by fingerprints.
+
+Large JPEGs are decoded at a part of their size, which is several times faster than in full.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import imagehash
 import numpy as np
+from PIL import Image
 
+from autotune.data.cache.decoding import ordered_thread_map, retry_read, silence_pillow
 from autotune.data.progress import COMPARING, Progress, no_progress
 from autotune.data.source import Source
-from autotune.data.splits.image_hashes import ImageFingerprint, fingerprint_images
 from autotune.data.splits.stratified import SplitIndices
 from autotune.errors import DatasetError
 
-#: Images whose hashes differ by at most so many of their 256 bits are alike. Measured in
+#: Side of the perceptual hash (pHash): 256 bits, from the lowest frequencies of 64x64 pixels.
+HASH_SIDE = 16
+#: Limits the side of images with a perceptual hash: smaller ones have no such frequencies, and
+#: are compared pixel by pixel alone.
+MIN_HASHED_SIDE = 4 * HASH_SIDE
+#: Least side at which a JPEG is decoded; the hash of one that is decoded in full differs by 14
+#: bits at most (docs/splits.md).
+_DRAFT_SIDE = 128
+#: Limits the bits, of 256, by which the hashes of near duplicates differ. Measured in
 #: ``benchmarks/duplicates.py``: no two of 397 photographs differ by less than 90.
 NEAR_BITS = 64
-#: With more pairs for each image than these, the images are of a kind that the hash cannot tell
-#: apart, and what it says means nothing.
-_MOST_PAIRS = 50
+#: Limits the near duplicates of each image on average: with more, the images are of a kind that
+#: the hash cannot tell apart.
+_MAX_PAIRS = 50
 #: Hashes that are compared with all others at a time: a block takes 30 MB of 100,000 images.
 _BLOCK = 32
+#: Limits the pairs that a result lists.
 _EXAMPLES = 5
 
 
 @dataclass(frozen=True, eq=False)
+class ImageFingerprint:
+    """What identifies and describes an image.
+
+    Args:
+        size: Width and height of the image as it is stored.
+        digest: Digest of the pixels: equal ones mean equal images.
+        bits: uint64, ``(4,)``: the perceptual hash; ``None`` for an image too small for it.
+        mean: float64, ``(3,)``: means of the channels, of values between 0 and 1.
+        square: float64, ``(3,)``: means of the squares.
+    """
+
+    size: tuple[int, int]
+    digest: bytes
+    bits: np.ndarray | None
+    mean: np.ndarray
+    square: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Duplicates:
-    """Pairs of images that are alike.
+    """Pairs of duplicate images.
 
     Args:
         images: How many images were compared.
         unreadable: How many could not be read.
         small: How many were compared pixel by pixel alone.
-        exact: int64, ``(P, 2)``: indices of equal images, each with the first one like it.
+        exact: int64, ``(P, 2)``: indices of equal images, each with the first one equal to it.
         near: int64, ``(Q, 2)``: indices of images that look alike; of equal ones the first.
         too_many: Whether so many look alike that the hash means nothing; ``near`` is empty then.
     """
@@ -54,54 +88,97 @@ class Duplicates:
 
 
 def find_duplicates(source: Source, progress: Progress = no_progress) -> Duplicates:
-    """Look at all images, those of the test part too, and compare each with all others.
+    """Compare each image with all others, those of the test split too; only hashes are kept."""
+    indices = range(len(source.samples))
+    return find_pairs(fingerprint_images(source, indices, partial(progress, COMPARING)))
 
-    Nothing of an image is kept but its hash.
 
-    Args:
-        source: The images.
-        progress: Told of the images looked at.
+def fingerprint_images(
+    source: Source,
+    indices: Sequence[int],
+    on_progress: Callable[[int, int], None] | None = None,
+    workers: int | None = None,
+) -> dict[int, ImageFingerprint | str]:
+    """Compute the fingerprints of images, in threads; by default one for each core.
+
+    Returns:
+        Index -> fingerprint, or the reason why the image cannot be read.
     """
-    looks = fingerprint_images(source, range(len(source.samples)), partial(progress, COMPARING))
-    return find_pairs(looks)
+    results: dict[int, ImageFingerprint | str] = {}
+
+    def work(index: int) -> ImageFingerprint | str:
+        return retry_read(lambda: _fingerprint(source, index))
+
+    with silence_pillow():
+        for index, result in ordered_thread_map(work, indices, workers):
+            results[index] = result
+            if on_progress is not None:
+                on_progress(len(results), len(indices))
+    return results
 
 
-def find_pairs(looks: Mapping[int, ImageFingerprint | str]) -> Duplicates:
-    """Compare images with each other.
+def _fingerprint(source: Source, index: int) -> ImageFingerprint:
+    sizes: list[tuple[int, int]] = []
 
-    Args:
-        looks: Index -> what a quick look has shown.
-    """
-    seen = {index: look for index, look in looks.items() if isinstance(look, ImageFingerprint)}
+    def shrink(image: Image.Image) -> Image.Image:
+        sizes.append(image.size)
+        image.draft("RGB", (_DRAFT_SIDE, _DRAFT_SIDE))
+        return image
+
+    image = source.read(source.samples[index], shrink)
+    stored = sizes[0] if sizes else image.size
+    pixels = np.asarray(image)
+    digest = hashlib.blake2b(f"{stored} {image.size}".encode(), digest_size=16)
+    digest.update(pixels.tobytes())
+    values = pixels.reshape(-1, 3).astype(np.float32) / 255.0
+    bits = None
+    if min(stored) >= MIN_HASHED_SIDE:
+        hashed = imagehash.phash(image, hash_size=HASH_SIDE).hash
+        bits = np.packbits(hashed.ravel()).view(np.uint64)
+    return ImageFingerprint(
+        size=stored,
+        digest=digest.digest(),
+        bits=bits,
+        mean=values.mean(axis=0, dtype=np.float64),
+        square=np.square(values).mean(axis=0, dtype=np.float64),
+    )
+
+
+def find_pairs(results: Mapping[int, ImageFingerprint | str]) -> Duplicates:
+    """Return the pairs of duplicates in a result of :func:`fingerprint_images`."""
+    readable = {
+        index: result for index, result in results.items() if isinstance(result, ImageFingerprint)
+    }
     first: dict[bytes, int] = {}
-    exact = []
-    for index, look in seen.items():
-        if first.setdefault(look.digest, index) != index:
-            exact.append((first[look.digest], index))
-    hashed = [(index, seen[index].bits) for index in first.values()]
-    known = [(index, bits) for index, bits in hashed if bits is not None]
-    indices = np.array([index for index, _ in known], dtype=np.int64)
-    found: list[np.ndarray] = []
-    count = 0
-    if known:
-        for block in near_pairs(np.stack([bits for _, bits in known])):
-            found.append(indices[block])
-            count += len(block)
-            if count > _MOST_PAIRS * len(known):
-                break
-    too_many = count > _MOST_PAIRS * len(known)
+    exact = [
+        (original, index)
+        for index, image in readable.items()
+        if (original := first.setdefault(image.digest, index)) != index
+    ]
+    hashes = {
+        index: bits for index in first.values() if (bits := readable[index].bits) is not None
+    }
+    indices = np.array(list(hashes), dtype=np.int64)
+    near = [_pairs([])]
+    count, too_many = 0, False
+    for block in near_pairs(np.stack(list(hashes.values()))) if hashes else ():
+        near.append(indices[block])
+        count += len(block)
+        too_many = count > _MAX_PAIRS * len(hashes)
+        if too_many:
+            break
     return Duplicates(
-        images=len(seen),
-        unreadable=len(looks) - len(seen),
-        small=sum(look.bits is None for look in seen.values()),
+        images=len(readable),
+        unreadable=len(results) - len(readable),
+        small=sum(image.bits is None for image in readable.values()),
         exact=_pairs(exact),
-        near=np.concatenate(found) if found and not too_many else _pairs([]),
+        near=near[0] if too_many else np.concatenate(near),
         too_many=too_many,
     )
 
 
 def near_pairs(hashes: np.ndarray, limit: int = NEAR_BITS) -> Iterator[np.ndarray]:
-    """Find the hashes that differ by few bits, block by block.
+    """Yield the pairs of hashes that differ by few bits, block by block.
 
     Every hash is compared with every other: within a quarter of the bits an index leaves out
     little, and a processor counts differing bits of eight bytes in one instruction.
@@ -116,92 +193,85 @@ def near_pairs(hashes: np.ndarray, limit: int = NEAR_BITS) -> Iterator[np.ndarra
     words = np.ascontiguousarray(hashes.T)
     for start in range(0, len(hashes), _BLOCK):
         rest = words[:, start:]
-        apart = np.zeros((min(_BLOCK, rest.shape[1]), rest.shape[1]), dtype=np.uint16)
+        distances = np.zeros((min(_BLOCK, rest.shape[1]), rest.shape[1]), dtype=np.uint16)
         for word in rest:
-            apart += np.bitwise_count(word[:_BLOCK, None] ^ word[None])
-        rows, columns = np.nonzero(apart <= limit)
-        later = columns > rows
-        if later.any():
-            yield np.stack([rows[later], columns[later]], axis=1).astype(np.int64) + start
+            distances += np.bitwise_count(word[:_BLOCK, None] ^ word[None])
+        rows, columns = np.nonzero(distances <= limit)
+        is_later = columns > rows
+        if is_later.any():
+            yield np.stack([rows[is_later], columns[is_later]], axis=1).astype(np.int64) + start
 
 
-def refuse_too_many(found: Duplicates) -> None:
-    """Refuse to keep together what the hash cannot tell apart.
-
-    Raises:
-        DatasetError: When it cannot.
-    """
-    if found.too_many:
+def refuse_too_many(duplicates: Duplicates) -> None:
+    """Raise a DatasetError when the hash cannot tell the images apart."""
+    if duplicates.too_many:
         raise DatasetError(
             "data.duplicates: together needs images that can be told apart, but of these images "
-            f"each looks like more than {_MOST_PAIRS} others; take report or off, and name what "
+            f"each looks like more than {_MAX_PAIRS} others; take report or off, and name what "
             "belongs together with data.group"
         )
 
 
-def count_duplicates(found: Duplicates, source: Source, split: SplitIndices) -> dict[str, Any]:
-    """Count duplicates by what they do to a split, as plain JSON values, with a few examples.
+def count_duplicates(
+    duplicates: Duplicates, source: Source, split: SplitIndices
+) -> dict[str, Any]:
+    """Count duplicates by their effect on a split, as plain JSON values, with a few examples.
 
     Returns:
         ``images``, ``unreadable`` and ``small``: how many were compared, could not be read, were
-        compared pixel by pixel alone. ``exact`` and ``near``: how many images have another one
-        like them. ``test``: how many test images are like one of training or validation.
-        ``validation``: how many validation images are like one of training. ``classes``: how many
-        pairs have two classes. ``examples``: keys, parts and kind of a few pairs, those across
-        parts first. ``too_many``: whether the hash means nothing here.
+        compared pixel by pixel alone. ``exact`` and ``near``: how many images have a duplicate of
+        that kind. ``test``: how many test images have one in training or validation.
+        ``validation``: how many validation images have one in training. ``classes``: how many
+        pairs have two classes. ``examples``: keys, splits and kind of a few pairs, those across
+        splits first. ``too_many``: whether the hash means nothing here.
     """
-    part_of = {
-        index: part for part in ("train", "validation", "test") for index in getattr(split, part)
-    }
+    split_of = split.by_index()
     labels = np.array([sample.label for sample in source.samples])
-    copies, alike = _neighbours(found)
-    touched = Counter[str]()
+    copies, similar = _neighbors(duplicates)
+    leaks = Counter[str]()
     for first, members in copies.items():
-        like = [one for near in alike.get(first, ()) for one in copies[near]]
-        parts = Counter(part_of.get(one) for one in (*members, *like))
-        for one in members:
-            others = {part for part, count in parts.items() if count > (part == part_of.get(one))}
-            if part_of.get(one) == "test" and others & {"train", "validation"}:
-                touched["test"] += 1
-            if part_of.get(one) == "validation" and "train" in others:
-                touched["validation"] += 1
-    pairs = found.pairs
-    exact = {(int(one), int(other)) for one, other in found.exact}
-    listed = [(int(one), int(other)) for one, other in pairs]
-    shown = sorted(listed, key=lambda pair: len({part_of.get(one) for one in pair} - {None}) < 2)
+        others = [index for near in similar.get(first, ()) for index in copies[near]]
+        counts = Counter(split_of.get(index) for index in (*members, *others))
+        for index in members:
+            own = split_of.get(index)
+            elsewhere = {name for name, count in counts.items() if count > (name == own)}
+            leaks["test"] += own == "test" and bool(elsewhere & {"train", "validation"})
+            leaks["validation"] += own == "validation" and "train" in elsewhere
+    pairs = duplicates.pairs
+    kinds = ["exact"] * len(duplicates.exact) + ["near"] * len(duplicates.near)
+    listed = sorted(
+        zip(pairs.tolist(), kinds, strict=True),
+        key=lambda pair: len({split_of.get(index) for index in pair[0]} - {None}) < 2,
+    )
     keys = [sample.key for sample in source.samples]
     return {
-        "images": found.images,
-        "unreadable": found.unreadable,
-        "small": found.small,
-        "exact": len(np.unique(found.exact)),
-        "near": sum(len(copies[first]) for first in alike),
-        "test": touched["test"],
-        "validation": touched["validation"],
+        "images": duplicates.images,
+        "unreadable": duplicates.unreadable,
+        "small": duplicates.small,
+        "exact": len(np.unique(duplicates.exact)),
+        "near": sum(len(copies[first]) for first in similar),
+        "test": leaks["test"],
+        "validation": leaks["validation"],
         "classes": int((labels[pairs[:, 0]] != labels[pairs[:, 1]]).sum()),
-        "too_many": found.too_many,
+        "too_many": duplicates.too_many,
         "examples": [
-            [
-                *(keys[one], part_of.get(one, "")),
-                *(keys[other], part_of.get(other, "")),
-                "exact" if (one, other) in exact else "near",
-            ]
-            for one, other in shown[:_EXAMPLES]
+            [keys[first], split_of.get(first, ""), keys[second], split_of.get(second, ""), kind]
+            for (first, second), kind in listed[:_EXAMPLES]
         ],
     }
 
 
-def _neighbours(found: Duplicates) -> tuple[dict[int, list[int]], dict[int, set[int]]]:
+def _neighbors(duplicates: Duplicates) -> tuple[dict[int, list[int]], dict[int, set[int]]]:
     """Return the images equal to each first one, itself included, and those that look like it."""
-    copies: dict[int, list[int]] = {int(first): [int(first)] for first in found.pairs[:, 0]}
-    copies |= {int(other): [int(other)] for other in found.near[:, 1]}
-    for first, other in found.exact:
-        copies[int(first)].append(int(other))
-    alike: dict[int, set[int]] = {}
-    for one, other in found.near:
-        alike.setdefault(int(one), set()).add(int(other))
-        alike.setdefault(int(other), set()).add(int(one))
-    return copies, alike
+    copies: dict[int, list[int]] = {}
+    similar: dict[int, set[int]] = {}
+    for first, second in duplicates.exact.tolist():
+        copies.setdefault(first, [first]).append(second)
+    for first, second in duplicates.near.tolist():
+        for index, other in ((first, second), (second, first)):
+            copies.setdefault(index, [index])
+            similar.setdefault(index, set()).add(other)
+    return copies, similar
 
 
 def _pairs(pairs: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Which image is in which part of a study, written down for good when the study is made."""
+"""The split of a study, stored when the study is made."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 
 from autotune.data.source import Source
 from autotune.data.sources.base import SubsetSource
-from autotune.data.splits.stratified import SplitIndices
+from autotune.data.splits.stratified import SPLITS, SplitIndices
+from autotune.text import join_some
 
-_HEAD = ["key", "label", "class", "part", "group"]
-_PARTS = ("train", "validation", "test")
+_HEADER = ["key", "label", "class", "part", "group"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class ManifestRow:
     Args:
         key: Its key in the source.
         label: Index into the classes.
-        part: ``train``, ``validation``, ``test``, or empty where it is in none.
-        group: Number of the images that it belongs to; its own where it belongs to none.
+        split: ``train``, ``validation`` or ``test``; empty where it is in none.
+        group: Number of its group; images that stay together have the same.
     """
 
     key: str
@@ -37,11 +37,11 @@ class ManifestRow:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The images of a study, in the order of its source, those in no part included.
+    """The images of a study, in the order of its source, those in no split included.
 
     Args:
         classes: Names of the classes.
-        lines: One for every image.
+        rows: A row for every image.
     """
 
     classes: tuple[str, ...]
@@ -51,81 +51,76 @@ class Manifest:
     def from_split(
         source: Source, split: SplitIndices, groups: np.ndarray | None = None
     ) -> Manifest:
-        """Write down a split, and the groups where there are some."""
+        """Return the manifest of a split."""
         numbers = range(len(source.samples)) if groups is None else groups.tolist()
-        parts = {index: part for part in _PARTS for index in getattr(split, part)}
-        lines = tuple(
-            ManifestRow(sample.key, sample.label, parts.get(index, ""), group)
+        split_of = split.by_index()
+        rows = tuple(
+            ManifestRow(sample.key, sample.label, split_of.get(index, ""), group)
             for index, (sample, group) in enumerate(zip(source.samples, numbers, strict=True))
         )
-        return Manifest(source.classes, lines)
+        return Manifest(source.classes, rows)
 
     def to_bytes(self) -> bytes:
         """Return the manifest as a compressed CSV file, the same for the same split."""
         text = io.StringIO(newline="")
         table = csv.writer(text, lineterminator="\n")
-        table.writerow(_HEAD)
-        for line in self.rows:
-            named = self.classes[line.label]
-            table.writerow([line.key, line.label, named, line.split, line.group])
+        table.writerow(_HEADER)
+        for row in self.rows:
+            table.writerow([row.key, row.label, self.classes[row.label], row.split, row.group])
         return gzip.compress(text.getvalue().encode(), mtime=0)
 
     @staticmethod
     def from_bytes(data: bytes) -> Manifest:
-        """Read what :meth:`to_bytes` has written.
+        """Read the result of :meth:`to_bytes`.
 
         Raises:
             ValueError: When it is something else, or damaged.
         """
         try:
             text = gzip.decompress(data).decode()
-            head, *rows = csv.reader(io.StringIO(text, newline=""))
-            names = {int(label): name for _, label, name, *_ in rows}
-            lines = tuple(
-                ManifestRow(key, int(label), part, int(group))
-                for key, label, _, part, group in rows
+            header, *lines = csv.reader(io.StringIO(text, newline=""))
+            names = {int(label): name for _, label, name, *_ in lines}
+            rows = tuple(
+                ManifestRow(key, int(label), split, int(group))
+                for key, label, _, split, group in lines
             )
             classes = tuple(names[label] for label in range(len(names)))
         except (OSError, EOFError, KeyError, csv.Error) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
-        if head != _HEAD or {line.split for line in lines} - {*_PARTS, ""}:
-            raise ValueError(f"the columns are {head}")
-        return Manifest(classes, lines)
+        if header != _HEADER or {row.split for row in rows} - {*SPLITS, ""}:
+            raise ValueError(f"the columns are {header}")
+        return Manifest(classes, rows)
 
     def missing(self, source: Source) -> tuple[str, ...]:
-        """Return the keys of the images that are not there any more, or in another class."""
-        now = {sample.key: source.classes[sample.label] for sample in source.samples}
+        """Return the keys of images that a source lacks, or has in another class."""
+        classes = {sample.key: source.classes[sample.label] for sample in source.samples}
         return tuple(
-            line.key for line in self.rows if now.get(line.key) != self.classes[line.label]
+            row.key for row in self.rows if classes.get(row.key) != self.classes[row.label]
         )
 
     def select(self, source: Source) -> tuple[Source, SplitIndices, np.ndarray | None]:
-        """Find the images again.
-
-        Args:
-            source: The images as they are now, of which none is missing.
+        """Select the images of the manifest from a source that lacks none of them.
 
         Returns:
-            The images of the manifest alone, under their classes of then, their split, and the
-            number of the group of each; ``None`` where no two belong together.
+            These images alone, under the classes of the manifest, their split, and the number of
+            the group of each; ``None`` where no two belong together.
         """
-        now = {sample.key: sample for sample in source.samples}
-        picked = tuple(replace(now[line.key], label=line.label) for line in self.rows)
-        parts = {
-            part: tuple(index for index, line in enumerate(self.rows) if line.split == part)
-            for part in _PARTS
+        by_key = {sample.key: sample for sample in source.samples}
+        samples = tuple(replace(by_key[row.key], label=row.label) for row in self.rows)
+        splits = {
+            split: tuple(index for index, row in enumerate(self.rows) if row.split == split)
+            for split in SPLITS
         }
-        numbers = np.array([line.group for line in self.rows], dtype=np.int64)
-        groups = numbers if len(set(numbers.tolist())) < len(numbers) else None
-        same = picked == source.samples
-        chosen = source if same else SubsetSource(source, self.classes, picked)
-        return chosen, SplitIndices(**parts), groups
+        numbers = np.array([row.group for row in self.rows], dtype=np.int64)
+        groups = numbers if len(np.unique(numbers)) < len(numbers) else None
+        if samples != source.samples:
+            source = SubsetSource(source, self.classes, samples)
+        return source, SplitIndices(**splits), groups
 
 
 def describe_missing(missing: Sequence[str]) -> str:
-    """Say which images of a study are missing."""
-    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    """Describe which images of a study are missing."""
     return (
         "images of the study are missing, or in another class: "
-        f"{', '.join(map(repr, missing[:5]))}{more}"
+        f"{join_some([repr(key) for key in missing], 5)}"
     )

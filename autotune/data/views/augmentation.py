@@ -1,4 +1,4 @@
-"""One view of one image, the same whenever and wherever it is made."""
+"""Rendering of views: each depends on its seed, image and number alone."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _INTERPOLATIONS = {
 
 @dataclass(frozen=True, eq=False)
 class ViewRenderer:
-    """Makes views; small enough to be sent to a data-loading process.
+    """Renders views; small enough to be sent to a data-loading process.
 
     Args:
         store: Decoded images.
-        rows: int64, ``(N,)``: the rows of the store that are meant.
-        spec: What the backbone wants.
-        augment: What differs between views.
+        rows: int64, ``(N,)``: rows of the store.
+        spec: What the backbone expects.
+        augment: The augmentation.
         seed: Seed of all views.
     """
 
@@ -46,35 +46,31 @@ class ViewRenderer:
     seed: int
 
     def render(self, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Make views.
-
-        Args:
-            pairs: Positions in ``rows`` and numbers of views; view 0 is the evaluation transform.
+        """Render views: pairs of a position in ``rows`` and a number.
 
         Returns:
             uint8, ``(len(pairs), 3, size, size)``. Neither the state of torch's generators nor
             its number of threads is changed.
         """
         size = self.spec.size
-        made = torch.empty((len(pairs), 3, size, size), dtype=torch.uint8)
+        views = torch.empty((len(pairs), 3, size, size), dtype=torch.uint8)
         # sums over pixels are rounded by how many threads share them
         with single_threaded(), torch.random.fork_rng(devices=[]):
-            for place, (position, view) in enumerate(pairs):
-                made[place] = self._one(position, view)
-        return made
+            for index, (position, number) in enumerate(pairs):
+                views[index] = self._render(position, number)
+        return views
 
-    def _one(self, position: int, view: int) -> torch.Tensor:
+    def _render(self, position: int, number: int) -> torch.Tensor:
         row = self.rows[position]
         # a copy: torch warns about tensors over read-only memory
         image = torch.from_numpy(np.array(self.store.images[row]))
-        if view == 0:
+        if number == 0:
             size = self.spec.size
             edge = (self.spec.store_size - size) // 2
             return image[:, edge : edge + size, edge : edge + size]
         # torch.manual_seed would seed the accelerators as well, which nothing restores
-        torch.default_generator.manual_seed(
-            mix_seed(self.seed, int(self.store.indices[row]), view)
-        )
+        seed = mix_seed(self.seed, int(self.store.indices[row]), number)
+        torch.default_generator.manual_seed(seed)
         result: torch.Tensor = _augmentation(self.spec, self.augment)(image)
         return result
 
@@ -89,7 +85,7 @@ def mix_seed(*values: int) -> int:
 def _augmentation(spec: ImageSpec, augment: AugmentConfig) -> v2.Compose:
     steps: list[torch.nn.Module] = []
     if augment.rotate > 0:
-        fill = [float(round(255 * mean)) for mean in spec.mean]  # corners that mean nothing
+        fill = [float(round(255 * mean)) for mean in spec.mean]  # corners without content
         steps.append(v2.RandomRotation(augment.rotate, v2.InterpolationMode.BILINEAR, fill=fill))
     steps.append(
         v2.RandomResizedCrop(

@@ -1,4 +1,4 @@
-"""The images of a study: opened once, handed out as views."""
+"""The images of a study: opened once, used as views."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from autotune.data.splits.folds import Fold
 from autotune.data.splits.manifest import Manifest
 from autotune.data.views.views import MEMORY_BYTES, Views
 from autotune.errors import DatasetError
+from autotune.text import join_some
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a study remembers about its images.
+    """What a study stores about its images.
 
     Args:
-        name: The dataset, as the study file names it.
-        fingerprint: Hexadecimal digest of all images, their classes and the split.
-        test_fingerprint: Hexadecimal digest of the test images and their classes.
+        name: The data set, as the study file names it.
+        fingerprint: Digest of all images, their classes and the split.
+        test_fingerprint: Digest of the test images and their classes.
         classes: Names of the classes; a label is an index into them.
         train: Number of readable training images; with folds, of all that take turns.
         validation: Number of readable validation images, likewise.
@@ -46,10 +47,10 @@ class DatasetInfo:
     folds: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the information as plain JSON values; of folds only where there are some."""
+        """Return the information as plain JSON values; ``folds`` only where there are some."""
         values = asdict(self)
         values["classes"] = list(self.classes)
-        values["skipped"] = [list(one) for one in self.skipped]
+        values["skipped"] = [list(pair) for pair in self.skipped]
         values["folds"] = list(self.folds)
         return values if self.folds else {key: values[key] for key in values if key != "folds"}
 
@@ -59,12 +60,12 @@ class StudyData:
     """The training and validation images of a study; the test images are not in it.
 
     Args:
-        info: What a study remembers about them.
-        spec: What the backbone wants.
-        store: The decoded images. ``store.key`` also tells apart the specifications, which
+        info: What a study stores about them.
+        spec: What the backbone expects.
+        store: The decoded images. ``store.key`` differs between specifications,
             ``info.fingerprint`` does not.
-        train_rows: Rows of the store that train; with folds, all that take turns.
-        validation_rows: Rows of the store that choose among trials; with folds, the same.
+        train_rows: Rows of the store for training; with folds, all that take turns.
+        validation_rows: Rows of the store for validation; with folds, the same.
         folds: Positions in both of what trains and validates in each fold; empty without folds.
     """
 
@@ -82,24 +83,20 @@ class StudyData:
         data: DataConfig,
         spec: ImageSpec,
         folder: Path,
-        progress: Callable[[int, int], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
         limit_bytes: int | None = None,
         manifest: Manifest | None = None,
     ) -> StudyData:
-        """Split a dataset and decode its training and validation images, if nobody has yet.
+        """Split a data set and decode its training and validation images, if not done yet.
 
         Args:
-            dataset: A known name, or what :func:`autotune.data.sources.registry.open_local` takes.
+            dataset: The data set, as a study file names it.
             data: How the images are split and read.
-            spec: What the backbone wants.
-            folder: Where decoded images are kept.
-            progress: Called with the number of images decoded and their total.
-            limit_bytes: What everything in ``folder`` may take, see
-                :class:`autotune.data.cache.array_cache.ArrayCache`.
-            manifest: The split of the study, where it is known.
-
-        Returns:
-            The task.
+            spec: What the backbone expects.
+            folder: Folder of the cache.
+            on_progress: Called with the number of images decoded and their total.
+            limit_bytes: Limits everything in ``folder``.
+            manifest: The split of the study, where it exists.
 
         Raises:
             DatasetError: When the images cannot be used.
@@ -113,25 +110,25 @@ class StudyData:
             spec,
             folder,
             unreadable_limit=data.unreadable_limit,
-            progress=progress,
+            on_progress=on_progress,
             limit_bytes=limit_bytes,
             fast=data.decode == "fast",
         )
         train = store.rows(split.train)
         validation = train if opened.folds else store.rows(split.validation)
 
-        def positions(part: np.ndarray) -> np.ndarray:
-            return np.searchsorted(train, store.rows(part.tolist()))
+        def positions(indices: np.ndarray) -> np.ndarray:
+            return np.searchsorted(train, store.rows(indices.tolist()))
 
         folds = tuple(
-            Fold(positions(one.train), positions(one.validation)) for one in opened.folds
+            Fold(positions(fold.train), positions(fold.validation)) for fold in opened.folds
         )
-        parts = {"train": train, "validation": validation}
-        for number, one in enumerate(folds, start=1):
-            parts[f"the training images of fold {number}"] = train[one.train]
-            parts[f"the validation images of fold {number}"] = train[one.validation]
-        for part, rows in parts.items():
-            _check_part(part, store.labels[rows], source.classes, store.skipped)
+        _check_classes("train", store, train, source.classes)
+        _check_classes("validation", store, validation, source.classes)
+        for number, fold in enumerate(folds, start=1):
+            for name, rows in (("training", fold.train), ("validation", fold.validation)):
+                place = f"the {name} images of fold {number}"
+                _check_classes(place, store, train[rows], source.classes)
         info = DatasetInfo(
             name=source.name,
             fingerprint=opened.fingerprint,
@@ -141,7 +138,7 @@ class StudyData:
             validation=len(validation),
             test=len(split.test),
             skipped=store.skipped,
-            folds=tuple(len(one.train) for one in folds),
+            folds=tuple(len(fold.train) for fold in folds),
         )
         return cls(info, spec, store, train, validation, folds)
 
@@ -153,34 +150,19 @@ class StudyData:
     def train_views(
         self, augment: AugmentConfig, views: int, seed: int, memory_bytes: int = MEMORY_BYTES
     ) -> Views:
-        """Return the training images.
-
-        Args:
-            augment: What differs between views.
-            views: Number of views of each image.
-            seed: Seed of the views.
-            memory_bytes: Most memory that kept views may take.
-        """
+        """Return the training images, with a number of augmented views of each."""
         return Views(self.store, self.train_rows, self.spec, augment, views, seed, memory_bytes)
 
     def validation_views(self, memory_bytes: int = MEMORY_BYTES) -> Views:
-        """Return the validation images, as the evaluation transform shows them.
-
-        Args:
-            memory_bytes: Most memory that kept views may take.
-        """
-        return _plain(self.store, self.validation_rows, self.spec, memory_bytes)
+        """Return the validation images, as the evaluation transform shows them."""
+        return _plain_views(self.store, self.validation_rows, self.spec, memory_bytes)
 
     def train_validation_views(
         self, augment: AugmentConfig, views: int, seed: int, memory_bytes: int = MEMORY_BYTES
     ) -> Views:
         """Return training and validation images together, to fit the final model.
 
-        Args:
-            augment: What differs between views.
-            views: Number of views of each image.
-            seed: Seed of the views. An image has the same views as in :meth:`train_views`.
-            memory_bytes: Most memory that kept views may take.
+        An image has the same views as in :meth:`train_views`.
         """
         rows = np.union1d(self.train_rows, self.validation_rows)
         return Views(self.store, rows, self.spec, augment, views, seed, memory_bytes)
@@ -195,22 +177,15 @@ def open_test_views(
     manifest: Manifest | None = None,
     fingerprint: str | None = None,
 ) -> Views:
-    """Decode the test images: for the final fit alone, once.
+    """Decode the test images: once, for the final fit alone.
 
-    Args:
-        dataset: A known name, or what :func:`autotune.data.sources.registry.open_local` takes.
-        data: How the images are split and read.
-        spec: What the backbone wants.
-        folder: Where decoded images are kept.
-        limit_bytes: What everything in ``folder`` may take.
-        manifest: The split of the study, where it is known.
-        fingerprint: What the test part had when the study was made, where that is known.
+    The arguments are those of :meth:`StudyData.open`, and the test fingerprint of the study.
 
     Returns:
         The test images, as the evaluation transform shows them.
 
     Raises:
-        DatasetError: When the images cannot be used, or are others; then none was read.
+        DatasetError: When the images cannot be used, or have changed; then none was read.
         DiskFullError: When the disk is full, or fills up meanwhile.
     """
     opened = Dataset.open(dataset, data, manifest)
@@ -229,25 +204,23 @@ def open_test_views(
         limit_bytes=limit_bytes,
         fast=data.decode == "fast",
     )
-    return _plain(store, np.arange(len(store.indices)), spec)
+    return _plain_views(store, np.arange(len(store.indices)), spec)
 
 
-def _plain(
+def _plain_views(
     store: ImageStore, rows: np.ndarray, spec: ImageSpec, memory_bytes: int = MEMORY_BYTES
 ) -> Views:
     return Views(store, rows, spec, AugmentConfig(), 1, 0, memory_bytes)
 
 
-def _check_part(
-    part: str,
-    labels: np.ndarray,
-    classes: Sequence[str],
-    skipped: Sequence[tuple[str, str]],
+def _check_classes(
+    place: str, store: ImageStore, rows: np.ndarray, classes: Sequence[str]
 ) -> None:
+    labels = store.labels[rows]
     lost = [name for label, name in enumerate(classes) if label not in labels]
     if lost:
+        reasons = [f"{name} ({reason})" for name, reason in store.skipped]
         raise DatasetError(
-            f"every class needs readable images in {part}, but none is left of "
-            f"{', '.join(map(repr, lost))}; repair "
-            f"{'; '.join(f'{name} ({reason})' for name, reason in skipped[:5])}"
+            f"every class needs readable images in {place}, but none is left of "
+            f"{', '.join(map(repr, lost))}; repair {join_some(reasons, 5, '; ')}"
         )

@@ -1,8 +1,8 @@
 """Who may use the dashboard: pages of this machine, or visitors of Caddy who know the password.
 
-optuna-dashboard asks nobody for anything. On the loopback address a browser is the danger: a page
+optuna-dashboard has no authentication. On the loopback address the danger is the browser: a page
 of another site can send requests there, and with a name that it lets point to 127.0.0.1 (DNS
-rebinding) it can read the answers. Such requests have a ``Host`` or an ``Origin`` of elsewhere.
+rebinding) it can read the responses. Such requests have a foreign ``Host`` or ``Origin``.
 """
 
 from __future__ import annotations
@@ -17,44 +17,42 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-#: The header in which Caddy shows its token, and the one in which it names the visitor.
+#: Headers with which Caddy shows its token and names the visitor.
 TOKEN_HEADER = "X-Autotune-Token"
 CLIENT_HEADER = "X-Autotune-Client"
-#: What Caddy asks before it lets a request through.
+#: The path that Caddy asks before it lets a request through.
 PASSWORD_PATH = "/-/password"
-#: What every answer says to a browser: guess no types, show it in no frame, tell no other site.
+#: Security headers of every response: no type sniffing, no frames, no referrer.
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
 }
-#: The same of frames, for browsers of now. It is added to the policy that optuna-dashboard sends
-#: with its page, which says whose scripts may run: a browser keeps to every policy.
+#: No frames, for current browsers. It is added to the policy of optuna-dashboard, which says whose
+#: scripts may run: a browser follows every policy.
 POLICY = ("Content-Security-Policy", "frame-ancestors 'none'")
-#: Files of trials, which others may have put there: a page among them runs no script.
+#: Policy of the files of trials: others may have stored a page there, and it must run no script.
 _SANDBOX = ("Content-Security-Policy", "sandbox")
 _FILES = "/artifacts/"
-#: Methods that change nothing.
-_READING = ("GET", "HEAD", "OPTIONS")
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::(?P<port>[0-9]{1,5}))?")
 _ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<host>[^/?#@\s]+)")
 
 
 def local_only(app: WSGIApplication) -> WSGIApplication:
-    """Let an application answer pages of its own address alone, which is one of this machine.
+    """Let an application answer only pages of its own address, which is one of this machine.
 
-    The port may be any: SSH forwards another one.
+    Any port is allowed: SSH forwards another one.
     """
 
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if problem := cross_site_problem(environ):
-            return _answer(start_response, "403 Forbidden", problem)
+            return _respond(start_response, "403 Forbidden", problem)
         return app(environ, start_response)
 
     return guarded
@@ -66,122 +64,108 @@ def cross_site_problem(environ: WSGIEnvironment) -> str:
     Programs without a page, such as curl, send neither ``Origin`` nor ``Sec-Fetch-Site``.
     """
     host = str(environ.get("HTTP_HOST", "")).lower()
+    is_safe = environ["REQUEST_METHOD"] in _SAFE_METHODS
     if not is_loopback_host(host):
         return (
-            "the dashboard answers as localhost, 127.0.0.1 or [::1] alone, but was called "
+            "the dashboard answers only as localhost, 127.0.0.1 or [::1], but was called "
             f"{host!r}; a server in front of it must send the header Host: 127.0.0.1"
         )
     origin = environ.get("HTTP_ORIGIN")
     referer = environ.get("HTTP_REFERER")
-    if origin is None and referer and environ["REQUEST_METHOD"] not in _READING:
+    if origin is None and referer and not is_safe:
         # A browser of before 2020 sends no Origin with a form, and no Sec-Fetch-Site.
         origin = "/".join(str(referer).split("/")[:3])
-    if origin is not None and not _same_address(str(origin).lower(), host):
-        return f"the dashboard answers its own pages alone, but was asked by {origin!r}"
+    if origin is not None and not _is_same_address(str(origin).lower(), host):
+        return f"the dashboard answers only its own pages, but was asked by {origin!r}"
     site = str(environ.get("HTTP_SEC_FETCH_SITE", "none")).lower()
-    if site not in ("same-origin", "none"):
-        followed = environ.get("HTTP_SEC_FETCH_MODE", "").lower() == "navigate"
-        if not (followed and environ["REQUEST_METHOD"] in _READING):  # a link is no harm
-            return f"the dashboard answers its own pages alone, but the request is {site}"
+    is_link = is_safe and environ.get("HTTP_SEC_FETCH_MODE", "").lower() == "navigate"
+    if site not in ("same-origin", "none") and not is_link:  # following a link is harmless
+        return f"the dashboard answers only its own pages, but the request is {site}"
     return ""
 
 
 def is_loopback_host(host: str) -> bool:
     """Tell whether a ``Host`` names the loopback address of this machine, at any port."""
-    found = _HOST.fullmatch(host)
-    if found is None or int(found["port"] or 0) > 65535:
+    match = _HOST.fullmatch(host)
+    if match is None or int(match["port"] or 0) > 65535:
         return False
-    name = found["name"].removesuffix(".")
-    if name == "localhost":
-        return True
+    name = match["name"].removesuffix(".")
     with suppress(ValueError):
         return ipaddress.ip_address(name.strip("[]")).is_loopback
-    return False
+    return name == "localhost"
 
 
-def _same_address(origin: str, host: str) -> bool:
-    """Compare an ``Origin`` with a ``Host``; one without a port means that of its scheme."""
-    found = _ORIGIN.fullmatch(origin)
-    if found is None:
+def _is_same_address(origin: str, host: str) -> bool:
+    """Compare an ``Origin`` with a ``Host``; without a port it is that of the scheme."""
+    match = _ORIGIN.fullmatch(origin)
+    if match is None:
         return False
-    standard = {"http": ":80", "https": ":443"}[found["scheme"]]
-    return found["host"].removesuffix(standard) == host.removesuffix(standard)
+    port = {"http": ":80", "https": ":443"}[match["scheme"]]
+    return match["host"].removesuffix(port) == host.removesuffix(port)
 
 
 class Passwords:
-    """Checks a password; whoever gives wrong ones has to wait, longer every time.
+    """Checks passwords; an address that sends wrong ones has to wait, longer every time.
 
-    The first wrong ones are free, because people mistype. While somebody has to wait, no password
-    is looked at, the right one neither.
+    The first wrong ones are free, because people mistype. During the wait no password is checked,
+    not even the right one.
 
     Args:
-        user: Name to give.
+        user: User name.
         password: The password.
-        clock: Seconds that only grow.
+        clock: Monotonic seconds.
     """
 
     #: Wrong passwords without a wait, and the longest wait.
     FREE = 3
     LONGEST_S = 900.0
-    #: After so long without a wrong password an address starts anew.
+    #: Time without a wrong password after which an address starts again.
     FORGET_S = 3600.0
-    #: So many addresses are remembered, the latest ones.
+    #: Most addresses that are remembered, the latest ones.
     ADDRESSES = 4096
 
     def __init__(
         self, user: str, password: str, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._wanted = f"{user}:{password}".encode(errors="surrogateescape")
+        self._expected = f"{user}:{password}".encode(errors="surrogateescape")
         self._clock = clock
         self._lock = threading.Lock()
-        self._wrong: OrderedDict[str, _Wrong] = OrderedDict()
+        #: Address -> wrong passwords, and when the next one is checked.
+        self._wrong: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     def check(self, client: str, authorization: str | None) -> float | None:
-        """Check what a visitor sends.
+        """Check the password of a visitor.
 
         Args:
             client: Address of the visitor.
             authorization: The header ``Authorization``, ``None`` where there is none.
 
         Returns:
-            ``None`` where it is right; else the seconds to wait before the next try.
+            ``None`` for the right password; else the seconds to wait before the next try.
         """
-        key, now = _network(client), self._clock()
+        address, now = _client_network(client), self._clock()
         with self._lock:
-            known = self._wrong.get(key, _Wrong(0, now))
-            if now < known.until:
-                return known.until - now
+            count, until = self._wrong.get(address, (0, now))
+            if now < until:
+                return until - now
             if authorization is None:  # a browser asks before it has a password
                 return 0.0
-            if secrets.compare_digest(_given(authorization), self._wanted):
-                self._wrong.pop(key, None)
+            if secrets.compare_digest(_credentials(authorization), self._expected):
+                self._wrong.pop(address, None)
                 return None
-            count = 1 if now > known.until + self.FORGET_S else known.count + 1
+            count = 1 if now > until + self.FORGET_S else count + 1
             wait_s = 0.0
             if count > self.FREE:
                 wait_s = min(2.0 ** min(count - self.FREE, 30), self.LONGEST_S)
-            self._wrong[key] = _Wrong(count, now + wait_s)
-            self._wrong.move_to_end(key)
+            self._wrong[address] = (count, now + wait_s)
+            self._wrong.move_to_end(address)
             while len(self._wrong) > self.ADDRESSES:
                 self._wrong.popitem(last=False)
             return wait_s
 
 
-@dataclass(frozen=True)
-class _Wrong:
-    """The wrong passwords of one address.
-
-    Args:
-        count: How many.
-        until: When the next one is looked at.
-    """
-
-    count: int
-    until: float
-
-
-def _network(client: str) -> str:
-    """Return whose tries count together: of IPv6 a network of 64 bits, which one machine has."""
+def _client_network(client: str) -> str:
+    """Return the key of an address: of IPv6 its /64 network, which one machine may have."""
     try:
         address = ipaddress.ip_address(client.partition("%")[0])
     except ValueError:
@@ -193,8 +177,8 @@ def _network(client: str) -> str:
     return str(address)
 
 
-def _given(authorization: str) -> bytes:
-    """Return user and password of Basic authentication; empty where it is something else."""
+def _credentials(authorization: str) -> bytes:
+    """Return user and password of Basic authentication; empty for anything else."""
     kind, _, encoded = authorization.partition(" ")
     with suppress(binascii.Error, ValueError):
         if kind.lower() == "basic":
@@ -203,58 +187,57 @@ def _given(authorization: str) -> bytes:
 
 
 def caddy_only(app: WSGIApplication, token: str, passwords: Passwords) -> WSGIApplication:
-    """Let an application answer Caddy alone, and tell Caddy who knows the password.
+    """Let an application answer only Caddy, and check passwords for it.
 
-    Every user of this machine reaches the loopback address; the token is Caddy's alone.
+    Every user of this machine reaches the loopback address; only Caddy has the token.
     """
 
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        shown = environ.get(_variable(TOKEN_HEADER), "").encode("latin-1")
-        if not secrets.compare_digest(shown, token.encode("latin-1")):
-            return _answer(
-                start_response, "403 Forbidden", "this port is for the server in front alone"
+        sent = environ.get(_variable(TOKEN_HEADER), "").encode("latin-1")
+        if not secrets.compare_digest(sent, token.encode("latin-1")):
+            return _respond(
+                start_response, "403 Forbidden", "this port is only for the server in front"
             )
         if environ["PATH_INFO"] != PASSWORD_PATH:
             return app(environ, start_response)
         client = environ.get(_variable(CLIENT_HEADER), "")
         wait_s = passwords.check(client, environ.get("HTTP_AUTHORIZATION"))
         if wait_s is None:
-            return _answer(start_response, "204 No Content")
+            return _respond(start_response, "204 No Content")
         if wait_s > 0:
-            return _answer(
+            return _respond(
                 start_response,
                 "429 Too Many Requests",
                 "too many wrong passwords from your address; try again later",
                 ("Retry-After", str(int(wait_s) + 1)),
             )
-        asked = ("WWW-Authenticate", 'Basic realm="restricted", charset="UTF-8"')
-        return _answer(start_response, "401 Unauthorized", "", asked)
+        challenge = ("WWW-Authenticate", 'Basic realm="restricted", charset="UTF-8"')
+        return _respond(start_response, "401 Unauthorized", "", challenge)
 
     return guarded
 
 
 def add_security_headers(app: WSGIApplication) -> WSGIApplication:
-    """Put :data:`HEADERS` and :data:`POLICY` into all answers of an application."""
+    """Put :data:`HEADERS` and :data:`POLICY` into all responses of an application."""
+    names = {name.lower() for name in HEADERS}
 
-    def answering(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        def start(status: str, headers: list[tuple[str, str]], *failed: Any) -> Any:
-            names = {name.lower() for name in HEADERS}
-            kept = [one for one in headers if one[0].lower() not in names]
-            kept += [*HEADERS.items(), POLICY]
-            if environ.get("PATH_INFO", "").startswith(_FILES):
-                kept.append(_SANDBOX)
-            return start_response(status, kept, *failed)
+    def secured(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
+            others = [header for header in headers if header[0].lower() not in names]
+            is_file = environ.get("PATH_INFO", "").startswith(_FILES)
+            added = [*HEADERS.items(), POLICY, *([_SANDBOX] if is_file else [])]
+            return start_response(status, others + added, *error)
 
         return app(environ, start)
 
-    return answering
+    return secured
 
 
 def _variable(header: str) -> str:
     return f"HTTP_{header.upper().replace('-', '_')}"
 
 
-def _answer(
+def _respond(
     start_response: StartResponse, status: str, text: str = "", *headers: tuple[str, str]
 ) -> Iterable[bytes]:
     start_response(status, [("Content-Type", "text/plain; charset=utf-8"), *headers])

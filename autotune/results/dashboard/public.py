@@ -1,9 +1,9 @@
-"""The dashboard for others: Caddy in front of it, which asks for a password and only reads.
+"""The dashboard for others: behind Caddy, which asks for a password and is read-only.
 
-Caddy listens on all addresses, speaks HTTPS with a certificate of its own, and hands on GET and
-HEAD alone: no GET of optuna-dashboard changes a study. The dashboard stays on the loopback address
-and answers nobody but this Caddy, which first asks it whether a visitor knows the password: Caddy
-itself has no limit to wrong ones.
+Caddy listens on all addresses, serves HTTPS with a certificate that it makes, and passes on only
+GET and HEAD: no GET of optuna-dashboard changes a study. The dashboard stays on the loopback
+address and answers only this Caddy, which first asks it whether a visitor knows the password:
+Caddy itself does not limit wrong ones.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from autotune.errors import AutotuneError, UserError
 from autotune.results.dashboard.access import (
@@ -44,27 +44,27 @@ from autotune.storage.admin.password import find_password
 from autotune.study.setup.opening import OpenStudy
 
 USER = "autotune"
-#: The environment variable that may have the password.
+#: The environment variable that may hold the password.
 VARIABLE = "AUTOTUNE_DASHBOARD_PASSWORD"
-#: The password that was made, and what Caddy keeps: its certificates and their keys.
+#: Folder of a generated password, and of Caddy's certificates and their keys.
 FOLDER = Path("storage/dashboard")
-#: For so long a browser that trusts the certificate uses HTTPS alone with this host. It holds for
-#: all ports of the host, so that it is a day, not the usual year.
+#: Time for which a browser that trusts the certificate uses only HTTPS with this host. It holds
+#: for all ports of the host, so it is a day, not the usual year.
 HSTS_S = 86400
-#: Caddy listens within a second; on a machine under load it may take longer.
+#: Limit for the start. Caddy listens within a second; a machine under load may take longer.
 START_S = 60
 STOP_S = 5
-#: So many lines are shown of a Caddy that has ended.
+#: Log lines that are shown of a Caddy that has ended.
 LAST_LINES = 5
 
 
 @dataclass(frozen=True)
 class PublicEndpoint:
-    """Where the dashboard is, and what its visitors need.
+    """The address of the dashboard, and what its visitors need.
 
     Args:
         url: Address of the study.
-        user: Name to give.
+        user: User name.
         password: Where the password is, in words.
         fingerprint: SHA-256 of the certificate.
     """
@@ -76,21 +76,21 @@ class PublicEndpoint:
 
 
 def serve_public(
-    opened: OpenStudy, port: int, host: str | None, announce: Callable[[PublicEndpoint], None]
+    handle: OpenStudy, port: int, host: str | None, on_ready: Callable[[PublicEndpoint], None]
 ) -> None:
     """Serve the dashboard to others until the process is interrupted, or Caddy ends.
 
     SIGTERM interrupts as Ctrl-C does.
 
     Args:
-        opened: A study of the storage; its artifacts are shown.
+        handle: A study of the storage; its artifacts are shown.
         port: Port on all addresses of this machine.
         host: Name or address under which others reach this machine; default: its host name.
-        announce: Told once Caddy listens.
+        on_ready: Called once Caddy listens.
 
     Raises:
-        UserError: When there is no Caddy, the port is taken, or the host or the password is none.
-        AutotuneError: With the last words of a Caddy that has ended.
+        UserError: When Caddy is missing, the port is taken, or host or password is invalid.
+        AutotuneError: When Caddy has ended, with its last log lines.
     """
     caddy = find_caddy()
     name = check_host(socket.gethostname() if host is None else host)
@@ -98,25 +98,23 @@ def serve_public(
     password, where = find_password(VARIABLE, FOLDER / "password")
     token = secrets.token_urlsafe(24)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with make_dashboard_server(opened, 0, token, Passwords(USER, password)) as server:
+    with make_dashboard_server(handle, 0, token, Passwords(USER, password)) as server:
         config = _config(name, port, server.server_port, token)
-        with _running(caddy, config) as process:
+        with _running(caddy, config) as (process, log):
             threading.Thread(target=server.serve_forever, daemon=True).start()
             try:
-                fingerprint = _await(process, port)
-                if fingerprint:
+                if fingerprint := _wait_for_certificate(process, port):
                     site = f"[{name}]" if ":" in name else name
-                    url = f"https://{site}:{port}{study_path(opened)}"
-                    announce(PublicEndpoint(url, USER, where, fingerprint))
-                assert process.stderr is not None
-                lines = deque(process.stderr, maxlen=LAST_LINES)  # until Caddy ends
+                    url = f"https://{site}:{port}{study_path(handle)}"
+                    on_ready(PublicEndpoint(url, USER, where, fingerprint))
+                lines = deque(log, maxlen=LAST_LINES)  # until Caddy ends
                 code = process.wait()
             finally:
                 server.shutdown()
-    said = "".join(f"\n  {_words(line)}" for line in lines)
-    hint = "\n(autotune needs Caddy 2.11 or newer)" if code > 0 and said else ""
+    text = "".join(f"\n  {_log_message(line)}" for line in lines)
+    hint = "\n(autotune needs Caddy 2.11 or newer)" if code > 0 and text else ""
     raise AutotuneError(
-        f"{caddy} has ended with exit code {code}{':' if said else ''}{said}{hint}"
+        f"{caddy} has ended with exit code {code}{':' if text else ''}{text}{hint}"
     )
 
 
@@ -126,13 +124,13 @@ def find_caddy() -> str:
     Raises:
         UserError: When there is neither.
     """
-    found = shutil.which("caddy", path=sysconfig.get_path("scripts")) or shutil.which("caddy")
-    if found is None:
+    caddy = shutil.which("caddy", path=sysconfig.get_path("scripts")) or shutil.which("caddy")
+    if caddy is None:
         raise UserError(
             "a dashboard for others needs Caddy: pip install 'autotune[public]', or a caddy on "
             "the PATH"
         )
-    return found
+    return caddy
 
 
 def check_host(host: str) -> str:
@@ -166,26 +164,26 @@ def check_port(port: int) -> None:
 
 
 def _config(name: str, port: int, dashboard: int, token: str) -> str:
-    """Return what Caddy is to do.
+    """Return the configuration of Caddy.
 
-    No route names a host: it answers under every name and address of this machine, always with
-    the one certificate. That is signed by the root of Caddy's own authority; the usual one in
-    between lasts a week, and with it what a browser has been told to accept.
+    No route names a host: Caddy answers under every name and address of this machine, always with
+    the same certificate. It is signed by the root of Caddy's own authority, because the usual
+    intermediate certificate lasts a week, and a browser would have to accept it again.
     """
     upstreams = [{"dial": f"{HOST}:{dashboard}"}]
     # A visitor's own headers of these names are replaced.
-    shown = {TOKEN_HEADER: [token], CLIENT_HEADER: ["{http.request.remote.host}"]}
+    identity = {TOKEN_HEADER: [token], CLIENT_HEADER: ["{http.request.remote.host}"]}
     password = {
         "handler": "reverse_proxy",
         "upstreams": upstreams,
         "rewrite": {"method": "GET", "uri": PASSWORD_PATH},
-        "headers": {"request": {"set": shown}},
-        # Whoever is let in goes on to the next route; any other answer is the visitor's.
+        "headers": {"request": {"set": identity}},
+        # After a 2xx response the next route follows; any other response goes to the visitor.
         "handle_response": [{"match": {"status_code": [2]}, "routes": [{"handle": []}]}],
     }
     security = {name: [value] for name, value in HEADERS.items()}
     security["Strict-Transport-Security"] = [f"max-age={HSTS_S}"]
-    # Added: the page's own policy stays, which says whose scripts may run.
+    # Added, because the page's own policy must stay: it says whose scripts may run.
     changed = {"set": security, "add": {POLICY[0]: [POLICY[1]]}, "deferred": True}
     headers = {"handler": "headers", "response": changed}
     failure = {"handler": "static_response", "status_code": "{http.error.status_code}"}
@@ -199,7 +197,7 @@ def _config(name: str, port: int, dashboard: int, token: str) -> str:
     proxy = {
         "handler": "reverse_proxy",
         "upstreams": upstreams,
-        "headers": {"request": {"set": shown, "delete": ["Authorization"]}},
+        "headers": {"request": {"set": identity, "delete": ["Authorization"]}},
     }
     routes: list[dict[str, Any]] = [
         {"handle": [headers, password]},
@@ -232,42 +230,38 @@ def _config(name: str, port: int, dashboard: int, token: str) -> str:
     )
 
 
-def _environment() -> dict[str, str]:
-    """Return all that Caddy needs to know; it is told no password, and writes nowhere else."""
-    folder = str(FOLDER.absolute())
-    return {"HOME": folder, "XDG_DATA_HOME": folder, "XDG_CONFIG_HOME": folder}
-
-
 @contextmanager
-def _running(caddy: str, config: str) -> Iterator[subprocess.Popen[str]]:
+def _running(caddy: str, config: str) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    """Run Caddy; yield its process and its log."""
+    # Caddy gets no password from the environment, and writes nowhere else.
+    folder = str(FOLDER.absolute())
     process = subprocess.Popen(
         [caddy, "run", "--config", "-"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env=_environment(),
+        env={"HOME": folder, "XDG_DATA_HOME": folder, "XDG_CONFIG_HOME": folder},
         encoding="utf-8",
         errors="replace",
         start_new_session=True,  # a Ctrl-C is for this process alone
-        preexec_fn=_tie_to_parent(),
+        preexec_fn=_end_with_parent(),
     )
-    try:
-        assert process.stdin is not None
-        with suppress(BrokenPipeError), process.stdin:  # what it died of, it says itself
-            process.stdin.write(config)
-        yield process
-    finally:
-        process.terminate()
+    assert process.stdin is not None and process.stderr is not None
+    with process.stderr as log:
         try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        assert process.stderr is not None
-        process.stderr.close()
+            with suppress(BrokenPipeError), process.stdin:  # its log says why it has ended
+                process.stdin.write(config)
+            yield process, log
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
-def _tie_to_parent() -> Callable[[], None] | None:
+def _end_with_parent() -> Callable[[], None] | None:
     """On Linux a process can be told to end with the one that started it, even with SIGKILL."""
     if sys.platform != "linux":
         return None
@@ -276,7 +270,7 @@ def _tie_to_parent() -> Callable[[], None] | None:
     return lambda: prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def _await(process: subprocess.Popen[str], port: int) -> str | None:
+def _wait_for_certificate(process: subprocess.Popen[str], port: int) -> str | None:
     """Wait until Caddy listens; return the fingerprint of its certificate, or None if it ended."""
     deadline = time.monotonic() + START_S
     while process.poll() is None:
@@ -292,8 +286,7 @@ def _await(process: subprocess.Popen[str], port: int) -> str | None:
     return None
 
 
-def _words(line: str) -> str:
-    """Return what a line of Caddy's log says."""
+def _log_message(line: str) -> str:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError:

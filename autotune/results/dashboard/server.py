@@ -1,7 +1,7 @@
-"""optuna-dashboard on the storage of a study, on the loopback address alone.
+"""optuna-dashboard on the storage of a study, only on the loopback address.
 
-The dashboard has no authentication and can delete studies, so it is never offered to a network by
-itself: ``public`` puts a server in front that asks for a password and lets nothing be written.
+The dashboard has no authentication and can delete studies, so it is never offered to a network
+itself: ``public`` puts a server in front of it that asks for a password and is read-only.
 """
 
 from __future__ import annotations
@@ -40,40 +40,40 @@ class _Handler(WSGIRequestHandler):
         logger.debug(format, *args)
 
 
-def serve(opened: OpenStudy, port: int, announce: Callable[[str], None]) -> None:
+def serve(handle: OpenStudy, port: int, on_ready: Callable[[str], None]) -> None:
     """Serve the dashboard until the process is interrupted.
 
     Args:
-        opened: A study of the storage; its artifacts are shown.
+        handle: A study of the storage; its artifacts are shown.
         port: Port on the loopback address.
-        announce: Told the address of the study once the server listens.
+        on_ready: Called with the address of the study once the server listens.
 
     Raises:
         UserError: When the port is taken.
     """
-    with make_dashboard_server(opened, port) as server:
-        announce(f"http://{HOST}:{port}{study_path(opened)}")
+    with make_dashboard_server(handle, port) as server:
+        on_ready(f"http://{HOST}:{port}{study_path(handle)}")
         server.serve_forever()
 
 
 def make_dashboard_server(
-    opened: OpenStudy, port: int, token: str = "", passwords: Passwords | None = None
+    handle: OpenStudy, port: int, token: str = "", passwords: Passwords | None = None
 ) -> WSGIServer:
     """Make the server of the dashboard.
 
     Args:
-        opened: A study of the storage; its artifacts are shown.
-        port: Port on the loopback address; 0 for one that is free.
-        token: What Caddy has to show. Without one, all users of this machine may read and write,
-            and no page of another site.
-        passwords: Whom Caddy is to let in.
+        handle: A study of the storage; its artifacts are shown.
+        port: Port on the loopback address; 0 for any free one.
+        token: The token of Caddy. Without ``passwords`` all users of this machine may read and
+            write, and no page of another site.
+        passwords: The passwords that Caddy asks for.
 
     Raises:
         UserError: When the port is taken.
     """
-    # The storage above Optuna's cache: finished trials are not read again with every look.
-    storage = optuna_private.storage(opened.study)
-    app: WSGIApplication = annotated_app(storage, opened.artifacts, opened.url)
+    # The storage with Optuna's cache: finished trials are not read again for every request.
+    storage = optuna_private.storage(handle.study)
+    app: WSGIApplication = annotated_app(storage, handle.artifacts, handle.url)
     app = local_only(app) if passwords is None else caddy_only(app, token, passwords)
     try:
         return make_server(HOST, port, add_security_headers(app), _Server, _Handler)
@@ -81,13 +81,13 @@ def make_dashboard_server(
         raise port_error(port, error) from error
 
 
-def study_path(opened: OpenStudy) -> str:
+def study_path(handle: OpenStudy) -> str:
     """Return the path of a study's page."""
-    return f"/dashboard/studies/{optuna_private.study_id(opened.study)}"
+    return f"/dashboard/studies/{optuna_private.study_id(handle.study)}"
 
 
 def port_error(port: int, error: OSError) -> UserError:
-    """Say that a port cannot be used, and the way out."""
+    """Return the error of a port that cannot be used."""
     reason = os.strerror(error.errno) if error.errno else error
     return UserError(
         f"port {port} cannot be used ({reason}); choose another one with --port (make: PORT=...)"

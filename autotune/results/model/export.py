@@ -1,7 +1,7 @@
-"""A fitted model in the formats of others: ONNX, torch.export, timm.
+"""A refitted model in other formats: ONNX, torch.export, timm.
 
-Whatever is written is read again by what will read it, and compared with PyTorch on images; what
-differs by more than rounding is not kept.
+Every exported model is loaded with the library of its format and compared with PyTorch on images.
+A model that differs by more than rounding is not kept.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from autotune.data.preprocessing import ImageSpec
 from autotune.errors import ExportError, UserError, disk_full_as_user_error
 from autotune.models.backbone import PACKAGED_WEIGHTS, first_line
 from autotune.plan import KEEP
 from autotune.results.model.model import Model
 
-#: Largest difference of a logit that is rounding, as a share of the largest logit. Summing
-#: in another order makes 1e-7 to 1e-6 of float32.
+#: Largest difference of a logit that counts as rounding, as a share of the largest logit. Another
+#: order of summation makes 1e-7 to 1e-6 in float32.
 TOLERANCE = 1e-4
-#: Fields of a layer plan that say nothing of what the network computes once it is trained.
+#: Fields of a layer plan that do not change what the trained network computes.
 _TRAINING_ONLY = {"dropout", "drop_path"}
-_BATCH = "batch"
 
 Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class ExportCheck:
-    """How much a written model differs from PyTorch.
+    """The difference between an exported model and PyTorch.
 
     Args:
-        images: Images that were compared, all at once and one by one.
+        images: Images that were compared, as one batch and one by one.
         difference: Largest absolute difference of a logit.
-        allowed: What it may be.
-        agreeing: Images of which both name the same class.
+        allowed: Largest difference that counts as rounding.
+        same_class: Images that get the same class from both.
     """
 
     images: int
@@ -56,21 +56,20 @@ class ExportCheck:
 
     @property
     def is_equal(self) -> bool:
-        """Whether the two compute the same."""
-        return self.difference <= self.allowed  # false for what is no number
+        """Whether the two differ by rounding at most."""
+        return self.difference <= self.allowed  # false for NaN
 
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """A format to write.
+    """A format to export to.
 
     Args:
-        name: As the command line has it.
-        file: Name of the file, or of the folder.
+        name: Name in the command.
+        file: Default name of the file or folder.
         is_folder: Whether it is a folder.
-        needs: Packages that write and check it, of the extra of its name.
-        write: Writes a model into an empty folder, for images of this shape; returns what reads
-            it again.
+        needs: Packages of the extra of this name.
+        write: Writes a model to a path, for images of a shape; returns the loaded export.
     """
 
     name: str
@@ -80,101 +79,105 @@ class ExportFormat:
     write: Callable[[Model, Path, Tensor], Forward]
 
 
-def export(model: Model, form: ExportFormat, target: Path, images: Tensor) -> ExportCheck:
+def export(model: Model, export_format: ExportFormat, target: Path, images: Tensor) -> ExportCheck:
     """Write a model in another format and compare it with PyTorch.
 
     Args:
         model: The model, in evaluation mode on the CPU.
-        form: One of :data:`FORMATS`.
+        export_format: One of :data:`FORMATS`.
         target: The file or the folder to write.
-        images: Normalised images, ``(N, 3, size, size)``, at least two.
-
-    Returns:
-        How much they differ.
+        images: Normalized images, ``(N, 3, size, size)``, at least two.
 
     Raises:
-        UserError: When a package is missing, or the format cannot hold the model.
-        ExportError: When it cannot be written, or differs by more than rounding. Then nothing is
-            left of it.
+        UserError: When a package is missing, or the format cannot represent the model.
+        ExportError: When the export fails, or differs by more than rounding. Nothing is left of
+            it.
     """
-    check_packages(form)
-    if form.is_folder:
-        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    check_packages(export_format)
+    name, parent = export_format.name, target.absolute().parent
+    if export_format.is_folder:
+        parent.mkdir(parents=True, exist_ok=True)
     with (
-        disk_full_as_user_error(target.absolute().parent),
-        tempfile.TemporaryDirectory(prefix=".export-", dir=target.absolute().parent) as place,
+        disk_full_as_user_error(parent),
+        tempfile.TemporaryDirectory(prefix=".export-", dir=parent) as temporary,
     ):
-        folder = Path(place)
+        folder = Path(temporary)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporters about their own code
-            forward = form.write(model, folder / target.name, images)
-        parity = compare(model, forward, images)
-        if not parity.is_equal:
+            warnings.simplefilter("ignore")  # the exporters warn about their own code
+            forward = export_format.write(model, folder / target.name, images)
+        check = compare(model, forward, images)
+        if not check.is_equal:
             raise ExportError(
-                f"a model in the format {form.name} must give the logits of PyTorch to "
-                f"{parity.allowed:.1e}, but the largest difference on {parity.images} images is "
-                f"{parity.difference:.1e}; nothing was written, and another format may do"
+                f"a model in the format {name} must give the logits of PyTorch to "
+                f"{check.allowed:.1e}, but the largest difference on {check.images} images is "
+                f"{check.difference:.1e}; nothing was written. Try another format."
             )
-        _move(folder, target, form.is_folder)
-    return parity
+        if export_format.is_folder:
+            folder = folder / target.name
+            target.mkdir(exist_ok=True)
+        for path in sorted(folder.iterdir()):
+            os.replace(path, (target if export_format.is_folder else parent) / path.name)
+    return check
 
 
-def check_packages(form: ExportFormat) -> None:
-    """Refuse a format whose packages are not installed.
-
-    Raises:
-        UserError: With what to install.
-    """
-    missing = [name for name in form.needs if find_spec(name) is None]
+def check_packages(export_format: ExportFormat) -> None:
+    """Raise a UserError when packages of a format are not installed."""
+    missing = [name for name in export_format.needs if find_spec(name) is None]
     if missing:
+        name = export_format.name
         raise UserError(
-            f"--format {form.name} needs {', '.join(missing)}, which is not installed; run pip "
-            f"install 'autotune[{form.name}]'"
+            f"--format {name} needs {', '.join(missing)}, which is not installed; run pip install "
+            f"'autotune[{name}]'"
         )
 
 
 @torch.no_grad()
 def compare(model: Model, forward: Forward, images: Tensor) -> ExportCheck:
-    """Compare a written model with PyTorch, on a whole batch and on one image at a time."""
-    expected = model(images)
-    found = [forward(images), torch.cat([forward(one[None]) for one in images])]
-    difference = max(float((one - expected).abs().max()) for one in found)
+    """Compare an exported model with PyTorch, on a whole batch and on one image at a time."""
+    expected, logits = model(images), forward(images)
+    alone = torch.cat([forward(image[None]) for image in images])
     return ExportCheck(
         images=len(images),
-        difference=difference,
+        difference=float((torch.stack([logits, alone]) - expected).abs().max()),
         allowed=TOLERANCE * float(expected.abs().max()),
-        same_class=int((found[0].argmax(dim=1) == expected.argmax(dim=1)).sum()),
+        same_class=int((logits.argmax(dim=1) == expected.argmax(dim=1)).sum()),
     )
 
 
 def random_images(model: Model, count: int = 16) -> Tensor:
-    """Draw images of random pixels, normalised, the same ones every time."""
+    """Return images of random pixels, normalized; always the same ones."""
     size = model.spec.size
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def export_metadata(model: Model) -> str:
-    """Return what a single file has to tell of its input and output, as JSON."""
+    """Return the input and the output of a single-file export, as JSON."""
     spec = model.spec
     values = {
         "classes": list(model.classes),
         "size": spec.size,
         "resize": math.floor(spec.size / spec.crop_pct),
-        "crop_mode": spec.crop_mode,
-        "interpolation": spec.interpolation,
-        "mean": list(spec.mean),
-        "std": list(spec.std),
+        **_preprocessing(spec),
         "weights_sha256": model.digest,
     }
     return json.dumps(values, ensure_ascii=False)
 
 
+def _preprocessing(spec: ImageSpec) -> dict[str, Any]:
+    return {
+        "crop_mode": spec.crop_mode,
+        "interpolation": spec.interpolation,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+    }
+
+
 def _program(model: Model, images: Tensor) -> torch.export.ExportedProgram:
     """Trace a model for batches of any size."""
-    shapes = {"images": {0: torch.export.Dim(_BATCH, min=1)}}
+    shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
     try:
         return torch.export.export(model, (images[:2],), dynamic_shapes=shapes)
-    except Exception as error:  # whatever tracing makes of a network
+    except Exception as error:  # tracing may raise anything
         raise ExportError(
             f"{model.model_spec.plan.backbone} cannot be traced for batches of any size "
             f"({type(error).__name__}: {first_line(error)}); autotune.load gives the network "
@@ -214,11 +217,7 @@ def _write_onnx(model: Model, path: Path, images: Tensor) -> Forward:
 
 
 def _write_timm(model: Model, folder: Path, images: Tensor) -> Forward:
-    """Write what ``timm.create_model("local-dir:...")`` loads.
-
-    Raises:
-        UserError: When timm has no such network.
-    """
+    """Write a folder for ``timm.create_model("local-dir:...")``."""
     plan = model.model_spec.plan
     name, options, classifier = _timm_model(model)
     state = {
@@ -236,11 +235,8 @@ def _write_timm(model: Model, folder: Path, images: Tensor) -> Forward:
         "custom_load": False,
         "input_size": [3, spec.size, spec.size],
         "fixed_input_size": "img_size" in options,
-        "interpolation": spec.interpolation,
         "crop_pct": spec.crop_pct,
-        "crop_mode": spec.crop_mode,
-        "mean": list(spec.mean),
-        "std": list(spec.std),
+        **_preprocessing(spec),
         "num_classes": len(model.classes),
         "classifier": classifier,
         "first_conv": timm.models.get_pretrained_cfg_value(name, "first_conv"),
@@ -265,18 +261,14 @@ def _write_timm(model: Model, folder: Path, images: Tensor) -> Forward:
 
 
 def _timm_model(model: Model) -> tuple[str, dict[str, Any], str]:
-    """Return timm's name of a network, its arguments, and where its classifier is.
-
-    Raises:
-        UserError: When timm has no such network.
-    """
+    """Return timm's name of a network, its arguments, and the name of its classifier."""
     plan = model.model_spec.plan
     for index in plan.reshaped:
         changes = plan.layers[index - 1].changes()
         others = [name for name in changes if name not in _TRAINING_ONLY]
         if others:
-            said = ", ".join(f"{name} {changes[name]}" for name in others)
-            raise _not_timm(f"layer {index} has another shape ({said})")
+            text = ", ".join(f"{name} {changes[name]}" for name in others)
+            raise _not_timm(f"layer {index} has another shape ({text})")
     if plan.head.hidden:
         raise _not_timm(f"the head has {len(plan.head.hidden)} hidden layers")
     name = plan.backbone.partition(".")[0] if plan.backbone in PACKAGED_WEIGHTS else plan.backbone
@@ -288,11 +280,11 @@ def _timm_model(model: Model) -> tuple[str, dict[str, Any], str]:
     if size is not None and stated is not None and stated.fixed_input_size:
         options["img_size"] = size
     with torch.device("meta"):
-        whole = timm.create_model(name, num_classes=len(model.classes), **options)
-    last = whole.get_classifier()  # type: ignore[operator]
-    names = [name for name, module in whole.named_modules() if module is last]
+        network = timm.create_model(name, num_classes=len(model.classes), **options)
+    last = network.get_classifier()  # type: ignore[operator]
+    names = [name for name, module in network.named_modules() if module is last]
     if not isinstance(last, nn.Linear) or not names:
-        raise _not_timm(f"the classifier of {plan.backbone} is no linear layer")
+        raise _not_timm(f"the classifier of {plan.backbone} is not a linear layer")
     return name, options, names[0]
 
 
@@ -303,15 +295,7 @@ def _not_timm(reason: str) -> UserError:
     )
 
 
-def _move(folder: Path, target: Path, is_folder: bool) -> None:
-    """Move what was written and checked to its place."""
-    source, goal = (folder / target.name, target) if is_folder else (folder, target.parent)
-    goal.mkdir(exist_ok=True)
-    for path in sorted(source.iterdir()):
-        os.replace(path, goal / path.name)
-
-
-#: What a model can be written as, by name.
+#: The formats, by name.
 FORMATS = {
     one.name: one
     for one in (

@@ -56,7 +56,7 @@ class CountingArrayCache(ArrayCache):
         key: str,
         make: Callable[[EntryWriter], dict[str, Any]],
         needed_bytes: int,
-        what: str = "arrays",
+        noun: str = "arrays",
     ) -> Entry:
         """Open an entry, see :meth:`ArrayCache.get_or_create`."""
         made: list[float] = []
@@ -71,7 +71,7 @@ class CountingArrayCache(ArrayCache):
                 self._making.pop()
 
         try:
-            entry = super().get_or_create(key, timed, needed_bytes, what)
+            entry = super().get_or_create(key, timed, needed_bytes, noun)
         except DiskFullError:
             self.stats.refused += 1
             raise

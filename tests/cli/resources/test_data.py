@@ -49,7 +49,10 @@ def test_fetch_verify_and_path(publisher: Publisher, home: Path, tmp_path: Path)
     assert call("data", "path", "dogs", cwd=tmp_path, **where).out == f"{home}/dogs\n"
     missing = call("data", "verify", "dogs", cwd=tmp_path, **where)
     assert missing.code == 2
-    assert "'dogs' is not fetched yet; 'autotune data fetch dogs' gets it (794 MB)" in missing.err
+    assert (
+        "'dogs' is not downloaded yet; 'autotune data fetch dogs' downloads it (794 MB)"
+        in missing.err
+    )
     fetched = call("data", "fetch", "dogs", cwd=tmp_path, **where)
     assert (fetched.code, fetched.err) == (0, "")
     assert fetched.out.splitlines() == [
@@ -84,7 +87,7 @@ def test_validate_fetches_nothing(publisher: Publisher, home: Path, tmp_path: Pa
     where = {"AUTOTUNE_DATA": str(home), "AUTOTUNE_MIRROR": publisher.url}
     ended = call("validate", "dogs", *TINY, cwd=tmp_path, **where)
     assert ended.code == 2
-    assert "dataset: the dataset 'dogs' is not fetched yet; 'autotune data fetch" in ended.err
+    assert "dataset: the dataset 'dogs' is not downloaded yet; 'autotune data fetch" in ended.err
     assert publisher.requests == []
     assert contents(tmp_path) == before
 

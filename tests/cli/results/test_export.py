@@ -115,7 +115,7 @@ def test_timm_with_another_pooling(photos: Path, tmp_path: Path) -> None:
     ("name", "reason"),
     [
         ("test_resnet", "layer 1 has another shape (kernel 5, width 0.5)"),
-        ("levit_128s", "the classifier of levit_128s is no linear layer"),
+        ("levit_128s", "the classifier of levit_128s is not a linear layer"),
     ],
 )
 def test_timm_has_no_such_network(name: str, reason: str, photos: Path, tmp_path: Path) -> None:

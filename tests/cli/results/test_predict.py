@@ -116,8 +116,8 @@ def test_nothing_can_be_read(model: Path, photos: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("none.jpg", "photos", "b.png"), "there is no 'none.jpg' and 1 more; a path is taken"),
-        (("photos/nothing",), "no file in 'photos/nothing' is called like one"),
+        (("none.jpg", "photos", "b.png"), "there is no 'none.jpg' and 1 more; a path is relative"),
+        (("photos/nothing",), "no file in 'photos/nothing' has the name of one"),
         (("photos", "-o", "photos"), "photos must be a file to write, but it is a folder"),
         (("photos", "-o", "no/out.csv"), "must exist and be writable, to write no/out.csv"),
         (("photos", "--top", "0"), "Invalid value for '--top'"),

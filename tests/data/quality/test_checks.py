@@ -58,7 +58,7 @@ def test_groups_across_given_parts_are_said(tmp_path: Path) -> None:
     assert values["groups"]["across"] == 4
     (said,) = dataset_warnings(values, {})
     assert said == (
-        "4 groups of images lie in several parts, because the data set comes in parts: "
+        "4 groups of images are in several splits, because the data set is already split: "
         "train/a/000.png (train), test/a/000.png (test)."
     )
 

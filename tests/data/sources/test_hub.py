@@ -88,7 +88,7 @@ def found(home: Path) -> dict[str, dict[str, Any]]:
     ]
     with running_hub(FILES) as hub:
         answers, said = opened(names, hub.url, home)
-    assert said == ("hf://me/pets: the split test is without labels and is left out\n")
+    assert said == ("hf://me/pets: the split test has no labels and is skipped\n")
     return dict(zip(names, answers, strict=True))
 
 
@@ -147,9 +147,9 @@ def test_columns_can_be_chosen(found: dict[str, Any]) -> None:
         (
             "hf://me/none",
             (
-                "hf://me/none must be a data set of the Hugging Face hub that can be had, but "
-                "Dataset 'me/none' doesn't exist on the Hub or cannot be accessed.; see whether "
-                "the address is right and the hub can be reached, or log in with 'hf auth login' "
+                "hf://me/none must be a data set of the Hugging Face hub that can be downloaded, "
+                "but Dataset 'me/none' doesn't exist on the Hub or cannot be accessed.; check the "
+                "address and that the hub can be reached, or log in with 'hf auth login' "
                 "if it is not public"
             ),
         ),
@@ -172,7 +172,7 @@ def test_offline_it_is_the_same_from_the_cache(found: dict[str, Any], home: Path
     nowhere = "http://127.0.0.1:9"
     (pets,), said = opened(["hf://me/pets"], nowhere, home, HF_HUB_OFFLINE="1")
     assert pets == found["hf://me/pets"]
-    assert said == "hf://me/pets: the split test is without labels and is left out\n"
+    assert said == "hf://me/pets: the split test has no labels and is skipped\n"
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def fetched(name: str, folder: str, archives: dict[str, bytes], mirror: Publishe
     kept.paths.root.mkdir(parents=True)
     kept.paths.replaced_sums.write_text(sums_of(archives))
     assert needs_download(name)
-    with pytest.raises(DatasetError, match="is not fetched yet; 'autotune data fetch "):
+    with pytest.raises(DatasetError, match="is not downloaded yet; 'autotune data fetch "):
         open_source(name)
     fetch_source(name, no_progress)
     assert not needs_download(name)

@@ -276,8 +276,8 @@ class TestRefusals:
         make_split_folder(tmp_path, parts)
         shown = {"train": "train", "val": "validation"}[part]
         assert refusal(tmp_path) == (
-            f"the parts of a split folder must have the same classes, but 'b' of {tmp_path} is "
-            f"missing in {shown}; add images there, or remove the class from the other parts"
+            f"the splits of a folder must have the same classes, but 'b' of {tmp_path} is "
+            f"missing in {shown}; add images there, or remove the class from the other splits"
         )
 
     def test_parts_next_to_classes(self, tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ class TestRefusals:
             photos, "path,label,split", *lines
         )
         lines = ("photos/0.png,a,train", "photos/1.png,b,train", "photos/0.png,a,test")
-        assert "1 image is in more than one part, e.g. " in refusal(
+        assert "1 image is in more than one split, e.g. " in refusal(
             photos, "path,label,split", *lines
         )
 

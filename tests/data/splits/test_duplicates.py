@@ -17,9 +17,9 @@ from autotune.data.splits.duplicates import (
     count_duplicates,
     find_duplicates,
     find_pairs,
+    fingerprint_images,
     near_pairs,
 )
-from autotune.data.splits.image_hashes import fingerprint_images
 from autotune.errors import DatasetError
 
 
@@ -137,12 +137,13 @@ def test_what_it_says(photos: Path) -> None:
     assert [one for one in found["examples"] if one[1] == one[3]] == []
     first, second = dataset_warnings(values, {})
     assert first.startswith(
-        "Duplicates across parts flatter what is measured: 4 test images are like one of training "
-        "or validation and 3 validation images are like one of training (a/7.png (train) and "
+        "Duplicates across splits flatter what is measured: 4 test images are like one of "
+        "training or validation and 3 validation images are like one of training (a/7.png (train) "
+        "and "
     )
-    assert first.endswith("exact). They stay in one part with data.duplicates: together.")
+    assert first.endswith("exact). They stay in one split with data.duplicates: together.")
     assert second == (
-        "10 pairs of images that are alike have two classes: one of the two labels may be wrong."
+        "10 pairs of duplicates have two classes: one of the two labels may be wrong."
     )
 
 
@@ -164,7 +165,7 @@ def test_copies_of_what_looks_alike_count_too(photos: Path) -> None:
 def test_images_that_all_look_alike_are_no_duplicates(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duplicates_module, "_MOST_PAIRS", 1)
+    monkeypatch.setattr(duplicates_module, "_MAX_PAIRS", 1)
     variants(scene(3), photos / "a")
     for index in range(8):
         scene(3).resize((170 + index, 120)).save(photos / "b" / f"z{index}.png")

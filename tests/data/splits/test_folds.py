@@ -92,11 +92,11 @@ def test_the_images_of_a_group_stay_together() -> None:
 
 def test_too_few_images_are_refused() -> None:
     assert refusal(listed([40, 6]), folds=8) == (
-        "every class needs at least 8 images outside of the test part for data.folds=8, but 'c1' "
+        "every class needs at least 8 images outside of the test split for data.folds=8, but 'c1' "
         "has 5; lower data.folds, add images or remove the class"
     )
     assert refusal(listed([40, 12]), folds=2, validation=0.1, train_per_class=6) == (
-        "every class needs at least 12 images outside of the test part for data.folds=2 with "
+        "every class needs at least 12 images outside of the test split for data.folds=2 with "
         "data.train_per_class=6, but 'c1' has 10; lower data.folds or data.train_per_class, add "
         "images or remove the class"
     )

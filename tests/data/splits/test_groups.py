@@ -121,12 +121,12 @@ def test_pairs_join_groups() -> None:
 def test_too_few_groups_are_refused() -> None:
     assert refusal(grouped([[5, 5], [1] * 9])) == (
         "every class needs images in train, validation and test, and all images of a group stay "
-        "in one part, but the 2 groups of 'c0' leave test without; add images of other groups, "
+        "in one split, but the 2 groups of 'c0' leave test without; add images of other groups, "
         "remove the class, or change data.group or data.duplicates"
     )
     assert refusal(grouped([[50, 25, 25], [1] * 99]), train_per_class=55).startswith(
         "every class needs 55 images to train on (data.train_per_class), and all images of a "
-        "group stay in one part, but the groups of 'c0' leave 50; lower data.train_per_class, or"
+        "group stay in one split, but the groups of 'c0' leave 50; lower data.train_per_class, or"
     )
 
 

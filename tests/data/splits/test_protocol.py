@@ -9,7 +9,7 @@ from autotune.config.schema import DataConfig
 from autotune.data.preprocessing import ImageSpec
 from autotune.data.sources.registry import open_source
 from autotune.data.splits.dataset import Dataset
-from autotune.data.splits.protocol import ProtocolSource
+from autotune.data.splits.protocol import apply_protocol
 from autotune.data.views.study_data import StudyData
 from autotune.errors import DatasetError
 from tests.support.images import make_class_folders, make_split_folder
@@ -48,13 +48,13 @@ def test_folds_are_cut_from_what_does_not_test(photos: str, tmp_path: Path) -> N
     assert without.info.test == 33
     assert task.store.key == without.store.key  # the same images
     assert task.info.fingerprint == Dataset.open(photos, data).fingerprint
-    with pytest.raises(DatasetError, match="needs at least 20 images outside of the test part"):
+    with pytest.raises(DatasetError, match="needs at least 20 images outside of the test split"):
         Dataset.open(photos, DataConfig(protocol="10-per-class", folds=20))
 
 
 def test_the_seed_draws(photos: str) -> None:
     source = open_source(photos)
-    first, again, other = (ProtocolSource(source, "10-per-class", seed) for seed in (0, 0, 1))
+    first, again, other = (apply_protocol(source, "10-per-class", seed) for seed in (0, 0, 1))
     assert first.samples == again.samples != other.samples
     assert first.fingerprint == source.fingerprint
     assert first.read(first.samples[0]).size == (20, 16)
@@ -69,7 +69,7 @@ def test_a_class_with_too_few(photos: str) -> None:
 
 def test_images_that_have_parts(tmp_path: Path) -> None:
     root = make_split_folder(tmp_path / "s", {"train": {"a": 4, "b": 4}, "test": {"a": 2, "b": 2}})
-    with pytest.raises(DatasetError, match="has the parts test, train; leave data"):
+    with pytest.raises(DatasetError, match="has the splits test, train; leave data"):
         Dataset.open(str(root), DataConfig(protocol="3-per-class"))
 
 

@@ -114,7 +114,7 @@ def test_too_few_images_for_train_per_class_are_refused() -> None:
 
 def test_shares_that_leave_nothing_are_refused() -> None:
     assert refusal(listed([9, 9]), DataConfig(validation=0.6, test=0.4)) == (
-        "the shares of the parts may be 0.999 together, to leave images to train on, but "
+        "the shares of the splits may be 0.999 together, to leave images to train on, but "
         "data.validation=0.6 + data.test=0.4 is more; lower them"
     )
 

@@ -226,7 +226,7 @@ class TestBatches:
         first = [collect(views, epoch) for epoch in range(4)]
         made: list[int] = []
         monkeypatch.setattr(
-            "autotune.data.views.augmentation.ViewMaker._one", lambda *place: made.append(1)
+            "autotune.data.views.augmentation.ViewRenderer._render", lambda *place: made.append(1)
         )
         for epoch in range(4):
             assert torch.equal(collect(views, epoch), first[epoch])
@@ -243,8 +243,8 @@ class TestBatches:
 
     def test_views_beyond_the_limit_are_not_kept(self, store: ImageStore) -> None:
         needed = COUNT * 4 * 3 * 16 * 16
-        assert make(store, limit=needed)._kept is not None
-        assert make(store, limit=needed - 1)._kept is None
+        assert make(store, limit=needed).cached is not None
+        assert make(store, limit=needed - 1).cached is None
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on one core
