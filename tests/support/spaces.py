@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from optuna.distributions import (
 )
 
 from autotune.config.schema import SpaceConfig
+from autotune.search.dimensions import contains
 from autotune.search.space import LAYER_FIELDS, Params, Space
 from tests.support.capabilities import FakeCapabilities, fake_capabilities
 
@@ -159,7 +161,27 @@ def params_in(space: Space) -> st.SearchStrategy[Params]:
     )
 
 
-with_params = spaces.flatmap(lambda space: st.tuples(st.just(space), params_in(space)))
 with_two = spaces.flatmap(
     lambda space: st.tuples(st.just(space), params_in(space), params_in(space))
 )
+
+
+def check_canonical_form(space: Space, params: Params, other: Params) -> None:
+    """Parameters in canonical form and plans correspond one to one."""
+    canonical, plan = space.canonical(params), space.plan(params)
+    assert list(canonical) == list(space.distributions)
+    assert space.canonical(canonical) == canonical
+    assert all(contains(space.distributions[name], value) for name, value in canonical.items())
+    assert space.plan(canonical) == plan
+    assert space.params(plan) == canonical
+    assert (canonical == space.canonical(other)) == (plan == space.plan(other))
+
+
+def check_json(space: Space, params: Params) -> None:
+    """A space comes back from JSON as it was, in the same order."""
+    again = Space.from_json(json.loads(json.dumps(space.to_json())))
+    assert again == space
+    assert list(again.limits) == list(space.limits)
+    assert list(again.distributions) == list(space.distributions)
+    assert json.dumps(again.to_json()) == json.dumps(space.to_json())
+    assert again.plan(params) == space.plan(params)
