@@ -359,12 +359,16 @@ def test_not_even_one_image_fits(gpu: SimulatedGpu, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedGpu]:
-    """A device that captures steps, also of trainings as short as these."""
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have steps captured also in trainings as short as these."""
     monkeypatch.setattr(trainer, "MIN_STEPS", 1)
     monkeypatch.setattr(cuda_graphs, "_broken", set())
     cuda_graphs.log_not_captured.cache_clear()
     gc.collect()
+
+
+@pytest.fixture
+def graphs(short: None) -> Iterator[SimulatedGpu]:
     with simulated_gpu(graphs=True) as device:
         yield device
 
@@ -411,7 +415,7 @@ def test_captured_steps_give_the_values_of_plain_ones(
     assert differing(flat(plain.state()), flat(run.state())) == []
     assert differing(flat(plain.eval_state()), flat(run.eval_state())) == []
     # Comparing waits, once; no step does.
-    waits = [one for one in slow_lines(graphs) if "capture.py" not in one]
+    waits = [one for one in slow_lines(graphs) if "cuda_graphs.py" not in one]
     assert waits == []
 
 
@@ -487,21 +491,36 @@ def test_random_numbers_of_the_host_cannot_be_captured(
     assert "steps are launched one by one" in caplog.text
 
 
+@pytest.mark.usefixtures("short")
 def test_a_device_that_captures_nothing_takes_plain_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(trainer, "MIN_STEPS", 1)
-    monkeypatch.setattr(cuda_graphs, "_broken", set())
-    cuda_graphs.log_not_captured.cache_clear()
     with simulated_gpu(graphs=False):
         found, _ = CAPTURED["tail"]
-        plain = on_features(tmp_path, found)
-        expected = losses(plain)
-        run = on_features(tmp_path, found, graphs=True)
-        assert losses(run) == expected
+        plain, run = (on_features(tmp_path, found, graphs=graphs) for graphs in (False, True))
+        assert losses(plain) == losses(run)
         assert differing(flat(plain.state()), flat(run.state())) == []
     assert run.capture is None
     assert caplog.text.count("operation not supported") == 1
+
+
+def test_what_is_not_captured(graphs: SimulatedGpu, tmp_path: Path) -> None:
+    for mixup, named in [
+        (0.0, {"amp": "fp16"}),
+        (0.0, {"micro_batch_size": 8}),
+        (0.2, {}),
+        (0.0, {"graphs": False}),
+    ]:
+        found = plan("test_resnet", 1, mixup=mixup)
+        assert on_features(tmp_path, found, **{"graphs": True, **named}).capture is None
+    images = on_gpu(graphs=True)
+    losses(images)
+    assert not images._captured
+
+
+def test_short_trainings_are_not_captured(gpu: SimulatedGpu, tmp_path: Path) -> None:
+    assert on_features(tmp_path, graphs=True).capture is None  # 12 steps
+    assert on_features(tmp_path, graphs=True, epochs=100).capture is not None
 
 
 def test_a_capture_that_breaks_off_ends_all_replays_of_the_process(
@@ -528,32 +547,6 @@ def test_a_capture_that_breaks_off_ends_all_replays_of_the_process(
     assert not cuda_graphs.is_usable(GPU)
     seen += [one.loss for one in course]
     assert seen == expected
-
-
-@pytest.mark.parametrize(
-    ("found", "named"),
-    [
-        (plan("test_resnet", 1), {"amp": "fp16"}),
-        (plan("test_resnet", 1), {"micro_batch_size": 8}),
-        (plan("test_resnet", 1, mixup=0.2), {}),
-        (plan("test_resnet", 1), {"graphs": False}),
-    ],
-)
-def test_what_is_not_captured(
-    found: TrialPlan, named: dict[str, Any], graphs: SimulatedGpu, tmp_path: Path
-) -> None:
-    assert on_features(tmp_path, found, **{"graphs": True, **named}).capture is None
-
-
-def test_images_are_not_captured(graphs: SimulatedGpu) -> None:
-    run = on_gpu(graphs=True)
-    losses(run)
-    assert not run._captured
-
-
-def test_short_trainings_are_not_captured(gpu: SimulatedGpu, tmp_path: Path) -> None:
-    assert on_features(tmp_path, graphs=True).capture is None  # 12 steps
-    assert on_features(tmp_path, graphs=True, epochs=100).capture is not None
 
 
 def test_a_training_of_captured_steps_leaves_nothing_behind(
