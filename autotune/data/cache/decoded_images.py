@@ -18,22 +18,19 @@ from typing import Any
 import numpy as np
 
 from autotune.data.cache.array_cache import ArrayCache
-from autotune.data.cache.decoding import (
-    IMAGES,
-    check_skipped,
-    decode_all,
-    decode_sample,
-    silence_pillow,
-)
-from autotune.data.cache.entry import Entry
-from autotune.data.preprocessing import ImageSpec
+from autotune.data.cache.decoding import ordered_thread_map, retry_read, silence_pillow
+from autotune.data.cache.entry import Entry, EntryWriter
+from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
 from autotune.data.source import Source
 from autotune.errors import DatasetError, InsufficientSpaceError
+from autotune.text import join_some
 
 logger = logging.getLogger(__name__)
 
 #: Version of the format: raised whenever the same images would be stored otherwise.
 _FORMAT = 2
+#: Name of the array: uint8, ``(N, 3, T, T)``.
+_IMAGES = "images"
 _LIST = "-list"
 #: Bytes of an image in a record, skipped images with their reasons included.
 _LIST_BYTES = 64
@@ -41,7 +38,7 @@ _LIST_BYTES = 64
 
 @dataclass(frozen=True, eq=False)
 class LazyImages:
-    """Images that are decoded whenever they are needed, to the same pixels as stored ones.
+    """Images that are decoded whenever they are needed.
 
     Args:
         source: The images.
@@ -55,19 +52,25 @@ class LazyImages:
     spec: ImageSpec
     fast: bool
 
+    def decode(self, row: int) -> np.ndarray | str:
+        """Decode an image, uint8 ``(3, T, T)``, or return the reason why it cannot be decoded."""
+        sample = self.source.samples[self.indices[row]]
+        shrink = partial(draft_decode, spec=self.spec) if self.fast else None
+        return retry_read(lambda: to_store_array(self.source.read(sample, shrink), self.spec))
+
     def __getitem__(self, row: int) -> np.ndarray:
-        """Return an image, uint8 ``(3, T, T)``.
+        """Return an image that could be decoded at the start, uint8 ``(3, T, T)``.
 
         Raises:
-            DatasetError: When it could be read at the start, and cannot now.
+            DatasetError: When it cannot be read any more.
         """
-        sample = self.source.samples[self.indices[row]]
         with silence_pillow():
-            image = decode_sample(self.source, sample, self.spec, self.fast)
+            image = self.decode(row)
         if isinstance(image, str):
             raise DatasetError(
                 f"the images of {self.source.name!r} must stay while a study runs, but "
-                f"{sample.key} cannot be read any more ({image}); bring it back"
+                f"{self.source.samples[self.indices[row]].key} cannot be read any more ({image}); "
+                "bring it back"
             )
         return image
 
@@ -121,7 +124,7 @@ def open_store(
     folder: Path,
     *,
     unreadable_limit: float,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
     workers: int | None = None,
     limit_bytes: int | None = None,
     fast: bool = False,
@@ -146,44 +149,81 @@ def open_store(
         DatasetError: When too many images, or all of a class, cannot be decoded.
         DiskFullError: When the disk is full, or fills up meanwhile.
     """
-    cache = ArrayCache(folder, limit_bytes)
-    key = _key(source, indices, spec, fast)
+    images = LazyImages(source, np.array(indices, dtype=np.int64), spec, fast)
     size, count = spec.store_size, len(indices)
-    make = partial(
-        decode_all,
-        source=source,
-        indices=indices,
-        spec=spec,
-        unreadable_limit=unreadable_limit,
-        on_progress=on_progress,
-        workers=workers,
-        fast=fast,
-    )
+
+    def decode(is_stored: bool, writer: EntryWriter) -> dict[str, Any]:
+        rows = writer.array(_IMAGES, np.uint8, (3, size, size)) if is_stored else None
+        decoded, skipped = [], []
+        with silence_pillow():
+            for row, image in ordered_thread_map(images.decode, range(count), workers):
+                if isinstance(image, str):
+                    skipped.append((source.samples[indices[row]].key, image))
+                else:
+                    decoded.append(int(indices[row]))
+                    if rows is not None:
+                        rows.append(image[None])
+                on_progress(row + 1, count)
+        _check_skipped(images, decoded, skipped, unreadable_limit)
+        if skipped:
+            reasons = "; ".join(f"{name} ({reason})" for name, reason in skipped)
+            message = "%d of %d images cannot be decoded and are skipped: %s"
+            logger.warning(message, len(skipped), count, reasons)
+        labels = [source.samples[index].label for index in decoded]
+        return {"indices": decoded, "labels": labels, "skipped": skipped}
+
+    cache, key = ArrayCache(folder, limit_bytes), _key(images)
     try:
         needed, noun = count * 3 * size**2, f"{count} decoded images of {size}x{size}"
-        store = _from_entry(cache.get_or_create(key, partial(make, is_stored=True), needed, noun))
+        store = _from_entry(cache.get_or_create(key, partial(decode, True), needed, noun))
     except InsufficientSpaceError as error:
         logger.warning("%s; until then each is decoded whenever it is needed, slower", error)
         needed, noun = count * _LIST_BYTES, f"keys and labels of {count} images"
-        make_list = partial(make, is_stored=False)
-        entry = cache.get_or_create(f"{key}{_LIST}", make_list, needed, noun)
-        images = LazyImages(source, np.array(entry.record["indices"]), spec, fast)
-        store = _from_entry(entry, images)
-    check_skipped(source, indices, store.indices, store.skipped, unreadable_limit)
+        entry = cache.get_or_create(f"{key}{_LIST}", partial(decode, False), needed, noun)
+        readable = LazyImages(source, np.array(entry.record["indices"]), spec, fast)
+        store = _from_entry(entry, readable)
+    _check_skipped(images, store.indices, store.skipped, unreadable_limit)
     return store
 
 
-def _key(source: Source, indices: Sequence[int], spec: ImageSpec, fast: bool) -> str:
-    identity = [_FORMAT, source.fingerprint, [int(index) for index in indices], asdict(spec)]
-    identity += ["fast"] if fast else []
+def _key(images: LazyImages) -> str:
+    identity = [_FORMAT, images.source.fingerprint, images.indices.tolist(), asdict(images.spec)]
+    identity += ["fast"] if images.fast else []
     return hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()
 
 
 def _from_entry(entry: Entry, images: LazyImages | None = None) -> ImageStore:
     return ImageStore(
         entry=entry,
-        images=entry.array(IMAGES) if images is None else images,
+        images=entry.array(_IMAGES) if images is None else images,
         labels=np.array(entry.record["labels"], dtype=np.int64),
         indices=np.array(entry.record["indices"], dtype=np.int64),
         skipped=tuple((str(name), str(reason)) for name, reason in entry.record["skipped"]),
     )
+
+
+def _check_skipped(
+    images: LazyImages,
+    decoded: Sequence[int] | np.ndarray,
+    skipped: Sequence[tuple[str, str]],
+    limit: float,
+) -> None:
+    """Refuse images of which too many, or all of a class, cannot be decoded."""
+    if not skipped:
+        return
+    source, count = images.source, len(images.indices)
+    listed = join_some([f"{name} ({reason})" for name, reason in skipped], 5, "; ")
+    if len(skipped) > limit * count:
+        raise DatasetError(
+            f"at most {limit:.4g} of the images may be unreadable (data.unreadable_limit), but "
+            f"{len(skipped)} of {count} are: {listed}; repair or remove them, or raise the limit"
+        )
+    labels, kept = (
+        {source.samples[index].label for index in some} for some in (images.indices, decoded)
+    )
+    if lost := sorted(labels - kept):
+        raise DatasetError(
+            "every class needs images that can be decoded, but none can of "
+            f"{', '.join(repr(source.classes[label]) for label in lost)}: {listed}; repair or "
+            "remove them"
+        )

@@ -60,7 +60,7 @@ def compute_statistics(
     dataset: Dataset,
     duplicates: str = "report",
     test: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DatasetStatistics:
     """Compute the statistics of a data set.
 

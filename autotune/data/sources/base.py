@@ -106,20 +106,13 @@ class FileSource(Source):
         return read_image(self._paths[sample.key], shrink)
 
 
-class FolderSource(FileSource):
-    """The image files of a folder of class folders, already split or not.
-
-    Args:
-        name: The data set as the user named it.
-        root: Its path.
-        progress: Called while images are listed and read for the fingerprint.
+def open_folder(name: str, root: str, progress: Progress = no_progress) -> FileSource:
+    """Open the image files of a folder of class folders, already split or not.
 
     Raises:
         DatasetError: When the folder is not laid out as a data set.
     """
-
-    def __init__(self, name: str, root: str, progress: Progress = no_progress) -> None:
-        super().__init__(name, scan_folder(root, progress), progress=progress)
+    return FileSource(name, scan_folder(root, progress), progress=progress)
 
 
 class SubsetSource(Source):

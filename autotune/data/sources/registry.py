@@ -15,12 +15,12 @@ from autotune.data.download.extraction import extract, is_archive, remove, unsup
 from autotune.data.download.paths import unpacked_folder
 from autotune.data.progress import Progress, no_progress
 from autotune.data.source import Source
-from autotune.data.sources.base import DigitsSource, FolderSource
+from autotune.data.sources.base import DigitsSource, FileSource, open_folder
 from autotune.data.sources.caltech import CALTECH101, CALTECH256, read_caltech101, read_caltech256
 from autotune.data.sources.folders import wrapped_folder
 from autotune.data.sources.hub import SCHEME, HubSource
 from autotune.data.sources.stanford_dogs import STANFORD_DOGS
-from autotune.data.sources.tables import TABLE_ENDINGS, TableSource
+from autotune.data.sources.tables import TABLE_ENDINGS, open_table
 from autotune.data.sources.torchvision_datasets import TORCHVISION_DATASETS
 from autotune.errors import DatasetError, did_you_mean, join_sentences
 
@@ -119,9 +119,9 @@ def open_local(name: str, progress: Progress = no_progress) -> Source:
     path = os.path.expanduser(name)
     if "\0" not in path:
         if os.path.isdir(path):
-            return FolderSource(name, path, progress)
+            return open_folder(name, path, progress)
         if path.lower().endswith(TABLE_ENDINGS) and os.path.isfile(path):
-            return TableSource(name, path, progress)
+            return open_table(name, path, progress)
         if os.path.exists(path):
             if is_archive(Path(path)):
                 return open_archive(name, path, progress)
@@ -143,7 +143,7 @@ def open_local(name: str, progress: Progress = no_progress) -> Source:
     )
 
 
-def open_archive(name: str, path: str, progress: Progress = no_progress) -> FolderSource:
+def open_archive(name: str, path: str, progress: Progress = no_progress) -> FileSource:
     """Open the class folders in a zip or tar file; folders around them are passed through.
 
     The archive is unpacked once: size, time of change and both its ends identify it.
@@ -158,7 +158,7 @@ def open_archive(name: str, path: str, progress: Progress = no_progress) -> Fold
     while (inner := wrapped_folder(root)) is not None:
         root = inner
     try:
-        return FolderSource(name, root, progress)
+        return open_folder(name, root, progress)
     except DatasetError as error:
         remove(folder)
         raise DatasetError(f"{name!r} was unpacked into {folder}: {error}") from error

@@ -34,32 +34,13 @@ _THREADS = 16
 _CHUNK = 1000
 
 
-class TableSource(FileSource):
-    """The image files that a table names.
+def open_table(name: str, path: str, progress: Progress = no_progress) -> FileSource:
+    """Open the image files that a table names. A repeated row counts once.
 
     Args:
         name: The table as the user named it.
-        path: Its path. Paths in it are relative to its folder.
+        path: A file with one of :data:`TABLE_ENDINGS`. Paths in it are relative to its folder.
         progress: Called while files are looked up, and read for the fingerprint.
-
-    Raises:
-        DatasetError: With everything that is wrong with the table.
-    """
-
-    def __init__(self, name: str, path: str, progress: Progress = no_progress) -> None:
-        files = read_table(path, progress)
-        super().__init__(name, files, labelled=True, progress=progress)
-
-
-def read_table(path: str, progress: Progress = no_progress) -> tuple[ImageFile, ...]:
-    """Read which images a table names.
-
-    Args:
-        path: A file with one of :data:`TABLE_ENDINGS`.
-        progress: Called while the files are looked up.
-
-    Returns:
-        The images, sorted by key. A repeated row counts once.
 
     Raises:
         DatasetError: With everything that is wrong with the table.
@@ -98,7 +79,8 @@ def read_table(path: str, progress: Progress = no_progress) -> tuple[ImageFile, 
             table["path"], table["file"], table["label"], splits, groups, strict=True
         )
     ]
-    return tuple(sorted(images, key=lambda image: image.key))
+    images.sort(key=lambda image: image.key)
+    return FileSource(name, images, labelled=True, progress=progress)
 
 
 def _load(path: str) -> pd.DataFrame:

@@ -96,7 +96,7 @@ def find_duplicates(source: Source, progress: Progress = no_progress) -> Duplica
 def fingerprint_images(
     source: Source,
     indices: Sequence[int],
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
     workers: int | None = None,
 ) -> dict[int, ImageFingerprint | str]:
     """Compute the fingerprints of images, in threads; by default one for each core.
@@ -112,8 +112,7 @@ def fingerprint_images(
     with silence_pillow():
         for index, result in ordered_thread_map(work, indices, workers):
             results[index] = result
-            if on_progress is not None:
-                on_progress(len(results), len(indices))
+            on_progress(len(results), len(indices))
     return results
 
 

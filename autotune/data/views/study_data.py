@@ -83,7 +83,7 @@ class StudyData:
         data: DataConfig,
         spec: ImageSpec,
         folder: Path,
-        on_progress: Callable[[int, int], None] | None = None,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
         limit_bytes: int | None = None,
         manifest: Manifest | None = None,
     ) -> StudyData:

@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from autotune.data.views.augmentation import mix_seed
-from autotune.data.views.views import Views
+from autotune.data.views.views import Views, mix_seed
 from autotune.models.network import build_network
 from autotune.plan import TrialPlan
 from autotune.study.trial.amp_choice import choose_precision, keep_in_float32

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autotune.data.cache import decoding
+from autotune.data.cache import decoded_images, decoding
 from autotune.data.cache.decoded_images import ImageStore, open_store
 from autotune.data.image_files import read_image
 from autotune.data.preprocessing import ImageSpec, to_store_array
@@ -87,7 +87,7 @@ def test_a_present_store_is_opened_and_not_decoded(
 ) -> None:
     source = open_source(str(photos))
     first = opened(source, folder)
-    monkeypatch.setattr(decoding, "to_store_array", None)
+    monkeypatch.setattr(decoded_images, "to_store_array", None)
     second = opened(source, folder)
     assert np.array_equal(first.images, second.images)
     assert first.key == second.key
@@ -197,7 +197,7 @@ def test_too_little_space_for_the_list_of_images_even(
     photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 100))
-    monkeypatch.setattr(decoding, "to_store_array", None)
+    monkeypatch.setattr(decoded_images, "to_store_array", None)
     with pytest.raises(DiskFullError) as caught:
         opened(open_source(str(photos)), folder)
     assert str(caught.value) == (
@@ -250,7 +250,7 @@ class TestMoreThanThereIsRoomFor:
         assert np.array_equal(
             store.images[6], to_store_array(source.read(source.samples[7]), SPEC)
         )
-        monkeypatch.setattr(decoding, "to_store_array", None)
+        monkeypatch.setattr(decoded_images, "to_store_array", None)
         assert opened(source, folder, limit=0.2, limit_bytes=self.LIMIT).skipped == store.skipped
 
     def test_they_are_kept_once_there_is_room(self, photos: Path, folder: Path) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from autotune.data.download.archived_dataset import ArchivedDataset
 from autotune.data.download.http import RetryPolicy, download_archive
 from autotune.data.download.paths import DatasetPaths, data_folder
 from autotune.data.download.spec import ArchiveSpec, archive_urls
-from autotune.data.progress import no_progress
+from autotune.data.progress import Progress, no_progress
 from autotune.data.sources.stanford_dogs import read_dogs
 from autotune.errors import DatasetError, DiskFullError, InsufficientSpaceError, UserError
 from tests.support.archives import dogs_archives, sums_of, tar_bytes
@@ -49,7 +49,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def place(home: Path) -> DatasetPaths:
+def paths(home: Path) -> DatasetPaths:
     (home / "set").mkdir(parents=True)
     return DatasetPaths(home / "set")
 
@@ -64,215 +64,196 @@ def small_disk(home: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(home)], check=True)
 
 
-def archive(
-    content: bytes = CONTENT, *urls: str, known: bool = True, file: str = "a.tar"
-) -> ArchiveSpec:
+def download(
+    paths: DatasetPaths,
+    *urls: str,
+    content: bytes = CONTENT,
+    known: bool = True,
+    progress: Progress = no_progress,
+) -> bytes:
+    """Download ``a.tar`` from some sources, with or without a known checksum and size."""
     digest = hashlib.sha256(content).hexdigest() if known else None
-    return ArchiveSpec(file, urls, digest, len(content) if known else None, "images")
+    spec = ArchiveSpec("a.tar", urls, digest, len(content) if known else None, "images")
+    download_archive(spec, urls, paths, progress, HASTY)
+    return paths.archive("a.tar").read_bytes()
 
 
-class Told(list[str]):
-    """Remembers the steps that it is told of, each once."""
+def run_killed(work: Callable[[Progress], object], when: Callable[[str, int], bool]) -> None:
+    """Run a function in a process that is killed at a step."""
+
+    def die(step: str, done: int, total: int | None) -> None:
+        if when(step, done):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    process = FORK.Process(target=work, args=(die,))
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+
+
+class Steps(list[str]):
+    """Records the steps of a progress, each once."""
 
     def __call__(self, step: str, done: int, total: int | None) -> None:
         if step not in self:
             self.append(step)
 
 
-class TestTransfer:
-    def test_a_file(self, publisher: Publisher, place: DatasetPaths) -> None:
+class TestDownload:
+    def test_a_file(self, publisher: Publisher, paths: DatasetPaths) -> None:
         publisher.files["/a.tar"] = CONTENT
         seen: list[tuple[str, int, int | None]] = []
-        one = archive(CONTENT, f"{publisher.url}/a.tar")
-        download_archive(one, one.urls, place, lambda *step: seen.append(step), HASTY)
-        assert place.archive("a.tar").read_bytes() == CONTENT
+        url = f"{publisher.url}/a.tar"
+        assert download(paths, url, progress=lambda *step: seen.append(step)) == CONTENT
         assert ("fetching a.tar", len(CONTENT), len(CONTENT)) in seen
         assert seen[-1] == ("checking a.tar", len(CONTENT), len(CONTENT))
-        assert os.listdir(place.root) == ["a.tar"]
+        assert os.listdir(paths.root) == ["a.tar"]
 
-    def test_a_transfer_that_is_cut_goes_on(
-        self, publisher: Publisher, place: DatasetPaths
+    def test_an_interrupted_download_is_resumed(
+        self, publisher: Publisher, paths: DatasetPaths
     ) -> None:
         publisher.files["/a.tar"] = CONTENT
         publisher.failures["/a.tar"] = ["cut:300000", 503, "cut:200000"]
-        one = archive(CONTENT, f"{publisher.url}/a.tar")
-        download_archive(one, one.urls, place, no_progress, HASTY)
-        assert place.archive("a.tar").read_bytes() == CONTENT
-        first, second, third, fourth = publisher.requests
-        assert first == "/a.tar"
-        assert second == third == "/a.tar bytes=300000-"
-        assert fourth == "/a.tar bytes=500000-"
+        assert download(paths, f"{publisher.url}/a.tar") == CONTENT
+        ranges = ["", " bytes=300000-", " bytes=300000-", " bytes=500000-"]
+        assert publisher.requests == [f"/a.tar{text}" for text in ranges]
         assert publisher.conditions[1:] == [publisher.conditions[1]] * 3
         assert publisher.conditions[1] is not None
 
-    def test_what_a_killed_process_has_got_is_kept(
-        self, publisher: Publisher, place: DatasetPaths
+    def test_a_killed_process_keeps_what_it_has(
+        self, publisher: Publisher, paths: DatasetPaths
     ) -> None:
         publisher.files["/a.tar"] = CONTENT
-        one = archive(CONTENT, f"{publisher.url}/a.tar")
+        url = f"{publisher.url}/a.tar"
+        run_killed(
+            lambda progress: download(paths, url, progress=progress),
+            lambda step, done: done > 400_000,
+        )
+        size = paths.partial("a.tar").stat().st_size
+        assert 0 < size < len(CONTENT)
+        assert download(paths, url) == CONTENT
+        assert publisher.requests == ["/a.tar", f"/a.tar bytes={size}-"]
 
-        def die(step: str, done: int, total: int | None) -> None:
-            if done > 400_000:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        process = FORK.Process(target=download_archive, args=(one, one.urls, place, die, HASTY))
-        process.start()
-        process.join(30)
-        assert process.exitcode == -signal.SIGKILL
-        kept = place.partial("a.tar").stat().st_size
-        assert 0 < kept < len(CONTENT)
-        download_archive(one, one.urls, place, no_progress, HASTY)
-        assert publisher.requests == ["/a.tar", f"/a.tar bytes={kept}-"]
-        assert place.archive("a.tar").read_bytes() == CONTENT
-
-    def test_another_mirror_goes_on_with_it(
-        self, publisher: Publisher, mirror: Publisher, place: DatasetPaths
+    def test_another_mirror_resumes_it(
+        self, publisher: Publisher, mirror: Publisher, paths: DatasetPaths
     ) -> None:
         publisher.files["/a.tar"] = mirror.files["/b.tar"] = CONTENT
         publisher.failures["/a.tar"] = ["cut:300000", 503, 503]
-        one = archive(CONTENT, f"{publisher.url}/a.tar", f"{mirror.url}/b.tar")
-        told = Told()
-        download_archive(one, one.urls, place, told, HASTY)
-        assert place.archive("a.tar").read_bytes() == CONTENT
-        assert mirror.requests == ["/b.tar bytes=300000-"]
-        assert mirror.conditions == [None]
+        steps = Steps()
+        urls = (f"{publisher.url}/a.tar", f"{mirror.url}/b.tar")
+        assert download(paths, *urls, progress=steps) == CONTENT
+        assert (mirror.requests, mirror.conditions) == (["/b.tar bytes=300000-"], [None])
         host = publisher.url.removeprefix("http://")
-        assert f"a.tar: {host}: HTTP 503 Service Unavailable" in told
+        assert f"a.tar: {host}: HTTP 503 Service Unavailable" in steps
 
-    def test_a_file_without_checksum_is_not_put_together_of_two(
-        self, publisher: Publisher, mirror: Publisher, place: DatasetPaths
+    def test_a_file_without_checksum_is_no_mixture_of_two(
+        self, publisher: Publisher, mirror: Publisher, paths: DatasetPaths
     ) -> None:
         publisher.files["/a.tar"] = CONTENT
         mirror.files["/a.tar"] = CONTENT[::-1]
         publisher.failures["/a.tar"] = ["cut:300000", 404]
-        one = archive(CONTENT, f"{publisher.url}/a.tar", f"{mirror.url}/a.tar", known=False)
-        download_archive(one, one.urls, place, no_progress, HASTY)
+        urls = (f"{publisher.url}/a.tar", f"{mirror.url}/a.tar")
+        assert download(paths, *urls, known=False) == CONTENT[::-1]
         assert mirror.requests == ["/a.tar"]
-        assert place.archive("a.tar").read_bytes() == CONTENT[::-1]
 
     def test_a_file_that_changes_meanwhile_is_begun_anew(
-        self, publisher: Publisher, place: DatasetPaths
+        self, publisher: Publisher, paths: DatasetPaths
     ) -> None:
         publisher.files["/a.tar"] = b"old" * 300_000
         publisher.failures["/a.tar"] = ["cut:300000", 404]
-        one = archive(CONTENT, f"{publisher.url}/a.tar", known=False)
         with pytest.raises(DatasetError):
-            download_archive(one, one.urls, place, no_progress, HASTY)
+            download(paths, f"{publisher.url}/a.tar", known=False)
         publisher.files["/a.tar"] = CONTENT
-        download_archive(one, one.urls, place, no_progress, HASTY)
-        assert place.archive("a.tar").read_bytes() == CONTENT
+        assert download(paths, f"{publisher.url}/a.tar", known=False) == CONTENT
 
-    def test_a_server_that_knows_no_ranges(
-        self, publisher: Publisher, place: DatasetPaths
-    ) -> None:
+    def test_a_server_without_ranges(self, publisher: Publisher, paths: DatasetPaths) -> None:
         publisher.files["/a.tar"] = CONTENT
         publisher.ranges = False
         publisher.failures["/a.tar"] = ["cut:300000"]
-        one = archive(CONTENT, f"{publisher.url}/a.tar")
-        download_archive(one, one.urls, place, no_progress, HASTY)
-        assert place.archive("a.tar").read_bytes() == CONTENT
+        assert download(paths, f"{publisher.url}/a.tar") == CONTENT
 
-    def test_404_then_the_mirror(
-        self, publisher: Publisher, mirror: Publisher, place: DatasetPaths
+    @pytest.mark.parametrize("wrong", [None, CONTENT[::-1]])
+    def test_404_or_a_wrong_checksum_then_the_mirror(
+        self,
+        publisher: Publisher,
+        mirror: Publisher,
+        paths: DatasetPaths,
+        wrong: bytes | None,
     ) -> None:
         mirror.files["/a.tar"] = CONTENT
-        one = archive(CONTENT, f"{publisher.url}/a.tar", f"{mirror.url}/a.tar")
-        download_archive(one, one.urls, place, no_progress, HASTY)
-        assert place.archive("a.tar").read_bytes() == CONTENT
-        assert publisher.requests == ["/a.tar"]
-
-    def test_a_wrong_checksum_then_the_mirror(
-        self, publisher: Publisher, mirror: Publisher, place: DatasetPaths
-    ) -> None:
-        publisher.files["/a.tar"] = CONTENT[::-1]
-        mirror.files["/a.tar"] = CONTENT
-        one = archive(CONTENT, f"{publisher.url}/a.tar", f"{mirror.url}/a.tar")
-        download_archive(one, one.urls, place, no_progress, HASTY)
-        assert place.archive("a.tar").read_bytes() == CONTENT
-        assert mirror.requests == ["/a.tar"]
+        publisher.files.update({"/a.tar": wrong} if wrong else {})
+        assert download(paths, f"{publisher.url}/a.tar", f"{mirror.url}/a.tar") == CONTENT
+        assert publisher.requests == mirror.requests == ["/a.tar"]
 
     def test_a_damaged_beginning_is_begun_anew(
-        self, publisher: Publisher, place: DatasetPaths
+        self, publisher: Publisher, paths: DatasetPaths
     ) -> None:
         publisher.files["/a.tar"] = CONTENT
-        place.partial("a.tar").write_bytes(b"x" * 300_000)
-        one = archive(CONTENT, f"{publisher.url}/a.tar")
-        download_archive(one, one.urls, place, no_progress, HASTY)
-        assert place.archive("a.tar").read_bytes() == CONTENT
+        paths.partial("a.tar").write_bytes(b"x" * 300_000)
+        assert download(paths, f"{publisher.url}/a.tar") == CONTENT
         assert publisher.requests == ["/a.tar bytes=300000-", "/a.tar"]
 
     @pytest.mark.parametrize("known", [True, False])
-    def test_all_of_it_had_come_already(
-        self, known: bool, publisher: Publisher, place: DatasetPaths
+    def test_a_complete_partial_file(
+        self, known: bool, publisher: Publisher, paths: DatasetPaths
     ) -> None:
         publisher.files["/a.tar"] = CONTENT
-        one = archive(CONTENT, f"{publisher.url}/a.tar", known=known)
-        place.partial("a.tar").write_bytes(CONTENT)
-        place.origin("a.tar").write_text(f'{{"url": "{one.urls[0]}", "validator": ""}}')
-        download_archive(one, one.urls, place, no_progress, HASTY)
-        assert place.archive("a.tar").read_bytes() == CONTENT
+        url = f"{publisher.url}/a.tar"
+        paths.partial("a.tar").write_bytes(CONTENT)
+        paths.origin("a.tar").write_text(f'{{"url": "{url}", "validator": ""}}')
+        assert download(paths, url, known=known) == CONTENT
         assert publisher.requests == ([] if known else [f"/a.tar bytes={len(CONTENT)}-"])
 
-    def test_nobody_has_it(
-        self, publisher: Publisher, mirror: Publisher, place: DatasetPaths
+    def test_no_source_has_it(
+        self, publisher: Publisher, mirror: Publisher, paths: DatasetPaths
     ) -> None:
         publisher.files["/a.tar"] = b"<html>moved</html>"
-        with running_publisher() as gone:
+        with running_publisher() as stopped:
             pass
-        urls = [f"{one.url}/a.tar" for one in (publisher, mirror, gone)]
-        one = archive(CONTENT, *urls)
+        urls = [f"{server.url}/a.tar" for server in (publisher, mirror, stopped)]
         with pytest.raises(DatasetError) as refusal:
-            download_archive(one, one.urls, place, no_progress, HASTY)
-        said = str(refusal.value)
-        assert "its file has 18 bytes and the published one 1000000" in said
-        assert "HTTP 404 Not Found" in said
-        assert gone.url.removeprefix("http://") in said
-        assert f"get {urls[0]} by hand and put it into {place.root}" in said
-        assert "\n" not in said
-        assert os.listdir(place.root) == []
+            download(paths, *urls)
+        message = str(refusal.value)
+        assert "its file has 18 bytes and the published one 1000000" in message
+        assert "HTTP 404 Not Found" in message
+        assert stopped.url.removeprefix("http://") in message
+        assert f"get {urls[0]} by hand and put it into {paths.root}" in message
+        assert "\n" not in message
+        assert os.listdir(paths.root) == []
 
-    def test_a_server_that_says_nothing(self, publisher: Publisher, place: DatasetPaths) -> None:
+    def test_a_server_without_an_answer(self, publisher: Publisher, paths: DatasetPaths) -> None:
         publisher.files["/a.tar"] = CONTENT
         publisher.failures["/a.tar"] = ["hang", "hang"]
-        one = archive(CONTENT, f"{publisher.url}/a.tar")
         with pytest.raises(DatasetError, match="it does not answer in time"):
-            download_archive(one, one.urls, place, no_progress, HASTY)
+            download(paths, f"{publisher.url}/a.tar")
 
     def test_a_disk_that_is_too_small(self, publisher: Publisher, small_disk: Path) -> None:
-        content = CONTENT * 2
-        publisher.files["/a.tar"] = content
-        place = DatasetPaths(small_disk / "set")
-        place.root.mkdir()
-        one = archive(content, f"{publisher.url}/a.tar")
-        with pytest.raises(
-            InsufficientSpaceError, match=r"needs 2\.0 MB more.*with AUTOTUNE_DATA"
-        ):
-            download_archive(one, one.urls, place, no_progress, HASTY)
+        publisher.files["/a.tar"] = CONTENT * 2
+        paths = DatasetPaths(small_disk / "set")
+        paths.root.mkdir()
+        with pytest.raises(InsufficientSpaceError, match=r"needs 2\.0 MB more.*AUTOTUNE_DATA"):
+            download(paths, f"{publisher.url}/a.tar", content=CONTENT * 2)
 
     def test_a_disk_that_fills_up_meanwhile(self, publisher: Publisher, small_disk: Path) -> None:
-        content = CONTENT[:900_000]
-        publisher.files["/a.tar"] = content
-        place = DatasetPaths(small_disk / "set")
-        place.root.mkdir()
-        one = archive(content, f"{publisher.url}/a.tar")
-        other = small_disk / "other"
+        content = publisher.files["/a.tar"] = CONTENT[:900_000]
+        paths, other = DatasetPaths(small_disk / "set"), small_disk / "other"
+        paths.root.mkdir()
 
         def fill(step: str, done: int, total: int | None) -> None:
             if not other.exists():
                 other.write_bytes(b"x" * 400_000)
 
         with pytest.raises(OSError, match="No space left"):
-            download_archive(one, one.urls, place, fill, HASTY)
+            download(paths, f"{publisher.url}/a.tar", content=content, progress=fill)
         other.unlink()
-        download_archive(one, one.urls, place, no_progress, HASTY)
-        assert place.archive("a.tar").read_bytes() == content
+        assert download(paths, f"{publisher.url}/a.tar", content=content) == content
         assert publisher.requests[1].startswith("/a.tar bytes=")
 
 
 def dogs(
     archives: dict[str, bytes], *urls: str, images: int = 15, classes: int = 3
 ) -> ArchivedDataset:
-    """Small Stanford Dogs: published, with their own checksums."""
+    """Return small Stanford Dogs, published with these archives."""
     published = tuple(
         ArchiveSpec(
             name,
@@ -292,118 +273,130 @@ def dogs(
     )
 
 
+def serve(publisher: Publisher, archives: dict[str, bytes]) -> None:
+    publisher.files.update({f"/{name}": content for name, content in archives.items()})
+
+
+def put(folder: Path, archives: dict[str, bytes]) -> None:
+    folder.mkdir(parents=True)
+    for name, content in archives.items():
+        (folder / name).write_bytes(content)
+
+
+def listing(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if not path.name.startswith(".lock"))
+
+
 @pytest.fixture(scope="module")
 def small_dogs() -> dict[str, bytes]:
     return dogs_archives()
 
 
-def serve(publisher: Publisher, archives: dict[str, bytes]) -> None:
-    publisher.files.update({f"/{name}": content for name, content in archives.items()})
-
-
-def listing(root: Path) -> list[str]:
-    return sorted(one.name for one in root.iterdir() if not one.name.startswith(".lock"))
-
-
-class TestFetched:
+class TestArchivedDataset:
     def test_from_nothing_to_images(
         self, publisher: Publisher, small_dogs: dict[str, bytes], home: Path
     ) -> None:
         serve(publisher, small_dogs)
-        kept = dogs(small_dogs, publisher.url)
-        assert not kept.is_downloaded
-        told = Told()
-        kept.fetch(told)
-        assert kept.is_downloaded
-        assert told[:2] == ["fetching images.tar", "checking images.tar"]
-        assert "unpacking images.tar" in told
-        source = read_dogs(kept.folder())
+        dataset = dogs(small_dogs, publisher.url)
+        for read in (dataset.verify, dataset.folder):
+            with pytest.raises(DatasetError, match="not downloaded yet; 'autotune data fetch"):
+                read()
+        steps = Steps()
+        dataset.fetch(steps)
+        assert steps[:2] == ["fetching images.tar", "checking images.tar"]
+        assert "unpacking images.tar" in steps
+        source = read_dogs(dataset.folder())
         assert source.classes == ("Breed 001", "Breed 002", "Chihuahua")
         assert [sample.split for sample in source.samples].count("test") == 6
         assert source.samples[0].key == "n02085620-Chihuahua/n02085620_0.jpg"
         assert source.read(source.samples[0]).size == (24, 24)
         assert listing(home / "dogs") == ["images.tar", "lists.tar", "unpacked"]
-        assert kept.verify() == []
+        assert dataset.verify() == []
         publisher.requests.clear()
-        kept.fetch(no_progress)
+        (home / "dogs/.lock").unlink(missing_ok=True)
+        before = sorted(home.rglob("*"))
+        dataset.fetch()
         assert publisher.requests == []
+        assert sorted(home.rglob("*")) == before  # a folder that may only be read is enough
 
-    def test_archives_that_were_put_there_by_hand(
+    def test_archives_that_the_user_put_there(
         self, small_dogs: dict[str, bytes], home: Path
     ) -> None:
-        (home / "dogs").mkdir(parents=True)
-        for name, content in small_dogs.items():
-            (home / "dogs" / name).write_bytes(content)
-        kept = dogs(small_dogs)
-        kept.fetch(no_progress)
-        assert kept.is_downloaded
+        put(home / "dogs", small_dogs)
+        dataset = dogs(small_dogs)
+        dataset.fetch()
+        assert dataset.is_downloaded
 
     @pytest.mark.parametrize(
-        ("damage", "said"),
+        ("damage", "message"),
         [
             (slice(5000), "has 5000 bytes, but the published file has"),
             (slice(None, None, -1), "is not the published file (SHA-256 "),
         ],
     )
-    def test_a_damaged_one_that_was_put_there_by_hand_stays(
-        self, damage: slice, said: str, small_dogs: dict[str, bytes], home: Path
+    def test_a_damaged_archive_of_the_user_stays(
+        self, damage: slice, message: str, small_dogs: dict[str, bytes], home: Path
     ) -> None:
-        (home / "dogs").mkdir(parents=True)
-        for name, content in small_dogs.items():
-            (home / "dogs" / name).write_bytes(content)
-        (home / "dogs/images.tar").write_bytes(small_dogs["images.tar"][damage])
-        kept = dogs(small_dogs, "http://127.0.0.1:9")
+        put(home / "dogs", {**small_dogs, "images.tar": small_dogs["images.tar"][damage]})
+        dataset = dogs(small_dogs, "http://127.0.0.1:9")
         with pytest.raises(DatasetError) as refusal:
-            kept.fetch(no_progress)
-        assert said in str(refusal.value)
+            dataset.fetch()
+        assert message in str(refusal.value)
         assert "get http://127.0.0.1:9/images.tar by hand" in str(refusal.value)
         assert listing(home / "dogs") == ["images.tar", "lists.tar"]
-        assert any("images.tar" in line for line in kept.verify())
+        assert any("images.tar" in line for line in dataset.verify())
 
-    def test_archives_that_differ_from_the_published_ones(
+    def test_archives_that_replace_the_published_ones(
         self, small_dogs: dict[str, bytes], publisher: Publisher, home: Path
     ) -> None:
         other = dogs_archives(breeds=2)
         serve(publisher, other)
-        kept = dogs(small_dogs, publisher.url)
-        (home / "dogs").mkdir(parents=True)
-        (home / "dogs/SHA256SUMS").write_text(sums_of(other))
-        kept.fetch(no_progress)
-        assert len(read_dogs(kept.folder()).classes) == 2
-        (home / "dogs/SHA256SUMS").write_text("images.tar")
-        with pytest.raises(DatasetError, match="line 1 is not"):
-            kept.verify()
-        (home / "dogs/SHA256SUMS").write_text(sums_of({"images.tar": b""}))
-        with pytest.raises(DatasetError, match=r"has none for lists\.tar"):
-            kept.verify()
-
-    def test_something_is_missing_in_them(
-        self, publisher: Publisher, small_dogs: dict[str, bytes], home: Path
-    ) -> None:
-        serve(publisher, small_dogs)
-        with pytest.raises(
-            DatasetError,
-            match=r"has 20580 images of 120 classes, but the archives in .* have 15 of 3",
+        dataset = dogs(small_dogs, publisher.url)
+        put(home / "dogs", {"SHA256SUMS": sums_of(other).encode()})
+        dataset.fetch()
+        assert len(read_dogs(dataset.folder()).classes) == 2
+        for sums, message in (
+            ("images.tar", "line 1 is not"),
+            (sums_of({"images.tar": b""}), r"has none for lists\.tar"),
         ):
-            dogs(small_dogs, publisher.url, images=20580, classes=120).fetch(no_progress)
-        assert listing(home / "dogs") == ["images.tar", "lists.tar"]
+            (home / "dogs/SHA256SUMS").write_text(sums)
+            with pytest.raises(DatasetError, match=message):
+                dataset.verify()
 
-    def test_a_list_that_is_none(self, publisher: Publisher, home: Path) -> None:
-        archives = dogs_archives()
-        archives["lists.tar"] = tar_bytes({"train_list.mat": b"no list", "test_list.mat": b""})
-        serve(publisher, archives)
-        with pytest.raises(DatasetError, match="must be a list of Stanford Dogs in MATLAB's"):
-            dogs(archives, publisher.url).fetch(no_progress)
-        assert listing(home / "dogs") == ["images.tar", "lists.tar"]
-
-    @pytest.mark.parametrize("name", ["/etc/passwd", "../../escaped"])
-    def test_a_malicious_archive_with_the_right_checksum(
-        self, name: str, publisher: Publisher, home: Path
+    @pytest.mark.parametrize(
+        ("archives", "images", "message"),
+        [
+            ({}, 20580, r"has 20580 images of 3 classes, but the archives in .* have 15 of 3"),
+            (
+                {"lists.tar": tar_bytes({"train_list.mat": b"no list", "test_list.mat": b""})},
+                15,
+                "must be a list of Stanford Dogs in MATLAB's",
+            ),
+            (
+                {"images.tar": tar_bytes({"/etc/passwd": b"x"})},
+                15,
+                "would be written outside of the folder",
+            ),
+            (
+                {"images.tar": tar_bytes({"../../escaped": b"x"})},
+                15,
+                "would be written outside of the folder",
+            ),
+        ],
+    )
+    def test_archives_with_the_right_checksum_and_wrong_content(
+        self,
+        archives: dict[str, bytes],
+        images: int,
+        message: str,
+        publisher: Publisher,
+        small_dogs: dict[str, bytes],
+        home: Path,
     ) -> None:
-        archives = {**dogs_archives(), "images.tar": tar_bytes({name: b"x"})}
+        archives = {**small_dogs, **archives}
         serve(publisher, archives)
-        with pytest.raises(DatasetError, match="would be written outside of the folder"):
-            dogs(archives, publisher.url).fetch(no_progress)
+        with pytest.raises(DatasetError, match=message):
+            dogs(archives, publisher.url, images=images).fetch()
         assert listing(home / "dogs") == ["images.tar", "lists.tar"]
         assert listing(home) == ["dogs"]
 
@@ -413,103 +406,75 @@ class TestFetched:
         archives = dogs_archives(breeds=40, side=128)
         serve(publisher, archives)
         assert 500_000 < len(archives["images.tar"]) < 950_000
-        kept = dogs(archives, publisher.url, images=200, classes=40)
-        with pytest.raises(DiskFullError, match="left"):
-            kept.fetch(no_progress)
-        assert not kept.is_downloaded
+        dataset = dogs(archives, publisher.url, images=200, classes=40)
+        with pytest.raises(DiskFullError):
+            dataset.fetch()
+        assert not dataset.is_downloaded
         assert ".unpacked.part" not in os.listdir(small_disk / "dogs")
 
-    def test_files_that_are_gone_or_changed(
+    def test_missing_and_changed_files(
         self, publisher: Publisher, small_dogs: dict[str, bytes], home: Path
     ) -> None:
         serve(publisher, small_dogs)
-        kept = dogs(small_dogs, publisher.url)
-        kept.fetch(no_progress)
+        dataset = dogs(small_dogs, publisher.url)
+        dataset.fetch()
         folder = home / "dogs/unpacked/images/Images/n02085620-Chihuahua"
         (folder / "n02085620_1.jpg").write_bytes(b"x")
         (folder / "n02085620_2.jpg").unlink()
         (folder / "new.jpg").touch()
-        wrong = [line.partition("Chihuahua/")[2] for line in kept.verify()]
-        assert wrong == [
+        assert [line.partition("Chihuahua/")[2] for line in dataset.verify()] == [
             "n02085620_1.jpg has changed",
             "n02085620_2.jpg: No such file or directory",
             "new.jpg does not belong to it",
         ]
-        with pytest.raises(DatasetError, match=r"1 file is missing in .*fetch dogs'"):
-            kept.folder()
+        with pytest.raises(DatasetError, match=r"1 file is missing in .*'autotune data fetch do"):
+            dataset.folder()
 
     def test_a_process_that_is_killed_while_it_unpacks(
         self, publisher: Publisher, small_dogs: dict[str, bytes], home: Path
     ) -> None:
         serve(publisher, small_dogs)
-        kept = dogs(small_dogs, publisher.url)
-
-        def die(step: str, done: int, total: int | None) -> None:
-            if step == "unpacking lists.tar":
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        process = FORK.Process(target=kept.fetch, args=(die,))
-        process.start()
-        process.join(30)
-        assert process.exitcode == -signal.SIGKILL
-        assert not kept.is_downloaded
+        dataset = dogs(small_dogs, publisher.url)
+        run_killed(dataset.fetch, lambda step, done: step == "unpacking lists.tar")
+        assert not dataset.is_downloaded
         assert (home / "dogs/.unpacked.part").is_dir()
         publisher.requests.clear()
-        kept.fetch(no_progress)
-        assert kept.verify() == []
+        dataset.fetch()
+        assert dataset.verify() == []
         assert publisher.requests == []
         assert listing(home / "dogs") == ["images.tar", "lists.tar", "unpacked"]
 
     def test_two_processes_at_once(
-        self, publisher: Publisher, small_dogs: dict[str, bytes], home: Path, tmp_path: Path
+        self, publisher: Publisher, small_dogs: dict[str, bytes], tmp_path: Path
     ) -> None:
         serve(publisher, small_dogs)
         publisher.gate.clear()
-        kept = dogs(small_dogs, publisher.url)
+        dataset = replace(dogs(small_dogs, publisher.url), retry=RetryPolicy())
         logs = [tmp_path / "log1", tmp_path / "log2"]
 
         def fetch(log: Path) -> None:
-            told = Told()
-            replace(kept, retry=RetryPolicy()).fetch(told)
-            log.write_text("\n".join(told))
+            steps = Steps()
+            dataset.fetch(steps)
+            log.write_text("\n".join(steps))
 
-        both = [FORK.Process(target=fetch, args=(log,)) for log in logs]
-        both[0].start()
+        first, second = (FORK.Process(target=fetch, args=(log,)) for log in logs)
+        first.start()
         deadline = time.monotonic() + 20
         while not publisher.requests and time.monotonic() < deadline:
             time.sleep(0.02)
-        both[1].start()
+        second.start()
         threading.Timer(0.7, publisher.gate.set).start()
-        for one in both:
-            one.join(30)
-        assert [one.exitcode for one in both] == [0, 0]
-        assert kept.verify() == []
+        first.join(30)
+        second.join(30)
+        assert (first.exitcode, second.exitcode) == (0, 0)
+        assert dataset.verify() == []
         assert sorted(publisher.requests) == ["/images.tar", "/lists.tar"]
         assert logs[1].read_text() == "waiting for the process that fetches dogs"
 
     def test_a_folder_that_cannot_be_written(self, home: Path) -> None:
         home.write_text("a file")
         with pytest.raises(DatasetError, match=r"must be a folder that can be written .*AUTOTUNE"):
-            dogs({}).fetch(no_progress)
-
-    def test_a_folder_that_may_only_be_read_is_enough_once_it_is_there(
-        self, publisher: Publisher, small_dogs: dict[str, bytes], home: Path
-    ) -> None:
-        serve(publisher, small_dogs)
-        kept = dogs(small_dogs, publisher.url)
-        kept.fetch(no_progress)
-        (home / "dogs/.lock").unlink(missing_ok=True)
-        before = sorted(home.rglob("*"))
-        kept.fetch(no_progress)
-        assert len(read_dogs(kept.folder()).samples) == 15
-        assert sorted(home.rglob("*")) == before
-
-    def test_nothing_is_here(self) -> None:
-        kept = dogs(dogs_archives())
-        with pytest.raises(DatasetError, match="'dogs' is not downloaded yet; 'autotune"):
-            kept.verify()
-        with pytest.raises(DatasetError, match="is not downloaded yet"):
-            kept.folder()
+            dogs({}).fetch()
 
 
 def test_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -523,14 +488,14 @@ def test_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert data_folder() == tmp_path / ".cache/autotune/data"
 
 
-def test_mirrors_of_one_s_own_are_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = archive(CONTENT, "https://publisher/a.tar")
+def test_mirrors_are_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ArchiveSpec("a.tar", ("https://publisher/a.tar",), None, None, "images")
     monkeypatch.setenv("AUTOTUNE_MIRROR", "http://here/data/ https://there")
-    assert archive_urls("dogs", one) == (
+    assert archive_urls("dogs", spec) == (
         "http://here/data/dogs/a.tar",
         "https://there/dogs/a.tar",
         "https://publisher/a.tar",
     )
     monkeypatch.setenv("AUTOTUNE_MIRROR", "/mnt/data")
     with pytest.raises(UserError, match=r"must be addresses that start with http.* '/mnt/data'"):
-        archive_urls("dogs", one)
+        archive_urls("dogs", spec)

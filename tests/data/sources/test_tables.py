@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
@@ -184,9 +183,6 @@ class TestRefusals:
             "'lable'"
         )
 
-    def test_no_line_of_columns(self, photos: Path) -> None:
-        assert "its columns are 'photos/0.png', 'a'" in refusal(photos, "photos/0.png,a")
-
     def test_two_columns_for_one_thing(self, photos: Path) -> None:
         message = refusal(photos, "file,path,label", "a,b,c")
         assert "'file', 'path' are all paths; keep one of them" in message
@@ -286,9 +282,3 @@ def test_pyarrow_that_is_missing_is_named(photos: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(pd, "read_parquet", missing)
     with pytest.raises(DatasetError, match=r"run pip install 'autotune\[parquet\]', or write"):
         open_source(str(photos / "table.parquet"))
-
-
-def test_nothing_is_logged_of_a_good_table(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    opened(photos, "path,label", "photos/0.png,a", "photos/1.png,b")
-    assert not caplog.records

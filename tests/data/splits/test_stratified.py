@@ -81,12 +81,6 @@ def test_the_seed_decides() -> None:
     assert split_fingerprint(one) != split_fingerprint(two)
 
 
-def test_three_images_are_one_for_each_part() -> None:
-    source = listed([3, 100])
-    split = make_split(source, DataConfig(validation=0.45, test=0.45))
-    assert all(labels(source, part)[0] == 1 for part in (split.train, split.test))
-
-
 def test_train_per_class_leaves_the_surplus_unused() -> None:
     source = listed([40, 60])
     split = make_split(source, DataConfig(train_per_class=5))

@@ -104,19 +104,6 @@ def test_the_fingerprint_follows_images_and_split(photos: Path, tmp_path: Path) 
     assert len(seen) == 4
 
 
-def test_digits_need_no_file(tmp_path: Path) -> None:
-    task = StudyData.open("digits", DataConfig(train_per_class=5), SPEC, tmp_path)
-    assert (task.info.train, task.info.validation, task.info.test) == (50, 359, 359)
-    assert task.classes == tuple("0123456789")
-
-
-def test_a_split_folder_is_taken_as_it_is(tmp_path: Path) -> None:
-    parts = {"train": {"a": 3, "b": 3}, "val": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}}
-    make_split_folder(tmp_path / "photos", parts)
-    info = StudyData.open(str(tmp_path / "photos"), DATA, SPEC, tmp_path / "images").info
-    assert (info.train, info.validation, info.test) == (6, 4, 2)
-
-
 def test_a_class_that_a_part_loses_is_refused(tmp_path: Path) -> None:
     parts = {"train": {"a": 9, "b": 9}, "val": {"a": 2, "b": 1}, "test": {"a": 1, "b": 1}}
     photos = make_split_folder(tmp_path / "photos", parts)

@@ -226,7 +226,7 @@ class TestBatches:
         first = [collect(views, epoch) for epoch in range(4)]
         made: list[int] = []
         monkeypatch.setattr(
-            "autotune.data.views.augmentation.ViewRenderer._render", lambda *place: made.append(1)
+            "autotune.data.views.views.ViewRenderer._render", lambda *place: made.append(1)
         )
         for epoch in range(4):
             assert torch.equal(collect(views, epoch), first[epoch])

@@ -8,8 +8,8 @@ import torch
 
 from autotune.config.schema import AugmentConfig, DataConfig
 from autotune.data.preprocessing import ImageSpec
-from autotune.data.views.augmentation import ViewRenderer
 from autotune.data.views.study_data import StudyData
+from autotune.data.views.views import ViewRenderer
 from autotune.training.features import FeatureCache
 from autotune.training.inputs.batches import epoch_order
 from tests.support.backbones import plan
