@@ -97,7 +97,7 @@ def _walk(
     a tree that branches only at active parameters.
     """
     names = list(space.distributions)
-    inactive = {name: inactive_value(found) for name, found in space.distributions.items()}
+    inactive = {name: inactive_value(values) for name, values in space.distributions.items()}
 
     def canonical_value(prefix: Params, name: str, value: Any) -> Any:
         return space.canonical({**inactive, **prefix, name: value})[name]

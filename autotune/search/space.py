@@ -139,7 +139,9 @@ class Space:
         dimensions["depth"] = (config.depth, True)
         for index in range(1, num_shaped_layers(config) + 1):
             for name in LAYER_FIELDS:
-                resolvers = [partial(one.resolve_layer_value, index, name) for one in candidates]
+                resolvers = [
+                    partial(candidate.resolve_layer_value, index, name) for candidate in candidates
+                ]
                 shared, values = shared_dimension(getattr(config.layers, name), resolvers)
                 if values_of_dimension(shared) != [KEEP]:
                     dimensions[f"layer.{index}.{name}"] = (shared, False)
@@ -174,7 +176,7 @@ class Space:
 
     def to_json(self) -> dict[str, Any]:
         """Return the space as plain JSON values, ready for a study's user attributes."""
-        limits = {name: one.to_json() for name, one in self.limits.items()}
+        limits = {name: own.to_json() for name, own in self.limits.items()}
         return {
             "backbone": self.backbone,
             **({"limits": limits} if limits else {}),
@@ -212,8 +214,8 @@ class Space:
                 for name, distribution in values["distributions"].items()
             },
             {
-                name: BackboneLimits.from_json(one)
-                for name, one in values.get("limits", {}).items()
+                name: BackboneLimits.from_json(own)
+                for name, own in values.get("limits", {}).items()
             },
         )
 
@@ -286,7 +288,8 @@ class Space:
         if plan.backbone not in self.backbones:
             return None
         canonical = self.canonical(self._values(plan))
-        if not all(contains(found, canonical[name]) for name, found in self.distributions.items()):
+        searched = self.distributions.items()
+        if not all(contains(distribution, canonical[name]) for name, distribution in searched):
             return None
         return canonical if self.plan(canonical) == plan else None
 
@@ -294,7 +297,10 @@ class Space:
         """Return the canonical parameters of the plan in the space that is nearest to a plan."""
         values = self._values(plan)
         return self.canonical(
-            {name: nearest_in(found, values[name]) for name, found in self.distributions.items()}
+            {
+                name: nearest_in(distribution, values[name])
+                for name, distribution in self.distributions.items()
+            }
         )
 
     def _values(self, plan: TrialPlan) -> Params:

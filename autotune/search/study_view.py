@@ -155,15 +155,19 @@ def _equally_constrained(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     ended = [trial for trial in trials if trial.state in _ENDED]
     if not any(DEVICE_MEMORY in trial.constraints for trial in ended):
         return list(trials)
-    known = {trial.number: {**_excess(trial), **trial.constraints} for trial in ended}
-    names = sorted({name for own in known.values() for name in own})
-    usual = {name: median(own[name] for own in known.values() if name in own) for name in names}
+    constraints = {trial.number: {**_excess(trial), **trial.constraints} for trial in ended}
+    names = sorted({name for own in constraints.values() for name in own})
+    usual = {
+        name: median(own[name] for own in constraints.values() if name in own) for name in names
+    }
     # A trial of unknown memory did fit.
-    fits = [own[DEVICE_MEMORY] for own in known.values() if own.get(DEVICE_MEMORY, 1.0) <= 0]
+    fits = [own[DEVICE_MEMORY] for own in constraints.values() if own.get(DEVICE_MEMORY, 1.0) <= 0]
     usual[DEVICE_MEMORY] = median(fits) if fits else _UNKNOWN_EXCESS
     return [
-        _constrained(trial, {name: known[trial.number].get(name, usual[name]) for name in names})
-        if trial.number in known
+        _constrained(
+            trial, {name: constraints[trial.number].get(name, usual[name]) for name in names}
+        )
+        if trial.number in constraints
         else trial
         for trial in trials
     ]

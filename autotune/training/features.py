@@ -121,17 +121,17 @@ class FeatureCache:
         numbers: Tensor,
         dtype: torch.dtype,
     ) -> Entry:
-        dtypes = [_stored_dtype(one, dtype) for one in split.dtypes]
+        dtypes = [_stored_dtype(crossing, dtype) for crossing in split.dtypes]
         row_bytes = sum(d.itemsize * prod(s) for d, s in zip(dtypes, split.shapes, strict=True))
 
         def make(writer: EntryWriter) -> dict[str, str]:
             arrays = [
-                writer.array(str(index), torch.empty((), dtype=one).numpy().dtype, shape)
-                for index, (one, shape) in enumerate(zip(dtypes, split.shapes, strict=True))
+                writer.array(str(index), torch.empty((), dtype=stored).numpy().dtype, shape)
+                for index, (stored, shape) in enumerate(zip(dtypes, split.shapes, strict=True))
             ]
             for block in self._computed(split, views, positions, numbers):
-                for array, tensor, one in zip(arrays, block, dtypes, strict=True):
-                    array.append(_to_stored(tensor, one).cpu().numpy())
+                for array, tensor, stored in zip(arrays, block, dtypes, strict=True):
+                    array.append(_to_stored(tensor, stored).cpu().numpy())
             return {"weights": self.weights_hash}
 
         what = f"features of {len(positions)} images"
@@ -259,7 +259,7 @@ class Features:
                 batches = split_batches(order, batch_size)
                 rows = [torch.searchsorted(positions, batch) for batch in batches]
                 labels = torch.split(
-                    upload(self.labels[order], device), [len(one) for one in batches]
+                    upload(self.labels[order], device), [len(batch) for batch in batches]
                 )
                 yield from zip(self._batches(arrays, rows), labels, strict=True)
                 return

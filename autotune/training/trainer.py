@@ -37,10 +37,10 @@ from autotune.training.inputs.batches import (
     Batches,
     Inputs,
     epoch_order,
+    make_mixing,
     micro_batches,
     to_channels_last,
 )
-from autotune.training.inputs.mixup import make_mixing
 from autotune.training.inputs.placement import place_on_device, release_copy
 from autotune.training.metrics import Metrics, compute_metrics
 from autotune.training.optim.ema import WeightAverage
@@ -329,11 +329,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         count = num_micro_batches(len(targets), self.micro_batch_size)
         losses: list[Tensor] = []
-        for some, labels in zip(
+        for part, labels in zip(
             micro_batches(inputs, count), targets.tensor_split(count), strict=True
         ):
             with self.amp.autocast():
-                logits = self.network(some)
+                logits = self.network(part)
             loss = self.loss(logits.float(), labels) * (len(labels) / len(targets))
             self.scaler.scale(loss).backward()
             losses.append(loss.detach())

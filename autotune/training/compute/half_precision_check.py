@@ -127,7 +127,7 @@ def record_operations(
     finally:
         for handle in handles:
             handle.remove()
-    return {module: list(found.values()) for module, found in recorder.operations.items()}
+    return {module: list(by_key.values()) for module, by_key in recorder.operations.items()}
 
 
 @contextmanager

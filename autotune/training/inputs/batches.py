@@ -1,4 +1,4 @@
-"""Batches of images, or of their features."""
+"""Batches of images or of their features: their order, micro-batches, mixing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
+
+from autotune.plan import TrainingPolicy
 
 #: The inputs of a network: normalized images ``(N, C, H, W)``, or features, each ``(N, *shape)``.
 Inputs = Tensor | tuple[Tensor, ...]
@@ -83,3 +86,20 @@ def epoch_order(labels: Tensor, sampling: str) -> Tensor:
         weights = 1.0 / torch.bincount(labels).double()[labels]
         return torch.multinomial(weights, len(labels), replacement=True)
     return torch.randperm(len(labels))
+
+
+def make_mixing(policy: TrainingPolicy, classes: int) -> v2.Transform | None:
+    """Make the transform that mixes a batch with itself, shifted by one image.
+
+    It takes normalized images ``(N, C, H, W)`` and labels ``(N,)``, and returns images and the
+    share of each class in them ``(N, classes)``. If mixup (Zhang et al. 2018) and CutMix (Yun et
+    al. 2019) are both on, one of them is drawn for every batch. All draws (which of the two, the
+    share, the box) come from torch's global generator of the CPU, wherever the images are: the
+    seed of an epoch decides them, and no device waits for them.
+
+    Returns:
+        The transform, or ``None`` if nothing is mixed.
+    """
+    kinds = ((v2.MixUp, policy.mixup), (v2.CutMix, policy.cutmix))
+    chosen = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha]
+    return v2.RandomChoice(chosen) if chosen else None

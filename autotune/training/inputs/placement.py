@@ -114,9 +114,9 @@ class DeviceViews:
         """Return the copy on the device; create it for more than a few images."""
         if not self._stays:
             return None
-        found = _copies.get(self.views)
-        if found is not None and found.views.device == self._device:
-            return found
+        copy = _copies.get(self.views)
+        if copy is not None and copy.views.device == self._device:
+            return copy
         if not create:
             return None
         count = len(self) * self.views.views

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from autotune.training.inputs.mixup import make_mixing
+from autotune.training.inputs.batches import make_mixing
 from tests.support.backbones import plan, state_of, training
 
 CLASSES = 5
