@@ -419,20 +419,6 @@ def test_a_sampler_is_asked_again_before_another_plan_is_chosen() -> None:
     assert params[2] != params[0]  # what is nearest to the proposal and new
 
 
-def test_an_infeasible_plan_is_shown_to_the_gp_with_its_constraints() -> None:
-    sampler = sampler_of("gp", FULL, 0)
-    study = new_study(FULL, sampler)
-    for number in range(STARTUP_TRIALS + 3):
-        trial = study.ask()
-        plan = FULL.plan(suggest(trial, FULL))
-        trial.set_constraint("parameters", plan.depth - 2.5)
-        if plan.depth > 2:
-            study.tell(trial, state=TrialState.PRUNED)
-        else:
-            study.tell(trial, float(number))
-    check_static(study, FULL)
-
-
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("limited", [False, True], ids=["no limits", "limits"])
 def test_plans_that_do_not_fit_into_memory_are_kept_away_from(name: str, limited: bool) -> None:
