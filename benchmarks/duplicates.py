@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from heading import date_and_machine
 from PIL import Image
 
 from autotune.data.image_files import read_image
-from autotune.data.source import Sample, Shrink
+from autotune.data.source import Sample, Shrink, Source
 from autotune.data.sources.folders import EXTENSIONS
 from autotune.data.splits.duplicates import HASH_SIDE, NEAR_BITS, fingerprint_images, near_pairs
 
@@ -34,19 +34,18 @@ HASHES: dict[str, Callable[[Image.Image], np.ndarray]] = {
 }
 
 
-class Photographs:
+class Photographs(Source):
     """A flat list of photographs as a source of one class."""
 
     name = "photographs"
     classes = ("any",)
-    fingerprint = ""
 
     def __init__(self, paths: list[Path]) -> None:
         self.samples = tuple(Sample(str(path), 0, None) for path in paths)
 
-    def fingerprint_of(self, samples: object) -> str:
+    def fingerprint_of(self, samples: Sequence[Sample]) -> str:
         """Return nothing: no store is made of them."""
-        return self.fingerprint
+        return ""
 
     def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
         """Return a photograph."""

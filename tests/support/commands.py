@@ -67,7 +67,8 @@ class Step:
 def pages() -> tuple[Path, ...]:
     """Return the pages whose commands are checked."""
     docs = sorted((ROOT / "docs").rglob("*.md"))
-    others = (ROOT / name for name in ("README.md", "studies/README.md", "storage/README.md"))
+    names = ("README.md", "CONTRIBUTING.md", "studies/README.md", "storage/README.md")
+    others = (ROOT / name for name in names)
     return (*others, *docs)
 
 

@@ -1,1 +1,1 @@
-"""Arrays that are computed once and kept on disk for all workers."""
+"""Arrays that are computed once and stored on disk for all workers."""

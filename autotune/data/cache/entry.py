@@ -237,8 +237,8 @@ def _check(entry: Entry) -> None:
     """
     arrays = entry.record["arrays"]
     with suppress(FileNotFoundError):
-        mark = _mark_path(entry.folder).read_text(encoding="utf-8")
-        if mark == _write_times(entry.folder, arrays):
+        path, write_times = _mark(entry.folder, arrays)
+        if path.read_text(encoding="utf-8") == write_times:
             return
     for name, about in arrays.items():
         crc = 0
@@ -253,16 +253,14 @@ def _check(entry: Entry) -> None:
 
 def mark_checked(folder: Path, names: Iterable[str]) -> None:
     """Store that arrays have their checksums, and when they were written."""
-    _mark_path(folder).write_text(_write_times(folder, names), encoding="utf-8")
+    path, write_times = _mark(folder, names)
+    path.write_text(write_times, encoding="utf-8")
 
 
-def _mark_path(folder: Path) -> Path:
-    return folder / f"checked-{boot_id()}"
-
-
-def _write_times(folder: Path, names: Iterable[str]) -> str:
-    """Return when each array was written, in nanoseconds."""
-    return json.dumps({name: (folder / name).stat().st_mtime_ns for name in names})
+def _mark(folder: Path, names: Iterable[str]) -> tuple[Path, str]:
+    """Return the file for this start of the machine, and its text: when arrays were written."""
+    write_times = {name: (folder / name).stat().st_mtime_ns for name in names}
+    return folder / f"checked-{boot_id()}", json.dumps(write_times)
 
 
 @cache

@@ -1,1 +1,1 @@
-"""Fetch, check and unpack published archives."""
+"""Download, verify and unpack published archives."""

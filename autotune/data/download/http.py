@@ -176,8 +176,13 @@ class _Download:
         size = self.archive.size
         if size is not None and total is not None and total != size:
             raise _SourceFailed(f"its file has {total} bytes and the published one {size}")
-        if total is not None:
-            self._check_space(total - start)
+        free = shutil.disk_usage(self.paths.root).free
+        if total is not None and total - start > free:
+            raise InsufficientSpaceError(
+                f"{self.archive.file} needs {format_bytes(total - start)} more, but the disk of "
+                f"{self.paths.root} has {format_bytes(free)} left; free some space, or name a "
+                f"folder on another disk with {DATA_VARIABLE}"
+            )
         self._write_origin(response)
         done, step = start, f"fetching {self.archive.file}"
         with open(self.partial, "r+b" if start else "wb") as stream:
@@ -191,15 +196,6 @@ class _Download:
                 self.progress(step, done, size or total)
         if total is not None and done != total:
             raise _Interrupted("the transfer was cut")
-
-    def _check_space(self, missing: int) -> None:
-        free = shutil.disk_usage(self.paths.root).free
-        if missing > free:
-            raise InsufficientSpaceError(
-                f"{self.archive.file} needs {format_bytes(missing)} more, but the disk of "
-                f"{self.paths.root} has {format_bytes(free)} left; free some space, or name a "
-                f"folder on another disk with {DATA_VARIABLE}"
-            )
 
     def _is_valid(self) -> bool:
         size, expected = self._size(), self.archive.sha256
@@ -226,7 +222,7 @@ class _Download:
         return {}
 
     def _write_origin(self, response: httpx2.Response) -> None:
-        """Store what lets a server tell whether its file is unchanged (RFC 9110, 13.1.5)."""
+        """Store the validator of the file on the server (RFC 9110, 13.1.5)."""
         tag = response.headers.get("ETag", "")
         validator = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
         self.origin.write_text(json.dumps({"url": self.url, "validator": validator}), "utf-8")

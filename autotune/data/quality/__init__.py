@@ -1,1 +1,1 @@
-"""What is odd about a data set: warnings, statistics, contact sheets."""
+"""Checks of a data set: warnings, statistics, contact sheets."""

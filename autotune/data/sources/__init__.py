@@ -1,1 +1,1 @@
-"""Where labelled images come from: folders, tables, archives, hubs, data sets by name."""
+"""Sources of labelled images: folders, tables, archives, the hub, registered data sets."""

@@ -103,8 +103,10 @@ def digest_files(paths: Mapping[str, str], progress: Progress = no_progress) -> 
     chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
     digests = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for number, content in enumerate(pool.map(_file_digests, chunks), 1):
-            digests.append(content)
+        for number, content in enumerate(
+            pool.map(lambda chunk: [*map(_file_digest, chunk)], chunks), 1
+        ):
+            digests += content
             progress(READING, min(number * _CHUNK, len(files)), len(files))
     return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, _DIGEST_BYTES)
 
@@ -161,22 +163,20 @@ def quoted(names: Collection[str]) -> str:
     return join_some([repr(printable(name[:200])) for name in names])
 
 
-def _file_digests(files: Sequence[tuple[str, str]]) -> bytes:
-    return b"".join(_file_digest(key, path) for key, path in files)
-
-
-def _file_digest(key: str, path: str) -> bytes:
+def _file_digest(file: tuple[str, str]) -> bytes:
+    key, path = file
     digest = hashlib.blake2b(key.encode(), digest_size=_DIGEST_BYTES)
     try:
-        file = os.open(path, os.O_RDONLY)  # a third of the time that open() takes
+        descriptor = os.open(path, os.O_RDONLY)  # a third of the time that open() takes
         try:
-            size = os.fstat(file).st_size
+            size = os.fstat(descriptor).st_size
             digest.update(b"\0%d\0" % size)
-            digest.update(os.pread(file, _EDGE_BYTES, 0))
+            digest.update(os.pread(descriptor, _EDGE_BYTES, 0))
             if size > _EDGE_BYTES:
-                digest.update(os.pread(file, _EDGE_BYTES, max(size - _EDGE_BYTES, _EDGE_BYTES)))
+                offset = max(size - _EDGE_BYTES, _EDGE_BYTES)
+                digest.update(os.pread(descriptor, _EDGE_BYTES, offset))
         finally:
-            os.close(file)
+            os.close(descriptor)
     except OSError:  # counted and named as unreadable when the images are decoded
         digest.update(b"\0unreadable")
     return digest.digest()

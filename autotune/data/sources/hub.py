@@ -102,7 +102,12 @@ class HubSource(Source):
         for part, dataset in parts.items():
             digest.update(json.dumps([part, dataset._fingerprint, labels[part]]).encode())
         self._digest = digest.hexdigest()
-        self._images = {part: _undecoded(dataset, image) for part, dataset in parts.items()}
+        from datasets import Image as ImageColumn
+
+        self._images = {
+            part: dataset.select_columns([image]).cast_column(image, ImageColumn(decode=False))
+            for part, dataset in parts.items()
+        }
 
     def fingerprint_of(self, samples: Sequence[Sample]) -> str:
         """Return a hexadecimal digest of some images, and of the whole data set."""
@@ -267,9 +272,3 @@ def _check(name: str, labels: Mapping[str, list[str | None]], classes: Sequence[
         problems.append(f"there must be at least two classes, but it has {len(classes)}")
     if problems:
         raise DatasetError(f"{name}: {'; '.join(problems)}")
-
-
-def _undecoded(dataset: Dataset, image: str) -> Dataset:
-    from datasets import Image
-
-    return dataset.select_columns([image]).cast_column(image, Image(decode=False))

@@ -168,19 +168,20 @@ def _texts(column: pd.Series, role: str) -> pd.Series:
 
 
 def _problems(table: pd.DataFrame, files: Sequence[str]) -> Iterator[str]:
-    """Yield what is wrong with the rows, one kind at a time."""
+    """Yield the problems of the rows, one kind at a time."""
     if table.empty:
         yield "it has no rows"
         return
     for role in table.columns.intersection(["path", "label", "split"]):
         is_empty = table[role].isna()
         if is_empty.any() and not (role == "split" and is_empty.all()):
-            yield f"{_rows(is_empty)} without a {role} ({_lines(table.index[is_empty])})"
+            rows = plural(is_empty.sum(), "row")
+            yield f"{rows} without a {role} ({_lines(table.index[is_empty])})"
     for role in table.columns.intersection(["label", "split", "group"]):
-        is_broken = table[role].map(lambda text: text is not None and not _is_utf8(text))
+        is_broken = table[role].str.contains("[\ud800-\udfff]", na=False)
         if is_broken.any():
             yield (
-                f"{_rows(is_broken)} whose {role} is not in UTF-8 "
+                f"{plural(is_broken.sum(), 'row')} whose {role} is not in UTF-8 "
                 f"({_lines(table.index[is_broken])}); save the table as UTF-8"
             )
     if "split" in table:
@@ -246,14 +247,6 @@ def _resolved(folder: str, path: str) -> str:
     if "\\" in path and "\0" not in path and not os.path.exists(resolved):
         return os.path.normpath(os.path.join(folder, path.replace("\\", "/")))
     return resolved
-
-
-def _is_utf8(text: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _rows(mask: pd.Series) -> str:
-    return plural(int(mask.sum()), "row")
 
 
 def _lines(index: pd.Index) -> str:

@@ -1,1 +1,1 @@
-"""Which image trains, which validates, which tests."""
+"""Training, validation and test images of a study."""

@@ -36,7 +36,7 @@ class Dataset:
         folds: The folds of the training split; empty without ``data.folds``.
         duplicates: The duplicates, where ``data.duplicates: together`` needed them for the split.
         num_added: Number of images that were added after the study was made; they are not used.
-        missing: Keys of images of the study that are not there any more: the split is a new one.
+        missing: Keys of images of the study that no longer exist: the split is a new one.
     """
 
     source: Source
@@ -57,7 +57,7 @@ class Dataset:
     ) -> Dataset:
         """Find images and split them; none is decoded unless duplicates are to stay together.
 
-        A manifest, of an earlier run, holds as long as all its images are there.
+        A manifest of an earlier run is used as long as all its images exist.
 
         Raises:
             DatasetError: When there is no such data set, its layout is wrong, or it cannot be

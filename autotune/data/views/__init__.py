@@ -1,1 +1,1 @@
-"""Augmented views of images, and what a study trains on."""
+"""Augmented views of images, and the images of a study."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,11 +49,10 @@ class DatasetInfo:
 
     def to_json(self) -> dict[str, Any]:
         """Return the information as plain JSON values; ``folds`` only where there are some."""
-        values = asdict(self)
-        values["classes"] = list(self.classes)
-        values["skipped"] = [list(pair) for pair in self.skipped]
-        values["folds"] = list(self.folds)
-        return values if self.folds else {key: values[key] for key in values if key != "folds"}
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if not self.folds:
+            del values["folds"]
+        return values
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,9 @@ import os
 import pickle
 import resource
 import shutil
-import subprocess
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -453,17 +452,6 @@ class TestRoom:
         assert cache.get("a") is None
         with pytest.raises(DiskFullError, match=r"raise cache\.disk_gb"):
             cache.get_or_create("d", never, 6 * taken)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if subprocess.run(mounting, capture_output=True, check=False).returncode:
-        pytest.skip("only root can mount a small disk")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_full_disk(small_disk: Path) -> None:

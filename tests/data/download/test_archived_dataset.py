@@ -3,9 +3,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
-import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +26,8 @@ FORK = multiprocessing.get_context("fork")
 HASTY = RetryPolicy(tries=2, pause_s=0.01, timeout_s=0.5)
 CONTENT = os.urandom(1_000_000)
 
+pytestmark = pytest.mark.usefixtures("home")
+
 
 @pytest.fixture
 def publisher() -> Iterator[Publisher]:
@@ -41,27 +41,10 @@ def mirror() -> Iterator[Publisher]:
         yield running
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("AUTOTUNE_DATA", str(tmp_path / "data"))
-    monkeypatch.delenv("AUTOTUNE_MIRROR", raising=False)
-    return tmp_path / "data"
-
-
 @pytest.fixture
 def paths(home: Path) -> DatasetPaths:
     (home / "set").mkdir(parents=True)
     return DatasetPaths(home / "set")
-
-
-@pytest.fixture
-def small_disk(home: Path) -> Iterator[Path]:
-    home.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(home)]
-    if shutil.which("mount") is None or subprocess.run(mounting, capture_output=True).returncode:
-        pytest.skip("this machine mounts no tmpfs")
-    yield home
-    subprocess.run(["umount", str(home)], check=True)
 
 
 def download(
@@ -401,8 +384,9 @@ class TestArchivedDataset:
         assert listing(home) == ["dogs"]
 
     def test_a_disk_that_is_full_while_it_is_unpacked(
-        self, publisher: Publisher, small_disk: Path
+        self, publisher: Publisher, small_disk: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setenv("AUTOTUNE_DATA", str(small_disk))
         archives = dogs_archives(breeds=40, side=128)
         serve(publisher, archives)
         assert 500_000 < len(archives["images.tar"]) < 950_000

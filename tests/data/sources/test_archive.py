@@ -12,16 +12,12 @@ from autotune.errors import DatasetError
 from tests.support.archives import tar_bytes, zip_bytes
 from tests.support.images import make_class_folders, make_split_folder
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("AUTOTUNE_DATA", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def files(folder: Path, around: str = "") -> dict[str, bytes]:
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {around + path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+    result = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {around + path.relative_to(folder).as_posix(): path.read_bytes() for path in result}
 
 
 def pack(folder: Path, name: str) -> Path:
@@ -32,7 +28,7 @@ def pack(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", [".zip", ".tar", ".tar.gz", ".tar.xz"])
-def test_an_archive_is_the_folder_that_is_in_it(tmp_path: Path, cache: Path, name: str) -> None:
+def test_an_archive_is_the_folder_that_is_in_it(tmp_path: Path, home: Path, name: str) -> None:
     folder = make_class_folders(tmp_path / "set", {"a": 2, "b": 1})
     path = pack(folder, name)
     source, there = open_source(str(path)), open_source(str(folder))
@@ -43,21 +39,23 @@ def test_an_archive_is_the_folder_that_is_in_it(tmp_path: Path, cache: Path, nam
         assert np.array_equal(np.asarray(source.read(one)), np.asarray(there.read(other)))
 
 
-def test_it_is_unpacked_once_wherever_it_lies(tmp_path: Path, cache: Path) -> None:
+def test_it_is_unpacked_once_wherever_it_lies(tmp_path: Path, home: Path) -> None:
     path = pack(make_class_folders(tmp_path / "set", {"a": 2, "b": 1}), ".zip")
-    told: list[str] = []
+    calls: list[str] = []
     for _ in range(2):
-        open_source(str(path), lambda step, *_: told.append(step))
-    assert [step for step, after in zip(told, [*told[1:], ""], strict=True) if step != after] == [
+        open_source(str(path), lambda step, *_: calls.append(step))
+    assert [
+        step for step, after in zip(calls, [*calls[1:], ""], strict=True) if step != after
+    ] == [
         *("unpacking the images", INDEXING, READING),
         *(INDEXING, READING),
     ]
     path.rename(tmp_path / "moved")  # by its content it is known too
     assert len(open_source(str(tmp_path / "moved")).samples) == 3
-    assert len(list((cache / "unpacked").glob("[!.]*"))) == 1
+    assert len(list((home / "unpacked").glob("[!.]*"))) == 1
 
 
-def test_another_archive_of_the_same_name_is_another(tmp_path: Path, cache: Path) -> None:
+def test_another_archive_of_the_same_name_is_another(tmp_path: Path, home: Path) -> None:
     path = pack(make_class_folders(tmp_path / "set", {"a": 2, "b": 1}), ".zip")
     first = open_source(str(path)).fingerprint
     shutil.rmtree(tmp_path / "set")
@@ -85,19 +83,19 @@ def test_parts_in_an_archive_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [{"a/readme": b"x"}, {"a/1.png": b"x"}, {"1.png": b"x"}, {}])
 def test_an_archive_without_class_folders_leaves_nothing(
-    tmp_path: Path, cache: Path, content: dict[str, bytes]
+    tmp_path: Path, home: Path, content: dict[str, bytes]
 ) -> None:
     (tmp_path / "set.zip").write_bytes(zip_bytes(content))
     with pytest.raises(DatasetError, match=r"^'.*/set.zip' was unpacked into .*: "):
         open_source(str(tmp_path / "set.zip"))
-    assert not list((cache / "unpacked").glob("[!.]*"))
+    assert not list((home / "unpacked").glob("[!.]*"))
 
 
-def test_damaged_and_hostile_archives_are_refused(tmp_path: Path, cache: Path) -> None:
+def test_damaged_and_hostile_archives_are_refused(tmp_path: Path, home: Path) -> None:
     folder = make_class_folders(tmp_path / "set", {"a": 1, "b": 1})
     whole = zip_bytes(files(folder))
     for content in (b"", whole[: len(whole) // 2], zip_bytes({"../../a/1.png": b"x"})):
         (tmp_path / "set.zip").write_bytes(content)
         with pytest.raises(DatasetError):
             open_source(str(tmp_path / "set.zip"))
-    assert not list((cache / "unpacked").glob("[!.]*"))
+    assert not list((home / "unpacked").glob("[!.]*"))
