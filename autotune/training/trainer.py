@@ -337,10 +337,13 @@ class Trainer:
             loss = self.loss(logits.float(), labels) * (len(labels) / len(targets))
             self.scaler.scale(loss).backward()
             losses.append(loss.detach())
+        self._clip()
+        return sum(losses[1:], losses[0])
+
+    def _clip(self) -> None:
         if self.config.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self._trainable(), self.config.clip_norm)
-        return sum(losses[1:], losses[0])
 
     def _update(self) -> None:
         if self._is_skipped():
