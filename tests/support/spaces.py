@@ -13,8 +13,10 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from autotune.config.loading import validate
 from autotune.config.schema import SpaceConfig
 from autotune.search.dimensions import contains
+from autotune.search.samplers import CanonicalSampler, make_sampler
 from autotune.search.space import LAYER_FIELDS, Params, Space
 from tests.support.capabilities import FakeCapabilities, fake_capabilities
 
@@ -46,6 +48,20 @@ SHAPES: dict[str, Any] = {
 def space_of(inherit: Any = "weights", of: Any = None, **config: Any) -> Space:
     found = fake_capabilities(8) if of is None else of
     return Space.from_config("resnet18", SpaceConfig.model_validate(config), inherit, found)
+
+
+def space_of_three(inherit: Any = ("weights", "none"), **config: Any) -> Space:
+    """Make a space of a backbone with three layers."""
+    return space_of(list(inherit), fake_capabilities(3), **config)
+
+
+def start_of(space: Space) -> Params:
+    return space.nearest(space.baseline())
+
+
+def sampler_of(space: Space, seed: int = 0, **search: Any) -> CanonicalSampler:
+    study = {"dataset": "digits", "backbone": "resnet18", "search": search}
+    return make_sampler(validate(study, "test"), space, seed)
 
 
 def dimension(low: float, high: float, integer: bool) -> st.SearchStrategy[Any]:
