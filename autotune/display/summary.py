@@ -48,7 +48,8 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
     console.print()
     if not trained and results.stop_reason is not None:
         console.print(
-            f"The study {opened.name!r} is over ({results.stop_reason.text}); nothing was trained.",
+            f"The study {opened.name!r} is over ({results.stop_reason.text}); nothing was "
+            "trained.",
             highlight=False,
             markup=False,
         )
