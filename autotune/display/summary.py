@@ -82,7 +82,7 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
             Text(
                 describe_confirmation(results)
                 or "The best value of a search is optimistic; 'autotune confirm' trains it under "
-                "other seeds, 'autotune fit' measures it on the test split."
+                "other seeds, 'autotune refit' measures it on the test split."
             )
         )
     _print_next(console, opened, results)
