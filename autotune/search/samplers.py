@@ -307,7 +307,7 @@ def make_sampler(
         KeyError: When there is no such sampler; the study file has been checked before.
     """
     search = config.search
-    is_greedy = search.order == "greedy"
+    is_greedy = search.strategy == "greedy"
     startup = STARTUP_TRIALS_PER_STAGE if is_greedy else STARTUP_TRIALS
     start = space.nearest(space.baseline(config.baseline))
 

@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 Params = dict[str, Any]
 LAYER_FIELDS = tuple(one.name for one in fields(LayerPlan))
 POLICY_FIELDS = tuple(one.name for one in fields(TrainingPolicy))
+#: Fields of plans whose key in a study file has another name.
+KEY_NAMES = {"bridge": "low_rank", "head_epochs": "head_only_epochs"}
 
 #: The name of any parameter of a space.
 _PARAMETER = re.compile(
@@ -74,10 +76,10 @@ INACTIVE_POLICY = {
 
 def num_shaped_layers(config: SpaceConfig) -> int:
     """Return how many of the last layers a space may reshape: 0 where all fields are ``keep``."""
-    dimensions = [getattr(config.layers, name) for name in LAYER_FIELDS]
+    dimensions = [getattr(config.layers, KEY_NAMES.get(name, name)) for name in LAYER_FIELDS]
     if all(values_of_dimension(dimension) == [KEEP] for dimension in dimensions):
         return 0
-    return min(int(largest(config.depth)), config.layers.last)
+    return min(int(largest(config.trainable_layers)), config.layers.max_layers)
 
 
 @dataclass(frozen=True)
@@ -136,13 +138,15 @@ class Space:
         allowed: dict[str, AllowedValues] = {}
         if len(names) > 1:
             dimensions["backbone"] = (names, False)
-        dimensions["depth"] = (config.depth, True)
+        dimensions["depth"] = (config.trainable_layers, True)
         for index in range(1, num_shaped_layers(config) + 1):
             for name in LAYER_FIELDS:
                 resolvers = [
                     partial(candidate.resolve_layer_value, index, name) for candidate in candidates
                 ]
-                shared, values = shared_dimension(getattr(config.layers, name), resolvers)
+                shared, values = shared_dimension(
+                    getattr(config.layers, KEY_NAMES.get(name, name)), resolvers
+                )
                 if values_of_dimension(shared) != [KEEP]:
                     dimensions[f"layer.{index}.{name}"] = (shared, False)
                     allowed[f"layer.{index}.{name}"] = values
@@ -162,7 +166,10 @@ class Space:
             dimensions[f"head.dropout.{layer}"] = (head.dropout, False)
         for name in POLICY_FIELDS:
             is_integer = isinstance(getattr(TrainingPolicy(), name), int)
-            dimensions[f"training.{name}"] = (getattr(config.training, name), is_integer)
+            dimensions[f"training.{name}"] = (
+                getattr(config.training, KEY_NAMES.get(name, name)),
+                is_integer,
+            )
         fixed: Params = {}
         distributions: dict[str, BaseDistribution] = {}
         for name, (dimension, is_integer) in dimensions.items():

@@ -113,7 +113,7 @@ class Trainer:
         loader_workers: Processes that prepare images which do not fit into memory.
         micro_batch_size: Images that go through the network at a time; by default the whole
             batch. The gradients of its micro-batches add up; batch norm sees one micro-batch.
-        amp: Mixed precision; by default that of ``config.amp``, and none for ``auto``.
+        amp: Mixed precision; by default that of ``config.precision``, and none for ``auto``.
         cuda_graphs: Whether steps may be captured in CUDA graphs, see
             :class:`autotune.training.compute.cuda_graphs.CapturedStep`: in trainings that are long
             enough, on a GPU, if batches go through the network as a whole. Not with fp16, whose
@@ -167,7 +167,7 @@ class Trainer:
         self.validation = (
             None if validation is None else place_on_device(validation, self.device, is_whole)
         )
-        self.amp = amp or AmpPolicy.from_mode(config.amp, self.device)
+        self.amp = amp or AmpPolicy.from_mode(config.precision, self.device)
         keep_slow_convs_fp32(network, self.amp)
         self.loss = nn.CrossEntropyLoss(label_smoothing=policy.label_smoothing)
         self.mixing = make_mixing(policy, network.head.classes)
@@ -341,9 +341,9 @@ class Trainer:
         return sum(losses[1:], losses[0])
 
     def _clip(self) -> None:
-        if self.config.clip_norm is not None:
+        if self.config.clip_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self._trainable(), self.config.clip_norm)
+            torch.nn.utils.clip_grad_norm_(self._trainable(), self.config.clip_grad_norm)
 
     def _update(self) -> None:
         if self._is_skipped():

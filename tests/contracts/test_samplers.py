@@ -28,7 +28,7 @@ MODELS = tuple(name for name in SAMPLERS if name != "random")
 
 
 FULL = space_of_three(
-    depth={"low": 0, "high": 3},
+    trainable_layers={"low": 0, "high": 3},
     head={
         "hidden_layers": {"low": 0, "high": 1},
         "units": [64, 128],
@@ -42,7 +42,7 @@ FULL = space_of_three(
     },
 )
 LAYERS = space_of_three(
-    depth={"low": 0, "high": 3},
+    trainable_layers={"low": 0, "high": 3},
     layers={
         "kernel": ["keep", 1, 5],
         "width": [0.5, "keep", 64],
@@ -51,12 +51,12 @@ LAYERS = space_of_three(
     },
     head={"hidden_layers": [0, 1], "activation": ["relu", "tanh"], "batch_norm": [True, False]},
 )
-ONE = space_of_three(depth={"low": 0, "high": 5})
+ONE = space_of_three(trainable_layers={"low": 0, "high": 5})
 ONE_CHOICE = space_of_three(head={"pool": ["keep", "max"]})
-NOTHING = space_of_three(depth=2)
+NOTHING = space_of_three(trainable_layers=2)
 ONE_RATE = space_of_three(training={"lr": {"low": 1e-4, "high": 1, "log": True}})
 NO_BASELINE = space_of_three(
-    depth={"low": 1, "high": 4}, training={"lr": {"low": 1e-4, "high": 1}}
+    trainable_layers={"low": 1, "high": 4}, training={"lr": {"low": 1e-4, "high": 1}}
 )
 SPACES = {
     "full": FULL,
@@ -341,7 +341,9 @@ def test_there_is_no_other_sampler() -> None:
 
 
 SMALL = space_of_three(
-    depth={"low": 0, "high": 2}, head={"pool": ["keep", "max"]}, training={"layer_decay": [0.5, 1]}
+    trainable_layers={"low": 0, "high": 2},
+    head={"pool": ["keep", "max"]},
+    training={"layer_decay": [0.5, 1]},
 )
 
 

@@ -16,14 +16,16 @@ from tests.support.spaces import space_of_three, start_of
 
 SMALL = space_of_three(
     ["weights", "data", "none"],
-    depth={"low": 0, "high": 2},
+    trainable_layers={"low": 0, "high": 2},
     layers={"kernel": ["keep", 5], "width": ["keep", 0.5]},
     head={"hidden_layers": [0, 1], "dropout": {"low": 0, "high": 0.2, "step": 0.1}},
     training={"optimizer": ["adamw", "sgd"], "momentum": [0.5, 0.9], "layer_decay": [0.5, 1.0]},
 )
-CONTINUOUS = space_of_three(depth=[0, 1], training={"lr": {"low": 1e-4, "high": 1, "log": True}})
+CONTINUOUS = space_of_three(
+    trainable_layers=[0, 1], training={"lr": {"low": 1e-4, "high": 1, "log": True}}
+)
 GRIDS = space_of_three(
-    depth={"low": 1, "high": 3, "log": True},
+    trainable_layers={"low": 1, "high": 3, "log": True},
     training={"weight_decay": {"low": 0.1, "high": 0.8, "step": 0.1}},
 )
 

@@ -23,11 +23,13 @@ TRAINING = {"lr": {"low": 1e-4, "high": 1, "log": True}, "label_smoothing": [0, 
 HEAD = {"hidden_layers": [0, 1], "units": [8, 16]}
 
 
-FULL = space_of_three(depth={"low": 0, "high": 3}, layers=LAYERS, head=HEAD, training=TRAINING)
+FULL = space_of_three(
+    trainable_layers={"low": 0, "high": 3}, layers=LAYERS, head=HEAD, training=TRAINING
+)
 
 
 def greedy_sampler(space: Space, **greedy: Any) -> CanonicalSampler:
-    return sampler_of(space, sampler="random", order="greedy", trials=40, greedy=greedy)
+    return sampler_of(space, sampler="random", strategy="greedy", trials=40, greedy=greedy)
 
 
 def where(study: Study, space: Space, budget: int = 40, **config: Any) -> GreedyState:
@@ -86,14 +88,14 @@ def test_the_stages_go_from_the_last_layer_to_the_first_then_head_and_training()
 
 
 def test_layers_that_have_nothing_to_search_are_trainable_as_they_are() -> None:
-    plain = list_stages(space_of_three(depth={"low": 0, "high": 4, "step": 2}))
+    plain = list_stages(space_of_three(trainable_layers={"low": 0, "high": 4, "step": 2}))
     assert [(one.name, one.free, one.depth) for one in plain] == [
         ("layers 1-2", (), 2),
         ("layers 3-4", (), 4),
     ]
-    chosen = list_stages(space_of_three(depth=[3, 1], layers={"kernel": ["keep", 5]}))
+    chosen = list_stages(space_of_three(trainable_layers=[3, 1], layers={"kernel": ["keep", 5]}))
     assert [(one.name, one.depth) for one in chosen] == [("layer 1", 1), ("layers 2-3", 3)]
-    fixed = list_stages(space_of_three(depth=2, layers={"kernel": ["keep", 5]}))
+    fixed = list_stages(space_of_three(trainable_layers=2, layers={"kernel": ["keep", 5]}))
     assert [(one.name, one.free, one.depth) for one in fixed] == [
         ("layer 1", ("layer.1.kernel", "inherit"), None),
         ("layer 2", ("layer.2.kernel", "inherit"), None),
@@ -190,7 +192,9 @@ def test_what_is_left_of_the_budget_is_shared_among_the_stages_left() -> None:
 
 
 def test_workers_do_not_wait_for_a_stage_whose_plans_are_all_taken() -> None:
-    space = space_of_three(depth={"low": 0, "high": 2}, training={"weight_decay": [0.0, 0.1]})
+    space = space_of_three(
+        trainable_layers={"low": 0, "high": 2}, training={"weight_decay": [0.0, 0.1]}
+    )
     study = optuna.create_study(direction="maximize")
     add(study, space, 0.5)
     add(study, space, None, "layer 1", depth=1)  # its only plan, and it runs

@@ -14,10 +14,10 @@ from autotune.search.space import Space
 from tests.support.spaces import sampler_of, space_of
 
 SPACE: dict[str, Any] = {
-    "depth": {"low": 0, "high": 3},
+    "trainable_layers": {"low": 0, "high": 3},
     "training": {"lr": {"low": 1e-4, "high": 1e-1, "log": True}, "mixup": [0.0, 0.2]},
 }
-SMALL: dict[str, Any] = {"depth": {"low": 0, "high": 2}}
+SMALL: dict[str, Any] = {"trainable_layers": {"low": 0, "high": 2}}
 
 
 def proposer(
@@ -120,7 +120,7 @@ def test_a_trial_that_has_ended_in_between_is_no_reason_to_draw_anew() -> None:
 
 
 def test_a_search_in_stages_draws_in_the_stage_of_now() -> None:
-    greedy = {"order": "greedy", "greedy": {"trials_per_stage": 1}, "trials": 9}
+    greedy = {"strategy": "greedy", "greedy": {"trials_per_stage": 1}, "trials": 9}
     sampler, space = proposer(SPACE, sampler="random", **greedy)
     study = new_study()
     start = Draw(space.nearest(space.baseline()), None)

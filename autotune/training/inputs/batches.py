@@ -75,7 +75,7 @@ def epoch_order(labels: Tensor, sampling: str) -> Tensor:
 
     Args:
         labels: int64, ``(N,)``: the class of every image.
-        sampling: ``plain`` takes each image once. ``balanced`` draws ``N`` images with
+        sampling: ``uniform`` takes each image once. ``balanced`` draws ``N`` images with
             replacement, on average equally many of every class: some images are left out, and
             those of a small class come several times.
 
