@@ -97,8 +97,8 @@ def _print_copied(copied: Copied) -> None:
         _print(f"  without {plural(files.missing, 'artifact')} that could not be found")
     if copied.running:
         _print(
-            f"  {plural(copied.running, 'trial was', 'trials were')} running: to continue there, stop "
-            "the workers of the old storage; the next 'autotune run' there restarts them"
+            f"  {plural(copied.running, 'trial was', 'trials were')} running: to continue there, "
+            "stop the workers of the old storage; the next 'autotune run' there restarts them"
         )
 
 
