@@ -28,8 +28,8 @@ SURFACE = {
     "report": {*WHICH, "--output", "-o", "--format"},
     "dashboard": {*WHICH, "--port", "--public", "--host"},
     "confirm": {*WHICH, "--top", "--seeds", "--json"},
-    "rerun": {*WHICH, "trial"},
-    "fit": {*WHICH, "--trial", "--output", "-o", "--json"},
+    "reproduce": {*WHICH, "trial"},
+    "refit": {*WHICH, "--trial", "--output", "-o", "--json"},
     "predict": {"model", "images", "--output", "-o", "--top", "--all", "--batch-size"},
     "export": {"model", "--format", "--output", "-o", "--images"},
     "layers": {
@@ -122,7 +122,7 @@ def test_looking_at_a_study_imports_no_torch() -> None:
     """``status``, ``doctor`` and ``best`` answer in a second, ``run`` takes several to begin."""
     program = (
         "import sys, autotune.display.watch, autotune.display.summary\n"
-        "import autotune.results.values.pareto_front\n"
+        "import autotune.results.study_results\n"
         "import autotune.study.doctor.checks, autotune.study.doctor.repair\n"
         "import autotune.study.setup.opening\n"
         "assert not {'torch', 'timm', 'sklearn'} & set(sys.modules)"

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from autotune.data.cache.array_cache import ArrayCache
-from autotune.data.cache.decoding import ordered_thread_map, retry_read, silence_pillow
 from autotune.data.cache.entry import Entry, EntryWriter
+from autotune.data.cache.reading import ordered_thread_map, retry_read, silence_pillow
 from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
 from autotune.data.source import Source
 from autotune.errors import DatasetError, InsufficientSpaceError
@@ -40,11 +40,7 @@ _LIST_BYTES = 64
 class LazyImages:
     """Images that are decoded whenever they are needed.
 
-    Args:
-        source: The images.
-        indices: int64, ``(N,)``: indices into its samples.
-        spec: What the backbone expects.
-        fast: Whether large JPEGs are decoded at a part of their size.
+    Where ``fast``, large JPEGs are decoded at a part of their size.
     """
 
     source: Source
@@ -215,8 +211,9 @@ def _check_skipped(
     listed = join_some([f"{name} ({reason})" for name, reason in skipped], 5, "; ")
     if len(skipped) > limit * count:
         raise DatasetError(
-            f"at most {limit:.4g} of the images may be unreadable (data.unreadable_limit), but "
-            f"{len(skipped)} of {count} are: {listed}; repair or remove them, or raise the limit"
+            f"at most {limit:.4g} of the images may be unreadable (data.max_unreadable_share), "
+            f"but {len(skipped)} of {count} are: {listed}; repair or remove them, or raise the "
+            "limit"
         )
     labels, kept = (
         {source.samples[index].label for index in some} for some in (images.indices, decoded)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autotune.results.values.objective import Objective, format_values
+from autotune.results.study_results import StudyResults
 from autotune.search import ranking
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
@@ -44,7 +44,7 @@ def test_run_and_status_list_the_front_and_the_infeasible(folder: Path) -> None:
     assert progress.infeasible and progress.complete and not progress.pruned
     said = (folder / "out.txt").read_text(encoding="utf-8")
     assert ": infeasible | last " in said
-    objective, cost = Objective.from_study(study), Objective.cost_from_study(study)
+    results = StudyResults.from_study(study)
     ended = call("status", "two", cwd=folder)
     assert (ended.code, ended.err) == (0, "")
     front = ranking.pareto_front(study.get_trials(deepcopy=False), attrs.metric_direction(study))
@@ -53,7 +53,7 @@ def test_run_and_status_list_the_front_and_the_infeasible(folder: Path) -> None:
             f"8 of 8 finished: {progress.complete} complete, 0 pruned, {progress.infeasible} "
             "infeasible, 0 failed" in text
         )
-        assert format_values(front[0], objective, cost) in text
+        assert results.format_values(front[0]) in text
         if len(front) > 1:
             assert f"Pareto front, {len(front)} trials" in text
 
@@ -84,7 +84,7 @@ def test_fit_takes_the_best_of_the_front_or_a_trial_of_one_s_choice(folder: Path
     trials = opened.study.get_trials(deepcopy=False)
     best = ranking.best_trial(trials, attrs.metric_direction(opened.study))
     assert best is not None
-    ended = call("fit", "two", cwd=folder)
+    ended = call("refit", "two", cwd=folder)
     assert (ended.code, ended.err) == (0, "")
     assert f"trial {best.number} " in ended.out
 
@@ -99,7 +99,7 @@ def test_without_a_plan_within_the_limits_every_verb_says_so(tmp_path: Path) -> 
     assert "2 of 2 finished: 1 complete, 0 pruned, 1 infeasible, 0 failed" in said
     assert "none within the limits yet" in said
     assert "No trial is within the limits; the nearest is trial " in said
-    for verb in ("best", "fit"):
+    for verb in ("best", "refit"):
         refused = call(verb, "none", cwd=tmp_path)
         assert refused.code == 2
         assert "the study 'none' has no complete trial within the limits; the" in refused.err

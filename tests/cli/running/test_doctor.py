@@ -21,7 +21,8 @@ from tests.support.small import open_small
 pytestmark = pytest.mark.usefixtures("closed_connections")
 
 
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_nothing_is_wrong_while_a_study_runs(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autotune.data.cache import decoded_images, decoding
+from autotune.data.cache import decoded_images, reading
 from autotune.data.cache.decoded_images import ImageStore, open_store
 from autotune.data.image_files import read_image
 from autotune.data.preprocessing import ImageSpec, to_store_array
@@ -155,8 +155,8 @@ class TestUnreadable:
         with pytest.raises(DatasetError) as caught:
             opened(open_source(str(photos)), folder, limit=0.01)
         assert str(caught.value) == (
-            "at most 0.01 of the images may be unreadable (data.unreadable_limit), but 6 of 11 "
-            "are: a/000.png (the file is empty); a/001.png (the file is empty); a/002.png (the "
+            "at most 0.01 of the images may be unreadable (data.max_unreadable_share), but 6 of "
+            "11 are: a/000.png (the file is empty); a/001.png (the file is empty); a/002.png (the "
             "file is empty); a/003.png (the file is empty); a/004.png (the file is empty) and 1 "
             "more; repair or remove them, or raise the limit"
         )
@@ -284,7 +284,7 @@ def test_an_image_that_the_disk_would_not_give_is_read_again(
             raise OSError(code, os.strerror(code))
         return read(self, sample, shrink)
 
-    monkeypatch.setattr(decoding, "RETRY_PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr(reading, "RETRY_PAUSES_S", (0.01, 0.01))
     monkeypatch.setattr(type(source), "read", away)
     store = opened(source, folder, limit=0.5, workers=1)
     assert asked.count(source.samples[0].key) == reads

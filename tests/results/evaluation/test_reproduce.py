@@ -14,13 +14,15 @@ from autotune.results.evaluation.reproduce import reproduce_trial
 from autotune.study.engine.worker import run_worker
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from tests.study.engine.test_worker import job, run
+from tests.support.inline import job, run
 from tests.support.small import open_small
 
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
-    made = open_small(tmp_path_factory.mktemp("rerun"), search__pruner="none", training__views=2)
+    made = open_small(
+        tmp_path_factory.mktemp("rerun"), search__pruner="none", training__num_views=2
+    )
     run(made)
     return made
 

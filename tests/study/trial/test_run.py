@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,15 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
 
 from autotune.plan import TrialPlan
-from autotune.results.report.html import render_report
-from autotune.results.report.summary import summarise
+from autotune.results.study_results import StudyResults
 from autotune.search import ranking
-from autotune.study.engine.worker import build_context, run_worker
+from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
 from autotune.study.trial import build
-from tests.study.engine.test_worker import job, run
-from tests.support.page import Parsed
+from tests.support.inline import run
+from tests.support.page import page_of
 from tests.support.small import open_small
 
 TWO = ["accuracy", "latency_ms"]
@@ -97,12 +95,12 @@ def test_a_study_without_a_plan_within_its_limits_ends_and_says_so(tmp_path: Pat
     names = [one.filename for one in get_all_artifact_meta(trials[0], storage=handle.storage)]
     assert "weights.safetensors" not in names
     assert StopReason.from_study(handle.study) == StopReason("trials", "4 finished trials")
-    found = summarise(handle)
-    assert found.best is None
-    assert found.nearest is not None
+    results = StudyResults.from_study(handle.study)
+    closest = results.closest_to_feasible
+    assert results.best is None and closest is not None
     least = min(trials, key=lambda one: float(one.user_attrs[attrs.COSTS]["parameters"])).number
-    assert found.nearest.number == least
-    text = Parsed(render_report(handle.study)).text
+    assert closest.number == least
+    text = page_of(handle.study).text
     assert f"No complete trial within the limits; the nearest is trial {least}, " in text
 
 
@@ -161,13 +159,7 @@ def test_an_interrupted_trial_of_two_objectives_goes_on_where_it_was(tmp_path: P
     undisturbed = two_objectives(tmp_path / "a", **options)
     run(undisturbed)
     handle = two_objectives(tmp_path / "b", **options)
-    stop = threading.Event()
-
-    def on_event(event: dict[str, Any]) -> None:
-        if event["event"] == "epoch" and event["epoch"] == 2:
-            stop.set()
-
-    run_worker(job(handle), stop, on_event)
+    run(handle, until=lambda event: event.get("epoch") == 2)
     resumed = run(handle)
     assert [one["epoch"] for one in resumed if one["event"] == "epoch"] == [3, 4]
     (expected,) = undisturbed.study.trials
