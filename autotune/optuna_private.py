@@ -21,24 +21,8 @@ from optuna.study import Study
 from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-__all__ = [
-    "BaseHeartbeat",
-    "ConstraintAwareGPSampler",
-    "OpenRDBStorage",
-    "StorageProxy",
-    "StudyProxy",
-    "contains",
-    "filter_study",
-    "forget_trials",
-    "models",
-    "numbered",
-    "storage",
-    "study_id",
-    "trial_id",
-    "update_user_attrs",
-    "with_storage",
-    "without_constraints",
-]
+__all__ = ["BaseHeartbeat", "OpenRDBStorage", "StorageProxy", "StudyProxy"]
+__all__ += ["filter_study", "models"]
 
 
 def trial_id(trial: Trial | FrozenTrial) -> int:
