@@ -4,14 +4,12 @@ import copy
 from typing import Any
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from timm.layers.conv2d_same import Conv2dSame, Conv2dSameExport
 from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
-from timm.models import create_feature_extractor
 from torch import Tensor, nn
 
 from autotune.errors import PlanError
@@ -359,16 +357,6 @@ def test_a_backbone_with_larger_kernels_computes_the_same(name: str) -> None:
         found, wanted = model(images(name)), source(images(name))
     assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
     assert list(model.state_dict()) == list(source.state_dict())
-
-
-def test_a_backbone_can_be_traced() -> None:
-    model = timm.create_model("test_resnet", num_classes=0).eval()
-    change_all(model, 2)
-    changed = [name for name, m in model.named_modules() if isinstance(m, GridAlignedConv2d)]
-    traced = create_feature_extractor(model, {changed[-1]: "out"})
-    assert isinstance(traced.get_submodule(changed[-1]), GridAlignedConv2d)
-    with torch.no_grad():
-        assert traced(images("test_resnet"))["out"].ndim == 4
 
 
 class Doubling(nn.Conv2d):
