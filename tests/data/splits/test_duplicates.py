@@ -107,12 +107,12 @@ def counted(photos: Path, mode: str = "report", **data: Any) -> dict[str, Any]:
     return values
 
 
-def test_together_keeps_them_in_one_part(photos: Path) -> None:
+def test_duplicates_of_a_group_are_in_one_split(photos: Path) -> None:
     for index in range(5):
         for one, other in (("a", "a"), ("b", "b")):
             image = Image.open(photos / one / f"{index}.png")
             image.resize((320, 240)).save(photos / other / f"again-{index}.jpg")
-    apart, together = counted(photos), counted(photos, "together")
+    apart, together = counted(photos), counted(photos, "group")
     assert apart["near"] == together["near"] == 20
     assert apart["test"] + apart["validation"] > 0
     assert together["test"] == together["validation"] == 0
