@@ -16,7 +16,7 @@ import sqlalchemy
 from rich.console import Console
 from sqlalchemy import event
 
-from autotune.display.watch import look, watch
+from autotune.display.watch import poll, watch
 from autotune.errors import StudyError
 from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import open_storage
@@ -166,14 +166,14 @@ def test_a_look_costs_the_same_however_many_trials_there_are(tmp_path: Path) -> 
         storage = open_storage(url, create=True)
         study = make_study(storage=storage, trials=trials, running=2)
         opened = OpenStudy(study, storage, url, StudyPaths.from_url(url))
-        look(opened)
+        poll(opened)
         seen: list[str] = []
 
         def note(*arguments: object, seen: list[str] = seen) -> None:
             seen.append(str(arguments[2]))
 
         event.listen(storage.engine, "before_cursor_execute", note)
-        look(opened)
+        poll(opened)
         statements.append([one for one in seen if not one.startswith("BEGIN")])
     assert len(statements[0]) == len(statements[1]) <= 12
 

@@ -463,7 +463,7 @@ def test_no_verb_falls_back_to_the_cpu(verb: str, tmp_path: Path) -> None:
     given = ("digits", *SMALL, "--name", "tiny")
     ran = autotune("run", *given[:-3], "search.trials=2", *given[-2:], "--gpus", "none", cwd=work)
     assert ran.returncode == 0, ran.stderr
-    more = ("0",) if verb == "rerun" else ()
+    more = ("0",) if verb == "reproduce" else ()
     ended = autotune(verb, "tiny", *more, cwd=work, **environment)
     assert ended.returncode == 2, ended.stdout
     assert "error: the GPU of this machine cannot be used: Found no NVIDIA driver" in ended.stderr

@@ -131,7 +131,7 @@ def describe_confirmation(results: StudyResults) -> str:
 
 
 def describe_refit(results: StudyResults) -> str:
-    """Describe what ``autotune fit`` last measured on the test split; empty if never called."""
+    """Describe what ``autotune refit`` last measured on the test split; empty if never called."""
     reads: Sequence[Mapping[str, Any]] = results.attributes.get(attrs.TEST_READS, ())
     if not reads:
         return ""
@@ -162,7 +162,7 @@ def caveats(results: StudyResults) -> list[str]:
     texts = [
         "These are validation values. The best of many trials is chosen by the very value that "
         "is shown, so it is optimistic; autotune confirm trains the best plans under other seeds, "
-        "and autotune fit measures the test split, which no trial has seen, once."
+        "and autotune refit measures the test split, which no trial has seen, once."
     ]
     if folds := results.dataset.get("folds"):
         texts.append(

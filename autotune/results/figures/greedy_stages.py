@@ -37,7 +37,7 @@ class StageRow:
 
 def stage_rows(results: StudyResults) -> tuple[StageRow, ...]:
     """Describe the stages of a greedy search, those begun or skipped; nothing in another order."""
-    if results.definition.get("search", {}).get("order") != "greedy":
+    if results.definition.get("search", {}).get("strategy") != "greedy":
         return ()
     by = attrs.written_by_version(results.attributes)
     with reading(f"the definition of the study {results.name!r}", by=by):
