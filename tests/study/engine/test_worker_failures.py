@@ -500,13 +500,12 @@ def test_a_study_that_is_deleted_while_a_worker_trains(
 ) -> None:
     handle = open_small(tmp_path, search__trials=2)
 
-    def delete(event: Event) -> bool:
+    def delete(event: Event) -> None:
         if event["event"] == when and event.get("epoch", 1) == 1:
             other = open_existing(handle.name, handle.url)
             optuna.delete_study(study_name=handle.name, storage=other.storage)
             if anew:
                 open_small(tmp_path, search__trials=2, baseline__lr=0.5)
-        return False
 
     with pytest.raises(StudyError, match="the study 'small' was deleted while it ran"):
         run(handle, until=delete)
