@@ -383,7 +383,7 @@ class Study:
             if epoch == epochs:
                 say(f"{what}: trained for {epochs} epochs")
 
-        settings = self._config.fit if self._config is not None else None
+        settings = self._config.refit if self._config is not None else None
         where = None if folder is None else Path(folder)
         return refit_study(opened, trial, where, listen, settings=settings)
 

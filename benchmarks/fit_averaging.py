@@ -25,7 +25,7 @@ import torch
 from heading import date_and_machine
 
 from autotune.config.loading import load_study_file
-from autotune.config.schema import FitConfig
+from autotune.config.schema import RefitConfig
 from autotune.data.views.study_data import StudyData, open_test_views
 from autotune.data.views.views import Views
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
@@ -103,7 +103,7 @@ def run_seed(study: str, seed: int, overrides: list[str], folder: Path) -> dict[
     test = open_test_views(config.dataset, config.data, task.spec, files.cache)
     found = {}
     for views in ("study", "online"):
-        images = refit_views(task, config, FitConfig(views=views), 1 << 30)
+        images = refit_views(task, config, RefitConfig(views=views), 1 << 30)
         for name, one in (("plan", plan), ("baseline", baseline)):
             scores, seconds = train(one, ctx, images, test)
             print(f"seed {seed}, {views} views, {name}: {seconds:.1f} s", flush=True)

@@ -160,7 +160,7 @@ def _print_next(console: Console, opened: OpenStudy, results: StudyResults) -> N
     lines.append(("look around", call.format("dashboard")))
     if results.best is not None:
         lines += [("winning plan", call.format("best")), ("over seeds", call.format("confirm"))]
-        lines += [("final model", call.format("fit"))]
+        lines += [("final model", call.format("refit"))]
     console.print()
     for title, text in lines:
         # Never wrapped: a command that was broken into two lines cannot be pasted.

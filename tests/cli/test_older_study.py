@@ -61,7 +61,7 @@ def test_it_goes_on(folder: Path) -> None:
         trials = study.get_trials()
         assert sum(one.state == TrialState.COMPLETE for one in trials) == 4
         assert study.user_attrs[attrs.FORMAT]["format"] > 1
-    ended = autotune("rerun", "digits", "0", cwd=folder)
+    ended = autotune("reproduce", "digits", "0", cwd=folder)
     assert ended.returncode in (0, 1), ended.stdout + ended.stderr  # 1: of another machine
     # The pictures of its first trials are not among what is stored here.
     ended = call("doctor", "digits", cwd=folder)

@@ -28,8 +28,8 @@ SURFACE = {
     "report": {*WHICH, "--output", "-o", "--format"},
     "dashboard": {*WHICH, "--port", "--public", "--host"},
     "confirm": {*WHICH, "--top", "--seeds", "--json"},
-    "rerun": {*WHICH, "trial"},
-    "fit": {*WHICH, "--trial", "--output", "-o", "--json"},
+    "reproduce": {*WHICH, "trial"},
+    "refit": {*WHICH, "--trial", "--output", "-o", "--json"},
     "predict": {"model", "images", "--output", "-o", "--top", "--all", "--batch-size"},
     "export": {"model", "--format", "--output", "-o", "--images"},
     "layers": {

@@ -22,14 +22,14 @@ VERBS = {
     "status": ("status", "made"),
     "best": ("best", "made"),
     "report": ("report", "made", "-o", "-", "--format", "json"),
-    "fit": ("fit", "made"),
+    "refit": ("refit", "made"),
     "confirm": ("confirm", "made"),
-    "rerun": ("rerun", "made", "0"),
+    "reproduce": ("reproduce", "made", "0"),
     "layers": ("layers", "--study", "made", "--plan", "0"),
     "doctor": ("doctor", "made"),
     "run": ("run", "digits", "--name", "made"),
 }
-READERS_OF_PLANS = ("best", "fit", "confirm", "rerun", "layers", "report", "status")
+READERS_OF_PLANS = ("best", "refit", "confirm", "reproduce", "layers", "report", "status")
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_plan_that_this_version_does_not_know(
     assert "the plan of trial" in refused(verb, folder)
 
 
-@pytest.mark.parametrize("verb", ["worker", "fit", "confirm", "rerun", "layers"])
+@pytest.mark.parametrize("verb", ["worker", "refit", "confirm", "reproduce", "layers"])
 def test_a_definition_that_this_version_does_not_know(verb: str, folder: Path) -> None:
     study = make(folder)
     study.set_user_attr(

@@ -187,7 +187,7 @@ def test_an_ended_study_is_shown_once(finished: Path) -> None:
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith("study tiny  ")
     assert ended.out.count("ended: 3 finished trials") == 2  # once more in the summary
-    assert "autotune fit tiny" in ended.out
+    assert "autotune refit tiny" in ended.out
     assert contents(finished) == before
 
 

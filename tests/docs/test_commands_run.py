@@ -83,7 +83,7 @@ UNTIL_INTERRUPTED = ((r"dashboard", "http://127.0.0.1"),)
 #: What is changed in all study files that ship: a study of seconds.
 SMALL: dict[str, Any] = {
     "data": {"image_size": 32},
-    "training": {"epochs": 1, "views": 1},
+    "training": {"epochs": 1, "num_views": 1},
     "search": {"trials": 2},
 }
 
@@ -170,7 +170,7 @@ def checkout(postgres: Server) -> Iterator[Checkout]:
             "make study",
             "make study DATASET=photos",
             f"make study DATASET=photos STORAGE={made.postgres}",
-            "make fit",
+            "make refit",
         ):
             assert not (wrong := made.run(text)), f"{text}: {wrong}"
         yield made

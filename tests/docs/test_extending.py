@@ -91,7 +91,7 @@ def test_a_sampler_and_a_pruner_are_made(own: Path) -> None:
 
 @pytest.mark.slow
 def test_a_sampler_and_a_pruner_run_a_study(own: Path) -> None:
-    arguments = ("digits", *OWN, *SMALL, "search.known_good=false", "search.trials=4")
+    arguments = ("digits", *OWN, *SMALL, "search.default_plans=false", "search.trials=4")
     ended = call("run", *arguments, "--workers", "1", cwd=own)
     assert (ended.code, ended.err) == (0, "")
     trials = trials_of(own, "digits-Climber")

@@ -390,8 +390,13 @@ if sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']:
 """
 )
 SMALL = (
-    *("data.train_per_class=5", "data.image_size=16", "training.views=1", "training.epochs=4"),
-    *("search.known_good=false", "search.trials=5", "space.layers={}", "training.batch_size=10"),
+    *("data.train_per_class=5", "data.image_size=16", "training.num_views=1", "training.epochs=4"),
+    *(
+        "search.default_plans=false",
+        "search.trials=5",
+        "space.layers={}",
+        "training.batch_size=10",
+    ),
 )
 
 
@@ -444,7 +449,7 @@ def test_a_run_ends_when_its_last_gpu_is_lost(tmp_path: Path) -> None:
 
 
 @without_gpu
-@pytest.mark.parametrize("verb", ["worker", "fit", "confirm", "rerun"])
+@pytest.mark.parametrize("verb", ["worker", "refit", "confirm", "reproduce"])
 @pytest.mark.slow
 def test_no_verb_falls_back_to_the_cpu(verb: str, tmp_path: Path) -> None:
     work = tmp_path / "work"

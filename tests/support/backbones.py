@@ -156,7 +156,7 @@ def training(
     **config: Any,
 ) -> Trainer:
     """Make a training of a plan on a few digits, or on the images that are given."""
-    settings = TrainingConfig(**{"epochs": 3, "batch_size": 16, "views": 1, **config})
+    settings = TrainingConfig(**{"epochs": 3, "batch_size": 16, "num_views": 1, **config})
     source = backbone(found.backbone, dropping)
     normalize = Normalizer.from_config(source.data_config, CPU)
 
@@ -170,7 +170,7 @@ def training(
         net,
         found.policy,
         settings,
-        some_digits(count, settings.views, seed=seed) if shown is None else shown,
+        some_digits(count, settings.num_views, seed=seed) if shown is None else shown,
         None if validation is None else some_digits(validation, start=600),
         Normalizer.from_config(source.data_config, device),
         seed,
@@ -190,9 +190,9 @@ def folds(
     **config: Any,
 ) -> CrossValidationTrainer:
     """Make trainings of a plan in three folds of a few digits, 15 each with all classes."""
-    settings = TrainingConfig(**{"epochs": 3, "batch_size": 16, "views": 1, **config})
+    settings = TrainingConfig(**{"epochs": 3, "batch_size": 16, "num_views": 1, **config})
     source = backbone(found.backbone, dropping)
-    whole = some_digits(count, settings.views, seed=seed)
+    whole = some_digits(count, settings.num_views, seed=seed)
     order = torch.arange(count)
     judged = [order[order // 15 % 3 == fold] for fold in range(3)]
     trained = [order[order // 15 % 3 != fold] for fold in range(3)]

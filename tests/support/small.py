@@ -26,14 +26,14 @@ from autotune.study.setup.opening import OpenStudy, open_or_create
 OVERRIDES: dict[str, Any] = {
     "name": "small",
     "training.epochs": 2,
-    "training.views": 1,
+    "training.num_views": 1,
     "data.train_per_class": 5,
     "data.validation": 0.1,
     "data.image_size": 16,
     "space.head.hidden_layers": {"low": 0, "high": 1},
     "space.head.units": 8,
     "search.trials": 3,
-    "search.known_good": False,
+    "search.default_plans": False,
 }
 
 
@@ -67,7 +67,7 @@ def backbones_probed_once() -> Iterator[None]:
 
 _LOOKED: dict[str, Definition] = {}
 #: What :func:`define` looks at, where nothing of it is a file.
-_LOOKS = ("dataset", "data", "backbone", "weights", "space", "inherit")
+_LOOKS = ("dataset", "data", "backbone", "weights", "space", "init")
 
 
 def defined(config: StudyConfig) -> Definition:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from autotune.config.fields import is_plugin_ref, values_of_dimension
+from autotune.config.old_names import stored_init
 from autotune.config.schema import POOLS, HeadSpace, SpaceConfig, StudyConfig
 from autotune.data.preprocessing import ImageSpec
 from autotune.data.progress import Progress, no_progress
@@ -35,7 +36,7 @@ from autotune.search.plugins import (
     load_space_plugin,
     plugin_refs,
 )
-from autotune.search.space import LAYER_FIELDS, Space, num_shaped_layers
+from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Space, num_shaped_layers
 from autotune.storage.url import parse_url
 from autotune.study.setup.initial_trials import check_warm_start
 
@@ -115,7 +116,9 @@ def define(
         dataset = problems.attempt("dataset", open_images)
     problems.raise_if_any()
     assert dataset is not None
-    space = Space.from_candidates([meta.candidate for meta in metas], config.space, config.inherit)
+    space = Space.from_candidates(
+        [meta.candidate for meta in metas], config.space, stored_init(config.init)
+    )
     if plugins:
         custom = problems.attempt("space.custom", lambda: _customize(config, space, metas))
         space = custom or space
@@ -208,7 +211,7 @@ def _customize(config: StudyConfig, space: Space, metas: Sequence[_MetaBackbone]
         return space
     changed = load_space_plugin(custom, space, metas[0].offers)
     depth, pool = (dimension_of(changed, name) for name in ("depth", "head.pool"))
-    as_file = SpaceConfig(depth=depth, head=HeadSpace(pool=pool))
+    as_file = SpaceConfig(trainable_layers=depth, head=HeadSpace(pool=pool))
     for problem in (*_depth_problems(as_file, metas), *_pool_problems(as_file, metas)):
         name = problem.key.removeprefix("space.")
         raise UserError(f"the space of {PluginRef.from_text(custom)}: {name}: {problem.message}")
@@ -235,22 +238,26 @@ def _inspect_backbone(
 
 
 def _depth_problems(space: SpaceConfig, metas: Sequence[_MetaBackbone]) -> Iterator[Problem]:
-    depths = space.depth if isinstance(space.depth, list) else [space.depth]
+    depths = (
+        space.trainable_layers
+        if isinstance(space.trainable_layers, list)
+        else [space.trainable_layers]
+    )
     largest = max(int(depth["high"] if isinstance(depth, dict) else depth) for depth in depths)
     deepest = max(metas, key=lambda meta: len(meta.layers))
     if largest > len(deepest.layers):
         most = ", which has most" if len(metas) > 1 else ""
         yield Problem(
-            "space.depth",
+            "space.trainable_layers",
             f"must be at most {len(deepest.layers)}, the number of layers of "
             f"{deepest.name!r}{most}, but got {largest}",
         )
     changed = [name for name, _ in _changes(space)]
     if not largest and changed:
         yield Problem(
-            "space.depth",
+            "space.trainable_layers",
             f"must be above 0 in some trials because space.layers.{changed[0]} changes trainable "
-            f"layers alone, but got {format_yaml(space.depth)}; give a range such as "
+            f"layers alone, but got {format_yaml(space.trainable_layers)}; give a range such as "
             "{low: 0, high: 4}",
         )
 
@@ -258,7 +265,7 @@ def _depth_problems(space: SpaceConfig, metas: Sequence[_MetaBackbone]) -> Itera
 def _changes(space: SpaceConfig) -> Iterator[tuple[str, Any]]:
     """Yield the name and the value of every layer field that is not ``keep``."""
     for name in LAYER_FIELDS:
-        for value in values_of_dimension(getattr(space.layers, name)):
+        for value in values_of_dimension(getattr(space.layers, KEY_NAMES.get(name, name))):
             if value != KEEP:
                 yield name, value
 

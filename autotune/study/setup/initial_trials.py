@@ -59,7 +59,7 @@ class InitialTrials:
         """Choose the initial trials; the studies of a warm start are in the same storage."""
         baseline = space.baseline(config.baseline)
         defaults: tuple[InitialPlan, ...] = ()
-        if config.search.known_good:
+        if config.search.default_plans:
             defaults = default_plans(space, config.baseline, config.training.epochs)
         candidates = [
             candidate

@@ -83,7 +83,7 @@ class OpenStudy:
                 {
                     **attributes[attrs.DEFINITION],
                     "name": self.name,
-                    "fit": attributes.get(attrs.FIT, {}),
+                    "refit": attributes.get(attrs.FIT, {}),
                     "cache": attributes.get(attrs.CACHE, {}),
                     "storage": self.url,
                     "files": str(self.files.root),
@@ -192,7 +192,7 @@ def open_or_create(
         if attrs.DEFINITION in study.user_attrs:
             check_same(study, definition)
             # It holds the current paths of images, weights and plugins that were moved.
-            study.set_user_attr(attrs.DEFINITION, config.definition())
+            study.set_user_attr(attrs.DEFINITION, config.identity())
         elif not all(attrs.PLAN in trial.user_attrs for trial in study.get_trials(deepcopy=False)):
             raise StudyError(
                 f"the storage {redact(config.storage)} has a study {config.name!r} that was not "
@@ -208,12 +208,12 @@ def open_or_create(
             _store_definition(study, definition, dataset, survey or {}, files)
             initial.queue(study)
             # Last, because a study counts as made when it has its definition.
-            study.set_user_attr(attrs.DEFINITION, config.definition())
+            study.set_user_attr(attrs.DEFINITION, config.identity())
         if attrs.UUID not in study.user_attrs:  # of an older version
             study.set_user_attr(attrs.UUID, uuid4().hex)
         handle = OpenStudy(study, storage, absolute_url(config.storage), files)
         study.set_user_attr(attrs.FORMAT, stamp(STUDY))
-        study.set_user_attr(attrs.FIT, config.fit.model_dump(mode="json"))
+        study.set_user_attr(attrs.FIT, config.refit.model_dump(mode="json"))
         study.set_user_attr(attrs.CACHE, config.cache.model_dump(mode="json"))
         handle.trial_queue().set_budget(Budget.from_config(config.search, time.time()))
     return handle
@@ -304,7 +304,7 @@ def check_same(study: Study, definition: Definition) -> None:
         StudyError: With every difference and what to do.
     """
     stored = _with_defaults(study.user_attrs[attrs.DEFINITION])
-    current = definition.config.definition()
+    current = definition.config.identity()
     changes, stored = _compare_plugins(study, stored, definition.config)
     paths = [
         {key: values.pop(key) for key in ("dataset", "weights")} for values in (stored, current)
@@ -329,7 +329,7 @@ def check_same(study: Study, definition: Definition) -> None:
 def _with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Add the defaults of keys that did not exist when a definition was stored."""
     try:
-        return StudyConfig.model_validate(dict(stored)).definition()
+        return StudyConfig.model_validate(dict(stored)).identity()
     except ValidationError:  # of a later version: its differences are shown as they are
         return dict(stored)
 

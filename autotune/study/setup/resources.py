@@ -104,7 +104,7 @@ class ResourceCache:
 def _make_views(data: StudyData, config: StudyConfig, memory_bytes: int) -> tuple[Views, Views]:
     """Return the views for training and for validation."""
     augment, count = config.training.augment, config.training.view_count
-    seed, is_online = config.search.seed, config.training.views == ONLINE
+    seed, is_online = config.search.seed, config.training.num_views == ONLINE
     if data.folds and not is_online:
         both = data.train_views(augment, count, seed, memory_bytes)
         if both.cache_bytes:

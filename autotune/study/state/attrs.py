@@ -16,6 +16,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from autotune.config.old_names import with_new_names
 from autotune.data.quality.checks import dataset_warnings
 from autotune.format_versions import ATTRIBUTE as _FORMAT
 from autotune.format_versions import STUDY, check_format, reading
@@ -30,7 +31,7 @@ UUID = fast_rdb.UUID  # str: random; a study that is made anew under its name ha
 DEFINITION = "definition"  # dict: StudyConfig.identity()
 BUDGET = "budget"  # dict: Budget.to_json() of the last run
 CACHE = "cache"  # dict: CacheConfig of the last run
-FIT = "fit"  # dict: FitConfig of the last run
+FIT = "fit"  # dict: RefitConfig of the last run
 ENDED = "ended"  # dict: StopReason.to_json(); None until the study has ended
 DATASET = "dataset"  # dict: DatasetInfo.to_json()
 SPLIT = "split"  # str: id of the artifact that holds the Manifest of its images
@@ -226,6 +227,11 @@ def describe_warm_start(study: Study) -> list[str]:
         *(f"{title} is queued" for title in plans["taken"]),
         *(f"{title} is dropped: {reason}" for title, reason in plans["dropped"]),
     ]
+
+
+def definition(study_attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the study file that a study was made from, with the key names of this version."""
+    return with_new_names(study_attrs.get(DEFINITION) or {})[0]
 
 
 def image_warnings(study_attrs: Mapping[str, Any]) -> list[str]:

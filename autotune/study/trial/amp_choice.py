@@ -52,7 +52,7 @@ def choose_precision(ctx: WorkerContext, resources: BackboneResources) -> AmpPol
     The study stores the result, so that all trials of a backbone on such devices compute alike.
     What stays in float32 on a GPU is computed in TF32 from here on.
     """
-    mode, device = ctx.config.training.amp, ctx.device
+    mode, device = ctx.config.training.precision, ctx.device
     is_gpu = device.type == "cuda"
     kind = torch.cuda.get_device_name(device) if is_gpu else device.type
     if is_gpu:

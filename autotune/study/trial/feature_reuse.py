@@ -72,7 +72,7 @@ def use_features(
         # Features of a trial that ran out of memory stay on the disk.
         on_device=trainer.micro_batch_size >= ctx.config.training.batch_size,
     )
-    is_online = ctx.config.training.views == ONLINE
+    is_online = ctx.config.training.num_views == ONLINE
     together = isinstance(training, CrossValidationTrainer)
     training.use_features(
         split,

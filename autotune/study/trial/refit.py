@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from autotune.config.schema import AUTO, ONLINE, FitConfig, StudyConfig
+from autotune.config.schema import AUTO, ONLINE, RefitConfig, StudyConfig
 from autotune.data.views.study_data import StudyData
 from autotune.data.views.views import Views
 from autotune.plan import TrialPlan
@@ -22,7 +22,7 @@ from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.retrain import EpochCallback, TrainingProgress, with_oom_backoff
 from autotune.training.trainer import Trainer, num_batches
 
-#: Share of the steps in which the trainable layers train that ``fit.ema: auto`` averages over.
+#: Share of the steps in which the trainable layers train that ``refit.ema: auto`` averages over.
 AVERAGED = 0.05
 
 
@@ -70,7 +70,9 @@ class Refit:
         return with_oom_backoff(predict, self.training.micro_batch_size, self.training.device)
 
 
-def refit_views(data: StudyData, config: StudyConfig, fit: FitConfig, memory_bytes: int) -> Views:
+def refit_views(
+    data: StudyData, config: StudyConfig, fit: RefitConfig, memory_bytes: int
+) -> Views:
     """Return the training and validation images for a refit; online views are not cached."""
     training = config.training
     is_online = _is_online(config, fit)
@@ -83,7 +85,7 @@ def refit(
     plan: TrialPlan,
     ctx: WorkerContext,
     views: Views,
-    fit: FitConfig,
+    fit: RefitConfig,
     on_epoch: EpochCallback = lambda epoch: None,
     micro_batch_size: int | None = None,
 ) -> Refit:
@@ -131,7 +133,7 @@ def refit(
     return Refit(trainer, summary)
 
 
-def ema_decay(config: StudyConfig, fit: FitConfig, plan: TrialPlan, images: int) -> float | None:
+def ema_decay(config: StudyConfig, fit: RefitConfig, plan: TrialPlan, images: int) -> float | None:
     """Return the decay of the average of the weights, or ``None`` for no average.
 
     ``auto`` takes that of the study, else one that suits the number of steps: too long an average
@@ -155,8 +157,8 @@ def ema_decay(config: StudyConfig, fit: FitConfig, plan: TrialPlan, images: int)
     return 1 - 1 / steps if steps >= 2 else None
 
 
-def _is_online(config: StudyConfig, fit: FitConfig) -> bool:
+def _is_online(config: StudyConfig, fit: RefitConfig) -> bool:
     """Tell whether every epoch augments the images again; a study without views never does."""
-    return config.training.views == ONLINE or (
+    return config.training.num_views == ONLINE or (
         fit.views == ONLINE and config.training.view_count > 1
     )

@@ -311,7 +311,7 @@ def _describe_caches(
     record: dict[str, Any] = {"decoded": "once" if store.is_cached else "anew"}
     trainer = trainers_of(training)[0]
     has_refused = stats.refused or (earlier and "computed" not in earlier)
-    if trainer.train is trainer.raw_train or trainer.config.views == ONLINE or has_refused:
+    if trainer.train is trainer.raw_train or trainer.config.num_views == ONLINE or has_refused:
         return record
     computed = int(earlier.get("computed", 0)) + stats.computed
     seconds = float(earlier.get("seconds", 0.0)) + stats.seconds

@@ -1,4 +1,4 @@
-"""``autotune confirm`` and ``autotune rerun`` as one calls them."""
+"""``autotune confirm`` and ``autotune reproduce`` as one calls them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_confirm(opened: OpenStudy) -> None:
     assert len([one for one in first.out.splitlines() if " ± " in one]) == 3
     assert "\nbaseline: backbone frozen" in first.out
     assert "2 seeds, corrected for choosing among 2" in first.out
-    assert first.out.endswith("'autotune fit' measures on others.\n")
+    assert first.out.endswith("'autotune refit' measures on others.\n")
 
     again = said(opened, "confirm", "small", "--top", "2", "--seeds", "2", "--json")
     assert again.code == 0 and again.err.count("(cached)") == 6
@@ -55,7 +55,7 @@ def test_confirm(opened: OpenStudy) -> None:
 
 
 def test_rerun(opened: OpenStudy) -> None:
-    ended = said(opened, "rerun", "small", "1")
+    ended = said(opened, "reproduce", "small", "1")
     assert (ended.code, ended.err) == (0, "")
     first, second, where, last = ended.out.splitlines()
     plan = attrs.trial_plan(opened.study.trials[1])
@@ -72,9 +72,9 @@ def test_rerun(opened: OpenStudy) -> None:
         (("confirm", "small", "--seeds", "1"), "Input should be greater than or equal to 2"),
         (("confirm", "small", "--top", "0"), "Input should be greater than or equal to 1"),
         (("confirm", "smal"), "did you mean 'small'?"),
-        (("rerun", "small", "99"), "has the trials 0 to "),
-        (("rerun", "small", "best"), "Input should be a valid integer"),
-        (("rerun", "small"), "Missing argument 'trial'"),
+        (("reproduce", "small", "99"), "has the trials 0 to "),
+        (("reproduce", "small", "best"), "Input should be a valid integer"),
+        (("reproduce", "small"), "Missing argument 'trial'"),
     ],
 )
 def test_mistakes(opened: OpenStudy, arguments: tuple[str, ...], why: str) -> None:

@@ -20,7 +20,9 @@ from tests.support.small import open_small
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
-    made = open_small(tmp_path_factory.mktemp("rerun"), search__pruner="none", training__views=2)
+    made = open_small(
+        tmp_path_factory.mktemp("rerun"), search__pruner="none", training__num_views=2
+    )
     run(made)
     return made
 

@@ -14,7 +14,11 @@ from autotune.study.setup.opening import OpenStudy
 from tests.support.inline import Event, run
 from tests.support.small import open_small
 
-STUDY: dict[str, Any] = {"search__trials": 4, "training__views": 2, "search__sampler": "random"}
+STUDY: dict[str, Any] = {
+    "search__trials": 4,
+    "training__num_views": 2,
+    "search__sampler": "random",
+}
 
 
 def every(folder: Path, pattern: str) -> None:

@@ -119,12 +119,12 @@ def test_a_baseline_that_does_not_fit_ends_the_run(tmp_path: Path) -> None:
 
 def test_a_batch_that_does_not_fit_goes_through_in_parts(tmp_path: Path) -> None:
     options: dict[str, Any] = {
-        "space__depth": 5,
+        "space__trainable_layers": 5,
         "space__layers": {},
         "space__head__hidden_layers": 0,
         "data__image_size": 448,  # beside a gigabyte, what cuBLAS takes for itself is little
         "training__batch_size": 50,
-        "training__amp": "off",
+        "training__precision": "off",
         "search__trials": 2,
     }
     whole = open_small(tmp_path / "a", **options)

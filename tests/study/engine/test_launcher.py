@@ -41,7 +41,7 @@ from tests.support.runs import (
 from tests.support.small import open_small, small_config
 
 #: Nothing but the baseline is in the queue at first.
-BARE = (*SMALL, "search.known_good=false")
+BARE = (*SMALL, "search.default_plans=false")
 #: Long enough to be caught in the middle.
 LONG = (*BARE, "training.epochs=400", "search.pruner=none")
 
@@ -407,7 +407,7 @@ def test_a_worker_in_the_foreground_that_lost_its_gpu_says_so(tmp_path: Path) ->
 @pytest.mark.slow
 def test_a_plan_that_wants_more_than_the_machine_has_is_infeasible(tmp_path: Path) -> None:
     """Two hidden layers of 65,536 units want 17 GB; the system refuses, for real."""
-    arguments = ("run", "digits", *SMALL, "search.known_good=false", "training.epochs=1")
+    arguments = ("run", "digits", *SMALL, "search.default_plans=false", "training.epochs=1")
     arguments += ("space.head.hidden_layers=2", "space.head.units=65536", "search.trials=3")
     command = f"ulimit -v {14 << 20}; exec {sys.executable} -m autotune.cli.main"
     ended = subprocess.run(

@@ -29,7 +29,15 @@ from tests.support.cluster import QUIET, start_cluster, worker_pids
 from tests.support.runs import SMALL, autotune, epochs_running, start, wait_for
 from tests.support.small import small_config
 
-RUN = ("run", "digits", *SMALL, "search.known_good=false", "search.pruner=none", "--name", "tiny")
+RUN = (
+    "run",
+    "digits",
+    *SMALL,
+    "search.default_plans=false",
+    "search.pruner=none",
+    "--name",
+    "tiny",
+)
 RAY = ("--engine", "ray", "--workers", "2")
 
 

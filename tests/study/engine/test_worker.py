@@ -151,8 +151,9 @@ def test_the_test_part_is_not_decoded(tmp_path: Path) -> None:
 
 def test_a_diverged_trial_is_recorded_and_the_study_goes_on(tmp_path: Path) -> None:
     handle = open_small(
-        tmp_path, space__training__lr=100.0, training__clip_norm=None, space__depth=5,
-        space__training__optimizer="sgd", space__layers={}, baseline__lr=0.01,
+        tmp_path, space__training__lr=100.0, training__clip_grad_norm=None,
+        space__trainable_layers=5, space__training__optimizer="sgd", space__layers={},
+        baseline__lr=0.01,
     )  # fmt: skip
     run(handle)
     trials = handle.study.get_trials()
@@ -242,7 +243,7 @@ def test_the_pruner_follows_the_workers_of_all_launchers(tmp_path: Path) -> None
         search__trials=8,
         search__pruner="median",
         training__epochs=5,
-        space__training__head_epochs=[0, 2],
+        space__training__head_only_epochs=[0, 2],
     )
     claims = handle.trial_queue()
     others = [claims.claim(f"other/1/{worker}") for worker in range(5)]
@@ -394,7 +395,7 @@ def test_changed_weights_are_refused(tmp_path: Path) -> None:
 def test_a_space_with_nothing_to_search_still_runs(tmp_path: Path) -> None:
     handle = open_small(
         tmp_path,
-        space={"depth": 1, "head": {}, "training": {"lr": 0.003}},
+        space={"trainable_layers": 1, "head": {}, "training": {"lr": 0.003}},
         search__trials=9,
     )
     run(handle)
@@ -410,10 +411,14 @@ def test_a_space_with_nothing_to_search_still_runs(tmp_path: Path) -> None:
 def test_a_greedy_search_ends_with_its_last_stage(tmp_path: Path) -> None:
     handle = open_small(
         tmp_path,
-        space={"depth": {"low": 0, "high": 1}, "head": {}, "training": {"lr": [0.01, 0.003]}},
+        space={
+            "trainable_layers": {"low": 0, "high": 1},
+            "head": {},
+            "training": {"lr": [0.01, 0.003]},
+        },
         search__trials=9,
-        search__order="greedy",
-        search__known_good=False,
+        search__strategy="greedy",
+        search__default_plans=False,
         training__epochs=1,
     )
     run(handle)

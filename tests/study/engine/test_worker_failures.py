@@ -85,7 +85,7 @@ def test_a_plan_that_does_not_fit_is_infeasible(
     handle = open_small(
         tmp_path,
         constraints={"max_parameters": 10**9},
-        space__depth=1,
+        space__trainable_layers=1,
         search__trials=2 if where != "training" else 3,
         training__batch_size=4,
     )

@@ -39,7 +39,7 @@ def handle(photos: Path, tmp_path: Path) -> OpenStudy:
 
 
 def config(photos: Path, folder: Path) -> StudyConfig:
-    return small_config(folder, dataset=str(photos), space__depth=0, space__layers={})
+    return small_config(folder, dataset=str(photos), space__trainable_layers=0, space__layers={})
 
 
 def again(handle: OpenStudy) -> OpenStudy:

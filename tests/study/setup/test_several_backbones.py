@@ -70,21 +70,21 @@ def test_a_mistake_is_given_the_name_of_its_backbone(tmp_path: Path) -> None:
         tmp_path,
         backbone=[RESNET, "vit_base_patch16_sapiens2"],
         data__image_size=None,
-        space__depth=1,
+        space__trainable_layers=1,
         space__layers={},
     )
     assert found.message.startswith("'vit_base_patch16_sapiens2': autotune feeds square images")
 
 
 def test_the_space_has_to_fit_one_of_them(tmp_path: Path) -> None:
-    define(small_config(tmp_path, **TWO, space__depth={"low": 0, "high": 6}))
+    define(small_config(tmp_path, **TWO, space__trainable_layers={"low": 0, "high": 6}))
     assert problems_of(
         tmp_path,
-        space__depth={"low": 0, "high": 7},
-        space__layers={"pool": ["keep", "avg3"], "dropout": 0.1, "last": 2},
+        space__trainable_layers={"low": 0, "high": 7},
+        space__layers={"pool": ["keep", "avg3"], "dropout": 0.1, "max_layers": 2},
     ) == [
         Problem(
-            "space.depth",
+            "space.trainable_layers",
             f"must be at most 6, the number of layers of {EFFICIENTNET!r}, which has most, but "
             "got 7",
         ),
@@ -100,7 +100,7 @@ def test_the_space_has_to_fit_one_of_them(tmp_path: Path) -> None:
 
 
 def test_a_pooling_that_none_of_them_has(tmp_path: Path) -> None:
-    kept = {"data__image_size": None, "space__depth": 1, "space__layers": {}}
+    kept = {"data__image_size": None, "space__trainable_layers": 1, "space__layers": {}}
     pools = {"space__head__pool": ["keep", "max"]}
     one_can = small_config(
         tmp_path, **{**TWO, "backbone": ["levit_128s", RESNET]}, **kept, **pools
@@ -211,9 +211,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
         search__trials=3,
         search__sampler="random",
         search__pruner="none",
-        search__known_good=False,
+        search__default_plans=False,
         training__epochs=1,
-        space__depth={"low": 0, "high": 6},
+        space__trainable_layers={"low": 0, "high": 6},
     )
     events: list[dict[str, Any]] = []
     handle = launcher._open(define(config), events.append)

@@ -78,7 +78,7 @@ def test_what_a_trial_kept_is_given_back(tmp_path: Path) -> None:
 def test_how_a_gpu_computes_is_recorded(
     tmp_path: Path, capability: tuple[int, int], amp: str, half: str
 ) -> None:
-    handle = small(tmp_path, training__amp=amp)
+    handle = small(tmp_path, training__precision=amp)
     with simulated_gpu(capability=capability):
         run(handle)
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"

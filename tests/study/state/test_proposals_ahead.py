@@ -23,7 +23,7 @@ from autotune.study.state.trial_queue import MAX_PROPOSALS, Claim, TrialQueue
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 
-DEPTHS = SpaceConfig.model_validate({"depth": {"low": 0, "high": 9}})
+DEPTHS = SpaceConfig.model_validate({"trainable_layers": {"low": 0, "high": 9}})
 SPACE = Space.from_config("resnet18", DEPTHS, "weights", ())
 
 

@@ -39,7 +39,7 @@ from tests.support.runs import wait_for
 SPACE = Space.from_config(
     "resnet18",
     SpaceConfig.model_validate(
-        {"depth": {"low": 0, "high": 5}, "training": {"lr": {"low": 1e-4, "high": 1.0}}}
+        {"trainable_layers": {"low": 0, "high": 5}, "training": {"lr": {"low": 1e-4, "high": 1.0}}}
     ),
     "weights",
     (),

@@ -30,7 +30,9 @@ BF16 = AmpPolicy(CPU, torch.bfloat16)
 
 
 def small(folder: Path, amp: str = "auto") -> OpenStudy:
-    return open_small(folder, space__depth=[0, 1], search__trials=2, training__amp=amp)
+    return open_small(
+        folder, space__trainable_layers=[0, 1], search__trials=2, training__precision=amp
+    )
 
 
 def remembered(handle: OpenStudy) -> Any:
@@ -77,11 +79,11 @@ def test_networks_of_small_images_train_in_half_precision(tmp_path: Path) -> Non
     """A stage of maps of 1x1 has wrong gradients in bf16 (oneDNN of torch 2.15)."""
     handle = open_small(
         tmp_path,
-        space__depth=2,
+        space__trainable_layers=2,
         space__layers={},
         search__trials=2,
         search__sampler="random",
-        training__amp="bf16",
+        training__precision="bf16",
         training__batch_size=16,
     )
     run(handle)

@@ -45,7 +45,7 @@ def test_a_study_in_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         return inner(folder, matrix, classes)
 
     monkeypatch.setattr(trial_module, "draw_confusion", noted)
-    handle = small(tmp_path, training__views=2, search__trials=3)
+    handle = small(tmp_path, training__num_views=2, search__trials=3)
     events = run(handle)
     epochs = [(one["trial"], one["epoch"]) for one in events if one["event"] == "epoch"]
     assert epochs[:2] == [(0, 1), (0, 2)]
@@ -161,7 +161,7 @@ def test_inherited_channels_are_chosen_without_the_images_that_judge(tmp_path: P
 
 @pytest.mark.parametrize("changes", [{}, {"memory_gb": 0}])
 def test_images_are_kept_once(tmp_path: Path, changes: dict[str, Any]) -> None:
-    ctx = build_context(small(tmp_path, training__views=3, cache=changes))
+    ctx = build_context(small(tmp_path, training__num_views=3, cache=changes))
     material = ctx.resources.get(ctx.space.backbone)
     shared = material.train is material.validation
     assert shared == (not changes)

@@ -1,4 +1,4 @@
-"""``autotune rerun``: its exit code tells whether the values came out the same."""
+"""``autotune reproduce``: its exit code tells whether the values came out the same."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_its_exit_code(trial: str, code: int, words: str, folder: Path) -> None:
     with connections_closed():
         ended = call(
-            "rerun", "small", trial, "--storage", f"sqlite:///{folder}/study.db", cwd=folder
+            "reproduce", "small", trial, "--storage", f"sqlite:///{folder}/study.db", cwd=folder
         )
     assert ended.code == code, ended
     assert words in ended.out

@@ -1,4 +1,4 @@
-"""``autotune rerun``: train one trial once more, as the study did."""
+"""``autotune reproduce``: train one trial once more, as the study did."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from autotune.display.console import (
 )
 
 
-def rerun(
+def reproduce(
     study: ExistingArgument,
     trial: Annotated[int, typer.Argument(help="Number of the trial.")],
     overrides: Overrides = None,
