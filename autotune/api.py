@@ -284,7 +284,7 @@ class Study:
         return trials_frame(self._read())
 
     def report(self, path: str | Path | None = None, format: str | None = None) -> Path:
-        """Write the report: one self-contained HTML page, or another form.
+        """Write the report: one self-contained HTML page, or another format.
 
         Args:
             path: The file; by default one beside the study.
@@ -306,10 +306,10 @@ class Study:
         """
         from autotune.results.report.formats import resolve_format, write_report
 
-        form = resolve_format(path, format)
+        chosen = resolve_format(path, format)
         if path is not None:
             check_writable(path)
-        return write_report(self._opened(), None if path is None else Path(path), form)
+        return write_report(self._opened(), None if path is None else Path(path), chosen)
 
     def confirm(self, top: int = 5, seeds: int = 5, *, progress: bool = True) -> Confirmation:
         """Train the best plans and the baseline under several seeds, and compare them.
