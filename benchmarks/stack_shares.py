@@ -20,7 +20,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "validation": (":validate",),
     "features": ("autotune/training/features",),
     "decode": ("torchvision/datasets/folder.py:pil_loader", "autotune/data/cache/reading.py"),
-    "augment": ("torchvision/transforms/", "autotune/data/views/views.py"),
+    "augment": ("torchvision/transforms/", "views/views.py:render", "views/views.py:_render"),
     "backward": ("torch/_tensor.py:backward",),
     "optimizer": ("torch/optim/", ":clip_grad_norm_", "training/trainer.py:_update"),
     "forward": ("torch/nn/modules/module.py:_call_impl",),
