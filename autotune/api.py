@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from autotune.results.evaluation.confirm import Confirmation, ConfirmProgress
     from autotune.results.evaluation.refit import RefitResult
+    from autotune.results.study_results import StudyResults
     from autotune.study.setup.opening import OpenStudy
 
 #: The environment variable that names a storage, here and for the command.
@@ -235,14 +236,8 @@ class Study:
             >>> study.best.words
             '...trainable..., adamw lr ...'
         """
-        from autotune.search import ranking
-        from autotune.study.state import attrs
-
-        opened = self._find()
-        if opened is None:
-            return None
-        trials = opened.study.get_trials(deepcopy=False)
-        return self._summary(ranking.best_trial(trials, attrs.metric_direction(opened.study)))
+        results = self._results()
+        return None if results is None else self._summary(results, results.best)
 
     @property
     def baseline(self) -> TrialSummary | None:
@@ -252,12 +247,8 @@ class Study:
             >>> study.baseline.plan.depth
             0
         """
-        from autotune.study.state import attrs
-
-        opened = self._find()
-        if opened is None:
-            return None
-        return self._summary(attrs.find_baseline(opened.study.get_trials(deepcopy=False)))
+        results = self._results()
+        return None if results is None else self._summary(results, results.baseline)
 
     @property
     def optuna_study(self) -> optuna.Study:
@@ -290,7 +281,7 @@ class Study:
         """
         from autotune.results.report.dataframe import trials_frame
 
-        return trials_frame(self._opened().study)
+        return trials_frame(self._read())
 
     def report(self, path: str | Path | None = None, format: str | None = None) -> Path:
         """Write the report: one self-contained HTML page, or another form.
@@ -345,9 +336,8 @@ class Study:
                 raise UserError(f"{name}: must be at least {least}, but got {value}")
         opened = self._opened()
         from autotune.results.evaluation.confirm import confirm_plans  # imports torch
-        from autotune.results.values.objective import Objective
 
-        objective = Objective.from_study(opened.study)
+        objective = self._read().objective
         say = _say(progress)
 
         def listen(step: ConfirmProgress) -> None:
@@ -467,9 +457,9 @@ class Study:
             >>> study.plot_slice("training.lr").layout.xaxis.type
             'log'
         """
-        from autotune.results.figures.parameters import parameter_names, slice_figure
+        from autotune.results.figures.parameters import slice_figure
 
-        known = parameter_names(self._opened().study)
+        known = self._read().parameter_names
         if name not in known:
             raise StudyError(
                 join_sentences(
@@ -479,7 +469,7 @@ class Study:
                 )
             )
         return self._drawn(
-            lambda study: slice_figure(study, name),
+            lambda results: slice_figure(results, name),
             f"fewer than two complete trials in which {name} has an effect",
         )
 
@@ -495,9 +485,8 @@ class Study:
             autotune.errors.StudyError: the study 'digits' has one objective, and no front; ...
         """
         from autotune.results.figures.pareto import front_figure
-        from autotune.results.values.objective import Objective
 
-        if Objective.cost_from_study(self._opened().study) is None:
+        if self._read().cost is None:
             raise StudyError(
                 f"the study {self._name!r} has one objective, and no front; a study file with "
                 "'objectives: [accuracy, latency_ms]' has two"
@@ -520,65 +509,59 @@ class Study:
             headline,
             key_figures,
         )
-        from autotune.search import ranking
-        from autotune.study.state import attrs
 
-        study = opened.study
-        trials = study.get_trials(deepcopy=False)
-        best = ranking.best_trial(trials, attrs.metric_direction(study))
-        progress = attrs.count_progress(trials, attrs.trial_budget(study))
-        rows = [
-            (name, f"{number} ({made_of})")
-            for name, number, made_of in key_figures(study, trials, progress)
-        ]
-        if said := describe_confirmation(study, best):
-            rows.append(("confirmed", said))
+        results = self._read()
+        rows = [(name, f"{number} ({made_of})") for name, number, made_of in key_figures(results)]
+        if confirmation := describe_confirmation(results):
+            rows.append(("confirmed", confirmation))
         cells = "".join(
             f'<tr><th style="text-align: left">{escape(name)}</th>'
             f'<td style="text-align: left">{escape(text)}</td></tr>'
             for name, text in rows
         )
         return (
-            f"<p>Study <b>{escape(self._name)}</b>: {escape(headline(study))}</p>"
+            f"<p>Study <b>{escape(self._name)}</b>: {escape(headline(results))}</p>"
             f"<table>{cells}</table>"
         )
 
     def _in_words(self) -> str:
         """Say how far the study is, whatever state its storage is in."""
         try:
-            opened = self._find()
-            if opened is None:
+            results = self._results()
+            if results is None:
                 return "not run yet"
-            from autotune.results.report.summary import summarise
-            from autotune.results.values.objective import format_values
-
-            found = summarise(opened)
+            best, baseline = results.best, results.baseline
         except AutotuneError as error:
             return f"cannot be read: {error}"
-        progress, cost = found.progress, found.cost
+        progress = results.progress
         words = [f"{progress.finished} of {progress.budget} trials finished"]
         if progress.running:
             words.append(f"{progress.running} running")
-        if found.best is not None:
-            shown = format_values(found.best, found.objective, cost)
-            words.append(f"best {shown} (trial {found.best.number})")
-        if found.baseline is not None:
-            words.append(f"baseline {format_values(found.baseline, found.objective, cost)}")
+        if best is not None:
+            words.append(f"best {results.format_values(best)} (trial {best.number})")
+        if baseline is not None:
+            words.append(f"baseline {results.format_values(baseline)}")
         return ", ".join(words)
 
-    def _summary(self, trial: FrozenTrial | None) -> TrialSummary | None:
-        from autotune.results.figures.parameters import space_of
-        from autotune.results.report.dataframe import active_params
+    @staticmethod
+    def _summary(results: StudyResults, trial: FrozenTrial | None) -> TrialSummary | None:
         from autotune.study.state import attrs
 
         plan = attrs.trial_plan(trial) if trial is not None else None
         if trial is None or plan is None:
             return None
-        study = self._opened().study
-        words = plan.describe(attrs.has_several_backbones(study.user_attrs))
-        params = active_params(trial, space_of(study))
+        words, params = results.describe_plan(trial), results.active_params(trial)
         value, *costs = trial.values
         return TrialSummary(trial.number, value, plan, words, params, *costs)
+
+    def _results(self) -> StudyResults | None:
+        """Read the study; ``None`` before it has been made."""
+        return None if self._find() is None else self._read()
+
+    def _read(self) -> StudyResults:
+        from autotune.results.study_results import StudyResults
+
+        return StudyResults.from_study(self._opened().study)
 
     def _find(self) -> OpenStudy | None:
         """Open the study once it has been made."""
@@ -604,8 +587,8 @@ class Study:
         values["search"] |= {key: budget[key] for key in BUDGETS if key in budget}
         return StudyConfig.model_validate(values)
 
-    def _drawn(self, draw: Callable[[optuna.Study], go.Figure | None], why_not: str) -> go.Figure:
-        figure = draw(self._opened().study)
+    def _drawn(self, draw: Callable[[StudyResults], go.Figure | None], why_not: str) -> go.Figure:
+        figure = draw(self._read())
         if figure is None:
             raise StudyError(f"the study {self._name!r} cannot be drawn: {why_not}")
         return figure

@@ -54,7 +54,8 @@ from rich.console import Console
 
 from autotune.config.loading import apply_overrides, presets, read_yaml, validate
 from autotune.data.views.study_data import StudyData
-from autotune.results.dashboard.notes import NoteContext, study_note, trial_note
+from autotune.results.dashboard.notes import study_note, trial_note
+from autotune.results.study_results import StudyResults
 from autotune.search.space import Space
 from autotune.storage.admin.study_rows import Row, StudyRows, read_study, write_study
 from autotune.storage.paths import StudyPaths
@@ -210,10 +211,10 @@ def draw(found: BaseDistribution, rng: np.random.Generator) -> Any:
 
 def store_notes(opened: OpenStudy) -> None:
     """Write the notes into the database, as ``save_note`` does, but in one transaction."""
-    study, setting = opened.study, NoteContext.of(opened.study)
-    bodies: dict[int | None, str] = {None: study_note(study, opened.url)}
+    study, results = opened.study, StudyResults.from_study(opened.study)
+    bodies: dict[int | None, str] = {None: study_note(results, opened.url)}
     for trial in study.get_trials(deepcopy=False):
-        bodies[trial._trial_id] = trial_note(trial, setting)
+        bodies[trial._trial_id] = trial_note(trial, results)
     rows = [
         {"study_id": study._study_id, "key": key, "value_json": json.dumps(value)}
         for trial_id, body in bodies.items()
@@ -378,7 +379,7 @@ def read(what: str, url: str) -> None:
     """Read a study in one way, and print what that took; the imports come before."""
     from autotune.display.summary import print_summary, print_workers
     from autotune.results.dashboard.annotations import annotated_app
-    from autotune.results.report.html import render_report
+    from autotune.results.report.html import render_html
 
     statements: list[str] = []
     listen = sqlalchemy.event.listen
@@ -393,7 +394,7 @@ def read(what: str, url: str) -> None:
         print_summary(console, opened, trained=True)
         size = 0
     elif what == "report":
-        size = len(render_report(opened.study, url).encode())
+        size = len(render_html(StudyResults.from_study(opened.study), url).encode())
     else:
         storage, environ = opened.study._storage, {}
         made = (

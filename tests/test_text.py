@@ -21,6 +21,7 @@ from rich.text import Text
 from autotune.display.console import VisibleConsole, fail, in_lines
 from autotune.errors import UserError
 from autotune.results.report.formats import render
+from autotune.results.study_results import StudyResults
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
 from autotune.text import (
@@ -204,7 +205,7 @@ def test_reports_of_a_hostile_study(form: str) -> None:
     trial.set_user_attr(attrs.REASON, text)
     trial.set_user_attr(attrs.WORKER, f"{text}/1/0")
     study.tell(trial, state=TrialState.FAIL)
-    said = render(study, form).decode()
+    said = render(StudyResults.from_study(study), form).decode()
     if form == "html":  # plotly's own script has characters of all kinds
         start = said.index("<script>")
         said = said[:start]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,16 +19,12 @@ from autotune.config.schema import StudyConfig
 from autotune.data.progress import COUNTED_STEPS
 from autotune.display.console import images_in_words, in_lines
 from autotune.errors import UserError
-from autotune.results.values.objective import Objective, format_values
-from autotune.search import ranking
+from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, device_hours_used, stop_reason, trials_since_best
 from autotune.text import format_clock
 
 if TYPE_CHECKING:
-    from optuna.study import Study, StudyDirection
-    from optuna.trial import FrozenTrial
-
     from autotune.study.setup.opening import OpenStudy
 
 
@@ -79,17 +75,10 @@ class Left:
     moment: float
 
     @staticmethod
-    def of(study: Study, now: float) -> Left:
-        """Look at a study."""
-        trials = study.get_trials(deepcopy=False)
-        return Left.of_trials(trials, Budget.from_study(study), attrs.metric_direction(study), now)
-
-    @staticmethod
-    def of_trials(
-        trials: Sequence[FrozenTrial], budget: Budget, direction: StudyDirection, now: float
-    ) -> Left:
-        """Look at the trials of a study."""
-        running = attrs.count_progress(trials, budget.trials).running
+    def from_results(results: StudyResults, now: float) -> Left:
+        """Return what is left of the budget of a study."""
+        trials, budget, direction = results.trials, results.budget, results.direction
+        running = results.progress.running
         return Left(
             budget,
             device_hours_used(trials, now),
@@ -128,14 +117,10 @@ class State:
     config: StudyConfig
     step: str = "checking the study file, the images and the backbone"
     opened: OpenStudy | None = None
-    objective: Objective | None = None
+    results: StudyResults | None = None
     progress: attrs.Progress | None = None
     left: Left | None = None
     finished_before: int = 0
-    cost: Objective | None = None
-    baseline: str = ""
-    best: str = ""
-    best_trial: int | None = None
     stopping: bool = False
     workers: dict[int, _Worker] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
@@ -149,8 +134,6 @@ class State:
             self.step = f"decoding images: {event['done']} of {event['total']}"
         elif kind == "opened":
             self.opened, self.progress = event["opened"], event["progress"]
-            self.objective = Objective.from_study(event["opened"].study)
-            self.cost = Objective.cost_from_study(event["opened"].study)
             self.finished_before = event["progress"].finished
             self.started = time.monotonic()
             self.step = "starting workers"
@@ -191,18 +174,9 @@ class State:
 
     def _read_scores(self) -> None:
         assert self.opened is not None
-        study = self.opened.study
-        trials = study.get_trials(deepcopy=False)
-        self.left = Left.of(study, time.time())
-        self.progress = attrs.count_progress(trials, self.left.budget.trials)
-        baseline = attrs.find_baseline(trials)
-        best = ranking.best_trial(trials, attrs.metric_direction(study))
-        self.baseline = self._values(baseline) if baseline else ""
-        self.best, self.best_trial = (self._values(best), best.number) if best else ("", None)
-
-    def _values(self, trial: FrozenTrial) -> str:
-        assert self.objective is not None
-        return format_values(trial, self.objective, self.cost)
+        self.results = StudyResults.from_study(self.opened.study)
+        self.left = Left.from_results(self.results, time.time())
+        self.progress = self.results.progress
 
     def time_left_s(self) -> float | None:
         """Estimate the time left from the trials of this run, and from its limits of time."""
@@ -225,17 +199,22 @@ class State:
 
     def scores(self) -> str:
         """Say what is best, against the baseline."""
+        results = self.results
+        best = results.best if results is not None else None
+        baseline = results.baseline if results is not None else None
         beyond = self.progress is not None and self.progress.infeasible > 0
-        if not (self.best or self.baseline or beyond):
+        if results is None or not (best or baseline or beyond):
             return "no trial finished yet"
-        best = f"best {self.best} (trial {self.best_trial})" if self.best else "none within limits"
-        return f"{best}, baseline {self.baseline}" if self.baseline else best
+        text = "none within limits"
+        if best is not None:
+            text = f"best {results.format_values(best)} (trial {best.number})"
+        return f"{text}, baseline {results.format_values(baseline)}" if baseline else text
 
     def show(self, value: float | None) -> str:
         """Write a value of the objective; empty while there is none."""
-        return (
-            "" if value is None or self.objective is None else self.objective.format_value(value)
-        )
+        if value is None or self.results is None:
+            return ""
+        return self.results.objective.format_value(value)
 
     def obituary(self, event: dict[str, Any]) -> str:
         """Say how a worker died, and what its log says; nothing when it was told to end."""
@@ -320,7 +299,7 @@ class LiveView:
 
 def draw(state: State) -> RenderableType:
     """Draw the study: a bar, the scores, a row per worker."""
-    objective = state.objective.label if state.objective else ""
+    objective = state.results.objective.label if state.results else ""
     parts: list[RenderableType] = [Text(f"study {state.config.name}", style="bold")]
     if state.progress is not None:
         bar = Table.grid(padding=(0, 2))

@@ -17,13 +17,12 @@ from rich.text import Text
 from autotune.config.schema import StudyConfig
 from autotune.display.console import in_lines
 from autotune.display.worker_table import failures_line, workers_table
-from autotune.results.diagnosis.headline import describe_confirmation
+from autotune.results.diagnosis.headline import describe_confirmation, describe_saved_epochs
 from autotune.results.figures.greedy_stages import StageRow, stage_rows
-from autotune.results.figures.layer_diagram import as_text
-from autotune.results.report.summary import Summary, summarise
+from autotune.results.figures.layer_diagram import as_text, layer_rows
+from autotune.results.report.trial_table import failures
 from autotune.results.report.workers import failures_by_reason, worker_rows
-from autotune.results.values.objective import Objective, format_values
-from autotune.results.values.pareto_front import MAX_FRONT_LINES, describe_excess
+from autotune.results.study_results import StudyResults, describe_excess
 from autotune.search import ranking
 from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
 from autotune.study.doctor.snapshot import take_snapshot
@@ -31,6 +30,9 @@ from autotune.study.state import attrs
 
 if TYPE_CHECKING:
     from autotune.study.setup.opening import OpenStudy
+
+#: Trials of a Pareto front that the terminal lists.
+MAX_FRONT_LINES = 10
 
 
 def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None:
@@ -41,78 +43,66 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
         opened: The study.
         trained: Whether there was anything left to train.
     """
-    found = summarise(opened)
-    progress = found.progress
+    results = StudyResults.from_study(opened.study)
+    best, closest = results.best, results.closest_to_feasible
     console.print()
-    if not trained and found.ended is not None:
+    if not trained and results.ended is not None:
         console.print(
-            f"The study {opened.name!r} is over ({found.ended.words}); nothing was trained.",
+            f"The study {opened.name!r} is over ({results.ended.words}); nothing was trained.",
             highlight=False,
             markup=False,
         )
-    console.print(_table(found, opened.name))
-    if found.picture:
-        console.print(in_lines(as_text(found.picture)))
+    console.print(_table(results))
+    if best is not None and (plan := attrs.trial_plan(best)) is not None:
+        console.print(in_lines(as_text(layer_rows(results.layers_of(best), plan))))
         console.print()
-    if stages := stage_rows(opened.study):
+    if stages := stage_rows(results):
         console.print(_stages_table(stages))
-    if len(found.front) > 1:
-        console.print(_front(found))
-    infeasible = f", {progress.infeasible} infeasible" if progress.infeasible else ""
-    retried = f", {progress.retried} interrupted and retried" if progress.retried else ""
-    running = f", {progress.running} running" if progress.running else ""
-    queued = f", {progress.waiting} queued" if progress.waiting else ""
-    console.print(
-        f"trials: {progress.finished} of {progress.budget} finished: {progress.complete} "
-        f"complete, {progress.pruned} pruned{infeasible}, {progress.failed} failed"
-        f"{retried}{running}{queued}",
-        highlight=False,
-    )
-    for line in (f"ended: {found.ended.words}" if found.ended else "", found.saved):
+    if len(results.front) > 1:
+        console.print(_front(results))
+    console.print(f"trials: {results.describe_progress()}", highlight=False)
+    ended = f"ended: {results.ended.words}" if results.ended else ""
+    for line in (ended, describe_saved_epochs(results)):
         if line:
             console.print(Text(line))
-    for reason, count in found.reasons:
-        console.print(Text(f"  {count} failed: {reason}"))
-    if found.best is None and found.closest_to_feasible is not None:
+    for failure in failures(results):
+        if failure.state == "failed":
+            console.print(Text(f"  {len(failure.numbers)} failed: {failure.reason}"))
+    if best is None and closest is not None:
         console.print(
             Text(
-                "No trial is within the limits; the nearest is trial "
-                f"{found.closest_to_feasible.number}: "
-                f"{describe_excess(found.closest_to_feasible)}. Other limits make another "
-                "study; a space with smaller plans does too."
+                f"No trial is within the limits; the nearest is trial {closest.number}: "
+                f"{describe_excess(closest)}. Other limits make another study; a space with "
+                "smaller plans does too."
             )
         )
-    if found.best is not None:
+    if best is not None:
         console.print(
             Text(
-                describe_confirmation(opened.study, found.best)
-                or "The best of a search is a lucky draw; 'autotune confirm' trains it under "
-                "other seeds, 'autotune fit' measures it on the test part."
+                describe_confirmation(results)
+                or "The best value of a search is optimistic; 'autotune confirm' trains it under "
+                "other seeds, 'autotune fit' measures it on the test split."
             )
         )
-    _print_next(console, opened, has_best=found.best is not None)
+    _print_next(console, opened, results)
 
 
-def _table(found: Summary, name: str) -> Table:
-    table = Table(title=f"study {name}", title_justify="left")
+def _table(results: StudyResults) -> Table:
+    table = Table(title=f"study {results.name}", title_justify="left")
     table.add_column("")
     table.add_column("trial", justify="right")
-    table.add_column(f"validation {found.objective.label}", justify="right")
+    table.add_column(f"validation {results.objective.label}", justify="right")
     table.add_column("plan")
-    missing = (
-        "not finished yet" if found.closest_to_feasible is None else "none within the limits yet"
-    )
-    for title, trial in (("baseline", found.baseline), ("best", found.best)):
+    missing = "none within the limits yet" if results.closest_to_feasible else "not finished yet"
+    for title, trial in (("baseline", results.baseline), ("best", results.best)):
         if trial is None:
-            reason = missing if title == "best" else "not finished yet"
-            table.add_row(title, "–", "–", reason)
+            table.add_row(title, "–", "–", missing if title == "best" else "not finished yet")
         else:
-            value = format_values(trial, found.objective, found.cost)
             beyond = f" ({describe_excess(trial)})" if ranking.is_infeasible(trial) else ""
-            words = _words(trial, found.several) + beyond
-            table.add_row(title, str(trial.number), value, Text(words))
-    if found.difference:
-        table.add_row("difference", "", found.difference, "")
+            plan = Text(_describe_plan(results, trial) + beyond)
+            table.add_row(title, str(trial.number), results.format_values(trial), plan)
+    if results.difference:
+        table.add_row("difference", "", results.difference, "")
     return table
 
 
@@ -125,49 +115,50 @@ def _stages_table(stages: tuple[StageRow, ...]) -> Table:
     return table
 
 
-def _front(found: Summary) -> Table:
+def _front(results: StudyResults) -> Table:
     """List the Pareto front, from the best metric to the lowest cost."""
-    assert found.cost is not None
-    table = Table("trial", found.objective.label, found.cost.label, "plan", box=None)
-    for trial in found.front[:MAX_FRONT_LINES]:
-        metric, cost = trial.values
-        shown = found.objective.format_value(metric), found.cost.format_value(cost)
-        table.add_row(str(trial.number), *shown, Text(_words(trial, found.several)))
-    table.title = f"Pareto front, {len(found.front)} trials"
+    cost = results.cost or results.objective
+    table = Table("trial", results.objective.label, cost.label, "plan", box=None)
+    for trial in results.front[:MAX_FRONT_LINES]:
+        values = (
+            results.objective.format_value(trial.values[0]),
+            cost.format_value(trial.values[1]),
+        )
+        table.add_row(str(trial.number), *values, Text(_describe_plan(results, trial)))
+    table.title = f"Pareto front, {len(results.front)} trials"
     table.title_justify = "left"
-    if len(found.front) > MAX_FRONT_LINES:
-        left = len(found.front) - MAX_FRONT_LINES
-        table.caption = f"and {left} cheaper ones; the report shows them all"
+    if len(results.front) > MAX_FRONT_LINES:
+        more = len(results.front) - MAX_FRONT_LINES
+        table.caption = f"and {more} cheaper ones; the report shows them all"
         table.caption_justify = "left"
     return table
 
 
-def _words(trial: FrozenTrial, named: bool) -> str:
-    plan = attrs.trial_plan(trial)
+def _describe_plan(results: StudyResults, trial: FrozenTrial) -> str:
     origin = attrs.trial_origin(trial)
-    return (plan.describe(named) if plan else "") + (f" ({origin})" if origin else "")
+    return results.describe_plan(trial) + (f" ({origin})" if origin else "")
 
 
-def _report_of(opened: OpenStudy) -> Path | None:
+def _report_of(opened: OpenStudy, results: StudyResults) -> Path | None:
     """Find the report of a study; not that of an earlier study of its name, which was deleted."""
     report = opened.files.report(opened.name)
     try:
         written_s = report.stat().st_mtime
     except OSError:
         return None
-    trials = opened.study.get_trials(deepcopy=False)
-    begun_s = min((start for one in trials if (start := attrs.started_at(one))), default=math.inf)
+    starts = (start for trial in results.trials if (start := attrs.started_at(trial)))
+    begun_s = min(starts, default=math.inf)
     return report if written_s >= begun_s else None
 
 
-def _print_next(console: Console, opened: OpenStudy, *, has_best: bool) -> None:
+def _print_next(console: Console, opened: OpenStudy, results: StudyResults) -> None:
     """Print where the report lies and what to call next, in words that can be pasted."""
     lines = []
-    if report := _report_of(opened):
+    if report := _report_of(opened, results):
         lines.append(("report", shorten(report)))
     call = f"{command()} {{}} {opened.name}{_storage_option(opened)}"
     lines.append(("look around", call.format("dashboard")))
-    if has_best:
+    if results.best is not None:
         lines += [("winning plan", call.format("best")), ("over seeds", call.format("confirm"))]
         lines += [("final model", call.format("fit"))]
     console.print()
@@ -206,8 +197,8 @@ def _storage_option(opened: OpenStudy) -> str:
 
 def print_workers(console: Console, opened: OpenStudy) -> None:
     """Print what workers are at, and why attempts at trials failed."""
-    snapshot = take_snapshot(opened)
-    if rows := worker_rows(snapshot):
-        console.print(workers_table(rows, Objective.from_study(opened.study), one_line=False))
-    if failed := failures_line(failures_by_reason(snapshot.trials)):
+    results = StudyResults.from_study(opened.study)
+    if rows := worker_rows(results, take_snapshot(opened)):
+        console.print(workers_table(rows, results.objective, one_line=False))
+    if failed := failures_line(failures_by_reason(results)):
         console.print(Text(failed))

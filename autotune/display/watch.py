@@ -18,14 +18,12 @@ from autotune.display.run_display import Left
 from autotune.display.worker_table import failures_line, speed, workers_table
 from autotune.errors import StorageError, StudyError
 from autotune.results.report.workers import WorkerRow, failures_by_reason, worker_rows
-from autotune.results.values.objective import Objective, format_values
-from autotune.search import ranking
+from autotune.results.study_results import StudyResults
 from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.rdb.retry import no_retry
 from autotune.storage.url import database_path, is_sqlite
 from autotune.study.doctor.snapshot import Snapshot, take_snapshot
 from autotune.study.setup.opening import OpenStudy
-from autotune.study.state import attrs
 from autotune.text import format_clock
 
 #: Seconds between two looks: on a terminal, and where every look is printed below the last one.
@@ -38,33 +36,35 @@ class Picture:
     """What the watch shows.
 
     Args:
-        name: Name of the study.
-        objective: What is optimised.
-        cost: The second objective, or ``None``.
+        results: Its results when it was last seen.
         snapshot: The study when it was last seen.
         trouble: Why it cannot be seen now; empty while it can.
     """
 
-    name: str
-    objective: Objective
-    cost: Objective | None
+    results: StudyResults
     snapshot: Snapshot
     trouble: str = ""
+
+    def updated(self, snapshot: Snapshot) -> Picture:
+        """Return what is shown of a later moment."""
+        trials, attributes = snapshot.trials, snapshot.attributes
+        results = replace(self.results, trials=trials, attributes=attributes)
+        return Picture(results, snapshot)
 
     def draw(self, *, one_line: bool) -> RenderableType:
         """Draw the study: its budget, what is best, why trials failed, a row for each worker."""
         snapshot = self.snapshot
-        rows = worker_rows(snapshot)
+        rows = worker_rows(self.results, snapshot)
         seen = f"{datetime.fromtimestamp(snapshot.moment):%H:%M:%S}"
         parts: list[RenderableType] = [
-            Text.assemble((f"study {self.name}", "bold"), f"  {seen}"),
+            Text.assemble((f"study {self.results.name}", "bold"), f"  {seen}"),
             self._budget(),
-            Text(f"validation {self.objective.label}: {self._scores()}"),
+            Text(f"validation {self.results.objective.label}: {self._scores()}"),
         ]
-        if failed := failures_line(failures_by_reason(snapshot.trials)):
+        if failed := failures_line(failures_by_reason(self.results)):
             parts.append(Text(failed))
         if rows:
-            parts.append(workers_table(rows, self.objective, one_line=one_line))
+            parts.append(workers_table(rows, self.results.objective, one_line=one_line))
             parts += [Text(total)] if (total := _total(rows)) else []
         elif snapshot.ended is None:
             parts.append(Text("no worker runs a trial", style="yellow"))
@@ -77,15 +77,8 @@ class Picture:
 
     def _budget(self) -> RenderableType:
         snapshot, progress = self.snapshot, self.snapshot.progress
-        left = Left.of_trials(
-            snapshot.trials, snapshot.budget, self.objective.direction, snapshot.moment
-        )
-        words = (
-            f"{progress.finished} of {progress.budget} finished: {progress.complete} complete, "
-            f"{progress.pruned} pruned, "
-            + (f"{progress.infeasible} infeasible, " if progress.infeasible else "")
-            + f"{progress.failed} failed; {progress.running} running, {progress.waiting} queued"
-        )
+        left = Left.from_results(self.results, snapshot.moment)
+        words = self.results.describe_progress()
         if snapshot.budget.patience:
             words += f"; {left.since_best} of {snapshot.budget.patience} without a better one"
         if snapshot.budget.device_hours:
@@ -100,12 +93,10 @@ class Picture:
         return bar
 
     def _scores(self) -> str:
-        trials = self.snapshot.trials
-        best = ranking.best_trial(trials, self.objective.direction)
-        baseline = attrs.find_baseline(trials)
+        results = self.results
         shown = [
-            f"{name} {format_values(trial, self.objective, self.cost)} (trial {trial.number})"
-            for name, trial in (("best", best), ("baseline", baseline))
+            f"{name} {results.format_values(trial)} (trial {trial.number})"
+            for name, trial in (("best", results.best), ("baseline", results.baseline))
             if trial is not None
         ]
         return ", ".join(shown) or "no trial is complete yet"
@@ -130,12 +121,8 @@ def watch(
     """
     terminal = console.is_terminal
     pause = every_s or (EVERY_S if terminal else EVERY_PLAIN_S)
-    picture = Picture(
-        opened.name,
-        Objective.from_study(opened.study),
-        Objective.cost_from_study(opened.study),
-        look(opened),
-    )
+    first = look(opened)
+    picture = Picture(StudyResults.from_study(opened.study), first)
     live = Live(console=console, auto_refresh=False) if terminal else None
     context: AbstractContextManager[object] = live or nullcontext()
     with context:
@@ -149,7 +136,7 @@ def watch(
                 return
             sleep(pause)
             try:
-                picture = replace(picture, snapshot=look(opened), trouble="")
+                picture = picture.updated(look(opened))
             except StorageError as error:
                 picture = replace(picture, trouble=str(error))
 

@@ -11,8 +11,9 @@ import copy
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -23,9 +24,12 @@ from autotune.optuna_private import StorageProxy
 from autotune.results.values.objective import Objective
 from autotune.results.values.verdict import Verdict
 from autotune.search import ranking
+from autotune.search import space as search_space
 from autotune.search.space import Space
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason
+
+_STATES = ("complete", "pruned", "infeasible", "failed", "retried", "running", "waiting")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +53,8 @@ class StudyResults:
     cost: Objective | None
 
     @staticmethod
-    def from_study(study: Study | StudyResults) -> StudyResults:
+    def from_study(study: Study) -> StudyResults:
         """Read a study."""
-        if isinstance(study, StudyResults):
-            return study
         trials, attributes = tuple(study.get_trials(deepcopy=False)), study.user_attrs
         names, directions = study.metric_names or ["objective"], study.directions
         images = attributes.get(attrs.DATASET, {}).get("validation") or 0
@@ -93,9 +95,9 @@ class StudyResults:
             return ""
         if self.best is self.baseline:
             return "no trial is better"
-        objectives = [one for one in (self.objective, self.cost) if one is not None]
+        objectives = [each for each in (self.objective, self.cost) if each is not None]
         values = zip(objectives, self.best.values, self.baseline.values, strict=True)
-        return ", ".join(one.format_difference(best, base) for one, best, base in values)
+        return ", ".join(each.format_difference(best, base) for each, best, base in values)
 
     @cached_property
     def front(self) -> tuple[FrozenTrial, ...]:
@@ -144,6 +146,28 @@ class StudyResults:
         """How many trials ended how."""
         return attrs.count_progress(self.trials, self.budget.trials)
 
+    def describe_progress(self) -> str:
+        """Write all counts: ``4 of 40 finished: 3 complete, 0 pruned, 1 failed, 1 running``."""
+        return f"{self.finished} finished: {self.format_counts()}"
+
+    @property
+    def finished(self) -> str:
+        """How many trials have finished: ``25 of 40``, or ``25`` without a budget."""
+        budget = f" of {self.progress.budget:,}" if self.progress.budget else ""
+        return f"{self.progress.finished:,}{budget}"
+
+    def format_counts(self, *, with_zeros: bool = True) -> str:
+        """Write how many trials are in which state: ``3 complete, 0 pruned, 1 failed``.
+
+        Args:
+            with_zeros: Name complete, pruned and failed trials also where there are none.
+        """
+        named = ("complete", "pruned", "failed") if with_zeros else ()
+        counts = {state: getattr(self.progress, state) for state in _STATES}
+        return ", ".join(
+            f"{count:,} {state}" for state, count in counts.items() if count or state in named
+        )
+
     @property
     def ended(self) -> StopReason | None:
         """What has ended the study; ``None`` while a trial runs or can start."""
@@ -173,6 +197,11 @@ class StudyResults:
         return self.attributes.get(attrs.DEFINITION) or {}
 
     @property
+    def image_warnings(self) -> list[str]:
+        """What is odd about the images, in sentences."""
+        return attrs.image_warnings(self.attributes)
+
+    @property
     def epochs(self) -> int:
         """Epochs of a trial that is not pruned, 0 where that is not known."""
         return int(self.definition.get("training", {}).get("epochs", 0))
@@ -191,6 +220,14 @@ class StudyResults:
     def has_several_backbones(self) -> bool:
         """Whether a plan has to name its backbone."""
         return len(self.backbones) > 1
+
+    def active_params(self, trial: FrozenTrial) -> dict[str, Any]:
+        """Return the parameters of a trial that have an effect under its other ones."""
+        return {
+            name: value
+            for name, value in trial.params.items()
+            if is_active(self.space, trial, name)
+        }
 
     def describe_plan(self, trial: FrozenTrial) -> str:
         """Return the plan of a trial in words; empty when it never got one."""
@@ -211,6 +248,34 @@ class StudyResults:
         if self.cost is None or trial.values is None:
             return text
         return f"{text} at {self.cost.format_value(trial.values[1])}"
+
+
+def is_active(space: Space | None, trial: FrozenTrial, parameter: str) -> bool:
+    """Tell whether a parameter has an effect in a trial, under the trial's other parameters.
+
+    An inactive parameter has the same canonical form whatever its value.
+
+    Args:
+        space: The space of the study, if it is known.
+        trial: The trial.
+        parameter: Name of a searched parameter.
+    """
+    if parameter not in trial.params:
+        return False
+    if space is None or set(trial.params) != set(space.distributions):
+        return True
+    distribution = space.distributions[parameter]
+    if not space.limits and parameter != "inherit":
+        # The same as below at a fiftieth of the time: whether a parameter is active does not
+        # depend on its own value, and equal values have equal forms.
+        values = {**space.fixed, **trial.params}
+        return not distribution.single() and search_space.is_active(parameter, values)
+    if isinstance(distribution, IntDistribution | FloatDistribution):
+        alternatives: Sequence[Any] = (distribution.low, distribution.high)
+    else:  # to a backbone, some choices may mean the same
+        alternatives = cast(CategoricalDistribution, distribution).choices
+    forms = [space.canonical({**trial.params, parameter: value}) for value in alternatives]
+    return any(form != forms[0] for form in forms)
 
 
 def describe_excess(trial: FrozenTrial) -> str:

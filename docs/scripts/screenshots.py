@@ -45,7 +45,7 @@ def take(report: Path, folder: Path = IMAGES) -> list[Path]:
         The pictures.
     """
     taken = []
-    with opened(report.resolve().as_uri(), 1400) as page:
+    with open_page(report.resolve().as_uri(), 1400) as page:
         page.wait_for_timeout(2000)  # until the plots are drawn
         for name, (first, behind) in PICTURES.items():
             top = page.evaluate(_TOP, first) - 16 if first else 0
@@ -53,7 +53,7 @@ def take(report: Path, folder: Path = IMAGES) -> list[Path]:
             path = folder / f"{name}.png"
             clip = {"x": 0, "y": top, "width": WIDTH, "height": end - top}
             page.screenshot(path=path, full_page=True, clip=clip)
-            taken.append(with_few_colours(path))
+            taken.append(with_few_colors(path))
     return taken
 
 
@@ -67,16 +67,16 @@ def take_trial(address: str, folder: Path = IMAGES) -> list[Path]:
     Returns:
         The picture.
     """
-    with opened(address, 1530) as page:
+    with open_page(address, 1530) as page:
         page.wait_for_function(_DRAWN)
         page.wait_for_timeout(1000)  # until nothing fades in
         path = folder / "dashboard-trial.png"
         page.screenshot(path=path)
-    return [with_few_colours(path)]
+    return [with_few_colors(path)]
 
 
 @contextmanager
-def opened(address: str, height: int) -> Iterator[Page]:
+def open_page(address: str, height: int) -> Iterator[Page]:
     """Open a page in a browser of its own."""
     with sync_playwright() as driver:
         executable = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -87,8 +87,8 @@ def opened(address: str, height: int) -> Iterator[Page]:
         browser.close()
 
 
-def with_few_colours(path: Path) -> Path:
-    """Make a picture a third of its size."""
+def with_few_colors(path: Path) -> Path:
+    """Reduce a picture to a third of its size."""
     Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
     return path
 

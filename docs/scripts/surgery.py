@@ -62,13 +62,13 @@ def kernels() -> Figure:
 
 def _kernel(axes: Axes, weights: Tensor, scale: Normalize) -> None:
     side = len(weights)
-    colours = mpl.colormaps["RdBu_r"]
+    colors = mpl.colormaps["RdBu_r"]
     for y in range(side):
         for x in range(side):
             value = float(weights[y, x])
             corner = (x - side / 2, side / 2 - y - 1)
             axes.add_patch(
-                Rectangle(corner, 1, 1, facecolor=colours(scale(value)), edgecolor="#cccccc")
+                Rectangle(corner, 1, 1, facecolor=colors(scale(value)), edgecolor="#cccccc")
             )
             strong = abs(scale(value) - 0.5) > 0.33
             axes.text(
@@ -158,14 +158,14 @@ def _network(axes: Axes, model: nn.Sequential, origin: list[int]) -> None:
                 )
     for layer, each in enumerate(places):
         for unit, place in enumerate(each):
-            colour = UNITS[origin[unit]] if layer == 1 else GREY
-            axes.add_patch(Circle(place, 0.22, facecolor=colour, edgecolor="white", zorder=2))
+            color = UNITS[origin[unit]] if layer == 1 else GREY
+            axes.add_patch(Circle(place, 0.22, facecolor=color, edgecolor="white", zorder=2))
     axes.set(xlim=(-0.6, 5.0), ylim=(-2.8, 2.8), aspect="equal")
     axes.axis("off")
 
 
 def network() -> Figure:
-    """Draw which layers of a ResNet-18 a plan locks, tunes and reshapes."""
+    """Draw which layers of a ResNet-18 a plan freezes, trains and reshapes."""
     plan = TrialPlan(
         backbone="resnet18.a1_in1k",
         depth=3,
@@ -190,7 +190,7 @@ def network() -> Figure:
 
 
 def _layer(axes: Axes, row: LayerRow, y: int) -> None:
-    colour = {"frozen": "#e9ebee", "trainable": "#cfe3f5", "reshaped": "#f7ddbd"}[row.state]
+    color = {"frozen": "#e9ebee", "trainable": "#cfe3f5", "reshaped": "#f7ddbd"}[row.state]
     rim = {"frozen": GREY, "trainable": BLUE, "reshaped": ORANGE}[row.state]
     axes.add_patch(
         FancyBboxPatch(
@@ -198,7 +198,7 @@ def _layer(axes: Axes, row: LayerRow, y: int) -> None:
             9.6,
             0.66,
             boxstyle="round,pad=0,rounding_size=0.12",
-            facecolor=colour,
+            facecolor=color,
             edgecolor=rim,
         )
     )

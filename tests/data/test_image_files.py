@@ -183,8 +183,8 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
 def test_palette_with_transparency_is_laid_on_white(tmp_path: Path) -> None:
     image = Image.new("P", (3, 1))
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-    for place in range(3):
-        image.putpixel((place, 0), place)
+    for position in range(3):
+        image.putpixel((position, 0), position)
     image.save(tmp_path / "a.png", transparency=bytes([255, 0, 255]))
     expected = [[[10, 20, 30], [255, 255, 255], [70, 80, 90]]]
     assert pixels(tmp_path / "a.png").tolist() == expected

@@ -23,14 +23,14 @@ def test_a_limit_of_addresses_counts() -> None:
     limit = 1 << 32
     if machine_bytes() < limit:
         pytest.skip("a small machine")
-    said = subprocess.run(
+    message = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
-    assert int(said.stdout) == limit
+    assert int(message.stdout) == limit
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_looks_are_printed_one_below_the_other(opened: OpenStudy) -> None:
     )
     lines = first.splitlines()
     assert re.fullmatch(r"study small  \d\d:\d\d:\d\d", lines[0].strip())
-    assert "0 of 40 finished: 0 complete, 0 pruned, 0 failed; 1 running, 0 queued" in lines[1]
+    assert "0 of 40 finished: 0 complete, 0 pruned, 0 failed, 1 running" in lines[1]
     assert lines[2].strip() == "validation accuracy: no trial is complete yet"
     assert lines[3].split() == (
         ["host", "worker", "device", "trial", "epoch", "accuracy", "heartbeat", "speed", "plan"]

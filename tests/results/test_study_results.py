@@ -2,58 +2,142 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from optuna.distributions import CategoricalDistribution
 from optuna.storages import RDBStorage
+from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import event
 
-from autotune.results.report.html import render_report
-from autotune.results.study_results import StudyResults
+from autotune.results.report.formats import render
+from autotune.results.study_results import StudyResults, is_active
 from autotune.search import ranking
+from autotune.search.backbone_limits import BackboneLimits
+from autotune.search.space import Space
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
-from tests.support.studies import make_study
+from tests.support.studies import make_results, make_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
+TWO = ("accuracy", "latency_ms")
 
 
-def test_what_was_read_stays_what_it_was() -> None:
+def test_a_reading_does_not_change() -> None:
     study = make_study()
     results = StudyResults.from_study(study)
-    count, best = len(study.trials), ranking.best_trial(study.trials, study.direction)
+    count = len(study.trials)
     study.add_trial(create_trial(value=1.0))
     study.set_user_attr(attrs.BUDGET, {"trials": 1})
     assert len(study.trials) == count + 1
     assert len(results.trials) == len(results.study.trials) == count
     assert results.study.user_attrs[attrs.BUDGET]["trials"] == results.progress.budget == 40
-    assert best is not None and results.best is not None
-    assert results.best.number == best.number
-    assert StudyResults.from_study(results) is results
     assert results.study.get_trials(states=(TrialState.RUNNING,)) == [
-        one for one in results.trials if one.state == TrialState.RUNNING
+        trial for trial in results.trials if trial.state == TrialState.RUNNING
     ]
+    later = replace(results, trials=tuple(study.trials))
+    assert later.best is later.trials[-1] is not results.best
 
 
 def test_values_follow_from_the_trials() -> None:
-    study = make_study(objectives=("accuracy", "parameters"))
-    results = StudyResults.from_study(study)
+    results = make_results(objectives=("accuracy", "parameters"))
     assert results.cost is not None
     assert list(results.front) == ranking.pareto_front(results.trials, results.direction)
+    assert results.best is ranking.best_trial(results.trials, results.direction)
     assert results.baseline is attrs.find_baseline(results.trials)
     assert results.superseded == attrs.retried_numbers(results.trials) != set()
+    assert len(results.last_attempts) == len(results.trials) - len(results.superseded)
     assert results.space is not None
-    assert set(results.parameter_names) == set(results.space.distributions)
+    assert results.parameter_names == tuple(results.space.distributions)
     assert results.ended is None  # a trial runs
-    assert StudyResults.from_study(make_study()).front == ()
 
 
-def test_a_report_reads_the_trials_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        ({}, "+7.5 points"),
+        ({"objective": "log_loss"}, "0.1800 lower"),
+        ({"trials": 0}, ""),
+        ({"gain": -0.05}, "no trial is better"),
+    ],
+)
+def test_the_best_differs_from_the_baseline(options: dict[str, Any], difference: str) -> None:
+    assert make_results(**options).difference == difference
+
+
+@pytest.mark.parametrize("format", ["html", "md", "json", "csv"])
+def test_a_report_reads_the_study_once(tmp_path: Path, format: str) -> None:
     storage = open_storage(f"sqlite:///{tmp_path}/study.db", create=True)
     assert isinstance(storage, RDBStorage)
-    study = make_study(storage=storage)
-    seen: list[str] = []
-    event.listen(storage.engine, "before_cursor_execute", lambda *told: seen.append(str(told[2])))
-    render_report(study)
-    assert sum("FROM trial_params" in one for one in seen) <= 1
+    results = StudyResults.from_study(make_study(storage=storage))
+    statements: list[str] = []
+    event.listen(storage.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    render(results, format)
+    assert statements == []
+
+
+def test_values_of_two_objectives() -> None:
+    results = make_results(objectives=TWO, trials=40)
+    assert results.cost is not None
+    assert (results.objective.label, results.cost.label) == ("accuracy", "latency")
+    assert results.format_values(results.trials[0]) == "84.2 % at 0.800 ms"
+    assert results.cost.format_difference(0.98, 0.8) == "0.180 ms higher"
+
+
+def test_where_nothing_is_within_the_limits_the_closest_trial_is_named() -> None:
+    results = make_results(constraints={"max_latency_ms": 0.5}, trials=20, failed=0)
+    closest = results.closest_to_feasible
+    assert results.best is None
+    assert closest is not None and closest.number == 0  # the baseline costs least
+    assert results.explain_no_best().startswith(
+        "no complete trial within the limits; the nearest is trial 0, 0.800 ms latency, at most"
+    )
+    assert make_results(trials=0).explain_no_best() == "no complete trial yet"
+
+
+@pytest.mark.parametrize("others", [None, {"small": 3}], ids=["one backbone", "two"])
+def test_a_parameter_is_active_where_its_value_changes_the_plan(
+    others: dict[str, int] | None,
+) -> None:
+    results = make_results(trials=60, others=others)
+    space = results.space
+    assert space is not None
+    inactive = set()
+    for trial in results.trials:
+        if trial.state != TrialState.COMPLETE or not trial.params:
+            continue
+        for name, found in space.distributions.items():
+            values: list[object] = (
+                list(found.choices)
+                if isinstance(found, CategoricalDistribution)
+                else [found.low, found.high]  # type: ignore[attr-defined]
+            )
+            forms = [space.canonical({**trial.params, name: value}) for value in values]
+            expected = any(form != forms[0] for form in forms)
+            assert is_active(space, trial, name) == expected, name
+            inactive |= set() if expected else {name}
+    assert len(inactive) >= 3
+
+
+def test_values_that_mean_the_same_to_a_backbone_do_not_hide_the_others() -> None:
+    kernel = CategoricalDistribution(["keep", 3, 5])
+    limits = {"a": BackboneLimits(2, {"layer.1.kernel": ("keep", 3)}), "b": BackboneLimits(2, {})}
+    fixed = {"depth": 1, "head.hidden_layers": 0, "training.optimizer": "adamw"}
+    searched = {"backbone": CategoricalDistribution(["a", "b"]), "layer.1.kernel": kernel}
+    trial = create_trial(
+        value=0.5, params={"backbone": "a", "layer.1.kernel": 3}, distributions=searched
+    )
+    assert is_active(Space("a", fixed, searched, limits), trial, "layer.1.kernel")
+
+
+@pytest.mark.parametrize("stored", [None, {"color": 3}, {"backbone": "r", "fixed": 3}])
+def test_a_space_that_cannot_be_read_hides_no_parameter(stored: object) -> None:
+    study: Study = make_study()
+    study.set_user_attr(attrs.SPACE, stored)
+    results = StudyResults.from_study(study)
+    assert results.space is None
+    trial = results.trials[7]
+    assert results.active_params(trial) == trial.params != {}

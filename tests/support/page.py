@@ -1,8 +1,19 @@
-"""Reading an HTML page as a browser would."""
+"""The page of a study's report, and reading a page as a browser would."""
 
 from __future__ import annotations
 
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optuna.study import Study
+
+from autotune.results.report.html import render_html
+from autotune.results.study_results import StudyResults
+from tests.support.browser import open_page, until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -43,3 +54,24 @@ class Parsed(HTMLParser):
             for name, attributes in self.tags
             if name == tag and wanted.items() <= attributes.items()
         ]
+
+
+def html_of(study: Study, storage_url: str = "") -> str:
+    """Return the report of a study."""
+    return render_html(StudyResults.from_study(study), storage_url)
+
+
+def page_of(study: Study, storage_url: str = "") -> Parsed:
+    """Return the report of a study, read back."""
+    return Parsed(html_of(study, storage_url))
+
+
+def report_page(
+    browser: Browser, study: Study, folder: Path, **context: Any
+) -> tuple[Page, list[str], list[str]]:
+    """Open the report of a study in a browser and wait for its figures; see :func:`open_page`."""
+    path = folder / "report.html"
+    path.write_text(html_of(study), encoding="utf-8")
+    page, messages, requests = open_page(browser, path.as_uri(), **context)
+    until(page, "[...document.querySelectorAll('.plot')].every(one => one.querySelector('svg'))")
+    return page, messages, requests

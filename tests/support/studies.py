@@ -23,6 +23,7 @@ from optuna.trial import TrialState, create_trial
 
 from autotune.config.schema import StudyConfig
 from autotune.plan import TrialPlan
+from autotune.results.study_results import StudyResults
 from autotune.search.backbone_limits import Candidate
 from autotune.search.space import Params, Space
 from autotune.study.state import attrs
@@ -129,6 +130,11 @@ def make_study(
     maker = _Maker(study, config, made, gain, workers, HOSTILE if hostile else "", seed)
     maker.add_all(trials, failed, min(retried, max(0, trials - 1)), running, waiting)
     return study
+
+
+def make_results(**options: Any) -> StudyResults:
+    """Make a study with :func:`make_study` and read it."""
+    return StudyResults.from_study(make_study(**options))
 
 
 def _study_attributes(

@@ -43,11 +43,11 @@ def confirm(
     told = error_console(highlight=False)
     with told.status("opening the study") as line:
         from autotune.results.evaluation.confirm import confirm_plans
-        from autotune.results.values.objective import Objective
+        from autotune.results.study_results import StudyResults
         from autotune.study.setup.opening import open_existing
 
         opened = open_existing(located.name, located.storage, located.files)
-        objective = Objective.from_study(opened.study)
+        objective = StudyResults.from_study(opened.study).objective
         epochs = opened.config().training.epochs
 
         def listen(step: ConfirmProgress) -> None:
@@ -114,21 +114,15 @@ def _mean(one: PlanResult, objective: Objective) -> str:
 
 
 def _gain(gain: Interval | None, objective: Objective) -> str:
-    from autotune.results.values.verdict import format_gain
-
     if gain is None:
         return ""
-    low, high = (format_gain(objective, end, unit=False) for end in (gain.low, gain.high))
-    return f"{format_gain(objective, gain.mean, unit=False)} ({low} to {high})"
+    low, high = (objective.format_gain(end, unit=False) for end in (gain.low, gain.high))
+    return f"{objective.format_gain(gain.mean, unit=False)} ({low} to {high})"
 
 
 def _shrank(one: PlanResult, objective: Objective) -> str:
-    from autotune.results.values.verdict import format_gain
-
     return (
-        ""
-        if one.selection_bias is None
-        else format_gain(objective, one.selection_bias, unit=False)
+        "" if one.selection_bias is None else objective.format_gain(one.selection_bias, unit=False)
     )
 
 

@@ -53,7 +53,7 @@ def fit(
         from autotune.display.summary import shorten
         from autotune.results.evaluation.model_card import describe_difference
         from autotune.results.evaluation.refit import refit_study
-        from autotune.results.values.objective import Objective
+        from autotune.results.study_results import StudyResults
         from autotune.study.setup.opening import open_existing
 
         opened = open_existing(located.name, located.storage, located.files)
@@ -76,7 +76,7 @@ def fit(
         highlight=False,
     )
     decimals = 2 if result.test_images >= 1000 else 1
-    objective = replace(Objective.from_study(opened.study), decimals=decimals)
+    objective = replace(StudyResults.from_study(opened.study).objective, decimals=decimals)
     shown.print(_table(result, objective))
     if not result.is_baseline:
         differences = result.comparison.to_json()["difference"]
@@ -96,8 +96,6 @@ def fit(
 
 def _table(result: RefitResult, objective: Objective) -> Table:
     """Write all figures with their intervals; no box, so that they fit into 80 columns."""
-    from autotune.results.values.verdict import format_gain
-
     found = result.comparison
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
@@ -109,7 +107,7 @@ def _table(result: RefitResult, objective: Objective) -> Table:
             metric.label,
             *_cells(metric, found.model),
             *_cells(metric, found.baseline),
-            format_gain(metric, difference.value, unit=False),
+            metric.format_gain(difference.value, unit=False),
         )
     return table
 

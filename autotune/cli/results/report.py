@@ -52,6 +52,7 @@ def report(
         check_writable(output)
     from autotune.display.summary import shorten
     from autotune.results.report.formats import render, resolve_format, write_report
+    from autotune.results.study_results import StudyResults
     from autotune.storage.url import redact
     from autotune.study.setup.opening import open_existing
 
@@ -63,7 +64,8 @@ def report(
         )
     opened = open_existing(located.name, located.storage, located.files)
     if output == "-":
-        sys.stdout.write(render(opened.study, chosen, redact(opened.url)).decode())
+        results = StudyResults.from_study(opened.study)
+        sys.stdout.write(render(results, chosen, redact(opened.url)).decode())
         return
     path = write_report(opened, None if output is None else Path(output), chosen)
     console().print(f"report: {shorten(path)}", highlight=False)

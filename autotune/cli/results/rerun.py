@@ -33,7 +33,7 @@ def rerun(
     shown = console()
     with shown.status("opening the study") as line:
         from autotune.results.evaluation.reproduce import reproduce_trial
-        from autotune.results.values.objective import Objective
+        from autotune.results.study_results import StudyResults
         from autotune.study.doctor.collect import in_words
         from autotune.study.setup.opening import open_existing
 
@@ -44,7 +44,7 @@ def rerun(
             lambda epoch, epochs: line.update(f"trial {trial}: epoch {epoch} of {epochs}"),
             lambda step, done, total: line.update(images_in_words(step, done, total)),
         )
-    objective = Objective.from_study(opened.study)
+    objective = StudyResults.from_study(opened.study).objective
     then, now = found.values
     epochs = len(found.reproduced)
     pruned = f", pruned after epoch {max(found.reproduced)}" if found.pruned else ""

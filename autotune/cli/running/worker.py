@@ -41,7 +41,7 @@ def worker(
     located = locate(study, overrides, name, storage)
     set_gpu_defaults(os.environ)  # torch may read them when it is imported
     from autotune.data.sources.registry import fetch_source
-    from autotune.results.values.objective import Objective
+    from autotune.results.study_results import StudyResults
     from autotune.study.engine.worker import Job, run_worker, worker_name
     from autotune.study.setup.opening import wait_for_existing
 
@@ -53,7 +53,7 @@ def worker(
     if opened is None:
         shown.print("Stopped before there was a study.", highlight=False)
         raise typer.Exit(130)
-    objective = Objective.from_study(opened.study)
+    objective = StudyResults.from_study(opened.study).objective
     shown.print(f"study {opened.name}: preparing the images and the backbone", highlight=False)
     with shown.status("opening the images") as line:
         fetch_source(

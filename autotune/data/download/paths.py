@@ -14,7 +14,6 @@ cache folder::
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 #: The environment variable that names the folder of all data sets.
@@ -36,15 +35,25 @@ def unpacked_folder(digest: str) -> Path:
     return data_folder() / "unpacked" / digest
 
 
-@dataclass(frozen=True)
 class DatasetPaths:
     """Paths of one data set.
 
-    Args:
+    Attributes:
         root: Its folder.
+        replaced_sums: Checksums of archives that replace the published ones.
+        final: The unpacked data set; exists only when it is complete.
+        sums: Checksums of the unpacked files, in the form of ``sha256sum``.
+        staging: The data set while it is unpacked; without the lock it is a remainder.
+        lock: Locked by the process that downloads and unpacks.
     """
 
-    root: Path
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.replaced_sums = root / "SHA256SUMS"
+        self.final = root / "unpacked"
+        self.sums = self.final / "SHA256SUMS"
+        self.staging = root / ".unpacked.part"
+        self.lock = root / ".lock"
 
     @staticmethod
     def from_name(name: str) -> DatasetPaths:
@@ -52,38 +61,13 @@ class DatasetPaths:
         return DatasetPaths(data_folder() / name)
 
     def archive(self, file: str) -> Path:
-        """An archive as published."""
+        """Return the path of an archive as published."""
         return self.root / file
 
     def partial(self, file: str) -> Path:
-        """An unfinished download of an archive."""
+        """Return the path of an unfinished download of an archive."""
         return self.root / f"{file}.part"
 
     def origin(self, file: str) -> Path:
-        """The source of an unfinished download: JSON."""
+        """Return the path of the source of an unfinished download: JSON."""
         return self.root / f"{file}.part.json"
-
-    @property
-    def replaced_sums(self) -> Path:
-        """Checksums of archives that replace the published ones."""
-        return self.root / "SHA256SUMS"
-
-    @property
-    def final(self) -> Path:
-        """The unpacked data set; exists only when it is complete."""
-        return self.root / "unpacked"
-
-    @property
-    def sums(self) -> Path:
-        """Checksums of the unpacked files, in the form of ``sha256sum``."""
-        return self.final / "SHA256SUMS"
-
-    @property
-    def staging(self) -> Path:
-        """The data set while it is unpacked; without the lock it is a remainder."""
-        return self.root / ".unpacked.part"
-
-    @property
-    def lock(self) -> Path:
-        """Locked by the process that downloads and unpacks."""
-        return self.root / ".lock"

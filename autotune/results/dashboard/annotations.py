@@ -24,7 +24,9 @@ from optuna_dashboard._inmemory_cache import InMemoryCache, _CachedExtraStudyPro
 from autotune import optuna_private
 from autotune.errors import FormatError
 from autotune.results.dashboard.attributes import study_attributes, trial_attributes
-from autotune.results.dashboard.notes import NoteContext, escape_markdown, study_note, trial_note
+from autotune.results.dashboard.notes import study_note, trial_note
+from autotune.results.study_results import StudyResults
+from autotune.results.values.markdown import escape
 from autotune.runtime import gc_paused
 from autotune.study.state import attrs
 from autotune.text import one_line
@@ -61,11 +63,11 @@ class TrialAnnotation:
     listed: Sequence[Mapping[str, str]]
 
     @staticmethod
-    def of(trial: FrozenTrial, setting: NoteContext) -> TrialAnnotation:
+    def of(trial: FrozenTrial, results: StudyResults) -> TrialAnnotation:
         """Return the annotation of a trial."""
         attributes = trial_attributes(trial)
         numeric = {key: not isinstance(value, str) for key, value in attributes.items()}
-        return TrialAnnotation(trial_note(trial, setting), numeric, _listed(attributes))
+        return TrialAnnotation(trial_note(trial, results), numeric, _listed(attributes))
 
 
 class _SearchSpaces(_CachedExtraStudyProperty):  # type: ignore[misc]
@@ -132,7 +134,7 @@ class _Annotations:
                     except (
                         FormatError
                     ) as error:  # optuna-dashboard shows such a study all the same
-                        _fill_in(shown, escape_markdown(str(error)))
+                        _fill_in(shown, escape(str(error)))
             return shown
 
         return annotated_answer
@@ -143,27 +145,26 @@ class _Annotations:
         if attrs.DEFINITION not in attributes:  # not a study of ours
             return
         attrs.check_version(study)
-        beside = self._beside(study)
-        _fill_in(shown, study_note(study, self._url))
-        shown["user_attrs"] = _listed(study_attributes(attributes))
+        results = StudyResults.from_study(study)
+        beside = self._beside(results)
+        _fill_in(shown, study_note(results, self._url))
+        shown["user_attrs"] = _listed(study_attributes(results.attributes))
         for one in (*shown["trials"], *shown["best_trials"]):
             if (found := beside.get(one["trial_id"])) is not None:
                 _fill_in(one, found.note)
                 one["user_attrs"] = found.listed
         shown["union_user_attrs"] = _columns(beside.values())
 
-    def _beside(self, study: Study) -> dict[int, TrialAnnotation]:
+    def _beside(self, results: StudyResults) -> dict[int, TrialAnnotation]:
         """Annotate the trials; what a finished one says changes with the baseline alone."""
-        setting = NoteContext.of(study)
-        start = setting.baseline
-        value = attrs.metric_value(start) if start is not None else None
+        value = None if results.baseline is None else attrs.metric_value(results.baseline)
         found = {}
         with self._lock:
-            for trial in study.get_trials(deepcopy=False):
+            for trial in results.trials:
                 key = (optuna_private.trial_id(trial), value)
                 beside = self._known.get(key)
                 if beside is None:
-                    beside = TrialAnnotation.of(trial, setting)
+                    beside = TrialAnnotation.of(trial, results)
                     if trial.state.is_finished():
                         self._known[key] = beside
                 found[optuna_private.trial_id(trial)] = beside

@@ -1,4 +1,4 @@
-"""Does the best plan lie at the edge of the space? Then look further out.
+"""Does the best plan lie at the edge of the space? Then a wider range may hold a better one.
 
 The question is that of the Deep Learning Tuning Playbook (Godbole et al. 2023, "Identifying bad
 search space boundaries"): https://github.com/google-research/tuning_playbook
@@ -17,14 +17,14 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.study import Study
 from optuna.trial import FrozenTrial
 from pydantic import ValidationError
 
 from autotune.config.schema import SpaceConfig
-from autotune.results.figures.parameters import is_active
-from autotune.results.study_results import StudyResults
-from autotune.study.state import attrs
+from autotune.results.study_results import StudyResults, is_active
+
+#: Share of a range that is its edge.
+_MARGIN = 0.05
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Edge:
 
     Args:
         parameter: Its name.
-        value: The best value, in words.
+        value: The best value, written.
         side: ``lower`` or ``upper``.
-        bound: The bound of the space, in words.
+        bound: The bound of the space, written.
         can_be_widened: Whether a study file could ask for values beyond it.
     """
 
@@ -46,74 +46,63 @@ class Edge:
     can_be_widened: bool
 
 
-def edges_of_space(study: Study | StudyResults, trial: FrozenTrial) -> tuple[Edge, ...]:
-    """Find the parameters that say: look further out.
+def space_edges(results: StudyResults, trial: FrozenTrial) -> tuple[Edge, ...]:
+    """Find the parameters of a trial that lie at the edge of the space.
 
     A number is at the edge within 5 % of the range (in decades where the range is logarithmic);
     a choice among three or more numbers when it is the smallest or the largest.
-
-    Args:
-        study: The study.
-        trial: Its best trial.
     """
-    results = StudyResults.from_study(study)
-    space = results.space
-    layers = len(attrs.backbone_layers(results.attributes, attrs.trial_plan(trial)))
-    epochs = results.attributes.get(attrs.DEFINITION, {}).get("training", {}).get("epochs", 0)
-    # What bounds them is not a rule of the key: the backbone, the rest of the study file.
-    most = {"depth": layers, "training.head_epochs": epochs - 1}
+    layers = len(results.layers_of(trial))
+    # What bounds these is not a rule of the key but the backbone, or the rest of the study file.
+    most = {"depth": layers, "training.head_epochs": results.epochs - 1}
     edges = []
-    for name, found in trial.distributions.items():
-        if not is_active(space, trial, name):
+    for name, distribution in trial.distributions.items():
+        if not is_active(results.space, trial, name):
             continue
         value = trial.params[name]
         if name == "depth" and layers:
-            found, value = _up_to(layers, found), min(value, layers)
-        side, bound, beyond = _side(found, value)
-        if side:
-            possible = _is_allowed(name, beyond) and not (beyond > most.get(name, 0) > 0)
-            edges.append(Edge(name, f"{value:.3g}", side, f"{bound:.3g}", possible))
+            distribution, value = _up_to(layers, distribution), min(value, layers)
+        if found := _edge(distribution, value):
+            side, bound, beyond = found
+            can_be_widened = _is_allowed(name, beyond) and not (beyond > most.get(name, 0) > 0)
+            edges.append(Edge(name, f"{value:.3g}", side, f"{bound:.3g}", can_be_widened))
     return tuple(edges)
 
 
-def _up_to(layers: int, found: BaseDistribution) -> BaseDistribution:
+def _up_to(layers: int, distribution: BaseDistribution) -> BaseDistribution:
     """Return the depths that a backbone can have; of several, others may have more layers."""
-    if isinstance(found, CategoricalDistribution):
-        choices = [min(one, layers) for one in found.choices if isinstance(one, int)]
+    if isinstance(distribution, CategoricalDistribution):
+        choices = [min(depth, layers) for depth in distribution.choices if isinstance(depth, int)]
         return CategoricalDistribution(list(dict.fromkeys(choices)))
-    if isinstance(found, IntDistribution) and found.low < layers < found.high:
-        return IntDistribution(found.low, layers, log=found.log)
-    return found
+    if isinstance(distribution, IntDistribution) and distribution.low < layers < distribution.high:
+        return IntDistribution(distribution.low, layers, log=distribution.log)
+    return distribution
 
 
-def _side(found: BaseDistribution, value: Any) -> tuple[str, float, float]:
+def _edge(distribution: BaseDistribution, value: Any) -> tuple[str, float, float] | None:
     """Return the side a value is at, if any, the bound there, and a value beyond it."""
-    place: Callable[[float], float] = _identity
-    if isinstance(found, CategoricalDistribution):
-        numbers = [one for one in found.choices if isinstance(one, int | float)]
-        if len(numbers) < max(3, len(found.choices)):
-            return "", 0.0, 0.0
-        low, high, step = min(numbers), max(numbers), 0.0
+    scale: Callable[[float], float] = float
+    step = margin = 0.0
+    if isinstance(distribution, IntDistribution | FloatDistribution):
+        low, high, step = distribution.low, distribution.high, distribution.step or 0.0
+        scale = math.log10 if distribution.log else float
+        if step and (high - low) / step < 2:
+            return None  # of two values one is always at the edge
+        margin = _MARGIN * (scale(high) - scale(low))
     else:
-        assert isinstance(found, IntDistribution | FloatDistribution)
-        low, high = found.low, found.high
-        place = math.log10 if found.log else _identity
-        step = found.step or 0.0
-        if found.step and (high - low) / found.step < 2:
-            return "", 0.0, 0.0  # of two values one is always at the edge
-    span = place(high) - place(low)
-    margin = 0.0 if isinstance(found, CategoricalDistribution) else 0.05 * span
-    whole = isinstance(low, int) and isinstance(high, int)
-    further = max(step, 1) if whole else step or 0.1 * (high - low)
-    if place(value) - place(low) <= margin:
-        return "lower", low, low / 2 if place is math.log10 and not whole else low - further
-    if place(high) - place(value) <= margin:
-        return "upper", high, high * 2 if place is math.log10 and not whole else high + further
-    return "", 0.0, 0.0
-
-
-def _identity(value: float) -> float:
-    return value
+        choices = getattr(distribution, "choices", ())
+        numbers = [choice for choice in choices if isinstance(choice, int | float)]
+        if len(numbers) < max(3, len(choices)):
+            return None
+        low, high = min(numbers), max(numbers)
+    is_whole = isinstance(low, int) and isinstance(high, int)
+    doubles = scale is math.log10 and not is_whole
+    further = max(step, 1) if is_whole else step or 0.1 * (high - low)
+    if scale(value) - scale(low) <= margin:
+        return "lower", low, low / 2 if doubles else low - further
+    if scale(high) - scale(value) <= margin:
+        return "upper", high, high * 2 if doubles else high + further
+    return None
 
 
 def _is_allowed(parameter: str, value: float) -> bool:

@@ -1,4 +1,4 @@
-"""How much of their time the workers of a study held a trial, and where they waited for one."""
+"""Measure how much of their time the workers of a study held a trial, and where they waited."""
 
 from __future__ import annotations
 
@@ -11,161 +11,164 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.results.figures.history import last_moment
 from autotune.study.state import attrs
 
-#: When nobody has held a trial for so long, and for longer than the longest trial, the study was
-#: not running.
-_REST_S = 60.0
+#: Least seconds without any trial, and longer than the longest trial, that count as a pause of the
+#: study.
+_MIN_PAUSE_S = 60.0
 
 
 @dataclass(frozen=True)
-class Utilised:
-    """The time of a worker, or of all of them.
+class WorkerTime:
+    """The time of a worker.
 
     Args:
-        worker: Its name; empty for all workers together.
+        worker: Its name.
+        device: What it trained on; empty where no trial says so.
         trials: Attempts at trials that it held.
         busy_s: Seconds for which it held one.
-        there_s: Seconds from its first claim to its last end, without those in which the study
-            was not running. Of all workers: from the first claim of the study to its last end,
-            times the places for a worker.
+        present_s: Seconds from its first claim to its last end, without pauses of the study.
         longest_s: The longest wait between two trials.
-        before: Number of the trial that it waited for the longest, ``None`` when it had but one.
-        device: What it trained on; empty where no trial says so, and of all workers.
+        before: Number of the trial that it waited for the longest, ``None`` when it had only one.
     """
 
     worker: str
+    device: str
     trials: int
     busy_s: float
-    there_s: float
-    longest_s: float = 0.0
-    before: int | None = None
-    device: str = ""
+    present_s: float
+    longest_s: float
+    before: int | None
 
     @property
     def share(self) -> float:
         """Share of the time in which it held a trial."""
-        return min(1.0, self.busy_s / self.there_s) if self.there_s > 0 else 1.0
+        return _share(self.busy_s, self.present_s)
 
 
 @dataclass(frozen=True)
-class Utilisation:
+class Utilization:
     """The time of all workers of a study.
 
     Args:
         workers: A row for each, by name.
-        whole: All of them together.
-        places: How many workers there were, those that took the place of another not counted.
-        rest_s: Seconds in which the study was not running.
+        share: Share of the time between the first claim of the study and its last end, times the
+            places for a worker, in which a trial was held.
+        places: How many workers ran at a time; one that replaced another is not counted.
+        paused_s: Seconds in which the study was not running.
     """
 
-    workers: tuple[Utilised, ...]
-    whole: Utilised
+    workers: tuple[WorkerTime, ...]
+    share: float
     places: int
-    rest_s: float
+    paused_s: float
+
+    @property
+    def longest(self) -> WorkerTime:
+        """The worker with the longest wait between two trials."""
+        return max(self.workers, key=lambda row: row.longest_s)
+
+
+def _share(busy_s: float, present_s: float) -> float:
+    return min(1.0, busy_s / present_s) if present_s > 0 else 1.0
 
 
 @dataclass(frozen=True)
-class _Held:
+class _Attempt:
     number: int
     begin: float
     end: float
     device: str
 
 
-def utilisation_of(trials: Sequence[FrozenTrial]) -> Utilisation | None:
+def measure_utilization(trials: Sequence[FrozenTrial]) -> Utilization | None:
     """Measure how busy the workers of a study were; ``None`` before a trial has ended.
 
     Args:
         trials: All trials of the study.
     """
-    held = _by_worker(trials)
-    if not held:
+    by_worker = _attempts_by_worker(trials)
+    if not by_worker:
         return None
-    rests = list(_rests([one for some in held.values() for one in some]))
-    workers = tuple(_row(worker, some, rests) for worker, some in sorted(held.items()))
-    begin = min(one.begin for some in held.values() for one in some)
-    end = max(one.end for some in held.values() for one in some)
-    places = _count_places(held)
-    longest = max(workers, key=lambda row: row.longest_s)
-    whole = Utilised(
-        "",
-        sum(row.trials for row in workers),
-        sum(row.busy_s for row in workers),
-        places * (end - begin - _within(rests, begin, end)),
-        longest.longest_s,
-        longest.before,
-    )
-    return Utilisation(workers, whole, places, sum(end - begin for begin, end in rests))
+    attempts = [attempt for of_worker in by_worker.values() for attempt in of_worker]
+    pauses = list(_pauses(attempts))
+    workers = tuple(_row(name, some, pauses) for name, some in sorted(by_worker.items()))
+    begin = min(attempt.begin for attempt in attempts)
+    end = max(attempt.end for attempt in attempts)
+    places = _count_places(by_worker)
+    present_s = places * (end - begin - _within(pauses, begin, end))
+    share = _share(sum(row.busy_s for row in workers), present_s)
+    return Utilization(workers, share, places, sum(end - begin for begin, end in pauses))
 
 
-def _by_worker(trials: Sequence[FrozenTrial]) -> dict[str, list[_Held]]:
-    """Return what each worker held, in order."""
+def _attempts_by_worker(trials: Sequence[FrozenTrial]) -> dict[str, list[_Attempt]]:
+    """Return the attempts of each worker, in order."""
     now = last_moment(trials)
-    found: dict[str, list[_Held]] = {}
-    for one in trials:
-        worker = one.user_attrs.get(attrs.WORKER)
-        if worker is None or one.datetime_start is None or now is None:
+    by_worker: dict[str, list[_Attempt]] = {}
+    for trial in trials:
+        worker = trial.user_attrs.get(attrs.WORKER)
+        if worker is None or trial.datetime_start is None or now is None:
             continue
-        begin = float(one.user_attrs.get(attrs.CLAIMED_AT, one.datetime_start.timestamp()))
-        if one.state == TrialState.RUNNING:
+        begin = attrs.started_at(trial)
+        if trial.state == TrialState.RUNNING:
             end = now.timestamp()
-        elif attrs.CLAIMED_AT in one.user_attrs:
-            end = attrs.ended_at(one)
+        elif attrs.CLAIMED_AT in trial.user_attrs:
+            end = attrs.ended_at(trial)
         else:
-            end = (one.datetime_complete or now).timestamp()
-        found.setdefault(str(worker), []).append(
-            _Held(one.number, begin, max(begin, end), attrs.device_name(one))
-        )
-    return {
-        worker: sorted(some, key=lambda held: (held.begin, held.end))
-        for worker, some in found.items()
-    }
+            end = (trial.datetime_complete or now).timestamp()
+        attempt = _Attempt(trial.number, begin, max(begin, end), attrs.device_name(trial))
+        by_worker.setdefault(str(worker), []).append(attempt)
+    for attempts in by_worker.values():
+        attempts.sort(key=lambda attempt: (attempt.begin, attempt.end))
+    return by_worker
 
 
-def _rests(held: Sequence[_Held]) -> Iterator[tuple[float, float]]:
+def _pauses(attempts: Sequence[_Attempt]) -> Iterator[tuple[float, float]]:
     """Find when the study was not running: between two runs of it."""
-    least = max(_REST_S, max(one.end - one.begin for one in held))
-    ordered = sorted(held, key=lambda one: one.begin)
+    least = max(_MIN_PAUSE_S, max(attempt.end - attempt.begin for attempt in attempts))
+    ordered = sorted(attempts, key=lambda attempt: attempt.begin)
     until = ordered[0].end
-    for one in ordered[1:]:
-        if one.begin - until > least:
-            yield until, one.begin
-        until = max(until, one.end)
+    for attempt in ordered[1:]:
+        if attempt.begin - until > least:
+            yield until, attempt.begin
+        until = max(until, attempt.end)
 
 
-def _within(rests: Iterable[tuple[float, float]], begin: float, end: float) -> float:
-    return sum(max(0.0, min(end, to) - max(begin, since)) for since, to in rests)
+def _within(pauses: Iterable[tuple[float, float]], begin: float, end: float) -> float:
+    return sum(max(0.0, min(end, to) - max(begin, since)) for since, to in pauses)
 
 
-def _row(worker: str, held: Sequence[_Held], rests: Sequence[tuple[float, float]]) -> Utilised:
+def _row(
+    worker: str, attempts: Sequence[_Attempt], pauses: Sequence[tuple[float, float]]
+) -> WorkerTime:
     waits = [
-        (after.begin - before.end - _within(rests, before.end, after.begin), after.number)
-        for before, after in pairwise(held)
+        (after.begin - before.end - _within(pauses, before.end, after.begin), after.number)
+        for before, after in pairwise(attempts)
     ]
     longest, number = max(waits, default=(0.0, None), key=lambda wait: wait[0])
-    begin, end = held[0].begin, max(one.end for one in held)
-    return Utilised(
+    begin, end = attempts[0].begin, max(attempt.end for attempt in attempts)
+    return WorkerTime(
         worker,
-        len(held),
-        sum(one.end - one.begin for one in held),
-        end - begin - _within(rests, begin, end),
+        next((attempt.device for attempt in reversed(attempts) if attempt.device), ""),
+        len(attempts),
+        sum(attempt.end - attempt.begin for attempt in attempts),
+        end - begin - _within(pauses, begin, end),
         max(0.0, longest),
         number,
-        next((one.device for one in reversed(held) if one.device), ""),
     )
 
 
-def _count_places(held: Mapping[str, Sequence[_Held]]) -> int:
-    """Count the workers that there were at a time.
+def _count_places(by_worker: Mapping[str, Sequence[_Attempt]]) -> int:
+    """Count the workers that ran at the same time.
 
-    One that follows another of the same host and position has taken its place. Two that were
-    there at once are two: every ``autotune worker`` is the first of its process, and containers
-    may share the name of a host.
+    A worker that follows another of the same host and position has replaced it. Two that overlap
+    are two: every ``autotune worker`` is the first of its process, and containers may share the
+    name of a host.
     """
     spans: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for worker, some in held.items():
+    for worker, attempts in by_worker.items():
         host, _, rest = worker.partition("/")
         place = (host, rest.rpartition("/")[2].partition("-")[0])
-        spans.setdefault(place, []).append((some[0].begin, max(one.end for one in some)))
+        span = attempts[0].begin, max(attempt.end for attempt in attempts)
+        spans.setdefault(place, []).append(span)
     return sum(
         max(sum(begin <= moment < end for begin, end in of_place) for moment, _ in of_place) or 1
         for of_place in spans.values()

@@ -1,14 +1,12 @@
-"""The stages of a greedy search, for the report and the terminal."""
+"""The stages of a greedy search as a table, for the report and the terminal."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from optuna.study import Study
-from optuna.trial import FrozenTrial
-
 from autotune.config.schema import StudyConfig
 from autotune.format_versions import reading
+from autotune.results.study_results import StudyResults
 from autotune.results.values.objective import Objective
 from autotune.search.greedy import StageResult, greedy_state
 from autotune.study.state import attrs
@@ -21,10 +19,10 @@ class StageRow:
     Args:
         name: Name of the stage.
         searched: What it varies, in words.
-        trials: How many trials it has had, of how many that it is to have.
+        trials: How many of its trials have finished: ``1 of 3``.
         best: Its best value, or a dash.
         gain: How far that is from the incumbent before it; empty where there is none.
-        verdict: What came of it.
+        verdict: Its outcome.
         trial: Number of its best trial, or ``None``.
     """
 
@@ -37,42 +35,36 @@ class StageRow:
     trial: int | None
 
 
-def stage_rows(study: Study) -> tuple[StageRow, ...]:
-    """Describe the stages of a study in greedy order, those begun or skipped.
-
-    Args:
-        study: The study.
-
-    Returns:
-        One row a stage; none for a study in another order.
-    """
-    definition = study.user_attrs.get(attrs.DEFINITION)
-    if not definition or definition.get("search", {}).get("order") != "greedy":
+def stage_rows(results: StudyResults) -> tuple[StageRow, ...]:
+    """Describe the stages of a greedy search, those begun or skipped; nothing in another order."""
+    if results.definition.get("search", {}).get("order") != "greedy":
         return ()
-    by = attrs.written_by_version(study.user_attrs)
-    with reading(f"the definition of the study {study.study_name!r}", by=by):
-        config = StudyConfig.model_validate(definition)
-    space = attrs.study_space(study)
+    by = attrs.written_by_version(results.attributes)
+    with reading(f"the definition of the study {results.name!r}", by=by):
+        config = StudyConfig.model_validate(results.definition)
+    space = attrs.study_space(results.study)
     found = greedy_state(
         space,
-        study.get_trials(deepcopy=False),
-        attrs.metric_direction(study),
+        results.trials,
+        results.direction,
         config.search.greedy,
-        attrs.trial_budget(study),
+        results.budget.trials,
         space.nearest(space.baseline(config.baseline)),
     )
-    objective = Objective.from_study(study)
-    return tuple(_row(one, objective, config.search.greedy.margin) for one in found.results)
+    margin = config.search.greedy.margin
+    return tuple(_row(stage, results.objective, margin) for stage in found.results)
 
 
 def _row(result: StageResult, objective: Objective, margin: float) -> StageRow:
-    best = result.best
+    best, gain = result.best, ""
+    if best is not None and best.value is not None and result.before is not None:
+        gain = objective.format_difference(best.value, result.before)
     return StageRow(
         name=result.stage.name,
         searched=_searched(result),
         trials="" if result.skipped else f"{result.finished} of {result.quota}",
         best="" if result.skipped else objective.format_value(best.value if best else None),
-        gain=_gain(result, best, objective),
+        gain=gain,
         verdict=_verdict(result, margin),
         trial=best.number if best else None,
     )
@@ -82,19 +74,13 @@ def _searched(result: StageResult) -> str:
     if result.stage.is_layer:
         names = [name.rsplit(".", 1)[-1] for name in result.stage.free if name != "inherit"]
         return ", ".join(dict.fromkeys(names)) or "trainable or not"
-    words = [name.split(".")[1].replace("_", " ") for name in result.stage.free]
-    return ", ".join(dict.fromkeys(words))
-
-
-def _gain(result: StageResult, best: FrozenTrial | None, objective: Objective) -> str:
-    if best is None or best.value is None or result.before is None:
-        return ""
-    return objective.format_difference(best.value, result.before)
+    names = [name.split(".")[1].replace("_", " ") for name in result.stage.free]
+    return ", ".join(dict.fromkeys(names))
 
 
 def _verdict(result: StageResult, margin: float) -> str:
     if result.skipped:
-        return "left out: the layer before it gained nothing"
+        return "skipped: the layer before it gained nothing"
     if not result.over:
         return "in progress"
     if result.accepted:

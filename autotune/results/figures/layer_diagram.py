@@ -5,10 +5,10 @@ The input is at the top and the head at the end, in a terminal and on a page ali
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from markupsafe import Markup
 
@@ -17,23 +17,23 @@ from autotune.study.state.constraints import format_count
 
 State = Literal["frozen", "trainable", "reshaped"]
 
-#: Longest run of like layers that is drawn one by one. Frozen layers are the less interesting
-#: ones; of trainable layers one wants to see the names, up to what fits a screen.
-LONGEST_RUN: Mapping[State, int] = {"frozen": 3, "trainable": 12, "reshaped": 12}
+#: Longest run of like layers that is drawn one by one: frozen layers are the less interesting
+#: ones; trainable layers are named, up to what fits a screen.
+MAX_RUN: Mapping[State, int] = {"frozen": 3, "trainable": 12, "reshaped": 12}
 _MARKS: Mapping[State, str] = {"frozen": "□", "trainable": "■", "reshaped": "▣"}
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One line of the picture.
+    """One layer of the diagram.
 
     Args:
         index: The layer, counted from the output; 0 is the head.
         label: The modules it is made of, e.g. ``layer4.1``.
         parameters: Number of trainable values; ``None`` for the head, whose size depends on the
             data set.
-        state: Whether the layer trains, and whether the plan changes something of it.
-        change: What the plan makes of it, in words; empty when it keeps everything.
+        state: Whether the layer trains, and whether the plan changes it.
+        change: How the plan changes it; empty when it does not.
     """
 
     index: int
@@ -44,87 +44,62 @@ class LayerRow:
 
 
 def layer_rows(layers: Sequence[Mapping[str, Any]], plan: TrialPlan) -> tuple[LayerRow, ...]:
-    """Draw a plan: the layer next to the input first, the head last.
+    """Return a row for every layer, the layer next to the input first, the head last.
 
     Args:
         layers: Layers of the backbone as the study remembers them, the last layer first.
         plan: The plan.
-
-    Returns:
-        One row for every layer, and one for the head.
     """
-    reshaped = plan.reshaped
-    drawn = [_layer_row(layer, plan, reshaped) for layer in reversed(layers)]
-    return (*drawn, LayerRow(0, "head", None, "trainable", plan.head.describe()))
+    rows, reshaped = [], plan.reshaped
+    for layer in reversed(layers):
+        index = int(layer["index"])
+        state: State = "trainable" if index <= plan.depth else "frozen"
+        change = ""
+        if index in reshaped:
+            state, change = "reshaped", plan.layers[index - 1].describe()
+        rows.append(LayerRow(index, str(layer["label"]), int(layer["parameters"]), state, change))
+    return (*rows, LayerRow(0, "head", None, "trainable", plan.head.describe()))
 
 
-def _layer_row(layer: Mapping[str, Any], plan: TrialPlan, reshaped: Collection[int]) -> LayerRow:
-    index = int(layer["index"])
-    state: State = "trainable" if index <= plan.depth else "frozen"
-    if index in reshaped:
-        state = "reshaped"
-    return LayerRow(
-        index=index,
-        label=str(layer["label"]),
-        parameters=int(layer["parameters"]),
-        state=state,
-        change=plan.layers[index - 1].describe() if state == "reshaped" else "",
-    )
+class _Line(NamedTuple):
+    """What is drawn on one line: a row, or a run of like rows."""
+
+    rows: tuple[LayerRow, ...]
+    name: str
+    state: State
+    label: str
+    parameters: str
+    change: str
 
 
-@dataclass(frozen=True)
-class _Line:
-    """What is drawn on one line: a row, or a run of rows that are alike."""
-
-    members: tuple[LayerRow, ...]
-
-    @property
-    def state(self) -> State:
-        return self.members[0].state
-
-    @property
-    def change(self) -> str:
-        return self.members[0].change
-
-    @property
-    def name(self) -> str:
-        first, last = self.members[-1].index, self.members[0].index
-        if not last:
-            return "head"
-        return f"layer {last}" if first == last else f"layers {first}-{last}"
-
-    @property
-    def label(self) -> str:
-        first, last = self.members[0], self.members[-1]
-        if not first.index:
-            return ""
-        return first.label if first is last else f"{first.label} … {last.label}"
-
-    @property
-    def parameters(self) -> str:
-        known = [row.parameters for row in self.members if row.parameters is not None]
-        return format_count(sum(known)) if known else ""
+def _line(rows: tuple[LayerRow, ...]) -> _Line:
+    first, last = rows[0], rows[-1]
+    name = f"layer {first.index}" if first is last else f"layers {last.index}-{first.index}"
+    label = first.label if first is last else f"{first.label} … {last.label}"
+    if not first.index:
+        name, label = "head", ""
+    counts = [row.parameters for row in rows if row.parameters is not None]
+    parameters = format_count(sum(counts)) if counts else ""
+    return _Line(rows, name, first.state, label, parameters, first.change)
 
 
-def _lines(picture: Sequence[LayerRow]) -> Iterator[_Line]:
+def _lines(rows: Sequence[LayerRow]) -> Iterator[_Line]:
     """Join long runs of like layers; the head is never part of one."""
-    for _, run in groupby(picture, key=lambda row: (row.state, row.change, row.index == 0)):
+    for _, run in groupby(rows, key=lambda row: (row.state, row.change, row.index == 0)):
         members = tuple(run)
-        if len(members) > LONGEST_RUN[members[0].state]:
-            yield _Line(members)
+        if len(members) > MAX_RUN[members[0].state]:
+            yield _line(members)
         else:
-            yield from (_Line((member,)) for member in members)
+            yield from (_line((member,)) for member in members)
 
 
-def as_text(picture: Sequence[LayerRow]) -> str:
-    """Draw a picture for a terminal.
+def as_text(rows: Sequence[LayerRow]) -> str:
+    """Draw layers for a terminal, as aligned lines without a line break at the end.
+
+    Filled squares are trainable, those with a rim also reshaped.
 
     Args:
-        picture: What :func:`rows` returned.
-
-    Returns:
-        Aligned lines without a line break at the end. Filled squares are trainable, those with a
-        rim also reshaped.
+        rows: What :func:`layer_rows` returned.
     """
     lines = [
         (
@@ -134,7 +109,7 @@ def as_text(picture: Sequence[LayerRow]) -> str:
             line.label,
             line.change,
         )
-        for line in _lines(picture)
+        for line in _lines(rows)
     ]
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -148,31 +123,27 @@ def as_text(picture: Sequence[LayerRow]) -> str:
     )
 
 
-def as_html(picture: Sequence[LayerRow]) -> Markup:
-    """Draw a picture for a page; a joined run opens to its layers.
+def as_html(rows: Sequence[LayerRow]) -> Markup:
+    """Draw layers for a page; a joined run opens to its layers.
 
     Args:
-        picture: What :func:`rows` returned.
+        rows: What :func:`layer_rows` returned.
 
     Returns:
         An ordered list of class ``network``. Labels are escaped.
     """
-    items = [
-        Markup('<li class="{}">{}</li>').format(
-            line.state, _run_as_html(line) if len(line.members) > 1 else _line_as_html(line)
-        )
-        for line in _lines(picture)
-    ]
+    items = []
+    for line in _lines(rows):
+        html = _line_as_html(line)
+        if len(line.rows) > 1:
+            inner = (
+                Markup("<li>{}</li>").format(_line_as_html(_line((row,)))) for row in line.rows
+            )
+            html = Markup("<details><summary>{}</summary><ol>{}</ol></details>").format(
+                html, Markup("").join(inner)
+            )
+        items.append(Markup('<li class="{}">{}</li>').format(line.state, html))
     return Markup('<ol class="network">{}</ol>').format(Markup("\n").join(items))
-
-
-def _run_as_html(line: _Line) -> Markup:
-    inner = Markup("").join(
-        Markup("<li>{}</li>").format(_line_as_html(_Line((member,)))) for member in line.members
-    )
-    return Markup("<details><summary>{}</summary><ol>{}</ol></details>").format(
-        _line_as_html(line), inner
-    )
 
 
 def _line_as_html(line: _Line) -> Markup:

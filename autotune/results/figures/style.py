@@ -1,14 +1,16 @@
-"""How the figures of a study look.
+"""The style of all figures of a study.
 
-Paper and plot area are transparent, and the colours read on a light and on a dark page. They
-stay apart for colour-blind readers (after Okabe and Ito 2008, "Color universal design",
-https://jfly.uni-koeln.de/color/), and what a colour says, a shape or a pattern says too.
+Paper and plot area are transparent, and the colors read on a light and on a dark page. They stay
+apart for color-blind readers (after Okabe and Ito 2008, "Color universal design",
+https://jfly.uni-koeln.de/color/); a shape or a pattern always says the same as a color.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from html import escape
+from typing import Any
 
 import plotly.graph_objects as go
 from optuna.trial import FrozenTrial, TrialState
@@ -51,10 +53,39 @@ def new_figure() -> go.Figure:
 
 
 def label_axes(figure: go.Figure, x: str, objective: Objective) -> None:
-    """Name the axes of a figure that has the objective upwards."""
+    """Name the axes of a figure with the objective on the y axis."""
     figure.update_xaxes(title=x)
     share = {"tickformat": ".1~%"} if objective.is_share else {}
     figure.update_yaxes(title=escape(objective.label), **share)
+
+
+def add_points(
+    figure: go.Figure,
+    name: str,
+    points: Sequence[tuple[Any, Any, list[Any]]],
+    marker: dict[str, Any],
+    hover_text: str,
+) -> None:
+    """Add points as one trace; nothing where there are none.
+
+    Args:
+        figure: The figure.
+        name: Name of the trace in the legend.
+        points: x, y and custom data of each point.
+        marker: How a point looks.
+        hover_text: What plotly shows beside a point.
+    """
+    if points:
+        x, y, data = zip(*points, strict=True)
+        figure.add_scatter(
+            x=list(x),
+            y=list(y),
+            customdata=list(data),
+            mode="markers",
+            name=name,
+            marker=marker,
+            hovertemplate=hover_text,
+        )
 
 
 def hover(title: str, objective: Objective, *more: str, of: str = "y") -> str:
@@ -62,7 +93,7 @@ def hover(title: str, objective: Objective, *more: str, of: str = "y") -> str:
 
     Args:
         title: The first line.
-        objective: What the second line has the value of.
+        objective: The second line is its value.
         more: Further lines.
         of: Where plotly finds the value.
     """
@@ -70,7 +101,12 @@ def hover(title: str, objective: Objective, *more: str, of: str = "y") -> str:
     return "<br>".join([title, value, *more]) + "<extra></extra>"
 
 
-def is_finite(trial: FrozenTrial, state: TrialState) -> bool:
-    """Tell whether a trial is in a state and has a value that can be drawn."""
-    value = attrs.metric_value(trial)
-    return trial.state == state and value is not None and math.isfinite(value)
+def drawable(trials: Iterable[FrozenTrial], state: TrialState) -> list[FrozenTrial]:
+    """Return the trials in a state whose metric is finite."""
+    return [
+        trial
+        for trial in trials
+        if trial.state == state
+        and (value := attrs.metric_value(trial)) is not None
+        and math.isfinite(value)
+    ]

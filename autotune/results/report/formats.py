@@ -1,4 +1,4 @@
-"""The forms that a report can have: which one is meant, and writing it."""
+"""The formats of a report: which one is meant, and writing it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optuna.study import Study
-
 from autotune.atomic import write_bytes
 from autotune.errors import UserError
 from autotune.results.report.as_json import render_json
 from autotune.results.report.dataframe import trials_frame
-from autotune.results.report.html import render_report
+from autotune.results.report.html import render_html
 from autotune.results.report.markdown import render_markdown
+from autotune.results.study_results import StudyResults
 from autotune.storage.paths import REPORT_FORMATS
 from autotune.storage.url import redact
 from autotune.text import as_cell
@@ -24,18 +23,14 @@ if TYPE_CHECKING:
 
 
 def resolve_format(path: str | Path | None, given: str | None = None) -> str:
-    """Settle the form of a report.
+    """Return the format of a report: the given one, else the ending of the file, else HTML.
 
     Args:
-        path: The file that is to be written, ``-`` for standard output, if it was named.
-        given: The form, if it was named.
-
-    Returns:
-        One of :data:`~autotune.storage.paths.REPORT_FORMATS`: the form that was named, else the
-        ending of the file, else the page.
+        path: The file to write, ``-`` for standard output, if it was named.
+        given: The format, if it was named.
 
     Raises:
-        UserError: When there is no such form, or the two contradict each other.
+        UserError: When there is no such format, or the two contradict each other.
     """
     allowed = ", ".join(REPORT_FORMATS)
     if given is not None and given not in REPORT_FORMATS:
@@ -60,63 +55,67 @@ def resolve_format(path: str | Path | None, given: str | None = None) -> str:
 
 
 def write_report(
-    opened: OpenStudy, path: Path | None = None, form: str = REPORT_FORMATS[0]
+    handle: OpenStudy, path: Path | None = None, format: str = REPORT_FORMATS[0]
 ) -> Path:
-    """Write the report of an open study; it appears whole or not at all.
+    """Write the report of an open study; the file appears complete or not at all.
 
     Args:
-        opened: The study.
-        path: The file; by default one beside the study.
-        form: See :func:`render`.
+        handle: The study.
+        path: The file, folders above it are made; by default one beside the study.
+        format: See :func:`render`.
 
     Returns:
         The path.
 
     Raises:
-        UserError: When the form needs a package that is not installed, or the disk is full.
+        UserError: When the format needs a package that is not installed, or the disk is full.
     """
-    path = path or opened.files.report(opened.name, form)
-    return write_bytes(path, render(opened.study, form, redact(opened.url)))
+    results = StudyResults.from_study(handle.study)
+    path = path or handle.files.report(handle.name, format)
+    return write_bytes(path, render(results, format, redact(handle.url)))
 
 
-def render(study: Study, form: str, storage_url: str = "") -> bytes:
-    """Return the report of a study in a form, as the bytes of a file.
+def render(results: StudyResults, format: str, storage_url: str = "") -> bytes:
+    """Return the report of a study in a format, as the bytes of a file.
 
     Args:
-        study: The study, at any stage.
-        form: One of :data:`~autotune.storage.paths.REPORT_FORMATS`; ``csv`` and ``parquet`` hold
+        results: The study, at any stage.
+        format: One of :data:`~autotune.storage.paths.REPORT_FORMATS`; ``csv`` and ``parquet`` hold
             the table of :func:`~autotune.results.report.dataframe.trials_frame`.
         storage_url: URL of the storage, for the commands. A password in it is left out.
 
     Raises:
-        UserError: When the form needs a package that is not installed.
+        UserError: When the format needs a package that is not installed.
     """
-    if form == "parquet":
-        return _parquet(study)
-    text = {
-        "html": lambda: render_report(study, storage_url),
-        "md": lambda: render_markdown(study, storage_url),
-        "json": lambda: render_json(study, storage_url),
-        "csv": lambda: _csv(study),
-    }[form]()
+    match format:
+        case "parquet":
+            return _render_parquet(results)
+        case "csv":
+            text = _render_csv(results)
+        case "json":
+            text = render_json(results, storage_url)
+        case "md":
+            text = render_markdown(results, storage_url)
+        case _:
+            text = render_html(results, storage_url)
     return text.encode()
 
 
-def _csv(study: Study) -> str:
+def _render_csv(results: StudyResults) -> str:
     """Write the table for spreadsheets too: no text in it is taken for a formula."""
-    frame = trials_frame(study)
+    frame = trials_frame(results)
     for name in frame.columns:
         if frame[name].dtype == "string":
             frame[name] = frame[name].map(as_cell, na_action="ignore")
     return str(frame.rename(columns=as_cell).to_csv(index=False, lineterminator="\n"))
 
 
-def _parquet(study: Study) -> bytes:
+def _render_parquet(results: StudyResults) -> bytes:
     if find_spec("pyarrow") is None:
         raise UserError(
             "a report as parquet needs pyarrow, which is not installed; run pip install "
             "'autotune[parquet]', or write csv"
         )
     buffer = BytesIO()
-    trials_frame(study).to_parquet(buffer, engine="pyarrow", index=False)
+    trials_frame(results).to_parquet(buffer, engine="pyarrow", index=False)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The report of a study: one HTML page that answers first and shows its evidence below.
+"""The report of a study: one HTML page with the answer first and its evidence below.
 
 The page is self-contained: plotly is in it, and a content security policy keeps it from asking
 any other host for anything. It opens from a disk, from a mail and behind a proxy alike.
@@ -9,22 +9,18 @@ from __future__ import annotations
 import base64
 import gzip
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from optuna.study import Study
 from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
-from autotune.atomic import write_bytes
 from autotune.data.quality.checks import duplicate_summary
-from autotune.results.diagnosis.diagnostics import FEW_FOR_IMPORTANCES, diagnose
+from autotune.results.diagnosis.diagnostics import MIN_FOR_IMPORTANCES, diagnose
 from autotune.results.diagnosis.headline import (
     action_items,
     caveats,
@@ -33,122 +29,85 @@ from autotune.results.diagnosis.headline import (
     headline,
     key_figures,
 )
-from autotune.results.diagnosis.savings import saved_of
-from autotune.results.diagnosis.space_edges import edges_of_space
-from autotune.results.diagnosis.utilization import utilisation_of
+from autotune.results.diagnosis.space_edges import space_edges
+from autotune.results.diagnosis.utilization import measure_utilization
 from autotune.results.figures.greedy_stages import stage_rows
 from autotune.results.figures.history import curves_figure, history_figure, timeline_figure
 from autotune.results.figures.layer_diagram import as_html, layer_rows
-from autotune.results.figures.parameters import (
-    importances,
-    importances_figure,
-    slice_figure,
-)
+from autotune.results.figures.parameters import importances, importances_figure, slice_figure
 from autotune.results.figures.pareto import front_figure
-from autotune.results.figures.thinning import MOST_ROWS, choose_rows
-from autotune.results.report.backbones import backbones_of
 from autotune.results.report.reproduction import commands, file_name, study_file
-from autotune.results.report.trial_table import cost_names, failures_of, metric_names, table_of
+from autotune.results.report.trial_table import (
+    MAX_ROWS,
+    backbone_rows,
+    choose_rows,
+    cost_names,
+    failures,
+    metric_names,
+    trial_rows,
+)
 from autotune.results.study_results import StudyResults
-from autotune.results.values.objective import format_duration, format_values
 from autotune.results.values.precision import describe_precisions
 from autotune.runtime import gc_paused
 from autotune.study.state import attrs
 from autotune.study.state.constraints import COST_LABELS, format_cost, format_count
-from autotune.text import visible
+from autotune.text import format_duration, visible
 from autotune.version import __version__
 
 
-def write_report(study: Study, path: Path, storage_url: str = "") -> Path:
-    """Write the report of a study.
-
-    The file appears whole or not at all.
-
-    Args:
-        study: The study, at any stage.
-        path: The HTML file; folders above it are made.
-        storage_url: URL of the storage, for the commands on the page. A password in it is left
-            out.
-
-    Returns:
-        The path.
-
-    Raises:
-        DiskFullError: When the page does not fit on the disk.
-    """
-    return write_bytes(path, render_report(study, storage_url).encode())
-
-
-def render_report(study: Study, storage_url: str = "") -> str:
-    """Return the report of a study as one HTML page.
-
-    Args:
-        study: The study, at any stage.
-        storage_url: URL of the storage, for the commands on the page. A password in it is left
-            out.
-    """
+def render_html(results: StudyResults, storage_url: str = "") -> str:
+    """Return the report of a study as one HTML page, whose commands name a storage."""
     with gc_paused():
-        return _render(StudyResults.from_study(study), storage_url)
+        context = _context(results, storage_url)
+        return _environment().get_template("report.html.j2").render(context)
 
 
-def _render(results: StudyResults, storage_url: str) -> str:
-    study, objective, trials = results.study, results.objective, results.trials
-    best, baseline, progress = results.best, results.baseline, results.progress
-    edges = edges_of_space(results, best) if best and best is not baseline else ()
-    matter = importances(results)
-    asked = diagnose(results, matter)
-    rows_shown = choose_rows(results)
-    file = study_file(study, storage_url)
-    attributes = results.attributes
-    dataset = attributes.get(attrs.DATASET, {})
-    costs, several = cost_names(study), results.has_several_backbones
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            name=study.study_name,
-            objective=objective,
-            headline=headline(study),
-            progress=progress,
-            facts=key_figures(study, trials, progress),
-            confirmed=describe_confirmation(study, best),
-            fitted=describe_refit(study),
-            cautions=caveats(objective, best, baseline, dataset),
-            notes=[
-                *action_items(progress, asked, results.ended),
-                *attrs.image_warnings(attributes),
-            ],
-            pictures=_pictures(results),
-            stages=stage_rows(study),
-            figures=_figures(results, matter),
-            few_complete=progress.complete < FEW_FOR_IMPORTANCES,
-            edges=edges,
-            utilisation=utilisation_of(trials),
-            saved=saved_of(study),
-            asked=asked,
-            metrics=[objective.with_name(one).label for one in metric_names(trials, objective)],
-            costs=[COST_LABELS[name] for name in costs],
-            table=table_of(rows_shown, objective, best, costs, several, trials),
-            total=len(trials),
-            most_rows=MOST_ROWS,
-            front=table_of(results.front, objective, best, costs, several, trials),
-            failures=failures_of(trials),
-            warm_start=attrs.describe_warm_start(study),
-            dataset=dataset,
-            compared=duplicate_summary(attributes.get(attrs.SURVEY, {})),
-            backbones=backbones_of(study, trials, best),
-            environment=attributes.get(attrs.ENVIRONMENT, {}),
-            computing=describe_precisions(trials),
-            file=file,
-            # The bytes of the file in its own address: a download that needs no server.
-            file_base64=base64.b64encode(file.encode()).decode(),
-            file_name=file_name(study),
-            commands=commands(study, storage_url),
-            plotly=_plotly_compressed(),
-            version=__version__,
-            written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        )
-    )
+def _context(results: StudyResults, storage_url: str) -> dict[str, Any]:
+    """Return what the template shows, by the names it uses."""
+    objective, attributes, best = results.objective, results.attributes, results.best
+    measured = importances(results)
+    diagnostics = diagnose(results, measured)
+    file = study_file(results, storage_url)
+    is_improved = best is not None and best is not results.baseline
+    return {
+        "name": results.name,
+        "objective": objective,
+        "headline": headline(results),
+        "progress": results.progress,
+        "key_figures": key_figures(results),
+        "confirmation": describe_confirmation(results),
+        "refit": describe_refit(results),
+        "caveats": caveats(results),
+        "notes": [*action_items(results, diagnostics), *results.image_warnings],
+        "networks": _networks(results),
+        "stages": stage_rows(results),
+        "figures": _figures(results, measured),
+        "few_complete": results.progress.complete < MIN_FOR_IMPORTANCES,
+        "edges": space_edges(results, best) if best and is_improved else (),
+        "utilization": measure_utilization(results.trials),
+        "diagnostics": diagnostics,
+        "metrics": [objective.with_name(name).label for name in metric_names(results)],
+        "costs": [COST_LABELS[name] for name in cost_names(results)],
+        "table": trial_rows(results, choose_rows(results)),
+        "total": len(results.trials),
+        "max_rows": MAX_ROWS,
+        "front": trial_rows(results, results.front),
+        "failures": failures(results),
+        "warm_start": attrs.describe_warm_start(results.study),
+        "dataset": results.dataset,
+        "duplicates": duplicate_summary(attributes.get(attrs.SURVEY, {})),
+        "backbones": backbone_rows(results),
+        "environment": attributes.get(attrs.ENVIRONMENT, {}),
+        "precisions": describe_precisions(results.trials),
+        "file": file,
+        # The bytes of the file in its own address: a download that needs no server.
+        "file_base64": base64.b64encode(file.encode()).decode(),
+        "file_name": file_name(results),
+        "commands": commands(results, storage_url),
+        "plotly": _plotly_compressed(),
+        "version": __version__,
+        "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    }
 
 
 @cache
@@ -167,98 +126,75 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["in_short"] = format_count
-    environment.filters["in_time"] = format_duration
-    environment.filters["wait"] = _wait
+    environment.filters["format_count"] = format_count
+    environment.filters["format_duration"] = format_duration
+    environment.filters["format_wait"] = _format_wait
     return environment
 
 
 def _visible(value: Any) -> Any:
-    """Make visible what a text would do to the page; what is drawn here is as it is meant."""
+    """Make visible what a text would do to the page; markup made here stays as it is."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _wait(seconds: float) -> str:
+def _format_wait(seconds: float) -> str:
     return format_duration(seconds) if seconds >= 1 else "under a second"
 
 
-@dataclass(frozen=True)
-class _Picture:
-    title: str
-    words: str
-    drawn: Markup
-    size: str
-
-
-def _pictures(results: StudyResults) -> list[_Picture]:
-    """Draw the plans that are compared; before anything is complete, nothing."""
-    attributes, objective, cost = results.attributes, results.objective, results.cost
+def _networks(results: StudyResults) -> list[dict[str, str]]:
+    """Draw the plans of the baseline and of the best trial, once they are complete."""
     best, baseline = results.best, results.baseline
-    shown = [] if baseline is None else [("Baseline", baseline)]
+    titles = {"Baseline": baseline}
     if best is not None and best is not baseline:
-        shown.append((f"Best: trial {best.number}", best))
-    pictures = []
-    for title, trial in shown:
-        plan = attrs.trial_plan(trial)
-        if plan is not None:
-            pictures.append(
-                _Picture(
-                    title=f"{title}, {objective.label} {format_values(trial, objective, cost)}",
-                    words=plan.describe(attrs.has_several_backbones(attributes)),
-                    drawn=as_html(layer_rows(attrs.backbone_layers(attributes, plan), plan)),
-                    size=_size_in_words(trial),
-                )
-            )
-    return pictures
+        titles[f"Best: trial {best.number}"] = best
+    return [
+        {
+            "title": f"{title}, {results.objective.label} {results.format_values(trial)}",
+            "plan": results.describe_plan(trial),
+            "diagram": as_html(layer_rows(results.layers_of(trial), plan)),
+            "size": _describe_size(trial),
+        }
+        for title, trial in titles.items()
+        if trial is not None and (plan := attrs.trial_plan(trial)) is not None
+    ]
 
 
-def _size_in_words(trial: FrozenTrial) -> str:
-    attributes = trial.user_attrs
-    parts = []
-    if attrs.TRAINABLE_PARAMETERS in attributes:
+def _describe_size(trial: FrozenTrial) -> str:
+    stored, parts = trial.user_attrs, []
+    if attrs.TRAINABLE_PARAMETERS in stored:
         parts.append(
-            f"{format_count(int(attributes[attrs.TRAINABLE_PARAMETERS]))} parameters trainable"
+            f"{format_count(int(stored[attrs.TRAINABLE_PARAMETERS]))} trainable parameters"
         )
-    if attrs.SECONDS in attributes:
-        parts.append(f"{format_duration(float(attributes[attrs.SECONDS]))} of training")
-    if attrs.PEAK_MEMORY_MB in attributes:
-        parts.append(f"{float(attributes[attrs.PEAK_MEMORY_MB]):,.0f} MB of memory at most")
-    costs = attributes.get(attrs.COSTS, {})
-    if costs:
-        known = ", ".join(
-            f"{COST_LABELS[name]} {format_cost(name, value)}" for name, value in costs.items()
+    if attrs.SECONDS in stored:
+        parts.append(f"{format_duration(float(stored[attrs.SECONDS]))} of training")
+    if attrs.PEAK_MEMORY_MB in stored:
+        parts.append(f"{float(stored[attrs.PEAK_MEMORY_MB]):,.0f} MB of memory at most")
+    if costs := stored.get(attrs.COSTS, {}):
+        measured = ", ".join(
+            f"{COST_LABELS[name]} {format_cost(name, cost)}" for name, cost in costs.items()
         )
-        parts.append(f"measured before training: {known}")
+        parts.append(f"measured before training: {measured}")
     return ", ".join(parts)
 
 
-@dataclass(frozen=True)
-class _Plot:
-    """A figure on the page: its JSON is safe inside a script element."""
-
-    title: str
-    height: int
-    json: Markup
-
-
-def _figures(results: StudyResults, matter: Mapping[str, float]) -> dict[str, Any]:
-    names = sorted(results.parameter_names, key=lambda name: -matter.get(name, 0.0))
-    slices = ((name, slice_figure(results, name)) for name in names)
+def _figures(results: StudyResults, measured: Mapping[str, float]) -> dict[str, Any]:
+    names = sorted(results.parameter_names, key=lambda name: -measured.get(name, 0.0))
+    slices = (_plot(f"Values over {name}", slice_figure(results, name)) for name in names)
+    importance = importances_figure(results, measured)
     return {
         "front": _plot("The metric of every trial over its cost", front_figure(results)),
         "history": _plot("The value of every trial", history_figure(results)),
         "curves": _plot("The objective after each epoch", curves_figure(results)),
-        "importances": _plot(
-            "The importance of each parameter", importances_figure(results, matter)
-        ),
+        "importances": _plot("The importance of each parameter", importance),
         "timeline": _plot("What each worker did when", timeline_figure(results)),
-        "slices": [_plot(f"Values over {name}", figure) for name, figure in slices if figure],
+        "slices": [plot for plot in slices if plot],
     }
 
 
-def _plot(title: str, figure: go.Figure | None) -> _Plot | None:
+def _plot(title: str, figure: go.Figure | None) -> dict[str, Any] | None:
+    """Return title, height and JSON of a figure; the JSON is safe inside a script element."""
     if figure is None:
         return None
     # "<" written as its escape sequence: "</script>" in a name must not end the element.
     text = visible(str(figure.to_json())).replace("<", "\\u003c")
-    return _Plot(title, int(figure.layout.height or 340), Markup(text))
+    return {"title": title, "height": int(figure.layout.height or 340), "json": Markup(text)}

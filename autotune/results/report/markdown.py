@@ -1,16 +1,12 @@
 """The report of a study as Markdown: for an issue, a pull request, a wiki.
 
-What is drawn on the page is left out: the answer, the numbers, the best trials and what failed.
+It has no figures: the answer, the numbers, the best trials and what failed.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
-
-from optuna.study import Study
-from optuna.trial import FrozenTrial
 
 from autotune.results.diagnosis.diagnostics import diagnose
 from autotune.results.diagnosis.headline import (
@@ -18,15 +14,14 @@ from autotune.results.diagnosis.headline import (
     caveats,
     describe_confirmation,
     describe_refit,
-    ended_by,
     headline,
     key_figures,
 )
 from autotune.results.figures.layer_diagram import as_text, layer_rows
 from autotune.results.report.reproduction import commands, study_file
-from autotune.results.report.trial_table import Row, cost_names, failures_of, table_of
-from autotune.results.values.objective import Objective
-from autotune.results.values.pareto_front import front_of
+from autotune.results.report.trial_table import TrialRow, cost_names, failures, trial_rows
+from autotune.results.study_results import StudyResults
+from autotune.results.values.markdown import escape, fenced, table
 from autotune.results.values.precision import describe_precisions
 from autotune.search import ranking
 from autotune.study.state import attrs
@@ -36,142 +31,84 @@ from autotune.version import __version__
 
 #: Trials in the table.
 BEST_SHOWN = 10
-#: What Markdown, GitHub's and GitLab's, would read as something else than a character.
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|~$])")
 
 
-def render_markdown(study: Study, storage_url: str = "") -> str:
-    """Return the report of a study as Markdown.
-
-    Args:
-        study: The study, at any stage.
-        storage_url: URL of the storage, for the commands. A password in it is left out.
-    """
-    return visible("\n\n".join(_blocks(study, storage_url))) + "\n"
+def render_markdown(results: StudyResults, storage_url: str = "") -> str:
+    """Return the report of a study as Markdown, whose commands name a storage."""
+    return visible("\n\n".join(_blocks(results, storage_url))) + "\n"
 
 
-def _blocks(study: Study, storage_url: str) -> Iterator[str]:
-    trials = study.get_trials(deepcopy=False)
-    objective = Objective.from_study(study)
-    best = ranking.best_trial(trials, attrs.metric_direction(study))
-    baseline = attrs.find_baseline(trials)
-    progress = attrs.count_progress(trials, attrs.trial_budget(study))
-    dataset = study.user_attrs.get(attrs.DATASET, {})
-    asked = diagnose(study)
-    yield f"# Study {escape(study.study_name)}"
-    yield f"**{escape(_sentence(headline(study)))}.**"
-    for said in (describe_confirmation(study, best), describe_refit(study)):
-        if said:
-            yield escape(said)
-    found = key_figures(study, trials, progress)
-    yield _table(("", "", ""), [(name, number, made_of) for name, number, made_of in found])
-    said_of = [
-        *caveats(objective, best, baseline, dataset),
-        *action_items(progress, asked, ended_by(study, progress)),
-        *attrs.image_warnings(study.user_attrs),
-    ]
-    if said_of:
-        yield "\n".join(f"- {escape(one)}" for one in said_of)
-    plan = attrs.trial_plan(best) if best is not None else None
-    if best is not None and plan is not None:
-        yield f"## Best plan: trial {best.number}"
+def _blocks(results: StudyResults, storage_url: str) -> Iterator[str]:
+    diagnostics = diagnose(results)
+    answer = headline(results)
+    yield f"# Study {escape(results.name)}"
+    yield f"**{escape(answer[:1].upper() + answer[1:])}.**"
+    for text in (describe_confirmation(results), describe_refit(results)):
+        if text:
+            yield escape(text)
+    yield table(("", "", ""), key_figures(results))
+    notes = [*caveats(results), *action_items(results, diagnostics), *results.image_warnings]
+    if notes:
+        yield "\n".join(f"- {escape(note)}" for note in notes)
+    plan = attrs.trial_plan(results.best) if results.best is not None else None
+    if results.best is not None and plan is not None:
+        yield f"## Best plan: trial {results.best.number}"
         yield escape(plan.describe(named=True))
-        yield _fenced(as_text(layer_rows(attrs.backbone_layers(study.user_attrs, plan), plan)))
-    yield from _trials(study, trials, objective, best)
-    failures = failures_of(trials)
-    if failures:
+        yield fenced(as_text(layer_rows(results.layers_of(results.best), plan)))
+    yield from _trials(results)
+    if failed := failures(results):
         yield "## Failures"
-        yield _table(
+        yield table(
             ("reason", "attempts", "state", "trials"),
             [
-                (one.reason, str(len(one.numbers)), one.state, ", ".join(map(str, one.numbers)))
-                for one in failures
+                (
+                    failure.reason,
+                    str(len(failure.numbers)),
+                    failure.state,
+                    ", ".join(map(str, failure.numbers)),
+                )
+                for failure in failed
             ],
         )
-    if asked:
+    if diagnostics:
         yield "## Questions to ask of a study"
         yield "\n".join(
-            f"- **{escape(one.question)}** {escape(f'{one.answer} {one.advice}'.rstrip())}"
-            for one in asked
+            f"- **{escape(found.question)}** {escape(f'{found.answer} {found.advice}'.rstrip())}"
+            for found in diagnostics
         )
-    if file := study_file(study, storage_url):
+    if file := study_file(results, storage_url):
         yield "## Again"
-        if computing := describe_precisions(trials):
-            yield "\n".join(f"- {escape(one)}" for one in computing)
+        if precisions := describe_precisions(results.trials):
+            yield "\n".join(f"- {escape(precision)}" for precision in precisions)
         yield "<details><summary>The study file</summary>"
-        yield _fenced(file, "yaml")
+        yield fenced(file, "yaml")
         yield "</details>"
-        yield _fenced(commands(study, storage_url), "sh")
+        yield fenced(commands(results, storage_url), "sh")
     written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     yield escape(f"Written by autotune {__version__}, {written}.")
 
 
-def _trials(
-    study: Study, trials: Sequence[FrozenTrial], objective: Objective, best: FrozenTrial | None
-) -> Iterator[str]:
+def _trials(results: StudyResults) -> Iterator[str]:
     """Yield the best trials as a table, of two objectives the Pareto front."""
-    front = front_of(study)
-    ranked = front or ranking.rank_trials(trials, attrs.metric_direction(study))
-    baseline = attrs.find_baseline(trials)
-    shown = ranked[:BEST_SHOWN]
-    if not shown:
+    front, baseline = results.front, results.baseline
+    ranked = front or ranking.rank_trials(results.trials, results.direction)
+    trials = list(ranked[:BEST_SHOWN])
+    if not trials:
         return
-    if baseline is not None and baseline not in shown:
-        shown = [*shown, baseline]
-    costs, several = cost_names(study), attrs.has_several_backbones(study.user_attrs)
-    left = len(ranked) - BEST_SHOWN
+    if baseline is not None and baseline not in trials:
+        trials.append(baseline)
+    costs = [COST_LABELS[name] for name in cost_names(results)]
     yield "## Pareto front" if front else "## Best trials"
-    yield _table(
-        (
-            "trial",
-            objective.label,
-            *(COST_LABELS[one] for one in costs),
-            "epochs",
-            "seconds",
-            "plan",
-        ),
-        [_line(one) for one in table_of(shown, objective, best, costs, several)],
+    yield table(
+        ("trial", results.objective.label, *costs, "epochs", "seconds", "plan"),
+        [_cells(row) for row in trial_rows(results, trials)],
         right=len(costs) + 4,
     )
-    if left > 0:
-        rest = "of the front" if front else "are complete"
-        yield f"{left} more {rest}."
+    if len(ranked) > BEST_SHOWN:
+        yield f"{len(ranked) - BEST_SHOWN} more {'of the front' if front else 'are complete'}."
 
 
-def _line(row: Row) -> tuple[str, ...]:
-    mark = f"{row.number} {row.mark}".strip()
+def _cells(row: TrialRow) -> tuple[str, ...]:
+    number = f"{row.number} {row.mark}".strip()
     costs = (cost.text for cost in row.costs)
-    return (mark, row.value.text, *costs, row.epochs.text, row.seconds.text, row.plan)
-
-
-def _table(titles: Sequence[str], lines: Sequence[Sequence[str]], right: int = 0) -> str:
-    """Write a table; the first ``right`` columns hold numbers."""
-    rule = ("---:" if column < right else "---" for column in range(len(titles)))
-    written = [titles, *([escape(cell) for cell in line] for line in lines)]
-    head, *body = [f"| {' | '.join(line)} |" for line in written]
-    return "\n".join([head, f"| {' | '.join(rule)} |", *body])
-
-
-def _fenced(text: str, language: str = "") -> str:
-    """Write text as it is, in a fence longer than any that is in it."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
-
-
-def escape(text: str) -> str:
-    r"""Write text so that Markdown shows it as it is, on one line.
-
-    An underscore inside a word is left alone, as Markdown leaves it.
-
-    Example:
-        >>> escape("a|b <script> test_resnet")
-        'a\\|b \\<script\\> test_resnet'
-    """
-    one_line = " ".join(text.split())
-    special = _SPECIAL.sub(r"\\\1", one_line.replace("&", "&amp;"))
-    return re.sub(r"(?<=\w)\\_(?=\w)", "_", special)
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return (number, row.value.text, *costs, row.epochs.text, row.seconds.text, row.plan)

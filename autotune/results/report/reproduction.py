@@ -1,4 +1,7 @@
-"""How to run a study again: its study file, and the commands."""
+"""How to run a study again: its study file, and the commands.
+
+A password in the URL of the storage is left out.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +9,23 @@ import shlex
 from collections.abc import Iterator
 
 import yaml
-from optuna.study import Study
 
 from autotune.config.loading import load_study_file, presets, slug
 from autotune.config.schema import BUDGETS
 from autotune.errors import AutotuneError
+from autotune.results.study_results import StudyResults
 from autotune.storage.url import redact
 from autotune.study.state import attrs
 
 
-def study_file(study: Study, storage_url: str = "") -> str:
-    """Return a study file that runs the same study again.
-
-    Args:
-        study: The study.
-        storage_url: URL of the storage; a password in it is left out, and so is the key when
-            there is none.
-    """
-    definition = study.user_attrs.get(attrs.DEFINITION)
+def study_file(results: StudyResults, storage_url: str = "") -> str:
+    """Return a study file that runs the same study again; empty for one of another program."""
+    definition = results.definition
     if not definition:
         return ""
-    remembered = study.user_attrs.get(attrs.BUDGET, {})
-    budget = {key: remembered[key] for key in BUDGETS if key in remembered}
-    values = {"name": study.study_name, **definition}
+    stored = results.attributes.get(attrs.BUDGET, {})
+    budget = {key: stored[key] for key in BUDGETS if key in stored}
+    values = {"name": results.name, **definition}
     values["search"] = {**definition.get("search", {}), **budget}
     if storage_url:
         values["storage"] = redact(storage_url)
@@ -37,34 +34,19 @@ def study_file(study: Study, storage_url: str = "") -> str:
     )
 
 
-def file_name(study: Study) -> str:
+def file_name(results: StudyResults) -> str:
     """Return the name under which the study file is to be saved."""
-    return f"{slug(study.study_name) or 'study'}.yaml"
+    return f"{slug(results.name) or 'study'}.yaml"
 
 
-def commands(study: Study, storage_url: str) -> str:
-    """Return the commands that print the winning plan and run the study again.
-
-    Args:
-        study: The study.
-        storage_url: URL of the storage; a password in it is left out.
-    """
-    return "\n".join(_command_lines(study, storage_url))
-
-
-def next_commands(study: Study, storage_url: str) -> str:
-    """Return the commands that go on with the study and say more of it.
-
-    Args:
-        study: The study.
-        storage_url: URL of the storage; a password in it is left out.
-    """
-    name, storage = shlex.quote(study.study_name), _storage(storage_url)
+def next_commands(results: StudyResults, storage_url: str) -> str:
+    """Return the commands that continue the study and evaluate it."""
+    name, storage = shlex.quote(results.name), _storage_option(storage_url)
     return "\n".join(
         [
             f"autotune report {name}{storage}",
-            "# what is left of its trials; search.trials=... for more",
-            f"autotune run {file_name(study)}{storage}",
+            "# the trials that are left; search.trials=... for more",
+            f"autotune run {file_name(results)}{storage}",
             "# the best plans and the baseline over seeds; then the final model and its test",
             f"autotune confirm {name}{storage}",
             f"autotune fit {name}{storage}",
@@ -72,36 +54,38 @@ def next_commands(study: Study, storage_url: str) -> str:
     )
 
 
-def _storage(storage_url: str) -> str:
-    url = redact(storage_url)
-    return f" --storage {shlex.quote(url)}" if url else ""
+def commands(results: StudyResults, storage_url: str) -> str:
+    """Return the commands that print the winning plan and run the study again."""
+    return "\n".join(_command_lines(results, storage_url))
 
 
-def _command_lines(study: Study, storage_url: str) -> Iterator[str]:
-    file = file_name(study)
-    url = redact(storage_url)
-    storage = _storage(storage_url)
+def _command_lines(results: StudyResults, storage_url: str) -> Iterator[str]:
+    name, file, storage = results.name, file_name(results), _storage_option(storage_url)
     # Under its own name the finished study would be found, and nothing be trained.
     again = f"{file.removesuffix('.yaml')}-again"
-    if "***" in url:
+    if "***" in storage:
         yield "# write the password of the database in place of ***"
     yield "# the winning plan of this study"
-    yield f"autotune best {shlex.quote(study.study_name)}{storage}"
-    if _is_preset(study):
+    yield f"autotune best {shlex.quote(name)}{storage}"
+    if _is_preset(results):
         yield "# the same study once more, from its preset"
-        yield f"autotune cp {shlex.quote(study.study_name)} {file}"
+        yield f"autotune cp {shlex.quote(name)} {file}"
     else:
         yield f"# the same study once more; save the study file above as {file}"
     yield f"autotune run {file} --name {again}{storage}"
     yield f"autotune best {again}{storage}"
 
 
-def _is_preset(study: Study) -> bool:
-    """Tell whether the shipped study file of that name still says what the study did."""
-    if study.study_name not in presets():
+def _storage_option(storage_url: str) -> str:
+    url = redact(storage_url)
+    return f" --storage {shlex.quote(url)}" if url else ""
+
+
+def _is_preset(results: StudyResults) -> bool:
+    """Tell whether the study is still defined as the shipped study file of its name."""
+    if results.name not in presets():
         return False
     try:
-        shipped = load_study_file(study.study_name).definition()
+        return load_study_file(results.name).definition() == results.definition
     except AutotuneError:
         return False
-    return shipped == study.user_attrs.get(attrs.DEFINITION)

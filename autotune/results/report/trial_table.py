@@ -1,45 +1,42 @@
-"""Every trial of a study as a row, and the reasons of those that came to nothing."""
+"""The tables of a report: trials, backbones, and the reasons of failed attempts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config.schema import COSTS
 from autotune.errors import join_sentences
 from autotune.results.figures.history import describe_state
-from autotune.results.values.objective import Objective
+from autotune.results.study_results import StudyResults
+from autotune.search import ranking
 from autotune.study.state import attrs
+
+#: Rows of the table of trials: half of them for the best trials, half for the newest.
+MAX_ROWS = 600
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the table: what is shown, and what it is sorted by (empty sorts last)."""
+    """A cell of the table: its text, and the key it is sorted by (empty sorts last)."""
 
     text: str
     key: str
 
 
 @dataclass(frozen=True)
-class Row:
+class TrialRow:
     """A trial.
 
     Args:
-        number: Its number.
-        state: Its state in words.
+        number, state, value, epochs, seconds, plan, worker: As in :mod:`.dataframe`.
         mark: ``best``, ``baseline``, both or neither.
-        value: Its metric.
-        costs: What its network costs, in the order of :func:`cost_names`.
+        costs: Costs of its network, in the order of :func:`cost_names`.
         metrics: The other metrics, in the order of :func:`metric_names`.
-        epochs: Epochs trained.
-        seconds: Seconds of training.
-        plan: Its plan in words.
-        worker: Who ran it.
-        reason: Why it failed or was not trained, of what it is a retry, or why it was queued at
+        reason: Why it failed or was not trained, which trial it retries, or why it was queued at
             the start.
     """
 
@@ -56,94 +53,72 @@ class Row:
     reason: str
 
 
-def metric_names(trials: Sequence[FrozenTrial], objective: Objective) -> tuple[str, ...]:
+def metric_names(results: StudyResults) -> tuple[str, ...]:
     """Return the metrics that trials have besides the objective."""
-    names = dict.fromkeys(name for one in trials for name in one.user_attrs.get(attrs.METRICS, {}))
-    return tuple(name for name in names if name != objective.name)
+    stored = (trial.user_attrs.get(attrs.METRICS, {}) for trial in results.trials)
+    names = dict.fromkeys(name for metrics in stored for name in metrics)
+    return tuple(name for name in names if name != results.objective.name)
 
 
-def cost_names(study: Study) -> tuple[str, ...]:
-    """Return the costs that a study asks for: what it limits, and its second objective."""
-    definition = study.user_attrs.get(attrs.DEFINITION, {})
-    limits = definition.get("constraints", {})
-    objectives = definition.get("objectives") or ()
-    return tuple(one for one in COSTS if one in objectives or limits.get(f"max_{one}") is not None)
+def cost_names(results: StudyResults) -> tuple[str, ...]:
+    """Return the costs that a study asks for: those it limits, and its second objective."""
+    limits = results.definition.get("constraints", {})
+    objectives = results.definition.get("objectives") or ()
+    return tuple(
+        name for name in COSTS if name in objectives or limits.get(f"max_{name}") is not None
+    )
 
 
-def table_of(
-    trials: Sequence[FrozenTrial],
-    objective: Objective,
-    best: FrozenTrial | None,
-    costs: Sequence[str] = (),
-    several: bool = False,
-    among: Sequence[FrozenTrial] | None = None,
-) -> list[Row]:
-    """Return a row for every trial that is given.
+def choose_rows(results: StudyResults) -> list[FrozenTrial]:
+    """Choose the trials of the table: of many, the best and the newest ones and the baseline."""
+    if len(results.trials) <= MAX_ROWS:
+        return list(results.trials)
+    half = MAX_ROWS // 2
+    best = ranking.rank_trials(results.trials, results.direction)[:half]
+    chosen = {trial.number for trial in (*best, *results.trials[-half:])}
+    if results.baseline is not None:
+        chosen.add(results.baseline.number)
+    return [trial for trial in results.trials if trial.number in chosen]
 
-    Args:
-        trials: The trials.
-        objective: The objective.
-        best: The best of them, if there is one.
-        costs: Names of the costs to show.
-        several: Whether there are several backbones, so that a plan is shown with its own.
-        among: All trials of the study, where the given ones are a part of them.
-    """
-    every = trials if among is None else among
-    superseded = attrs.retried_numbers(every)
-    names = metric_names(every, objective)
-    return [_row(one, objective, names, costs, superseded, best, several) for one in trials]
+
+def trial_rows(results: StudyResults, trials: Iterable[FrozenTrial]) -> list[TrialRow]:
+    """Return a row for each of some trials of a study."""
+    metrics, costs = metric_names(results), cost_names(results)
+    return [_row(trial, results, metrics, costs) for trial in trials]
 
 
 def _row(
-    trial: FrozenTrial,
-    objective: Objective,
-    names: Sequence[str],
-    costs: Sequence[str],
-    superseded: set[int],
-    best: FrozenTrial | None,
-    several: bool,
-) -> Row:
-    attributes = trial.user_attrs
-    metrics = attributes.get(attrs.METRICS, {})
-    marks = [
-        mark
-        for mark, holds in (("best", trial is best), ("baseline", attrs.is_baseline(trial)))
-        if holds
-    ]
-    plan = attrs.trial_plan(trial)
-    value = attrs.metric_value(trial) if trial.state.is_finished() else None
-    known = attributes.get(attrs.COSTS, {})
-    seconds = attributes.get(attrs.SECONDS)
+    trial: FrozenTrial, results: StudyResults, names: Iterable[str], costs: Iterable[str]
+) -> TrialRow:
+    objective, stored = results.objective, trial.user_attrs
+
+    def cell(name: str, value: float | None) -> Cell:
+        text = objective.with_name(name).format_value(value, attrs.metric_deviation(trial, name))
+        return Cell(text, _key(value))
+
+    metrics, measured = stored.get(attrs.METRICS, {}), stored.get(attrs.COSTS, {})
+    epochs, seconds = attrs.trained_epochs(trial), stored.get(attrs.SECONDS)
     earlier = ", ".join(map(str, attrs.earlier_attempts(trial)))
-    retry = f"retry of {earlier}" if earlier else ""
-    return Row(
+    origin = join_sentences(f"retry of {earlier}" if earlier else "", attrs.trial_origin(trial))
+    return TrialRow(
         number=trial.number,
-        state=describe_state(trial, superseded),
-        mark=" ".join(marks),
-        value=Cell(
-            objective.format_value(value, attrs.metric_deviation(trial, objective.name)),
-            _key(value),
+        state=describe_state(trial, results.superseded),
+        mark=_mark(trial is results.best, attrs.is_baseline(trial)),
+        value=cell(
+            objective.name, attrs.metric_value(trial) if trial.state.is_finished() else None
         ),
-        costs=tuple(
-            Cell(objective.with_name(name).format_value(known.get(name)), _key(known.get(name)))
-            for name in costs
-        ),
-        metrics=tuple(
-            Cell(
-                objective.with_name(name).format_value(
-                    metrics.get(name), attrs.metric_deviation(trial, name)
-                ),
-                _key(metrics.get(name)),
-            )
-            for name in names
-        ),
-        epochs=Cell(str(attrs.trained_epochs(trial)), _key(attrs.trained_epochs(trial))),
+        costs=tuple(cell(name, measured.get(name)) for name in costs),
+        metrics=tuple(cell(name, metrics.get(name)) for name in names),
+        epochs=Cell(str(epochs), _key(epochs)),
         seconds=Cell("–" if seconds is None else f"{float(seconds):,.1f}", _key(seconds)),
-        plan=plan.describe(several) if plan else "",
-        worker=str(attributes.get(attrs.WORKER, "")),
-        reason=str(attributes.get(attrs.REASON, ""))
-        or join_sentences(retry, attrs.trial_origin(trial)),
+        plan=results.describe_plan(trial),
+        worker=str(stored.get(attrs.WORKER, "")),
+        reason=str(stored.get(attrs.REASON, "")) or origin,
     )
+
+
+def _mark(is_best: bool, is_baseline: bool) -> str:
+    return " ".join(["best"] * is_best + ["baseline"] * is_baseline)
 
 
 def _key(number: float | None) -> str:
@@ -151,27 +126,59 @@ def _key(number: float | None) -> str:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A reason, and the attempts that it ended.
+class BackboneRow:
+    """A backbone: its size, the fingerprint of its weights, and its complete trials."""
 
-    Args:
-        reason: The reason.
-        state: ``failed`` or ``retried``.
-        numbers: Numbers of the attempts.
-    """
+    name: str
+    mark: str
+    parameters: int
+    layers: int
+    weights: str
+    trials: int
+    value: str
+
+
+def backbone_rows(results: StudyResults) -> list[BackboneRow]:
+    """Return a row for each backbone of a study, that of the baseline first."""
+    complete: dict[str, list[FrozenTrial]] = {}
+    for trial in results.trials:
+        plan = attrs.trial_plan(trial)
+        if plan is not None and trial.state == TrialState.COMPLETE:
+            complete.setdefault(plan.backbone, []).append(trial)
+    rows: list[BackboneRow] = []
+    for name, facts in results.backbones.items():
+        trials = complete.get(name, [])
+        best = ranking.best_trial(trials, results.direction)
+        rows.append(
+            BackboneRow(
+                name=name,
+                mark=_mark(best is not None and best is results.best, not rows),
+                parameters=int(facts["parameters"]),
+                layers=len(facts["layers"]),
+                weights=str(facts["weights_hash"]),
+                trials=len(trials),
+                value=results.format_values(best) if best else "–",
+            )
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A reason, and the numbers of the attempts that it ended, ``failed`` or ``retried``."""
 
     reason: str
     state: str
     numbers: tuple[int, ...]
 
 
-def failures_of(trials: Sequence[FrozenTrial]) -> list[Failure]:
-    """Group the attempts that came to nothing, the most frequent reason first."""
-    superseded = attrs.retried_numbers(trials)
+def failures(results: StudyResults) -> list[Failure]:
+    """Group the failed attempts by their reason, the most frequent reason first."""
     groups: dict[tuple[str, str], list[int]] = {}
-    for one in trials:
-        if one.state == TrialState.FAIL:
-            reason = str(one.user_attrs.get(attrs.REASON, "")) or "no reason was recorded"
-            groups.setdefault((reason, describe_state(one, superseded)), []).append(one.number)
-    found = [Failure(reason, state, tuple(of)) for (reason, state), of in groups.items()]
+    for trial in results.trials:
+        if trial.state == TrialState.FAIL:
+            reason = str(trial.user_attrs.get(attrs.REASON, "")) or "no reason was recorded"
+            state = describe_state(trial, results.superseded)
+            groups.setdefault((reason, state), []).append(trial.number)
+    found = [Failure(*key, tuple(numbers)) for key, numbers in groups.items()]
     return sorted(found, key=lambda failure: -len(failure.numbers))

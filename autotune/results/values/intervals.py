@@ -1,21 +1,21 @@
-"""Is a plan better than the baseline, or was it lucky? The statistics, apart from all training.
+"""Is a plan better than the baseline, or was it lucky? The statistics, without any training.
 
-Values are paired: under each seed every plan and the baseline have one. What a plan gains is the
+Values are paired: under each seed every plan and the baseline have one. The gain of a plan is the
 mean of its differences to the baseline, with Student's t interval of paired values.
 
-The intervals of all k plans hold together: each is made for ``1 - (1 - LEVEL) / k`` (Dunn 1961,
-"Multiple Comparisons among Means", J. Am. Stat. Assoc. 56, 52-64). So one may look for the best
-among them afterwards, by the very values that made them, whatever the plans have in common: all
-are compared with one baseline. A win where nothing helps is then as rare as ``(1 - LEVEL) / 2``,
-the side of the interval that tells it.
+The intervals of all k plans hold together: each is made for ``1 - (1 - CONFIDENCE_LEVEL) / k``
+(Dunn 1961, "Multiple Comparisons among Means", J. Am. Stat. Assoc. 56, 52-64). So the best plan
+may be chosen afterwards by the very values that made the intervals, whatever the plans have in
+common. Where nothing helps, a win is as rare as ``(1 - CONFIDENCE_LEVEL) / 2``, the side of the
+interval that decides.
 
 Three usual ways are not taken. Dunnett's test pools the variances, and those of a frozen and of a
-trainable backbone differ by far. Permutations of signs have no small probabilities to give: 3
-seeds have 8, 5 have 32. Holm's steps do not help the plan with the smallest probability, and make
-no intervals.
+trainable backbone differ by far. Permutations of signs have no small probabilities: 3 seeds have
+8, 5 have 32. Holm's steps do not help the plan with the smallest probability, and make no
+intervals.
 
-The differences are taken to be normal. Of what happens under one seed in twenty, a collapse for
-one, five seeds know nothing.
+The differences are assumed to be normal. Five seeds do not show what happens under one seed in
+twenty, a collapse for example.
 """
 
 from __future__ import annotations
@@ -34,12 +34,7 @@ CONFIDENCE_LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and how far it is known.
-
-    Args:
-        mean: The mean.
-        half_width: Half of the length of its interval, which lies evenly around it.
-    """
+    """A mean and its interval, ``mean ± half_width``."""
 
     mean: float
     half_width: float
@@ -57,13 +52,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class PlanComparison:
-    """What the values of a plan say.
+    """A plan compared with the baseline.
 
     Args:
         name: Number of its trial.
         mean: Mean of its values, with an interval of its own at ``CONFIDENCE_LEVEL``.
-        gain: By how much it is better than the baseline; more is better in minimised metrics too.
-            The intervals of all plans hold together at ``CONFIDENCE_LEVEL``.
+        gain: By how much it is better than the baseline; positive also where less is better. The
+            intervals of all plans hold together at ``CONFIDENCE_LEVEL``.
     """
 
     name: int
@@ -87,13 +82,13 @@ def compare_with_baseline(
     """Compare plans with the baseline.
 
     Args:
-        values: Of each plan a value for every seed, at least two.
+        values: A value of each plan for every seed, at least two.
         baseline: The baseline's under the same seeds, in the same order.
         maximized: Whether more is better.
-        step: By what values can differ at least: one image's share of an accuracy. Rounding to
-            such steps hides a part of the deviation, and equal differences show none at all;
-            none is taken to be smaller than what rounding alone gives to a difference of two
-            values, ``step / sqrt(6)``.
+        step: The smallest possible difference of values: one image's share of an accuracy.
+            Rounding to such steps hides a part of the deviation, and equal differences show none
+            at all; no deviation is taken to be smaller than what rounding alone gives to a
+            difference of two values, ``step / sqrt(6)``.
         among: Among how many plans these were chosen; by default as many as there are.
 
     Returns:
@@ -101,14 +96,13 @@ def compare_with_baseline(
     """
     plans = len(values) if among is None else among
     sign = 1.0 if maximized else -1.0
-    judged = []
-    for name, mine in values.items():
-        gains = [sign * (one - other) for one, other in zip(mine, baseline, strict=True)]
+    compared = []
+    for name, of_plan in values.items():
+        gains = [sign * (value - base) for value, base in zip(of_plan, baseline, strict=True)]
         gain = t_interval(gains, 1 - (1 - CONFIDENCE_LEVEL) / plans, step / math.sqrt(6))
-        judged.append(
-            PlanComparison(name, t_interval(mine, CONFIDENCE_LEVEL, step / math.sqrt(12)), gain)
-        )
-    return sorted(judged, key=lambda one: -sign * one.mean.mean)
+        mean = t_interval(of_plan, CONFIDENCE_LEVEL, step / math.sqrt(12))
+        compared.append(PlanComparison(name, mean, gain))
+    return sorted(compared, key=lambda plan: -sign * plan.mean.mean)
 
 
 def t_interval(values: Sequence[float], level: float, least: float = 0.0) -> Interval:

@@ -27,13 +27,13 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: int = 0) 
     """Write a table.
 
     Args:
-        titles: The heads of the columns, as Markdown.
-        rows: The cells, as text.
-        right: The first columns, so many of them, hold numbers.
+        titles: The heads of the columns.
+        rows: The cells.
+        right: Number of leading columns that hold numbers.
     """
     rule = ("---:" if column < right else "---" for column in range(len(titles)))
-    lines = [titles, tuple(rule), *([escape(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    head, *body = (f"| {' | '.join(map(escape, row))} |" for row in (titles, *rows))
+    return "\n".join([head, f"| {' | '.join(rule)} |", *body])
 
 
 def fenced(text: str, language: str = "") -> str:

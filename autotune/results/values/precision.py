@@ -1,4 +1,4 @@
-"""In which precision trials computed, and on what: by that their values can be had again."""
+"""In which precision trials computed, and on which devices: their values depend on both."""
 
 from __future__ import annotations
 
@@ -10,47 +10,46 @@ from optuna.trial import FrozenTrial
 
 from autotune.study.state import attrs
 
-#: So many layers are named that were left in float32.
-_NAMED = 3
+#: Layers that are named of those that stay in float32.
+_MAX_NAMED = 3
 
 
 def describe_precision(compute: Mapping[str, Any]) -> str:
-    """Say in which precision a trial computed.
+    """Describe in which precision a trial computed.
 
     Args:
         compute: What :func:`autotune.study.trial.run.describe_precision` returned.
     """
     half, kept = compute["half"], compute.get("kept", [])
     single = "float32" if compute["float32"] == "ieee" else "float32 with products in TF32"
-    words = single if half == "off" else f"{half}, the rest in {single}"
+    text = single if half == "off" else f"{half}, the rest in {single}"
     if not kept:
-        return words
-    named = ", ".join(kept[:_NAMED]) + (" and others" if len(kept) > _NAMED else "")
+        return text
+    named = ", ".join(kept[:_MAX_NAMED]) + (" and others" if len(kept) > _MAX_NAMED else "")
     layers = "1 layer" if len(kept) == 1 else f"{len(kept)} layers"
-    return f"{words}, {layers} of it where {half} is slow or wrong on that machine: {named}"
+    return f"{text}, {layers} of it where {half} is slow or wrong on that machine: {named}"
 
 
 def describe_precisions(trials: Sequence[FrozenTrial]) -> tuple[str, ...]:
-    """Say on which devices the trials of a study computed, and in which precision.
+    """Describe on which devices trials computed, and in which precision.
 
     Returns:
-        A sentence for each device and precision, what most trials had first; none of trials of
-        which that is not known.
+        A line for each device and precision, the one of most trials first; trials that did not
+        record their precision are left out.
     """
     counts = Counter(
-        (str(one.user_attrs.get(attrs.DEVICE, "")), _without_names(one.user_attrs))
-        for one in trials
-        if one.user_attrs.get(attrs.COMPUTE)
+        (str(trial.user_attrs.get(attrs.DEVICE, "")), _without_layers(compute))
+        for trial in trials
+        if (compute := trial.user_attrs.get(attrs.COMPUTE))
     )
     return tuple(
         f"{count:,} {'trial' if count == 1 else 'trials'} on {device or 'an unknown device'}: "
-        f"{words}"
-        for (device, words), count in counts.most_common()
+        f"{precision}"
+        for (device, precision), count in counts.most_common()
     )
 
 
-def _without_names(attributes: Mapping[str, Any]) -> str:
-    """Say the precision of a trial without the layers, which differ from plan to plan."""
-    compute = attributes[attrs.COMPUTE]
-    words = describe_precision({**compute, "kept": []})
-    return f"{words} (some layers are left in float32)" if compute.get("kept") else words
+def _without_layers(compute: Mapping[str, Any]) -> str:
+    """Describe a precision without naming layers, which differ from plan to plan."""
+    text = describe_precision({**compute, "kept": []})
+    return f"{text} (some layers are left in float32)" if compute.get("kept") else text

@@ -1,12 +1,10 @@
-"""What ``autotune confirm`` found, in short: kept with the study, and said in a sentence."""
+"""The verdict of ``autotune confirm``: stored with the study, and described in a sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
-
-from optuna.study import Study
 
 from autotune.format_versions import reading
 from autotune.results.values.objective import Objective
@@ -18,17 +16,17 @@ _SELECTION_BIAS = "shrank"
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the best of some plans beats the baseline over seeds.
+    """Whether the best of some plans is better than the baseline over seeds.
 
     Args:
         trial: The trial with the best mean.
         mean: Its mean over the seeds.
         baseline: Mean of the baseline.
-        gain: By how much it is better, positive where less is better too.
+        gain: By how much the trial is better; positive also where less is better.
         low: Lower end of the interval of the gain.
         high: Upper end.
         selection_bias: By how much the mean is worse than the value in the search.
-        seeds: How many seeds.
+        seeds: Number of seeds.
         trials: All trials that were compared.
     """
 
@@ -41,11 +39,6 @@ class Verdict:
     selection_bias: float
     seeds: int
     trials: tuple[int, ...]
-
-    @staticmethod
-    def from_study(study: Study) -> Verdict | None:
-        """Return what was found for a study, or ``None``."""
-        return Verdict.from_attributes(study.user_attrs)
 
     @staticmethod
     def from_attributes(attributes: Mapping[str, Any]) -> Verdict | None:
@@ -70,7 +63,7 @@ class Verdict:
         return self.low > 0.0
 
     def describe(self, objective: Objective) -> str:
-        """Say it in a sentence.
+        """Describe the verdict in a sentence.
 
         Args:
             objective: How values of the study are written.
@@ -80,47 +73,27 @@ class Verdict:
             corrected for choosing among 5); its mean is 0.8 points worse than its value in the
             search``
         """
-        chosen = f", corrected for choosing among {len(self.trials)}"
-        known = (
-            f"95 % interval {format_gain(objective, self.low, unit=False)} to "
-            f"{format_gain(objective, self.high, unit=False)}, {self.seeds} seeds"
-            + (chosen if len(self.trials) > 1 else "")
-        )
+        low, high = (objective.format_gain(end, unit=False) for end in (self.low, self.high))
+        several = len(self.trials) > 1
+        basis = f"95 % interval {low} to {high}, {self.seeds} seeds"
+        basis += f", corrected for choosing among {len(self.trials)}" if several else ""
+        gain, bias = objective.format_gain(self.gain), self._describe_bias(objective)
         if self.is_better:
-            gained = format_gain(objective, self.gain)
-            return (
-                f"trial {self.trial} beats the baseline by {gained} ({known}); "
-                f"{self._shrunk(objective)}"
-            )
-        mean = objective.format_value(self.mean)
-        where = f"the best mean is that of trial {self.trial} with {mean}"
-        if len(self.trials) == 1:
-            where = f"trial {self.trial} has a mean of {mean}"
+            return f"trial {self.trial} beats the baseline by {gain} ({basis}); {bias}"
+        mean, baseline = (objective.format_value(value) for value in (self.mean, self.baseline))
+        best = (
+            f"the best mean is that of trial {self.trial} with {mean}"
+            if several
+            else f"trial {self.trial} has a mean of {mean}"
+        )
         return (
-            f"no plan is shown to beat the baseline ({objective.format_value(self.baseline)}): "
-            f"{where}, a gain of {format_gain(objective, self.gain)} ({known}); "
-            f"{self._shrunk(objective)}"
+            f"no plan is shown to beat the baseline ({baseline}): {best}, a gain of {gain} "
+            f"({basis}); {bias}"
         )
 
-    def _shrunk(self, objective: Objective) -> str:
-        worse = format_gain(objective, abs(self.selection_bias))
-        if worse == format_gain(objective, 0.0):
+    def _describe_bias(self, objective: Objective) -> str:
+        bias = objective.format_gain(abs(self.selection_bias))
+        if bias == objective.format_gain(0.0):
             return "its mean is its value in the search"
         side = "worse" if self.selection_bias > 0 else "better"
-        return f"its mean is {worse} {side} than its value in the search"
-
-
-def format_gain(objective: Objective, gain: float, *, unit: bool = True) -> str:
-    """Write by how much something is better: ``2.1 points``, or ``0.0310``.
-
-    Args:
-        objective: What is compared.
-        gain: The difference, positive for better.
-        unit: Whether to name the unit.
-    """
-    if not objective.is_share:
-        return f"{gain:.4f}".replace("-", "−")
-    shown = f"{100 * gain:.{objective.decimals}f}"
-    if float(shown) == 0.0:
-        shown = shown.removeprefix("-")
-    return shown.replace("-", "−") + (" points" if unit else "")
+        return f"its mean is {bias} {side} than its value in the search"

@@ -147,7 +147,12 @@ def test_the_note_of_a_study_is_shown(served: Served, shown: Shown, tmp_path: Pa
         f"{served.url}/dashboard/studies/{served.study_id}/note",
         "document.body.innerText.includes('To run it again')",
     )
-    for expected in ("3 of 3 trials finished", "50 train", "dataset: digits", "autotune fit tiny"):
+    for expected in (
+        "trials: 3 of 3 finished",
+        "50 train",
+        "dataset: digits",
+        "autotune fit tiny",
+    ):
         assert expected in text, text
     assert shown.page.locator("table").count() == 2
     shown.page.screenshot(path=tmp_path / "note.png")

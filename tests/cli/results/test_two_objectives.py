@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autotune.results.values.objective import Objective, format_values
+from autotune.results.study_results import StudyResults
 from autotune.search import ranking
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
@@ -44,7 +44,7 @@ def test_run_and_status_list_the_front_and_the_infeasible(folder: Path) -> None:
     assert progress.infeasible and progress.complete and not progress.pruned
     said = (folder / "out.txt").read_text(encoding="utf-8")
     assert ": infeasible | last " in said
-    objective, cost = Objective.from_study(study), Objective.cost_from_study(study)
+    results = StudyResults.from_study(study)
     ended = call("status", "two", cwd=folder)
     assert (ended.code, ended.err) == (0, "")
     front = ranking.pareto_front(study.get_trials(deepcopy=False), attrs.metric_direction(study))
@@ -53,7 +53,7 @@ def test_run_and_status_list_the_front_and_the_infeasible(folder: Path) -> None:
             f"8 of 8 finished: {progress.complete} complete, 0 pruned, {progress.infeasible} "
             "infeasible, 0 failed" in text
         )
-        assert format_values(front[0], objective, cost) in text
+        assert results.format_values(front[0]) in text
         if len(front) > 1:
             assert f"Pareto front, {len(front)} trials" in text
 

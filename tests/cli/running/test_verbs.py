@@ -182,7 +182,7 @@ def test_status_of_a_study_that_runs(tmp_path: Path) -> None:
     assert len(re.findall(row, text)) == 2
     assert "failed attempts: 1 DivergedError" in text
     assert "not finished yet" in text
-    assert "trials: 1 of 40 finished: 0 complete, 0 pruned, 1 failed, 2 running, 1 queued" in text
+    assert "trials: 1 of 40 finished: 0 complete, 0 pruned, 1 failed, 2 running, 1 waiting" in text
     assert "  1 failed: DivergedError: the loss is nan in epoch 2" in text
     assert "ended: " not in text and "pruning saved" not in text
     # Commands that would be refused are not offered.

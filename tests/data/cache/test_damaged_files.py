@@ -177,21 +177,21 @@ def test_every_damaged_image_is_named_once_with_a_reason(
     store = opened(tmp_path / "zoo", tmp_path / "first")
     samples = open_source(str(tmp_path / "zoo")).samples
     skipped = [key for key, _ in store.skipped]
-    kept = {samples[index].key for index in store.indices}
+    decoded = {samples[index].key for index in store.indices}
     assert EACH * len(HOPELESS | DOUBTFUL) == 500
     assert len(skipped) == len(set(skipped))
-    assert set(skipped) | kept == {sample.key for sample in samples}
-    assert not set(skipped) & kept
+    assert set(skipped) | decoded == {sample.key for sample in samples}
+    assert not set(skipped) & decoded
     assert kinds["damaged"] <= set(skipped)
-    assert kinds["good"] <= kept
+    assert kinds["good"] <= decoded
     reasons = dict(store.skipped).values()
     assert all(reason and "\n" not in reason and len(reason) < 200 for reason in reasons)
     (message,) = caplog.messages
     assert all(message.count(f"{key} (") == 1 for key in skipped)
     assert capfd.readouterr() == ("", "")
-    again = opened(tmp_path / "zoo", tmp_path / "second")
-    assert again.skipped == store.skipped
-    assert np.array_equal(again.images[:], store.images[:])
+    second = opened(tmp_path / "zoo", tmp_path / "second")
+    assert second.skipped == store.skipped
+    assert np.array_equal(second.images[:], store.images[:])
 
 
 def test_a_study_of_such_a_folder_ends(tmp_path: Path) -> None:

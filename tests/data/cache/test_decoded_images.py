@@ -125,7 +125,7 @@ def test_damaged_metadata_costs_neither_the_photo_nor_a_warning(
         read_image(photos / "a" / "cut.jpg")
         assert len(caught) > 0
         assert opened(open_source(str(photos)), folder).skipped == ()
-        assert len({str(one.message) for one in caught}) == 1
+        assert len({str(warning.message) for warning in caught}) == 1
 
 
 class TestUnreadable:
@@ -225,15 +225,15 @@ class TestMoreThanThereIsRoomFor:
             "of which 0 bytes are in use; raise cache.disk_gb, or move the files of the study "
             "with 'files='; until then each is decoded whenever it is needed, slower"
         )
-        kept = opened(source, tmp_path / "kept")
+        cached = opened(source, tmp_path / "kept")
         copy = pickle.loads(pickle.dumps(store))
         for one in (store, copy):
             assert not isinstance(one.images, np.ndarray)
-            assert one.key == kept.key
-            assert one.labels.tolist() == kept.labels.tolist()
+            assert one.key == cached.key
+            assert one.labels.tolist() == cached.labels.tolist()
             assert one.rows([4, 9]).tolist() == [4, 9]
             for row in range(11):
-                assert np.array_equal(one.images[row], kept.images[row])
+                assert np.array_equal(one.images[row], cached.images[row])
         assert sum(path.stat().st_size for path in folder.rglob("*.*")) < self.LIMIT
 
     def test_the_unreadable_are_found_once_and_first(

@@ -44,7 +44,7 @@ def put(path: Path, data: bytes) -> Path:
 
 def left(folder: Path) -> list[str]:
     """What is in a folder beside locks, which are never removed."""
-    return sorted(one.name for one in folder.iterdir() if not one.name.endswith(".lock"))
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
 def member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
@@ -116,11 +116,11 @@ MALICIOUS = {
 def test_a_malicious_archive_is_refused_before_anything_is_written(
     case: str, tmp_path: Path
 ) -> None:
-    data, said = MALICIOUS[case]
+    data, message = MALICIOUS[case]
     archive = put(tmp_path / "bad", data)
     with pytest.raises(DatasetError) as refusal:
         extract(archive, tmp_path / "home" / "out")
-    assert said in str(refusal.value)
+    assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert left(tmp_path) == ["bad", "home"]
     assert left(tmp_path / "home") == []
@@ -243,11 +243,11 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     log = tmp_path / "log"
     arguments = (archive, tmp_path / "out", log)
     both = [FORK.Process(target=slowly, args=arguments) for _ in range(2)]
-    for one in both:
-        one.start()
-    for one in both:
-        one.join(30)
-    assert [one.exitcode for one in both] == [0, 0]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(30)
+    assert [process.exitcode for process in both] == [0, 0]
     assert len(set(log.read_text().split())) == 1
 
 
@@ -285,7 +285,7 @@ def test_an_archive_that_is_made_to_fill_the_disk(kind: str, tmp_path: Path) -> 
     assert path.stat().st_size * MAX_RATIO < size
     with pytest.raises(DatasetError, match=r"100 times its size.*unpack it yourself and name"):
         extract(path, tmp_path / "out")
-    assert sorted(one.name for one in tmp_path.iterdir() if one.is_dir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == []
 
 
 def test_zeros_behind_the_end_of_a_tar_file(tmp_path: Path) -> None:

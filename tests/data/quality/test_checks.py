@@ -56,8 +56,8 @@ def test_groups_across_given_parts_are_said(tmp_path: Path) -> None:
     values = check_dataset(dataset, "off")
     assert values["groups"]["count"] == 10
     assert values["groups"]["across"] == 4
-    (said,) = dataset_warnings(values, {})
-    assert said == (
+    (message,) = dataset_warnings(values, {})
+    assert message == (
         "4 groups of images are in several splits, because the data set is already split: "
         "train/a/000.png (train), test/a/000.png (test)."
     )

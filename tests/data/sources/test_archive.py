@@ -16,8 +16,8 @@ pytestmark = pytest.mark.usefixtures("home")
 
 
 def files(folder: Path, around: str = "") -> dict[str, bytes]:
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {around + path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+    result = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {around + path.relative_to(folder).as_posix(): path.read_bytes() for path in result}
 
 
 def pack(folder: Path, name: str) -> Path:
@@ -41,10 +41,12 @@ def test_an_archive_is_the_folder_that_is_in_it(tmp_path: Path, home: Path, name
 
 def test_it_is_unpacked_once_wherever_it_lies(tmp_path: Path, home: Path) -> None:
     path = pack(make_class_folders(tmp_path / "set", {"a": 2, "b": 1}), ".zip")
-    told: list[str] = []
+    calls: list[str] = []
     for _ in range(2):
-        open_source(str(path), lambda step, *_: told.append(step))
-    assert [step for step, after in zip(told, [*told[1:], ""], strict=True) if step != after] == [
+        open_source(str(path), lambda step, *_: calls.append(step))
+    assert [
+        step for step, after in zip(calls, [*calls[1:], ""], strict=True) if step != after
+    ] == [
         *("unpacking the images", INDEXING, READING),
         *(INDEXING, READING),
     ]

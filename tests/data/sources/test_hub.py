@@ -87,8 +87,8 @@ def found(home: Path) -> dict[str, dict[str, Any]]:
         *("hf://me/pets/other", "hf://me", "hf://me/pets?split=train"),
     ]
     with running_hub(FILES) as hub:
-        answers, said = opened(names, hub.url, home)
-    assert said == ("hf://me/pets: the split test has no labels and is skipped\n")
+        answers, message = opened(names, hub.url, home)
+    assert message == ("hf://me/pets: the split test has no labels and is skipped\n")
     return dict(zip(names, answers, strict=True))
 
 
@@ -170,21 +170,21 @@ def test_refusals(found: dict[str, Any], name: str, message: str) -> None:
 
 def test_offline_it_is_the_same_from_the_cache(found: dict[str, Any], home: Path) -> None:
     nowhere = "http://127.0.0.1:9"
-    (pets,), said = opened(["hf://me/pets"], nowhere, home, HF_HUB_OFFLINE="1")
+    (pets,), message = opened(["hf://me/pets"], nowhere, home, HF_HUB_OFFLINE="1")
     assert pets == found["hf://me/pets"]
-    assert said == "hf://me/pets: the split test has no labels and is skipped\n"
+    assert message == "hf://me/pets: the split test has no labels and is skipped\n"
 
 
 @pytest.mark.slow
 def test_the_fingerprint_is_that_of_the_commit(found: dict[str, Any], tmp_path: Path) -> None:
     commit = "a" * 40
     with running_hub(FILES) as hub:
-        (again, pinned), _ = opened(["hf://me/pets", f"hf://me/pets@{commit}"], hub.url, tmp_path)
+        (second, pinned), _ = opened(["hf://me/pets", f"hf://me/pets@{commit}"], hub.url, tmp_path)
         hub.files["me/pets/data/train-00000-of-00001.parquet"] = pets([2, 1, 2, 1])
         hub.revision = "b" * 40
         (changed,), _ = opened(["hf://me/pets"], hub.url, tmp_path)
     first = found["hf://me/pets"]["fingerprint"]
-    assert again["fingerprint"] == pinned["fingerprint"] == first
+    assert second["fingerprint"] == pinned["fingerprint"] == first
     assert changed["fingerprint"] != first
 
 

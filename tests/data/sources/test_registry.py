@@ -50,10 +50,10 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Publisher]:
 def fetched(name: str, folder: str, archives: dict[str, bytes], mirror: Publisher) -> Source:
     """Fetch a small one from a mirror, and open it."""
     mirror.files.update({f"/{folder}/{file}": content for file, content in archives.items()})
-    kept = downloadable(name)
-    assert kept is not None
-    kept.paths.root.mkdir(parents=True)
-    kept.paths.replaced_sums.write_text(sums_of(archives))
+    dataset = downloadable(name)
+    assert dataset is not None
+    dataset.paths.root.mkdir(parents=True)
+    dataset.paths.replaced_sums.write_text(sums_of(archives))
     assert needs_download(name)
     with pytest.raises(DatasetError, match="is not downloaded yet; 'autotune data fetch "):
         open_source(name)
@@ -66,7 +66,7 @@ def test_what_is_known() -> None:
     assert {"digits", "dogs", "caltech101", "caltech256", "cifar10"} <= set(dataset_names())
     assert not needs_download("digits")
     assert not needs_download("photos")
-    assert [one.name for one in TORCHVISION_DATASETS] == [
+    assert [dataset.name for dataset in TORCHVISION_DATASETS] == [
         *("flowers102", "pets", "food101", "dtd", "eurosat"),
         *("cifar10", "cifar100", "aircraft", "stl10"),
     ]
@@ -86,7 +86,7 @@ def test_dogs(mirror: Publisher) -> None:
     source = fetched("dogs", "dogs", dogs_archives(breeds=4, train=3, test=2), mirror)
     assert source.name == "dogs"
     assert source.classes == ("Breed 001", "Breed 002", "Breed 003", "Chihuahua")
-    assert Counter(one.split for one in source.samples) == {"train": 12, "test": 8}
+    assert Counter(sample.split for sample in source.samples) == {"train": 12, "test": 8}
     assert source.read(source.samples[0]).mode == "RGB"
     assert source.fingerprint == open_source("dogs").fingerprint
 
@@ -110,8 +110,8 @@ def test_caltech101_leaves_the_background_out(mirror: Publisher) -> None:
     counts = {"BACKGROUND_Google": 3, "accordion": 4, "Faces_easy": 2}
     source = fetched("caltech101", "caltech101", caltech101_archives(counts), mirror)
     assert source.classes == ("Faces_easy", "accordion")
-    assert Counter(one.label for one in source.samples) == {0: 2, 1: 4}
-    assert {one.split for one in source.samples} == {None}
+    assert Counter(sample.label for sample in source.samples) == {0: 2, 1: 4}
+    assert {sample.split for sample in source.samples} == {None}
     assert source.samples[0].key == "Faces_easy/image_0001.jpg"
     whole = open_source("caltech101-background")
     assert whole.classes == ("BACKGROUND_Google", "Faces_easy", "accordion")
@@ -123,7 +123,7 @@ def test_caltech256_leaves_the_clutter_out(mirror: Publisher) -> None:
     counts = {"001.ak47": 3, "056.dog": 2, "198.spider": 2, "257.clutter": 4}
     source = fetched("caltech256", "caltech256", caltech256_archives(counts), mirror)
     assert source.classes == ("ak47", "dog", "spider")
-    assert Counter(one.label for one in source.samples) == {0: 3, 1: 2, 2: 2}
+    assert Counter(sample.label for sample in source.samples) == {0: 3, 1: 2, 2: 2}
     assert open_source("caltech256-clutter").classes == ("ak47", "clutter", "dog", "spider")
 
 
@@ -142,8 +142,8 @@ def put(name: str, home: Path, files: dict[str, bytes]) -> None:
 
 def small(name: str, images: int) -> TorchvisionDataset:
     """Return a data set of a loader as if it were published with fewer images."""
-    (one,) = (one for one in TORCHVISION_DATASETS if one.name == name)
-    return replace(one, images=images)
+    (dataset,) = (entry for entry in TORCHVISION_DATASETS if entry.name == name)
+    return replace(dataset, images=images)
 
 
 def gz(files: dict[str, bytes]) -> bytes:
@@ -168,8 +168,11 @@ def aircraft(*without: str) -> dict[str, bytes]:
             lines.append(f"{number:07d} {name}")
             files[f"data/images/{number:07d}.jpg"] = jpeg(number)
         files[f"data/images_variant_{part}.txt"] = "\n".join(lines).encode()
-    kept = {name: content for name, content in files.items() if name not in without}
-    inside = {f"fgvc-aircraft-2013b/{name}": content for name, content in kept.items()}
+    inside = {
+        f"fgvc-aircraft-2013b/{name}": content
+        for name, content in files.items()
+        if name not in without
+    }
     return {"fgvc-aircraft-2013b.tar.gz": gz(inside)}
 
 
@@ -178,20 +181,20 @@ class TestLoaded:
 
     def test_lists_of_three_parts(self, home: Path) -> None:
         put("aircraft", home, aircraft())
-        kept = small("aircraft", 6)
-        kept.fetch()
-        source = kept.open()
+        dataset = small("aircraft", 6)
+        dataset.fetch()
+        source = dataset.open()
         assert source.classes == ("A330", "Boeing 707")
-        parts = Counter((one.split, source.classes[one.label]) for one in source.samples)
+        parts = Counter((sample.split, source.classes[sample.label]) for sample in source.samples)
         assert parts == {
             (part, name): 1 for part in ("train", "validation", "test") for name in source.classes
         }
         assert source.read(source.samples[0]).size == (24, 24)
         assert source.samples[0].key == "fgvc-aircraft-2013b/data/images/0000001.jpg"
-        assert kept.verify() == []
+        assert dataset.verify() == []
         assert not list((home / "aircraft/unpacked").rglob("*.tar.gz"))
         (home / "aircraft/unpacked" / source.samples[0].key).write_bytes(b"x")
-        assert len(kept.verify()) == 1
+        assert len(dataset.verify()) == 1
 
     def test_pets_whose_loader_opens_its_images_itself(
         self, home: Path, monkeypatch: pytest.MonkeyPatch
@@ -206,7 +209,7 @@ class TestLoaded:
             lists[f"annotations/{part}.txt"] = "\n".join(lines).encode()
         files = {"images.tar.gz": gz(images), "annotations.tar.gz": gz(lists)}
         put("pets", home, files)
-        kept = small("pets", 4)
+        dataset = small("pets", 4)
         from torchvision.datasets import OxfordIIITPet
 
         resources = tuple(
@@ -214,10 +217,10 @@ class TestLoaded:
             for url, _ in OxfordIIITPet._RESOURCES
         )
         monkeypatch.setattr(OxfordIIITPet, "_RESOURCES", resources)
-        kept.fetch()
-        source = kept.open()
+        dataset.fetch()
+        source = dataset.open()
         assert source.classes == ("Abyssinian", "Yorkshire Terrier")
-        assert Counter(one.split for one in source.samples) == {"train": 2, "test": 2}
+        assert Counter(sample.split for sample in source.samples) == {"train": 2, "test": 2}
 
     def test_images_in_memory(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from torchvision.datasets import CIFAR10
@@ -246,39 +249,39 @@ class TestLoaded:
             publisher.files["/cifar-10-python.tar.gz"] = content
             monkeypatch.setattr(CIFAR10, "url", f"{publisher.url}/cifar-10-python.tar.gz")
             monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(content).hexdigest())
-            kept = small("cifar10", 9)
-            kept.fetch()
-        source = kept.open()
+            dataset = small("cifar10", 9)
+            dataset.fetch()
+        source = dataset.open()
         assert source.classes == ("cat", "dog", "truck")
-        assert Counter(one.split for one in source.samples) == {"train": 6, "test": 3}
-        first = next(one for one in source.samples if one.key == "train/000000")
+        assert Counter(sample.split for sample in source.samples) == {"train": 6, "test": 3}
+        first = next(sample for sample in source.samples if sample.key == "train/000000")
         assert source.classes[first.label] == "truck"
         expected = pickle.loads(inside["data_batch_1"])["data"][0].reshape(3, 32, 32)
         assert np.array_equal(np.asarray(source.read(first)), expected.transpose(1, 2, 0))
-        assert source.fingerprint == kept.open().fingerprint
+        assert source.fingerprint == dataset.open().fingerprint
         assert len(source.fingerprint) == 32
 
     def test_class_folders(self) -> None:
-        kept = small("eurosat", 4)
-        folder = kept.paths.staging / "eurosat/2750"
+        dataset = small("eurosat", 4)
+        folder = dataset.paths.staging / "eurosat/2750"
         for number in range(4):
             path = folder / ("River" if number % 2 else "Forest") / f"{number}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(jpeg(number))
-        os.rename(kept.paths.staging, kept.paths.final)
-        kept.paths.sums.touch()
-        source = kept.open()
+        os.rename(dataset.paths.staging, dataset.paths.final)
+        dataset.paths.sums.touch()
+        source = dataset.open()
         assert source.classes == ("Forest", "River")
-        assert {one.split for one in source.samples} == {None}
+        assert {sample.split for sample in source.samples} == {None}
 
     def test_an_archive_that_is_damaged(self, home: Path) -> None:
         put("aircraft", home, {"fgvc-aircraft-2013b.tar.gz": gz({"a": b"x" * 9999})[:50]})
         with pytest.raises(DatasetError) as refusal:
             small("aircraft", 6).fetch()
-        said = str(refusal.value)
-        assert said.startswith("torchvision cannot get FGVC-Aircraft (variants) (")
-        assert f"by hand and put them into {home / 'aircraft'}" in said
-        assert "\n" not in said
+        message = str(refusal.value)
+        assert message.startswith("torchvision cannot get FGVC-Aircraft (variants) (")
+        assert f"by hand and put them into {home / 'aircraft'}" in message
+        assert "\n" not in message
         assert not (home / "aircraft/unpacked").exists()
         assert not (home / "aircraft/.unpacked.part").exists()
 
@@ -293,8 +296,8 @@ class TestLoaded:
         self, images: int, without: tuple[str, ...], said: str, home: Path
     ) -> None:
         put("aircraft", home, aircraft(*without))
-        kept = small("aircraft", images)
+        dataset = small("aircraft", images)
         with pytest.raises(DatasetError, match=re.escape(said)):
-            kept.fetch()
-        assert not kept.is_downloaded
+            dataset.fetch()
+        assert not dataset.is_downloaded
         assert not (home / "aircraft/.unpacked.part").exists()

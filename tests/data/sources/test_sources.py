@@ -141,9 +141,9 @@ def test_folders_of_systems_are_no_classes(tmp_path: Path) -> None:
 
 def test_the_images_found_are_told(tmp_path: Path) -> None:
     make_class_folders(tmp_path, {"a": 2, "b": 3})
-    told: list[tuple[str, int, int | None]] = []
-    open_source(str(tmp_path), lambda *one: told.append(one))
-    assert told == [(INDEXING, 2, None), (INDEXING, 5, None), (READING, 5, 5)]
+    calls: list[tuple[str, int, int | None]] = []
+    open_source(str(tmp_path), lambda *one: calls.append(one))
+    assert calls == [(INDEXING, 2, None), (INDEXING, 5, None), (READING, 5, 5)]
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "Val", "dev"])
@@ -195,9 +195,9 @@ class TestFingerprint:
         large = root / "x" / "large.png"
         data = bytearray(300_000)
         seen = set()
-        for place in (None, 0, 65_535, 299_999, 240_000):
-            if place is not None:
-                data[place] += 1
+        for position in (None, 0, 65_535, 299_999, 240_000):
+            if position is not None:
+                data[position] += 1
             large.write_bytes(data)
             seen.add(open_source(str(root)).fingerprint)
         assert len(seen) == 5

@@ -268,10 +268,10 @@ class TestRefusals:
 
 
 def test_the_files_looked_for_are_told(photos: Path) -> None:
-    told: list[tuple[str, int, int | None]] = []
+    calls: list[tuple[str, int, int | None]] = []
     path = table(photos, "path,label", "photos/0.png,a", "photos/1.png,b")
-    open_source(str(path), lambda *one: told.append(one))
-    assert told == [(INDEXING, 2, 2), (READING, 2, 2)]
+    open_source(str(path), lambda *one: calls.append(one))
+    assert calls == [(INDEXING, 2, 2), (READING, 2, 2)]
 
 
 def test_pyarrow_that_is_missing_is_named(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

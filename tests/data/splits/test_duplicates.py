@@ -60,13 +60,13 @@ def variants(image: Image.Image, root: Path) -> None:
 def test_copies_are_found_and_others_are_not(photos: Path) -> None:
     variants(scene(3), photos / "a")
     source = open_source(str(photos))
-    found = find_duplicates(source)
-    keys = [one.key for one in source.samples]
-    assert [[keys[one] for one in pair] for pair in found.exact] == [["a/3.png", "a/x-equal.png"]]
-    alike = {index for pair in found.near for index in pair.tolist()}
+    result = find_duplicates(source)
+    keys = [sample.key for sample in source.samples]
+    assert [[keys[one] for one in pair] for pair in result.exact] == [["a/3.png", "a/x-equal.png"]]
+    alike = {index for pair in result.near for index in pair.tolist()}
     names = ("jpeg.jpg", "large.jpg", "small.png", "square.png", "grey.png", "cropped.png")
-    assert {keys[index] for index in alike} == {"a/3.png", *(f"a/x-{one}" for one in names)}
-    assert (found.images, found.unreadable, found.small, found.too_many) == (27, 0, 0, False)
+    assert {keys[index] for index in alike} == {"a/3.png", *(f"a/x-{name}" for name in names)}
+    assert (result.images, result.unreadable, result.small, result.too_many) == (27, 0, 0, False)
 
 
 def test_small_images_are_compared_pixel_by_pixel(tmp_path: Path) -> None:
@@ -75,15 +75,15 @@ def test_small_images_are_compared_pixel_by_pixel(tmp_path: Path) -> None:
         for index in range(4):
             scene(index % 3, 63, 80).save(tmp_path / name / f"{index}.png")
             scene(index % 3, 63, 80).save(tmp_path / name / f"{index}.jpg")
-    found = find_duplicates(open_source(str(tmp_path)))
-    assert (found.small, len(found.near)) == (16, 0)
-    assert len(found.exact) == 16 - 6
+    result = find_duplicates(open_source(str(tmp_path)))
+    assert (result.small, len(result.near)) == (16, 0)
+    assert len(result.exact) == 16 - 6
 
 
 def test_what_cannot_be_read_is_counted(photos: Path) -> None:
     (photos / "a" / "0.png").write_bytes(b"")
-    found = find_duplicates(open_source(str(photos)))
-    assert (found.images, found.unreadable) == (19, 1)
+    result = find_duplicates(open_source(str(photos)))
+    assert (result.images, result.unreadable) == (19, 1)
 
 
 @pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 100])
@@ -96,9 +96,9 @@ def test_blocks_find_every_pair(count: int) -> None:
         for one, other in combinations(range(count), 2)
         if np.bitwise_count(hashes[one] ^ hashes[other]).sum() <= 64
     }
-    found = [tuple(pair) for block in near_pairs(hashes) for pair in block.tolist()]
-    assert set(found) == brute
-    assert len(found) == len(brute)
+    result = [tuple(pair) for block in near_pairs(hashes) for pair in block.tolist()]
+    assert set(result) == brute
+    assert len(result) == len(brute)
 
 
 def counted(photos: Path, mode: str = "report", **data: Any) -> dict[str, Any]:
@@ -131,10 +131,10 @@ def test_what_it_says(photos: Path) -> None:
         for index in range(10):
             scene(7).save(photos / name / f"same-{index}.png")
     values = check_dataset(Dataset.open(str(photos), DataConfig()), "report")
-    found = values["duplicates"]
-    assert (found["exact"], found["near"], found["classes"]) == (21, 0, 10)
-    assert (found["test"], found["validation"]) == (4, 3)
-    assert [one for one in found["examples"] if one[1] == one[3]] == []
+    result = values["duplicates"]
+    assert (result["exact"], result["near"], result["classes"]) == (21, 0, 10)
+    assert (result["test"], result["validation"]) == (4, 3)
+    assert [one for one in result["examples"] if one[1] == one[3]] == []
     first, second = dataset_warnings(values, {})
     assert first.startswith(
         "Duplicates across splits flatter what is measured: 4 test images are like one of "
@@ -153,10 +153,10 @@ def test_copies_of_what_looks_alike_count_too(photos: Path) -> None:
         scene(5).save(photos / "a" / f"z{index}.png")
         scene(5).resize((320, 240)).save(photos / "b" / f"z{index}.png")
     source = open_source(str(photos))
-    found = find_duplicates(source)
+    result = find_duplicates(source)
     split = Dataset.open(str(photos), DataConfig()).split
-    values = count_duplicates(found, source, split)
-    assert (len(found.exact), len(found.near)) == (5, 1)
+    values = count_duplicates(result, source, split)
+    assert (len(result.exact), len(result.near)) == (5, 1)
     assert (values["exact"], values["near"]) == (7, 7)
     alike = {i for i, one in enumerate(source.samples) if "/z" in one.key or one.key == "a/5.png"}
     assert values["test"] == len(alike & set(split.test))
@@ -169,8 +169,8 @@ def test_images_that_all_look_alike_are_no_duplicates(
     variants(scene(3), photos / "a")
     for index in range(8):
         scene(3).resize((170 + index, 120)).save(photos / "b" / f"z{index}.png")
-    found = find_pairs(fingerprint_images(open_source(str(photos)), range(35)))
-    assert (found.too_many, len(found.near), len(found.exact)) == (True, 0, 1)
+    result = find_pairs(fingerprint_images(open_source(str(photos)), range(35)))
+    assert (result.too_many, len(result.near), len(result.exact)) == (True, 0, 1)
     values = check_dataset(Dataset.open(str(photos), DataConfig()), "report")
     assert dataset_warnings(values, {})[0].startswith(
         "The images look so much alike that near duplicates"

@@ -60,24 +60,24 @@ def test_every_image_outside_of_the_test_part_validates_once(limit: int | None) 
     source = listed([40, 20, 9])
     folds = cut(source, train_per_class=limit)
     split = make_split(source, DataConfig(train_per_class=limit))
-    judged = np.concatenate([one.validation for one in folds])
+    judged = np.concatenate([fold.validation for fold in folds])
     assert sorted(judged) == sorted({*range(69)} - {*split.test})
-    for one in folds:
-        assert not {*one.train} & {*one.validation, *split.test}
-        assert sorted(one.train) == list(one.train)
-        assert sorted(one.validation) == list(one.validation)
-        counts = classes_of(source, one.validation)
+    for fold in folds:
+        assert not {*fold.train} & {*fold.validation, *split.test}
+        assert sorted(fold.train) == list(fold.train)
+        assert sorted(fold.validation) == list(fold.validation)
+        counts = classes_of(source, fold.validation)
         assert counts[0] in (10, 11) and counts[1] in (5, 6) and counts[2] in (2, 3)
         if limit is None:
-            assert len(one.train) + len(one.validation) == len(judged)
+            assert len(fold.train) + len(fold.validation) == len(judged)
         else:
-            assert classes_of(source, one.train) == {0: 4, 1: 4, 2: 4}
+            assert classes_of(source, fold.train) == {0: 4, 1: 4, 2: 4}
 
 
 def test_folds_follow_the_seed() -> None:
     source = listed([30, 30])
-    found = [folds_fingerprint(cut(source, seed=seed)) for seed in (0, 0, 1)]
-    assert found[0] == found[1] != found[2]
+    result = [folds_fingerprint(cut(source, seed=seed)) for seed in (0, 0, 1)]
+    assert result[0] == result[1] != result[2]
 
 
 def test_the_images_of_a_group_stay_together() -> None:
@@ -136,10 +136,10 @@ def test_a_task_with_folds(tmp_path: Path) -> None:
     data = DataConfig(folds=3, unreadable_limit=0.2)
     task = StudyData.open(str(photos), data, SPEC, tmp_path / "images")
     source = open_source(str(photos))
-    found = cut(source)
+    result = cut(source)
     lost = next(i for i, one in enumerate(source.samples) if one.key == "b/003.png")
-    assert lost in np.concatenate([one.validation for one in found])  # else another image will do
-    for ours, theirs in zip(task.folds, found, strict=True):
+    assert lost in np.concatenate([one.validation for one in result])  # else another image will do
+    for ours, theirs in zip(task.folds, result, strict=True):
         for name in ("train", "validation"):
             rows = task.train_rows[getattr(ours, name)]
             expected = [index for index in getattr(theirs, name) if index != lost]
@@ -147,7 +147,7 @@ def test_a_task_with_folds(tmp_path: Path) -> None:
     assert np.array_equal(task.validation_rows, task.train_rows)
     values = task.info.to_json()
     assert (values["train"], values["validation"], values["test"]) == (19, 19, 5)
-    assert values["folds"] == [len(one.train) for one in task.folds]
+    assert values["folds"] == [len(fold.train) for fold in task.folds]
     assert len(task.train_validation_views(AugmentConfig(), 2, seed=0)) == 19
 
 

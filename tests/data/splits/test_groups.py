@@ -33,11 +33,11 @@ def split_of(source: Listed, **data: object) -> SplitIndices:
 
 
 def parts_of_groups(source: Listed, split: SplitIndices) -> dict[str | None, set[str]]:
-    found = defaultdict(set)
+    result = defaultdict(set)
     for part in ("train", "validation", "test"):
         for index in getattr(split, part):
-            found[source.samples[index].group].add(part)
-    return found
+            result[source.samples[index].group].add(part)
+    return result
 
 
 def refusal(source: Listed, **data: object) -> str:
@@ -48,7 +48,9 @@ def refusal(source: Listed, **data: object) -> str:
 
 def test_groups_of_one_split_as_images_do() -> None:
     source = listed([30, 50])
-    alone = replace(source, samples=tuple(replace(one, group=one.key) for one in source.samples))
+    alone = replace(
+        source, samples=tuple(replace(sample, group=sample.key) for sample in source.samples)
+    )
     assert find_groups(alone, None) is None
     assert split_of(alone) == make_split(source, DataConfig())
 
@@ -81,7 +83,7 @@ def test_groups_of_several_classes_stay_together() -> None:
     assert all(len(parts) == 1 for parts in parts_of_groups(source, split).values())
     for part in (split.validation, split.test):
         for label, count in labels(source, part).items():
-            size = sum(one.label == label for one in samples)
+            size = sum(sample.label == label for sample in samples)
             assert abs(count / size - 0.2) < 0.04
 
 
@@ -162,7 +164,7 @@ def test_every_class_is_in_every_part_where_it_has_a_group_for_each(
     assert len([*split.train, *split.validation, *split.test]) == len(source.samples)
     for part in (split.train, split.validation, split.test):
         assert set(labels(source, part)) == set(range(len(groups)))
-    largest = Counter(one.group for one in source.samples).most_common(1)[0][1]
+    largest = Counter(sample.group for sample in source.samples).most_common(1)[0][1]
     for label, sizes in enumerate(groups):
         wanted = max(1, round(test * sum(sizes)))
         assert labels(source, split.test)[label] <= wanted + largest

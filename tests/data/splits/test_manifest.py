@@ -34,7 +34,7 @@ def test_it_is_read_as_it_was_written(photos: Path) -> None:
     assert Manifest.from_bytes(data) == manifest
     rows = list(csv.DictReader(io.StringIO(gzip.decompress(data).decode())))
     assert rows[0].keys() == {"key", "label", "class", "part", "group"}
-    assert [row["key"] for row in rows] == [one.key for one in dataset.source.samples]
+    assert [row["key"] for row in rows] == [sample.key for sample in dataset.source.samples]
     counts = {part: sum(row["part"] == part for row in rows) for part in ("train", "test", "")}
     assert counts == {"train": 4, "test": 5, "": 11}
 

@@ -41,7 +41,7 @@ def test_folds_are_cut_from_what_does_not_test(photos: str, tmp_path: Path) -> N
     data = DataConfig(protocol="10-per-class", folds=5)
     spec = ImageSpec(8, 8, "bicubic", 1.0, "center", (0.5,) * 3, (0.5,) * 3)
     without, task = (
-        StudyData.open(photos, one, spec, tmp_path / "cache") for one in (whole, data)
+        StudyData.open(photos, config, spec, tmp_path / "cache") for config in (whole, data)
     )
     assert (task.info.train, task.info.test) == (30, 33)
     assert task.info.folds == (24,) * 5
@@ -54,8 +54,8 @@ def test_folds_are_cut_from_what_does_not_test(photos: str, tmp_path: Path) -> N
 
 def test_the_seed_draws(photos: str) -> None:
     source = open_source(photos)
-    first, again, other = (apply_protocol(source, "10-per-class", seed) for seed in (0, 0, 1))
-    assert first.samples == again.samples != other.samples
+    first, second, other = (apply_protocol(source, "10-per-class", seed) for seed in (0, 0, 1))
+    assert first.samples == second.samples != other.samples
     assert first.fingerprint == source.fingerprint
     assert first.read(first.samples[0]).size == (20, 16)
 

@@ -44,8 +44,8 @@ def test_a_task_holds_train_and_validation(photos: Path, tmp_path: Path) -> None
     assert [train.views, validation.views, both.views] == [3, 1, 3]
     assert train.labels.bincount().tolist() == [6, 9]
     rows = np.sort(np.concatenate([task.train_rows, task.validation_rows]))
-    place = rows.tolist().index(task.train_rows[4])
-    assert torch.equal(both.view(place, 2), train.view(4, 2))
+    position = rows.tolist().index(task.train_rows[4])
+    assert torch.equal(both.view(position, 2), train.view(4, 2))
 
 
 def test_the_search_never_reads_a_test_image(photos: Path, tmp_path: Path) -> None:

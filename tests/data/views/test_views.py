@@ -61,12 +61,12 @@ def test_views_differ_and_are_always_the_same(store: ImageStore) -> None:
     views = make(store)
     seen = {views.view(i, v).numpy().tobytes() for i in range(COUNT) for v in range(4)}
     assert len(seen) == 4 * COUNT
-    again = make(store)
+    second = make(store)
     for v in (3, 1, 2):
         for i in reversed(range(COUNT)):
             assert views.view(i, v).dtype == torch.uint8
             assert views.view(i, v).shape == (3, 16, 16)
-            assert torch.equal(views.view(i, v), again.view(i, v))
+            assert torch.equal(views.view(i, v), second.view(i, v))
 
 
 def test_a_view_belongs_to_its_image_not_to_its_place(store: ImageStore) -> None:
@@ -189,8 +189,8 @@ class TestBatches:
             labels = torch.cat([labels for _, labels in batches])
             assert labels.dtype == torch.int64
             assert torch.equal(labels, views.labels[order])
-            for place, i in enumerate(order.tolist()):
-                assert torch.equal(images[place], make(store).view(i, int(plan[i])))
+            for position, i in enumerate(order.tolist()):
+                assert torch.equal(images[position], make(store).view(i, int(plan[i])))
 
     @pytest.mark.parametrize(
         ("count", "size", "expected"),
@@ -224,14 +224,14 @@ class TestBatches:
     ) -> None:
         views = make(store)
         first = [collect(views, epoch) for epoch in range(4)]
-        made: list[int] = []
+        rendered: list[int] = []
         monkeypatch.setattr(
-            "autotune.data.views.views.ViewRenderer._render", lambda *place: made.append(1)
+            "autotune.data.views.views.ViewRenderer._render", lambda *place: rendered.append(1)
         )
         for epoch in range(4):
             assert torch.equal(collect(views, epoch), first[epoch])
         assert torch.equal(views.view(0, int(views.views_for_epoch(2)[0])), first[2][0])
-        assert not made
+        assert not rendered
 
     def test_kept_views_are_not_handed_out(self, store: ImageStore) -> None:
         views = make(store)

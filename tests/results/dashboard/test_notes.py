@@ -8,7 +8,8 @@ import pytest
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from autotune.results.dashboard.notes import NoteContext, study_note, trial_note
+from autotune.results.dashboard.notes import study_note, trial_note
+from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
 from tests.support.studies import make_study
@@ -21,27 +22,31 @@ def study() -> Study:
     return make_study(waiting=1)
 
 
+def note_of(study: Study, url: str = "") -> str:
+    return study_note(StudyResults.from_study(study), url)
+
+
 def notes_of(study: Study) -> dict[TrialState, list[str]]:
     found: dict[TrialState, list[str]] = {}
-    for trial in study.get_trials():
-        found.setdefault(trial.state, []).append(trial_note(trial, NoteContext.of(study)))
+    results = StudyResults.from_study(study)
+    for trial in results.trials:
+        found.setdefault(trial.state, []).append(trial_note(trial, results))
     return found
 
 
 def test_the_note_of_a_study_begins_with_its_answer(study: Study) -> None:
-    first, counts, *_ = study_note(study, URL).split("\n\n")
+    first, counts, *_ = note_of(study, URL).split("\n\n")
     assert re.fullmatch(r"\*\*baseline 84.2 % → best .* points\): .*\*\*", first), first
-    assert counts.startswith(
-        "25 of 40 trials finished (17 complete, 7 pruned, 1 failed, 1 running"
-    )
+    finished = "trials: 25 of 40 finished: 17 complete, 7 pruned, 1 failed, 1 retried, 1 running"
+    assert counts.startswith(finished)
 
 
 def test_the_note_of_a_study_says_what_it_is_and_how_to_run_it(study: Study) -> None:
-    note = study_note(study, URL)
-    assert "| backbone | test\\_resnet.r160\\_in1k: 5 layers, 18.0 k parameters |" in note
-    assert "| objective | accuracy on the validation part, the more the better |" in note
+    note = note_of(study, URL)
+    assert "| backbone | test_resnet.r160_in1k: 5 layers, 18.0 k parameters |" in note
+    assert "| objective | accuracy on the validation split, the more the better |" in note
     assert "| baseline | trial 0, 84.2 %: backbone frozen, linear head, " in note
-    assert "| images | 200 train, 360 validate, 360 are the test part |" in note
+    assert "| images | 200 train, 360 validate, 360 are the test split |" in note
     assert "| fingerprint | 0f0f0f0f" in note
     assert "autotune report digits --storage 'postgresql://me:***@db.example.org/studies'" in note
     assert "dataset: digits" in note
@@ -50,11 +55,11 @@ def test_the_note_of_a_study_says_what_it_is_and_how_to_run_it(study: Study) -> 
 
 def test_the_note_of_a_study_that_is_over_or_has_nothing() -> None:
     study = make_study(trials=0, running=0, failed=0, retried=0)
-    assert study_note(study, "").startswith("**nothing has run yet**\n\n0 of 40 trials finished")
+    assert note_of(study).startswith("**nothing has run yet**\n\ntrials: 0 of 40 finished")
     study.set_user_attr(
         attrs.ENDED, StopReason("patience", "no better one in 20 trials").to_json()
     )
-    assert "The study has ended: no better one in 20 trials." in study_note(study, "")
+    assert "The study has ended: no better one in 20 trials." in note_of(study)
 
 
 def test_two_objectives_limits_and_folds_are_named() -> None:
@@ -63,7 +68,7 @@ def test_two_objectives_limits_and_folds_are_named() -> None:
     )
     dataset = {**study.user_attrs[attrs.DATASET], "train": 360, "folds": [240, 240, 240]}
     study.set_user_attr(attrs.DATASET, dataset)
-    note = study_note(study, "")
+    note = note_of(study)
     assert "| objective | latency of the network, the less the better |" in note
     assert "| limits | parameters at most 50.0 k |" in note
     assert "360 take turns in 3 folds" in note
@@ -85,13 +90,13 @@ def test_every_trial_has_a_note_with_its_plan_and_picture(study: Study) -> None:
     }
     assert notes[TrialState.RUNNING][0].startswith("**running**")
     assert notes[TrialState.WAITING] == ["**waiting**"]
-    assert sum("goes on from trial 2" in one for one in notes[TrialState.COMPLETE]) == 1
+    assert sum("continues trial 2" in one for one in notes[TrialState.COMPLETE]) == 1
 
 
 def test_an_infeasible_trial_says_by_how_much() -> None:
     study = make_study(constraints={"max_parameters": 40_000.0})
     notes = [
-        trial_note(one, NoteContext.of(study))
+        trial_note(one, StudyResults.from_study(study))
         for one in study.trials
         if attrs.ended_infeasible(one)
     ]
@@ -103,13 +108,14 @@ def test_what_others_wrote_is_shown_as_it_is() -> None:
     study = make_study(hostile=True)
     attributes = study.user_attrs[attrs.DATASET]
     study.set_user_attr(attrs.DATASET, {**attributes, "classes": ["a|b", "**c**", "[d](e)", "$"]})
-    note = study_note(study, "")
+    note = note_of(study)
     assert r"4: a\|b, \*\*c\*\*, \[d\](e), \$ |" in note
-    for one in study.trials:
-        outside = re.sub(r"```.*?```", "", trial_note(one, NoteContext.of(study)), flags=re.DOTALL)
-        assert "<" not in outside.replace("\\<", "")
+    for notes in notes_of(study).values():
+        for one in notes:
+            outside = re.sub(r"```.*?```", "", one, flags=re.DOTALL)
+            assert "<" not in outside.replace("\\<", "")
 
 
 def test_a_fence_is_longer_than_those_in_what_it_holds() -> None:
     study = make_study(name="```", trials=1)
-    assert "````yaml\nname: '```'" in study_note(study, "")
+    assert "````yaml\nname: '```'" in note_of(study)

@@ -14,9 +14,9 @@ from optuna.distributions import (
 from optuna.trial import create_trial
 
 from autotune.plan import LayerPlan, TrialPlan
-from autotune.results.diagnosis.space_edges import edges_of_space
+from autotune.results.diagnosis.space_edges import space_edges
 from autotune.study.state import attrs
-from tests.support.studies import make_study
+from tests.support.studies import make_results
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ from tests.support.studies import make_study
 def test_edges(
     name: str, found: BaseDistribution, value: Any, side: str, can_be_widened: bool
 ) -> None:
-    study = make_study(trials=1, running=0, failed=0)
+    results = make_results(trials=1, running=0, failed=0)
     trial = create_trial(value=0.5, params={name: value}, distributions={name: found})
-    edges = edges_of_space(study, trial)
+    edges = space_edges(results, trial)
     assert [(one.side, one.can_be_widened) for one in edges] == (
         [(side, can_be_widened)] if side else []
     )
@@ -74,7 +74,7 @@ def test_edges(
 def test_depth_ends_at_the_layers_of_the_backbone(
     found: BaseDistribution, depth: int, edges: list[Any]
 ) -> None:
-    study = make_study(trials=1, running=0, failed=0, layers=8, others={"small": 3})
+    results = make_results(trials=1, running=0, failed=0, layers=8, others={"small": 3})
     plan = TrialPlan("small", min(depth, 3), (LayerPlan(),) * min(depth, 3))
     trial = create_trial(
         value=0.5,
@@ -82,12 +82,12 @@ def test_depth_ends_at_the_layers_of_the_backbone(
         distributions={"depth": found},
         user_attrs={attrs.PLAN: plan.to_json()},
     )
-    shown = [(one.value, one.side, one.can_be_widened) for one in edges_of_space(study, trial)]
+    shown = [(one.value, one.side, one.can_be_widened) for one in space_edges(results, trial)]
     assert shown == edges
 
 
-def test_an_inert_value_is_at_no_edge() -> None:
-    study = make_study()
-    linear = next(one for one in study.trials if one.params.get("head.hidden_layers") == 0)
-    names = {edge.parameter for edge in edges_of_space(study, linear)}
+def test_an_inactive_value_is_at_no_edge() -> None:
+    results = make_results()
+    linear = next(one for one in results.trials if one.params.get("head.hidden_layers") == 0)
+    names = {edge.parameter for edge in space_edges(results, linear)}
     assert not names & {"head.units.1", "head.dropout.1", "head.units.2", "head.dropout.2"}

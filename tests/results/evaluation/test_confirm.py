@@ -24,7 +24,6 @@ from autotune.results.evaluation.confirm import (
     confirm_plans,
 )
 from autotune.results.evaluation.plan_selection import best_plans
-from autotune.results.report.html import render_report
 from autotune.results.study_results import StudyResults
 from autotune.results.values.verdict import Verdict
 from autotune.study.engine.worker import build_context
@@ -33,7 +32,7 @@ from autotune.study.state import attrs
 from autotune.study.trial.build import build_trial
 from tests.study.engine.test_worker import run
 from tests.support.inside import contents
-from tests.support.page import Parsed
+from tests.support.page import page_of
 from tests.support.runs import wait_for
 from tests.support.small import open_small
 
@@ -156,13 +155,13 @@ def test_a_study_of_the_same_name_has_values_of_its_own(tmp_path: Path) -> None:
 
 def test_the_study_remembers_the_verdict(opened: OpenStudy) -> None:
     _, found = confirmed_again(opened)
-    verdict = Verdict.from_study(opened.study)
+    verdict = Verdict.from_attributes(opened.study.user_attrs)
     assert verdict is not None and verdict == found.verdict
     assert verdict.trial == found.plans[0].trial
-    said = describe_confirmation(opened.study, None)
+    said = describe_confirmation(StudyResults.from_study(opened.study))
     assert said.startswith("Confirmed over seeds: ")
     assert "2 seeds, corrected for choosing among 2" in said
-    assert said in Parsed(render_report(opened.study)).of("p")
+    assert said in page_of(opened.study).of("p")
 
 
 @pytest.mark.slow
@@ -213,7 +212,7 @@ def test_a_plan_that_diverges_is_named_and_not_ranked(tmp_path: Path) -> None:
     assert found.verdict is not None and found.verdict.trials == (2, 1)
     assert confirm_plans(made, 2, 2).trained == 0
     assert confirm_plans(made, 1, 2).verdict is None
-    assert Verdict.from_study(made.study) is None
+    assert Verdict.from_attributes(made.study.user_attrs) is None
 
 
 @pytest.mark.slow

@@ -3,140 +3,115 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
 import pytest
-from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.results.figures import history as course
-from autotune.results.figures import thinning
-from autotune.results.figures.parameters import slice_figure
-from autotune.results.report.html import render_report
-from autotune.results.report.trial_table import table_of
+from autotune.results.figures import history, parameters, pareto, thinning
+from autotune.results.figures.history import curves_figure, history_figure, timeline_figure
+from autotune.results.report import html, trial_table
+from autotune.results.report.html import render_html
+from autotune.results.report.trial_table import choose_rows, trial_rows
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
 from tests.support.figures import some, traces
-from tests.support.studies import make_study
+from tests.support.studies import make_results, make_study
 
 
-def numbers(trials: list[FrozenTrial]) -> list[int]:
-    return [one.number for one in trials]
+def numbers(trials: Iterable[FrozenTrial]) -> list[int]:
+    return [trial.number for trial in trials]
 
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw so little that a small study is a large one."""
-    for name, most in (
-        ("MOST_POINTS", 30),
-        ("MOST_CURVES", 20),
-        ("MOST_SLICE_POINTS", 12),
-        ("MOST_BARS", 15),
-    ):
-        for module in ("course", "parameters", "pareto"):
-            path = f"autotune.results.{module}.{name}"
-            monkeypatch.setattr(path, most, raising=False)
-    monkeypatch.setattr(thinning, "BEST_DRAWN", 5)
-    monkeypatch.setattr(thinning, "MOST_ROWS", 20)
+    limits = {"MAX_POINTS": 30, "MAX_CURVES": 20, "MAX_SLICE_POINTS": 12, "MAX_BARS": 15}
+    for name, limit in {**limits, "BEST_DRAWN": 5, "MAX_ROWS": 20}.items():
+        for module in (history, parameters, pareto, thinning, trial_table, html):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, limit)
 
 
 @pytest.fixture(scope="module")
-def study() -> Study:
-    return make_study(trials=80, retried=3)
+def results() -> StudyResults:
+    return make_results(trials=80, retried=3)
 
 
-def test_what_is_few_is_drawn_whole(study: Study) -> None:
-    results = StudyResults.from_study(study)
-    assert thinning.thin(results, results.trials, len(results.trials)) == list(results.trials)
-    assert thinning.choose_rows(results) == list(results.trials)
-    assert thinning.count_in_words(7, 7) == ""
+def test_a_small_study_is_drawn_completely(results: StudyResults) -> None:
+    trials = list(results.trials)
+    assert thinning.thin(results, trials, len(trials)) == choose_rows(results) == trials
+    page = render_html(results)
+    assert "The table has" not in page and "are drawn" not in page
 
 
 @pytest.mark.parametrize("most", [10, 11, 37])
 def test_trials_are_spread_evenly_and_the_best_are_among_them(
-    study: Study, most: int, few: None
+    results: StudyResults, most: int, few: None
 ) -> None:
-    results = StudyResults.from_study(study)
-    drawn = thinning.thin(results, results.trials, most, keep={3})
+    drawn = numbers(thinning.thin(results, results.trials, most, keep={3}))
     assert len(drawn) <= most + 2  # the one to keep, and the baseline
-    assert numbers(drawn) == sorted(set(numbers(drawn)))
-    ranked = sorted(
-        (one for one in results.trials if one.state == TrialState.COMPLETE),
-        key=lambda one: -one.values[0],
-    )
-    assert {*numbers(ranked[:5]), 0, 3} <= set(numbers(drawn))
-    gaps = [after - before for before, after in pairwise(numbers(drawn))]
+    assert drawn == sorted(set(drawn))
+    complete = [trial for trial in results.trials if trial.state == TrialState.COMPLETE]
+    ranked = sorted(complete, key=lambda trial: -trial.values[0])
+    assert {*numbers(ranked[:5]), 0, 3} <= set(drawn)
+    gaps = [after - before for before, after in pairwise(drawn)]
     assert max(gaps) <= -(-len(results.trials) // (most - 5))
 
 
-def test_figures_say_how_many_trials_they_show(study: Study, few: None) -> None:
-    results = StudyResults.from_study(study)
-    history = some(course.history_figure(results))
-    assert re.search(r"trial \(\d+ of 80 trials are drawn\)", history.layout.xaxis.title.text)
-    assert "trials are drawn)" in some(course.curves_figure(results)).layout.xaxis.title.text
-    sliced = some(slice_figure(results, "training.lr"))
-    assert "trials are drawn)" in sliced.layout.xaxis.title.text
-    timeline = some(course.timeline_figure(results))
+def test_figures_say_how_many_trials_they_show(results: StudyResults, few: None) -> None:
+    title = some(history_figure(results)).layout.xaxis.title.text
+    assert re.search(r"trial \(\d+ of 80 trials are drawn\)", title)
+    for figure in (curves_figure(results), parameters.slice_figure(results, "training.lr")):
+        assert "trials are drawn)" in some(figure).layout.xaxis.title.text
+    timeline = some(timeline_figure(results))
     assert timeline.layout.xaxis.title.text.startswith("the newest trials (")
-    shown = {number for bar in timeline.data for number, _ in bar.customdata}
-    begun = [one.number for one in results.trials if one.datetime_start]
-    assert set(begun[-15:]) <= shown
+    drawn = {number for bar in timeline.data for number, _ in bar.customdata}
+    assert set(numbers(one for one in results.trials if one.datetime_start)[-15:]) <= drawn
 
 
 def test_the_best_so_far_is_the_same_line(
-    study: Study, few: None, monkeypatch: pytest.MonkeyPatch
+    results: StudyResults, few: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def value_at(line: Any, number: int) -> float:
-        drawn = zip(line.x, line.y, strict=True)
-        return float([y for x, y in drawn if x <= number][-1])
+        points = zip(line.x, line.y, strict=True)
+        return float([y for x, y in points if x <= number][-1])
 
-    thin = traces(course.history_figure(study))
-    monkeypatch.setattr(course, "MOST_POINTS", 10_000)
-    whole = traces(course.history_figure(study))
-    assert len(thin["best so far"].x) < len(whole["best so far"].x)
-    last = study.trials[-1].number
+    thin = traces(history_figure(results))
+    monkeypatch.setattr(history, "MAX_POINTS", 10_000)
+    full = traces(history_figure(results))
+    assert len(thin["best so far"].x) < len(full["best so far"].x)
+    last = results.trials[-1].number
     for number in range(last + 1):
-        assert value_at(thin["best so far"], number) == value_at(whole["best so far"], number)
+        assert value_at(thin["best so far"], number) == value_at(full["best so far"], number)
     # Every step of the line has its point.
     assert set(thin["best so far"].x) <= {*thin["complete"].x, last}
 
 
-def test_rows_of_the_table_do_not_depend_on_which_others_are_shown(
-    study: Study, few: None
-) -> None:
-    results = StudyResults.from_study(study)
-    every = {row.number: row for row in table_of(results.trials, results.objective, results.best)}
-    chosen = thinning.choose_rows(results)
+def test_rows_of_the_table_do_not_depend_on_the_others(results: StudyResults, few: None) -> None:
+    every = {row.number: row for row in trial_rows(results, results.trials)}
+    chosen = choose_rows(results)
     assert len(chosen) < len(every)
-    rows = table_of(chosen, results.objective, results.best, among=results.trials)
-    assert rows == [every[one.number] for one in chosen]
+    rows = trial_rows(results, chosen)
+    assert rows == [every[trial.number] for trial in chosen]
     assert rows[0].mark == "baseline"
     assert any(row.mark == "best" for row in rows)
-    retried = [
-        row for row in table_of(results.trials, results.objective, None) if "retried" in row.state
-    ]
-    assert retried
+    assert any(row.state == "retried" for row in every.values())
 
 
-def test_the_page_says_what_is_left_out(study: Study, few: None) -> None:
-    page = render_report(study)
+def test_the_page_says_what_is_left_out(results: StudyResults, few: None) -> None:
+    page = render_html(results)
     assert "autotune report digits --format csv" in page
     assert "The table has" in page
-    assert "figures do not show all of them" in page
-
-
-def test_the_page_of_a_small_study_says_nothing_of_it(study: Study) -> None:
-    page = render_report(study)
-    assert "The table has" not in page
-    assert "are drawn" not in page
+    assert "do not show all trials" in page
 
 
 @pytest.mark.slow
 def test_a_report_of_5000_trials_has_less_than_4_mb() -> None:
-    made = make_study(trials=200)
-    templates = [one for one in made.trials if one.state.is_finished()]
+    templates = [one for one in make_study(trials=200).trials if one.state.is_finished()]
     study = make_study(trials=0, running=0, failed=0, budget=5000)
     begin = datetime(2026, 1, 5)
     for number in range(5000):
@@ -154,5 +129,4 @@ def test_a_report_of_5000_trials_has_less_than_4_mb() -> None:
         copied.datetime_complete = copied.datetime_start + timedelta(seconds=9)
         study.add_trial(copied)
     assert len(study.get_trials(deepcopy=False)) == 5000
-    size = len(render_report(study).encode())
-    assert size < 4_000_000
+    assert len(render_html(StudyResults.from_study(study)).encode()) < 4_000_000

@@ -15,8 +15,9 @@ from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
 from autotune.results.report.dataframe import trial_records, trials_frame
+from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
-from tests.support.studies import make_study
+from tests.support.studies import make_results, make_study
 
 #: Columns of every study, whatever its trials are.
 ALWAYS = {
@@ -36,7 +37,7 @@ def study() -> Study:
 
 @pytest.fixture(scope="module")
 def frame(study: Study) -> pd.DataFrame:
-    return trials_frame(study)
+    return trials_frame(StudyResults.from_study(study))
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_times_are_the_claims_in_utc(far_east: None) -> None:
         one = study.trials[1]
         one.user_attrs = {**one.user_attrs, **attributes}
         kept.add_trial(one)
-    claimed, local = trial_records(kept)
+    claimed, local = trial_records(StudyResults.from_study(kept))
     assert claimed["started"] == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
     assert (claimed["ended"] - claimed["started"]).total_seconds() == 60
     # Optuna's own times are local ones.
@@ -126,7 +127,7 @@ def test_choices_of_several_types_are_text() -> None:
                 },
             )
         )
-    frame = trials_frame(study)
+    frame = trials_frame(StudyResults.from_study(study))
     found = {name.removeprefix("param."): kind for name, kind in types_of(frame).items()}
     kinds = {"kernel": "string", "ratio": "float64", "on": "boolean", "units": "Int64"}
     assert {name: found[name] for name in kinds} == kinds
@@ -135,12 +136,12 @@ def test_choices_of_several_types_are_text() -> None:
 
 @pytest.mark.parametrize("made", [{"trials": 0, "running": 0, "failed": 0, "retried": 0}, None])
 def test_a_study_without_trials_has_the_columns(made: dict[str, int] | None) -> None:
-    frame = trials_frame(optuna.create_study() if made is None else make_study(**made))
+    study = optuna.create_study() if made is None else make_study(**made)
+    frame = trials_frame(StudyResults.from_study(study))
     assert frame.empty and types_of(frame) == ALWAYS
 
 
 def test_costs_and_several_backbones() -> None:
-    study = make_study(objectives=("accuracy", "latency_ms"), others={"small": 3})
-    frame = trials_frame(study)
+    frame = trials_frame(make_results(objectives=("accuracy", "latency_ms"), others={"small": 3}))
     assert types_of(frame)["cost.latency_ms"] == "float64"
     assert set(frame["backbone"].dropna()) == {"test_resnet.r160_in1k", "small"}

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import pytest
-from optuna.study import Study
 from optuna.trial import create_trial
 
-from autotune.results.report.html import render_report
 from autotune.study.state import attrs
-from tests.support.page import Parsed
+from tests.support.page import page_of
 from tests.support.studies import make_study
 
 
-@pytest.fixture(scope="module")
-def study() -> Study:
-    return make_study()
-
-
-@pytest.fixture(scope="module")
-def page(study: Study) -> Parsed:
-    return Parsed(render_report(study))
-
-
-def test_the_table_has_every_trial(study: Study, page: Parsed) -> None:
+def test_the_table_has_every_trial() -> None:
+    study = make_study()
+    page = page_of(study)
     start = page.tags.index(("table", {"class": "trials"}))
     rows = [attributes for tag, attributes in page.tags[start:] if tag == "tr"]
-    marked = [attributes["class"] for attributes in rows if "class" in attributes]
-    assert marked == ["baseline", "best"]
-    for one in study.trials:
-        assert str(one.number) in page.of("td")
-    assert "the worker was lost: no heartbeat for 120 s" in page.of("td")
-    assert "retry of 2" in page.of("td")
-    assert {"84.2 %", "83.8 %", "0.4000"} <= set(page.of("td"))
+    assert [row["class"] for row in rows if "class" in row] == ["baseline", "best"]
+    cells = set(page.of("td"))
+    assert {str(trial.number) for trial in study.trials} <= cells
+    assert "the worker was lost: no heartbeat for 120 s" in cells
+    assert {"retry of 2", "84.2 %", "83.8 %", "0.4000"} <= cells
 
 
 def test_where_a_trial_came_from_is_shown() -> None:
@@ -42,7 +29,7 @@ def test_where_a_trial_came_from_is_shown() -> None:
     origin = {attrs.PLAN: plan, attrs.ORIGIN: "known good: last layer trainable"}
     study.add_trial(create_trial(value=0.5, user_attrs=origin))
     study.add_trial(create_trial(value=0.6, user_attrs={**origin, attrs.RETRIES: [4]}))
-    page = Parsed(render_report(study))
+    page = page_of(study)
     assert "known good: last layer trainable" in page.of("td")
     assert "retry of 4; known good: last layer trainable" in page.of("td")
     assert page.of("li")[-2:] == [
@@ -52,6 +39,6 @@ def test_where_a_trial_came_from_is_shown() -> None:
 
 
 def test_failures_are_grouped_by_reason() -> None:
-    text = Parsed(render_report(make_study(failed=3))).text
+    text = page_of(make_study(failed=3)).text
     assert "3 failed DivergedError: the loss is nan in epoch 2" in text
     assert "1 retried the worker was lost" in text

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from autotune.results.report.workers import failures_by_reason, worker_rows
+from autotune.results.report.workers import WorkerRow, failures_by_reason, worker_rows
+from autotune.results.study_results import StudyResults
 from autotune.study.doctor.snapshot import take_snapshot
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
@@ -24,6 +25,10 @@ def opened(url: str, tmp_path: Path) -> OpenStudy:
     return open_small(tmp_path, storage=url, training__epochs=20, search__trials=40)
 
 
+def rows_of(opened: OpenStudy) -> tuple[WorkerRow, ...]:
+    return worker_rows(StudyResults.from_study(opened.study), take_snapshot(opened))
+
+
 def report(opened: OpenStudy, number: int, *epochs: int) -> None:
     trial_id = trials_of(opened)[number]._trial_id
     for epoch in epochs:
@@ -36,7 +41,7 @@ def test_a_worker_s_row(opened: OpenStudy) -> None:
     set_attribute(opened, trial.number, attrs.DEVICE_SECONDS, 50.0)
     set_attribute(opened, trial.number, attrs.DEVICE, "NVIDIA H200")
     silence(opened.storage, trial, 10)
-    (row,) = worker_rows(take_snapshot(opened))
+    (row,) = rows_of(opened)
     assert (row.host, row.place, row.device) == ("gpu-box", "41/10", "NVIDIA H200")
     assert (row.trial, row.epoch, row.epochs, row.value) == (0, 3, 20, 0.03)
     assert row.plan == "backbone frozen, linear head, adamw lr 0.03"
@@ -49,7 +54,7 @@ def test_a_worker_s_row(opened: OpenStudy) -> None:
 def test_late_and_silent_workers(opened: OpenStudy) -> None:
     for worker, seconds in (("box/1/0", 60), ("box/1/1", 200)):
         silence(opened.storage, claim(opened, worker), seconds)
-    late, silent = worker_rows(take_snapshot(opened))
+    late, silent = rows_of(opened)
     assert (late.is_late, late.is_silent) == (True, False)
     assert (silent.is_late, silent.is_silent) == (True, True)
 
@@ -59,11 +64,11 @@ def test_the_speed_of_a_retry_is_that_of_its_own_epochs(opened: OpenStudy) -> No
     report(opened, first.number, *range(1, 11))
     opened.trial_queue().requeue(first.number, WORKER_LOST)
     retry = claim(opened)
-    (row,) = worker_rows(take_snapshot(opened))
+    (row,) = rows_of(opened)
     assert (row.epoch, row.epochs_per_s) == (10, None)
     report(opened, retry.number, 11, 12)
     set_attribute(opened, retry.number, attrs.DEVICE_SECONDS, 20.0)
-    (row,) = worker_rows(take_snapshot(opened))
+    (row,) = rows_of(opened)
     assert row.epochs_per_s == pytest.approx(0.1, rel=0.2)
 
 
@@ -72,7 +77,7 @@ def test_names_with_a_random_part_and_without(opened: OpenStudy) -> None:
     names = ("box/1/10-0000ff", "box/1/9-ffffff", "box/1/9", "box/1/10-0000aa", "a/b-c/7/0-123456")
     for name in names:
         claim(opened, name)
-    rows = worker_rows(take_snapshot(opened))
+    rows = rows_of(opened)
     assert [row.worker for row in rows] == [
         *("a/b-c/7/0-123456", "box/1/9", "box/1/9-ffffff"),
         *("box/1/10-0000aa", "box/1/10-0000ff"),
@@ -87,7 +92,7 @@ def test_which_gpu_a_worker_has(opened: OpenStudy) -> None:
         trial = claim(opened, f"box/1/{place}")
         set_attribute(opened, trial.number, attrs.DEVICE, device)
         set_attribute(opened, trial.number, attrs.GPU, gpu)
-    first, second = worker_rows(take_snapshot(opened))
+    first, second = rows_of(opened)
     assert first.device == "NVIDIA H200, GPU 0 (8932f937)"
     assert second.device == "NVIDIA A100 MIG 1g.5gb, MIG-8a32f937"
 
@@ -96,12 +101,12 @@ def test_workers_between_two_trials_are_shown_for_a_while(opened: OpenStudy) -> 
     for worker in ("box/1/10", "box/1/9"):
         opened.study.tell(claim(opened, worker).number, 0.5)
     busy = claim(opened, "box/1/10")
-    nine, ten = worker_rows(take_snapshot(opened))
+    nine, ten = rows_of(opened)
     assert (nine.worker, nine.trial) == ("box/1/9", None)
     assert (ten.worker, ten.trial) == ("box/1/10", busy.number)
     opened.study.tell(busy.number, 0.5)
     opened.study.set_user_attr(attrs.ENDED, StopReason("trials", "3 finished trials").to_json())
-    assert worker_rows(take_snapshot(opened)) == ()
+    assert rows_of(opened) == ()
 
 
 def test_failures_by_reason(opened: OpenStudy) -> None:
@@ -120,7 +125,7 @@ def test_failures_by_reason(opened: OpenStudy) -> None:
     silence(opened.storage, claim(opened), 1000)
     opened.trial_queue().reclaim_stale()  # Optuna's sweep gives no reason
     opened.study.tell(claim(opened).number, state=TrialState.FAIL)
-    found = failures_by_reason(take_snapshot(opened).trials)
+    found = failures_by_reason(StudyResults.from_study(opened.study))
     assert dict(found) == {
         "diverged": 2,
         "lost": 2,

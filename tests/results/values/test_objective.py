@@ -5,15 +5,13 @@ from __future__ import annotations
 import pytest
 from optuna.study import StudyDirection
 
+from autotune.results.study_results import StudyResults
 from autotune.results.values.objective import Objective
 from autotune.study.state import attrs
 from tests.support.studies import make_study
 
-
-def test_objective_of_a_study() -> None:
-    assert Objective.from_study(make_study(trials=1)) == Objective(
-        "accuracy", StudyDirection.MAXIMIZE, 1
-    )
+ACCURACY = Objective("accuracy", StudyDirection.MAXIMIZE)
+LOSS = Objective("log_loss", StudyDirection.MINIMIZE)
 
 
 @pytest.mark.parametrize(
@@ -27,28 +25,33 @@ def test_objective_of_a_study() -> None:
         ("accuracy", None, "–"),
     ],
 )
-def test_show(name: str, value: float | None, text: str) -> None:
-    assert Objective(name, StudyDirection.MAXIMIZE).format_value(value) == text
+def test_format_value(name: str, value: float | None, text: str) -> None:
+    assert ACCURACY.with_name(name).format_value(value) == text
 
 
-def test_a_mean_over_folds_is_shown_with_its_deviation() -> None:
-    accuracy = Objective("accuracy", StudyDirection.MAXIMIZE)
-    assert accuracy.format_value(0.9312, 0.0081) == "93.1 ± 0.8 %"
-    assert accuracy.with_name("log_loss").format_value(0.25, 0.0125) == "0.2500 ± 0.0125"
-    assert accuracy.format_value(None, 0.1) == "–"
+def test_a_mean_over_folds_is_written_with_its_deviation() -> None:
+    assert ACCURACY.format_value(0.9312, 0.0081) == "93.1 ± 0.8 %"
+    assert ACCURACY.with_name("log_loss").format_value(0.25, 0.0125) == "0.2500 ± 0.0125"
+    assert ACCURACY.format_value(None, 0.1) == "–"
 
 
 def test_differences_follow_the_metric() -> None:
-    accuracy = Objective("accuracy", StudyDirection.MAXIMIZE)
-    loss = Objective("log_loss", StudyDirection.MINIMIZE)
-    assert accuracy.difference(0.951, 0.842) == "+10.9 points"
-    assert accuracy.difference(0.80, 0.842) == "−4.2 points"
-    assert loss.difference(0.22, 0.51) == "0.2900 lower"
-    assert loss.difference(0.51, 0.22) == "0.2900 higher"
-    assert loss.difference(0.5, 0.5) == "no difference"
+    assert ACCURACY.format_difference(0.951, 0.842) == "+10.9 points"
+    assert ACCURACY.format_difference(0.80, 0.842) == "−4.2 points"
+    assert LOSS.format_difference(0.22, 0.51) == "0.2900 lower"
+    assert LOSS.format_difference(0.51, 0.22) == "0.2900 higher"
+    assert LOSS.format_difference(0.5, 0.5) == "no difference"
 
 
-def test_decimals_are_what_the_validation_part_resolves() -> None:
+@pytest.mark.parametrize(
+    ("gain", "text"), [(0.0214, "2.1 points"), (-0.02, "−2.0 points"), (-0.0004, "0.0 points")]
+)
+def test_format_gain(gain: float, text: str) -> None:
+    assert ACCURACY.format_gain(gain) == text
+
+
+def test_decimals_are_what_the_validation_split_resolves() -> None:
     study = make_study(trials=1, running=0, failed=0)
+    assert StudyResults.from_study(study).objective == ACCURACY
     study.set_user_attr(attrs.DATASET, {"validation": 5000})
-    assert Objective.from_study(study).format_value(0.84164) == "84.16 %"
+    assert StudyResults.from_study(study).objective.format_value(0.84164) == "84.16 %"

@@ -8,40 +8,37 @@ import pytest
 from optuna.study import Study
 from optuna.trial import create_trial
 
-from autotune.results.report.html import render_report
 from autotune.results.report.markdown import render_markdown
+from autotune.results.study_results import StudyResults
 from autotune.results.values.precision import describe_precision, describe_precisions
 from autotune.study.state import attrs
-from tests.support.page import Parsed
+from tests.support.page import page_of
 from tests.support.studies import make_study
 
 KEPT = ["stem.conv1", "layer4.0.conv1", "layer4.0.conv2", "layer4.1.conv1"]
 
 
 @pytest.mark.parametrize(
-    ("compute", "words"),
+    ("half", "float32", "kept", "text"),
     [
-        ({"half": "off", "float32": "ieee"}, "float32"),
-        ({"half": "off", "float32": "tf32"}, "float32 with products in TF32"),
-        ({"half": "bf16", "float32": "ieee"}, "bf16, the rest in float32"),
+        ("off", "ieee", [], "float32"),
+        ("off", "tf32", [], "float32 with products in TF32"),
+        ("bf16", "ieee", [], "bf16, the rest in float32"),
+        ("fp16", "tf32", [], "fp16, the rest in float32 with products in TF32"),
         (
-            {"half": "fp16", "float32": "tf32"},
-            "fp16, the rest in float32 with products in TF32",
-        ),
-        (
-            {"half": "bf16", "float32": "ieee", "kept": KEPT[:1]},
+            *("bf16", "ieee", KEPT[:1]),
             "bf16, the rest in float32, 1 layer of it where bf16 is slow or wrong on that "
             "machine: stem.conv1",
         ),
         (
-            {"half": "bf16", "float32": "ieee", "kept": KEPT},
+            *("bf16", "ieee", KEPT),
             "bf16, the rest in float32, 4 layers of it where bf16 is slow or wrong on that "
             "machine: stem.conv1, layer4.0.conv1, layer4.0.conv2 and others",
         ),
     ],
 )
-def test_a_precision_in_words(compute: dict[str, Any], words: str) -> None:
-    assert describe_precision(compute) == words
+def test_describe_precision(half: str, float32: str, kept: list[str], text: str) -> None:
+    assert describe_precision({"half": half, "float32": float32, "kept": kept}) == text
 
 
 def study_of(*computed: tuple[str, dict[str, Any] | None]) -> Study:
@@ -65,12 +62,10 @@ def test_the_report_says_what_the_trials_computed_in() -> None:
         "1 trial on cpu: bf16, the rest in float32 (some layers are left in float32)",
     )
     assert describe_precisions(study.trials) == lines
-    page = Parsed(render_report(study))
-    assert [one for one in page.of("li") if one in lines] == list(lines)
-    assert "- 1 trial on cpu: bf16, the rest in float32" in render_markdown(study)
+    assert [text for text in page_of(study).of("li") if text in lines] == list(lines)
+    results = StudyResults.from_study(study)
+    assert "- 1 trial on cpu: bf16, the rest in float32" in render_markdown(results)
 
 
-def test_a_study_of_before_says_nothing_of_it() -> None:
-    study = study_of(("cpu", None))
-    assert describe_precisions(study.trials) == ()
-    assert "Precision" not in Parsed(render_report(study)).of("h3")
+def test_a_study_that_recorded_no_precision_says_nothing_of_it() -> None:
+    assert "Precision" not in page_of(study_of(("cpu", None))).of("h3")

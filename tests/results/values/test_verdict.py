@@ -1,16 +1,15 @@
-"""A confirmation in a sentence."""
+"""The verdict of a confirmation in a sentence."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 from optuna.study import StudyDirection
 
 from autotune.results.diagnosis.headline import describe_confirmation
+from autotune.results.study_results import StudyResults
 from autotune.results.values.objective import Objective
-from autotune.results.values.verdict import Verdict, format_gain
-from autotune.search import ranking
+from autotune.results.values.verdict import Verdict
 from autotune.study.state import attrs
 from tests.support.studies import make_study
 
@@ -50,22 +49,18 @@ def test_a_loss() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("gain", "shown"), [(0.0214, "2.1 points"), (-0.02, "−2.0 points"), (-0.0004, "0.0 points")]
-)
-def test_gains(gain: float, shown: str) -> None:
-    assert format_gain(SHARE, gain) == shown
+def test_a_stored_verdict_is_read_back() -> None:
+    stored = WON.to_json()
+    assert stored["shrank"] == 0.008  # the key of studies that were made before
+    assert Verdict.from_attributes({attrs.CONFIRMED: stored}) == WON
+    assert Verdict.from_attributes({}) is None
 
 
 def test_a_study_has_it_in_its_answer() -> None:
     study = make_study()
-    best = ranking.best_trial(study.trials, study.direction)
-    assert best is not None
-    assert Verdict.from_study(study) is None and describe_confirmation(study, best) == ""
-    study.set_user_attr(attrs.CONFIRMED, replace(WON, trials=(best.number,)).to_json())
-    assert describe_confirmation(study, best).startswith(
-        "Confirmed over seeds: trial 12 beats the baseline"
-    )
-    study.set_user_attr(attrs.CONFIRMED, replace(WON, trials=(1, 2)).to_json())
-    later = f"; trial {best.number}, the best one now, was not among them."
-    assert describe_confirmation(study, best).endswith(later)
+    best = study.best_trial.number
+    assert describe_confirmation(StudyResults.from_study(study)) == ""
+    for trials, end in (((best,), ""), ((1, 2), f"; trial {best}, the best one now, was not")):
+        study.set_user_attr(attrs.CONFIRMED, replace(WON, trials=trials).to_json())
+        text = describe_confirmation(StudyResults.from_study(study))
+        assert text.startswith("Confirmed over seeds: trial 12 beats the baseline") and end in text

@@ -12,10 +12,9 @@ import torch
 from optuna.trial import TrialState
 
 from autotune.errors import ConfigError, Problem, StudyError
-from autotune.results.diagnosis.space_edges import edges_of_space
+from autotune.results.diagnosis.space_edges import space_edges
 from autotune.results.evaluation.refit import refit_study
-from autotune.results.report.html import render_report
-from autotune.results.report.summary import summarise
+from autotune.results.study_results import StudyResults
 from autotune.search.space import Space
 from autotune.study.engine import launcher
 from autotune.study.engine.worker import Job, build_context, run_worker
@@ -24,7 +23,7 @@ from autotune.study.setup.definition import define
 from autotune.study.setup.opening import OpenStudy, check_existing
 from autotune.study.state import attrs
 from tests.support.inside import call
-from tests.support.page import Parsed
+from tests.support.page import page_of
 from tests.support.small import open_small, small_config
 
 RESNET, EFFICIENTNET = BOTH = ("test_resnet.letters", "test_efficientnet")
@@ -242,17 +241,16 @@ def test_both_are_trained(finished: OpenStudy) -> None:
 
 
 def test_summary_and_report_name_them(finished: OpenStudy) -> None:
-    found = summarise(finished)
-    assert found.best is not None and found.several
-    plan = attrs.trial_plan(found.best)
+    results = StudyResults.from_study(finished.study)
+    assert results.best is not None and results.has_several_backbones
+    plan = attrs.trial_plan(results.best)
     assert plan is not None
-    assert len(found.picture) == len(attrs.backbone_layers(finished.study.user_attrs, plan)) + 1
-    page = Parsed(render_report(finished.study))
+    page = page_of(finished.study)
     assert f"{RESNET}, {EFFICIENTNET} on digits" in page.text
     assert plan.describe(named=True) in page.text
     assert len(page.having("table", **{"class": "backbones"})) == 1
-    for trial in finished.study.get_trials():
-        edges_of_space(finished.study, trial)
+    for trial in results.trials:
+        space_edges(results, trial)
 
 
 def test_fit_gives_each_its_own_images(finished: OpenStudy, tmp_path: Path) -> None:

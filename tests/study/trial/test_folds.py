@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from autotune.data.cache.array_cache import ArrayCache
 from autotune.errors import StudyError
 from autotune.results.evaluation.refit import refit_study
-from autotune.results.report.html import render_report
 from autotune.study.engine.worker import build_context, run_worker
 from autotune.study.setup.opening import OpenStudy, open_or_create
 from autotune.study.state import attrs
@@ -27,7 +26,7 @@ from autotune.study.trial.build import build_trial
 from autotune.training.folds import CrossValidationTrainer
 from autotune.training.metrics import Metrics
 from tests.study.engine.test_worker import job, picture, run
-from tests.support.page import Parsed
+from tests.support.page import page_of
 from tests.support.small import defined, open_small, small_config
 
 pytestmark = pytest.mark.usefixtures("idle_machine")
@@ -66,7 +65,7 @@ def test_a_study_in_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     # Whatever was cut: two views in training, one in validation, of all images at once.
     entries = ArrayCache(handle.files.cache).keys("features")
     assert len({key.split("/")[1] for key in entries}) == 3
-    text = Parsed(render_report(handle.study)).text
+    text = page_of(handle.study).text
     assert f"{dataset['train']} in 2 folds, {dataset['test']} test" in text
     assert "Every value is a mean over 2 folds" in text
     assert " ± " in text

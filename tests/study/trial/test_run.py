@@ -11,8 +11,7 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
 
 from autotune.plan import TrialPlan
-from autotune.results.report.html import render_report
-from autotune.results.report.summary import summarise
+from autotune.results.study_results import StudyResults
 from autotune.search import ranking
 from autotune.study.engine.worker import build_context, run_worker
 from autotune.study.setup.opening import OpenStudy
@@ -20,7 +19,7 @@ from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
 from autotune.study.trial import build
 from tests.study.engine.test_worker import job, run
-from tests.support.page import Parsed
+from tests.support.page import page_of
 from tests.support.small import open_small
 
 TWO = ["accuracy", "latency_ms"]
@@ -97,12 +96,12 @@ def test_a_study_without_a_plan_within_its_limits_ends_and_says_so(tmp_path: Pat
     names = [one.filename for one in get_all_artifact_meta(trials[0], storage=handle.storage)]
     assert "weights.safetensors" not in names
     assert StopReason.from_study(handle.study) == StopReason("trials", "4 finished trials")
-    found = summarise(handle)
-    assert found.best is None
-    assert found.nearest is not None
+    results = StudyResults.from_study(handle.study)
+    closest = results.closest_to_feasible
+    assert results.best is None and closest is not None
     least = min(trials, key=lambda one: float(one.user_attrs[attrs.COSTS]["parameters"])).number
-    assert found.nearest.number == least
-    text = Parsed(render_report(handle.study)).text
+    assert closest.number == least
+    text = page_of(handle.study).text
     assert f"No complete trial within the limits; the nearest is trial {least}, " in text
 
 
