@@ -43,9 +43,7 @@ class TrialSummary:
     """A complete trial.
 
     Args:
-        number: Its number.
         value: The metric after its last epoch.
-        plan: Its plan.
         words: The plan in words.
         params: The searched parameters that have an effect in this plan, by name.
         cost: The second objective, where there is one.
@@ -422,9 +420,6 @@ class Study:
 
     def plot_slice(self, name: str) -> go.Figure:
         """Plot the values of the complete trials over one parameter.
-
-        Args:
-            name: Name of a searched parameter, for example ``training.lr``.
 
         Raises:
             StudyError: When there is no such parameter, or nothing to plot yet.

@@ -59,9 +59,6 @@ class Bin:
     """The images whose predicted class has a probability in ``(low, high]``.
 
     Args:
-        low: Lower end.
-        high: Upper end.
-        images: Number of images.
         probability: Mean probability of the predicted class; 0 without images.
         accuracy: Share of correct predictions; 0 without images.
     """
@@ -75,12 +72,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Assessment:
-    """The scores of one classifier.
-
-    Args:
-        estimates: By name of the metric.
-        bins: Calibration, from the lowest probability to the highest.
-    """
+    """The metrics of one classifier by name, and its calibration by rising probability."""
 
     estimates: Mapping[str, Estimate]
     bins: tuple[Bin, ...]
