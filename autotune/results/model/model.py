@@ -70,7 +70,7 @@ class ModelSpec:
         plan: The plan of the backbone's layers and of the head.
         classes: Names of the classes, in the order of the logits.
         data_config: timm's data configuration of the backbone.
-        image_size: Side of the input as configured; ``None`` for the backbone's own.
+        image_size: Side of the input as configured; ``None`` for that of the backbone.
         fast_decode: Whether large JPEG files are decoded at a reduced size.
     """
 
